@@ -1,0 +1,148 @@
+//! What holds for the workspace as a whole: licences, banned crates, the star of crates, features that
+//! must stay off, and a few habits of the source. Fast: it reads `cargo metadata` and the tree.
+
+mod graph;
+mod source;
+mod spdx;
+
+use graph::{Graph, Package};
+
+/// The members that are published, core apart: each knows core, and not the others.
+const SPOKES: [&str; 4] = ["chassis-config", "chassis-grpc", "chassis-http", "chassis-registry"];
+
+/// Fails with one line for each finding.
+#[track_caller]
+fn refuse(what: &str, findings: Vec<String>) {
+    assert!(findings.is_empty(), "{what}:\n  {}\n", findings.join("\n  "));
+}
+
+#[test]
+fn licences_are_permissive() {
+    let allowed = source::deny_list("allow = [", "");
+    assert!(allowed.iter().any(|name| name == "MIT"), "deny.toml's list was not found");
+    let findings = Graph::load().packages().filter_map(|package| match &package.licence {
+        Some(licence) if spdx::permits(licence, &|name| allowed.iter().any(|it| it == name)) => None,
+        licence => Some(format!("{} {}: {licence:?}", package.name, package.version)),
+    });
+    refuse("not among the licences of deny.toml", findings.collect());
+}
+
+#[test]
+fn no_banned_crate_is_in_the_graph() {
+    let banned = source::deny_list("deny = [", "crate = ");
+    assert!(banned.iter().any(|name| name == "openssl"), "deny.toml's list was not found");
+    let graph = Graph::load();
+    let findings = graph.packages().filter(|package| banned.contains(&package.name));
+    refuse("banned by deny.toml", findings.map(|package| package.name.clone()).collect());
+}
+
+#[test]
+fn crates_come_from_the_registry() {
+    let graph = Graph::load();
+    let foreign = |package: &&Package| match &package.source {
+        None => !package.member,
+        Some(source) => source != "registry+https://github.com/rust-lang/crates.io-index",
+    };
+    let findings = graph.packages().filter(foreign);
+    refuse("neither members nor from crates.io", findings.map(|package| package.name.clone()).collect());
+}
+
+#[test]
+fn core_knows_no_protocol_and_no_sibling() {
+    let graph = Graph::load();
+    let reached = graph.closure("chassis-core");
+    assert!(reached.contains("tower-service"), "the graph was not read: {reached:?}");
+    let protocols = ["tonic", "axum", "axum-core", "hyper", "hyper-util", "h2"];
+    let barred = |name: &&String| {
+        let sibling = SPOKES.contains(&name.as_str()) || *name == "chassis-rs";
+        sibling || protocols.contains(&name.as_str())
+    };
+    refuse("chassis-core depends on", reached.iter().filter(barred).cloned().collect());
+}
+
+#[test]
+fn spokes_know_core_and_not_each_other() {
+    let graph = Graph::load();
+    let mut findings = Vec::new();
+    for spoke in SPOKES {
+        let direct = graph.direct(spoke);
+        assert!(direct.contains("chassis-core"), "{spoke} does without core: {direct:?}");
+        let barred = |other: &&String| {
+            let sibling = SPOKES.contains(&other.as_str()) || *other == "chassis-rs";
+            sibling && (spoke, other.as_str()) != ("chassis-grpc", "chassis-http") // gRPC is HTTP/2: one transport
+        };
+        findings.extend(direct.iter().filter(barred).map(|other| format!("{spoke} → {other}")));
+    }
+    refuse("spokes that know each other", findings);
+}
+
+/// `tracing/log` formats every span and event for the `log` crate, even when nothing subscribes: a fifth
+/// of a gRPC call. One careless feature anywhere turns it on for all, axum's default `tower-log` for one.
+#[test]
+fn tracing_does_not_feed_log() {
+    let graph = Graph::load();
+    let features = graph.features("tracing");
+    assert!(features.contains("std"), "the graph was not read: {features:?}");
+    let on = features.into_iter().filter(|feature| feature.starts_with("log"));
+    refuse("features of tracing that are on (`cargo tree -e features -i tracing` says why)", on.collect());
+}
+
+#[test]
+fn users_of_the_facade_compile_no_protos() {
+    let reached = Graph::load().closure("chassis-rs");
+    let barred = ["chassis-protos", "prost-build", "protox", "tonic-build", "tonic-prost-build"];
+    refuse("the façade depends on", reached.into_iter().filter(|it| barred.contains(&it.as_str())).collect());
+}
+
+#[test]
+fn members_state_edition_version_and_licence() {
+    let graph = Graph::load();
+    let mut findings = Vec::new();
+    for member in graph.packages().filter(|package| package.member) {
+        let stated = [
+            ("edition", Some(&member.edition), "2024"),
+            ("rust-version", member.rust_version.as_ref(), "1.95"),
+            ("license", member.licence.as_ref(), "MIT OR Apache-2.0"),
+        ];
+        for (key, value, wanted) in stated {
+            if value.is_none_or(|value| value != wanted) {
+                findings.push(format!("{}: {key} is {value:?}, not {wanted:?}", member.name));
+            }
+        }
+    }
+    refuse("members that differ", findings);
+}
+
+#[test]
+fn members_share_the_lints() {
+    let mut manifests = source::files(&["toml"]);
+    manifests.retain(|file| file.path.ends_with("Cargo.toml"));
+    manifests.retain(|file| !file.text.contains("[lints]\nworkspace = true"));
+    refuse("manifests without the workspace's lints", manifests.into_iter().map(|file| file.path).collect());
+}
+
+#[test]
+fn no_test_is_ignored_and_nothing_is_left_to_do() {
+    let words = ["#[ignore", "todo!(", "unimplemented!("];
+    refuse("left undone", source::lines_with(&["rs"], &words));
+}
+
+#[test]
+fn nothing_names_a_machine() {
+    let words = ["/root/", "/home/", "/Users/", "C:\\\\"];
+    let kinds = ["rs", "toml", "md", "yaml", "yml", "json", "proto", "py", "sh", ""];
+    refuse("paths of one machine", source::lines_with(&kinds, &words));
+}
+
+#[test]
+fn live_holds_the_only_arc_swap() {
+    let mut findings = source::lines_with(&["rs"], &["arc_swap", "ArcSwap"]);
+    let inside = findings.iter().filter(|line| line.starts_with("chassis-core/src/live.rs:")).count();
+    assert!(inside > 0, "chassis-core/src/live.rs was not read");
+    findings.retain(|line| !line.starts_with("chassis-core/src/live.rs:"));
+    refuse("arc-swap outside of core's live.rs", findings);
+
+    let graph = Graph::load();
+    let owners = graph.packages().filter(|it| it.member && graph.direct(&it.name).contains("arc-swap"));
+    assert_eq!(owners.map(|it| it.name.as_str()).collect::<Vec<_>>(), ["chassis-core"]);
+}
