@@ -1,0 +1,376 @@
+//! What a node remembers of its calls: what balancing goes by, and the figures that people look at.
+use std::{
+    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// Calls under way, how many fail, and how long they take; all of it written and read without locks.
+///
+/// ```
+/// use std::time::Duration;
+/// use chassis_core::load::Load;
+/// use tokio::time::Instant;
+///
+/// let now = Instant::now();
+/// let load = Load::new(now);
+/// load.started();
+/// assert_eq!(load.cost(now), 2.0); // one under way, and the one that would come
+/// load.judged(true, Duration::from_millis(3), now);
+/// load.ended();
+/// assert_eq!(load.figures(now).calls, 1);
+/// ```
+#[derive(Debug)]
+pub struct Load {
+    epoch: Instant,
+    in_flight: AtomicU32,
+    calls: AtomicU64,
+    successes: AtomicU64,
+    failures: Average,
+    latencies: Histogram,
+}
+
+/// A node's figures at one moment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LoadFigures {
+    /// Calls judged so far.
+    pub calls: u64,
+    /// How many of them were answered well.
+    pub successes: u64,
+    /// Calls started and not ended yet.
+    pub in_flight: u32,
+    /// Half of the latest calls took at most this long, within an eighth; `None` before the first.
+    pub p50: Option<Duration>,
+    /// 99 of 100 of the latest calls took at most this long, within an eighth.
+    pub p99: Option<Duration>,
+    /// What [`Load::failure_share`] says.
+    pub failure_share: f64,
+}
+
+/// A moving average of zeros and ones, packed: the value as `f32` above the milliseconds of its time.
+#[derive(Debug)]
+struct Average(AtomicU64);
+
+/// Counts of latencies in microseconds: four buckets to every doubling, from 1 µs to two hours.
+#[derive(Debug)]
+struct Histogram([AtomicU32; BUCKETS]);
+
+/// What happened this long ago weighs a third (1/e): the τ of Finagle, linkerd and Envoy.
+const DECAY: Duration = Duration::from_secs(10);
+
+/// The least that one outcome weighs, so that within a burst every call counts, not its first alone.
+const LEAST_WEIGHT: f64 = 1.0 / 64.0;
+
+/// The most that one outcome weighs, so that the one failure of a quiet node does not condemn it.
+const MOST_WEIGHT: f64 = 1.0 / 4.0;
+
+/// A node that fails always costs nine times as much as one that never does.
+const FAILURE_FACTOR: f64 = 8.0;
+
+/// A smaller share of failures costs nothing: one old failure must not starve a node.
+const NEGLIGIBLE: f64 = 0.02;
+
+const BUCKETS: usize = 128;
+
+/// Every so many calls all buckets are halved, so that the figures are those of the latest few thousand.
+const HALVE_EVERY: u64 = 4096;
+
+// === impl Load ===
+
+impl Load {
+    /// Nothing seen yet; `now` is where its clock starts.
+    pub fn new(now: Instant) -> Self {
+        Load {
+            epoch: now,
+            in_flight: AtomicU32::new(0),
+            calls: AtomicU64::new(0),
+            successes: AtomicU64::new(0),
+            failures: Average(AtomicU64::new(0)),
+            latencies: Histogram([const { AtomicU32::new(0) }; BUCKETS]),
+        }
+    }
+
+    /// A call sets out.
+    pub fn started(&self) {
+        self.in_flight.fetch_add(1, Relaxed);
+    }
+
+    /// Nothing of a call is in flight any more. Once for every [`Load::started`].
+    pub fn ended(&self) {
+        // One too many would wrap to four billion in flight: a node that is never chosen again.
+        let _ = self.in_flight.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1));
+    }
+
+    /// The verdict on a call that took `latency`. Not for calls that were cancelled or never left.
+    pub fn judged(&self, success: bool, latency: Duration, now: Instant) {
+        let calls = self.calls.fetch_add(1, Relaxed) + 1;
+        if success {
+            self.successes.fetch_add(1, Relaxed);
+        }
+        self.failures.add(!success, self.millis(now));
+        self.latencies.add(latency);
+        if calls.is_multiple_of(HALVE_EVERY) {
+            self.latencies.halve();
+        }
+    }
+
+    /// Calls under way.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// How many of the latest calls failed, from 0 to 1: an exponential average that also fades while
+    /// nothing is called, so that a node nobody picks comes back.
+    pub fn failure_share(&self, now: Instant) -> f64 {
+        self.failures.get(self.millis(now))
+    }
+
+    /// What one more call costs here, to be compared between nodes: the calls under way and this one,
+    /// up to nine times as much where calls fail. A share of failures under 2 % costs nothing.
+    pub fn cost(&self, now: Instant) -> f64 {
+        let calls = f64::from(self.in_flight()) + 1.0;
+        if self.failures.last() < NEGLIGIBLE {
+            return calls; // it only fades from there: no need to compute how far
+        }
+        match self.failure_share(now) {
+            share if share < NEGLIGIBLE => calls,
+            share => calls * (1.0 + FAILURE_FACTOR * share),
+        }
+    }
+
+    /// All that is known, for people to look at.
+    pub fn figures(&self, now: Instant) -> LoadFigures {
+        let counts = self.latencies.counts();
+        LoadFigures {
+            calls: self.calls.load(Relaxed),
+            successes: self.successes.load(Relaxed),
+            in_flight: self.in_flight(),
+            p50: quantile(&counts, 0.50),
+            p99: quantile(&counts, 0.99),
+            failure_share: self.failure_share(now),
+        }
+    }
+
+    /// Wraps after 49 days, which [`elapsed`] takes into account.
+    fn millis(&self, now: Instant) -> u32 {
+        now.saturating_duration_since(self.epoch).as_millis() as u32
+    }
+}
+
+// === impl Average ===
+
+impl Average {
+    fn add(&self, one: bool, now: u32) {
+        let mut packed = self.0.load(Relaxed);
+        loop {
+            let (value, then) = unpack(packed);
+            let kept = (-elapsed(then, now).as_secs_f64() / DECAY.as_secs_f64()).exp();
+            let weight = (1.0 - kept).clamp(LEAST_WEIGHT, MOST_WEIGHT);
+            let value = value * kept.min(1.0 - weight) + if one { weight } else { 0.0 };
+            match self.0.compare_exchange_weak(packed, pack(value, latest(then, now)), Relaxed, Relaxed) {
+                Ok(_) => return,
+                Err(newer) => packed = newer,
+            }
+        }
+    }
+
+    /// The value as it is `now`: projected, not stored, so that looking changes nothing.
+    fn get(&self, now: u32) -> f64 {
+        let (value, then) = unpack(self.0.load(Relaxed));
+        value * (-elapsed(then, now).as_secs_f64() / DECAY.as_secs_f64()).exp()
+    }
+
+    /// The value as it was stored.
+    fn last(&self) -> f64 {
+        unpack(self.0.load(Relaxed)).0
+    }
+}
+
+fn pack(value: f64, millis: u32) -> u64 {
+    u64::from((value as f32).to_bits()) << 32 | u64::from(millis)
+}
+
+fn unpack(packed: u64) -> (f64, u32) {
+    (f64::from(f32::from_bits((packed >> 32) as u32)), packed as u32)
+}
+
+/// From `then` to `now` on a clock that wraps; nothing if another thread was already further.
+fn elapsed(then: u32, now: u32) -> Duration {
+    let ahead = now.wrapping_sub(then);
+    Duration::from_millis(if ahead > u32::MAX / 2 { 0 } else { u64::from(ahead) })
+}
+
+fn latest(then: u32, now: u32) -> u32 {
+    if elapsed(then, now).is_zero() { then } else { now }
+}
+
+// === impl Histogram ===
+
+impl Histogram {
+    fn add(&self, latency: Duration) {
+        self.0[bucket(latency)].fetch_add(1, Relaxed);
+    }
+
+    fn halve(&self) {
+        for count in &self.0 {
+            let _ = count.fetch_update(Relaxed, Relaxed, |n| Some(n / 2));
+        }
+    }
+
+    fn counts(&self) -> [u32; BUCKETS] {
+        std::array::from_fn(|i| self.0[i].load(Relaxed))
+    }
+}
+
+/// Below 4 µs a bucket each, then four to a doubling: the exponent, and the two bits after the first.
+fn bucket(latency: Duration) -> usize {
+    let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+    let Some(exponent @ 2..) = micros.checked_ilog2() else { return micros as usize };
+    let step = (micros >> (exponent - 2)) & 3;
+    (4 * (exponent as usize - 1) + step as usize).min(BUCKETS - 1)
+}
+
+/// Where a bucket starts, in microseconds: the way back of [`bucket`].
+fn start(bucket: usize) -> f64 {
+    match bucket {
+        0..4 => bucket as f64,
+        _ => (4 + bucket % 4) as f64 * 2f64.powi(bucket as i32 / 4 - 1),
+    }
+}
+
+/// The middle of the bucket that the `share`-th call fell into.
+fn quantile(counts: &[u32; BUCKETS], share: f64) -> Option<Duration> {
+    let total: u64 = counts.iter().copied().map(u64::from).sum();
+    let rank = (total as f64 * share).ceil();
+    let mut passed = 0u64;
+    let found = counts.iter().position(|&count| {
+        passed += u64::from(count);
+        count > 0 && passed as f64 >= rank
+    })?;
+    Some(Duration::from_secs_f64((start(found) + start(found + 1)) / 2e6))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+    const S: Duration = Duration::from_secs(1);
+
+    /// Judges the calls of `outcomes` (S success, F failure), one every `apart`.
+    fn load(outcomes: &str, apart: Duration) -> (Load, Instant) {
+        let mut now = Instant::now();
+        let load = Load::new(now);
+        for outcome in outcomes.chars() {
+            now += apart;
+            load.judged(outcome == 'S', MS, now);
+        }
+        (load, now)
+    }
+
+    #[track_caller]
+    fn check_share(outcomes: &str, apart: Duration, expected: std::ops::Range<f64>) {
+        let (load, now) = load(outcomes, apart);
+        let share = load.failure_share(now);
+        assert!(expected.contains(&share), "{share} is not in {expected:?}");
+    }
+
+    #[test]
+    fn share_of_failures() {
+        check_share("", MS, 0.0..0.000_1);
+        check_share(&"S".repeat(1000), MS, 0.0..0.000_1);
+        check_share(&"F".repeat(1000), MS, 0.999..1.000_1);
+        check_share(&"F".repeat(1000), Duration::ZERO, 0.999..1.000_1);
+        check_share(&"SSF".repeat(400), MS, 0.30..0.37);
+        check_share("F", MS, 0.0..0.02);
+        check_share("F", 60 * S, 0.24..0.26);
+        check_share(&"F".repeat(20), S, 0.8..0.95);
+    }
+
+    #[test]
+    fn failures_fade_while_nothing_is_called() {
+        let (load, now) = load(&"F".repeat(1000), MS);
+        assert!(load.cost(now) > 8.9);
+        assert!((load.failure_share(now + 10 * S) - 0.368).abs() < 0.001);
+        assert_eq!(load.cost(now + 40 * S), 1.0);
+    }
+
+    #[test]
+    fn one_failure_among_many_costs_nothing() {
+        let (load, now) = load("SSSSSSSSSF", 10 * MS);
+        assert_eq!(load.cost(now), 1.0);
+    }
+
+    #[test]
+    fn cost_counts_what_is_under_way() {
+        let (load, now) = load("", MS);
+        (0..3).for_each(|_| load.started());
+        load.ended();
+        assert_eq!((load.in_flight(), load.cost(now)), (2, 3.0));
+        (0..5).for_each(|_| load.ended());
+        assert_eq!((load.in_flight(), load.cost(now)), (0, 1.0));
+    }
+
+    #[test]
+    fn an_earlier_now_changes_no_time() {
+        let (load, now) = load(&"F".repeat(100), 100 * MS);
+        let before = load.failure_share(now);
+        load.judged(false, MS, now - S);
+        assert!(load.failure_share(now) >= before);
+    }
+
+    #[test]
+    fn buckets_are_in_order_and_hold_what_they_say() {
+        for micros in (0..5_000).chain([1 << 20, 3 << 30, 8_000_000_000]) {
+            let i = bucket(Duration::from_micros(micros));
+            assert!(start(i) <= micros as f64 && (micros as f64) < start(i + 1), "{micros} in {i}");
+        }
+        assert_eq!(bucket(Duration::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn quantiles_within_an_eighth() {
+        let now = Instant::now();
+        let load = Load::new(now);
+        assert_eq!(load.figures(now).p50, None);
+        (1..=1000).for_each(|i| load.judged(true, i * MS, now));
+        let figures = load.figures(now);
+        let near = |got: Option<Duration>, ms: f64| (got.unwrap().as_secs_f64() * 1e3 / ms - 1.0).abs() < 0.125;
+        assert!(near(figures.p50, 500.0) && near(figures.p99, 990.0), "{figures:?}");
+        assert_eq!((figures.calls, figures.successes, figures.failure_share), (1000, 1000, 0.0));
+    }
+
+    #[test]
+    fn quantiles_are_those_of_the_latest_calls() {
+        let now = Instant::now();
+        let load = Load::new(now);
+        (0..100_000).for_each(|_| load.judged(true, S, now));
+        (0..20_000).for_each(|_| load.judged(true, MS, now));
+        assert!(load.figures(now).p50.unwrap() < 2 * MS);
+    }
+
+    #[test]
+    fn is_small() {
+        assert!(size_of::<Load>() <= 700, "{}", size_of::<Load>());
+    }
+
+    #[test]
+    fn no_count_is_lost_between_threads() {
+        let now = Instant::now();
+        let load = Load::new(now);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for i in 0..5_000 {
+                        load.started();
+                        load.judged(i % 2 == 0, MS, now);
+                        load.ended();
+                    }
+                });
+            }
+        });
+        let figures = load.figures(now);
+        assert_eq!((figures.calls, figures.successes, figures.in_flight), (20_000, 10_000, 0));
+    }
+}
