@@ -1,0 +1,181 @@
+//! What serde has to say, kept in parts until it is known where.
+use std::fmt;
+
+use serde::de::{self, Expected, Unexpected};
+
+use crate::{
+    problem::Problem,
+    tree::{Node, Path, Segment, Span, Value},
+};
+
+/// A fault on its way out of the tree.
+#[derive(Debug)]
+pub(super) struct Fault {
+    kind: Kind,
+    /// The steps to the value it was found in, innermost first.
+    pub(super) path: Vec<Segment>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    UnknownKey { key: String, allowed: &'static [&'static str] },
+    UnknownWord { word: String, allowed: &'static [&'static str] },
+    Missing(String),
+    WrongType { found: String, wanted: String },
+    WrongValue { found: String, wanted: String },
+    Said(String),
+}
+
+// === impl Fault ===
+
+impl Fault {
+    /// The same, seen from one step further up.
+    pub(super) fn below(mut self, segment: Segment) -> Self {
+        self.path.push(segment);
+        self
+    }
+
+    pub(super) fn is_unknown_key(&self) -> bool {
+        matches!(self.kind, Kind::UnknownKey { .. })
+    }
+
+    /// The key it is about, and where that stands.
+    pub(super) fn locate(&self, tree: &Node, path: Path) -> (Path, Span) {
+        let node = tree.at(&path).unwrap_or(tree);
+        // Some types read their whole map before they look at its keys.
+        if let Kind::UnknownKey { key, .. } = &self.kind {
+            if let Some(entry) = node.entry(key) {
+                return (path.then(Segment::Key(key.clone())), entry.key_at.clone());
+            }
+            return (path.clone(), key_at(tree, &path).unwrap_or_else(|| node.at.clone()));
+        }
+        if let (Kind::Missing(_), Value::Map(_)) = (&self.kind, &node.value) {
+            return (path.clone(), key_at(tree, &path).unwrap_or_else(|| node.at.clone()));
+        }
+        (path, node.at.clone())
+    }
+
+    pub(super) fn into_problem(self, path: Path, at: Span) -> Problem {
+        let secret = path.is_secret();
+        let problem = |message: String| Problem::error(path, Some(at), message);
+        match self.kind {
+            Kind::UnknownKey { key, allowed } => {
+                problem("unknown key".into()).instead(&key, allowed.iter().copied())
+            }
+            _ if secret => problem("this is no value for it (it is not shown)".into()),
+            Kind::UnknownWord { word, allowed } => {
+                problem(format!("`{word}` is not known here")).instead(&word, allowed.iter().copied())
+            }
+            Kind::Missing(key) => problem(format!("`{key}` is missing")),
+            Kind::WrongType { found, wanted } if found == NOTHING => {
+                problem(format!("nothing stands here; {wanted} is wanted"))
+            }
+            Kind::WrongType { found, wanted } => problem(format!("{wanted} belongs here, not {found}")),
+            Kind::WrongValue { found, wanted } if found == "`0`" && wanted.ends_with("above 0") => {
+                problem(format!("0 is refused; write {wanted}"))
+            }
+            Kind::WrongValue { found, wanted } if wanted.contains("number") => {
+                problem(format!("{found} is out of range; write {wanted}"))
+            }
+            Kind::WrongValue { found, wanted } => problem(format!("{wanted} belongs here, not {found}")),
+            Kind::Said(message) => problem(message),
+        }
+    }
+
+    fn of(kind: Kind) -> Self {
+        Fault { kind, path: Vec::new() }
+    }
+}
+
+/// Where the last key of a path stands.
+fn key_at(tree: &Node, path: &Path) -> Option<Span> {
+    let (last, above) = path.0.split_last()?;
+    match last {
+        Segment::Key(key) => tree.at(&Path(above.to_vec()))?.entry(key).map(|e| e.key_at.clone()),
+        Segment::Index(_) => None,
+    }
+}
+
+impl de::Error for Fault {
+    fn custom<T: fmt::Display>(message: T) -> Self {
+        Fault::of(Kind::Said(message.to_string()))
+    }
+
+    fn invalid_type(found: Unexpected<'_>, wanted: &dyn Expected) -> Self {
+        Fault::of(Kind::WrongType { found: describe(found), wanted: wish(wanted) })
+    }
+
+    fn invalid_value(found: Unexpected<'_>, wanted: &dyn Expected) -> Self {
+        Fault::of(Kind::WrongValue { found: describe(found), wanted: wish(wanted) })
+    }
+
+    fn invalid_length(length: usize, wanted: &dyn Expected) -> Self {
+        Fault::of(Kind::WrongType { found: format!("{length} items"), wanted: wish(wanted) })
+    }
+
+    fn unknown_variant(word: &str, allowed: &'static [&'static str]) -> Self {
+        Fault::of(Kind::UnknownWord { word: word.to_string(), allowed })
+    }
+
+    fn unknown_field(key: &str, allowed: &'static [&'static str]) -> Self {
+        Fault::of(Kind::UnknownKey { key: key.to_string(), allowed })
+    }
+
+    fn missing_field(key: &'static str) -> Self {
+        Fault::of(Kind::Missing(key.to_string()))
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            Kind::UnknownKey { key, .. } => write!(f, "unknown key `{key}`"),
+            Kind::UnknownWord { word, .. } => write!(f, "unknown word `{word}`"),
+            Kind::Missing(key) => write!(f, "`{key}` is missing"),
+            Kind::WrongType { found, wanted } | Kind::WrongValue { found, wanted } => {
+                write!(f, "{wanted} belongs here, not {found}")
+            }
+            Kind::Said(message) => f.write_str(message),
+        }
+    }
+}
+
+impl std::error::Error for Fault {}
+
+const NOTHING: &str = "nothing";
+
+fn describe(found: Unexpected<'_>) -> String {
+    match found {
+        Unexpected::Bool(word) => format!("`{word}`"),
+        Unexpected::Unsigned(n) => format!("`{n}`"),
+        Unexpected::Signed(n) => format!("`{n}`"),
+        Unexpected::Float(n) => format!("`{n}`"),
+        Unexpected::Str(text) => format!("`{text}`"),
+        Unexpected::Unit | Unexpected::Option => NOTHING.into(),
+        Unexpected::Seq => "a list".into(),
+        Unexpected::Map | Unexpected::StructVariant => "a map".into(),
+        Unexpected::Other(said) => said.into(),
+        other => other.to_string(),
+    }
+}
+
+/// What is wanted, in the words of a document rather than of Rust.
+fn wish(wanted: &dyn Expected) -> String {
+    let said = wanted.to_string();
+    let number =
+        |word: &str| matches!(word.trim_start_matches(['u', 'i']), "8" | "16" | "32" | "64" | "128" | "size");
+    match said.as_str() {
+        "a string" | "string" | "a borrowed string" => "a text".into(),
+        "a boolean" => "true or false".into(),
+        "a sequence" => "a list".into(),
+        "f32" | "f64" => "a number".into(),
+        "struct" => "a map".into(),
+        said if said.starts_with("struct ") => "a map".into(),
+        said if said.starts_with("enum ") || said.starts_with("variant") => "one of its words".into(),
+        said if said.strip_prefix("a nonzero ").is_some_and(number) => "a whole number above 0".into(),
+        "u8" => "a whole number from 0 to 255".into(),
+        "u16" => "a whole number from 0 to 65535".into(),
+        said if number(said) => "a whole number".into(),
+        said => said.into(),
+    }
+}

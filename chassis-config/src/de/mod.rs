@@ -1,0 +1,159 @@
+//! A tree into types, by serde, with every problem at its place.
+//!
+//! serde stops at the first fault. [`read`] notes it, leaves out the value it stands in, and reads on, so
+//! that one look at the messages is enough to put a document right.
+mod fault;
+mod place;
+
+use serde::de::DeserializeOwned;
+
+use self::place::Place;
+use crate::{
+    problem::Problem,
+    tree::{Layer, Node, Path, Segment},
+};
+
+/// So many errors are told at once.
+const MAX_ERRORS: usize = 20;
+/// So many values are left out before reading on is given up.
+const MAX_SKIPS: usize = 1_000;
+
+/// Reads `tree` as a `D`. `None` if there is an error among the problems.
+///
+/// A key that nobody knows is an error, with three exceptions: `x-…` is for the writer's own use and
+/// passed over wherever keys are fixed; in the environment it is a warning, since other programs' names
+/// are there too.
+pub fn read<D: DeserializeOwned>(tree: &Node) -> (Option<D>, Vec<Problem>) {
+    let (mut problems, mut skipped) = (Vec::new(), Vec::<Path>::new());
+    while skipped.len() < MAX_SKIPS {
+        let mut fault = match D::deserialize(Place::top(tree, &skipped)) {
+            Ok(_) if problems.iter().any(Problem::is_error) => return (None, problems),
+            Ok(document) => return (Some(document), problems),
+            Err(fault) => fault,
+        };
+        fault.path.reverse(); // it was gathered from the inside out
+        let path = Path(std::mem::take(&mut fault.path));
+        let (path, at) = fault.locate(tree, path);
+        let own = matches!(path.0.last(), Some(Segment::Key(key)) if key.starts_with("x-"));
+        let consequence =
+            |p: &Problem| p.is_error() && p.path.0.len() > path.0.len() && p.path.is_within(&path);
+        // What was left out may be missed further up; that is no problem of its own.
+        let told = problems.iter().any(consequence) || (own && fault.is_unknown_key());
+        if !told {
+            let from_environment = at.origin.layer == Layer::Environment && fault.is_unknown_key();
+            let problem = fault.into_problem(path.clone(), at);
+            problems.push(if from_environment { crate::env::unknown(problem) } else { problem });
+        }
+        let errors = problems.iter().filter(|p| p.is_error()).count();
+        if errors >= MAX_ERRORS || tree.at(&path).is_none() || path.0.is_empty() || skipped.contains(&path) {
+            return (None, problems);
+        }
+        skipped.push(path);
+    }
+    (None, problems)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use chassis_core::config::{Format, Text};
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::parse::parse;
+
+    #[derive(Debug, Default, PartialEq, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Rules {
+        name: Option<String>,
+        on: bool,
+        count: Option<std::num::NonZeroU32>,
+        share: f64,
+        mode: Mode,
+        list: Vec<Rule>,
+        free: BTreeMap<String, String>,
+    }
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Rule {
+        name: String,
+    }
+
+    #[derive(Debug, Default, PartialEq, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Mode {
+        #[default]
+        Safe,
+        Always,
+        Named(String),
+    }
+
+    fn tree(content: &str) -> Node {
+        let text = Text { content: content.into(), format: Format::Yaml, origin: "c".into(), revision: None };
+        parse(&text, Layer::File).expect("the test's YAML is sound")
+    }
+
+    #[track_caller]
+    fn check(content: &str, expected: &[&str]) {
+        let (_, problems) = read::<Rules>(&tree(content));
+        assert_eq!(problems.iter().map(Problem::in_a_line).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn words_and_numbers_are_what_is_asked_for() {
+        let (rules, problems) = read::<Rules>(&tree(
+            "name: 1.10\non: on\ncount: 3\nshare: 1\nmode: { named: x }\nlist:\nfree: { a: 1, x-b: off }\nx-own: {}",
+        ));
+        assert_eq!(problems, []);
+        let free =
+            BTreeMap::from([("a".to_string(), "1".to_string()), ("x-b".to_string(), "off".to_string())]);
+        let expected = Rules {
+            name: Some("1.10".into()),
+            on: true,
+            count: std::num::NonZeroU32::new(3),
+            share: 1.0,
+            mode: Mode::Named("x".into()),
+            list: Vec::new(),
+            free,
+        };
+        assert_eq!(rules, Some(expected));
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once_and_at_its_place() {
+        check(
+            "nmae: a\ncount: 0\nlist:\n  - name: a\n  - nome: b\nmode: saef\nshare: [1]\non: 5\n",
+            &[
+                "c:1:1 nmae: unknown key; did you mean `name`?",
+                "c:2:8 count: 0 is refused; write a whole number above 0",
+                "c:5:5 list[1].nome: unknown key; did you mean `name`?",
+                "c:6:7 mode: `saef` is not known here; did you mean `safe`?",
+                "c:7:8 share: a number belongs here, not a list",
+                "c:8:5 on: true or false belongs here, not `5`",
+            ],
+        );
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        check("list: [ {} ]", &["c:1:9 list[0]: `name` is missing"]);
+        check("list:\n  - name:\n", &["c:2:9 list[0].name: nothing stands here; a text is wanted"]);
+    }
+
+    #[test]
+    fn maps_and_lists_are_not_taken_for_each_other() {
+        check("list: { name: a }", &["c:1:7 list: a list belongs here, not a map"]);
+        check("list:\n  - [ a ]", &["c:2:5 list[0]: a map belongs here, not a list"]);
+        check("free: [ a ]", &["c:1:7 free: a map belongs here, not a list"]);
+        check("name: [ a ]", &["c:1:7 name: a text belongs here, not a list"]);
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_told() {
+        check("count: -1", &["c:1:8 count: `-1` is out of range; write a whole number above 0"]);
+        check("count: 3.5", &["c:1:8 count: a whole number above 0 belongs here, not `3.5`"]);
+        check("count: '3'", &["c:1:8 count: a whole number above 0 belongs here, not `3` in quotes"]);
+    }
+}

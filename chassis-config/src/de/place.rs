@@ -1,0 +1,319 @@
+//! A serde deserializer over the tree.
+use serde::{
+    Deserializer,
+    de::{
+        self, DeserializeSeed, Error as _, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor,
+        value::StrDeserializer,
+    },
+    forward_to_deserialize_any,
+};
+
+use super::fault::Fault;
+use crate::tree::{Entry, Node, Path, Segment, Value};
+
+/// A value of the tree, and what below it is to be passed over.
+#[derive(Clone)]
+pub(super) struct Place<'a> {
+    node: &'a Node,
+    /// The way from the top; followed only while something may have to be passed over.
+    path: Path,
+    skipped: &'a [Path],
+}
+
+/// The entries of a map, those passed over left out.
+struct Entries<'a> {
+    above: Place<'a>,
+    left: std::slice::Iter<'a, Entry>,
+    next: Option<&'a Entry>,
+    /// Where the type says which keys it knows: those that start with `x-` and are not among them are
+    /// the writer's own.
+    fields: Option<&'static [&'static str]>,
+}
+
+/// The items of a list, those passed over left out.
+struct Items<'a> {
+    above: Place<'a>,
+    left: std::iter::Enumerate<std::slice::Iter<'a, Node>>,
+}
+
+/// A word with a value behind it: `{ word: value }`, or the word alone.
+struct Variant<'a>(Option<(Place<'a>, &'a str)>);
+
+// === impl Place ===
+
+impl<'a> Place<'a> {
+    pub(super) fn top(node: &'a Node, skipped: &'a [Path]) -> Self {
+        Place { node, path: Path::default(), skipped }
+    }
+
+    fn enter(&self, node: &'a Node, segment: impl FnOnce() -> Segment) -> Self {
+        let path = if self.skipped.is_empty() { Path::default() } else { self.path.then(segment()) };
+        Place { node, path, skipped: self.skipped }
+    }
+
+    fn is_skipped(&self, segment: impl FnOnce() -> Segment) -> bool {
+        !self.skipped.is_empty() && self.skipped.contains(&self.path.then(segment()))
+    }
+
+    /// The word, where it was written without quotes.
+    fn plain(&self) -> Option<&'a str> {
+        match &self.node.value {
+            Value::Plain(word) => Some(word),
+            _ => None,
+        }
+    }
+
+    fn map<V: Visitor<'a>>(
+        self,
+        entries: &'a [Entry],
+        fields: Option<&'static [&'static str]>,
+        visitor: V,
+    ) -> Result<V::Value, Fault> {
+        visitor.visit_map(Entries { above: self, left: entries.iter(), next: None, fields })
+    }
+
+    fn number<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, Fault> {
+        match &self.node.value {
+            Value::Quoted(text) if text.parse::<f64>().is_ok() => {
+                Err(Fault::invalid_type(Unexpected::Other(&format!("`{text}` in quotes")), &visitor))
+            }
+            _ => self.deserialize_any(visitor),
+        }
+    }
+}
+
+/// A whole number in any of YAML's spellings.
+fn whole(word: &str) -> Option<i128> {
+    let (sign, digits) = match word.as_bytes().first()? {
+        b'-' => (-1, &word[1..]),
+        b'+' => (1, &word[1..]),
+        _ => (1, word),
+    };
+    let (digits, radix) = match digits.get(..2) {
+        Some("0x") => (&digits[2..], 16),
+        Some("0o") => (&digits[2..], 8),
+        Some("0b") => (&digits[2..], 2),
+        _ => (digits, 10),
+    };
+    digits
+        .chars()
+        .all(|c| c.is_digit(radix))
+        .then(|| i128::from_str_radix(digits, radix).ok())?
+        .map(|n| n * sign)
+}
+
+/// A number with a point or an exponent.
+fn fraction(word: &str) -> Option<f64> {
+    let numeric = word.chars().all(|c| c.is_ascii_digit() || "+-.eE".contains(c))
+        && word.contains(|c: char| c.is_ascii_digit());
+    numeric.then(|| word.parse().ok()).flatten()
+}
+
+macro_rules! forward_to {
+    ($to:ident: $($from:ident)*) => {
+        $(fn $from<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+            self.$to(visitor)
+        })*
+    };
+}
+
+impl<'de> Deserializer<'de> for Place<'de> {
+    type Error = Fault;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        match &self.node.value {
+            Value::Null => visitor.visit_unit(),
+            Value::Quoted(text) => visitor.visit_borrowed_str(text),
+            Value::Plain(word) => match (word.as_str(), whole(word)) {
+                ("true" | "True" | "TRUE", _) => visitor.visit_bool(true),
+                ("false" | "False" | "FALSE", _) => visitor.visit_bool(false),
+                (_, Some(n)) if u64::try_from(n).is_ok() => visitor.visit_u64(n as u64),
+                (_, Some(n)) if i64::try_from(n).is_ok() => visitor.visit_i64(n as i64),
+                (word, _) => match fraction(word) {
+                    Some(n) => visitor.visit_f64(n),
+                    None => visitor.visit_borrowed_str(word),
+                },
+            },
+            Value::List(items) => visitor.visit_seq(Items { above: self, left: items.iter().enumerate() }),
+            Value::Map(entries) => self.map(entries, None, visitor),
+        }
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        match self.node.value {
+            Value::Null => visitor.visit_none(),
+            _ => visitor.visit_some(self),
+        }
+    }
+
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        match self.plain() {
+            Some("on") => visitor.visit_bool(true),
+            Some("off") => visitor.visit_bool(false),
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        match &self.node.value {
+            Value::Plain(text) | Value::Quoted(text) => visitor.visit_borrowed_str(text),
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Fault> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        match self.node.value {
+            Value::Null => visitor.visit_seq(Items { above: self, left: [].iter().enumerate() }),
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        match self.node.value {
+            Value::Null => self.map(&[], None, visitor),
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Fault> {
+        match &self.node.value {
+            Value::Null => self.map(&[], Some(fields), visitor),
+            Value::Map(entries) => self.map(entries, Some(fields), visitor),
+            // serde would take a list for a struct, in the order of its fields.
+            Value::List(_) => Err(Fault::invalid_type(Unexpected::Seq, &visitor)),
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Fault> {
+        match &self.node.value {
+            Value::Plain(word) | Value::Quoted(word) => visitor.visit_enum(word.as_str().into_deserializer()),
+            Value::Map(entries) if entries.len() == 1 => {
+                let entry = &entries[0];
+                let inner = self.enter(&entry.node, || Segment::Key(entry.key.clone()));
+                visitor.visit_enum(Variant(Some((inner, &entry.key))))
+            }
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
+    forward_to! { deserialize_str: deserialize_string deserialize_char deserialize_identifier }
+    forward_to! {
+        number: deserialize_f32 deserialize_f64 deserialize_u8 deserialize_u16 deserialize_u32 deserialize_u64
+        deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64
+    }
+    forward_to_deserialize_any! {
+        i128 u128 bytes byte_buf unit unit_struct tuple tuple_struct ignored_any
+    }
+}
+
+impl<'a> IntoDeserializer<'a, Fault> for Place<'a> {
+    type Deserializer = Self;
+
+    fn into_deserializer(self) -> Self {
+        self
+    }
+}
+
+// === impl Entries ===
+
+impl<'a> MapAccess<'a> for Entries<'a> {
+    type Error = Fault;
+
+    fn next_key_seed<K: DeserializeSeed<'a>>(&mut self, seed: K) -> Result<Option<K::Value>, Fault> {
+        let (above, fields) = (&self.above, self.fields);
+        let own = |key: &str| key.starts_with("x-") && fields.is_some_and(|fields| !fields.contains(&key));
+        let passed = |e: &Entry| own(&e.key) || above.is_skipped(|| Segment::Key(e.key.clone()));
+        self.next = self.left.by_ref().find(|e| !passed(e));
+        let Some(entry) = self.next else { return Ok(None) };
+        let key = StrDeserializer::<Fault>::new(&entry.key);
+        let below = |fault: Fault| match fault.is_unknown_key() {
+            true => fault, // its place is looked up by the key
+            false => fault.below(Segment::Key(entry.key.clone())),
+        };
+        seed.deserialize(key).map(Some).map_err(below)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'a>>(&mut self, seed: V) -> Result<V::Value, Fault> {
+        let entry = self.next.take().ok_or_else(|| Fault::custom("a value was asked for before its key"))?;
+        let segment = || Segment::Key(entry.key.clone());
+        seed.deserialize(self.above.enter(&entry.node, segment)).map_err(|e| e.below(segment()))
+    }
+}
+
+// === impl Items ===
+
+impl<'a> SeqAccess<'a> for Items<'a> {
+    type Error = Fault;
+
+    fn next_element_seed<T: DeserializeSeed<'a>>(&mut self, seed: T) -> Result<Option<T::Value>, Fault> {
+        let above = &self.above;
+        let Some((index, node)) = self.left.find(|(i, _)| !above.is_skipped(|| Segment::Index(*i))) else {
+            return Ok(None);
+        };
+        let segment = || Segment::Index(index);
+        seed.deserialize(above.enter(node, segment)).map(Some).map_err(|e| e.below(segment()))
+    }
+}
+
+// === impl Variant ===
+
+impl<'a> de::EnumAccess<'a> for Variant<'a> {
+    type Error = Fault;
+    type Variant = Self;
+
+    fn variant_seed<V: DeserializeSeed<'a>>(self, seed: V) -> Result<(V::Value, Self), Fault> {
+        let word = self.0.as_ref().map_or("", |(_, word)| word);
+        let below = |e: Fault| e.below(Segment::Key(word.to_string()));
+        Ok((seed.deserialize(StrDeserializer::<Fault>::new(word)).map_err(below)?, self))
+    }
+}
+
+impl<'a> Variant<'a> {
+    fn inner<T>(self, read: impl FnOnce(Place<'a>) -> Result<T, Fault>) -> Result<T, Fault> {
+        let (inner, word) = self.0.ok_or_else(|| Fault::custom("a word with nothing behind it"))?;
+        read(inner).map_err(|e| e.below(Segment::Key(word.to_string())))
+    }
+}
+
+impl<'a> de::VariantAccess<'a> for Variant<'a> {
+    type Error = Fault;
+
+    fn unit_variant(self) -> Result<(), Fault> {
+        self.inner(<() as serde::Deserialize>::deserialize)
+    }
+
+    fn newtype_variant_seed<T: DeserializeSeed<'a>>(self, seed: T) -> Result<T::Value, Fault> {
+        self.inner(|place| seed.deserialize(place))
+    }
+
+    fn tuple_variant<V: Visitor<'a>>(self, _: usize, visitor: V) -> Result<V::Value, Fault> {
+        self.inner(|place| place.deserialize_seq(visitor))
+    }
+
+    fn struct_variant<V: Visitor<'a>>(
+        self,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Fault> {
+        self.inner(|place| place.deserialize_struct("", fields, visitor))
+    }
+}

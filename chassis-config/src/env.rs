@@ -1,0 +1,196 @@
+//! Settings from environment variables: `CHASSIS_OUTBOUND__DEFAULTS__TIMEOUT=2s`.
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{
+    parse,
+    problem::{Problem, Severity},
+    tree::{Entry, Layer, Node, Origin, Path, Segment, Span, Value},
+};
+
+/// What a variable's name starts with.
+const PREFIX: &str = "CHASSIS_";
+
+/// The environment's layer, which stands over all others.
+///
+/// `__` goes one level down; letters are taken in either case. A level that lower layers have in another
+/// spelling is that one: `PAYMENT_GATEWAY` is `payment-gateway`. Values that start with `[`, `{` or a
+/// quote are YAML, others are words. Items of a list have no names here: write the whole list.
+///
+/// ```
+/// use chassis_config::{Environment, merge};
+///
+/// let environment = Environment::of([("CHASSIS_OUTBOUND__DEFAULTS__TIMEOUT", "2s"), ("HOME", "/root")]);
+/// let (tree, problems) = environment.over(&merge([]));
+/// assert_eq!(tree.value.to_string(), "{ outbound: { defaults: { timeout: 2s } } }");
+/// assert!(problems.is_empty());
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Environment {
+    variables: BTreeMap<String, String>,
+}
+
+// === impl Environment ===
+
+impl Environment {
+    /// This process's own. Read it once, early: what changes later is not seen.
+    pub fn of_process() -> Self {
+        Self::of(
+            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))),
+        )
+    }
+
+    /// These variables; those that do not start with `CHASSIS_` are passed over.
+    pub fn of(variables: impl IntoIterator<Item = (impl Into<String>, impl Into<String>)>) -> Self {
+        let ours = |name: &str| name.get(..PREFIX.len()).is_some_and(|p| p.eq_ignore_ascii_case(PREFIX));
+        let all = variables.into_iter().map(|(name, value)| (name.into(), value.into()));
+        Environment { variables: all.filter(|(name, _)| ours(name)).collect() }
+    }
+
+    /// Without the variables that mean something else, such as where the file is.
+    pub fn without(mut self, names: &[&str]) -> Self {
+        self.variables.retain(|name, _| !names.iter().any(|n| n.eq_ignore_ascii_case(name)));
+        self
+    }
+
+    /// Its layer, spelt as `base` is, with a warning for every value of a file or a config center that it
+    /// hides, and an error where two variables are about the same.
+    pub fn over(&self, base: &Node) -> (Node, Vec<Problem>) {
+        let mut layer = Node::empty(Origin::new("environment", Layer::Environment, ""));
+        let mut problems = Vec::new();
+        for (name, text) in &self.variables {
+            let origin = Origin::new("environment", Layer::Environment, format!("{name}={text}"));
+            let value = parse::value(&origin, text, name.chars().count() + 1);
+            let steps = steps(&origin, name, base);
+            let path = Path(steps.iter().map(|(key, _)| Segment::Key(key.clone())).collect());
+            if let Some(hidden) =
+                base.at(&path).filter(|hidden| pushed(hidden) && hidden.value != value.value)
+            {
+                problems.push(hides(&path, hidden, name, &value));
+            }
+            if let Err((at, other)) = insert(&mut layer, &steps, value) {
+                let message = format!("two variables are about one value; the other is `{other}`");
+                problems.push(Problem::error(path, Some(at), message));
+            }
+        }
+        (layer, problems)
+    }
+}
+
+fn pushed(node: &Node) -> bool {
+    matches!(node.at.origin.layer, Layer::File | Layer::Center)
+}
+
+fn hides(path: &Path, hidden: &Node, name: &str, value: &Node) -> Problem {
+    let message = match path.is_secret() {
+        true => format!("hidden by `{name}` in the environment"),
+        false => format!("hidden by `{name}` in the environment: `{}` holds", value.value),
+    };
+    Problem::warning(path.clone(), Some(hidden.at.clone()), message)
+}
+
+/// The keys a name stands for, with their places in it.
+fn steps(origin: &Arc<Origin>, name: &str, base: &Node) -> Vec<(String, Span)> {
+    let (mut column, mut node, mut steps) = (PREFIX.len() + 1, Some(base), Vec::new());
+    for part in name[PREFIX.len()..].split("__") {
+        let exact = part.to_lowercase();
+        let known = node.and_then(|n| {
+            n.entry(&exact).or_else(|| n.entries().iter().find(|e| spelt(&e.key) == part.to_uppercase()))
+        });
+        let at = Span { origin: origin.clone(), line: 1, column, length: part.chars().count().max(1) };
+        column += part.chars().count() + 2;
+        node = known.map(|e| &e.node);
+        steps.push((known.map_or(exact, |e| e.key.clone()), at));
+    }
+    steps
+}
+
+/// A key in the letters a variable can have.
+fn spelt(key: &str) -> String {
+    key.to_uppercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
+}
+
+/// Puts a value in its place. If that is taken: where, and by which variable.
+fn insert(node: &mut Node, steps: &[(String, Span)], value: Node) -> Result<(), (Span, String)> {
+    let Some(((key, key_at), below)) = steps.split_first() else { return Ok(()) };
+    let variable = |at: &Span| at.origin.content.split('=').next().unwrap_or_default().to_string();
+    let taken = (key_at.clone(), variable(&node.at));
+    let Value::Map(entries) = &mut node.value else { return Err(taken) };
+    let index = entries.iter().position(|e| e.key == *key);
+    match (index, below) {
+        (Some(index), []) => Err((key_at.clone(), variable(&entries[index].key_at))),
+        (Some(index), below) => insert(&mut entries[index].node, below, value),
+        (None, []) => {
+            entries.push(Entry { key: key.clone(), key_at: key_at.clone(), node: value });
+            Ok(())
+        }
+        (None, below) => {
+            let mut inner = Node { value: Value::Map(Vec::new()), at: key_at.clone() };
+            let done = insert(&mut inner, below, value);
+            entries.push(Entry { key: key.clone(), key_at: key_at.clone(), node: inner });
+            done
+        }
+    }
+}
+
+/// An unknown key in the environment: a warning, with the whole name that was probably meant.
+pub(crate) fn unknown(problem: Problem) -> Problem {
+    let meant = problem.nearest.as_ref().zip(problem.at.as_ref()).map(|(nearest, at)| {
+        let name: Vec<char> = at.origin.content.split('=').next().unwrap_or_default().chars().collect();
+        let (start, end) = (at.column - 1, at.column - 1 + at.length);
+        let part = |range: &[char]| range.iter().collect::<String>();
+        let before = part(&name[..start.min(name.len())]);
+        format!("{before}{}{}", spelt(nearest), part(&name[end.min(name.len())..]))
+    });
+    let message = "no setting has this name".to_string();
+    Problem { severity: Severity::Warning, message, nearest: meant, ..problem }
+}
+
+#[cfg(test)]
+mod tests {
+    use chassis_core::config::{Format, Text};
+
+    use super::*;
+
+    fn base(content: &str) -> Node {
+        let text =
+            Text { content: content.into(), format: Format::Yaml, origin: "c.yaml".into(), revision: None };
+        parse::parse(&text, Layer::File).expect("the test's YAML is sound")
+    }
+
+    #[track_caller]
+    fn check(below: &str, variables: &[(&str, &str)], expected: &str, problems: &[&str]) {
+        let (layer, found) = Environment::of(variables.iter().copied()).over(&base(below));
+        assert_eq!(layer.value.to_string(), expected);
+        assert_eq!(found.iter().map(Problem::in_a_line).collect::<Vec<_>>(), problems);
+    }
+
+    #[test]
+    fn names_are_spelt_as_the_document_spells_them() {
+        let below = "services: { payment-gateway: { operations: { 'a.B/C': {} } } }";
+        let name = "CHASSIS_SERVICES__PAYMENT_GATEWAY__OPERATIONS__A_B_C__TIMEOUT";
+        let expected = "{ services: { payment-gateway: { operations: { a.B/C: { timeout: 2s } } } } }";
+        check(below, &[(name, "2s")], expected, &[]);
+    }
+
+    #[test]
+    fn values_are_words_unless_they_look_like_more() {
+        check("", &[("CHASSIS_LISTEN__HTTP", "[::]:80")], "{ listen: { http: [::]:80 } }", &[]);
+        check("", &[("CHASSIS_FAULTS", "[{ name: a }]")], "{ faults: [{ name: a }] }", &[]);
+        check("", &[("CHASSIS_A", "*"), ("CHASSIS_B", "'1'")], "{ a: *, b: 1 }", &[]);
+    }
+
+    #[test]
+    fn it_is_said_what_hides_what() {
+        let hidden = "c.yaml:1:14 a.timeout: hidden by `CHASSIS_A__TIMEOUT` in the environment: `2s` holds";
+        check("a: {timeout: 1s}", &[("CHASSIS_A__TIMEOUT", "2s")], "{ a: { timeout: 2s } }", &[hidden]);
+        check("a: {timeout: 2s}", &[("CHASSIS_A__TIMEOUT", "2s")], "{ a: { timeout: 2s } }", &[]);
+    }
+
+    #[test]
+    fn two_variables_for_one_value_are_refused() {
+        let twice = "environment a: two variables are about one value; the other is `CHASSIS_A`";
+        check("", &[("CHASSIS_A", "1"), ("chassis_a", "2")], "{ a: 1 }", &[twice]);
+        let within = "environment a.b: two variables are about one value; the other is `CHASSIS_A`";
+        check("", &[("CHASSIS_A", "1"), ("CHASSIS_A__B", "2")], "{ a: 1 }", &[within]);
+    }
+}

@@ -1,0 +1,19 @@
+//! The document people write, from its text to the version in force.
+//!
+//! [`parse`] reads YAML, TOML and JSON into a [`tree`] that knows where everything stands; [`merge`]
+//! lays the layers over each other; [`read`] turns the result into types, and what is wrong into
+//! [`Problem`]s that quote the line. A [`Loader`] does all of it, again whenever a source changes, and
+//! hands out whole [`Version`]s or none.
+mod de;
+mod env;
+mod merge;
+mod parse;
+mod problem;
+mod secret;
+pub mod tree;
+
+pub use de::read;
+pub use env::Environment;
+pub use merge::merge;
+pub use parse::{MAX_BYTES, MAX_DEPTH, MAX_NODES, parse};
+pub use problem::{Problem, Severity, nearest};

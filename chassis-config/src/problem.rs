@@ -1,0 +1,185 @@
+//! What is wrong with a document, said so that one can put it right: where, what, and what is meant instead.
+use std::fmt;
+
+use crate::{
+    secret,
+    tree::{Layer, Path, Span},
+};
+
+/// Something wrong, or odd, at one place.
+///
+/// `Display` quotes the line and points; [`in_a_line`](Problem::in_a_line) is for logs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Problem {
+    /// Does it keep the document from being used?
+    pub severity: Severity,
+    /// The key, if the text could be read that far.
+    pub path: Path,
+    /// Where it stands; `None` where nothing was written.
+    pub at: Option<Span>,
+    /// What is wrong.
+    pub message: String,
+    /// What could stand there instead, as far as that is known.
+    pub allowed: Vec<String>,
+    /// Which of these was probably meant.
+    pub nearest: Option<String>,
+}
+
+/// Whether a document with this problem is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// It is not.
+    Error,
+    /// It is; somebody should know.
+    Warning,
+}
+
+/// The quoted line is cut to this many characters around the place.
+const QUOTED: usize = 120;
+
+// === impl Problem ===
+
+impl Problem {
+    /// Keeps the document from being used.
+    pub fn error(path: Path, at: Option<Span>, message: impl Into<String>) -> Self {
+        Problem {
+            severity: Severity::Error,
+            path,
+            at,
+            message: message.into(),
+            allowed: Vec::new(),
+            nearest: None,
+        }
+    }
+
+    /// Does not.
+    pub fn warning(path: Path, at: Option<Span>, message: impl Into<String>) -> Self {
+        Problem { severity: Severity::Warning, ..Problem::error(path, at, message) }
+    }
+
+    /// The same, with what could stand there, and the one of them most like `found`.
+    pub fn instead(mut self, found: &str, allowed: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.allowed = allowed.into_iter().map(Into::into).collect();
+        self.nearest = nearest(found, self.allowed.iter().map(String::as_str)).map(str::to_string);
+        self
+    }
+
+    /// Is the document refused for it?
+    pub fn is_error(&self) -> bool {
+        self.severity == Severity::Error
+    }
+
+    /// `chassis.yaml:14:16 outbound.defaults.retry.atempts: unknown key; did you mean …`
+    pub fn in_a_line(&self) -> String {
+        let place = self.at.as_ref().map(Span::to_string);
+        let path = (!self.path.0.is_empty()).then(|| self.path.to_string());
+        let mut words: Vec<String> = [place, path].into_iter().flatten().collect();
+        if let Some(last) = words.last_mut() {
+            last.push(':');
+        }
+        words.push(self.said());
+        words.join(" ")
+    }
+
+    fn said(&self) -> String {
+        match &self.nearest {
+            Some(nearest) => format!("{}; did you mean `{nearest}`?", self.message),
+            None => self.message.clone(),
+        }
+    }
+
+    /// The line it stands in, as far as it may be shown, and the column it then starts in.
+    fn quote(&self) -> Option<(String, usize)> {
+        let at = self.at.as_ref().filter(|at| at.line > 0)?;
+        let mut line: Vec<char> = secret::mask_line(at.origin.line(at.line)?).chars().collect();
+        if self.path.is_secret() {
+            line.iter_mut().skip(at.column - 1).filter(|c| !c.is_whitespace()).for_each(|c| *c = '*');
+        }
+        for c in line.iter_mut().filter(|c| c.is_control()) {
+            *c = if *c == '\t' { '\u{2192}' } else { '\u{fffd}' };
+        }
+        // A long line is cut to what surrounds the place.
+        let start = if line.len() > QUOTED { at.column.saturating_sub(QUOTED / 2) } else { 0 };
+        let end = line.len().min(start + QUOTED);
+        let mut shown: String = line[start.min(end)..end].iter().collect();
+        let mut column = at.column - start;
+        if start > 0 {
+            (shown, column) = (format!("\u{2026}{shown}"), column + 1);
+        }
+        if end < line.len() {
+            shown.push('\u{2026}');
+        }
+        Some((shown.trim_end().to_string(), column))
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.severity {
+            Severity::Error => "error:",
+            Severity::Warning => "warning:",
+        })?;
+        if let Some(at) = &self.at {
+            write!(f, " {at}")?;
+        }
+        if !self.path.0.is_empty() {
+            write!(f, "{} {}", if self.at.is_some() { " " } else { "" }, self.path)?;
+        }
+        writeln!(f)?;
+        match (self.quote(), &self.at) {
+            (Some((line, column)), Some(at)) => {
+                let number =
+                    if at.origin.layer == Layer::Environment { String::new() } else { at.line.to_string() };
+                let room = (line.chars().count() + 1).saturating_sub(column).max(1);
+                let (pad, marks) = (" ".repeat(column - 1), "^".repeat(at.length.min(room)));
+                writeln!(f, "{number:>5} | {line}")?;
+                write!(f, "{:>5} | {pad}{marks} {}", "", self.said())?;
+            }
+            _ => write!(f, "   {}", self.said())?,
+        }
+        if !self.allowed.is_empty() {
+            write!(f, "\n   allowed: {}", self.allowed.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+/// The one of `known` that `found` most likely meant.
+///
+/// Damerau-Levenshtein, which counts the slips of a keyboard: one for each three letters.
+pub fn nearest<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let plain = |s: &str| s.to_lowercase().replace('-', "_");
+    let found = plain(found);
+    known
+        .into_iter()
+        .map(|word| (strsim::damerau_levenshtein(&found, &plain(word)), word))
+        .filter(|(slips, word)| *slips <= (word.chars().count().max(found.chars().count()) / 3).max(1))
+        .filter(|(slips, word)| *slips < word.chars().count())
+        .min_by_key(|(slips, _)| *slips)
+        .map(|(_, word)| word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(found: &str, expected: Option<&str>) {
+        assert_eq!(nearest(found, ["attempts", "when", "p2c", "inbound", "outbound"]), expected, "{found}");
+    }
+
+    #[test]
+    fn slips_of_the_keyboard_are_seen_through() {
+        check("atempts", Some("attempts"));
+        check("Attempts", Some("attempts"));
+        check("wehn", Some("when"));
+        check("p2", Some("p2c"));
+        check("outbund", Some("outbound"));
+    }
+
+    #[test]
+    fn other_words_are_not_taken_for_slips() {
+        check("retries", None);
+        check("x", None);
+    }
+}
