@@ -1,0 +1,522 @@
+//! The circuit itself: closed, open or half-open, and what moves it.
+use std::{
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{AcqRel, Acquire},
+    },
+    time::Duration,
+};
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+pub use self::config::{BreakerConfig, BreakerPatch, Force, Scope};
+use self::word::{Phase, UNHEARD, Word};
+use super::window::{Tally, Window};
+
+mod config;
+#[cfg(test)]
+mod model;
+mod word;
+
+/// Where a circuit is, in the textbook's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// Calls pass, and are counted.
+    Closed,
+    /// Calls are refused.
+    Open,
+    /// A few calls pass, and decide.
+    HalfOpen,
+}
+
+/// A circuit, shared by all calls that it guards; no call waits for another.
+///
+/// Every admission is answered for exactly once: by [`Circuit::record`] when the outcome is known, or by
+/// [`Circuit::release`] when there is none. What was admitted before the latest move is not heard.
+///
+/// A half-open circuit admits `probes` calls and no more, closes when all of them succeeded and opens at
+/// the first that fails. A probe that nobody has heard of for a minute - a stream that lives on - gives its place to another and is not heard any more, so that it can't hold the circuit half-open.
+///
+/// After Resilience4j and failsafe-go.
+///
+/// ```
+/// use chassis_core::layer::breaker::{BreakerConfig, Circuit, State};
+/// use tokio::time::Instant;
+///
+/// let (config, now) = (BreakerConfig { consecutive: 1, ..Default::default() }, Instant::now());
+/// let circuit = Circuit::new(now);
+/// let admission = circuit.admit(now, &config).unwrap();
+/// circuit.record(admission.token, true, now, &config);
+/// assert_eq!(circuit.admit(now, &config).unwrap_err().state, State::Open);
+/// ```
+#[derive(Debug)]
+pub struct Circuit {
+    epoch: Instant,
+    word: AtomicU64,
+    window: Window,
+}
+
+/// A call may pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admission {
+    /// To be handed back with the outcome.
+    pub token: Token,
+    /// The circuit moved to let it pass.
+    pub moved: Option<Transition>,
+}
+
+/// What a call was admitted under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token {
+    era: u32,
+    probe: bool,
+}
+
+/// A call may not pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// `Open`, or `HalfOpen` with all its probes out.
+    pub state: State,
+    /// When the circuit will admit a probe, if that is known.
+    pub retry_after: Option<Duration>,
+}
+
+/// A circuit moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transition {
+    /// Where it was.
+    pub from: State,
+    /// Where it is.
+    pub to: State,
+}
+
+/// A circuit's figures at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CircuitFigures {
+    /// Where it is.
+    pub state: State,
+    /// Calls that ended in the window; while open, those that opened it, as far as they are still in it.
+    pub calls: u32,
+    /// How many of them failed.
+    pub failures: u32,
+    /// Failures in a row; 0 unless closed.
+    pub consecutive: u32,
+    /// Probes under way; 0 unless half-open.
+    pub probing: u32,
+    /// How much longer it refuses; `None` unless open, or if held open by hand.
+    pub retry_after: Option<Duration>,
+}
+
+// === impl Circuit ===
+
+impl Circuit {
+    /// A closed circuit; `now` is where its clock starts.
+    pub fn new(now: Instant) -> Self {
+        let word = Word { era: 0, phase: Phase::Closed { consecutive: 0 } };
+        Circuit { epoch: now, word: AtomicU64::new(word.pack()), window: Window::default() }
+    }
+
+    /// May a call go out at `now`? An open circuit turns half-open once `open` is over.
+    pub fn admit(&self, now: Instant, config: &BreakerConfig) -> Result<Admission, Refused> {
+        let millis = self.millis(now);
+        loop {
+            let (seen, word) = self.load();
+            match (config.force, word.phase) {
+                (Force::Open, _) => return Err(Refused { state: State::Open, retry_after: None }),
+                (_, Phase::Closed { .. }) => return Ok(Admission::new(word.era, false, None)),
+                (Force::Closed, _) => return Ok(Admission::new(UNHEARD, false, None)),
+                (Force::Auto, _) => {}
+            }
+            let next = word.admitting(millis, config)?;
+            if next.is_closed() {
+                self.window.clear();
+            }
+            if self.swap(seen, next) {
+                return Ok(Admission::new(next.era, !next.is_closed(), word.moved_to(next)));
+            }
+        }
+    }
+
+    /// Would [`Circuit::admit`] let a call pass? Asking changes nothing: for a balancer's choice.
+    pub fn admits(&self, now: Instant, config: &BreakerConfig) -> bool {
+        let (_, word) = self.load();
+        match (config.force, word.phase) {
+            (Force::Open, _) => false,
+            (Force::Closed, _) | (_, Phase::Closed { .. }) => true,
+            (Force::Auto, _) => word.admitting(self.millis(now), config).is_ok(),
+        }
+    }
+
+    /// The outcome of an admitted call; says so if it moved the circuit.
+    pub fn record(
+        &self,
+        token: Token,
+        failed: bool,
+        now: Instant,
+        config: &BreakerConfig,
+    ) -> Option<Transition> {
+        let (millis, length) = (self.millis(now), config.window.get());
+        let (_, word) = self.load();
+        if word.era != token.era {
+            return None;
+        }
+        if token.probe && config.force != Force::Auto {
+            self.release(token);
+            return None;
+        }
+        if !token.probe {
+            self.window.add(failed, millis, length);
+        }
+        loop {
+            let (seen, word) = self.load();
+            if word.era != token.era {
+                return None;
+            }
+            let next = match word.phase {
+                Phase::Closed { consecutive } => {
+                    let consecutive = if failed { consecutive.saturating_add(1) } else { 0 };
+                    match config.trips(consecutive, self.window.tally(millis, length)) {
+                        true => word.opened(millis),
+                        false => Word { phase: Phase::Closed { consecutive }, ..word },
+                    }
+                }
+                Phase::HalfOpen { .. } if failed => word.opened(millis),
+                Phase::HalfOpen { probing, passed, since } => {
+                    let (probing, passed) = (probing.saturating_sub(1), passed + 1);
+                    match passed >= config.probes() {
+                        true => word.closed(),
+                        false => Word { phase: Phase::HalfOpen { probing, passed, since }, ..word },
+                    }
+                }
+                Phase::Open { .. } => return None, // nothing is admitted in the era of an open circuit
+            };
+            if next == word {
+                return None;
+            }
+            if next.is_closed() && token.probe {
+                self.window.clear(); // before anybody can see it closed, and count into it
+            }
+            if self.swap(seen, next) {
+                return word.moved_to(next);
+            }
+        }
+    }
+
+    /// An admitted call has no outcome: it was cancelled, or refused further in. A probe's place is free.
+    pub fn release(&self, token: Token) {
+        if !token.probe {
+            return;
+        }
+        loop {
+            let (seen, word) = self.load();
+            let Phase::HalfOpen { probing, passed, since } = word.phase else { return };
+            let phase = Phase::HalfOpen { probing: probing.saturating_sub(1), passed, since };
+            if word.era != token.era || self.swap(seen, Word { phase, ..word }) {
+                return;
+            }
+        }
+    }
+
+    /// Where it is. Open for longer than `open`, it is half-open: the next call finds it so.
+    pub fn state(&self, now: Instant, config: &BreakerConfig) -> State {
+        let (_, word) = self.load();
+        match (config.force, word.phase) {
+            (Force::Open, _) => State::Open,
+            (Force::Closed, _) => State::Closed,
+            (Force::Auto, Phase::Open { .. }) if word.admitting(self.millis(now), config).is_ok() => {
+                State::HalfOpen
+            }
+            (Force::Auto, phase) => phase.state(),
+        }
+    }
+
+    /// All that is known, for people to look at.
+    pub fn figures(&self, now: Instant, config: &BreakerConfig) -> CircuitFigures {
+        let (_, word) = self.load();
+        let Tally { calls, failures } = self.window.tally(self.millis(now), config.window.get());
+        let state = self.state(now, config);
+        let (consecutive, probing) = match word.phase {
+            Phase::Closed { consecutive } => (consecutive, 0),
+            Phase::HalfOpen { probing, .. } => (0, probing),
+            Phase::Open { .. } => (0, 0),
+        };
+        let retry_after = match (config.force, word.admitting(self.millis(now), config)) {
+            (Force::Auto, Err(refused)) => refused.retry_after,
+            _ => None,
+        };
+        CircuitFigures { state, calls, failures, consecutive, probing, retry_after }
+    }
+
+    fn millis(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn load(&self) -> (u64, Word) {
+        let seen = self.word.load(Acquire);
+        (seen, Word::unpack(seen))
+    }
+
+    fn swap(&self, seen: u64, next: Word) -> bool {
+        self.word.compare_exchange_weak(seen, next.pack(), AcqRel, Acquire).is_ok()
+    }
+}
+
+// === impl Admission ===
+
+impl Admission {
+    fn new(era: u32, probe: bool, moved: Option<Transition>) -> Self {
+        Admission { token: Token { era, probe }, moved }
+    }
+}
+
+// === impl Token ===
+
+impl Token {
+    /// Was the call admitted to find out whether things work again?
+    pub fn is_probe(self) -> bool {
+        self.probe
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
+
+    use super::{
+        config::count,
+        word::{ERA_BITS, mask},
+        *,
+    };
+    use crate::{
+        random::Random,
+        units::{PositiveSpan, Ratio},
+    };
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn three_in_a_row() -> BreakerConfig {
+        BreakerConfig { consecutive: 3, min_calls: count(1_000), probes: count(1), ..Default::default() }
+    }
+
+    /// Feeds `events` (S success, F failure, w a cool-down) to a circuit and compares its state after
+    /// each (c closed, o open, h half-open). Calls that are refused have no outcome.
+    #[track_caller]
+    fn check(config: BreakerConfig, events: &str, states: &str) {
+        let mut now = Instant::now();
+        let circuit = Circuit::new(now);
+        let got: String = events
+            .chars()
+            .map(|event| {
+                match (event, circuit.admit_unless(event == 'w', now, &config)) {
+                    ('w', _) => now += config.open.get(),
+                    (event, Some(token)) => _ = circuit.record(token, event == 'F', now, &config),
+                    _ => {}
+                }
+                letter(circuit.state(now, &config))
+            })
+            .collect();
+        assert_eq!(got, states, "{events}");
+    }
+
+    impl Circuit {
+        fn admit_unless(&self, not: bool, now: Instant, config: &BreakerConfig) -> Option<Token> {
+            if not { None } else { self.admit(now, config).ok().map(|admission| admission.token) }
+        }
+    }
+
+    /// That many calls that fail.
+    fn fail(circuit: &Circuit, times: u32, now: Instant, config: &BreakerConfig) -> Vec<Transition> {
+        let call = |_| circuit.record(circuit.admit(now, config).unwrap().token, true, now, config);
+        (0..times).filter_map(call).collect()
+    }
+
+    fn letter(state: State) -> char {
+        match state {
+            State::Closed => 'c',
+            State::Open => 'o',
+            State::HalfOpen => 'h',
+        }
+    }
+
+    #[test]
+    fn opens_on_the_third_failure_in_a_row() {
+        check(three_in_a_row(), "FFSFFF", "ccccco");
+    }
+
+    #[test]
+    fn one_good_probe_closes_it() {
+        check(three_in_a_row(), "FFFwS", "ccohc");
+    }
+
+    #[test]
+    fn one_bad_probe_opens_it_again() {
+        check(three_in_a_row(), "FFFwFwS", "ccohohc");
+    }
+
+    #[test]
+    fn as_many_probes_as_are_asked_for() {
+        let config = BreakerConfig { probes: count(3), ..three_in_a_row() };
+        check(config.clone(), "FFFwSSS", "ccohhhc");
+        check(config, "FFFwSSF", "ccohhho");
+    }
+
+    #[test]
+    fn opens_on_a_ratio_over_a_minimum_of_calls() {
+        let config = BreakerConfig { min_calls: count(4), ..Default::default() };
+        check(config.clone(), "FFF", "ccc");
+        check(config.clone(), "FFFF", "ccco");
+        check(config.clone(), "SSFF", "ccco");
+        check(config.clone(), "FFSS", "ccco"); // a success too can be the fourth call
+        check(config.clone(), "SSSFFF", "ccccco");
+        check(BreakerConfig { failure_ratio: Ratio::percent(100), ..config.clone() }, "SFFFF", "ccccc");
+        check(BreakerConfig { failure_ratio: Ratio::percent(0), ..config }, "SSSSF", "cccco");
+    }
+
+    #[test]
+    fn closing_forgets_what_opened_it() {
+        let config = BreakerConfig { min_calls: count(4), probes: count(1), ..Default::default() };
+        check(config, "FFFFwSFFF", "cccohcccc");
+    }
+
+    #[test]
+    fn old_failures_slide_out() {
+        let config = BreakerConfig { min_calls: count(4), ..Default::default() };
+        check(config, "FFFwwF", "cccccc");
+    }
+
+    #[test]
+    fn by_hand() {
+        let mut config = three_in_a_row();
+        check(BreakerConfig { force: Force::Open, ..config.clone() }, "SwS", "ooo");
+        check(BreakerConfig { force: Force::Closed, ..config.clone() }, "FFFFFF", "cccccc");
+
+        let now = Instant::now();
+        let circuit = Circuit::new(now);
+        fail(&circuit, 3, now, &config);
+        config.force = Force::Closed;
+        let token = circuit.admit(now, &config).unwrap().token;
+        assert_eq!(circuit.record(token, false, now, &config), None);
+        assert_eq!(circuit.state(now, &config), State::Closed);
+        config.force = Force::Auto;
+        assert_eq!(circuit.state(now, &config), State::Open, "goes on from where it was");
+    }
+
+    #[test]
+    fn says_when_to_come_back() {
+        let (config, now) = (three_in_a_row(), Instant::now());
+        let circuit = Circuit::new(now);
+        let moves = fail(&circuit, 3, now, &config);
+        assert_eq!(moves, [Transition { from: State::Closed, to: State::Open }]);
+        let refused = circuit.admit(now + 2 * S, &config).unwrap_err();
+        assert_eq!(refused, Refused { state: State::Open, retry_after: Some(3 * S) });
+        assert!(!circuit.admits(now + 2 * S, &config) && circuit.admits(now + 5 * S, &config));
+
+        let probe = circuit.admit(now + 5 * S, &config).unwrap();
+        assert_eq!(probe.moved, Some(Transition { from: State::Open, to: State::HalfOpen }));
+        assert!(probe.token.is_probe());
+        let refused = circuit.admit(now + 5 * S, &config).unwrap_err();
+        assert_eq!(refused, Refused { state: State::HalfOpen, retry_after: None });
+        let figures = circuit.figures(now + 5 * S, &config);
+        assert_eq!((figures.state, figures.failures, figures.probing), (State::HalfOpen, 3, 1));
+    }
+
+    #[test]
+    fn a_change_of_settings_keeps_the_circuit() {
+        let (mut config, now) = (three_in_a_row(), Instant::now());
+        let circuit = Circuit::new(now);
+        fail(&circuit, 3, now, &config);
+        config.open = PositiveSpan::from_millis(60_000);
+        assert_eq!(circuit.state(now + 59 * S, &config), State::Open);
+        config.open = PositiveSpan::from_millis(1_000);
+        assert_eq!(circuit.state(now + S, &config), State::HalfOpen);
+        config.probes = count(2);
+        let token = circuit.admit(now + S, &config).unwrap().token;
+        circuit.record(token, false, now + S, &config);
+        config.probes = count(1); // one has succeeded: that is enough now
+        let admission = circuit.admit(now + S, &config).unwrap();
+        assert_eq!(admission.moved, Some(Transition { from: State::HalfOpen, to: State::Closed }));
+        assert!(!admission.token.is_probe());
+    }
+
+    #[test]
+    fn a_probe_without_end_does_not_hold_it_half_open() {
+        let (config, now) = (three_in_a_row(), Instant::now());
+        let circuit = Circuit::new(now);
+        fail(&circuit, 3, now, &config);
+        let lost = circuit.admit(now + 5 * S, &config).unwrap().token;
+        assert!(circuit.admit(now + 60 * S, &config).is_err());
+        let probe = circuit.admit(now + 65 * S, &config).unwrap();
+        assert_eq!(probe.moved, None);
+        assert_eq!(circuit.record(lost, true, now + 66 * S, &config), None, "nobody listens to it any more");
+        assert!(circuit.record(probe.token, false, now + 66 * S, &config).is_some());
+    }
+
+    #[test]
+    fn threads_never_get_more_probes_than_there_are() {
+        const PROBES: u32 = 3;
+        let config = BreakerConfig {
+            consecutive: 2,
+            open: PositiveSpan::from_millis(1),
+            probes: count(PROBES),
+            ..Default::default()
+        };
+        let start = Instant::now();
+        let circuit = Circuit::new(start);
+        let (clock, moves) = (AtomicU64::new(0), AtomicU64::new(0));
+        // By era: probes that are out or have passed.
+        let probes: Vec<AtomicI64> = (0..=mask(ERA_BITS)).map(|_| AtomicI64::new(0)).collect();
+        std::thread::scope(|scope| {
+            for seed in 0..4 {
+                let (circuit, config, clock, moves, probes) = (&circuit, &config, &clock, &moves, &probes);
+                scope.spawn(move || {
+                    let random = Random::seeded(seed);
+                    for _ in 0..30_000 {
+                        let millis = clock.fetch_add(random.below(2) as u64, SeqCst).min(50_000);
+                        let now = start + Duration::from_millis(millis);
+                        let Ok(Admission { token, .. }) = circuit.admit(now, config) else { continue };
+                        let here = &probes[token.era as usize];
+                        if token.probe {
+                            let before = here.fetch_add(1, SeqCst);
+                            assert!(before < i64::from(PROBES), "{before} probes were out already");
+                        }
+                        if random.below(8) == 0 {
+                            std::thread::yield_now();
+                        }
+                        match random.below(10) {
+                            0..3 => {
+                                if token.probe {
+                                    here.fetch_sub(1, SeqCst);
+                                }
+                                circuit.release(token);
+                            }
+                            drawn => {
+                                let moved = circuit.record(token, drawn < 5, now, config);
+                                moves.fetch_add(u64::from(moved.is_some()), SeqCst);
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        assert!(moves.load(SeqCst) > 100, "it has to move to prove anything: {moves:?}");
+    }
+
+    #[test]
+    fn of_256_threads_as_many_pass_as_there_are_probes() {
+        let (config, start) = (BreakerConfig { consecutive: 1, ..Default::default() }, Instant::now());
+        let circuit = Circuit::new(start);
+        fail(&circuit, 1, start, &config);
+        let passed = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..256 {
+                scope.spawn(|| {
+                    let admitted = circuit.admit(start + 5 * S, &config).is_ok();
+                    passed.fetch_add(u64::from(admitted), SeqCst);
+                });
+            }
+        });
+        assert_eq!(passed.into_inner(), 3);
+    }
+}

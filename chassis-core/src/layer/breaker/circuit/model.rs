@@ -1,0 +1,178 @@
+//! Random schedules on a circuit and on a model of it, side by side.
+use super::{config::count, word::*, *};
+use crate::{
+    random::Random,
+    units::{PositiveSpan, Ratio},
+};
+
+/// The same circuit as one would write it down for one thread, with a list for a window.
+#[derive(Debug)]
+struct Model {
+    state: ModelState,
+    era: u32,
+    /// When a call ended, in milliseconds, and whether it failed.
+    ended: Vec<(u64, bool)>,
+    consecutive: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum ModelState {
+    Closed,
+    Open { since: u64 },
+    HalfOpen { out: u32, passed: u32, since: u64 },
+}
+
+impl Model {
+    /// The token's era, and whether it is a probe.
+    fn admit(&mut self, now: u64, config: &BreakerConfig) -> Option<(u32, bool)> {
+        let probes = config.probes.get();
+        match self.state {
+            _ if config.force == Force::Open => return None,
+            ModelState::Closed => return Some((self.era, false)),
+            _ if config.force == Force::Closed => return Some((UNHEARD, false)),
+            ModelState::Open { since } if now < since + config.open.get().as_millis() as u64 => return None,
+            ModelState::Open { .. } => self.go(ModelState::HalfOpen { out: 1, passed: 0, since: now }),
+            ModelState::HalfOpen { passed, .. } if passed >= probes => {
+                self.close();
+                return Some((self.era, false));
+            }
+            ModelState::HalfOpen { ref mut out, passed, .. } if *out + passed < probes => *out += 1,
+            ModelState::HalfOpen { passed, since, .. } if now - since / 64 * 64 >= 60_000 => {
+                self.go(ModelState::HalfOpen { out: 1, passed, since: now });
+            }
+            ModelState::HalfOpen { .. } => return None,
+        }
+        Some((self.era, true))
+    }
+
+    fn record(&mut self, (era, probe): (u32, bool), failed: bool, now: u64, config: &BreakerConfig) {
+        if era != self.era {
+            return;
+        }
+        match &mut self.state {
+            ModelState::HalfOpen { out, .. } if config.force != Force::Auto => *out -= 1,
+            ModelState::HalfOpen { .. } if failed => self.go(ModelState::Open { since: now }),
+            ModelState::HalfOpen { out, passed, .. } => {
+                (*out, *passed) = (*out - 1, *passed + 1);
+                if *passed >= config.probes.get() {
+                    self.close();
+                }
+            }
+            ModelState::Closed => {
+                assert!(!probe);
+                self.ended.push((now, failed));
+                self.consecutive = if failed { self.consecutive + 1 } else { 0 };
+                let (length, width) = (config.window.get().as_millis() as u64, BUCKET_MS);
+                let inside = self.ended.iter().filter(|(at, _)| now - at / width * width < length);
+                let (calls, failures) =
+                    inside.fold((0, 0), |(calls, failures), (_, f)| (calls + 1, failures + u32::from(*f)));
+                let in_a_row = config.consecutive > 0 && self.consecutive >= config.consecutive;
+                let ratio = f64::from(failures) / f64::from(calls);
+                let by_ratio = calls >= config.min_calls.get() && ratio >= config.failure_ratio.get();
+                if config.force == Force::Auto && (in_a_row || by_ratio) {
+                    self.go(ModelState::Open { since: now });
+                }
+            }
+            ModelState::Open { .. } => unreachable!("no token is of an open circuit's era"),
+        }
+    }
+
+    fn release(&mut self, (era, _): (u32, bool)) {
+        if let ModelState::HalfOpen { out, .. } = &mut self.state
+            && era == self.era
+        {
+            *out -= 1;
+        }
+    }
+
+    fn close(&mut self) {
+        self.ended.clear();
+        self.consecutive = 0;
+        self.go(ModelState::Closed);
+    }
+
+    fn go(&mut self, to: ModelState) {
+        (self.state, self.era) = (to, self.era + 1);
+    }
+}
+
+const BUCKET_MS: u64 = 100;
+
+/// One random schedule of calls that overlap, end, are cancelled or never heard of again, under
+/// settings that change, on a clock that steps; then proof that the circuit still closes.
+fn schedule(seed: u64) {
+    let random = Random::seeded(seed);
+    let pick = |from: &[u32]| from[random.below(from.len())];
+    let mut config = BreakerConfig {
+        failure_ratio: Ratio::percent(pick(&[10, 50, 100]) as u8),
+        min_calls: count(pick(&[1, 4, 10])),
+        consecutive: pick(&[0, 0, 2, 5]),
+        window: PositiveSpan::from_millis(10 * BUCKET_MS),
+        open: PositiveSpan::from_millis(u64::from(pick(&[1, 70, 500]))),
+        probes: count(pick(&[1, 2, 5])),
+        ..Default::default()
+    };
+    let start = Instant::now();
+    let circuit = Circuit::new(start);
+    let closed = ModelState::Closed;
+    let mut model = Model { state: closed, era: 0, ended: Vec::new(), consecutive: 0 };
+    let mut millis = 0u64;
+    let mut out: Vec<(Token, (u32, bool))> = Vec::new();
+    let failing = Ratio::percent(pick(&[5, 40, 95]) as u8);
+
+    for step in 0..120 {
+        let now = start + Duration::from_millis(millis);
+        let drawn = if out.is_empty() { None } else { Some(random.below(out.len())) };
+        match (random.below(20), drawn) {
+            (0..8, _) | (8..16, None) => {
+                let would = circuit.admits(now, &config);
+                let got = circuit.admit(now, &config).ok();
+                let expected = model.admit(millis, &config);
+                let said = got.map(|admission| (admission.token.era, admission.token.probe));
+                assert_eq!(said, expected, "seed {seed}, step {step}: admit, {model:?}");
+                assert_eq!(would, expected.is_some(), "seed {seed}, step {step}: admits");
+                out.extend(got.map(|admission| admission.token).zip(expected));
+            }
+            (8..13, Some(i)) => {
+                let (token, known) = out.swap_remove(i);
+                let failed = random.chance(failing);
+                circuit.record(token, failed, now, &config);
+                model.record(known, failed, millis, &config);
+            }
+            (13..16, Some(i)) => {
+                let (token, known) = out.swap_remove(i);
+                circuit.release(token);
+                model.release(known);
+            }
+            (16..18, _) => millis += u64::from(pick(&[1, 30, 100, 600, 20_000])),
+            (18, _) => config.force = [Force::Auto, Force::Auto, Force::Open, Force::Closed][random.below(4)],
+            _ => config.probes = count(pick(&[1, 2, 5])),
+        }
+        let state = match model.state {
+            ModelState::Closed => State::Closed,
+            ModelState::Open { .. } => State::Open,
+            ModelState::HalfOpen { .. } => State::HalfOpen,
+        };
+        let (_, word) = circuit.load();
+        assert_eq!(word.phase.state(), state, "seed {seed}, step {step}: {model:?}");
+        if let Phase::HalfOpen { probing, .. } = word.phase {
+            let held = out.iter().filter(|(token, _)| token.era == word.era).count();
+            assert_eq!(held, probing as usize, "seed {seed}, step {step}: places and probes");
+        }
+    }
+
+    // Whatever is out stays out for ever: it must not matter.
+    (config.force, config.consecutive) = (Force::Auto, 0);
+    config.min_calls = count(1_000);
+    let now = start + Duration::from_millis(millis) + config.open.get() + PATIENCE;
+    for _ in 0..config.probes.get() {
+        let admission = circuit.admit(now, &config).unwrap_or_else(|_| panic!("seed {seed}: wedged"));
+        circuit.record(admission.token, false, now, &config);
+    }
+    assert_eq!(circuit.state(now, &config), State::Closed, "seed {seed}: wedged");
+}
+
+#[test]
+fn ten_thousand_schedules_go_as_in_the_model() {
+    (0..10_000).for_each(schedule);
+}

@@ -1,0 +1,194 @@
+//! Counts successes and failures over the latest stretch of time, without locks.
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+/// Calls and failures in a sliding window of ten buckets, so its far end moves in tenths.
+///
+/// Each bucket is one atomic word that says when it began. So the length of the window is an argument: a
+/// shorter one looks at fewer of the counts there are, a longer one goes on with those there are.
+#[derive(Debug, Default)]
+pub(super) struct Window([AtomicU64; BUCKETS]);
+
+/// What a window holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    /// Calls that count.
+    pub(super) calls: u32,
+    /// How many of them failed.
+    pub(super) failures: u32,
+}
+
+/// What one word says: 32 bits of when it began, 16 of each count.
+#[derive(Clone, Copy)]
+struct Bucket {
+    began: u32,
+    calls: u16,
+    failures: u16,
+}
+
+const BUCKETS: usize = 10;
+
+/// A window of more milliseconds than this (24 days) is one of these: half of what the clock can tell.
+const LONGEST: u64 = 1 << 31;
+
+/// How far one thread's clock may be behind another's, in milliseconds: more is a clock that wrapped.
+const BEHIND: u32 = 60_000;
+
+// === impl Window ===
+
+impl Window {
+    /// Counts a call that ended at `millis` on the caller's clock, in a window of this length.
+    pub(super) fn add(&self, failed: bool, millis: u64, length: Duration) {
+        let width = width(length);
+        let began = (millis / width * width) as u32;
+        let word = &self.0[(millis / width) as usize % BUCKETS];
+        // Whoever comes late, with an older `millis`, counts into what is there.
+        let _ = word.fetch_update(Relaxed, Relaxed, |word| {
+            let bucket = Bucket::unpack(word);
+            let current = bucket.began.wrapping_sub(began) <= BEHIND;
+            let bucket = if current { bucket } else { Bucket { began, calls: 0, failures: 0 } };
+            Some(bucket.plus(failed).pack())
+        });
+    }
+
+    /// What it holds at `millis`, looking back over `length`.
+    pub(super) fn tally(&self, millis: u64, length: Duration) -> Tally {
+        let length = width(length) * BUCKETS as u64;
+        let buckets = self.0.iter().map(|word| Bucket::unpack(word.load(Relaxed)));
+        buckets.filter(|bucket| u64::from(age(bucket.began, millis as u32)) < length).fold(
+            Tally::default(),
+            |sum, bucket| Tally {
+                calls: sum.calls + u32::from(bucket.calls),
+                failures: sum.failures + u32::from(bucket.failures),
+            },
+        )
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&self) {
+        self.0.iter().for_each(|word| word.store(0, Relaxed));
+    }
+}
+
+/// How long a bucket is open, in milliseconds: at least one.
+fn width(length: Duration) -> u64 {
+    u64::try_from(length.as_millis()).unwrap_or(u64::MAX).min(LONGEST).div_ceil(BUCKETS as u64).max(1)
+}
+
+/// Milliseconds from `began` to `now` on a clock that wraps after 49 days; 0 if `began` is later.
+fn age(began: u32, now: u32) -> u32 {
+    if began.wrapping_sub(now) <= BEHIND { 0 } else { now.wrapping_sub(began) }
+}
+
+// === impl Bucket ===
+
+impl Bucket {
+    fn unpack(word: u64) -> Self {
+        Bucket { began: (word >> 32) as u32, calls: (word >> 16) as u16, failures: word as u16 }
+    }
+
+    fn pack(self) -> u64 {
+        u64::from(self.began) << 32 | u64::from(self.calls) << 16 | u64::from(self.failures)
+    }
+
+    /// One call more. A full count halves both, which keeps their ratio.
+    fn plus(self, failed: bool) -> Self {
+        let Bucket { began, calls, failures } = match self.calls {
+            u16::MAX => Bucket { calls: self.calls / 2, failures: self.failures / 2, ..self },
+            _ => self,
+        };
+        Bucket { began, calls: calls + 1, failures: failures + u16::from(failed) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEN: Duration = Duration::from_secs(10);
+
+    /// One success at each of `at`, in seconds, then counts them at `now`.
+    #[track_caller]
+    fn check(at: &[u64], now: u64, length: Duration, expected: u32) {
+        let window = Window::default();
+        at.iter().for_each(|s| window.add(false, s * 1000, TEN));
+        assert_eq!(window.tally(now * 1000, length).calls, expected);
+    }
+
+    #[test]
+    fn slides() {
+        check(&[], 5, TEN, 0);
+        check(&[0, 1, 1, 9], 9, TEN, 4);
+        check(&[0, 1, 1, 9], 10, TEN, 3);
+        check(&[0, 1, 1, 9], 11, TEN, 1);
+        check(&[0, 1, 1, 9], 19, TEN, 0);
+        check(&[0, 10, 20], 20, TEN, 1);
+        check(&[50], 1_000_000, TEN, 0);
+    }
+
+    #[test]
+    fn another_length_looks_at_the_same_counts() {
+        check(&[0, 3, 6, 9], 9, Duration::from_secs(4), 2);
+        check(&[0, 3, 6, 9], 12, Duration::from_secs(30), 4);
+    }
+
+    #[test]
+    fn a_longer_length_goes_on_with_what_is_there() {
+        let window = Window::default();
+        (0..10).for_each(|s| window.add(true, s * 1000, TEN));
+        (10..12).for_each(|s| window.add(false, s * 1000, 3 * TEN));
+        let tally = window.tally(12_000, 3 * TEN);
+        assert!(tally.failures >= 9 && tally.calls - tally.failures == 2, "{tally:?}");
+    }
+
+    #[test]
+    fn counts_failures_apart() {
+        let window = Window::default();
+        (0..30).for_each(|i| window.add(i % 3 == 0, i, TEN));
+        assert_eq!(window.tally(30, TEN), Tally { calls: 30, failures: 10 });
+        window.clear();
+        assert_eq!(window.tally(30, TEN), Tally::default());
+    }
+
+    #[test]
+    fn a_late_call_counts_where_time_is() {
+        let window = Window::default();
+        window.add(true, 10_500, TEN);
+        window.add(true, 400, TEN);
+        assert_eq!(window.tally(10_500, TEN), Tally { calls: 2, failures: 2 });
+    }
+
+    #[test]
+    fn full_counts_keep_their_ratio() {
+        let window = Window::default();
+        (0..200_000).for_each(|i| window.add(i % 4 == 0, 5, TEN));
+        let Tally { calls, failures } = window.tally(5, TEN);
+        assert!(calls > 30_000);
+        assert!((f64::from(failures) / f64::from(calls) - 0.25).abs() < 0.001);
+    }
+
+    #[test]
+    fn clocks_wrap() {
+        let (window, near) = (Window::default(), u64::from(u32::MAX) - 2_000);
+        window.add(true, near, TEN);
+        window.add(true, near + 4_000, TEN);
+        assert_eq!(window.tally(near + 4_000, TEN).calls, 2);
+    }
+
+    #[test]
+    fn the_longest_window() {
+        let window = Window::default();
+        window.add(true, 7, Duration::MAX);
+        assert_eq!(window.tally(1 << 30, Duration::MAX).failures, 1);
+    }
+
+    #[test]
+    fn the_shortest_window() {
+        let window = Window::default();
+        window.add(true, 7, Duration::from_micros(1));
+        assert_eq!(window.tally(7, Duration::from_micros(1)).failures, 1);
+        assert_eq!(window.tally(17, Duration::from_micros(1)).failures, 0);
+    }
+}
