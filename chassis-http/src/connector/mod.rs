@@ -1,0 +1,173 @@
+//! Byte streams, by address: what connections are made of, on both sides, before HTTP begins.
+//!
+//! TLS goes in here: a [`Connector`] around another one on the client, an [`Acceptor`] on the server.
+mod memory;
+mod network;
+
+use std::{
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+pub use self::{
+    memory::{Fate, MemoryListener, MemoryNetwork},
+    network::Network,
+};
+
+/// Opens a stream to an address. Object-safe; must be cancel-safe: the caller bounds the time.
+///
+/// ```
+/// use std::io;
+/// use chassis_http::connector::{Connector, Network, Stream};
+///
+/// /// Sends everybody to one place.
+/// struct Always(Network, String);
+///
+/// #[async_trait::async_trait]
+/// impl Connector for Always {
+///     async fn connect(&self, _address: &str) -> io::Result<Stream> {
+///         self.0.connect(&self.1).await
+///     }
+/// }
+/// ```
+#[async_trait]
+pub trait Connector: Send + Sync + 'static {
+    /// A stream to `address`: `host:port`, `unix:/path`, `memory:name`, or what else it understands.
+    async fn connect(&self, address: &str) -> io::Result<Stream>;
+}
+
+/// Takes in the streams that others open.
+#[async_trait]
+pub trait Listener: Send + 'static {
+    /// The next stream. Must be cancel-safe. An error says nothing of the one after it.
+    async fn accept(&mut self) -> io::Result<Stream>;
+
+    /// The address it is bound to, as a [`Connector`] would take it.
+    fn address(&self) -> String;
+}
+
+/// Turns an accepted stream into the one HTTP is spoken on: TLS, a PROXY header. It runs in the
+/// connection's own task, and the server bounds its time.
+#[async_trait]
+pub trait Acceptor: Send + Sync + 'static {
+    /// The stream to speak HTTP on.
+    async fn accept(&self, stream: Stream) -> io::Result<Stream>;
+}
+
+/// No TLS: the stream as it came.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plain;
+
+/// A connection's bytes, and who is at the other end.
+pub struct Stream {
+    io: Pin<Box<dyn Io>>,
+    peer: Peer,
+}
+
+/// Who is at the other end of a connection. On a server, an extension of each request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Peer {
+    /// By TCP.
+    Tcp(SocketAddr),
+    /// By a Unix socket, which has no addresses.
+    Unix,
+    /// Within this process, by name.
+    Memory(Arc<str>),
+}
+
+/// What a [`Stream`] is made of.
+pub trait Io: AsyncRead + AsyncWrite + Send + 'static {}
+impl<T: AsyncRead + AsyncWrite + Send + 'static> Io for T {}
+
+// === impl Plain ===
+
+#[async_trait]
+impl Acceptor for Plain {
+    async fn accept(&self, stream: Stream) -> io::Result<Stream> {
+        Ok(stream)
+    }
+}
+
+// === impl Stream ===
+
+impl Stream {
+    /// `io`, with `peer` at its other end.
+    pub fn new(io: impl Io, peer: Peer) -> Self {
+        Stream { io: Box::pin(io), peer }
+    }
+
+    /// Who is at the other end.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        to: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.io.as_mut().poll_read(cx, to)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.io.as_mut().poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io.as_mut().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io.as_mut().poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.io.as_mut().poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+// === impl Peer ===
+
+impl Peer {
+    /// The address without the port, where there is one.
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self {
+            Peer::Tcp(address) => Some(address.ip()),
+            Peer::Unix | Peer::Memory(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Tcp(address) => address.fmt(f),
+            Peer::Unix => f.write_str("unix"),
+            Peer::Memory(name) => write!(f, "memory:{name}"),
+        }
+    }
+}

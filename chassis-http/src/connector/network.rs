@@ -1,0 +1,190 @@
+//! The streams there are by default: TCP, Unix sockets, and within the process.
+use std::io;
+
+use async_trait::async_trait;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+use super::{Connector, Listener, MemoryNetwork, Peer, Stream};
+
+/// Connects and listens by the form of the address: `host:port`, `unix:/path` or `memory:name`.
+///
+/// Clones share the in-memory part; two networks that were made apart do not see each other there.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> std::io::Result<()> {
+/// use chassis_http::connector::{Connector, Network};
+///
+/// let network = Network::default();
+/// let mut listener = network.bind("memory:stock").await?;
+/// let client = network.connect("memory:stock").await?;
+/// assert_eq!(listener.accept().await?.peer().to_string(), "memory:stock");
+/// # drop(client);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Network {
+    memory: MemoryNetwork,
+}
+
+/// Where an address leads.
+enum Address<'a> {
+    Tcp(&'a str),
+    Unix(&'a str),
+    Memory(&'a str),
+}
+
+struct Tcp(TcpListener);
+
+struct Unix {
+    listener: UnixListener,
+    path: String,
+}
+
+// === impl Network ===
+
+impl Network {
+    /// With the in-memory part that others use too.
+    pub fn with_memory(memory: MemoryNetwork) -> Self {
+        Network { memory }
+    }
+
+    /// The in-memory part.
+    pub fn memory(&self) -> &MemoryNetwork {
+        &self.memory
+    }
+
+    /// Listens at `address`; port 0 takes a free one. A Unix socket that nobody listens at any more
+    /// is replaced.
+    pub async fn bind(&self, address: &str) -> io::Result<Box<dyn Listener>> {
+        Ok(match Address::of(address) {
+            Address::Tcp(address) => Box::new(Tcp(TcpListener::bind(address).await?)),
+            Address::Unix(path) => Box::new(Unix::bind(path).await?),
+            Address::Memory(name) => Box::new(self.memory.listen(name)?),
+        })
+    }
+}
+
+#[async_trait]
+impl Connector for Network {
+    async fn connect(&self, address: &str) -> io::Result<Stream> {
+        match Address::of(address) {
+            Address::Tcp(address) => tcp(TcpStream::connect(address).await?),
+            Address::Unix(path) => Ok(Stream::new(UnixStream::connect(path).await?, Peer::Unix)),
+            Address::Memory(name) => self.memory.connect(name).await,
+        }
+    }
+}
+
+// === impl Address ===
+
+impl<'a> Address<'a> {
+    fn of(address: &'a str) -> Self {
+        if let Some(path) = address.strip_prefix("unix:") {
+            Address::Unix(path)
+        } else if let Some(name) = address.strip_prefix("memory:") {
+            Address::Memory(name)
+        } else {
+            Address::Tcp(address)
+        }
+    }
+}
+
+/// Calls are small and wait for each other: no delay in the hope of more to send.
+fn tcp(stream: TcpStream) -> io::Result<Stream> {
+    stream.set_nodelay(true)?;
+    let peer = Peer::Tcp(stream.peer_addr()?);
+    Ok(Stream::new(stream, peer))
+}
+
+// === impl Tcp ===
+
+#[async_trait]
+impl Listener for Tcp {
+    async fn accept(&mut self) -> io::Result<Stream> {
+        tcp(self.0.accept().await?.0)
+    }
+
+    fn address(&self) -> String {
+        self.0.local_addr().map_or_else(|_| String::from("unknown"), |address| address.to_string())
+    }
+}
+
+// === impl Unix ===
+
+impl Unix {
+    async fn bind(path: &str) -> io::Result<Self> {
+        let bound = match UnixListener::bind(path) {
+            Err(taken) if taken.kind() == io::ErrorKind::AddrInUse => {
+                match UnixStream::connect(path).await {
+                    Err(dead) if dead.kind() == io::ErrorKind::ConnectionRefused => {
+                        std::fs::remove_file(path)?;
+                        UnixListener::bind(path)
+                    }
+                    _ => Err(taken),
+                }
+            }
+            bound => bound,
+        };
+        Ok(Unix { listener: bound?, path: path.to_owned() })
+    }
+}
+
+#[async_trait]
+impl Listener for Unix {
+    async fn accept(&mut self) -> io::Result<Stream> {
+        Ok(Stream::new(self.listener.accept().await?.0, Peer::Unix))
+    }
+
+    fn address(&self) -> String {
+        format!("unix:{}", self.path)
+    }
+}
+
+impl Drop for Unix {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    async fn check(address: &str) {
+        let network = Network::default();
+        let mut listener = network.bind(address).await.unwrap();
+        let mut client = network.connect(&listener.address()).await.unwrap();
+        let mut server = listener.accept().await.unwrap();
+        client.write_all(b"ping").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut got = String::new();
+        server.read_to_string(&mut got).await.unwrap();
+        assert_eq!(got, "ping");
+    }
+
+    #[tokio::test]
+    async fn carries_bytes_by_tcp_unix_and_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        check("127.0.0.1:0").await;
+        check(&format!("unix:{}", folder.path().join("socket").display())).await;
+        check("memory:stock").await;
+    }
+
+    #[tokio::test]
+    async fn a_dead_unix_socket_is_replaced_and_a_live_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let address = format!("unix:{}", path.display());
+        let network = Network::default();
+        let live = network.bind(&address).await.unwrap();
+        let taken = network.bind(&address).await.err().unwrap();
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+        drop(live);
+        assert!(!path.exists());
+    }
+}

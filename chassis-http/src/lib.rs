@@ -1,0 +1,2 @@
+//! The HTTP transport of chassis: client pools and accept loop over hyper, the REST adapter, axum routers.
+pub mod connector;
