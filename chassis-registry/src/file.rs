@@ -1,0 +1,327 @@
+//! A document of instances that something else writes: a deployment script, a sidecar, a person.
+//!
+//! The file is looked at every `poll`, at most once for all who watch, and parsed only when its content is
+//! another. There is no task: watching does the work, and when nobody watches none is done.
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs::{self, File},
+    hash::{DefaultHasher, Hasher},
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use async_trait::async_trait;
+use chassis_core::{
+    registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
+    units::PositiveSpan,
+};
+use serde::Deserialize;
+use tokio::{
+    sync::Mutex,
+    task::{JoinHandle, spawn_blocking},
+    time::{Instant, Interval, MissedTickBehavior, interval},
+};
+
+/// Where the document is: the `registry` table when its `kind` is `file`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileConfig {
+    /// The document. It may not be there yet.
+    pub path: PathBuf,
+    /// How often the file is looked at. Default `1s`.
+    #[serde(default = "one_second")]
+    pub poll: PositiveSpan,
+}
+
+/// Tells what a document says, and follows it.
+///
+/// The document is JSON. `services` must be there, and no other key beside it:
+///
+/// ```json
+/// { "services": {
+///     "stock": [
+///       { "id": "a", "addresses": { "grpc": "10.0.0.5:50051", "http": "10.0.0.5:8080" } },
+///       { "id": "b", "addresses": { "grpc": "10.0.0.6:50051" }, "version": "1.4.0", "zone": "eu-1a",
+///         "weight": 2, "labels": { "track": "canary" } } ],
+///     "resting": [],
+///     "retired": null
+/// } }
+/// ```
+///
+/// | in the document | is told as |
+/// |---|---|
+/// | a list | these instances |
+/// | `[]`, or no longer named | no instances; those who call it may hold on to the last ones for a while |
+/// | `null` | deleted: believed at once |
+/// | never named | unknown |
+///
+/// An instance that makes no sense (port 0, no id, an id given before, an unknown key, another service's
+/// name) is refused with a warning; the rest is used. A document that can't be read whole (half-written,
+/// gone, no JSON, over 64 MiB) is an error, told once: no news until it can be read again. Best written
+/// under another name and renamed.
+///
+/// Registering is accepted and changes nothing: the document is not ours to write.
+///
+/// ```
+/// use chassis_registry::{FileConfig, FileRegistry};
+///
+/// let registry = FileRegistry::new(FileConfig::at("/etc/shop/instances.json"));
+/// ```
+#[derive(Clone)]
+pub struct FileRegistry {
+    config: Arc<FileConfig>,
+    last: Arc<Mutex<Last>>,
+}
+
+struct FileWatcher {
+    registry: FileRegistry,
+    service: String,
+    tick: Interval,
+    /// The tick was heard, and what it was for not done yet.
+    due: bool,
+    /// The service was named in the document before.
+    heard: bool,
+    answered: Option<Result<Membership, Arc<str>>>,
+}
+
+/// The last look at the file.
+#[derive(Default)]
+struct Last {
+    at: Option<Instant>,
+    /// A look that has begun; it outlives the future that began it.
+    looking: Option<JoinHandle<Look>>,
+    look: Look,
+}
+
+/// The file as it stood, and what was in it.
+#[derive(Clone)]
+struct Look {
+    stamp: Option<Stamp>,
+    hash: u64,
+    content: Result<Arc<Services>, Arc<str>>,
+}
+
+/// What changes when somebody writes the file, unless they write twice within the clock's resolution.
+#[derive(Clone, PartialEq, Eq)]
+struct Stamp {
+    modified: SystemTime,
+    length: u64,
+    settled: bool,
+}
+
+type Services = BTreeMap<String, Option<Vec<Instance>>>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    /// Values of any shape, so that a bad one spoils nothing but itself.
+    services: BTreeMap<String, Option<Vec<serde_json::Value>>>,
+}
+
+/// A document of 10⁵ instances has about 20 MB.
+const MAX_LENGTH: u64 = 64 << 20;
+/// A file this old when it was read can't have been written again with the same time. File systems tell
+/// times to 2 s at worst (FAT).
+const SETTLED: Duration = Duration::from_secs(2);
+/// Warnings a document, so that 10⁵ bad entries don't fill the log.
+const MAX_WARNINGS: usize = 10;
+
+// === impl FileConfig ===
+
+impl FileConfig {
+    /// The document at `path`, looked at every second.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        FileConfig { path: path.into(), poll: one_second() }
+    }
+}
+
+fn one_second() -> PositiveSpan {
+    PositiveSpan::from_millis(1000)
+}
+
+// === impl FileRegistry ===
+
+impl FileRegistry {
+    /// Touches nothing until somebody watches.
+    pub fn new(config: FileConfig) -> Self {
+        FileRegistry { config: Arc::new(config), last: Arc::default() }
+    }
+
+    /// The content as it is now, or was when another watcher looked within half a `poll`.
+    async fn content(&self) -> Result<Arc<Services>, Arc<str>> {
+        let mut last = self.last.lock().await;
+        let Last { at, looking, look } = &mut *last;
+        if at.is_none_or(|at| at.elapsed() >= self.config.poll.get() / 2) {
+            let begin = || {
+                let (config, before) = (self.config.clone(), look.clone());
+                spawn_blocking(move || before.again(&config.path))
+            };
+            let result = looking.get_or_insert_with(begin).await;
+            *looking = None;
+            *at = Some(Instant::now());
+            *look = result.unwrap_or_else(|e| Look::failed(None, 0, format!("reading was interrupted: {e}")));
+        }
+        look.content.clone()
+    }
+}
+
+#[async_trait]
+impl Registry for FileRegistry {
+    fn name(&self) -> &str {
+        "file"
+    }
+
+    async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
+        crate::elsewhere::register(&instance, self.name())
+    }
+
+    async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
+        let mut tick = interval(self.config.poll.get());
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (registry, service) = (self.clone(), service.to_string());
+        Ok(Box::new(FileWatcher { registry, service, tick, due: false, heard: false, answered: None }))
+    }
+
+    async fn services(&self) -> Vec<String> {
+        let services = self.content().await.unwrap_or_default();
+        services.iter().filter(|(_, all)| all.is_some()).map(|(service, _)| service.clone()).collect()
+    }
+}
+
+// === impl FileWatcher ===
+
+#[async_trait]
+impl Watcher for FileWatcher {
+    async fn next(&mut self) -> Result<Membership, RegistryError> {
+        loop {
+            if !self.due {
+                self.tick.tick().await; // the first one is over at once
+                self.due = true;
+            }
+            let news = self.registry.content().await.map(|services| self.membership(&services));
+            self.due = false;
+            self.heard |= news.as_ref().is_ok_and(|news| *news != Membership::Unknown);
+            if self.answered.as_ref() != Some(&news) {
+                self.answered = Some(news.clone());
+                return news.map_err(|why| RegistryError::new(&*why));
+            }
+        }
+    }
+}
+
+impl FileWatcher {
+    fn membership(&self, services: &Services) -> Membership {
+        match services.get(&self.service) {
+            Some(Some(all)) => Membership::Known(all.clone()),
+            Some(None) => Membership::Deleted,
+            None if self.heard => Membership::Known(Vec::new()),
+            None => Membership::Unknown,
+        }
+    }
+}
+
+// === impl Look ===
+
+impl Default for Look {
+    fn default() -> Self {
+        Look::failed(None, 0, "not looked at yet".into())
+    }
+}
+
+impl Look {
+    fn failed(stamp: Option<Stamp>, hash: u64, why: String) -> Self {
+        Look { stamp, hash, content: Err(why.into()) }
+    }
+
+    /// Looks again; does no more than the change of the file demands.
+    fn again(self, path: &Path) -> Look {
+        match self.read(path) {
+            Ok(look) => look,
+            Err(why) => Look::failed(None, 0, format!("{}: {why}", path.display())),
+        }
+    }
+
+    fn read(self, path: &Path) -> Result<Look, String> {
+        let stamp = Stamp::of(&fs::metadata(path).map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
+        if stamp.settled && self.stamp.as_ref() == Some(&stamp) {
+            return Ok(self);
+        }
+        if stamp.length > MAX_LENGTH {
+            return Err(format!("{} bytes are more than {MAX_LENGTH}", stamp.length));
+        }
+        let mut text = Vec::new();
+        let file = File::open(path).map_err(|e| e.to_string())?;
+        file.take(MAX_LENGTH).read_to_end(&mut text).map_err(|e| e.to_string())?;
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&text);
+        let (hash, stamp) = (hasher.finish(), Some(stamp));
+        if self.stamp.is_some() && self.hash == hash {
+            return Ok(Look { stamp, ..self });
+        }
+        Ok(match parse(&text) {
+            Ok(services) => Look { stamp, hash, content: Ok(Arc::new(services)) },
+            Err(why) => Look::failed(stamp, hash, format!("{}: {why}", path.display())),
+        })
+    }
+}
+
+impl Stamp {
+    fn of(metadata: &fs::Metadata) -> std::io::Result<Stamp> {
+        if !metadata.is_file() {
+            return Err(std::io::Error::other("not a file")); // a pipe would block whoever reads it
+        }
+        let modified = metadata.modified()?;
+        let settled = SystemTime::now().duration_since(modified).is_ok_and(|age| age >= SETTLED);
+        Ok(Stamp { modified, length: metadata.len(), settled })
+    }
+}
+
+fn parse(text: &[u8]) -> Result<Services, serde_json::Error> {
+    let document: Document = serde_json::from_slice(text)?;
+    let mut refused = 0;
+    let mut services = Services::new();
+    for (service, written) in document.services {
+        let all = written.map(|written| sift(&service, written, &mut refused));
+        services.insert(service, all);
+    }
+    if refused > MAX_WARNINGS {
+        tracing::warn!(refused, "more instances were refused than are named here");
+    }
+    Ok(services)
+}
+
+/// Those that make sense; of several with one id the first.
+fn sift(service: &str, written: Vec<serde_json::Value>, refused: &mut usize) -> Vec<Instance> {
+    let mut ids = HashSet::with_capacity(written.len());
+    let mut instances = Vec::with_capacity(written.len());
+    for (at, value) in written.into_iter().enumerate() {
+        match instance(service, value) {
+            Ok(instance) if ids.insert(instance.id.clone()) => instances.push(instance),
+            other => {
+                *refused += 1;
+                if *refused <= MAX_WARNINGS {
+                    let why = match other {
+                        Ok(instance) => format!("another instance has the id `{}`", instance.id),
+                        Err(why) => why.to_string(),
+                    };
+                    tracing::warn!(%service, at, %why, "instance refused");
+                }
+            }
+        }
+    }
+    instances
+}
+
+fn instance(service: &str, value: serde_json::Value) -> Result<Instance, RegistryError> {
+    let mut instance = Instance::deserialize(value).map_err(|e| RegistryError::new(e.to_string()))?;
+    if instance.service.is_empty() {
+        instance.service = service.into();
+    }
+    if instance.service != service {
+        return Err(RegistryError::new(format!("it says it belongs to `{}`", instance.service)));
+    }
+    instance.check()?;
+    Ok(instance)
+}

@@ -1,0 +1,250 @@
+//! The directory that lease files live in, and what a service or an instance is called in it.
+use std::{
+    env,
+    ffi::OsString,
+    fs::{self, DirBuilder, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU64, Ordering},
+    time::SystemTime,
+};
+
+use chassis_core::registry::RegistryError;
+
+/// A directory that nobody but this user can write to or read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Dir {
+    path: PathBuf,
+    /// This process's user, as the kernel notes it on new files.
+    user: u32,
+}
+
+/// File names end at 255 bytes nearly everywhere; leaves room for `.json`.
+const MAX_NAME: usize = 240;
+
+// === impl Dir ===
+
+impl Dir {
+    /// `$XDG_RUNTIME_DIR/chassis`, which goes when the user logs out; where that is not set or another
+    /// user's (as under `sudo -E`), `chassis-<uid>` in the directory for temporary files.
+    pub(super) fn default_path() -> Result<PathBuf, RegistryError> {
+        default_path(env::var_os("XDG_RUNTIME_DIR"), &env::temp_dir())
+    }
+
+    /// Makes the directory unless it is there, and makes sure that it is ours alone.
+    pub(super) fn open(path: &Path) -> Result<Dir, RegistryError> {
+        let path: PathBuf = path.components().collect(); // no trailing slash, which would follow a symlink
+        let failed = |e: io::Error| unusable(&path, "can't be written to").with_source(e);
+        DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
+        let metadata = fs::symlink_metadata(&path).map_err(failed)?;
+        // Looked at before anything is written there, and again with the user known.
+        refuse(&metadata, metadata.uid()).map_err(|why| unusable(&path, why))?;
+        let user = user_of_new_files(&path).map_err(failed)?;
+        let dir = Dir { path, user };
+        dir.check()?;
+        Ok(dir)
+    }
+
+    /// Is it still the directory it was? Anybody may put another one in the place of one that was removed.
+    /// One that is missing is no danger.
+    pub(super) fn check(&self) -> Result<(), RegistryError> {
+        match fs::symlink_metadata(&self.path) {
+            Ok(metadata) => refuse(&metadata, self.user).map_err(|why| unusable(&self.path, why)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(unusable(&self.path, "can't be read").with_source(e)),
+        }
+    }
+
+    /// Where the lease files of `service` are.
+    pub(super) fn service(&self, service: &str) -> Result<PathBuf, RegistryError> {
+        Ok(self.path.join(file_name(service)?))
+    }
+
+    /// Where the lease file of an instance is.
+    pub(super) fn instance(&self, service: &str, id: &str) -> Result<PathBuf, RegistryError> {
+        Ok(self.service(service)?.join(format!("{}.json", file_name(id)?)))
+    }
+
+    /// The services that have a directory, whether or not anything lives in it.
+    pub(super) fn services(&self) -> Result<Vec<String>, RegistryError> {
+        self.check()?;
+        let entries = match fs::read_dir(&self.path) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(unusable(&self.path, "can't be read").with_source(e)),
+        };
+        Ok(entries.flatten().filter_map(|entry| name(entry.file_name().to_str()?)).collect())
+    }
+}
+
+fn default_path(runtime_dir: Option<OsString>, temp_dir: &Path) -> Result<PathBuf, RegistryError> {
+    if let Some(runtime_dir) = runtime_dir.map(PathBuf::from).filter(|dir| dir.is_absolute()) {
+        let user = user_of_new_files(&runtime_dir).ok();
+        if user.is_some() && user == fs::metadata(&runtime_dir).map(|m| m.uid()).ok() {
+            return Ok(runtime_dir.join("chassis"));
+        }
+    }
+    let user = user_of_new_files(temp_dir).map_err(|e| {
+        RegistryError::new(format!("{} can't be written to", temp_dir.display())).with_source(e)
+    })?;
+    Ok(temp_dir.join(format!("chassis-{user}")))
+}
+
+fn unusable(path: &Path, why: &str) -> RegistryError {
+    RegistryError::new(format!(
+        "the directory {} {why}; name another one in `registry: {{ dir }}`",
+        path.display()
+    ))
+}
+
+fn refuse(metadata: &fs::Metadata, user: u32) -> Result<(), &'static str> {
+    match metadata {
+        m if m.is_symlink() => Err("is a symbolic link"),
+        m if !m.is_dir() => Err("is no directory"),
+        m if m.uid() != user => Err("belongs to another user"),
+        m if m.mode() & 0o077 != 0 => Err("is open to others (chmod 700 it)"),
+        _ => Ok(()),
+    }
+}
+
+/// The standard library can't tell who we are; the owner of a file we make can.
+fn user_of_new_files(dir: &Path) -> io::Result<u32> {
+    let path = temp_path(dir);
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+    let user = file.metadata().map(|metadata| metadata.uid());
+    fs::remove_file(&path)?;
+    user
+}
+
+/// A path nobody else uses, told apart from every entry by its leading dot. The time is in it since process
+/// ids come again, in a container nearly always.
+pub(super) fn temp_path(dir: &Path) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let (process, number) = (process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_nanos());
+    dir.join(format!("{TEMP_PREFIX}{process}-{number}-{now}"))
+}
+
+pub(super) const TEMP_PREFIX: &str = ".tmp-chassis-";
+
+// === names ===
+
+/// `name` as one component of a path: `%XX` for every byte that is no letter, digit, `-`, `_` or inner `.`.
+pub(super) fn file_name(name: &str) -> Result<String, RegistryError> {
+    let mut encoded = String::with_capacity(name.len());
+    for (at, byte) in name.bytes().enumerate() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => encoded.push(byte.into()),
+            b'.' if at > 0 => encoded.push('.'),
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    match encoded.len() {
+        0 => Err(RegistryError::new("an empty name")),
+        1..=MAX_NAME => Ok(encoded),
+        _ => Err(RegistryError::new(format!("the name `{}…` is too long for a file", start(name)))),
+    }
+}
+
+fn start(name: &str) -> String {
+    name.chars().take(32).collect()
+}
+
+/// The name that [`file_name`] made `encoded` of; `None` if it made it of none.
+fn name(encoded: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(encoded.len());
+    let mut rest = encoded.as_bytes();
+    while let [byte, after @ ..] = rest {
+        rest = after;
+        bytes.push(match byte {
+            b'%' => {
+                let digits = std::str::from_utf8(rest.get(..2)?).ok()?;
+                rest = &rest[2..];
+                u8::from_str_radix(digits, 16).ok()?
+            }
+            byte => *byte,
+        });
+    }
+    let name = String::from_utf8(bytes).ok()?;
+    (file_name(&name).ok()? == encoded).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn every_name_is_one_component_of_a_path_and_comes_back() {
+        let dots = ["..", ".", "../x", ".hidden", "a.b.C"];
+        let slashes = ["/", "/etc/passwd", "a/b", "a\\b", "~"];
+        let odd = ["stock", "a\0b", "%", "%2e", "naïve 名", "new\nline", "*", " "];
+        for plain in dots.into_iter().chain(slashes).chain(odd) {
+            let encoded = file_name(plain).unwrap();
+            assert_eq!(Path::new(&encoded).components().count(), 1, "{encoded}");
+            assert!(!encoded.starts_with('.') && !encoded.contains(['/', '\0']), "{encoded}");
+            assert_eq!(name(&encoded).as_deref(), Some(plain));
+        }
+        assert_eq!(file_name("stock.v1.Stock").unwrap(), "stock.v1.Stock");
+        assert_eq!(file_name("../x").unwrap(), "%2E.%2Fx");
+        for none in ["%", "%2", "%zz", "%41", ".tmp-chassis-1-1", "a b", "%FF", ""] {
+            assert_eq!(name(none), None, "{none}");
+        }
+        assert!(file_name("").is_err());
+        assert!(file_name(&"x".repeat(240)).is_ok());
+        assert!(file_name(&"x".repeat(241)).unwrap_err().to_string().contains("too long"));
+    }
+
+    #[test]
+    fn a_new_directory_is_ours_alone() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("run/chassis");
+        let dir = Dir::open(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(Dir::open(&path).unwrap(), dir);
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 0, "nothing is left behind");
+    }
+
+    #[test]
+    fn a_directory_that_others_can_reach_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("chassis");
+        let dir = Dir::open(&path).unwrap();
+        for mode in [0o750, 0o705, 0o701, 0o777] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            assert!(Dir::open(&path).unwrap_err().to_string().contains("is open to others"), "{mode:o}");
+            assert!(dir.check().is_err(), "{mode:o}, later");
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        let another = Dir { user: dir.user + 1, ..dir };
+        assert!(another.check().unwrap_err().to_string().contains("belongs to another user"));
+
+        symlink(&path, temp.path().join("link")).unwrap();
+        for link in ["link", "link/"] {
+            let refused = Dir::open(&temp.path().join(link)).unwrap_err();
+            assert!(refused.to_string().contains("is a symbolic link"), "{refused}");
+        }
+        fs::write(temp.path().join("file"), "").unwrap();
+        assert!(Dir::open(&temp.path().join("file")).is_err());
+    }
+
+    #[test]
+    fn the_default_is_the_users_own() {
+        let temp = tempfile::tempdir().unwrap();
+        let runtime = temp.path().join("runtime");
+        fs::create_dir(&runtime).unwrap();
+        let user = fs::metadata(&runtime).unwrap().uid();
+        let fallback = temp.path().join(format!("chassis-{user}"));
+
+        let path = |runtime: Option<&Path>| default_path(runtime.map(Into::into), temp.path()).unwrap();
+        assert_eq!(path(Some(&runtime)), runtime.join("chassis"));
+        assert_eq!(path(None), fallback);
+        assert_eq!(path(Some(Path::new("/nowhere/to/be/found"))), fallback);
+        assert_eq!(path(Some(Path::new("relative"))), fallback);
+        assert!(default_path(None, Path::new("/nowhere/to/be/found")).is_err());
+    }
+}

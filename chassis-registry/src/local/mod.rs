@@ -1,0 +1,287 @@
+//! Lease files in a directory of the user's: the registry that needs nothing installed.
+//!
+//! - `dir`: which directory, who may reach it, and names that are safe in it;
+//! - `lease`: the file of one instance, from its start to its end, however it ends;
+//! - `scan`: one look at the files of a service.
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use chassis_core::{
+    registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
+    units::PositiveSpan,
+};
+use serde::Deserialize;
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::{Instant, Interval, MissedTickBehavior, interval, interval_at, sleep},
+};
+
+use self::{
+    dir::Dir,
+    lease::{Entry, Lease, Refused},
+    scan::Scan,
+};
+
+mod dir;
+mod lease;
+mod scan;
+
+/// Where lease files live and how long they hold: the `registry` table when its `kind` is `local`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LocalConfig {
+    /// The directory. Default `$XDG_RUNTIME_DIR/chassis`, or else `chassis-<uid>` in the directory for
+    /// temporary files. It is made with mode 0700; one that others can reach is refused.
+    pub dir: Option<PathBuf>,
+    /// How long an instance is believed in that doesn't renew its lease, which it does every third of this.
+    /// Only for processes that hang: those that end are missed at the next `poll`. Default `10s`.
+    pub lease: PositiveSpan,
+    /// How often a watcher looks. Default `200ms`.
+    pub poll: PositiveSpan,
+}
+
+/// Tells which processes of this user, on this machine, run a service.
+///
+/// An instance is a file, `<dir>/<service>/<id>.json`, that its process holds a lock on; so a process that
+/// is killed is missed within two `poll`s, and its file removed by whoever sees it. One that hangs is left
+/// out when its lease has run out, or as soon as it does not renew it and its address refuses connections.
+///
+/// An id that another running process (or this one) has registered is refused. The first answer of a
+/// watcher is `Unknown` where nobody runs; when the last instance goes it is an empty list; never `Deleted`.
+///
+/// Names may hold anything; those longer than 240 bytes, a byte that is no letter or digit counting three,
+/// are refused. The directory must be on a file system with locks and hard links: any but FAT.
+///
+/// ```
+/// use chassis_core::registry::{Instance, Membership, Registry};
+/// use chassis_registry::{LocalConfig, LocalRegistry};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let temp = tempfile::tempdir()?;
+/// # let dir = Some(temp.path().join("chassis"));
+/// let registry = LocalRegistry::new(LocalConfig { dir, ..LocalConfig::default() });
+/// let stock = Instance::new("stock", "a").with_address("grpc", "127.0.0.1:50051");
+/// let registration = registry.register(stock.clone()).await?;
+///
+/// let mut watcher = registry.watch("stock").await?;
+/// assert_eq!(watcher.next().await?, Membership::Known(vec![stock]));
+/// registration.deregister().await?;
+/// assert_eq!(watcher.next().await?, Membership::Known(vec![]));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct LocalRegistry {
+    config: Arc<LocalConfig>,
+}
+
+struct LocalRegistration {
+    lease: Arc<Lease>,
+    renewal: JoinHandle<()>,
+}
+
+struct LocalWatcher {
+    dir: Dir,
+    tick: Interval,
+    service: String,
+    path: PathBuf,
+    /// Taken by the look that is under way.
+    scan: Option<Scan>,
+    /// Outlives the future that began it, so that dropping that loses nothing.
+    looking: Option<JoinHandle<(Scan, Result<(), RegistryError>)>>,
+    /// There was an instance before.
+    heard: bool,
+    answered: Option<Result<Vec<Instance>, String>>,
+}
+
+/// How often an id is tried for that seems taken: whoever looks at a dead process's file locks it for a moment.
+const TRIES: usize = 5;
+
+// === impl LocalConfig ===
+
+impl Default for LocalConfig {
+    fn default() -> Self {
+        LocalConfig {
+            dir: None,
+            lease: PositiveSpan::from_millis(10_000),
+            poll: PositiveSpan::from_millis(200),
+        }
+    }
+}
+
+// === impl LocalRegistry ===
+
+impl LocalRegistry {
+    /// Touches nothing until somebody registers or watches.
+    pub fn new(config: LocalConfig) -> Self {
+        LocalRegistry { config: Arc::new(config) }
+    }
+
+    async fn open(&self) -> Result<Dir, RegistryError> {
+        let config = self.config.clone();
+        blocking(move || match &config.dir {
+            Some(path) => Dir::open(path),
+            None => Dir::open(&Dir::default_path()?),
+        })
+        .await
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
+) -> Result<T, RegistryError> {
+    spawn_blocking(work).await.map_err(|e| RegistryError::new("interrupted").with_source(e))?
+}
+
+#[async_trait]
+impl Registry for LocalRegistry {
+    fn name(&self) -> &str {
+        "local"
+    }
+
+    async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
+        crate::check(&instance)?;
+        let path = self.open().await?.instance(&instance.service, &instance.id)?;
+        let what = format!("instance `{}` of `{}`, {}", instance.id, instance.service, path.display());
+        let lease = self.config.lease.get();
+        let entry = Arc::new(Entry::new(instance, lease));
+        let mut tries = TRIES;
+        loop {
+            let (path, entry) = (path.clone(), entry.clone());
+            // Should this future be dropped meanwhile, the lease is dropped when it comes.
+            match blocking(move || Ok(Lease::take(path, &entry))).await? {
+                Ok(taken) => return Ok(Box::new(LocalRegistration::new(taken, lease / 3))),
+                Err(Refused::Taken) if tries > 1 => tries -= 1,
+                Err(Refused::Io(e)) => {
+                    return Err(RegistryError::new(format!("{what} can't be written")).with_source(e));
+                }
+                Err(taken) => return Err(RegistryError::new(format!("{what}: {taken}"))),
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
+        let dir = self.open().await?;
+        let (service, path) = (service.to_string(), dir.service(service)?);
+        let mut tick = interval(self.config.poll.get());
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (scan, looking, heard, answered) = (None, None, false, None);
+        Ok(Box::new(LocalWatcher { dir, tick, service, path, scan, looking, heard, answered }))
+    }
+
+    async fn services(&self) -> Vec<String> {
+        let Ok(dir) = self.open().await else { return Vec::new() };
+        let live = blocking(move || {
+            let mut services = dir.services()?;
+            services.sort();
+            services.retain(|service| {
+                let Ok(path) = dir.service(service) else { return false };
+                let mut scan = Scan::new(service, path);
+                scan.look().is_ok() && !scan.instances().is_empty()
+            });
+            Ok(services)
+        });
+        live.await.unwrap_or_default()
+    }
+}
+
+// === impl LocalRegistration ===
+
+impl LocalRegistration {
+    fn new(lease: Lease, every: Duration) -> Self {
+        let lease = Arc::new(lease);
+        let renewed = lease.clone();
+        let renewal = tokio::spawn(async move {
+            let mut tick = interval_at(Instant::now() + every, every);
+            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tick.tick().await;
+                // Three system calls that wait for no disk; not worth a thread.
+                if let Err(error) = renewed.renew() {
+                    let path = renewed.path().display();
+                    tracing::warn!(%path, error = &error as &dyn std::error::Error, "a lease was not renewed");
+                }
+            }
+        });
+        LocalRegistration { lease, renewal }
+    }
+}
+
+#[async_trait]
+impl Registration for LocalRegistration {
+    async fn deregister(self: Box<Self>) -> Result<(), RegistryError> {
+        let lease = self.lease.clone();
+        blocking(move || {
+            lease.end().map_err(|e| RegistryError::new("the entry was not removed").with_source(e))
+        })
+        .await
+    }
+}
+
+impl Drop for LocalRegistration {
+    fn drop(&mut self) {
+        self.renewal.abort();
+        self.lease.end_or_warn(); // now: the task may hold the lease a moment longer
+    }
+}
+
+// === impl LocalWatcher ===
+
+#[async_trait]
+impl Watcher for LocalWatcher {
+    async fn next(&mut self) -> Result<Membership, RegistryError> {
+        loop {
+            let looked = self.look().await;
+            let told = looked.as_ref().map(Vec::clone).map_err(ToString::to_string);
+            if self.answered.as_ref() == Some(&told) {
+                continue;
+            }
+            self.answered = Some(told);
+            let all = looked?;
+            self.heard |= !all.is_empty();
+            return Ok(if self.heard { Membership::Known(all) } else { Membership::Unknown });
+        }
+    }
+}
+
+impl LocalWatcher {
+    async fn look(&mut self) -> Result<Vec<Instance>, RegistryError> {
+        let looking = match &mut self.looking {
+            Some(looking) => looking,
+            None => {
+                self.tick.tick().await; // the first one is over at once
+                let scan = self.scan.take().unwrap_or_else(|| Scan::new(&*self.service, self.path.clone()));
+                self.looking.insert(tokio::spawn(look(self.dir.clone(), scan)))
+            }
+        };
+        let result = looking.await;
+        self.looking = None;
+        let (scan, looked) = result.map_err(|e| RegistryError::new("interrupted").with_source(e))?;
+        let instances = scan.instances();
+        self.scan = Some(scan);
+        looked.map(|()| instances)
+    }
+}
+
+async fn look(dir: Dir, mut scan: Scan) -> (Scan, Result<(), RegistryError>) {
+    let looked = spawn_blocking(move || {
+        let looked = dir.check().and_then(|()| scan.look());
+        (scan, looked)
+    });
+    // A panic in there is one here: the watcher starts anew.
+    let (mut scan, looked) = looked.await.expect("only its runtime's end interrupts it");
+    if looked.is_ok() {
+        scan.probe().await;
+    }
+    (scan, looked)
+}
+
+impl Drop for LocalWatcher {
+    fn drop(&mut self) {
+        if let Some(looking) = &self.looking {
+            looking.abort();
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Instances within one process: for tests, and for services that live together in one.
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+
+use async_trait::async_trait;
+use chassis_core::registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher};
+
+use crate::board::Board;
+
+/// Knows what was registered with it or with a clone of it, and forgets it with the process.
+///
+/// An id that is up can't be registered again. A test may also change things behind the backs of those
+/// who registered: [`put`](Self::put), [`remove`](Self::remove) and [`set`](Self::set) check nothing.
+///
+/// ```
+/// use chassis_core::registry::{Instance, Membership, Registry};
+/// use chassis_registry::MemoryRegistry;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let registry = MemoryRegistry::new();
+/// let stock = Instance::new("stock", "a").with_address("grpc", "127.0.0.1:50051");
+/// let registration = registry.register(stock.clone()).await?;
+///
+/// let mut watcher = registry.watch("stock").await?;
+/// assert_eq!(watcher.next().await?, Membership::Known(vec![stock]));
+/// registration.deregister().await?;
+/// assert_eq!(watcher.next().await?, Membership::Known(vec![]));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Default)]
+pub struct MemoryRegistry {
+    board: Arc<Board>,
+    leases: Arc<Mutex<Leases>>,
+}
+
+/// Who registered which entry, so that a registration ends its own entry and no later one of that id.
+#[derive(Default)]
+struct Leases {
+    newest: u64,
+    by_entry: HashMap<(String, String), u64>,
+}
+
+struct Lease {
+    registry: MemoryRegistry,
+    entry: (String, String),
+    number: u64,
+}
+
+// === impl MemoryRegistry ===
+
+impl MemoryRegistry {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds `instance`, or replaces the one of its id.
+    pub fn put(&self, instance: Instance) {
+        let service = instance.service.clone();
+        self.board.change(&service, |known| {
+            let all = entries(known);
+            match find(all, &instance.id) {
+                Ok(at) => all[at] = instance,
+                Err(at) => all.insert(at, instance),
+            }
+            true
+        });
+    }
+
+    /// Takes the instance `id` of `service` away, as if it had gone. Was it there?
+    pub fn remove(&self, service: &str, id: &str) -> bool {
+        self.board.change(service, |known| match known {
+            Membership::Known(all) => find(all, id).map(|at| all.remove(at)).is_ok(),
+            Membership::Unknown | Membership::Deleted => false,
+        })
+    }
+
+    /// Replaces all that is known of `service`: `Membership::Deleted` says that it was taken away.
+    pub fn set(&self, service: &str, mut membership: Membership) {
+        if let Membership::Known(all) = &mut membership {
+            all.sort_by(|a, b| a.id.cmp(&b.id)); // as `find` expects
+        }
+        self.board.set(service, membership);
+    }
+}
+
+#[async_trait]
+impl Registry for MemoryRegistry {
+    fn name(&self) -> &str {
+        "memory"
+    }
+
+    async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
+        crate::check(&instance)?;
+        let entry = (instance.service.clone(), instance.id.clone());
+        let mut leases = self.leases.lock().expect("nobody panics while holding it");
+        let added = self.board.change(&entry.0, |known| {
+            let all = entries(known);
+            find(all, &entry.1).map_err(|at| all.insert(at, instance)).is_err()
+        });
+        if !added {
+            return Err(RegistryError::new(format!("`{}` has an instance `{}` already", entry.0, entry.1)));
+        }
+        leases.newest += 1;
+        let number = leases.newest;
+        leases.by_entry.insert(entry.clone(), number);
+        Ok(Box::new(Lease { registry: self.clone(), entry, number }))
+    }
+
+    async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
+        Ok(self.board.follow(service))
+    }
+
+    async fn services(&self) -> Vec<String> {
+        self.board.services()
+    }
+}
+
+/// The instances, in the order of their ids, of a service that has been heard of from now on.
+fn entries(known: &mut Membership) -> &mut Vec<Instance> {
+    if !matches!(known, Membership::Known(_)) {
+        *known = Membership::Known(Vec::new());
+    }
+    match known {
+        Membership::Known(all) => all,
+        Membership::Unknown | Membership::Deleted => unreachable!("set to Known above"),
+    }
+}
+
+fn find(all: &[Instance], id: &str) -> Result<usize, usize> {
+    all.binary_search_by(|instance| instance.id.as_str().cmp(id))
+}
+
+// === impl Lease ===
+
+#[async_trait]
+impl Registration for Lease {
+    async fn deregister(self: Box<Self>) -> Result<(), RegistryError> {
+        Ok(()) // by drop
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let Ok(mut leases) = self.registry.leases.lock() else { return };
+        if leases.by_entry.get(&self.entry) == Some(&self.number) {
+            leases.by_entry.remove(&self.entry);
+            self.registry.remove(&self.entry.0, &self.entry.1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stock(id: &str) -> Instance {
+        Instance::new("stock", id).with_address("grpc", "127.0.0.1:50051")
+    }
+
+    #[tokio::test]
+    async fn an_id_that_is_up_is_refused_and_free_again_afterwards() {
+        let registry = MemoryRegistry::new();
+        let first = registry.register(stock("a")).await.unwrap();
+        let refused = registry.register(stock("a")).await.err().unwrap();
+        assert_eq!(refused.to_string(), "`stock` has an instance `a` already");
+        drop(first);
+        registry.register(stock("a")).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_registration_ends_its_own_entry_and_no_later_one() {
+        let registry = MemoryRegistry::new();
+        let first = registry.register(stock("a")).await.unwrap();
+        assert!(registry.remove("stock", "a"));
+        let _second = registry.register(stock("a")).await.unwrap();
+        drop(first);
+        let known = registry.watch("stock").await.unwrap().next().await.unwrap();
+        assert_eq!(known, Membership::Known(vec![stock("a")]));
+    }
+
+    #[tokio::test]
+    async fn a_test_can_change_things_behind_everybodys_back() {
+        let registry = MemoryRegistry::new();
+        let mut watcher = registry.watch("stock").await.unwrap();
+        assert_eq!(watcher.next().await.unwrap(), Membership::Unknown);
+        registry.set("stock", Membership::Known(vec![stock("b"), stock("a")]));
+        registry.put(stock("b").with_weight(7));
+        let known = Membership::Known(vec![stock("a"), stock("b").with_weight(7)]);
+        assert_eq!(watcher.next().await.unwrap(), known);
+        registry.set("stock", Membership::Deleted);
+        assert_eq!(watcher.next().await.unwrap(), Membership::Deleted);
+        assert!(!registry.remove("stock", "a"));
+        assert!(registry.services().await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_called_is_refused() {
+        let registry = MemoryRegistry::new();
+        let port_0 = stock("a").with_address("http", "127.0.0.1:0");
+        let nobodys = Instance::new("", "a").with_address("grpc", "127.0.0.1:1");
+        for bad in [port_0, nobodys, stock(""), Instance::new("stock", "a")] {
+            assert!(registry.register(bad.clone()).await.is_err(), "{bad:?}");
+        }
+        assert!(registry.services().await.is_empty());
+    }
+}

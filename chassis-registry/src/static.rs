@@ -1,0 +1,228 @@
+//! Instances that the configuration names, for services whose addresses are fixed elsewhere.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use chassis_core::registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher};
+use serde::Deserialize;
+
+use crate::board::Board;
+
+/// Which instances run: the `registry` table when its `kind` is `static`.
+///
+/// ```yaml
+/// registry:
+///   kind: static
+///   services:
+///     stock:
+///       - { id: a, addresses: { grpc: 127.0.0.1:50051 }, labels: { track: stable } }
+///       - { addresses: { grpc: 127.0.0.1:50052 }, weight: 2 }
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StaticConfig {
+    /// The instances of each service. Default none. A service with an empty list is known to have none; one
+    /// that is not named is unknown.
+    pub services: BTreeMap<String, Vec<StaticInstance>>,
+}
+
+/// One instance of a service in a [`StaticConfig`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StaticInstance {
+    /// What messages and metrics call it; no two of a service share one. Default: its first address, in the
+    /// order of the protocols' names.
+    pub id: Option<String>,
+    /// Address by protocol: `grpc: 10.0.0.5:50051`, `http: unix:/run/stock.sock`. At least one.
+    pub addresses: BTreeMap<String, String>,
+    /// What runs there. Default: nobody said.
+    pub version: String,
+    /// Where it runs. Default: nobody said.
+    pub zone: String,
+    /// Share of the calls relative to others. Default 1; 0 takes no new calls.
+    pub weight: Option<u32>,
+    /// What routes choose by. Default none.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Tells what the configuration says; a new configuration is told to all who watch.
+///
+/// Registering is accepted and changes nothing: where this process can be reached is written in the
+/// configuration of those who call it.
+///
+/// A service that a new configuration no longer names was taken away on purpose: `Deleted`.
+///
+/// ```
+/// use chassis_registry::{StaticConfig, StaticInstance, StaticRegistry};
+///
+/// let addresses = [("grpc".to_string(), "127.0.0.1:50051".to_string())].into();
+/// let stock = StaticInstance { addresses, ..Default::default() };
+/// let config = StaticConfig { services: [("stock".to_string(), vec![stock])].into() };
+/// let registry = StaticRegistry::new(config)?;
+/// registry.set(StaticConfig::default())?; // later
+/// # Ok::<_, chassis_core::registry::RegistryError>(())
+/// ```
+#[derive(Clone, Default)]
+pub struct StaticRegistry {
+    board: Arc<Board>,
+}
+
+// === impl StaticConfig ===
+
+impl StaticConfig {
+    /// The instances it names, by service, or the first that makes no sense: a bad address, an id given
+    /// twice. The message has its place: `services.stock[1]`.
+    pub fn instances(&self) -> Result<BTreeMap<String, Vec<Instance>>, RegistryError> {
+        self.services.iter().map(|(service, all)| Ok((service.clone(), resolve(service, all)?))).collect()
+    }
+}
+
+fn resolve(service: &str, all: &[StaticInstance]) -> Result<Vec<Instance>, RegistryError> {
+    let mut ids = BTreeSet::new();
+    let mut instances = Vec::with_capacity(all.len());
+    for (at, written) in all.iter().enumerate() {
+        let instance = written.resolve(service);
+        let place =
+            |why: &dyn std::fmt::Display| RegistryError::new(format!("services.{service}[{at}]: {why}"));
+        if instance.addresses.is_empty() {
+            return Err(place(&"no address; write addresses: { grpc: host:port }"));
+        }
+        crate::check(&instance).map_err(|why| place(&why))?;
+        if !ids.insert(instance.id.clone()) {
+            return Err(place(&format!("another instance has the id `{}`", instance.id)));
+        }
+        instances.push(instance);
+    }
+    Ok(instances)
+}
+
+// === impl StaticInstance ===
+
+impl StaticInstance {
+    fn resolve(&self, service: &str) -> Instance {
+        let first = || self.addresses.values().next().cloned();
+        Instance {
+            id: self.id.clone().or_else(first).unwrap_or_default(),
+            service: service.into(),
+            version: self.version.clone(),
+            zone: self.zone.clone(),
+            addresses: self.addresses.clone(),
+            weight: self.weight.unwrap_or(1),
+            labels: self.labels.clone(),
+        }
+    }
+}
+
+// === impl StaticRegistry ===
+
+impl StaticRegistry {
+    /// With the instances of `config`, or what makes no sense in it.
+    pub fn new(config: StaticConfig) -> Result<Self, RegistryError> {
+        let registry = StaticRegistry::default();
+        registry.set(config)?;
+        Ok(registry)
+    }
+
+    /// Replaces the configuration; one that makes no sense changes nothing.
+    pub fn set(&self, config: StaticConfig) -> Result<(), RegistryError> {
+        let mut instances = config.instances()?;
+        for gone in self.board.services().into_iter().filter(|service| !instances.contains_key(service)) {
+            self.board.set(&gone, Membership::Deleted);
+        }
+        while let Some((service, all)) = instances.pop_first() {
+            self.board.set(&service, Membership::Known(all));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Registry for StaticRegistry {
+    fn name(&self) -> &str {
+        "static"
+    }
+
+    async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
+        crate::elsewhere::register(&instance, self.name())
+    }
+
+    async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
+        Ok(self.board.follow(service))
+    }
+
+    async fn services(&self) -> Vec<String> {
+        self.board.services()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(json: &str) -> StaticConfig {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn ids_default_to_the_first_address() {
+        let config =
+            config(r#"{"services": {"stock": [{"addresses": {"http": "h:80", "grpc": "h:50051"}}]}}"#);
+        let stock =
+            Instance::new("stock", "h:50051").with_address("grpc", "h:50051").with_address("http", "h:80");
+        assert_eq!(config.instances().unwrap()["stock"], [stock]);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_its_place() {
+        let check = |json: &str, expected: &str| {
+            let refused = config(json).instances().unwrap_err();
+            assert_eq!(refused.to_string(), expected);
+        };
+        check(
+            r#"{"services": {"stock": [{"addresses": {"grpc": "h:1"}}, {"id": "b", "addresses": {"grpc": "h:0"}}]}}"#,
+            "services.stock[1]: instance `b`, grpc `h:0`: port 0 can't be connected to",
+        );
+        check(
+            r#"{"services": {"stock": [{"addresses": {"grpc": "h:1"}}, {"addresses": {"grpc": "h:1"}}]}}"#,
+            "services.stock[1]: another instance has the id `h:1`",
+        );
+        check(
+            r#"{"services": {"stock": [{}]}}"#,
+            "services.stock[0]: no address; write addresses: { grpc: host:port }",
+        );
+        for unknown in [r#"{"service": {}}"#, r#"{"services": {"stock": [{"adresses": {}}]}}"#] {
+            assert!(serde_json::from_str::<StaticConfig>(unknown).is_err(), "{unknown}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_new_configuration_is_told_and_a_bad_one_changes_nothing() {
+        let one = r#"{"services": {"stock": [{"id": "a", "addresses": {"grpc": "h:1"}}], "other": []}}"#;
+        let registry = StaticRegistry::new(config(one)).unwrap();
+        let mut watcher = registry.watch("stock").await.unwrap();
+        let a = Instance::new("stock", "a").with_address("grpc", "h:1");
+        assert_eq!(watcher.next().await.unwrap(), Membership::Known(vec![a.clone()]));
+
+        let bad = r#"{"services": {"stock": [], "other": [{"id": "x"}]}}"#;
+        assert!(registry.set(config(bad)).is_err());
+        let two = r#"{"services": {"stock": [{"id": "a", "addresses": {"grpc": "h:1"}, "weight": 0}]}}"#;
+        registry.set(config(two)).unwrap();
+        assert_eq!(watcher.next().await.unwrap(), Membership::Known(vec![a.with_weight(0)]));
+        assert_eq!(registry.services().await, ["stock"]);
+        registry.set(StaticConfig::default()).unwrap();
+        assert_eq!(watcher.next().await.unwrap(), Membership::Deleted);
+    }
+
+    #[tokio::test]
+    async fn registering_is_accepted_and_changes_nothing() {
+        let registry = StaticRegistry::default();
+        let mut watcher = registry.watch("stock").await.unwrap();
+        assert_eq!(watcher.next().await.unwrap(), Membership::Unknown);
+        let here = Instance::new("stock", "a").with_address("grpc", "127.0.0.1:50051");
+        let registration = registry.register(here).await.unwrap();
+        assert!(registry.services().await.is_empty());
+        registration.deregister().await.unwrap();
+    }
+}

@@ -1,0 +1,264 @@
+//! Every registry keeps the contract; those that only read do so with a pen put beside them.
+#![allow(clippy::unwrap_used)]
+#[allow(unreachable_pub)] // it is public where it lives
+#[path = "../../chassis-core/src/testing/contract/registry.rs"]
+mod contract;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
+
+use async_trait::async_trait;
+use chassis_core::registry::{self, Instance, Membership, Registration, Registry, RegistryError, Watcher};
+use chassis_core::units::PositiveSpan;
+use chassis_registry::{
+    FileConfig, FileRegistry, LocalConfig, LocalRegistry, MemoryRegistry, StaticConfig, StaticInstance,
+    StaticRegistry,
+};
+use tempfile::TempDir;
+
+const POLL: PositiveSpan = PositiveSpan::from_millis(2);
+
+/// A registry that only reads, and the text it reads.
+struct Written<R> {
+    registry: R,
+    pen: Arc<Pen>,
+    _dir: TempDir,
+}
+
+/// Writes the text anew for every change.
+struct Pen {
+    services: Mutex<Services>,
+    write: Box<dyn Fn(&Services) + Send + Sync>,
+}
+
+type Services = BTreeMap<String, Vec<Instance>>;
+
+/// An instance in the text.
+struct Line<R> {
+    registry: R,
+    pen: Arc<Pen>,
+    instance: Instance,
+}
+
+#[tokio::test]
+async fn memory() {
+    contract::registry(async || Arc::new(MemoryRegistry::new()) as _).await;
+}
+
+#[tokio::test]
+async fn fixed() {
+    contract::registry(async || {
+        let registry = StaticRegistry::default();
+        let written = registry.clone();
+        Arc::new(Written::new(registry, tempfile::tempdir().unwrap(), move |services| {
+            let config = |all: &Vec<Instance>| all.iter().map(configured).collect();
+            let services = services.iter().map(|(service, all)| (service.clone(), config(all))).collect();
+            written.set(StaticConfig { services }).unwrap();
+        })) as _
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn file() {
+    contract::registry(async || {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("instances.json");
+        let registry = FileRegistry::new(FileConfig { path: path.clone(), poll: POLL });
+        Arc::new(Written::new(registry, dir, move |services| {
+            let temp = PathBuf::from(format!("{}.new", path.display()));
+            fs::write(&temp, serde_json::json!({ "services": services }).to_string()).unwrap();
+            fs::rename(temp, &path).unwrap();
+        })) as _
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn local() {
+    let dir = tempfile::tempdir().unwrap();
+    let rounds = std::cell::Cell::new(0);
+    contract::registry(async || {
+        rounds.set(rounds.get() + 1);
+        let dir = Some(dir.path().join(rounds.get().to_string()));
+        Arc::new(LocalRegistry::new(LocalConfig { dir, poll: POLL, ..Default::default() })) as _
+    })
+    .await;
+}
+
+fn configured(instance: &Instance) -> StaticInstance {
+    let Instance { id, service: _, version, zone, addresses, weight, labels } = instance.clone();
+    StaticInstance { id: Some(id), version, zone, addresses, weight: Some(weight), labels }
+}
+
+// === impl Written ===
+
+impl<R> Written<R> {
+    fn new(registry: R, dir: TempDir, write: impl Fn(&Services) + Send + Sync + 'static) -> Self {
+        write(&Services::new());
+        Written {
+            registry,
+            pen: Arc::new(Pen { services: Mutex::default(), write: Box::new(write) }),
+            _dir: dir,
+        }
+    }
+}
+
+#[async_trait]
+impl<R: Registry + Clone> Registry for Written<R> {
+    fn name(&self) -> &str {
+        self.registry.name()
+    }
+
+    async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
+        self.registry.register(instance.clone()).await?.deregister().await?;
+        self.pen
+            .edit(|services| services.entry(instance.service.clone()).or_default().push(instance.clone()));
+        Ok(Box::new(Line { registry: self.registry.clone(), pen: self.pen.clone(), instance }))
+    }
+
+    async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
+        self.registry.watch(service).await
+    }
+
+    async fn services(&self) -> Vec<String> {
+        self.registry.services().await
+    }
+}
+
+// === impl Pen ===
+
+impl Pen {
+    fn edit(&self, change: impl FnOnce(&mut Services)) {
+        let mut services = self.services.lock().unwrap();
+        change(&mut services);
+        (self.write)(&services);
+    }
+}
+
+// === impl Line ===
+
+#[async_trait]
+impl<R: Registry + Clone> Registration for Line<R> {
+    async fn deregister(self: Box<Self>) -> Result<(), RegistryError> {
+        let (registry, instance) = (self.registry.clone(), self.instance.clone());
+        drop(self);
+        let mut watcher = registry.watch(&instance.service).await?;
+        while matches!(watcher.next().await?, Membership::Known(all) if all.contains(&instance)) {}
+        Ok(())
+    }
+}
+
+impl<R> Drop for Line<R> {
+    fn drop(&mut self) {
+        let Instance { service, id, .. } = &self.instance;
+        self.pen.edit(|services| services.entry(service.clone()).or_default().retain(|i| i.id != *id));
+    }
+}
+
+// === the contract itself ===
+
+/// How a registry may break a promise.
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    KeepsWhatIsDropped,
+    AnswersOnlyChanges,
+    LosesWhatIsNotAwaited,
+    MixesServices,
+    ForgetsLabels,
+}
+
+struct Broken(MemoryRegistry, Fault);
+struct BrokenWatcher(Box<dyn Watcher>, Fault, bool);
+struct Kept(Option<Box<dyn Registration>>);
+
+/// Virtual time: what the contract waits for in vain is over at once.
+async fn breaks(fault: Fault) {
+    contract::registry(async || Arc::new(Broken(MemoryRegistry::new(), fault)) as _).await;
+}
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "told last")]
+async fn what_is_dropped_must_go() {
+    breaks(Fault::KeepsWhatIsDropped).await;
+}
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "no first answer about `never-heard-of`")]
+async fn the_first_answer_must_come() {
+    breaks(Fault::AnswersOnlyChanges).await;
+}
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "with little patience")]
+async fn dropping_a_future_must_lose_nothing() {
+    breaks(Fault::LosesWhatIsNotAwaited).await;
+}
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "another service's instance")]
+async fn services_must_not_mix() {
+    breaks(Fault::MixesServices).await;
+}
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "\"track\": \"canary\"")]
+async fn instances_must_come_back_whole() {
+    breaks(Fault::ForgetsLabels).await;
+}
+
+#[async_trait]
+impl Registry for Broken {
+    fn name(&self) -> &str {
+        "broken"
+    }
+
+    async fn register(&self, mut instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
+        if self.1 == Fault::ForgetsLabels {
+            instance.labels.clear();
+        }
+        if self.1 == Fault::MixesServices {
+            self.0.put(Instance { service: "everybody".into(), ..instance.clone() });
+        }
+        let up = self.0.register(instance).await?;
+        Ok(if self.1 == Fault::KeepsWhatIsDropped { Box::new(Kept(Some(up))) } else { up })
+    }
+
+    async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
+        let service = if self.1 == Fault::MixesServices { "everybody" } else { service };
+        Ok(Box::new(BrokenWatcher(self.0.watch(service).await?, self.1, false)))
+    }
+}
+
+#[async_trait]
+impl Watcher for BrokenWatcher {
+    async fn next(&mut self) -> Result<Membership, RegistryError> {
+        let first = !std::mem::replace(&mut self.2, true);
+        let answer = self.0.next().await;
+        match self.1 {
+            Fault::AnswersOnlyChanges if first => self.0.next().await,
+            Fault::LosesWhatIsNotAwaited => {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                answer
+            }
+            _ => answer,
+        }
+    }
+}
+
+#[async_trait]
+impl Registration for Kept {
+    async fn deregister(mut self: Box<Self>) -> Result<(), RegistryError> {
+        self.0.take().unwrap().deregister().await
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        std::mem::forget(self.0.take());
+    }
+}
