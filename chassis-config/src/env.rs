@@ -72,7 +72,21 @@ impl Environment {
                 problems.push(Problem::error(path, Some(at), message));
             }
         }
+        stand_in(&mut layer, base);
         (layer, problems)
+    }
+}
+
+/// A map that is only on the way to a variable's value stands where lower layers have it.
+fn stand_in(layer: &mut Node, base: &Node) {
+    let (Value::Map(entries), Value::Map(_)) = (&mut layer.value, &base.value) else { return };
+    layer.at = base.at.clone();
+    for entry in entries {
+        let below = base.entry(&entry.key).filter(|b| matches!(b.node.value, Value::Map(_)));
+        if let (Some(below), Value::Map(_)) = (below, &entry.node.value) {
+            entry.key_at = below.key_at.clone();
+            stand_in(&mut entry.node, &below.node);
+        }
     }
 }
 

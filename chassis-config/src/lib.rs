@@ -6,14 +6,22 @@
 //! hands out whole [`Version`]s or none.
 mod de;
 mod env;
+mod finding;
+mod loader;
 mod merge;
 mod parse;
 mod problem;
 mod secret;
+mod source;
 pub mod tree;
+mod version;
 
 pub use de::read;
 pub use env::Environment;
+pub use finding::Finding;
+pub use loader::{Change, Loader, Refusal, Unreadable};
 pub use merge::merge;
 pub use parse::{MAX_BYTES, MAX_DEPTH, MAX_NODES, parse};
 pub use problem::{Problem, Severity, nearest};
+pub use source::{FileSource, TextSource};
+pub use version::{Moved, Version};

@@ -201,7 +201,7 @@ impl<'a> Reader<'a> {
             }
         }
         let info = e.info();
-        if info.contains("flow ") {
+        if info.contains("flow ") || line > self.lines.len() {
             match self.open_bracket(line, e.marker().col()) {
                 Some((opened, column)) if opened < line || line > self.lines.len() => {
                     return plain(at(opened, column), "this bracket is never closed");

@@ -1,0 +1,72 @@
+//! What a check of the whole document finds: wrong in itself, though every value could be read.
+use crate::{
+    problem::{Problem, Severity},
+    tree::{Node, Path, Segment, Value},
+};
+
+/// Something wrong or odd at a path. The place in the text is looked up later.
+///
+/// ```
+/// use chassis_config::Finding;
+///
+/// Finding::error("outbound.services.stock.routes[0].match", "no match has this name")
+///     .instead("bta", ["beta", "internal"]);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// Does it keep the document from being used?
+    pub severity: Severity,
+    /// The key, as `a.b[0].c`. What the document does not have is fine at the end.
+    pub path: String,
+    /// What is wrong.
+    pub message: String,
+    /// What was found, and what could stand there instead.
+    pub instead: Option<(String, Vec<String>)>,
+}
+
+// === impl Finding ===
+
+impl Finding {
+    /// Keeps the document from being used.
+    pub fn error(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Finding { severity: Severity::Error, path: path.into(), message: message.into(), instead: None }
+    }
+
+    /// Does not.
+    pub fn warning(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Finding { severity: Severity::Warning, ..Finding::error(path, message) }
+    }
+
+    /// The same, with what could stand there instead of `found`.
+    pub fn instead(mut self, found: &str, allowed: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.instead = Some((found.to_string(), allowed.into_iter().map(Into::into).collect()));
+        self
+    }
+
+    /// With its place in the tree that was checked.
+    pub fn place(self, tree: &Node) -> Problem {
+        let (found, rest) = tree.follow(&self.path);
+        let (mut path, mut at) = (found.clone(), tree.at(&found).map(|node| node.at.clone()));
+        let empty = |value: &Value| match value {
+            Value::Map(entries) => entries.is_empty(),
+            Value::List(items) => items.is_empty(),
+            _ => true,
+        };
+        // A map or list that is at fault as a whole is shown by its key.
+        if let Some((Segment::Key(key), above)) = found.0.split_last() {
+            let entry = tree.at(&Path(above.to_vec())).and_then(|map| map.entry(key));
+            if let Some(entry) = entry.filter(|e| !empty(&e.node.value) || !rest.is_empty()) {
+                at = Some(entry.key_at.clone());
+            }
+        }
+        if !rest.is_empty() {
+            path.0.push(Segment::Key(rest.to_string()));
+        }
+        let at = at.filter(|at| at.line > 0 || at.origin.name != "defaults");
+        let problem = Problem { severity: self.severity, ..Problem::error(path, at, self.message) };
+        match self.instead {
+            Some((found, allowed)) => problem.instead(&found, allowed),
+            None => problem,
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! Keeps the settings of a process: follows their sources, and makes a version of every change that can
+//! be applied whole.
+mod feed;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::VecDeque, fmt, future::poll_fn, sync::Arc, task::Poll, time::Duration};
+
+use chassis_core::config::{ConfigSource, SourceError};
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+use self::feed::Feed;
+use crate::{
+    env::Environment,
+    finding::Finding,
+    merge::merge,
+    problem::{Problem, Severity},
+    tree::{Layer, Node, Origin},
+    version::{Version, changes, hash},
+};
+
+/// Follows the sources of a document `D`, of which a check makes a `T`.
+///
+/// A version applies whole or not at all: while any source can't be read, or the whole can't be
+/// accepted, the last good version stays, and that is said. Changes that come together make one version;
+/// what means the same as before makes none.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use chassis_config::{Change, Loader, TextSource, tree::Layer};
+/// use chassis_core::config::Format;
+///
+/// #[derive(serde::Deserialize)]
+/// #[serde(deny_unknown_fields)]
+/// struct Settings { workers: u32 }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
+/// let source = TextSource::new("settings", Format::Toml, "workers = 4");
+/// let mut loader = Loader::new(|s: &Settings| Ok((s.workers, Vec::new())))
+///     .source(Layer::File, Arc::new(source.clone()));
+/// let Change::Applied(first) = loader.next().await else { panic!("it is sound") };
+/// assert_eq!((first.number, first.value), (1, 4));
+///
+/// source.set("wokers = 5");
+/// let Change::Refused(refusal) = loader.next().await else { panic!("it is not") };
+/// assert_eq!(refusal.problems[0].in_a_line(), "settings:1:1 wokers: unknown key; did you mean `workers`?");
+/// # });
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub struct Loader<D, T> {
+    told: Vec<Node>,
+    feeds: Vec<Feed>,
+    environment: Environment,
+    check: Check<D, T>,
+    /// Something arrived that no version was made of yet.
+    dirty: bool,
+    /// What is to be said of sources that can't be read.
+    unread: VecDeque<Unreadable>,
+    standing: Option<Standing>,
+    /// What was said last is that something is wrong.
+    astray: bool,
+    /// When a source that nobody insists on is no longer waited for.
+    patience: Option<Instant>,
+}
+
+/// What became of the sources' news.
+#[derive(Debug)]
+pub enum Change<D, T> {
+    /// A new version is to be used.
+    Applied(Box<Version<D, T>>),
+    /// What the sources say can't be used.
+    Refused(Refusal),
+    /// A source can't be read.
+    Unreadable(Unreadable),
+    /// All is well again, and says what the version of this number says: nothing is to be done.
+    Restored(u64),
+}
+
+/// Why what the sources say can't be used.
+#[derive(Debug)]
+pub struct Refusal {
+    /// What is wrong, errors and warnings.
+    pub problems: Vec<Problem>,
+    /// The version that stays; `None` if there was none yet.
+    pub running: Option<u64>,
+}
+
+/// A source that can't be read.
+#[derive(Debug)]
+pub struct Unreadable {
+    /// Its name.
+    pub source: String,
+    /// Why.
+    pub error: SourceError,
+    /// There can be no version without it, and there is none yet.
+    pub needed: bool,
+    /// The version that stays; `None` if there was none yet.
+    pub running: Option<u64>,
+}
+
+/// Makes a value of a document: with warnings, or errors why not.
+type Check<D, T> = Box<dyn Fn(&D) -> Result<(T, Vec<Finding>), Vec<Finding>> + Send + Sync>;
+
+/// The version in force, for the next to compare with.
+struct Standing {
+    number: u64,
+    hash: String,
+    tree: Node,
+}
+
+/// News that come so soon after one another are one change.
+const TOGETHER: Duration = Duration::from_millis(50);
+/// News that keep coming are a change at the latest after this.
+const AT_LATEST: Duration = Duration::from_millis(500);
+/// How long the first version waits for a source that it can do without.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+// === impl Loader ===
+
+impl<D: DeserializeOwned, T> Loader<D, T> {
+    /// Without any source yet: `check` makes the value of a document, or says why it can't be used.
+    pub fn new(
+        check: impl Fn(&D) -> Result<(T, Vec<Finding>), Vec<Finding>> + Send + Sync + 'static,
+    ) -> Self {
+        Loader {
+            told: Vec::new(),
+            feeds: Vec::new(),
+            environment: Environment::default(),
+            check: Box::new(check),
+            dirty: true,
+            unread: VecDeque::new(),
+            standing: None,
+            astray: false,
+            patience: None,
+        }
+    }
+
+    /// Settings from within the program, below all sources.
+    pub fn told(mut self, settings: &serde_json::Value) -> Self {
+        let origin = Origin::new("builder", Layer::Builder, "");
+        self.told.push(Node::from_json(&origin, settings));
+        self
+    }
+
+    /// A source without which there is no first version. Sources of a later layer stand over those of an
+    /// earlier one, and within a layer later calls over earlier ones.
+    pub fn source(mut self, layer: Layer, source: Arc<dyn ConfigSource>) -> Self {
+        self.add(Feed::new(layer, source, true));
+        self
+    }
+
+    /// A source that the first version waits 5 s for at most, and not at all once it is known that it
+    /// can't be read.
+    pub fn source_if_there(mut self, layer: Layer, source: Arc<dyn ConfigSource>) -> Self {
+        self.add(Feed::new(layer, source, false));
+        self
+    }
+
+    /// The environment's settings, over all sources. Default none.
+    pub fn environment(mut self, environment: Environment) -> Self {
+        self.environment = environment;
+        self
+    }
+
+    /// Waits for the next change. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Change<D, T> {
+        loop {
+            self.gather().await;
+            if let Some(unreadable) = self.unread.pop_front() {
+                self.astray = true;
+                return Change::Unreadable(unreadable);
+            }
+            self.dirty = false;
+            if let Some(change) = self.settle() {
+                return change;
+            }
+        }
+    }
+
+    fn add(&mut self, feed: Feed) {
+        self.feeds.push(feed);
+        self.feeds.sort_by_key(|feed| feed.layer); // stable: later calls stay later
+    }
+
+    fn running(&self) -> Option<u64> {
+        self.standing.as_ref().map(|s| s.number)
+    }
+
+    /// Waits until there is something to say, and a moment longer for what comes with it.
+    async fn gather(&mut self) {
+        let patience = *self.patience.get_or_insert_with(|| Instant::now() + PATIENCE);
+        loop {
+            if !self.unread.is_empty() {
+                return;
+            }
+            let ready = self.feeds.iter().all(|f| f.is_heard() || (!f.needed && Instant::now() >= patience));
+            if self.dirty && ready {
+                break;
+            }
+            let waits = self.feeds.iter().any(|f| !f.is_heard() && !f.needed) && Instant::now() < patience;
+            match waits {
+                true => drop(tokio::time::timeout_at(patience, self.news()).await),
+                false => self.news().await,
+            }
+        }
+        let latest = Instant::now() + AT_LATEST;
+        while self.standing.is_some() {
+            let until = (Instant::now() + TOGETHER).min(latest);
+            if tokio::time::timeout_at(until, self.news()).await.is_err() || Instant::now() >= latest {
+                break;
+            }
+        }
+    }
+
+    /// Waits for news from any source, and takes it in.
+    async fn news(&mut self) {
+        let running = self.running();
+        let (dirty, unread) = (&mut self.dirty, &mut self.unread);
+        let feeds = &mut self.feeds;
+        poll_fn(|cx| {
+            let mut heard = false;
+            for feed in feeds.iter_mut() {
+                let Poll::Ready(news) = feed.poll(cx) else { continue };
+                heard = true;
+                match news {
+                    Ok(()) => *dirty = true,
+                    Err(Some(error)) => {
+                        let needed = feed.needed && !feed.has_text();
+                        unread.push_back(Unreadable { source: feed.name.clone(), error, needed, running });
+                    }
+                    Err(None) => {}
+                }
+            }
+            if heard { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    /// Makes a version of what is there. `None` if it is what was there before, and all was well.
+    fn settle(&mut self) -> Option<Change<D, T>> {
+        match self.read() {
+            Err(problems) => {
+                self.astray = true;
+                Some(Change::Refused(Refusal { problems, running: self.running() }))
+            }
+            Ok((tree, document, value, warnings)) => {
+                let hash = hash(&tree);
+                let well = self.feeds.iter().all(Feed::is_well);
+                let was_astray = std::mem::replace(&mut self.astray, !well);
+                if let Some(standing) = self.standing.as_mut().filter(|s| s.hash == hash) {
+                    standing.tree = tree; // the same, perhaps in other places
+                    return (was_astray && well).then_some(Change::Restored(standing.number));
+                }
+                let nothing = Node::empty(Origin::new("defaults", Layer::Defaults, ""));
+                let changes = changes(self.standing.as_ref().map_or(&nothing, |s| &s.tree), &tree);
+                let number = self.running().unwrap_or(0) + 1;
+                self.standing = Some(Standing { number, hash: hash.clone(), tree: tree.clone() });
+                let version = Version { number, hash, document, value, warnings, changes, tree };
+                Some(Change::Applied(Box::new(version)))
+            }
+        }
+    }
+
+    fn read(&self) -> Result<(Node, D, T, Vec<Problem>), Vec<Problem>> {
+        let texts = self.feeds.iter().filter_map(Feed::tree);
+        let broken: Vec<Problem> = texts.clone().filter_map(|t| t.as_ref().err().cloned()).collect();
+        if !broken.is_empty() {
+            return Err(broken);
+        }
+        let below = merge(self.told.iter().chain(texts.filter_map(|t| t.as_ref().ok())));
+        let (environment, mut problems) = self.environment.over(&below);
+        let tree = merge([&below, &environment]);
+        let (document, more) = crate::de::read::<D>(&tree);
+        problems.extend(more);
+        let Some(document) = document.filter(|_| !problems.iter().any(Problem::is_error)) else {
+            return Err(problems);
+        };
+        let (value, findings) = match (self.check)(&document) {
+            Ok((value, findings)) => (Some(value), findings),
+            Err(findings) => (None, findings),
+        };
+        problems.extend(findings.into_iter().map(|f| f.place(&tree)));
+        match value {
+            Some(value) if !problems.iter().any(Problem::is_error) => Ok((tree, document, value, problems)),
+            _ => Err(problems),
+        }
+    }
+}
+
+// === impl Refusal ===
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for problem in &self.problems {
+            writeln!(f, "{problem}")?;
+        }
+        let errors = self.problems.iter().filter(|p| p.severity == Severity::Error).count();
+        write!(f, "{errors} error{}, ", if errors == 1 { "" } else { "s" })?;
+        match self.running {
+            Some(number) => write!(f, "still running version {number}"),
+            None => f.write_str("nothing is running yet"),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+// === impl Unreadable ===
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Most sources name themselves in what they say.
+        let said = self.error.to_string();
+        match said.contains(&self.source) {
+            true => f.write_str(&said),
+            false => write!(f, "{}: {said}", self.source),
+        }
+    }
+}
+
+impl std::error::Error for Unreadable {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        std::error::Error::source(&self.error)
+    }
+}

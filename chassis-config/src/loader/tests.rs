@@ -1,0 +1,217 @@
+use std::collections::BTreeMap;
+
+use chassis_core::config::Format;
+use serde::Deserialize;
+
+use super::*;
+use crate::TextSource;
+use crate::version::Moved;
+
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Settings {
+    timeout: String,
+    retries: u32,
+    labels: BTreeMap<String, String>,
+}
+
+type Tested = Loader<Settings, u32>;
+
+/// Refuses more than ten retries, and warns of none.
+fn loader() -> Tested {
+    Loader::new(|s: &Settings| match s.retries {
+        0 => Ok((0, vec![Finding::warning("retries", "none at all")])),
+        n if n > 10 => Err(vec![Finding::error("retries", "more than 10")]),
+        n => Ok((n, Vec::new())),
+    })
+}
+
+fn text(name: &str, content: &str) -> TextSource {
+    TextSource::new(name, Format::Yaml, content)
+}
+
+/// What the next change is, in a line.
+async fn next(loader: &mut Tested) -> String {
+    match loader.next().await {
+        Change::Applied(v) => {
+            let changes: Vec<_> = v.changes.iter().map(Moved::to_string).collect();
+            format!("{}: {}", v.number, changes.join(", "))
+        }
+        Change::Refused(r) => {
+            let problems: Vec<_> = r.problems.iter().map(Problem::in_a_line).collect();
+            format!("refused, {:?} stays: {}", r.running, problems.join(", "))
+        }
+        Change::Unreadable(u) => format!("unreadable, {:?} stays: {u}", u.running),
+        Change::Restored(number) => format!("{number} again"),
+    }
+}
+
+async fn is_quiet(loader: &mut Tested) -> bool {
+    tokio::time::timeout(Duration::from_secs(3600), loader.next()).await.is_err()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_version_applies_whole_or_not_at_all() {
+    let file = text("file", "timeout: 1s\nretries: 1");
+    let mut loader = loader().source(Layer::File, Arc::new(file.clone()));
+    assert_eq!(next(&mut loader).await, "1: timeout unset -> 1s (file:1:10), retries unset -> 1 (file:2:10)");
+    file.set("timeout: 2s\nretries: 11");
+    assert_eq!(next(&mut loader).await, "refused, Some(1) stays: file:2:10 retries: more than 10");
+    file.set("timeout: 2s\nretries: [");
+    assert_eq!(next(&mut loader).await, "refused, Some(1) stays: file:2:10: this bracket is never closed");
+    file.set("timeout: 2s\nretries: 2");
+    assert_eq!(next(&mut loader).await, "2: timeout 1s -> 2s (file:1:10), retries 1 -> 2 (file:2:10)");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_means_the_same_makes_no_version() {
+    let file = text("file", "timeout: 1s\nretries: 1");
+    let mut loader = loader().source(Layer::File, Arc::new(file.clone()));
+    next(&mut loader).await;
+    file.set("# the same in other words\nretries: 1\ntimeout: '1s'\n");
+    assert!(is_quiet(&mut loader).await);
+    file.set("retries: 1");
+    assert_eq!(next(&mut loader).await, "2: timeout 1s -> unset");
+}
+
+#[tokio::test(start_paused = true)]
+async fn going_back_to_what_holds_is_told_once() {
+    let file = text("file", "retries: 1");
+    let mut loader = loader().source(Layer::File, Arc::new(file.clone()));
+    next(&mut loader).await;
+    file.set("retires: 1");
+    let refused = "refused, Some(1) stays: file:1:1 retires: unknown key; did you mean `retries`?";
+    assert_eq!(next(&mut loader).await, refused);
+    file.set("retries: 1");
+    assert_eq!(next(&mut loader).await, "1 again");
+    file.fail("it is gone");
+    assert_eq!(next(&mut loader).await, "unreadable, Some(1) stays: file: it is gone");
+    assert!(is_quiet(&mut loader).await);
+    file.set("retries: 1");
+    assert_eq!(next(&mut loader).await, "1 again");
+    assert!(is_quiet(&mut loader).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_that_come_together_make_one_version() {
+    let (file, center) = (text("file", "retries: 1"), text("center", "timeout: 1s"));
+    let mut loader =
+        loader().source(Layer::Center, Arc::new(center.clone())).source(Layer::File, Arc::new(file.clone()));
+    next(&mut loader).await;
+    let push = async {
+        for n in 2..=20 {
+            file.set(format!("retries: {}", n.min(9)));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            center.set(format!("timeout: {n}s"));
+        }
+    };
+    let ((), change) = tokio::join!(push, next(&mut loader));
+    assert_eq!(change, "2: retries 1 -> 9 (file:1:10), timeout 1s -> 20s (center:1:10)");
+    assert!(is_quiet(&mut loader).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_that_never_stop_are_applied_all_the_same() {
+    let file = text("file", "retries: 1");
+    let mut loader = loader().source(Layer::File, Arc::new(file.clone()));
+    next(&mut loader).await;
+    let push = async {
+        for n in 0.. {
+            file.set(format!("retries: {}", 2 + n % 2));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        () = push => {}
+        change = next(&mut loader) => assert!(change.starts_with("2: retries 1 -> "), "{change}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn later_layers_win() {
+    let file = text("file", "timeout: 2s\nretries: 2\nlabels: { a: file, b: file }");
+    let center = text("center", "retries: 3\nlabels: { b: center }");
+    let environment = Environment::of([("CHASSIS_LABELS__A", "environment"), ("CHASSIS_TIMEOT", "3s")]);
+    let mut loader = loader()
+        .environment(environment)
+        .source(Layer::Center, Arc::new(center))
+        .source(Layer::File, Arc::new(file))
+        .told(&serde_json::json!({ "timeout": "1s", "labels": { "c": "builder" } }));
+    let Change::Applied(version) = loader.next().await else { panic!("it is sound") };
+    let settings: Vec<_> =
+        version.settings().map(|(path, value, at)| format!("{path}={value} {at}")).collect();
+    let expected = [
+        "labels.c=builder builder",
+        "labels.a=environment environment",
+        "labels.b=center center:2:14",
+        "timeout=2s file:1:10",
+        "retries=3 center:1:10",
+        "timeot=3s environment",
+    ];
+    assert_eq!(settings, expected);
+    let warnings: Vec<_> = version.warnings.iter().map(Problem::in_a_line).collect();
+    let hidden = "file:3:14 labels.a: hidden by `CHASSIS_LABELS__A` in the environment: `environment` holds";
+    let unknown = "environment timeot: no setting has this name; did you mean `CHASSIS_TIMEOUT`?";
+    assert_eq!(warnings, [hidden, unknown]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_needed_source_is_waited_for() {
+    let (file, center) = (text("file", "retries: 1"), text("center", ""));
+    center.fail("no connection");
+    let mut loader =
+        loader().source(Layer::File, Arc::new(file)).source(Layer::Center, Arc::new(center.clone()));
+    let Change::Unreadable(unreadable) = loader.next().await else { panic!("it can't be read") };
+    assert!(unreadable.needed);
+    assert!(is_quiet(&mut loader).await);
+    center.set("retries: 2");
+    assert_eq!(next(&mut loader).await, "1: retries unset -> 2 (center:1:10)");
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_source_is_not() {
+    /// Never says anything.
+    struct Mute;
+    #[async_trait::async_trait]
+    impl ConfigSource for Mute {
+        fn name(&self) -> String {
+            "mute".into()
+        }
+        async fn watch(&self) -> Result<Box<dyn chassis_core::config::ConfigWatcher>, SourceError> {
+            std::future::pending().await
+        }
+    }
+    let center = text("center", "");
+    center.fail("no connection");
+    let started = Instant::now();
+    let mut loader = loader()
+        .told(&serde_json::json!({ "retries": 1 }))
+        .source_if_there(Layer::Center, Arc::new(center.clone()))
+        .source_if_there(Layer::Center, Arc::new(Mute));
+    assert_eq!(next(&mut loader).await, "unreadable, None stays: center: no connection");
+    assert_eq!(next(&mut loader).await, "1: retries unset -> 1 (builder)");
+    assert_eq!(started.elapsed(), PATIENCE);
+    center.set("retries: 2");
+    assert_eq!(next(&mut loader).await, "2: retries 1 -> 2 (center:1:10)");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_question_loses_nothing() {
+    let file = text("file", "retries: 1");
+    let mut loader = loader().source(Layer::File, Arc::new(file.clone()));
+    next(&mut loader).await;
+    file.set("retries: 2");
+    for _ in 0..3 {
+        assert!(tokio::time::timeout(Duration::from_millis(20), loader.next()).await.is_err());
+    }
+    assert_eq!(next(&mut loader).await, "2: retries 1 -> 2 (file:1:10)");
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_no_source_there_is_one_version() {
+    let mut loader = loader();
+    let Change::Applied(version) = loader.next().await else { panic!("it is sound") };
+    let warnings: Vec<_> = version.warnings.iter().map(Problem::to_string).collect();
+    assert_eq!((version.number, warnings), (1, vec!["warning: retries\n   none at all".to_string()]));
+    assert!(is_quiet(&mut loader).await);
+}

@@ -1,0 +1,382 @@
+//! Settings from a file, read again whenever it changes.
+use std::{
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use chassis_core::config::{ConfigSource, ConfigWatcher, Format, SourceError, Text};
+use notify::{
+    EventKind, RecommendedWatcher, RecursiveMode, Watcher,
+    event::{AccessKind, AccessMode},
+};
+use tokio::{sync::Notify, time::Instant};
+
+use crate::{parse::MAX_BYTES, problem::nearest};
+
+/// A file, in the language its extension names: `.yaml`, `.yml`, `.toml` or `.json`.
+///
+/// It is the directory that is watched, not the file: editors and deployments replace files, and
+/// Kubernetes swaps a link two steps away (`..data`). Whatever happens there, the file is read once the
+/// directory has been quiet for a moment, and only another content is a change.
+///
+/// It is read every two seconds as well, since not every change makes an event: network file systems,
+/// some container mounts and links to elsewhere make none, and a machine may be out of watches.
+///
+/// A file that is gone, unreadable, not UTF-8 or empty is no news but an error: half-written is how files
+/// look while they are written. Write beside it and rename, and nobody ever reads a half.
+#[derive(Clone, Debug)]
+pub struct FileSource {
+    path: PathBuf,
+    poll: Duration,
+}
+
+struct FileWatcher {
+    path: PathBuf,
+    format: Format,
+    poll: Duration,
+    /// Rung by every event in a watched directory.
+    stirred: Arc<Notify>,
+    watch: Option<RecommendedWatcher>,
+    watched: Vec<PathBuf>,
+    /// When to read next: soon after an event, or at the next poll.
+    look_at: Instant,
+    /// When to read at the latest, while events keep coming.
+    settle_by: Option<Instant>,
+    /// What was answered last: the content, or why there was none.
+    said: Option<Result<String, String>>,
+    /// It could not be read a moment ago: that is believed when it is so twice.
+    doubted: bool,
+}
+
+/// A write comes as several events; it is read when none came for so long.
+const QUIET: Duration = Duration::from_millis(75);
+/// A directory that is never quiet is read this often.
+const UNQUIET: Duration = Duration::from_secs(1);
+/// So long between reads when no event comes.
+const POLL: Duration = Duration::from_secs(2);
+/// So many names are looked through for one that was meant.
+const NEIGHBOURS: usize = 1_000;
+
+// === impl FileSource ===
+
+impl FileSource {
+    /// The file at `path`, which need not be there yet.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        FileSource { path: path.into(), poll: POLL }
+    }
+
+    /// Reads it this often even if nothing stirs. Default 2 s; at least 10 ms.
+    pub fn poll_every(mut self, poll: Duration) -> Self {
+        self.poll = poll.max(Duration::from_millis(10));
+        self
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn format(&self) -> Result<Format, SourceError> {
+        let extension =
+            self.path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+        match extension.as_str() {
+            "yaml" | "yml" => Ok(Format::Yaml),
+            "toml" => Ok(Format::Toml),
+            "json" => Ok(Format::Json),
+            _ => {
+                let message =
+                    format!("{}: name it .yaml, .toml or .json to say what it is", self.path.display());
+                Err(SourceError::new(message))
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl ConfigSource for FileSource {
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    async fn watch(&self) -> Result<Box<dyn ConfigWatcher>, SourceError> {
+        let stirred = Arc::new(Notify::new());
+        let ring = stirred.clone();
+        let heard = move |event: notify::Result<notify::Event>| {
+            if event.map_or(true, |event| changes(event.kind)) {
+                ring.notify_one();
+            }
+        };
+        let watch = notify::recommended_watcher(heard)
+            .inspect_err(|e| tracing::warn!("no file events, polling instead: {e}"))
+            .ok();
+        Ok(Box::new(FileWatcher {
+            path: self.path.clone(),
+            format: self.format()?,
+            poll: self.poll,
+            stirred,
+            watch,
+            watched: Vec::new(),
+            look_at: Instant::now(),
+            settle_by: None,
+            said: None,
+            doubted: false,
+        }))
+    }
+}
+
+/// Reading makes events too, our own reading among them.
+fn changes(kind: EventKind) -> bool {
+    match kind {
+        EventKind::Access(kind) => kind == AccessKind::Close(AccessMode::Write),
+        _ => true,
+    }
+}
+
+// === impl FileWatcher ===
+
+#[async_trait]
+impl ConfigWatcher for FileWatcher {
+    async fn next(&mut self) -> Result<Text, SourceError> {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stirred.notified() => {
+                    let now = Instant::now();
+                    let by = *self.settle_by.get_or_insert(now + UNQUIET);
+                    self.look_at = (now + QUIET).min(by);
+                    continue;
+                }
+                () = tokio::time::sleep_until(self.look_at) => {}
+            }
+            self.follow().await; // before reading: what changes in between stirs
+            let read = self.read().await;
+            (self.look_at, self.settle_by) = (Instant::now() + self.poll, None);
+            if self.said.as_ref() == Some(&read) {
+                self.doubted = false;
+                continue;
+            }
+            // Between an editor's truncating and writing, or a swap's two renames, there is nothing.
+            self.doubted = read.is_err() && !self.doubted;
+            if self.doubted {
+                self.look_at = Instant::now() + QUIET;
+                continue;
+            }
+            self.said = Some(read.clone());
+            let origin = self.path.display().to_string();
+            return match read {
+                Ok(content) => Ok(Text { content, format: self.format, origin, revision: None }),
+                Err(reason) => Err(SourceError::new(reason)),
+            };
+        }
+    }
+}
+
+impl FileWatcher {
+    /// Watches the directory of the file, and of what it links to, wherever that is by now.
+    async fn follow(&mut self) {
+        let Some(watch) = &mut self.watch else { return };
+        let mut wanted = vec![directory(&self.path)];
+        if let Ok(target) = tokio::fs::canonicalize(&self.path).await {
+            wanted.push(directory(&target));
+        }
+        for gone in self.watched.extract_if(.., |d| !wanted.contains(d)) {
+            watch.unwatch(&gone).ok(); // it may have gone by itself
+        }
+        for directory in wanted {
+            if !self.watched.contains(&directory)
+                && watch.watch(&directory, RecursiveMode::NonRecursive).is_ok()
+            {
+                self.watched.push(directory);
+            }
+        }
+    }
+
+    async fn read(&self) -> Result<String, String> {
+        let said = |why: &str| format!("{}: {why}", self.path.display());
+        let failed = |e: std::io::Error| match e.kind() {
+            ErrorKind::NotFound => self.missing(),
+            _ => said(&e.to_string()),
+        };
+        let file = tokio::fs::metadata(&self.path).await.map_err(failed)?;
+        if file.len() > MAX_BYTES as u64 {
+            return Err(said(&format!("{} bytes are too many; the limit is {MAX_BYTES}", file.len())));
+        }
+        let bytes = tokio::fs::read(&self.path).await.map_err(failed)?;
+        match String::from_utf8(bytes) {
+            Ok(text) if text.trim().is_empty() => Err(said("it is empty, perhaps half-written")),
+            Ok(text) => Ok(text),
+            Err(_) => Err(said("it is not UTF-8")),
+        }
+    }
+
+    fn missing(&self) -> String {
+        let here = |name: &str| directory(&self.path).join(name).display().to_string();
+        let name = self.path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        let entries = std::fs::read_dir(directory(&self.path)).into_iter().flatten().take(NEIGHBOURS);
+        let names: Vec<_> = entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
+        let meant = nearest(name, names.iter().map(String::as_str).filter(|n| *n != name));
+        let meant = meant.map(|n| format!("; did you mean `{}`?", here(n).trim_start_matches("./")));
+        format!("{}: there is no such file{}", self.path.display(), meant.unwrap_or_default())
+    }
+}
+
+fn directory(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use chassis_core::testing::contract::config_source::{Place, config_source};
+
+    /// Long enough that no test waits for a poll: what arrives came by an event.
+    const NEVER: Duration = Duration::from_secs(3600);
+    const CAP: Duration = Duration::from_secs(30);
+
+    /// How a file is replaced.
+    enum How {
+        InPlace,
+        ByRename,
+        /// As Kubernetes does it: `chassis.yaml` → `..data/chassis.yaml`, and `..data` → a directory
+        /// that is written anew each time.
+        BySwap(u32),
+    }
+
+    struct File(TempDir, How, Duration);
+
+    impl File {
+        fn new(how: How, poll: Duration) -> Self {
+            File(tempfile::tempdir().expect("a directory can be made"), how, poll)
+        }
+        fn path(&self) -> PathBuf {
+            self.0.path().join("chassis.yaml")
+        }
+    }
+
+    #[async_trait]
+    impl Place for File {
+        fn source(&self) -> Arc<dyn ConfigSource> {
+            Arc::new(FileSource::new(self.path()).poll_every(self.2))
+        }
+        async fn write(&mut self, content: &str) {
+            let (path, dir) = (self.path(), self.0.path().to_path_buf());
+            match &mut self.1 {
+                How::InPlace => std::fs::write(path, content).unwrap(),
+                How::ByRename => {
+                    std::fs::write(dir.join(".new"), content).unwrap();
+                    std::fs::rename(dir.join(".new"), path).unwrap();
+                }
+                How::BySwap(n) => {
+                    *n += 1;
+                    let old = std::fs::read_link(dir.join("..data")).ok();
+                    std::fs::create_dir(dir.join(format!("..{n}"))).unwrap();
+                    std::fs::write(dir.join(format!("..{n}/chassis.yaml")), content).unwrap();
+                    std::os::unix::fs::symlink(format!("..{n}"), dir.join("..data_tmp")).unwrap();
+                    std::fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
+                    if path.symlink_metadata().is_err() {
+                        std::os::unix::fs::symlink("..data/chassis.yaml", path).unwrap();
+                    }
+                    if let Some(old) = old {
+                        std::fs::remove_dir_all(dir.join(old)).unwrap();
+                    }
+                }
+            }
+        }
+        async fn spoil(&mut self) -> bool {
+            std::fs::remove_file(self.path()).unwrap();
+            true
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_written_in_place_keeps_the_contract() {
+        config_source(File::new(How::InPlace, NEVER)).await;
+    }
+
+    #[tokio::test]
+    async fn a_file_replaced_by_rename_keeps_the_contract() {
+        config_source(File::new(How::ByRename, NEVER)).await;
+    }
+
+    #[tokio::test]
+    async fn a_file_behind_swapped_links_keeps_the_contract() {
+        config_source(File::new(How::BySwap(0), NEVER)).await;
+    }
+
+    async fn next(watcher: &mut Box<dyn ConfigWatcher>) -> Result<String, String> {
+        let said = tokio::time::timeout(CAP, watcher.next()).await.expect("it answers");
+        said.map(|text| text.content).map_err(|e| e.to_string())
+    }
+
+    #[tokio::test]
+    async fn what_makes_no_event_is_found_by_polling() {
+        // The link and its target's directory are watched; the middle of the chain is not.
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (c, d) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::write(c.path().join("x.yaml"), "a: 1").unwrap();
+        std::fs::write(d.path().join("x.yaml"), "a: 2").unwrap();
+        std::os::unix::fs::symlink(c.path(), b.path().join("now")).unwrap();
+        std::os::unix::fs::symlink(b.path().join("now/x.yaml"), a.path().join("x.yaml")).unwrap();
+        let source = FileSource::new(a.path().join("x.yaml")).poll_every(Duration::from_millis(10));
+        let mut watcher = source.watch().await.unwrap();
+        assert_eq!(next(&mut watcher).await, Ok("a: 1".into()));
+        std::fs::remove_file(b.path().join("now")).unwrap();
+        std::os::unix::fs::symlink(d.path(), b.path().join("now")).unwrap();
+        let mut said = next(&mut watcher).await;
+        if said.is_err() {
+            said = next(&mut watcher).await; // polled between the two lines above
+        }
+        assert_eq!(said, Ok("a: 2".into()));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_text_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chassis.yaml");
+        let shown = path.display();
+        let mut watcher = FileSource::new(&path).poll_every(NEVER).watch().await.unwrap();
+        std::fs::write(dir.path().join("chassis.yml"), "a: 1").unwrap();
+        let meant = dir.path().join("chassis.yml");
+        let missing = format!("{shown}: there is no such file; did you mean `{}`?", meant.display());
+        assert_eq!(next(&mut watcher).await, Err(missing));
+        for (bytes, why) in [
+            (&b" \n"[..], "it is empty, perhaps half-written"),
+            (b"a: \xff", "it is not UTF-8"),
+            (&[b' '; MAX_BYTES + 1], "4194305 bytes are too many; the limit is 4194304"),
+        ] {
+            std::fs::write(&path, bytes).unwrap();
+            assert_eq!(next(&mut watcher).await, Err(format!("{shown}: {why}")));
+        }
+        std::fs::write(&path, "a: 1").unwrap();
+        assert_eq!(next(&mut watcher).await, Ok("a: 1".into()));
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_comes_late_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("etc/chassis.toml");
+        let mut watcher = FileSource::new(&path).poll_every(Duration::from_millis(10)).watch().await.unwrap();
+        assert!(next(&mut watcher).await.is_err());
+        std::fs::create_dir(dir.path().join("etc")).unwrap();
+        std::fs::write(&path, "a = 1").unwrap();
+        let mut said = next(&mut watcher).await;
+        if said.is_err() {
+            said = next(&mut watcher).await; // polled while it was empty
+        }
+        assert_eq!(said, Ok("a = 1".into()));
+    }
+
+    #[tokio::test]
+    async fn the_language_is_in_the_name() {
+        let error = FileSource::new("chassis.conf").watch().await.err().map(|e| e.to_string());
+        assert_eq!(error.as_deref(), Some("chassis.conf: name it .yaml, .toml or .json to say what it is"));
+    }
+}

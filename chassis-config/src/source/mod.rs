@@ -1,0 +1,6 @@
+//! Places that settings come from.
+mod file;
+mod text;
+
+pub use file::FileSource;
+pub use text::TextSource;
