@@ -80,7 +80,9 @@ impl Scan {
                     continue;
                 }
                 Err(e) => {
-                    return Err(RegistryError::new(format!("{} can't be read", path.display())).with_source(e));
+                    return Err(
+                        RegistryError::new(format!("{} can't be read", path.display())).with_source(e)
+                    );
                 }
             };
             self.files.insert(name, seen);

@@ -2,15 +2,7 @@
 //!
 //! The file is looked at every `poll`, at most once for all who watch, and parsed only when its content is
 //! another. There is no task: watching does the work, and when nobody watches none is done.
-use std::{
-    collections::{BTreeMap, HashSet},
-    fs::{self, File},
-    hash::{DefaultHasher, Hasher},
-    io::Read,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use chassis_core::{
@@ -23,6 +15,10 @@ use tokio::{
     task::{JoinHandle, spawn_blocking},
     time::{Instant, Interval, MissedTickBehavior, interval},
 };
+
+use self::look::{Look, Services};
+
+mod look;
 
 /// Where the document is: the `registry` table when its `kind` is `file`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -95,39 +91,6 @@ struct Last {
     look: Look,
 }
 
-/// The file as it stood, and what was in it.
-#[derive(Clone)]
-struct Look {
-    stamp: Option<Stamp>,
-    hash: u64,
-    content: Result<Arc<Services>, Arc<str>>,
-}
-
-/// What changes when somebody writes the file, unless they write twice within the clock's resolution.
-#[derive(Clone, PartialEq, Eq)]
-struct Stamp {
-    modified: SystemTime,
-    length: u64,
-    settled: bool,
-}
-
-type Services = BTreeMap<String, Option<Vec<Instance>>>;
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Document {
-    /// Values of any shape, so that a bad one spoils nothing but itself.
-    services: BTreeMap<String, Option<Vec<serde_json::Value>>>,
-}
-
-/// A document of 10⁵ instances has about 20 MB.
-const MAX_LENGTH: u64 = 64 << 20;
-/// A file this old when it was read can't have been written again with the same time. File systems tell
-/// times to 2 s at worst (FAT).
-const SETTLED: Duration = Duration::from_secs(2);
-/// Warnings a document, so that 10⁵ bad entries don't fill the log.
-const MAX_WARNINGS: usize = 10;
-
 // === impl FileConfig ===
 
 impl FileConfig {
@@ -161,7 +124,7 @@ impl FileRegistry {
             let result = looking.get_or_insert_with(begin).await;
             *looking = None;
             *at = Some(Instant::now());
-            *look = result.unwrap_or_else(|e| Look::failed(None, 0, format!("reading was interrupted: {e}")));
+            *look = result.unwrap_or_else(|e| Look::failed(format!("reading was interrupted: {e}")));
         }
         look.content.clone()
     }
@@ -220,108 +183,4 @@ impl FileWatcher {
             None => Membership::Unknown,
         }
     }
-}
-
-// === impl Look ===
-
-impl Default for Look {
-    fn default() -> Self {
-        Look::failed(None, 0, "not looked at yet".into())
-    }
-}
-
-impl Look {
-    fn failed(stamp: Option<Stamp>, hash: u64, why: String) -> Self {
-        Look { stamp, hash, content: Err(why.into()) }
-    }
-
-    /// Looks again; does no more than the change of the file demands.
-    fn again(self, path: &Path) -> Look {
-        match self.read(path) {
-            Ok(look) => look,
-            Err(why) => Look::failed(None, 0, format!("{}: {why}", path.display())),
-        }
-    }
-
-    fn read(self, path: &Path) -> Result<Look, String> {
-        let stamp = Stamp::of(&fs::metadata(path).map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
-        if stamp.settled && self.stamp.as_ref() == Some(&stamp) {
-            return Ok(self);
-        }
-        if stamp.length > MAX_LENGTH {
-            return Err(format!("{} bytes are more than {MAX_LENGTH}", stamp.length));
-        }
-        let mut text = Vec::new();
-        let file = File::open(path).map_err(|e| e.to_string())?;
-        file.take(MAX_LENGTH).read_to_end(&mut text).map_err(|e| e.to_string())?;
-        let mut hasher = DefaultHasher::new();
-        hasher.write(&text);
-        let (hash, stamp) = (hasher.finish(), Some(stamp));
-        if self.stamp.is_some() && self.hash == hash {
-            return Ok(Look { stamp, ..self });
-        }
-        Ok(match parse(&text) {
-            Ok(services) => Look { stamp, hash, content: Ok(Arc::new(services)) },
-            Err(why) => Look::failed(stamp, hash, format!("{}: {why}", path.display())),
-        })
-    }
-}
-
-impl Stamp {
-    fn of(metadata: &fs::Metadata) -> std::io::Result<Stamp> {
-        if !metadata.is_file() {
-            return Err(std::io::Error::other("not a file")); // a pipe would block whoever reads it
-        }
-        let modified = metadata.modified()?;
-        let settled = SystemTime::now().duration_since(modified).is_ok_and(|age| age >= SETTLED);
-        Ok(Stamp { modified, length: metadata.len(), settled })
-    }
-}
-
-fn parse(text: &[u8]) -> Result<Services, serde_json::Error> {
-    let document: Document = serde_json::from_slice(text)?;
-    let mut refused = 0;
-    let mut services = Services::new();
-    for (service, written) in document.services {
-        let all = written.map(|written| sift(&service, written, &mut refused));
-        services.insert(service, all);
-    }
-    if refused > MAX_WARNINGS {
-        tracing::warn!(refused, "more instances were refused than are named here");
-    }
-    Ok(services)
-}
-
-/// Those that make sense; of several with one id the first.
-fn sift(service: &str, written: Vec<serde_json::Value>, refused: &mut usize) -> Vec<Instance> {
-    let mut ids = HashSet::with_capacity(written.len());
-    let mut instances = Vec::with_capacity(written.len());
-    for (at, value) in written.into_iter().enumerate() {
-        match instance(service, value) {
-            Ok(instance) if ids.insert(instance.id.clone()) => instances.push(instance),
-            other => {
-                *refused += 1;
-                if *refused <= MAX_WARNINGS {
-                    let why = match other {
-                        Ok(instance) => format!("another instance has the id `{}`", instance.id),
-                        Err(why) => why.to_string(),
-                    };
-                    tracing::warn!(%service, at, %why, "instance refused");
-                }
-            }
-        }
-    }
-    instances
-}
-
-fn instance(service: &str, value: serde_json::Value) -> Result<Instance, RegistryError> {
-    let mut instance = Instance::deserialize(value).map_err(|e| RegistryError::new(e.to_string()))?;
-    if instance.service.is_empty() {
-        instance.service = service.into();
-    }
-    if instance.service != service {
-        return Err(RegistryError::new(format!("it says it belongs to `{}`", instance.service)));
-    }
-    instance.check()?;
-    Ok(instance)
 }

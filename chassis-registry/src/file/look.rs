@@ -1,0 +1,151 @@
+//! One look at the document: as little work as its change demands, and nothing of it that makes no sense.
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs::{self, File},
+    hash::{DefaultHasher, Hasher},
+    io::{self, Read},
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use chassis_core::registry::{Instance, RegistryError};
+use serde::Deserialize;
+
+/// The file as it stood, and what was in it.
+#[derive(Clone)]
+pub(super) struct Look {
+    /// `None` if it could not be read at all.
+    read: Option<(Stamp, u64)>,
+    pub(super) content: Result<Arc<Services>, Arc<str>>,
+}
+
+/// What changes when somebody writes the file, unless they write twice within the clock's resolution.
+#[derive(Clone, PartialEq, Eq)]
+struct Stamp {
+    modified: SystemTime,
+    length: u64,
+    /// Long enough ago that the next writing has another time.
+    settled: bool,
+}
+
+/// The instances of each service; `None` where it was deleted.
+pub(super) type Services = BTreeMap<String, Option<Vec<Instance>>>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    /// Values of any shape, so that a bad one spoils nothing but itself.
+    services: BTreeMap<String, Option<Vec<serde_json::Value>>>,
+}
+
+/// A document of 10⁵ instances has about 20 MB.
+const MAX_LENGTH: u64 = 64 << 20;
+/// A file this old when it was read can't have been written again with the same time. File systems tell
+/// times to 2 s at worst (FAT).
+const SETTLED: Duration = Duration::from_secs(2);
+/// Warnings a document, so that 10⁵ bad entries don't fill the log.
+const MAX_WARNINGS: usize = 10;
+
+// === impl Look ===
+
+impl Default for Look {
+    fn default() -> Self {
+        Look::failed("not looked at yet".into())
+    }
+}
+
+impl Look {
+    pub(super) fn failed(why: String) -> Self {
+        Look { read: None, content: Err(why.into()) }
+    }
+
+    /// Looks again. Blocks.
+    pub(super) fn again(self, path: &Path) -> Look {
+        match self.read(path) {
+            Ok(look) => look,
+            Err(why) => Look::failed(format!("{}: {why}", path.display())),
+        }
+    }
+
+    fn read(self, path: &Path) -> io::Result<Look> {
+        let stamp = Stamp::of(&fs::metadata(path)?)?;
+        if stamp.settled && self.read.as_ref().is_some_and(|(before, _)| *before == stamp) {
+            return Ok(self);
+        }
+        let mut text = Vec::new();
+        File::open(path)?.take(MAX_LENGTH).read_to_end(&mut text)?;
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&text);
+        let hash = hasher.finish();
+        let content = match self.read {
+            Some((_, before)) if before == hash => self.content,
+            _ => parse(&text).map(Arc::new).map_err(|why| format!("{}: {why}", path.display()).into()),
+        };
+        Ok(Look { read: Some((stamp, hash)), content })
+    }
+}
+
+// === impl Stamp ===
+
+impl Stamp {
+    fn of(metadata: &fs::Metadata) -> io::Result<Stamp> {
+        if !metadata.is_file() {
+            return Err(io::Error::other("not a file")); // a pipe would block whoever reads it
+        }
+        if metadata.len() > MAX_LENGTH {
+            return Err(io::Error::other(format!("{} bytes are more than {MAX_LENGTH}", metadata.len())));
+        }
+        let modified = metadata.modified()?;
+        let settled = SystemTime::now().duration_since(modified).is_ok_and(|age| age >= SETTLED);
+        Ok(Stamp { modified, length: metadata.len(), settled })
+    }
+}
+
+fn parse(text: &[u8]) -> Result<Services, serde_json::Error> {
+    let document: Document = serde_json::from_slice(text)?;
+    let mut refused = 0;
+    let mut services = Services::new();
+    for (service, written) in document.services {
+        let all = written.map(|written| sift(&service, written, &mut refused));
+        services.insert(service, all);
+    }
+    if refused > MAX_WARNINGS {
+        tracing::warn!(refused, "more instances were refused than are named here");
+    }
+    Ok(services)
+}
+
+/// Those that make sense; of several with one id the first.
+fn sift(service: &str, written: Vec<serde_json::Value>, refused: &mut usize) -> Vec<Instance> {
+    let mut ids = HashSet::with_capacity(written.len());
+    let mut instances = Vec::with_capacity(written.len());
+    for (at, value) in written.into_iter().enumerate() {
+        match instance(service, value) {
+            Ok(instance) if ids.insert(instance.id.clone()) => instances.push(instance),
+            other => {
+                *refused += 1;
+                if *refused <= MAX_WARNINGS {
+                    let why = match other {
+                        Ok(instance) => format!("another instance has the id `{}`", instance.id),
+                        Err(why) => why.to_string(),
+                    };
+                    tracing::warn!(%service, at, %why, "instance refused");
+                }
+            }
+        }
+    }
+    instances
+}
+
+fn instance(service: &str, value: serde_json::Value) -> Result<Instance, RegistryError> {
+    let mut instance = Instance::deserialize(value).map_err(|e| RegistryError::new(e.to_string()))?;
+    if instance.service.is_empty() {
+        instance.service = service.into();
+    }
+    if instance.service != service {
+        return Err(RegistryError::new(format!("it says it belongs to `{}`", instance.service)));
+    }
+    instance.check()?;
+    Ok(instance)
+}
