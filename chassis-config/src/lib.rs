@@ -5,6 +5,7 @@
 //! [`Problem`]s that quote the line. A [`Loader`] does all of it, again whenever a source changes, and
 //! hands out whole [`Version`]s or none.
 mod de;
+pub mod document;
 mod env;
 mod finding;
 mod loader;

@@ -11,6 +11,9 @@ use serde::{
 use super::fault::Fault;
 use crate::tree::{Entry, Node, Path, Segment, Value};
 
+/// The key that comes first.
+const KIND: &str = "kind";
+
 /// A value of the tree, and what below it is to be passed over.
 #[derive(Clone)]
 pub(super) struct Place<'a> {
@@ -21,8 +24,11 @@ pub(super) struct Place<'a> {
 }
 
 /// The entries of a map, those passed over left out.
+///
+/// `kind` comes first, wherever it stands: what else there is depends on it.
 struct Entries<'a> {
     above: Place<'a>,
+    kind: Option<&'a Entry>,
     left: std::slice::Iter<'a, Entry>,
     next: Option<&'a Entry>,
     /// Where the type says which keys it knows: those that start with `x-` and are not among them are
@@ -69,7 +75,8 @@ impl<'a> Place<'a> {
         fields: Option<&'static [&'static str]>,
         visitor: V,
     ) -> Result<V::Value, Fault> {
-        visitor.visit_map(Entries { above: self, left: entries.iter(), next: None, fields })
+        let kind = entries.iter().find(|e| e.key == KIND && !self.is_skipped(|| Segment::Key(KIND.into())));
+        visitor.visit_map(Entries { above: self, kind, left: entries.iter(), next: None, fields })
     }
 
     fn number<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, Fault> {
@@ -242,7 +249,8 @@ impl<'a> MapAccess<'a> for Entries<'a> {
         let (above, fields) = (&self.above, self.fields);
         let own = |key: &str| key.starts_with("x-") && fields.is_some_and(|fields| !fields.contains(&key));
         let passed = |e: &Entry| own(&e.key) || above.is_skipped(|| Segment::Key(e.key.clone()));
-        self.next = self.left.by_ref().find(|e| !passed(e));
+        let rest = || self.left.by_ref().find(|e| e.key != KIND && !passed(e));
+        self.next = self.kind.take().or_else(rest);
         let Some(entry) = self.next else { return Ok(None) };
         let key = StrDeserializer::<Fault>::new(&entry.key);
         let below = |fault: Fault| match fault.is_unknown_key() {

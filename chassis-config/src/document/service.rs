@@ -1,0 +1,42 @@
+//! Who this process is, and how it ends.
+use std::{collections::BTreeMap, time::Duration};
+
+use chassis_core::units::Span;
+use serde::{Deserialize, Serialize};
+
+/// The `service` table: who this process says it is. Read once, at the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServiceSection {
+    /// Its name. Default the one the program gives itself.
+    pub name: Option<String>,
+    /// What runs here. Default: nobody says.
+    pub version: Option<String>,
+    /// Where it runs. Default: nobody says.
+    pub zone: Option<String>,
+    /// What routes of others choose by. Default none.
+    pub labels: BTreeMap<String, String>,
+    /// The host by which others reach it. Default the address of the primary interface, or loopback where
+    /// only this machine looks (`registry: { kind: local }`).
+    pub advertise: Option<String>,
+}
+
+/// The `shutdown` table: how long the steps of a stop may take.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ShutdownSection {
+    /// How long calls are still taken after the registry was told, until others have heard. Default `5s` in
+    /// Kubernetes, else `0s`.
+    pub delay: Option<Span>,
+    /// How long calls under way may still take, once no new ones come. Then they are cut. Default `25s`;
+    /// `0s` cuts them at once.
+    pub deadline: Span,
+}
+
+// === impl ShutdownSection ===
+
+impl Default for ShutdownSection {
+    fn default() -> Self {
+        ShutdownSection { delay: None, deadline: Span(Duration::from_secs(25)) }
+    }
+}
