@@ -3,7 +3,7 @@ use std::fmt;
 
 use crate::{
     secret,
-    tree::{Layer, Path, Span},
+    tree::{Layer, Path, Segment, Span},
 };
 
 /// Something wrong, or odd, at one place.
@@ -82,9 +82,10 @@ impl Problem {
     }
 
     fn said(&self) -> String {
+        let message: String = self.message.chars().map(harmless).collect();
         match &self.nearest {
-            Some(nearest) => format!("{}; did you mean `{nearest}`?", self.message),
-            None => self.message.clone(),
+            Some(nearest) => format!("{message}; did you mean `{nearest}`?"),
+            None => message,
         }
     }
 
@@ -93,11 +94,12 @@ impl Problem {
         let at = self.at.as_ref().filter(|at| at.line > 0)?;
         let mut line: Vec<char> = secret::mask_line(at.origin.line(at.line)?).chars().collect();
         if self.path.is_secret() {
-            line.iter_mut().skip(at.column - 1).filter(|c| !c.is_whitespace()).for_each(|c| *c = '*');
+            let pointed: String = line.iter().skip(at.column - 1).take(at.length).collect();
+            let is_key = matches!(self.path.0.last(), Some(Segment::Key(key)) if *key == pointed);
+            let start = at.column - 1 + if is_key { at.length + 1 } else { 0 };
+            line.iter_mut().skip(start).filter(|c| !c.is_whitespace()).for_each(|c| *c = '*');
         }
-        for c in line.iter_mut().filter(|c| c.is_control()) {
-            *c = if *c == '\t' { '\u{2192}' } else { '\u{fffd}' };
-        }
+        line.iter_mut().for_each(|c| *c = harmless(*c));
         // A long line is cut to what surrounds the place.
         let start = if line.len() > QUOTED { at.column.saturating_sub(QUOTED / 2) } else { 0 };
         let end = line.len().min(start + QUOTED);
@@ -141,6 +143,16 @@ impl fmt::Display for Problem {
             write!(f, "\n   allowed: {}", self.allowed.join(", "))?;
         }
         Ok(())
+    }
+}
+
+/// What may be printed to a terminal: nothing that moves the cursor or turns the text around.
+fn harmless(c: char) -> char {
+    match c {
+        '\t' => '\u{2192}',
+        '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
+        c if c.is_control() => '\u{fffd}',
+        c => c,
     }
 }
 

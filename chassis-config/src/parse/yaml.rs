@@ -175,16 +175,18 @@ impl<'a> Reader<'a> {
     }
 
     fn at(&self, mark: Mark) -> Span {
-        let same_line = mark.end.line() == mark.start.line();
         let line = self.lines.get(mark.start.line().saturating_sub(1)).copied().unwrap_or_default();
-        let rest = line.chars().count().saturating_sub(mark.start.col());
-        let length = if same_line { mark.len() } else { rest };
+        let rest = line.chars().skip(mark.start.col());
+        let rest: String = match mark.end.line() == mark.start.line() {
+            true => rest.take(mark.len()).collect(),
+            false => rest.collect(),
+        };
         let prefix = if mark.start.line() == 1 { self.prefix } else { 0 };
         Span {
             origin: self.origin.clone(),
             line: mark.start.line(),
             column: mark.start.col() + 1 + prefix,
-            length: length.clamp(1, rest.max(1)),
+            length: rest.trim_end().chars().count().max(1),
         }
     }
 
