@@ -288,16 +288,6 @@ impl Token {
     pub fn is_probe(self) -> bool {
         self.probe
     }
-
-    /// As a number, for whoever keeps it with a call.
-    pub fn to_bits(self) -> u64 {
-        u64::from(self.probe) << 32 | u64::from(self.era)
-    }
-
-    /// The way back of [`Token::to_bits`].
-    pub fn from_bits(bits: u64) -> Self {
-        Token { era: bits as u32, probe: bits >> 32 != 0 }
-    }
 }
 
 #[cfg(test)]
