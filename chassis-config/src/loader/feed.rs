@@ -21,7 +21,7 @@ pub(super) struct Feed {
     pub(super) needed: bool,
     answer: Answer,
     /// What its last text says, or why that can't be read.
-    tree: Option<Result<Node, Problem>>,
+    tree: Option<Result<Node, Box<Problem>>>,
     /// Why it could not be asked, the last time.
     trouble: Option<String>,
 }
@@ -76,7 +76,7 @@ impl Feed {
         self.trouble.is_none() || (self.tree.is_none() && !self.needed)
     }
 
-    pub(super) fn tree(&self) -> Option<&Result<Node, Problem>> {
+    pub(super) fn tree(&self) -> Option<&Result<Node, Box<Problem>>> {
         self.tree.as_ref()
     }
 }

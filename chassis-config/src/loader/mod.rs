@@ -1,21 +1,23 @@
 //! Keeps the settings of a process: follows their sources, and makes a version of every change that can
 //! be applied whole.
+mod change;
 mod feed;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::VecDeque, fmt, future::poll_fn, sync::Arc, task::Poll, time::Duration};
+use std::{collections::VecDeque, future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
-use chassis_core::config::{ConfigSource, SourceError};
+use chassis_core::config::ConfigSource;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
+pub use self::change::{Change, Refusal, Unreadable};
 use self::feed::Feed;
 use crate::{
     env::Environment,
     finding::Finding,
     merge::merge,
-    problem::{Problem, Severity},
+    problem::Problem,
     tree::{Layer, Node, Origin},
     version::{Version, changes, hash},
 };
@@ -63,41 +65,6 @@ pub struct Loader<D, T> {
     astray: bool,
     /// When a source that nobody insists on is no longer waited for.
     patience: Option<Instant>,
-}
-
-/// What became of the sources' news.
-#[derive(Debug)]
-pub enum Change<D, T> {
-    /// A new version is to be used.
-    Applied(Box<Version<D, T>>),
-    /// What the sources say can't be used.
-    Refused(Refusal),
-    /// A source can't be read.
-    Unreadable(Unreadable),
-    /// All is well again, and says what the version of this number says: nothing is to be done.
-    Restored(u64),
-}
-
-/// Why what the sources say can't be used.
-#[derive(Debug)]
-pub struct Refusal {
-    /// What is wrong, errors and warnings.
-    pub problems: Vec<Problem>,
-    /// The version that stays; `None` if there was none yet.
-    pub running: Option<u64>,
-}
-
-/// A source that can't be read.
-#[derive(Debug)]
-pub struct Unreadable {
-    /// Its name.
-    pub source: String,
-    /// Why.
-    pub error: SourceError,
-    /// There can be no version without it, and there is none yet.
-    pub needed: bool,
-    /// The version that stays; `None` if there was none yet.
-    pub running: Option<u64>,
 }
 
 /// Makes a value of a document: with warnings, or errors why not.
@@ -265,7 +232,8 @@ impl<D: DeserializeOwned, T> Loader<D, T> {
 
     fn read(&self) -> Result<(Node, D, T, Vec<Problem>), Vec<Problem>> {
         let texts = self.feeds.iter().filter_map(Feed::tree);
-        let broken: Vec<Problem> = texts.clone().filter_map(|t| t.as_ref().err().cloned()).collect();
+        let broken: Vec<Problem> =
+            texts.clone().filter_map(|t| t.as_ref().err().map(|p| (**p).clone())).collect();
         if !broken.is_empty() {
             return Err(broken);
         }
@@ -286,42 +254,5 @@ impl<D: DeserializeOwned, T> Loader<D, T> {
             Some(value) if !problems.iter().any(Problem::is_error) => Ok((tree, document, value, problems)),
             _ => Err(problems),
         }
-    }
-}
-
-// === impl Refusal ===
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for problem in &self.problems {
-            writeln!(f, "{problem}")?;
-        }
-        let errors = self.problems.iter().filter(|p| p.severity == Severity::Error).count();
-        write!(f, "{errors} error{}, ", if errors == 1 { "" } else { "s" })?;
-        match self.running {
-            Some(number) => write!(f, "still running version {number}"),
-            None => f.write_str("nothing is running yet"),
-        }
-    }
-}
-
-impl std::error::Error for Refusal {}
-
-// === impl Unreadable ===
-
-impl fmt::Display for Unreadable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Most sources name themselves in what they say.
-        let said = self.error.to_string();
-        match said.contains(&self.source) {
-            true => f.write_str(&said),
-            false => write!(f, "{}: {said}", self.source),
-        }
-    }
-}
-
-impl std::error::Error for Unreadable {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        std::error::Error::source(&self.error)
     }
 }

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use chassis_core::config::Format;
+use chassis_core::config::{Format, SourceError};
 use serde::Deserialize;
 
 use super::*;

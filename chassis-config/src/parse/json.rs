@@ -2,13 +2,10 @@
 //! walk that follows only notes where things stand.
 use std::sync::Arc;
 
-use super::{Keys, MAX_DEPTH, plain, push};
-use crate::{
-    problem::Problem,
-    tree::{Entry, Node, Origin, Span, Value},
-};
+use super::{Keys, MAX_DEPTH, Read, plain, push};
+use crate::tree::{Entry, Node, Origin, Span, Value};
 
-pub(super) fn parse(origin: &Arc<Origin>) -> Result<Node, Problem> {
+pub(super) fn parse(origin: &Arc<Origin>) -> Read<Node> {
     let text = origin.content.strip_prefix('\u{feff}').unwrap_or(&origin.content);
     let bom = origin.content.len() - text.len();
     if let Err(e) = serde_json::from_str::<serde_json::Value>(text) {
@@ -33,7 +30,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn value(&mut self) -> Result<Node, Problem> {
+    fn value(&mut self) -> Read<Node> {
         let start = self.skip();
         let value = match self.text.as_bytes().get(start) {
             Some(b'{') => self.nested(Self::map)?,
@@ -54,7 +51,7 @@ impl Walk<'_> {
         Ok(Node { value, at: Span::of_bytes(self.origin, start, end) })
     }
 
-    fn nested(&mut self, read: impl FnOnce(&mut Self) -> Result<Value, Problem>) -> Result<Value, Problem> {
+    fn nested(&mut self, read: impl FnOnce(&mut Self) -> Read<Value>) -> Read<Value> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
             let at = Span::of_bytes(self.origin, self.at, self.at + 1);
@@ -67,7 +64,7 @@ impl Walk<'_> {
         Ok(value)
     }
 
-    fn map(&mut self) -> Result<Value, Problem> {
+    fn map(&mut self) -> Read<Value> {
         let (mut entries, mut seen) = (Vec::new(), Keys::default());
         while self.more() {
             let start = self.at;
@@ -81,7 +78,7 @@ impl Walk<'_> {
         Ok(Value::Map(entries))
     }
 
-    fn list(&mut self) -> Result<Value, Problem> {
+    fn list(&mut self) -> Read<Value> {
         let mut items = Vec::new();
         while self.more() {
             items.push(self.value()?);

@@ -23,7 +23,7 @@ pub const MAX_DEPTH: usize = 64;
 pub const MAX_NODES: usize = 200_000;
 
 /// Reads a text of a layer.
-pub fn parse(text: &Text, layer: Layer) -> Result<Node, Problem> {
+pub fn parse(text: &Text, layer: Layer) -> Result<Node, Box<Problem>> {
     let origin = Origin::new(&text.origin, layer, &text.content);
     if text.content.len() > MAX_BYTES {
         let size = text.content.len();
@@ -51,12 +51,15 @@ pub(crate) fn value(origin: &Arc<Origin>, text: &str, prefix: usize) -> Node {
     })
 }
 
-fn plain(at: Span, message: impl Into<String>) -> Problem {
-    Problem::error(Path::default(), Some(at), message)
+/// What was read, or the first problem on the way.
+type Read<T> = Result<T, Box<Problem>>;
+
+fn plain(at: Span, message: impl Into<String>) -> Box<Problem> {
+    Box::new(Problem::error(Path::default(), Some(at), message))
 }
 
 /// Adds an entry, unless its key is there already or can't be one.
-fn push(entries: &mut Vec<Entry>, seen: &mut Keys, entry: Entry) -> Result<(), Problem> {
+fn push(entries: &mut Vec<Entry>, seen: &mut Keys, entry: Entry) -> Read<()> {
     if entry.key.chars().any(char::is_control) {
         return Err(plain(entry.key_at, "a key holds a control character"));
     }
@@ -66,7 +69,7 @@ fn push(entries: &mut Vec<Entry>, seen: &mut Keys, entry: Entry) -> Result<(), P
             false => format!("on line {first}"),
         };
         let message = format!("`{}` is here twice; the first is {at}", entry.key);
-        return Err(Problem::error(Path::default(), Some(entry.key_at), message));
+        return Err(plain(entry.key_at, message));
     }
     entries.push(entry);
     Ok(())
@@ -80,7 +83,7 @@ struct Keys(std::collections::HashMap<String, usize>);
 mod tests {
     use super::*;
 
-    fn read(format: Format, content: &str) -> Result<Node, Problem> {
+    fn read(format: Format, content: &str) -> Read<Node> {
         let text = Text { content: content.into(), format, origin: "c".into(), revision: None };
         parse(&text, Layer::File)
     }
@@ -196,6 +199,52 @@ mod tests {
             let deep = read(format, &"[".repeat(100_000)).expect_err("it is broken");
             assert!(deep.at.is_some(), "{deep}");
             assert!(read(format, &" ".repeat(MAX_BYTES + 1)).is_err());
+        }
+    }
+
+    /// Cuts, doubles and swaps characters of a sound document, a few thousand times.
+    #[test]
+    fn no_text_makes_it_panic() {
+        let texts = [
+            (
+                Format::Yaml,
+                "a: &x { b: [1, 'two'], \"c\": ~ }\nd:\n  - *x\n  - |\n    e\nf: { <<: *x, g: 3% } # h\n",
+            ),
+            (
+                Format::Json,
+                "{\"a\": {\"b\": [1, \"t\\u00e9wo\", -2.5e3], \"c\": null},\n \"d\": [[], {}, true]}",
+            ),
+            (
+                Format::Toml,
+                "a = { b = [1, 'two'], \"c\" = 2.5 }\n[d.e]\nf = 1979-05-27\n[[g]]\nh = \"\"\"\ni\"\"\"\n",
+            ),
+        ];
+        let mut state = 42_u64;
+        let mut below = move |n: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % n.max(1)
+        };
+        let extra: Vec<char> = "{}[]:,-#&*!|>'\"%@`\t\n\r \u{0}\u{feff}é=.\\?~".chars().collect();
+        for (format, text) in texts {
+            for _ in 0..3_000 {
+                let mut chars: Vec<char> = text.chars().collect();
+                for _ in 0..=below(4).min(chars.len() - 1) {
+                    let (at, other) = (below(chars.len()), below(chars.len()));
+                    match below(4) {
+                        0 => drop(chars.remove(at)),
+                        1 => chars.insert(at, extra[below(extra.len())]),
+                        2 => chars.swap(at, other),
+                        _ => chars.truncate(at.max(8)),
+                    }
+                }
+                let text: String = chars.into_iter().collect();
+                match read(format, &text) {
+                    Ok(node) => {
+                        node.leaves().iter().for_each(|(_, leaf)| assert!(leaf.at.line > 0, "{text}"))
+                    }
+                    Err(problem) => assert!(problem.to_string().contains("c:"), "{text}"),
+                }
+            }
         }
     }
 }

@@ -6,13 +6,10 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{Keys, MAX_DEPTH, plain, push};
-use crate::{
-    problem::Problem,
-    tree::{Entry, Node, Origin, Span, Value},
-};
+use super::{Keys, MAX_DEPTH, Read, plain, push};
+use crate::tree::{Entry, Node, Origin, Span, Value};
 
-pub(super) fn parse(origin: &Arc<Origin>) -> Result<Node, Problem> {
+pub(super) fn parse(origin: &Arc<Origin>) -> Read<Node> {
     let table = DeTable::parse(&origin.content).map_err(|e| {
         let span = e.span().unwrap_or(0..1);
         let message = match e.message() {
@@ -29,7 +26,7 @@ pub(super) fn parse(origin: &Arc<Origin>) -> Result<Node, Problem> {
     map(origin, table.span(), table.get_ref(), 1)
 }
 
-fn node(origin: &Arc<Origin>, value: &Spanned<DeValue<'_>>, depth: usize) -> Result<Node, Problem> {
+fn node(origin: &Arc<Origin>, value: &Spanned<DeValue<'_>>, depth: usize) -> Read<Node> {
     let span = value.span();
     let read = match value.get_ref() {
         DeValue::String(text) => Value::Quoted(text.to_string()),
@@ -48,7 +45,7 @@ fn node(origin: &Arc<Origin>, value: &Spanned<DeValue<'_>>, depth: usize) -> Res
     Ok(Node { value: read, at: at(origin, span) })
 }
 
-fn map(origin: &Arc<Origin>, span: Range<usize>, table: &DeTable<'_>, depth: usize) -> Result<Node, Problem> {
+fn map(origin: &Arc<Origin>, span: Range<usize>, table: &DeTable<'_>, depth: usize) -> Read<Node> {
     deeper(origin, &span, depth)?;
     let mut sorted: Vec<_> = table.iter().collect();
     sorted.sort_by_key(|(key, _)| key.span().start);
@@ -65,7 +62,7 @@ fn map(origin: &Arc<Origin>, span: Range<usize>, table: &DeTable<'_>, depth: usi
     Ok(Node { value: Value::Map(entries), at: at(origin, start) })
 }
 
-fn deeper(origin: &Arc<Origin>, span: &Range<usize>, depth: usize) -> Result<(), Problem> {
+fn deeper(origin: &Arc<Origin>, span: &Range<usize>, depth: usize) -> Read<()> {
     match depth > MAX_DEPTH {
         true => Err(plain(at(origin, span.clone()), format!("nested deeper than {MAX_DEPTH} levels"))),
         false => Ok(()),

@@ -6,13 +6,13 @@ use std::{collections::HashMap, sync::Arc};
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span as Mark, StrInput};
 
-use super::{Keys, MAX_DEPTH, MAX_NODES, plain, push};
+use super::{Keys, MAX_DEPTH, MAX_NODES, Read, plain, push};
 use crate::{
     problem::Problem,
     tree::{Entry, Node, Origin, Span, Value},
 };
 
-pub(super) fn parse(origin: &Arc<Origin>) -> Result<Node, Problem> {
+pub(super) fn parse(origin: &Arc<Origin>) -> Read<Node> {
     let node = Reader::new(origin, &origin.content, 0).document()?;
     match node.value {
         Value::Map(_) => Ok(node),
@@ -26,7 +26,7 @@ pub(super) fn parse(origin: &Arc<Origin>) -> Result<Node, Problem> {
 }
 
 /// A value within a line of its origin, `prefix` characters in.
-pub(super) fn parse_inline(origin: &Arc<Origin>, text: &str, prefix: usize) -> Result<Node, Problem> {
+pub(super) fn parse_inline(origin: &Arc<Origin>, text: &str, prefix: usize) -> Read<Node> {
     Reader::new(origin, text, prefix).document()
 }
 
@@ -52,7 +52,7 @@ impl<'a> Reader<'a> {
         Reader { origin, lines: text.lines().collect(), prefix, events, anchors: HashMap::new(), nodes: 0 }
     }
 
-    fn document(&mut self) -> Result<Node, Problem> {
+    fn document(&mut self) -> Read<Node> {
         let mut document = None;
         loop {
             let (event, mark) = self.next()?;
@@ -69,12 +69,12 @@ impl<'a> Reader<'a> {
         Ok(document.unwrap_or(Node { value: Value::Null, at: start }))
     }
 
-    fn node(&mut self, depth: usize) -> Result<Node, Problem> {
+    fn node(&mut self, depth: usize) -> Read<Node> {
         let (event, mark) = self.next()?;
         self.read(event, mark, depth)
     }
 
-    fn read(&mut self, event: Event<'a>, mark: Mark, depth: usize) -> Result<Node, Problem> {
+    fn read(&mut self, event: Event<'a>, mark: Mark, depth: usize) -> Read<Node> {
         let at = self.at(mark);
         self.count(1, depth, &at)?;
         let before = self.nodes;
@@ -105,7 +105,7 @@ impl<'a> Reader<'a> {
         Ok(node)
     }
 
-    fn list(&mut self, depth: usize) -> Result<Value, Problem> {
+    fn list(&mut self, depth: usize) -> Read<Value> {
         let mut items = Vec::new();
         loop {
             match self.next()? {
@@ -115,7 +115,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn map(&mut self, depth: usize) -> Result<Value, Problem> {
+    fn map(&mut self, depth: usize) -> Read<Value> {
         let (mut entries, mut seen, mut merged) = (Vec::new(), Keys::default(), Vec::new());
         loop {
             let (event, mark) = self.next()?;
@@ -146,7 +146,7 @@ impl<'a> Reader<'a> {
         Ok(Value::Map(entries))
     }
 
-    fn alias(&mut self, anchor: usize, at: Span, depth: usize) -> Result<Node, Problem> {
+    fn alias(&mut self, anchor: usize, at: Span, depth: usize) -> Read<Node> {
         let Some(held) = self.anchors.get(&anchor) else {
             return Err(plain(at, "an alias can't stand within what it stands for"));
         };
@@ -155,7 +155,7 @@ impl<'a> Reader<'a> {
         Ok(self.anchors[&anchor].node.clone())
     }
 
-    fn count(&mut self, more: usize, depth: usize, at: &Span) -> Result<(), Problem> {
+    fn count(&mut self, more: usize, depth: usize, at: &Span) -> Read<()> {
         self.nodes += more;
         if depth > MAX_DEPTH {
             return Err(plain(at.clone(), format!("nested deeper than {MAX_DEPTH} levels")));
@@ -166,7 +166,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn next(&mut self) -> Result<(Event<'a>, Mark), Problem> {
+    fn next(&mut self) -> Read<(Event<'a>, Mark)> {
         match self.events.next_event() {
             Some(Ok(next)) => Ok(next),
             Some(Err(e)) => Err(self.broken(&e)),
@@ -191,7 +191,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Says what is wrong in words for the writer of the text rather than of a parser.
-    fn broken(&self, e: &ScanError) -> Problem {
+    fn broken(&self, e: &ScanError) -> Box<Problem> {
         let at = |line: usize, column: usize| Span { origin: self.origin.clone(), line, column, length: 1 };
         let line = e.marker().line().max(1);
         // A tab is what is wrong, whatever it led the scanner to believe, if one indents what it read last.
