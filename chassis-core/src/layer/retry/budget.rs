@@ -1,0 +1,276 @@
+//! What retries may cost the service they go to.
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{
+    settings,
+    units::{Rate, Ratio},
+};
+
+settings! {
+    /// How many retries a service gets, all its operations together: `budget`; `budget: off` for no bound.
+    pub struct BudgetConfig, BudgetPatch {
+        /// Retries as a share of the calls of the last ten seconds. Default `20%`; `0%` leaves the minimum.
+        pub share: Ratio = Ratio::percent(20),
+        /// Retries there may be besides, however few calls there are. Default `10/s`, to be had within ten
+        /// seconds at any times; `0/s` leaves the share.
+        pub min: Rate = Rate::per_second(10),
+    }
+}
+
+/// Counts calls and retries of the last ten seconds. In any such time there are no more retries than the
+/// share of the calls and ten seconds' worth of the minimum.
+///
+/// After Finagle's `RetryBudget`, with its ten rotating slots; calls and retries are counted apart, so that
+/// both numbers are arguments and can change while the counts stay.
+///
+/// ```
+/// use chassis_core::layer::retry::{Budget, BudgetConfig};
+/// use tokio::time::Instant;
+///
+/// let now = Instant::now();
+/// let (budget, config) = (Budget::new(now), BudgetConfig { min: "0/s".parse().unwrap(), ..Default::default() });
+/// (0..5).for_each(|_| budget.deposit(now));
+/// assert!(budget.withdraw(now, &config) && !budget.withdraw(now, &config));
+/// ```
+#[derive(Debug)]
+pub struct Budget {
+    epoch: Instant,
+    /// The slot that is written to, counted from the epoch.
+    head: AtomicU64,
+    /// Calls above, retries below, 32 bits each; and the same for all slots together.
+    slots: [AtomicU64; SLOTS],
+    total: AtomicU64,
+}
+
+const SLOTS: usize = 10;
+const SLOT: Duration = Duration::from_secs(1);
+
+const CALL: u64 = 1 << 32;
+const RETRY: u64 = 1;
+
+/// Calls times this are whole numbers at any share written with up to four decimals.
+const SCALE: u64 = 1_000_000;
+
+// === impl Budget ===
+
+impl Budget {
+    /// Nothing counted yet; `now` is where its clock starts.
+    pub fn new(now: Instant) -> Self {
+        Budget { epoch: now, head: AtomicU64::new(0), slots: Default::default(), total: AtomicU64::new(0) }
+    }
+
+    /// A call set out: its first attempt, not a retry.
+    pub fn deposit(&self, now: Instant) {
+        let slot = self.slot(now);
+        // The total before the slot: what expires with a slot is in the total by then.
+        self.total.fetch_add(CALL, Relaxed);
+        slot.fetch_add(CALL, Relaxed);
+    }
+
+    /// May there be a retry? If so, it is counted.
+    pub fn withdraw(&self, now: Instant, config: &BudgetConfig) -> bool {
+        let slot = self.slot(now);
+        let granted = self.total.fetch_update(Relaxed, Relaxed, |total| {
+            (left(total, config) >= SCALE as i64).then(|| total + RETRY)
+        });
+        if granted.is_ok() {
+            slot.fetch_add(RETRY, Relaxed);
+        }
+        granted.is_ok()
+    }
+
+    /// How many retries there may be now.
+    pub fn balance(&self, now: Instant, config: &BudgetConfig) -> u32 {
+        self.slot(now);
+        (left(self.total.load(Relaxed), config) / SCALE as i64).max(0) as u32
+    }
+
+    /// The slot of `now`; first lets go of those that are over.
+    fn slot(&self, now: Instant) -> &AtomicU64 {
+        let tick = now.saturating_duration_since(self.epoch).as_secs() / SLOT.as_secs();
+        let mut head = self.head.load(Relaxed);
+        while head < tick {
+            // Whoever turns the page lets go of what is over: all of it if nobody was here for long.
+            match self.head.compare_exchange(head, tick, Relaxed, Relaxed) {
+                Ok(_) => {
+                    (head + 1..=tick.min(head + SLOTS as u64)).for_each(|slot| self.expire(slot));
+                    head = tick;
+                }
+                Err(further) => head = further,
+            }
+        }
+        self.at(head)
+    }
+
+    fn expire(&self, slot: u64) {
+        let counted = self.at(slot).swap(0, Relaxed);
+        self.total.fetch_sub(counted, Relaxed);
+    }
+
+    fn at(&self, slot: u64) -> &AtomicU64 {
+        &self.slots[slot as usize % SLOTS]
+    }
+}
+
+/// What is left for retries, in millionths of one.
+fn left(total: u64, config: &BudgetConfig) -> i64 {
+    let (calls, retries) = (total >> 32, total & u64::from(u32::MAX));
+    let share = (config.share.get() * SCALE as f64).round() as u64;
+    let reserve = config.min.hertz() * (SLOT * SLOTS as u32).as_secs_f64() * SCALE as f64;
+    // At most 2³² · 10⁶ each: far from the end of an i64, which a reserve beyond it saturates to.
+    ((calls * share) as i64).saturating_add(reserve as i64).saturating_sub((retries * SCALE) as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Random;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn config(share: &str, min: &str) -> BudgetConfig {
+        BudgetConfig { share: share.parse().unwrap(), min: min.parse().unwrap() }
+    }
+
+    fn drain(budget: &Budget, now: Instant, config: &BudgetConfig) -> u32 {
+        (0..10_000).take_while(|_| budget.withdraw(now, config)).count() as u32
+    }
+
+    #[track_caller]
+    fn check(calls: u32, config: BudgetConfig, expected: u32) {
+        let now = Instant::now();
+        let budget = Budget::new(now);
+        (0..calls).for_each(|_| budget.deposit(now));
+        assert_eq!(budget.balance(now, &config), expected);
+        assert_eq!(drain(&budget, now, &config), expected);
+    }
+
+    #[test]
+    fn a_share_of_the_calls_and_a_minimum() {
+        check(0, config("20%", "10/s"), 100);
+        check(1_000, config("20%", "10/s"), 300);
+        check(1_000, config("0%", "10/s"), 100);
+        check(1_000, config("20%", "0/s"), 200);
+        check(1_000, config("60%", "0/s"), 600);
+        check(1_000, config("75%", "0/s"), 750);
+        check(1_000, config("100%", "0/s"), 1_000);
+        check(1_000, config("0%", "0/s"), 0);
+        check(3, config("33.3333%", "0/s"), 0);
+        check(0, config("0%", "6/m"), 1);
+        check(0, config("0%", "1/h"), 0); // not one in ten seconds
+    }
+
+    #[test]
+    fn slides() {
+        let (start, config) = (Instant::now(), config("50%", "1/s"));
+        let budget = Budget::new(start);
+        (0..100).for_each(|_| budget.deposit(start));
+        assert_eq!(drain(&budget, start + 5 * S, &config), 60);
+        assert_eq!(drain(&budget, start + 9 * S, &config), 0);
+        // The calls are gone, their retries are not.
+        assert_eq!(drain(&budget, start + 10 * S, &config), 0);
+        assert_eq!(drain(&budget, start + 15 * S, &config), 10);
+        assert_eq!(drain(&budget, start + 1_000 * S, &config), 10);
+        assert_eq!(drain(&budget, start, &config), 0, "an earlier now changes nothing");
+    }
+
+    #[test]
+    fn a_change_of_settings_keeps_the_counts() {
+        let now = Instant::now();
+        let budget = Budget::new(now);
+        (0..100).for_each(|_| budget.deposit(now));
+        assert_eq!(drain(&budget, now, &config("20%", "0/s")), 20);
+        assert_eq!(drain(&budget, now, &config("10%", "0/s")), 0);
+        assert_eq!(drain(&budget, now, &config("50%", "0/s")), 30);
+    }
+
+    /// A backend that fails everything, at most two attempts a call.
+    #[test]
+    fn a_storm_is_bounded() {
+        let (start, config) = (Instant::now(), BudgetConfig::default());
+        let budget = Budget::new(start);
+        let calls = 500 * 60;
+        let retries = (0..calls)
+            .filter(|i| {
+                let now = start + S / 500 * *i;
+                budget.deposit(now);
+                budget.withdraw(now, &config)
+            })
+            .count();
+        let ratio = (f64::from(calls) + retries as f64) / f64::from(calls);
+        assert!((1.15..=1.25).contains(&ratio), "{ratio}");
+    }
+
+    /// In any ten slots retries ≤ reserve + share · calls, whatever comes when.
+    #[test]
+    fn random_schedules_stay_within() {
+        for seed in 0..200 {
+            let (random, start) = (Random::seeded(seed), Instant::now());
+            let config =
+                config(["0%", "20%", "70%"][random.below(3)], ["0/s", "1/s", "30/m"][random.below(3)]);
+            let reserve = config.min.hertz() * 10.0;
+            let budget = Budget::new(start);
+            let (mut now, mut events) = (start, Vec::new());
+            for _ in 0..500 {
+                let second = now.duration_since(start).as_secs();
+                if random.below(2) == 0 {
+                    budget.deposit(now);
+                    events.push((second, false));
+                } else if budget.withdraw(now, &config) {
+                    events.push((second, true));
+                } else {
+                    let (calls, retries) = count(&events, second);
+                    assert!(
+                        reserve + config.share.get() * calls < retries + 1.0,
+                        "seed {seed}: refused {retries} retries of {calls} calls"
+                    );
+                }
+                let (calls, retries) = count(&events, second);
+                // A call that went takes its share with it, not the retry that was had for it.
+                if matches!(events.last(), Some((at, true)) if *at == second) {
+                    assert!(retries <= reserve + config.share.get() * calls + 1e-6, "seed {seed}");
+                }
+                now += random.between(Duration::ZERO, S / [1, 20, 100][random.below(3)]);
+                if random.below(100) == 0 {
+                    now += 25 * S;
+                }
+            }
+        }
+    }
+
+    /// Calls and retries in the ten slots up to `second`.
+    fn count(events: &[(u64, bool)], second: u64) -> (f64, f64) {
+        let inside = events.iter().filter(|(at, _)| at + 10 > second);
+        inside.fold((0.0, 0.0), |(calls, retries), (_, retry)| match retry {
+            true => (calls, retries + 1.0),
+            false => (calls + 1.0, retries),
+        })
+    }
+
+    #[test]
+    fn threads_get_no_more_than_there_is() {
+        let (now, config) = (Instant::now(), config("20%", "0/s"));
+        let budget = Budget::new(now);
+        let granted: u32 = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4)
+                .map(|_| {
+                    scope.spawn(|| {
+                        (0..10_000)
+                            .filter(|_| {
+                                budget.deposit(now);
+                                budget.withdraw(now, &config)
+                            })
+                            .count() as u32
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(granted + budget.balance(now, &config), 8_000);
+    }
+}
