@@ -483,7 +483,7 @@ mod tests {
                 let (circuit, config, clock, moves, probes) = (&circuit, &config, &clock, &moves, &probes);
                 scope.spawn(move || {
                     let random = Random::seeded(seed);
-                    while moves.load(SeqCst) < 3_000 {
+                    while moves.load(SeqCst) < 1_000 {
                         let millis = clock.fetch_add(random.below(2) as u64, SeqCst);
                         let now = start + Duration::from_millis(millis);
                         let Ok(Admission { token, .. }) = circuit.admit(now, config) else { continue };
