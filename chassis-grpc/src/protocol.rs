@@ -1,0 +1,339 @@
+//! What gRPC says: where the verdict of a call stands, and how a refusal is written.
+use std::time::Duration;
+
+use chassis_core::{
+    Code, Error, Reason,
+    call::{Body, Verdict},
+    protocol::{Protocol, Pushback},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
+
+use crate::{
+    details::{self, Reader, Refusal},
+    status::Answer,
+    timeout,
+};
+
+/// gRPC over HTTP/2, after `doc/PROTOCOL-HTTP2.md` of the gRPC project.
+///
+/// - The verdict is `grpc-status`, in the head (trailers-only) or in the trailers. Without one it is
+///   UNKNOWN, or follows from the HTTP status by the table of `doc/http-grpc-status-mapping.md`.
+/// - A refusal is a trailers-only answer whose `grpc-status-details-bin` holds an `ErrorInfo` of the
+///   domain `chassis`.
+/// - What remains of the deadline travels as `grpc-timeout`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Grpc;
+
+/// The one `Grpc` there need be.
+pub static GRPC: Grpc = Grpc;
+
+pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+pub(crate) const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+pub(crate) const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+pub(crate) const ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
+pub(crate) const CONTENT_TYPE_GRPC: HeaderValue = HeaderValue::from_static(PLAIN);
+const PLAIN: &str = "application/grpc";
+
+// === impl Grpc ===
+
+impl Protocol for Grpc {
+    fn name(&self) -> &'static str {
+        "grpc"
+    }
+
+    fn judge_head(&self, status: StatusCode, metadata: &HeaderMap) -> Option<Verdict> {
+        match grpc_status(metadata) {
+            Some(code) => Some(judge(code, metadata)),
+            None => not_grpc(status, metadata).map(|code| Verdict::answered(code, code.number())),
+        }
+    }
+
+    fn judge_end(&self, _status: StatusCode, trailers: Option<&HeaderMap>) -> Verdict {
+        match trailers.and_then(|trailers| Some((grpc_status(trailers)?, trailers))) {
+            Some((code, trailers)) => judge(code, trailers),
+            None => Verdict::answered(Code::Unknown, Code::Unknown.number()),
+        }
+    }
+
+    fn refuse(&self, error: &Error) -> (StatusCode, HeaderMap, Body) {
+        let (status, headers) = Answer::of(error, Reader::There).into_head();
+        (status, headers, Body::empty())
+    }
+
+    fn message(&self, metadata: &HeaderMap) -> Option<String> {
+        metadata.get(GRPC_MESSAGE).map(|value| percent_decode(value.as_bytes()))
+    }
+
+    fn pushback(&self, metadata: &HeaderMap) -> Pushback {
+        let mut said = metadata.get_all(PUSHBACK).iter();
+        match (said.next(), said.next()) {
+            (Some(value), None) => millis(value).map_or(Pushback::Never, Pushback::After),
+            (Some(_), Some(_)) => Pushback::Never,
+            (None, _) => details::read_retry_after(metadata).map_or(Pushback::None, Pushback::After),
+        }
+    }
+
+    fn attempts_header(&self) -> HeaderName {
+        ATTEMPTS
+    }
+
+    fn write_deadline(&self, metadata: &mut HeaderMap, remaining: Duration) {
+        metadata.insert(timeout::GRPC_TIMEOUT, timeout::format(remaining));
+    }
+
+    fn status_label(&self, verdict: &Verdict) -> String {
+        verdict.code.name().to_owned()
+    }
+}
+
+/// The code of a head or of trailers, if there is one. What is no known number is UNKNOWN.
+pub(crate) fn grpc_status(metadata: &HeaderMap) -> Option<Code> {
+    let value = metadata.get(GRPC_STATUS)?.to_str().ok();
+    Some(value.and_then(|number| number.parse().ok()).map_or(Code::Unknown, Code::from_number))
+}
+
+/// The code of an answer that is no gRPC: from something on the way, a proxy or a web server.
+pub(crate) fn not_grpc(status: StatusCode, metadata: &HeaderMap) -> Option<Code> {
+    match status.as_u16() {
+        200 if is_grpc(metadata) => None,
+        400 => Some(Code::Internal),
+        401 => Some(Code::Unauthenticated),
+        403 => Some(Code::PermissionDenied),
+        404 => Some(Code::Unimplemented),
+        429 | 502 | 503 | 504 => Some(Code::Unavailable),
+        _ => Some(Code::Unknown),
+    }
+}
+
+/// Is it `application/grpc`, or that with a subtype or parameters? (gRPC-Web is another protocol.)
+pub(crate) fn is_grpc(metadata: &HeaderMap) -> bool {
+    let Some(value) = metadata.get(CONTENT_TYPE) else { return false };
+    let Some((start, rest)) = value.as_bytes().split_at_checked(PLAIN.len()) else { return false };
+    start.eq_ignore_ascii_case(PLAIN.as_bytes()) && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
+}
+
+/// HTTP says OK whatever gRPC says, except of what was not understood: there both say it, as in grpc-go.
+pub(crate) fn http_status(reason: Reason) -> StatusCode {
+    match reason {
+        Reason::Malformed => StatusCode::BAD_REQUEST,
+        _ => StatusCode::OK,
+    }
+}
+
+fn judge(code: Code, metadata: &HeaderMap) -> Verdict {
+    let answered = Verdict::answered(code, code.number());
+    match (code != Code::Ok).then(|| Refusal::read(metadata)).flatten() {
+        Some(said) if !said.maybe_executed => Verdict::refused(said.reason, code, code.number()),
+        Some(said) => Verdict { reason: Some(said.reason), ..answered },
+        None => answered,
+    }
+}
+
+/// A number of milliseconds from 0 to 2³¹−1, as gRFC A6 has it. `None`: negative, or garbage.
+fn millis(value: &HeaderValue) -> Option<Duration> {
+    let digits = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()))?;
+    let millis = digits.parse().ok().filter(|millis| *millis <= u64::from(i32::MAX.unsigned_abs()))?;
+    Some(Duration::from_millis(millis))
+}
+
+/// Undoes what gRPC does to `grpc-message`; what is not encoded well stays as it is.
+pub(crate) fn percent_decode(text: &[u8]) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((first, tail)) = rest.split_first() {
+        let hex = |byte: u8| char::from(byte).to_digit(16);
+        let encoded = match (first, tail) {
+            (b'%', [high, low, ..]) => hex(*high).zip(hex(*low)),
+            _ => None,
+        };
+        match encoded {
+            Some((high, low)) => {
+                bytes.push((high * 16 + low) as u8);
+                rest = &tail[2..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use chassis_core::Origin;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let pairs = pairs.iter();
+        pairs.map(|(k, v)| (HeaderName::from_static(k), HeaderValue::from_static(v))).collect()
+    }
+
+    #[track_caller]
+    fn check_head(status: u16, pairs: &[(&'static str, &'static str)], expected: Option<Code>) {
+        let verdict = Grpc.judge_head(StatusCode::from_u16(status).unwrap(), &headers(pairs));
+        assert_eq!(verdict.map(|v| v.code), expected, "{status} {pairs:?}");
+        if let Some(verdict) = verdict {
+            assert_eq!((verdict.status, verdict.origin), (verdict.code.number(), Origin::Remote));
+            assert!(verdict.maybe_executed && verdict.reason.is_none());
+        }
+    }
+
+    #[test]
+    fn a_head_of_http_is_judged_by_the_table() {
+        let table = [
+            (400, Code::Internal),
+            (401, Code::Unauthenticated),
+            (403, Code::PermissionDenied),
+            (404, Code::Unimplemented),
+            (429, Code::Unavailable),
+            (502, Code::Unavailable),
+            (503, Code::Unavailable),
+            (504, Code::Unavailable),
+            (204, Code::Unknown),
+            (302, Code::Unknown),
+            (405, Code::Unknown),
+            (500, Code::Unknown),
+        ];
+        for (status, code) in table {
+            check_head(status, &[], Some(code));
+            check_head(status, &[("content-type", "application/grpc")], Some(code));
+        }
+    }
+
+    #[test]
+    fn a_grpc_status_counts_whatever_http_says() {
+        check_head(503, &[("grpc-status", "5")], Some(Code::NotFound));
+        check_head(400, &[("grpc-status", "13"), ("content-type", "application/grpc")], Some(Code::Internal));
+        for code in Code::ALL {
+            let number: &'static str = code.number().to_string().leak();
+            check_head(200, &[("grpc-status", number), ("content-type", "application/grpc")], Some(code));
+            let trailers = headers(&[("grpc-status", number)]);
+            assert_eq!(Grpc.judge_end(StatusCode::OK, Some(&trailers)).code, code);
+        }
+        for garbage in ["17", "-1", "", "OK", "99999999999", "1.5"] {
+            check_head(200, &[("grpc-status", garbage)], Some(Code::Unknown));
+        }
+    }
+
+    #[test]
+    fn a_good_head_is_not_yet_a_verdict() {
+        for content_type in [
+            "application/grpc",
+            "application/grpc+proto",
+            "application/grpc;charset=utf-8",
+            "Application/GRPC",
+        ] {
+            check_head(200, &[("content-type", content_type)], None);
+        }
+        for content_type in ["text/html", "application/grpc-web", "application/json", "application/gr", ""] {
+            check_head(200, &[("content-type", content_type)], Some(Code::Unknown));
+        }
+        check_head(200, &[], Some(Code::Unknown));
+    }
+
+    #[test]
+    fn a_missing_status_is_unknown() {
+        for trailers in [None, Some(&HeaderMap::new())] {
+            let verdict = Grpc.judge_end(StatusCode::OK, trailers);
+            assert_eq!((verdict.code, verdict.maybe_executed), (Code::Unknown, true));
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_another_chassis_is_known_as_such() {
+        let error = Error::local(Reason::RateLimited, "100/s is used up").with_rule("per-caller");
+        let (status, head, body) = Grpc.refuse(&error.with_retry_after(Duration::from_micros(2_000_001)));
+        assert_eq!(status, StatusCode::OK);
+        assert!(http_body::Body::is_end_stream(&body));
+        let verdict = Grpc.judge_head(status, &head).unwrap();
+        assert_eq!(verdict, Verdict::refused(Reason::RateLimited, Code::ResourceExhausted, 8));
+        assert!(verdict.blames_nobody());
+        assert_eq!(Grpc.message(&head).unwrap(), "100/s is used up");
+        assert_eq!(head[PUSHBACK], "2001", "never earlier than asked for");
+        assert_eq!(Grpc.pushback(&head), Pushback::After(Duration::from_millis(2001)));
+        assert_eq!(Grpc.judge_end(StatusCode::OK, Some(&head)), verdict);
+    }
+
+    #[test]
+    fn what_may_have_been_executed_is_no_refusal() {
+        let error = Error::remote(Reason::ConnectionLost, "gone");
+        let (status, head, _) = Grpc.refuse(&error);
+        let verdict = Grpc.judge_head(status, &head).unwrap();
+        assert_eq!((verdict.code, verdict.reason), (Code::Unavailable, Some(Reason::ConnectionLost)));
+        assert!(verdict.maybe_executed && !verdict.blames_nobody());
+    }
+
+    #[test]
+    fn what_was_not_understood_is_refused_in_both_tongues() {
+        let (status, head, _) = Grpc.refuse(&Error::local(Reason::Malformed, "malformed grpc-timeout"));
+        assert_eq!((status, grpc_status(&head)), (StatusCode::BAD_REQUEST, Some(Code::Internal)));
+    }
+
+    #[test]
+    fn pushback() {
+        let after = |millis| Pushback::After(Duration::from_millis(millis));
+        let table = [
+            ("0", after(0)),
+            ("150", after(150)),
+            ("2147483647", after(2_147_483_647)),
+            ("2147483648", Pushback::Never),
+            ("-1", Pushback::Never),
+            ("", Pushback::Never),
+            ("soon", Pushback::Never),
+            ("+5", Pushback::Never),
+        ];
+        for (value, expected) in table {
+            let metadata = headers(&[("grpc-retry-pushback-ms", value)]);
+            assert_eq!(Grpc.pushback(&metadata), expected, "{value:?}");
+        }
+        assert_eq!(Grpc.pushback(&HeaderMap::new()), Pushback::None);
+        let twice = headers(&[("grpc-retry-pushback-ms", "1"), ("grpc-retry-pushback-ms", "2")]);
+        assert_eq!(Grpc.pushback(&twice), Pushback::Never);
+    }
+
+    #[test]
+    fn writes_what_remains() {
+        let mut metadata = headers(&[("grpc-timeout", "1H")]);
+        Grpc.write_deadline(&mut metadata, Duration::from_millis(80));
+        assert_eq!(metadata.get_all("grpc-timeout").iter().collect::<Vec<_>>(), ["80000000n"]);
+    }
+
+    #[test]
+    fn names_codes_in_metrics() {
+        assert_eq!(Grpc.status_label(&Verdict::answered(Code::NotFound, 5)), "NOT_FOUND");
+        assert_eq!(Grpc.status_label(&Verdict::answered(Code::Ok, 0)), "OK");
+    }
+
+    #[test]
+    fn decodes_messages() {
+        let table = [("a%20b", "a b"), ("%E2%82%AC", "€"), ("100%", "100%"), ("%4", "%4"), ("%zz", "%zz")];
+        for (encoded, expected) in table {
+            assert_eq!(percent_decode(encoded.as_bytes()), expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_message_survives(message in any::<String>()) {
+            let (_, head, _) = Grpc.refuse(&Error::local(Reason::Internal, message.clone()));
+            prop_assert_eq!(Grpc.message(&head).unwrap_or_default(), message);
+        }
+
+        #[test]
+        fn any_bytes_are_read(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+            percent_decode(&bytes);
+            if let Ok(value) = HeaderValue::from_bytes(&bytes) {
+                for name in [GRPC_STATUS, PUSHBACK, CONTENT_TYPE, GRPC_MESSAGE] {
+                    let metadata = HeaderMap::from_iter([(name, value.clone())]);
+                    Grpc.judge_head(StatusCode::OK, &metadata);
+                    Grpc.pushback(&metadata);
+                    Grpc.message(&metadata);
+                }
+            }
+        }
+    }
+}
