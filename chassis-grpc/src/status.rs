@@ -1,0 +1,182 @@
+//! Errors of the pipeline as statuses of gRPC, and back.
+use std::{error::Error as _, fmt::Write as _};
+
+use chassis_core::{Code, Error, Origin};
+use http::{HeaderMap, HeaderValue, StatusCode, header::CONTENT_TYPE};
+use tonic::{Status, metadata::MetadataMap};
+
+use crate::{
+    details::{self, Reader, Refusal},
+    protocol::{CONTENT_TYPE_GRPC, GRPC_STATUS, PUSHBACK, http_status},
+};
+
+/// What is answered instead of a handler's reply.
+pub(crate) struct Answer {
+    http: StatusCode,
+    status: Status,
+}
+
+/// The status that says what `error` says: its code and message, and as details an `ErrorInfo` of the
+/// domain `chassis` (reason, rule, origin, `maybe_executed`), a `RetryInfo` where it has a `retry_after`,
+/// and a `DebugInfo` with the text of an injected fault.
+///
+/// ```
+/// use chassis_core::{Error, Reason};
+///
+/// let status = chassis_grpc::status(&Error::local(Reason::RateLimited, "100/s is used up"));
+/// assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+/// assert_eq!(chassis_grpc::error(&status).unwrap().reason(), Reason::RateLimited);
+/// ```
+pub fn status(error: &Error) -> Status {
+    Answer::of(error, Reader::Here).status
+}
+
+/// Which mechanism refused the call, here or at the other end; `None` if `status` is a handler's own.
+///
+/// Gives back the reason, the origin, the rule, `retry_after` and `maybe_executed`, so that a caller can
+/// tell an open circuit from a rate limit, and a call that may be repeated from one that may not.
+pub fn error(status: &Status) -> Option<Error> {
+    let said = Refusal::decode(status.details())?;
+    let message = status.message().to_owned();
+    let error = match said.origin {
+        Origin::Local => Error::local(said.reason, message),
+        Origin::Remote => Error::remote(said.reason, message),
+    };
+    let error = error.with_code(code(status)).with_maybe_executed(said.maybe_executed);
+    let error = said.rule.into_iter().fold(error, Error::with_rule);
+    Some(said.retry_after.into_iter().fold(error, Error::with_retry_after))
+}
+
+/// The canonical code of a status.
+pub(crate) fn code(status: &Status) -> Code {
+    u16::try_from(i32::from(status.code())).map_or(Code::Unknown, Code::from_number)
+}
+
+/// `error` and what lies beneath it in words, for whoever is in this process and may know.
+pub(crate) fn in_words(error: &Error) -> String {
+    let mut words = error.message().to_owned();
+    let mut source = error.source();
+    while let Some(beneath) = source {
+        // Writing to a string can't fail.
+        let _ = write!(words, ": {beneath}");
+        source = beneath.source();
+    }
+    words
+}
+
+// === impl Answer ===
+
+impl Answer {
+    pub(crate) fn of(error: &Error, reader: Reader) -> Self {
+        let code = tonic::Code::from_i32(i32::from(error.code().number()));
+        let message = match reader {
+            Reader::Here => in_words(error),
+            Reader::There => error.message().to_owned(),
+        };
+        let mut metadata = HeaderMap::new();
+        if let Some(after) = error.retry_after() {
+            // Rounded up: nobody shall come back too early.
+            let millis = after.as_nanos().div_ceil(1_000_000).min(i32::MAX.unsigned_abs().into());
+            metadata.insert(PUSHBACK, HeaderValue::from(millis as u64));
+        }
+        let (details, metadata) = (details::encode(error, reader), MetadataMap::from_headers(metadata));
+        let status = Status::with_details_and_metadata(code, message, details, metadata);
+        Answer { http: http_status(error.reason()), status }
+    }
+
+    /// As a trailers-only answer.
+    pub(crate) fn into_head(self) -> (StatusCode, HeaderMap) {
+        let mut headers = HeaderMap::with_capacity(6);
+        headers.insert(CONTENT_TYPE, CONTENT_TYPE_GRPC);
+        self.write(&mut headers);
+        (self.http, headers)
+    }
+
+    /// As trailers, after an answer that began well.
+    pub(crate) fn into_trailers(self) -> HeaderMap {
+        let mut trailers = HeaderMap::with_capacity(4);
+        self.write(&mut trailers);
+        trailers
+    }
+
+    fn write(&self, headers: &mut HeaderMap) {
+        if self.status.add_header(headers).is_err() {
+            // Percent-encoding and base64 leave nothing a header can't say; the code goes out in any case.
+            headers.insert(GRPC_STATUS, HeaderValue::from(i32::from(self.status.code())));
+        }
+    }
+}
+
+impl From<Status> for Answer {
+    fn from(status: Status) -> Self {
+        Answer { http: StatusCode::OK, status }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use chassis_core::{Reason, call::Details};
+    use tonic_types::StatusExt;
+
+    use super::*;
+
+    #[track_caller]
+    fn check_round_trip(error: &Error) {
+        let back = super::error(&status(error)).unwrap();
+        assert_eq!(
+            (back.code(), back.reason(), back.origin()),
+            (error.code(), error.reason(), error.origin())
+        );
+        assert_eq!(back.maybe_executed(), error.maybe_executed());
+        assert_eq!((back.rule(), back.retry_after()), (error.rule(), error.retry_after()));
+        assert_eq!(back.message(), error.message());
+    }
+
+    #[test]
+    fn every_error_comes_back() {
+        for reason in Reason::ALL {
+            check_round_trip(&Error::local(reason, "no"));
+            check_round_trip(&Error::remote(reason, "no"));
+        }
+        for code in Code::ALL.into_iter().filter(|code| *code != Code::Ok) {
+            check_round_trip(
+                &Error::local(Reason::FaultInjected, "no").with_code(code).with_rule("slow-stock"),
+            );
+        }
+        let later = Error::remote(Reason::Overloaded, "full").with_retry_after(Duration::from_nanos(1));
+        check_round_trip(&later.with_maybe_executed(false));
+    }
+
+    #[test]
+    fn a_handlers_own_status_is_none_of_ours() {
+        assert!(error(&Status::not_found("no such item")).is_none());
+        assert!(error(&Status::with_details(tonic::Code::Aborted, "", "garbage".into())).is_none());
+    }
+
+    #[test]
+    fn strangers_can_read_it() {
+        let details = Details { status: None, body: Some("drill".to_owned()) };
+        let error =
+            Error::local(Reason::FaultInjected, "a drill").with_rule("slow-stock").with_details(details);
+        let status = status(&error.with_retry_after(Duration::from_secs(2)));
+        let said = status.get_error_details();
+        let info = said.error_info().unwrap();
+        assert_eq!((info.reason.as_str(), info.domain.as_str()), ("FAULT_INJECTED", "chassis"));
+        assert_eq!(
+            (info.metadata["rule"].as_str(), info.metadata["maybe_executed"].as_str()),
+            ("slow-stock", "false")
+        );
+        assert_eq!(said.retry_info().unwrap().retry_delay, Some(Duration::from_secs(2)));
+        assert_eq!(said.debug_info().unwrap().detail, "drill");
+    }
+
+    #[test]
+    fn only_this_process_hears_what_lies_beneath() {
+        let beneath = std::io::Error::other("connection refused");
+        let error = Error::remote(Reason::ConnectFailed, "stock can't be reached").with_source(beneath);
+        assert_eq!(status(&error).message(), "stock can't be reached: connection refused");
+        assert_eq!(Answer::of(&error, Reader::There).status.message(), "stock can't be reached");
+    }
+}
