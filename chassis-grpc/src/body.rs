@@ -1,0 +1,150 @@
+//! Bodies at the edges: what a tonic stub or service reads, and what it hands over.
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use chassis_core::{
+    Code, Error, Reason,
+    call::{Body, ReplyBody},
+};
+use http_body::{Body as HttpBody, Frame};
+use tonic::Status;
+
+use crate::{
+    details::{self, Reader},
+    status::{self, Answer},
+};
+
+/// An answer as it leaves the pipeline. It never fails: an error on the way ends it with trailers that
+/// say what happened, so that its reader gets the exact code.
+pub struct ResponseBody {
+    body: Option<ReplyBody>,
+    reader: Reader,
+}
+
+/// A request's body, as a tonic service reads it.
+pub(crate) struct RequestBody(Body);
+
+/// What a handler answers, without what a chassis further on said of its own refusals.
+pub(crate) struct HandlersBody(tonic::body::Body);
+
+// === impl ResponseBody ===
+
+impl ResponseBody {
+    pub(crate) fn new(body: ReplyBody, reader: Reader) -> Self {
+        ResponseBody { body: Some(body), reader }
+    }
+
+    /// Of a trailers-only answer.
+    pub(crate) fn empty() -> Self {
+        ResponseBody { body: None, reader: Reader::There }
+    }
+}
+
+impl HttpBody for ResponseBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = &mut *self;
+        let Some(body) = &mut this.body else { return Poll::Ready(None) };
+        let frame = match ready!(Pin::new(body).poll_frame(cx)) {
+            Some(Ok(mut frame)) => {
+                if let (Reader::Here, Some(trailers)) = (this.reader, frame.trailers_mut()) {
+                    details::sanitize(trailers);
+                }
+                Some(Ok(frame))
+            }
+            Some(Err(error)) => {
+                this.body = None;
+                Some(Ok(Frame::trailers(Answer::of(&error, this.reader).into_trailers())))
+            }
+            None => None,
+        };
+        Poll::Ready(frame)
+    }
+
+    // No size hint: of an exact one hyper makes a `content-length`, which gRPC has no use for.
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(HttpBody::is_end_stream)
+    }
+}
+
+impl std::fmt::Debug for ResponseBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ResponseBody").finish_non_exhaustive()
+    }
+}
+
+// === impl RequestBody ===
+
+impl RequestBody {
+    pub(crate) fn tonic(body: Body) -> tonic::body::Body {
+        tonic::body::Body::new(RequestBody(body))
+    }
+}
+
+impl HttpBody for RequestBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.0).poll_frame(cx).map_err(|error| match error.code() {
+            // tonic takes CANCELLED for a good end of the stream; half an upload is none.
+            Code::Cancelled => Status::aborted(status::in_words(&error)),
+            _ => status::status(&error),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+}
+
+// === impl HandlersBody ===
+
+impl HandlersBody {
+    /// The answer's body; what is there already is taken at once.
+    pub(crate) fn eager(body: tonic::body::Body) -> Body {
+        Body::eager(HandlersBody(body), of_a_message)
+    }
+}
+
+impl HttpBody for HandlersBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let mut frame = ready!(Pin::new(&mut self.0).poll_frame(cx));
+        if let Some(trailers) = frame.as_mut().and_then(|frame| frame.as_mut().ok()?.trailers_mut()) {
+            details::strip(trailers);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+}
+
+/// What a stub or a handler could not put into its stream of messages.
+pub(crate) fn of_a_message(status: Status) -> Error {
+    let reason = match status.code() {
+        tonic::Code::Cancelled => Reason::Cancelled,
+        _ => Reason::Internal,
+    };
+    let error = Error::local(reason, "a message could not be written").with_code(status::code(&status));
+    error.with_maybe_executed(true).with_source(status)
+}

@@ -1,0 +1,164 @@
+//! A channel for tonic's stubs: each call goes through the pipeline of its service.
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use chassis_core::{
+    BoxFuture, Error, Reason,
+    call::{Body, Invocation, Operation, Reply, Target},
+    pipeline::Pipeline,
+};
+use http::{HeaderValue, Request, Response, Uri, header::USER_AGENT, uri::PathAndQuery};
+use tonic::Status;
+use tower_service::Service;
+
+use crate::{
+    body::{ResponseBody, of_a_message},
+    details::{self, Reader},
+    protocol::{GRPC, grpc_status, not_grpc},
+    status::Answer,
+    timeout::{self, GRPC_TIMEOUT},
+};
+
+/// Calls one service by its logical name, for any stub that tonic generates, unary and streaming.
+///
+/// It is always ready, cheap to clone, and never fails itself: what the pipeline refuses comes out of
+/// the stub as a `tonic::Status` with details, which [`error`](crate::error) reads. The request's
+/// timeout (`set_timeout`) holds to the end of the answer and travels on as a deadline; further options
+/// of a call are those of [`RequestExt`](crate::RequestExt).
+///
+/// ```no_run
+/// # mod stub {
+/// #     pub struct StockClient<T>(T);
+/// #     impl<T> StockClient<T> { pub fn new(channel: T) -> Self { StockClient(channel) } }
+/// # }
+/// # use stub::StockClient;
+/// # fn with(pipeline: chassis_core::pipeline::Pipeline) {
+/// let stock = StockClient::new(chassis_grpc::Channel::new("stock", pipeline));
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Channel {
+    service: Arc<str>,
+    pipeline: Pipeline,
+}
+
+/// The answer to come.
+pub struct ResponseFuture(State);
+
+enum State {
+    Called(BoxFuture<'static, Result<Reply, Error>>),
+    /// Refused before it became a call; empty once told.
+    Refused(Option<Error>),
+}
+
+/// As the protocol recommends: the language, the implementation, its version.
+const AGENT: HeaderValue = HeaderValue::from_static(concat!("grpc-rust-chassis/", env!("CARGO_PKG_VERSION")));
+
+// === impl Channel ===
+
+impl Channel {
+    /// To `service`, as the registry knows it, through its client pipeline.
+    pub fn new(service: impl Into<Arc<str>>, pipeline: Pipeline) -> Self {
+        Channel { service: service.into(), pipeline }
+    }
+
+    /// The service it leads to.
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
+    fn invocation(&self, request: Request<tonic::body::Body>) -> Result<Invocation, Error> {
+        let (mut head, body) = request.into_parts();
+        let malformed = |words| Error::local(Reason::Malformed, words);
+        let timeout = timeout::read(&head.headers).map_err(malformed)?;
+        let path = head.uri.into_parts().path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let target = Target::new(self.service.clone(), Operation::from_path(path.clone()));
+        let mut call = Invocation::new(&GRPC, target);
+        call.options = head.extensions.remove().unwrap_or_default();
+        if timeout.is_some() {
+            // Written anew per attempt, from what is left then.
+            head.headers.remove(GRPC_TIMEOUT);
+            call.options.timeout = timeout;
+        }
+        head.headers.entry(USER_AGENT).or_insert(AGENT);
+        call.uri = Uri::from(path);
+        call.metadata = head.headers;
+        call.extensions = head.extensions;
+        call.body = Body::eager(body, of_a_message);
+        Ok(call)
+    }
+}
+
+impl Service<Request<tonic::body::Body>> for Channel {
+    type Response = Response<ResponseBody>;
+    type Error = Infallible;
+    type Future = ResponseFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<tonic::body::Body>) -> ResponseFuture {
+        ResponseFuture(match self.invocation(request) {
+            Ok(call) => State::Called(self.pipeline.call(call)),
+            Err(error) => State::Refused(Some(error)),
+        })
+    }
+}
+
+impl std::fmt::Debug for Channel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Channel").field("service", &self.service).finish_non_exhaustive()
+    }
+}
+
+// === impl ResponseFuture ===
+
+impl Future for ResponseFuture {
+    type Output = Result<Response<ResponseBody>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = match &mut self.0 {
+            State::Called(call) => ready!(call.as_mut().poll(cx)),
+            State::Refused(error) => Err(error.take().expect("a future is not polled after its end")),
+        };
+        Poll::Ready(Ok(match answer {
+            Ok(reply) => response(reply),
+            Err(error) => trailers_only(Answer::of(&error, Reader::Here)),
+        }))
+    }
+}
+
+/// A reply as a stub reads it.
+fn response(mut reply: Reply) -> Response<ResponseBody> {
+    let mut metadata = std::mem::take(&mut reply.metadata);
+    if grpc_status(&metadata).is_none()
+        && let Some(code) = not_grpc(reply.status, &metadata)
+    {
+        let code = tonic::Code::from_i32(i32::from(code.number()));
+        let content_type = metadata.get(http::header::CONTENT_TYPE);
+        let words =
+            format!("not an answer of gRPC: HTTP status {}, content-type {content_type:?}", reply.status);
+        return trailers_only(Answer::from(Status::new(code, words)));
+    }
+    details::sanitize(&mut metadata);
+    let (status, extensions) = (reply.status, std::mem::take(&mut reply.extensions));
+    let mut response = Response::new(ResponseBody::new(reply.into_body(), Reader::Here));
+    *response.status_mut() = status;
+    *response.headers_mut() = metadata;
+    *response.extensions_mut() = extensions;
+    response
+}
+
+/// An answer that consists of its status alone.
+pub(crate) fn trailers_only(answer: Answer) -> Response<ResponseBody> {
+    let (status, head) = answer.into_head();
+    let mut response = Response::new(ResponseBody::empty());
+    *response.status_mut() = status;
+    *response.headers_mut() = head;
+    response
+}
