@@ -1,0 +1,167 @@
+//! The edge of a gRPC server: requests become calls, and their answers responses.
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use chassis_core::{
+    BoxError, BoxFuture, Error, Reason,
+    call::{Body, Invocation, Reply, Target},
+    pipeline::Pipeline,
+};
+use chassis_http::Peer;
+use http::{
+    Method, Request, Response, StatusCode, Uri,
+    header::{ALLOW, HeaderName, HeaderValue},
+    request::Parts,
+    uri::PathAndQuery,
+};
+use http_body::Body as HttpBody;
+use tower_service::Service;
+
+use crate::{
+    body::ResponseBody,
+    channel::trailers_only,
+    details::Reader,
+    protocol::{ATTEMPTS, GRPC, is_grpc},
+    services::{GrpcServices, Malformed},
+    status::Answer,
+    timeout,
+};
+
+/// Answers requests of gRPC with the services of a server, through its pipeline.
+///
+/// - The operation is the path, if the service is known and its descriptors, if given, know the method.
+/// - `grpc-timeout` becomes the deadline. A malformed one is refused as grpc-go does: HTTP 400 with
+///   INTERNAL, which says what was expected.
+/// - What is no gRPC is refused in HTTP: 415 for another content-type, 405 for another method than POST.
+#[derive(Clone)]
+pub struct GrpcServer {
+    service: Arc<str>,
+    services: GrpcServices,
+    pipeline: Pipeline,
+}
+
+/// The answer to come.
+pub struct ServerFuture(State);
+
+enum State {
+    Called(BoxFuture<'static, Result<Reply, Error>>),
+    NotGrpc(Option<Response<ResponseBody>>),
+}
+
+/// Who calls, and its labels: `orders;track=stable`.
+const CALLER: HeaderName = HeaderName::from_static("x-chassis-caller");
+
+// === impl GrpcServer ===
+
+impl GrpcServer {
+    /// Of the process `service`; `pipeline` is the one at whose inner end `services` are the handler.
+    pub fn new(service: impl Into<Arc<str>>, services: &GrpcServices, pipeline: Pipeline) -> Self {
+        GrpcServer { service: service.into(), services: services.clone().finished(), pipeline }
+    }
+
+    fn invocation(&self, head: Parts, body: Body) -> Invocation {
+        let path = head.uri.into_parts().path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let mut target = Target::new(self.service.clone(), self.services.operation(&path));
+        target.caller = head.headers.get(CALLER).cloned();
+        let mut call = Invocation::new(&GRPC, target);
+        call.uri = Uri::from(path);
+        call.peer = head.extensions.get().and_then(Peer::ip);
+        call.extensions = head.extensions;
+        match timeout::read(&head.headers) {
+            Ok(timeout) => call.deadline = timeout.and_then(|timeout| call.started.checked_add(timeout)),
+            Err(words) => drop(call.extensions.insert(Malformed(words.into()))),
+        }
+        call.previous_attempts = head.headers.get(ATTEMPTS).and_then(number).unwrap_or(0);
+        call.metadata = head.headers;
+        call.body = body;
+        call
+    }
+}
+
+impl<B> Service<Request<B>> for GrpcServer
+where
+    B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<ResponseBody>;
+    type Error = Infallible;
+    type Future = ServerFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> ServerFuture {
+        let (head, body) = request.into_parts();
+        ServerFuture(match not_grpc(&head) {
+            Some(response) => State::NotGrpc(Some(response)),
+            None => {
+                let call = self.invocation(head, Body::eager(body, |error| of_inbound(error.into())));
+                State::Called(self.pipeline.call(call))
+            }
+        })
+    }
+}
+
+impl std::fmt::Debug for GrpcServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GrpcServer").field("services", &self.services).finish_non_exhaustive()
+    }
+}
+
+// === impl ServerFuture ===
+
+impl Future for ServerFuture {
+    type Output = Result<Response<ResponseBody>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(Ok(match &mut self.0 {
+            State::Called(call) => match ready!(call.as_mut().poll(cx)) {
+                Ok(reply) => response(reply),
+                Err(error) => trailers_only(Answer::of(&error, Reader::There)),
+            },
+            State::NotGrpc(response) => response.take().expect("a future is not polled after its end"),
+        }))
+    }
+}
+
+fn response(mut reply: Reply) -> Response<ResponseBody> {
+    let (status, metadata) = (reply.status, std::mem::take(&mut reply.metadata));
+    let extensions = std::mem::take(&mut reply.extensions);
+    let mut response = Response::new(ResponseBody::new(reply.into_body(), Reader::There));
+    *response.status_mut() = status;
+    *response.headers_mut() = metadata;
+    *response.extensions_mut() = extensions;
+    response
+}
+
+/// What to say in HTTP to whoever speaks no gRPC.
+fn not_grpc(head: &Parts) -> Option<Response<ResponseBody>> {
+    let mut response = Response::new(ResponseBody::empty());
+    if !is_grpc(&head.headers) {
+        *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    } else if head.method != Method::POST {
+        *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+    } else {
+        return None;
+    }
+    Some(response)
+}
+
+fn number(value: &HeaderValue) -> Option<u32> {
+    value.to_str().ok()?.parse().ok()
+}
+
+/// A transport of ours tells its errors in our own words.
+fn of_inbound(error: BoxError) -> Error {
+    match error.downcast() {
+        Ok(error) => *error,
+        Err(error) => Error::remote(Reason::Cancelled, "the caller broke off its request").with_source(error),
+    }
+}

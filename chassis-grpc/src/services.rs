@@ -1,0 +1,242 @@
+//! The services of a server, by name, and how a call reaches the handler of one.
+use std::{
+    collections::{HashMap, HashSet},
+    convert::Infallible,
+    future::{poll_fn, ready},
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use chassis_core::{
+    BoxFuture, Error, Reason,
+    call::{Body, Invocation, Operation, Reply},
+};
+use http::{Request, Response, uri::PathAndQuery};
+use prost::DecodeError;
+use tonic::{Status, body::Body as TonicBody, server::NamedService};
+use tower_service::Service;
+
+use crate::{
+    body::{HandlersBody, RequestBody},
+    descriptors, details,
+    health::Health,
+    reflection,
+    status::Answer,
+};
+
+/// The tonic services that one server offers.
+///
+/// They are found by their names in a table of our own; what it does not know is UNIMPLEMENTED. As a
+/// service of [`Invocation`]s it is the handler at the inner end of a server's pipeline.
+///
+/// ```
+/// use chassis_grpc::{GrpcServices, Health};
+///
+/// let health = Health::default();
+/// let services = GrpcServices::default().health(&health).reflection()?;
+/// assert!(services.names().any(|name| name == "grpc.health.v1.Health"));
+/// # Ok::<_, chassis_grpc::DescriptorError>(())
+/// ```
+#[derive(Clone, Default)]
+pub struct GrpcServices {
+    table: Arc<HashMap<&'static str, Entry>>,
+    descriptors: Vec<Bytes>,
+}
+
+/// Descriptors that are none: not an encoded `google.protobuf.FileDescriptorSet`.
+#[derive(Debug)]
+pub struct DescriptorError(Box<dyn std::error::Error + Send + Sync>);
+
+/// Why a call that came in is refused by its handler's place, after all that counts and traces it.
+#[derive(Clone)]
+pub(crate) struct Malformed(pub(crate) Arc<str>);
+
+#[derive(Clone)]
+struct Entry {
+    service: Arc<dyn Handler>,
+    /// Its methods, where descriptors tell them: other names are not worth a statistic of their own.
+    methods: Option<HashSet<String>>,
+}
+
+/// A service of any type, erased once.
+trait Handler: Send + Sync {
+    fn call(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, Error>>;
+}
+
+struct Typed<S>(S);
+
+// === impl GrpcServices ===
+
+impl GrpcServices {
+    /// The same with `service`, as tonic generates it. One of the same name takes its place.
+    #[expect(clippy::should_implement_trait, reason = "it adds a service, as tonic's router says it")]
+    pub fn add<S>(mut self, service: S) -> Self
+    where
+        S: Service<Request<TonicBody>, Response = Response<TonicBody>, Error = Infallible>,
+        S: NamedService + Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+    {
+        let entry = Entry { service: Arc::new(Typed(service)), methods: None };
+        Arc::make_mut(&mut self.table).insert(S::NAME, entry);
+        self
+    }
+
+    /// The same with the descriptors of protos, as their compiler encodes them: for reflection, and so
+    /// that only names of methods that exist become operations of their own.
+    pub fn descriptors(mut self, encoded: impl Into<Bytes>) -> Result<Self, DescriptorError> {
+        let encoded = encoded.into();
+        descriptors::methods(&encoded)?;
+        self.descriptors.push(encoded);
+        Ok(self)
+    }
+
+    /// The same with `grpc.health.v1`, telling of `health`. Call it after the services were added: it
+    /// is told by their names too.
+    pub fn health(self, health: &Health) -> Self {
+        health.cover(self.names());
+        let mut with = self.add(health.service());
+        with.descriptors.push(Bytes::from_static(tonic_health::pb::FILE_DESCRIPTOR_SET));
+        with
+    }
+
+    /// The same with reflection, v1 and v1alpha, by the [`descriptors`](Self::descriptors) given. Call
+    /// it last: it lists the services added so far.
+    pub fn reflection(self) -> Result<Self, DescriptorError> {
+        reflection::add(self)
+    }
+
+    /// What it serves, in no order.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.table.keys().copied()
+    }
+
+    pub(crate) fn all_descriptors(&self) -> &[Bytes] {
+        &self.descriptors
+    }
+
+    /// The same once all is added, ready to be asked for operations.
+    pub(crate) fn finished(mut self) -> Self {
+        let methods = self.descriptors.iter().filter_map(|set| descriptors::methods(set).ok()).flatten();
+        let mut known = HashMap::<String, HashSet<String>>::new();
+        for method in methods {
+            if let Some((service, name)) = method.operation.split_once('/') {
+                known.entry(service.to_owned()).or_default().insert(name.to_owned());
+            }
+        }
+        for (name, entry) in Arc::make_mut(&mut self.table) {
+            entry.methods = known.remove(*name);
+        }
+        self
+    }
+
+    /// What a path calls, by a name from a bounded set.
+    pub(crate) fn operation(&self, path: &PathAndQuery) -> Operation {
+        let found = split(path.path()).and_then(|(service, method)| Some((self.table.get(service)?, method)));
+        match found {
+            Some((entry, method))
+                if entry.methods.as_ref().is_none_or(|methods| methods.contains(method)) =>
+            {
+                Operation::from_path(path.clone())
+            }
+            _ => Operation::OTHER,
+        }
+    }
+}
+
+impl Service<Invocation> for GrpcServices {
+    type Response = Reply;
+    type Error = Error;
+    type Future = BoxFuture<'static, Result<Reply, Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut call: Invocation) -> Self::Future {
+        if let Some(Malformed(words)) = call.extensions.remove() {
+            let error = Error::local(Reason::Malformed, words.to_string());
+            return Box::pin(ready(Err(call.refuse(error))));
+        }
+        match split(call.uri.path()).and_then(|(service, _)| self.table.get(service)) {
+            Some(entry) => entry.service.call(call),
+            None => Box::pin(ready(Ok(unimplemented(call)))),
+        }
+    }
+}
+
+impl std::fmt::Debug for GrpcServices {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.names()).finish()
+    }
+}
+
+/// `/package.Service/Method` in its two parts.
+fn split(path: &str) -> Option<(&str, &str)> {
+    let (service, method) = path.strip_prefix('/')?.split_once('/')?;
+    (!service.is_empty() && !method.is_empty() && !method.contains('/')).then_some((service, method))
+}
+
+fn unimplemented(call: Invocation) -> Reply {
+    let words = format!("there is no {}", call.uri.path());
+    let (status, head) = Answer::from(Status::unimplemented(words)).into_head();
+    call.answered(status, head, Body::empty())
+}
+
+// === impl Handler ===
+
+impl<S> Handler for Typed<S>
+where
+    S: Service<Request<TonicBody>, Response = Response<TonicBody>, Error = Infallible>,
+    S: Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    fn call(&self, mut call: Invocation) -> BoxFuture<'static, Result<Reply, Error>> {
+        let mut service = self.0.clone();
+        Box::pin(async move {
+            let Ok(()) = poll_fn(|cx| service.poll_ready(cx)).await;
+            let Ok(response) = service.call(request(&mut call)).await;
+            let (mut head, body) = response.into_parts();
+            details::strip(&mut head.headers);
+            call.extensions = head.extensions;
+            Ok(call.answered(head.status, head.headers, HandlersBody::eager(body)))
+        })
+    }
+}
+
+/// Moves out of `call` what a tonic service reads.
+fn request(call: &mut Invocation) -> Request<TonicBody> {
+    let mut request = Request::new(RequestBody::tonic(std::mem::take(&mut call.body)));
+    *request.method_mut() = call.method.clone();
+    *request.uri_mut() = std::mem::take(&mut call.uri);
+    *request.version_mut() = http::Version::HTTP_2;
+    *request.headers_mut() = std::mem::take(&mut call.metadata);
+    *request.extensions_mut() = std::mem::take(&mut call.extensions);
+    request
+}
+
+// === impl DescriptorError ===
+
+impl From<DecodeError> for DescriptorError {
+    fn from(error: DecodeError) -> Self {
+        DescriptorError(error.into())
+    }
+}
+
+impl From<tonic_reflection::server::Error> for DescriptorError {
+    fn from(error: tonic_reflection::server::Error) -> Self {
+        DescriptorError(error.into())
+    }
+}
+
+impl std::fmt::Display for DescriptorError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("no encoded google.protobuf.FileDescriptorSet")
+    }
+}
+
+impl std::error::Error for DescriptorError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&*self.0)
+    }
+}
