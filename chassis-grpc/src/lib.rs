@@ -1,0 +1,30 @@
+//! gRPC on the HTTP transport of chassis: channels for tonic stubs, tonic services, health, reflection.
+//!
+//! - [`Channel`] takes the place of tonic's: every stub that tonic generates works on it.
+//! - [`GrpcServices`] takes the place of tonic's router, and [`GrpcServer`] puts a pipeline before it.
+//! - [`Grpc`] is what the pipeline has to know of the protocol.
+//! - [`error`] gives a caller back why a call was refused.
+mod body;
+mod channel;
+mod descriptors;
+mod details;
+mod health;
+mod options;
+mod protocol;
+mod reflection;
+mod server;
+mod services;
+mod status;
+mod timeout;
+
+pub use self::{
+    body::ResponseBody,
+    channel::{Channel, ResponseFuture},
+    descriptors::idempotent_operations,
+    health::Health,
+    options::RequestExt,
+    protocol::{GRPC, Grpc},
+    server::{GrpcServer, ServerFuture},
+    services::{DescriptorError, GrpcServices},
+    status::{error, status},
+};
