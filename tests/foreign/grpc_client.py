@@ -159,8 +159,8 @@ def reflection(channel):
     assert SERVICE in database.get_services(), f"{SERVICE} is not among {database.get_services()}"
     methods = descriptor_pool.DescriptorPool(database).FindServiceByName(SERVICE).methods_by_name
     equal(sorted(methods), ["Call", "Chat", "Download", "Safe", "Upload"], "the methods")
-    level = descriptor_pb2.MethodOptions.FromString(methods["Safe"].GetOptions().SerializeToString()).idempotency_level
-    equal(level, descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS, "what Safe declares")
+    options = descriptor_pb2.MethodOptions.FromString(methods["Safe"].GetOptions().SerializeToString())
+    equal(options.idempotency_level, descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS, "what Safe declares")
 
     request = message_factory.GetMessageClass(methods["Call"].input_type)
     reply = message_factory.GetMessageClass(methods["Call"].output_type)
