@@ -336,7 +336,8 @@ mod tests {
         assert_eq!(load.figures(now).p50, None);
         (1..=1000).for_each(|i| load.judged(true, i * MS, now));
         let figures = load.figures(now);
-        let near = |got: Option<Duration>, ms: f64| (got.unwrap().as_secs_f64() * 1e3 / ms - 1.0).abs() < 0.125;
+        let near =
+            |got: Option<Duration>, ms: f64| (got.unwrap().as_secs_f64() * 1e3 / ms - 1.0).abs() < 0.125;
         assert!(near(figures.p50, 500.0) && near(figures.p99, 990.0), "{figures:?}");
         assert_eq!((figures.calls, figures.successes, figures.failure_share), (1000, 1000, 0.0));
     }

@@ -1,0 +1,474 @@
+//! One concrete body for every protocol: bytes that are there already, then the rest.
+//!
+//! A unary message with its trailers is taken as soon as it is ready ([`Body::prefetch`]): no box, a
+//! free replay, and often the verdict together with the head.
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Waker},
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use sync_wrapper::SyncWrapper;
+
+use crate::{Error, Reason};
+
+/// A message, or a stream of them, and the trailers behind.
+///
+/// ```
+/// use chassis_core::call::Body;
+///
+/// let body = Body::full("hello");
+/// assert!(body.try_clone().is_some()); // what is there already can be sent again
+/// ```
+#[derive(Default)]
+pub struct Body {
+    first: Option<Bytes>,
+    rest: Rest,
+}
+
+#[derive(Default)]
+enum Rest {
+    #[default]
+    End,
+    Trailers(Box<HeaderMap>),
+    Stream(Stream),
+}
+
+/// A boxed stream, and its exact size where that is known before it is first polled.
+struct Stream {
+    body: SyncWrapper<Pin<Box<dyn HttpBody<Data = Bytes, Error = Error> + Send>>>,
+    size: Option<u64>,
+}
+
+/// Ends the body it was split from with an error, when dropped or told to.
+pub struct Abort(Option<Arc<AbortState>>);
+
+#[derive(Default)]
+struct AbortState {
+    aborted: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+}
+
+struct Abortable {
+    body: Body,
+    state: Arc<AbortState>,
+}
+
+/// What has been read of a body so far, so that it can be sent again from the start.
+///
+/// Up to `cap` bytes are kept; above that the body goes on and can't be sent again.
+pub struct Replay(Arc<Mutex<Kept>>);
+
+struct Kept {
+    read: VecDeque<Bytes>,
+    trailers: Option<HeaderMap>,
+    bytes: usize,
+    cap: usize,
+    /// The part nobody has read; `None` while an attempt reads it, and after its end.
+    rest: Option<Body>,
+    ended: bool,
+    spoilt: bool,
+}
+
+struct Replaying {
+    kept: Arc<Mutex<Kept>>,
+    /// How many of the kept chunks this attempt has sent.
+    position: usize,
+    rest: Option<Body>,
+    done: bool,
+}
+
+// === impl Body ===
+
+impl Body {
+    /// Nothing at all.
+    pub fn empty() -> Self {
+        Body::default()
+    }
+
+    /// Bytes that are there already.
+    pub fn full(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        Body { first: (!bytes.is_empty()).then_some(bytes), rest: Rest::End }
+    }
+
+    /// Bytes that are there already, and trailers.
+    pub fn with_trailers(bytes: Option<Bytes>, trailers: HeaderMap) -> Self {
+        Body { first: bytes, rest: Rest::Trailers(Box::new(trailers)) }
+    }
+
+    /// A stream, its errors told by `error`.
+    pub fn stream<B>(body: B, error: impl Fn(B::Error) -> Error + Send + 'static) -> Self
+    where
+        B: HttpBody<Data = Bytes> + Send + 'static,
+    {
+        if body.is_end_stream() {
+            return Body::empty();
+        }
+        Body { first: None, rest: Rest::boxed(Mapped { body, error }) }
+    }
+
+    /// Takes what `body` has ready, and boxes it only if there is more to come. Cheap for a unary
+    /// message; a stream's first message is taken too.
+    pub fn eager<B>(mut body: B, error: impl Fn(B::Error) -> Error + Send + 'static) -> Self
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+    {
+        if body.is_end_stream() {
+            return Body::empty();
+        }
+        let mut first = None;
+        let cx = &mut Context::from_waker(Waker::noop());
+        loop {
+            match Pin::new(&mut body).poll_frame(cx) {
+                Poll::Ready(None) => return Body { first, rest: Rest::End },
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) if first.is_none() => {
+                        first = Some(data);
+                        if body.is_end_stream() {
+                            return Body { first, rest: Rest::End };
+                        }
+                    }
+                    Ok(data) => {
+                        let rest = Body { first: Some(data), ..Body::stream(body, error) };
+                        let no_error: fn(Error) -> Error = |e| e;
+                        return Body { first, ..Body::stream(rest, no_error) };
+                    }
+                    Err(frame) => {
+                        let trailers = frame.into_trailers().unwrap_or_default();
+                        return Body { first, rest: Rest::Trailers(Box::new(trailers)) };
+                    }
+                },
+                Poll::Ready(Some(Err(e))) => {
+                    return Body { first, rest: Rest::boxed(Failed(Some(error(e)))) };
+                }
+                Poll::Pending => return Body { first, ..Body::stream(body, error) },
+            }
+        }
+    }
+
+    /// Takes a first chunk and trailers that are ready already. Never waits.
+    pub fn prefetch(&mut self) {
+        let cx = &mut Context::from_waker(Waker::noop());
+        loop {
+            let Rest::Stream(stream) = &mut self.rest else { return };
+            if self.first.is_some() {
+                // Only what ends the body may still be taken: the order of chunks stays.
+                if stream.body.get_mut().is_end_stream() {
+                    self.rest = Rest::End;
+                }
+                return;
+            }
+            match stream.body.get_mut().as_mut().poll_frame(cx) {
+                Poll::Ready(None) => self.rest = Rest::End,
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => self.first = Some(data),
+                    Err(frame) => {
+                        self.rest = Rest::Trailers(Box::new(frame.into_trailers().unwrap_or_default()));
+                    }
+                },
+                Poll::Ready(Some(Err(e))) => {
+                    self.rest = Rest::boxed(Failed(Some(e)));
+                    return;
+                }
+                Poll::Pending => return,
+            }
+        }
+    }
+
+    /// A second body that says the same, where nothing is left to read from elsewhere.
+    pub fn try_clone(&self) -> Option<Body> {
+        let rest = match &self.rest {
+            Rest::End => Rest::End,
+            Rest::Trailers(trailers) => Rest::Trailers(trailers.clone()),
+            Rest::Stream(_) => return None,
+        };
+        Some(Body { first: self.first.clone(), rest })
+    }
+
+    /// The trailers, where nothing but they and a first chunk are left. `None`: not known yet.
+    pub(crate) fn ready_trailers(&self) -> Option<Option<&HeaderMap>> {
+        match &self.rest {
+            Rest::End => Some(None),
+            Rest::Trailers(trailers) => Some(Some(trailers)),
+            Rest::Stream(_) => None,
+        }
+    }
+
+    /// The trailers to come, where they are known already, to be changed.
+    pub fn trailers_mut(&mut self) -> Option<&mut HeaderMap> {
+        match &mut self.rest {
+            Rest::Trailers(trailers) => Some(trailers),
+            _ => None,
+        }
+    }
+
+    /// Is it all here, or does some of it still have to come from somewhere?
+    pub fn is_streaming(&self) -> bool {
+        matches!(self.rest, Rest::Stream(_))
+    }
+
+    /// Splits off what can end it early. Bodies that are all here need none.
+    pub fn abortable(self) -> (Body, Option<Abort>) {
+        if !self.is_streaming() {
+            return (self, None);
+        }
+        let state = Arc::new(AbortState::default());
+        let body = Abortable { body: self, state: state.clone() };
+        (Body { first: None, rest: Rest::boxed(body) }, Some(Abort(Some(state))))
+    }
+}
+
+impl Rest {
+    fn boxed(body: impl HttpBody<Data = Bytes, Error = Error> + Send + 'static) -> Self {
+        let size = body.size_hint().exact();
+        Rest::Stream(Stream { body: SyncWrapper::new(Box::pin(body)), size })
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(Frame::data(first))));
+        }
+        match &mut self.rest {
+            Rest::End => Poll::Ready(None),
+            Rest::Trailers(trailers) => {
+                let trailers = std::mem::take(&mut **trailers);
+                self.rest = Rest::End;
+                Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+            }
+            Rest::Stream(stream) => {
+                stream.size = None;
+                let frame = std::task::ready!(stream.body.get_mut().as_mut().poll_frame(cx));
+                if !matches!(frame, Some(Ok(_))) {
+                    self.rest = Rest::End;
+                }
+                Poll::Ready(frame)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        // A boxed stream is asked when it is polled: asking through `&self` would need it to be Sync.
+        self.first.is_none() && matches!(self.rest, Rest::End)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let first = self.first.as_ref().map_or(0, |b| b.len() as u64);
+        match &self.rest {
+            Rest::End | Rest::Trailers(_) => SizeHint::with_exact(first),
+            Rest::Stream(Stream { size: Some(size), .. }) => SizeHint::with_exact(first + size),
+            Rest::Stream(_) => {
+                let mut hint = SizeHint::new();
+                hint.set_lower(first);
+                hint
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Body").field("ready", &self.first.as_ref().map(Bytes::len)).finish_non_exhaustive()
+    }
+}
+
+pin_project_lite::pin_project! {
+    struct Mapped<B, F> { #[pin] body: B, error: F }
+}
+
+impl<B: HttpBody, F: Fn(B::Error) -> Error> HttpBody for Mapped<B, F> {
+    type Data = B::Data;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, Error>>> {
+        let this = self.project();
+        this.body.poll_frame(cx).map(|frame| frame.map(|f| f.map_err(&*this.error)))
+    }
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+struct Failed(Option<Error>);
+
+impl HttpBody for Failed {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        Poll::Ready(self.0.take().map(Err))
+    }
+}
+
+// === impl Abort ===
+
+impl Abort {
+    /// Ends the body now.
+    pub fn abort(self) {}
+
+    /// Lets the body be: it was not sent, and will be another time.
+    pub fn release(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Abort {
+    fn drop(&mut self) {
+        let Some(state) = &self.0 else { return };
+        state.aborted.store(true, Ordering::Release);
+        if let Some(waker) = lock(&state.waker).take() {
+            waker.wake();
+        }
+    }
+}
+
+impl HttpBody for Abortable {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let aborted = |state: &AbortState| state.aborted.load(Ordering::Acquire);
+        let over = || Poll::Ready(Some(Err(Error::local(Reason::Cancelled, "the answer is over"))));
+        if aborted(&self.state) {
+            return over();
+        }
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if polled.is_pending() {
+            *lock(&self.state.waker) = Some(cx.waker().clone());
+            if aborted(&self.state) {
+                return over();
+            }
+        }
+        polled
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+// === impl Replay ===
+
+impl Replay {
+    /// Starts to keep what is read of `body`, up to `cap` bytes.
+    pub fn new(body: Body, cap: usize) -> Self {
+        Replay(Arc::new(Mutex::new(Kept {
+            read: VecDeque::new(),
+            trailers: None,
+            bytes: 0,
+            cap,
+            rest: Some(body),
+            ended: false,
+            spoilt: false,
+        })))
+    }
+
+    /// The body from its start, or `None`: too much was read to keep, or it is being read right now.
+    pub fn attempt(&self) -> Option<Body> {
+        let mut kept = lock(&self.0);
+        if kept.spoilt || (kept.rest.is_none() && !kept.ended) {
+            return None;
+        }
+        let rest = kept.rest.take();
+        let replaying = Replaying { kept: self.0.clone(), position: 0, rest, done: false };
+        Some(Body { first: None, rest: Rest::boxed(replaying) })
+    }
+
+    /// Could another attempt be made, once the current one is dropped?
+    pub fn is_possible(&self) -> bool {
+        !lock(&self.0).spoilt
+    }
+}
+
+impl HttpBody for Replaying {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        let mut kept = lock(&this.kept);
+        if let Some(chunk) = kept.read.get(this.position) {
+            this.position += 1;
+            return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
+        }
+        if kept.ended {
+            let trailers = if this.done { None } else { kept.trailers.clone() };
+            this.done = true;
+            return Poll::Ready(trailers.map(|t| Ok(Frame::trailers(t))));
+        }
+        let Some(rest) = &mut this.rest else { return Poll::Ready(None) };
+        let frame = std::task::ready!(Pin::new(rest).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    kept.keep(data);
+                    this.position += 1;
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    kept.trailers = Some(trailers.clone());
+                    kept.ended = true;
+                    this.done = true;
+                }
+            }
+            Some(Err(_)) => kept.spoilt = true,
+            None => {
+                kept.ended = true;
+                this.done = true;
+            }
+        }
+        Poll::Ready(frame)
+    }
+}
+
+impl Drop for Replaying {
+    fn drop(&mut self) {
+        let mut kept = lock(&self.kept);
+        if !kept.ended {
+            kept.rest = self.rest.take();
+        }
+    }
+}
+
+impl Kept {
+    fn keep(&mut self, data: &Bytes) {
+        self.bytes += data.len();
+        if self.bytes > self.cap {
+            self.spoilt = true;
+        }
+        match self.spoilt {
+            true => self.read.clear(),
+            false => self.read.push_back(data.clone()),
+        }
+    }
+}
+
+/// Nothing panics while these are held; a poisoned lock would be as good as new.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,219 @@
+//! How a call ended, told exactly once to everybody who wants to know.
+//!
+//! Two things are told: *judged*, when the verdict is known, and *ended*, when nothing is in flight
+//! any more. A call has two scopes: itself, and its current attempt.
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use super::Target;
+use crate::{Code, Error, Origin, Reason, policy::Policy, protocol::Protocol};
+
+/// Wants to know how a call, or an attempt, ended. Called once each, in this order, from whichever
+/// thread finds out; must be quick.
+pub trait Listener: Send + Sync + 'static {
+    /// The verdict is known: from the head, the trailers, an error, or because the call was dropped.
+    fn judged(&self, token: u64, outcome: &Outcome<'_>);
+
+    /// Nothing is in flight any more: give back what was held.
+    fn ended(&self, token: u64);
+}
+
+/// What a listener hears.
+pub struct Outcome<'a> {
+    /// How it ended.
+    pub verdict: Verdict,
+    /// Whom it was for.
+    pub target: &'a Target,
+    /// The rules it lived under.
+    pub policy: &'a Arc<Policy>,
+    /// The protocol it came and went by.
+    pub protocol: &'static dyn Protocol,
+    /// When the call, or the attempt, started.
+    pub started: Instant,
+    /// When its verdict became known.
+    pub now: Instant,
+}
+
+/// How a call or an attempt ended, in words every protocol can say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The canonical code.
+    pub code: Code,
+    /// The protocol's own number for it: an HTTP status, a gRPC code. 0 where no answer came.
+    pub status: u16,
+    /// Which mechanism spoke, here or over there; `None` for a handler's own answer.
+    pub reason: Option<Reason>,
+    /// Who gave up.
+    pub origin: Origin,
+    /// May a handler have seen the call?
+    pub maybe_executed: bool,
+}
+
+/// What a scope tells of its call along with the verdict.
+pub(crate) struct Of<'a> {
+    pub(crate) target: &'a Target,
+    pub(crate) policy: &'a Arc<Policy>,
+    pub(crate) protocol: &'static dyn Protocol,
+}
+
+pub(crate) struct Completion {
+    pub(crate) call: Scope,
+    pub(crate) attempt: Scope,
+}
+
+pub(crate) struct Scope {
+    started: Instant,
+    expires: Option<Instant>,
+    verdict: Option<Verdict>,
+    ended: bool,
+    listeners: SmallVec<[(Arc<dyn Listener>, u64); 3]>,
+}
+
+thread_local! {
+    static PANICKED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Calls that `drop` lets go of ended by a panic.
+pub(crate) fn while_panicked(drop: impl FnOnce()) {
+    PANICKED.set(true);
+    drop();
+    PANICKED.set(false);
+}
+
+// === impl Completion ===
+
+impl Completion {
+    pub(crate) fn new(now: Instant) -> Self {
+        Completion { call: Scope::new(now), attempt: Scope::new(now) }
+    }
+
+    pub(crate) fn verdict(&self) -> Option<Verdict> {
+        self.attempt.verdict.or(self.call.verdict)
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        self.call.ended && self.attempt.ended
+    }
+
+    pub(crate) fn is_expired(&self, now: Instant) -> bool {
+        self.call.is_expired(now) || self.attempt.is_expired(now)
+    }
+
+    /// The caller let go: because the time was up, or for its own reasons, which blames nobody.
+    pub(crate) fn verdict_of_drop(&self) -> Verdict {
+        let known = self.verdict();
+        known.unwrap_or_else(|| {
+            if std::thread::panicking() || PANICKED.get() {
+                Verdict::failed(Reason::Panicked, Origin::Remote)
+            } else if self.is_expired(Instant::now()) {
+                Verdict::failed(Reason::DeadlineExceeded, Origin::Remote)
+            } else {
+                Verdict::failed(Reason::Cancelled, Origin::Local)
+            }
+        })
+    }
+
+    /// Nobody listens to the call here: another box does.
+    pub(crate) fn silence_call(&mut self) {
+        self.call.listeners.clear();
+        self.call.ended = true;
+    }
+}
+
+// === impl Scope ===
+
+impl Scope {
+    fn new(started: Instant) -> Self {
+        Scope { started, expires: None, verdict: None, ended: false, listeners: SmallVec::new() }
+    }
+
+    pub(crate) fn begin(&mut self, now: Instant) {
+        debug_assert!(self.listeners.is_empty(), "an attempt begins after the one before has ended");
+        *self = Scope::new(now);
+    }
+
+    pub(crate) fn listen(&mut self, listener: Arc<dyn Listener>, token: u64) {
+        self.listeners.push((listener, token));
+    }
+
+    pub(crate) fn expires(&mut self, at: Instant) {
+        self.expires = Some(self.expires.map_or(at, |earlier| earlier.min(at)));
+    }
+
+    pub(crate) fn judge(&mut self, verdict: Verdict, of: &Of<'_>) {
+        if self.verdict.is_some() || self.ended {
+            return;
+        }
+        self.verdict = Some(verdict);
+        if !self.listeners.is_empty() {
+            let Of { target, policy, protocol } = *of;
+            let now = Instant::now();
+            let outcome = Outcome { verdict, target, policy, protocol, started: self.started, now };
+            for (listener, token) in &self.listeners {
+                listener.judged(*token, &outcome);
+            }
+        }
+    }
+
+    pub(crate) fn end(&mut self) {
+        if !std::mem::replace(&mut self.ended, true) {
+            for (listener, token) in self.listeners.drain(..) {
+                listener.ended(token);
+            }
+        }
+    }
+
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+
+    pub(crate) fn verdict(&self) -> Option<Verdict> {
+        self.verdict
+    }
+
+    fn is_expired(&self, now: Instant) -> bool {
+        self.expires.is_some_and(|at| now >= at)
+    }
+}
+
+// === impl Verdict ===
+
+impl Verdict {
+    /// A handler answered with `code`, which its protocol writes as `status`.
+    pub fn answered(code: Code, status: u16) -> Self {
+        Verdict { code, status, reason: None, origin: Origin::Remote, maybe_executed: true }
+    }
+
+    /// The other side refused before it did anything, and said so.
+    pub fn refused(reason: Reason, code: Code, status: u16) -> Self {
+        Verdict { code, status, reason: Some(reason), origin: Origin::Remote, maybe_executed: false }
+    }
+
+    /// No answer came, because of `error`.
+    pub fn of(error: &Error) -> Self {
+        Verdict {
+            code: error.code(),
+            status: 0,
+            reason: Some(error.reason()),
+            origin: error.origin(),
+            maybe_executed: error.maybe_executed(),
+        }
+    }
+
+    fn failed(reason: Reason, origin: Origin) -> Self {
+        Verdict { code: reason.code(), status: 0, reason: Some(reason), origin, maybe_executed: true }
+    }
+
+    /// Did it go well?
+    pub fn is_success(&self) -> bool {
+        self.code == Code::Ok
+    }
+
+    /// Does it say nothing of whoever was called? Local refusals, cancellations, and refusals of
+    /// another chassis, which are told before any work and are about load or policy, not about health.
+    pub fn blames_nobody(&self) -> bool {
+        self.origin == Origin::Local || (self.status != 0 && self.reason.is_some() && !self.maybe_executed)
+    }
+}

@@ -1,0 +1,558 @@
+//! One call on its way through the pipeline, and its answer on the way back.
+mod body;
+mod completion;
+
+use std::{
+    ops::{Deref, DerefMut},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use http::{HeaderMap, Method, StatusCode, Uri};
+use http_body::{Body as _, Frame, SizeHint};
+use smallvec::SmallVec;
+use tokio::time::{Instant, Sleep};
+
+pub(crate) use self::completion::while_panicked;
+use self::completion::{Completion, Of};
+pub use self::{
+    body::{Abort, Body, Replay},
+    completion::{Listener, Outcome, Verdict},
+};
+use crate::{
+    Error, Origin, Reason,
+    cluster::Node,
+    labels::LabelSet,
+    layer::{route::Choice, trace::TraceContext},
+    policy::Policy,
+    protocol::Protocol,
+};
+
+/// A call on its way to where it is answered. One pointer moves through the layers.
+///
+/// Whoever holds it answers it ([`answered`](Self::answered)), refuses it ([`refuse`](Self::refuse)),
+/// or passes it on. Dropping it says that the caller gave up, or that the time was up.
+pub struct Invocation(Box<Call>);
+
+/// The same box on its way back, with head and body of the answer.
+pub struct Reply(Box<Call>);
+
+/// What an [`Invocation`] and a [`Reply`] consist of.
+pub struct Call {
+    /// How this protocol reads verdicts and writes refusals.
+    pub protocol: &'static dyn Protocol,
+    /// Whom the call is for.
+    pub target: Target,
+    /// The HTTP method; POST where a protocol has none.
+    pub method: Method,
+    /// Path and query as they travel.
+    pub uri: Uri,
+    /// Status of the answer; 200 until there is one, and for protocols that have none.
+    pub status: StatusCode,
+    /// HTTP headers or gRPC metadata: of the request, then of the answer.
+    pub metadata: HeaderMap,
+    /// The one clock read on the way in; read again only after a wait and per attempt.
+    pub started: Instant,
+    /// When the call is over for its caller, to the end of the body. It travels on.
+    pub deadline: Option<Instant>,
+    /// When the head of the answer has to be there: a local bound that does not travel.
+    pub head_by: Option<Instant>,
+    /// Who called, where the call came in over a network.
+    pub peer: Option<std::net::IpAddr>,
+    /// The trace it is part of, if it is part of one.
+    pub trace: Option<TraceContext>,
+    /// Is the call that is being handled here a retry? Then this one is not retried again by default.
+    pub below_retry: bool,
+    /// What the caller wants of this one call.
+    pub options: CallOptions,
+    /// The rules it lives under: one consistent snapshot, stamped by the route layer.
+    pub policy: Arc<Policy>,
+    /// What the rule that matched chose: only nodes with these labels. Stamped by the route layer.
+    pub choice: Option<Choice>,
+    /// The node an attempt goes to, once one is picked.
+    pub node: Option<Arc<Node>>,
+    /// Nodes that attempts of this call went to before: others are better.
+    pub tried: SmallVec<[Arc<Node>; 2]>,
+    /// Attempts made before this one: by us, or by our caller where it says so.
+    pub previous_attempts: u32,
+    /// Typed values of users and edges.
+    pub extensions: http::Extensions,
+    /// The message, or the stream of them: of the request, then of the answer.
+    pub body: Body,
+    /// Stops what is still being sent when the answer is over or unwanted.
+    request: Option<Abort>,
+    completion: Completion,
+}
+
+/// Whom a call is for and from.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The logical service, as the registry knows it.
+    pub service: Arc<str>,
+    /// The operation, from a closed set of names.
+    pub operation: Operation,
+    /// The service that calls, with its labels: `orders;track=stable`. `None` where nobody said.
+    pub caller: Option<http::HeaderValue>,
+}
+
+/// `stock.v1.Stock/Reserve` or `GET /stock/{id}`: never a raw path.
+#[derive(Clone)]
+pub struct Operation(Repr);
+
+#[derive(Clone)]
+enum Repr {
+    Static(&'static str),
+    Shared(Arc<str>),
+    /// A gRPC path: its leading slash is no part of the name.
+    Path(http::uri::PathAndQuery),
+}
+
+/// What a caller asks for one call, on top of what the configuration says.
+#[derive(Clone, Debug, Default)]
+pub struct CallOptions {
+    /// To the end of the body, and sent on. Shortens what is inherited.
+    pub timeout: Option<std::time::Duration>,
+    /// Only nodes with these labels, whatever the routes say.
+    pub labels: Option<Arc<LabelSet>>,
+    /// This call may be executed twice without harm.
+    pub idempotent: bool,
+    /// Never retry it. (What provably never left is still resent.)
+    pub no_retry: bool,
+    /// Not bound by the deadline of the call that is being handled here.
+    pub detached: bool,
+}
+
+/// What a fault answers in its protocol's own words.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Details {
+    /// HTTP status, where it shall not be the code's own.
+    pub status: Option<u16>,
+    /// HTTP body, or the details' text over gRPC.
+    pub body: Option<String>,
+}
+
+/// The body of an answer as it leaves the pipeline: hears its end, enforces the deadline until then.
+pub struct ReplyBody {
+    call: Box<Call>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+// === impl Invocation ===
+
+impl Invocation {
+    /// A call to `target`, starting now, under no rules yet.
+    pub fn new(protocol: &'static dyn Protocol, target: Target) -> Self {
+        let now = Instant::now();
+        Invocation(Box::new(Call {
+            protocol,
+            target,
+            method: Method::POST,
+            uri: Uri::default(),
+            status: StatusCode::OK,
+            metadata: HeaderMap::new(),
+            started: now,
+            deadline: None,
+            head_by: None,
+            peer: None,
+            trace: None,
+            below_retry: false,
+            options: CallOptions::default(),
+            policy: Policy::none(),
+            choice: None,
+            node: None,
+            tried: SmallVec::new(),
+            previous_attempts: 0,
+            extensions: http::Extensions::new(),
+            body: Body::empty(),
+            request: None,
+            completion: Completion::new(now),
+        }))
+    }
+
+    /// Tells `listener` how the whole call ended; `token` comes back with it.
+    pub fn listen(&mut self, listener: Arc<dyn Listener>, token: u64) {
+        self.0.completion.call.listen(listener, token);
+    }
+
+    /// Tells `listener` how this attempt ended; `token` comes back with it.
+    pub fn listen_attempt(&mut self, listener: Arc<dyn Listener>, token: u64) {
+        self.0.completion.attempt.listen(listener, token);
+    }
+
+    /// From `at` on, dropping the call means that its time was up.
+    pub fn expires(&mut self, at: Instant) {
+        self.0.completion.call.expires(at);
+    }
+
+    /// From `at` on, dropping this attempt means that its time was up.
+    pub fn attempt_expires(&mut self, at: Instant) {
+        self.0.completion.attempt.expires(at);
+    }
+
+    /// Starts an attempt at `now`; listeners of an earlier one have been told how it ended.
+    pub fn begin_attempt(&mut self, now: Instant) {
+        self.0.completion.attempt.begin(now);
+    }
+
+    /// When the current attempt started.
+    pub fn attempt_started(&self) -> Instant {
+        self.0.completion.attempt.started()
+    }
+
+    /// Ends the current attempt with `error`, and keeps the call.
+    pub fn fail_attempt(&mut self, error: &Error) {
+        self.0.end_attempt(Verdict::of(error));
+        self.0.node = None;
+    }
+
+    /// Splits off what an attempt needs; what stays behind can make another one, if it has to.
+    pub(crate) fn split(&mut self) -> Invocation {
+        let call = &mut *self.0;
+        let mut completion = Completion::new(call.started);
+        std::mem::swap(&mut completion.attempt, &mut call.completion.attempt);
+        completion.silence_call();
+        Invocation(Box::new(Call {
+            protocol: call.protocol,
+            target: call.target.clone(),
+            method: call.method.clone(),
+            uri: call.uri.clone(),
+            status: call.status,
+            metadata: call.metadata.clone(),
+            started: call.started,
+            deadline: call.deadline,
+            head_by: call.head_by,
+            peer: call.peer,
+            trace: call.trace.clone(),
+            below_retry: call.below_retry,
+            options: call.options.clone(),
+            policy: call.policy.clone(),
+            choice: call.choice.clone(),
+            node: None,
+            tried: call.tried.clone(),
+            previous_attempts: call.previous_attempts,
+            extensions: call.extensions.clone(),
+            body: Body::empty(),
+            request: None,
+            completion,
+        }))
+    }
+
+    /// Refuses the call: everybody who listens hears it, and the error is what the layer returns.
+    pub fn refuse(mut self, error: Error) -> Error {
+        self.0.settle(Verdict::of(&error));
+        error
+    }
+
+    /// Turns the call into its answer. The verdict is given as soon as the head or the body allow it.
+    pub fn answered(self, status: StatusCode, metadata: HeaderMap, body: Body) -> Reply {
+        let mut call = self.0;
+        call.status = status;
+        call.metadata = metadata;
+        call.body = body;
+        let head = call.protocol.judge_head(status, &call.metadata);
+        let verdict = match (head, call.body.is_end_stream()) {
+            (Some(verdict), _) => Some(verdict),
+            (None, true) => Some(call.protocol.judge_end(status, None)),
+            (None, false) => call.body.ready_trailers().map(|t| call.protocol.judge_end(status, t)),
+        };
+        if let Some(verdict) = verdict {
+            call.judge(verdict);
+        }
+        Reply(call)
+    }
+
+    /// Stops the sending of the request when the answer is over or unwanted.
+    pub fn set_request_abort(&mut self, abort: Abort) {
+        self.0.request = Some(abort);
+    }
+
+    /// Is the time of the call, or of this attempt, up at `now`?
+    pub fn is_expired(&self, now: Instant) -> bool {
+        self.0.completion.is_expired(now)
+    }
+}
+
+// === impl Reply ===
+
+impl Reply {
+    /// The verdict, where it is known already.
+    pub fn verdict(&self) -> Option<Verdict> {
+        self.0.completion.verdict()
+    }
+
+    /// Takes over who listens to `call`: its attempt has won.
+    pub(crate) fn adopt(&mut self, mut call: Invocation) {
+        std::mem::swap(&mut self.0.completion.call, &mut call.0.completion.call);
+        call.0.completion.silence_call();
+        if let Some(verdict) = self.0.completion.attempt.verdict() {
+            let call = &mut *self.0;
+            let of = Of { target: &call.target, policy: &call.policy, protocol: call.protocol };
+            call.completion.call.judge(verdict, &of);
+        }
+    }
+
+    /// Ends the answer here, unread: what it said so far is its verdict.
+    pub fn discard(self) {}
+
+    /// The body as it leaves the pipeline; take `status`, `metadata` and `extensions` before.
+    pub fn into_body(self) -> ReplyBody {
+        let mut call = self.0;
+        if call.body.is_end_stream() {
+            call.end();
+        }
+        ReplyBody { call, timer: None }
+    }
+}
+
+// === impl Call ===
+
+impl Call {
+    fn judge(&mut self, verdict: Verdict) {
+        let of = Of { target: &self.target, policy: &self.policy, protocol: self.protocol };
+        self.completion.attempt.judge(verdict, &of);
+        self.completion.call.judge(verdict, &of);
+    }
+
+    fn settle(&mut self, verdict: Verdict) {
+        self.judge(verdict);
+        self.end();
+    }
+
+    fn end_attempt(&mut self, verdict: Verdict) {
+        let of = Of { target: &self.target, policy: &self.policy, protocol: self.protocol };
+        self.completion.attempt.judge(verdict, &of);
+        self.completion.attempt.end();
+    }
+
+    fn end(&mut self) {
+        self.completion.attempt.end();
+        self.completion.call.end();
+        self.request = None;
+    }
+
+    /// The earlier of the deadline and the bound on the head.
+    pub fn bound(&self) -> Option<Instant> {
+        match (self.deadline, self.head_by) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// What remains of the deadline at `now`.
+    pub fn remaining(&self, now: Instant) -> Option<std::time::Duration> {
+        self.deadline.map(|at| at.saturating_duration_since(now))
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if !self.completion.is_settled() {
+            let verdict = self.completion.verdict_of_drop();
+            self.settle(verdict);
+        }
+    }
+}
+
+impl Deref for Invocation {
+    type Target = Call;
+    fn deref(&self) -> &Call {
+        &self.0
+    }
+}
+
+impl DerefMut for Invocation {
+    fn deref_mut(&mut self) -> &mut Call {
+        &mut self.0
+    }
+}
+
+impl Deref for Reply {
+    type Target = Call;
+    fn deref(&self) -> &Call {
+        &self.0
+    }
+}
+
+impl DerefMut for Reply {
+    fn deref_mut(&mut self) -> &mut Call {
+        &mut self.0
+    }
+}
+
+impl std::fmt::Debug for Invocation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut out = f.debug_struct("Invocation");
+        out.field("target", &self.target).field("deadline", &self.deadline).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Reply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut out = f.debug_struct("Reply");
+        out.field("target", &self.target).field("status", &self.status).finish_non_exhaustive()
+    }
+}
+
+// === impl Operation ===
+
+impl Operation {
+    /// What is not known by name: an unmatched path, an unknown method.
+    pub const OTHER: Operation = Operation(Repr::Static("_OTHER"));
+
+    /// A name known when the program was compiled.
+    pub const fn from_static(name: &'static str) -> Self {
+        Operation(Repr::Static(name))
+    }
+
+    /// A gRPC path, `/package.Service/Method`.
+    pub fn from_path(path: http::uri::PathAndQuery) -> Self {
+        Operation(Repr::Path(path))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        match &self.0 {
+            Repr::Static(name) => name,
+            Repr::Shared(name) => name,
+            Repr::Path(path) => path.path().strip_prefix('/').unwrap_or(path.path()),
+        }
+    }
+}
+
+impl From<Arc<str>> for Operation {
+    fn from(name: Arc<str>) -> Self {
+        Operation(Repr::Shared(name))
+    }
+}
+
+impl From<&str> for Operation {
+    fn from(name: &str) -> Self {
+        Operation(Repr::Shared(name.into()))
+    }
+}
+
+impl std::fmt::Debug for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.as_str().fmt(f)
+    }
+}
+
+impl std::fmt::Display for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Target {
+    /// `operation` of `service`, called by nobody in particular.
+    pub fn new(service: impl Into<Arc<str>>, operation: Operation) -> Self {
+        Target { service: service.into(), operation, caller: None }
+    }
+
+    /// The calling service's name, without its labels.
+    pub fn caller_name(&self) -> Option<&str> {
+        let all = self.caller.as_ref()?.to_str().ok()?;
+        Some(all.split(';').next().unwrap_or(all).trim())
+    }
+
+    /// A label of the calling service.
+    pub fn caller_label(&self, name: &str) -> Option<&str> {
+        let all = self.caller.as_ref()?.to_str().ok()?;
+        all.split(';').skip(1).find_map(|pair| {
+            let (key, value) = pair.split_once('=')?;
+            (key.trim() == name).then(|| value.trim())
+        })
+    }
+}
+
+// === impl ReplyBody ===
+
+impl ReplyBody {
+    /// The call it belongs to.
+    pub fn call(&self) -> &Call {
+        &self.call
+    }
+}
+
+impl http_body::Body for ReplyBody {
+    type Data = bytes::Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Error>>> {
+        let this = &mut *self;
+        match Pin::new(&mut this.call.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    let verdict = this.call.protocol.judge_end(this.call.status, Some(trailers));
+                    this.call.settle(verdict);
+                } else if this.call.body.is_end_stream() {
+                    let verdict = this.call.protocol.judge_end(this.call.status, None);
+                    this.call.settle(verdict);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(None) => {
+                let verdict = this.call.protocol.judge_end(this.call.status, None);
+                this.call.settle(verdict);
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => {
+                this.call.settle(Verdict::of(&error));
+                Poll::Ready(Some(Err(error)))
+            }
+            Poll::Pending => {
+                let Some(deadline) = this.call.deadline else { return Poll::Pending };
+                let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+                std::task::ready!(timer.as_mut().poll(cx));
+                let error = Error::remote(
+                    Reason::DeadlineExceeded,
+                    "the deadline passed before the answer was whole",
+                );
+                this.call.body = Body::empty();
+                this.call.settle(Verdict::of(&error));
+                Poll::Ready(Some(Err(error)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.call.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.call.body.size_hint()
+    }
+}
+
+/// An error that stands for an answer: what a layer that only knows errors makes of a failing reply.
+impl Reply {
+    /// The failing answer as an error; `None` while it may still turn out well, or did.
+    pub fn as_error(&self) -> Option<Error> {
+        let verdict = self.verdict().filter(|v| !v.is_success())?;
+        let message = self.protocol.message(&self.metadata).unwrap_or_else(|| verdict.code.name().to_owned());
+        let reason = verdict.reason.unwrap_or(Reason::Internal);
+        let error = match verdict.origin {
+            Origin::Local => Error::local(reason, message),
+            Origin::Remote => Error::remote(reason, message),
+        };
+        Some(error.with_code(verdict.code).with_maybe_executed(verdict.maybe_executed))
+    }
+}
+
+impl Call {
+    /// The call as matchers see it.
+    pub(crate) fn subject(&self) -> crate::matching::Subject<'_> {
+        crate::matching::Subject {
+            operation: self.target.operation.as_str(),
+            method: &self.method,
+            path: self.uri.path(),
+            query: self.uri.query(),
+            metadata: &self.metadata,
+            caller: self.target.caller_name(),
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! What a call that is being handled hands down to the calls its handler makes: the deadline, the
+//! trace, chosen headers.
+//!
+//! Inside a handler it is there by itself. Work that a handler spawns takes it along explicitly:
+//!
+//! ```
+//! # async fn work() {}
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! use chassis_core::context::Context;
+//!
+//! let context = Context::current();
+//! tokio::spawn(context.scope(async { work().await })).await.unwrap();
+//! # }
+//! ```
+use http::HeaderMap;
+use tokio::{task::futures::TaskLocalFuture, time::Instant};
+
+use crate::layer::trace::TraceContext;
+
+/// Handed down from a call to the calls made for it. Empty outside a handler.
+#[derive(Clone, Debug, Default)]
+pub struct Context {
+    /// When the caller stops waiting.
+    pub deadline: Option<Instant>,
+    /// The trace the call is part of.
+    pub trace: Option<TraceContext>,
+    /// Headers carried on along a chain of hops, as the settings name them.
+    pub headers: HeaderMap,
+    /// Is the call a retry of its caller's?
+    pub is_retry: bool,
+}
+
+tokio::task_local! {
+    static CURRENT: Context;
+}
+
+// === impl Context ===
+
+impl Context {
+    /// That of the call being handled here; an empty one where there is none.
+    pub fn current() -> Self {
+        CURRENT.try_with(Clone::clone).unwrap_or_default()
+    }
+
+    /// Looks at the current one without a copy; `None` outside a handler.
+    pub fn with<R>(look: impl FnOnce(&Context) -> R) -> Option<R> {
+        CURRENT.try_with(look).ok()
+    }
+
+    /// Runs `work` with this as the current one.
+    pub fn scope<F: Future>(self, work: F) -> TaskLocalFuture<Context, F> {
+        CURRENT.scope(self, work)
+    }
+
+    /// The same without its deadline: for work that shall outlive the call.
+    pub fn detached(mut self) -> Self {
+        self.deadline = None;
+        self
+    }
+}

@@ -1,0 +1,217 @@
+//! What happened, for logs, for whoever subscribes, and for the last few hundred to look back on.
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use tokio::{sync::broadcast, time::Instant};
+
+use crate::{Reason, layer::breaker::State};
+
+/// One thing that happened. Closed, so that dashboards and tests can rely on it.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+#[allow(missing_docs)] // the fields are what their names say
+pub enum Event {
+    /// An instance takes calls from now on.
+    InstanceJoined { service: Arc<str>, instance: String, address: String },
+    /// An instance is gone.
+    InstanceLeft { service: Arc<str>, instance: String },
+    /// A registry says that a service has no instance any more; the last good set is kept for a while.
+    EmptySetHeld { service: Arc<str>, kept: usize },
+    /// A registry has no news, for the reason given.
+    RegistryUnreachable { service: Arc<str>, error: String },
+    /// This process is in its registry.
+    Registered { instance: String, registry: String },
+    /// This process is in its registry no more.
+    Deregistered { instance: String, registry: String },
+    /// A circuit opened, closed, or lets probes through. `of`: the service, an operation, a node.
+    CircuitMoved { service: Arc<str>, of: String, from: State, to: State },
+    /// A mechanism refuses calls. At most one a second for each rule.
+    Refusing { side: Side, service: Arc<str>, reason: Reason, rule: String },
+    /// More than half of what is ready has an open circuit: calls ignore them.
+    PanicPick { service: Arc<str> },
+    /// A service's retry budget is used up. At most one a second.
+    RetryBudgetExhausted { service: Arc<str> },
+    /// A fault is being injected. At most one a second for each rule.
+    FaultInjected { rule: String },
+    /// A fallback answered instead. At most one a second for each service.
+    FellBack { service: Arc<str>, operation: Arc<str>, reason: Reason },
+    /// A version of the settings is in force.
+    ConfigApplied { version: u64, changed: Vec<String> },
+    /// A version of the settings was refused; the one before stays.
+    ConfigRefused { in_force: u64, problems: Vec<String> },
+    /// A source of settings can't be read; the last good version stays.
+    ConfigUnreadable { in_force: u64, error: String },
+    /// These settings changed and take effect at the next start.
+    RestartPending { paths: Vec<String> },
+    /// A handler panicked.
+    HandlerPanicked { operation: String },
+}
+
+/// Which end of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// Calls that go out.
+    Client,
+    /// Calls that come in.
+    Server,
+}
+
+/// Where events go; clones share it.
+#[derive(Clone)]
+pub struct Events(Arc<Inner>);
+
+struct Inner {
+    live: broadcast::Sender<Arc<Event>>,
+    past: Mutex<VecDeque<(SystemTime, Arc<Event>)>>,
+}
+
+/// Lets one through a second: for events that would otherwise come once a call.
+#[derive(Debug, Default)]
+pub struct Pulse(AtomicU64);
+
+// === impl Events ===
+
+impl Events {
+    /// How many are kept to look back on.
+    pub const KEPT: usize = 500;
+
+    /// Nobody subscribed yet.
+    pub fn new() -> Self {
+        let (live, _) = broadcast::channel(Self::KEPT);
+        Events(Arc::new(Inner { live, past: Mutex::default() }))
+    }
+
+    /// Logs it, keeps it, and tells whoever subscribed.
+    pub fn emit(&self, event: Event) {
+        event.log();
+        let event = Arc::new(event);
+        let mut past = self.0.past.lock().unwrap_or_else(PoisonError::into_inner);
+        if past.len() == Self::KEPT {
+            past.pop_front();
+        }
+        past.push_back((SystemTime::now(), event.clone()));
+        // Under the lock, so that all see one order. Nobody listening is no error.
+        let _ = self.0.live.send(event);
+    }
+
+    /// Everything from now on; who is more than [`KEPT`](Self::KEPT) behind misses the oldest.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
+        self.0.live.subscribe()
+    }
+
+    /// The last few hundred, oldest first.
+    pub fn past(&self) -> Vec<(SystemTime, Arc<Event>)> {
+        self.0.past.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+// === impl Event ===
+
+impl Event {
+    fn log(&self) {
+        use Event::*;
+        match self {
+            Refusing { .. }
+            | RegistryUnreachable { .. }
+            | EmptySetHeld { .. }
+            | PanicPick { .. }
+            | RetryBudgetExhausted { .. }
+            | ConfigRefused { .. }
+            | ConfigUnreadable { .. }
+            | RestartPending { .. }
+            | HandlerPanicked { .. } => tracing::warn!(target: "chassis", "{self}"),
+            FaultInjected { .. } | FellBack { .. } => tracing::debug!(target: "chassis", "{self}"),
+            _ => tracing::info!(target: "chassis", "{self}"),
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use Event::*;
+        match self {
+            InstanceJoined { service, instance, address } => {
+                write!(f, "{service}: {instance} joined at {address}")
+            }
+            InstanceLeft { service, instance } => write!(f, "{service}: {instance} left"),
+            EmptySetHeld { service, kept } => {
+                write!(
+                    f,
+                    "{service}: the registry says there is no instance; keeping the last {kept} for now"
+                )
+            }
+            RegistryUnreachable { service, error } => {
+                write!(f, "{service}: no news from the registry: {error}")
+            }
+            Registered { instance, registry } => write!(f, "{instance} registered ({registry})"),
+            Deregistered { instance, registry } => write!(f, "{instance} deregistered ({registry})"),
+            CircuitMoved { service, of, from, to } => write!(f, "{service}: circuit of {of} {from} -> {to}"),
+            Refusing { side, service, reason, rule } => {
+                write!(f, "{service}: {side} refuses calls, {reason} by `{rule}`")
+            }
+            PanicPick { service } => {
+                write!(f, "{service}: over half of what is ready has an open circuit; ignoring them")
+            }
+            RetryBudgetExhausted { service } => write!(f, "{service}: the retry budget is used up"),
+            FaultInjected { rule } => write!(f, "fault `{rule}` injected"),
+            FellBack { service, operation, reason } => {
+                write!(f, "{service}: fallback answered {operation} for {reason}")
+            }
+            ConfigApplied { version, changed } if changed.is_empty() => {
+                write!(f, "config version {version} applied")
+            }
+            ConfigApplied { version, changed } => {
+                write!(f, "config version {version} applied: {}", changed.join(", "))
+            }
+            ConfigRefused { in_force, problems } => {
+                write!(f, "config refused, still running version {in_force}\n{}", problems.join("\n"))
+            }
+            ConfigUnreadable { in_force, error } => {
+                write!(f, "config can't be read, still running version {in_force}: {error}")
+            }
+            RestartPending { paths } => write!(f, "pending restart: {}", paths.join(", ")),
+            HandlerPanicked { operation } => write!(f, "the handler of {operation} panicked"),
+        }
+    }
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Side {
+    /// `client` or `server`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Side::Client => "client",
+            Side::Server => "server",
+        }
+    }
+}
+
+// === impl Pulse ===
+
+impl Pulse {
+    /// Is it the first within a second before `now`?
+    pub fn beat(&self, now: Instant, epoch: Instant) -> bool {
+        let millis = u64::try_from(now.saturating_duration_since(epoch).as_millis()).unwrap_or(u64::MAX) + 1;
+        let last = self.0.load(Ordering::Relaxed);
+        let due = last == 0 || millis.saturating_sub(last) >= Duration::from_secs(1).as_millis() as u64;
+        due && self.0.compare_exchange(last, millis, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}

@@ -1,0 +1,92 @@
+//! One attempt: its time bound, its figures, and the headers that are its own.
+//!
+//! It stands below retry and balance, so that what it writes - how often was tried before, what is
+//! left of the deadline, the trace - is written once per attempt, on a copy nobody else needs.
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use http::HeaderValue;
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep};
+use tower_service::Service;
+
+use super::{forward_ready, plain_layer};
+use crate::{
+    Error, Reason,
+    call::{Invocation, Reply},
+};
+
+plain_layer! {
+    /// Bounds, counts and marks every attempt.
+    AttemptLayer => Attempt
+}
+
+pin_project! {
+    /// Resolves with the answer or, at `bound`, without.
+    #[project = AttemptProjection]
+    pub struct AttemptFuture<F> {
+        #[pin]
+        inner: Option<F>,
+        bound: Option<Instant>,
+        timer: Option<Pin<Box<Sleep>>>,
+        span: tracing::Span,
+    }
+}
+
+impl<S> Service<Invocation> for Attempt<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Error>,
+{
+    type Response = Reply;
+    type Error = Error;
+    type Future = AttemptFuture<S::Future>;
+
+    forward_ready!();
+
+    fn call(&mut self, mut call: Invocation) -> Self::Future {
+        let started = call.attempt_started();
+        let bound = call
+            .policy
+            .retry
+            .as_ref()
+            .and_then(|retry| retry.config.per_try.on())
+            .map(|per| started + per.get());
+        if let Some(bound) = bound {
+            call.attempt_expires(bound);
+        }
+        if let Some(attempts) = call.policy.attempts.clone() {
+            call.listen_attempt(attempts, 0);
+        }
+        if call.previous_attempts > 0 {
+            let (name, number) = (call.protocol.attempts_header(), HeaderValue::from(call.previous_attempts));
+            call.metadata.insert(name, number);
+        }
+        if let Some(deadline) = call.deadline {
+            let (protocol, left) = (call.protocol, deadline.saturating_duration_since(started));
+            protocol.write_deadline(&mut call.metadata, left);
+        }
+        let span = super::trace::attempt_span(&mut call);
+        let inner = span.in_scope(|| self.inner.call(call));
+        AttemptFuture { inner: Some(inner), bound, timer: None, span }
+    }
+}
+
+impl<F: Future<Output = Result<Reply, Error>>> Future for AttemptFuture<F> {
+    type Output = Result<Reply, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let _entered = (!this.span.is_disabled()).then(|| this.span.enter());
+        let Some(inner) = this.inner.as_mut().as_pin_mut() else { return Poll::Pending };
+        if let Poll::Ready(answer) = inner.poll(cx) {
+            return Poll::Ready(answer);
+        }
+        let Some(bound) = *this.bound else { return Poll::Pending };
+        let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(bound)));
+        std::task::ready!(timer.as_mut().poll(cx));
+        this.inner.set(None);
+        Poll::Ready(Err(Error::remote(Reason::DeadlineExceeded, "no answer within `per_try`")))
+    }
+}

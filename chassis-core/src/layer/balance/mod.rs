@@ -1,0 +1,244 @@
+//! Picks the node that an attempt goes to, and waits where none is ready yet.
+//!
+//! A picker proposes, the node lets in or not: an open circuit, a full node, a connection that is not
+//! there cost no attempt, another is picked. At most half of what is ready may be out by open
+//! circuits, and never the last one: beyond that circuits are ignored, and that is counted.
+mod picker;
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tower_service::Service;
+
+pub use self::picker::{Candidates, P2c, Picker, RandomPicker, RoundRobin};
+use super::{Decided, forward_ready};
+use crate::{
+    Error, Reason,
+    call::{Invocation, Reply},
+    cluster::{Cluster, Connection, Known, Members, Node, Subset},
+    event::{Event, Side},
+    layer::route::Fallback,
+    policy::Site,
+    random::Random,
+};
+
+/// Sends every attempt to a node of `cluster`.
+#[derive(Clone)]
+pub struct BalanceLayer {
+    cluster: Arc<Cluster>,
+    random: Random,
+    site: Arc<Site>,
+}
+
+/// The service of [`BalanceLayer`].
+#[derive(Clone)]
+pub struct Balance<S> {
+    inner: S,
+    with: BalanceLayer,
+}
+
+enum Pick {
+    /// This node has let the call in.
+    Node(Arc<Node>, u64),
+    /// None can take it yet, one may soon.
+    Wait,
+    /// None will.
+    Refuse(Error),
+}
+
+/// Proposals of the picker before all nodes are looked at, after Finagle's `maxEffort`: 0.25⁴ < 1 %.
+const MOST_PROPOSALS: usize = 4;
+
+// === impl BalanceLayer ===
+
+impl BalanceLayer {
+    /// Picks among the nodes of `cluster`, drawing from `random`.
+    pub(crate) fn new(cluster: Arc<Cluster>, random: Random, site: Arc<Site>) -> Self {
+        BalanceLayer { cluster, random, site }
+    }
+
+    fn pick(&self, call: &Invocation, now: Instant) -> Pick {
+        let members = self.cluster.members();
+        let subset = match (members.known(), members.all().is_empty()) {
+            (None, _) => return Pick::Wait,
+            (Some(Known::Unknown), true) => return Pick::Refuse(self.unknown()),
+            (Some(_), true) => return Pick::Refuse(self.none("it has no instances")),
+            (Some(_), false) => match resolve(&members, call) {
+                Ok(subset) => subset,
+                Err(error) => return Pick::Refuse(error),
+            },
+        };
+        let policy = &*call.policy;
+        // Circuits are ignored where too many are open; only then is that looked into.
+        let panicking =
+            policy.node_breaker.is_some() && subset.is_panicking(self.cluster.epoch(), now, policy);
+        let candidates =
+            Candidates { nodes: subset.nodes(), subset: &subset, call, now, panicking, random: &self.random };
+        for _ in 0..MOST_PROPOSALS {
+            let node = &subset.nodes()[policy.picker.pick(&candidates).min(subset.nodes().len() - 1)];
+            if node.connection() == Connection::Idle {
+                node.wake();
+            }
+            if !candidates.was_tried(node)
+                && let Some(picked) = self.admit(node, call, now, panicking)
+            {
+                return picked;
+            }
+        }
+        let start = subset.draw(&self.random);
+        let turn = || subset.nodes()[start..].iter().chain(&subset.nodes()[..start]);
+        let fresh = turn().filter(|node| !candidates.was_tried(node));
+        for node in fresh.chain(turn().filter(|node| candidates.was_tried(node))) {
+            if let Some(picked) = self.admit(node, call, now, panicking) {
+                return picked;
+            }
+        }
+        self.nobody(&subset, now, call)
+    }
+
+    fn admit(&self, node: &Arc<Node>, call: &Invocation, now: Instant, panicking: bool) -> Option<Pick> {
+        let token = node.admit(now, &call.policy, panicking)?;
+        if panicking {
+            self.site.metrics.panic_pick(&call.policy.service);
+            self.site.pulse(now, || Event::PanicPick { service: call.policy.service.clone() });
+        }
+        Some(Pick::Node(node.clone(), token))
+    }
+
+    /// Nobody let the call in: is one about to be ready, or is it hopeless?
+    fn nobody(&self, subset: &Subset, now: Instant, call: &Invocation) -> Pick {
+        let mut ready = 0;
+        let mut soon = false;
+        for node in subset.nodes() {
+            match node.connection() {
+                Connection::Ready => ready += 1,
+                Connection::Connecting => soon = true,
+                Connection::TransientFailure => {}
+                Connection::Idle => {
+                    node.wake();
+                    soon = true;
+                }
+            }
+        }
+        if ready > 0 {
+            let full = call.policy.node_concurrency.is_some();
+            let reason = if full { Reason::Overloaded } else { Reason::CircuitOpen };
+            self.refusing(reason, now);
+            let message = match full {
+                true => format!("{}: every endpoint that is ready is full", self.cluster.service()),
+                false => {
+                    format!("{}: every endpoint that is ready waits for its probes", self.cluster.service())
+                }
+            };
+            return Pick::Refuse(Error::local(reason, message).with_rule("balance"));
+        }
+        if soon {
+            return Pick::Wait;
+        }
+        self.refusing(Reason::NoEndpoint, now);
+        let nodes = subset.nodes().iter().take(3).map(|n| n.address()).collect::<Vec<_>>().join(", ");
+        Pick::Refuse(
+            self.none(&format!(
+                "none of its {} endpoints can be connected to ({nodes})",
+                subset.nodes().len()
+            )),
+        )
+    }
+
+    fn refusing(&self, reason: Reason, now: Instant) {
+        let service = self.cluster.service().clone();
+        let rule = "balance".to_owned();
+        self.site.pulse(now, || Event::Refusing { side: Side::Client, service, reason, rule });
+    }
+
+    fn unknown(&self) -> Error {
+        let name = self.cluster.service();
+        let message = match self.cluster.nearest_name() {
+            Some(near) => format!("no service `{name}` is registered; did you mean `{near}`?"),
+            None => format!("no service `{name}` is registered"),
+        };
+        Error::local(Reason::UnknownService, message)
+    }
+
+    fn none(&self, why: &str) -> Error {
+        Error::local(
+            Reason::NoEndpoint,
+            format!("{} ({}): {why}", self.cluster.service(), self.cluster.protocol()),
+        )
+    }
+}
+
+/// The nodes that the routes, or the caller, want; by the rule's fallback where there are none.
+fn resolve(members: &Members, call: &Invocation) -> Result<Arc<Subset>, Error> {
+    let Some(choice) = &call.choice else { return Ok(members.all().clone()) };
+    let subset = members.with_labels(&choice.labels);
+    if !subset.is_empty() {
+        return Ok(subset);
+    }
+    match &choice.fallback {
+        Fallback::Any => Ok(members.all().clone()),
+        Fallback::None => Err(nowhere(choice, call)),
+        Fallback::Sets(sets) => {
+            let found = sets.iter().map(|set| members.with_labels(set)).find(|subset| !subset.is_empty());
+            found.ok_or_else(|| nowhere(choice, call))
+        }
+    }
+}
+
+fn nowhere(choice: &super::route::Choice, call: &Invocation) -> Error {
+    let message = format!("{}: no instance has {}", call.policy.service, choice.labels);
+    Error::local(Reason::NoRoute, message).with_rule(choice.rule.to_string())
+}
+
+impl<S> tower_layer::Layer<S> for BalanceLayer {
+    type Service = Balance<S>;
+    fn layer(&self, inner: S) -> Balance<S> {
+        Balance { inner, with: self.clone() }
+    }
+}
+
+impl<S> Service<Invocation> for Balance<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Reply;
+    type Error = Error;
+    type Future = Decided<S::Future>;
+
+    forward_ready!();
+
+    fn call(&mut self, mut call: Invocation) -> Self::Future {
+        match self.with.pick(&call, call.attempt_started()) {
+            Pick::Node(node, token) => {
+                send_to(&mut call, node, token);
+                Decided::inner(self.inner.call(call))
+            }
+            Pick::Refuse(error) => Decided::refused(call.refuse(error)),
+            Pick::Wait => {
+                let (with, mut inner) = (self.with.clone(), self.inner.clone());
+                Decided::later(async move {
+                    loop {
+                        // Listened for before looking, or what happens in between is missed.
+                        let changed = with.cluster.changed();
+                        let mut changed = std::pin::pin!(changed);
+                        changed.as_mut().enable();
+                        match with.pick(&call, Instant::now()) {
+                            Pick::Node(node, token) => {
+                                send_to(&mut call, node, token);
+                                return inner.call(call).await;
+                            }
+                            Pick::Refuse(error) => return Err(call.refuse(error)),
+                            Pick::Wait => changed.await,
+                        }
+                    }
+                })
+            }
+        }
+    }
+}
+
+fn send_to(call: &mut Invocation, node: Arc<Node>, token: u64) {
+    call.listen_attempt(node.clone(), token);
+    call.node = Some(node);
+}

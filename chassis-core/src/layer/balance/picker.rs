@@ -1,0 +1,146 @@
+//! How one of several nodes is proposed; lock-free all of them.
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use tokio::time::Instant;
+
+use crate::{
+    call::Invocation,
+    cluster::{Node, Subset},
+    random::Random,
+};
+
+/// Proposes a node. A proposal is not a promise: a node that does not let the call in is passed over,
+/// and after a few proposals every node is asked in turn.
+///
+/// ```
+/// use chassis_core::layer::balance::{Candidates, Picker};
+///
+/// /// Always the first that is available.
+/// struct First;
+///
+/// impl Picker for First {
+///     fn pick(&self, candidates: &Candidates<'_>) -> usize {
+///         (0..candidates.nodes().len()).find(|i| candidates.is_available(*i)).unwrap_or(0)
+///     }
+/// }
+/// ```
+pub trait Picker: Send + Sync + 'static {
+    /// An index into [`Candidates::nodes`], which is never empty.
+    fn pick(&self, candidates: &Candidates<'_>) -> usize;
+}
+
+/// The nodes a call may go to, and what a picker may know of it.
+pub struct Candidates<'a> {
+    pub(super) nodes: &'a [Arc<Node>],
+    pub(super) subset: &'a Subset,
+    pub(super) call: &'a Invocation,
+    pub(super) now: Instant,
+    pub(super) panicking: bool,
+    pub(super) random: &'a Random,
+}
+
+/// Each in turn, from a random start: `round_robin`. Even over time, blind to load.
+#[derive(Debug)]
+pub struct RoundRobin(AtomicUsize);
+
+/// Any, in proportion to the weights: `random`.
+#[derive(Debug, Default)]
+pub struct RandomPicker;
+
+/// The less loaded of two drawn at random: `p2c`, the default.
+///
+/// Load is what is in flight, to the end of the bodies, and failures weigh: a node that fails fast
+/// must not look free. After Mitzenmacher's power of two choices.
+#[derive(Debug, Default)]
+pub struct P2c;
+
+// === impl Candidates ===
+
+impl Candidates<'_> {
+    /// The nodes, in a fixed order.
+    pub fn nodes(&self) -> &[Arc<Node>] {
+        self.nodes
+    }
+
+    /// The call that is to be sent.
+    pub fn call(&self) -> &Invocation {
+        self.call
+    }
+
+    /// The time of this pick.
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// Randomness, the runtime's own.
+    pub fn random(&self) -> &Random {
+        self.random
+    }
+
+    /// An index drawn in proportion to the weights.
+    pub fn draw(&self) -> usize {
+        self.subset.draw(self.random)
+    }
+
+    /// Ready, with room, its circuit willing, and not tried by this call before?
+    pub fn is_available(&self, index: usize) -> bool {
+        let node = &self.nodes[index];
+        node.is_available(self.now, &self.call.policy, self.panicking) && !self.was_tried(node)
+    }
+
+    pub(super) fn was_tried(&self, node: &Arc<Node>) -> bool {
+        self.call.tried.iter().any(|tried| Arc::ptr_eq(tried, node))
+    }
+}
+
+// === impl RoundRobin ===
+
+impl RoundRobin {
+    /// Starts at a random node, or all clients would march in step.
+    pub fn new(random: &Random) -> Self {
+        RoundRobin(AtomicUsize::new(random.below(1 << 16)))
+    }
+}
+
+impl Picker for RoundRobin {
+    fn pick(&self, candidates: &Candidates<'_>) -> usize {
+        self.0.fetch_add(1, Ordering::Relaxed) % candidates.nodes.len()
+    }
+}
+
+impl Picker for RandomPicker {
+    fn pick(&self, candidates: &Candidates<'_>) -> usize {
+        candidates.draw()
+    }
+}
+
+impl Picker for P2c {
+    fn pick(&self, candidates: &Candidates<'_>) -> usize {
+        let count = candidates.nodes.len();
+        if count == 1 {
+            return 0;
+        }
+        let a = candidates.draw();
+        let mut b = candidates.draw();
+        if b == a {
+            // A second draw of the same node would be no choice; its neighbours are as likely.
+            b = (a + 1 + candidates.random.below(count - 1)) % count;
+        }
+        for index in [a, b] {
+            if candidates.nodes[index].connection() == crate::cluster::Connection::Idle {
+                candidates.nodes[index].wake();
+            }
+        }
+        match (candidates.is_available(a), candidates.is_available(b)) {
+            (true, false) => a,
+            (false, true) => b,
+            _ => {
+                let cost = |index: usize| candidates.nodes[index].load().cost(candidates.now);
+                if cost(b) < cost(a) { b } else { a }
+            }
+        }
+    }
+}

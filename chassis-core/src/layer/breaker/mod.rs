@@ -1,0 +1,184 @@
+//! Stops calling what keeps failing, and finds out with a few probes when it works again.
+//!
+//! A circuit guards a service, or each operation of it, here; at the scope `endpoint` every node has
+//! one, and a node with an open circuit is not picked (see `balance`). What is refused locally or
+//! cancelled counts for nothing, and gives a probe's place back.
+mod circuit;
+mod failures;
+mod window;
+
+use std::sync::Arc;
+
+use tower_service::Service;
+
+pub use self::{
+    circuit::{
+        Admission, BreakerConfig, BreakerPatch, Circuit, CircuitFigures, Force, Refused, Scope, State, Token,
+        Transition,
+    },
+    failures::{Ended, FailureSet},
+};
+use super::{Decided, forward_ready, plain_layer};
+use crate::{
+    Error, Reason,
+    call::{Invocation, Listener, Outcome, Reply, Verdict},
+    event::{Event, Side},
+    policy::Site,
+    units::Span,
+};
+
+plain_layer! {
+    /// Refuses calls while the circuit of their policy is open.
+    BreakerLayer => Breaker
+}
+
+/// The circuit one policy lives under, and its numbers.
+#[derive(Clone)]
+pub struct Guard {
+    /// What is in force.
+    pub config: Arc<BreakerConfig>,
+    /// The circuit; shared by all policies of the same scope, across versions.
+    pub cell: Arc<Cell>,
+}
+
+/// A circuit that says what it guards, and tells when it moves.
+pub struct Cell {
+    /// The circuit.
+    pub circuit: Circuit,
+    /// The service or the operation.
+    pub of: Arc<str>,
+    service: Arc<str>,
+    scope: Scope,
+    site: Arc<Site>,
+}
+
+impl<S> Service<Invocation> for Breaker<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Error>,
+{
+    type Response = Reply;
+    type Error = Error;
+    type Future = Decided<S::Future>;
+
+    forward_ready!();
+
+    fn call(&mut self, mut call: Invocation) -> Self::Future {
+        let Some(Guard { config, cell }) = &call.policy.breaker else {
+            return Decided::inner(self.inner.call(call));
+        };
+        match cell.circuit.admit(call.started, config) {
+            Ok(Admission { token, moved }) => {
+                if let Some(moved) = moved {
+                    cell.moved(moved);
+                }
+                let listener = cell.clone();
+                call.listen(listener, token.to_bits());
+                Decided::inner(self.inner.call(call))
+            }
+            Err(refused) => {
+                let error = cell.error(refused, config, call.started);
+                Decided::refused(call.refuse(error))
+            }
+        }
+    }
+}
+
+// === impl Cell ===
+
+impl Cell {
+    pub(crate) fn new(service: &Arc<str>, of: &Arc<str>, scope: Scope, site: &Arc<Site>) -> Self {
+        let circuit = Circuit::new(tokio::time::Instant::now());
+        Cell { circuit, of: of.clone(), service: service.clone(), scope, site: site.clone() }
+    }
+
+    fn error(&self, refused: Refused, config: &BreakerConfig, now: tokio::time::Instant) -> Error {
+        self.site.pulse(now, || Event::Refusing {
+            side: Side::Client,
+            service: self.service.clone(),
+            reason: Reason::CircuitOpen,
+            rule: format!("breaker of {}", self.of),
+        });
+        let CircuitFigures { calls, failures, .. } = self.circuit.figures(now, config);
+        let message = match (refused.state, refused.retry_after) {
+            (State::HalfOpen, _) => {
+                format!("{}: circuit half-open, all {} probes are out", self.of, config.probes)
+            }
+            (_, None) => format!("{}: circuit forced open", self.of),
+            (_, Some(after)) => {
+                let after = Span(std::time::Duration::from_millis(after.as_millis() as u64));
+                format!("{}: circuit open for {after} more ({failures} of {calls} calls failed)", self.of)
+            }
+        };
+        let error = Error::local(Reason::CircuitOpen, message).with_rule("breaker");
+        match refused.retry_after {
+            Some(after) => error.with_retry_after(after),
+            None => error,
+        }
+    }
+
+    fn moved(&self, Transition { from, to }: Transition) {
+        let open = i64::from(to != State::Closed) - i64::from(from != State::Closed);
+        self.site.metrics.circuit(&self.service, self.scope.name(), to.name(), open);
+        let (service, of) = (self.service.clone(), self.of.to_string());
+        self.site.events.emit(Event::CircuitMoved { service, of, from, to });
+    }
+}
+
+impl Listener for Cell {
+    fn judged(&self, token: u64, outcome: &Outcome<'_>) {
+        let token = Token::from_bits(token);
+        let guard = outcome.policy.breaker.as_ref();
+        match guard.filter(|_| !outcome.verdict.blames_nobody()) {
+            None => self.circuit.release(token),
+            Some(Guard { config, .. }) => {
+                let failed = config.failures.contains(ended(&outcome.verdict));
+                if let Some(moved) = self.circuit.record(token, failed, outcome.now, config) {
+                    self.moved(moved);
+                }
+            }
+        }
+    }
+
+    fn ended(&self, _: u64) {}
+}
+
+/// A verdict as failure sets see it.
+pub(crate) fn ended(verdict: &Verdict) -> Ended {
+    Ended {
+        code: verdict.code,
+        // gRPC codes are below 100; they are told by their names.
+        status: if verdict.status >= 100 { verdict.status } else { 0 },
+        connect: verdict.reason == Some(Reason::ConnectFailed),
+        deadline: verdict.reason == Some(Reason::DeadlineExceeded),
+    }
+}
+
+// === impl State, Scope ===
+
+impl State {
+    /// `closed`, `open` or `half-open`.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Closed => "closed",
+            State::Open => "open",
+            State::HalfOpen => "half-open",
+        }
+    }
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Scope {
+    /// `service`, `operation` or `endpoint`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scope::Service => "service",
+            Scope::Operation => "operation",
+            Scope::Endpoint => "endpoint",
+        }
+    }
+}

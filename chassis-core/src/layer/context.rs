@@ -1,0 +1,67 @@
+//! Makes a call's deadline, trace and chosen headers those of the calls its handler makes.
+use http::{HeaderMap, HeaderName};
+use tokio::task::futures::TaskLocalFuture;
+use tower_service::Service;
+
+use super::forward_ready;
+use crate::{
+    Error, Live,
+    call::{Invocation, Reply},
+    context::Context,
+};
+
+/// Sets the [`Context`] that the handler runs in.
+#[derive(Clone)]
+pub struct ContextLayer {
+    carried: Live<Vec<HeaderName>>,
+}
+
+/// The service of [`ContextLayer`].
+#[derive(Clone)]
+pub struct WithContext<S> {
+    inner: S,
+    carried: Live<Vec<HeaderName>>,
+}
+
+impl ContextLayer {
+    /// `carried` are the headers that go on along a chain of hops.
+    pub fn new(carried: Live<Vec<HeaderName>>) -> Self {
+        ContextLayer { carried }
+    }
+}
+
+impl<S> tower_layer::Layer<S> for ContextLayer {
+    type Service = WithContext<S>;
+    fn layer(&self, inner: S) -> WithContext<S> {
+        WithContext { inner, carried: self.carried.clone() }
+    }
+}
+
+impl<S> Service<Invocation> for WithContext<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Error>,
+{
+    type Response = Reply;
+    type Error = Error;
+    type Future = TaskLocalFuture<Context, S::Future>;
+
+    forward_ready!();
+
+    fn call(&mut self, call: Invocation) -> Self::Future {
+        let mut headers = HeaderMap::new();
+        self.carried.with(|names| {
+            for name in names.iter() {
+                for value in call.metadata.get_all(name) {
+                    headers.append(name.clone(), value.clone());
+                }
+            }
+        });
+        let context = Context {
+            deadline: call.bound(),
+            trace: call.trace.clone(),
+            headers,
+            is_retry: call.previous_attempts > 0,
+        };
+        context.scope(self.inner.call(call))
+    }
+}

@@ -1,0 +1,215 @@
+//! Answers instead, where a call failed: by a function of the user's, or from the settings.
+//!
+//! It stands below the metrics, which keep the true outcome, and above everything that refuses. It
+//! never counts as the endpoint's success: whoever listens has heard the failure by then.
+use std::{fmt, sync::Arc, time::Duration};
+
+use base64::{Engine, prelude::BASE64_STANDARD as STANDARD};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use serde::{Deserialize, Serialize};
+use tower_service::Service;
+
+use super::{Decided, forward_ready};
+use crate::{
+    BoxFuture, Code, Error,
+    call::{Body, Invocation, Reply, Target},
+    event::Event,
+    policy::Site,
+};
+
+/// An answer from the settings: `fallback: { status: 200, body: "{}" }`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FallbackConfig {
+    /// The HTTP status. Default 200. Over gRPC a body needs status 200.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// The `content-type`. Default `application/json`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_type: Option<String>,
+    /// The body. Default: none. Over gRPC it is the message in Base64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub body: Option<String>,
+    /// The errors it answers for, by code. Default: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on: Option<Vec<Code>>,
+}
+
+/// What a fallback is told.
+#[derive(Debug)]
+pub struct Failed {
+    /// Whom the call was for.
+    pub target: Target,
+    /// Its metadata.
+    pub metadata: HeaderMap,
+    /// How it failed. A failing answer is told as an error too.
+    pub error: Error,
+}
+
+/// What a fallback answers.
+#[derive(Debug)]
+pub struct Answer {
+    /// HTTP status; 200 for gRPC.
+    pub status: StatusCode,
+    /// HTTP headers or gRPC metadata.
+    pub metadata: HeaderMap,
+    /// The body: for gRPC a message with its five bytes of frame, and trailers.
+    pub body: Body,
+}
+
+/// Sees the failure, and may answer instead: an error it returns is what the caller gets.
+pub type FallbackFn = dyn Fn(Failed) -> BoxFuture<'static, Result<Answer, Error>> + Send + Sync;
+
+/// Where the answer of a policy comes from.
+#[derive(Clone)]
+pub struct Fallback {
+    pub(crate) source: Source,
+    pub(crate) site: Arc<Site>,
+}
+
+#[derive(Clone)]
+pub(crate) enum Source {
+    Function(Arc<FallbackFn>),
+    Settings(Arc<FallbackConfig>),
+}
+
+/// Answers instead of calls that failed, where their policy says how.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FallbackLayer;
+
+/// The service of [`FallbackLayer`].
+#[derive(Clone, Debug)]
+pub struct WithFallback<S> {
+    inner: S,
+}
+
+/// A fallback that takes longer is given up; the call's own error stands.
+pub const TIME_LIMIT: Duration = Duration::from_secs(1);
+
+impl<S> tower_layer::Layer<S> for FallbackLayer {
+    type Service = WithFallback<S>;
+    fn layer(&self, inner: S) -> WithFallback<S> {
+        WithFallback { inner }
+    }
+}
+
+impl<S> Service<Invocation> for WithFallback<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Error>,
+    S::Future: Send + 'static,
+{
+    type Response = Reply;
+    type Error = Error;
+    type Future = Decided<S::Future>;
+
+    forward_ready!();
+
+    fn call(&mut self, call: Invocation) -> Self::Future {
+        let Some(fallback) = call.policy.fallback.clone() else {
+            return Decided::inner(self.inner.call(call));
+        };
+        let (protocol, target, policy) = (call.protocol, call.target.clone(), call.policy.clone());
+        let metadata = call.metadata.clone();
+        let inner = self.inner.call(call);
+        Decided::later(async move {
+            let (reply, error) = match inner.await {
+                Err(error) => (None, error),
+                Ok(reply) => match reply.as_error() {
+                    None => return Ok(reply),
+                    Some(error) => (Some(reply), error),
+                },
+            };
+            let own = |reply: Option<Reply>, error| reply.map_or(Err(error), Ok);
+            if !fallback.answers(error.code()) {
+                return own(reply, error);
+            }
+            let reason = error.reason();
+            let answer = match fallback.source {
+                Source::Settings(config) => config.answer(protocol.name()),
+                Source::Function(function) => {
+                    let failed = Failed { target: target.clone(), metadata, error };
+                    let answer = tokio::time::timeout(TIME_LIMIT, function(failed)).await;
+                    answer.unwrap_or_else(|_| {
+                        let message =
+                            format!("the fallback of {} took longer than {TIME_LIMIT:?}", policy.service);
+                        Err(Error::local(reason, message).with_maybe_executed(true))
+                    })
+                }
+            }?;
+            fallback.site.metrics.fallback(&policy.service, reason);
+            fallback.site.pulse(tokio::time::Instant::now(), || Event::FellBack {
+                service: policy.service.clone(),
+                operation: policy.operation.clone(),
+                reason,
+            });
+            let mut call = Invocation::new(protocol, target);
+            call.policy = policy;
+            Ok(call.answered(answer.status, answer.metadata, answer.body))
+        })
+    }
+}
+
+// === impl Fallback ===
+
+impl Fallback {
+    fn answers(&self, code: Code) -> bool {
+        match &self.source {
+            Source::Function(_) => true,
+            Source::Settings(config) => config.on.as_ref().is_none_or(|codes| codes.contains(&code)),
+        }
+    }
+}
+
+impl fmt::Debug for Fallback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match &self.source {
+            Source::Function(_) => "Fallback(function)",
+            Source::Settings(_) => "Fallback(settings)",
+        })
+    }
+}
+
+// === impl FallbackConfig ===
+
+impl FallbackConfig {
+    /// Refuses what could not be answered; a body in Base64 is known to be one from here on.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match self.status {
+            Some(status) if !(200..600).contains(&status) => {
+                Err(format!("{status} is no HTTP status to answer with"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn answer(&self, protocol: &str) -> Result<Answer, Error> {
+        let mut metadata = HeaderMap::new();
+        let status = self.status.and_then(|s| StatusCode::from_u16(s).ok()).unwrap_or(StatusCode::OK);
+        let text = self.body.as_deref().unwrap_or_default();
+        if protocol == "grpc" {
+            let message = STANDARD.decode(text).map_err(|why| {
+                Error::local(
+                    crate::Reason::Internal,
+                    "the body of a fallback over gRPC is a message in Base64",
+                )
+                .with_source(why)
+            })?;
+            let length = u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes();
+            let frame = [&[0], &length[..], &message].concat();
+            metadata.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+            return Ok(Answer {
+                status: StatusCode::OK,
+                metadata,
+                body: Body::with_trailers(Some(frame.into()), trailers),
+            });
+        }
+        let content_type = self.content_type.as_deref().unwrap_or("application/json");
+        if let Ok(value) = http::HeaderValue::from_str(content_type) {
+            metadata.insert(http::header::CONTENT_TYPE, value);
+        }
+        Ok(Answer { status, metadata, body: Body::full(Bytes::copy_from_slice(text.as_bytes())) })
+    }
+}

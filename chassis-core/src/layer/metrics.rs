@@ -1,0 +1,47 @@
+//! Counts calls and attempts and measures how long they took, through handles resolved ahead.
+//!
+//! It only registers listeners: the duration of a call is that to the end of its body.
+use tower_service::Service;
+
+use super::{forward_ready, plain_layer};
+use crate::{
+    Error,
+    call::{Invocation, Listener, Outcome, Reply},
+    metrics::CallMetrics,
+};
+
+plain_layer! {
+    /// Records every call, whatever becomes of it.
+    MetricsLayer => Metrics
+}
+
+impl<S> Service<Invocation> for Metrics<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Error>,
+{
+    type Response = Reply;
+    type Error = Error;
+    type Future = S::Future;
+
+    forward_ready!();
+
+    fn call(&mut self, mut call: Invocation) -> S::Future {
+        if let Some(metrics) = call.policy.metrics.clone() {
+            metrics.started();
+            call.listen(metrics, 0);
+        }
+        self.inner.call(call)
+    }
+}
+
+// === impl CallMetrics ===
+
+impl Listener for CallMetrics {
+    fn judged(&self, _: u64, outcome: &Outcome<'_>) {
+        self.record(outcome.protocol, outcome);
+    }
+
+    fn ended(&self, _: u64) {
+        CallMetrics::ended(self);
+    }
+}

@@ -1,0 +1,228 @@
+//! Admits calls at a rate (GCRA): refuses the rest at once, or lets them wait up to a bound.
+//!
+//! Each rule is a bucket, or one for each value of its key. A changed rate keeps the level of the
+//! bucket. Rules are asked in order and all that match have to admit; what an earlier rule took is
+//! not given back when a later one refuses.
+mod gcra;
+mod keys;
+
+use std::{sync::Arc, time::Duration};
+
+use http::HeaderName;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use tower_service::Service;
+
+pub use self::{
+    gcra::{Gcra, Wait},
+    keys::Keyed,
+};
+use super::{Decided, forward_ready};
+use crate::{
+    Error, Reason,
+    call::{Invocation, Reply},
+    event::{Event, Side},
+    matching::{MatchRef, Matcher},
+    policy::Site,
+    units::{Rate, Span},
+};
+
+/// One rate limit, as people write it in `rate_limits`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimitConfig {
+    /// Its name, in refusals, metrics and logs.
+    pub name: String,
+    /// How many in how long: `100/s`. `0/s` refuses everything.
+    pub rate: Rate,
+    /// How many at once after a pause. 0 refuses everything.
+    pub burst: u32,
+    /// What has a bucket of its own. Default `global`: all calls share one.
+    #[serde(default)]
+    pub key: Key,
+    /// Which calls it is about. Default: all.
+    #[serde(default, rename = "match", skip_serializing_if = "Option::is_none")]
+    pub matching: Option<MatchRef>,
+    /// How long a call may wait for its turn rather than be refused. Default `0s`.
+    #[serde(default = "no_wait")]
+    pub max_wait: Span,
+    /// The most keys that have a bucket of their own; the rest share one. Default 10,000.
+    #[serde(default = "most_keys")]
+    pub max_keys: std::num::NonZeroU32,
+}
+
+/// What has a bucket of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Key {
+    /// Nothing: one bucket for all.
+    #[default]
+    Global,
+    /// Each calling service.
+    Caller,
+    /// Each operation.
+    Operation,
+    /// Each peer address.
+    Peer,
+    /// Each value of a header.
+    Header(String),
+}
+
+/// A rule as compiled: its numbers, and the bucket it shares across versions.
+pub struct Limit {
+    /// What is in force.
+    pub config: RateLimitConfig,
+    /// The bucket, or buckets.
+    pub buckets: Arc<Buckets>,
+    matcher: Matcher,
+    header: Option<HeaderName>,
+    counters: [prometheus::IntCounter; 2],
+    site: Arc<Site>,
+    side: Side,
+}
+
+/// One bucket, or one for each key.
+pub enum Buckets {
+    /// For all calls.
+    One(Gcra),
+    /// For each key.
+    Keyed(Keyed),
+}
+
+/// Refuses, or delays, calls above the rates of their policy.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RateLimitLayer;
+
+/// The service of [`RateLimitLayer`].
+#[derive(Clone, Debug)]
+pub struct RateLimit<S> {
+    inner: S,
+}
+
+fn no_wait() -> Span {
+    Span(Duration::ZERO)
+}
+
+fn most_keys() -> std::num::NonZeroU32 {
+    const { std::num::NonZeroU32::new(10_000).expect("10,000 is not 0") }
+}
+
+impl<S> tower_layer::Layer<S> for RateLimitLayer {
+    type Service = RateLimit<S>;
+    fn layer(&self, inner: S) -> RateLimit<S> {
+        RateLimit { inner }
+    }
+}
+
+impl<S> Service<Invocation> for RateLimit<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Reply;
+    type Error = Error;
+    type Future = Decided<S::Future>;
+
+    forward_ready!();
+
+    fn call(&mut self, mut call: Invocation) -> Self::Future {
+        if call.policy.rate_limits.is_empty() {
+            return Decided::inner(self.inner.call(call));
+        }
+        let policy = call.policy.clone();
+        let mut wait = Duration::ZERO;
+        for limit in policy.rate_limits.iter().filter(|limit| limit.matcher.matches(&call.subject())) {
+            match limit.take(&call, wait) {
+                Ok(more) => wait = wait.max(more),
+                Err(error) => return Decided::refused(call.refuse(error)),
+            }
+        }
+        if wait.is_zero() {
+            return Decided::inner(self.inner.call(call));
+        }
+        // The deadline layer stands above: a wait beyond it is dropped there.
+        let mut inner = self.inner.clone();
+        Decided::later(async move {
+            tokio::time::sleep(wait).await;
+            call.begin_attempt(Instant::now());
+            inner.call(call).await
+        })
+    }
+}
+
+// === impl Limit ===
+
+impl Limit {
+    pub(crate) fn new(
+        config: RateLimitConfig,
+        matcher: Matcher,
+        buckets: Arc<Buckets>,
+        side: Side,
+        site: Arc<Site>,
+    ) -> Result<Self, String> {
+        let header = match &config.key {
+            Key::Header(name) => {
+                let parsed = HeaderName::try_from(name.as_str());
+                Some(parsed.map_err(|_| format!("`{name}` is no name of a header"))?)
+            }
+            _ => None,
+        };
+        let counters = site.metrics.limit(side, &config.name);
+        Ok(Limit { config, buckets, matcher, header, counters, site, side })
+    }
+
+    /// How long to wait: nothing, mostly.
+    fn take(&self, call: &Invocation, waiting: Duration) -> Result<Duration, Error> {
+        let (rate, burst) = (self.config.rate, self.config.burst);
+        // What is left of the time bounds the wait: to be let in after it is as good as not at all.
+        let left = call.bound().map_or(Duration::MAX, |bound| bound.saturating_duration_since(call.started));
+        let bound = self.config.max_wait.0.min(left).saturating_sub(waiting);
+        let taken = match &*self.buckets {
+            Buckets::One(bucket) => bucket.reserve(call.started, rate, burst, 1, bound),
+            Buckets::Keyed(keyed) => {
+                keyed.reserve(self.key(call).as_ref(), call.started, rate, burst, 1, bound)
+            }
+        };
+        match taken {
+            Ok(wait) => {
+                self.counters[0].inc();
+                Ok(wait)
+            }
+            Err(wait) => {
+                self.counters[1].inc();
+                Err(self.error(call, wait))
+            }
+        }
+    }
+
+    fn key<'a>(&self, call: &'a Invocation) -> std::borrow::Cow<'a, str> {
+        match (&self.config.key, &self.header) {
+            (Key::Caller, _) => call.target.caller_name().unwrap_or("").into(),
+            (Key::Operation, _) => call.target.operation.as_str().into(),
+            (Key::Peer, _) => call.peer.map(|ip| ip.to_string()).unwrap_or_default().into(),
+            (Key::Header(_), Some(name)) => {
+                call.metadata.get(name).map_or("".into(), |value| String::from_utf8_lossy(value.as_bytes()))
+            }
+            _ => "".into(),
+        }
+    }
+
+    fn error(&self, call: &Invocation, wait: Wait) -> Error {
+        let (name, rate, burst) = (&self.config.name, self.config.rate, self.config.burst);
+        self.site.pulse(call.started, || Event::Refusing {
+            side: self.side,
+            service: call.policy.service.clone(),
+            reason: Reason::RateLimited,
+            rule: name.clone(),
+        });
+        let message = match wait.retry_after {
+            None => format!("rate limit `{name}` admits nothing ({rate}, burst {burst})"),
+            Some(_) => format!("rate limit `{name}` of {rate}, burst {burst}, is used up"),
+        };
+        let error = Error::local(Reason::RateLimited, message).with_rule(name.clone());
+        match wait.retry_after {
+            Some(after) => error.with_retry_after(after),
+            None => error,
+        }
+    }
+}

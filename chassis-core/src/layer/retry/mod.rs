@@ -1,0 +1,392 @@
+//! Tries again where that is safe and may help: at another node, after a pause, within a budget.
+//!
+//! What provably never left is resent once, free of budget. Everything else is retried only if its
+//! settings say so for how it ended, and if executing it twice does no harm (`when`). The first frame
+//! of an answer is looked at if it is already there, never waited for.
+mod backoff;
+mod budget;
+
+use std::{
+    num::NonZeroU32,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, Sleep};
+use tower_service::Service;
+
+use self::backoff::delay;
+pub use self::budget::{Budget, BudgetConfig, BudgetPatch};
+use super::{
+    breaker::{FailureSet, ended},
+    forward_ready,
+};
+use crate::{
+    Code, Error, Reason,
+    call::{Body, Invocation, Replay, Reply, Verdict},
+    event::Event,
+    policy::Site,
+    protocol::Pushback,
+    random::Random,
+    settings,
+    units::{Patch, PositiveSpan, Switch},
+};
+
+settings! {
+    /// When and how often a call is tried again: the `retry` table of a service or an operation.
+    pub struct RetryConfig, RetryPatch {
+        /// The most attempts at a call, the first included, from 1 to 5. Default 2.
+        pub attempts: NonZeroU32 = const { NonZeroU32::new(2).expect("2 is not 0") },
+        /// Which calls may be tried again. Default `safe`.
+        pub when: When = When::Safe,
+        /// How long one attempt may take to the head of its answer. Default `off`: as long as the call.
+        pub per_try: Switch<PositiveSpan> = Switch::Off,
+        /// The pause before the first retry is drawn from nothing to this, before later ones from twice
+        /// as much each, up to ten times this. Default `25ms`.
+        pub backoff: PositiveSpan = PositiveSpan::from_millis(25),
+        /// How an attempt has to end to be retried: codes, statuses, `connect`, `deadline` (its own).
+        /// Default: UNAVAILABLE, 502, 503, 504, connect, deadline.
+        pub on: FailureSet = default_on(),
+        /// What all retries of a service may add to its load; `off` for no bound.
+        pub budget: Switch<BudgetPatch> = Switch::On(BudgetPatch::default()),
+        /// The most bytes of a streaming request that are kept to be sent again. Default 65,536; 0 keeps
+        /// none.
+        pub replay_bytes: u32 = 65_536,
+        /// Retry also while handling a call that is a retry itself? Default no: layers multiply.
+        pub chained: bool = false,
+    }
+}
+
+/// Which calls may be tried again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum When {
+    /// Those not executed, by an idempotent HTTP method, or declared idempotent.
+    #[default]
+    Safe,
+    /// All: the handlers over there can take a call twice.
+    Always,
+}
+
+/// The retries of one policy: their numbers, and the budget they share.
+#[derive(Clone)]
+pub struct Retries {
+    /// What is in force.
+    pub config: Arc<RetryConfig>,
+    /// The numbers of the budget; `None` for no bound.
+    pub bounds: Option<BudgetConfig>,
+    /// One for all retries of a service, across versions.
+    pub budget: Arc<Budget>,
+    pub(crate) site: Arc<Site>,
+}
+
+/// Tries again what the policy of a call lets be tried again.
+#[derive(Clone)]
+pub struct RetryLayer {
+    random: Random,
+}
+
+/// The service of [`RetryLayer`].
+#[derive(Clone)]
+pub struct Retry<S> {
+    inner: S,
+    random: Random,
+}
+
+pin_project! {
+    /// One attempt after another.
+    pub struct RetryFuture<S, F> {
+        inner: S,
+        #[pin]
+        attempt: Option<F>,
+        // What the next attempt is made of; `None` where there will be none.
+        held: Option<Held>,
+        pause: Option<Pin<Box<Sleep>>>,
+        random: Random,
+        attempts: u32,
+        resent: bool,
+    }
+}
+
+/// A call that is being attempted, kept so that it can be attempted again.
+struct Held {
+    call: Invocation,
+    source: BodySource,
+}
+
+enum BodySource {
+    /// All there: as often as one likes.
+    Whole(Body),
+    /// As far as it has been kept.
+    Stream(Replay),
+}
+
+/// gRFC A6 bounds attempts at five, whatever the settings say.
+const MOST_ATTEMPTS: u32 = 5;
+
+fn default_on() -> FailureSet {
+    FailureSet::NONE
+        .with_codes([Code::Unavailable])
+        .with_statuses([502, 503, 504])
+        .with_connect()
+        .with_deadline()
+}
+
+impl RetryLayer {
+    /// Pauses are drawn from `random`.
+    pub fn new(random: Random) -> Self {
+        RetryLayer { random }
+    }
+}
+
+impl<S> tower_layer::Layer<S> for RetryLayer {
+    type Service = Retry<S>;
+    fn layer(&self, inner: S) -> Retry<S> {
+        Retry { inner, random: self.random.clone() }
+    }
+}
+
+impl<S> Service<Invocation> for Retry<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Error> + Clone,
+{
+    type Response = Reply;
+    type Error = Error;
+    type Future = RetryFuture<S, S::Future>;
+
+    forward_ready!();
+
+    fn call(&mut self, mut call: Invocation) -> Self::Future {
+        let mut held = None;
+        let policy = call.policy.clone();
+        if let Some(retries) = &policy.retry {
+            retries.budget.deposit(call.started);
+            if call.options.no_retry || retries.config.attempts.get() == 1 {
+                // Only what never left is resent; that needs no copy where the transport gives it back.
+            } else {
+                let source = match std::mem::take(&mut call.body) {
+                    body if !body.is_streaming() => BodySource::Whole(body),
+                    body => BodySource::Stream(Replay::new(body, retries.config.replay_bytes as usize)),
+                };
+                if let Some(body) = source.body() {
+                    let mut attempt = call.split();
+                    attempt.body = body;
+                    held = Some(Held { call, source });
+                    call = attempt;
+                }
+            }
+        }
+        let attempt = Some(self.inner.call(call));
+        let (inner, random) = (self.inner.clone(), self.random.clone());
+        RetryFuture { inner, attempt, held, pause: None, random, attempts: 1, resent: false }
+    }
+}
+
+impl<S> Future for RetryFuture<S, S::Future>
+where
+    S: Service<Invocation, Response = Reply, Error = Error>,
+{
+    type Output = Result<Reply, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            if let Some(pause) = this.pause {
+                std::task::ready!(pause.as_mut().poll(cx));
+                *this.pause = None;
+                let Some(next) = this.held.as_mut().and_then(Held::attempt) else {
+                    // The body was being read when the attempt ended; `may_retry` has asked before, so
+                    // this is a stream that was spoilt in between.
+                    return Poll::Ready(Err(give_up(
+                        this.held,
+                        Error::remote(Reason::ConnectionLost, "the request can't be sent again"),
+                    )));
+                };
+                *this.attempts += 1;
+                this.attempt.set(Some(this.inner.call(next)));
+            }
+            let Some(attempt) = this.attempt.as_mut().as_pin_mut() else { return Poll::Pending };
+            let answer = std::task::ready!(attempt.poll(cx));
+            // Gone before anything else: it holds what it has not sent of the body.
+            this.attempt.set(None);
+            let (answer, error) = match answer {
+                Ok(reply) => (Some(reply), None),
+                Err(error) => (None, Some(error)),
+            };
+            if let Some(mut error) = error {
+                if error.unsent() && !std::mem::replace(this.resent, true) {
+                    let returned = error.take_unsent();
+                    let next = match returned {
+                        Some(mut call) => {
+                            call.begin_attempt(Instant::now());
+                            Some(call)
+                        }
+                        None => this.held.as_mut().and_then(Held::attempt),
+                    };
+                    if let Some(next) = next {
+                        this.attempt.set(Some(this.inner.call(next)));
+                        continue;
+                    }
+                }
+                if let Some(call) = error.take_unsent() {
+                    return Poll::Ready(Err(call.refuse(error)));
+                }
+                let verdict = Verdict::of(&error);
+                let pushback = error.retry_after().map_or(Pushback::None, Pushback::After);
+                match this
+                    .held
+                    .as_mut()
+                    .and_then(|held| held.may_retry(&verdict, pushback, *this.attempts, this.random))
+                {
+                    Some(pause) => *this.pause = Some(Box::pin(tokio::time::sleep(pause))),
+                    None => return Poll::Ready(Err(give_up(this.held, error))),
+                }
+            } else if let Some(mut reply) = answer {
+                let failed = reply.verdict().filter(|verdict| !verdict.is_success());
+                let pause = failed.and_then(|verdict| {
+                    let pushback = reply.protocol.pushback(&reply.metadata);
+                    this.held.as_mut()?.may_retry(&verdict, pushback, *this.attempts, this.random)
+                });
+                match pause {
+                    Some(pause) => {
+                        reply.discard();
+                        *this.pause = Some(Box::pin(tokio::time::sleep(pause)));
+                    }
+                    None => {
+                        if let Some(held) = this.held.take() {
+                            reply.adopt(held.call);
+                        }
+                        return Poll::Ready(Ok(reply));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn give_up(held: &mut Option<Held>, error: Error) -> Error {
+    match held.take() {
+        Some(held) => held.call.refuse(error),
+        None => error,
+    }
+}
+
+// === impl Held ===
+
+impl Held {
+    /// The pause before another attempt, or `None` if there is to be none.
+    fn may_retry(
+        &mut self,
+        verdict: &Verdict,
+        pushback: Pushback,
+        attempts: u32,
+        random: &Random,
+    ) -> Option<Duration> {
+        let policy = self.call.policy.clone();
+        let retries = policy.retry.as_ref()?;
+        let config = &retries.config;
+        if verdict.origin == crate::Origin::Local || !config.on.contains(ended(verdict)) {
+            return None;
+        }
+        if attempts >= config.attempts.get().min(MOST_ATTEMPTS) {
+            return None;
+        }
+        let counted = |outcome: &str| retries.site.metrics.retry(&policy.service, outcome);
+        if !self.is_safe(verdict, config) {
+            counted("unsafe");
+            return None;
+        }
+        if self.call.below_retry && !config.chained {
+            counted("chained");
+            return None;
+        }
+        if !self.source.can_repeat() {
+            counted("not_replayable");
+            return None;
+        }
+        let now = Instant::now();
+        let pause = match pushback {
+            Pushback::Never => {
+                counted("pushed_back");
+                return None;
+            }
+            Pushback::After(pause) => pause,
+            Pushback::None => delay(config.backoff.get(), attempts, random),
+        };
+        if self.call.bound().is_some_and(|bound| now + pause >= bound) {
+            counted("too_late");
+            return None;
+        }
+        if let Some(bounds) = &retries.bounds
+            && !retries.budget.withdraw(now, bounds)
+        {
+            counted("budget");
+            retries.site.pulse(now, || Event::RetryBudgetExhausted { service: policy.service.clone() });
+            return None;
+        }
+        counted("retried");
+        Some(pause)
+    }
+
+    fn is_safe(&self, verdict: &Verdict, config: &RetryConfig) -> bool {
+        let call = &self.call;
+        config.when == When::Always
+            || !verdict.maybe_executed
+            || call.options.idempotent
+            || call.policy.idempotent
+            || call.protocol.is_idempotent(&call.method)
+    }
+
+    /// The next attempt, if the body can be sent again.
+    fn attempt(&mut self) -> Option<Invocation> {
+        let body = self.source.body()?;
+        self.call.begin_attempt(Instant::now());
+        self.call.previous_attempts += 1;
+        let mut attempt = self.call.split();
+        attempt.body = body;
+        Some(attempt)
+    }
+}
+
+impl BodySource {
+    fn body(&self) -> Option<Body> {
+        match self {
+            BodySource::Whole(body) => body.try_clone(),
+            BodySource::Stream(replay) => replay.attempt(),
+        }
+    }
+
+    fn can_repeat(&self) -> bool {
+        match self {
+            BodySource::Whole(_) => true,
+            BodySource::Stream(replay) => replay.is_possible(),
+        }
+    }
+}
+
+// === impl RetryConfig ===
+
+impl RetryConfig {
+    /// Refuses numbers that make no sense together.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match self.attempts.get() {
+            n if n > MOST_ATTEMPTS => {
+                Err(format!("{n} attempts are too many; it goes from 1 to {MOST_ATTEMPTS}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The numbers of the budget; `None` for no bound.
+    pub(crate) fn bounds(&self) -> Option<BudgetConfig> {
+        self.budget.on().map(|patch| {
+            let mut bounds = BudgetConfig::default();
+            patch.apply(&mut bounds);
+            bounds
+        })
+    }
+}

@@ -1,0 +1,254 @@
+//! Carries W3C trace context in and out, and opens a span for each call and each attempt.
+//!
+//! Headers are parsed and formatted here, directly: a general propagator costs several times as much.
+//! A trace that came in goes on; a new one is begun only for the sampled share of calls, so that calls
+//! nobody traces carry no header.
+use std::{
+    fmt::Write,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+use super::forward_ready;
+use crate::{
+    Error, Live,
+    call::{Invocation, Reply},
+    event::Side,
+    random::Random,
+    units::Ratio,
+};
+
+/// The trace a call is part of, and the span that calls made for it are children of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TraceContext {
+    /// The whole trace; never 0.
+    pub trace_id: u128,
+    /// The current span; never 0.
+    pub span_id: u64,
+    /// The flags of `traceparent`: bit 0 says sampled.
+    pub flags: u8,
+    /// What other tracers want handed on.
+    pub state: Option<HeaderValue>,
+    /// What applications want handed on.
+    pub baggage: Option<HeaderValue>,
+}
+
+/// Opens spans, and takes trace context in.
+#[derive(Clone)]
+pub struct TraceLayer {
+    side: Side,
+    random: Random,
+    sample: Live<Ratio>,
+}
+
+/// The service of [`TraceLayer`].
+#[derive(Clone)]
+pub struct Trace<S> {
+    inner: S,
+    with: TraceLayer,
+}
+
+pin_project! {
+    /// The inner future, in its span.
+    pub struct TraceFuture<F> {
+        #[pin]
+        inner: F,
+        span: tracing::Span,
+    }
+}
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
+
+/// Longer baggage and state are not handed on: W3C's bound, so that no caller makes us carry more.
+const LONGEST: usize = 8192;
+
+// === impl TraceLayer ===
+
+impl TraceLayer {
+    /// Traces one side; `sample` is the share of calls without a trace that begin one.
+    pub fn new(side: Side, random: Random, sample: Live<Ratio>) -> Self {
+        TraceLayer { side, random, sample }
+    }
+
+    fn context(&self, call: &Invocation) -> Option<TraceContext> {
+        let given = TraceContext::read(&call.metadata);
+        let parent = given.or_else(|| match self.side {
+            Side::Client => crate::context::Context::with(|context| context.trace.clone()).flatten(),
+            Side::Server => None,
+        });
+        match parent {
+            Some(parent) => Some(parent.child(&self.random)),
+            None => {
+                let sample = self.sample.with(|sample| **sample);
+                (sample.get() > 0.0 && self.random.chance(sample)).then(|| TraceContext::root(&self.random))
+            }
+        }
+    }
+}
+
+impl<S> tower_layer::Layer<S> for TraceLayer {
+    type Service = Trace<S>;
+    fn layer(&self, inner: S) -> Trace<S> {
+        Trace { inner, with: self.clone() }
+    }
+}
+
+impl<S> Service<Invocation> for Trace<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Error>,
+{
+    type Response = Reply;
+    type Error = Error;
+    type Future = TraceFuture<S::Future>;
+
+    forward_ready!();
+
+    fn call(&mut self, mut call: Invocation) -> Self::Future {
+        call.trace = self.with.context(&call);
+        let (side, target, trace) = (self.with.side.name(), &call.target, &call.trace);
+        let span = tracing::debug_span!(
+            target: "chassis::call", "call", side, service = %target.service, operation = %target.operation,
+            trace_id = tracing::field::Empty, span_id = tracing::field::Empty,
+        );
+        record(&span, trace);
+        let inner =
+            if span.is_disabled() { self.inner.call(call) } else { span.in_scope(|| self.inner.call(call)) };
+        TraceFuture { inner, span }
+    }
+}
+
+impl<F: Future> Future for TraceFuture<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let _entered = (!this.span.is_disabled()).then(|| this.span.enter());
+        this.inner.poll(cx)
+    }
+}
+
+/// Opens the span of an attempt and writes the headers that name it.
+pub(super) fn attempt_span(call: &mut Invocation) -> tracing::Span {
+    let call = &mut **call;
+    let span = tracing::debug_span!(
+        target: "chassis::attempt", "attempt", number = call.previous_attempts,
+        node = call.node.as_ref().map(|node| node.address()), span_id = tracing::field::Empty,
+    );
+    if let Some(trace) = &call.trace {
+        // Each attempt is a span of its own; its id follows from the call's and the attempt's number.
+        let span_id = mix(trace.span_id ^ (u64::from(call.previous_attempts) + 1)).max(1);
+        if !span.is_disabled() {
+            span.record("span_id", tracing::field::display(format_args!("{span_id:016x}")));
+        }
+        trace.write(span_id, &mut call.metadata);
+    }
+    span
+}
+
+fn record(span: &tracing::Span, trace: &Option<TraceContext>) {
+    if let Some(trace) = trace.as_ref().filter(|_| !span.is_disabled()) {
+        span.record("trace_id", tracing::field::display(format_args!("{:032x}", trace.trace_id)));
+        span.record("span_id", tracing::field::display(format_args!("{:016x}", trace.span_id)));
+    }
+}
+
+/// The finalizer of splitmix64 (Steele, Lea, Flood 2014): spreads near numbers far.
+fn mix(n: u64) -> u64 {
+    let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    n ^ (n >> 31)
+}
+
+// === impl TraceContext ===
+
+impl TraceContext {
+    /// A new, sampled trace.
+    pub fn root(random: &Random) -> Self {
+        let trace_id = u128::from(random.next_u64()) << 64 | u128::from(random.next_u64().max(1));
+        TraceContext { trace_id, span_id: random.next_u64().max(1), flags: 1, state: None, baggage: None }
+    }
+
+    /// A span below this one.
+    pub fn child(&self, random: &Random) -> Self {
+        TraceContext { span_id: random.next_u64().max(1), ..self.clone() }
+    }
+
+    /// From `traceparent`, `tracestate` and `baggage`; a malformed parent is no parent, as W3C has it.
+    pub fn read(metadata: &HeaderMap) -> Option<Self> {
+        let (trace_id, span_id, flags) = parse(metadata.get(TRACEPARENT)?.as_bytes())?;
+        let kept = |name| metadata.get(name).filter(|value| value.len() <= LONGEST).cloned();
+        Some(TraceContext { trace_id, span_id, flags, state: kept(TRACESTATE), baggage: kept(BAGGAGE) })
+    }
+
+    /// Writes the headers, `span_id` being the span of the attempt.
+    pub fn write(&self, span_id: u64, metadata: &mut HeaderMap) {
+        let mut text = String::with_capacity(55);
+        // Writing to a string does not fail, and hex digits make a header value.
+        let _ = write!(text, "00-{:032x}-{span_id:016x}-{:02x}", self.trace_id, self.flags);
+        if let Ok(value) = HeaderValue::try_from(text) {
+            metadata.insert(TRACEPARENT, value);
+        }
+        for (name, value) in [(TRACESTATE, &self.state), (BAGGAGE, &self.baggage)] {
+            if let Some(value) = value {
+                metadata.insert(name, value.clone());
+            }
+        }
+    }
+}
+
+/// `00-<32 hex>-<16 hex>-<2 hex>`; later versions may have more behind.
+fn parse(value: &[u8]) -> Option<(u128, u64, u8)> {
+    let hex = |part: &[u8]| {
+        let lower = part.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        lower.then(|| u128::from_str_radix(std::str::from_utf8(part).ok()?, 16).ok()).flatten()
+    };
+    let dashes = value.len() >= 55 && [2, 35, 52].iter().all(|i| value[*i] == b'-');
+    if !dashes {
+        return None;
+    }
+    let version = hex(&value[..2])?;
+    let whole = version != 0xff && (value.len() == 55 || (version > 0 && value[55] == b'-'));
+    let (trace, span, flags) = (hex(&value[3..35])?, hex(&value[36..52])? as u64, hex(&value[53..55])? as u8);
+    (whole && trace != 0 && span != 0).then_some((trace, span, flags))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_well_formed_parents_are_parents() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(
+            parse(good.as_bytes()),
+            Some((0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736, 0x00f0_67aa_0ba9_02b7, 1))
+        );
+        assert!(parse(good.replacen("00", "01", 1).as_bytes()).is_some());
+        for bad in [
+            "",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-x",
+        ] {
+            assert_eq!(parse(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let random = Random::seeded(1);
+        let mut root = TraceContext::root(&random);
+        root.state = Some(HeaderValue::from_static("a=b"));
+        let mut metadata = HeaderMap::new();
+        root.write(7, &mut metadata);
+        assert_eq!(TraceContext::read(&metadata), Some(TraceContext { span_id: 7, ..root }));
+    }
+}

@@ -1,0 +1,57 @@
+//! A value that can be replaced while others use it.
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+/// The newest accepted value of `T`; clones share it.
+///
+/// One fact, one `Live`: whoever keeps two for one fact sees them apart for a moment.
+///
+/// ```
+/// use chassis_core::Live;
+///
+/// let limit = Live::new(10);
+/// let seen = limit.get();
+/// limit.set(20);
+/// assert_eq!((*seen, *limit.get()), (10, 20)); // who holds a value keeps it
+/// ```
+pub struct Live<T>(Arc<ArcSwap<T>>);
+
+impl<T> Live<T> {
+    /// Starts with `value`.
+    pub fn new(value: T) -> Self {
+        Live(Arc::new(ArcSwap::from_pointee(value)))
+    }
+
+    /// Replaces the value whole; those who hold the old one keep it.
+    pub fn set(&self, value: T) {
+        self.0.store(Arc::new(value));
+    }
+
+    /// Replaces the value by what `change` makes of it, and does so again when another was quicker.
+    pub fn update(&self, mut change: impl FnMut(&T) -> T) {
+        self.0.rcu(|value| change(value));
+    }
+
+    /// The current value. Take it once per call: two takes may straddle a swap.
+    pub fn get(&self) -> Arc<T> {
+        self.0.load_full()
+    }
+
+    /// Looks at the current value for the length of `look`, without counting a reference.
+    pub fn with<R>(&self, look: impl FnOnce(&Arc<T>) -> R) -> R {
+        look(&self.0.load())
+    }
+}
+
+impl<T> Clone for Live<T> {
+    fn clone(&self) -> Self {
+        Live(self.0.clone())
+    }
+}
+
+impl<T: std::fmt::Debug> std::fmt::Debug for Live<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Live").field(&*self.0.load()).finish()
+    }
+}

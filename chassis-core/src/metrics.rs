@@ -1,0 +1,406 @@
+//! The figures of a process, in the `prometheus` registry that its builder was given.
+//!
+//! Names follow OpenTelemetry's semantic conventions (RPC and HTTP durations) in their Prometheus
+//! spelling; what no convention names starts with `chassis_`. Handles are resolved once and kept with
+//! the policy: no label is looked up on the way of a call.
+use std::sync::{Arc, OnceLock};
+
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry,
+};
+
+use crate::{
+    Live, Reason,
+    call::{Outcome, Verdict},
+    event::Side,
+    protocol::Protocol,
+};
+
+/// Bucket bounds of durations in seconds, as the semantic conventions advise for RPC and HTTP.
+pub const DURATION_BUCKETS: [f64; 14] =
+    [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+
+/// Every figure a process has; clones share them.
+#[derive(Clone)]
+pub struct Metrics(Arc<Families>);
+
+/// The families, named in the code as on the wire.
+struct Families {
+    registry: Registry,
+    rpc: [HistogramVec; 2],
+    http: [HistogramVec; 2],
+    other: [HistogramVec; 2],
+    in_flight: IntGaugeVec,
+    rejected: IntCounterVec,
+    attempts: IntCounterVec,
+    retries: IntCounterVec,
+    transitions: IntCounterVec,
+    breakers: IntGaugeVec,
+    decisions: IntCounterVec,
+    routes: IntCounterVec,
+    faults: IntCounterVec,
+    fallbacks: IntCounterVec,
+    panic_picks: IntCounterVec,
+    endpoints: IntGaugeVec,
+    handler_panics: IntCounter,
+    config_applies: IntCounterVec,
+    config_successful: IntGauge,
+    config_timestamp: Gauge,
+    config_info: GaugeVec,
+}
+
+/// The handles of one operation on one side.
+pub struct CallMetrics {
+    metrics: Metrics,
+    side: Side,
+    service: Arc<str>,
+    operation: Arc<str>,
+    protocols: [OnceLock<ProtocolMetrics>; 3],
+    in_flight: IntGauge,
+}
+
+struct ProtocolMetrics {
+    protocol: &'static dyn Protocol,
+    durations: Live<Vec<(Verdict, Histogram)>>,
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// Registers all families with `registry`; an error says which name is taken there.
+    pub fn new(registry: Registry) -> Result<Self, prometheus::Error> {
+        let make = Make(&registry);
+        let rpc = ["rpc_system_name", "rpc_method", "rpc_status_code", "error_type"];
+        let http = [
+            "http_request_method",
+            "http_route",
+            "http_response_status_code",
+            "error_type",
+            "server_address",
+        ];
+        let other = ["protocol", "service", "operation", "code"];
+        let families = Families {
+            rpc: [
+                make.histogram("rpc_client_call_duration_seconds", "Duration of outgoing RPCs.", &rpc)?,
+                make.histogram("rpc_server_call_duration_seconds", "Duration of incoming RPCs.", &rpc)?,
+            ],
+            http: [
+                make.histogram(
+                    "http_client_request_duration_seconds",
+                    "Duration of outgoing HTTP requests.",
+                    &http,
+                )?,
+                make.histogram(
+                    "http_server_request_duration_seconds",
+                    "Duration of incoming HTTP requests.",
+                    &http,
+                )?,
+            ],
+            other: [
+                make.histogram(
+                    "chassis_client_call_duration_seconds",
+                    "Duration of other outgoing calls.",
+                    &other,
+                )?,
+                make.histogram(
+                    "chassis_server_call_duration_seconds",
+                    "Duration of other incoming calls.",
+                    &other,
+                )?,
+            ],
+            in_flight: make.gauge(
+                "chassis_in_flight",
+                "Calls under way, to the end of their bodies.",
+                &["side", "service"],
+            )?,
+            rejected: make.counter(
+                "chassis_rejected_total",
+                "Calls refused by this process.",
+                &["side", "service", "reason"],
+            )?,
+            attempts: make.counter(
+                "chassis_attempts_total",
+                "Attempts at outgoing calls, by how they ended.",
+                &["service", "code"],
+            )?,
+            retries: make.counter(
+                "chassis_retry_attempts_total",
+                "Retries, and why others were not made.",
+                &["service", "outcome"],
+            )?,
+            transitions: make.counter(
+                "chassis_breaker_transitions_total",
+                "Circuits that moved.",
+                &["service", "scope", "to"],
+            )?,
+            breakers: make.gauge(
+                "chassis_breaker_open",
+                "Circuits that are not closed.",
+                &["service", "scope"],
+            )?,
+            decisions: make.counter(
+                "chassis_rate_limit_decisions_total",
+                "What rate limits decided.",
+                &["side", "rule", "decision"],
+            )?,
+            routes: make.counter(
+                "chassis_route_decisions_total",
+                "Calls that a route rule matched.",
+                &["service", "rule"],
+            )?,
+            faults: make.counter("chassis_faults_injected_total", "Faults injected.", &["rule", "kind"])?,
+            fallbacks: make.counter(
+                "chassis_fallbacks_total",
+                "Answers given by a fallback.",
+                &["service", "reason"],
+            )?,
+            panic_picks: make.counter(
+                "chassis_panic_picks_total",
+                "Picks that ignored open circuits.",
+                &["service"],
+            )?,
+            endpoints: make.gauge("chassis_endpoints", "Instances known.", &["service", "protocol"])?,
+            handler_panics: make.one("chassis_handler_panics_total", "Handlers that panicked.")?,
+            config_applies: make.counter(
+                "chassis_config_reloads_total",
+                "Versions of the settings.",
+                &["result"],
+            )?,
+            config_successful: make
+                .gauge("chassis_config_last_reload_successful", "Was the last version applied?", &[])?
+                .with_label_values(&[] as &[&str]),
+            config_timestamp: make
+                .float(
+                    "chassis_config_last_reload_success_timestamp_seconds",
+                    "When a version was last applied.",
+                    &[],
+                )?
+                .with_label_values(&[] as &[&str]),
+            config_info: make.float(
+                "chassis_config_info",
+                "The version of the settings in force.",
+                &["version", "sha256"],
+            )?,
+            registry: registry.clone(),
+        };
+        Ok(Metrics(Arc::new(families)))
+    }
+
+    /// The registry they are in, to be scraped.
+    pub fn registry(&self) -> &Registry {
+        &self.0.registry
+    }
+
+    /// The handles of one operation.
+    pub fn call(&self, side: Side, service: &Arc<str>, operation: &Arc<str>) -> CallMetrics {
+        CallMetrics {
+            metrics: self.clone(),
+            side,
+            service: service.clone(),
+            operation: operation.clone(),
+            protocols: [OnceLock::new(), OnceLock::new(), OnceLock::new()],
+            in_flight: self.0.in_flight.with_label_values(&[side.name(), service]),
+        }
+    }
+
+    /// Counts a call refused here.
+    pub fn rejected(&self, side: Side, service: &str, reason: Reason) {
+        self.0.rejected.with_label_values(&[side.name(), service, reason.name()]).inc();
+    }
+
+    /// The counter of attempts that ended with `code`.
+    pub fn attempts(&self, service: &str, code: crate::Code) -> IntCounter {
+        self.0.attempts.with_label_values(&[service, code.name()])
+    }
+
+    /// Counts what came of a wish to retry.
+    pub fn retry(&self, service: &str, outcome: &str) {
+        self.0.retries.with_label_values(&[service, outcome]).inc();
+    }
+
+    /// Counts a circuit that moved; `open` says how many more are not closed.
+    pub fn circuit(&self, service: &str, scope: &str, to: &str, open: i64) {
+        self.0.transitions.with_label_values(&[service, scope, to]).inc();
+        self.0.breakers.with_label_values(&[service, scope]).add(open);
+    }
+
+    /// The counters of a rate limit: allowed, refused.
+    pub fn limit(&self, side: Side, rule: &str) -> [IntCounter; 2] {
+        ["allowed", "refused"]
+            .map(|decision| self.0.decisions.with_label_values(&[side.name(), rule, decision]))
+    }
+
+    /// The counter of a route rule.
+    pub fn route(&self, service: &str, rule: &str) -> IntCounter {
+        self.0.routes.with_label_values(&[service, rule])
+    }
+
+    /// The counter of a fault's kind.
+    pub fn fault(&self, rule: &str, kind: &str) -> IntCounter {
+        self.0.faults.with_label_values(&[rule, kind])
+    }
+
+    /// Counts an answer given by a fallback.
+    pub fn fallback(&self, service: &str, reason: Reason) {
+        self.0.fallbacks.with_label_values(&[service, reason.name()]).inc();
+    }
+
+    /// Counts a pick that ignored open circuits.
+    pub fn panic_pick(&self, service: &str) {
+        self.0.panic_picks.with_label_values(&[service]).inc();
+    }
+
+    /// Says how many instances of a service are known.
+    pub fn endpoints(&self, service: &str, protocol: &str, count: usize) {
+        self.0
+            .endpoints
+            .with_label_values(&[service, protocol])
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Counts a handler that panicked.
+    pub fn handler_panicked(&self) {
+        self.0.handler_panics.inc();
+    }
+
+    /// Says that a version of the settings is in force.
+    pub fn config_applied(&self, version: u64, hash: &str) {
+        self.0.config_applies.with_label_values(&["applied"]).inc();
+        self.0.config_successful.set(1);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        self.0.config_timestamp.set(now.as_secs_f64());
+        self.0.config_info.reset();
+        self.0.config_info.with_label_values(&[version.to_string().as_str(), hash]).set(1.0);
+    }
+
+    /// Says that a version was refused, or a source could not be read.
+    pub fn config_refused(&self, result: &str) {
+        self.0.config_applies.with_label_values(&[result]).inc();
+        self.0.config_successful.set(0);
+    }
+}
+
+/// Makes and registers families.
+struct Make<'a>(&'a Registry);
+
+impl Make<'_> {
+    fn put<C: prometheus::core::Collector + Clone + 'static>(
+        &self,
+        family: C,
+    ) -> Result<C, prometheus::Error> {
+        self.0.register(Box::new(family.clone()))?;
+        Ok(family)
+    }
+    fn histogram(&self, name: &str, help: &str, labels: &[&str]) -> Result<HistogramVec, prometheus::Error> {
+        self.put(HistogramVec::new(
+            HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec()),
+            labels,
+        )?)
+    }
+    fn counter(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+        self.put(IntCounterVec::new(Opts::new(name, help), labels)?)
+    }
+    fn gauge(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+        self.put(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
+    fn float(&self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, prometheus::Error> {
+        self.put(GaugeVec::new(Opts::new(name, help), labels)?)
+    }
+    fn one(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+        self.put(IntCounter::new(name, help)?)
+    }
+}
+
+// === impl CallMetrics ===
+
+impl CallMetrics {
+    /// A call starts.
+    pub fn started(&self) {
+        self.in_flight.inc();
+    }
+
+    /// Nothing of a call is under way any more.
+    pub fn ended(&self) {
+        self.in_flight.dec();
+    }
+
+    /// Records how a call ended and how long that took.
+    pub fn record(&self, protocol: &'static dyn Protocol, outcome: &Outcome<'_>) {
+        let slot = match protocol.name() {
+            "grpc" => &self.protocols[0],
+            "http" => &self.protocols[1],
+            _ => &self.protocols[2],
+        };
+        let of = slot.get_or_init(|| ProtocolMetrics { protocol, durations: Live::new(Vec::new()) });
+        let seconds = outcome.now.saturating_duration_since(outcome.started).as_secs_f64();
+        let verdict = outcome.verdict;
+        let known = of.durations.with(|all| {
+            let found = all.iter().find(|(v, _)| {
+                v.code == verdict.code && v.status == verdict.status && v.reason == verdict.reason
+            });
+            found.map(|(_, histogram)| histogram.observe(seconds)).is_some()
+        });
+        if !known {
+            let histogram = self.histogram(of, &verdict);
+            histogram.observe(seconds);
+            of.durations.update(|all| {
+                let mut all = all.clone();
+                all.push((verdict, histogram.clone()));
+                all
+            });
+        }
+        if verdict.origin == crate::Origin::Local
+            && let Some(reason) = verdict.reason
+        {
+            self.metrics.rejected(self.side, &self.service, reason);
+        }
+    }
+
+    fn histogram(&self, of: &ProtocolMetrics, verdict: &Verdict) -> Histogram {
+        let (families, side) = (&self.metrics.0, self.side as usize);
+        let status = of.protocol.status_label(verdict);
+        let failed = match self.side {
+            Side::Client => !verdict.is_success(),
+            Side::Server => of.protocol.is_server_error(verdict),
+        };
+        let error = match (failed, verdict.reason) {
+            (false, _) => "",
+            (true, Some(reason)) => reason.name(),
+            (true, None) => &status,
+        };
+        match of.protocol.name() {
+            "grpc" => families.rpc[side].with_label_values(&["grpc", &self.operation, &status, error]),
+            "http" => {
+                let (method, route) = self.operation.split_once(' ').unwrap_or(("_OTHER", &self.operation));
+                let status = if verdict.status == 0 { "" } else { status.as_str() };
+                families.http[side].with_label_values(&[method, route, status, error, &self.service])
+            }
+            name => families.other[side].with_label_values(&[
+                name,
+                &self.service,
+                &self.operation,
+                verdict.code.name(),
+            ]),
+        }
+    }
+}
+
+/// The counters of a service's attempts, by how they ended.
+pub struct AttemptMetrics([IntCounter; 17]);
+
+// === impl AttemptMetrics ===
+
+impl AttemptMetrics {
+    pub(crate) fn new(metrics: &Metrics, service: &str) -> Self {
+        AttemptMetrics(crate::Code::ALL.map(|code| metrics.attempts(service, code)))
+    }
+}
+
+impl crate::call::Listener for AttemptMetrics {
+    fn judged(&self, _: u64, outcome: &Outcome<'_>) {
+        self.0[usize::from(outcome.verdict.code.number())].inc();
+    }
+
+    fn ended(&self, _: u64) {}
+}

@@ -1,0 +1,198 @@
+//! The order of the layers, outermost first, with the reason for each place. Order is code, numbers
+//! are settings.
+use std::{
+    marker::PhantomData,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tower::ServiceBuilder;
+use tower_service::Service;
+
+use crate::{
+    BoxFuture, Error, Reason,
+    call::{Invocation, Reply},
+    event::Side,
+    layer::{
+        attempt::AttemptLayer,
+        balance::BalanceLayer,
+        breaker::BreakerLayer,
+        concurrency::ConcurrencyLayer,
+        context::ContextLayer,
+        deadline::DeadlineLayer,
+        fallback::FallbackLayer,
+        fault::{At, FaultLayer},
+        metrics::MetricsLayer,
+        panic::PanicLayer,
+        rate_limit::RateLimitLayer,
+        retry::RetryLayer,
+        route::RouteLayer,
+        trace::TraceLayer,
+    },
+    policy::Site,
+    protocol::{Leaf, Transport},
+    runtime::Runtime,
+    stage::{Next, Stage},
+};
+
+/// A whole pipeline, types erased: always ready, cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Pipeline(Next);
+
+/// The way of a call from its caller to an endpoint of `service`.
+pub fn client<T: Transport>(runtime: &Runtime, service: &str, transport: &Arc<T>) -> Pipeline {
+    let cluster = runtime.cluster(service, transport);
+    let random = || runtime.random().clone();
+    let stages = runtime.stages();
+    let site = Arc::new(Site::new(runtime.metrics().clone(), runtime.events().clone()));
+
+    let node = ServiceBuilder::new()
+        // below balance: what it marks and measures is one attempt at one node
+        .layer(AttemptLayer)
+        .service(stages.at(Stage::Node, service, Connect::<T::Leaf>(PhantomData)));
+    let attempt = ServiceBuilder::new()
+        // above balance: an injected answer blames no node
+        .layer(FaultLayer::new(At::Attempt, random()))
+        // below retry: each attempt picks anew, and knows where the call has been
+        .layer(BalanceLayer::new(cluster, random(), site))
+        .service(node);
+    let call = ServiceBuilder::new()
+        // above everything that can fail, below metrics, which keep the true outcome
+        .layer(FallbackLayer)
+        // above all that waits: one deadline for limits, faults, pauses and attempts together
+        .layer(DeadlineLayer)
+        // above breaker and retry: what is refused here reached nobody and costs no attempt
+        .layer(RateLimitLayer)
+        .layer(ConcurrencyLayer { side: Side::Client })
+        // above retry, which would hide it; below limits, which it must not get around
+        .layer(FaultLayer::new(At::Call, random()))
+        // above retry: it judges what the caller sees, and an open circuit costs no attempts
+        .layer(BreakerLayer)
+        // above balance: another attempt goes to another node
+        .layer(RetryLayer::new(random()))
+        .service(stages.at(Stage::Attempt, service, attempt));
+    let client = ServiceBuilder::new()
+        // first: everything below reads what it stamps
+        .layer(RouteLayer::new(Side::Client, runtime.policies().clone(), random(), runtime.caller()))
+        // above retry: one span around all attempts
+        .layer(TraceLayer::new(Side::Client, random(), runtime.sample().clone()))
+        // above all that refuses: refusals are counted too
+        .layer(MetricsLayer)
+        .service(stages.at(Stage::Call, service, call));
+    Pipeline(Next::new(client))
+}
+
+/// The way of a call from the edge of this process to `handler`.
+pub fn server<S>(runtime: &Runtime, handler: S) -> Pipeline
+where
+    S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+{
+    let (stages, service) = (runtime.stages(), runtime.service());
+    let random = || runtime.random().clone();
+    let call = ServiceBuilder::new()
+        // above everything of ours and the user's that runs for this call
+        .layer(PanicLayer::new(runtime.events().clone(), runtime.metrics().clone()))
+        // above all that waits
+        .layer(DeadlineLayer)
+        // before anything that costs: who is over the limit is told at once
+        .layer(RateLimitLayer)
+        .layer(ConcurrencyLayer { side: Side::Server })
+        // inside the limits, as the handler it stands for is
+        .layer(FaultLayer::new(At::Call, random()))
+        .layer(FaultLayer::new(At::Attempt, random()))
+        // just above the handler: calls that it makes inherit deadline, trace and chosen headers
+        .layer(ContextLayer::new(runtime.carried().clone()))
+        .service(stages.at(Stage::Handler, service, handler));
+    let server = ServiceBuilder::new()
+        // first: everything below reads what it stamps
+        .layer(RouteLayer::new(Side::Server, runtime.policies().clone(), random(), None))
+        // above the metrics: a span around all that is done for the call
+        .layer(TraceLayer::new(Side::Server, random(), runtime.sample().clone()))
+        // above all that refuses: refusals are counted too
+        .layer(MetricsLayer)
+        .service(stages.at(Stage::ServerCall, service, call));
+    Pipeline(Next::new(server))
+}
+
+/// The effective chain of a side, outermost first: what is printed at start-up.
+pub fn chain(runtime: &Runtime, side: Side, service: &str) -> String {
+    let own = |stage| {
+        runtime.stages().names(stage, service).iter().map(|name| format!("[{name}]")).collect::<Vec<_>>()
+    };
+    let mut names: Vec<String> = Vec::new();
+    let mut add = |built_in: &[&str], stage: Option<Stage>| {
+        names.extend(built_in.iter().map(|name| (*name).to_owned()));
+        names.extend(stage.map(own).unwrap_or_default());
+    };
+    match side {
+        Side::Client => {
+            add(&["route", "trace", "metrics"], Some(Stage::Call));
+            let call =
+                ["fallback", "deadline", "rate_limit", "concurrency", "fault(call)", "breaker", "retry"];
+            add(&call, Some(Stage::Attempt));
+            add(&["fault(attempt)", "balance", "attempt"], Some(Stage::Node));
+            add(&["connect"], None);
+        }
+        Side::Server => {
+            add(&["route", "trace", "metrics"], Some(Stage::ServerCall));
+            add(
+                &["panic", "deadline", "rate_limit", "concurrency", "fault", "context"],
+                Some(Stage::Handler),
+            );
+            add(&["handler"], None);
+        }
+    }
+    names.join(" → ")
+}
+
+impl Service<Invocation> for Pipeline {
+    type Response = Reply;
+    type Error = Error;
+    type Future = BoxFuture<'static, Result<Reply, Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Invocation) -> Self::Future {
+        self.0.run(call)
+    }
+}
+
+impl Pipeline {
+    /// Sends a call in.
+    pub fn run(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, Error>> {
+        self.0.run(call)
+    }
+}
+
+/// Hands the call to the leaf of the node that was picked.
+struct Connect<L>(PhantomData<fn() -> L>);
+
+impl<L> Clone for Connect<L> {
+    fn clone(&self) -> Self {
+        Connect(PhantomData)
+    }
+}
+
+impl<L: Leaf> Service<Invocation> for Connect<L> {
+    type Response = Reply;
+    type Error = Error;
+    type Future = crate::layer::Decided<L::Future>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Invocation) -> Self::Future {
+        let node = call.node.clone();
+        match node.as_ref().and_then(|node| node.leaf::<L>()) {
+            Some(leaf) => crate::layer::Decided::inner(leaf.call(call)),
+            // Only a user's layer that replaced the call can have lost its node.
+            None => crate::layer::Decided::refused(
+                call.refuse(Error::local(Reason::Internal, "the call reached the connection without a node")),
+            ),
+        }
+    }
+}

@@ -1,0 +1,565 @@
+//! From settings to policies: checks everything, resolves what is inherited, and finds the state.
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    Policies, Policy, Problem, Site, States, Table,
+    settings::{
+        InboundOperationSettings, InboundSettings, OperationSettings, OutboundSettings, ServiceSettings,
+        Settings,
+    },
+};
+use crate::{
+    Live,
+    event::{Events, Side},
+    layer::{
+        balance::{P2c, Picker, RandomPicker, RoundRobin},
+        breaker::{self, BreakerConfig, FailureSet, Guard},
+        concurrency::{self, Bound, ConcurrencyConfig, Gauge},
+        fallback::{Fallback, FallbackFn, Source},
+        fault::{Fault, FaultConfig},
+        rate_limit::{Buckets, Gcra, Key, Keyed, Limit, RateLimitConfig},
+        retry::{Budget, Retries, RetryConfig},
+        route::Rule,
+    },
+    matching::{Match, MatchRef, Matcher},
+    metrics::{AttemptMetrics, Metrics},
+    random::Random,
+    units::{PositiveSpan, Switch},
+};
+
+/// What policies are compiled with, apart from the settings.
+pub struct Environment {
+    /// This service's name: whom calls that come in are for.
+    pub service: Arc<str>,
+    /// State that outlives versions.
+    pub states: States,
+    /// Figures.
+    pub metrics: Metrics,
+    /// Events.
+    pub events: Events,
+    /// Randomness, for starting points.
+    pub random: Random,
+    /// Pickers of the user's own, by name.
+    pub pickers: HashMap<String, Arc<dyn Picker>>,
+    /// Fallback functions by service, and by operation where one is named.
+    pub fallbacks: HashMap<(String, Option<String>), Arc<FallbackFn>>,
+    /// Operations that are declared idempotent.
+    pub idempotent: HashSet<String>,
+}
+
+/// Everything about a service but the operation.
+pub(super) struct Base {
+    side: Side,
+    service: Arc<str>,
+    version: u64,
+    own: Own,
+    routes: Arc<[Rule]>,
+    faults: Arc<[Arc<Fault>]>,
+    picker: Arc<dyn Picker>,
+    environment: Arc<Environment>,
+}
+
+/// What can be different for an operation, resolved.
+#[derive(Clone)]
+struct Own {
+    timeout: Option<Duration>,
+    total_timeout: Option<Duration>,
+    retry: Option<Arc<RetryConfig>>,
+    breaker: Option<Arc<BreakerConfig>>,
+    /// The operation has breaker settings, and so a circuit, of its own.
+    breaker_is_own: bool,
+    concurrency: Option<ConcurrencyConfig>,
+    concurrency_is_own: bool,
+    rate_limits: Arc<[Arc<Limit>]>,
+    fallback: Option<Fallback>,
+    idempotent: Option<bool>,
+}
+
+/// Collects what is wrong, so that one look shows all of it.
+struct Compiler<'a> {
+    settings: &'a Settings,
+    environment: &'a Arc<Environment>,
+    version: u64,
+    problems: Vec<Problem>,
+    /// Bucket retunings, to be done when the whole version is good.
+    retunes: Vec<Arc<Limit>>,
+}
+
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+const DEFAULT_INBOUND_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Policies {
+    /// Compiles `settings`, all or nothing. State, and the operations called so far, come from
+    /// `previous` and the environment.
+    pub fn compile(
+        settings: &Settings,
+        version: u64,
+        environment: &Arc<Environment>,
+        previous: Option<&Policies>,
+    ) -> Result<Self, Vec<Problem>> {
+        let mut compiler =
+            Compiler { settings, environment, version, problems: Vec::new(), retunes: Vec::new() };
+        compiler.check_matches();
+        let faults = compiler.faults();
+        let inbound = compiler.inbound(&settings.inbound, &faults);
+        let defaults = Arc::new(OutboundSettings {
+            defaults: settings.outbound.defaults.clone(),
+            services: BTreeMap::new(),
+        });
+        // The defaults are compiled once for a service that no one names, so that they are checked too.
+        compiler.outbound("_OTHER".into(), "outbound.defaults", &ServiceSettings::default(), &faults);
+        let mut named = HashMap::new();
+        for (name, service) in &settings.outbound.services {
+            let path = format!("outbound.services.{name}");
+            let name: Arc<str> = name.as_str().into();
+            let table = compiler.outbound(name.clone(), &path, service, &faults);
+            named.insert(name, Arc::new(table));
+        }
+        if !compiler.problems.is_empty() {
+            return Err(compiler.problems);
+        }
+        let now = Instant::now();
+        for limit in compiler.retunes {
+            limit.buckets.retune(now, &limit.config);
+        }
+        let policies = Policies {
+            version,
+            inbound,
+            named,
+            called: Live::new(HashMap::new()),
+            environment: environment.clone(),
+            defaults,
+            faults,
+        };
+        if let Some(previous) = previous {
+            policies.carry_over(previous);
+        }
+        Ok(policies)
+    }
+
+    /// Operations that were called keep their policy, and with it their state.
+    fn carry_over(&self, previous: &Policies) {
+        let carry = |from: &Table, to: &Table| {
+            for operation in from.called() {
+                if !to.named.contains_key(&operation) {
+                    to.call(operation);
+                }
+            }
+        };
+        carry(&previous.inbound, &self.inbound);
+        let called = previous.called.get();
+        for (name, table) in previous.named.iter().chain(called.iter()) {
+            let to = self.named.get(name).cloned().unwrap_or_else(|| self.table(name));
+            carry(table, &to);
+        }
+    }
+}
+
+// === impl Base ===
+
+impl Base {
+    /// For a service that the settings do not name. What the defaults say has been checked.
+    pub(super) fn outbound_default(
+        service: Arc<str>,
+        version: u64,
+        defaults: &OutboundSettings,
+        faults: &Arc<[Arc<Fault>]>,
+        environment: &Arc<Environment>,
+    ) -> Self {
+        let settings = Settings { outbound: defaults.clone(), ..Default::default() };
+        let mut compiler =
+            Compiler { settings: &settings, environment, version, problems: Vec::new(), retunes: Vec::new() };
+        compiler.outbound_base(service, "outbound.defaults", &ServiceSettings::default(), faults)
+    }
+
+    /// The policy of an operation that has no settings of its own.
+    pub(super) fn policy(&self, operation: Arc<str>) -> Policy {
+        self.policy_with(operation, &self.own)
+    }
+
+    fn policy_with(&self, operation: Arc<str>, own: &Own) -> Policy {
+        let environment = &self.environment;
+        let (states, service) = (&environment.states, &self.service);
+        let key = |what: &str, of_operation: bool| match of_operation {
+            true => format!("{}/{service}/{operation}/{what}", self.side),
+            false => format!("{}/{service}//{what}", self.side),
+        };
+        let site = || Arc::new(Site::new(environment.metrics.clone(), environment.events.clone()));
+        let concurrency = own.concurrency.filter(|c| c.scope != concurrency::Scope::Endpoint).map(|config| {
+            let of_operation = own.concurrency_is_own || config.scope == concurrency::Scope::Operation;
+            Bound { config, gauge: states.cell(key("gauge", of_operation), Gauge::default), site: site() }
+        });
+        let breaker = own.breaker.as_ref().filter(|b| b.scope != breaker::Scope::Endpoint).map(|config| {
+            let of_operation = own.breaker_is_own || config.scope == breaker::Scope::Operation;
+            let of = if of_operation { &operation } else { service };
+            let make = || breaker::Cell::new(service, of, config.scope, &site());
+            Guard { config: config.clone(), cell: states.cell(key("breaker", of_operation), make) }
+        });
+        let retry = own.retry.as_ref().map(|config| Retries {
+            config: config.clone(),
+            bounds: config.bounds(),
+            budget: states.cell(key("budget", false), || Budget::new(Instant::now())),
+            site: site(),
+        });
+        let metrics =
+            states.cell(key("metrics", true), || environment.metrics.call(self.side, service, &operation));
+        let attempts = (self.side == Side::Client).then(|| {
+            states.cell(key("attempts", false), || AttemptMetrics::new(&environment.metrics, service))
+        });
+        let function = |operation| environment.fallbacks.get(&(service.to_string(), operation)).cloned();
+        let function = function(Some(operation.to_string())).or_else(|| function(None));
+        let fallback = match function.filter(|_| self.side == Side::Client) {
+            Some(function) => Some(Fallback { source: Source::Function(function), site: site() }),
+            None => own.fallback.clone(),
+        };
+        let by_scope = |scope| own.concurrency.filter(|c| c.scope == scope).map(|c| c.limit.get());
+        Policy {
+            timeout: own.timeout,
+            total_timeout: own.total_timeout,
+            idempotent: own.idempotent.unwrap_or_else(|| environment.idempotent.contains(&*operation)),
+            routes: self.routes.clone(),
+            faults: self.faults.clone(),
+            rate_limits: own.rate_limits.clone(),
+            concurrency,
+            node_concurrency: by_scope(concurrency::Scope::Endpoint),
+            breaker,
+            node_breaker: own.breaker.clone().filter(|b| b.scope == breaker::Scope::Endpoint),
+            failures: own.breaker.as_ref().map_or_else(FailureSet::server_faults, |breaker| breaker.failures),
+            retry,
+            picker: self.picker.clone(),
+            fallback,
+            metrics: Some(metrics),
+            attempts,
+            ..Policy::empty(service.clone(), operation.clone(), self.version)
+        }
+    }
+}
+
+// === impl Compiler ===
+
+impl Compiler<'_> {
+    fn problem(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.problems.push(Problem::new(path, message));
+    }
+
+    fn site(&self) -> Arc<Site> {
+        Arc::new(Site::new(self.environment.metrics.clone(), self.environment.events.clone()))
+    }
+
+    /// Matches that nobody uses have to make sense too.
+    fn check_matches(&mut self) {
+        for (name, matching) in &self.settings.matches {
+            let reference = MatchRef::from(matching.clone());
+            self.matcher(&format!("matches.{name}"), Some(&reference));
+        }
+    }
+
+    fn matcher(&mut self, path: &str, matching: Option<&MatchRef>) -> Matcher {
+        let named: &BTreeMap<String, Match> = &self.settings.matches;
+        let Some(matching) = matching else { return Matcher::any() };
+        match Matcher::compile(matching, named) {
+            Ok(matcher) => matcher,
+            Err(problem) => {
+                let dot = if problem.path.is_empty() || problem.path.starts_with('[') { "" } else { "." };
+                let mut told = Problem::new(format!("{path}{dot}{}", problem.path), problem.message);
+                told.allowed = problem.allowed;
+                self.problems.push(told);
+                Matcher::any()
+            }
+        }
+    }
+
+    fn faults(&mut self) -> Arc<[Arc<Fault>]> {
+        let mut faults = Vec::new();
+        for (i, config) in self.settings.faults.iter().enumerate() {
+            let path = format!("faults[{i}]");
+            if self.settings.faults[..i].iter().any(|earlier| earlier.name == config.name) {
+                self.problem(
+                    format!("{path}.name"),
+                    format!("a second fault is called `{}`; names tell rules apart", config.name),
+                );
+            }
+            let matcher = self.matcher(&format!("{path}.match"), config.matching.as_ref());
+            let until = config.until.map(|until| until.to_string()).unwrap_or_default();
+            let applied =
+                self.environment.states.cell(format!("fault/{}/{until}", config.name), Instant::now);
+            match Fault::new(config.clone(), matcher, *applied, self.site()) {
+                Ok(fault) => faults.push(Arc::new(fault)),
+                Err(message) => self.problem(path, message),
+            }
+        }
+        faults.into()
+    }
+
+    fn faults_of(all: &Arc<[Arc<Fault>]>, service: Option<&str>) -> Arc<[Arc<Fault>]> {
+        let of = |config: &FaultConfig| config.to.as_deref() == service;
+        all.iter().filter(|fault| of(&fault.config)).cloned().collect()
+    }
+
+    fn limits(&mut self, side: Side, of: &str, path: &str, configs: &[RateLimitConfig]) -> Arc<[Arc<Limit>]> {
+        let mut limits = Vec::new();
+        for (i, config) in configs.iter().enumerate() {
+            let path = format!("{path}.rate_limits[{i}]");
+            if configs[..i].iter().any(|earlier| earlier.name == config.name) {
+                self.problem(
+                    format!("{path}.name"),
+                    format!("a second rate limit is called `{}`; names tell rules apart", config.name),
+                );
+            }
+            let matcher = self.matcher(&format!("{path}.match"), config.matching.as_ref());
+            let buckets = self
+                .environment
+                .states
+                .cell(format!("{side}/{of}/limit/{}/{:?}", config.name, config.key), || {
+                    Buckets::new(config, Instant::now())
+                });
+            match Limit::new(config.clone(), matcher, buckets, side, self.site()) {
+                Ok(limit) => limits.push(Arc::new(limit)),
+                Err(message) => self.problem(format!("{path}.key"), message),
+            }
+        }
+        self.retunes.extend(limits.iter().cloned());
+        limits.into()
+    }
+
+    // === calls that come in ===
+
+    fn inbound(&mut self, settings: &InboundSettings, faults: &Arc<[Arc<Fault>]>) -> Table {
+        let service = self.environment.service.clone();
+        let rate_limits = self.limits(
+            Side::Server,
+            &service,
+            "inbound",
+            settings.rate_limits.as_deref().unwrap_or_default(),
+        );
+        let own = Own {
+            timeout: span(&settings.timeout, Some(DEFAULT_INBOUND_TIMEOUT)),
+            total_timeout: span(&settings.total_timeout, None),
+            retry: None,
+            breaker: None,
+            breaker_is_own: false,
+            concurrency: settings.concurrency.as_ref().and_then(Switch::on).copied(),
+            concurrency_is_own: false,
+            rate_limits,
+            fallback: None,
+            idempotent: None,
+        };
+        let base = Base {
+            side: Side::Server,
+            service: service.clone(),
+            version: self.version,
+            own,
+            routes: Arc::new([]),
+            faults: Self::faults_of(faults, None),
+            picker: Arc::new(P2c),
+            environment: self.environment.clone(),
+        };
+        let mut named = HashMap::new();
+        for (name, operation) in &settings.operations {
+            let own = self.inbound_own(&base, name, operation);
+            let name: Arc<str> = name.as_str().into();
+            named.insert(name.clone(), Arc::new(base.policy_with(name, &own)));
+        }
+        Table::new(base, named)
+    }
+
+    fn inbound_own(&mut self, base: &Base, name: &str, settings: &InboundOperationSettings) -> Own {
+        let mut own = base.own.clone();
+        own.timeout = span(&settings.timeout, own.timeout);
+        own.total_timeout = span(&settings.total_timeout, own.total_timeout);
+        if let Some(concurrency) = &settings.concurrency {
+            own.concurrency = concurrency.on().copied();
+            own.concurrency_is_own = true;
+        }
+        if let Some(limits) = &settings.rate_limits {
+            let of = format!("{}/{name}", base.service);
+            own.rate_limits = self.limits(Side::Server, &of, &format!("inbound.operations.{name}"), limits);
+        }
+        own
+    }
+
+    // === calls that go out ===
+
+    fn outbound(
+        &mut self,
+        service: Arc<str>,
+        path: &str,
+        settings: &ServiceSettings,
+        faults: &Arc<[Arc<Fault>]>,
+    ) -> Table {
+        let base = self.outbound_base(service, path, settings, faults);
+        let mut named = HashMap::new();
+        let defaults = &self.settings.outbound.defaults.operations;
+        for name in
+            defaults.keys().chain(settings.operations.keys()).collect::<std::collections::BTreeSet<_>>()
+        {
+            let mut own = base.own.clone();
+            for (at, settings) in
+                [("outbound.defaults", defaults.get(name)), (path, settings.operations.get(name))]
+            {
+                if let Some(settings) = settings {
+                    let of = format!("{}/{name}", base.service);
+                    self.over(&mut own, settings, &of, &format!("{at}.operations.{name}"), true);
+                }
+            }
+            let name: Arc<str> = name.as_str().into();
+            named.insert(name.clone(), Arc::new(base.policy_with(name, &own)));
+        }
+        Table::new(base, named)
+    }
+
+    fn outbound_base(
+        &mut self,
+        service: Arc<str>,
+        path: &str,
+        settings: &ServiceSettings,
+        faults: &Arc<[Arc<Fault>]>,
+    ) -> Base {
+        let defaults = &self.settings.outbound.defaults;
+        let mut own = Own {
+            timeout: Some(DEFAULT_TIMEOUT),
+            total_timeout: None,
+            retry: Some(Arc::default()),
+            breaker: Some(Arc::default()),
+            breaker_is_own: false,
+            concurrency: None,
+            concurrency_is_own: false,
+            rate_limits: Arc::new([]),
+            fallback: None,
+            idempotent: None,
+        };
+        self.over(&mut own, &defaults.common(), &service, "outbound.defaults", false);
+        self.over(&mut own, &settings.common(), &service, path, false);
+        let (routes, at) = match (&settings.routes, &defaults.routes) {
+            (Some(routes), _) => (routes.as_slice(), path),
+            (None, Some(routes)) => (routes.as_slice(), "outbound.defaults"),
+            (None, None) => (&[][..], path),
+        };
+        let routes = self.routes(&service, &format!("{at}.routes"), routes);
+        let (balance, at) = match (&settings.balance, &defaults.balance) {
+            (Some(name), _) => (name.as_str(), path),
+            (None, Some(name)) => (name.as_str(), "outbound.defaults"),
+            (None, None) => ("p2c", path),
+        };
+        let picker = self.picker(&service, &format!("{at}.balance"), balance);
+        let faults = Self::faults_of(faults, Some(&service));
+        let environment = self.environment.clone();
+        Base { side: Side::Client, service, version: self.version, own, routes, faults, picker, environment }
+    }
+
+    /// Puts a layer of settings over what holds so far.
+    fn over(
+        &mut self,
+        own: &mut Own,
+        settings: &OperationSettings,
+        of: &str,
+        path: &str,
+        is_operation: bool,
+    ) {
+        own.timeout = span(&settings.timeout, own.timeout);
+        own.total_timeout = span(&settings.total_timeout, own.total_timeout);
+        if settings.retry.is_some() {
+            own.retry = Switch::over(settings.retry.as_ref(), own.retry.as_deref().cloned()).map(Arc::new);
+            if let Some(Err(message)) = own.retry.as_deref().map(RetryConfig::check) {
+                self.problem(format!("{path}.retry.attempts"), message);
+            }
+        }
+        if settings.breaker.is_some() {
+            own.breaker =
+                Switch::over(settings.breaker.as_ref(), own.breaker.as_deref().cloned()).map(Arc::new);
+            own.breaker_is_own = is_operation;
+        }
+        if let Some(concurrency) = &settings.concurrency {
+            own.concurrency = concurrency.on().copied();
+            own.concurrency_is_own = is_operation;
+        }
+        if let Some(limits) = &settings.rate_limits {
+            own.rate_limits = self.limits(Side::Client, of, path, limits);
+        }
+        if let Some(fallback) = &settings.fallback {
+            if let Some(Err(message)) = fallback.on().map(|config| config.check()) {
+                self.problem(format!("{path}.fallback.status"), message);
+            }
+            let source = fallback.on().map(|config| Source::Settings(Arc::new(config.clone())));
+            own.fallback = source.map(|source| Fallback { source, site: self.site() });
+        }
+        own.idempotent = settings.idempotent.or(own.idempotent);
+    }
+
+    fn routes(
+        &mut self,
+        service: &Arc<str>,
+        path: &str,
+        configs: &[crate::layer::route::RouteConfig],
+    ) -> Arc<[Rule]> {
+        let mut matchers: Vec<Matcher> = Vec::new();
+        for (i, config) in configs.iter().enumerate() {
+            matchers.push(self.matcher(&format!("{path}[{i}].match"), config.matching.as_ref()));
+        }
+        let metrics = self.environment.metrics.clone();
+        let mut problems = Vec::new();
+        let mut matchers = matchers.into_iter();
+        let rules = Rule::compile_all(
+            configs,
+            |_, _| matchers.next().unwrap_or_else(Matcher::any),
+            |rule| metrics.route(service, rule),
+            &mut |at, message| problems.push(Problem::new(format!("{path}{at}"), message)),
+        );
+        self.problems.extend(problems);
+        rules.into()
+    }
+
+    fn picker(&mut self, service: &Arc<str>, path: &str, name: &str) -> Arc<dyn Picker> {
+        let environment = self.environment;
+        match name {
+            "p2c" => Arc::new(P2c),
+            "random" => Arc::new(RandomPicker),
+            "round_robin" => environment
+                .states
+                .cell(format!("client/{service}//round_robin"), || RoundRobin::new(&environment.random)),
+            name => match environment.pickers.get(name) {
+                Some(picker) => picker.clone(),
+                None => {
+                    let mut allowed: Vec<String> =
+                        ["p2c", "random", "round_robin"].map(str::to_owned).to_vec();
+                    allowed.extend(environment.pickers.keys().cloned());
+                    let message = format!("no picker is called `{name}`");
+                    self.problems.push(Problem { path: path.to_owned(), message, allowed });
+                    Arc::new(P2c)
+                }
+            },
+        }
+    }
+}
+
+fn span(setting: &Option<Switch<PositiveSpan>>, below: Option<Duration>) -> Option<Duration> {
+    match setting {
+        None => below,
+        Some(setting) => setting.on().map(|span| span.get()),
+    }
+}
+
+impl Buckets {
+    fn new(config: &RateLimitConfig, now: Instant) -> Self {
+        match config.key {
+            Key::Global => Buckets::One(Gcra::new(now)),
+            _ => Buckets::Keyed(Keyed::new(now, config.max_keys.get() as usize)),
+        }
+    }
+
+    fn retune(&self, now: Instant, config: &RateLimitConfig) {
+        match self {
+            Buckets::One(bucket) => bucket.retune(now, config.rate),
+            Buckets::Keyed(keyed) => {
+                keyed.set_most(config.max_keys.get() as usize);
+                keyed.retune(now, config.rate);
+            }
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! The rules that calls live under: compiled from settings, taken once per call, swapped whole.
+//!
+//! Compiling resolves every piece of state - circuits, buckets, budgets, counts - by a stable key into
+//! cells that are shared between versions: same key, same cell. So a swap changes numbers, and no
+//! history is lost. Operations that no settings name get their policy when they are first called, a
+//! bounded number of them; the rest share that of `_OTHER`.
+mod compile;
+mod settings;
+mod states;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use self::compile::Base;
+pub use self::{
+    compile::Environment,
+    settings::{
+        InboundOperationSettings, InboundSettings, OperationSettings, OutboundSettings, ServiceSettings,
+        Settings,
+    },
+    states::States,
+};
+use crate::{
+    Live,
+    event::{Event, Events, Pulse},
+    layer::{
+        balance::{P2c, Picker},
+        breaker::{BreakerConfig, FailureSet, Guard},
+        concurrency::Bound,
+        fallback::Fallback,
+        fault::Fault,
+        rate_limit::Limit,
+        retry::Retries,
+        route::Rule,
+    },
+    metrics::{CallMetrics, Metrics},
+};
+
+/// The rules one call lives under, with the state they share. What is `None` or empty is off.
+pub struct Policy {
+    /// The service called; on the server this one.
+    pub service: Arc<str>,
+    /// The operation, or `_OTHER`.
+    pub operation: Arc<str>,
+    /// The version of the settings.
+    pub version: u64,
+    /// To the head of the answer.
+    pub timeout: Option<Duration>,
+    /// To the end of the body; sent on.
+    pub total_timeout: Option<Duration>,
+    /// Does executing it twice do no harm?
+    pub idempotent: bool,
+    /// Where calls go.
+    pub(crate) routes: Arc<[Rule]>,
+    /// Faults to inject.
+    pub faults: Arc<[Arc<Fault>]>,
+    /// Rates to admit at.
+    pub rate_limits: Arc<[Arc<Limit>]>,
+    /// How many at once.
+    pub concurrency: Option<Bound>,
+    /// How many at once at each node.
+    pub node_concurrency: Option<u32>,
+    /// The circuit above the retries.
+    pub breaker: Option<Guard>,
+    /// The numbers of the circuits of nodes.
+    pub node_breaker: Option<Arc<BreakerConfig>>,
+    /// What weighs on a node when it is picked.
+    pub failures: FailureSet,
+    /// Trying again.
+    pub retry: Option<Retries>,
+    /// Which node.
+    pub picker: Arc<dyn Picker>,
+    /// Answering instead.
+    pub fallback: Option<Fallback>,
+    /// Its figures.
+    pub metrics: Option<Arc<CallMetrics>>,
+    /// The figures of its attempts.
+    pub attempts: Option<Arc<crate::metrics::AttemptMetrics>>,
+}
+
+/// One version of all rules: service → operation → policy.
+pub struct Policies {
+    version: u64,
+    inbound: Table,
+    /// Services that the settings name.
+    named: HashMap<Arc<str>, Arc<Table>>,
+    /// Services that were called and are not named.
+    called: Live<HashMap<Arc<str>, Arc<Table>>>,
+    environment: Arc<Environment>,
+    defaults: Arc<OutboundSettings>,
+    faults: Arc<[Arc<Fault>]>,
+}
+
+/// The policies of one service.
+struct Table {
+    base: Base,
+    named: HashMap<Arc<str>, Arc<Policy>>,
+    called: Live<HashMap<Arc<str>, Arc<Policy>>>,
+    other: Arc<Policy>,
+}
+
+/// Something that is wrong with settings, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key, as in `outbound.services.stock.routes[0].match`.
+    pub path: String,
+    /// What is wrong.
+    pub message: String,
+    /// What would be right, where that is a short list.
+    pub allowed: Vec<String>,
+}
+
+/// Where something speaks up: figures, events, and at most one event a second.
+pub struct Site {
+    /// The figures.
+    pub metrics: Metrics,
+    /// The events.
+    pub events: Events,
+    epoch: Instant,
+    pulse: Pulse,
+}
+
+/// Operations of one service that have a policy of their own without being named: beyond it they
+/// share `_OTHER`'s, so that nobody can fill our memory by inventing names.
+pub const MOST_OPERATIONS: usize = 1024;
+
+// === impl Policy ===
+
+impl Policy {
+    /// No rules at all: what a call lives under before the route layer.
+    pub fn none() -> Arc<Self> {
+        static NONE: LazyLock<Arc<Policy>> =
+            LazyLock::new(|| Arc::new(Policy::empty("".into(), "".into(), 0)));
+        NONE.clone()
+    }
+
+    fn empty(service: Arc<str>, operation: Arc<str>, version: u64) -> Self {
+        Policy {
+            service,
+            operation,
+            version,
+            timeout: None,
+            total_timeout: None,
+            idempotent: false,
+            routes: Arc::new([]),
+            faults: Arc::new([]),
+            rate_limits: Arc::new([]),
+            concurrency: None,
+            node_concurrency: None,
+            breaker: None,
+            node_breaker: None,
+            failures: FailureSet::server_faults(),
+            retry: None,
+            picker: Arc::new(P2c),
+            fallback: None,
+            metrics: None,
+            attempts: None,
+        }
+    }
+}
+
+// === impl Policies ===
+
+impl Policies {
+    /// The version of the settings it was compiled from.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The rules of a call to `operation` of `service`.
+    pub fn outbound(&self, service: &Arc<str>, operation: &str) -> Arc<Policy> {
+        match self.named.get(service) {
+            Some(table) => table.policy(operation),
+            None => self.table(service).policy(operation),
+        }
+    }
+
+    /// The rules of a call that comes in for `operation`.
+    pub fn inbound(&self, operation: &str) -> Arc<Policy> {
+        self.inbound.policy(operation)
+    }
+
+    /// Every policy there is, to be looked at: inbound, then by service.
+    pub fn all(&self) -> Vec<Arc<Policy>> {
+        let mut tables: Vec<Arc<Table>> = self.named.values().cloned().collect();
+        tables.extend(self.called.get().values().cloned());
+        let mut all = self.inbound.all();
+        all.extend(tables.iter().flat_map(|table| table.all()));
+        all
+    }
+
+    fn table(&self, service: &Arc<str>) -> Arc<Table> {
+        if let Some(table) = self.called.with(|called| called.get(service).cloned()) {
+            return table;
+        }
+        let base = Base::outbound_default(
+            service.clone(),
+            self.version,
+            &self.defaults,
+            &self.faults,
+            &self.environment,
+        );
+        let table = Arc::new(Table::new(base, HashMap::new()));
+        insert(&self.called, service.clone(), table.clone(), usize::MAX);
+        // Somebody may have been quicker; all use the one that is in the map.
+        self.called.with(|called| called.get(service).cloned()).unwrap_or(table)
+    }
+}
+
+// === impl Table ===
+
+impl Table {
+    fn new(base: Base, named: HashMap<Arc<str>, Arc<Policy>>) -> Self {
+        let other = Arc::new(base.policy("_OTHER".into()));
+        Table { base, named, called: Live::new(HashMap::new()), other }
+    }
+
+    fn policy(&self, operation: &str) -> Arc<Policy> {
+        if let Some(policy) = self.named.get(operation) {
+            return policy.clone();
+        }
+        if let Some(policy) = self.called.with(|called| called.get(operation).cloned()) {
+            return policy;
+        }
+        if operation == "_OTHER" || self.called.with(|called| called.len() >= MOST_OPERATIONS) {
+            return self.other.clone();
+        }
+        self.call(operation.into())
+    }
+
+    /// The policy of an operation that is called for the first time.
+    fn call(&self, operation: Arc<str>) -> Arc<Policy> {
+        let policy = Arc::new(self.base.policy(operation.clone()));
+        insert(&self.called, operation.clone(), policy, MOST_OPERATIONS);
+        self.called.with(|called| called.get(&operation).cloned()).unwrap_or_else(|| self.other.clone())
+    }
+
+    fn all(&self) -> Vec<Arc<Policy>> {
+        let mut all: Vec<_> = self.named.values().cloned().collect();
+        all.extend(self.called.get().values().cloned());
+        all.push(self.other.clone());
+        all
+    }
+
+    /// Operations that were called without being named.
+    fn called(&self) -> Vec<Arc<str>> {
+        self.called.get().keys().cloned().collect()
+    }
+}
+
+fn insert<T: Clone>(map: &Live<HashMap<Arc<str>, T>>, key: Arc<str>, value: T, most: usize) {
+    map.update(|old| {
+        let mut new = old.clone();
+        if new.len() < most {
+            new.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+        new
+    });
+}
+
+// === impl Problem ===
+
+impl Problem {
+    /// `message` about the key at `path`.
+    pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Problem { path: path.into(), message: message.into(), allowed: Vec::new() }
+    }
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.path, self.message)
+    }
+}
+
+// === impl Site ===
+
+impl Site {
+    /// A place that has said nothing yet.
+    pub fn new(metrics: Metrics, events: Events) -> Self {
+        Site { metrics, events, epoch: Instant::now(), pulse: Pulse::default() }
+    }
+
+    /// Emits what `event` makes, unless this place emitted something within the last second.
+    pub fn pulse(&self, now: Instant, event: impl FnOnce() -> Event) {
+        if self.pulse.beat(now, self.epoch) {
+            self.events.emit(event());
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What people write about calls: the parts of the document that the pipeline lives by.
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    layer::{
+        breaker::BreakerPatch, concurrency::ConcurrencyConfig, fallback::FallbackConfig, fault::FaultConfig,
+        rate_limit::RateLimitConfig, retry::RetryPatch, route::RouteConfig,
+    },
+    matching::Match,
+    units::{PositiveSpan, Switch},
+};
+
+/// Everything the pipeline lives by. An empty one means the defaults.
+///
+/// ```
+/// use chassis_core::policy::{OperationSettings, ServiceSettings, Settings};
+/// use chassis_core::units::{PositiveSpan, Switch};
+///
+/// let mut settings = Settings::default();
+/// let stock = ServiceSettings { timeout: Some(Switch::On(PositiveSpan::from_millis(300))), ..Default::default() };
+/// settings.outbound.services.insert("stock".into(), stock);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settings {
+    /// Matches by name, to be used by routes, limits and faults.
+    pub matches: BTreeMap<String, Match>,
+    /// Calls that come in.
+    pub inbound: InboundSettings,
+    /// Calls that go out.
+    pub outbound: OutboundSettings,
+    /// Faults to inject.
+    pub faults: Vec<FaultConfig>,
+}
+
+/// Calls that come in.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct InboundSettings {
+    /// How long a call may take to the head of its answer, unless its caller waits less. Default `30s`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Switch<PositiveSpan>>,
+    /// How long a call may take to the end of its body. Default `off`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_timeout: Option<Switch<PositiveSpan>>,
+    /// How many calls may be under way at once. Default `off`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<Switch<ConcurrencyConfig>>,
+    /// Rates that calls are admitted at, all of which have to admit a call. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limits: Option<Vec<RateLimitConfig>>,
+    /// What is different for single operations.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub operations: BTreeMap<String, InboundOperationSettings>,
+}
+
+/// What is different for one operation that comes in.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct InboundOperationSettings {
+    /// As for all, in its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Switch<PositiveSpan>>,
+    /// As for all, in its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_timeout: Option<Switch<PositiveSpan>>,
+    /// A bound of its own, in place of the one for all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<Switch<ConcurrencyConfig>>,
+    /// Rates of its own, in place of those for all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limits: Option<Vec<RateLimitConfig>>,
+}
+
+/// Calls that go out: what holds for all services, and what is different for some.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OutboundSettings {
+    /// For every service.
+    pub defaults: ServiceSettings,
+    /// For single services, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub services: BTreeMap<String, ServiceSettings>,
+}
+
+/// Declares the settings of a service and those of an operation, which share most keys.
+macro_rules! outbound {
+    ($( $(#[$meta:meta])* $field:ident : $ty:ty ),* $(,)?) => {
+        /// How calls to a service are made. A key that is not set keeps what `defaults` says.
+        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct ServiceSettings {
+            $( $(#[$meta])* #[serde(skip_serializing_if = "Option::is_none")] pub $field: Option<$ty>, )*
+            /// How one of several nodes is picked: `round_robin`, `random`, `p2c`, or the name of a
+            /// picker of one's own. Default `p2c`.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub balance: Option<String>,
+            /// Where calls go, in order; the first rule that matches decides. Default: anywhere.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub routes: Option<Vec<RouteConfig>>,
+            /// What is different for single operations, by name.
+            #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+            pub operations: BTreeMap<String, OperationSettings>,
+        }
+
+        /// How calls to one operation are made. A key that is not set keeps what its service says.
+        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct OperationSettings {
+            $( $(#[$meta])* #[serde(skip_serializing_if = "Option::is_none")] pub $field: Option<$ty>, )*
+        }
+
+        impl ServiceSettings {
+            /// The part that can be different for an operation.
+            pub(super) fn common(&self) -> OperationSettings {
+                OperationSettings { $( $field: self.$field.clone(), )* }
+            }
+        }
+    };
+}
+
+outbound! {
+    /// How long a call may take to the head of its answer, retries included; local, not sent on.
+    /// Default `5s`.
+    timeout: Switch<PositiveSpan>,
+    /// How long a call may take to the end of its body; sent on. Default `off`.
+    total_timeout: Switch<PositiveSpan>,
+    /// When and how often calls are tried again; `off` for never.
+    retry: Switch<RetryPatch>,
+    /// When a circuit opens; `off` for never.
+    breaker: Switch<BreakerPatch>,
+    /// How many calls may be under way at once. Default `off`.
+    concurrency: Switch<ConcurrencyConfig>,
+    /// Rates that calls are let out at. Default: none.
+    rate_limits: Vec<RateLimitConfig>,
+    /// What to answer where a call fails. Default `off`. A function given to the builder wins.
+    fallback: Switch<FallbackConfig>,
+    /// Can calls be executed twice without harm? Default: as HTTP methods and protos say.
+    idempotent: bool,
+}

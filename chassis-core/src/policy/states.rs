@@ -1,0 +1,40 @@
+//! State by key, shared between versions of the settings.
+use std::{
+    any::Any,
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// Cells of state; whoever asks for the same key gets the same cell.
+#[derive(Default)]
+pub struct States(Mutex<HashMap<String, Arc<dyn Any + Send + Sync>>>);
+
+// === impl States ===
+
+impl States {
+    /// The cell of `key`, or a new one if there is none of this type.
+    pub fn cell<T: Send + Sync + 'static>(&self, key: String, make: impl FnOnce() -> T) -> Arc<T> {
+        let mut cells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cell) = cells.get(&key).and_then(|cell| cell.clone().downcast().ok()) {
+            return cell;
+        }
+        let cell = Arc::new(make());
+        cells.insert(key, cell.clone());
+        cell
+    }
+
+    /// Lets go of cells that no policy holds any more.
+    pub fn sweep(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, cell| Arc::strong_count(cell) > 1);
+    }
+
+    /// How many cells there are.
+    pub fn len(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Are there none?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

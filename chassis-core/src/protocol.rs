@@ -1,0 +1,110 @@
+//! What a protocol supplies: how to read a verdict, how to write a refusal. (How to make an
+//! [`Invocation`](crate::call::Invocation) is its edge, how to connect its [`Transport`].)
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+
+use crate::{
+    BoxFuture, Code, Error,
+    call::{Body, Invocation, Reply, Verdict},
+    cluster::Link,
+};
+
+/// A protocol's own words, as far as the pipeline needs them.
+pub trait Protocol: Send + Sync + 'static {
+    /// `grpc`, `http`: its name in an instance's addresses, in metrics and logs.
+    fn name(&self) -> &'static str;
+
+    /// The verdict, where the head alone gives it: a failing status, a refusal. `None` otherwise: a
+    /// success is known only at its end.
+    fn judge_head(&self, status: StatusCode, metadata: &HeaderMap) -> Option<Verdict>;
+
+    /// The verdict at the end of the body, with its trailers if it had any.
+    fn judge_end(&self, status: StatusCode, trailers: Option<&HeaderMap>) -> Verdict;
+
+    /// Writes a refusal: what the other side gets instead of an answer.
+    fn refuse(&self, error: &Error) -> (StatusCode, HeaderMap, Body);
+
+    /// What a failing answer says in words.
+    fn message(&self, _metadata: &HeaderMap) -> Option<String> {
+        None
+    }
+
+    /// What a failing answer says about trying again.
+    fn pushback(&self, _metadata: &HeaderMap) -> Pushback {
+        Pushback::None
+    }
+
+    /// May a call by this method be executed twice without harm?
+    fn is_idempotent(&self, _method: &Method) -> bool {
+        false
+    }
+
+    /// Where the number of attempts made before travels.
+    fn attempts_header(&self) -> HeaderName {
+        HeaderName::from_static("x-chassis-attempt")
+    }
+
+    /// Writes what remains of the deadline.
+    fn write_deadline(&self, metadata: &mut HeaderMap, remaining: Duration) {
+        let millis = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX);
+        metadata.insert(HeaderName::from_static("x-request-timeout-ms"), HeaderValue::from(millis));
+    }
+
+    /// The label of an operation's own code in metrics: an HTTP status, a gRPC code's name.
+    fn status_label(&self, verdict: &Verdict) -> String {
+        match verdict.status {
+            0 => verdict.code.name().to_owned(),
+            status => status.to_string(),
+        }
+    }
+
+    /// Does this verdict count as an error of the server, in its metrics and spans?
+    fn is_server_error(&self, verdict: &Verdict) -> bool {
+        use Code::{DataLoss, DeadlineExceeded, Internal, Unavailable, Unimplemented, Unknown};
+        matches!(verdict.code, Unknown | DeadlineExceeded | Unimplemented | Internal | Unavailable | DataLoss)
+    }
+}
+
+/// What a failing answer says about trying again (`Retry-After`, `grpc-retry-pushback-ms`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushback {
+    /// Nothing.
+    None,
+    /// Not before this has passed.
+    After(Duration),
+    /// Not at all.
+    Never,
+}
+
+/// How a protocol reaches endpoints.
+pub trait Transport: Send + Sync + 'static {
+    /// What sends calls to one endpoint.
+    type Leaf: Leaf;
+
+    /// The protocol, whose name picks one of an instance's addresses.
+    fn protocol(&self) -> &'static dyn Protocol;
+
+    /// A leaf for the endpoint of `link`. Must not block and need not connect yet: the leaf is
+    /// [woken](Leaf::wake) when a call wants it, and tells its state by the link.
+    fn leaf(&self, link: Link) -> Self::Leaf;
+}
+
+/// Sends calls to one endpoint over connections that it keeps up in the background.
+pub trait Leaf: Send + Sync + 'static {
+    /// The answer. An error may [give the call back](Error::returning) if none of it was sent.
+    type Future: Future<Output = Result<Reply, Error>> + Send + 'static;
+
+    /// Sends one call. It answers the call with [`Invocation::answered`], or returns an error after
+    /// [`Invocation::refuse`] or [`Invocation::fail_attempt`] (the latter when it gives the call back).
+    fn call(&self, call: Invocation) -> Self::Future;
+
+    /// A call would like to go here: start to connect, unless that is under way.
+    fn wake(&self) {}
+
+    /// Ends idle connections and lets busy ones finish. Called when the endpoint is gone for good.
+    fn close(&self) {}
+}
+
+/// A leaf's future where it has no name.
+pub type LeafFuture = BoxFuture<'static, Result<Reply, Error>>;

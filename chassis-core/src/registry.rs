@@ -1,0 +1,263 @@
+//! Where services say that they are there, and others learn of it: a port to be implemented.
+use std::{collections::BTreeMap, sync::Arc};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::BoxError;
+
+/// One running process of a service, as its registry tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Instance {
+    /// Stays the same for the life of the process, and no other process has it.
+    pub id: String,
+    /// The service it belongs to.
+    #[serde(default)]
+    pub service: String,
+    /// What runs there; empty if nobody said.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub version: String,
+    /// Where it runs; empty if nobody said.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub zone: String,
+    /// Address by protocol: `grpc` → `10.0.0.5:50051`, `http` → `unix:/run/stock.sock`.
+    pub addresses: BTreeMap<String, String>,
+    /// Share of the calls relative to others. Default 1; 0 takes no new calls.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub weight: u32,
+    /// What routes choose by. `version` and `zone` can be chosen by as if they were labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What a registry knows of a service, whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Membership {
+    /// It has never heard of it; that may change.
+    Unknown,
+    /// These are its instances. An empty list is held back for a grace period: see the cluster.
+    Known(Vec<Instance>),
+    /// It was taken away on purpose: believed at once.
+    Deleted,
+}
+
+/// Says who runs a service, and lets this process say that it does.
+///
+/// Small on purpose: keeping the last good set, comparing, and asking again are the caller's work.
+/// Every implementation passes [`testing::contract::registry`](crate::testing::contract::registry).
+///
+/// ```
+/// use chassis_core::registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher};
+///
+/// struct Fixed(Vec<Instance>);
+/// struct Once(Option<Vec<Instance>>);
+///
+/// #[async_trait::async_trait]
+/// impl Registry for Fixed {
+///     fn name(&self) -> &str {
+///         "fixed"
+///     }
+///     async fn register(&self, _: Instance) -> Result<Box<dyn Registration>, RegistryError> {
+///         Err(RegistryError::unsupported("instances are fixed"))
+///     }
+///     async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
+///         Ok(Box::new(Once(Some(self.0.iter().filter(|i| i.service == service).cloned().collect()))))
+///     }
+/// }
+///
+/// #[async_trait::async_trait]
+/// impl Watcher for Once {
+///     async fn next(&mut self) -> Result<Membership, RegistryError> {
+///         match self.0.take() {
+///             Some(all) => Ok(Membership::Known(all)),
+///             None => std::future::pending().await,
+///         }
+///     }
+/// }
+/// ```
+#[async_trait]
+pub trait Registry: Send + Sync + 'static {
+    /// Its kind, as the configuration names it.
+    fn name(&self) -> &str;
+
+    /// Puts `instance` up. It stays until the registration is ended, dropped, or its lease runs out.
+    async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError>;
+
+    /// Follows the instances of `service`, whether or not there are any yet.
+    async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError>;
+
+    /// The services it knows now, for *did you mean*. Empty where it can't tell.
+    async fn services(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// A lease on an entry. Dropping it lets the entry go too, as soon as the registry can.
+#[async_trait]
+pub trait Registration: Send + Sync + 'static {
+    /// Takes the entry down, and returns when others can no longer learn of it from here.
+    async fn deregister(self: Box<Self>) -> Result<(), RegistryError>;
+}
+
+/// Follows one service.
+#[async_trait]
+pub trait Watcher: Send + 'static {
+    /// The first call answers at once with what is known; every later one when something changed.
+    ///
+    /// An error means "no news": the caller keeps what it had and asks again, with a backoff. Dropping
+    /// the future between two answers loses nothing.
+    async fn next(&mut self) -> Result<Membership, RegistryError>;
+}
+
+/// What went wrong between this process and its registry.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct RegistryError {
+    message: String,
+    #[source]
+    source: Option<BoxError>,
+}
+
+// === impl Instance ===
+
+fn one() -> u32 {
+    1
+}
+
+fn is_one(weight: &u32) -> bool {
+    *weight == 1
+}
+
+impl Instance {
+    /// An instance without addresses, labels or version, of weight 1.
+    pub fn new(service: impl Into<String>, id: impl Into<String>) -> Self {
+        Instance {
+            id: id.into(),
+            service: service.into(),
+            version: String::new(),
+            zone: String::new(),
+            addresses: BTreeMap::new(),
+            weight: 1,
+            labels: BTreeMap::new(),
+        }
+    }
+
+    /// The same, reachable at `address` by `protocol`.
+    pub fn with_address(mut self, protocol: impl Into<String>, address: impl Into<String>) -> Self {
+        self.addresses.insert(protocol.into(), address.into());
+        self
+    }
+
+    /// The same, with a label.
+    pub fn with_label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.labels.insert(name.into(), value.into());
+        self
+    }
+
+    /// The same, of another weight.
+    pub fn with_weight(mut self, weight: u32) -> Self {
+        self.weight = weight;
+        self
+    }
+
+    /// The value of a label; `version` and `zone` are labels too, unless one of that name is set.
+    pub fn label(&self, name: &str) -> Option<&str> {
+        match (self.labels.get(name), name) {
+            (Some(value), _) => Some(value),
+            (None, "version") if !self.version.is_empty() => Some(&self.version),
+            (None, "zone") if !self.zone.is_empty() => Some(&self.zone),
+            _ => None,
+        }
+    }
+
+    /// Can a call go there? A registry's document is input: ids and addresses that make no sense are
+    /// refused one by one, and the rest of the document is used.
+    pub fn check(&self) -> Result<(), RegistryError> {
+        if self.id.is_empty() {
+            return Err(RegistryError::new(format!("an instance of `{}` has no id", self.service)));
+        }
+        if self.addresses.is_empty() {
+            return Err(RegistryError::new(format!("instance `{}` has no address", self.id)));
+        }
+        for (protocol, address) in &self.addresses {
+            check_address(address).map_err(|why| {
+                RegistryError::new(format!("instance `{}`, {protocol} `{address}`: {why}", self.id))
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// `host:port`, `[v6]:port`, `unix:/path` or `memory:name`.
+fn check_address(address: &str) -> Result<(), &'static str> {
+    if let Some(rest) = address.strip_prefix("unix:").or_else(|| address.strip_prefix("memory:")) {
+        return if rest.is_empty() { Err("nothing after the colon") } else { Ok(()) };
+    }
+    let (host, port) = address.rsplit_once(':').ok_or("no port; write host:port")?;
+    if host.is_empty() {
+        return Err("no host; write host:port");
+    }
+    if host.contains('%') {
+        return Err("a scoped IPv6 address is valid on one host only");
+    }
+    if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
+        return Err("write an IPv6 address in brackets: [::1]:80");
+    }
+    match port.parse::<u16>() {
+        Ok(0) => Err("port 0 can't be connected to"),
+        Ok(_) => Ok(()),
+        Err(_) => Err("the port is no number from 1 to 65535"),
+    }
+}
+
+// === impl RegistryError ===
+
+impl RegistryError {
+    /// With a message that names the address or the file.
+    pub fn new(message: impl Into<String>) -> Self {
+        RegistryError { message: message.into(), source: None }
+    }
+
+    /// The registry can't do that.
+    pub fn unsupported(message: impl Into<String>) -> Self {
+        Self::new(message)
+    }
+
+    /// The same, with what lies beneath.
+    pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+}
+
+#[async_trait]
+impl<R: Registry + ?Sized> Registry for Arc<R> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+    async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
+        (**self).register(instance).await
+    }
+    async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
+        (**self).watch(service).await
+    }
+    async fn services(&self) -> Vec<String> {
+        (**self).services().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_cannot_be_connected_to_are_refused() {
+        for bad in ["10.0.0.1", ":80", "10.0.0.1:0", "h:70000", "fe80::1%eth0:80", "::1:80", "unix:", "h:x"] {
+            assert!(check_address(bad).is_err(), "{bad}");
+        }
+        for good in ["10.0.0.1:80", "[::1]:80", "stock.local:1", "unix:/run/s", "memory:a"] {
+            assert!(check_address(good).is_ok(), "{good}");
+        }
+    }
+}

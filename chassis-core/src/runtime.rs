@@ -1,0 +1,344 @@
+//! What a running chassis shares: the newest rules, the registry, events, figures, randomness, tasks.
+//!
+//! Cheap to clone. When the last clone is gone, or [`Runtime::shutdown`] is called, its tasks end.
+use std::{
+    any::TypeId,
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use http::{HeaderName, HeaderValue};
+
+use crate::{
+    Live,
+    cluster::Cluster,
+    event::Events,
+    inspect::Inspection,
+    labels::LabelSet,
+    layer::{balance::Picker, fallback::FallbackFn},
+    metrics::Metrics,
+    policy::{Environment, Policies, Problem, Settings, States},
+    protocol::Transport,
+    random::Random,
+    registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
+    stage::Stages,
+    tasks::Tasks,
+    units::Ratio,
+};
+
+/// What a running chassis shares.
+#[derive(Clone)]
+pub struct Runtime(Arc<Inner>);
+
+struct Inner {
+    environment: Arc<Environment>,
+    policies: Live<Policies>,
+    /// One version at a time is compiled, and the hash of the one in force.
+    applying: Mutex<String>,
+    registry: Arc<dyn Registry>,
+    stages: Stages,
+    caller: Option<HeaderValue>,
+    carried: Live<Vec<HeaderName>>,
+    sample: Live<Ratio>,
+    clusters: Mutex<HashMap<(Arc<str>, &'static str, TypeId), Arc<Cluster>>>,
+    tasks: Tasks,
+}
+
+/// Makes a [`Runtime`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// use chassis_core::runtime::Runtime;
+///
+/// let runtime = Runtime::builder("orders").build().unwrap();
+/// assert_eq!(runtime.inspect().version, 0);
+/// # }
+/// ```
+pub struct RuntimeBuilder {
+    service: Arc<str>,
+    labels: LabelSet,
+    registry: Arc<dyn Registry>,
+    metrics: Option<prometheus::Registry>,
+    random: Random,
+    events: Events,
+    stages: Stages,
+    pickers: HashMap<String, Arc<dyn Picker>>,
+    fallbacks: HashMap<(String, Option<String>), Arc<FallbackFn>>,
+    idempotent: std::collections::HashSet<String>,
+}
+
+// === impl RuntimeBuilder ===
+
+impl RuntimeBuilder {
+    /// The labels of this service, told to those it calls. Default: none.
+    pub fn labels(mut self, labels: LabelSet) -> Self {
+        self.labels = labels;
+        self
+    }
+
+    /// Where services are looked up. Default: nowhere, no service is known.
+    pub fn registry(mut self, registry: Arc<dyn Registry>) -> Self {
+        self.registry = registry;
+        self
+    }
+
+    /// Where figures are registered. Default: a registry of its own.
+    pub fn metrics(mut self, registry: prometheus::Registry) -> Self {
+        self.metrics = Some(registry);
+        self
+    }
+
+    /// Where randomness comes from. Default: the operating system.
+    pub fn random(mut self, random: Random) -> Self {
+        self.random = random;
+        self
+    }
+
+    /// Where events go. Default: a stream of its own.
+    pub fn events(mut self, events: Events) -> Self {
+        self.events = events;
+        self
+    }
+
+    /// The user's layers. Default: none.
+    pub fn stages(mut self, stages: Stages) -> Self {
+        self.stages = stages;
+        self
+    }
+
+    /// A picker that settings can name.
+    pub fn picker(mut self, name: impl Into<String>, picker: Arc<dyn Picker>) -> Self {
+        self.pickers.insert(name.into(), picker);
+        self
+    }
+
+    /// Answers instead of failed calls to `service`, or to one operation of it.
+    pub fn fallback(
+        mut self,
+        service: impl Into<String>,
+        operation: Option<String>,
+        answer: Arc<FallbackFn>,
+    ) -> Self {
+        self.fallbacks.insert((service.into(), operation), answer);
+        self
+    }
+
+    /// Operations that can be executed twice without harm, as their protos say.
+    pub fn idempotent(mut self, operations: impl IntoIterator<Item = String>) -> Self {
+        self.idempotent.extend(operations);
+        self
+    }
+
+    /// Compiles the defaults. Within a tokio runtime only; fails where a metric's name is taken.
+    pub fn build(self) -> Result<Runtime, prometheus::Error> {
+        let environment = Arc::new(Environment {
+            service: self.service.clone(),
+            states: States::default(),
+            metrics: Metrics::new(self.metrics.unwrap_or_default())?,
+            events: self.events,
+            random: self.random,
+            pickers: self.pickers,
+            fallbacks: self.fallbacks,
+            idempotent: self.idempotent,
+        });
+        let policies = match Policies::compile(&Settings::default(), 0, &environment, None) {
+            Ok(policies) => policies,
+            Err(problems) => unreachable!("the defaults compile: {problems:?}"),
+        };
+        let mut caller = self.service.to_string();
+        for (name, value) in self.labels.iter() {
+            caller.push_str(&format!(";{name}={value}"));
+        }
+        Ok(Runtime(Arc::new(Inner {
+            environment,
+            policies: Live::new(policies),
+            applying: Mutex::default(),
+            registry: self.registry,
+            stages: self.stages,
+            // A name that can't travel in a header does not travel.
+            caller: HeaderValue::try_from(caller).ok(),
+            carried: Live::new(Vec::new()),
+            sample: Live::new(Ratio::percent(0)),
+            clusters: Mutex::default(),
+            tasks: Tasks::new(),
+        })))
+    }
+}
+
+// === impl Runtime ===
+
+impl Runtime {
+    /// A runtime of the service of this name.
+    pub fn builder(service: &str) -> RuntimeBuilder {
+        RuntimeBuilder {
+            service: service.into(),
+            labels: LabelSet::default(),
+            registry: Arc::new(Nowhere),
+            metrics: None,
+            random: Random::from_os(),
+            events: Events::new(),
+            stages: Stages::default(),
+            pickers: HashMap::new(),
+            fallbacks: HashMap::new(),
+            idempotent: Default::default(),
+        }
+    }
+
+    /// Puts new settings in force, whole, or says everything that is wrong with them. Calls under way
+    /// end under the version they began with; state is kept. `hash` names the content in metrics.
+    pub fn apply(&self, settings: &Settings, version: u64, hash: &str) -> Result<(), Vec<Problem>> {
+        let mut in_force = self.0.applying.lock().unwrap_or_else(PoisonError::into_inner);
+        let previous = self.0.policies.get();
+        let policies = Policies::compile(settings, version, &self.0.environment, Some(&previous))?;
+        self.0.policies.set(policies);
+        drop(previous);
+        self.0.environment.states.sweep();
+        self.metrics().config_applied(version, hash);
+        hash.clone_into(&mut in_force);
+        Ok(())
+    }
+
+    /// Would these settings be put in force? Changes nothing but for cells nobody uses yet.
+    pub fn check(&self, settings: &Settings) -> Result<(), Vec<Problem>> {
+        let scratch = Environment {
+            service: self.0.environment.service.clone(),
+            states: States::default(),
+            metrics: match Metrics::new(prometheus::Registry::new()) {
+                Ok(metrics) => metrics,
+                Err(_) => self.metrics().clone(),
+            },
+            events: self.events().clone(),
+            random: self.random().clone(),
+            pickers: self.0.environment.pickers.clone(),
+            fallbacks: HashMap::new(),
+            idempotent: Default::default(),
+        };
+        Policies::compile(settings, 0, &Arc::new(scratch), None).map(|_| ())
+    }
+
+    /// The cluster of `service` over a transport's protocol: all clients of one transport share it.
+    pub fn cluster<T: Transport>(&self, service: &str, transport: &Arc<T>) -> Arc<Cluster> {
+        let key = (Arc::<str>::from(service), transport.protocol().name(), TypeId::of::<T>());
+        let mut clusters = self.0.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = || {
+            let (events, metrics) = (self.events().clone(), self.metrics().clone());
+            let (registry, tasks) = (self.0.registry.clone(), self.0.tasks.clone());
+            Cluster::start(
+                service.into(),
+                transport.clone(),
+                registry,
+                events,
+                metrics,
+                tasks,
+                self.random().clone(),
+            )
+        };
+        clusters.entry(key).or_insert_with(start).clone()
+    }
+
+    /// All clusters that somebody asked for.
+    pub fn clusters(&self) -> Vec<Arc<Cluster>> {
+        self.0.clusters.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// This service's name.
+    pub fn service(&self) -> &Arc<str> {
+        &self.0.environment.service
+    }
+
+    /// The newest rules.
+    pub fn policies(&self) -> &Live<Policies> {
+        &self.0.policies
+    }
+
+    /// The registry.
+    pub fn registry(&self) -> &Arc<dyn Registry> {
+        &self.0.registry
+    }
+
+    /// What happens.
+    pub fn events(&self) -> &Events {
+        &self.0.environment.events
+    }
+
+    /// The figures.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.environment.metrics
+    }
+
+    /// Randomness.
+    pub fn random(&self) -> &Random {
+        &self.0.environment.random
+    }
+
+    /// The user's layers.
+    pub fn stages(&self) -> &Stages {
+        &self.0.stages
+    }
+
+    /// Headers that are carried on along a chain of hops; to be set by the settings.
+    pub fn carried(&self) -> &Live<Vec<HeaderName>> {
+        &self.0.carried
+    }
+
+    /// The share of calls without a trace that begin one; to be set by the settings.
+    pub fn sample(&self) -> &Live<Ratio> {
+        &self.0.sample
+    }
+
+    /// What runs in the background.
+    pub fn tasks(&self) -> &Tasks {
+        &self.0.tasks
+    }
+
+    /// What this service calls itself on the wire.
+    pub fn caller(&self) -> Option<HeaderValue> {
+        self.0.caller.clone()
+    }
+
+    /// Everything there is to see now: services, nodes, circuits, limits, rules, the version.
+    pub fn inspect(&self) -> Inspection {
+        let hash = self.0.applying.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Inspection::of(self, hash)
+    }
+
+    /// Ends everything that runs in the background; waits for it at most `bound`.
+    pub async fn shutdown(&self, bound: Duration) -> bool {
+        self.0.tasks.end(bound).await
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.tasks.cancel();
+    }
+}
+
+/// Knows no service.
+struct Nowhere;
+
+#[async_trait::async_trait]
+impl Registry for Nowhere {
+    fn name(&self) -> &str {
+        "none"
+    }
+    async fn register(&self, _: Instance) -> Result<Box<dyn Registration>, RegistryError> {
+        Err(RegistryError::unsupported("there is no registry"))
+    }
+    async fn watch(&self, _: &str) -> Result<Box<dyn Watcher>, RegistryError> {
+        Ok(Box::new(Nothing(false)))
+    }
+}
+
+struct Nothing(bool);
+
+#[async_trait::async_trait]
+impl Watcher for Nothing {
+    async fn next(&mut self) -> Result<Membership, RegistryError> {
+        if std::mem::replace(&mut self.0, true) {
+            std::future::pending::<()>().await;
+        }
+        Ok(Membership::Unknown)
+    }
+}

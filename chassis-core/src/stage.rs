@@ -1,0 +1,272 @@
+//! Where users put layers of their own: at named stages, for all services or for one.
+//!
+//! Between the user's layers and the built-in ones types are erased, once; an empty stage is a branch.
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{
+    BoxFuture, Error,
+    call::{Invocation, Reply},
+    event::Side,
+};
+
+/// A place in the pipeline where a user's layer can stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// Client: just below the metrics, around everything that may refuse or retry.
+    Call,
+    /// Client: just below the retries, once for each attempt, before a node is picked.
+    Attempt,
+    /// Client: just above the connection, with the node picked.
+    Node,
+    /// Server: just below the metrics.
+    ServerCall,
+    /// Server: just above the handler.
+    Handler,
+}
+
+/// What is inside a user's layer: calls it on, or not.
+///
+/// Always ready. A layer may call it more than once, with a new [`Invocation`] each time.
+#[derive(Clone)]
+pub struct Next(Arc<dyn Erased>);
+
+trait Erased: Send + Sync {
+    fn call(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, Error>>;
+}
+
+struct Erase<S>(S);
+
+/// The user's layers, in the order they were added: the first is outermost.
+#[derive(Clone, Default)]
+pub struct Stages(Arc<Vec<Entry>>);
+
+#[derive(Clone)]
+struct Entry {
+    stage: Stage,
+    name: Arc<str>,
+    service: Option<Arc<str>>,
+    wrap: Arc<dyn Fn(Next) -> Next + Send + Sync>,
+}
+
+/// A stage with the user's layers around it, or without any.
+#[derive(Clone)]
+pub enum Staged<S> {
+    /// None: the inner service itself.
+    Plain(S),
+    /// The outermost of the user's layers.
+    User(Next),
+}
+
+pin_project! {
+    /// The future of a [`Staged`].
+    #[project = StagedProjection]
+    pub enum StagedFuture<F> {
+        /// The inner service's own.
+        Plain { #[pin] inner: F },
+        /// Of the user's layers.
+        User { inner: BoxFuture<'static, Result<Reply, Error>> },
+    }
+}
+
+// === impl Next ===
+
+impl Next {
+    /// Erases `service`, which has to be always ready.
+    pub fn new<S>(service: S) -> Self
+    where
+        S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+    {
+        Next(Arc::new(Erase(service)))
+    }
+
+    /// Passes the call on.
+    pub fn run(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, Error>> {
+        self.0.call(call)
+    }
+}
+
+impl<S> Erased for Erase<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+{
+    fn call(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, Error>> {
+        Box::pin(self.0.clone().call(call))
+    }
+}
+
+impl Service<Invocation> for Next {
+    type Response = Reply;
+    type Error = Error;
+    type Future = BoxFuture<'static, Result<Reply, Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Invocation) -> Self::Future {
+        self.0.call(call)
+    }
+}
+
+impl std::fmt::Debug for Next {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Next")
+    }
+}
+
+// === impl Stages ===
+
+impl Stages {
+    /// Adds a tower layer at `stage`, for calls to `service` or for all. Its service is made ready
+    /// before each call, so layers that wait in `poll_ready` work too.
+    pub fn add_layer<L>(&mut self, stage: Stage, name: &str, service: Option<&str>, layer: L)
+    where
+        L: Layer<Next> + Send + Sync + 'static,
+        L::Service: Service<Invocation, Response = Reply> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Invocation>>::Error: Into<Error>,
+        <L::Service as Service<Invocation>>::Future: Send + 'static,
+    {
+        self.push(stage, name, service, move |next| Next(Arc::new(Foreign(layer.layer(next)))));
+    }
+
+    /// Adds an async function over the call and what is inside.
+    pub fn add_fn<F, Fut>(&mut self, stage: Stage, name: &str, service: Option<&str>, function: F)
+    where
+        F: Fn(Invocation, Next) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Reply, Error>> + Send + 'static,
+    {
+        let function = Arc::new(function);
+        self.push(stage, name, service, move |next| {
+            Next(Arc::new(Function { function: function.clone(), next }))
+        });
+    }
+
+    fn push(
+        &mut self,
+        stage: Stage,
+        name: &str,
+        service: Option<&str>,
+        wrap: impl Fn(Next) -> Next + Send + Sync + 'static,
+    ) {
+        let entry =
+            Entry { stage, name: name.into(), service: service.map(Into::into), wrap: Arc::new(wrap) };
+        Arc::make_mut(&mut self.0).push(entry);
+    }
+
+    /// Puts the layers of `stage` around `inner`.
+    pub(crate) fn at<S>(&self, stage: Stage, service: &str, inner: S) -> Staged<S>
+    where
+        S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+    {
+        let mut entries = self.of(stage, service).rev();
+        match entries.next() {
+            None => Staged::Plain(inner),
+            Some(innermost) => {
+                let first = (innermost.wrap)(Next::new(inner));
+                Staged::User(entries.fold(first, |next, entry| (entry.wrap)(next)))
+            }
+        }
+    }
+
+    /// The names of the layers at `stage`, outermost first.
+    pub fn names(&self, stage: Stage, service: &str) -> Vec<Arc<str>> {
+        self.of(stage, service).map(|entry| entry.name.clone()).collect()
+    }
+
+    fn of(&self, stage: Stage, service: &str) -> impl DoubleEndedIterator<Item = &Entry> {
+        let applies = move |entry: &&Entry| {
+            entry.stage == stage && entry.service.as_deref().is_none_or(|only| only == service)
+        };
+        self.0.iter().filter(applies)
+    }
+}
+
+impl Stage {
+    /// Which end of a call it is on.
+    pub fn side(self) -> Side {
+        match self {
+            Stage::Call | Stage::Attempt | Stage::Node => Side::Client,
+            Stage::ServerCall | Stage::Handler => Side::Server,
+        }
+    }
+}
+
+/// A user's tower service: made ready on a clone of its own for each call.
+struct Foreign<S>(S);
+
+impl<S> Erased for Foreign<S>
+where
+    S: Service<Invocation, Response = Reply> + Clone + Send + Sync + 'static,
+    S::Error: Into<Error>,
+    S::Future: Send + 'static,
+{
+    fn call(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, Error>> {
+        let mut service = self.0.clone();
+        Box::pin(async move {
+            std::future::poll_fn(|cx| service.poll_ready(cx)).await.map_err(Into::into)?;
+            service.call(call).await.map_err(Into::into)
+        })
+    }
+}
+
+struct Function<F> {
+    function: Arc<F>,
+    next: Next,
+}
+
+impl<F, Fut> Erased for Function<F>
+where
+    F: Fn(Invocation, Next) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Reply, Error>> + Send + 'static,
+{
+    fn call(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, Error>> {
+        Box::pin((self.function)(call, self.next.clone()))
+    }
+}
+
+// === impl Staged ===
+
+impl<S> Service<Invocation> for Staged<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Error>,
+{
+    type Response = Reply;
+    type Error = Error;
+    type Future = StagedFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        match self {
+            Staged::Plain(inner) => inner.poll_ready(cx),
+            Staged::User(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn call(&mut self, call: Invocation) -> Self::Future {
+        match self {
+            Staged::Plain(inner) => StagedFuture::Plain { inner: inner.call(call) },
+            Staged::User(next) => StagedFuture::User { inner: next.run(call) },
+        }
+    }
+}
+
+impl<F: Future<Output = Result<Reply, Error>>> Future for StagedFuture<F> {
+    type Output = Result<Reply, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            StagedProjection::Plain { inner } => inner.poll(cx),
+            StagedProjection::User { inner } => inner.as_mut().poll(cx),
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! One suite for each port: what its documentation promises, as a test that any implementation runs.
+pub mod config_source;
+pub mod registry;

@@ -1,0 +1,423 @@
+//! The words of settings: `250ms`, `100/s`, `20%`, `off`; and settings in layers.
+use std::{fmt, str::FromStr, time::Duration};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// A length of time, written `250ms`, `1.5s`, `2m` or `1h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+/// A length of time that is not nothing: `0s` is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PositiveSpan(Duration);
+
+/// A share of the whole, from 0 to 1, written `20%`.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct Ratio(f64);
+
+/// How many in how long, written `100/s`, `5/m` or `2/h`. 0 means none at all.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rate {
+    count: u32,
+    per: Duration,
+}
+
+/// A mechanism's settings, or the word `off`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Switch<T> {
+    /// Not at all.
+    Off,
+    /// As said.
+    On(T),
+}
+
+/// What some layers of settings say about a `T`, applied in order to what holds so far.
+pub trait Patch: Clone + Default {
+    /// The settings, complete.
+    type Full: Clone + Default;
+
+    /// Replaces what this layer says; leaves the rest.
+    fn apply(&self, full: &mut Self::Full);
+}
+
+/// Declares settings twice: complete with defaults, and as the patch that people write, where every
+/// key is optional. Keys nobody knows are errors.
+#[macro_export]
+macro_rules! settings {
+    (
+        $(#[$meta:meta])*
+        pub struct $full:ident, $patch:ident {
+            $( $(#[$field_meta:meta])* pub $field:ident : $ty:ty = $default:expr ),* $(,)?
+        }
+    ) => {
+        $(#[$meta])*
+        #[derive(Clone, Debug, PartialEq)]
+        pub struct $full { $( $(#[$field_meta])* pub $field: $ty ),* }
+
+        impl Default for $full {
+            fn default() -> Self {
+                $full { $( $field: $default ),* }
+            }
+        }
+
+        #[doc = concat!("What one layer of settings says of [`", stringify!($full), "`].")]
+        #[derive(Clone, Debug, Default, PartialEq, ::serde::Deserialize, ::serde::Serialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $patch {
+            $( $(#[$field_meta])* #[serde(skip_serializing_if = "Option::is_none")] pub $field: Option<$ty> ),*
+        }
+
+        impl $crate::units::Patch for $patch {
+            type Full = $full;
+            fn apply(&self, full: &mut $full) {
+                $( if let Some(value) = &self.$field { full.$field = value.clone(); } )*
+            }
+        }
+    };
+}
+
+// === impl Span ===
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let help = || format!("`{text}` is no length of time; write 300ms, 1.5s, 2m or 1h");
+        let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+        let (number, unit) = (text[..split].trim(), &text[split..]);
+        if number.starts_with('-') {
+            return Err(format!("`{text}` is negative; a length of time is not"));
+        }
+        let value: f64 = number.parse().map_err(|_| help())?;
+        let seconds = match unit {
+            "us" => value / 1e6,
+            "ms" => value / 1e3,
+            "s" => value,
+            "m" => value * 60.0,
+            "h" => value * 3600.0,
+            "" => return Err(format!("`{text}` has no unit; write {text}ms or {text}s")),
+            _ => return Err(format!("`{unit}` is no unit of time; write us, ms, s, m or h")),
+        };
+        Duration::try_from_secs_f64(seconds)
+            .ok()
+            .filter(|span| *span <= Duration::from_secs(366 * 24 * 3600))
+            .map(Span)
+            .ok_or_else(|| format!("`{text}` is longer than a year"))
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let micros = self.0.as_micros();
+        match micros {
+            0 => f.write_str("0s"),
+            m if m % 3_600_000_000 == 0 => write!(f, "{}h", m / 3_600_000_000),
+            m if m % 60_000_000 == 0 => write!(f, "{}m", m / 60_000_000),
+            m if m % 1_000_000 == 0 => write!(f, "{}s", m / 1_000_000),
+            m if m % 1_000 == 0 => write!(f, "{}ms", m / 1_000),
+            m if m >= 1_000_000 => write!(f, "{}s", m as f64 / 1e6),
+            m if m >= 1_000 => write!(f, "{}ms", m as f64 / 1e3),
+            m => write!(f, "{m}us"),
+        }
+    }
+}
+
+impl From<Duration> for Span {
+    fn from(span: Duration) -> Self {
+        Span(span)
+    }
+}
+
+// === impl PositiveSpan ===
+
+impl PositiveSpan {
+    /// `None` for a length of nothing.
+    pub fn new(span: Duration) -> Option<Self> {
+        (!span.is_zero()).then_some(PositiveSpan(span))
+    }
+
+    /// `millis` milliseconds, or one if that is nothing.
+    pub const fn from_millis(millis: u64) -> Self {
+        PositiveSpan(Duration::from_millis(if millis == 0 { 1 } else { millis }))
+    }
+
+    /// The length.
+    pub const fn get(self) -> Duration {
+        self.0
+    }
+}
+
+impl FromStr for PositiveSpan {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Span(span) = text.parse()?;
+        Self::new(span)
+            .ok_or_else(|| format!("`{text}` is nothing; write more, or `off` where that is allowed"))
+    }
+}
+
+impl fmt::Display for PositiveSpan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Span(self.0).fmt(f)
+    }
+}
+
+// === impl Ratio ===
+
+impl Ratio {
+    /// `percent` hundredths; anything over 100 is 100.
+    pub const fn percent(percent: u8) -> Self {
+        Ratio(if percent > 100 { 1.0 } else { percent as f64 / 100.0 })
+    }
+
+    /// `None` outside 0 to 1.
+    pub fn new(share: f64) -> Option<Self> {
+        (0.0..=1.0).contains(&share).then_some(Ratio(share))
+    }
+
+    /// From 0 to 1.
+    pub const fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl FromStr for Ratio {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some(number) = text.strip_suffix('%') else {
+            return Err(format!("`{text}` has no unit; write a share as 20%"));
+        };
+        let percent: f64 = number.trim().parse().map_err(|_| format!("`{text}` is no share; write 20%"))?;
+        Ratio::new(percent / 100.0).ok_or_else(|| format!("`{text}` is no share; it goes from 0% to 100%"))
+    }
+}
+
+impl fmt::Display for Ratio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%", (self.0 * 1e6).round() / 1e4)
+    }
+}
+
+// === impl Rate ===
+
+impl Rate {
+    /// `count` in every second.
+    pub const fn per_second(count: u32) -> Self {
+        Rate { count, per: Duration::from_secs(1) }
+    }
+
+    /// `count` in every `per`.
+    pub const fn new(count: u32, per: Duration) -> Self {
+        Rate { count, per }
+    }
+
+    /// The time between two at this rate; `None` when there are none at all.
+    pub fn interval(self) -> Option<Duration> {
+        (self.count > 0).then(|| self.per / self.count)
+    }
+
+    /// How many in a second.
+    pub fn hertz(self) -> f64 {
+        f64::from(self.count) / self.per.as_secs_f64()
+    }
+
+    /// The number before the slash.
+    pub const fn count(self) -> u32 {
+        self.count
+    }
+}
+
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let help = || format!("`{text}` is no rate; write 100/s, 5/m or 2/h");
+        let (count, unit) = text.split_once('/').ok_or_else(|| match text.trim().parse::<u32>() {
+            Ok(_) => format!("`{text}` has no unit; write {text}/s or {text}/m"),
+            Err(_) => help(),
+        })?;
+        let per = match unit.trim() {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            _ => return Err(help()),
+        };
+        Ok(Rate { count: count.trim().parse().map_err(|_| help())?, per: Duration::from_secs(per) })
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.per.as_secs() {
+            3600 => write!(f, "{}/h", self.count),
+            60 => write!(f, "{}/m", self.count),
+            _ => write!(f, "{}/s", self.count),
+        }
+    }
+}
+
+// === impl Switch ===
+
+impl<T> Switch<T> {
+    /// The settings, unless it is off.
+    pub fn on(&self) -> Option<&T> {
+        match self {
+            Switch::Off => None,
+            Switch::On(value) => Some(value),
+        }
+    }
+}
+
+impl<P: Patch> Switch<P> {
+    /// What holds after this layer: switching on starts from the defaults, or from what was on.
+    pub fn over(layer: Option<&Self>, below: Option<P::Full>) -> Option<P::Full> {
+        match layer {
+            None => below,
+            Some(Switch::Off) => None,
+            Some(Switch::On(patch)) => {
+                let mut full = below.unwrap_or_default();
+                patch.apply(&mut full);
+                Some(full)
+            }
+        }
+    }
+}
+
+/// Reads the words `off` and (from YAML 1.1 habits) `false`; everything else goes to `T`.
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Switch<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Visitor<T>(std::marker::PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> de::Visitor<'de> for Visitor<T> {
+            type Value = Switch<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("settings, or off")
+            }
+            fn visit_bool<E: de::Error>(self, on: bool) -> Result<Self::Value, E> {
+                match on {
+                    false => Ok(Switch::Off),
+                    true => Err(E::invalid_type(de::Unexpected::Bool(true), &self)),
+                }
+            }
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<Self::Value, E> {
+                match word {
+                    "off" => Ok(Switch::Off),
+                    word => T::deserialize(de::value::StrDeserializer::new(word)).map(Switch::On),
+                }
+            }
+            fn visit_u64<E: de::Error>(self, n: u64) -> Result<Self::Value, E> {
+                T::deserialize(de::value::U64Deserializer::new(n)).map(Switch::On)
+            }
+            fn visit_i64<E: de::Error>(self, n: i64) -> Result<Self::Value, E> {
+                T::deserialize(de::value::I64Deserializer::new(n)).map(Switch::On)
+            }
+            fn visit_f64<E: de::Error>(self, n: f64) -> Result<Self::Value, E> {
+                T::deserialize(de::value::F64Deserializer::new(n)).map(Switch::On)
+            }
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                T::deserialize(de::value::MapAccessDeserializer::new(map)).map(Switch::On)
+            }
+            fn visit_seq<A: de::SeqAccess<'de>>(self, seq: A) -> Result<Self::Value, A::Error> {
+                T::deserialize(de::value::SeqAccessDeserializer::new(seq)).map(Switch::On)
+            }
+        }
+        from.deserialize_any(Visitor(std::marker::PhantomData))
+    }
+}
+
+impl<T: Serialize> Serialize for Switch<T> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Switch::Off => to.serialize_str("off"),
+            Switch::On(value) => value.serialize(to),
+        }
+    }
+}
+
+/// Written as text by `Display`, read by `FromStr`; a bare number gets the message of its text.
+macro_rules! text {
+    ($($ty:ty: $expects:literal),*) => { $(
+        impl ::serde::Serialize for $ty {
+            fn serialize<S: ::serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.collect_str(self)
+            }
+        }
+
+        impl<'de> ::serde::Deserialize<'de> for $ty {
+            fn deserialize<D: ::serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                use ::serde::de;
+                struct Visitor;
+                impl de::Visitor<'_> for Visitor {
+                    type Value = $ty;
+                    fn expecting(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+                        f.write_str($expects)
+                    }
+                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$ty, E> {
+                        text.parse().map_err(E::custom)
+                    }
+                    fn visit_i64<E: de::Error>(self, n: i64) -> Result<$ty, E> {
+                        n.to_string().parse().map_err(E::custom)
+                    }
+                    fn visit_u64<E: de::Error>(self, n: u64) -> Result<$ty, E> {
+                        n.to_string().parse().map_err(E::custom)
+                    }
+                    fn visit_f64<E: de::Error>(self, n: f64) -> Result<$ty, E> {
+                        n.to_string().parse().map_err(E::custom)
+                    }
+                }
+                from.deserialize_any(Visitor)
+            }
+        }
+    )* };
+}
+
+pub(crate) use text;
+
+text!(Span: "a length of time as in 300ms", PositiveSpan: "a length of time as in 300ms", Ratio: "a share as in 20%", Rate: "a rate as in 100/s");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check<T: FromStr<Err = String> + fmt::Display>(text: &str, expected: &str) {
+        let got = text.parse::<T>().map_or_else(|why| why, |value| value.to_string());
+        assert_eq!(got, expected, "{text}");
+    }
+
+    #[test]
+    fn lengths_of_time() {
+        check::<Span>("300ms", "300ms");
+        check::<Span>("1.5s", "1500ms");
+        check::<Span>("90m", "90m");
+        check::<Span>("0s", "0s");
+        check::<Span>("300", "`300` has no unit; write 300ms or 300s");
+        check::<Span>("3 parsecs", "`parsecs` is no unit of time; write us, ms, s, m or h");
+        check::<Span>("-1s", "`-1s` is negative; a length of time is not");
+        check::<Span>("99999999h", "`99999999h` is longer than a year");
+        check::<PositiveSpan>("0ms", "`0ms` is nothing; write more, or `off` where that is allowed");
+    }
+
+    #[test]
+    fn shares_and_rates() {
+        check::<Ratio>("20%", "20%");
+        check::<Ratio>("0.5%", "0.5%");
+        check::<Ratio>("120%", "`120%` is no share; it goes from 0% to 100%");
+        check::<Ratio>("0.2", "`0.2` has no unit; write a share as 20%");
+        check::<Rate>("100/s", "100/s");
+        check::<Rate>("100", "`100` has no unit; write 100/s or 100/m");
+        check::<Rate>("-1/s", "`-1/s` is no rate; write 100/s, 5/m or 2/h");
+    }
+
+    #[test]
+    fn off_is_a_word_or_false() {
+        let read = |json: &str| serde_json::from_str::<Switch<Span>>(json);
+        assert_eq!(read("\"off\"").unwrap(), Switch::Off);
+        assert_eq!(read("false").unwrap(), Switch::Off);
+        assert_eq!(read("\"1s\"").unwrap(), Switch::On(Span(Duration::from_secs(1))));
+        assert!(read("true").is_err());
+    }
+}
