@@ -20,8 +20,10 @@ pub struct Finding {
     pub path: String,
     /// What is wrong.
     pub message: String,
-    /// What was found, and what could stand there instead.
-    pub instead: Option<(String, Vec<String>)>,
+    /// The word that is wrong. Default the one that stands at the path.
+    pub found: Option<String>,
+    /// What could stand there instead, if that is known.
+    pub allowed: Vec<String>,
 }
 
 // === impl Finding ===
@@ -29,7 +31,8 @@ pub struct Finding {
 impl Finding {
     /// Keeps the document from being used.
     pub fn error(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Finding { severity: Severity::Error, path: path.into(), message: message.into(), instead: None }
+        let (path, message) = (path.into(), message.into());
+        Finding { severity: Severity::Error, path, message, found: None, allowed: Vec::new() }
     }
 
     /// Does not.
@@ -39,7 +42,8 @@ impl Finding {
 
     /// The same, with what could stand there instead of `found`.
     pub fn instead(mut self, found: &str, allowed: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        self.instead = Some((found.to_string(), allowed.into_iter().map(Into::into).collect()));
+        self.found = Some(found.to_string());
+        self.allowed = allowed.into_iter().map(Into::into).collect();
         self
     }
 
@@ -64,9 +68,19 @@ impl Finding {
         }
         let at = at.filter(|at| at.line > 0 || at.origin.name != "defaults");
         let problem = Problem { severity: self.severity, ..Problem::error(path, at, self.message) };
-        match self.instead {
-            Some((found, allowed)) => problem.instead(&found, allowed),
-            None => problem,
+        let written = tree.at(&found).and_then(|node| match &node.value {
+            Value::Plain(word) | Value::Quoted(word) => Some(word.as_str()),
+            _ => None,
+        });
+        match self.found.as_deref().or(written) {
+            Some(word) => problem.instead(word, self.allowed),
+            None => Problem { allowed: self.allowed, ..problem },
         }
+    }
+}
+
+impl From<chassis_core::policy::Problem> for Finding {
+    fn from(problem: chassis_core::policy::Problem) -> Self {
+        Finding { allowed: problem.allowed, ..Finding::error(problem.path, problem.message) }
     }
 }
