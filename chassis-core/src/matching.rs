@@ -1,0 +1,415 @@
+//! Which calls a rule is about: one matcher for routes, limits, faults and retries.
+//!
+//! [`Match`] is what people write, [`Matcher`] what it becomes: compiled once with its settings, then asked
+//! by every call, without allocating (but for a query that is percent-encoded).
+mod glob;
+mod read;
+mod value;
+
+use std::{collections::BTreeMap, fmt};
+
+use http::{HeaderMap, HeaderName, Method};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+pub use self::value::{IntMatch, ValueMatch};
+use self::{glob::Glob, read::text_or_map, value::Value};
+use crate::call::Target;
+
+/// Calls of which all that is said here is true. Nothing said, it is all calls.
+///
+/// ```
+/// use chassis_core::matching::{Match, Matcher};
+///
+/// let json = r#"{ "http": "GET /orders/**", "header": { "x-canary": "true" }, "not": { "caller": "batch-*" } }"#;
+/// let written: Match = serde_json::from_str(json).unwrap();
+/// assert!(Matcher::compile(&written, &Default::default()).is_ok());
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Match {
+    /// The operation, as a glob or a list of globs, one of which has to fit: `stock.v1.Stock/*`,
+    /// `GET /stock/{id}`. `*` stands for anything but `/`, `**` for anything at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub operation: Option<OneOrMany>,
+    /// The HTTP method, or a list of methods. Calls of gRPC are `POST`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<OneOrMany>,
+    /// The raw path, as a glob or template or a list of them: `/orders/**` (and `/orders` itself),
+    /// `/orders/{id}/items`. `{id}` stands for one segment, which is not empty; `{*rest}` for the rest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<OneOrMany>,
+    /// Method and path in one: `GET /orders/**`, or a list of such.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<OneOrMany>,
+    /// Headers, or metadata of gRPC, by name. Where one is repeated, any of its values may match.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub header: BTreeMap<String, ValueMatch>,
+    /// The same as `header`, in the words of gRPC. Values of `-bin` keys are compared as the base64 they
+    /// travel as.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, ValueMatch>,
+    /// Parameters of the query by name, decoded. Where one is repeated, any of its values may match.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub query: BTreeMap<String, ValueMatch>,
+    /// The calling service: a glob for its name, or `{ name: …, labels: … }`. Nobody where nobody said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caller: Option<CallerMatch>,
+    /// Labels of the calling service.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub caller_labels: BTreeMap<String, ValueMatch>,
+    /// At least one of these. An empty list is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub any: Option<Vec<MatchRef>>,
+    /// All of these. An empty list is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub all: Option<Vec<MatchRef>>,
+    /// Not this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not: Option<Box<MatchRef>>,
+}
+
+/// A match in its place, or the name of one of `matches`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum MatchRef {
+    /// `match: beta`
+    Name(String),
+    /// `match: { header: { x-canary: "true" } }`
+    Inline(Box<Match>),
+}
+
+/// A text, or a list of texts of which one has to fit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OneOrMany(pub Vec<String>);
+
+/// The calling service: `batch-*`, or `{ name: batch-*, labels: { track: canary } }`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CallerMatch {
+    /// A glob for its name. Without one, any name.
+    pub name: Option<String>,
+    /// Its labels.
+    pub labels: BTreeMap<String, ValueMatch>,
+}
+
+/// A match, compiled. The default one is for all calls.
+#[derive(Clone, Debug, Default)]
+pub struct Matcher(Vec<Test>);
+
+/// What a matcher looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// Operation and caller.
+    pub target: &'a Target,
+    /// The HTTP method; `POST` for gRPC.
+    pub method: &'a Method,
+    /// The raw path.
+    pub path: &'a str,
+    /// The raw query, without its question mark.
+    pub query: Option<&'a str>,
+    /// Headers or metadata.
+    pub metadata: &'a HeaderMap,
+}
+
+/// Why a match does not compile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key within the match, as in `any[1].header.x-canary.regex`; empty for the match itself.
+    pub path: String,
+    /// What is wrong there.
+    pub message: String,
+    /// What was found, and what could stand there instead.
+    pub instead: Option<(String, Vec<String>)>,
+}
+
+#[derive(Clone, Debug)]
+enum Test {
+    Method(Vec<Method>),
+    Operation(Vec<Glob>),
+    Path(Vec<Glob>),
+    Http(Vec<(Method, Glob)>),
+    Caller(Glob),
+    CallerLabel(String, Value),
+    Header(HeaderName, Value),
+    Query(String, Value),
+    Any(Vec<Matcher>),
+    Not(Matcher),
+}
+
+/// The named matches, and those we are in the middle of.
+struct Compiler<'a> {
+    named: &'a BTreeMap<String, Match>,
+    within: Vec<&'a str>,
+}
+
+// === impl Matcher ===
+
+impl Matcher {
+    /// Compiles `written`, with those of `named` that it refers to.
+    pub fn compile(written: &Match, named: &BTreeMap<String, Match>) -> Result<Self, Problem> {
+        Compiler { named, within: Vec::new() }.compile(written)
+    }
+
+    /// The same for a match in its place or by its name.
+    pub fn resolve(written: &MatchRef, named: &BTreeMap<String, Match>) -> Result<Self, Problem> {
+        Compiler { named, within: Vec::new() }.resolve(written)
+    }
+
+    /// Is it about this call?
+    pub fn matches(&self, call: &Subject<'_>) -> bool {
+        self.0.iter().all(|test| test.matches(call))
+    }
+
+    /// Is it about all calls, whatever they are?
+    pub fn is_everything(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+// === impl Test ===
+
+impl Test {
+    fn matches(&self, call: &Subject<'_>) -> bool {
+        match self {
+            Test::Method(methods) => methods.contains(call.method),
+            Test::Operation(globs) => globs.iter().any(|glob| glob.matches(call.target.operation.as_str())),
+            Test::Path(globs) => globs.iter().any(|glob| glob.matches(call.path)),
+            Test::Http(both) => both.iter().any(|(m, glob)| m == call.method && glob.matches(call.path)),
+            Test::Caller(glob) => call.target.caller_name().is_some_and(|name| glob.matches(name)),
+            Test::CallerLabel(name, value) => value.matches(|| call.target.caller_label(name).into_iter()),
+            Test::Header(name, value) => value.matches(|| call.metadata.get_all(name).into_iter()),
+            Test::Query(name, value) => value.matches(|| value::parameters(call.query, name)),
+            Test::Any(matchers) => matchers.iter().any(|matcher| matcher.matches(call)),
+            Test::Not(matcher) => !matcher.matches(call),
+        }
+    }
+}
+
+// === impl Compiler ===
+
+impl<'a> Compiler<'a> {
+    fn resolve(&mut self, written: &'a MatchRef) -> Result<Matcher, Problem> {
+        let name = match written {
+            MatchRef::Inline(written) => return self.compile(written),
+            MatchRef::Name(name) => name,
+        };
+        let Some(found) = self.named.get(name) else {
+            let message = format!("no match is named `{name}`");
+            let instead = Some((name.clone(), self.named.keys().cloned().collect()));
+            return Err(Problem { instead, ..Problem::new(message) });
+        };
+        if self.within.contains(&name.as_str()) {
+            let round = self.within.join("` → `");
+            return Err(Problem::new(format!("matches go round in a circle: `{round}` → `{name}`")));
+        }
+        self.within.push(name);
+        let compiled = self.compile(found);
+        self.within.pop();
+        // The place in the other match is not one within this one.
+        compiled.map_err(|problem| Problem::new(format!("match `{name}`: {problem}")))
+    }
+
+    /// The cheapest tests come first.
+    fn compile(&mut self, written: &'a Match) -> Result<Matcher, Problem> {
+        let mut tests = Vec::new();
+        if let Some(methods) = &written.method {
+            tests.push(Test::Method(methods.each("method", method)?));
+        }
+        if let Some(globs) = &written.operation {
+            tests.push(Test::Operation(globs.each("operation", Glob::name)?));
+        }
+        if let Some(both) = &written.http {
+            tests.push(Test::Http(both.each("http", method_and_path)?));
+        }
+        if let Some(globs) = &written.path {
+            tests.push(Test::Path(globs.each("path", Glob::path)?));
+        }
+        if let Some(caller) = &written.caller {
+            if let Some(name) = &caller.name {
+                tests.push(Test::Caller(Glob::name(name).map_err(|why| Problem::new(why).under("caller"))?));
+            }
+            let labels = values(&caller.labels).map_err(|problem| problem.under("caller.labels"))?;
+            tests.extend(labels.map(|(name, value)| Test::CallerLabel(name, value)));
+        }
+        let labels = values(&written.caller_labels).map_err(|problem| problem.under("caller_labels"))?;
+        tests.extend(labels.map(|(name, value)| Test::CallerLabel(name, value)));
+        for (key, headers) in [("header", &written.header), ("metadata", &written.metadata)] {
+            for (name, value) in values(headers).map_err(|problem| problem.under(key))? {
+                let header = HeaderName::try_from(&name);
+                let header = header.map_err(|_| Problem::new(format!("`{name}` is no name of a header")));
+                let header = header.map_err(|problem| problem.under(&name).under(key))?;
+                tests.push(Test::Header(header, value));
+            }
+        }
+        let parameters = values(&written.query).map_err(|problem| problem.under("query"))?;
+        tests.extend(parameters.map(|(name, value)| Test::Query(name, value)));
+        if let Some(all) = &written.all {
+            tests.extend(self.list("all", all)?.into_iter().flat_map(|matcher| matcher.0));
+        }
+        if let Some(any) = &written.any {
+            tests.push(Test::Any(self.list("any", any)?));
+        }
+        if let Some(not) = &written.not {
+            tests.push(Test::Not(self.resolve(not).map_err(|problem| problem.under("not"))?));
+        }
+        Ok(Matcher(tests))
+    }
+
+    fn list(&mut self, key: &str, list: &'a [MatchRef]) -> Result<Vec<Matcher>, Problem> {
+        if list.is_empty() {
+            return Err(Problem::new("the list is empty").under(key));
+        }
+        let each = list.iter().enumerate();
+        each.map(|(i, one)| self.resolve(one).map_err(|problem| problem.under(&format!("{key}[{i}]"))))
+            .collect()
+    }
+}
+
+/// Letters in either case; HTTP has them in capitals.
+fn method(text: &str) -> Result<Method, String> {
+    let known = || Method::from_bytes(text.to_ascii_uppercase().as_bytes()).ok();
+    known().ok_or_else(|| format!("`{text}` is no method; write GET, or a list of methods"))
+}
+
+fn method_and_path(text: &str) -> Result<(Method, Glob), String> {
+    let Some((verb, path)) = text.split_once(' ') else {
+        return Err(format!("`{text}` is not both method and path; write `GET /orders/**`"));
+    };
+    Ok((method(verb)?, Glob::path(path.trim_start())?))
+}
+
+fn values(
+    written: &BTreeMap<String, ValueMatch>,
+) -> Result<impl Iterator<Item = (String, Value)> + use<>, Problem> {
+    let compile = |(name, value): (&String, _)| match Value::compile(value) {
+        Ok(value) => Ok((name.clone(), value)),
+        Err(problem) => Err(problem.under(name)),
+    };
+    Ok(written.iter().map(compile).collect::<Result<Vec<_>, _>>()?.into_iter())
+}
+
+// === impl Problem ===
+
+impl Problem {
+    fn new(message: impl Into<String>) -> Self {
+        Problem { path: String::new(), message: message.into(), instead: None }
+    }
+
+    /// The same, seen from where `key` leads to it.
+    pub fn under(self, key: &str) -> Self {
+        let dot = if self.path.is_empty() || self.path.starts_with('[') { "" } else { "." };
+        Problem { path: format!("{key}{dot}{}", self.path), ..self }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.path.as_str() {
+            "" => f.write_str(&self.message),
+            path => write!(f, "{path}: {}", self.message),
+        }
+    }
+}
+
+// === impl OneOrMany ===
+
+impl OneOrMany {
+    fn each<T>(&self, key: &str, compile: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, Problem> {
+        match &*self.0 {
+            [] => Err(Problem::new("the list is empty").under(key)),
+            [one] => Ok(vec![compile(one).map_err(|why| Problem::new(why).under(key))?]),
+            many => {
+                let at = |i| format!("{key}[{i}]");
+                let each = many.iter().enumerate();
+                each.map(|(i, one)| compile(one).map_err(|why| Problem::new(why).under(&at(i)))).collect()
+            }
+        }
+    }
+}
+
+impl From<&str> for OneOrMany {
+    fn from(one: &str) -> Self {
+        OneOrMany(vec![one.to_owned()])
+    }
+}
+
+impl Serialize for OneOrMany {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match &*self.0 {
+            [one] => one.serialize(to),
+            many => many.serialize(to),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for OneOrMany {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        read::one_or_many(from).map(OneOrMany)
+    }
+}
+
+// === impl MatchRef, CallerMatch ===
+
+impl From<Match> for MatchRef {
+    fn from(written: Match) -> Self {
+        MatchRef::Inline(Box::new(written))
+    }
+}
+
+impl Serialize for MatchRef {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            MatchRef::Name(name) => name.serialize(to),
+            MatchRef::Inline(written) => written.serialize(to),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for MatchRef {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        text_or_map(from, "the name of a match, or a match", MatchRef::Name, |written: Match| written.into())
+    }
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct CallerTable {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    labels: BTreeMap<String, ValueMatch>,
+}
+
+impl Serialize for CallerMatch {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match (&self.name, self.labels.is_empty()) {
+            (Some(name), true) => name.serialize(to),
+            _ => CallerTable { name: self.name.clone(), labels: self.labels.clone() }.serialize(to),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for CallerMatch {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let named = |name| CallerMatch { name: Some(name), labels: BTreeMap::new() };
+        let table = |CallerTable { name, labels }| CallerMatch { name, labels };
+        text_or_map(from, "a glob for a service's name, or a map of name and labels", named, table)
+    }
+}
+
+/// How many letters have to be put in, left out or changed to get from one to the other (Levenshtein): for
+/// *did you mean*.
+pub fn edit_distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, b) in other.iter().enumerate() {
+            let changed = diagonal + usize::from(a != *b);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[other.len()]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,311 @@
+//! What a header, a parameter or a label has to be.
+use std::borrow::Cow;
+
+use regex::bytes::{Regex, RegexBuilder};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::{Problem, read::text_or_map};
+
+/// A condition on a value: the value itself, or a map with one of these.
+///
+/// Where there are several values, one of them has to fit; `not` then means that none does, which is also
+/// true where there is no value at all.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(remote = "Self", rename_all = "lowercase")]
+pub enum ValueMatch {
+    /// Exactly this, in upper and lower case as written.
+    Exact(String),
+    /// Begins with this.
+    Prefix(String),
+    /// Ends with this.
+    Suffix(String),
+    /// Has this somewhere in it.
+    Contains(String),
+    /// All of it fits this regular expression, in the syntax of the `regex` crate, which takes linear time.
+    Regex(String),
+    /// Is there at all (`true`), or is not (`false`).
+    Present(bool),
+    /// Is a whole number in these bounds.
+    Int(IntMatch),
+    /// Does not fit this.
+    Not(Box<ValueMatch>),
+}
+
+/// Bounds on a whole number from -2⁶³ to 2⁶³ - 1, all of which hold. None at all are refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct IntMatch {
+    /// Equal to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eq: Option<i64>,
+    /// Not equal to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ne: Option<i64>,
+    /// Less than.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lt: Option<i64>,
+    /// Less than or equal to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub le: Option<i64>,
+    /// Greater than.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gt: Option<i64>,
+    /// Greater than or equal to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ge: Option<i64>,
+}
+
+/// A [`ValueMatch`], compiled.
+#[derive(Clone, Debug)]
+pub(super) enum Value {
+    Exact(String),
+    Prefix(String),
+    Suffix(String),
+    Contains(String),
+    Regex(Regex),
+    Present(bool),
+    Int(IntMatch),
+    Not(Box<Value>),
+}
+
+/// What a regular expression may take when compiled, in bytes.
+const LARGEST: usize = 1 << 18;
+
+// === impl ValueMatch ===
+
+impl Serialize for ValueMatch {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            ValueMatch::Exact(text) => text.serialize(to),
+            other => ValueMatch::serialize(other, to),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ValueMatch {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Tagged(ValueMatch);
+        impl<'de> Deserialize<'de> for Tagged {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                ValueMatch::deserialize(from).map(Tagged)
+            }
+        }
+        text_or_map(from, "a text, or a map with one condition", ValueMatch::Exact, |Tagged(value)| value)
+    }
+}
+
+// === impl IntMatch ===
+
+impl IntMatch {
+    fn holds(&self, n: i64) -> bool {
+        self.eq.is_none_or(|bound| n == bound)
+            && self.ne.is_none_or(|bound| n != bound)
+            && self.lt.is_none_or(|bound| n < bound)
+            && self.le.is_none_or(|bound| n <= bound)
+            && self.gt.is_none_or(|bound| n > bound)
+            && self.ge.is_none_or(|bound| n >= bound)
+    }
+}
+
+// === impl Value ===
+
+impl Value {
+    pub(super) fn compile(written: &ValueMatch) -> Result<Self, Problem> {
+        let some = |text: &String, key| match text.is_empty() {
+            false => Ok(text.clone()),
+            true => Err(Problem::new("is empty, which every value fits; write `present: true`").under(key)),
+        };
+        Ok(match written {
+            ValueMatch::Exact(text) => Value::Exact(text.clone()),
+            ValueMatch::Prefix(text) => Value::Prefix(some(text, "prefix")?),
+            ValueMatch::Suffix(text) => Value::Suffix(some(text, "suffix")?),
+            ValueMatch::Contains(text) => Value::Contains(some(text, "contains")?),
+            ValueMatch::Regex(text) => {
+                Value::Regex(regex(text).map_err(|why| Problem::new(why).under("regex"))?)
+            }
+            ValueMatch::Present(there) => Value::Present(*there),
+            ValueMatch::Int(bounds) if *bounds == IntMatch::default() => {
+                return Err(Problem::new("has no bounds; write one of eq, ne, lt, le, gt, ge").under("int"));
+            }
+            ValueMatch::Int(bounds) => Value::Int(*bounds),
+            ValueMatch::Not(inner) => {
+                Value::Not(Box::new(Value::compile(inner).map_err(|problem| problem.under("not"))?))
+            }
+        })
+    }
+
+    /// Does one of the values fit? They are asked for again below each `not`.
+    pub(super) fn matches<I: Iterator<Item: AsRef<[u8]>>>(&self, values: impl Fn() -> I) -> bool {
+        match self {
+            Value::Not(inner) => !inner.matches(values),
+            Value::Present(there) => values().next().is_some() == *there,
+            one => values().any(|value| one.fits(value.as_ref())),
+        }
+    }
+
+    fn fits(&self, value: &[u8]) -> bool {
+        match self {
+            Value::Exact(text) => value == text.as_bytes(),
+            Value::Prefix(text) => value.starts_with(text.as_bytes()),
+            Value::Suffix(text) => value.ends_with(text.as_bytes()),
+            Value::Contains(text) => value.windows(text.len()).any(|part| part == text.as_bytes()),
+            Value::Regex(regex) => regex.is_match(value),
+            Value::Int(bounds) => {
+                let number = std::str::from_utf8(value).ok().and_then(|text| text.trim().parse().ok());
+                number.is_some_and(|n| bounds.holds(n))
+            }
+            Value::Present(_) | Value::Not(_) => false, // about all values: see `matches`
+        }
+    }
+}
+
+fn regex(text: &str) -> Result<Regex, String> {
+    let build = |text: &str| RegexBuilder::new(text).size_limit(LARGEST).dfa_size_limit(LARGEST).build();
+    // By itself first: in the group, `a)|(b` would be one.
+    build(text).and_then(|_| build(&format!(r"\A(?:{text})\z"))).map_err(|why| match why {
+        regex::Error::CompiledTooBig(_) => format!("`{text}` is too large a regular expression"),
+        why => format!("`{text}` is no regular expression: {}", why.to_string().lines().last().unwrap_or("")),
+    })
+}
+
+/// The values of the parameter `name` in a raw query. Decoded where need be: only that allocates.
+pub(super) fn parameters<'q>(query: Option<&'q str>, name: &str) -> impl Iterator<Item = Cow<'q, [u8]>> {
+    query.into_iter().flat_map(|query| query.split('&')).filter_map(move |pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (*decoded(key) == *name.as_bytes() && !pair.is_empty()).then(|| decoded(value))
+    })
+}
+
+/// Percent-decoded, with `+` for a space, as forms write it. What is no escape stands for itself.
+fn decoded(text: &str) -> Cow<'_, [u8]> {
+    let bytes = text.as_bytes();
+    if !bytes.iter().any(|byte| matches!(byte, b'%' | b'+')) {
+        return Cow::Borrowed(bytes);
+    }
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        match (first, tail) {
+            (b'+', _) => out.push(b' '),
+            (b'%', [high, low, after @ ..]) if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
+                let digit = |byte: &u8| char::from(*byte).to_digit(16).unwrap_or(0) as u8;
+                out.push(digit(high) << 4 | digit(low));
+                rest = after;
+            }
+            _ => out.push(*first),
+        }
+    }
+    Cow::Owned(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Does the condition hold for these values?
+    #[track_caller]
+    fn check(json: &str, values: &[&str], expected: bool) {
+        let written: ValueMatch = serde_json::from_str(json).unwrap();
+        let value = Value::compile(&written).unwrap();
+        assert_eq!(value.matches(|| values.iter()), expected, "{json} of {values:?}");
+        let again = serde_json::to_string(&written).unwrap();
+        assert_eq!(serde_json::from_str::<ValueMatch>(&again).unwrap(), written, "{again}");
+    }
+
+    #[test]
+    fn conditions() {
+        for (json, fits, other) in [
+            (r#""v2""#, "v2", "v22"),
+            (r#"{"exact": "v2"}"#, "v2", "V2"),
+            ("true", "true", "false"),
+            ("3", "3", "4"),
+            (r#"{"prefix": "v"}"#, "v2", "2v"),
+            (r#"{"suffix": "2"}"#, "v2", "2v"),
+            (r#"{"contains": "an"}"#, "canary", "cnary"),
+            (r#"{"regex": "a|bc"}"#, "bc", "abc"),
+            (r#"{"regex": "v[0-9]+"}"#, "v23", "v23 "),
+            (r#"{"int": {"ge": 10, "lt": 20}}"#, "10", "20"),
+            (r#"{"int": {"gt": -5, "le": 0}}"#, "-4", "-5"),
+            (r#"{"int": {"eq": 7}}"#, " 7", "seven"),
+            (r#"{"int": {"ne": 7}}"#, "8", "eight"),
+            (r#"{"not": "v2"}"#, "v3", "v2"),
+            (r#"{"not": {"not": {"prefix": "v"}}}"#, "v2", "2v"),
+        ] {
+            check(json, &[fits], true);
+            check(json, &[other], false);
+        }
+    }
+
+    #[test]
+    fn several_values_and_none() {
+        check(r#""b""#, &["a", "b"], true);
+        check(r#"{"not": "b"}"#, &["a", "b"], false);
+        check(r#"{"not": "b"}"#, &["a", "c"], true);
+        check(r#""b""#, &[], false);
+        check(r#"{"not": "b"}"#, &[], true);
+        check(r#"{"int": {"ne": 7}}"#, &[], false);
+        check(r#"{"present": true}"#, &[""], true);
+        check(r#"{"present": true}"#, &[], false);
+        check(r#"{"present": false}"#, &[], true);
+        check(r#"{"not": {"present": true}}"#, &[], true);
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_fit_nothing_but_are_there() {
+        let values = || [[0xFFu8, 0x80]].into_iter();
+        assert!(Value::Present(true).matches(values));
+        assert!(!Value::Regex(regex(".*").unwrap()).matches(values));
+        assert!(!Value::Int(IntMatch { ne: Some(1), ..IntMatch::default() }).matches(values));
+    }
+
+    #[track_caller]
+    fn check_refused(json: &str, expected: &str) {
+        let said = match serde_json::from_str::<ValueMatch>(json) {
+            Ok(written) => Value::compile(&written).unwrap_err().to_string(),
+            Err(why) => why.to_string(),
+        };
+        assert!(said.starts_with(expected), "{said}");
+    }
+
+    #[test]
+    fn refusals() {
+        check_refused(r#"{"regex": "a("}"#, "regex: `a(` is no regular expression: error: unclosed group");
+        check_refused(
+            r#"{"regex": "a)|(b"}"#,
+            "regex: `a)|(b` is no regular expression: error: unopened group",
+        );
+        check_refused(
+            r#"{"regex": "(\\w{90}){90}"}"#,
+            "regex: `(\\w{90}){90}` is too large a regular expression",
+        );
+        check_refused(r#"{"not": {"prefix": ""}}"#, "not.prefix: is empty, which every value fits");
+        check_refused(r#"{"int": {}}"#, "int: has no bounds; write one of eq, ne, lt, le, gt, ge");
+        check_refused(r#"{"int": {"min": 1}}"#, "unknown field `min`, expected one of `eq`, `ne`, `lt`");
+        check_refused(r#"{"prefx": "a"}"#, "unknown variant `prefx`, expected one of `exact`, `prefix`");
+        check_refused(
+            r#"{"prefix": "a", "suffix": "b"}"#,
+            "`suffix` is one too many here; write one, or use `all`",
+        );
+        check_refused(r#"["a"]"#, "invalid type: sequence, expected a text, or a map with one condition");
+    }
+
+    #[track_caller]
+    fn check_query(query: &str, name: &str, expected: &[&str]) {
+        let got: Vec<_> = parameters(Some(query), name).map(|value| value.into_owned()).collect();
+        assert_eq!(got, expected.iter().map(|value| value.as_bytes()).collect::<Vec<_>>(), "{query}");
+    }
+
+    #[test]
+    fn queries() {
+        check_query("a=1&b=2&a=3", "a", &["1", "3"]);
+        check_query("a&b=2", "a", &[""]);
+        check_query("a=b=c", "a", &["b=c"]);
+        check_query("a=1%202+3", "a", &["1 2 3"]);
+        check_query("%61=%C3%A4", "a", &["ä"]);
+        check_query("a=%&a=%zz&a=%4", "a", &["%", "%zz", "%4"]);
+        check_query("", "", &[]);
+        check_query("A=1", "a", &[]);
+        assert_eq!(parameters(None, "a").count(), 0);
+    }
+}
