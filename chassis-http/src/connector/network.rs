@@ -116,15 +116,13 @@ impl Listener for Tcp {
 impl Unix {
     async fn bind(path: &str) -> io::Result<Self> {
         let bound = match UnixListener::bind(path) {
-            Err(taken) if taken.kind() == io::ErrorKind::AddrInUse => {
-                match UnixStream::connect(path).await {
-                    Err(dead) if dead.kind() == io::ErrorKind::ConnectionRefused => {
-                        std::fs::remove_file(path)?;
-                        UnixListener::bind(path)
-                    }
-                    _ => Err(taken),
+            Err(taken) if taken.kind() == io::ErrorKind::AddrInUse => match UnixStream::connect(path).await {
+                Err(dead) if dead.kind() == io::ErrorKind::ConnectionRefused => {
+                    std::fs::remove_file(path)?;
+                    UnixListener::bind(path)
                 }
-            }
+                _ => Err(taken),
+            },
             bound => bound,
         };
         Ok(Unix { listener: bound?, path: path.to_owned() })

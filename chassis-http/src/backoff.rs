@@ -1,0 +1,62 @@
+//! How long to wait before the next attempt to connect.
+use std::time::Duration;
+
+use chassis_core::random::Random;
+
+/// Waits that grow with each failure in a row.
+///
+/// The first is short, since most losses are a restart or a connection's old age; the others follow
+/// gRPC's connection backoff (1 s, × 1.6, at most 120 s, ± 20 %).
+#[derive(Debug, Default)]
+pub(crate) struct Backoff {
+    failures: i32,
+}
+
+const FIRST: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(100));
+const BASE: f64 = 1.0;
+const FACTOR: f64 = 1.6;
+const MOST: f64 = 120.0;
+const JITTER: f64 = 0.2;
+
+// === impl Backoff ===
+
+impl Backoff {
+    /// The wait before the next attempt.
+    pub(crate) fn next(&mut self, random: &Random) -> Duration {
+        let failures = self.failures;
+        self.failures = failures.saturating_add(1);
+        if failures == 0 {
+            return random.between(FIRST.0, FIRST.1);
+        }
+        let seconds = (BASE * FACTOR.powi(failures - 1)).min(MOST);
+        Duration::from_secs_f64(seconds * (1.0 + JITTER * (2.0 * random.unit() - 1.0)))
+    }
+
+    /// A connection has served a call: the endpoint is well again. Merely connecting does not say so.
+    pub(crate) fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(wait: Duration, least_ms: u64, most_ms: u64) {
+        assert!((least_ms..=most_ms).contains(&(wait.as_millis() as u64)), "{wait:?}");
+    }
+
+    #[test]
+    fn grows_from_quick_to_two_minutes() {
+        let (mut backoff, random) = (Backoff::default(), Random::seeded(1));
+        check(backoff.next(&random), 50, 100);
+        check(backoff.next(&random), 800, 1_200);
+        check(backoff.next(&random), 1_280, 1_920);
+        check(backoff.next(&random), 2_048, 3_072);
+        (0..1_000).for_each(|_| check(backoff.next(&random), 0, 144_000));
+        check(backoff.next(&random), 96_000, 144_000);
+        backoff.reset();
+        check(backoff.next(&random), 50, 100);
+    }
+}

@@ -1,0 +1,89 @@
+//! What hyper's and h2's errors mean for a call: above all, whether it may have been executed.
+use std::error::Error as _;
+
+use chassis_core::{BoxError, Code, Error, Reason};
+
+/// Before the head of the answer came, over either version.
+///
+/// Executed it was certainly not when the server refused the stream, or said GOAWAY with a last
+/// stream below it: then h2 ends the stream with that GOAWAY as its error, whereas streams that the
+/// server still works on end with an I/O error, should the connection break.
+pub(crate) fn of_request(error: hyper::Error) -> Error {
+    if let Some(h2) = h2_error(&error) {
+        return of_stream(h2).with_source(error);
+    }
+    let (reason, message) = if error.is_parse_too_large() {
+        (Reason::TooLarge, "the answer's headers are over the limit")
+    } else if error.is_parse() {
+        (Reason::Malformed, "the answer is not HTTP")
+    } else if error.is_user() {
+        (Reason::Internal, "the request could not be sent")
+    } else if error.is_timeout() {
+        (Reason::ConnectionLost, "the endpoint no longer answers pings")
+    } else {
+        (Reason::ConnectionLost, "the connection broke before the answer came")
+    };
+    Error::remote(reason, message).with_source(error)
+}
+
+/// While the body of the answer was read.
+pub(crate) fn of_answer(error: hyper::Error) -> Error {
+    let message = "the answer broke off";
+    match h2_error(&error).filter(|h2| h2.is_reset()) {
+        Some(h2) => of_stream(h2).with_maybe_executed(true).with_source(error),
+        None => Error::remote(Reason::ConnectionLost, message).with_source(error),
+    }
+}
+
+/// While the body of a request was read.
+pub(crate) fn of_inbound(error: hyper::Error) -> Error {
+    Error::remote(Reason::Cancelled, "the caller broke off its request").with_source(error)
+}
+
+fn of_stream(error: &h2::Error) -> Error {
+    use h2::Reason as H2;
+    let by_peer = error.is_remote();
+    match error.reason() {
+        _ if error.is_go_away() && by_peer => {
+            Error::remote(Reason::StreamRefused, "the endpoint is going away and never saw the call")
+        }
+        Some(H2::REFUSED_STREAM) if error.is_reset() && by_peer => {
+            Error::remote(Reason::StreamRefused, "the endpoint refused the stream")
+        }
+        // What our own h2 says of an answer whose headers are over the limit.
+        Some(H2::REFUSED_STREAM | H2::PROTOCOL_ERROR) if error.is_reset() => {
+            Error::remote(Reason::TooLarge, "the answer's headers are malformed or over the limit")
+        }
+        Some(reason) if error.is_reset() => {
+            let message = format!("the stream was reset: {}", reason.description());
+            match reason {
+                H2::CANCEL => Error::remote(Reason::Cancelled, message),
+                _ => Error::remote(Reason::Internal, message).with_code(code_of_reset(reason)),
+            }
+        }
+        Some(_) if error.is_go_away() => {
+            Error::remote(Reason::Malformed, "the endpoint broke HTTP/2's rules")
+        }
+        _ => Error::remote(Reason::ConnectionLost, "the connection broke before the answer came"),
+    }
+}
+
+/// After gRPC's table of HTTP/2 error codes (doc/PROTOCOL-HTTP2.md).
+fn code_of_reset(reason: h2::Reason) -> Code {
+    match reason {
+        h2::Reason::REFUSED_STREAM => Code::Unavailable,
+        h2::Reason::CANCEL => Code::Cancelled,
+        h2::Reason::ENHANCE_YOUR_CALM => Code::ResourceExhausted,
+        h2::Reason::INADEQUATE_SECURITY => Code::PermissionDenied,
+        _ => Code::Internal,
+    }
+}
+
+fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
+    error.source()?.downcast_ref()
+}
+
+/// No connection came about: the call never left.
+pub(crate) fn of_connect(address: &str, error: impl Into<BoxError>) -> Error {
+    Error::remote(Reason::ConnectFailed, format!("no connection to {address}")).with_source(error)
+}

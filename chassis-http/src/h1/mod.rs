@@ -1,0 +1,143 @@
+//! Calls over HTTP/1.1: one connection each, kept for the next.
+//!
+//! The pool grows on the way of a call, within the connect timeout; in the background a first
+//! connection tells whether the endpoint can be reached at all.
+mod pool;
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use chassis_core::{
+    Error,
+    call::{Body, Invocation, Reply},
+    cluster::Link,
+    protocol::{Leaf, LeafFuture},
+};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+
+use self::pool::{Lease, Pool};
+use crate::{ClientConfig, connector::Connector, failure, outgoing};
+
+/// Sends calls to one endpoint over HTTP/1.1.
+pub struct H1Leaf(Arc<Pool>);
+
+/// The body of an answer; at its end the connection goes back to the pool.
+struct Held {
+    body: Incoming,
+    lease: Option<Lease>,
+    ended: bool,
+}
+
+// === impl H1Leaf ===
+
+impl H1Leaf {
+    /// For the endpoint of `link`.
+    pub fn new(link: Link, connector: Arc<dyn Connector>, config: ClientConfig) -> Self {
+        H1Leaf(Arc::new(Pool::new(link, connector, config)))
+    }
+}
+
+impl Leaf for H1Leaf {
+    type Future = LeafFuture;
+
+    fn call(&self, call: Invocation) -> LeafFuture {
+        Box::pin(send(self.0.clone(), call))
+    }
+
+    fn wake(&self) {
+        self.0.wake();
+    }
+
+    fn close(&self) {
+        self.0.close();
+    }
+}
+
+impl Drop for H1Leaf {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// On one idle connection after the other, while they turn out to be closed; then on a new one.
+async fn send(pool: Arc<Pool>, mut call: Invocation) -> Result<Reply, Error> {
+    let mut permit = Some(pool.permit().await);
+    loop {
+        let idle = pool.take_idle();
+        let is_new = idle.is_none();
+        let sender = match idle {
+            Some(sender) => Ok(sender),
+            None => pool.connect().await,
+        };
+        let mut sender = match sender {
+            Ok(sender) => sender,
+            Err(error) => return Err(give_back(call, error)),
+        };
+        let out = pool.form.write_origin(&mut call);
+        match sender.try_send_request(out.request).await {
+            Ok(response) => {
+                if let Some(abort) = out.abort {
+                    call.set_request_abort(abort);
+                }
+                let lease = permit.take().map(|permit| Lease::new(pool.clone(), sender, permit));
+                let (head, body) = response.into_parts();
+                let body = Body::eager(Held { body, lease, ended: false }, failure::of_answer);
+                return Ok(call.answered(head.status, head.headers, body));
+            }
+            Err(mut failed) => match failed.take_message() {
+                Some(request) => {
+                    outgoing::restore(&mut call, request, out.abort);
+                    if is_new {
+                        let error = failure::of_connect(pool.address(), failed.into_error());
+                        return Err(give_back(call, error));
+                    }
+                }
+                None => return Err(call.refuse(failure::of_request(failed.into_error()))),
+            },
+        }
+    }
+}
+
+fn give_back(mut call: Invocation, error: Error) -> Error {
+    call.fail_attempt(&error);
+    error.returning(call)
+}
+
+// === impl Held ===
+
+impl http_body::Body for Held {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        self.ended |= matches!(polled, Poll::Ready(None));
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if (self.ended || http_body::Body::is_end_stream(&self.body))
+            && let Some(lease) = self.lease.take()
+        {
+            lease.give_back();
+        }
+    }
+}

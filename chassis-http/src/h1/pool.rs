@@ -1,0 +1,240 @@
+//! The connections to one endpoint that are free, and the task that looks after them.
+use std::{
+    io,
+    pin::pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering::*},
+    },
+    time::Duration,
+};
+
+use chassis_core::{
+    BoxError, Error,
+    cluster::{Connection as State, Link},
+};
+use hyper::client::conn::http1::{Builder, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    ClientConfig,
+    backoff::Backoff,
+    connector::Connector,
+    failure,
+    outgoing::{Form, RequestBody},
+};
+
+pub(super) type Sender = SendRequest<RequestBody>;
+
+/// What calls and the background share of one endpoint.
+pub(super) struct Pool {
+    pub(super) form: Form,
+    link: Link,
+    connector: Arc<dyn Connector>,
+    config: ClientConfig,
+    /// The one used last is at the end, and is used next: the others may grow old and go.
+    idle: Mutex<Vec<Idle>>,
+    /// One for each call. With that there are never more connections than permits: a call opens one
+    /// only when none is idle.
+    permits: Arc<Semaphore>,
+    open: AtomicUsize,
+    served: AtomicBool,
+    woken: AtomicBool,
+    closed: AtomicBool,
+    poke: Notify,
+}
+
+/// A connection in use by one call.
+pub(super) struct Lease {
+    pool: Arc<Pool>,
+    sender: Sender,
+    permit: OwnedSemaphorePermit,
+}
+
+struct Idle {
+    sender: Sender,
+    since: Instant,
+}
+
+/// A request may still be on its way out when its answer is whole. After so long the connection goes.
+const LINGER: Duration = Duration::from_secs(1);
+
+// === impl Pool ===
+
+impl Pool {
+    pub(super) fn new(link: Link, connector: Arc<dyn Connector>, config: ClientConfig) -> Self {
+        Pool {
+            form: Form::new(link.service(), true),
+            idle: Mutex::new(Vec::new()),
+            permits: Arc::new(Semaphore::new(config.pool.get())),
+            open: AtomicUsize::new(0),
+            served: AtomicBool::new(false),
+            woken: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            poke: Notify::new(),
+            link,
+            connector,
+            config,
+        }
+    }
+
+    /// Opens a first connection, unless that was done before.
+    pub(super) fn wake(self: &Arc<Self>) {
+        if !self.woken.swap(true, AcqRel) && !self.is_closed() {
+            self.link.tasks().spawn(keep(self.clone()));
+        }
+    }
+
+    /// Closes what is idle; what is in use goes at its end.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Release);
+        self.idle().clear();
+        self.poke.notify_one();
+    }
+
+    /// Leave to use one connection; waits while all are in use.
+    pub(super) async fn permit(&self) -> OwnedSemaphorePermit {
+        self.permits.clone().acquire_owned().await.expect("nobody closes the semaphore")
+    }
+
+    /// The connection that was used last, if it is still open.
+    pub(super) fn take_idle(&self) -> Option<Sender> {
+        let mut idle = self.idle();
+        let oldest = self.oldest();
+        while let Some(Idle { sender, since }) = idle.pop() {
+            if oldest.is_none_or(|oldest| since > oldest) && sender.is_ready() {
+                return Some(sender);
+            }
+        }
+        None
+    }
+
+    /// A new connection, within the connect timeout.
+    pub(super) async fn connect(self: &Arc<Self>) -> Result<Sender, Error> {
+        let limit = self.config.connect_timeout.get();
+        let connecting = async {
+            let stream = self.connector.connect(self.address()).await?;
+            let mut builder = Builder::new();
+            builder.max_header_size(self.config.max_header_list.get() as usize);
+            let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+            self.open.fetch_add(1, AcqRel);
+            let pool = self.clone();
+            self.link.tasks().spawn(async move {
+                let _ = connection.await;
+                pool.open.fetch_sub(1, AcqRel);
+            });
+            Ok::<_, BoxError>(sender)
+        };
+        let opened = timeout(limit, connecting).await.unwrap_or_else(|_| {
+            Err(io::Error::new(io::ErrorKind::TimedOut, format!("not connected in {limit:?}")).into())
+        });
+        opened.map_err(|error| {
+            if self.open.load(Acquire) == 0 && !self.is_closed() {
+                self.link.set(State::TransientFailure);
+                self.poke.notify_one();
+            }
+            failure::of_connect(self.address(), error)
+        })
+    }
+
+    async fn connect_idle(self: &Arc<Self>) -> Result<(), Error> {
+        let mut sender = self.connect().await?;
+        sender.ready().await.map_err(|error| failure::of_connect(self.address(), error))?;
+        self.put_idle(sender);
+        Ok(())
+    }
+
+    pub(super) fn address(&self) -> &str {
+        self.link.address()
+    }
+
+    fn put_idle(&self, sender: Sender) {
+        if !self.is_closed() {
+            self.idle().push(Idle { sender, since: Instant::now() });
+        }
+    }
+
+    /// Connections idle since before this are too old.
+    fn oldest(&self) -> Option<Instant> {
+        Instant::now().checked_sub(self.config.idle_timeout.get())
+    }
+
+    fn close_unused(&self) {
+        if let Some(oldest) = self.oldest() {
+            self.idle().retain(|idle| idle.since > oldest && !idle.sender.is_closed());
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Acquire)
+    }
+
+    /// Nothing panics while it is held; a poisoned lock would be as good as new.
+    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Finds out whether the endpoint can be reached, at first and after each failure; closes what nobody
+/// uses. Runs until the endpoint is gone.
+///
+/// Without any connection open an endpoint that was reached stays `Ready`: a call opens one.
+async fn keep(pool: Arc<Pool>) {
+    let mut backoff = Backoff::default();
+    pool.link.set(State::Connecting);
+    while !pool.is_closed() {
+        if pool.served.swap(false, AcqRel) {
+            backoff.reset();
+        }
+        if pool.link.connection() == State::Ready {
+            let _ = timeout(pool.config.idle_timeout.get() / 2, pool.poke.notified()).await;
+            pool.close_unused();
+            continue;
+        }
+        match pool.connect_idle().await {
+            Ok(()) => pool.link.set(State::Ready),
+            Err(error) => {
+                tracing::debug!(service = pool.link.service(), ?error, "cannot connect");
+                pool.link.set(State::TransientFailure);
+                pause(&pool, backoff.next(pool.link.random())).await;
+            }
+        }
+    }
+    pool.link.set(State::Idle);
+}
+
+async fn pause(pool: &Pool, span: Duration) {
+    let mut over = pin!(sleep(span));
+    while !pool.is_closed() {
+        tokio::select! { () = &mut over => return, () = pool.poke.notified() => {} }
+    }
+}
+
+// === impl Lease ===
+
+impl Lease {
+    pub(super) fn new(pool: Arc<Pool>, sender: Sender, permit: OwnedSemaphorePermit) -> Self {
+        pool.served.store(true, Release);
+        Lease { pool, sender, permit }
+    }
+
+    /// Puts the connection back, as soon as it is ready for another request.
+    pub(super) fn give_back(self) {
+        let Lease { pool, mut sender, permit } = self;
+        if sender.is_ready() {
+            pool.put_idle(sender);
+        } else if !sender.is_closed() {
+            let tasks = pool.link.tasks().clone();
+            tasks.spawn(async move {
+                if let Ok(Ok(())) = timeout(LINGER, sender.ready()).await {
+                    pool.put_idle(sender);
+                }
+                drop(permit);
+            });
+        }
+    }
+}

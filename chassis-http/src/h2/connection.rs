@@ -1,0 +1,225 @@
+//! One HTTP/2 connection: how it is opened, and what is known of it.
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::*},
+    },
+};
+
+use chassis_core::{BoxError, tasks::Tasks};
+use hyper::{
+    client::conn::http2::{Builder, SendRequest},
+    rt::Executor,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{sync::oneshot, time::timeout};
+
+use super::endpoint::Endpoint;
+use crate::{
+    ClientConfig,
+    connector::Stream,
+    frames::{ENHANCE_YOUR_CALM, Seen, Watched},
+    outgoing::RequestBody,
+};
+
+pub(super) type Sender = SendRequest<RequestBody>;
+
+/// An open connection.
+pub(super) struct Connection {
+    sender: Sender,
+    health: Arc<Health>,
+    streams: AtomicUsize,
+    served: AtomicBool,
+    used: AtomicBool,
+}
+
+/// What its stream of bytes says of a connection.
+struct Health {
+    over: AtomicBool,
+    told_to_go: AtomicBool,
+    /// How many streams the server allows, or we do.
+    max_streams: AtomicUsize,
+}
+
+/// Runs what hyper spawns: the connection itself under its owner; what serves its calls ends with it.
+#[derive(Clone)]
+struct Spawn {
+    tasks: Tasks,
+    begun: Arc<AtomicBool>,
+}
+
+/// Opens a connection, within the connect timeout: it is there once the server has sent its settings.
+pub(super) async fn open(endpoint: &Arc<Endpoint>) -> Result<Connection, BoxError> {
+    let limit = endpoint.config.connect_timeout.get();
+    let connecting = async {
+        let stream = endpoint.connector.connect(endpoint.link.address()).await?;
+        handshake(endpoint, stream).await
+    };
+    match timeout(limit, connecting).await {
+        Ok(opened) => opened,
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("not connected in {limit:?}")).into()),
+    }
+}
+
+async fn handshake(endpoint: &Arc<Endpoint>, stream: Stream) -> Result<Connection, BoxError> {
+    let config = &endpoint.config;
+    let health = Arc::new(Health::new(config.max_streams.get()));
+    let (tell, told) = oneshot::channel();
+    let stream = Watched::new(stream, listener(endpoint.clone(), health.clone(), tell));
+    let tasks = endpoint.link.tasks();
+    let spawn = Spawn { tasks: tasks.clone(), begun: Arc::default() };
+    let factor = endpoint.ping_factor.load(Acquire);
+    let (sender, connection) = builder(config, spawn, factor).handshake(TokioIo::new(stream)).await?;
+    let (ended, watched) = (endpoint.clone(), health.clone());
+    tasks.spawn(async move {
+        let _ = connection.await;
+        watched.over.store(true, Release);
+        ended.lost();
+    });
+    match told.await {
+        Ok(true) => Ok(Connection::new(sender, health)),
+        Ok(false) => Err("what answers does not speak HTTP/2".into()),
+        Err(_) => Err("the connection closed before the server said anything".into()),
+    }
+}
+
+fn builder(config: &ClientConfig, spawn: Spawn, ping_factor: u32) -> Builder<Spawn> {
+    let mut builder = Builder::new(spawn);
+    builder
+        .timer(TokioTimer::new())
+        .max_header_list_size(config.max_header_list.get())
+        .initial_stream_window_size(config.stream_window.get())
+        .initial_connection_window_size(config.connection_window.get());
+    let interval = config.keep_alive_interval.0;
+    if !interval.is_zero() {
+        builder
+            .keep_alive_interval(interval * ping_factor)
+            .keep_alive_timeout(config.keep_alive_timeout.get())
+            .keep_alive_while_idle(true);
+    }
+    builder
+}
+
+/// Hears what the frames say; `tell` whether the first was one of HTTP/2.
+fn listener(
+    endpoint: Arc<Endpoint>,
+    health: Arc<Health>,
+    tell: oneshot::Sender<bool>,
+) -> impl FnMut(Seen) + Send + 'static {
+    let mut tell = Some(tell);
+    move |seen| match seen {
+        Seen::Settings { max_streams } => {
+            if let Some(most) = max_streams {
+                let most = usize::try_from(most).unwrap_or(usize::MAX);
+                health.max_streams.store(most.min(endpoint.config.max_streams.get()), Release);
+            }
+            if let Some(tell) = tell.take() {
+                let _ = tell.send(true);
+            }
+        }
+        Seen::GoAway { code } => {
+            if code == ENHANCE_YOUR_CALM {
+                endpoint.calm_down();
+            }
+            health.told_to_go.store(true, Release);
+            health.over.store(true, Release);
+            endpoint.lost();
+        }
+        Seen::NotHttp2 => {
+            if let Some(tell) = tell.take() {
+                let _ = tell.send(false);
+            }
+        }
+    }
+}
+
+// === impl Connection ===
+
+impl Connection {
+    fn new(sender: Sender, health: Arc<Health>) -> Self {
+        let (streams, served, used) = (AtomicUsize::new(0), AtomicBool::new(false), AtomicBool::new(true));
+        Connection { sender, health, streams, served, used }
+    }
+
+    /// Takes one more stream, unless all are in use.
+    pub(super) fn take_stream(&self) -> bool {
+        let most = self.health.max_streams.load(Acquire);
+        let taken = self.streams.fetch_update(AcqRel, Acquire, |n| (n < most).then_some(n + 1)).is_ok();
+        set(&self.used);
+        taken
+    }
+
+    /// Gives a stream back.
+    pub(super) fn give_stream(&self) {
+        self.streams.fetch_sub(1, AcqRel);
+    }
+
+    /// It has served a call.
+    pub(super) fn set_served(&self) {
+        set(&self.served);
+    }
+
+    /// No more calls on it.
+    pub(super) fn retire(&self) {
+        self.health.over.store(true, Release);
+    }
+
+    /// Was it used since this was asked last, or is it now?
+    pub(super) fn take_used(&self) -> bool {
+        self.used.swap(false, AcqRel) || self.streams() > 0
+    }
+
+    pub(super) fn sender(&self) -> Sender {
+        self.sender.clone()
+    }
+
+    pub(super) fn streams(&self) -> usize {
+        self.streams.load(Acquire)
+    }
+
+    pub(super) fn is_usable(&self) -> bool {
+        !self.health.over.load(Acquire) && !self.sender.is_closed()
+    }
+
+    pub(super) fn is_used(&self) -> bool {
+        self.used.load(Acquire) || self.streams() > 0
+    }
+
+    pub(super) fn has_served(&self) -> bool {
+        self.served.load(Acquire)
+    }
+
+    pub(super) fn was_told_to_go(&self) -> bool {
+        self.health.told_to_go.load(Acquire)
+    }
+}
+
+/// Sets a flag, and leaves its cache line alone if it is set already.
+fn set(flag: &AtomicBool) {
+    if !flag.load(Relaxed) {
+        flag.store(true, Release);
+    }
+}
+
+// === impl Health ===
+
+impl Health {
+    fn new(max_streams: usize) -> Self {
+        let (over, told_to_go) = (AtomicBool::new(false), AtomicBool::new(false));
+        Health { over, told_to_go, max_streams: AtomicUsize::new(max_streams) }
+    }
+}
+
+// === impl Spawn ===
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Spawn {
+    fn execute(&self, task: F) {
+        if self.begun.load(Acquire) {
+            tokio::spawn(task);
+        } else {
+            self.begun.store(true, Release);
+            self.tasks.spawn(task);
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The task that keeps the connections to one endpoint up.
+use std::{
+    pin::pin,
+    sync::{Arc, atomic::Ordering::*},
+    time::Duration,
+};
+
+use chassis_core::cluster::Connection as State;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::{
+    connection::{Connection, open},
+    endpoint::Endpoint,
+};
+use crate::backoff::Backoff;
+
+/// How the last connection ended.
+enum Loss {
+    /// As the server had said, after it had served: the next may come at once.
+    Announced,
+    /// Otherwise.
+    Broke {
+        /// A connection that never served is as bad as none.
+        served: bool,
+    },
+}
+
+/// Runs until the endpoint is gone.
+///
+/// After a failure it stays in `TransientFailure` until a connection is there again, also while
+/// another one is tried: calls are refused at once rather than wait for one more timeout.
+pub(super) async fn drive(endpoint: Arc<Endpoint>) {
+    let mut backoff = Backoff::default();
+    let idle = endpoint.config.idle_timeout.get();
+    let mut check = Instant::now() + idle;
+    while !endpoint.is_closed() {
+        if let Some(loss) = endpoint.reap(&mut backoff) {
+            endpoint.settle_loss(&loss);
+            if matches!(loss, Loss::Broke { .. }) && endpoint.wanted.load(Acquire) {
+                endpoint.pause(backoff.next(endpoint.link.random())).await;
+            }
+            continue;
+        }
+        let count = endpoint.open.get().len();
+        if count > 0 {
+            endpoint.link.set(State::Ready);
+        }
+        if count >= endpoint.target(count) {
+            tokio::select! {
+                () = endpoint.poke.notified() => {}
+                () = sleep_until(check) => {
+                    endpoint.close_unused();
+                    check = Instant::now() + idle;
+                }
+            }
+            continue;
+        }
+        if count == 0 && endpoint.link.connection() != State::TransientFailure {
+            endpoint.link.set(State::Connecting);
+        }
+        match open(&endpoint).await {
+            Ok(connection) => endpoint.add(connection),
+            Err(error) => {
+                let (service, address) = (endpoint.link.service(), endpoint.link.address());
+                tracing::debug!(service, address, error, "cannot connect");
+                endpoint.set_failure(Some(error.to_string()));
+                if count == 0 {
+                    endpoint.link.set(State::TransientFailure);
+                }
+                endpoint.pause(backoff.next(endpoint.link.random())).await;
+            }
+        }
+    }
+    endpoint.open.set(Vec::new());
+    endpoint.link.set(State::Idle);
+    endpoint.tell_waiting();
+}
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    /// Takes out the connections that are over. `Some`: none is left.
+    fn reap(&self, backoff: &mut Backoff) -> Option<Loss> {
+        let open = self.open.get();
+        let (usable, over): (Vec<_>, Vec<_>) = open.iter().cloned().partition(|one| one.is_usable());
+        if over.is_empty() {
+            return None;
+        }
+        let empty = usable.is_empty();
+        self.open.set(usable);
+        let served = over.iter().any(|one| one.has_served());
+        if served {
+            backoff.reset();
+        }
+        if empty && !over.iter().any(|one| one.is_used()) && !self.has_waiting() {
+            self.wanted.store(false, Release);
+        }
+        let announced = served && over.iter().all(|one| one.was_told_to_go());
+        empty.then_some(if announced { Loss::Announced } else { Loss::Broke { served } })
+    }
+
+    fn settle_loss(&self, loss: &Loss) {
+        let state = match loss {
+            _ if !self.wanted.load(Acquire) => State::Idle,
+            Loss::Broke { served: false } => State::TransientFailure,
+            Loss::Broke { served: true } | Loss::Announced => State::Connecting,
+        };
+        if let Loss::Broke { .. } = loss {
+            self.set_failure(Some(String::from("the connection broke")));
+        }
+        self.link.set(state);
+        self.tell_waiting();
+    }
+
+    /// Closes what nobody used since the last time: what is beyond the usual number, or all.
+    fn close_unused(&self) {
+        let open = self.open.get();
+        let used: Vec<bool> = open.iter().map(|one| one.take_used()).collect();
+        if used.contains(&true) {
+            let mut spare = open.len().saturating_sub(self.config.connections.get());
+            let mut kept = Vec::clone(&open);
+            let mut used = used.into_iter();
+            kept.retain(|_| {
+                let close = used.next() == Some(false) && spare > 0;
+                spare -= usize::from(close);
+                !close
+            });
+            self.open.set(kept);
+        } else if !open.is_empty() {
+            self.wanted.store(false, Release);
+            self.open.set(Vec::new());
+            self.link.set(State::Idle);
+        }
+    }
+
+    /// How many connections there should be, when there are `open`.
+    fn target(&self, open: usize) -> usize {
+        if !self.wanted.load(Acquire) {
+            return 0;
+        }
+        let more = usize::from(open > 0 && self.has_waiting());
+        self.config.connections.get().max((open + more).min(self.config.max_connections.get()))
+    }
+
+    fn add(&self, connection: Connection) {
+        let mut open = Vec::clone(&self.open.get());
+        open.push(Arc::new(connection));
+        self.open.set(open);
+        self.set_failure(None);
+        self.link.set(State::Ready);
+        self.tell_waiting();
+    }
+
+    /// Waits, but not for what is gone: the endpoint, or another connection.
+    async fn pause(&self, span: Duration) {
+        let mut over = pin!(sleep(span));
+        loop {
+            tokio::select! {
+                () = &mut over => return,
+                () = self.poke.notified() => {
+                    if self.is_closed() || !self.open.get().iter().all(|one| one.is_usable()) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The connections to one endpoint, as calls see them: pick one, take a stream.
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::*},
+};
+
+use chassis_core::{
+    Error, Live, Reason,
+    cluster::{Connection as State, Link},
+};
+use tokio::sync::Notify;
+
+use super::{
+    connection::{Connection, Sender},
+    driver::drive,
+};
+use crate::{ClientConfig, connector::Connector, failure, outgoing::Form};
+
+/// What calls and the background share of one endpoint.
+pub(super) struct Endpoint {
+    pub(super) link: Link,
+    pub(super) connector: Arc<dyn Connector>,
+    pub(super) config: ClientConfig,
+    pub(super) form: Form,
+    pub(super) open: Live<Vec<Arc<Connection>>>,
+    /// Somebody wants connections; otherwise those that end are not replaced.
+    pub(super) wanted: AtomicBool,
+    /// Tells the driver to look again.
+    pub(super) poke: Notify,
+    /// How many times slower than configured the pings go, since the server complained.
+    pub(super) ping_factor: AtomicU32,
+    driven: AtomicBool,
+    closed: AtomicBool,
+    /// Calls that wait for a stream, and what tells the first of them to look again.
+    waiting: AtomicUsize,
+    free: Notify,
+    /// Why there is no connection, for the message.
+    failure: Mutex<Option<String>>,
+}
+
+/// The use of one stream; given back by dropping it.
+pub(super) struct Slot {
+    connection: Arc<Connection>,
+    endpoint: Arc<Endpoint>,
+}
+
+enum Pick {
+    Found(Arc<Connection>),
+    Full,
+    None,
+}
+
+/// Counts a call among those that wait.
+struct Waiting<'a>(&'a Endpoint);
+
+/// Pings never get slower than this many times the configured interval: with 10 s, 10 minutes.
+const SLOWEST_PINGS: u32 = 64;
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    pub(super) fn new(link: Link, connector: Arc<dyn Connector>, config: ClientConfig, form: Form) -> Self {
+        Endpoint {
+            link,
+            connector,
+            config,
+            form,
+            open: Live::new(Vec::new()),
+            wanted: AtomicBool::new(false),
+            poke: Notify::new(),
+            ping_factor: AtomicU32::new(1),
+            driven: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
+            free: Notify::new(),
+            failure: Mutex::new(None),
+        }
+    }
+
+    /// Starts to connect, unless that is under way.
+    pub(super) fn wake(self: &Arc<Self>) {
+        if self.is_closed() || self.wanted.swap(true, AcqRel) {
+            return;
+        }
+        if !self.driven.swap(true, AcqRel) {
+            self.link.tasks().spawn(drive(self.clone()));
+        }
+        self.poke.notify_one();
+    }
+
+    /// No more calls; those under way finish.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Release);
+        self.poke.notify_one();
+    }
+
+    /// A stream of the least used connection; waits while all are full. `None`: there is no connection.
+    pub(super) async fn slot(self: &Arc<Self>) -> Option<Slot> {
+        let slot = |connection| Slot { connection, endpoint: self.clone() };
+        match self.pick() {
+            Pick::Found(connection) => return Some(slot(connection)),
+            Pick::None => return None,
+            Pick::Full => {}
+        }
+        let _waiting = Waiting::new(self);
+        loop {
+            match self.pick() {
+                Pick::Found(connection) => return Some(slot(connection)),
+                Pick::None => return None,
+                Pick::Full => self.free.notified().await,
+            }
+        }
+    }
+
+    /// Why a call found no connection. It never left.
+    pub(super) fn unreachable(&self) -> Error {
+        let address = self.link.address();
+        match &*self.failure() {
+            Some(why) => failure::of_connect(address, why.clone()),
+            None => Error::remote(Reason::ConnectFailed, format!("no connection to {address} yet")),
+        }
+    }
+
+    /// Keeps in mind why there is no connection; `None`: there is one.
+    pub(super) fn set_failure(&self, why: Option<String>) {
+        *self.failure() = why;
+    }
+
+    /// A connection is over, or goes: if it was the last, no call is to come here for now.
+    pub(super) fn lost(&self) {
+        let usable = self.open.with(|open| open.iter().any(|connection| connection.is_usable()));
+        if !usable && self.link.connection() == State::Ready {
+            self.link.set(State::Connecting);
+        }
+        self.poke.notify_one();
+        self.tell_waiting();
+    }
+
+    /// Pings more slowly from the next connection on (gRPC's rule, proposal A8).
+    pub(super) fn calm_down(&self) {
+        let _ = self.ping_factor.fetch_update(AcqRel, Acquire, |n| (n < SLOWEST_PINGS).then_some(n * 2));
+    }
+
+    /// Lets a call that waits look again. Each wakes the next, so that none is missed.
+    pub(super) fn tell_waiting(&self) {
+        if self.has_waiting() {
+            self.free.notify_one();
+        }
+    }
+
+    /// Does a call wait for a stream?
+    pub(super) fn has_waiting(&self) -> bool {
+        self.waiting.load(Acquire) > 0
+    }
+
+    /// Is the endpoint gone for good?
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Acquire)
+    }
+
+    fn pick(&self) -> Pick {
+        self.open.with(|open| {
+            let usable = open.iter().filter(|connection| connection.is_usable());
+            match usable.min_by_key(|connection| connection.streams()) {
+                Some(least) if least.take_stream() => Pick::Found(least.clone()),
+                Some(_) => Pick::Full,
+                None => Pick::None,
+            }
+        })
+    }
+
+    /// Nothing panics while it is held; a poisoned lock would be as good as new.
+    fn failure(&self) -> MutexGuard<'_, Option<String>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Slot ===
+
+impl Slot {
+    /// What sends on the connection.
+    pub(super) fn sender(&self) -> Sender {
+        self.connection.sender()
+    }
+
+    /// The endpoint has answered: it is well.
+    pub(super) fn served(&self) {
+        self.connection.set_served();
+    }
+
+    /// The connection takes no more calls.
+    pub(super) fn retire(&self) {
+        self.connection.retire();
+        self.endpoint.lost();
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.connection.give_stream();
+        self.endpoint.tell_waiting();
+    }
+}
+
+// === impl Waiting ===
+
+impl<'a> Waiting<'a> {
+    fn new(endpoint: &'a Endpoint) -> Self {
+        endpoint.waiting.fetch_add(1, AcqRel);
+        endpoint.poke.notify_one();
+        Waiting(endpoint)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, AcqRel);
+        self.0.tell_waiting();
+    }
+}

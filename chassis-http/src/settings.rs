@@ -1,0 +1,120 @@
+//! The numbers of the transport: what a client keeps open, and what a server lets in.
+use std::num::{NonZeroU32, NonZeroUsize};
+
+use chassis_core::{
+    settings,
+    units::{PositiveSpan, Ratio, Span},
+};
+use serde::{Deserialize, Serialize};
+
+settings! {
+    /// How a client reaches one endpoint.
+    ///
+    /// ```
+    /// use chassis_http::ClientConfig;
+    ///
+    /// let config = ClientConfig { connections: 2.try_into().unwrap(), ..ClientConfig::default() };
+    /// assert_eq!(config.connect_timeout.get().as_secs(), 1);
+    /// ```
+    pub struct ClientConfig, ClientPatch {
+        /// Until a connection is usable: TCP, TLS, and over HTTP/2 the server's first word. Default `1s`.
+        pub connect_timeout: PositiveSpan = PositiveSpan::from_millis(1_000),
+        /// What REST endpoints are spoken to in. Default `"1"`.
+        pub http_version: HttpVersion = HttpVersion::One,
+        /// HTTP/2 connections kept up to each endpoint. Default 1.
+        pub connections: NonZeroUsize = nonzero(1),
+        /// HTTP/2 connections to each endpoint while the streams of `connections` are used up. Default 8.
+        pub max_connections: NonZeroUsize = nonzero(8),
+        /// Streams on one HTTP/2 connection; the server's own limit holds where it is lower. Default 1000.
+        pub max_streams: NonZeroUsize = nonzero(1_000),
+        /// HTTP/1.1 connections to each endpoint; a call waits for one, within its deadline. Default 64.
+        pub pool: NonZeroUsize = nonzero(64),
+        /// Connections nobody used for so long are closed; keep it below the server's. Default `50s`.
+        pub idle_timeout: PositiveSpan = PositiveSpan::from_millis(50_000),
+        /// An HTTP/2 connection that was silent for so long is asked whether it lives, also without calls.
+        /// `0s`: never. Doubled for an endpoint that answers `too_many_pings`. Default `10s`.
+        pub keep_alive_interval: Span = Span(std::time::Duration::from_secs(10)),
+        /// How long it has to say yes. Default `5s`.
+        pub keep_alive_timeout: PositiveSpan = PositiveSpan::from_millis(5_000),
+        /// Bytes of an answer's headers. Default 16384.
+        pub max_header_list: NonZeroU32 = HEADER_LIST,
+        /// Bytes of one stream that may be on their way to us. Default 1 MiB.
+        pub stream_window: NonZeroU32 = STREAM_WINDOW,
+        /// The same for one connection. Default 4 MiB.
+        pub connection_window: NonZeroU32 = CONNECTION_WINDOW,
+        /// Bytes of a body that the REST client reads into memory at once. Default 4 MiB.
+        pub max_body: NonZeroUsize = nonzero(4 * 1024 * 1024),
+    }
+}
+
+settings! {
+    /// What a server lets in.
+    ///
+    /// ```
+    /// use chassis_http::ServerConfig;
+    ///
+    /// assert_eq!(ServerConfig::default().max_body.get(), 2 * 1024 * 1024);
+    /// ```
+    pub struct ServerConfig, ServerPatch {
+        /// Connections at once; more are told 503 and closed. Default 10000.
+        pub max_connections: NonZeroUsize = nonzero(10_000),
+        /// For TLS, or what else comes before HTTP. Default `5s`.
+        pub handshake_timeout: PositiveSpan = PositiveSpan::from_millis(5_000),
+        /// From the first byte of a request, or from accept, to the end of its headers. Default `10s`.
+        pub header_timeout: PositiveSpan = PositiveSpan::from_millis(10_000),
+        /// A connection without a request for so long is closed; keep it above the clients'. Checked to
+        /// within `header_timeout`. Default `75s`.
+        pub idle_timeout: PositiveSpan = PositiveSpan::from_millis(75_000),
+        /// Concurrent streams of an HTTP/2 connection. 256 is above what most clients open, and bounds
+        /// what a hostile one can hold. Default 256.
+        pub max_streams: NonZeroU32 = NonZeroU32::new(256).expect("256 is not 0"),
+        /// Bytes of a request's headers; more, or over 100 of them, is told 431. Default 16384.
+        pub max_header_list: NonZeroU32 = HEADER_LIST,
+        /// Bytes of a REST request's body; more is told 413. gRPC has its own limit. Default 2 MiB.
+        pub max_body: NonZeroUsize = nonzero(2 * 1024 * 1024),
+        /// Bytes of one stream that may be on their way to us. Default 1 MiB.
+        pub stream_window: NonZeroU32 = STREAM_WINDOW,
+        /// The same for one connection. Default 4 MiB.
+        pub connection_window: NonZeroU32 = CONNECTION_WINDOW,
+        /// A connection older than this is asked to go: GOAWAY, or `Connection: close`. `0s`: never.
+        /// Default `30m`.
+        pub max_age: Span = Span(std::time::Duration::from_secs(1_800)),
+        /// By how much `max_age` differs between connections, so that they don't all go at once. Default
+        /// `10%`.
+        pub max_age_jitter: Ratio = Ratio::percent(10),
+        /// How long calls on such a connection may still take. Default `30s`.
+        pub max_age_grace: PositiveSpan = PositiveSpan::from_millis(30_000),
+        /// An HTTP/2 connection that was silent for so long is asked whether it lives. `0s`: never.
+        /// Default `20s`.
+        pub keep_alive_interval: Span = Span(std::time::Duration::from_secs(20)),
+        /// How long it has to say yes. Default `10s`.
+        pub keep_alive_timeout: PositiveSpan = PositiveSpan::from_millis(10_000),
+    }
+}
+
+/// What a REST endpoint is spoken to in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HttpVersion {
+    /// HTTP/1.1 without TLS; with it, what both sides agree on.
+    #[serde(rename = "auto")]
+    Auto,
+    /// HTTP/1.1.
+    #[default]
+    #[serde(rename = "1")]
+    One,
+    /// HTTP/2, by prior knowledge.
+    #[serde(rename = "2")]
+    Two,
+}
+
+/// 16 KiB, as hyper's own; many times what a call needs, and little enough to hold for many.
+const HEADER_LIST: NonZeroU32 = NonZeroU32::new(16 * 1024).expect("16384 is not 0");
+/// Small frames are charged against the window by h2: below 1 MiB, a slow reader of many small
+/// messages would have its whole connection closed.
+const STREAM_WINDOW: NonZeroU32 = NonZeroU32::new(1024 * 1024).expect("1 MiB is not 0");
+/// So that one stream that nobody reads does not stop the others.
+const CONNECTION_WINDOW: NonZeroU32 = NonZeroU32::new(4 * 1024 * 1024).expect("4 MiB is not 0");
+
+const fn nonzero(n: usize) -> NonZeroUsize {
+    NonZeroUsize::new(n).expect("the defaults are not 0")
+}

@@ -1,0 +1,106 @@
+//! How endpoints are reached: by HTTP/2 for gRPC, by HTTP/1.1 or HTTP/2 for REST.
+use std::sync::Arc;
+
+use chassis_core::{
+    call::Invocation,
+    cluster::Link,
+    protocol::{Leaf, LeafFuture, Protocol, Transport},
+};
+
+use crate::{ClientConfig, HttpVersion, connector::Connector, h1::H1Leaf, h2::H2Leaf, protocol::HTTP};
+
+/// Reaches REST endpoints, in the version of HTTP that the settings name.
+#[derive(Clone)]
+pub struct HttpTransport {
+    connector: Arc<dyn Connector>,
+    config: ClientConfig,
+}
+
+/// Reaches endpoints of any protocol that is spoken over HTTP/2, as gRPC is.
+#[derive(Clone)]
+pub struct H2Transport {
+    protocol: &'static dyn Protocol,
+    connector: Arc<dyn Connector>,
+    config: ClientConfig,
+}
+
+/// Sends calls to one REST endpoint.
+pub enum HttpLeaf {
+    /// Over HTTP/1.1.
+    H1(H1Leaf),
+    /// Over HTTP/2.
+    H2(H2Leaf),
+}
+
+// === impl HttpTransport ===
+
+impl HttpTransport {
+    /// Connects by `connector`.
+    pub fn new(connector: Arc<dyn Connector>, config: ClientConfig) -> Self {
+        HttpTransport { connector, config }
+    }
+}
+
+impl Transport for HttpTransport {
+    type Leaf = HttpLeaf;
+
+    fn protocol(&self) -> &'static dyn Protocol {
+        &HTTP
+    }
+
+    fn leaf(&self, link: Link) -> HttpLeaf {
+        let (connector, config) = (self.connector.clone(), self.config.clone());
+        match self.config.http_version {
+            HttpVersion::Auto | HttpVersion::One => HttpLeaf::H1(H1Leaf::new(link, connector, config)),
+            HttpVersion::Two => HttpLeaf::H2(H2Leaf::new(link, connector, config, true)),
+        }
+    }
+}
+
+// === impl H2Transport ===
+
+impl H2Transport {
+    /// Connects by `connector`. Requests never say how long they are.
+    pub fn new(protocol: &'static dyn Protocol, connector: Arc<dyn Connector>, config: ClientConfig) -> Self {
+        H2Transport { protocol, connector, config }
+    }
+}
+
+impl Transport for H2Transport {
+    type Leaf = H2Leaf;
+
+    fn protocol(&self) -> &'static dyn Protocol {
+        self.protocol
+    }
+
+    fn leaf(&self, link: Link) -> H2Leaf {
+        H2Leaf::new(link, self.connector.clone(), self.config.clone(), false)
+    }
+}
+
+// === impl HttpLeaf ===
+
+impl Leaf for HttpLeaf {
+    type Future = LeafFuture;
+
+    fn call(&self, call: Invocation) -> LeafFuture {
+        match self {
+            HttpLeaf::H1(leaf) => leaf.call(call),
+            HttpLeaf::H2(leaf) => leaf.call(call),
+        }
+    }
+
+    fn wake(&self) {
+        match self {
+            HttpLeaf::H1(leaf) => leaf.wake(),
+            HttpLeaf::H2(leaf) => leaf.wake(),
+        }
+    }
+
+    fn close(&self) {
+        match self {
+            HttpLeaf::H1(leaf) => leaf.close(),
+            HttpLeaf::H2(leaf) => leaf.close(),
+        }
+    }
+}
