@@ -1,0 +1,170 @@
+//! HTTP's own words for what the pipeline says: verdicts by status, refusals as problem documents.
+use std::time::{Duration, SystemTime};
+
+use chassis_core::{
+    Code, Error, Origin, Reason,
+    call::{Body, Verdict},
+    protocol::{Protocol, Pushback},
+};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER},
+};
+
+use crate::problem::{Problem, code_of};
+
+/// REST over HTTP, in any version.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Http;
+
+/// The one there is.
+pub static HTTP: Http = Http;
+
+/// Names the [`Reason`] of a refusal: nothing was executed. Only the edge of a server sets it; what a
+/// handler sets is taken off, since a handler that passes on a refusal has itself been executed.
+pub const REFUSED: HeaderName = HeaderName::from_static("x-chassis-refused");
+
+impl Protocol for Http {
+    fn name(&self) -> &'static str {
+        "http"
+    }
+
+    fn judge_head(&self, status: StatusCode, metadata: &HeaderMap) -> Option<Verdict> {
+        if let Some(refused) = metadata.get(REFUSED)
+            && let Some(reason) = refused.to_str().ok().and_then(Reason::from_name)
+        {
+            return Some(Verdict::refused(reason, code_of(reason, status), status.as_u16()));
+        }
+        (status.as_u16() >= 400).then(|| self.judge_end(status, None))
+    }
+
+    fn judge_end(&self, status: StatusCode, _trailers: Option<&HeaderMap>) -> Verdict {
+        Verdict::answered(Code::from_http(status), status.as_u16())
+    }
+
+    fn refuse(&self, error: &Error) -> (StatusCode, HeaderMap, Body) {
+        let (mut head, body) = match error.details() {
+            Some(details) => fault(error, details),
+            None => Problem::of(error).into_http().into_parts(),
+        };
+        // An injected fault shall look like what it stands for.
+        let before_work = error.origin() == Origin::Local && !error.maybe_executed();
+        if before_work && error.reason() != Reason::FaultInjected {
+            head.headers.insert(REFUSED, HeaderValue::from_static(error.reason().name()));
+        }
+        (head.status, head.headers, Body::full(body))
+    }
+
+    fn pushback(&self, metadata: &HeaderMap) -> Pushback {
+        retry_after(metadata).map_or(Pushback::None, Pushback::After)
+    }
+
+    /// After RFC 9110, 9.2.2.
+    fn is_idempotent(&self, method: &Method) -> bool {
+        method.is_idempotent()
+    }
+
+    /// 5xx; 4xx are the caller's.
+    fn is_server_error(&self, verdict: &Verdict) -> bool {
+        match verdict.status {
+            0 => verdict.code != Code::Cancelled && !verdict.is_success(),
+            status => status >= 500,
+        }
+    }
+}
+
+/// The status and the body that a fault asks for.
+fn fault(error: &Error, details: &chassis_core::call::Details) -> (http::response::Parts, bytes::Bytes) {
+    let status = details.status.and_then(|status| StatusCode::from_u16(status).ok());
+    let (mut head, mut body) = Problem::of(error).into_http().into_parts();
+    if let Some(status) = status {
+        (head, body) = Problem::new(status).detail(error.message().to_owned()).into_http().into_parts();
+    }
+    if let Some(text) = &details.body {
+        let kind = match serde_json::from_str::<serde::de::IgnoredAny>(text) {
+            Ok(_) => "application/json",
+            Err(_) => "text/plain; charset=utf-8",
+        };
+        head.headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        body = text.clone().into();
+    }
+    (head, body)
+}
+
+/// `Retry-After`, in seconds or as a date; one that has passed says at once.
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let at = httpdate::parse_http_date(value).ok()?;
+    Some(at.duration_since(SystemTime::now()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: HeaderName, value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(name, HeaderValue::from_str(value).unwrap())])
+    }
+
+    #[test]
+    fn failures_are_known_by_the_head() {
+        let judge =
+            |status, headers: &HeaderMap| HTTP.judge_head(StatusCode::from_u16(status).unwrap(), headers);
+        let none = HeaderMap::new();
+        assert_eq!(judge(200, &none), None);
+        assert_eq!(judge(304, &none), None);
+        assert_eq!(judge(404, &none), Some(Verdict::answered(Code::NotFound, 404)));
+        assert_eq!(judge(503, &none), Some(Verdict::answered(Code::Unavailable, 503)));
+        let refused = headers(REFUSED, "OVERLOADED");
+        assert_eq!(judge(503, &refused), Some(Verdict::refused(Reason::Overloaded, Code::Unavailable, 503)));
+        assert_eq!(judge(200, &headers(REFUSED, "whatever")), None);
+    }
+
+    #[test]
+    fn refusals_say_that_nothing_was_done_only_if_so() {
+        let refuse = |error: &Error| HTTP.refuse(error);
+        let limited = Error::local(Reason::RateLimited, "used up");
+        let (status, head, _) = refuse(&limited);
+        assert_eq!((status.as_u16(), head[REFUSED].as_bytes()), (429, &b"RATE_LIMITED"[..]));
+        let panicked = Error::local(Reason::Panicked, "boom").with_maybe_executed(true);
+        assert!(!refuse(&panicked).1.contains_key(REFUSED));
+        assert!(!refuse(&Error::remote(Reason::ConnectFailed, "no")).1.contains_key(REFUSED));
+        assert!(!refuse(&Error::local(Reason::FaultInjected, "no")).1.contains_key(REFUSED));
+        assert_eq!(refuse(&Error::local(Reason::TooLarge, "big")).0, StatusCode::PAYLOAD_TOO_LARGE);
+    }
+
+    #[tokio::test]
+    async fn a_fault_says_what_it_was_told_to() {
+        let details =
+            chassis_core::call::Details { status: Some(418), body: Some(String::from("short and stout")) };
+        let error = Error::local(Reason::FaultInjected, "teapot").with_details(details);
+        let (status, head, body) = HTTP.refuse(&error);
+        assert_eq!(status, StatusCode::IM_A_TEAPOT);
+        assert_eq!(head[CONTENT_TYPE], "text/plain; charset=utf-8");
+        let body = http_body_util::BodyExt::collect(body).await.unwrap().to_bytes();
+        assert_eq!(body, "short and stout");
+    }
+
+    #[test]
+    fn retry_after_in_both_forms() {
+        let read = |value: &str| retry_after(&headers(RETRY_AFTER, value));
+        assert_eq!(read("120"), Some(Duration::from_secs(120)));
+        assert_eq!(read("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
+        let soon = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(100));
+        assert!((98..=100).contains(&read(&soon).unwrap().as_secs()));
+        assert_eq!(read("soon"), None);
+        assert_eq!(read("-1"), None);
+    }
+
+    #[test]
+    fn idempotent_methods() {
+        let idempotent = ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"];
+        for method in idempotent.iter().chain(&["POST", "PATCH", "CONNECT"]) {
+            let expected = idempotent.contains(method);
+            assert_eq!(HTTP.is_idempotent(&method.parse().unwrap()), expected, "{method}");
+        }
+    }
+}
