@@ -1,0 +1,237 @@
+//! What goes on on a connection, and when that, or its absence, ends it.
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering::*},
+    },
+    time::Duration,
+};
+
+use chassis_core::random::Random;
+use tokio::time::Instant;
+
+use crate::ServerConfig;
+
+/// Requests in flight, and since when a head has been coming in. Shared by a connection's parts.
+#[derive(Debug, Default)]
+pub(super) struct Activity {
+    in_flight: AtomicUsize,
+    /// Requests so far: whoever sees the same number twice knows that none came between.
+    requests: AtomicUsize,
+    /// When the first byte of a head came whose end has not.
+    head: Mutex<Option<Instant>>,
+}
+
+/// What goes on on all connections of a server.
+#[derive(Default)]
+pub(super) struct Activities(Mutex<Vec<Weak<Activity>>>);
+
+/// A request in flight; dropped at the end of its answer.
+pub(super) struct InFlight(Arc<Activity>);
+
+/// Decides when a connection has to go. It is asked every now and then, not on every event.
+#[derive(Debug)]
+pub(super) struct Watch {
+    header_timeout: Duration,
+    idle_timeout: Duration,
+    grace: Duration,
+    /// When it is too old.
+    expires: Option<Instant>,
+    /// Since when nothing was in flight, and how many requests there had been.
+    idle: (Instant, usize),
+    /// It was asked to go, and is cut then.
+    cut: Option<Instant>,
+}
+
+/// What to do with a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Act {
+    /// Look again then.
+    Wait(Instant),
+    /// Ask it to go: GOAWAY, or no more keep-alive; and look again then.
+    Ask(Instant),
+    /// Close it.
+    Close,
+}
+
+/// A peer that has nothing in flight has this long to go once it was asked.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// Whoever drains cuts what is left, well before this.
+const DRAIN: Duration = Duration::from_secs(24 * 3600);
+
+// === impl Activity ===
+
+impl Activity {
+    /// The head of a request is there.
+    pub(super) fn begin(self: &Arc<Self>) -> InFlight {
+        self.in_flight.fetch_add(1, AcqRel);
+        self.requests.fetch_add(1, AcqRel);
+        *lock(&self.head) = None;
+        InFlight(self.clone())
+    }
+
+    /// Bytes have come in that belong to no request in flight: those of a head.
+    pub(super) fn head_bytes(&self) {
+        if self.in_flight() == 0 {
+            lock(&self.head).get_or_insert_with(Instant::now);
+        }
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.load(Acquire)
+    }
+
+    fn head(&self) -> Option<Instant> {
+        *lock(&self.head)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, AcqRel);
+    }
+}
+
+// === impl Activities ===
+
+impl Activities {
+    /// That of a new connection.
+    pub(super) fn begin(&self) -> Arc<Activity> {
+        let activity = Arc::new(Activity::default());
+        let mut all = lock(&self.0);
+        if all.len() == all.capacity() {
+            all.retain(|one| one.strong_count() > 0);
+        }
+        all.push(Arc::downgrade(&activity));
+        activity
+    }
+
+    /// Requests in flight on all of them.
+    pub(super) fn in_flight(&self) -> usize {
+        lock(&self.0).iter().filter_map(Weak::upgrade).map(|one| one.in_flight()).sum()
+    }
+}
+
+/// Nothing panics while these are held; a poisoned lock would be as good as new.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// === impl Watch ===
+
+impl Watch {
+    pub(super) fn new(now: Instant, config: &ServerConfig, random: &Random) -> Self {
+        let age = config.max_age.0;
+        let jitter = age.mul_f64(config.max_age_jitter.get());
+        let age = random.between(age.saturating_sub(jitter), age.saturating_add(jitter));
+        Watch {
+            header_timeout: config.header_timeout.get(),
+            idle_timeout: config.idle_timeout.get(),
+            grace: config.max_age_grace.get(),
+            expires: (!age.is_zero()).then(|| now.checked_add(age)).flatten(),
+            idle: (now, 0),
+            cut: None,
+        }
+    }
+
+    /// What to do at `now`.
+    pub(super) fn look(&mut self, now: Instant, activity: &Activity) -> Act {
+        let (in_flight, requests) = (activity.in_flight(), activity.requests.load(Acquire));
+        if in_flight > 0 || requests != self.idle.1 {
+            self.idle = (now, requests);
+        }
+        if activity.head().is_some_and(|since| now >= since + self.header_timeout) {
+            return Act::Close;
+        }
+        match self.cut {
+            Some(cut) if now >= cut || now >= self.idle.0 + FAREWELL => Act::Close,
+            Some(cut) => Act::Wait(cut.min(now + FAREWELL)),
+            None if self.expires.is_some_and(|at| now >= at) => {
+                self.expires = None;
+                self.ask(now, self.grace)
+            }
+            None if now >= self.idle.0 + self.idle_timeout => self.ask(now, FAREWELL),
+            None => {
+                let head = activity.head().unwrap_or(now) + self.header_timeout;
+                let idle = self.idle.0 + self.idle_timeout;
+                Act::Wait(self.expires.map_or(head.min(idle), |at| at.min(head).min(idle)))
+            }
+        }
+    }
+
+    /// The server drains: who has nothing in flight has a moment to go, others until they are cut.
+    pub(super) fn drain(&mut self, now: Instant) -> Act {
+        self.expires = None;
+        self.ask(now, DRAIN)
+    }
+
+    fn ask(&mut self, now: Instant, bound: Duration) -> Act {
+        self.cut = Some(now + bound);
+        self.idle.0 = now;
+        Act::Ask(now + FAREWELL.min(bound))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn watch(now: Instant) -> Watch {
+        Watch::new(now, &ServerConfig::default(), &Random::seeded(1))
+    }
+
+    /// When the watch, asked at the times it wants, first does something else than wait.
+    fn first_act(watch: &mut Watch, start: Instant, activity: &Activity) -> (u64, Act) {
+        let mut now = start;
+        loop {
+            match watch.look(now, activity) {
+                Act::Wait(at) => now = at,
+                act => return ((now - start).as_secs(), act),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_connections_are_asked_to_go_and_then_closed() {
+        let (now, activity) = (Instant::now(), Arc::new(Activity::default()));
+        let mut watch = watch(now);
+        let asked = now + 75 * SECOND;
+        assert_eq!(first_act(&mut watch, now, &activity), (75, Act::Ask(asked + SECOND)));
+        assert_eq!(watch.look(asked + SECOND, &activity), Act::Close);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_head_closes_even_while_idle_time_is_left() {
+        let (now, activity) = (Instant::now(), Arc::new(Activity::default()));
+        let mut watch = watch(now);
+        tokio::time::advance(3 * SECOND).await;
+        activity.head_bytes();
+        assert_eq!(first_act(&mut watch, now, &activity), (13, Act::Close));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn busy_connections_go_at_their_age_within_the_grace() {
+        let (now, activity) = (Instant::now(), Arc::new(Activity::default()));
+        let mut watch = watch(now);
+        let busy = activity.begin();
+        let (age, act) = first_act(&mut watch, now, &activity);
+        assert!((1_620..=1_980).contains(&age), "{age}");
+        let Act::Ask(next) = act else { panic!("{act:?}") };
+        assert_eq!(first_act(&mut watch, next, &activity), (29, Act::Close));
+        drop(busy);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_draining_connection_closes_once_its_last_request_is_answered() {
+        let (now, activity) = (Instant::now(), Arc::new(Activity::default()));
+        let mut watch = watch(now);
+        let busy = activity.begin();
+        assert_eq!(watch.drain(now), Act::Ask(now + SECOND));
+        let later = now + 600 * SECOND;
+        assert_eq!(watch.look(later, &activity), Act::Wait(later + SECOND));
+        drop(busy);
+        assert_eq!(watch.look(later + SECOND, &activity), Act::Close);
+    }
+}

@@ -1,0 +1,162 @@
+//! The body of an answer, as the server sends it.
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use chassis_core::{BoxError, call::ReplyBody};
+use http_body::{Body, Frame, SizeHint};
+
+use super::activity::InFlight;
+
+/// Bytes, an answer of the pipeline, or any other body.
+pub struct ServerBody(Kind);
+
+enum Kind {
+    Bytes(Option<Bytes>),
+    Reply(ReplyBody),
+    Boxed(Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>),
+}
+
+/// A body whose request is in flight until it ends.
+pub(super) struct Tracked {
+    body: ServerBody,
+    _in_flight: InFlight,
+}
+
+pin_project_lite::pin_project! {
+    /// Errors as [`BoxError`].
+    struct Erased<B> { #[pin] body: B }
+}
+
+// === impl ServerBody ===
+
+impl ServerBody {
+    /// Nothing at all.
+    pub fn empty() -> Self {
+        ServerBody(Kind::Bytes(None))
+    }
+
+    /// Any body; boxed.
+    pub fn new<B>(body: B) -> Self
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
+        match body.is_end_stream() {
+            true => ServerBody::empty(),
+            false => ServerBody(Kind::Boxed(Box::pin(Erased { body }))),
+        }
+    }
+}
+
+impl From<ReplyBody> for ServerBody {
+    fn from(body: ReplyBody) -> Self {
+        ServerBody(Kind::Reply(body))
+    }
+}
+
+impl From<Bytes> for ServerBody {
+    fn from(bytes: Bytes) -> Self {
+        ServerBody(Kind::Bytes((!bytes.is_empty()).then_some(bytes)))
+    }
+}
+
+impl From<&'static str> for ServerBody {
+    fn from(text: &'static str) -> Self {
+        Bytes::from_static(text.as_bytes()).into()
+    }
+}
+
+impl From<String> for ServerBody {
+    fn from(text: String) -> Self {
+        Bytes::from(text).into()
+    }
+}
+
+impl Body for ServerBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut self.get_mut().0 {
+            Kind::Bytes(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Kind::Reply(reply) => Pin::new(reply).poll_frame(cx).map_err(Into::into),
+            Kind::Boxed(body) => body.as_mut().poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Bytes(bytes) => bytes.is_none(),
+            Kind::Reply(reply) => reply.is_end_stream(),
+            Kind::Boxed(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Bytes(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Kind::Reply(reply) => reply.size_hint(),
+            Kind::Boxed(body) => body.size_hint(),
+        }
+    }
+}
+
+impl fmt::Debug for ServerBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerBody").field("size", &self.size_hint()).finish_non_exhaustive()
+    }
+}
+
+impl<B: Body<Data = Bytes, Error: Into<BoxError>>> Body for Erased<B> {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.project().body.poll_frame(cx).map_err(Into::into)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+// === impl Tracked ===
+
+impl Tracked {
+    pub(super) fn new(body: ServerBody, in_flight: InFlight) -> Self {
+        Tracked { body, _in_flight: in_flight }
+    }
+}
+
+impl Body for Tracked {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,189 @@
+//! One connection, from accept to its end.
+use std::{
+    convert::Infallible,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use http::{Request, Response, StatusCode};
+use hyper::{body::Incoming, server::conn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::{
+    Port,
+    activity::{Act, Activity, InFlight, Watch},
+    body::{ServerBody, Tracked},
+    io::{Opened, Opening, Version},
+    service::{Answer, Connected},
+};
+use crate::{Problem, ServerConfig, connector::Stream};
+
+/// The requests of one connection.
+struct Requests {
+    port: Arc<Port>,
+    connected: Connected,
+    activity: Arc<Activity>,
+}
+
+/// An answer that is being made.
+struct Answering {
+    answer: Option<Answer>,
+    in_flight: Option<InFlight>,
+}
+
+/// A connection that can be asked to go.
+trait Graceful: Future<Output = hyper::Result<()>> {
+    fn ask(self: Pin<&mut Self>);
+}
+
+/// Serves `stream` until it is over.
+pub(super) async fn serve(port: Arc<Port>, stream: Stream) {
+    let mut opening = Opening::new();
+    let begun = Instant::now();
+    let Some((stream, version)) = open(&port, stream, &mut opening).await else { return };
+    let activity = port.activities.begin();
+    let connected = Connected::new(stream.peer().clone(), port.name.clone(), port.config.max_body.get());
+    let requests = Requests { port: port.clone(), connected, activity: activity.clone() };
+    match version {
+        Version::H1 => {
+            activity.head_bytes();
+            let io = TokioIo::new(Opened::new(stream, opening, Some(activity.clone())));
+            watch(&port, &activity, begun, h1(&port.config).serve_connection(io, requests)).await;
+        }
+        Version::H2 => {
+            let io = TokioIo::new(Opened::new(stream, opening, None));
+            watch(&port, &activity, begun, h2(&port.config).serve_connection(io, requests)).await;
+        }
+    }
+}
+
+/// TLS, where there is any, and the first bytes. A draining server does not wait for them.
+async fn open(port: &Port, stream: Stream, opening: &mut Opening) -> Option<(Stream, Version)> {
+    let config = &port.config;
+    let opened = async {
+        let mut stream = match &port.acceptor {
+            Some(acceptor) => {
+                timeout(config.handshake_timeout.get(), acceptor.accept(stream)).await.ok()?.ok()?
+            }
+            None => stream,
+        };
+        let version = timeout(config.header_timeout.get(), opening.read(&mut stream)).await.ok()?.ok()??;
+        Some((stream, version))
+    };
+    tokio::select! {
+        biased;
+        opened = opened => opened,
+        () = port.draining.cancelled() => None,
+    }
+}
+
+/// Runs the connection, and has it go when it is time to.
+async fn watch(port: &Port, activity: &Activity, begun: Instant, connection: impl Graceful) {
+    let mut connection = pin!(connection);
+    let mut draining = pin!(port.draining.cancelled());
+    let mut is_draining = false;
+    let mut watch = Watch::new(begun, &port.config, &port.random);
+    let mut look = pin!(sleep_until(begun));
+    loop {
+        let act = tokio::select! {
+            biased;
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(port = &*port.name, error = &error as &dyn std::error::Error, "connection");
+                }
+                return;
+            }
+            () = &mut draining, if !is_draining => {
+                is_draining = true;
+                watch.drain(Instant::now())
+            }
+            () = &mut look => watch.look(Instant::now(), activity),
+        };
+        match act {
+            Act::Wait(at) => look.as_mut().reset(at),
+            Act::Ask(at) => {
+                connection.as_mut().ask();
+                look.as_mut().reset(at);
+            }
+            Act::Close => return,
+        }
+    }
+}
+
+fn h1(config: &ServerConfig) -> conn::http1::Builder {
+    let mut builder = conn::http1::Builder::new();
+    // The watch has an eye on slow heads: hyper's timer would also end connections that are idle.
+    builder.header_read_timeout(None).max_header_size(config.max_header_list.get() as usize);
+    builder
+}
+
+fn h2(config: &ServerConfig) -> conn::http2::Builder<TokioExecutor> {
+    // What hyper spawns here are the streams, which end with their connection.
+    let mut builder = conn::http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(config.max_streams.get())
+        .max_header_list_size(config.max_header_list.get())
+        .initial_stream_window_size(config.stream_window.get())
+        .initial_connection_window_size(config.connection_window.get());
+    let interval = config.keep_alive_interval.0;
+    if !interval.is_zero() {
+        builder.keep_alive_interval(interval).keep_alive_timeout(config.keep_alive_timeout.get());
+    }
+    builder
+}
+
+impl Graceful for conn::http1::Connection<TokioIo<Opened>, Requests> {
+    fn ask(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl Graceful for conn::http2::Connection<TokioIo<Opened>, Requests, TokioExecutor> {
+    fn ask(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+// === impl Requests ===
+
+impl hyper::service::Service<Request<Incoming>> for Requests {
+    type Response = Response<Tracked>;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn call(&self, mut request: Request<Incoming>) -> Answering {
+        let in_flight = Some(self.activity.begin());
+        request.extensions_mut().insert(self.connected.clone());
+        let answer = catch_unwind(AssertUnwindSafe(|| self.port.mux.call(request))).ok();
+        Answering { answer, in_flight }
+    }
+}
+
+// === impl Answering ===
+
+impl Future for Answering {
+    type Output = Result<Response<Tracked>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // The pipeline has its own guard; this one is for what is served without it.
+        let answered = match &mut self.answer {
+            Some(answer) => catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(cx))).map_err(drop),
+            None => Err(()),
+        };
+        let response = match answered {
+            Ok(polled) => ready!(polled),
+            Err(()) => {
+                tracing::error!("a handler panicked");
+                let problem = Problem::new(StatusCode::INTERNAL_SERVER_ERROR).detail("the handler panicked");
+                problem.into_http().map(ServerBody::from)
+            }
+        };
+        self.answer = None;
+        let in_flight = self.in_flight.take().expect("a future is not polled after its end");
+        Poll::Ready(Ok(response.map(|body| Tracked::new(body, in_flight))))
+    }
+}

@@ -1,0 +1,117 @@
+//! A server's stream: what was read to find out the version comes first, and the bytes of heads are
+//! noticed.
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+use super::activity::Activity;
+use crate::connector::Stream;
+
+/// What a connection is spoken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Version {
+    H1,
+    H2,
+}
+
+/// The first bytes of a connection.
+pub(super) struct Opening {
+    bytes: [u8; PREFACE.len()],
+    read: usize,
+    /// How many of them were handed on.
+    given: usize,
+}
+
+/// A stream that begins with its opening again.
+pub(super) struct Opened {
+    stream: Stream,
+    opening: Opening,
+    /// Told of the bytes of heads, where they can come slowly: over HTTP/1.1.
+    heads: Option<Arc<Activity>>,
+}
+
+/// What every HTTP/2 connection begins with.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+// === impl Opening ===
+
+impl Opening {
+    pub(super) fn new() -> Self {
+        Opening { bytes: [0; PREFACE.len()], read: 0, given: 0 }
+    }
+
+    /// Reads until the version is clear. `None`: the peer closed without a word.
+    pub(super) async fn read(&mut self, stream: &mut Stream) -> io::Result<Option<Version>> {
+        while self.read < PREFACE.len() {
+            let n = stream.read(&mut self.bytes[self.read..]).await?;
+            if n == 0 && self.read == 0 {
+                return Ok(None);
+            }
+            self.read += n;
+            if n == 0 || !PREFACE.starts_with(&self.bytes[..self.read]) {
+                return Ok(Some(Version::H1));
+            }
+        }
+        Ok(Some(Version::H2))
+    }
+}
+
+// === impl Opened ===
+
+impl Opened {
+    pub(super) fn new(stream: Stream, opening: Opening, heads: Option<Arc<Activity>>) -> Self {
+        Opened { stream, opening, heads }
+    }
+}
+
+impl AsyncRead for Opened {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let opening = &mut this.opening;
+        if opening.given < opening.read {
+            let end = opening.read.min(opening.given + to.remaining());
+            to.put_slice(&opening.bytes[opening.given..end]);
+            opening.given = end;
+            return Poll::Ready(Ok(()));
+        }
+        let before = to.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(cx, to))?;
+        if let Some(heads) = &this.heads
+            && to.filled().len() > before
+        {
+            heads.head_bytes();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Opened {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

@@ -1,0 +1,223 @@
+//! The accept loop: who gets in, what for, and how long they may stay.
+//!
+//! Slow, silent and hostile peers are bounded by time and number; a drain always ends.
+mod activity;
+mod body;
+mod connection;
+mod io;
+mod service;
+
+use std::{
+    io::ErrorKind,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::*},
+    },
+    time::Duration,
+};
+
+use chassis_core::{random::Random, tasks::Tasks};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::activity::Activities;
+pub use self::{
+    body::ServerBody,
+    service::{Answer, Connected, HttpService, Mux},
+};
+use crate::{
+    ServerConfig,
+    connector::{Acceptor, Listener, Stream},
+};
+
+/// Serves any number of ports, and drains them together.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use chassis_core::{random::Random, tasks::Tasks};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> std::io::Result<()> {
+/// use chassis_http::{ServerConfig, connector::Network, server::{Mux, Server}};
+///
+/// let server = Server::new(ServerConfig::default(), &Tasks::new(), Random::from_os());
+/// let listener = Network::default().bind("127.0.0.1:0").await?;
+/// server.serve("http", listener, Mux::default(), None);
+/// assert_eq!(server.drain(Duration::from_secs(5)).await, 0);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Server {
+    config: Arc<ServerConfig>,
+    tasks: Tasks,
+    random: Random,
+    draining: CancellationToken,
+    connections: TaskTracker,
+    activities: Arc<Activities>,
+    open: Arc<AtomicUsize>,
+}
+
+/// One port, as its connections see it.
+struct Port {
+    name: Arc<str>,
+    config: Arc<ServerConfig>,
+    mux: Mux,
+    acceptor: Option<Arc<dyn Acceptor>>,
+    random: Random,
+    draining: CancellationToken,
+    activities: Arc<Activities>,
+    /// Connections to all ports.
+    open: Arc<AtomicUsize>,
+    refusing: AtomicUsize,
+}
+
+/// Counts a connection while it is open.
+struct Counted(Arc<AtomicUsize>);
+
+/// After an error of accept that another try would only repeat (no file descriptors left).
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// So many peers at once are told that the server is full; more are just closed.
+const REFUSING: usize = 64;
+/// How long a peer has to take note of it.
+const REFUSAL: Duration = Duration::from_secs(1);
+/// What they are told, whatever they speak: an HTTP/2 client sees that it is none of its frames.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+    x-chassis-refused: OVERLOADED\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+
+// === impl Server ===
+
+impl Server {
+    /// Its tasks end with `owner`'s.
+    pub fn new(config: ServerConfig, owner: &Tasks, random: Random) -> Self {
+        Server {
+            config: Arc::new(config),
+            tasks: owner.child(),
+            random,
+            draining: CancellationToken::new(),
+            connections: TaskTracker::new(),
+            activities: Arc::default(),
+            open: Arc::default(),
+        }
+    }
+
+    /// Serves `mux` at `listener` from now on; `name` is the port's in the settings. Streams go through
+    /// `acceptor` first, where there is one: TLS goes in there.
+    pub fn serve(
+        &self,
+        name: &str,
+        listener: Box<dyn Listener>,
+        mux: Mux,
+        acceptor: Option<Arc<dyn Acceptor>>,
+    ) {
+        let port = Arc::new(Port {
+            name: name.into(),
+            config: self.config.clone(),
+            mux,
+            acceptor,
+            random: self.random.clone(),
+            draining: self.draining.clone(),
+            activities: self.activities.clone(),
+            open: self.open.clone(),
+            refusing: AtomicUsize::new(0),
+        });
+        let accept = accept(port, listener, self.tasks.clone(), self.connections.clone());
+        self.tasks.spawn(self.connections.track_future(accept));
+    }
+
+    /// Closes the listeners, has idle connections go at once and busy ones after their last answer, and
+    /// cuts what is left after `bound`. Returns how many calls were cut.
+    pub async fn drain(&self, bound: Duration) -> usize {
+        self.draining.cancel();
+        self.connections.close();
+        if timeout(bound, self.connections.wait()).await.is_ok() {
+            return 0;
+        }
+        let cut = self.activities.in_flight();
+        self.tasks.end(REFUSAL).await;
+        cut
+    }
+
+    /// How many connections are open.
+    pub fn connections(&self) -> usize {
+        self.open.load(Acquire)
+    }
+}
+
+/// Takes connections in until the server drains; then the listener is closed at once, so that nobody
+/// waits behind it.
+async fn accept(port: Arc<Port>, mut listener: Box<dyn Listener>, tasks: Tasks, connections: TaskTracker) {
+    let mut pause = BACK_OFF.0;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = port.draining.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok(stream) => {
+                pause = BACK_OFF.0;
+                if let Some(task) = admit(&port, stream) {
+                    tasks.spawn(connections.track_future(task));
+                }
+            }
+            Err(error) if is_of_one_connection(error.kind()) => {}
+            Err(error) => {
+                tracing::error!(port = &*port.name, %error, "cannot accept; next try in {pause:?}");
+                tokio::select! { () = port.draining.cancelled() => return, () = sleep(pause) => {} }
+                pause = (pause * 2).min(BACK_OFF.1);
+            }
+        }
+    }
+}
+
+/// What to do with a new connection: serve it, or tell it that there are too many.
+fn admit(port: &Arc<Port>, stream: Stream) -> Option<chassis_core::BoxFuture<'static, ()>> {
+    let counted = Counted::new(&port.open);
+    if counted.0.load(Acquire) <= port.config.max_connections.get() {
+        let port = port.clone();
+        return Some(Box::pin(async move {
+            let _counted = counted;
+            connection::serve(port, stream).await;
+        }));
+    }
+    drop(counted);
+    if port.refusing.load(Acquire) >= REFUSING {
+        return None;
+    }
+    port.refusing.fetch_add(1, AcqRel);
+    let port = port.clone();
+    Some(Box::pin(async move {
+        let _ = timeout(REFUSAL, tell_full(stream)).await;
+        port.refusing.fetch_sub(1, AcqRel);
+    }))
+}
+
+/// Closing with bytes unread would reset the connection, and take the message with it.
+async fn tell_full(mut stream: Stream) -> std::io::Result<()> {
+    stream.write_all(FULL).await?;
+    stream.shutdown().await?;
+    let mut ignored = [0; 1024];
+    while stream.read(&mut ignored).await? > 0 {}
+    Ok(())
+}
+
+fn is_of_one_connection(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused)
+}
+
+// === impl Counted ===
+
+impl Counted {
+    fn new(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, AcqRel);
+        Counted(open.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, AcqRel);
+    }
+}

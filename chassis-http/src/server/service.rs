@@ -1,0 +1,103 @@
+//! What a server serves: anything that answers requests; gRPC and REST on one port, by content-type.
+use std::sync::Arc;
+
+use chassis_core::BoxFuture;
+use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use hyper::body::Incoming;
+
+use super::body::ServerBody;
+use crate::{Problem, connector::Peer};
+
+/// The answer to a request, in time.
+pub type Answer = BoxFuture<'static, Response<ServerBody>>;
+
+/// Answers requests. Any `Fn(Request<Incoming>) -> Answer` does.
+pub trait HttpService: Send + Sync + 'static {
+    /// The answer. A panic is told as 500, and the connection kept.
+    fn call(&self, request: Request<Incoming>) -> Answer;
+}
+
+/// Who answers on one port.
+///
+/// ```
+/// use std::sync::Arc;
+/// use chassis_http::server::{Answer, Mux, ServerBody};
+///
+/// let hello = |_request| -> Answer {
+///     Box::pin(async { http::Response::new(ServerBody::from("hello")) })
+/// };
+/// let mux = Mux { http: Some(Arc::new(hello)), ..Mux::default() };
+/// assert!(mux.grpc.is_none());
+/// ```
+#[derive(Clone, Default)]
+pub struct Mux {
+    /// Requests whose content-type begins with `application/grpc`.
+    pub grpc: Option<Arc<dyn HttpService>>,
+    /// All others.
+    pub http: Option<Arc<dyn HttpService>>,
+}
+
+/// Where a request came in: an extension of each.
+#[derive(Clone, Debug)]
+pub struct Connected(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    peer: Peer,
+    port: Arc<str>,
+    max_body: usize,
+}
+
+impl<F: Fn(Request<Incoming>) -> Answer + Send + Sync + 'static> HttpService for F {
+    fn call(&self, request: Request<Incoming>) -> Answer {
+        self(request)
+    }
+}
+
+// === impl Mux ===
+
+impl Mux {
+    pub(super) fn call(&self, request: Request<Incoming>) -> Answer {
+        let content_type = request.headers().get(CONTENT_TYPE);
+        let is_grpc = content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+        match (is_grpc, &self.grpc, &self.http) {
+            (true, Some(grpc), _) => grpc.call(request),
+            (false, _, Some(http)) => http.call(request),
+            (is_grpc, ..) => unmatched(is_grpc, request.method()),
+        }
+    }
+}
+
+fn unmatched(is_grpc: bool, method: &Method) -> Answer {
+    let problem = match is_grpc {
+        true => Problem::new(StatusCode::NOT_FOUND).detail("no gRPC is spoken on this port"),
+        false if method == Method::POST => {
+            Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE).detail("only gRPC is spoken on this port")
+        }
+        false => Problem::new(StatusCode::NOT_FOUND).detail("only gRPC is spoken on this port"),
+    };
+    Box::pin(std::future::ready(problem.into_http().map(ServerBody::from)))
+}
+
+// === impl Connected ===
+
+impl Connected {
+    pub(super) fn new(peer: Peer, port: Arc<str>, max_body: usize) -> Self {
+        Connected(Arc::new(Inner { peer, port, max_body }))
+    }
+
+    /// Who sent it.
+    pub fn peer(&self) -> &Peer {
+        &self.0.peer
+    }
+
+    /// The port's name in the settings, as in `grpc` or `http`.
+    pub fn port(&self) -> &str {
+        &self.0.port
+    }
+
+    /// Bytes that a REST request's body may have here.
+    pub fn max_body(&self) -> usize {
+        self.0.max_body
+    }
+}
