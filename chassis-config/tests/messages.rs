@@ -1,67 +1,87 @@
 //! What people read when a document is wrong, letter for letter.
-use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc};
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
-use chassis_config::{Change, Environment, FileSource, Loader, Problem, TextSource, tree::Layer};
+use chassis_config::{
+    Change, Environment, FileSource, Finding, Loader, Problem, TextSource, Version,
+    document::{Document, Kinds, Seen, SeenService, read_kind},
+    tree::Layer,
+};
 use chassis_core::{
     config::Format,
-    units::{PositiveSpan, Ratio, Span, Switch},
+    event::Events,
+    metrics::Metrics,
+    policy::{self, Policies, States},
+    random::Random,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Document {
-    listen: chassis_config::document::Listen,
-    outbound: Outbound,
-    faults: Vec<Fault>,
-    center: BTreeMap<String, NonZeroU32>,
+/// The `registry` table, as a program might know it.
+#[derive(Debug, Default)]
+enum Registry {
+    #[default]
+    Local,
+    File(#[expect(dead_code, reason = "only read")] At),
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Outbound {
-    defaults: Rules,
-    services: BTreeMap<String, Rules>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Rules {
-    timeout: Option<Span>,
-    retry: Option<Switch<Retry>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Retry {
-    attempts: Option<NonZeroU32>,
-    when: Option<When>,
-    budget: Option<Ratio>,
-    backoff: Option<PositiveSpan>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum When {
-    Safe,
-    Always,
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "only read")]
+struct At {
+    path: PathBuf,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "only read")]
-struct Fault {
-    name: String,
-    #[serde(default)]
-    share: Option<Ratio>,
+struct Nothing {}
+
+impl Kinds for Registry {
+    const KINDS: &'static [&'static str] = &["local", "file"];
+    const WHAT: &'static str = "a registry";
+    fn read<'de, D: Deserializer<'de>>(kind: &str, rest: D) -> Result<Self, D::Error> {
+        match kind {
+            "file" => At::deserialize(rest).map(Registry::File),
+            _ => Nothing::deserialize(rest).map(|_| Registry::Local),
+        }
+    }
 }
 
-fn loader(file: TextSource, environment: Environment) -> Loader<Document, ()> {
-    let check = |d: &Document| match d.listen.check() {
-        found if found.is_empty() => Ok(((), Vec::new())),
-        found => Err(found),
+impl<'de> Deserialize<'de> for Registry {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        read_kind(from)
+    }
+}
+
+type Written = Document<Registry>;
+
+fn loader(file: TextSource, environment: Environment) -> Loader<Written, Policies> {
+    let with = Arc::new(policy::Environment {
+        service: "orders".into(),
+        states: States::default(),
+        metrics: Metrics::new(prometheus::Registry::new()).expect("the names are sound"),
+        events: Events::new(),
+        random: Random::seeded(7),
+        pickers: HashMap::new(),
+        fallbacks: HashMap::new(),
+        idempotent: Default::default(),
+    });
+    let check = move |document: &Written| {
+        let mut found = document.check();
+        match Policies::compile(&document.settings(), 1, &with, None) {
+            Ok(policies) if found.is_empty() => return Ok((policies, Vec::new())),
+            Ok(_) => {}
+            Err(problems) => found.extend(problems.into_iter().map(Finding::from)),
+        }
+        Err(found)
     };
     Loader::new(check).environment(environment).source(Layer::File, Arc::new(file))
+}
+
+async fn version(content: &str) -> Box<Version<Written, Policies>> {
+    match loader(TextSource::new("chassis.yaml", Format::Yaml, content), Environment::default()).next().await
+    {
+        Change::Applied(version) => version,
+        other => panic!("it is sound, but: {}", matches!(other, Change::Refused(_))),
+    }
 }
 
 /// The problems of a text, as they are printed.
@@ -104,7 +124,7 @@ fn unknown_key() {
 error: chassis.yaml:3:16  outbound.defaults.retry.atempts
     3 |     retry:   { atempts: 3, when: safe }
       |                ^^^^^^^ unknown key; did you mean `attempts`?
-   allowed: attempts, when, budget, backoff
+   allowed: attempts, when, per_try, backoff, on, budget, replay_bytes, chained
 ",
     );
 }
@@ -192,7 +212,7 @@ fn missing_key() {
         r"
 error: chassis.yaml:2:5  faults[0]
     2 |   - share: 5%
-      |     ^ `name` is missing
+      |     ^ missing `name`
 ",
     );
 }
@@ -271,8 +291,8 @@ fn missing_file() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("chassis.yaml"), "").unwrap();
     let file = FileSource::new(dir.path().join("chassis.yml"));
-    let mut loader: Loader<Document, ()> =
-        Loader::new(|_: &Document| Ok(((), Vec::new()))).source(Layer::File, Arc::new(file));
+    let mut loader: Loader<Written, ()> =
+        Loader::new(|_: &Written| Ok(((), Vec::new()))).source(Layer::File, Arc::new(file));
     let Change::Unreadable(unreadable) = block_on(loader.next()) else { panic!("it is not there") };
     assert!(unreadable.needed);
     let shown = unreadable.to_string().replace(&format!("{}/", dir.path().display()), "");
@@ -287,14 +307,14 @@ fn several_at_once() {
 error: chassis.yaml:1:1  outbond
     1 | outbond: {}
       | ^^^^^^^ unknown key; did you mean `outbound`?
-   allowed: listen, outbound, faults, center
+   allowed: service, listen, registry, matches, inbound, outbound, faults, client, server, telemetry, propagate, shutdown
 error: chassis.yaml:3:24  outbound.defaults.timeout
     3 |   defaults: { timeout: 1 }
       |                        ^ `1` has no unit; write 1ms or 1s
 error: chassis.yaml:4:33  outbound.services.stock.retry.wen
     4 |   services: { stock: { retry: { wen: safe } } }
       |                                 ^^^ unknown key; did you mean `when`?
-   allowed: attempts, when, budget, backoff
+   allowed: attempts, when, per_try, backoff, on, budget, replay_bytes, chained
 ",
     );
 }
@@ -311,7 +331,7 @@ error: chassis.toml:2:11  outbound.defaults.timeout
 error: chassis.toml:3:11  outbound.defaults.retry.atempts
     3 | retry = { atempts = 3 }
       |           ^^^^^^^ unknown key; did you mean `attempts`?
-   allowed: attempts, when, budget, backoff
+   allowed: attempts, when, per_try, backoff, on, budget, replay_bytes, chained
 "#,
     );
 }
@@ -353,7 +373,7 @@ error: environment  outbound.defaults.timeout
 warning: environment  outbund
       | CHASSIS_OUTBUND__DEFAULTS__TIMEOUT=2s
       |         ^^^^^^^ no setting has this name; did you mean `CHASSIS_OUTBOUND__DEFAULTS__TIMEOUT`?
-   allowed: listen, outbound, faults, center
+   allowed: service, listen, registry, matches, inbound, outbound, faults, client, server, telemetry, propagate, shutdown
 ",
     );
     check_environment(
@@ -370,14 +390,18 @@ warning: chassis.yaml:1:34  outbound.defaults.timeout
 #[test]
 fn secrets_stay_secret() {
     check(
-        "center: { pasword: hunter2 }\noutbound: { secret: hunter2 }\n",
+        "registry: { kind: file, path: /a, pasword: hunter2 }\nlisten: { token: hunter2 }\noutbound:\n  secret: hunter2\n",
         r"
-error: chassis.yaml:1:20  center.pasword
-    1 | center: { pasword: ******* *
-      |                    ^^^^^^^ this is no value for it (it is not shown)
-error: chassis.yaml:2:13  outbound.secret
-    2 | outbound: { secret: ******* *
-      |             ^^^^^^ unknown key
+error: chassis.yaml:1:35  registry.pasword
+    1 | registry: { kind: file, path: /a, pasword: ******* *
+      |                                   ^^^^^^^ unknown key
+   allowed: path
+error: chassis.yaml:2:18  listen.token
+    2 | listen: { token: ******* *
+      |                  ^^^^^^^ this is no value for it (it is not shown)
+error: chassis.yaml:4:3  outbound.secret
+    4 |   secret: *******
+      |   ^^^^^^ unknown key
    allowed: defaults, services
 ",
     );
@@ -408,6 +432,142 @@ fn what_would_move_the_cursor_is_not_printed() {
 error: chassis.yaml:1:17  listen.http
     1 | listen: { http: \"a\\e[2J\u{fffd}b\" }
       |                 ^^^^^^^^^^ `a\u{fffd}[2J\u{fffd}b` has no port; write a\u{fffd}[2J\u{fffd}b:8080
+",
+    );
+}
+
+#[test]
+fn empty_split() {
+    check(
+        "outbound:\n  services:\n    stock:\n      routes: [ { name: split, split: {}, by: track } ]\n",
+        r"
+error: chassis.yaml:4:39  outbound.services.stock.routes[0].split
+    4 |       routes: [ { name: split, split: {}, by: track } ]
+      |                                       ^ a split needs a share above 0, as in { stable: 95, canary: 5 }
+",
+    );
+}
+
+#[test]
+fn duplicate_rule_name() {
+    check(
+        "faults:\n  - { name: slow, delay: 1s }\n  - { name: slow, delay: 2s }\n",
+        r"
+error: chassis.yaml:3:13  faults[1].name
+    3 |   - { name: slow, delay: 2s }
+      |             ^^^^ a second fault is called `slow`; names tell rules apart
+",
+    );
+}
+
+#[test]
+fn unknown_picker() {
+    check(
+        "outbound: { services: { stock: { balance: p2 } } }\n",
+        r"
+error: chassis.yaml:1:43  outbound.services.stock.balance
+    1 | outbound: { services: { stock: { balance: p2 } } }
+      |                                           ^^ no picker is called `p2`; did you mean `p2c`?
+   allowed: p2c, random, round_robin
+",
+    );
+}
+
+#[test]
+fn kinds_of_registry() {
+    check(
+        "registry: { kind: fiel }\n",
+        r"
+error: chassis.yaml:1:19  registry.kind
+    1 | registry: { kind: fiel }
+      |                   ^^^^ `fiel` is not known here; did you mean `file`?
+   allowed: local, file
+",
+    );
+    check(
+        "registry: { pth: /etc/instances.json, kind: file }\n",
+        r"
+error: chassis.yaml:1:13  registry.pth
+    1 | registry: { pth: /etc/instances.json, kind: file }
+      |             ^^^ unknown key; did you mean `path`?
+   allowed: path
+",
+    );
+    check(
+        "registry:\n  path: /etc/instances.json\n",
+        r"
+error: chassis.yaml:1:1  registry
+    1 | registry:
+      | ^^^^^^^^ missing `kind`
+",
+    );
+}
+
+#[test]
+fn not_seen_yet() {
+    let content = "\
+outbound:
+  services:
+    stok: { timeout: 1s }
+    stock:
+      routes: [ { name: split, split: { stable: 95, canary: 5 }, by: trak } ]
+      operations: { stock.v1.Stock/Resrve: { retry: off } }
+faults: [ { name: slow, to: stock2, delay: 1s } ]
+";
+    let version = block_on(version(content));
+    let set = |words: &[&str]| words.iter().map(|w| w.to_string()).collect();
+    let stock = SeenService { labels: set(&["track"]), operations: set(&["stock.v1.Stock/Reserve"]) };
+    let services = [("stock".to_string(), stock), ("carts".to_string(), SeenService::default())].into();
+    let found = version.document.unseen(&Seen { services, ..Default::default() });
+    let printed: Vec<_> = found.into_iter().map(|f| f.place(&version.tree).to_string()).collect();
+    let expected = r#"
+warning: chassis.yaml:7:29  faults[0].to
+    7 | faults: [ { name: slow, to: stock2, delay: 1s } ]
+      |                             ^^^^^^ no service `stock2` was seen yet; did you mean `stock`?
+   allowed: carts, stock
+warning: chassis.yaml:6:21  outbound.services.stock.operations."stock.v1.Stock/Resrve"
+    6 |       operations: { stock.v1.Stock/Resrve: { retry: off } }
+      |                     ^^^^^^^^^^^^^^^^^^^^^ no operation `stock.v1.Stock/Resrve` was seen yet; did you mean `stock.v1.Stock/Reserve`?
+   allowed: stock.v1.Stock/Reserve
+warning: chassis.yaml:5:70  outbound.services.stock.routes[0].by
+    5 |       routes: [ { name: split, split: { stable: 95, canary: 5 }, by: trak } ]
+      |                                                                      ^^^^ no label `trak` was seen yet; did you mean `track`?
+   allowed: track, version, zone
+warning: chassis.yaml:3:5  outbound.services.stok
+    3 |     stok: { timeout: 1s }
+      |     ^^^^ no service `stok` was seen yet; did you mean `stock`?
+   allowed: carts, stock
+"#;
+    assert_eq!(printed.join("\n"), expected.trim_matches('\n'));
+}
+
+#[test]
+fn told_once_however_many_inherit_it() {
+    check(
+        "outbound:\n  defaults: { balance: p2 }\n  services: { a: {}, b: {}, c: {} }\n",
+        r"
+error: chassis.yaml:2:24  outbound.defaults.balance
+    2 |   defaults: { balance: p2 }
+      |                        ^^ no picker is called `p2`; did you mean `p2c`?
+   allowed: p2c, random, round_robin
+",
+    );
+}
+
+#[test]
+fn half_a_fault() {
+    check(
+        "faults:\n  - { name: a, delay: 200 }\n  - { name: b, delay: { from: 1s, too: 2s } }\n  - { name: c, until: tomorrow }\n",
+        r"
+error: chassis.yaml:2:23  faults[0].delay
+    2 |   - { name: a, delay: 200 }
+      |                       ^^^ a length of time as in 200ms, or a map of from, to and share
+error: chassis.yaml:3:23  faults[1].delay
+    3 |   - { name: b, delay: { from: 1s, too: 2s } }
+      |                       ^ a length of time as in 200ms, or a map of from, to and share
+error: chassis.yaml:4:23  faults[2].until
+    4 |   - { name: c, until: tomorrow }
+      |                       ^^^^^^^^ `tomorrow` is no end; write a time as 2026-11-21T18:00:00Z, or a length of time as 2h
 ",
     );
 }

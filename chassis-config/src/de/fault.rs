@@ -66,7 +66,7 @@ impl Fault {
             Kind::UnknownWord { word, allowed } => {
                 problem(format!("`{word}` is not known here")).instead(&word, allowed.iter().copied())
             }
-            Kind::Missing(key) => problem(format!("`{key}` is missing")),
+            Kind::Missing(key) => problem(format!("missing `{key}`")),
             Kind::WrongType { found, wanted } if found == NOTHING => {
                 problem(format!("nothing stands here; {wanted} is wanted"))
             }
@@ -131,7 +131,7 @@ impl fmt::Display for Fault {
         match &self.kind {
             Kind::UnknownKey { key, .. } => write!(f, "unknown key `{key}`"),
             Kind::UnknownWord { word, .. } => write!(f, "unknown word `{word}`"),
-            Kind::Missing(key) => write!(f, "`{key}` is missing"),
+            Kind::Missing(key) => write!(f, "missing `{key}`"),
             Kind::WrongType { found, wanted } | Kind::WrongValue { found, wanted } => {
                 write!(f, "{wanted} belongs here, not {found}")
             }
@@ -166,6 +166,7 @@ fn wish(wanted: &dyn Expected) -> String {
         |word: &str| matches!(word.trim_start_matches(['u', 'i']), "8" | "16" | "32" | "64" | "128" | "size");
     match said.as_str() {
         "a string" | "string" | "a borrowed string" => "a text".into(),
+        "a path" | "path string" => "a path".into(),
         "a boolean" => "true or false".into(),
         "a sequence" => "a list".into(),
         "f32" | "f64" => "a number".into(),

@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named() {
-        check("list: [ {} ]", &["c:1:9 list[0]: `name` is missing"]);
+        check("list: [ {} ]", &["c:1:9 list[0]: missing `name`"]);
         check("list:\n  - name:\n", &["c:2:9 list[0].name: nothing stands here; a text is wanted"]);
     }
 

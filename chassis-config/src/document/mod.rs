@@ -18,7 +18,7 @@ pub use self::{
     kind::{Kinds, read_kind},
     listen::{Address, Listen},
     propagate::Propagate,
-    service::{ServiceSection, ShutdownSection},
+    service::{ServiceSection, ShutdownSection, TelemetrySection},
     unseen::{Seen, SeenService},
 };
 use crate::{
@@ -29,10 +29,17 @@ use crate::{
 
 /// All that can be set. An empty document is a sound one.
 ///
-/// `R` is the `registry` table, whose kinds depend on what is built in: see [`Kinds`].
+/// `R` is the `registry` table, whose kinds depend on what is built in: see [`Kinds`]. `C` and `S` are
+/// the `client` and `server` tables: the numbers of the transport that is built in.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields, bound(deserialize = "R: Default + Deserialize<'de>"))]
-pub struct Document<R> {
+#[serde(
+    default,
+    deny_unknown_fields,
+    bound(
+        deserialize = "R: Default + Deserialize<'de>, C: Default + Deserialize<'de>, S: Default + Deserialize<'de>"
+    )
+)]
+pub struct Document<R, C = Nothing, S = Nothing> {
     /// Who this process says it is.
     pub service: ServiceSection,
     /// Where it listens.
@@ -47,18 +54,29 @@ pub struct Document<R> {
     pub outbound: OutboundSettings,
     /// Faults to inject. Default none.
     pub faults: Vec<FaultConfig>,
+    /// How endpoints are connected to.
+    pub client: C,
+    /// What the server lets in.
+    pub server: S,
+    /// What is told of calls to whoever looks at them later.
+    pub telemetry: TelemetrySection,
     /// Headers carried on along a chain of hops.
     pub propagate: Propagate,
     /// How long a stop may take.
     pub shutdown: ShutdownSection,
 }
 
+/// A table without keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nothing {}
+
 /// Sections that are read once, at the start.
-const READ_ONCE: [&str; 3] = ["service", "listen", "registry"];
+const READ_ONCE: [&str; 5] = ["service", "listen", "registry", "client", "server"];
 
 // === impl Document ===
 
-impl<R> Document<R> {
+impl<R, C, S> Document<R, C, S> {
     /// The part that the pipeline lives by.
     pub fn settings(&self) -> Settings {
         Settings {
@@ -84,7 +102,10 @@ pub fn pending_restart(started: &Node, now: &Node) -> Vec<Moved> {
         _ => String::new(),
     };
     let mut found = changes(started, now);
-    found.retain(|m| READ_ONCE.contains(&key(m, 0).as_str()) && (key(m, 0), key(m, 1)) != ("registry".into(), "services".into()));
+    found.retain(|m| {
+        READ_ONCE.contains(&key(m, 0).as_str())
+            && (key(m, 0), key(m, 1)) != ("registry".into(), "services".into())
+    });
     found
 }
 
@@ -108,7 +129,11 @@ mod tests {
 
     #[test]
     fn what_is_read_once_waits_for_a_restart() {
-        check("listen: {http: 'a:1'}", "listen: {http: 'a:2'}\noutbound: {}", &["listen.http a:1 -> a:2 (c:1:16)"]);
+        check(
+            "listen: {http: 'a:1'}",
+            "listen: {http: 'a:2'}\noutbound: {}",
+            &["listen.http a:1 -> a:2 (c:1:16)"],
+        );
         check("", "registry: {kind: local}", &["registry unset -> { kind: local } (c:1:11)"]);
         check("registry: {kind: static, services: {}}", "registry: {kind: static, services: {a: []}}", &[]);
         check("service: {name: a}\nshutdown: {}", "service: {name: a}", &[]);
@@ -122,7 +147,8 @@ mod tests {
     fn headers_of_one_hop_stay_there() {
         let read = |content| crate::read::<Document<NoRegistry>>(&yaml(content));
         let (document, _) = read("propagate: [x-tenant, Accept-Language]");
-        let names: Vec<_> = document.expect("it is sound").propagate.0.iter().map(ToString::to_string).collect();
+        let names: Vec<_> =
+            document.expect("it is sound").propagate.0.iter().map(ToString::to_string).collect();
         assert_eq!(names, ["x-tenant", "accept-language"]);
         let (_, problems) = read("propagate: [a, te, 'b c']");
         let told: Vec<_> = problems.iter().map(crate::Problem::in_a_line).collect();

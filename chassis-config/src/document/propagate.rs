@@ -9,8 +9,17 @@ use serde::{Deserialize, Deserializer, de};
 pub struct Propagate(#[serde(deserialize_with = "names")] pub Vec<HeaderName>);
 
 /// What is between two neighbours, or written anew for every call.
-const OF_ONE_HOP: [&str; 9] =
-    ["connection", "content-length", "content-type", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
+const OF_ONE_HOP: [&str; 9] = [
+    "connection",
+    "content-length",
+    "content-type",
+    "host",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
 
 /// One name.
 struct Name(HeaderName);

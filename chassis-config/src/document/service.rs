@@ -1,7 +1,7 @@
 //! Who this process is, and how it ends.
 use std::{collections::BTreeMap, time::Duration};
 
-use chassis_core::units::Span;
+use chassis_core::units::{Ratio, Span};
 use serde::{Deserialize, Serialize};
 
 /// The `service` table: who this process says it is. Read once, at the start.
@@ -31,6 +31,23 @@ pub struct ShutdownSection {
     /// How long calls under way may still take, once no new ones come. Then they are cut. Default `25s`;
     /// `0s` cuts them at once.
     pub deadline: Span,
+}
+
+/// The `telemetry` table: what is told of calls to whoever looks at them later.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TelemetrySection {
+    /// The share of calls that begin a trace where they are not part of one. Default `0%`: a trace that
+    /// comes in goes on, and none is begun.
+    pub sample: Ratio,
+}
+
+// === impl TelemetrySection ===
+
+impl Default for TelemetrySection {
+    fn default() -> Self {
+        TelemetrySection { sample: Ratio::percent(0) }
+    }
 }
 
 // === impl ShutdownSection ===

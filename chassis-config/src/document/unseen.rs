@@ -35,7 +35,7 @@ const ALWAYS: [&str; 2] = ["version", "zone"];
 
 // === impl Document ===
 
-impl<R> Document<R> {
+impl<R, C, S> Document<R, C, S> {
     /// Warns of services, labels and operations that were not seen yet: a registry may still learn of
     /// them, so nothing is refused. Ask again when more is known.
     pub fn unseen(&self, seen: &Seen) -> Vec<Finding> {

@@ -249,7 +249,12 @@ impl<D: DeserializeOwned, T> Loader<D, T> {
             Ok((value, findings)) => (Some(value), findings),
             Err(findings) => (None, findings),
         };
-        problems.extend(findings.into_iter().map(|f| f.place(&tree)));
+        for problem in findings.into_iter().map(|f| f.place(&tree)) {
+            // What is wrong with the defaults may be found once for every service.
+            if !problems.contains(&problem) {
+                problems.push(problem);
+            }
+        }
         match value {
             Some(value) if !problems.iter().any(Problem::is_error) => Ok((tree, document, value, problems)),
             _ => Err(problems),
