@@ -156,4 +156,44 @@ mod tests {
         check("count: 3.5", &["c:1:8 count: a whole number above 0 belongs here, not `3.5`"]);
         check("count: '3'", &["c:1:8 count: a whole number above 0 belongs here, not `3` in quotes"]);
     }
+
+    /// Takes anything, and keeps it as it would be written.
+    #[derive(Debug, PartialEq, Deserialize)]
+    #[serde(untagged)]
+    enum Anything {
+        Bool(bool),
+        Whole(i64),
+        Number(f64),
+        Text(String),
+    }
+
+    #[test]
+    fn who_takes_anything_loses_no_letters() {
+        let content = "a: 1.10\nb: 007\nc: 1.5\nd: -2\ne: true\nf: True\ng: 0x10\nh: 1e3\ni: off\n";
+        let (read, _) = read::<BTreeMap<String, Anything>>(&tree(content));
+        let read: Vec<_> = read.expect("it is sound").into_values().collect();
+        let text = |t: &str| Anything::Text(t.into());
+        let (whole, number) = (Anything::Whole(-2), Anything::Number(1.5));
+        let expected = [
+            text("1.10"),
+            text("007"),
+            number,
+            whole,
+            Anything::Bool(true),
+            text("True"),
+            text("0x10"),
+            text("1e3"),
+            text("off"),
+        ];
+        assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn numbers_have_many_spellings() {
+        let (read, problems) =
+            read::<BTreeMap<String, f64>>(&tree("a: 1.10\nb: 007\nc: 0x10\nd: 1e3\ne: +1\nf: 0b11"));
+        assert_eq!(problems, []);
+        let read: Vec<_> = read.expect("it is sound").into_values().collect();
+        assert_eq!(read, [1.1, 7.0, 16.0, 1000.0, 1.0, 3.0]);
+    }
 }

@@ -42,6 +42,13 @@ struct Items<'a> {
     left: std::iter::Enumerate<std::slice::Iter<'a, Node>>,
 }
 
+/// What a word without quotes may be.
+enum Number {
+    Natural(u64),
+    Negative(i64),
+    Fraction(f64),
+}
+
 /// A word with a value behind it: `{ word: value }`, or the word alone.
 struct Variant<'a>(Option<(Place<'a>, &'a str)>);
 
@@ -84,36 +91,58 @@ impl<'a> Place<'a> {
             Value::Quoted(text) if text.parse::<f64>().is_ok() => {
                 Err(Fault::invalid_type(Unexpected::Other(&format!("`{text}` in quotes")), &visitor))
             }
+            Value::Plain(word) => match Number::read(word) {
+                Some(number) => number.visit(visitor),
+                None => self.deserialize_any(visitor),
+            },
             _ => self.deserialize_any(visitor),
         }
     }
 }
 
-/// A whole number in any of YAML's spellings.
-fn whole(word: &str) -> Option<i128> {
-    let (sign, digits) = match word.as_bytes().first()? {
-        b'-' => (-1, &word[1..]),
-        b'+' => (1, &word[1..]),
-        _ => (1, word),
-    };
-    let (digits, radix) = match digits.get(..2) {
-        Some("0x") => (&digits[2..], 16),
-        Some("0o") => (&digits[2..], 8),
-        Some("0b") => (&digits[2..], 2),
-        _ => (digits, 10),
-    };
-    digits
-        .chars()
-        .all(|c| c.is_digit(radix))
-        .then(|| i128::from_str_radix(digits, radix).ok())?
-        .map(|n| n * sign)
-}
+// === impl Number ===
 
-/// A number with a point or an exponent.
-fn fraction(word: &str) -> Option<f64> {
-    let numeric = word.chars().all(|c| c.is_ascii_digit() || "+-.eE".contains(c))
-        && word.contains(|c: char| c.is_ascii_digit());
-    numeric.then(|| word.parse().ok()).flatten()
+impl Number {
+    /// In any of YAML's spellings.
+    fn read(word: &str) -> Option<Self> {
+        let (minus, digits) = match word.as_bytes().first()? {
+            b'-' => (true, &word[1..]),
+            b'+' => (false, &word[1..]),
+            _ => (false, word),
+        };
+        let (digits, radix) = match digits.get(..2) {
+            Some("0x") => (&digits[2..], 16),
+            Some("0o") => (&digits[2..], 8),
+            Some("0b") => (&digits[2..], 2),
+            _ => (digits, 10),
+        };
+        if let Some(n) = i128::from_str_radix(digits, radix).ok().filter(|_| !digits.starts_with(['+', '-']))
+        {
+            let n = if minus { -n } else { n };
+            let whole =
+                u64::try_from(n).map(Number::Natural).or_else(|_| i64::try_from(n).map(Number::Negative));
+            return whole.ok();
+        }
+        let numeric = word.chars().all(|c| c.is_ascii_digit() || "+-.eE".contains(c));
+        numeric.then(|| word.parse().ok().map(Number::Fraction)).flatten()
+    }
+
+    /// Would it be written as this word, if it had to be?
+    fn is_written(&self, word: &str) -> bool {
+        match self {
+            Number::Natural(n) => n.to_string() == word,
+            Number::Negative(n) => n.to_string() == word,
+            Number::Fraction(n) => n.to_string() == word,
+        }
+    }
+
+    fn visit<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        match self {
+            Number::Natural(n) => visitor.visit_u64(n),
+            Number::Negative(n) => visitor.visit_i64(n),
+            Number::Fraction(n) => visitor.visit_f64(n),
+        }
+    }
 }
 
 macro_rules! forward_to {
@@ -131,15 +160,12 @@ impl<'de> Deserializer<'de> for Place<'de> {
         match &self.node.value {
             Value::Null => visitor.visit_unit(),
             Value::Quoted(text) => visitor.visit_borrowed_str(text),
-            Value::Plain(word) => match (word.as_str(), whole(word)) {
-                ("true" | "True" | "TRUE", _) => visitor.visit_bool(true),
-                ("false" | "False" | "FALSE", _) => visitor.visit_bool(false),
-                (_, Some(n)) if u64::try_from(n).is_ok() => visitor.visit_u64(n as u64),
-                (_, Some(n)) if i64::try_from(n).is_ok() => visitor.visit_i64(n as i64),
-                (word, _) => match fraction(word) {
-                    Some(n) => visitor.visit_f64(n),
-                    None => visitor.visit_borrowed_str(word),
-                },
+            // Who takes anything may want the letters: `1.10` is a number, but not only that.
+            Value::Plain(word) => match (word.as_str(), Number::read(word)) {
+                ("true", _) => visitor.visit_bool(true),
+                ("false", _) => visitor.visit_bool(false),
+                (word, Some(number)) if number.is_written(word) => number.visit(visitor),
+                (word, _) => visitor.visit_borrowed_str(word),
             },
             Value::List(items) => visitor.visit_seq(Items { above: self, left: items.iter().enumerate() }),
             Value::Map(entries) => self.map(entries, None, visitor),
@@ -155,8 +181,8 @@ impl<'de> Deserializer<'de> for Place<'de> {
 
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         match self.plain() {
-            Some("on") => visitor.visit_bool(true),
-            Some("off") => visitor.visit_bool(false),
+            Some("on" | "True" | "TRUE") => visitor.visit_bool(true),
+            Some("off" | "False" | "FALSE") => visitor.visit_bool(false),
             _ => self.deserialize_any(visitor),
         }
     }
