@@ -22,7 +22,7 @@ use crate::call::Target;
 ///
 /// let json = r#"{ "http": "GET /orders/**", "header": { "x-canary": "true" }, "not": { "caller": "batch-*" } }"#;
 /// let written: Match = serde_json::from_str(json).unwrap();
-/// assert!(Matcher::compile(&written, &Default::default()).is_ok());
+/// assert!(Matcher::compile(&written.into(), &Default::default()).is_ok());
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -116,8 +116,8 @@ pub struct Problem {
     pub path: String,
     /// What is wrong there.
     pub message: String,
-    /// What was found, and what could stand there instead.
-    pub instead: Option<(String, Vec<String>)>,
+    /// What could stand there instead, where that is a list: the names there are.
+    pub allowed: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -143,13 +143,13 @@ struct Compiler<'a> {
 // === impl Matcher ===
 
 impl Matcher {
-    /// Compiles `written`, with those of `named` that it refers to.
-    pub fn compile(written: &Match, named: &BTreeMap<String, Match>) -> Result<Self, Problem> {
-        Compiler { named, within: Vec::new() }.compile(written)
+    /// For all calls.
+    pub fn any() -> Self {
+        Self::default()
     }
 
-    /// The same for a match in its place or by its name.
-    pub fn resolve(written: &MatchRef, named: &BTreeMap<String, Match>) -> Result<Self, Problem> {
+    /// Compiles `written`, with those of `named` that it refers to.
+    pub fn compile(written: &MatchRef, named: &BTreeMap<String, Match>) -> Result<Self, Problem> {
         Compiler { named, within: Vec::new() }.resolve(written)
     }
 
@@ -159,7 +159,7 @@ impl Matcher {
     }
 
     /// Is it about all calls, whatever they are?
-    pub fn is_everything(&self) -> bool {
+    pub fn is_any(&self) -> bool {
         self.0.is_empty()
     }
 }
@@ -193,8 +193,8 @@ impl<'a> Compiler<'a> {
         };
         let Some(found) = self.named.get(name) else {
             let message = format!("no match is named `{name}`");
-            let instead = Some((name.clone(), self.named.keys().cloned().collect()));
-            return Err(Problem { instead, ..Problem::new(message) });
+            let allowed = self.named.keys().cloned().collect();
+            return Err(Problem { allowed, ..Problem::new(message) });
         };
         if self.within.contains(&name.as_str()) {
             let round = self.within.join("` → `");
@@ -290,7 +290,7 @@ fn values(
 
 impl Problem {
     fn new(message: impl Into<String>) -> Self {
-        Problem { path: String::new(), message: message.into(), instead: None }
+        Problem { path: String::new(), message: message.into(), allowed: Vec::new() }
     }
 
     /// The same, seen from where `key` leads to it.

@@ -547,12 +547,11 @@ impl Call {
     /// The call as matchers see it.
     pub(crate) fn subject(&self) -> crate::matching::Subject<'_> {
         crate::matching::Subject {
-            operation: self.target.operation.as_str(),
+            target: &self.target,
             method: &self.method,
             path: self.uri.path(),
             query: self.uri.query(),
             metadata: &self.metadata,
-            caller: self.target.caller_name(),
         }
     }
 }
