@@ -571,3 +571,109 @@ error: chassis.yaml:4:23  faults[2].until
 ",
     );
 }
+
+#[test]
+fn unknown_match() {
+    check(
+        "matches: { beta: { header: { x-canary: \"true\" } } }\noutbound:\n  services:\n    stock: { routes: [ { name: a, match: bta, to: { track: canary } } ] }\n",
+        r"
+error: chassis.yaml:4:42  outbound.services.stock.routes[0].match
+    4 |     stock: { routes: [ { name: a, match: bta, to: { track: canary } } ] }
+      |                                          ^^^ no match is named `bta`; did you mean `beta`?
+   allowed: beta
+",
+    );
+}
+
+#[test]
+fn bad_regex() {
+    check(
+        "matches:\n  beta: { header: { x-canary: { regex: \"a(\" } } }\n",
+        r#"
+error: chassis.yaml:2:40  matches.beta.header.x-canary.regex
+    2 |   beta: { header: { x-canary: { regex: "a(" } } }
+      |                                        ^^^^ `a(` is no regular expression: error: unclosed group
+"#,
+    );
+}
+
+#[test]
+fn bad_glob() {
+    check(
+        "matches:\n  some: { path: \"/orders/{id\" }\n  all: { operation: [ \"stock/*\", \"a***b\" ] }\n",
+        r#"
+error: chassis.yaml:3:34  matches.all.operation[1]
+    3 |   all: { operation: [ "stock/*", "a***b" ] }
+      |                                  ^^^^^^^ `a***b` has more than two `*` in a row
+error: chassis.yaml:2:17  matches.some.path
+    2 |   some: { path: "/orders/{id" }
+      |                 ^^^^^^^^^^^^^ the braces of `/orders/{id` don't match; write {id}
+"#,
+    );
+}
+
+#[test]
+fn unknown_test_of_a_match() {
+    check(
+        "matches:\n  beta: { headr: { x-canary: \"true\" } }\n  old: { header: { x-v: { prefx: a } } }\n",
+        r#"
+error: chassis.yaml:2:11  matches.beta.headr
+    2 |   beta: { headr: { x-canary: "true" } }
+      |           ^^^^^ unknown key; did you mean `header`?
+   allowed: operation, method, path, http, header, metadata, query, caller, caller_labels, any, all, not
+error: chassis.yaml:3:27  matches.old.header.x-v.prefx
+    3 |   old: { header: { x-v: { prefx: a } } }
+      |                           ^^^^^ `prefx` is not known here; did you mean `prefix`?
+   allowed: exact, prefix, suffix, contains, regex, present, int, not
+"#,
+    );
+}
+
+/// The document that shows everything, as in the documentation.
+const EVERYTHING: &str = r#"
+service:  { name: orders, version: 1.4.0, zone: eu-1a, labels: { track: stable }, advertise: 10.0.0.5 }
+listen:   { grpc: 0.0.0.0:50051, http: 0.0.0.0:8080 }
+registry: { kind: local }
+matches:
+  beta: { header: { x-canary: "true" } }
+inbound:
+  timeout: 30s
+  concurrency: 512
+  rate_limits: [ { name: per-caller, rate: 100/s, burst: 200, key: caller, match: { operation: "shop.v1.Orders/*" } } ]
+outbound:
+  defaults:
+    timeout: 5s
+    balance: p2c
+    retry:   { attempts: 2, when: safe, per_try: 400ms, backoff: 25ms, budget: { share: 20%, min: 10/s } }
+    breaker: { failure_ratio: 50%, min_calls: 20, window: 10s, open: 5s, probes: 3, scope: service }
+  services:
+    stock:
+      timeout: 300ms
+      routes:
+        - { name: beta,  match: beta, to: { track: canary } }
+        - { name: split, split: { stable: 95, canary: 5 }, by: track }
+      operations: { "stock.v1.Stock/Reserve": { retry: off, timeout: 2s } }
+faults: [ { name: slow-stock, to: stock, delay: 200ms, share: 5%, at: call } ]
+propagate: [ x-tenant ]
+shutdown: { delay: 0s, deadline: 20s }
+"#;
+
+#[test]
+fn a_sound_document_is_read_whole() {
+    let version = block_on(version(EVERYTHING));
+    assert_eq!(version.warnings, []);
+    assert_eq!(version.document.service.version.as_deref(), Some("1.4.0"));
+    assert_eq!(version.document.outbound.services["stock"].operations.len(), 1);
+    assert_eq!(version.document.matches.len(), 1);
+}
+
+#[test]
+fn off_is_a_word_and_a_switch() {
+    for off in ["off", "\"off\"", "false"] {
+        let content = format!("outbound: {{ defaults: {{ retry: {off}, breaker: {off}, timeout: {off} }} }}");
+        let version = block_on(version(&content));
+        let defaults = &version.document.outbound.defaults;
+        let Some(switch) = &defaults.retry else { panic!("it was set") };
+        assert!(switch.on().is_none(), "{off}");
+    }
+}

@@ -49,6 +49,13 @@ impl Fault {
             }
             return (path.clone(), key_at(tree, &path).unwrap_or_else(|| node.at.clone()));
         }
+        // A word may be a key, with its value behind it.
+        if let Kind::UnknownWord { word, .. } = &self.kind {
+            let is_key = matches!(path.0.last(), Some(Segment::Key(key)) if key == word);
+            if let Some(at) = key_at(tree, &path).filter(|_| is_key) {
+                return (path, at);
+            }
+        }
         if let (Kind::Missing(_), Value::Map(_)) = (&self.kind, &node.value) {
             return (path.clone(), key_at(tree, &path).unwrap_or_else(|| node.at.clone()));
         }
