@@ -1,6 +1,7 @@
 //! Bodies at the edges: what a tonic stub or service reads, and what it hands over.
 use std::{
     convert::Infallible,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -28,7 +29,8 @@ pub struct ResponseBody {
 /// A request's body, as a tonic service reads it.
 pub(crate) struct RequestBody(Body);
 
-/// What a handler answers, without what a chassis further on said of its own refusals.
+/// What a handler answers, without what a chassis further on said of its own refusals. A panic in the
+/// midst of it ends this answer, and nothing else.
 pub(crate) struct HandlersBody(tonic::body::Body);
 
 // === impl ResponseBody ===
@@ -115,23 +117,33 @@ impl HttpBody for RequestBody {
 impl HandlersBody {
     /// The answer's body; what is there already is taken at once.
     pub(crate) fn eager(body: tonic::body::Body) -> Body {
-        Body::eager(HandlersBody(body), of_a_message)
+        Body::eager(HandlersBody(body), |error| error)
     }
 }
 
 impl HttpBody for HandlersBody {
     type Data = Bytes;
-    type Error = Status;
+    type Error = Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let mut frame = ready!(Pin::new(&mut self.0).poll_frame(cx));
-        if let Some(trailers) = frame.as_mut().and_then(|frame| frame.as_mut().ok()?.trailers_mut()) {
-            details::strip(trailers);
-        }
-        Poll::Ready(frame)
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let body = &mut self.0;
+        let Ok(polled) = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut *body).poll_frame(cx))) else {
+            tracing::error!("a handler panicked in the midst of its answer");
+            let broken = std::mem::take(body);
+            // What panicked once may do so again when it is dropped.
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
+            return Poll::Ready(Some(Err(Error::remote(Reason::Panicked, "the handler panicked"))));
+        };
+        Poll::Ready(ready!(polled).map(|frame| {
+            let mut frame = frame.map_err(of_a_message)?;
+            if let Some(trailers) = frame.trailers_mut() {
+                details::strip(trailers);
+            }
+            Ok(frame)
+        }))
     }
 
     fn is_end_stream(&self) -> bool {
