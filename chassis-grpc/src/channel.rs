@@ -36,7 +36,8 @@ use crate::{
 /// #     impl<T> StockClient<T> { pub fn new(channel: T) -> Self { StockClient(channel) } }
 /// # }
 /// # use stub::StockClient;
-/// # fn with(pipeline: chassis_core::pipeline::Pipeline) {
+/// # fn with(runtime: &chassis_core::Runtime, transport: &std::sync::Arc<chassis_grpc::GrpcTransport>) {
+/// let pipeline = chassis_core::pipeline::client(runtime, "stock", transport);
 /// let stock = StockClient::new(chassis_grpc::Channel::new("stock", pipeline));
 /// # }
 /// ```

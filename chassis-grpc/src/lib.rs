@@ -2,8 +2,8 @@
 //!
 //! - [`Channel`] takes the place of tonic's: every stub that tonic generates works on it.
 //! - [`GrpcServices`] takes the place of tonic's router, and [`GrpcServer`] puts a pipeline before it.
-//! - [`Grpc`] is what the pipeline has to know of the protocol.
-//! - [`error`] gives a caller back why a call was refused.
+//! - [`Grpc`] is what the pipeline has to know of the protocol, [`GrpcTransport`] how it reaches endpoints.
+//! - [`error`] gives a caller back why a call was refused; [`problem`] says it in HTTP's words.
 mod body;
 mod channel;
 mod descriptors;
@@ -16,6 +16,7 @@ mod server;
 mod services;
 mod status;
 mod timeout;
+mod transport;
 
 pub use self::{
     body::ResponseBody,
@@ -26,5 +27,6 @@ pub use self::{
     protocol::{GRPC, Grpc},
     server::{GrpcServer, ServerFuture},
     services::{DescriptorError, GrpcServices},
-    status::{error, status},
+    status::{error, problem, status},
+    transport::GrpcTransport,
 };

@@ -8,18 +8,20 @@ use std::{
 
 use bytes::Bytes;
 use chassis_core::{
-    BoxError, BoxFuture, Error, Reason,
+    BoxError, BoxFuture, Error, Reason, Runtime,
     call::{Body, Invocation, Reply, Target},
-    pipeline::Pipeline,
+    layer::route::CALLER,
+    pipeline::{self, Pipeline},
 };
-use chassis_http::Peer;
+use chassis_http::server::{Answer as HttpAnswer, Connected, HttpService, ServerBody};
 use http::{
     Method, Request, Response, StatusCode, Uri,
-    header::{ALLOW, HeaderName, HeaderValue},
+    header::{ALLOW, HeaderValue},
     request::Parts,
     uri::PathAndQuery,
 };
 use http_body::Body as HttpBody;
+use hyper::body::Incoming;
 use tower_service::Service;
 
 use crate::{
@@ -53,15 +55,18 @@ enum State {
     NotGrpc(Option<Response<ResponseBody>>),
 }
 
-/// Who calls, and its labels: `orders;track=stable`.
-const CALLER: HeaderName = HeaderName::from_static("x-chassis-caller");
-
 // === impl GrpcServer ===
 
 impl GrpcServer {
-    /// Of the process `service`; `pipeline` is the one at whose inner end `services` are the handler.
-    pub fn new(service: impl Into<Arc<str>>, services: &GrpcServices, pipeline: Pipeline) -> Self {
-        GrpcServer { service: service.into(), services: services.clone().finished(), pipeline }
+    /// Puts the server pipeline of `runtime` before `services`.
+    pub fn new(runtime: &Runtime, services: GrpcServices) -> Self {
+        let pipeline = pipeline::server(runtime, services.clone());
+        GrpcServer { service: runtime.service().clone(), services: services.finished(), pipeline }
+    }
+
+    /// What it serves.
+    pub fn services(&self) -> &GrpcServices {
+        &self.services
     }
 
     fn invocation(&self, head: Parts, body: Body) -> Invocation {
@@ -70,7 +75,7 @@ impl GrpcServer {
         target.caller = head.headers.get(CALLER).cloned();
         let mut call = Invocation::new(&GRPC, target);
         call.uri = Uri::from(path);
-        call.peer = head.extensions.get().and_then(Peer::ip);
+        call.peer = head.extensions.get().and_then(|at: &Connected| at.peer().ip());
         call.extensions = head.extensions;
         match timeout::read(&head.headers) {
             Ok(timeout) => call.deadline = timeout.and_then(|timeout| call.started.checked_add(timeout)),
@@ -104,6 +109,16 @@ where
                 let call = self.invocation(head, Body::eager(body, |error| of_inbound(error.into())));
                 State::Called(self.pipeline.call(call))
             }
+        })
+    }
+}
+
+impl HttpService for GrpcServer {
+    fn call(&self, request: Request<Incoming>) -> HttpAnswer {
+        let answer = Service::call(&mut self.clone(), request);
+        Box::pin(async {
+            let Ok(response) = answer.await;
+            response.map(ServerBody::new)
         })
     }
 }

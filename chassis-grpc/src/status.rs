@@ -2,6 +2,7 @@
 use std::{error::Error as _, fmt::Write as _};
 
 use chassis_core::{Code, Error, Origin};
+use chassis_http::Problem;
 use http::{HeaderMap, HeaderValue, StatusCode, header::CONTENT_TYPE};
 use tonic::{Status, metadata::MetadataMap};
 
@@ -45,6 +46,28 @@ pub fn error(status: &Status) -> Option<Error> {
     let error = error.with_code(code(status)).with_maybe_executed(said.maybe_executed);
     let error = said.rule.into_iter().fold(error, Error::with_rule);
     Some(said.retry_after.into_iter().fold(error, Error::with_retry_after))
+}
+
+/// What `status` says, in HTTP's words: for a REST handler that passes on how its call by gRPC failed.
+///
+/// Its code and message, when trying again makes sense, and, where a chassis refused, the reason and
+/// the rule. (`From` can't be had: the status is tonic's, the problem of another crate.)
+///
+/// ```
+/// use chassis_http::Problem;
+///
+/// async fn order(stock: impl Future<Output = Result<u32, tonic::Status>>) -> Result<String, Problem> {
+///     let left = stock.await.map_err(|status| chassis_grpc::problem(&status))?;
+///     Ok(format!("{left} are left"))
+/// }
+/// ```
+pub fn problem(status: &Status) -> Problem {
+    if let Some(error) = error(status) {
+        return Problem::of(&error);
+    }
+    let code = code(status);
+    let problem = Problem::new(code.http_status()).detail(status.message().to_owned()).with_code(code);
+    details::decode_retry_after(status.details()).into_iter().fold(problem, Problem::retry_after)
 }
 
 /// The canonical code of a status.
@@ -170,6 +193,24 @@ mod tests {
         );
         assert_eq!(said.retry_info().unwrap().retry_delay, Some(Duration::from_secs(2)));
         assert_eq!(said.debug_info().unwrap().detail, "drill");
+    }
+
+    #[test]
+    fn rest_handlers_can_pass_it_on() {
+        let refused = Error::local(Reason::RateLimited, "100/s is used up").with_rule("per-caller");
+        let told = problem(&status(&refused.with_retry_after(Duration::from_secs(3))));
+        assert_eq!(
+            (told.status().as_u16(), told.code(), told.rule()),
+            (429, Code::ResourceExhausted, Some("per-caller"))
+        );
+        assert_eq!(
+            (told.reason(), told.into_http().headers()["retry-after"].as_bytes()),
+            (Some(Reason::RateLimited), &b"3"[..])
+        );
+
+        let told = problem(&Status::not_found("no such item"));
+        assert_eq!((told.status().as_u16(), told.code(), told.reason()), (404, Code::NotFound, None));
+        assert_eq!(told.detail_text(), Some("no such item"));
     }
 
     #[test]

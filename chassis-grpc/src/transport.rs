@@ -1,0 +1,35 @@
+//! How endpoints that speak gRPC are reached: over HTTP/2, on connections kept up in the background.
+use std::sync::Arc;
+
+use chassis_core::{
+    cluster::Link,
+    protocol::{Protocol, Transport},
+};
+use chassis_http::{ClientConfig, H2Leaf, H2Transport, connector::Connector};
+
+use crate::protocol::GRPC;
+
+/// Reaches the gRPC addresses of instances.
+#[derive(Clone)]
+pub struct GrpcTransport(H2Transport);
+
+// === impl GrpcTransport ===
+
+impl GrpcTransport {
+    /// Connects by `connector`.
+    pub fn new(connector: Arc<dyn Connector>, config: ClientConfig) -> Self {
+        GrpcTransport(H2Transport::new(&GRPC, connector, config))
+    }
+}
+
+impl Transport for GrpcTransport {
+    type Leaf = H2Leaf;
+
+    fn protocol(&self) -> &'static dyn Protocol {
+        &GRPC
+    }
+
+    fn leaf(&self, link: Link) -> H2Leaf {
+        self.0.leaf(link)
+    }
+}
