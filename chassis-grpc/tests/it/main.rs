@@ -1,0 +1,20 @@
+//! What stubs and services see of both edges.
+#![allow(clippy::unwrap_used)]
+mod echo;
+mod loopback;
+mod network;
+mod tools;
+
+use chassis_core::{
+    BoxFuture, Error, Runtime,
+    call::{Invocation, Reply},
+    pipeline::{self, Pipeline},
+};
+
+/// A pipeline at whose end calls are answered by `answer`.
+fn pipeline_of(
+    answer: impl Fn(Invocation) -> BoxFuture<'static, Result<Reply, Error>> + Clone + Send + Sync + 'static,
+) -> Pipeline {
+    let runtime = Runtime::builder("echo").build().unwrap();
+    pipeline::server(&runtime, tower::service_fn(answer))
+}

@@ -1,0 +1,260 @@
+//! Stubs and services with the whole way between them: pipelines, HTTP/2, a network within the process.
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use chassis_core::{
+    Origin, Reason, Runtime, pipeline,
+    registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
+};
+use chassis_grpc::{Channel, GrpcServer, GrpcServices, GrpcTransport, RequestExt, idempotent_operations};
+use chassis_http::{
+    ClientConfig, ServerConfig,
+    connector::Network,
+    server::{Mux, Server},
+};
+use chassis_protos::echo::{
+    EchoRequest, FILE_DESCRIPTOR_SET, echo_client::EchoClient, echo_server::EchoServer,
+};
+use tokio::time::Instant;
+use tonic::{Code, Request, Status, metadata::BinaryMetadataValue};
+
+use crate::echo::{Echo, says};
+
+/// One instance of `echo`, at `memory:echo`.
+struct OneInstance;
+struct Told(bool);
+
+#[async_trait::async_trait]
+impl Registry for OneInstance {
+    fn name(&self) -> &str {
+        "one"
+    }
+    async fn register(&self, _: Instance) -> Result<Box<dyn Registration>, RegistryError> {
+        Err(RegistryError::unsupported("there is one instance"))
+    }
+    async fn watch(&self, _: &str) -> Result<Box<dyn Watcher>, RegistryError> {
+        Ok(Box::new(Told(false)))
+    }
+}
+
+#[async_trait::async_trait]
+impl Watcher for Told {
+    async fn next(&mut self) -> Result<Membership, RegistryError> {
+        if std::mem::replace(&mut self.0, true) {
+            std::future::pending::<()>().await;
+        }
+        let instance = Instance::new("echo", "echo-1").with_label("track", "stable");
+        Ok(Membership::Known(vec![instance.with_address("grpc", "memory:echo")]))
+    }
+}
+
+/// A server, a stub of it, and what keeps them alive.
+struct World {
+    network: Network,
+    client: Runtime,
+    server: Server,
+    _runtime: Runtime,
+}
+
+impl World {
+    async fn new(echo: Echo) -> Self {
+        let network = Network::default();
+        let runtime = Runtime::builder("echo").build().unwrap();
+        let services = GrpcServices::default().add(EchoServer::new(echo));
+        let edge = GrpcServer::new(&runtime, services.descriptors(FILE_DESCRIPTOR_SET).unwrap());
+        let server = Server::new(ServerConfig::default(), runtime.tasks(), runtime.random().clone());
+        let listener = network.bind("memory:echo").await.unwrap();
+        server.serve("grpc", listener, Mux { grpc: Some(Arc::new(edge)), http: None }, None);
+        let client = Runtime::builder("tests").registry(Arc::new(OneInstance));
+        let client = client.idempotent(idempotent_operations(FILE_DESCRIPTOR_SET).unwrap()).build().unwrap();
+        World { network, client, server, _runtime: runtime }
+    }
+
+    fn stub(&self) -> EchoClient<Channel> {
+        let transport = GrpcTransport::new(Arc::new(self.network.clone()), ClientConfig::default());
+        let pipeline = pipeline::client(&self.client, "echo", &Arc::new(transport));
+        EchoClient::new(Channel::new("echo", pipeline))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_kind_of_call() {
+    let world = World::new(Echo { mirrors: true, ..Echo::default() }).await;
+    let mut stub = world.stub();
+    let mut request = Request::new(says("a"));
+    for value in [&b"\0\xff"[..], b"", b"\x80"] {
+        request.metadata_mut().append_bin("x-some-bin", BinaryMetadataValue::from_bytes(value));
+    }
+    let response = stub.call(request).await.unwrap();
+    let values = response.metadata().get_all_bin("x-some-bin").iter();
+    assert_eq!(values.map(|v| v.to_bytes().unwrap()).collect::<Vec<_>>(), [&b"\0\xff"[..], b"", b"\x80"]);
+    assert!(!response.metadata().contains_key("content-length"));
+    assert_eq!(response.metadata().get("x-chassis-caller").unwrap(), "tests", "mirrored");
+    assert_eq!(response.into_inner().message, "a");
+
+    let mut replies = stub.download(EchoRequest { repeat: 2, ..says("b") }).await.unwrap().into_inner();
+    assert_eq!(replies.message().await.unwrap().unwrap().count, 1);
+    assert_eq!(replies.message().await.unwrap().unwrap().count, 2);
+    assert!(replies.message().await.unwrap().is_none());
+
+    let all = stub.upload(tokio_stream::iter(["c", "d"].map(says))).await.unwrap().into_inner();
+    assert_eq!((all.message.as_str(), all.count), ("cd", 2));
+
+    let (send, requests) = tokio::sync::mpsc::channel(1);
+    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+    let mut replies = stub.chat(requests).await.unwrap().into_inner();
+    for (count, message) in [(1, "e"), (2, "f")] {
+        send.send(says(message)).await.unwrap();
+        let reply = replies.message().await.unwrap().unwrap();
+        assert_eq!((reply.message.as_str(), reply.count), (message, count));
+    }
+    drop(send);
+    assert!(replies.message().await.unwrap().is_none());
+    assert_eq!(world.server.drain(Duration::from_secs(5)).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_message_both_ways() {
+    let world = World::new(Echo::default()).await;
+    let payload: Vec<u8> = (0..3_000_000u32).map(|n| n as u8).collect();
+    let request = EchoRequest { payload: payload.clone(), ..says("") };
+    assert!(world.stub().call(request).await.unwrap().into_inner().payload == payload);
+    let request = EchoRequest { payload: vec![0; 4 * 1024 * 1024 + 1], ..says("") };
+    assert_eq!(world.stub().call(request).await.unwrap_err().code(), Code::OutOfRange, "tonic's limit");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_deadline_holds_at_both_ends() {
+    let world = World::new(Echo::default()).await;
+    let mut stub = world.stub();
+    stub.call(says("connect")).await.unwrap();
+
+    let mut request = Request::new(says(""));
+    request.set_timeout(Duration::from_millis(100));
+    let remaining = stub.call(request).await.unwrap().into_inner().remaining_ms;
+    assert!((90..=100).contains(&remaining), "{remaining} ms");
+
+    let mut request = Request::new(EchoRequest { delay_ms: 60_000, ..says("") });
+    request.set_timeout(Duration::from_millis(100));
+    let began = Instant::now();
+    let status = stub.call(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert_eq!(began.elapsed().as_millis(), 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_deadline_holds_to_the_end_of_a_stream() {
+    let world = World::new(Echo::default()).await;
+    let (send, requests) = tokio::sync::mpsc::channel(1);
+    let mut request = Request::new(tokio_stream::wrappers::ReceiverStream::new(requests));
+    request.set_timeout(Duration::from_millis(100));
+    let began = Instant::now();
+    let mut replies = world.stub().chat(request).await.unwrap().into_inner();
+    send.send(says("a")).await.unwrap();
+    assert_eq!(replies.message().await.unwrap().unwrap().message, "a");
+    assert_eq!(replies.message().await.unwrap_err().code(), Code::DeadlineExceeded);
+    assert_eq!(began.elapsed().as_millis(), 100);
+    // The request's pipe is cut too: nobody reads it any more.
+    send.closed().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropping_the_answer_ends_the_handlers_stream() {
+    let world = World::new(Echo::default()).await;
+    let (send, requests) = tokio::sync::mpsc::channel(1);
+    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+    let mut replies = world.stub().chat(requests).await.unwrap().into_inner();
+    send.send(says("a")).await.unwrap();
+    replies.message().await.unwrap();
+    drop(replies);
+    send.closed().await;
+    assert_eq!(world.server.drain(Duration::from_secs(60)).await, 0, "nothing is left in flight");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_there() {
+    let world = World::new(Echo::default()).await;
+    world.server.drain(Duration::from_secs(1)).await;
+    let status = world.stub().call(says("")).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    let error = chassis_grpc::error(&status).unwrap();
+    assert!(!error.maybe_executed(), "{status:?}");
+
+    let status = world.stub().call(Request::new(says("")).pin("track", "canary")).await.unwrap_err();
+    let error = chassis_grpc::error(&status).unwrap();
+    assert_eq!((status.code(), error.origin()), (Code::Unavailable, Origin::Local), "{status:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_costs_one_call() {
+    let world = World::new(Echo::default()).await;
+    let mut stub = world.stub();
+    stub.call(says("a")).await.unwrap();
+    let status = stub.call(says("panic")).await.unwrap_err();
+    assert_eq!(status.code(), Code::Internal);
+    let error = chassis_grpc::error(&status).unwrap();
+    assert_eq!(
+        (error.reason(), error.origin(), error.maybe_executed()),
+        (Reason::Panicked, Origin::Remote, true)
+    );
+    stub.call(says("b")).await.unwrap();
+    assert_eq!(world.network.memory().connections("echo"), 1, "the connection is kept");
+}
+
+/// A service that is unavailable every other time, from the first on.
+fn every_other_time(calls: &Arc<AtomicU32>) -> Echo {
+    let calls = calls.clone();
+    let fails = move || calls.fetch_add(1, SeqCst).is_multiple_of(2).then(|| Status::unavailable("not now"));
+    Echo { fails: Some(Arc::new(fails)), mirrors: true }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_idempotent_is_tried_again() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let world = World::new(every_other_time(&calls)).await;
+    let mut stub = world.stub();
+    // By its proto, then by the caller's word.
+    for response in [stub.safe(says("a")).await, stub.call(Request::new(says("b")).idempotent()).await] {
+        assert_eq!(response.unwrap().metadata().get("grpc-previous-rpc-attempts").unwrap(), "1");
+    }
+    assert_eq!(calls.load(SeqCst), 4);
+    let status = stub.call(says("c")).await.unwrap_err();
+    assert_eq!((status.code(), calls.swap(0, SeqCst)), (Code::Unavailable, 5));
+    stub.safe(Request::new(says("d")).no_retry()).await.unwrap_err();
+    assert_eq!(calls.load(SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pushback_is_obeyed() {
+    let failed = AtomicBool::new(false);
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let times = asked.clone();
+    let fails = move || {
+        times.lock().unwrap().push(Instant::now());
+        let mut status = Status::unavailable("not now");
+        status.metadata_mut().insert("grpc-retry-pushback-ms", "700".parse().unwrap());
+        (!failed.swap(true, SeqCst)).then_some(status)
+    };
+    let world = World::new(Echo { fails: Some(Arc::new(fails)), ..Echo::default() }).await;
+    world.stub().safe(says("")).await.unwrap();
+    let asked = asked.lock().unwrap();
+    assert!((asked[1] - asked[0]).as_millis() >= 700, "{:?}", asked[1] - asked[0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_method_is_unimplemented() {
+    let world = World::new(Echo::default()).await;
+    let transport = GrpcTransport::new(Arc::new(world.network.clone()), ClientConfig::default());
+    let pipeline = pipeline::client(&world.client, "echo", &Arc::new(transport));
+    let channel = Channel::new("echo", pipeline);
+    let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
+    assert_eq!(
+        health.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap_err().code(),
+        Code::Unimplemented
+    );
+}
