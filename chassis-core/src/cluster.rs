@@ -44,6 +44,7 @@ pub enum Connection {
 }
 
 /// A leaf's side of its node: where to connect, and where to tell how that goes.
+#[derive(Clone)]
 pub struct Link {
     service: Arc<str>,
     instance: Arc<str>,
