@@ -1,0 +1,167 @@
+//! A request in the making.
+use std::{fmt::Display, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use chassis_core::{
+    Code, Error, Reason,
+    call::{Body, CallOptions, Invocation, Operation, Target},
+    labels::LabelSet,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header::CONTENT_TYPE};
+use serde::Serialize;
+
+use super::{HttpClient, Response, template};
+use crate::HTTP;
+
+/// A request in the making; nothing is sent before [`send`](Self::send), which also tells what was
+/// wrong with it.
+#[must_use = "a request is sent by `send`"]
+pub struct RequestBuilder {
+    client: HttpClient,
+    method: Method,
+    template: String,
+    params: Vec<(String, String)>,
+    query: Vec<(String, String)>,
+    headers: HeaderMap,
+    body: Body,
+    options: CallOptions,
+    wrong: Option<String>,
+}
+
+// === impl RequestBuilder ===
+
+impl RequestBuilder {
+    pub(super) fn new(client: HttpClient, method: Method, template: String) -> Self {
+        RequestBuilder {
+            client,
+            method,
+            template,
+            params: Vec::new(),
+            query: Vec::new(),
+            headers: HeaderMap::new(),
+            body: Body::empty(),
+            options: CallOptions::default(),
+            wrong: None,
+        }
+    }
+
+    /// Fills the hole `name` of the template; percent-encoded.
+    pub fn param(mut self, name: impl Into<String>, value: impl Display) -> Self {
+        self.params.push((name.into(), value.to_string()));
+        self
+    }
+
+    /// Adds `key=value` to the query; percent-encoded.
+    pub fn query(mut self, key: impl Into<String>, value: impl Display) -> Self {
+        self.query.push((key.into(), value.to_string()));
+        self
+    }
+
+    /// Adds a header; one of the same name stays.
+    pub fn header<N, V>(mut self, name: N, value: V) -> Self
+    where
+        N: TryInto<HeaderName, Error: Display>,
+        V: TryInto<HeaderValue, Error: Display>,
+    {
+        match (name.try_into(), value.try_into()) {
+            (Ok(name), Ok(value)) => drop(self.headers.append(name, value)),
+            (Err(wrong), _) => self.is_wrong(format!("a header's name is malformed: {wrong}")),
+            (_, Err(wrong)) => self.is_wrong(format!("a header's value is malformed: {wrong}")),
+        }
+        self
+    }
+
+    /// The body, as JSON.
+    pub fn json<T: Serialize + ?Sized>(mut self, value: &T) -> Self {
+        match serde_json::to_vec(value) {
+            Ok(json) => {
+                self.body = Body::full(json);
+                self.headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
+            }
+            Err(wrong) => self.is_wrong(format!("the body cannot be written as JSON: {wrong}")),
+        }
+        self
+    }
+
+    /// The body, as bytes. For one that is made while it is sent, see [`stream`](Self::stream).
+    pub fn body(mut self, bytes: impl Into<Bytes>) -> Self {
+        self.body = Body::full(bytes);
+        self
+    }
+
+    /// The body, sent as it comes. Such a request can be made again only while little of it was read.
+    pub fn stream<B>(mut self, body: B) -> Self
+    where
+        B: http_body::Body<Data = Bytes, Error: Into<chassis_core::BoxError>> + Send + 'static,
+    {
+        self.body = Body::stream(body, super::of_body);
+        self
+    }
+
+    /// How long the caller waits for the end of the answer. It travels on, and only shortens what is
+    /// inherited.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.options.timeout = Some(timeout);
+        self
+    }
+
+    /// Only to instances with this label, whatever the routes say.
+    pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        let more = LabelSet::from_iter([(name.into(), value.into())]);
+        let labels = match &self.options.labels {
+            Some(labels) => labels.and(&more),
+            None => more,
+        };
+        self.options.labels = Some(Arc::new(labels));
+        self
+    }
+
+    /// It may be executed twice without harm, whatever its method.
+    pub fn idempotent(mut self) -> Self {
+        self.options.idempotent = true;
+        self
+    }
+
+    /// It is never retried. (What provably never left is still sent again.)
+    pub fn no_retry(mut self) -> Self {
+        self.options.no_retry = true;
+        self
+    }
+
+    /// It is not bound by the deadline of the call that is being handled here.
+    pub fn detached(mut self) -> Self {
+        self.options.detached = true;
+        self
+    }
+
+    /// Sends it. An answer, also a failing one, is `Ok`; an error means that none came.
+    pub async fn send(self) -> Result<Response, Error> {
+        let client = self.client.clone();
+        let call = self.into_call()?;
+        client.send(call).await
+    }
+
+    fn into_call(self) -> Result<Invocation, Error> {
+        let malformed = |words| Error::local(Reason::Malformed, words).with_code(Code::InvalidArgument);
+        if let Some(wrong) = self.wrong {
+            return Err(malformed(wrong));
+        }
+        let mut path = template::fill(&self.template, &self.params).map_err(malformed)?;
+        self.query.iter().for_each(|(key, value)| template::query(&mut path, key, value));
+        let uri = path.parse::<Uri>().map_err(|wrong| malformed(format!("`{path}` is no path: {wrong}")))?;
+        let name = format!("{} {}", self.method, self.template);
+        let target = Target::new(self.client.service.clone(), Operation::from(name.as_str()));
+        let mut call = Invocation::new(&HTTP, target);
+        call.method = self.method;
+        call.uri = uri;
+        call.metadata = self.headers;
+        call.options = self.options;
+        call.body = self.body;
+        Ok(call)
+    }
+
+    /// The first thing that is wrong is the one to be told.
+    fn is_wrong(&mut self, words: String) {
+        self.wrong.get_or_insert(words);
+    }
+}

@@ -1,0 +1,119 @@
+//! What came back, well or not.
+use bytes::{Bytes, BytesMut};
+use chassis_core::{
+    Error, Reason,
+    call::{Reply, ReplyBody},
+};
+use http::{Extensions, HeaderMap, StatusCode};
+use http_body_util::BodyExt;
+use serde::de::DeserializeOwned;
+
+use crate::problem::{self, Problem};
+
+/// An answer. Also a failing one: [`ok`](Self::ok) turns that into a [`Problem`].
+pub struct Response {
+    status: StatusCode,
+    headers: HeaderMap,
+    extensions: Extensions,
+    body: ReplyBody,
+    max_body: usize,
+}
+
+// === impl Response ===
+
+impl Response {
+    pub(super) fn new(mut reply: Reply, max_body: usize) -> Self {
+        let (headers, extensions) =
+            (std::mem::take(&mut reply.metadata), std::mem::take(&mut reply.extensions));
+        Response { status: reply.status, headers, extensions, body: reply.into_body(), max_body }
+    }
+
+    /// The status.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The headers.
+    pub fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    /// What layers left.
+    pub fn extensions(&self) -> &Extensions {
+        &self.extensions
+    }
+
+    /// The refusal, where another chassis refused before it did anything.
+    pub fn refusal(&self) -> Option<Error> {
+        problem::error(self.status, &self.headers)
+    }
+
+    /// The answer, unless its status says that it failed: 4xx or 5xx.
+    pub async fn ok(mut self) -> Result<Self, Problem> {
+        if self.status.as_u16() < 400 {
+            return Ok(self);
+        }
+        // What failed on the way to the details shall not hide the failure itself.
+        let body = self.read().await.unwrap_or_default();
+        Err(Problem::read(self.status, &self.headers, &body))
+    }
+
+    /// The whole body, up to `max_body` bytes (default 4 MiB).
+    pub async fn bytes(mut self) -> Result<Bytes, Error> {
+        self.read().await
+    }
+
+    /// The whole body as text. What is not UTF-8 in it is replaced.
+    pub async fn text(self) -> Result<String, Error> {
+        Ok(String::from_utf8_lossy(&self.bytes().await?).into_owned())
+    }
+
+    /// The whole body, read as JSON.
+    pub async fn json<T: DeserializeOwned>(self) -> Result<T, Error> {
+        serde_json::from_slice(&self.bytes().await?).map_err(|error| {
+            Error::remote(Reason::Malformed, "the answer is not the JSON that was expected")
+                .with_source(error)
+        })
+    }
+
+    /// The body as it comes in.
+    pub fn into_body(self) -> ReplyBody {
+        self.body
+    }
+
+    /// As `http` has it.
+    pub fn into_http(self) -> http::Response<ReplyBody> {
+        let mut response = http::Response::new(self.body);
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers;
+        *response.extensions_mut() = self.extensions;
+        response
+    }
+
+    async fn read(&mut self) -> Result<Bytes, Error> {
+        let mut first = Bytes::new();
+        let mut all = BytesMut::new();
+        while let Some(frame) = self.body.frame().await {
+            let Ok(data) = frame?.into_data() else { continue };
+            if first.len() + all.len() + data.len() > self.max_body {
+                let words = format!("the answer is longer than {} bytes", self.max_body);
+                return Err(Error::remote(Reason::TooLarge, words));
+            }
+            match first.is_empty() && all.is_empty() {
+                true => first = data,
+                false => {
+                    all.extend_from_slice(&std::mem::take(&mut first));
+                    all.extend_from_slice(&data);
+                }
+            }
+        }
+        Ok(if all.is_empty() { first } else { all.freeze() })
+    }
+}
+
+impl std::fmt::Debug for Response {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut out = f.debug_struct("Response");
+        out.field("status", &self.status).field("headers", &self.headers).finish_non_exhaustive()
+    }
+}
