@@ -35,11 +35,6 @@ pub(crate) fn of_answer(error: hyper::Error) -> Error {
     }
 }
 
-/// While the body of a request was read.
-pub(crate) fn of_inbound(error: hyper::Error) -> Error {
-    Error::remote(Reason::Cancelled, "the caller broke off its request").with_source(error)
-}
-
 fn of_stream(error: &h2::Error) -> Error {
     use h2::Reason as H2;
     let by_peer = error.is_remote();

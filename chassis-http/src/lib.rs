@@ -3,21 +3,26 @@ pub mod connector;
 pub mod server;
 
 mod backoff;
+mod client;
 mod failure;
 mod frames;
 mod h1;
 mod h2;
+mod limited;
 mod outgoing;
 mod problem;
 mod protocol;
+mod rest;
 mod settings;
 mod transport;
 
 pub use self::{
+    client::{HttpClient, RequestBuilder, Response},
     h1::H1Leaf,
     h2::H2Leaf,
     problem::{Problem, error},
     protocol::{HTTP, Http, REFUSED},
+    rest::{RestEdge, RestFuture, RestLayer, RestService},
     settings::{ClientConfig, ClientPatch, HttpVersion, ServerConfig, ServerPatch},
     transport::{H2Transport, HttpLeaf, HttpTransport},
 };

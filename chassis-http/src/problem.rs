@@ -3,7 +3,7 @@ use std::{borrow::Cow, fmt, time::Duration};
 
 use axum::response::IntoResponse;
 use bytes::Bytes;
-use chassis_core::{Code, Error, Origin, Reason};
+use chassis_core::{Code, Error, Origin, Reason, context::Context};
 use http::{
     HeaderMap, HeaderValue, Response, StatusCode,
     header::{CONTENT_TYPE, RETRY_AFTER},
@@ -106,6 +106,8 @@ impl Problem {
         problem.reason = Some(Cow::Borrowed(error.reason().name()));
         problem.rule = error.rule().map(|rule| Cow::Owned(rule.to_owned()));
         problem.retry_after = error.retry_after();
+        let trace = Context::with(|context| context.trace.as_ref().map(|trace| trace.trace_id)).flatten();
+        problem.trace_id = trace.map(|id| Cow::Owned(format!("{id:032x}")));
         problem
     }
 

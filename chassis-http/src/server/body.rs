@@ -17,6 +17,7 @@ pub struct ServerBody(Kind);
 enum Kind {
     Bytes(Option<Bytes>),
     Reply(ReplyBody),
+    Axum(axum::body::Body),
     Boxed(Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>),
 }
 
@@ -57,6 +58,12 @@ impl From<ReplyBody> for ServerBody {
     }
 }
 
+impl From<axum::body::Body> for ServerBody {
+    fn from(body: axum::body::Body) -> Self {
+        ServerBody(Kind::Axum(body))
+    }
+}
+
 impl From<Bytes> for ServerBody {
     fn from(bytes: Bytes) -> Self {
         ServerBody(Kind::Bytes((!bytes.is_empty()).then_some(bytes)))
@@ -86,6 +93,7 @@ impl Body for ServerBody {
         match &mut self.get_mut().0 {
             Kind::Bytes(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Kind::Reply(reply) => Pin::new(reply).poll_frame(cx).map_err(Into::into),
+            Kind::Axum(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Kind::Boxed(body) => body.as_mut().poll_frame(cx),
         }
     }
@@ -94,6 +102,7 @@ impl Body for ServerBody {
         match &self.0 {
             Kind::Bytes(bytes) => bytes.is_none(),
             Kind::Reply(reply) => reply.is_end_stream(),
+            Kind::Axum(body) => body.is_end_stream(),
             Kind::Boxed(body) => body.is_end_stream(),
         }
     }
@@ -102,6 +111,7 @@ impl Body for ServerBody {
         match &self.0 {
             Kind::Bytes(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             Kind::Reply(reply) => reply.size_hint(),
+            Kind::Axum(body) => body.size_hint(),
             Kind::Boxed(body) => body.size_hint(),
         }
     }

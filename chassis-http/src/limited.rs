@@ -1,0 +1,76 @@
+//! A request's body with a bound on its bytes, and a way to know afterwards that it was over.
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::*},
+    },
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use chassis_core::{Error, Reason, call::Body};
+use http_body::{Frame, SizeHint};
+
+/// Yields an error once more than the bound has come.
+pub(crate) struct Limited {
+    body: Body,
+    left: usize,
+    over: Over,
+}
+
+/// Was the body over its bound?
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Over(Arc<AtomicBool>);
+
+// === impl Limited ===
+
+impl Limited {
+    pub(crate) fn new(body: Body, most: usize) -> (Self, Over) {
+        let over = Over::default();
+        (Limited { body, left: most, over: over.clone() }, over)
+    }
+}
+
+impl http_body::Body for Limited {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame {
+            let size = frame.data_ref().map_or(0, Bytes::len);
+            match this.left.checked_sub(size) {
+                Some(left) => this.left = left,
+                None => {
+                    this.over.0.store(true, Release);
+                    this.body = Body::empty();
+                    return Poll::Ready(Some(Err(Over::error())));
+                }
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+// === impl Over ===
+
+impl Over {
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(Acquire)
+    }
+
+    /// What the caller is told.
+    pub(crate) fn error() -> Error {
+        Error::local(Reason::TooLarge, "the request's body is over the limit")
+    }
+}

@@ -1,0 +1,303 @@
+//! The edge of a REST server: any axum router, each of whose routes is reached through the pipeline.
+//!
+//! The pipeline stands where the route is known, so that operations have names from a closed set:
+//! `GET /orders/{id}`. What matches no route is `_OTHER`, and goes through it too.
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, MatchedPath, Request},
+    response::Response,
+};
+use chassis_core::{
+    BoxFuture, Code, Error, Reason, Runtime,
+    call::{Body, Invocation, Operation, Reply, Target},
+    layer::route::CALLER,
+    pipeline::{self, Pipeline},
+    protocol::Protocol,
+};
+use http::{HeaderMap, HeaderName, Method, header::CONTENT_LENGTH};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use tower::{Layer, Service, util::Oneshot};
+
+use crate::{
+    HTTP, REFUSED, ServerConfig,
+    limited::{Limited, Over},
+    server::{Answer, Connected, HttpService, ServerBody},
+};
+
+/// Puts the server's pipeline around every route of a router.
+///
+/// ```
+/// # use axum::{Router, routing::get};
+/// # use chassis_core::Runtime;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// # let runtime = Runtime::builder("orders").build().unwrap();
+/// use chassis_http::RestLayer;
+///
+/// let orders = Router::new().route("/orders/{id}", get(|| async { "paid" }));
+/// let service = RestLayer::new(&runtime).serve(orders); // for `Mux::http`
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct RestLayer {
+    runtime: Runtime,
+    timeout_header: HeaderName,
+}
+
+/// The service of [`RestLayer`]: what is around one route.
+#[derive(Clone)]
+pub struct RestEdge {
+    pipeline: Pipeline,
+    service: Arc<str>,
+    timeout_header: HeaderName,
+    /// A route mostly has one method and one path: its name is made once.
+    name: Arc<OnceLock<(Method, MatchedPath, Operation)>>,
+}
+
+/// The answer to come.
+pub struct RestFuture(Result<BoxFuture<'static, Result<Reply, Error>>, Option<Error>>);
+
+/// A router, served.
+#[derive(Clone)]
+pub struct RestService(Router);
+
+/// The route itself, at the inner end of the pipeline.
+#[derive(Clone)]
+struct Handler<S>(S);
+
+/// What the caller allows in milliseconds, unless another header is configured.
+const TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
+
+// === impl RestLayer ===
+
+impl RestLayer {
+    /// For the server of `runtime`.
+    pub fn new(runtime: &Runtime) -> Self {
+        RestLayer { runtime: runtime.clone(), timeout_header: TIMEOUT }
+    }
+
+    /// The header that tells how many milliseconds the caller waits. Default `x-request-timeout-ms`.
+    pub fn timeout_header(mut self, name: HeaderName) -> Self {
+        self.timeout_header = name;
+        self
+    }
+
+    /// `router`, each route behind the pipeline.
+    pub fn serve(self, router: Router) -> RestService {
+        RestService(router.layer(self))
+    }
+}
+
+impl<S> Layer<S> for RestLayer
+where
+    S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+{
+    type Service = RestEdge;
+
+    fn layer(&self, route: S) -> RestEdge {
+        RestEdge {
+            pipeline: pipeline::server(&self.runtime, Handler(route)),
+            service: self.runtime.service().clone(),
+            timeout_header: self.timeout_header.clone(),
+            name: Arc::default(),
+        }
+    }
+}
+
+// === impl RestEdge ===
+
+impl RestEdge {
+    fn invocation(&self, request: Request) -> Result<Invocation, Error> {
+        let (head, body) = request.into_parts();
+        let operation = self.operation(&head.method, head.extensions.get());
+        let mut target = Target::new(self.service.clone(), operation);
+        target.caller = head.headers.get(CALLER).cloned();
+        let mut call = Invocation::new(&HTTP, target);
+        if let Some(allowed) = allowed(&head.headers, &self.timeout_header)? {
+            call.deadline = call.started.checked_add(allowed);
+        }
+        let attempts = head.headers.get(HTTP.attempts_header());
+        call.previous_attempts = attempts.and_then(|n| n.to_str().ok()?.parse().ok()).unwrap_or(0);
+        call.peer = head.extensions.get().and_then(|at: &Connected| at.peer().ip());
+        call.method = head.method;
+        call.uri = head.uri;
+        call.metadata = head.headers;
+        call.extensions = head.extensions;
+        if head.version != http::Version::HTTP_11 {
+            call.extensions.insert(head.version);
+        }
+        call.body = Body::eager(body, of_inbound);
+        Ok(call)
+    }
+
+    /// `GET /orders/{id}`. Only methods that everybody knows have a name: others could be any number.
+    fn operation(&self, method: &Method, path: Option<&MatchedPath>) -> Operation {
+        let Some(path) = path.filter(|_| is_known(method)) else { return Operation::OTHER };
+        let name = || Operation::from(format!("{method} {}", path.as_str()).as_str());
+        let (known_method, known_path, known) =
+            self.name.get_or_init(|| (method.clone(), path.clone(), name()));
+        match known_method == method && known_path.as_str() == path.as_str() {
+            true => known.clone(),
+            false => name(),
+        }
+    }
+}
+
+impl Service<Request> for RestEdge {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = RestFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> RestFuture {
+        match self.invocation(request) {
+            Ok(call) => RestFuture(Ok(self.pipeline.call(call))),
+            Err(error) => RestFuture(Err(Some(error))),
+        }
+    }
+}
+
+fn is_known(method: &Method) -> bool {
+    matches!(method.as_str(), "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS" | "TRACE")
+}
+
+/// What the caller allows; it says so in whole milliseconds.
+fn allowed(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Duration>, Error> {
+    let Some(value) = headers.get(name) else { return Ok(None) };
+    match value.to_str().ok().and_then(|text| text.trim().parse().ok()) {
+        Some(millis) => Ok(Some(Duration::from_millis(millis))),
+        None => {
+            let words = format!("{name} is no number of milliseconds; write 250");
+            Err(Error::local(Reason::Malformed, words).with_code(Code::InvalidArgument))
+        }
+    }
+}
+
+/// A caller that breaks off gives up.
+fn of_inbound(error: axum::Error) -> Error {
+    Error::remote(Reason::Cancelled, "the caller broke off its request").with_source(error)
+}
+
+// === impl RestFuture ===
+
+impl Future for RestFuture {
+    type Output = Result<Response, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let result = match &mut self.0 {
+            Ok(call) => ready!(call.as_mut().poll(cx)),
+            Err(error) => Err(error.take().expect("a future is not polled after its end")),
+        };
+        Poll::Ready(Ok(match result {
+            Ok(reply) => respond(reply),
+            Err(error) => {
+                let (status, headers, body) = HTTP.refuse(&error);
+                let mut response = Response::new(axum::body::Body::new(body));
+                *response.status_mut() = status;
+                *response.headers_mut() = headers;
+                response
+            }
+        }))
+    }
+}
+
+fn respond(mut reply: Reply) -> Response {
+    let (status, headers) = (reply.status, std::mem::take(&mut reply.metadata));
+    let extensions = std::mem::take(&mut reply.extensions);
+    let mut response = Response::new(axum::body::Body::new(reply.into_body()));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    *response.extensions_mut() = extensions;
+    response
+}
+
+// === impl RestService ===
+
+impl HttpService for RestService {
+    fn call(&self, request: http::Request<Incoming>) -> Answer {
+        let body = |incoming: Incoming| match incoming.is_end_stream() {
+            true => axum::body::Body::empty(),
+            false => axum::body::Body::new(incoming),
+        };
+        let answer = self.0.clone().call(request.map(body));
+        Box::pin(async {
+            let Ok(response) = answer.await;
+            response.map(ServerBody::from)
+        })
+    }
+}
+
+// === impl Handler ===
+
+impl<S> Service<Invocation> for Handler<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    type Response = Reply;
+    type Error = Error;
+    type Future = BoxFuture<'static, Result<Reply, Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut call: Invocation) -> Self::Future {
+        let default = || ServerConfig::default().max_body.get();
+        let most = call.extensions.get().map_or_else(default, Connected::max_body);
+        if announced(&call.metadata).is_some_and(|length| length > most as u64) {
+            return Box::pin(std::future::ready(Err(call.refuse(Over::error()))));
+        }
+        let (request, over) = request(&mut call, most);
+        let route: Oneshot<S, Request> = tower::ServiceExt::oneshot(self.0.clone(), request);
+        Box::pin(async move {
+            let Ok(response) = route.await;
+            if over.is_set() {
+                return Err(call.refuse(Over::error().with_maybe_executed(true)));
+            }
+            let (mut head, body) = response.into_parts();
+            head.headers.remove(REFUSED);
+            let body = Body::eager(body, of_handler);
+            let mut reply = call.answered(head.status, head.headers, body);
+            reply.extensions = head.extensions;
+            Ok(reply)
+        })
+    }
+}
+
+fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Moves the request out of `call`. The bound on its body replaces axum's own.
+fn request(call: &mut Invocation, most: usize) -> (Request, Over) {
+    let (body, over) = Limited::new(std::mem::take(&mut call.body), most);
+    let mut request = Request::new(axum::body::Body::new(body));
+    *request.method_mut() = call.method.clone();
+    *request.uri_mut() = std::mem::take(&mut call.uri);
+    *request.headers_mut() = std::mem::take(&mut call.metadata);
+    *request.extensions_mut() = std::mem::take(&mut call.extensions);
+    if let Some(version) = request.extensions_mut().remove() {
+        *request.version_mut() = version;
+    }
+    DefaultBodyLimit::disable().apply(&mut request);
+    (request, over)
+}
+
+fn of_handler(error: axum::Error) -> Error {
+    Error::local(Reason::Internal, "the handler's answer broke off")
+        .with_maybe_executed(true)
+        .with_source(error)
+}
