@@ -105,7 +105,7 @@ impl Service<Request<tonic::body::Body>> for Channel {
 
     fn call(&mut self, request: Request<tonic::body::Body>) -> ResponseFuture {
         ResponseFuture(match self.invocation(request) {
-            Ok(call) => State::Called(self.pipeline.call(call)),
+            Ok(call) => State::Called(self.pipeline.run(call)),
             Err(error) => State::Refused(Some(error)),
         })
     }

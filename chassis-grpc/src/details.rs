@@ -64,8 +64,8 @@ impl Refusal {
     }
 }
 
-/// The details of `error`, encoded.
-pub(crate) fn encode(error: &Error, reader: Reader) -> Bytes {
+/// The details of `error`, encoded. They repeat `message`, which some clients insist on.
+pub(crate) fn encode(error: &Error, message: &str, reader: Reader) -> Bytes {
     let origin = match (reader, error.origin()) {
         (Reader::Here, Origin::Local) => "local",
         _ => "remote",
@@ -88,7 +88,7 @@ pub(crate) fn encode(error: &Error, reader: Reader) -> Bytes {
         details.push(any(DEBUG_INFO, &pb::DebugInfo { stack_entries: Vec::new(), detail: text }));
     }
     let code = i32::from(error.code().number());
-    pb::Status { code, message: error.message().to_owned(), details }.encode_to_vec().into()
+    pb::Status { code, message: message.to_owned(), details }.encode_to_vec().into()
 }
 
 /// The delay of a `RetryInfo`, whoever wrote it.
@@ -182,13 +182,13 @@ mod tests {
             rule: Some("per-caller".to_owned()),
             retry_after: Some(Duration::from_millis(1500)),
         };
-        assert_eq!(Refusal::decode(&encode(&error, Reader::Here)), Some(expected));
+        assert_eq!(Refusal::decode(&encode(&error, "no", Reader::Here)), Some(expected));
     }
 
     #[test]
     fn what_is_refused_here_is_remote_over_there() {
         let error = Error::local(Reason::Overloaded, "no");
-        let read = |reader| Refusal::decode(&encode(&error, reader)).unwrap().origin;
+        let read = |reader| Refusal::decode(&encode(&error, "no", reader)).unwrap().origin;
         assert_eq!((read(Reader::Here), read(Reader::There)), (Origin::Local, Origin::Remote));
     }
 

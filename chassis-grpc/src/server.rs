@@ -60,13 +60,29 @@ enum State {
 impl GrpcServer {
     /// Puts the server pipeline of `runtime` before `services`.
     pub fn new(runtime: &Runtime, services: GrpcServices) -> Self {
+        let services = services.finished();
         let pipeline = pipeline::server(runtime, services.clone());
-        GrpcServer { service: runtime.service().clone(), services: services.finished(), pipeline }
+        GrpcServer { service: runtime.service().clone(), services, pipeline }
     }
 
     /// What it serves.
     pub fn services(&self) -> &GrpcServices {
         &self.services
+    }
+
+    fn answer<B>(&self, request: Request<B>) -> ServerFuture
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let (head, body) = request.into_parts();
+        ServerFuture(match not_grpc(&head) {
+            Some(response) => State::NotGrpc(Some(response)),
+            None => {
+                let call = self.invocation(head, Body::eager(body, |error| of_inbound(error.into())));
+                State::Called(self.pipeline.run(call))
+            }
+        })
     }
 
     fn invocation(&self, head: Parts, body: Body) -> Invocation {
@@ -102,20 +118,13 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> ServerFuture {
-        let (head, body) = request.into_parts();
-        ServerFuture(match not_grpc(&head) {
-            Some(response) => State::NotGrpc(Some(response)),
-            None => {
-                let call = self.invocation(head, Body::eager(body, |error| of_inbound(error.into())));
-                State::Called(self.pipeline.call(call))
-            }
-        })
+        self.answer(request)
     }
 }
 
 impl HttpService for GrpcServer {
     fn call(&self, request: Request<Incoming>) -> HttpAnswer {
-        let answer = Service::call(&mut self.clone(), request);
+        let answer = self.answer(request);
         Box::pin(async {
             let Ok(response) = answer.await;
             response.map(ServerBody::new)

@@ -115,9 +115,10 @@ impl GrpcServices {
         &self.descriptors
     }
 
-    /// The same once all is added, ready to be asked for operations.
+    /// The same once all is added: cheap to clone, and ready to be asked for operations.
     pub(crate) fn finished(mut self) -> Self {
-        let methods = self.descriptors.iter().filter_map(|set| descriptors::methods(set).ok()).flatten();
+        let descriptors = std::mem::take(&mut self.descriptors);
+        let methods = descriptors.iter().filter_map(|set| descriptors::methods(set).ok()).flatten();
         let mut known = HashMap::<String, HashSet<String>>::new();
         for method in methods {
             if let Some((service, name)) = method.operation.split_once('/') {

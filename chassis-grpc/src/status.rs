@@ -102,7 +102,8 @@ impl Answer {
             let millis = after.as_nanos().div_ceil(1_000_000).min(i32::MAX.unsigned_abs().into());
             metadata.insert(PUSHBACK, HeaderValue::from(millis as u64));
         }
-        let (details, metadata) = (details::encode(error, reader), MetadataMap::from_headers(metadata));
+        let (details, metadata) =
+            (details::encode(error, &message, reader), MetadataMap::from_headers(metadata));
         let status = Status::with_details_and_metadata(code, message, details, metadata);
         Answer { http: http_status(error.reason()), status }
     }
@@ -193,6 +194,8 @@ mod tests {
         );
         assert_eq!(said.retry_info().unwrap().retry_delay, Some(Duration::from_secs(2)));
         assert_eq!(said.debug_info().unwrap().detail, "drill");
+        let encoded = <tonic_types::Status as prost::Message>::decode(status.details()).unwrap();
+        assert_eq!((encoded.code, encoded.message.as_str()), (14, status.message()));
     }
 
     #[test]
