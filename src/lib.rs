@@ -1,1 +1,53 @@
-//! x
+//! chassis: one pipeline under gRPC and REST — routing, balancing, breaking, limits, retries, faults —
+//! with every setting swappable while calls are in flight.
+//!
+//! Clients stay tonic's stubs, services tonic's, routers axum's. Between them and the wire stands one
+//! protocol-neutral pipeline, steered by `chassis.yaml`:
+//!
+//! ```no_run
+//! use axum::{Router, routing::get};
+//!
+//! #[tokio::main]
+//! async fn main() -> chassis::Result {
+//!     let app = chassis::Chassis::builder("hello").build().await?;
+//!     app.serve_http(Router::new().route("/", get(|| async { "hello" }))).run().await
+//! }
+//! ```
+//!
+//! - [`Chassis`] is the running service: clients by name, servers, life.
+//! - [`layer`], [`call`] and [`Stage`] are for layers of one's own, [`registry`] and [`config`] for
+//!   registries and config centers of one's own, [`protocol`] for protocols of one's own.
+mod app;
+mod builder;
+mod error;
+mod follow;
+mod identity;
+mod life;
+mod sections;
+
+pub use chassis_config as document;
+pub use chassis_core::{
+    Code, Error, Live, Origin, Reason, Runtime, call, cluster, config, context, event, inspect, labels,
+    layer, load, matching, metrics, pipeline, policy, protocol, random, registry, stage::Next, stage::Stage,
+    units,
+};
+#[cfg(feature = "grpc")]
+pub use chassis_grpc as grpc;
+#[cfg(feature = "grpc")]
+pub use chassis_grpc::Channel;
+#[cfg(feature = "http")]
+pub use chassis_http as http;
+#[cfg(feature = "http")]
+pub use chassis_http::{HttpClient, Problem};
+pub use chassis_registry as registries;
+
+pub use self::{
+    app::Chassis,
+    builder::ChassisBuilder,
+    error::StartError,
+    life::Running,
+    sections::{Document, RegistrySection},
+};
+
+/// What a `main` of a service returns.
+pub type Result<T = (), E = StartError> = std::result::Result<T, E>;

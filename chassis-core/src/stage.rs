@@ -66,6 +66,7 @@ pub enum Staged<S> {
 }
 
 pin_project! {
+    #[allow(missing_docs)]
     /// The future of a [`Staged`].
     #[project = StagedProjection]
     pub enum StagedFuture<F> {

@@ -1,0 +1,389 @@
+//! What a service is made of before it runs.
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
+
+use chassis_config::{Change, Environment, FileSource, Finding, Loader, tree};
+use chassis_core::{
+    BoxError, BoxFuture, Error, Live, Runtime,
+    call::{Invocation, Reply},
+    config::ConfigSource,
+    event::Events,
+    labels::LabelSet,
+    layer::{
+        balance::Picker,
+        fallback::{Answer, Failed, FallbackFn},
+    },
+    policy::Settings,
+    random::Random,
+    registry::Registry,
+    stage::{Next, Stage, Stages},
+};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{
+    Chassis, Document, StartError, app::Parts, follow::Follower, identity, life::Hooks, sections::Made,
+};
+
+/// Makes a [`Chassis`]. What has no default is an argument of [`Chassis::builder`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> chassis::Result {
+/// use chassis::{Chassis, Stage};
+///
+/// let app = Chassis::builder("orders")
+///     .settings(serde_json::json!({ "registry": { "kind": "memory" } }))
+///     .layer_fn(Stage::Call, "audit", |call, next| async move {
+///         println!("{}", call.target.operation);
+///         next.run(call).await
+///     })
+///     .build()
+///     .await?;
+/// assert_eq!(app.runtime().inspect().service, "orders");
+/// # Ok(()) }
+/// ```
+pub struct ChassisBuilder {
+    name: String,
+    instance: Option<String>,
+    sources: Vec<(tree::Layer, Arc<dyn ConfigSource>)>,
+    file: Option<PathBuf>,
+    told: Vec<serde_json::Value>,
+    environment: Environment,
+    registry: Option<Arc<dyn Registry>>,
+    metrics: Option<prometheus::Registry>,
+    random: Random,
+    events: Events,
+    stages: Stages,
+    pickers: HashMap<String, Arc<dyn Picker>>,
+    fallbacks: HashMap<(String, Option<String>), Arc<FallbackFn>>,
+    descriptors: Vec<Vec<u8>>,
+    hooks: Hooks,
+    #[cfg(feature = "http")]
+    network: chassis_http::connector::Network,
+}
+
+/// The file that is read unless another is named, if it is there.
+const DEFAULT_FILE: &str = "chassis.yaml";
+/// Names the file from outside the program.
+const FILE_VARIABLE: &str = "CHASSIS_CONFIG";
+
+impl ChassisBuilder {
+    pub(crate) fn new(name: &str) -> Self {
+        ChassisBuilder {
+            name: name.to_owned(),
+            instance: None,
+            sources: Vec::new(),
+            file: None,
+            told: Vec::new(),
+            environment: Environment::of_process().without(&[FILE_VARIABLE]),
+            registry: None,
+            metrics: None,
+            random: Random::from_os(),
+            events: Events::new(),
+            stages: Stages::default(),
+            pickers: HashMap::new(),
+            fallbacks: HashMap::new(),
+            descriptors: Vec::new(),
+            hooks: Hooks::default(),
+            #[cfg(feature = "http")]
+            network: Default::default(),
+        }
+    }
+
+    /// The id of this process in its registry. Default: the service's name and a random number.
+    pub fn instance(mut self, id: impl Into<String>) -> Self {
+        self.instance = Some(id.into());
+        self
+    }
+
+    /// The file of the settings, which has to be there. Default: `CHASSIS_CONFIG`, or `chassis.yaml` if
+    /// there is one.
+    pub fn config_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.file = Some(path.into());
+        self
+    }
+
+    /// A config center: its settings stand over those of the file.
+    pub fn config(mut self, source: impl ConfigSource) -> Self {
+        self.sources.push((tree::Layer::Center, Arc::new(source)));
+        self
+    }
+
+    /// Settings from within the program, in the shape of the file: everything else stands over them.
+    pub fn settings(mut self, settings: serde_json::Value) -> Self {
+        self.told.push(settings);
+        self
+    }
+
+    /// Environment variables to read in place of the process's own.
+    pub fn environment(mut self, environment: Environment) -> Self {
+        self.environment = environment.without(&[FILE_VARIABLE]);
+        self
+    }
+
+    /// A registry of one's own, in place of the one that the settings name.
+    pub fn registry(mut self, registry: impl Registry) -> Self {
+        self.registry = Some(Arc::new(registry));
+        self
+    }
+
+    /// Where figures are registered. Default: a registry of the service's own.
+    pub fn metrics(mut self, registry: prometheus::Registry) -> Self {
+        self.metrics = Some(registry);
+        self
+    }
+
+    /// Where randomness comes from. Default: the operating system.
+    pub fn random(mut self, random: Random) -> Self {
+        self.random = random;
+        self
+    }
+
+    /// A tower layer of one's own at `stage`, for all services; `name` is shown in the chain.
+    pub fn layer_at<L>(mut self, stage: Stage, name: &str, layer: L) -> Self
+    where
+        L: Layer<Next> + Send + Sync + 'static,
+        L::Service: Service<Invocation, Response = Reply> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Invocation>>::Error: Into<Error>,
+        <L::Service as Service<Invocation>>::Future: Send + 'static,
+    {
+        self.stages.add_layer(stage, name, None, layer);
+        self
+    }
+
+    /// The same for calls to `service` alone.
+    pub fn layer_for<L>(mut self, service: &str, stage: Stage, name: &str, layer: L) -> Self
+    where
+        L: Layer<Next> + Send + Sync + 'static,
+        L::Service: Service<Invocation, Response = Reply> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Invocation>>::Error: Into<Error>,
+        <L::Service as Service<Invocation>>::Future: Send + 'static,
+    {
+        self.stages.add_layer(stage, name, Some(service), layer);
+        self
+    }
+
+    /// An async function over the call and what is inside, at `stage`, for all services.
+    pub fn layer_fn<F, Fut>(mut self, stage: Stage, name: &str, function: F) -> Self
+    where
+        F: Fn(Invocation, Next) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Reply, Error>> + Send + 'static,
+    {
+        self.stages.add_fn(stage, name, None, function);
+        self
+    }
+
+    /// The same for calls to `service` alone.
+    pub fn layer_fn_for<F, Fut>(mut self, service: &str, stage: Stage, name: &str, function: F) -> Self
+    where
+        F: Fn(Invocation, Next) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Reply, Error>> + Send + 'static,
+    {
+        self.stages.add_fn(stage, name, Some(service), function);
+        self
+    }
+
+    /// A picker of one's own, to be named in the settings: `balance: name`.
+    pub fn picker(mut self, name: &str, picker: impl Picker) -> Self {
+        self.pickers.insert(name.to_owned(), Arc::new(picker));
+        self
+    }
+
+    /// Answers instead of failed calls to `service`.
+    pub fn fallback<F, Fut>(self, service: &str, answer: F) -> Self
+    where
+        F: Fn(Failed) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Answer, Error>> + Send + 'static,
+    {
+        self.fallback_of(service.to_owned(), None, answer)
+    }
+
+    /// Answers instead of failed calls to one operation of `service`.
+    pub fn fallback_for<F, Fut>(self, service: &str, operation: &str, answer: F) -> Self
+    where
+        F: Fn(Failed) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Answer, Error>> + Send + 'static,
+    {
+        self.fallback_of(service.to_owned(), Some(operation.to_owned()), answer)
+    }
+
+    fn fallback_of<F, Fut>(mut self, service: String, operation: Option<String>, answer: F) -> Self
+    where
+        F: Fn(Failed) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Answer, Error>> + Send + 'static,
+    {
+        let answer = move |failed| -> BoxFuture<'static, _> { Box::pin(answer(failed)) };
+        self.fallbacks.insert((service, operation), Arc::new(answer));
+        self
+    }
+
+    /// An encoded `FileDescriptorSet` of protos that are called or served: says which operations are
+    /// idempotent, and is what reflection shows.
+    pub fn descriptors(mut self, encoded: &[u8]) -> Self {
+        self.descriptors.push(encoded.to_owned());
+        self
+    }
+
+    /// Runs before the listeners are bound; an error stops the start.
+    pub fn before_start<Fut>(mut self, hook: impl FnOnce() -> Fut + Send + 'static) -> Self
+    where
+        Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        self.hooks.before_start.push(Box::new(|| Box::pin(hook())));
+        self
+    }
+
+    /// Runs when the service is in its registry; an error stops it in order.
+    pub fn after_start<Fut>(mut self, hook: impl FnOnce() -> Fut + Send + 'static) -> Self
+    where
+        Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        self.hooks.after_start.push(Box::new(|| Box::pin(hook())));
+        self
+    }
+
+    /// Runs first of all in a stop, for 5 s at most; an error is logged.
+    pub fn before_stop<Fut>(mut self, hook: impl FnOnce() -> Fut + Send + 'static) -> Self
+    where
+        Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        self.hooks.before_stop.push(Box::new(|| Box::pin(hook())));
+        self
+    }
+
+    /// Runs last of all in a stop, for 5 s at most; an error is logged.
+    pub fn after_stop<Fut>(mut self, hook: impl FnOnce() -> Fut + Send + 'static) -> Self
+    where
+        Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        self.hooks.after_stop.push(Box::new(|| Box::pin(hook())));
+        self
+    }
+
+    /// The network to connect and listen on: share one between services to have them talk in memory.
+    #[cfg(feature = "http")]
+    pub fn network(mut self, network: chassis_http::connector::Network) -> Self {
+        self.network = network;
+        self
+    }
+
+    /// Reads the settings and sets everything up but the listeners. Within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`StartError::Settings`] with every line that is wrong; [`StartError::Setup`] for a registry that
+    /// can't be used, descriptors that are none, or a metric whose name is taken.
+    pub async fn build(self) -> Result<Chassis, StartError> {
+        let setup = |what: &str, error: BoxError| StartError::Setup(what.to_owned(), error);
+        // Checks settings before there is anything to apply them to.
+        let mut checker = Runtime::builder(&self.name);
+        for (name, picker) in &self.pickers {
+            checker = checker.picker(name, picker.clone());
+        }
+        let checker = checker.build().map_err(|error| setup("metrics", error.into()))?;
+        let mut loader =
+            Loader::new(move |document: &Document| check(&checker, document)).environment(self.environment);
+        for settings in &self.told {
+            loader = loader.told(settings);
+        }
+        let named = self.file.or_else(|| std::env::var_os(FILE_VARIABLE).map(PathBuf::from));
+        loader = match named {
+            Some(path) => loader.source(tree::Layer::File, Arc::new(FileSource::new(path))),
+            None => loader.source_if_there(tree::Layer::File, Arc::new(FileSource::new(DEFAULT_FILE))),
+        };
+        for (layer, source) in self.sources {
+            loader = loader.source(layer, source);
+        }
+        let version = loop {
+            match loader.next().await {
+                Change::Applied(version) => break version,
+                Change::Refused(refusal) => return Err(StartError::Settings(refusal.to_string())),
+                Change::Unreadable(unreadable) if unreadable.needed => {
+                    return Err(StartError::Settings(unreadable.to_string()));
+                }
+                Change::Unreadable(_) | Change::Restored(_) => {}
+            }
+        };
+        let document = &version.document;
+        let made = match self.registry {
+            Some(registry) => Made {
+                registry,
+                is_local: false,
+                #[cfg(feature = "static")]
+                fixed: None,
+            },
+            None => document.registry.make().map_err(|error| setup("registry", error))?,
+        };
+        let name = document.service.name.clone().unwrap_or(self.name);
+        let mut labels = LabelSet::from_iter(document.service.labels.clone());
+        for (key, value) in [("version", &document.service.version), ("zone", &document.service.zone)] {
+            if let Some(value) = value {
+                labels = LabelSet::from_iter([(key, value.as_str())]).and(&labels);
+            }
+        }
+        let mut runtime = Runtime::builder(&name)
+            .labels(labels)
+            .registry(made.registry.clone())
+            .random(self.random.clone())
+            .events(self.events)
+            .stages(self.stages);
+        if let Some(metrics) = self.metrics {
+            runtime = runtime.metrics(metrics);
+        }
+        for (name, picker) in self.pickers {
+            runtime = runtime.picker(name, picker);
+        }
+        for ((service, operation), answer) in self.fallbacks {
+            runtime = runtime.fallback(service, operation, answer);
+        }
+        #[cfg(feature = "grpc")]
+        for encoded in &self.descriptors {
+            let operations = chassis_grpc::idempotent_operations(encoded);
+            runtime = runtime.idempotent(operations.map_err(|error| setup("descriptors", error.into()))?);
+        }
+        let runtime = runtime.build().map_err(|error| setup("metrics", error.into()))?;
+        let follower = Follower {
+            runtime: runtime.clone(),
+            started: version.tree.clone(),
+            #[cfg(feature = "static")]
+            fixed: made.fixed,
+            shutdown: Live::new(document.shutdown.clone()),
+        };
+        let shutdown = follower.shutdown.clone();
+        follower.apply(&version, &mut Vec::new());
+        runtime.tasks().spawn(follower.follow(loader));
+        Ok(Chassis::new(Parts {
+            instance: self.instance.unwrap_or_else(|| identity::instance_id(&name, &self.random)),
+            runtime,
+            service: document.service.clone(),
+            listen: document.listen.clone(),
+            shutdown,
+            is_local: made.is_local,
+            hooks: self.hooks,
+            descriptors: self.descriptors,
+            #[cfg(feature = "http")]
+            network: self.network,
+            #[cfg(feature = "http")]
+            client: document.client.clone(),
+            #[cfg(feature = "http")]
+            server: document.server.clone(),
+        }))
+    }
+}
+
+/// What the pipeline lives by, if the document makes sense as a whole.
+fn check(checker: &Runtime, document: &Document) -> Result<(Settings, Vec<Finding>), Vec<Finding>> {
+    let settings = document.settings();
+    let mut findings = document.check();
+    if let Err(problems) = checker.check(&settings) {
+        findings.extend(problems.into_iter().map(Finding::from));
+    }
+    #[cfg(feature = "static")]
+    if let crate::RegistrySection::Static(config) = &document.registry
+        && let Err(error) = config.instances()
+    {
+        findings.push(Finding::error("registry.services", error.to_string()));
+    }
+    match findings.is_empty() {
+        true => Ok((settings, Vec::new())),
+        false => Err(findings),
+    }
+}

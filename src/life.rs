@@ -1,0 +1,286 @@
+//! How a service starts and stops, step by step.
+//!
+//! Start: before-start hooks → bind all listeners → readiness → register → after-start hooks.
+//! Stop: before-stop hooks → not ready → deregister → wait until others have heard → close listeners,
+//! GOAWAY, wait, cut what is left → close clients → after-stop hooks.
+use std::{sync::Arc, time::Duration};
+
+use chassis_core::{
+    BoxError, BoxFuture,
+    event::Event,
+    registry::{Instance, Registration, Registry},
+};
+#[cfg(feature = "http")]
+use chassis_http::server::Server;
+use tokio::sync::oneshot;
+
+use crate::{Chassis, StartError, app::Parts, identity};
+
+/// A hook of the user's.
+pub(crate) type Hook = Box<dyn FnOnce() -> BoxFuture<'static, Result<(), BoxError>> + Send>;
+
+#[derive(Default)]
+pub(crate) struct Hooks {
+    pub(crate) before_start: Vec<Hook>,
+    pub(crate) after_start: Vec<Hook>,
+    pub(crate) before_stop: Vec<Hook>,
+    pub(crate) after_stop: Vec<Hook>,
+}
+
+/// A service that runs.
+pub struct Running {
+    parts: Parts,
+    #[cfg(feature = "http")]
+    server: Server,
+    #[cfg(feature = "grpc")]
+    health: chassis_grpc::Health,
+    addresses: Vec<(String, String)>,
+    registered: Option<Registered>,
+}
+
+/// The entry in the registry, held by one task.
+struct Registered {
+    deregister: oneshot::Sender<oneshot::Sender<()>>,
+}
+
+/// Hooks of a stop are not waited for longer.
+const HOOK: Duration = Duration::from_secs(5);
+/// Nor is the registry, at the start and at the end.
+const REGISTER: Duration = Duration::from_secs(5);
+const DEREGISTER: Duration = Duration::from_secs(2);
+/// Nor are background tasks.
+const TASKS: Duration = Duration::from_secs(1);
+/// How long it takes in Kubernetes until endpoints have been taken out everywhere.
+const PROPAGATION: Duration = Duration::from_secs(5);
+
+// === impl Running ===
+
+impl Running {
+    pub(crate) async fn start(mut app: Chassis) -> Result<Self, StartError> {
+        for hook in std::mem::take(&mut app.parts.hooks.before_start) {
+            hook().await.map_err(|error| StartError::Hook("before-start", error))?;
+        }
+        #[cfg(feature = "http")]
+        let (server, addresses) = listen(&mut app).await?;
+        #[cfg(not(feature = "http"))]
+        let addresses = Vec::new();
+        #[cfg(feature = "grpc")]
+        app.health.serving();
+        let mut running = Running {
+            #[cfg(feature = "http")]
+            server,
+            #[cfg(feature = "grpc")]
+            health: app.health,
+            addresses,
+            registered: None,
+            parts: app.parts,
+        };
+        running.register().await;
+        for hook in std::mem::take(&mut running.parts.hooks.after_start) {
+            if let Err(error) = hook().await {
+                running.stop().await;
+                return Err(StartError::Hook("after-start", error));
+            }
+        }
+        tracing::info!(target: "chassis", instance = running.parts.instance, "{} is up", running.parts.runtime.service());
+        Ok(running)
+    }
+
+    /// Where is listened, by name; port 0 has become the one that was free.
+    pub fn addresses(&self) -> &[(String, String)] {
+        &self.addresses
+    }
+
+    /// The address of one name of `listen`.
+    pub fn address(&self, name: &str) -> Option<&str> {
+        self.addresses.iter().find(|(n, _)| n == name).map(|(_, address)| address.as_str())
+    }
+
+    /// What the running service shares.
+    pub fn runtime(&self) -> &chassis_core::Runtime {
+        &self.parts.runtime
+    }
+
+    /// Stops in order. It always ends: every step is bounded.
+    pub async fn stop(mut self) {
+        let shutdown = self.parts.shutdown.get();
+        stop_hooks("before-stop", std::mem::take(&mut self.parts.hooks.before_stop)).await;
+        #[cfg(feature = "grpc")]
+        self.health.not_serving();
+        if let Some(registered) = self.registered.take() {
+            let (done, gone) = oneshot::channel();
+            // The task answers when the registry has; a task that is gone has nothing to take down.
+            let _ = registered.deregister.send(done);
+            let _ = tokio::time::timeout(DEREGISTER, gone).await;
+        }
+        let in_kubernetes = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+        let delay = shutdown.delay.map(|span| span.0);
+        tokio::time::sleep(delay.unwrap_or(if in_kubernetes { PROPAGATION } else { Duration::ZERO })).await;
+        #[cfg(feature = "http")]
+        match self.server.drain(shutdown.deadline.0).await {
+            0 => {}
+            cut => {
+                tracing::warn!(target: "chassis", cut, "calls were still under way at the deadline, and were cut")
+            }
+        }
+        #[cfg(feature = "grpc")]
+        self.health.close();
+        self.parts.runtime.shutdown(TASKS).await;
+        stop_hooks("after-stop", std::mem::take(&mut self.parts.hooks.after_stop)).await;
+        tracing::info!(target: "chassis", instance = self.parts.instance, "{} has stopped", self.parts.runtime.service());
+    }
+
+    /// Puts this process into the registry; the first try is waited for, later ones go on behind.
+    async fn register(&mut self) {
+        let Parts { service, runtime, is_local, instance, .. } = &self.parts;
+        let mut entry = Instance::new(runtime.service().to_string(), instance.clone());
+        entry.version = service.version.clone().unwrap_or_default();
+        entry.zone = service.zone.clone().unwrap_or_default();
+        entry.labels = service.labels.clone();
+        for (name, address) in &self.addresses {
+            if matches!(name.as_str(), "grpc" | "http") {
+                let address = identity::advertised(address, service.advertise.as_deref(), *is_local);
+                entry.addresses.insert(name.clone(), address);
+            }
+        }
+        if entry.addresses.is_empty() {
+            return; // nothing is served: nobody is to come
+        }
+        let (deregister, asked) = oneshot::channel();
+        let (first, tried) = oneshot::channel();
+        let registry = runtime.registry().clone();
+        let task = keep_registered(registry, entry, runtime.clone(), first, asked);
+        // Apart from the runtime's own tasks: it has to outlive the first of them.
+        self.parts.runtime.tasks().spawn(task);
+        let _ = tokio::time::timeout(REGISTER, tried).await;
+        self.registered = Some(Registered { deregister });
+    }
+}
+
+/// Owns the entry in the registry: puts it up, again until it is, and takes it down when asked.
+async fn keep_registered(
+    registry: Arc<dyn Registry>,
+    entry: Instance,
+    runtime: chassis_core::Runtime,
+    first: oneshot::Sender<()>,
+    mut asked: oneshot::Receiver<oneshot::Sender<()>>,
+) {
+    let mut first = Some(first);
+    let mut pause = Duration::from_millis(100);
+    let (instance, name) = (entry.id.clone(), registry.name().to_owned());
+    let registration: Box<dyn Registration> = loop {
+        match registry.register(entry.clone()).await {
+            Ok(registration) => break registration,
+            Err(error) => {
+                let service = runtime.service().clone();
+                runtime.events().emit(Event::RegistryUnreachable { service, error: error.to_string() });
+            }
+        }
+        first.take().map(|first| first.send(()));
+        tokio::select! {
+            () = tokio::time::sleep(runtime.random().between(pause / 2, pause)) => pause = (pause * 2).min(Duration::from_secs(15)),
+            done = &mut asked => return drop(done.map(|done| done.send(()))),
+        }
+    };
+    runtime.events().emit(Event::Registered { instance: instance.clone(), registry: name.clone() });
+    first.take().map(|first| first.send(()));
+    if let Ok(done) = asked.await {
+        match registration.deregister().await {
+            Ok(()) => runtime.events().emit(Event::Deregistered { instance, registry: name }),
+            Err(error) => tracing::warn!(target: "chassis", %error, "could not be taken out of the registry"),
+        }
+        let _ = done.send(());
+    }
+}
+
+/// Binds every port before anything is served, so that a start fails whole.
+#[cfg(feature = "http")]
+async fn listen(app: &mut Chassis) -> Result<(Server, Vec<(String, String)>), StartError> {
+    use std::collections::BTreeMap;
+
+    use chassis_http::server::Mux;
+
+    let planned = app.plan()?;
+    // Names of one address share its port: gRPC and REST are told apart by their content-type.
+    let mut shared: BTreeMap<String, (Vec<String>, Mux, Vec<String>)> = BTreeMap::new();
+    for (name, address, plan) in planned {
+        let address_key = if address.ends_with(":0") { format!("{address}#{name}") } else { address };
+        let (names, mux, about) = shared.entry(address_key).or_default();
+        if (mux.grpc.is_some() && plan.mux.grpc.is_some()) || (mux.http.is_some() && plan.mux.http.is_some())
+        {
+            let message =
+                format!("listen.{name}: `listen.{}` serves the same protocol at this address", names[0]);
+            return Err(StartError::Settings(message));
+        }
+        names.push(name);
+        mux.grpc = mux.grpc.take().or(plan.mux.grpc);
+        mux.http = mux.http.take().or(plan.mux.http);
+        about.extend(plan.about);
+    }
+    let server =
+        Server::new(app.server_config(), app.parts.runtime.tasks(), app.parts.runtime.random().clone());
+    let mut bound = Vec::new();
+    for (key, (names, mux, about)) in shared {
+        let address = key.split('#').next().unwrap_or(&key).to_owned();
+        let name = names[0].clone();
+        let listener = app.parts.network.bind(&address).await;
+        let listener = listener.map_err(|source| StartError::Listen { name, address, source })?;
+        bound.push((names, mux, about, listener));
+    }
+    let mut addresses = Vec::new();
+    for (names, mux, about, listener) in bound {
+        let address = listener.address();
+        tracing::info!(target: "chassis", "listening at {address} for {}: {}", names.join(" and "), about.join(", "));
+        addresses.extend(names.iter().map(|name| (name.clone(), address.clone())));
+        server.serve(&names[0], listener, mux, app.acceptor.clone());
+    }
+    for line in app.chains("*") {
+        tracing::info!(target: "chassis", "chain: {line}");
+    }
+    Ok((server, addresses))
+}
+
+async fn stop_hooks(which: &'static str, hooks: Vec<Hook>) {
+    for hook in hooks {
+        match tokio::time::timeout(HOOK, hook()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(target: "chassis", %error, "a {which} hook failed"),
+            Err(_) => tracing::warn!(target: "chassis", "a {which} hook took longer than {HOOK:?}"),
+        }
+    }
+}
+
+/// SIGTERM and SIGINT.
+pub(crate) struct Signals {
+    #[cfg(unix)]
+    term: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    int: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    pub(crate) fn new() -> Result<Self, StartError> {
+        #[cfg(unix)]
+        {
+            use tokio::signal::unix::{SignalKind, signal};
+            let of =
+                |kind| signal(kind).map_err(|error| StartError::Setup("signals".to_owned(), Box::new(error)));
+            Ok(Signals { term: of(SignalKind::terminate())?, int: of(SignalKind::interrupt())? })
+        }
+        #[cfg(not(unix))]
+        Ok(Signals {})
+    }
+
+    /// The number of the next one.
+    pub(crate) async fn next(&mut self) -> i32 {
+        #[cfg(unix)]
+        {
+            tokio::select! { _ = self.term.recv() => 15, _ = self.int.recv() => 2 }
+        }
+        #[cfg(not(unix))]
+        {
+            let _ = tokio::signal::ctrl_c().await;
+            2
+        }
+    }
+}
