@@ -116,6 +116,9 @@ impl Running {
         let in_kubernetes = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
         let delay = shutdown.delay.map(|span| span.0);
         tokio::time::sleep(delay.unwrap_or(if in_kubernetes { PROPAGATION } else { Duration::ZERO })).await;
+        // Ends the streams of those who watch the health; they would hold up the drain.
+        #[cfg(feature = "grpc")]
+        self.health.close();
         #[cfg(feature = "http")]
         match self.server.drain(shutdown.deadline.0).await {
             0 => {}
@@ -123,8 +126,6 @@ impl Running {
                 tracing::warn!(target: "chassis", cut, "calls were still under way at the deadline, and were cut")
             }
         }
-        #[cfg(feature = "grpc")]
-        self.health.close();
         self.parts.runtime.shutdown(TASKS).await;
         stop_hooks("after-stop", std::mem::take(&mut self.parts.hooks.after_stop)).await;
         tracing::info!(target: "chassis", instance = self.parts.instance, "{} has stopped", self.parts.runtime.service());

@@ -13,7 +13,7 @@ use tower_service::Service;
 pub use self::picker::{Candidates, P2c, Picker, RandomPicker, RoundRobin};
 use super::{Decided, forward_ready};
 use crate::{
-    Error, Reason,
+    Code, Error, Reason,
     call::{Invocation, Reply},
     cluster::{Cluster, Connection, Known, Members, Node, Subset},
     event::{Event, Side},
@@ -94,6 +94,31 @@ impl BalanceLayer {
             }
         }
         self.nobody(&subset, now, call)
+    }
+
+    /// Waits for a node that lets the call in, as long as the call has time.
+    async fn wait(&self, call: &Invocation) -> Result<(Arc<Node>, u64), Error> {
+        let picked = async {
+            loop {
+                // Listened for before looking, or what happens in between is missed.
+                let mut changed = std::pin::pin!(self.cluster.changed());
+                changed.as_mut().enable();
+                match self.pick(call, Instant::now()) {
+                    Pick::Node(node, token) => return Ok((node, token)),
+                    Pick::Refuse(error) => return Err(error),
+                    Pick::Wait => changed.await,
+                }
+            }
+        };
+        let Some(bound) = call.bound() else { return picked.await };
+        let late = |_| {
+            let why = match self.cluster.members().known() {
+                None => "its registry had not answered before the deadline",
+                Some(_) => "none of its endpoints was ready before the deadline",
+            };
+            Err(self.none(why).with_code(Code::DeadlineExceeded))
+        };
+        tokio::time::timeout_at(bound, picked).await.unwrap_or_else(late)
     }
 
     fn admit(&self, node: &Arc<Node>, call: &Invocation, now: Instant, panicking: bool) -> Option<Pick> {
@@ -218,19 +243,13 @@ where
             Pick::Wait => {
                 let (with, mut inner) = (self.with.clone(), self.inner.clone());
                 Decided::later(async move {
-                    loop {
-                        // Listened for before looking, or what happens in between is missed.
-                        let changed = with.cluster.changed();
-                        let mut changed = std::pin::pin!(changed);
-                        changed.as_mut().enable();
-                        match with.pick(&call, Instant::now()) {
-                            Pick::Node(node, token) => {
-                                send_to(&mut call, node, token);
-                                return inner.call(call).await;
-                            }
-                            Pick::Refuse(error) => return Err(call.refuse(error)),
-                            Pick::Wait => changed.await,
+                    match with.wait(&call).await {
+                        Ok((node, token)) => {
+                            call.begin_attempt(Instant::now()); // its latency is the node's, not the wait's
+                            send_to(&mut call, node, token);
+                            inner.call(call).await
                         }
+                        Err(error) => Err(call.refuse(error)),
                     }
                 })
             }
