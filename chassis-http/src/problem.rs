@@ -221,8 +221,23 @@ impl fmt::Display for Problem {
 
 impl std::error::Error for Problem {}
 
-/// The refusal in an answer's head, where another chassis refused before it did anything.
-pub fn error(status: StatusCode, headers: &HeaderMap) -> Option<Error> {
+/// The refusal in an answer's head, where another chassis refused before it did anything; a failing
+/// answer of a handler is none.
+///
+/// ```
+/// use chassis_core::Reason;
+/// use chassis_http::{REFUSED, error};
+///
+/// let mut response = http::Response::new(());
+/// assert!(error(&response).is_none());
+/// response.headers_mut().insert(REFUSED, http::HeaderValue::from_static("OVERLOADED"));
+/// assert_eq!(error(&response).unwrap().reason(), Reason::Overloaded);
+/// ```
+pub fn error<B>(response: &Response<B>) -> Option<Error> {
+    refusal(response.status(), response.headers())
+}
+
+pub(crate) fn refusal(status: StatusCode, headers: &HeaderMap) -> Option<Error> {
     let reason = Reason::from_name(headers.get(REFUSED)?.to_str().ok()?)?;
     let error = Error::remote(reason, format!("refused over there: {}", reason.name()));
     let error = error.with_code(code_of(reason, status)).with_maybe_executed(false);
@@ -315,9 +330,9 @@ mod tests {
     #[test]
     fn a_refusal_is_read_off_the_head() {
         let mut headers = HeaderMap::new();
-        assert!(error(StatusCode::SERVICE_UNAVAILABLE, &headers).is_none());
+        assert!(refusal(StatusCode::SERVICE_UNAVAILABLE, &headers).is_none());
         headers.insert(REFUSED, HeaderValue::from_static("CIRCUIT_OPEN"));
-        let refused = error(StatusCode::SERVICE_UNAVAILABLE, &headers).unwrap();
+        let refused = refusal(StatusCode::SERVICE_UNAVAILABLE, &headers).unwrap();
         assert_eq!((refused.reason(), refused.maybe_executed()), (Reason::CircuitOpen, false));
     }
 }

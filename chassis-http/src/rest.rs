@@ -1,7 +1,8 @@
 //! The edge of a REST server: any axum router, each of whose routes is reached through the pipeline.
 //!
 //! The pipeline stands where the route is known, so that operations have names from a closed set:
-//! `GET /orders/{id}`. What matches no route is `_OTHER`, and goes through it too.
+//! `GET /orders/{id}`. What matches no route is `_OTHER`, and goes through it too; 404 and 405, which
+//! axum leaves empty, become problem documents.
 use std::{
     convert::Infallible,
     pin::Pin,
@@ -22,13 +23,13 @@ use chassis_core::{
     pipeline::{self, Pipeline},
     protocol::Protocol,
 };
-use http::{HeaderMap, HeaderName, Method, header::CONTENT_LENGTH};
+use http::{HeaderMap, HeaderName, Method, StatusCode, header::CONTENT_LENGTH};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tower::{Layer, Service, util::Oneshot};
 
 use crate::{
-    HTTP, REFUSED, ServerConfig,
+    HTTP, Problem, REFUSED, ServerConfig,
     limited::{Limited, Over},
     server::{Answer, Connected, HttpService, ServerBody},
 };
@@ -260,6 +261,7 @@ where
         if announced(&call.metadata).is_some_and(|length| length > most as u64) {
             return Box::pin(std::future::ready(Err(call.refuse(Over::error()))));
         }
+        let is_unmatched = call.extensions.get::<MatchedPath>().is_none();
         let (request, over) = request(&mut call, most);
         let route: Oneshot<S, Request> = tower::ServiceExt::oneshot(self.0.clone(), request);
         Box::pin(async move {
@@ -269,12 +271,31 @@ where
             }
             let (mut head, body) = response.into_parts();
             head.headers.remove(REFUSED);
-            let body = Body::eager(body, of_handler);
+            let body = match is_nobodys(is_unmatched, &head, &call.method) && body.is_end_stream() {
+                true => explain(&mut head),
+                false => Body::eager(body, of_handler),
+            };
             let mut reply = call.answered(head.status, head.headers, body);
             reply.extensions = head.extensions;
             Ok(reply)
         })
     }
+}
+
+/// Is it axum that speaks, for lack of a route or of a method?
+fn is_nobodys(is_unmatched: bool, head: &http::response::Parts, method: &Method) -> bool {
+    let is_nobodys = (is_unmatched && head.status == StatusCode::NOT_FOUND)
+        || head.status == StatusCode::METHOD_NOT_ALLOWED;
+    is_nobodys && method != Method::HEAD
+}
+
+/// Says in a document what the status alone says.
+fn explain(head: &mut http::response::Parts) -> Body {
+    let problem = Problem::new(head.status).with_code(Code::from_http(head.status));
+    let (problem, body) = problem.into_http().into_parts();
+    head.headers.remove(CONTENT_LENGTH);
+    head.headers.extend(problem.headers);
+    Body::full(body)
 }
 
 fn announced(headers: &HeaderMap) -> Option<u64> {

@@ -45,7 +45,7 @@ impl Response {
 
     /// The refusal, where another chassis refused before it did anything.
     pub fn refusal(&self) -> Option<Error> {
-        problem::error(self.status, &self.headers)
+        problem::refusal(self.status, &self.headers)
     }
 
     /// The answer, unless its status says that it failed: 4xx or 5xx.

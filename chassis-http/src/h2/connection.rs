@@ -178,6 +178,10 @@ impl Connection {
         self.streams.load(Acquire)
     }
 
+    pub(super) fn free_streams(&self) -> usize {
+        self.health.max_streams.load(Acquire).saturating_sub(self.streams())
+    }
+
     pub(super) fn is_usable(&self) -> bool {
         !self.health.over.load(Acquire) && !self.sender.is_closed()
     }

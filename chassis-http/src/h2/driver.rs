@@ -92,7 +92,7 @@ impl Endpoint {
         if served {
             backoff.reset();
         }
-        if empty && !over.iter().any(|one| one.is_used()) && !self.has_waiting() {
+        if empty && !over.iter().any(|one| one.is_used()) && self.waiting() == 0 {
             self.wanted.store(false, Release);
         }
         let announced = served && over.iter().all(|one| one.was_told_to_go());
@@ -138,7 +138,9 @@ impl Endpoint {
         if !self.wanted.load(Acquire) {
             return 0;
         }
-        let more = usize::from(open > 0 && self.has_waiting());
+        // A connection that was just opened has room for calls that have not noticed yet.
+        let room = self.open.with(|open| open.iter().map(|one| one.free_streams()).sum());
+        let more = usize::from(open > 0 && self.waiting() > room);
         self.config.connections.get().max((open + more).min(self.config.max_connections.get()))
     }
 

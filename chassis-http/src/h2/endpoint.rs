@@ -143,14 +143,14 @@ impl Endpoint {
 
     /// Lets a call that waits look again. Each wakes the next, so that none is missed.
     pub(super) fn tell_waiting(&self) {
-        if self.has_waiting() {
+        if self.waiting() > 0 {
             self.free.notify_one();
         }
     }
 
-    /// Does a call wait for a stream?
-    pub(super) fn has_waiting(&self) -> bool {
-        self.waiting.load(Acquire) > 0
+    /// How many calls wait for a stream.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Acquire)
     }
 
     /// Is the endpoint gone for good?

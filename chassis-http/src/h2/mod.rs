@@ -57,7 +57,7 @@ impl Leaf for H2Leaf {
     }
 
     fn wake(&self) {
-        Endpoint::wake(&self.0);
+        self.0.wake();
     }
 
     fn close(&self) {
@@ -75,6 +75,7 @@ impl Drop for H2Leaf {
 async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Error> {
     loop {
         let Some(slot) = endpoint.slot().await else {
+            endpoint.wake();
             let error = endpoint.unreachable();
             call.fail_attempt(&error);
             return Err(error.returning(call));

@@ -55,7 +55,7 @@ pub(super) async fn serve(port: Arc<Port>, stream: Stream) {
         }
         Version::H2 => {
             let io = TokioIo::new(Opened::new(stream, opening, None));
-            watch(&port, &activity, begun, h2(&port.config).serve_connection(io, requests)).await;
+            watch(&port, &activity, begun, h2(&port).serve_connection(io, requests)).await;
         }
     }
 }
@@ -120,11 +120,14 @@ fn h1(config: &ServerConfig) -> conn::http1::Builder {
     builder
 }
 
-fn h2(config: &ServerConfig) -> conn::http2::Builder<TokioExecutor> {
+fn h2(port: &Port) -> conn::http2::Builder<TokioExecutor> {
+    let config = &port.config;
     // What hyper spawns here are the streams, which end with their connection.
     let mut builder = conn::http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
+        // gRPC has no use for it.
+        .auto_date_header(port.mux.http.is_some())
         .max_concurrent_streams(config.max_streams.get())
         .max_header_list_size(config.max_header_list.get())
         .initial_stream_window_size(config.stream_window.get())
