@@ -1,0 +1,327 @@
+//! What the accept loop lets in, for how long, and how it drains.
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use chassis_core::{Reason, protocol::Leaf, random::Random, tasks::Tasks};
+use chassis_http::{
+    ClientConfig, H1Leaf, H2Leaf, ServerConfig,
+    connector::{Acceptor, Connector, Listener, Network, Stream},
+    server::{Answer, Connected, Mux, Server, ServerBody},
+};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{Instant, sleep, timeout},
+};
+
+use crate::support::{Client, SECOND, World, hello, silent};
+
+fn h2(world: &World) -> Client<H2Leaf> {
+    world.leaf(|link, connector, config| H2Leaf::new(link, connector, config, true), ClientConfig::default())
+}
+
+fn h1(world: &World) -> Client<H1Leaf> {
+    world.leaf(H1Leaf::new, ClientConfig::default())
+}
+
+/// What a peer is told that says `words` and nothing more, and after how many seconds it is hung up on.
+async fn say(words: &[u8]) -> (String, u64) {
+    let world = World::new();
+    let server = world.serve(ServerConfig::default(), hello());
+    let mut stream = world.raw().await;
+    stream.write_all(words).await.unwrap();
+    let (begun, mut told) = (Instant::now(), Vec::new());
+    timeout(600 * SECOND, stream.read_to_end(&mut told)).await.expect("nobody stays for ever").unwrap();
+    let seconds = begun.elapsed().as_secs();
+    sleep(SECOND).await;
+    assert_eq!(server.connections(), 0);
+    assert_eq!(h1(&world).get("/alive").await.unwrap(), "200 alive");
+    (String::from_utf8_lossy(&told).into_owned(), seconds)
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_and_silent_peers_are_hung_up_on() {
+    assert_eq!(say(b"").await, (String::new(), 10));
+    assert_eq!(say(b"PRI * HTTP/2").await, (String::new(), 10));
+    assert_eq!(say(b"GET / HTTP/1.1\r\nx-slow: ").await, (String::new(), 10));
+    let (_, seconds) = say(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    assert!((20..=90).contains(&seconds), "{seconds}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn garbage_is_told_so() {
+    for garbage in
+        [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], b"hello\r\n\r\n", b"\0\0\0\0\0\0\0\0\r\n\r\n"]
+    {
+        let (told, seconds) = say(garbage).await;
+        assert!(told.starts_with("HTTP/1.1 400 Bad Request"), "{told}");
+        assert_eq!(seconds, 0);
+    }
+    let (_, seconds) = say(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nthis is no frame, and no other would be").await;
+    assert_eq!(seconds, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn headers_over_the_limit_are_told_431() {
+    let large = format!("GET / HTTP/1.1\r\nhost: x\r\nx-large: {}\r\n\r\n", "x".repeat(20_000));
+    assert!(say(large.as_bytes()).await.0.starts_with("HTTP/1.1 431"));
+    let many = format!("GET / HTTP/1.1\r\nhost: x\r\n{}\r\n", "x-many: 1\r\n".repeat(101));
+    assert!(say(many.as_bytes()).await.0.starts_with("HTTP/1.1 431"));
+    let world = World::new();
+    let _server = world.serve(ServerConfig::default(), hello());
+    let client = h2(&world).ready().await;
+    let mut call = crate::support::call(http::Method::GET, "/x", chassis_core::call::Body::empty());
+    call.metadata.insert("x-large", "x".repeat(20_000).parse().unwrap());
+    let told = crate::support::read(client.leaf.call(call).await.unwrap()).await.unwrap();
+    assert_eq!(told, "431 ");
+    assert_eq!(client.get("/x").await.unwrap(), "200 x");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kept_connection_may_be_idle_for_longer_than_a_head_may_take() {
+    let world = World::new();
+    let server = world.serve(ServerConfig::default(), hello());
+    let mut stream = world.raw().await;
+    for _ in 0..3 {
+        stream.write_all(b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let n = stream.read(&mut [0; 1024]).await.unwrap();
+        assert!(n > 10);
+        sleep(60 * SECOND).await;
+        assert_eq!(server.connections(), 1);
+    }
+    sleep(30 * SECOND).await;
+    assert_eq!(server.connections(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_server_says_so() {
+    let world = World::new();
+    let config = ServerConfig { max_connections: 2.try_into().unwrap(), ..ServerConfig::default() };
+    let _server = world.serve(config, hello());
+    let (one, _two) = (world.raw().await, world.raw().await);
+    tokio::task::yield_now().await;
+    let error = h1(&world).get("/x").await.unwrap();
+    assert_eq!(error, "503 ");
+    let refused = h2(&world);
+    refused.leaf.wake();
+    refused.until(chassis_core::cluster::Connection::TransientFailure).await;
+    drop(one);
+    refused.until(chassis_core::cluster::Connection::Ready).await;
+    assert_eq!(refused.get("/x").await.unwrap(), "200 x");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_is_told_500_and_the_connection_kept() {
+    let world = World::new();
+    let service = |request: Request<Incoming>| -> Answer {
+        match request.uri().path() {
+            "/at-once" => panic!("at once"),
+            "/later" => Box::pin(async { panic!("later") }),
+            _ => Box::pin(async { Response::new(ServerBody::from("well")) }),
+        }
+    };
+    let _server = world.serve(ServerConfig::default(), service);
+    let client = h2(&world).ready().await;
+    for path in ["/at-once", "/later"] {
+        assert!(client.get(path).await.unwrap().starts_with("500 {"));
+        assert_eq!(client.get("/x").await.unwrap(), "200 well");
+    }
+    assert_eq!(world.memory.connections("stock"), 1);
+    let client = h1(&world).ready().await;
+    for path in ["/at-once", "/later"] {
+        assert!(client.get(path).await.unwrap().starts_with("500 {"));
+        assert_eq!(client.get("/x").await.unwrap(), "200 well");
+    }
+    assert_eq!(world.memory.connections("stock"), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_lets_calls_finish_and_closes_the_rest_at_once() {
+    let world = World::new();
+    let service = |_: Request<Incoming>| -> Answer {
+        Box::pin(async {
+            sleep(3 * SECOND).await;
+            Response::new(ServerBody::from("done"))
+        })
+    };
+    let server = Arc::new(world.serve(ServerConfig::default(), service));
+    let (one, two) = (Arc::new(h1(&world).ready().await), Arc::new(h2(&world).ready().await));
+    let idle = h2(&world).ready().await;
+    let _silent = world.raw().await;
+    let mut begun_head = world.raw().await;
+    begun_head.write_all(b"GET / HT").await.unwrap();
+    let calls =
+        [tokio::spawn(async move { one.get("/x").await }), tokio::spawn(async move { two.get("/x").await })];
+    sleep(SECOND).await;
+    assert_eq!(server.connections(), 5);
+    let (begun, draining) = (Instant::now(), server.clone());
+    let drain = tokio::spawn(async move { draining.drain(60 * SECOND).await });
+    sleep(SECOND + SECOND / 2).await;
+    assert_eq!(server.connections(), 2);
+    let refused = world.network.connect("memory:stock").await.unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    assert_eq!(drain.await.unwrap(), 0);
+    assert!(begun.elapsed() < 4 * SECOND, "{:?}", begun.elapsed());
+    for call in calls {
+        assert_eq!(call.await.unwrap().unwrap(), "200 done");
+    }
+    drop(idle);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_though_a_call_does_not() {
+    let world = World::new();
+    let server = world.serve(ServerConfig::default(), silent());
+    let (one, two) = (h1(&world).ready().await, h2(&world).ready().await);
+    let calls = [
+        tokio::spawn(async move { one.post("/x", "once").await }),
+        tokio::spawn(async move { two.post("/x", "once").await }),
+    ];
+    sleep(SECOND).await;
+    let begun = Instant::now();
+    assert_eq!(server.drain(5 * SECOND).await, 2);
+    assert_eq!(begun.elapsed().as_secs(), 5);
+    for call in calls {
+        let error = call.await.unwrap().unwrap_err();
+        assert_eq!((error.reason(), error.maybe_executed()), (Reason::ConnectionLost, true));
+    }
+    assert_eq!(server.connections(), 0);
+}
+
+/// Fails so many times, then works.
+struct Failing {
+    failures: usize,
+    asked: Arc<AtomicUsize>,
+    kind: io::ErrorKind,
+    inner: Box<dyn Listener>,
+}
+
+#[async_trait]
+impl Listener for Failing {
+    async fn accept(&mut self) -> io::Result<Stream> {
+        self.asked.fetch_add(1, SeqCst);
+        if self.failures > 0 {
+            self.failures -= 1;
+            return Err(self.kind.into());
+        }
+        self.inner.accept().await
+    }
+
+    fn address(&self) -> String {
+        self.inner.address()
+    }
+}
+
+/// How long it takes to be served at a listener that fails ten times.
+async fn failing(kind: io::ErrorKind) -> Duration {
+    let world = World::new();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let inner = Box::new(world.memory.listen("stock").unwrap());
+    let listener = Failing { failures: 10, asked: asked.clone(), kind, inner };
+    let server = Server::new(ServerConfig::default(), &world.tasks, world.random.clone());
+    server.serve("http", Box::new(listener), Mux { http: Some(Arc::new(hello())), grpc: None }, None);
+    let begun = Instant::now();
+    assert_eq!(h1(&world).get("/x").await.unwrap(), "200 x");
+    assert!((11..=12).contains(&asked.load(SeqCst)));
+    begun.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn accept_backs_off_when_it_keeps_failing() {
+    let out_of_files = failing(io::ErrorKind::Other).await;
+    assert!((SECOND..6 * SECOND).contains(&out_of_files), "{out_of_files:?}");
+    assert_eq!(failing(io::ErrorKind::ConnectionAborted).await, Duration::ZERO);
+}
+
+/// A handshake that some peers never finish, and that others fail.
+struct Handshake;
+
+#[async_trait]
+impl Acceptor for Handshake {
+    async fn accept(&self, mut stream: Stream) -> io::Result<Stream> {
+        match stream.read_u8().await? {
+            b'+' => Ok(stream),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handshake_comes_first_and_is_bounded() {
+    let world = World::new();
+    let server = Server::new(ServerConfig::default(), &world.tasks, world.random.clone());
+    let listener = Box::new(world.memory.listen("stock").unwrap());
+    let mux = Mux { http: Some(Arc::new(hello())), grpc: None };
+    server.serve("http", listener, mux, Some(Arc::new(Handshake)));
+    let told = async |words: &[u8]| {
+        let (mut stream, begun, mut told) = (world.raw().await, Instant::now(), String::new());
+        stream.write_all(words).await.unwrap();
+        stream.read_to_string(&mut told).await.unwrap();
+        (told, begun.elapsed().as_secs())
+    };
+    assert_eq!(told(b"").await, (String::new(), 5));
+    assert_eq!(told(b"-").await, (String::new(), 0));
+    assert!(told(b"+GET /x HTTP/1.0\r\n\r\n").await.0.starts_with("HTTP/1.0 200 OK"));
+}
+
+#[tokio::test]
+async fn grpc_and_rest_share_a_port() {
+    let tasks = Tasks::new();
+    let named = |name: &'static str| {
+        move |request: Request<Incoming>| -> Answer {
+            let at: &Connected = request.extensions().get().unwrap();
+            let text = format!("{name} at {} from {}", at.port(), at.peer().ip().unwrap());
+            Box::pin(std::future::ready(Response::new(ServerBody::from(text))))
+        }
+    };
+    let network = Network::default();
+    let server = Server::new(ServerConfig::default(), &tasks, Random::seeded(1));
+    let listener = network.bind("127.0.0.1:0").await.unwrap();
+    let address = listener.address();
+    let mux = Mux { grpc: Some(Arc::new(named("gRPC"))), http: Some(Arc::new(named("REST"))) };
+    server.serve("both", listener, mux, None);
+    let listener = network.bind("127.0.0.1:0").await.unwrap();
+    let only_grpc = listener.address();
+    server.serve("grpc", listener, Mux { grpc: Some(Arc::new(named("gRPC"))), http: None }, None);
+    let ask = async |address: &str, kind: &str| {
+        let mut stream = network.connect(address).await.unwrap();
+        let head = format!("POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: {kind}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut told = String::new();
+        stream.read_to_string(&mut told).await.unwrap();
+        told
+    };
+    assert!(ask(&address, "application/grpc+proto").await.ends_with("gRPC at both from 127.0.0.1"));
+    assert!(ask(&address, "application/json").await.ends_with("REST at both from 127.0.0.1"));
+    assert!(ask(&only_grpc, "application/json").await.starts_with("HTTP/1.1 415"));
+    assert_eq!(server.drain(5 * SECOND).await, 0);
+}
+
+#[tokio::test]
+async fn a_stuck_stream_over_tcp_does_not_hold_the_drain() {
+    let tasks = Tasks::new();
+    let network = Network::default();
+    let server = Server::new(ServerConfig::default(), &tasks, Random::seeded(1));
+    let listener = network.bind("127.0.0.1:0").await.unwrap();
+    let address = listener.address();
+    let reached = Arc::new(tokio::sync::Notify::new());
+    let reach = reached.clone();
+    let stuck = move |_: Request<Incoming>| -> Answer {
+        reach.notify_one();
+        Box::pin(std::future::pending())
+    };
+    server.serve("http", listener, Mux { http: Some(Arc::new(stuck)), grpc: None }, None);
+    let mut stream = network.connect(&address).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    reached.notified().await;
+    assert_eq!(server.drain(Duration::from_millis(100)).await, 1);
+    assert!(network.connect(&address).await.is_err());
+}
