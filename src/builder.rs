@@ -334,10 +334,13 @@ impl ChassisBuilder {
         for ((service, operation), answer) in self.fallbacks {
             runtime = runtime.fallback(service, operation, answer);
         }
+        #[cfg_attr(not(feature = "grpc"), expect(unused_mut, reason = "descriptors are gRPC's"))]
+        let mut declared = Vec::new();
         #[cfg(feature = "grpc")]
         for encoded in &self.descriptors {
             let operations = chassis_grpc::idempotent_operations(encoded);
             runtime = runtime.idempotent(operations.map_err(|error| setup("descriptors", error.into()))?);
+            declared.extend(chassis_grpc::operations(encoded).unwrap_or_default());
         }
         let runtime = runtime.build().map_err(|error| setup("metrics", error.into()))?;
         let follower = Follower {
@@ -345,14 +348,14 @@ impl ChassisBuilder {
             started: version.tree.clone(),
             #[cfg(feature = "static")]
             fixed: made.fixed,
+            declared,
             shutdown: Live::new(document.shutdown.clone()),
         };
         let shutdown = follower.shutdown.clone();
         follower.apply(&version, &mut Vec::new());
-        runtime.tasks().spawn(follower.follow(loader));
-        Ok(Chassis::new(Parts {
+        let app = Chassis::new(Parts {
             instance: self.instance.unwrap_or_else(|| identity::instance_id(&name, &self.random)),
-            runtime,
+            runtime: runtime.clone(),
             service: document.service.clone(),
             listen: document.listen.clone(),
             shutdown,
@@ -365,7 +368,9 @@ impl ChassisBuilder {
             client: document.client.clone(),
             #[cfg(feature = "http")]
             server: document.server.clone(),
-        }))
+        });
+        runtime.tasks().spawn(follower.follow(loader, version));
+        Ok(app)
     }
 }
 

@@ -1,10 +1,21 @@
 //! Puts versions of the settings in force as they come, and says what became of each.
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use chassis_config::{Change, Loader, Version, document::pending_restart, tree::Node};
+use chassis_config::{
+    Change, Loader, Version,
+    document::{Seen, pending_restart},
+    tree::Node,
+};
 use chassis_core::{Runtime, event::Event, policy::Settings};
+use tokio::time::Instant;
 
 use crate::Document;
+
+/// A version of the whole document.
+pub(crate) type Applied = Version<Document, Settings>;
+
+/// How long a registry has to learn of the services that settings name, before somebody is warned.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// What a version changes outside the pipeline.
 pub(crate) struct Follower {
@@ -13,17 +24,33 @@ pub(crate) struct Follower {
     pub(crate) started: Node,
     #[cfg(feature = "static")]
     pub(crate) fixed: Option<Arc<chassis_registry::StaticRegistry>>,
+    /// Operations that the descriptors given to the builder declare.
+    pub(crate) declared: Vec<String>,
     pub(crate) shutdown: chassis_core::Live<chassis_config::document::ShutdownSection>,
 }
 
 impl Follower {
-    /// Follows `loader` for as long as it is polled.
-    pub(crate) async fn follow(self, mut loader: Loader<Document, Settings>) {
+    /// Follows `loader`, whose last version was `latest`, for as long as it is polled.
+    pub(crate) async fn follow(self, mut loader: Loader<Document, Settings>, mut latest: Box<Applied>) {
         let mut pending = Vec::new();
+        let mut look = Some(Instant::now() + LOOK);
         loop {
             let in_force = self.runtime.policies().get().version();
-            match loader.next().await {
-                Change::Applied(version) => self.apply(&version, &mut pending),
+            let due = async { tokio::time::sleep_until(look.unwrap_or_else(Instant::now)).await };
+            let change = tokio::select! {
+                change = loader.next() => change,
+                () = due, if look.is_some() => {
+                    look = None;
+                    self.warn_of_unseen(&latest).await;
+                    continue;
+                }
+            };
+            match change {
+                Change::Applied(version) => {
+                    self.apply(&version, &mut pending);
+                    latest = version;
+                    look = Some(Instant::now() + LOOK);
+                }
                 Change::Refused(refusal) => {
                     self.runtime.metrics().config_refused("refused");
                     let problems = refusal.problems.iter().map(ToString::to_string).collect();
@@ -43,8 +70,47 @@ impl Follower {
         }
     }
 
+    /// Names that nobody has met by now are probably misspelt. The registry may still learn of them, so
+    /// nothing is refused.
+    async fn warn_of_unseen(&self, version: &Applied) {
+        let policies = self.runtime.policies().get();
+        let called = |service: Option<&str>| {
+            policies.called(service).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let operations = |named: Vec<&String>, service: Option<&str>| {
+            let mut known: BTreeSet<String> = self.declared.iter().cloned().chain(called(service)).collect();
+            // Of REST operations only those called are known; while there is none, all named ones may be right.
+            if !known.iter().any(|operation| operation.contains(' ')) {
+                known.extend(named.into_iter().filter(|operation| operation.contains(' ')).cloned());
+            }
+            known
+        };
+        let mut seen = Seen::default();
+        for service in self.runtime.registry().services().await {
+            seen.services.entry(service).or_default();
+        }
+        for cluster in self.runtime.clusters() {
+            let members = cluster.members();
+            if members.all().is_empty() {
+                continue;
+            }
+            let labels =
+                members.all().nodes().iter().flat_map(|node| node.instance().labels.clone().into_keys());
+            seen.services.entry(cluster.service().to_string()).or_default().labels.extend(labels);
+        }
+        for (name, service) in &mut seen.services {
+            let named = version.document.outbound.services.get(name);
+            let named = named.map(|settings| settings.operations.keys().collect()).unwrap_or_default();
+            service.operations = operations(named, Some(name));
+        }
+        seen.operations = operations(version.document.inbound.operations.keys().collect(), None);
+        for finding in version.document.unseen(&seen) {
+            tracing::warn!(target: "chassis", "{}", finding.place(&version.tree));
+        }
+    }
+
     /// Puts one version in force. It has been checked, so only a picker that is gone could refuse it.
-    pub(crate) fn apply(&self, version: &Version<Document, Settings>, pending: &mut Vec<String>) {
+    pub(crate) fn apply(&self, version: &Applied, pending: &mut Vec<String>) {
         for warning in &version.warnings {
             tracing::warn!(target: "chassis", "{warning}");
         }

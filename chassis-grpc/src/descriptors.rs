@@ -11,6 +11,11 @@ pub fn idempotent_operations(descriptors: &[u8]) -> Result<Vec<String>, DecodeEr
     Ok(methods.filter(|method| method.idempotent).map(|method| method.operation).collect())
 }
 
+/// All operations of an encoded `google.protobuf.FileDescriptorSet`, as `package.Service/Method`.
+pub fn operations(descriptors: &[u8]) -> Result<Vec<String>, DecodeError> {
+    Ok(methods(descriptors)?.into_iter().map(|method| method.operation).collect())
+}
+
 /// A method as its proto declares it.
 pub(crate) struct Method {
     /// `package.Service/Method`.

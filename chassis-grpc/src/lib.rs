@@ -21,7 +21,7 @@ mod transport;
 pub use self::{
     body::ResponseBody,
     channel::{Channel, ResponseFuture},
-    descriptors::idempotent_operations,
+    descriptors::{idempotent_operations, operations},
     health::Health,
     options::RequestExt,
     protocol::{GRPC, Grpc},
