@@ -1,9 +1,9 @@
 //! Why a call failed, in words every protocol can say.
-use std::{borrow::Cow, fmt, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BoxError, call::Invocation};
+use crate::{BoxError, call::Invocation, cluster::Node};
 
 /// Why no answer came. An answer, also a failing one, is a [`Reply`](crate::call::Reply).
 ///
@@ -117,6 +117,7 @@ struct Inner {
     details: Option<crate::call::Details>,
     source: Option<BoxError>,
     unsent: Option<Invocation>,
+    node: Option<Arc<Node>>,
 }
 
 // === impl Error ===
@@ -140,7 +141,7 @@ impl Error {
         maybe_executed: bool,
         message: Cow<'static, str>,
     ) -> Self {
-        let (rule, retry_after, details, source, unsent) = (None, None, None, None, None);
+        let (rule, retry_after, details, source, unsent, node) = (None, None, None, None, None, None);
         Error(Box::new(Inner {
             code,
             reason,
@@ -152,6 +153,7 @@ impl Error {
             details,
             source,
             unsent,
+            node,
         }))
     }
 
@@ -197,6 +199,12 @@ impl Error {
         self
     }
 
+    /// The same, naming the node that the attempt went to, if it went to one.
+    pub(crate) fn at(mut self, node: Option<Arc<Node>>) -> Self {
+        self.0.node = self.0.node.or(node);
+        self
+    }
+
     /// The canonical code.
     pub fn code(&self) -> Code {
         self.0.code
@@ -227,6 +235,11 @@ impl Error {
         self.0.rule.as_deref()
     }
 
+    /// The address of the endpoint that the last attempt went to, where it went to one.
+    pub fn endpoint(&self) -> Option<&str> {
+        self.0.node.as_ref().map(|node| node.address())
+    }
+
     /// When trying again makes sense.
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
@@ -240,6 +253,29 @@ impl Error {
     /// Did the call provably never reach a handler over there, though it was sent that way?
     pub fn unsent(&self) -> bool {
         self.0.origin == Origin::Remote && !self.0.maybe_executed
+    }
+
+    pub(crate) fn node(&self) -> Option<&Arc<Node>> {
+        self.0.node.as_ref()
+    }
+
+    /// The same words once more, without what lies beneath and without the call.
+    pub(crate) fn repeat(&self) -> Self {
+        let Inner { code, reason, origin, maybe_executed, message, rule, retry_after, details, node, .. } =
+            &*self.0;
+        Error(Box::new(Inner {
+            code: *code,
+            reason: *reason,
+            origin: *origin,
+            maybe_executed: *maybe_executed,
+            message: message.clone(),
+            rule: rule.clone(),
+            retry_after: *retry_after,
+            details: details.clone(),
+            source: None,
+            unsent: None,
+            node: node.clone(),
+        }))
     }
 
     /// Takes the untouched call back, if the transport gave it back.
@@ -262,6 +298,9 @@ impl fmt::Debug for Error {
         out.field("maybe_executed", &e.maybe_executed).field("message", &e.message);
         if let Some(rule) = &e.rule {
             out.field("rule", rule);
+        }
+        if let Some(endpoint) = self.endpoint() {
+            out.field("endpoint", &endpoint);
         }
         if let Some(source) = &e.source {
             out.field("source", source);

@@ -71,14 +71,19 @@ struct Kept {
     trailers: Option<HeaderMap>,
     bytes: usize,
     cap: usize,
+    /// How long the whole body is, where that is known.
+    size: Option<u64>,
     /// The part nobody has read; `None` while an attempt reads it, and after its end.
     rest: Option<Body>,
     ended: bool,
     spoilt: bool,
+    /// Wants another attempt, as soon as the last one has let go.
+    waiting: Option<Waker>,
 }
 
 struct Replaying {
     kept: Arc<Mutex<Kept>>,
+    size: Option<u64>,
     /// How many of the kept chunks this attempt has sent.
     position: usize,
     rest: Option<Body>,
@@ -169,7 +174,10 @@ impl Body {
             match stream.body.get_mut().as_mut().poll_frame(cx) {
                 Poll::Ready(None) => self.rest = Rest::End,
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(data) => self.first = Some(data),
+                    Ok(data) => {
+                        stream.size = stream.size.and_then(|size| size.checked_sub(data.len() as u64));
+                        self.first = Some(data);
+                    }
                     Err(frame) => {
                         self.rest = Rest::Trailers(Box::new(frame.into_trailers().unwrap_or_default()));
                     }
@@ -381,21 +389,37 @@ impl Replay {
             trailers: None,
             bytes: 0,
             cap,
+            size: body.size_hint().exact(),
             rest: Some(body),
             ended: false,
             spoilt: false,
+            waiting: None,
         })))
     }
 
     /// The body from its start, or `None`: too much was read to keep, or it is being read right now.
     pub fn attempt(&self) -> Option<Body> {
-        let mut kept = lock(&self.0);
-        if kept.spoilt || (kept.rest.is_none() && !kept.ended) {
-            return None;
+        match self.poll_attempt(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(body) => body,
+            Poll::Pending => None,
         }
-        let rest = kept.rest.take();
-        let replaying = Replaying { kept: self.0.clone(), position: 0, rest, done: false };
-        Some(Body { first: None, rest: Rest::boxed(replaying) })
+    }
+
+    /// The same, once whoever reads it has dropped it: a transport may do so a little after the answer.
+    /// `None`: too much was read to keep.
+    pub fn poll_attempt(&self, cx: &mut Context<'_>) -> Poll<Option<Body>> {
+        let mut kept = lock(&self.0);
+        if kept.spoilt {
+            return Poll::Ready(None);
+        }
+        if kept.rest.is_none() && !kept.ended {
+            kept.waiting = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let (rest, size) = (kept.rest.take(), kept.size);
+        let replaying = Replaying { kept: self.0.clone(), size, position: 0, rest, done: false };
+        drop(kept);
+        Poll::Ready(Some(Body { first: None, rest: Rest::boxed(replaying) }))
     }
 
     /// Could another attempt be made, once the current one is dropped?
@@ -444,6 +468,11 @@ impl HttpBody for Replaying {
         }
         Poll::Ready(frame)
     }
+
+    /// Asked once, before it is read.
+    fn size_hint(&self) -> SizeHint {
+        self.size.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
 }
 
 impl Drop for Replaying {
@@ -452,6 +481,9 @@ impl Drop for Replaying {
         if !kept.ended {
             kept.rest = self.rest.take();
         }
+        let waiting = kept.waiting.take();
+        drop(kept);
+        waiting.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -468,7 +500,7 @@ impl Kept {
     }
 }
 
-/// Nothing panics while these are held; a poisoned lock would be as good as new.
+/// Where a body panics while it is polled, its lock is poisoned; what has been kept is good all the same.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

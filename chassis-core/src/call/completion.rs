@@ -77,9 +77,15 @@ thread_local! {
 
 /// Calls that `drop` lets go of ended by a panic.
 pub(crate) fn while_panicked(drop: impl FnOnce()) {
+    struct Reset;
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            PANICKED.set(false);
+        }
+    }
     PANICKED.set(true);
+    let _reset = Reset; // also where `drop` itself panics: the next call on this thread did not
     drop();
-    PANICKED.set(false);
 }
 
 // === impl Completion ===
@@ -115,10 +121,25 @@ impl Completion {
         })
     }
 
-    /// Nobody listens to the call here: another box does.
-    pub(crate) fn silence_call(&mut self) {
-        self.call.listeners.clear();
-        self.call.ended = true;
+    /// A completion for one more attempt, which takes over this one's attempt. Nobody listens to the call
+    /// there, but its time is up when this one's is.
+    pub(crate) fn split(&mut self) -> Self {
+        let attempt = std::mem::replace(&mut self.attempt, Scope::new(self.call.started));
+        let call = Scope { expires: self.call.expires, ended: true, ..Scope::new(self.call.started) };
+        Completion { call, attempt }
+    }
+
+    /// Takes over who listens to `other`'s call; nobody listens to `other` any more.
+    pub(crate) fn adopt(&mut self, other: &mut Completion) {
+        std::mem::swap(&mut self.call, &mut other.call);
+        other.call.ended = true;
+        other.attempt.ended = true;
+    }
+
+    /// The head of the answer is here: only the deadline bounds what follows.
+    pub(crate) fn head_arrived(&mut self, deadline: Option<Instant>) {
+        self.call.expires = deadline;
+        self.attempt.expires = None;
     }
 }
 
@@ -136,6 +157,11 @@ impl Scope {
 
     pub(crate) fn listen(&mut self, listener: Arc<dyn Listener>, token: u64) {
         self.listeners.push((listener, token));
+    }
+
+    /// It starts only now: what came before was waiting.
+    pub(crate) fn starts(&mut self, now: Instant) {
+        self.started = now;
     }
 
     pub(crate) fn expires(&mut self, at: Instant) {
@@ -211,9 +237,13 @@ impl Verdict {
         self.code == Code::Ok
     }
 
-    /// Does it say nothing of whoever was called? Local refusals, cancellations, and refusals of
-    /// another chassis, which are told before any work and are about load or policy, not about health.
+    /// Does it say nothing of whoever was called? Local refusals, cancellations, panics on this side, and
+    /// refusals of another chassis, which are told before any work and are about load or policy, not
+    /// about health.
     pub fn blames_nobody(&self) -> bool {
-        self.origin == Origin::Local || (self.status != 0 && self.reason.is_some() && !self.maybe_executed)
+        match self.status {
+            0 => self.origin == Origin::Local || self.reason == Some(Reason::Panicked),
+            _ => self.origin == Origin::Local || (self.reason.is_some() && !self.maybe_executed),
+        }
     }
 }

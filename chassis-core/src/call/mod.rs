@@ -72,7 +72,7 @@ pub struct Call {
     pub choice: Option<Choice>,
     /// The node an attempt goes to, once one is picked.
     pub node: Option<Arc<Node>>,
-    /// Nodes that attempts of this call went to before: others are better.
+    /// Nodes that attempts of this call went to before: others are better, if there are any.
     pub tried: SmallVec<[Arc<Node>; 2]>,
     /// Attempts made before this one: by us, or by our caller where it says so.
     pub previous_attempts: u32,
@@ -195,23 +195,28 @@ impl Invocation {
         self.0.completion.attempt.begin(now);
     }
 
+    /// The current attempt starts only `now`: until here it waited, and neither its time bound nor its
+    /// figures are about that. To be called by every layer that let the call wait.
+    pub fn attempt_waited(&mut self, now: Instant) {
+        self.0.completion.attempt.starts(now);
+    }
+
     /// When the current attempt started.
     pub fn attempt_started(&self) -> Instant {
         self.0.completion.attempt.started()
     }
 
-    /// Ends the current attempt with `error`, and keeps the call.
+    /// Ends the current attempt with `error`, and keeps the call: its node is one that was tried.
     pub fn fail_attempt(&mut self, error: &Error) {
         self.0.end_attempt(Verdict::of(error));
-        self.0.node = None;
+        let node = self.0.node.take();
+        self.0.tried.extend(node);
     }
 
     /// Splits off what an attempt needs; what stays behind can make another one, if it has to.
     pub(crate) fn split(&mut self) -> Invocation {
         let call = &mut *self.0;
-        let mut completion = Completion::new(call.started);
-        std::mem::swap(&mut completion.attempt, &mut call.completion.attempt);
-        completion.silence_call();
+        let completion = call.completion.split();
         Invocation(Box::new(Call {
             protocol: call.protocol,
             target: call.target.clone(),
@@ -241,7 +246,7 @@ impl Invocation {
     /// Refuses the call: everybody who listens hears it, and the error is what the layer returns.
     pub fn refuse(mut self, error: Error) -> Error {
         self.0.settle(Verdict::of(&error));
-        error
+        error.at(self.0.node.take())
     }
 
     /// Turns the call into its answer. The verdict is given as soon as the head or the body allow it.
@@ -250,6 +255,8 @@ impl Invocation {
         call.status = status;
         call.metadata = metadata;
         call.body = body;
+        let deadline = call.deadline;
+        call.completion.head_arrived(deadline);
         let head = call.protocol.judge_head(status, &call.metadata);
         let verdict = match (head, call.body.is_end_stream()) {
             (Some(verdict), _) => Some(verdict),
@@ -283,10 +290,11 @@ impl Reply {
 
     /// Takes over who listens to `call`: its attempt has won.
     pub(crate) fn adopt(&mut self, mut call: Invocation) {
-        std::mem::swap(&mut self.0.completion.call, &mut call.0.completion.call);
-        call.0.completion.silence_call();
-        if let Some(verdict) = self.0.completion.attempt.verdict() {
-            let call = &mut *self.0;
+        let own = &mut *self.0;
+        own.completion.adopt(&mut call.0.completion);
+        own.completion.head_arrived(own.deadline);
+        if let Some(verdict) = own.completion.attempt.verdict() {
+            let call = own;
             let of = Of { target: &call.target, policy: &call.policy, protocol: call.protocol };
             call.completion.call.judge(verdict, &of);
         }
@@ -473,6 +481,14 @@ impl ReplyBody {
     pub fn call(&self) -> &Call {
         &self.call
     }
+
+    fn expire(&mut self) -> Error {
+        let message = "the deadline passed before the answer was whole";
+        let error = Error::remote(Reason::DeadlineExceeded, message);
+        self.call.body = Body::empty();
+        self.call.settle(Verdict::of(&error));
+        error
+    }
 }
 
 impl http_body::Body for ReplyBody {
@@ -484,7 +500,13 @@ impl http_body::Body for ReplyBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Error>>> {
         let this = &mut *self;
-        match Pin::new(&mut this.call.body).poll_frame(cx) {
+        let polled = Pin::new(&mut this.call.body).poll_frame(cx);
+        // Whoever reads more slowly than the other side writes never waits, and needs no timer to be late.
+        let is_late = |call: &Call| call.deadline.is_some_and(|at| Instant::now() >= at);
+        match polled {
+            Poll::Ready(Some(Ok(_))) if this.call.body.is_streaming() && is_late(&this.call) => {
+                Poll::Ready(Some(Err(this.expire())))
+            }
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(trailers) = frame.trailers_ref() {
                     let verdict = this.call.protocol.judge_end(this.call.status, Some(trailers));
@@ -508,13 +530,7 @@ impl http_body::Body for ReplyBody {
                 let Some(deadline) = this.call.deadline else { return Poll::Pending };
                 let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
                 std::task::ready!(timer.as_mut().poll(cx));
-                let error = Error::remote(
-                    Reason::DeadlineExceeded,
-                    "the deadline passed before the answer was whole",
-                );
-                this.call.body = Body::empty();
-                this.call.settle(Verdict::of(&error));
-                Poll::Ready(Some(Err(error)))
+                Poll::Ready(Some(Err(this.expire())))
             }
         }
     }

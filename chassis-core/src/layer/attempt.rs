@@ -4,6 +4,7 @@
 //! left of the deadline, the trace - is written once per attempt, on a copy nobody else needs.
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -16,6 +17,7 @@ use super::{forward_ready, plain_layer};
 use crate::{
     Error, Reason,
     call::{Invocation, Reply},
+    cluster::Node,
 };
 
 plain_layer! {
@@ -29,7 +31,8 @@ pin_project! {
     pub struct AttemptFuture<F> {
         #[pin]
         inner: Option<F>,
-        bound: Option<Instant>,
+        // When its time is up, and the node to be blamed then.
+        bound: Option<(Instant, Option<Arc<Node>>)>,
         timer: Option<Pin<Box<Sleep>>>,
         span: tracing::Span,
     }
@@ -52,7 +55,7 @@ where
             .retry
             .as_ref()
             .and_then(|retry| retry.config.per_try.on())
-            .map(|per| started + per.get());
+            .and_then(|per| started.checked_add(per.get()));
         if let Some(bound) = bound {
             call.attempt_expires(bound);
         }
@@ -67,6 +70,7 @@ where
             let (protocol, left) = (call.protocol, deadline.saturating_duration_since(started));
             protocol.write_deadline(&mut call.metadata, left);
         }
+        let bound = bound.map(|at| (at, call.node.clone()));
         let span = super::trace::attempt_span(&mut call);
         let inner = span.in_scope(|| self.inner.call(call));
         AttemptFuture { inner: Some(inner), bound, timer: None, span }
@@ -83,10 +87,11 @@ impl<F: Future<Output = Result<Reply, Error>>> Future for AttemptFuture<F> {
         if let Poll::Ready(answer) = inner.poll(cx) {
             return Poll::Ready(answer);
         }
-        let Some(bound) = *this.bound else { return Poll::Pending };
-        let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(bound)));
+        let Some((bound, node)) = this.bound else { return Poll::Pending };
+        let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(*bound)));
         std::task::ready!(timer.as_mut().poll(cx));
         this.inner.set(None);
-        Poll::Ready(Err(Error::remote(Reason::DeadlineExceeded, "no answer within `per_try`")))
+        let error = Error::remote(Reason::DeadlineExceeded, "no answer within `per_try`");
+        Poll::Ready(Err(error.at(node.take())))
     }
 }

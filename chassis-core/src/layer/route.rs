@@ -146,8 +146,10 @@ impl RouteLayer {
             call.metadata.insert(CALLER, caller.clone());
         }
         let started = call.started;
-        call.head_by = call.policy.timeout.map(|timeout| started + timeout);
-        let own = call.options.timeout.or(call.policy.total_timeout).map(|timeout| started + timeout);
+        // A bound too far away to be told as a time is none.
+        let after = |timeout: Option<Duration>| timeout.and_then(|timeout| started.checked_add(timeout));
+        call.head_by = after(call.policy.timeout);
+        let own = after(call.options.timeout.or(call.policy.total_timeout));
         let detached = call.options.detached;
         let inherited = Context::with(|context| {
             call.below_retry = context.is_retry;
@@ -172,8 +174,8 @@ impl RouteLayer {
     fn stamp_incoming(&self, call: &mut Invocation) {
         call.policy = self.policies.with(|all| all.inbound(call.target.operation.as_str()));
         let started = call.started;
-        call.head_by = call.policy.timeout.map(|timeout| started + timeout);
-        let total = call.policy.total_timeout.map(|timeout| started + timeout);
+        call.head_by = call.policy.timeout.and_then(|timeout| started.checked_add(timeout));
+        let total = call.policy.total_timeout.and_then(|timeout| started.checked_add(timeout));
         call.deadline = [call.deadline, total].into_iter().flatten().min();
     }
 

@@ -26,7 +26,7 @@ use super::{
     forward_ready,
 };
 use crate::{
-    Code, Error, Reason,
+    Code, Error,
     call::{Body, Invocation, Replay, Reply, Verdict},
     event::Event,
     policy::Site,
@@ -105,6 +105,9 @@ pin_project! {
         attempt: Option<F>,
         // What the next attempt is made of; `None` where there will be none.
         held: Option<Held>,
+        // What the last attempt failed with, if there is to be another: after the pause, and once the
+        // body can be read again.
+        failed: Option<Error>,
         pause: Option<Pin<Box<Sleep>>>,
         random: Random,
         attempts: u32,
@@ -164,7 +167,7 @@ where
         let mut held = None;
         let policy = call.policy.clone();
         if let Some(retries) = &policy.retry {
-            retries.budget.deposit(call.started);
+            retries.budget.deposit(call.attempt_started());
             if call.options.no_retry || retries.config.attempts.get() == 1 {
                 // Only what never left is resent; that needs no copy where the transport gives it back.
             } else {
@@ -182,7 +185,8 @@ where
         }
         let attempt = Some(self.inner.call(call));
         let (inner, random) = (self.inner.clone(), self.random.clone());
-        RetryFuture { inner, attempt, held, pause: None, random, attempts: 1, resent: false }
+        let (failed, pause) = (None, None);
+        RetryFuture { inner, attempt, held, failed, pause, random, attempts: 1, resent: false }
     }
 }
 
@@ -195,73 +199,79 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         loop {
-            if let Some(pause) = this.pause {
-                std::task::ready!(pause.as_mut().poll(cx));
-                *this.pause = None;
-                let Some(next) = this.held.as_mut().and_then(Held::attempt) else {
-                    // The body was being read when the attempt ended; `may_retry` has asked before, so
-                    // this is a stream that was spoilt in between.
-                    return Poll::Ready(Err(give_up(
-                        this.held,
-                        Error::remote(Reason::ConnectionLost, "the request can't be sent again"),
-                    )));
+            if this.failed.is_some() {
+                if let Some(pause) = this.pause {
+                    std::task::ready!(pause.as_mut().poll(cx));
+                    *this.pause = None;
+                }
+                let next = match this.held {
+                    Some(held) => std::task::ready!(held.poll_attempt(cx)),
+                    None => None,
                 };
-                *this.attempts += 1;
-                this.attempt.set(Some(this.inner.call(next)));
+                match (next, this.failed.take()) {
+                    (Some(next), _) => this.attempt.set(Some(this.inner.call(next))),
+                    // So much of the body was still read meanwhile that it can't be sent again.
+                    (None, Some(error)) => return Poll::Ready(Err(give_up(this.held, error))),
+                    (None, None) => {}
+                }
             }
             let Some(attempt) = this.attempt.as_mut().as_pin_mut() else { return Poll::Pending };
             let answer = std::task::ready!(attempt.poll(cx));
             // Gone before anything else: it holds what it has not sent of the body.
             this.attempt.set(None);
-            let (answer, error) = match answer {
-                Ok(reply) => (Some(reply), None),
-                Err(error) => (None, Some(error)),
-            };
-            if let Some(mut error) = error {
-                if error.unsent() && !std::mem::replace(this.resent, true) {
+            match answer {
+                Err(mut error) => {
                     let returned = error.take_unsent();
-                    let next = match returned {
-                        Some(mut call) => {
-                            call.begin_attempt(Instant::now());
-                            Some(call)
+                    if let (Some(held), Some(call)) = (this.held.as_mut(), &returned) {
+                        held.call.tried.clone_from(&call.tried);
+                    }
+                    if error.unsent() && !std::mem::replace(this.resent, true) {
+                        match (returned, this.held.as_mut()) {
+                            (Some(mut call), _) => {
+                                call.fail_attempt(&error); // by a leaf that has not done so
+                                call.begin_attempt(Instant::now());
+                                this.attempt.set(Some(this.inner.call(call)));
+                            }
+                            (None, Some(held)) => {
+                                held.call.tried.extend(error.node().cloned());
+                                *this.failed = Some(error);
+                            }
+                            (None, None) => return Poll::Ready(Err(error)),
                         }
-                        None => this.held.as_mut().and_then(Held::attempt),
-                    };
-                    if let Some(next) = next {
-                        this.attempt.set(Some(this.inner.call(next)));
                         continue;
                     }
+                    let error = match returned {
+                        Some(call) => call.refuse(error),
+                        None => error,
+                    };
+                    let pushback = error.retry_after().map_or(Pushback::None, Pushback::After);
+                    let verdict = Verdict::of(&error);
+                    let pause = this.held.as_mut().and_then(|held| {
+                        held.call.tried.extend(error.node().cloned());
+                        held.may_retry(&verdict, pushback, this.attempts, this.random)
+                    });
+                    let Some(pause) = pause else { return Poll::Ready(Err(give_up(this.held, error))) };
+                    *this.failed = Some(error);
+                    *this.pause = Some(Box::pin(tokio::time::sleep(pause)));
                 }
-                if let Some(call) = error.take_unsent() {
-                    return Poll::Ready(Err(call.refuse(error)));
-                }
-                let verdict = Verdict::of(&error);
-                let pushback = error.retry_after().map_or(Pushback::None, Pushback::After);
-                match this
-                    .held
-                    .as_mut()
-                    .and_then(|held| held.may_retry(&verdict, pushback, *this.attempts, this.random))
-                {
-                    Some(pause) => *this.pause = Some(Box::pin(tokio::time::sleep(pause))),
-                    None => return Poll::Ready(Err(give_up(this.held, error))),
-                }
-            } else if let Some(mut reply) = answer {
-                let failed = reply.verdict().filter(|verdict| !verdict.is_success());
-                let pause = failed.and_then(|verdict| {
-                    let pushback = reply.protocol.pushback(&reply.metadata);
-                    this.held.as_mut()?.may_retry(&verdict, pushback, *this.attempts, this.random)
-                });
-                match pause {
-                    Some(pause) => {
-                        reply.discard();
+                Ok(mut reply) => {
+                    let failed = reply.verdict().filter(|verdict| !verdict.is_success());
+                    let pause = failed.and_then(|verdict| {
+                        let pushback = reply.protocol.pushback(&reply.metadata);
+                        let held = this.held.as_mut()?;
+                        held.call.tried.extend(reply.node.clone());
+                        held.may_retry(&verdict, pushback, this.attempts, this.random)
+                    });
+                    if let Some(pause) = pause {
+                        *this.failed = reply.as_error();
                         *this.pause = Some(Box::pin(tokio::time::sleep(pause)));
+                        reply.discard();
+                        continue;
                     }
-                    None => {
-                        if let Some(held) = this.held.take() {
-                            reply.adopt(held.call);
-                        }
-                        return Poll::Ready(Ok(reply));
+                    if let Some(held) = this.held.take() {
+                        reply.adopt(held.call);
                     }
+                    return Poll::Ready(Ok(reply));
                 }
             }
         }
@@ -278,12 +288,12 @@ fn give_up(held: &mut Option<Held>, error: Error) -> Error {
 // === impl Held ===
 
 impl Held {
-    /// The pause before another attempt, or `None` if there is to be none.
+    /// The pause before another attempt, which then counts; or `None` if there is to be none.
     fn may_retry(
         &mut self,
         verdict: &Verdict,
         pushback: Pushback,
-        attempts: u32,
+        attempts: &mut u32,
         random: &Random,
     ) -> Option<Duration> {
         let policy = self.call.policy.clone();
@@ -292,7 +302,7 @@ impl Held {
         if verdict.origin == crate::Origin::Local || !config.on.contains(ended(verdict)) {
             return None;
         }
-        if attempts >= config.attempts.get().min(MOST_ATTEMPTS) {
+        if *attempts >= config.attempts.get().min(MOST_ATTEMPTS) {
             return None;
         }
         let counted = |outcome: &str| retries.site.metrics.retry(&policy.service, outcome);
@@ -315,9 +325,10 @@ impl Held {
                 return None;
             }
             Pushback::After(pause) => pause,
-            Pushback::None => delay(config.backoff.get(), attempts, random),
+            Pushback::None => delay(config.backoff.get(), *attempts, random),
         };
-        if self.call.bound().is_some_and(|bound| now + pause >= bound) {
+        let at = now.checked_add(pause);
+        if at.is_none_or(|at| self.call.bound().is_some_and(|bound| at >= bound)) {
             counted("too_late");
             return None;
         }
@@ -329,6 +340,8 @@ impl Held {
             return None;
         }
         counted("retried");
+        *attempts += 1;
+        self.call.previous_attempts += 1;
         Some(pause)
     }
 
@@ -341,18 +354,25 @@ impl Held {
             || call.protocol.is_idempotent(&call.method)
     }
 
-    /// The next attempt, if the body can be sent again.
-    fn attempt(&mut self) -> Option<Invocation> {
-        let body = self.source.body()?;
+    /// The next attempt, once the last one has let go of the body; `None` if that can't be sent again.
+    fn poll_attempt(&mut self, cx: &mut Context<'_>) -> Poll<Option<Invocation>> {
+        let Some(body) = std::task::ready!(self.source.poll_body(cx)) else { return Poll::Ready(None) };
         self.call.begin_attempt(Instant::now());
-        self.call.previous_attempts += 1;
         let mut attempt = self.call.split();
         attempt.body = body;
-        Some(attempt)
+        Poll::Ready(Some(attempt))
     }
 }
 
 impl BodySource {
+    fn poll_body(&self, cx: &mut Context<'_>) -> Poll<Option<Body>> {
+        match self {
+            BodySource::Whole(body) => Poll::Ready(body.try_clone()),
+            BodySource::Stream(replay) => replay.poll_attempt(cx),
+        }
+    }
+
+    /// For the first attempt, when nobody reads it yet.
     fn body(&self) -> Option<Body> {
         match self {
             BodySource::Whole(body) => body.try_clone(),
