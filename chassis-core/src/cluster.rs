@@ -4,9 +4,9 @@
 //! circuit and its connection. Nodes outlive refreshes of the set, so nothing seen is forgotten.
 use std::{
     any::Any,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     time::Duration,
@@ -19,7 +19,7 @@ use crate::{
     call::{Listener, Outcome},
     event::{Event, Events},
     labels::LabelSet,
-    layer::breaker::{Circuit, CircuitFigures, State, Token, Transition, ended},
+    layer::breaker::{Circuit, CircuitFigures, Force, State, Token, Transition, ended},
     load::Load,
     metrics::Metrics,
     policy::Policy,
@@ -64,6 +64,8 @@ pub struct Node {
     load: Load,
     circuit: Circuit,
     leaf: Box<dyn AnyLeaf>,
+    /// Counted among the circuits that are not closed.
+    counted: AtomicBool,
     events: Events,
     metrics: Metrics,
 }
@@ -79,13 +81,16 @@ pub struct Cluster {
     metrics: Metrics,
     tasks: Tasks,
     random: Random,
-    unknown_hint: OnceLock<String>,
 }
 
 /// Who is there, as of one snapshot of the registry.
 pub struct Members {
     /// What the registry said; `None` before its first answer.
     known: Option<Known>,
+    /// The name that may have been meant, where this one is unknown.
+    near: Option<Arc<str>>,
+    /// Everybody, those of weight 0 too.
+    nodes: Box<[Arc<Node>]>,
     all: Arc<Subset>,
     chosen: Live<HashMap<LabelSet, Arc<Subset>>>,
 }
@@ -128,6 +133,8 @@ trait AnyLeaf: Send + Sync {
     fn close(&self);
 }
 
+/// How long calls to an unknown service wait for the name that may have been meant.
+const SERVICES_WAIT: Duration = Duration::from_millis(100);
 /// A registry that answers with an empty list is believed after this long.
 const EMPTY_GRACE: Duration = Duration::from_secs(60);
 /// Label sets a cluster keeps ready; more are worked out per call.
@@ -301,8 +308,13 @@ impl Node {
         self.leaf.as_any().downcast_ref()
     }
 
+    /// Is it ready, but has no room for another call?
+    pub(crate) fn is_full(&self, policy: &Policy) -> bool {
+        policy.node_concurrency.is_some_and(|most| self.load.in_flight() >= most)
+    }
+
     /// Lets a call in, or says no. What comes back goes to [`Listener`] with the attempt.
-    pub(crate) fn admit(&self, now: Instant, policy: &Policy, ignore_circuit: bool) -> Option<u64> {
+    pub(crate) fn admit(&self, now: Instant, policy: &Policy, ignore_circuit: bool) -> Option<Admitted> {
         if self.connection() != Connection::Ready {
             return None;
         }
@@ -311,16 +323,17 @@ impl Node {
             self.load.ended();
             return None;
         }
-        let Some(breaker) = policy.node_breaker.as_deref().filter(|_| !ignore_circuit) else {
-            return Some(UNGUARDED);
+        let Some(breaker) = policy.node_breaker.as_deref() else {
+            return Some(Admitted { token: UNGUARDED, in_panic: false });
         };
         match self.circuit.admit(now, breaker) {
             Ok(admission) => {
                 if let Some(moved) = admission.moved {
                     self.moved(moved);
                 }
-                Some(admission.token.to_bits())
+                Some(Admitted { token: admission.token.to_bits(), in_panic: false })
             }
+            Err(_) if ignore_circuit => Some(Admitted { token: UNGUARDED, in_panic: true }),
             Err(_) => {
                 self.load.ended();
                 None
@@ -330,6 +343,7 @@ impl Node {
 
     fn moved(&self, Transition { from, to }: Transition) {
         self.vital.changes.bump();
+        self.counted.store(to != State::Closed, Ordering::Relaxed);
         let open = i64::from(to != State::Closed) - i64::from(from != State::Closed);
         self.metrics.circuit(&self.service, "endpoint", to.name(), open);
         self.events.emit(Event::CircuitMoved {
@@ -339,6 +353,22 @@ impl Node {
             to,
         });
     }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.counted.load(Ordering::Relaxed) {
+            self.metrics.circuit_gone(&self.service, "endpoint");
+        }
+    }
+}
+
+/// A node has let a call in.
+pub(crate) struct Admitted {
+    /// To be handed to the node with the attempt's outcome.
+    pub(crate) token: u64,
+    /// Only because circuits are ignored.
+    pub(crate) in_panic: bool,
 }
 
 /// The token of a call that no circuit watches.
@@ -390,11 +420,7 @@ impl Cluster {
         random: Random,
     ) -> Arc<Self> {
         let protocol = transport.protocol().name();
-        let members = Live::new(Members {
-            known: None,
-            all: Subset::new(Vec::new()),
-            chosen: Live::new(HashMap::new()),
-        });
+        let members = Live::new(Members::new(None, None, Vec::new()));
         let cluster = Arc::new(Cluster {
             service,
             protocol,
@@ -405,7 +431,6 @@ impl Cluster {
             metrics,
             tasks: tasks.clone(),
             random,
-            unknown_hint: OnceLock::new(),
         });
         tasks.spawn(follow(cluster.clone(), registry));
         cluster
@@ -426,11 +451,6 @@ impl Cluster {
         self.members.get()
     }
 
-    /// The service the caller may have meant, where the registry has never heard of this one.
-    pub fn nearest_name(&self) -> Option<&str> {
-        self.unknown_hint.get().map(String::as_str)
-    }
-
     /// Waits until something changes that a pick depends on. Take the future, look, then await it.
     pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changes.notify.notified()
@@ -440,21 +460,34 @@ impl Cluster {
         self.changes.epoch.load(Ordering::Acquire)
     }
 
-    fn replace(&self, known: Known, instances: Vec<Instance>) {
+    /// The instances that can be called over this protocol, each once.
+    fn usable(&self, mut instances: Vec<Instance>) -> Vec<Instance> {
+        let service = &*self.service;
+        let mut seen = HashSet::new();
+        instances.retain(|instance| {
+            if !instance.addresses.contains_key(self.protocol) {
+                return false;
+            }
+            if let Err(error) = instance.check() {
+                tracing::warn!(target: "chassis", service, %error, "an instance is ignored");
+                return false;
+            }
+            let first = seen.insert(instance.id.clone());
+            if !first {
+                let id = &instance.id;
+                tracing::warn!(target: "chassis", service, id, "a second instance of the same id is ignored");
+            }
+            first
+        });
+        instances
+    }
+
+    fn replace(&self, known: Known, near: Option<Arc<str>>, instances: Vec<Instance>) {
         let old = self.members.get();
-        let mut by_id: HashMap<&str, &Arc<Node>> = old.all.nodes.iter().map(|n| (&*n.id, n)).collect();
+        let mut by_id: HashMap<&str, &Arc<Node>> = old.nodes.iter().map(|n| (&*n.id, n)).collect();
         let mut nodes = Vec::with_capacity(instances.len());
-        let mut seen = std::collections::HashSet::new();
         for instance in instances {
             let Some(address) = instance.addresses.get(self.protocol) else { continue };
-            if let Err(error) = instance.check() {
-                tracing::warn!(target: "chassis", service = %self.service, %error, "instance refused");
-                continue;
-            }
-            if !seen.insert(instance.id.clone()) {
-                tracing::warn!(target: "chassis", service = %self.service, id = instance.id, "a second instance of the same id is ignored");
-                continue;
-            }
             match by_id.remove(instance.id.as_str()).filter(|node| *node.address == **address) {
                 Some(node) => {
                     if *node.instance.get() != instance {
@@ -465,15 +498,10 @@ impl Cluster {
                 None => nodes.push(self.node(instance)),
             }
         }
-        let kept: std::collections::HashSet<*const Node> = nodes.iter().map(Arc::as_ptr).collect();
-        let gone: Vec<_> =
-            old.all.nodes.iter().filter(|n| !kept.contains(&Arc::as_ptr(n))).cloned().collect();
+        let kept: HashSet<*const Node> = nodes.iter().map(Arc::as_ptr).collect();
+        let gone: Vec<_> = old.nodes.iter().filter(|n| !kept.contains(&Arc::as_ptr(n))).cloned().collect();
         self.metrics.endpoints(&self.service, self.protocol, nodes.len());
-        self.members.set(Members {
-            known: Some(known),
-            all: Subset::new(nodes),
-            chosen: Live::new(HashMap::new()),
-        });
+        self.members.set(Members::new(Some(known), near, nodes));
         self.changes.bump();
         for node in gone {
             node.leaf.close();
@@ -509,6 +537,7 @@ impl Cluster {
             load: Load::new(now),
             circuit: Circuit::new(now),
             leaf: (self.make)(link),
+            counted: AtomicBool::new(false),
             events: self.events.clone(),
             metrics: self.metrics.clone(),
         })
@@ -545,7 +574,7 @@ async fn follow_one(
             Some(since) => match tokio::time::timeout_at(since + EMPTY_GRACE, watcher.next()).await {
                 Ok(next) => next,
                 Err(_) => {
-                    cluster.replace(Known::Service, Vec::new());
+                    cluster.replace(Known::Service, None, Vec::new());
                     empty_since = None;
                     continue;
                 }
@@ -556,34 +585,33 @@ async fn follow_one(
             Err(error) => return error,
         };
         *failures = 0;
-        let kept = cluster.members.get().all.nodes.len();
-        match membership {
-            Membership::Known(instances) if instances.is_empty() && kept > 0 => {
-                if empty_since.is_none() {
-                    empty_since = Some(Instant::now());
-                    cluster.events.emit(Event::EmptySetHeld { service: cluster.service.clone(), kept });
-                }
-            }
-            Membership::Known(instances) => {
-                empty_since = None;
-                cluster.replace(Known::Service, instances);
-            }
-            Membership::Deleted => {
-                empty_since = None;
-                cluster.replace(Known::Deleted, Vec::new());
-            }
-            Membership::Unknown if kept == 0 => {
-                if let Some(near) = nearest(&cluster.service, registry.services().await) {
-                    let _ = cluster.unknown_hint.set(near);
-                }
-                cluster.replace(Known::Unknown, Vec::new());
-            }
-            // A registry that forgot everything is one that has lost its memory: keep what we had.
-            Membership::Unknown => {
+        let kept = cluster.members.get().nodes.len();
+        let (known, instances) = match membership {
+            Membership::Known(instances) => (Known::Service, cluster.usable(instances)),
+            Membership::Unknown => (Known::Unknown, Vec::new()),
+            Membership::Deleted => (Known::Deleted, Vec::new()),
+        };
+        // A registry that knows of nobody any more, or has forgotten the service, may have lost its memory.
+        if instances.is_empty() && kept > 0 && known != Known::Deleted {
+            if empty_since.is_none() {
+                empty_since = Some(Instant::now());
                 cluster.events.emit(Event::EmptySetHeld { service: cluster.service.clone(), kept });
             }
+            continue;
         }
+        empty_since = None;
+        let near = match known {
+            Known::Unknown => nearest_of(&cluster.service, registry).await,
+            Known::Service | Known::Deleted => None,
+        };
+        cluster.replace(known, near, instances);
     }
+}
+
+/// The service that may have been meant. A registry that can't tell at once is not waited for: calls wait.
+async fn nearest_of(name: &str, registry: &dyn Registry) -> Option<Arc<str>> {
+    let all = tokio::time::timeout(SERVICES_WAIT, registry.services()).await.ok()?;
+    nearest(name, all).map(Into::into)
 }
 
 /// The name that differs least, if it is near enough to be a slip.
@@ -611,12 +639,27 @@ fn chain(error: &RegistryError) -> String {
 // === impl Members ===
 
 impl Members {
+    fn new(known: Option<Known>, near: Option<Arc<str>>, nodes: Vec<Arc<Node>>) -> Self {
+        let all = Subset::new(nodes.clone());
+        Members { known, near, nodes: nodes.into(), all, chosen: Live::new(HashMap::new()) }
+    }
+
     /// What the registry said last; `None` before its first answer.
     pub fn known(&self) -> Option<Known> {
         self.known
     }
 
-    /// Every node.
+    /// The service that may have been meant, where the registry has never heard of this one.
+    pub fn nearest_name(&self) -> Option<&str> {
+        self.near.as_deref()
+    }
+
+    /// Every node, those of weight 0 too.
+    pub fn nodes(&self) -> &[Arc<Node>] {
+        &self.nodes
+    }
+
+    /// Every node that takes calls.
     pub fn all(&self) -> &Arc<Subset> {
         &self.all
     }
@@ -682,10 +725,15 @@ impl Subset {
         }
     }
 
-    /// Is more than half of what is ready out by an open circuit? Then circuits are ignored.
+    /// Is more than half of what is ready out by an open circuit? Then circuits are ignored, unless they
+    /// are held open by hand.
     ///
-    /// After Envoy's panic threshold and Finagle's panic mode. Worked out once per change.
+    /// After Envoy's panic threshold and Finagle's panic mode. Worked out once per change. That the time
+    /// of an open circuit is over is no change yet, but the first call there makes it one.
     pub(crate) fn is_panicking(&self, epoch: u64, now: Instant, policy: &Policy) -> bool {
+        if policy.node_breaker.as_ref().is_none_or(|breaker| breaker.force != Force::Auto) {
+            return false;
+        }
         if self.panicking.0.load(Ordering::Acquire) == epoch + 1 {
             return self.panicking.1.load(Ordering::Relaxed);
         }

@@ -176,13 +176,7 @@ impl ServiceView {
         ServiceView {
             name: cluster.service().to_string(),
             protocol: cluster.protocol(),
-            nodes: cluster
-                .members()
-                .all()
-                .nodes()
-                .iter()
-                .map(|node| NodeView::of(node, policy, now))
-                .collect(),
+            nodes: cluster.members().nodes().iter().map(|node| NodeView::of(node, policy, now)).collect(),
             rules: policy
                 .rules()
                 .iter()

@@ -225,6 +225,11 @@ impl Metrics {
         self.0.breakers.with_label_values(&[service, scope]).add(open);
     }
 
+    /// A circuit that was not closed is gone, with what it guarded.
+    pub fn circuit_gone(&self, service: &str, scope: &str) {
+        self.0.breakers.with_label_values(&[service, scope]).dec();
+    }
+
     /// The counters of a rate limit: allowed, refused.
     pub fn limit(&self, side: Side, rule: &str) -> [IntCounter; 2] {
         ["allowed", "refused"]
@@ -350,8 +355,9 @@ impl CallMetrics {
                 all
             });
         }
+        // Who gives up is not refused.
         if verdict.origin == crate::Origin::Local
-            && let Some(reason) = verdict.reason
+            && let Some(reason) = verdict.reason.filter(|reason| *reason != Reason::Cancelled)
         {
             self.metrics.rejected(self.side, &self.service, reason);
         }

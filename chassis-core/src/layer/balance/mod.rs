@@ -15,7 +15,7 @@ use super::{Decided, forward_ready};
 use crate::{
     Code, Error, Reason,
     call::{Invocation, Reply},
-    cluster::{Cluster, Connection, Known, Members, Node, Subset},
+    cluster::{Admitted, Cluster, Connection, Known, Members, Node, Subset},
     event::{Event, Side},
     layer::route::Fallback,
     policy::Site,
@@ -61,7 +61,7 @@ impl BalanceLayer {
         let members = self.cluster.members();
         let subset = match (members.known(), members.all().is_empty()) {
             (None, _) => return Pick::Wait,
-            (Some(Known::Unknown), true) => return Pick::Refuse(self.unknown()),
+            (Some(Known::Unknown), true) => return Pick::Refuse(self.unknown(&members)),
             (Some(_), true) => return Pick::Refuse(self.none("it has no instances")),
             (Some(_), false) => match resolve(&members, call) {
                 Ok(subset) => subset,
@@ -69,9 +69,8 @@ impl BalanceLayer {
             },
         };
         let policy = &*call.policy;
-        // Circuits are ignored where too many are open; only then is that looked into.
-        let panicking =
-            policy.node_breaker.is_some() && subset.is_panicking(self.cluster.epoch(), now, policy);
+        // Circuits are ignored where too many are open.
+        let panicking = subset.is_panicking(self.cluster.epoch(), now, policy);
         let candidates =
             Candidates { nodes: subset.nodes(), subset: &subset, call, now, panicking, random: &self.random };
         for _ in 0..MOST_PROPOSALS {
@@ -93,7 +92,7 @@ impl BalanceLayer {
                 return picked;
             }
         }
-        self.nobody(&subset, now, call)
+        self.nobody(&subset, call, now, panicking)
     }
 
     /// Waits for a node that lets the call in, as long as the call has time.
@@ -122,8 +121,8 @@ impl BalanceLayer {
     }
 
     fn admit(&self, node: &Arc<Node>, call: &Invocation, now: Instant, panicking: bool) -> Option<Pick> {
-        let token = node.admit(now, &call.policy, panicking)?;
-        if panicking {
+        let Admitted { token, in_panic } = node.admit(now, &call.policy, panicking)?;
+        if in_panic {
             self.site.metrics.panic_pick(&call.policy.service);
             self.site.pulse(now, || Event::PanicPick { service: call.policy.service.clone() });
         }
@@ -131,12 +130,18 @@ impl BalanceLayer {
     }
 
     /// Nobody let the call in: is one about to be ready, or is it hopeless?
-    fn nobody(&self, subset: &Subset, now: Instant, call: &Invocation) -> Pick {
-        let mut ready = 0;
-        let mut soon = false;
+    fn nobody(&self, subset: &Subset, call: &Invocation, now: Instant, panicking: bool) -> Pick {
+        let (mut ready, mut full, mut soon) = (false, false, false);
         for node in subset.nodes() {
             match node.connection() {
-                Connection::Ready => ready += 1,
+                Connection::Ready => {
+                    // Ready only since it was asked, or with room again: it is asked once more.
+                    if let Some(picked) = self.admit(node, call, now, panicking) {
+                        return picked;
+                    }
+                    ready = true;
+                    full |= node.is_full(&call.policy);
+                }
                 Connection::Connecting => soon = true,
                 Connection::TransientFailure => {}
                 Connection::Idle => {
@@ -145,14 +150,13 @@ impl BalanceLayer {
                 }
             }
         }
-        if ready > 0 {
-            let full = call.policy.node_concurrency.is_some();
+        if ready {
             let reason = if full { Reason::Overloaded } else { Reason::CircuitOpen };
             self.refusing(reason, now);
             let message = match full {
                 true => format!("{}: every endpoint that is ready is full", self.cluster.service()),
                 false => {
-                    format!("{}: every endpoint that is ready waits for its probes", self.cluster.service())
+                    format!("{}: every endpoint that is ready has an open circuit", self.cluster.service())
                 }
             };
             return Pick::Refuse(Error::local(reason, message).with_rule("balance"));
@@ -176,9 +180,9 @@ impl BalanceLayer {
         self.site.pulse(now, || Event::Refusing { side: Side::Client, service, reason, rule });
     }
 
-    fn unknown(&self) -> Error {
+    fn unknown(&self, members: &Members) -> Error {
         let name = self.cluster.service();
-        let message = match self.cluster.nearest_name() {
+        let message = match members.nearest_name() {
             Some(near) => format!("no service `{name}` is registered; did you mean `{near}`?"),
             None => format!("no service `{name}` is registered"),
         };
@@ -245,7 +249,7 @@ where
                 Decided::later(async move {
                     match with.wait(&call).await {
                         Ok((node, token)) => {
-                            call.begin_attempt(Instant::now()); // its latency is the node's, not the wait's
+                            call.attempt_waited(Instant::now()); // its latency is the node's, not the wait's
                             send_to(&mut call, node, token);
                             inner.call(call).await
                         }

@@ -7,7 +7,10 @@ mod circuit;
 mod failures;
 mod window;
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use tower_service::Service;
 
@@ -49,6 +52,8 @@ pub struct Cell {
     pub of: Arc<str>,
     service: Arc<str>,
     scope: Scope,
+    /// Counted among the circuits that are not closed.
+    counted: AtomicBool,
     site: Arc<Site>,
 }
 
@@ -66,7 +71,8 @@ where
         let Some(Guard { config, cell }) = &call.policy.breaker else {
             return Decided::inner(self.inner.call(call));
         };
-        match cell.circuit.admit(call.started, config) {
+        let now = call.attempt_started(); // limits above may have let it wait
+        match cell.circuit.admit(now, config) {
             Ok(Admission { token, moved }) => {
                 if let Some(moved) = moved {
                     cell.moved(moved);
@@ -76,7 +82,7 @@ where
                 Decided::inner(self.inner.call(call))
             }
             Err(refused) => {
-                let error = cell.error(refused, config, call.started);
+                let error = cell.error(refused, config, now);
                 Decided::refused(call.refuse(error))
             }
         }
@@ -88,7 +94,8 @@ where
 impl Cell {
     pub(crate) fn new(service: &Arc<str>, of: &Arc<str>, scope: Scope, site: &Arc<Site>) -> Self {
         let circuit = Circuit::new(tokio::time::Instant::now());
-        Cell { circuit, of: of.clone(), service: service.clone(), scope, site: site.clone() }
+        let (of, service, site) = (of.clone(), service.clone(), site.clone());
+        Cell { circuit, of, service, scope, counted: AtomicBool::new(false), site }
     }
 
     fn error(&self, refused: Refused, config: &BreakerConfig, now: tokio::time::Instant) -> Error {
@@ -118,9 +125,18 @@ impl Cell {
 
     fn moved(&self, Transition { from, to }: Transition) {
         let open = i64::from(to != State::Closed) - i64::from(from != State::Closed);
+        self.counted.store(to != State::Closed, Relaxed);
         self.site.metrics.circuit(&self.service, self.scope.name(), to.name(), open);
         let (service, of) = (self.service.clone(), self.of.to_string());
         self.site.events.emit(Event::CircuitMoved { service, of, from, to });
+    }
+}
+
+impl Drop for Cell {
+    fn drop(&mut self) {
+        if self.counted.load(Relaxed) {
+            self.site.metrics.circuit_gone(&self.service, self.scope.name());
+        }
     }
 }
 
