@@ -119,11 +119,18 @@ impl Gcra {
         }
     }
 
-    /// Puts back what was reserved and will not be used.
-    pub fn give_back(&self, n: u32) {
+    /// Puts back `n` calls that were reserved and will not go out; `left` is what remains of their wait.
+    ///
+    /// Not where others wait behind them: their turns stay as they are, and whoever comes next would go out
+    /// together with the last of them. After Go's `x/time/rate`.
+    pub fn give_back(&self, now: Instant, burst: u32, n: u32, left: Duration) {
+        let (hertz, now) =
+            (f64::from_bits(self.hertz.load(Relaxed)), now.saturating_duration_since(self.epoch));
+        let most = f64::from(burst) + left.as_secs_f64() * hertz + SLACK;
         let _ = self.word.fetch_update(Relaxed, Relaxed, |word| {
             let level = Level::unpack(word);
-            Some(Level { used: (level.used - n as f32).max(0.0), ..level }.pack())
+            let put_back = Level { used: (level.used - n as f32).max(0.0), ..level };
+            (level.at(now, hertz) <= most).then(|| put_back.pack())
         });
     }
 
@@ -269,9 +276,11 @@ mod tests {
         let reserve = || bucket.reserve(now, rate, 2, 1, 250 * MS).map(|wait| wait.as_millis());
         assert_eq!([(); 4].map(|()| reserve()), [Ok(0), Ok(0), Ok(100), Ok(200)]);
         assert_eq!(reserve(), Err(Wait { retry_after: Some(300 * MS) }));
-        bucket.give_back(1);
+        bucket.give_back(now, 2, 1, 100 * MS);
+        assert_eq!(bucket.reserve(now, rate, 2, 1, 250 * MS), Err(Wait { retry_after: Some(300 * MS) }));
+        bucket.give_back(now, 2, 1, 200 * MS);
         assert_eq!(bucket.reserve(now, rate, 2, 1, 250 * MS), Ok(200 * MS));
-        bucket.give_back(1_000);
+        bucket.give_back(now, 2, 1_000, S);
         assert_eq!(bucket.available(now, 2), 2, "no fuller than full");
     }
 
@@ -332,7 +341,7 @@ mod tests {
             for at in [now, now + S, now + 1_000_000_000 * S] {
                 let _ = bucket.reserve(at, rate, u32::MAX, u32::MAX, S);
                 let _ = bucket.take(at, rate, 1, 1);
-                bucket.give_back(u32::MAX);
+                bucket.give_back(at, u32::MAX, u32::MAX, Duration::MAX);
             }
         }
         let _ = bucket.take(now, Rate::per_second(1), 1, 1);

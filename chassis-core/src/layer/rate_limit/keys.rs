@@ -95,8 +95,8 @@ impl Keyed {
     }
 
     /// [`Gcra::give_back`] to the bucket of `key`.
-    pub fn give_back(&self, key: &str, now: Instant, n: u32) {
-        self.bucket(key, now, |bucket| bucket.give_back(n));
+    pub fn give_back(&self, key: &str, now: Instant, burst: u32, n: u32, left: Duration) {
+        self.bucket(key, now, |bucket| bucket.give_back(now, burst, n, left));
     }
 
     /// [`Gcra::retune`] for every key.
@@ -225,7 +225,7 @@ mod tests {
         let keyed = Keyed::new(now, 16);
         assert_eq!(keyed.reserve("a", now, slow, 1, 1, S), Ok(Duration::ZERO));
         assert_eq!(keyed.reserve("a", now, slow, 1, 1, S), Ok(S));
-        keyed.give_back("a", now, 1);
+        keyed.give_back("a", now, 1, 1, S);
         assert_eq!(keyed.reserve("a", now, slow, 1, 1, S), Ok(S));
         keyed.retune(now, Rate::per_second(10));
         let wait = keyed.take("a", now, Rate::per_second(10), 1, 1).unwrap_err().retry_after;

@@ -1,8 +1,8 @@
 //! Admits calls at a rate (GCRA): refuses the rest at once, or lets them wait up to a bound.
 //!
 //! Each rule is a bucket, or one for each value of its key. A changed rate keeps the level of the
-//! bucket. Rules are asked in order and all that match have to admit; what an earlier rule took is
-//! not given back when a later one refuses.
+//! bucket. Rules are asked in order and all that match have to admit; what was taken for a call that
+//! is then refused, or given up while it waits, goes back.
 mod gcra;
 mod keys;
 
@@ -10,6 +10,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::HeaderName;
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 use tokio::time::Instant;
 use tower_service::Service;
 
@@ -99,6 +100,15 @@ pub struct RateLimit<S> {
     inner: S,
 }
 
+/// A call that waits for its turn, and gives it back if it is given up meanwhile.
+struct Waiting {
+    call: Option<Invocation>,
+    taken: Taken,
+}
+
+/// The limits, by their place, that let a call in, and how long each lets it wait.
+type Taken = SmallVec<[(usize, Duration); 2]>;
+
 fn no_wait() -> Span {
     Span(Duration::ZERO)
 }
@@ -130,11 +140,20 @@ where
             return Decided::inner(self.inner.call(call));
         }
         let policy = call.policy.clone();
-        let mut wait = Duration::ZERO;
-        for limit in policy.rate_limits.iter().filter(|limit| limit.matcher.matches(&call.subject())) {
-            match limit.take(&call, wait) {
-                Ok(more) => wait = wait.max(more),
-                Err(error) => return Decided::refused(call.refuse(error)),
+        let (mut taken, mut wait) = (Taken::new(), Duration::ZERO);
+        for (i, limit) in policy.rate_limits.iter().enumerate() {
+            if !limit.matcher.matches(&call.subject()) {
+                continue;
+            }
+            match limit.take(&call) {
+                Ok(own) => {
+                    taken.push((i, own));
+                    wait = wait.max(own);
+                }
+                Err(error) => {
+                    give_back(&taken, &call, call.started);
+                    return Decided::refused(call.refuse(error));
+                }
             }
         }
         if wait.is_zero() {
@@ -143,10 +162,28 @@ where
         // The deadline layer stands above: a wait beyond it is dropped there.
         let mut inner = self.inner.clone();
         Decided::later(async move {
+            let mut waiting = Waiting { call: Some(call), taken };
             tokio::time::sleep(wait).await;
-            call.begin_attempt(Instant::now());
+            let mut call = waiting.call.take().expect("nobody else takes it");
+            call.attempt_waited(Instant::now());
             inner.call(call).await
         })
+    }
+}
+
+/// Puts back what was taken for a call that does not go out.
+fn give_back(taken: &Taken, call: &Invocation, now: Instant) {
+    let waited = now.saturating_duration_since(call.started);
+    for (i, wait) in taken {
+        call.policy.rate_limits[*i].give_back(call, now, wait.saturating_sub(waited));
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(call) = &self.call {
+            give_back(&self.taken, call, Instant::now());
+        }
     }
 }
 
@@ -172,11 +209,11 @@ impl Limit {
     }
 
     /// How long to wait: nothing, mostly.
-    fn take(&self, call: &Invocation, waiting: Duration) -> Result<Duration, Error> {
+    fn take(&self, call: &Invocation) -> Result<Duration, Error> {
         let (rate, burst) = (self.config.rate, self.config.burst);
         // What is left of the time bounds the wait: to be let in after it is as good as not at all.
         let left = call.bound().map_or(Duration::MAX, |bound| bound.saturating_duration_since(call.started));
-        let bound = self.config.max_wait.0.min(left).saturating_sub(waiting);
+        let bound = self.config.max_wait.0.min(left);
         let taken = match &*self.buckets {
             Buckets::One(bucket) => bucket.reserve(call.started, rate, burst, 1, bound),
             Buckets::Keyed(keyed) => {
@@ -191,6 +228,15 @@ impl Limit {
             Err(wait) => {
                 self.counters[1].inc();
                 Err(self.error(call, wait))
+            }
+        }
+    }
+
+    fn give_back(&self, call: &Invocation, now: Instant, left: Duration) {
+        match &*self.buckets {
+            Buckets::One(bucket) => bucket.give_back(now, self.config.burst, 1, left),
+            Buckets::Keyed(keyed) => {
+                keyed.give_back(self.key(call).as_ref(), now, self.config.burst, 1, left);
             }
         }
     }
