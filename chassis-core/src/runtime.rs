@@ -190,10 +190,11 @@ impl Runtime {
     pub fn apply(&self, settings: &Settings, version: u64, hash: &str) -> Result<(), Vec<Problem>> {
         let mut in_force = self.0.applying.lock().unwrap_or_else(PoisonError::into_inner);
         let previous = self.0.policies.get();
-        let policies = Policies::compile(settings, version, &self.0.environment, Some(&previous))?;
-        self.0.policies.set(policies);
+        let compiled = Policies::compile(settings, version, &self.0.environment, Some(&previous));
+        let applied = compiled.map(|policies| self.0.policies.set(policies));
         drop(previous);
-        self.0.environment.states.sweep();
+        self.0.environment.states.sweep(); // of a refused version too
+        applied?;
         self.metrics().config_applied(version, hash);
         hash.clone_into(&mut in_force);
         Ok(())

@@ -122,6 +122,8 @@ pub struct Fault {
     pub config: FaultConfig,
     matcher: Matcher,
     ends: Option<Instant>,
+    /// Held, so that the next version finds when it all began.
+    _applied: Arc<Instant>,
     counters: [prometheus::IntCounter; 2],
     site: Arc<Site>,
 }
@@ -155,7 +157,7 @@ impl FaultLayer {
         let mut delay = Duration::ZERO;
         let mut abort = None;
         for fault in call.policy.faults.iter().filter(|fault| fault.config.at == self.at) {
-            if fault.is_over(call.started) || !fault.matcher.matches(&call.subject()) {
+            if fault.is_over(call.attempt_started()) || !fault.matcher.matches(&call.subject()) {
                 continue;
             }
             let config = &fault.config;
@@ -163,13 +165,13 @@ impl FaultLayer {
                 && self.random.chance(by.share().unwrap_or(config.share))
             {
                 delay += by.draw(&self.random);
-                fault.injected(0, call.started);
+                fault.injected(0, call.attempt_started());
             }
             if let Some(with) = config.abort.as_ref().filter(|_| abort.is_none())
                 && self.random.chance(with.share.unwrap_or(config.share))
             {
                 abort = Some(fault.error(with));
-                fault.injected(1, call.started);
+                fault.injected(1, call.attempt_started());
             }
         }
         (delay, abort)
@@ -194,7 +196,7 @@ where
 
     forward_ready!();
 
-    fn call(&mut self, call: Invocation) -> Self::Future {
+    fn call(&mut self, mut call: Invocation) -> Self::Future {
         if call.policy.faults.is_empty() {
             return Decided::inner(self.inner.call(call));
         }
@@ -207,7 +209,10 @@ where
                     tokio::time::sleep(delay).await;
                     match abort {
                         Some(error) => Err(call.refuse(error)),
-                        None => inner.call(call).await,
+                        None => {
+                            call.attempt_waited(Instant::now());
+                            inner.call(call).await
+                        }
                     }
                 })
             }
@@ -222,7 +227,7 @@ impl Fault {
     pub(crate) fn new(
         config: FaultConfig,
         matcher: Matcher,
-        applied: Instant,
+        applied: Arc<Instant>,
         site: Arc<Site>,
     ) -> Result<Self, String> {
         if config.delay.is_none() && config.abort.is_none() {
@@ -238,12 +243,15 @@ impl Fault {
         {
             return Err(format!("{status} is no HTTP status to answer with; it goes from 200 to 599"));
         }
-        let ends = config.until.map(|until| match until {
-            Until::After(span) => applied + span,
-            Until::Time(time) => Instant::now() + time.duration_since(SystemTime::now()).unwrap_or_default(),
+        // An end too far away to be told as a time is none.
+        let ends = config.until.and_then(|until| match until {
+            Until::After(span) => applied.checked_add(span),
+            Until::Time(time) => {
+                Instant::now().checked_add(time.duration_since(SystemTime::now()).unwrap_or_default())
+            }
         });
         let counters = ["delay", "abort"].map(|kind| site.metrics.fault(&config.name, kind));
-        Ok(Fault { config, matcher, ends, counters, site })
+        Ok(Fault { config, matcher, ends, _applied: applied, counters, site })
     }
 
     fn is_over(&self, now: Instant) -> bool {

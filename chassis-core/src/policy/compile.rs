@@ -1,7 +1,7 @@
 //! From settings to policies: checks everything, resolves what is inherited, and finds the state.
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -9,10 +9,7 @@ use tokio::time::Instant;
 
 use super::{
     Policies, Policy, Problem, Site, States, Table,
-    settings::{
-        InboundOperationSettings, InboundSettings, OperationSettings, OutboundSettings, ServiceSettings,
-        Settings,
-    },
+    settings::{InboundOperationSettings, InboundSettings, OperationSettings, ServiceSettings, Settings},
 };
 use crate::{
     Live,
@@ -108,12 +105,8 @@ impl Policies {
         compiler.check_matches();
         let faults = compiler.faults();
         let inbound = compiler.inbound(&settings.inbound, &faults);
-        let defaults = Arc::new(OutboundSettings {
-            defaults: settings.outbound.defaults.clone(),
-            services: BTreeMap::new(),
-        });
         // The defaults are compiled once for a service that no one names, so that they are checked too.
-        compiler.outbound("_OTHER".into(), "outbound.defaults", &ServiceSettings::default(), &faults);
+        compiler.outbound_parts("_OTHER".into(), "outbound.defaults", &ServiceSettings::default(), &faults);
         let mut named = HashMap::new();
         for (name, service) in &settings.outbound.services {
             let path = format!("outbound.services.{name}");
@@ -134,7 +127,7 @@ impl Policies {
             named,
             called: Live::new(HashMap::new()),
             environment: environment.clone(),
-            defaults,
+            settings: Arc::new(settings.clone()),
             faults,
         };
         if let Some(previous) = previous {
@@ -145,39 +138,27 @@ impl Policies {
 
     /// Operations that were called keep their policy, and with it their state.
     fn carry_over(&self, previous: &Policies) {
-        let carry = |from: &Table, to: &Table| {
-            for operation in from.called() {
-                if !to.named.contains_key(&operation) {
-                    to.call(operation);
-                }
-            }
-        };
-        carry(&previous.inbound, &self.inbound);
+        previous.inbound.carry_over(&self.inbound);
         let called = previous.called.get();
-        for (name, table) in previous.named.iter().chain(called.iter()) {
+        let used = previous.named.iter().chain(called.iter()).filter(|(_, table)| table.used.load(Relaxed));
+        for (name, table) in used {
             let to = self.named.get(name).cloned().unwrap_or_else(|| self.table(name));
-            carry(table, &to);
+            table.carry_over(&to);
         }
+    }
+
+    /// The table of a service that the settings do not name. What the defaults say has been checked.
+    pub(super) fn compile_unnamed(&self, service: Arc<str>) -> Table {
+        let (settings, environment) = (&*self.settings, &self.environment);
+        let (problems, retunes) = (Vec::new(), Vec::new());
+        let mut compiler = Compiler { settings, environment, version: self.version, problems, retunes };
+        compiler.outbound(service, "outbound.defaults", &ServiceSettings::default(), &self.faults)
     }
 }
 
 // === impl Base ===
 
 impl Base {
-    /// For a service that the settings do not name. What the defaults say has been checked.
-    pub(super) fn outbound_default(
-        service: Arc<str>,
-        version: u64,
-        defaults: &OutboundSettings,
-        faults: &Arc<[Arc<Fault>]>,
-        environment: &Arc<Environment>,
-    ) -> Self {
-        let settings = Settings { outbound: defaults.clone(), ..Default::default() };
-        let mut compiler =
-            Compiler { settings: &settings, environment, version, problems: Vec::new(), retunes: Vec::new() };
-        compiler.outbound_base(service, "outbound.defaults", &ServiceSettings::default(), faults)
-    }
-
     /// The policy of an operation that has no settings of its own.
     pub(super) fn policy(&self, operation: Arc<str>) -> Policy {
         self.policy_with(operation, &self.own)
@@ -289,7 +270,7 @@ impl Compiler<'_> {
             let until = config.until.map(|until| until.to_string()).unwrap_or_default();
             let applied =
                 self.environment.states.cell(format!("fault/{}/{until}", config.name), Instant::now);
-            match Fault::new(config.clone(), matcher, *applied, self.site()) {
+            match Fault::new(config.clone(), matcher, applied, self.site()) {
                 Ok(fault) => faults.push(Arc::new(fault)),
                 Err(message) => self.problem(path, message),
             }
@@ -332,6 +313,7 @@ impl Compiler<'_> {
 
     fn inbound(&mut self, settings: &InboundSettings, faults: &Arc<[Arc<Fault>]>) -> Table {
         let service = self.environment.service.clone();
+        self.check_inbound_scope("inbound", settings.concurrency.as_ref());
         let rate_limits = self.limits(
             Side::Server,
             &service,
@@ -369,8 +351,18 @@ impl Compiler<'_> {
         Table::new(base, named)
     }
 
+    /// Calls that come in go to no endpoint, so nothing can be counted over endpoints.
+    fn check_inbound_scope(&mut self, path: &str, concurrency: Option<&Switch<ConcurrencyConfig>>) {
+        if concurrency.and_then(Switch::on).is_some_and(|c| c.scope == concurrency::Scope::Endpoint) {
+            let message =
+                "calls that come in are counted over the service or an operation, not over endpoints";
+            self.problem(format!("{path}.concurrency.scope"), message);
+        }
+    }
+
     fn inbound_own(&mut self, base: &Base, name: &str, settings: &InboundOperationSettings) -> Own {
         let mut own = base.own.clone();
+        self.check_inbound_scope(&format!("inbound.operations.{name}"), settings.concurrency.as_ref());
         own.timeout = span(&settings.timeout, own.timeout);
         own.total_timeout = span(&settings.total_timeout, own.total_timeout);
         if let Some(concurrency) = &settings.concurrency {
@@ -393,8 +385,25 @@ impl Compiler<'_> {
         settings: &ServiceSettings,
         faults: &Arc<[Arc<Fault>]>,
     ) -> Table {
+        let (base, owns) = self.outbound_parts(service, path, settings, faults);
+        let named = owns.into_iter().map(|(name, own)| {
+            let policy = base.policy_with(name.clone(), &own);
+            (name, Arc::new(policy))
+        });
+        let named = named.collect();
+        Table::new(base, named)
+    }
+
+    /// What a service and its operations live under, before any state is looked up for them.
+    fn outbound_parts(
+        &mut self,
+        service: Arc<str>,
+        path: &str,
+        settings: &ServiceSettings,
+        faults: &Arc<[Arc<Fault>]>,
+    ) -> (Base, Vec<(Arc<str>, Own)>) {
         let base = self.outbound_base(service, path, settings, faults);
-        let mut named = HashMap::new();
+        let mut owns = Vec::new();
         let defaults = &self.settings.outbound.defaults.operations;
         for name in
             defaults.keys().chain(settings.operations.keys()).collect::<std::collections::BTreeSet<_>>()
@@ -408,10 +417,9 @@ impl Compiler<'_> {
                     self.over(&mut own, settings, &of, &format!("{at}.operations.{name}"), true);
                 }
             }
-            let name: Arc<str> = name.as_str().into();
-            named.insert(name.clone(), Arc::new(base.policy_with(name, &own)));
+            owns.push((name.as_str().into(), own));
         }
-        Table::new(base, named)
+        (base, owns)
     }
 
     fn outbound_base(

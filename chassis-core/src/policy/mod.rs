@@ -10,7 +10,10 @@ mod states;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, LazyLock},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -92,7 +95,8 @@ pub struct Policies {
     /// Services that were called and are not named.
     called: Live<HashMap<Arc<str>, Arc<Table>>>,
     environment: Arc<Environment>,
-    defaults: Arc<OutboundSettings>,
+    /// What it was compiled from, for services that are called without being named.
+    settings: Arc<Settings>,
     faults: Arc<[Arc<Fault>]>,
 }
 
@@ -102,6 +106,8 @@ struct Table {
     named: HashMap<Arc<str>, Arc<Policy>>,
     called: Live<HashMap<Arc<str>, Arc<Policy>>>,
     other: Arc<Policy>,
+    /// Somebody has asked for a policy: there may be state to carry over.
+    used: AtomicBool,
 }
 
 /// Something that is wrong with settings, and where.
@@ -172,6 +178,18 @@ impl Policies {
         self.version
     }
 
+    /// Operations that were called without being named in the settings: of `service`, or those that
+    /// came in.
+    pub fn called(&self, service: Option<&str>) -> Vec<Arc<str>> {
+        match service {
+            None => self.inbound.names_called(),
+            Some(name) => match self.named.get(name) {
+                Some(table) => table.names_called(),
+                None => self.called.get().get(name).map(|table| table.names_called()).unwrap_or_default(),
+            },
+        }
+    }
+
     /// The rules of a call to `operation` of `service`.
     pub fn outbound(&self, service: &Arc<str>, operation: &str) -> Arc<Policy> {
         match self.named.get(service) {
@@ -198,14 +216,7 @@ impl Policies {
         if let Some(table) = self.called.with(|called| called.get(service).cloned()) {
             return table;
         }
-        let base = Base::outbound_default(
-            service.clone(),
-            self.version,
-            &self.defaults,
-            &self.faults,
-            &self.environment,
-        );
-        let table = Arc::new(Table::new(base, HashMap::new()));
+        let table = Arc::new(self.compile_unnamed(service.clone()));
         insert(&self.called, service.clone(), table.clone(), usize::MAX);
         // Somebody may have been quicker; all use the one that is in the map.
         self.called.with(|called| called.get(service).cloned()).unwrap_or(table)
@@ -217,10 +228,13 @@ impl Policies {
 impl Table {
     fn new(base: Base, named: HashMap<Arc<str>, Arc<Policy>>) -> Self {
         let other = Arc::new(base.policy("_OTHER".into()));
-        Table { base, named, called: Live::new(HashMap::new()), other }
+        Table { base, named, called: Live::new(HashMap::new()), other, used: AtomicBool::new(false) }
     }
 
     fn policy(&self, operation: &str) -> Arc<Policy> {
+        if !self.used.load(Relaxed) {
+            self.used.store(true, Relaxed);
+        }
         if let Some(policy) = self.named.get(operation) {
             return policy.clone();
         }
@@ -247,9 +261,18 @@ impl Table {
         all
     }
 
-    /// Operations that were called without being named.
-    fn called(&self) -> Vec<Arc<str>> {
+    fn names_called(&self) -> Vec<Arc<str>> {
         self.called.get().keys().cloned().collect()
+    }
+
+    /// Operations that were called without being named keep their policy in `next`.
+    fn carry_over(&self, next: &Table) {
+        next.used.store(self.used.load(Relaxed), Relaxed);
+        for operation in self.called.get().keys() {
+            if !next.named.contains_key(operation) {
+                next.call(operation.clone());
+            }
+        }
     }
 }
 
