@@ -52,6 +52,11 @@ impl Context {
         CURRENT.scope(self, work)
     }
 
+    /// Runs `work` at once with this as the current one.
+    pub fn enter<R>(self, work: impl FnOnce() -> R) -> R {
+        CURRENT.sync_scope(self, work)
+    }
+
     /// The same without its deadline: for work that shall outlive the call.
     pub fn detached(mut self) -> Self {
         self.deadline = None;

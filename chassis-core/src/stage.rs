@@ -8,6 +8,7 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
+use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -174,7 +175,7 @@ impl Stages {
         match entries.next() {
             None => Staged::Plain(inner),
             Some(innermost) => {
-                let first = (innermost.wrap)(Next::new(inner));
+                let first = (innermost.wrap)(Next(Arc::new(Below(inner))));
                 Staged::User(entries.fold(first, |next, entry| (entry.wrap)(next)))
             }
         }
@@ -203,6 +204,20 @@ impl Stage {
     }
 }
 
+/// What is below the user's layers, which may have let the call wait.
+struct Below<S>(S);
+
+impl<S> Erased for Below<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+{
+    fn call(&self, mut call: Invocation) -> BoxFuture<'static, Result<Reply, Error>> {
+        call.attempt_waited(Instant::now());
+        Box::pin(self.0.clone().call(call))
+    }
+}
+
 /// A user's tower service: made ready on a clone of its own for each call.
 struct Foreign<S>(S);
 
@@ -215,8 +230,11 @@ where
     fn call(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, Error>> {
         let mut service = self.0.clone();
         Box::pin(async move {
-            std::future::poll_fn(|cx| service.poll_ready(cx)).await.map_err(Into::into)?;
-            service.call(call).await.map_err(Into::into)
+            let ready = std::future::poll_fn(|cx| service.poll_ready(cx)).await.map_err(Into::into);
+            match ready {
+                Ok(()) => service.call(call).await.map_err(Into::into),
+                Err(error) => Err(call.refuse(error)),
+            }
         })
     }
 }

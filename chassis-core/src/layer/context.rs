@@ -57,11 +57,13 @@ where
             }
         });
         let context = Context {
-            deadline: call.bound(),
+            deadline: call.deadline,
             trace: call.trace.clone(),
             headers,
             is_retry: call.previous_attempts > 0,
         };
-        context.scope(self.inner.call(call))
+        // A handler may make calls before it is first polled.
+        let inner = context.clone().enter(|| self.inner.call(call));
+        context.scope(inner)
     }
 }

@@ -84,7 +84,7 @@ pub struct WithFallback<S> {
     inner: S,
 }
 
-/// A fallback that takes longer is given up; the call's own error stands.
+/// A function that takes longer is given up; the call's own error, or failing answer, stands.
 pub const TIME_LIMIT: Duration = Duration::from_secs(1);
 
 impl<S> tower_layer::Layer<S> for FallbackLayer {
@@ -128,13 +128,16 @@ where
             let answer = match fallback.source {
                 Source::Settings(config) => config.answer(protocol.name()),
                 Source::Function(function) => {
+                    let kept = error.repeat();
                     let failed = Failed { target: target.clone(), metadata, error };
-                    let answer = tokio::time::timeout(TIME_LIMIT, function(failed)).await;
-                    answer.unwrap_or_else(|_| {
-                        let message =
-                            format!("the fallback of {} took longer than {TIME_LIMIT:?}", policy.service);
-                        Err(Error::local(reason, message).with_maybe_executed(true))
-                    })
+                    match tokio::time::timeout(TIME_LIMIT, function(failed)).await {
+                        Ok(answer) => answer,
+                        Err(_) => {
+                            let service = &*policy.service;
+                            tracing::warn!(target: "chassis", service, "a fallback took longer than {TIME_LIMIT:?}");
+                            return own(reply, kept);
+                        }
+                    }
                 }
             }?;
             fallback.site.metrics.fallback(&policy.service, reason);
