@@ -158,6 +158,13 @@ impl Running {
     }
 }
 
+/// Dropped without a stop: nothing goes on behind the owner's back.
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.parts.runtime.tasks().cancel();
+    }
+}
+
 /// Owns the entry in the registry: puts it up, again until it is, and takes it down when asked.
 async fn keep_registered(
     registry: Arc<dyn Registry>,
@@ -235,8 +242,14 @@ async fn listen(app: &mut Chassis) -> Result<(Server, Vec<(String, String)>), St
         addresses.extend(names.iter().map(|name| (name.clone(), address.clone())));
         server.serve(&names[0], listener, mux, app.acceptor.clone());
     }
-    for line in app.chains("*") {
-        tracing::info!(target: "chassis", "chain: {line}");
+    let [out, inward] = app.chains("*");
+    tracing::info!(target: "chassis", "calls that come in: {inward}");
+    tracing::info!(target: "chassis", "calls that go out: {out}");
+    for cluster in app.parts.runtime.clusters() {
+        let [own, _] = app.chains(cluster.service());
+        if own != out {
+            tracing::info!(target: "chassis", "calls to {}: {own}", cluster.service());
+        }
     }
     Ok((server, addresses))
 }
