@@ -1,0 +1,46 @@
+//! `chassis-bench <what> [options]`.
+use std::process::ExitCode;
+
+use chassis_bench::{Result, compare, drive, layers, memory, serve};
+
+const USAGE: &str = "\
+chassis-bench measures what chassis costs and how it behaves.
+
+  serve     a service whose behaviour can be changed while it runs
+  drive     calls to a service, at a rate or from a number of callers
+  layers    instructions, allocations and nanoseconds a call, by layer
+  compare   time and CPU against peers, in interleaved slices
+  memory    bytes by endpoint, connection, key and operation
+
+`chassis-bench <what> --help` tells the options.
+";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("chassis-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result {
+    let mut args = lexopt::Parser::from_env();
+    match args.next()? {
+        Some(lexopt::Arg::Value(what)) => match what.to_str() {
+            Some("serve") => serve::run(args),
+            Some("drive") => drive::run(args),
+            Some("layers") => layers::run(args),
+            Some("compare") => compare::run(args),
+            Some("memory") => memory::run(args),
+            _ => Err(format!("there is no `{}`\n\n{USAGE}", what.display()).into()),
+        },
+        Some(lexopt::Arg::Long("help") | lexopt::Arg::Short('h')) => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        Some(other) => Err(other.unexpected().into()),
+        None => Err(USAGE.into()),
+    }
+}

@@ -1,0 +1,1 @@
+//! Parts of the way of a call, alone.
