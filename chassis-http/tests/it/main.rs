@@ -1,7 +1,9 @@
 //! The transport against itself and against raw peers, in memory and over TCP.
+#![allow(clippy::unwrap_used)]
 mod cuts;
 mod h1;
 mod h2;
 mod rest;
+mod restarts;
 mod server;
 mod support;
