@@ -45,7 +45,7 @@ pub struct ChassisBuilder {
     name: String,
     instance: Option<String>,
     sources: Vec<(tree::Layer, Arc<dyn ConfigSource>)>,
-    file: Option<PathBuf>,
+    file: File,
     told: Vec<serde_json::Value>,
     environment: Environment,
     registry: Option<Arc<dyn Registry>>,
@@ -61,6 +61,14 @@ pub struct ChassisBuilder {
     network: chassis_http::connector::Network,
 }
 
+/// Which file is read.
+enum File {
+    /// The default one, or the one that the environment names.
+    IfThere,
+    At(PathBuf),
+    None,
+}
+
 /// The file that is read unless another is named, if it is there.
 const DEFAULT_FILE: &str = "chassis.yaml";
 /// Names the file from outside the program.
@@ -72,7 +80,7 @@ impl ChassisBuilder {
             name: name.to_owned(),
             instance: None,
             sources: Vec::new(),
-            file: None,
+            file: File::IfThere,
             told: Vec::new(),
             environment: Environment::of_process().without(&[FILE_VARIABLE]),
             registry: None,
@@ -98,7 +106,13 @@ impl ChassisBuilder {
     /// The file of the settings, which has to be there. Default: `CHASSIS_CONFIG`, or `chassis.yaml` if
     /// there is one.
     pub fn config_file(mut self, path: impl Into<PathBuf>) -> Self {
-        self.file = Some(path.into());
+        self.file = File::At(path.into());
+        self
+    }
+
+    /// Reads no file, whatever `CHASSIS_CONFIG` says: settings come from elsewhere, or are the defaults.
+    pub fn without_file(mut self) -> Self {
+        self.file = File::None;
         self
     }
 
@@ -284,10 +298,16 @@ impl ChassisBuilder {
         for settings in &self.told {
             loader = loader.told(settings);
         }
-        let named = self.file.or_else(|| std::env::var_os(FILE_VARIABLE).map(PathBuf::from));
-        loader = match named {
-            Some(path) => loader.source(tree::Layer::File, Arc::new(FileSource::new(path))),
-            None => loader.source_if_there(tree::Layer::File, Arc::new(FileSource::new(DEFAULT_FILE))),
+        let file = match (self.file, std::env::var_os(FILE_VARIABLE)) {
+            (File::IfThere, Some(named)) => File::At(named.into()),
+            (file, _) => file,
+        };
+        loader = match file {
+            File::At(path) => loader.source(tree::Layer::File, Arc::new(FileSource::new(path))),
+            File::IfThere => {
+                loader.source_if_there(tree::Layer::File, Arc::new(FileSource::new(DEFAULT_FILE)))
+            }
+            File::None => loader,
         };
         for (layer, source) in self.sources {
             loader = loader.source(layer, source);

@@ -12,7 +12,8 @@ use crate::finding::Finding;
 #[serde(transparent)]
 pub struct Listen(pub BTreeMap<String, Address>);
 
-/// An address to listen at: `host:port`, `[v6]:port` or `unix:/path`. Port 0 is any free one.
+/// An address to listen at: `host:port`, `[v6]:port`, `unix:/path`, or `memory:name` within the process.
+/// Port 0 is any free one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Address {
     /// A host, or an interface's address, and a port.
@@ -24,6 +25,8 @@ pub enum Address {
     },
     /// A Unix socket.
     Unix(PathBuf),
+    /// A name within the process: for tests, and services that live together in one.
+    Memory(String),
 }
 
 // === impl Listen ===
@@ -70,6 +73,12 @@ impl FromStr for Address {
                 false => Ok(Address::Unix(path.into())),
             };
         }
+        if let Some(name) = text.strip_prefix("memory:") {
+            return match name.is_empty() {
+                true => Err(format!("`{text}` has no name; write memory:orders")),
+                false => Ok(Address::Memory(name.into())),
+            };
+        }
         let Some((host, port)) = text.rsplit_once(':') else {
             return Err(match text.parse::<u16>() {
                 Ok(port) => format!("`{text}` has no host; write 0.0.0.0:{port} or 127.0.0.1:{port}"),
@@ -97,6 +106,7 @@ impl fmt::Display for Address {
             Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             Address::Tcp { host, port } => write!(f, "{host}:{port}"),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            Address::Memory(name) => write!(f, "memory:{name}"),
         }
     }
 }
@@ -119,7 +129,7 @@ mod tests {
 
     #[test]
     fn addresses_are_read_and_written() {
-        for text in ["0.0.0.0:8080", "[::1]:0", "localhost:1", "unix:/run/a.sock"] {
+        for text in ["0.0.0.0:8080", "[::1]:0", "localhost:1", "unix:/run/a.sock", "memory:orders-1"] {
             assert_eq!(text.parse::<Address>().map(|a| a.to_string()), Ok(text.to_string()));
         }
         for (text, why) in [
@@ -129,6 +139,7 @@ mod tests {
             ("a:70000", "`70000` is no port; they go from 1 to 65535, and 0 is any free one"),
             ("::1:80", "an IPv6 address stands in brackets: [::1]:80"),
             ("unix:", "`unix:` has no path; write unix:/run/orders.sock"),
+            ("memory:", "`memory:` has no name; write memory:orders"),
         ] {
             assert_eq!(text.parse::<Address>(), Err(why.to_string()));
         }
