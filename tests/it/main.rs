@@ -1,0 +1,4 @@
+//! Whole behaviour: services and those who call them, in one process; each scenario over gRPC and REST.
+mod mesh;
+
+mod joining;
