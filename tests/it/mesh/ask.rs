@@ -1,0 +1,470 @@
+//! One call over either protocol, and what came of it.
+use std::{
+    collections::VecDeque,
+    sync::atomic::{AtomicU64, Ordering::SeqCst},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use chassis::{Channel, Chassis, Code, Error, HttpClient, Reason, grpc::RequestExt};
+use chassis_protos::echo::{EchoReply, EchoRequest, echo_client::EchoClient};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use http_body_util::BodyExt;
+use tokio::time::Instant;
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tonic::{Status, Streaming, metadata::MetadataMap};
+
+use super::{
+    echo::{CALL_ID, INSTANCE, VIA},
+    served::Reply,
+};
+
+/// Over which protocol a call goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wire {
+    Grpc,
+    Rest,
+}
+
+/// What is called. Each of them is there over both protocols.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Op {
+    /// Not idempotent: `Echo/Call`, `POST /echo`.
+    Call,
+    /// Idempotent, by its proto and by its method: `Echo/Safe`, `GET /safe/{message}`.
+    Safe,
+    /// `Echo/Download`, `GET /download/{message}`.
+    Download,
+    /// `Echo/Upload`, `POST /upload`.
+    Upload,
+}
+
+/// The clients of one service.
+#[derive(Clone)]
+pub(crate) struct Clients {
+    pub(crate) grpc: EchoClient<Channel>,
+    pub(crate) rest: HttpClient,
+}
+
+/// One call, whatever it goes over.
+#[derive(Clone, Debug)]
+pub(crate) struct Ask {
+    pub(crate) service: String,
+    pub(crate) op: Op,
+    /// Travels along: the books are kept by it.
+    pub(crate) id: String,
+    pub(crate) message: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) pins: Vec<(String, String)>,
+    pub(crate) idempotent: bool,
+    pub(crate) no_retry: bool,
+    pub(crate) detached: bool,
+}
+
+/// What came of a call.
+#[derive(Clone, Debug)]
+pub(crate) struct Outcome {
+    pub(crate) code: Code,
+    /// Over REST, where an answer came.
+    pub(crate) status: Option<u16>,
+    /// The mechanism that refused, here or there.
+    pub(crate) reason: Option<Reason>,
+    pub(crate) rule: Option<String>,
+    pub(crate) retry_after: Option<Duration>,
+    /// Where the error or the status says so.
+    pub(crate) maybe_executed: Option<bool>,
+    /// The message echoed, or what the failure says.
+    pub(crate) message: String,
+    pub(crate) instance: Option<String>,
+    /// The instances that a chained call passed, outermost first.
+    pub(crate) hops: Vec<String>,
+    /// What was left of the deadline when the handler started.
+    pub(crate) remaining: Option<Duration>,
+    /// How many messages an upload was.
+    pub(crate) count: u32,
+    /// Of the answer, trailers included where they came with it.
+    pub(crate) headers: HeaderMap,
+    pub(crate) took: Duration,
+}
+
+/// An answer that comes in parts.
+pub(crate) enum Parts {
+    Grpc(Box<Streaming<EchoReply>>),
+    Rest(chassis::call::ReplyBody, VecDeque<String>),
+}
+
+// === impl Wire ===
+
+impl Wire {
+    /// The operation as settings and figures name it.
+    pub(crate) fn operation(self, op: Op) -> &'static str {
+        match (self, op) {
+            (Wire::Grpc, Op::Call) => "chassis.test.v1.Echo/Call",
+            (Wire::Grpc, Op::Safe) => "chassis.test.v1.Echo/Safe",
+            (Wire::Grpc, Op::Download) => "chassis.test.v1.Echo/Download",
+            (Wire::Grpc, Op::Upload) => "chassis.test.v1.Echo/Upload",
+            (Wire::Rest, Op::Call) => "POST /echo",
+            (Wire::Rest, Op::Safe) => "GET /safe/{message}",
+            (Wire::Rest, Op::Download) => "GET /download/{message}",
+            (Wire::Rest, Op::Upload) => "POST /upload",
+        }
+    }
+
+    /// As the registry and the inspection name the protocol.
+    pub(crate) fn protocol(self) -> &'static str {
+        match self {
+            Wire::Grpc => "grpc",
+            Wire::Rest => "http",
+        }
+    }
+}
+
+// === impl Ask ===
+
+impl Ask {
+    /// `Call` of this service, with nothing special about it.
+    pub(crate) fn to(service: &str) -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        Ask {
+            service: service.to_owned(),
+            op: Op::Call,
+            id: format!("call-{}", NUMBER.fetch_add(1, SeqCst)),
+            message: "hello".to_owned(),
+            headers: HeaderMap::new(),
+            timeout: None,
+            pins: Vec::new(),
+            idempotent: false,
+            no_retry: false,
+            detached: false,
+        }
+    }
+
+    /// The idempotent operation instead.
+    pub(crate) fn safe(mut self) -> Self {
+        self.op = Op::Safe;
+        self
+    }
+
+    pub(crate) fn message(mut self, message: &str) -> Self {
+        self.message = message.to_owned();
+        self
+    }
+
+    pub(crate) fn header(mut self, name: &'static str, value: &str) -> Self {
+        self.headers.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
+        self
+    }
+
+    pub(crate) fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    pub(crate) fn pin(mut self, label: &str, value: &str) -> Self {
+        self.pins.push((label.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub(crate) fn idempotent(mut self) -> Self {
+        self.idempotent = true;
+        self
+    }
+
+    pub(crate) fn no_retry(mut self) -> Self {
+        self.no_retry = true;
+        self
+    }
+
+    pub(crate) fn detached(mut self) -> Self {
+        self.detached = true;
+        self
+    }
+
+    /// The handler calls on before it answers, hop by hop: `via(&[(Wire::Grpc, "ledger")])`. The
+    /// services have to be among its [`Plan::calls`].
+    pub(crate) fn via(self, hops: &[(Wire, &str)]) -> Self {
+        let hops: Vec<_> = hops.iter().map(|(wire, name)| format!("{} {name}", wire.protocol())).collect();
+        self.header(VIA, &hops.join(","))
+    }
+
+    fn headers(&self) -> HeaderMap {
+        let mut headers = self.headers.clone();
+        headers.insert(CALL_ID, HeaderValue::from_str(&self.id).unwrap());
+        headers
+    }
+
+    /// As a request of a stub.
+    pub(crate) fn grpc<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        *request.metadata_mut() = MetadataMap::from_headers(self.headers());
+        if let Some(timeout) = self.timeout {
+            request.set_timeout(timeout);
+        }
+        for (label, value) in &self.pins {
+            request = request.pin(label, value);
+        }
+        let pick = |on: bool, request: tonic::Request<T>, set: fn(tonic::Request<T>) -> tonic::Request<T>| {
+            if on { set(request) } else { request }
+        };
+        request = pick(self.idempotent, request, RequestExt::idempotent);
+        request = pick(self.no_retry, request, RequestExt::no_retry);
+        pick(self.detached, request, RequestExt::detached)
+    }
+
+    /// As a request of the REST client.
+    pub(crate) fn rest(&self, mut request: chassis::http::RequestBuilder) -> chassis::http::RequestBuilder {
+        for (name, value) in &self.headers() {
+            request = request.header(name, value);
+        }
+        if let Some(timeout) = self.timeout {
+            request = request.timeout(timeout);
+        }
+        for (label, value) in &self.pins {
+            request = request.label(label, value);
+        }
+        if self.idempotent {
+            request = request.idempotent();
+        }
+        if self.no_retry {
+            request = request.no_retry();
+        }
+        if self.detached {
+            request = request.detached();
+        }
+        request
+    }
+
+    fn says(&self) -> EchoRequest {
+        EchoRequest { message: self.message.clone(), ..EchoRequest::default() }
+    }
+}
+
+// === impl Clients ===
+
+impl Clients {
+    pub(crate) fn of(app: &Chassis, service: &str) -> Self {
+        Clients { grpc: EchoClient::new(app.grpc(service)), rest: app.http(service) }
+    }
+
+    pub(crate) async fn call(&self, wire: Wire, ask: Ask) -> Outcome {
+        let began = Instant::now();
+        let outcome = match (wire, ask.op) {
+            (Wire::Grpc, Op::Call) => Outcome::grpc(self.grpc.clone().call(ask.grpc(ask.says())).await),
+            (Wire::Grpc, _) => Outcome::grpc(self.grpc.clone().safe(ask.grpc(ask.says())).await),
+            (Wire::Rest, Op::Call) => {
+                let request = self.rest.post("/echo").json(&serde_json::json!({ "message": ask.message }));
+                Outcome::rest(ask.rest(request).send().await).await
+            }
+            (Wire::Rest, _) => {
+                let request = self.rest.get("/safe/{message}").param("message", &ask.message);
+                Outcome::rest(ask.rest(request).send().await).await
+            }
+        };
+        Outcome { took: began.elapsed(), ..outcome }
+    }
+
+    pub(crate) async fn download(&self, wire: Wire, ask: Ask, parts: u32) -> Result<Parts, Outcome> {
+        match wire {
+            Wire::Grpc => {
+                let request = EchoRequest { repeat: parts, ..ask.says() };
+                match self.grpc.clone().download(ask.grpc(request)).await {
+                    Ok(response) => Ok(Parts::Grpc(Box::new(response.into_inner()))),
+                    Err(status) => Err(Outcome::status(status)),
+                }
+            }
+            Wire::Rest => {
+                let request = self.rest.get("/download/{message}").param("message", &ask.message);
+                match ask.rest(request.query("repeat", parts)).send().await {
+                    Ok(response) if response.status().is_success() => {
+                        Ok(Parts::Rest(response.into_body(), VecDeque::new()))
+                    }
+                    failed => Err(Outcome::rest(failed).await),
+                }
+            }
+        }
+    }
+
+    pub(crate) async fn upload(
+        &self,
+        wire: Wire,
+        ask: Ask,
+        parts: tokio::sync::mpsc::Receiver<String>,
+    ) -> Outcome {
+        let began = Instant::now();
+        let parts = ReceiverStream::new(parts);
+        let outcome = match wire {
+            Wire::Grpc => {
+                let parts = parts.map(|message| EchoRequest { message, ..EchoRequest::default() });
+                Outcome::grpc(self.grpc.clone().upload(ask.grpc(parts)).await)
+            }
+            Wire::Rest => {
+                let lines =
+                    parts.map(|part| Ok::<_, Error>(http_body::Frame::data(Bytes::from(part + "\n"))));
+                let request = self.rest.post("/upload").stream(http_body_util::StreamBody::new(lines));
+                Outcome::rest(ask.rest(request).send().await).await
+            }
+        };
+        Outcome { took: began.elapsed(), ..outcome }
+    }
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    fn new(code: Code) -> Self {
+        Outcome {
+            code,
+            status: None,
+            reason: None,
+            rule: None,
+            retry_after: None,
+            maybe_executed: None,
+            message: String::new(),
+            instance: None,
+            hops: Vec::new(),
+            remaining: None,
+            count: 0,
+            headers: HeaderMap::new(),
+            took: Duration::ZERO,
+        }
+    }
+
+    /// Answered well?
+    pub(crate) fn is_ok(&self) -> bool {
+        self.code == Code::Ok
+    }
+
+    /// The instance that answered well.
+    #[track_caller]
+    pub(crate) fn by(&self) -> &str {
+        assert!(self.is_ok(), "{self:?}");
+        self.instance.as_deref().unwrap_or_default()
+    }
+
+    /// Refused by this mechanism, with its own code.
+    #[track_caller]
+    pub(crate) fn refused(&self, reason: Reason) -> &Self {
+        assert_eq!((self.code, self.reason), (reason.code(), Some(reason)), "{self:?}");
+        self
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    fn answered(reply: EchoReply, headers: HeaderMap, status: Option<u16>) -> Self {
+        Outcome {
+            status,
+            message: reply.message,
+            instance: Some(reply.instance),
+            hops: reply.hops,
+            remaining: (reply.remaining_ms > 0).then(|| Duration::from_millis(reply.remaining_ms)),
+            count: reply.count,
+            headers,
+            ..Outcome::new(Code::Ok)
+        }
+    }
+
+    fn grpc(answer: Result<tonic::Response<EchoReply>, Status>) -> Self {
+        match answer {
+            Ok(response) => {
+                let (metadata, reply, _) = response.into_parts();
+                Self::answered(reply, metadata.into_headers(), None)
+            }
+            Err(status) => Self::status(status),
+        }
+    }
+
+    fn status(status: Status) -> Self {
+        let code = Code::from_number(i32::from(status.code()) as u16);
+        let error = chassis::grpc::error(&status);
+        Outcome {
+            reason: error.as_ref().map(Error::reason),
+            rule: error.as_ref().and_then(|error| error.rule().map(str::to_owned)),
+            retry_after: error.as_ref().and_then(Error::retry_after),
+            maybe_executed: error.as_ref().map(Error::maybe_executed),
+            message: status.message().to_owned(),
+            instance: status.metadata().get(INSTANCE).map(|id| id.to_str().unwrap().to_owned()),
+            headers: status.metadata().clone().into_headers(),
+            ..Outcome::new(code)
+        }
+    }
+
+    async fn rest(answer: Result<chassis::http::Response, Error>) -> Self {
+        let response = match answer {
+            Ok(response) => response,
+            Err(error) => return Self::error(&error),
+        };
+        let (headers, status) = (response.headers().clone(), response.status().as_u16());
+        let refusal = response.refusal().map(|error| error.maybe_executed());
+        let instance = headers.get(INSTANCE).map(|id| id.to_str().unwrap().to_owned());
+        match response.ok().await {
+            Ok(response) => match response.json::<Reply>().await {
+                Ok(reply) => Self::answered(reply.into(), headers, Some(status)),
+                Err(error) => Self::error(&error),
+            },
+            Err(problem) => Outcome {
+                status: Some(status),
+                reason: problem.reason(),
+                rule: problem.rule().map(str::to_owned),
+                retry_after: chassis::Error::from(problem.clone()).retry_after(),
+                maybe_executed: refusal,
+                message: problem.detail_text().unwrap_or_default().to_owned(),
+                instance,
+                headers,
+                ..Outcome::new(problem.code())
+            },
+        }
+    }
+
+    fn error(error: &Error) -> Self {
+        Outcome {
+            reason: Some(error.reason()),
+            rule: error.rule().map(str::to_owned),
+            retry_after: error.retry_after(),
+            maybe_executed: Some(error.maybe_executed()),
+            message: error.message().to_owned(),
+            ..Outcome::new(error.code())
+        }
+    }
+}
+
+// === impl Parts ===
+
+impl Parts {
+    /// The next part; `None` when it ended well.
+    pub(crate) async fn next(&mut self) -> Option<Result<String, Outcome>> {
+        match self {
+            Parts::Grpc(parts) => match parts.message().await {
+                Ok(part) => Some(Ok(part?.message)),
+                Err(status) => Some(Err(Outcome::status(status))),
+            },
+            Parts::Rest(body, lines) => loop {
+                if let Some(line) = lines.pop_front() {
+                    return Some(Ok(line));
+                }
+                match body.frame().await? {
+                    Ok(frame) => {
+                        let text = frame.into_data().unwrap_or_default();
+                        let text = std::str::from_utf8(&text).unwrap();
+                        lines.extend(text.lines().map(str::to_owned));
+                    }
+                    Err(error) => return Some(Err(Outcome::error(&error))),
+                }
+            },
+        }
+    }
+
+    /// All that is left, and how it failed if it did.
+    pub(crate) async fn rest(&mut self) -> (usize, Option<Outcome>) {
+        let mut count = 0;
+        loop {
+            match self.next().await {
+                None => return (count, None),
+                Some(Err(outcome)) => return (count, Some(outcome)),
+                Some(Ok(_)) => count += 1,
+            }
+        }
+    }
+}
