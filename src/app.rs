@@ -8,7 +8,7 @@ use chassis_core::{Live, Runtime, event::Side, pipeline};
 #[cfg(feature = "http")]
 use chassis_http::{
     ClientConfig, ClientPatch, HttpClient, HttpTransport, RestLayer, ServerConfig, ServerPatch,
-    connector::{Acceptor, Network},
+    connector::{Acceptor, Connector, Network},
     server::Mux,
 };
 
@@ -52,6 +52,8 @@ pub(crate) struct Parts {
     #[cfg(feature = "http")]
     pub(crate) network: Network,
     #[cfg(feature = "http")]
+    pub(crate) connector: Arc<dyn Connector>,
+    #[cfg(feature = "http")]
     pub(crate) client: ClientPatch,
     #[cfg(feature = "http")]
     pub(crate) server: ServerPatch,
@@ -91,11 +93,11 @@ impl Chassis {
             use chassis_core::units::Patch;
             let mut config = ClientConfig::default();
             parts.client.apply(&mut config);
-            let connector = Arc::new(parts.network.clone());
+            let connector = &parts.connector;
             Transports {
                 http: Arc::new(HttpTransport::new(connector.clone(), config.clone())),
                 #[cfg(feature = "grpc")]
-                grpc: Arc::new(chassis_grpc::GrpcTransport::new(connector, config)),
+                grpc: Arc::new(chassis_grpc::GrpcTransport::new(connector.clone(), config)),
             }
         };
         Chassis {

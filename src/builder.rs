@@ -59,6 +59,8 @@ pub struct ChassisBuilder {
     hooks: Hooks,
     #[cfg(feature = "http")]
     network: chassis_http::connector::Network,
+    #[cfg(feature = "http")]
+    connector: Option<Arc<dyn chassis_http::connector::Connector>>,
 }
 
 /// Which file is read.
@@ -94,6 +96,8 @@ impl ChassisBuilder {
             hooks: Hooks::default(),
             #[cfg(feature = "http")]
             network: Default::default(),
+            #[cfg(feature = "http")]
+            connector: None,
         }
     }
 
@@ -280,6 +284,14 @@ impl ChassisBuilder {
         self
     }
 
+    /// Opens the connections of all clients, in place of the network: TLS goes in here. Default: the
+    /// network itself.
+    #[cfg(feature = "http")]
+    pub fn connector(mut self, connector: impl chassis_http::connector::Connector) -> Self {
+        self.connector = Some(Arc::new(connector));
+        self
+    }
+
     /// Reads the settings and sets everything up but the listeners. Within a tokio runtime.
     ///
     /// # Errors
@@ -382,6 +394,8 @@ impl ChassisBuilder {
             is_local: made.is_local,
             hooks: self.hooks,
             descriptors: self.descriptors,
+            #[cfg(feature = "http")]
+            connector: self.connector.unwrap_or_else(|| Arc::new(self.network.clone())),
             #[cfg(feature = "http")]
             network: self.network,
             #[cfg(feature = "http")]
