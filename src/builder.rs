@@ -21,7 +21,12 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    Chassis, Document, StartError, app::Parts, follow::Follower, identity, life::Hooks, sections::Made,
+    Chassis, Document, StartError,
+    app::Parts,
+    follow::Follower,
+    identity,
+    life::{Hook, Hooks},
+    sections::Made,
 };
 
 /// Makes a [`Chassis`]. What has no default is an argument of [`Chassis::builder`].
@@ -246,7 +251,7 @@ impl ChassisBuilder {
     where
         Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
     {
-        self.hooks.before_start.push(Box::new(|| Box::pin(hook())));
+        self.hooks.before_start.push(Hook::new(hook));
         self
     }
 
@@ -255,7 +260,7 @@ impl ChassisBuilder {
     where
         Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
     {
-        self.hooks.after_start.push(Box::new(|| Box::pin(hook())));
+        self.hooks.after_start.push(Hook::new(hook));
         self
     }
 
@@ -264,7 +269,7 @@ impl ChassisBuilder {
     where
         Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
     {
-        self.hooks.before_stop.push(Box::new(|| Box::pin(hook())));
+        self.hooks.before_stop.push(Hook::new(hook));
         self
     }
 
@@ -273,7 +278,7 @@ impl ChassisBuilder {
     where
         Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
     {
-        self.hooks.after_stop.push(Box::new(|| Box::pin(hook())));
+        self.hooks.after_stop.push(Hook::new(hook));
         self
     }
 

@@ -3,7 +3,10 @@
 //! Start: before-start hooks → bind all listeners → readiness → register → after-start hooks.
 //! Stop: before-stop hooks → not ready → deregister → wait until others have heard → close listeners,
 //! GOAWAY, wait, cut what is left → close clients → after-stop hooks.
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use chassis_core::{
     BoxError, BoxFuture,
@@ -16,8 +19,8 @@ use tokio::sync::oneshot;
 
 use crate::{Chassis, StartError, app::Parts, identity};
 
-/// A hook of the user's.
-pub(crate) type Hook = Box<dyn FnOnce() -> BoxFuture<'static, Result<(), BoxError>> + Send>;
+/// A hook of the user's. The lock is never contended: it lets services be shared whose hooks can't be.
+pub(crate) struct Hook(Mutex<Box<dyn FnOnce() -> BoxFuture<'static, Result<(), BoxError>> + Send>>);
 
 #[derive(Default)]
 pub(crate) struct Hooks {
@@ -53,12 +56,27 @@ const TASKS: Duration = Duration::from_secs(1);
 /// How long it takes in Kubernetes until endpoints have been taken out everywhere.
 const PROPAGATION: Duration = Duration::from_secs(5);
 
+// === impl Hook ===
+
+impl Hook {
+    pub(crate) fn new<Fut>(hook: impl FnOnce() -> Fut + Send + 'static) -> Self
+    where
+        Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        Hook(Mutex::new(Box::new(|| Box::pin(hook()))))
+    }
+
+    fn run(self) -> BoxFuture<'static, Result<(), BoxError>> {
+        (self.0.into_inner().unwrap_or_else(PoisonError::into_inner))()
+    }
+}
+
 // === impl Running ===
 
 impl Running {
     pub(crate) async fn start(mut app: Chassis) -> Result<Self, StartError> {
         for hook in std::mem::take(&mut app.parts.hooks.before_start) {
-            hook().await.map_err(|error| StartError::Hook("before-start", error))?;
+            hook.run().await.map_err(|error| StartError::Hook("before-start", error))?;
         }
         #[cfg(feature = "http")]
         let (server, addresses) = listen(&mut app).await?;
@@ -77,7 +95,7 @@ impl Running {
         };
         running.register().await;
         for hook in std::mem::take(&mut running.parts.hooks.after_start) {
-            if let Err(error) = hook().await {
+            if let Err(error) = hook.run().await {
                 running.stop().await;
                 return Err(StartError::Hook("after-start", error));
             }
@@ -256,7 +274,7 @@ async fn listen(app: &mut Chassis) -> Result<(Server, Vec<(String, String)>), St
 
 async fn stop_hooks(which: &'static str, hooks: Vec<Hook>) {
     for hook in hooks {
-        match tokio::time::timeout(HOOK, hook()).await {
+        match tokio::time::timeout(HOOK, hook.run()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(target: "chassis", %error, "a {which} hook failed"),
             Err(_) => tracing::warn!(target: "chassis", "a {which} hook took longer than {HOOK:?}"),
@@ -296,5 +314,17 @@ impl Signals {
             let _ = tokio::signal::ctrl_c().await;
             2
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn services_can_be_shared() {
+        fn shared<T: Send + Sync>() {}
+        shared::<Chassis>();
+        shared::<Running>();
     }
 }
