@@ -1,13 +1,101 @@
 //! Instances that come and go.
-use crate::mesh::{Ask, Mesh, Wire, both};
+use std::time::Duration;
+
+use chassis::{Reason, registry::Instance as Entry};
+
+use crate::mesh::{Act, Ask, Load, Mesh, Outcome, Wire, all_well, both, share};
+
+/// Calls that end up nowhere fail: nothing is tried again.
+const NO_RETRY: &str = "outbound: { defaults: { retry: off } }";
 
 both! {
-    async fn a_first_call_is_answered(wire: Wire) {
+    async fn traffic_follows_who_joins_and_leaves(wire: Wire) {
         let mesh = Mesh::new();
-        let stock = mesh.start("stock", "stock-1").await;
-        let caller = mesh.caller("").await;
+        let slow = Act::Delay(Duration::from_millis(3));
+        let first = mesh.start("stock", "stock-1").await;
+        first.does(slow.clone());
+        let caller = mesh.caller(NO_RETRY).await;
+        let mut load = Load::new(&caller, wire, 16, || Ask::to("stock"));
+        load.more(500).await;
+
+        let second = mesh.start("stock", "stock-2").await;
+        second.does(slow.clone());
+        load.more(200).await;
+        let before = [first.executed(), second.executed()];
+        load.more(1_000).await;
+        let [by_first, by_second] =
+            [first.executed() - before[0], second.executed() - before[1]].map(|n| n as f64 / 1_000.0);
+        assert!((0.4..0.6).contains(&by_first), "{by_first}");
+        assert!((0.4..0.6).contains(&by_second), "{by_second}");
+
+        let echo = first.echo.clone();
+        first.stop().await;
+        let executed = (echo.executed(), echo.running());
+        load.more(500).await;
+        assert_eq!((echo.executed(), echo.running()), executed, "nothing comes to who has left");
+        let outcomes = load.stop().await;
+        all_well(&outcomes);
+        assert!(share(&outcomes, "stock-2") > 0.4);
+    }
+}
+
+both! {
+    async fn the_last_one_leaves_and_another_comes(wire: Wire) {
+        let mesh = Mesh::new();
+        let first = mesh.start("stock", "stock-1").await;
+        let caller = mesh.caller(NO_RETRY).await;
+        assert_eq!(caller.call(wire, Ask::to("stock")).await.by(), "stock-1");
+        first.stop().await;
+        // The set that was there last is held on to, and nobody is there.
         let outcome = caller.call(wire, Ask::to("stock")).await;
-        assert_eq!((outcome.by(), outcome.message.as_str()), ("stock-1", "hello"));
-        assert_eq!(stock.executed(), 1);
+        outcome.refused(Reason::NoEndpoint);
+        assert_eq!(outcome.maybe_executed, Some(false));
+
+        let _second = mesh.start("stock", "stock-2").await;
+        let outcome = caller.call(wire, Ask::to("stock").timeout(Duration::from_secs(2))).await;
+        assert_eq!(outcome.by(), "stock-2");
+    }
+}
+
+both! {
+    async fn a_service_nobody_knows_and_one_that_is_meant(wire: Wire) {
+        let mesh = Mesh::new();
+        let _stock = mesh.start("stock", "stock-1").await;
+        let caller = mesh.caller("").await;
+        let outcome = caller.call(wire, Ask::to("stok")).await;
+        outcome.refused(Reason::UnknownService);
+        assert_eq!(outcome.message, "no service `stok` is registered; did you mean `stock`?");
+    }
+}
+
+both! {
+    async fn weights_are_shares(wire: Wire) {
+        let mesh = Mesh::new();
+        let _heavy = mesh.server("stock", "stock-1").weight(3).start().await;
+        let _light = mesh.server("stock", "stock-2").weight(1).start().await;
+        let _none = mesh.server("stock", "stock-3").weight(0).start().await;
+        let caller = mesh.caller("").await;
+        let outcomes: Vec<Outcome> = caller.calls(wire, 2_000, || Ask::to("stock")).await;
+        all_well(&outcomes);
+        let heavy = share(&outcomes, "stock-1");
+        assert!((0.72..0.78).contains(&heavy), "{heavy}");
+        assert_eq!(share(&outcomes, "stock-3"), 0.0);
+    }
+}
+
+both! {
+    async fn an_address_nobody_listens_at_is_not_picked(wire: Wire) {
+        let mesh = Mesh::new();
+        let _there = mesh.start("stock", "stock-1").await;
+        let gone = Entry::new("stock", "stock-2").with_label("track", "gone");
+        let gone = gone.with_address("grpc", "memory:gone").with_address("http", "memory:gone");
+        mesh.registry.put(gone);
+        let caller = mesh.caller(NO_RETRY).await;
+        let outcomes = caller.calls(wire, 200, || Ask::to("stock")).await;
+        all_well(&outcomes);
+        assert_eq!(share(&outcomes, "stock-1"), 1.0);
+        let outcome = caller.call(wire, Ask::to("stock").pin("track", "gone")).await;
+        outcome.refused(Reason::NoEndpoint);
+        assert!(outcome.message.contains("memory:gone"), "{}", outcome.message);
     }
 }

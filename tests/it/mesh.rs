@@ -8,6 +8,8 @@
 mod ask;
 #[path = "mesh/echo.rs"]
 mod echo;
+#[path = "mesh/load.rs"]
+mod load;
 #[path = "mesh/served.rs"]
 mod served;
 
@@ -37,6 +39,7 @@ use self::served::Served;
 pub(crate) use self::{
     ask::{Ask, Clients, Op, Outcome, Parts, Wire},
     echo::{Act, Echo, Failure, Gate, Seen, Work},
+    load::{Load, all_well, share},
 };
 
 /// One registry, one network, and the books of who executed what.
@@ -165,7 +168,7 @@ impl Mesh {
     }
 
     /// Someone who calls, with these settings in YAML.
-    pub(crate) async fn caller(&self, config: &str) -> Caller {
+    pub(crate) async fn caller(&self, config: &str) -> Arc<Caller> {
         self.server("tests", "tests").config(config).caller().await
     }
 
@@ -250,10 +253,10 @@ impl Plan<'_> {
         (app, source)
     }
 
-    pub(crate) async fn caller(mut self) -> Caller {
+    pub(crate) async fn caller(mut self) -> Arc<Caller> {
         let (app, source) = self.build().await;
         let config = Config { source, runtime: app.runtime().clone() };
-        Caller { app, config, clients: Mutex::default() }
+        Arc::new(Caller { app, config, clients: Mutex::default() })
     }
 
     /// Starts it; it is in the registry when this returns.
@@ -315,6 +318,21 @@ impl Caller {
 
     pub(crate) async fn call(&self, wire: Wire, ask: Ask) -> Outcome {
         self.clients(&ask.service).call(wire, ask).await
+    }
+
+    /// So many calls, one after the other.
+    pub(crate) async fn calls(&self, wire: Wire, count: usize, ask: impl Fn() -> Ask) -> Vec<Outcome> {
+        let mut outcomes = Vec::with_capacity(count);
+        for _ in 0..count {
+            outcomes.push(self.call(wire, ask()).await);
+        }
+        outcomes
+    }
+
+    /// A call that goes on while the test does; dropping the handle does not end it, `abort` does.
+    pub(crate) fn spawn(self: &Arc<Self>, wire: Wire, ask: Ask) -> tokio::task::JoinHandle<Outcome> {
+        let caller = self.clone();
+        tokio::spawn(async move { caller.call(wire, ask).await })
     }
 
     /// Begins a download of `parts` parts. Its handler does as it is told after the first of them; before

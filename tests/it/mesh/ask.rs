@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use chassis::{Channel, Chassis, Code, Error, HttpClient, Reason, grpc::RequestExt};
+use chassis::{Channel, Chassis, Code, Error, HttpClient, Problem, Reason, grpc::RequestExt};
 use chassis_protos::echo::{EchoReply, EchoRequest, echo_client::EchoClient};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body_util::BodyExt;
@@ -76,6 +76,8 @@ pub(crate) struct Outcome {
     pub(crate) maybe_executed: Option<bool>,
     /// The message echoed, or what the failure says.
     pub(crate) message: String,
+    /// What came instead of a reply; of an injected fault, its text.
+    pub(crate) body: String,
     pub(crate) instance: Option<String>,
     /// The instances that a chained call passed, outermost first.
     pub(crate) hops: Vec<String>,
@@ -321,6 +323,7 @@ impl Outcome {
             retry_after: None,
             maybe_executed: None,
             message: String::new(),
+            body: String::new(),
             instance: None,
             hops: Vec::new(),
             remaining: None,
@@ -397,24 +400,35 @@ impl Outcome {
             Err(error) => return Self::error(&error),
         };
         let (headers, status) = (response.headers().clone(), response.status().as_u16());
-        let refusal = response.refusal().map(|error| error.maybe_executed());
+        let refusal = response.refusal();
         let instance = headers.get(INSTANCE).map(|id| id.to_str().unwrap().to_owned());
-        match response.ok().await {
-            Ok(response) => match response.json::<Reply>().await {
+        let body = match response.bytes().await {
+            Ok(body) => body,
+            Err(error) => return Self::error(&error),
+        };
+        if status < 400 {
+            return match serde_json::from_slice::<Reply>(&body) {
                 Ok(reply) => Self::answered(reply.into(), headers, Some(status)),
-                Err(error) => Self::error(&error),
-            },
-            Err(problem) => Outcome {
-                status: Some(status),
-                reason: problem.reason(),
-                rule: problem.rule().map(str::to_owned),
-                retry_after: chassis::Error::from(problem.clone()).retry_after(),
-                maybe_executed: refusal,
-                message: problem.detail_text().unwrap_or_default().to_owned(),
-                instance,
-                headers,
-                ..Outcome::new(problem.code())
-            },
+                Err(_) => Outcome {
+                    status: Some(status),
+                    headers,
+                    body: String::from_utf8_lossy(&body).into_owned(),
+                    ..Outcome::new(Code::Ok)
+                },
+            };
+        }
+        let problem = Problem::read(http::StatusCode::from_u16(status).unwrap(), &headers, &body);
+        Outcome {
+            status: Some(status),
+            reason: problem.reason(),
+            rule: problem.rule().map(str::to_owned),
+            retry_after: Error::from(problem.clone()).retry_after(),
+            maybe_executed: refusal.map(|refusal| refusal.maybe_executed()),
+            message: problem.detail_text().unwrap_or_default().to_owned(),
+            body: String::from_utf8_lossy(&body).into_owned(),
+            instance,
+            headers,
+            ..Outcome::new(problem.code())
         }
     }
 
@@ -425,6 +439,7 @@ impl Outcome {
             retry_after: error.retry_after(),
             maybe_executed: Some(error.maybe_executed()),
             message: error.message().to_owned(),
+            body: error.details().and_then(|details| details.body.clone()).unwrap_or_default(),
             ..Outcome::new(error.code())
         }
     }
