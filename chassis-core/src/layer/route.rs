@@ -129,7 +129,7 @@ const MARGIN: Duration = Duration::from_millis(5);
 
 impl RouteLayer {
     /// Calls out of, or into, the service that `caller` names, under the newest `policies`.
-    pub(crate) fn new(
+    pub fn new(
         side: Side,
         policies: Live<Policies>,
         random: Random,

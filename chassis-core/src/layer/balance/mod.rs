@@ -53,7 +53,7 @@ const MOST_PROPOSALS: usize = 4;
 
 impl BalanceLayer {
     /// Picks among the nodes of `cluster`, drawing from `random`.
-    pub(crate) fn new(cluster: Arc<Cluster>, random: Random, site: Arc<Site>) -> Self {
+    pub fn new(cluster: Arc<Cluster>, random: Random, site: Arc<Site>) -> Self {
         BalanceLayer { cluster, random, site }
     }
 
