@@ -28,10 +28,12 @@ pub(crate) struct Outgoing {
     pub(crate) abort: Option<Abort>,
 }
 
-/// The body of a request. gRPC's says nothing of its size: hyper would add a `content-length`.
+/// The body of a request. gRPC's says nothing of its size: hyper would add a `content-length`. Nor does
+/// it say at once that it is empty: gRPC wants a DATA frame at the end, and grpc-go waits for it forever.
 pub(crate) struct RequestBody {
     body: Body,
     sized: bool,
+    begun: bool,
 }
 
 // === impl Form ===
@@ -69,7 +71,7 @@ impl Form {
 
     fn write(&self, call: &mut Invocation, uri: Uri) -> Outgoing {
         let (body, abort) = std::mem::take(&mut call.body).abortable();
-        let mut request = Request::new(RequestBody { body, sized: self.sized });
+        let mut request = Request::new(RequestBody { body, sized: self.sized, begun: false });
         *request.method_mut() = call.method.clone();
         *request.uri_mut() = uri;
         *request.headers_mut() = std::mem::take(&mut call.metadata);
@@ -97,17 +99,34 @@ impl http_body::Body for RequestBody {
     type Error = Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+        let this = self.get_mut();
+        this.begun = true;
+        Pin::new(&mut this.body).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        (self.sized || self.begun) && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
         match self.sized {
             true => self.body.size_hint(),
             false => SizeHint::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body::Body as _;
+
+    use super::*;
+
+    #[test]
+    fn only_rest_says_at_once_that_its_body_is_empty() {
+        for sized in [true, false] {
+            let body = RequestBody { body: Body::empty(), sized, begun: false };
+            assert_eq!(body.is_end_stream(), sized);
         }
     }
 }
