@@ -1,0 +1,153 @@
+//! Programs of others, as processes that end with their handle.
+use std::{
+    ffi::OsString,
+    path::PathBuf,
+    process::{Output, Stdio},
+    time::Duration,
+};
+
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, BufReader, Lines},
+    process::{Child, Command},
+    time::timeout,
+};
+
+/// What takes longer than this never comes.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A server that was started. It is killed when this is dropped.
+pub(crate) struct Peer {
+    /// It says what it does, line by line.
+    lines: Lines<BufReader<Box<dyn AsyncRead + Send + Unpin>>>,
+    _process: Child,
+    /// Its temporary files.
+    _folder: TempDir,
+}
+
+/// On which of its outputs a server says what a test wants to know.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Says {
+    Out,
+    Err,
+}
+
+// === the programs; `None` where they are not installed ===
+
+/// `grpc_server.py`, and the port of its Echo service.
+pub(crate) async fn grpcio_server() -> Option<(Peer, String)> {
+    let mut server = Peer::start(python("grpc_server.py")?, Says::Out);
+    let port = server.line().await;
+    Some((server, format!("127.0.0.1:{port}")))
+}
+
+/// `http_server.py`, and its port.
+pub(crate) async fn http_server() -> Option<(Peer, String)> {
+    let mut server = Peer::start(python("http_server.py")?, Says::Out);
+    let port = server.line().await;
+    Some((server, format!("127.0.0.1:{port}")))
+}
+
+/// nginx, with its ports for HTTP/1.1 and for HTTP/2; what it has no answer to it passes on to `upstream`.
+pub(crate) async fn nginx(upstream: Option<&str>) -> Option<(Peer, String, String)> {
+    let (mut command, nginx) = (python("nginx_server.py")?, program("NGINX")?);
+    command.arg(nginx).args(upstream);
+    let mut server = Peer::start(command, Says::Out);
+    let ports = server.line().await;
+    let (http1, http2) = ports.split_once(' ').unwrap();
+    Some((server, format!("127.0.0.1:{http1}"), format!("127.0.0.1:{http2}")))
+}
+
+/// grpc-go's interop server, and its port.
+pub(crate) async fn go_server() -> Option<(Peer, String)> {
+    let mut command = Command::new(program("GO_INTEROP_SERVER")?);
+    command.arg("-port=0").env("GRPC_GO_LOG_SEVERITY_LEVEL", "info");
+    let mut server = Peer::start(command, Says::Err);
+    let line = server.line_with("listening on").await;
+    let (_, port) = line.rsplit_once(':').unwrap();
+    Some((server, format!("127.0.0.1:{port}")))
+}
+
+/// Runs a case of `grpc_client.py`, or `all`.
+pub(crate) async fn grpcio_client(address: &str, case: &[&str]) -> Option<()> {
+    let mut command = python("grpc_client.py")?;
+    succeed(command.arg(address).args(case)).await;
+    Some(())
+}
+
+/// Runs a case of grpc-go's interop client.
+pub(crate) async fn go_client(address: &str, case: &str) -> Option<()> {
+    let (host, port) = address.split_once(':').unwrap();
+    let mut command = Command::new(program("GO_INTEROP_CLIENT")?);
+    command.args([format!("-server_host={host}"), format!("-server_port={port}")]);
+    succeed(command.arg(format!("-test_case={case}"))).await;
+    Some(())
+}
+
+/// curl, quiet but for errors, and not led astray by a proxy.
+pub(crate) fn curl() -> Option<Command> {
+    let mut command = Command::new(program("CURL")?);
+    command.args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "25"]);
+    Some(command)
+}
+
+fn python(script: &str) -> Option<Command> {
+    let mut command = Command::new(program("PYTHON")?);
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/foreign");
+    command.arg("-B").arg(folder.join(script));
+    Some(command)
+}
+
+fn program(name: &str) -> Option<OsString> {
+    std::env::var_os(format!("CHASSIS_PEER_{name}")).filter(|path| !path.is_empty())
+}
+
+// === running them ===
+
+/// Runs `command` to its end, and has it succeed. Returns what it printed.
+pub(crate) async fn succeed(command: &mut Command) -> String {
+    let output = finish(command).await;
+    let [out, err] =
+        [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+    assert!(output.status.success(), "{command:?}: {}\n{out}{err}", output.status);
+    out
+}
+
+/// Runs `command` to its end, however it ends.
+pub(crate) async fn finish(command: &mut Command) -> Output {
+    let ended = timeout(PATIENCE, command.stdin(Stdio::null()).kill_on_drop(true).output()).await;
+    ended.unwrap_or_else(|_| panic!("{command:?} did not end")).unwrap()
+}
+
+// === impl Peer ===
+
+impl Peer {
+    fn start(mut command: Command, says: Says) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        command.env("TMPDIR", folder.path()).stdin(Stdio::null()).kill_on_drop(true);
+        let output = |this| if this == says { Stdio::piped() } else { Stdio::inherit() };
+        command.stdout(output(Says::Out)).stderr(output(Says::Err));
+        let mut process = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let said: Box<dyn AsyncRead + Send + Unpin> = match says {
+            Says::Out => Box::new(process.stdout.take().unwrap()),
+            Says::Err => Box::new(process.stderr.take().unwrap()),
+        };
+        Peer { lines: BufReader::new(said).lines(), _process: process, _folder: folder }
+    }
+
+    /// The next line it says.
+    pub(crate) async fn line(&mut self) -> String {
+        let line = timeout(PATIENCE, self.lines.next_line()).await.expect("the peer says nothing");
+        line.unwrap().expect("the peer has ended")
+    }
+
+    /// The next line in which it says this.
+    pub(crate) async fn line_with(&mut self, words: &str) -> String {
+        loop {
+            let line = self.line().await;
+            if line.contains(words) {
+                return line;
+            }
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! Our client calls grpc-go's interop server: the fourteen cases, as gRPC's
+//! `doc/interop-test-descriptions.md` demands them.
+use std::time::Duration;
+
+use chassis::{Channel, Chassis};
+use chassis_protos::interop::{
+    EchoStatus, Empty, PayloadType, ResponseParameters, SimpleRequest, SimpleResponse,
+    StreamingInputCallRequest, StreamingOutputCallRequest, StreamingOutputCallResponse,
+    test_service_client::TestServiceClient, unimplemented_service_client::UnimplementedServiceClient,
+};
+use serde_json::json;
+use tokio::{sync::mpsc, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Code, Request, Status,
+    metadata::{BinaryMetadataValue, MetadataMap, MetadataValue},
+};
+
+use crate::{
+    interop::{INITIAL, TRAILING, zeros},
+    ours::{self, Parts, counted},
+    peer::{self, Peer},
+};
+
+/// The server, and who calls it.
+struct World {
+    app: Chassis,
+    _server: Peer,
+}
+
+const REQUEST_SIZES: [i32; 4] = [27182, 8, 1828, 45904];
+const REPLY_SIZES: [i32; 4] = [31415, 9, 2653, 58979];
+const SPECIAL_MESSAGE: &str = "\t\ntest with whitespace\r\nand Unicode BMP ☺ and non-BMP 😈\t\n";
+const INITIAL_VALUE: &str = "test_initial_metadata_value";
+const TRAILING_VALUE: &[u8] = b"\xab\xab\xab";
+
+impl World {
+    async fn new() -> Option<Self> {
+        let (_server, address) = peer::go_server().await?;
+        let app = ours::caller(&address, json!({})).await;
+        Some(World { app, _server })
+    }
+
+    fn stub(&self) -> TestServiceClient<Channel> {
+        TestServiceClient::new(self.app.grpc("peer"))
+    }
+
+    /// How often a call ended with `code`, as our figures have it, once nothing is under way any more.
+    fn ended_with(&self, code: &str) -> u64 {
+        let nodes = self.app.runtime().inspect().services.into_iter().flat_map(|service| service.nodes);
+        assert_eq!(nodes.map(|node| node.in_flight).sum::<u32>(), 0, "calls under way");
+        counted(self.app.runtime(), "rpc_client_call_duration_seconds", &[("rpc_status_code", code)])
+    }
+}
+
+/// A request for replies of these sizes.
+fn wants(sizes: &[i32]) -> StreamingOutputCallRequest {
+    let response_parameters =
+        sizes.iter().map(|&size| ResponseParameters { size, ..ResponseParameters::default() }).collect();
+    StreamingOutputCallRequest { response_parameters, ..StreamingOutputCallRequest::default() }
+}
+
+/// The status that the server is asked to answer with.
+fn status(message: &str) -> Option<EchoStatus> {
+    Some(EchoStatus { code: Code::Unknown.into(), message: message.to_owned() })
+}
+
+#[track_caller]
+fn check_reply(reply: Option<StreamingOutputCallResponse>, size: i32) {
+    let payload = reply.unwrap().payload.unwrap();
+    assert_eq!((payload.r#type(), payload.body.len()), (PayloadType::Compressable, size as usize));
+}
+
+#[track_caller]
+fn check_status(status: &Status, code: Code, message: &str) {
+    assert_eq!((status.code(), status.message()), (code, message));
+}
+
+#[tokio::test]
+async fn empty_unary() {
+    let Some(world) = World::new().await else { return };
+    assert_eq!(world.stub().empty_call(Empty {}).await.unwrap().into_inner(), Empty {});
+}
+
+#[tokio::test]
+async fn large_unary() {
+    let Some(world) = World::new().await else { return };
+    let request = SimpleRequest { response_size: 314159, payload: zeros(271828), ..SimpleRequest::default() };
+    let payload = world.stub().unary_call(request).await.unwrap().into_inner().payload.unwrap();
+    assert_eq!((payload.r#type(), payload.body), (PayloadType::Compressable, vec![0; 314159]));
+}
+
+#[tokio::test]
+async fn client_streaming() {
+    let Some(world) = World::new().await else { return };
+    let request = |size| StreamingInputCallRequest { payload: zeros(size), expect_compressed: None };
+    let reply = world.stub().streaming_input_call(tokio_stream::iter(REQUEST_SIZES.map(request))).await;
+    assert_eq!(reply.unwrap().into_inner().aggregated_payload_size, 74922);
+}
+
+#[tokio::test]
+async fn server_streaming() {
+    let Some(world) = World::new().await else { return };
+    let mut replies = world.stub().streaming_output_call(wants(&REPLY_SIZES)).await.unwrap().into_inner();
+    for size in REPLY_SIZES {
+        check_reply(replies.message().await.unwrap(), size);
+    }
+    assert_eq!(replies.message().await.unwrap(), None, "exactly four");
+}
+
+#[tokio::test]
+async fn ping_pong() {
+    let Some(world) = World::new().await else { return };
+    let (send, requests) = mpsc::channel(1);
+    let mut turns = REQUEST_SIZES.into_iter().zip(REPLY_SIZES);
+    let mut request = || {
+        let (size, reply_size) = turns.next()?;
+        Some(StreamingOutputCallRequest { payload: zeros(size), ..wants(&[reply_size]) })
+    };
+    send.send(request().unwrap()).await.unwrap(); // the server's head comes with its first reply
+    let mut replies =
+        world.stub().full_duplex_call(ReceiverStream::new(requests)).await.unwrap().into_inner();
+    for reply_size in REPLY_SIZES {
+        check_reply(replies.message().await.unwrap(), reply_size);
+        if let Some(next) = request() {
+            send.send(next).await.unwrap();
+        }
+    }
+    drop(send);
+    assert_eq!(replies.message().await.unwrap(), None, "exactly four");
+}
+
+#[tokio::test]
+async fn empty_stream() {
+    let Some(world) = World::new().await else { return };
+    let mut replies = world.stub().full_duplex_call(tokio_stream::empty()).await.unwrap().into_inner();
+    assert_eq!(replies.message().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn cancel_after_begin() {
+    let Some(world) = World::new().await else { return };
+    world.stub().empty_call(Empty {}).await.unwrap(); // so that what follows has begun at once
+    let (send, requests) = mpsc::channel(1);
+    let mut stub = world.stub();
+    let call = stub.streaming_input_call(ReceiverStream::new(requests));
+    // The server waits for the requests to end: so this gives up once the call is there.
+    timeout(Duration::from_millis(100), call).await.unwrap_err();
+    send.closed().await;
+    assert_eq!(world.ended_with("CANCELLED"), 1);
+    world.stub().empty_call(Empty {}).await.unwrap();
+}
+
+#[tokio::test]
+async fn cancel_after_first_response() {
+    let Some(world) = World::new().await else { return };
+    let (send, requests) = mpsc::channel(1);
+    send.send(StreamingOutputCallRequest { payload: zeros(27182), ..wants(&[31415]) }).await.unwrap();
+    let mut replies =
+        world.stub().full_duplex_call(ReceiverStream::new(requests)).await.unwrap().into_inner();
+    check_reply(replies.message().await.unwrap(), 31415);
+    drop(replies);
+    send.closed().await;
+    assert_eq!(world.ended_with("CANCELLED"), 1);
+    world.stub().empty_call(Empty {}).await.unwrap();
+}
+
+#[tokio::test]
+async fn timeout_on_sleeping_server() {
+    let Some(world) = World::new().await else { return };
+    let (send, requests) = mpsc::channel(1);
+    send.send(StreamingOutputCallRequest { payload: zeros(27182), ..wants(&[]) }).await.unwrap();
+    let mut request = Request::new(ReceiverStream::new(requests));
+    request.set_timeout(Duration::from_millis(1));
+    // With or without a head: the server may not have been reached yet.
+    let status = match world.stub().full_duplex_call(request).await {
+        Ok(replies) => replies.into_inner().message().await.unwrap_err(),
+        Err(status) => status,
+    };
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+    send.closed().await;
+}
+
+#[tokio::test]
+async fn status_code_and_message() {
+    let Some(world) = World::new().await else { return };
+    let message = "test status message";
+    let request = SimpleRequest { response_status: status(message), ..SimpleRequest::default() };
+    check_status(&world.stub().unary_call(request).await.unwrap_err(), Code::Unknown, message);
+
+    let request = StreamingOutputCallRequest { response_status: status(message), ..wants(&[]) };
+    let status = match world.stub().full_duplex_call(tokio_stream::once(request)).await {
+        Ok(replies) => replies.into_inner().message().await.unwrap_err(),
+        Err(status) => status,
+    };
+    check_status(&status, Code::Unknown, message);
+}
+
+#[tokio::test]
+async fn special_status_message() {
+    let Some(world) = World::new().await else { return };
+    let request = SimpleRequest { response_status: status(SPECIAL_MESSAGE), ..SimpleRequest::default() };
+    check_status(&world.stub().unary_call(request).await.unwrap_err(), Code::Unknown, SPECIAL_MESSAGE);
+}
+
+#[tokio::test]
+async fn custom_metadata() {
+    let Some(world) = World::new().await else { return };
+    let request = SimpleRequest { response_size: 1, payload: zeros(1), ..SimpleRequest::default() };
+    let path = "/grpc.testing.TestService/UnaryCall";
+    check_echoes(ours::call::<_, SimpleResponse>(world.app.grpc("peer"), path, with_metadata(request)).await);
+
+    let request = StreamingOutputCallRequest { payload: zeros(1), ..wants(&[1]) };
+    let path = "/grpc.testing.TestService/FullDuplexCall";
+    let replies =
+        ours::call::<_, StreamingOutputCallResponse>(world.app.grpc("peer"), path, with_metadata(request));
+    check_echoes(replies.await);
+}
+
+fn with_metadata<T>(request: T) -> Request<T> {
+    let mut request = Request::new(request);
+    request.metadata_mut().insert(INITIAL, MetadataValue::from_static(INITIAL_VALUE));
+    request.metadata_mut().insert_bin(TRAILING, BinaryMetadataValue::from_bytes(TRAILING_VALUE));
+    request
+}
+
+#[track_caller]
+fn check_echoes<R>(answer: Parts<R>) {
+    assert_eq!(answer.head.get_all(INITIAL).iter().collect::<Vec<_>>(), [INITIAL_VALUE]);
+    let trailing = |metadata: &MetadataMap| -> Vec<_> {
+        metadata.get_all_bin(TRAILING).iter().map(|value| value.to_bytes().unwrap()).collect()
+    };
+    assert_eq!(trailing(&answer.trailers), [TRAILING_VALUE]);
+    assert!(trailing(&answer.head).is_empty() && answer.trailers.get(INITIAL).is_none());
+    assert_eq!(answer.replies.len(), 1);
+}
+
+#[tokio::test]
+async fn unimplemented_method() {
+    let Some(world) = World::new().await else { return };
+    let status = world.stub().unimplemented_call(Empty {}).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented, "{status:?}");
+}
+
+#[tokio::test]
+async fn unimplemented_service() {
+    let Some(world) = World::new().await else { return };
+    let mut stub = UnimplementedServiceClient::new(world.app.grpc("peer"));
+    let status = stub.unimplemented_call(Empty {}).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented, "{status:?}");
+}
