@@ -10,6 +10,7 @@ use std::{
 use chassis_core::random::Random;
 use tokio::time::Instant;
 
+use super::FAREWELL;
 use crate::ServerConfig;
 
 /// Requests in flight, and since when a head has been coming in. Shared by a connection's parts.
@@ -54,8 +55,6 @@ pub(super) enum Act {
     Close,
 }
 
-/// A peer that has nothing in flight has this long to go once it was asked.
-const FAREWELL: Duration = Duration::from_secs(1);
 /// Whoever drains cuts what is left, well before this.
 const DRAIN: Duration = Duration::from_secs(24 * 3600);
 
@@ -134,7 +133,7 @@ impl Watch {
         }
     }
 
-    /// What to do at `now`.
+    /// What to do at `now`. A peer that has nothing in flight goes soon after it was asked to.
     pub(super) fn look(&mut self, now: Instant, activity: &Activity) -> Act {
         let (in_flight, requests) = (activity.in_flight(), activity.requests.load(Acquire));
         if in_flight > 0 || requests != self.idle.1 {

@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
-    Port,
+    FAREWELL, Port,
     activity::{Act, Activity, InFlight, Watch},
     body::{ServerBody, Tracked},
     io::{Opened, Opening, Version},
@@ -47,16 +47,21 @@ pub(super) async fn serve(port: Arc<Port>, stream: Stream) {
     let activity = port.activities.begin();
     let connected = Connected::new(stream.peer().clone(), port.name.clone(), port.config.max_body.get());
     let requests = Requests { port: port.clone(), connected, activity: activity.clone() };
-    match version {
+    let (ended, lent) = match version {
         Version::H1 => {
             activity.head_bytes();
-            let io = TokioIo::new(Opened::new(stream, opening, Some(activity.clone())));
-            watch(&port, &activity, begun, h1(&port.config).serve_connection(io, requests)).await;
+            let (io, lent) = Opened::new(stream, opening, Some(activity.clone()));
+            let connection = h1(&port.config).serve_connection(TokioIo::new(io), requests);
+            (watch(&port, &activity, begun, connection).await, lent)
         }
         Version::H2 => {
-            let io = TokioIo::new(Opened::new(stream, opening, None));
-            watch(&port, &activity, begun, h2(&port).serve_connection(io, requests)).await;
+            let (io, lent) = Opened::new(stream, opening, None);
+            let connection = h2(&port).serve_connection(TokioIo::new(io), requests);
+            (watch(&port, &activity, begun, connection).await, lent)
         }
+    };
+    if ended {
+        lent.close(FAREWELL).await;
     }
 }
 
@@ -80,8 +85,8 @@ async fn open(port: &Port, stream: Stream, opening: &mut Opening) -> Option<(Str
     }
 }
 
-/// Runs the connection, and has it go when it is time to.
-async fn watch(port: &Port, activity: &Activity, begun: Instant, connection: impl Graceful) {
+/// Runs the connection, and has it go when it is time to. `false`: it had to be cut.
+async fn watch(port: &Port, activity: &Activity, begun: Instant, connection: impl Graceful) -> bool {
     let mut connection = pin!(connection);
     let mut draining = pin!(port.draining.cancelled());
     let mut is_draining = false;
@@ -94,7 +99,7 @@ async fn watch(port: &Port, activity: &Activity, begun: Instant, connection: imp
                 if let Err(error) = ended {
                     tracing::debug!(port = &*port.name, error = &error as &dyn std::error::Error, "connection");
                 }
-                return;
+                return true;
             }
             () = &mut draining, if !is_draining => {
                 is_draining = true;
@@ -108,7 +113,7 @@ async fn watch(port: &Port, activity: &Activity, begun: Instant, connection: imp
                 connection.as_mut().ask();
                 look.as_mut().reset(at);
             }
-            Act::Close => return,
+            Act::Close => return false,
         }
     }
 }

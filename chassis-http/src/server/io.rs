@@ -5,9 +5,14 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    sync::oneshot,
+    time::timeout,
+};
 
 use super::activity::Activity;
 use crate::connector::Stream;
@@ -27,13 +32,17 @@ pub(super) struct Opening {
     given: usize,
 }
 
-/// A stream that begins with its opening again.
+/// A stream that begins with its opening again, and outlives whom it is lent to.
 pub(super) struct Opened {
-    stream: Stream,
+    stream: Option<Stream>,
     opening: Opening,
     /// Told of the bytes of heads, where they can come slowly: over HTTP/1.1.
     heads: Option<Arc<Activity>>,
+    back: Option<oneshot::Sender<Stream>>,
 }
+
+/// Where the stream comes back to.
+pub(super) struct Lent(oneshot::Receiver<Stream>);
 
 /// What every HTTP/2 connection begins with.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -64,8 +73,21 @@ impl Opening {
 // === impl Opened ===
 
 impl Opened {
-    pub(super) fn new(stream: Stream, opening: Opening, heads: Option<Arc<Activity>>) -> Self {
-        Opened { stream, opening, heads }
+    pub(super) fn new(stream: Stream, opening: Opening, heads: Option<Arc<Activity>>) -> (Self, Lent) {
+        let (back, lent) = oneshot::channel();
+        (Opened { stream: Some(stream), opening, heads, back: Some(back) }, Lent(lent))
+    }
+
+    fn stream(&mut self) -> Pin<&mut Stream> {
+        Pin::new(self.stream.as_mut().expect("only taken out when dropped"))
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        if let (Some(stream), Some(back)) = (self.stream.take(), self.back.take()) {
+            let _ = back.send(stream);
+        }
     }
 }
 
@@ -80,7 +102,7 @@ impl AsyncRead for Opened {
             return Poll::Ready(Ok(()));
         }
         let before = to.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(cx, to))?;
+        ready!(this.stream().poll_read(cx, to))?;
         if let Some(heads) = &this.heads
             && to.filled().len() > before
         {
@@ -92,15 +114,15 @@ impl AsyncRead for Opened {
 
 impl AsyncWrite for Opened {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        self.stream().poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        self.stream().poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        self.stream().poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -108,10 +130,32 @@ impl AsyncWrite for Opened {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+        self.stream().poll_write_vectored(cx, bytes)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.stream.as_ref().is_some_and(|stream| stream.is_write_vectored())
     }
+}
+
+// === impl Lent ===
+
+impl Lent {
+    /// Closes the stream once the peer has, or `bound` is over.
+    ///
+    /// Closing with bytes unread resets the connection: then the peer may never see what it was told
+    /// last, above all which of its streams were never begun.
+    pub(super) async fn close(mut self, bound: Duration) {
+        if let Ok(mut stream) = self.0.try_recv() {
+            let _ = timeout(bound, finish(&mut stream)).await;
+        }
+    }
+}
+
+/// Says that nothing more comes, and reads on until the peer says so too.
+pub(super) async fn finish(stream: &mut Stream) -> io::Result<()> {
+    stream.shutdown().await?;
+    let mut ignored = [0; 1024];
+    while stream.read(&mut ignored).await? > 0 {}
+    Ok(())
 }

@@ -18,7 +18,7 @@ use std::{
 
 use chassis_core::{random::Random, tasks::Tasks};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::AsyncWriteExt,
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -80,8 +80,8 @@ struct Counted(Arc<AtomicUsize>);
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// So many peers at once are told that the server is full; more are just closed.
 const REFUSING: usize = 64;
-/// How long a peer has to take note of it.
-const REFUSAL: Duration = Duration::from_secs(1);
+/// How long a peer has to take note of what it is told last.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// What they are told, whatever they speak: an HTTP/2 client sees that it is none of its frames.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     x-chassis-refused: OVERLOADED\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
@@ -135,7 +135,7 @@ impl Server {
             return 0;
         }
         let cut = self.activities.in_flight();
-        self.tasks.end(REFUSAL).await;
+        self.tasks.end(FAREWELL).await;
         cut
     }
 
@@ -189,18 +189,14 @@ fn admit(port: &Arc<Port>, stream: Stream) -> Option<chassis_core::BoxFuture<'st
     port.refusing.fetch_add(1, AcqRel);
     let port = port.clone();
     Some(Box::pin(async move {
-        let _ = timeout(REFUSAL, tell_full(stream)).await;
+        let _ = timeout(FAREWELL, tell_full(stream)).await;
         port.refusing.fetch_sub(1, AcqRel);
     }))
 }
 
-/// Closing with bytes unread would reset the connection, and take the message with it.
 async fn tell_full(mut stream: Stream) -> std::io::Result<()> {
     stream.write_all(FULL).await?;
-    stream.shutdown().await?;
-    let mut ignored = [0; 1024];
-    while stream.read(&mut ignored).await? > 0 {}
-    Ok(())
+    io::finish(&mut stream).await
 }
 
 fn is_of_one_connection(kind: ErrorKind) -> bool {
