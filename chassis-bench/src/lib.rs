@@ -2,7 +2,9 @@
 //! sides of every ratio are built alike. As a library it lends its parts to peers too heavy to live here.
 //!
 //! - [`layers`] counts instructions and allocations a call; [`memory`] bytes; exact, so they decide.
-//! - [`compare`] measures time in interleaved slices; [`serve`] and [`drive`] show behaviour under load.
+//! - [`compare`] measures time in interleaved slices; [`serve`] and [`drive`] are for behaviour under load,
+//!   [`behaviour`] the experiments with them.
+pub mod behaviour;
 pub mod compare;
 pub mod drive;
 pub mod layers;

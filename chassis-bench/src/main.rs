@@ -1,16 +1,17 @@
 //! `chassis-bench <what> [options]`.
 use std::process::ExitCode;
 
-use chassis_bench::{Result, compare, drive, layers, memory, serve};
+use chassis_bench::{Result, behaviour, compare, drive, layers, memory, serve};
 
 const USAGE: &str = "\
 chassis-bench measures what chassis costs and how it behaves.
 
-  serve     a service whose behaviour can be changed while it runs
-  drive     calls to a service, at a rate or from a number of callers
-  layers    instructions, allocations and nanoseconds a call, by layer
-  compare   time and CPU against peers, in interleaved slices
-  memory    bytes by endpoint, connection, key and operation
+  serve      a service whose behaviour can be changed while it runs
+  drive      calls to a service, at a rate or from a number of callers
+  behaviour  what callers see when something is wrong
+  layers     instructions, allocations and nanoseconds a call, by layer
+  compare    time and CPU against peers, in interleaved slices
+  memory     bytes by endpoint, connection, key and operation
 
 `chassis-bench <what> --help` tells the options.
 ";
@@ -33,6 +34,7 @@ fn run() -> Result {
             Some("drive") => drive::run(args),
             Some("layers") => layers::run(args),
             Some("compare") => compare::run(args),
+            Some("behaviour") => behaviour::run(args),
             Some("memory") => memory::run(args),
             _ => Err(format!("there is no `{}`\n\n{USAGE}", what.display()).into()),
         },

@@ -1,0 +1,70 @@
+//! More calls than a service can do, whose `concurrency` refuses what is too much.
+use std::time::Duration;
+
+use super::{Figures, Pace, fleet::Fleet};
+use crate::{
+    Result,
+    drive::{Class, Drive, Load, Options},
+};
+
+/// Sixteen slots of 10 ms: 1,600 calls a second on any machine.
+pub(super) const SLOTS: [&str; 4] = ["--slots", "16", "--latency", "10ms"];
+/// The same as a number.
+pub(super) const CAPACITY: f64 = 1_600.0;
+/// A capacity that is further off than that says that the machine is too slow, and voids a run.
+const TOLERANCE: f64 = 0.05;
+
+pub(super) async fn run(pace: Pace) -> Result<Vec<Figures>> {
+    let mut all = Vec::new();
+    let measured = capacity(pace).await?;
+    let void = f64::from((measured / CAPACITY - 1.0).abs() > TOLERANCE);
+    all.push(Figures::new("overload", "capacity", [("calls/s", measured), ("void", void)]));
+    for factor in [0.8, 2.0, 10.0] {
+        all.push(at(factor, pace).await?);
+    }
+    Ok(all)
+}
+
+/// What the service can do, without any bound.
+async fn capacity(pace: Pace) -> Result<f64> {
+    let mut fleet = Fleet::new()?;
+    fleet.start("stock", "", &SLOTS).await?;
+    let caller = fleet.caller("").await?;
+    let load = Load::Closed { callers: 48 };
+    let options = Options { to: "stock".to_owned(), load, time: pace.seconds(10), ..Options::default() };
+    let report = Drive::new(&caller, options)?.run().await;
+    Ok(report.class(Class::Ok) as f64 / report.seconds)
+}
+
+async fn at(factor: f64, pace: Pace) -> Result<Figures> {
+    let mut fleet = Fleet::new()?;
+    fleet.start("stock", "inbound: { concurrency: 32 }", &SLOTS).await?;
+    let caller = fleet.caller("").await?;
+    let options = Options {
+        to: "stock".to_owned(),
+        load: Load::Open { rate: factor * CAPACITY },
+        time: pace.seconds(20),
+        timeout: Some(Duration::from_secs(1)),
+        ..Options::default()
+    };
+    let report = Drive::new(&caller, options)?.run().await;
+    let ok = report.class(Class::Ok);
+    let goodput = ok as f64 / pace.seconds(20).as_secs_f64();
+    Ok(Figures::new(
+        "overload",
+        format!("{factor} of the capacity, concurrency 32"),
+        [
+            ("calls", report.calls as f64),
+            ("good/s", goodput),
+            ("good / what could be done, %", 100.0 * goodput / CAPACITY.min(factor * CAPACITY)),
+            ("p50 of ok, ms", report.latency_ok_ms.p50),
+            ("p99 of ok, ms", report.latency_ok_ms.p99),
+            ("refused before work", report.class(Class::RefusedBeforeWork) as f64),
+            ("failed, not executed", report.class(Class::FailedNotExecuted) as f64),
+            ("maybe executed", report.class(Class::MaybeExecuted) as f64),
+            ("hang", report.class(Class::Hang) as f64),
+            ("attempts / calls", report.attempts as f64 / report.calls.max(1) as f64),
+            ("latest start, ms", report.latest_start_ms),
+        ],
+    ))
+}

@@ -1,0 +1,98 @@
+//! What became of a call: exactly one of five.
+use chassis::{Code, Error, Reason};
+use serde::Serialize;
+
+use crate::echo::Hop;
+
+/// What became of a call, from the caller's point of view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// Answered well.
+    Ok,
+    /// A mechanism refused it, here or over there, before any handler saw it.
+    RefusedBeforeWork,
+    /// It failed on its way, and provably no handler saw it.
+    FailedNotExecuted,
+    /// It failed, and a handler saw it, or may have.
+    MaybeExecuted,
+    /// No answer 100 ms after its deadline.
+    Hang,
+}
+
+/// How a call ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// What became of it.
+    pub class: Class,
+    /// In gRPC's words.
+    pub code: Code,
+    /// The mechanism that spoke, where one did.
+    pub reason: Option<Reason>,
+    /// The way it took, where it was answered well.
+    pub hops: Vec<Hop>,
+}
+
+// === impl Class ===
+
+impl Class {
+    /// All five.
+    pub const ALL: [Class; 5] =
+        [Class::Ok, Class::RefusedBeforeWork, Class::FailedNotExecuted, Class::MaybeExecuted, Class::Hang];
+
+    fn of(error: &Error) -> Self {
+        use Reason::*;
+        match error.reason() {
+            _ if error.maybe_executed() => Class::MaybeExecuted,
+            RateLimited | Overloaded | CircuitOpen | NoEndpoint | NoRoute | UnknownService
+            | FaultInjected | ShuttingDown => Class::RefusedBeforeWork,
+            _ => Class::FailedNotExecuted,
+        }
+    }
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    /// Answered well, over these services.
+    pub fn ok(hops: Vec<Hop>) -> Self {
+        Outcome { class: Class::Ok, code: Code::Ok, reason: None, hops }
+    }
+
+    /// No answer in time, and no word that there was none.
+    pub fn hang() -> Self {
+        Outcome { class: Class::Hang, code: Code::DeadlineExceeded, reason: None, hops: Vec::new() }
+    }
+
+    /// Answered by a handler, which failed.
+    pub fn failed(code: Code) -> Self {
+        Outcome { class: Class::MaybeExecuted, code, reason: None, hops: Vec::new() }
+    }
+}
+
+impl From<&Error> for Outcome {
+    fn from(error: &Error) -> Self {
+        let reason = Some(error.reason());
+        Outcome { class: Class::of(error), code: error.code(), reason, hops: Vec::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(error: Error, class: Class) {
+        assert_eq!(Outcome::from(&error).class, class);
+    }
+
+    #[test]
+    fn every_failure_is_in_the_right_class() {
+        check(Error::local(Reason::CircuitOpen, ""), Class::RefusedBeforeWork);
+        check(Error::remote(Reason::Overloaded, "").with_maybe_executed(false), Class::RefusedBeforeWork);
+        check(Error::remote(Reason::ConnectFailed, ""), Class::FailedNotExecuted);
+        check(Error::local(Reason::DeadlineExceeded, ""), Class::FailedNotExecuted);
+        check(Error::remote(Reason::DeadlineExceeded, ""), Class::MaybeExecuted);
+        check(Error::remote(Reason::ConnectionLost, ""), Class::MaybeExecuted);
+    }
+}

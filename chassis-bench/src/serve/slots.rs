@@ -1,0 +1,85 @@
+//! A service that can do so much and no more, whatever the machine: calls take turns at slots.
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep_until},
+};
+
+/// A number of slots, each working on one call at a time.
+///
+/// A call that waits in line and leaves costs nothing. One that began is worked on to its end: work whose
+/// caller has left is what keeps an overloaded service down. A slot that is late, as timers are by up to a
+/// millisecond, makes up for it with the next in line, so that the capacity is as told.
+#[derive(Clone)]
+pub struct Slots(Arc<Inner>);
+
+struct Inner {
+    permits: Arc<Semaphore>,
+    /// When each idle slot had finished its last call.
+    free_since: Mutex<Vec<Instant>>,
+}
+
+// === impl Slots ===
+
+impl Slots {
+    /// This many.
+    pub fn new(count: u32) -> Self {
+        let count = count as usize;
+        let free_since = Mutex::new(vec![Instant::now(); count]);
+        Slots(Arc::new(Inner { permits: Arc::new(Semaphore::new(count)), free_since }))
+    }
+
+    /// Waits for a turn, and then for the work of `latency` to be done.
+    pub async fn work(&self, latency: Duration) {
+        let arrived = Instant::now();
+        let Ok(permit) = self.0.permits.clone().acquire_owned().await else { return };
+        let free_since = self.free_since().pop().unwrap_or(arrived);
+        let done = free_since.max(arrived) + latency;
+        let slots = self.clone();
+        let work = tokio::spawn(async move {
+            sleep_until(done).await;
+            slots.free_since().push(done);
+            drop(permit);
+        });
+        // It can't fail: it neither panics nor is it aborted.
+        let _ = work.await;
+    }
+
+    fn free_since(&self) -> std::sync::MutexGuard<'_, Vec<Instant>> {
+        self.0.free_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn two_slots_do_two_at_a_time() {
+        let (slots, start) = (Slots::new(2), Instant::now());
+        let calls: Vec<_> = (0..10)
+            .map(|_| {
+                let slots = slots.clone();
+                tokio::spawn(async move { slots.work(Duration::from_millis(10)).await })
+            })
+            .collect();
+        for call in calls {
+            call.await.unwrap();
+        }
+        assert_eq!(start.elapsed(), Duration::from_millis(50));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_began_goes_on_without_its_caller() {
+        let (slots, start) = (Slots::new(1), Instant::now());
+        let left =
+            tokio::time::timeout(Duration::from_millis(1), slots.work(Duration::from_millis(10))).await;
+        assert!(left.is_err());
+        slots.work(Duration::from_millis(10)).await;
+        assert_eq!(start.elapsed(), Duration::from_millis(20));
+    }
+}

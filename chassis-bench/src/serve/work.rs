@@ -1,0 +1,152 @@
+//! What is done for each call, whatever it came over.
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use chassis::{
+    Chassis, Code, Live,
+    call::{Operation, Target},
+    context::Context,
+    random::Random,
+};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+
+use super::{Behaviour, Slots, Upstream, upstream::Client};
+use crate::{Result, echo::Hop};
+
+/// The work of a service; clones share it.
+#[derive(Clone)]
+pub struct Work(Arc<Inner>);
+
+struct Inner {
+    state: Live<State>,
+    random: Random,
+    service: String,
+    instance: String,
+    version: String,
+    upstreams: Vec<Client>,
+    executed: AtomicU64,
+    failed: AtomicU64,
+}
+
+#[derive(Clone)]
+struct State {
+    behaviour: Behaviour,
+    slots: Option<Slots>,
+}
+
+/// How it behaves, and what it did: what `GET /behaviour` tells.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// How it behaves.
+    pub behaviour: Behaviour,
+    /// Calls that reached the handler.
+    pub executed: u64,
+    /// Those that it failed.
+    pub failed: u64,
+}
+
+/// Why a call was not answered well: told, or passed on from an upstream.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// In gRPC's words.
+    pub code: Code,
+    /// For people.
+    pub message: String,
+}
+
+// === impl Work ===
+
+impl Work {
+    /// That of `app`'s service.
+    pub fn new(app: &Chassis, behaviour: Behaviour, upstreams: &[Upstream]) -> Self {
+        let runtime = app.runtime();
+        // The version stands among the labels that calls carry; where both are set, the label is the one.
+        let mut me = Target::new(runtime.service().clone(), Operation::OTHER);
+        me.caller = runtime.caller();
+        Work(Arc::new(Inner {
+            state: Live::new(State::new(behaviour)),
+            random: runtime.random().clone(),
+            service: runtime.service().to_string(),
+            instance: app.instance().to_owned(),
+            version: me.caller_label("version").unwrap_or_default().to_owned(),
+            upstreams: upstreams.iter().map(|upstream| Client::new(app, upstream)).collect(),
+            executed: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+        }))
+    }
+
+    /// Treats one call as told, and tells its way: this hop first, then those of the upstreams.
+    pub async fn work(&self, attempt: u32) -> Result<Vec<Hop>, Failure> {
+        let Inner { state, random, executed, failed, .. } = &*self.0;
+        executed.fetch_add(1, Relaxed);
+        let mut hops = vec![self.hop(attempt)];
+        let State { behaviour, slots } = &*state.get();
+        if random.chance(behaviour.hang.0) {
+            std::future::pending::<()>().await;
+        }
+        let latency = behaviour.latency.draw(random);
+        match slots {
+            Some(slots) => slots.work(latency).await,
+            None if latency.is_zero() => {}
+            None => sleep(latency).await,
+        }
+        if random.chance(behaviour.errors.share.0) {
+            failed.fetch_add(1, Relaxed);
+            let message = format!("{} fails {} of its calls", self.0.service, behaviour.errors.share.0);
+            return Err(Failure { code: behaviour.errors.code, message });
+        }
+        for upstream in &self.0.upstreams {
+            hops.extend(upstream.call().await?);
+        }
+        Ok(hops)
+    }
+
+    /// How it behaves, and what it did.
+    pub fn status(&self) -> Status {
+        let behaviour = self.0.state.get().behaviour.clone();
+        Status { behaviour, executed: self.0.executed.load(Relaxed), failed: self.0.failed.load(Relaxed) }
+    }
+
+    /// Changes what `changes` names; calls under way end as they began.
+    pub fn change(&self, changes: BTreeMap<String, serde_json::Value>) -> Result<Behaviour> {
+        let old = self.0.state.get();
+        let mut all = serde_json::to_value(&old.behaviour)?;
+        for (key, value) in changes {
+            all[&key] = value;
+        }
+        let behaviour: Behaviour = serde_json::from_value(all)?;
+        let mut state = State::new(behaviour.clone());
+        if behaviour.slots == old.behaviour.slots {
+            state.slots.clone_from(&old.slots); // or the work under way would not count
+        }
+        self.0.state.set(state);
+        Ok(behaviour)
+    }
+
+    fn hop(&self, attempt: u32) -> Hop {
+        let left = Context::with(|context| context.deadline).flatten();
+        let left = left.map(|at| at.saturating_duration_since(Instant::now()).as_millis());
+        Hop {
+            service: self.0.service.clone(),
+            instance: self.0.instance.clone(),
+            version: self.0.version.clone(),
+            attempt,
+            remaining_ms: left.map(|millis| u64::try_from(millis).unwrap_or(u64::MAX)),
+        }
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn new(behaviour: Behaviour) -> Self {
+        let slots = (behaviour.slots > 0).then(|| Slots::new(behaviour.slots));
+        State { behaviour, slots }
+    }
+}
