@@ -1,7 +1,5 @@
 //! The first service without chassis: what is left when one leaves it. Handlers and stubs stay as they were,
-//! since they are axum's and tonic's; the lines marked `was` are all that changes.
-use std::net::SocketAddr;
-
+//! since they are axum's and tonic's; what is marked `was` is all that changes.
 use axum::{
     Router,
     extract::{Path, State},
@@ -40,11 +38,14 @@ fn problem(_: Status) -> StatusCode {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let client = StockClient::new(Endpoint::from_static("http://127.0.0.1:50051").connect_lazy()); // was: app.grpc("stock")
-    let routes = Router::new().route("/stock/{id}", get(left)).with_state(client);
-    let grpc: SocketAddr = "127.0.0.1:50051".parse()?;
-    let grpc = Server::builder().serve(grpc, StockServer::new(Shelves)); // was: app.serve_grpc(…)
-    let http = axum::serve(TcpListener::bind("127.0.0.1:8080").await?, routes); // was: app.serve_http(…).run()
-    tokio::try_join!(async { Ok(grpc.await?) }, async { Ok::<_, Box<dyn std::error::Error>>(http.await?) })?;
-    Ok(())
+    // was: app.grpc("stock")
+    let stock = Endpoint::from_static("http://127.0.0.1:50051").connect_lazy();
+    let routes = Router::new().route("/stock/{id}", get(left)).with_state(StockClient::new(stock));
+    // was: app.serve_grpc(StockServer::new(Shelves)).serve_http(routes).run().await
+    let grpc = Server::builder().serve("127.0.0.1:50051".parse()?, StockServer::new(Shelves));
+    let http = axum::serve(TcpListener::bind("127.0.0.1:8080").await?, routes);
+    tokio::select! {
+        ended = grpc => Ok(ended?),
+        ended = async { http.await } => Ok(ended?),
+    }
 }

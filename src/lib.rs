@@ -51,3 +51,8 @@ pub use self::{
 
 /// What a `main` of a service returns.
 pub type Result<T = (), E = StartError> = std::result::Result<T, E>;
+
+/// The README's snippets, as documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,6 @@
+//! The examples, run as anybody would run them, and what the README shows of them.
+#![allow(clippy::unwrap_used)]
+mod gallery;
+mod process;
+mod quickstart;
+mod readme;

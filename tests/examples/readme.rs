@@ -1,0 +1,136 @@
+//! What the README shows is what there is. (Its snippets are compiled as documentation tests.)
+use std::{collections::BTreeSet, fs, path::Path};
+
+use chassis::{
+    Chassis,
+    http::{ClientConfig, ServerConfig},
+    layer::{
+        breaker::BreakerConfig,
+        retry::{BudgetConfig, RetryConfig},
+    },
+    policy::MOST_OPERATIONS,
+};
+
+const README: &str = include_str!("../../README.md");
+
+/// The code blocks of the README in `language`, as it is written behind the fence.
+fn blocks(language: &str) -> Vec<&'static str> {
+    let fence = format!("```{language}\n");
+    let bodies = README.split(&fence).skip(1).map(|rest| rest.split("\n```").next().unwrap());
+    bodies.collect()
+}
+
+#[test]
+fn the_first_service_is_the_example_and_short() {
+    let example = include_str!("../../examples/first_service.rs");
+    assert_eq!(blocks("rust,no_run")[0], example.trim_end());
+    assert!(example.lines().count() <= 40);
+}
+
+#[test]
+fn leaving_is_the_example() {
+    let shown = blocks("rust,ignore");
+    assert!(include_str!("../../examples/leaving.rs").contains(shown[0]) && shown.len() == 1);
+}
+
+#[tokio::test]
+async fn the_settings_are_sound() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("chassis.yaml");
+    fs::write(&path, blocks("yaml")[0]).unwrap();
+    let builder = Chassis::builder("other").config_file(path).environment(Default::default());
+    let app = builder.build().await.unwrap();
+    let seen = app.runtime().inspect();
+    assert_eq!((seen.service.as_str(), seen.version), ("orders", 1));
+    let limits: BTreeSet<_> = seen.limits.iter().map(|limit| limit.rule.as_str()).collect();
+    assert_eq!(limits, ["batch", "per-caller"].into());
+    let policies = app.runtime().policies().get();
+    let level = policies.outbound(&"stock".into(), "shop.v1.Stock/Level");
+    let reserve = policies.outbound(&"stock".into(), "shop.v1.Stock/Reserve");
+    assert_eq!(level.timeout.unwrap().as_millis(), 300);
+    assert!(level.retry.is_some() && level.fallback.is_some() && level.faults.len() == 1);
+    assert!(reserve.retry.is_none() && reserve.timeout.unwrap().as_secs() == 2);
+    assert_eq!(
+        policies
+            .outbound(&"stock".into(), "GET /stock/{id}")
+            .concurrency
+            .as_ref()
+            .unwrap()
+            .config
+            .limit
+            .get(),
+        64
+    );
+}
+
+#[tokio::test]
+async fn the_defaults_are_those_in_force() {
+    let app = Chassis::builder("orders").settings(serde_json::json!({ "registry": { "kind": "memory" } }));
+    let temp = tempfile::tempdir().unwrap();
+    let nothing = temp.path().join("chassis.yaml");
+    fs::write(&nothing, "{}").unwrap();
+    let app = app.config_file(nothing).environment(Default::default()).build().await.unwrap();
+    let policies = app.runtime().policies().get();
+    let (out, inbound) = (policies.outbound(&"stock".into(), "a"), policies.inbound("a"));
+    let (retry, breaker, budget) =
+        (RetryConfig::default(), BreakerConfig::default(), BudgetConfig::default());
+    let (server, client) = (ServerConfig::default(), ClientConfig::default());
+
+    row("outbound.defaults.timeout", &format!("`{}s`", out.timeout.unwrap().as_secs()));
+    row("inbound.timeout", &format!("`{}s`", inbound.timeout.unwrap().as_secs()));
+    assert_eq!(*out.retry.as_ref().unwrap().config, retry);
+    row("retry", &format!("{} attempts, `safe`", retry.attempts));
+    assert!(README.contains(&format!("pauses of up to `{}`", retry.backoff)));
+    row("retry.budget", &format!("`{}` and `{}`", budget.share, budget.min));
+    assert_eq!(out.breaker.as_ref().unwrap().config.scope, breaker.scope);
+    let of = format!(
+        "`{}` of at least {} calls in `{}`",
+        breaker.failure_ratio, breaker.min_calls, breaker.window
+    );
+    row("breaker", &of);
+    assert!(
+        README.contains(&format!(
+            "open for `{}`, then {} probes; scope `service`",
+            breaker.open, breaker.probes
+        ))
+    );
+    assert!(out.rate_limits.is_empty() && out.concurrency.is_none() && out.fallback.is_none());
+    assert!(inbound.rate_limits.is_empty() && inbound.concurrency.is_none() && out.faults.is_empty());
+    let shutdown = chassis::document::document::ShutdownSection::default();
+    row("shutdown", &format!("`{}`", shutdown.deadline));
+
+    row("server.max_connections", &server.max_connections.to_string());
+    row("server.max_streams", &server.max_streams.to_string());
+    row("server.max_header_list", &format!("{} bytes", server.max_header_list));
+    row("server.header_timeout", &format!("`{}`", server.header_timeout));
+    row("server.idle_timeout", &format!("`{}`", server.idle_timeout));
+    row("server.max_body", &format!("{} bytes", server.max_body));
+    row("server.max_age", &format!("`{}`", server.max_age));
+    row("client.connect_timeout", &format!("`{}`", client.connect_timeout));
+    row("client.pool", &client.pool.to_string());
+    row("client.max_streams", &client.max_streams.to_string());
+    assert!(README.contains(&format!("another HTTP/2 connection, up to {} |", client.max_connections)));
+    row("retry.replay_bytes", &retry.replay_bytes.to_string());
+    assert!(README.contains(&format!("| operations of a service | {MOST_OPERATIONS} |")));
+}
+
+/// The README's row about `setting` says `value`.
+#[track_caller]
+fn row(setting: &str, value: &str) {
+    let row = format!("| `{setting}` | {value} |");
+    assert!(README.contains(&row), "the README has no row `{row}`");
+}
+
+#[test]
+fn every_example_and_every_file_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let entries = fs::read_dir(root.join("examples")).unwrap().map(|entry| entry.unwrap().path());
+    let there: BTreeSet<_> =
+        entries.map(|path| path.file_stem().unwrap().to_string_lossy().into_owned()).collect();
+    let listed = README.split("| `cargo run --example ").skip(1);
+    let listed: BTreeSet<_> = listed.map(|rest| rest.split('`').next().unwrap().to_owned()).collect();
+    assert_eq!(there, listed);
+    for target in README.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+        assert!(root.join(target).exists(), "{target}");
+    }
+}
