@@ -160,14 +160,14 @@ both! {
         let (one, two) = (mesh.start("stock", "stock-1").await, mesh.start("stock", "stock-2").await);
         let bad = mesh.start("stock", "stock-3").await;
         bad.does(Act::Fail(Code::Unavailable));
-        let caller = mesh.caller(&breaker(&format!("scope: endpoint, {TEN_FAILURES}"))).await;
+        let each = breaker(&format!("scope: endpoint, {TEN_FAILURES}"));
+        let caller = mesh.caller(&each.replace("retry", "balance: round_robin, retry")).await;
         let outcomes = caller.calls(wire, 400, || Ask::to("stock")).await;
         assert_eq!(outcomes.iter().filter(|outcome| !outcome.is_ok()).count(), 10);
         assert_eq!(bad.executed(), 10);
         assert_eq!(one.executed() + two.executed(), 390);
         assert_eq!(moves(&caller), ["stock-3: closed -> open"]);
-        let nodes = &caller.runtime().inspect().services[0].nodes;
-        let open: Vec<_> = nodes.iter().map(|node| node.circuit.unwrap().name()).collect();
+        let open: Vec<_> = caller.view(wire, "stock").nodes.iter().map(|node| node.circuit.unwrap().name()).collect();
         assert_eq!(open, ["closed", "closed", "open"]);
 
         // It is found out by a probe or two that it is well again.

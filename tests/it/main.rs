@@ -2,6 +2,8 @@
 mod mesh;
 
 mod breaker;
+mod faults;
 mod joining;
 mod limits;
 mod routes;
+mod swaps;

@@ -364,6 +364,13 @@ impl Caller {
         &self.config.runtime
     }
 
+    /// A service that was called, as it can be looked at from outside.
+    pub(crate) fn view(&self, wire: Wire, service: &str) -> chassis::inspect::ServiceView {
+        let services = self.runtime().inspect().services;
+        let found = services.into_iter().find(|s| s.name == service && s.protocol == wire.protocol());
+        found.expect("it was called")
+    }
+
     /// The value of one series of the scrape: `name{label="value",…}` as it stands there. 0 if it does not.
     pub(crate) fn metric(&self, series: &str) -> f64 {
         metric(self.runtime(), series)

@@ -11,9 +11,7 @@ async fn tracks(mesh: &Mesh) -> [Server; 2] {
 
 /// How often the rule of this name decided.
 fn hits(caller: &Caller, wire: Wire, rule: &str) -> u64 {
-    let services = caller.runtime().inspect().services;
-    let service = services.iter().find(|s| s.name == "stock" && s.protocol == wire.protocol()).unwrap();
-    service.rules.iter().find(|r| r.name == rule).unwrap().hits
+    caller.view(wire, "stock").rules.iter().find(|r| r.name == rule).unwrap().hits
 }
 
 both! {
@@ -97,7 +95,7 @@ both! {
                 Ask::to("stock").header("x-tenant", ""),
             ),
             (
-                "{ header: { x-size: { gt: 9 } } }".to_owned(),
+                "{ header: { x-size: { int: { gt: 9 } } } }".to_owned(),
                 Ask::to("stock").header("x-size", "10"),
                 Ask::to("stock").header("x-size", "9"),
             ),

@@ -78,6 +78,8 @@ pub(crate) struct Outcome {
     pub(crate) message: String,
     /// What came instead of a reply; of an injected fault, its text.
     pub(crate) body: String,
+    /// What a status carries beside its message.
+    pub(crate) details: Vec<u8>,
     pub(crate) instance: Option<String>,
     /// The instances that a chained call passed, outermost first.
     pub(crate) hops: Vec<String>,
@@ -324,6 +326,7 @@ impl Outcome {
             maybe_executed: None,
             message: String::new(),
             body: String::new(),
+            details: Vec::new(),
             instance: None,
             hops: Vec::new(),
             remaining: None,
@@ -388,6 +391,7 @@ impl Outcome {
             retry_after: error.as_ref().and_then(Error::retry_after),
             maybe_executed: error.as_ref().map(Error::maybe_executed),
             message: status.message().to_owned(),
+            details: status.details().to_vec(),
             instance: status.metadata().get(INSTANCE).map(|id| id.to_str().unwrap().to_owned()),
             headers: status.metadata().clone().into_headers(),
             ..Outcome::new(code)
