@@ -1,4 +1,6 @@
 //! The smaller examples.
+use std::process::Stdio;
+
 use chassis::registries::{LocalConfig, LocalRegistry};
 use chassis::registry::{Membership, Registry};
 use tokio::{
@@ -28,7 +30,8 @@ async fn the_first_service_finds_itself_answers_and_stops_when_told() {
     let mut service = example("first_service").await;
     service.env("CHASSIS_REGISTRY__KIND", "local").env("CHASSIS_REGISTRY__DIR", &dir);
     service.env("CHASSIS_LISTEN__HTTP", "127.0.0.1:0").env("CHASSIS_LISTEN__GRPC", "127.0.0.1:0");
-    let mut service = service.current_dir(temp.path()).kill_on_drop(true).spawn().unwrap();
+    service.current_dir(temp.path()).stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
+    let mut service = service.spawn().unwrap();
 
     let registry = LocalRegistry::new(LocalConfig { dir: Some(dir), ..LocalConfig::default() });
     let mut stock = registry.watch("stock").await.unwrap();

@@ -29,7 +29,7 @@ fn the_first_service_is_the_example_and_short() {
 
 #[test]
 fn leaving_is_the_example() {
-    let shown = blocks("rust,ignore");
+    let shown = blocks("rs");
     assert!(include_str!("../../examples/leaving.rs").contains(shown[0]) && shown.len() == 1);
 }
 
