@@ -175,7 +175,8 @@ impl Chassis {
     /// Serves an axum router at another name of `listen`.
     #[cfg(feature = "http")]
     pub fn serve_http_at(mut self, name: &str, router: axum::Router) -> Self {
-        let server = RestLayer::new(&self.parts.runtime).serve(router);
+        let timeout_header = self.server_config().timeout_header.0;
+        let server = RestLayer::new(&self.parts.runtime).timeout_header(timeout_header).serve(router);
         let plan = self.ports.entry(name.to_owned()).or_default();
         plan.about.push("REST".to_owned());
         plan.mux.http = Some(Arc::new(server));

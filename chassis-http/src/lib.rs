@@ -23,6 +23,6 @@ pub use self::{
     problem::{Problem, error},
     protocol::{HTTP, Http, REFUSED},
     rest::{RestEdge, RestFuture, RestLayer, RestService},
-    settings::{ClientConfig, ClientPatch, HttpVersion, ServerConfig, ServerPatch},
+    settings::{ClientConfig, ClientPatch, Header, HttpVersion, ServerConfig, ServerPatch},
     transport::{H2Transport, HttpLeaf, HttpTransport},
 };

@@ -10,16 +10,20 @@ use chassis_core::{
     call::{Abort, Body, Invocation},
 };
 use http::{
-    Request, Uri,
+    HeaderName, Request, Uri,
     uri::{Authority, PathAndQuery, Scheme},
 };
 use http_body::{Frame, SizeHint};
+
+use crate::{ClientConfig, settings::TIMEOUT};
 
 /// How requests to one endpoint are written.
 #[derive(Clone, Debug)]
 pub(crate) struct Form {
     authority: Authority,
     sized: bool,
+    /// Where the deadline travels, if not where the protocol writes it.
+    timeout_header: Option<HeaderName>,
 }
 
 /// What is sent, and what ends its body early; dropped before the answer has come, it does.
@@ -41,9 +45,10 @@ pub(crate) struct RequestBody {
 impl Form {
     /// For `service`, whose logical name goes out as the authority: it, not an address, is what
     /// certificates and virtual hosts go by.
-    pub(crate) fn new(service: &str, sized: bool) -> Self {
-        let authority = Authority::try_from(service);
-        Form { authority: authority.unwrap_or_else(|_| Authority::from_static("invalid")), sized }
+    pub(crate) fn new(service: &str, sized: bool, config: &ClientConfig) -> Self {
+        let authority = Authority::try_from(service).unwrap_or_else(|_| Authority::from_static("invalid"));
+        let timeout_header = Some(config.timeout_header.0.clone()).filter(|name| *name != TIMEOUT);
+        Form { authority, sized, timeout_header }
     }
 
     /// Moves what is sent out of `call`, with the URI in its absolute form.
@@ -74,6 +79,11 @@ impl Form {
         let mut request = Request::new(RequestBody { body, sized: self.sized, begun: false });
         *request.method_mut() = call.method.clone();
         *request.uri_mut() = uri;
+        if let Some(name) = &self.timeout_header
+            && let Some(timeout) = call.metadata.remove(TIMEOUT)
+        {
+            call.metadata.insert(name.clone(), timeout);
+        }
         *request.headers_mut() = std::mem::take(&mut call.metadata);
         Outgoing { request, abort }
     }
@@ -118,9 +128,11 @@ impl http_body::Body for RequestBody {
 
 #[cfg(test)]
 mod tests {
+    use chassis_core::call::{Operation, Target};
     use http_body::Body as _;
 
     use super::*;
+    use crate::{HTTP, Header};
 
     #[test]
     fn only_rest_says_at_once_that_its_body_is_empty() {
@@ -128,5 +140,16 @@ mod tests {
             let body = RequestBody { body: Body::empty(), sized, begun: false };
             assert_eq!(body.is_end_stream(), sized);
         }
+    }
+
+    #[test]
+    fn the_deadline_travels_where_the_settings_say() {
+        let name = HeaderName::from_static("x-budget-ms");
+        let config = ClientConfig { timeout_header: Header(name.clone()), ..ClientConfig::default() };
+        let mut call = Invocation::new(&HTTP, Target::new("stock", Operation::OTHER));
+        call.metadata.insert(TIMEOUT, 250.into());
+        let out = Form::new("stock", true, &config).write_origin(&mut call);
+        assert_eq!(out.request.headers()[name], "250");
+        assert!(!out.request.headers().contains_key(TIMEOUT));
     }
 }

@@ -32,6 +32,7 @@ use crate::{
     HTTP, Problem, REFUSED, ServerConfig,
     limited::{Limited, Over},
     server::{Answer, Connected, HttpService, ServerBody},
+    settings::TIMEOUT,
 };
 
 /// Puts the server's pipeline around every route of a router.
@@ -73,9 +74,6 @@ pub struct RestService(Router);
 /// The route itself, at the inner end of the pipeline.
 #[derive(Clone)]
 struct Handler<S>(S);
-
-/// What the caller allows in milliseconds, unless another header is configured.
-const TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 
 // === impl RestLayer ===
 

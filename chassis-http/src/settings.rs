@@ -5,7 +5,8 @@ use chassis_core::{
     settings,
     units::{PositiveSpan, Ratio, Span},
 };
-use serde::{Deserialize, Serialize};
+use http::HeaderName;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 settings! {
     /// How a client reaches one endpoint.
@@ -42,6 +43,9 @@ settings! {
         pub stream_window: NonZeroU32 = STREAM_WINDOW,
         /// The same for one connection. Default 4 MiB.
         pub connection_window: NonZeroU32 = CONNECTION_WINDOW,
+        /// Where REST calls say how many milliseconds their caller still waits; servers have to read the
+        /// same. Default `x-request-timeout-ms`.
+        pub timeout_header: Header = Header(TIMEOUT),
         /// Bytes of a body that the REST client reads into memory at once. Default 4 MiB.
         pub max_body: NonZeroUsize = nonzero(4 * 1024 * 1024),
     }
@@ -72,6 +76,8 @@ settings! {
         pub max_header_list: NonZeroU32 = HEADER_LIST,
         /// Bytes of a REST request's body; more is told 413. gRPC has its own limit. Default 2 MiB.
         pub max_body: NonZeroUsize = nonzero(2 * 1024 * 1024),
+        /// Where REST callers say how many milliseconds they still wait. Default `x-request-timeout-ms`.
+        pub timeout_header: Header = Header(TIMEOUT),
         /// Bytes of one stream that may be on their way to us. Default 1 MiB.
         pub stream_window: NonZeroU32 = STREAM_WINDOW,
         /// The same for one connection. Default 4 MiB.
@@ -92,6 +98,10 @@ settings! {
     }
 }
 
+/// The name of a header, as settings write it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header(pub HeaderName);
+
 /// What a REST endpoint is spoken to in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HttpVersion {
@@ -105,6 +115,23 @@ pub enum HttpVersion {
     /// HTTP/2, by prior knowledge.
     #[serde(rename = "2")]
     Two,
+}
+
+/// Where REST calls say how many milliseconds their caller still waits, unless settings name another.
+pub(crate) const TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
+
+impl Serialize for Header {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.0.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(from)?;
+        let parsed = HeaderName::try_from(name.as_str());
+        parsed.map(Header).map_err(|_| de::Error::custom(format!("`{name}` can't be the name of a header")))
+    }
 }
 
 /// 16 KiB, as hyper's own; many times what a call needs, and little enough to hold for many.

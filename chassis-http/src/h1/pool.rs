@@ -68,7 +68,7 @@ const LINGER: Duration = Duration::from_secs(1);
 impl Pool {
     pub(super) fn new(link: Link, connector: Arc<dyn Connector>, config: ClientConfig) -> Self {
         Pool {
-            form: Form::new(link.service(), true),
+            form: Form::new(link.service(), true, &config),
             idle: Mutex::new(Vec::new()),
             permits: Arc::new(Semaphore::new(config.pool.get())),
             open: AtomicUsize::new(0),

@@ -44,7 +44,7 @@ struct Held {
 impl H2Leaf {
     /// For the endpoint of `link`; `sized` requests say how long their body is, where that is known.
     pub fn new(link: Link, connector: Arc<dyn Connector>, config: ClientConfig, sized: bool) -> Self {
-        let form = Form::new(link.service(), sized);
+        let form = Form::new(link.service(), sized, &config);
         H2Leaf(Arc::new(Endpoint::new(link, connector, config, form)))
     }
 }
