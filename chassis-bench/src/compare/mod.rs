@@ -1,9 +1,119 @@
-//! `chassis-bench compare`.
+//! `chassis-bench compare`: time and CPU of a call through chassis, everything on, by those of its peers.
+//!
+//! Machines drift: the same program takes one and a half times as long a minute later. So all sides of a
+//! setting run in one process, in turns of 150 ms whose order rotates, and only ratios within a round are
+//! looked at. The first peer runs twice a round: the spread of its ratio to itself is what the method
+//! can't see, and an effect that is smaller gets no verdict.
+mod place;
+mod probe;
+mod rounds;
+mod side;
+pub mod sides;
 
-/// Runs it.
-pub fn run(mut args: lexopt::Parser) -> crate::Result {
-    match args.next()? {
-        Some(other) => Err(other.unexpected().into()),
-        None => Err("nothing to do".into()),
+use std::time::Duration;
+
+use chassis::units::Span;
+use lexopt::prelude::*;
+
+pub use self::{
+    rounds::{Pair, Row, Spread},
+    side::{Case, Gate, Setup, Side, Worker, grpc_workers, worker},
+};
+use crate::Result;
+
+/// What to compare, and how long.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Slices of each side.
+    pub rounds: usize,
+    /// How long each is.
+    pub slice: Duration,
+    /// What is looked at.
+    pub setups: Vec<Setup>,
+}
+
+const USAGE: &str = "\
+chassis-bench compare [options]
+
+  --case C      only this: grpc_unary_128, grpc_unary_16k, grpc_server_streaming, rest_get, rest_post;
+                any number of them
+  --peer P      only with this peer; any number of them
+  --rounds N    slices of each side; default 40
+  --slice T     how long each is; default 150ms
+  --quick       few settings and short slices, at most a minute
+  --json        one document, for machines
+
+Ratios are chassis over peer. `control` is the spread of the first peer's ratios to itself: the difference
+of their quartiles, the largest of time and CPU.
+";
+
+/// Runs it against the peers that live here.
+pub fn run(args: lexopt::Parser) -> Result {
+    run_with(args, sides::peers())
+}
+
+/// Runs it against `peers`; the first of those that do a case is its control.
+pub fn run_with(mut args: lexopt::Parser, mut peers: Vec<Box<dyn Side>>) -> Result {
+    let (mut cases, mut only, mut rounds, mut slice) = (Vec::new(), Vec::new(), None, None);
+    let (mut quick, mut json) = (false, false);
+    while let Some(arg) = args.next()? {
+        match arg {
+            Long("case") => cases.push(args.value()?.parse::<Case>()?),
+            Long("peer") => only.push(args.value()?.string()?),
+            Long("rounds") => rounds = Some(args.value()?.parse()?),
+            Long("slice") => slice = Some(args.value()?.parse::<Span>()?.0),
+            Long("quick") => quick = true,
+            Long("json") => json = true,
+            Long("help") | Short('h') => {
+                print!("{USAGE}");
+                return Ok(());
+            }
+            other => return Err(other.unexpected().into()),
+        }
     }
+    if let Some(unknown) = only.iter().find(|name| peers.iter().all(|peer| peer.name() != name.as_str())) {
+        let known = peers.iter().map(|peer| peer.name()).collect::<Vec<_>>().join(", ");
+        return Err(format!("there is no peer `{unknown}`; there are {known}").into());
+    }
+    let is_log_on = probe::is_log_on();
+    let words = if is_log_on { "on" } else { "off" };
+    eprintln!("tracing/log is {words}; all sides are in this one binary");
+    if is_log_on {
+        return Err("a crate of this build turns on tracing/log, which costs every side a fifth of a gRPC \
+                    call: nothing is compared (`cargo tree -e features -i tracing` says who)"
+            .into());
+    }
+    peers.retain(|peer| only.is_empty() || only.iter().any(|name| name == peer.name()));
+    let mut setups = if quick { Setup::few() } else { Setup::all() };
+    setups.retain(|setup| cases.is_empty() || cases.contains(&setup.case));
+    let (least_rounds, short) =
+        if quick { (12, Duration::from_millis(80)) } else { (40, Duration::from_millis(150)) };
+    let options = Options { rounds: rounds.unwrap_or(least_rounds), slice: slice.unwrap_or(short), setups };
+    let rows = compare(&options, &peers, |row| {
+        if !json {
+            println!("{row}");
+        }
+    })?;
+    if json {
+        let rows: Vec<_> = rows.iter().map(Row::as_json).collect();
+        println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "rows": rows }))?);
+    }
+    Ok(())
+}
+
+/// Compares chassis with `peers` in every setting, and hands rows over as they come.
+pub fn compare(options: &Options, peers: &[Box<dyn Side>], mut tell: impl FnMut(&Row)) -> Result<Vec<Row>> {
+    let cores = place::cores()?;
+    let mut all = Vec::new();
+    for setup in options.setups.iter().filter(|setup| setup.cores <= cores.len()) {
+        let fitting: Vec<_> = peers.iter().filter(|peer| peer.does(setup.case)).map(|peer| &**peer).collect();
+        if fitting.is_empty() {
+            continue;
+        }
+        let rows = rounds::measure(options, *setup, &sides::Chassis, &fitting, &cores)
+            .map_err(|error| format!("{setup}: {error}"))?;
+        rows.iter().for_each(&mut tell);
+        all.extend(rows);
+    }
+    Ok(all)
 }

@@ -1,0 +1,238 @@
+//! Slices in turns, and the ratios of those of one round.
+use std::{fmt, time::Duration};
+
+use serde_json::json;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use super::{Gate, Options, Setup, Side, Worker, place::Place};
+use crate::{Error, Result};
+
+/// Chassis by one peer, in one setting.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// The setting.
+    pub setup: Setup,
+    /// The peer.
+    pub peer: &'static str,
+    /// Calls a second, chassis over peer: more is better.
+    pub throughput: Pair,
+    /// CPU time of the client by call, chassis over peer: less is better.
+    pub client_cpu: Pair,
+    /// CPU time of the server by call.
+    pub server_cpu: Pair,
+    /// CPU time of both by call.
+    pub total_cpu: Pair,
+    /// What the peer's side takes by call, client and server: to see that it makes sense.
+    pub peer_cpu: Duration,
+}
+
+/// A ratio, and that of the control: the first peer over itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Pair {
+    /// Of interest.
+    pub ratio: Spread,
+    /// 1.0 but for what the method can't see.
+    pub control: Spread,
+}
+
+/// What the rounds' ratios are like.
+#[derive(Clone, Copy, Debug)]
+pub struct Spread {
+    /// Half are below.
+    pub median: f64,
+    /// The upper quartile less the lower.
+    pub between_quartiles: f64,
+}
+
+/// One slice of one side.
+#[derive(Clone, Copy)]
+struct Slice {
+    calls: u64,
+    time: Duration,
+    client: Duration,
+    server: Duration,
+}
+
+/// A side that is connected.
+struct Ready {
+    name: &'static str,
+    workers: Option<Vec<Worker>>,
+    slices: Vec<Slice>,
+}
+
+/// Slices before the rounds, not counted: connections open, caches fill.
+const WARM_UP: usize = 2;
+
+/// Measures `ours` and `peers` in one setting: a row for each peer.
+pub(super) fn measure(
+    options: &Options,
+    setup: Setup,
+    ours: &dyn Side,
+    peers: &[&dyn Side],
+    cores: &[usize],
+) -> Result<Vec<Row>> {
+    let server = Place::new("server", cores[0])?;
+    let client = Place::new("client", cores[setup.cores - 1])?;
+    let mut sides = Vec::new();
+    // The first peer once more at the end: the control.
+    for side in [ours].iter().chain(peers).chain(&peers[..1]) {
+        let failed = |error: Error| Error::from(format!("{}: {error}", side.name()));
+        let at = server.run(side.serve(setup))?.map_err(failed)?;
+        let workers = client.run(side.connect(setup, at))?.map_err(failed)?;
+        sides.push(Ready { name: side.name(), workers: Some(workers), slices: Vec::new() });
+    }
+    for round in 0..WARM_UP + options.rounds {
+        for turn in 0..sides.len() {
+            let side = (round + turn) % sides.len();
+            let side = &mut sides[side];
+            let slice = side.run(&client, &server, options.slice);
+            let slice = slice.map_err(|error| format!("{}: {error}", side.name))?;
+            if round >= WARM_UP {
+                side.slices.push(slice);
+            }
+        }
+    }
+    let (ours, bare, again) = (&sides[0], &sides[1], &sides[sides.len() - 1]);
+    let row = |peer: &Ready| {
+        let pair = |what: fn(&Slice) -> f64| Pair {
+            ratio: Spread::of(&ours.slices, &peer.slices, what),
+            control: Spread::of(&again.slices, &bare.slices, what),
+        };
+        let cpu: f64 = peer.slices.iter().map(Slice::total_cpu).sum();
+        Row {
+            setup,
+            peer: peer.name,
+            throughput: pair(Slice::throughput),
+            client_cpu: pair(Slice::client_cpu),
+            server_cpu: pair(Slice::server_cpu),
+            total_cpu: pair(Slice::total_cpu),
+            peer_cpu: Duration::from_secs_f64(cpu / peer.slices.len().max(1) as f64),
+        }
+    };
+    Ok(sides[1..sides.len() - 1].iter().map(row).collect())
+}
+
+/// All workers at once, for so long and until each has its answer.
+async fn slice(mut workers: Vec<Worker>, length: Duration) -> (Vec<Worker>, Result<(u64, Duration)>) {
+    let (gate, start) = (Gate::default(), Instant::now());
+    let mut tasks = JoinSet::new();
+    for worker in &mut workers {
+        tasks.spawn(worker(gate.clone()));
+    }
+    sleep(length).await;
+    gate.close();
+    let mut calls = Ok(0);
+    while let Some(ended) = tasks.join_next().await {
+        let ended = ended.map_err(Error::from).flatten();
+        calls = calls.and_then(|calls| Ok(calls + ended?));
+    }
+    let time = start.elapsed();
+    (workers, calls.map(|calls| (calls, time)))
+}
+
+// === impl Ready ===
+
+impl Ready {
+    fn run(&mut self, client: &Place, server: &Place, length: Duration) -> Result<Slice> {
+        let workers = self.workers.take().ok_or("a slice before had failed")?;
+        let before = (client.cpu()?, server.cpu()?);
+        let (workers, counted) = client.run(slice(workers, length))?;
+        let after = (client.cpu()?, server.cpu()?);
+        self.workers = Some(workers);
+        let (calls, time) = counted?;
+        if calls == 0 {
+            return Err("no call ended within a slice".into());
+        }
+        Ok(Slice { calls, time, client: after.0 - before.0, server: after.1 - before.1 })
+    }
+}
+
+// === impl Slice ===
+
+impl Slice {
+    fn throughput(&self) -> f64 {
+        self.calls as f64 / self.time.as_secs_f64()
+    }
+
+    fn client_cpu(&self) -> f64 {
+        self.client.as_secs_f64() / self.calls as f64
+    }
+
+    fn server_cpu(&self) -> f64 {
+        self.server.as_secs_f64() / self.calls as f64
+    }
+
+    fn total_cpu(&self) -> f64 {
+        self.client_cpu() + self.server_cpu()
+    }
+}
+
+// === impl Spread ===
+
+impl Spread {
+    fn of(over: &[Slice], under: &[Slice], what: fn(&Slice) -> f64) -> Self {
+        let mut ratios: Vec<f64> = over.iter().zip(under).map(|(a, b)| what(a) / what(b)).collect();
+        ratios.sort_by(f64::total_cmp);
+        let at = |share: f64| {
+            let last = ratios.len().saturating_sub(1);
+            ratios.get((share * last as f64).round() as usize).copied().unwrap_or(f64::NAN)
+        };
+        Spread { median: at(0.5), between_quartiles: at(0.75) - at(0.25) }
+    }
+}
+
+// === impl Pair ===
+
+impl Pair {
+    /// Is the effect larger than what the method can't see?
+    pub fn is_seen(&self) -> bool {
+        (self.ratio.median - 1.0).abs() > self.control.between_quartiles
+    }
+}
+
+impl fmt::Display for Pair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = if self.is_seen() { ' ' } else { '?' };
+        let Pair { ratio, control } = self;
+        write!(
+            f,
+            "{:.3}{verdict} ({:.3} ±{:.3})",
+            ratio.median,
+            control.median,
+            control.between_quartiles / 2.0
+        )
+    }
+}
+
+// === impl Row ===
+
+impl Row {
+    /// As `--json` prints it.
+    pub fn as_json(&self) -> serde_json::Value {
+        let pairs = [&self.throughput, &self.client_cpu, &self.total_cpu];
+        let spread = pairs.map(|pair| pair.control.between_quartiles).into_iter().fold(0.0, f64::max);
+        json!({
+            "case": self.setup.case.to_string(),
+            "peer": self.peer,
+            "concurrency": self.setup.concurrency,
+            "connections": self.setup.connections,
+            "cores": self.setup.cores,
+            "throughput_ratio": self.throughput.ratio.median,
+            "client_cpu_ratio": self.client_cpu.ratio.median,
+            "total_cpu_ratio": self.total_cpu.ratio.median,
+            "control_spread": spread,
+        })
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Row { setup, peer, throughput, client_cpu, server_cpu, total_cpu, peer_cpu } = self;
+        let micros = peer_cpu.as_secs_f64() * 1e6;
+        write!(f, "{setup}  ÷ {peer:16} throughput {throughput}  client CPU {client_cpu}  ")?;
+        write!(f, "server CPU {server_cpu}  total CPU {total_cpu}  peer {micros:.1} µs/call")
+    }
+}

@@ -1,0 +1,96 @@
+//! tonic alone, and under what one would glue together of tower's parts.
+use std::{net::SocketAddr, time::Duration};
+
+use tokio::net::TcpListener;
+use tonic::transport::{Channel, Endpoint, Server, server::TcpIncoming};
+use tower::{
+    BoxError, ServiceBuilder,
+    balance::p2c::Balance,
+    discover::ServiceList,
+    load::{CompleteOnResponse, PeakEwma},
+};
+
+use super::super::{Case, Setup, Side, Worker, grpc_workers, side::STREAMS};
+use crate::{
+    Result,
+    echo::{echo_client::EchoClient, echo_server::EchoServer},
+    layers::echo::Echo,
+};
+
+type BoxFuture<T> = std::pin::Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// tonic's channel to tonic's server.
+pub struct Bare;
+
+/// LoadShed, ConcurrencyLimit, Timeout, Buffer and Balance over PeakEwma, around tonic's channels.
+pub struct Glued;
+
+/// tonic's server, on a port of its own.
+pub async fn tonic_serve() -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let server = Server::builder().max_concurrent_streams(STREAMS).add_service(EchoServer::new(Echo));
+    tokio::spawn(server.serve_with_incoming(incoming));
+    Ok(address)
+}
+
+/// As many channels as there are to be connections.
+pub async fn channels(setup: Setup, at: SocketAddr) -> Result<Vec<Channel>> {
+    let mut channels = Vec::new();
+    for _ in 0..setup.connections {
+        channels.push(Endpoint::from_shared(format!("http://{at}"))?.connect().await?);
+    }
+    Ok(channels)
+}
+
+impl Side for Bare {
+    fn name(&self) -> &'static str {
+        "bare_tonic"
+    }
+
+    fn does(&self, case: Case) -> bool {
+        case.is_grpc()
+    }
+
+    fn serve(&self, _: Setup) -> BoxFuture<Result<SocketAddr>> {
+        Box::pin(tonic_serve())
+    }
+
+    fn connect(&self, setup: Setup, at: SocketAddr) -> BoxFuture<Result<Vec<Worker>>> {
+        Box::pin(async move {
+            let stubs: Vec<_> = channels(setup, at).await?.into_iter().map(EchoClient::new).collect();
+            Ok(grpc_workers(setup, &stubs))
+        })
+    }
+}
+
+impl Side for Glued {
+    fn name(&self) -> &'static str {
+        "glued_tower"
+    }
+
+    fn does(&self, case: Case) -> bool {
+        case.is_grpc()
+    }
+
+    fn serve(&self, _: Setup) -> BoxFuture<Result<SocketAddr>> {
+        Box::pin(tonic_serve())
+    }
+
+    fn connect(&self, setup: Setup, at: SocketAddr) -> BoxFuture<Result<Vec<Worker>>> {
+        Box::pin(async move {
+            let measured = channels(setup, at).await?.into_iter().map(|channel| {
+                PeakEwma::new(channel, Duration::from_millis(100), 10e9, CompleteOnResponse::default())
+            });
+            let stack = ServiceBuilder::new()
+                .load_shed()
+                .concurrency_limit(1024)
+                .timeout(Duration::from_secs(5))
+                .buffer(1024)
+                .service(Balance::new(ServiceList::new(measured.collect::<Vec<_>>())));
+            let stack = ServiceBuilder::new().map_err(BoxError::from).service(stack);
+            Ok(grpc_workers(setup, &[EchoClient::new(stack)]))
+        })
+    }
+}
