@@ -16,7 +16,10 @@ const WORDS: [&str; 9] = [
 pub(crate) fn is_secret(key: &str) -> bool {
     let key: String =
         key.to_lowercase().chars().map(|c| if c == '-' || c == ' ' { '_' } else { c }).collect();
-    let close = |part: &str, word: &str| part.len() >= 5 && strsim::damerau_levenshtein(part, word) <= 1;
+    let close = |part: &str, word: &str| {
+        let length = part.chars().count();
+        length >= 5 && length.abs_diff(word.len()) <= 1 && strsim::damerau_levenshtein(part, word) <= 1
+    };
     WORDS.iter().any(|word| {
         key.contains(word)
             || key.contains(&word.replace('_', ""))
