@@ -35,7 +35,8 @@ shutdown: {{ delay: 500ms, deadline: 10s }}
 }
 
 /// Writes what the driver lives by: it looks `orders` up as everybody does, and helps with nothing, so that
-/// each call it loses is seen.
+/// each call it loses is seen. By HTTP/2, where a server that stops says which calls it will not answer: a
+/// connection of HTTP/1.1 may be closed for lack of use just when a call is on its way.
 pub(crate) fn write_driver(dir: &Path) -> io::Result<PathBuf> {
     let registry = dir.join("registry");
     let content = format!(
