@@ -62,9 +62,11 @@ where
         if let Some(attempts) = call.policy.attempts.clone() {
             call.listen_attempt(attempts, 0);
         }
-        if call.previous_attempts > 0 {
-            let (name, number) = (call.protocol.attempts_header(), HeaderValue::from(call.previous_attempts));
-            call.metadata.insert(name, number);
+        // A first attempt that is made for a retry says so too, or whoever is further down would retry it.
+        let before = call.previous_attempts.max(u32::from(call.below_retry));
+        if before > 0 {
+            let name = call.protocol.attempts_header();
+            call.metadata.insert(name, HeaderValue::from(before));
         }
         if let Some(deadline) = call.deadline {
             let (protocol, left) = (call.protocol, deadline.saturating_duration_since(started));
