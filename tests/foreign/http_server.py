@@ -12,6 +12,7 @@ Prints its port as the first line, on 127.0.0.1. NAME is what it calls itself, "
     GET  /cut/N        promises 1000 bytes, sends N of them, closes
     any  /hang-up      closes without an answer
     any  /close        `bye`, the last answer on its connection
+    any  /drop         `bye`, the same without saying that it is the last
     GET  /counts       how often each `METHOD path` was asked so far, as JSON
 """
 
@@ -66,6 +67,9 @@ class Handler(BaseHTTPRequestHandler):
         elif what == "close":
             self.close_connection = True
             self.reply(200, b"bye")
+        elif what == "drop":
+            self.reply(200, b"bye")
+            self.close_connection = True
         elif what == "counts":
             self.reply_json(**self.counts)
         else:

@@ -10,6 +10,8 @@ the first port, as gRPC from the second.
     /nginx/missing  404
     /nginx/broken   500
     /nginx/file     1 MiB of `x`
+    /nginx/brief    `brief`, after which an idle connection is closed within some 10 ms
+    /nginx/last     `last`, the last answer on its connection
 
 Its files lie in a folder below TMPDIR, which stays behind if it is killed rather than terminated.
 """
@@ -31,7 +33,7 @@ PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 CONF = """
 daemon off;
 pid nginx.pid;
-error_log stderr warn;
+error_log stderr emerg;
 events {{ worker_connections 512; }}
 http {{
     access_log off;
@@ -59,6 +61,8 @@ location = /nginx/hello { return 200 "hello from nginx"; }
 location = /nginx/missing { return 404; }
 location = /nginx/broken { return 500; }
 location = /nginx/file { alias file; }
+location = /nginx/brief { keepalive_timeout 10ms; return 200 "brief"; }
+location = /nginx/last { keepalive_timeout 0; return 200 "last"; }
 """
 PASS = 'location / {{ proxy_pass http://{0}; proxy_http_version 1.1; proxy_set_header Connection ""; }}'
 GRPC_PASS = "location / {{ grpc_pass grpc://{0}; }}"
@@ -89,13 +93,14 @@ def main(nginx, upstream=None):
         numbers = [listener.fileno() for listener in listeners]
         inherited = "".join(f"{number};" for number in numbers)
         server = subprocess.Popen(
-            [nginx, "-p", folder, "-c", "nginx.conf", "-e", "stderr"],
+            [nginx, "-p", folder, "-c", "nginx.conf", "-e", "start.log"],
             env={**os.environ, "NGINX": inherited},
             pass_fds=numbers,
             preexec_fn=end_with_parent,
         )
         print(http1, http2, flush=True)
-        sys.exit(server.wait())
+        if status := server.wait():
+            sys.exit(f"nginx ended with status {status}\n" + (root / "start.log").read_text())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 //! `scripts/setup` installs them and says where they are by the variables `CHASSIS_PEER_*`. Where one is
 //! not set, its tests pass without having run, and `scripts/test` says so.
 #![allow(clippy::unwrap_used)]
+mod curl;
 mod echo;
 mod from_go;
 mod from_grpcio;
@@ -11,5 +12,8 @@ mod interop;
 mod mirror;
 mod ours;
 mod peer;
+mod through_nginx;
 mod to_go;
 mod to_grpcio;
+mod to_nginx;
+mod to_python;

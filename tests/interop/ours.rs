@@ -1,6 +1,12 @@
 //! Services of ours: what the programs of others call, and what calls them.
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, convert::Infallible};
 
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::Path,
+    routing::{get, post},
+};
 use chassis::{Channel, Chassis, ChassisBuilder, Running, Runtime, document::Environment};
 use chassis_protos::echo::FILE_DESCRIPTOR_SET;
 use prometheus::proto::Metric;
@@ -25,6 +31,27 @@ pub(crate) async fn echo(settings: Value) -> (Running, String) {
     let running = app.serve_grpc(echo::service()).reflection().start().await.unwrap();
     let address = running.address("grpc").unwrap().to_owned();
     (running, address)
+}
+
+/// A REST service, and where it listens.
+pub(crate) async fn rest(settings: Value) -> (Running, String) {
+    let app = builder(settings).build().await.unwrap();
+    let running = app.serve_http(router()).start().await.unwrap();
+    let address = running.address("http").unwrap().to_owned();
+    (running, address)
+}
+
+fn router() -> Router {
+    Router::new()
+        .route("/hello/{name}", get(async |Path(name): Path<String>| format!("hello, {name}")))
+        .route("/echo", post(async |body: Bytes| body))
+        .route("/lines/{n}", get(async |Path(n): Path<u32>| Body::from_stream(tokio_stream::iter(lines(n)))))
+        .route("/panic", get(async || -> String { panic!("as asked for") }))
+}
+
+/// What `/lines/{n}` answers, piece by piece.
+pub(crate) fn lines(n: u32) -> impl Iterator<Item = Result<String, Infallible>> {
+    (0..n).map(|line| Ok(format!("line {line}\n")))
 }
 
 /// A service that calls `peer` at `address`, whatever it speaks.

@@ -1,0 +1,55 @@
+//! nginx stands before our server: as a reverse proxy over HTTP/1.1, and by `grpc_pass`.
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use chassis_protos::echo::echo_client::EchoClient;
+use http_body::Frame;
+use http_body_util::StreamBody;
+use serde_json::json;
+
+use crate::{
+    echo::says,
+    ours,
+    peer::{self, grpcio_client},
+};
+
+#[tokio::test]
+async fn rest() {
+    let (_server, address) = ours::rest(json!({})).await;
+    let Some((_nginx, http1, _)) = peer::nginx(Some(&address)).await else { return };
+    let app = ours::caller(&http1, json!({})).await;
+    let peer = app.http("peer");
+    for n in 0..100 {
+        let answer = peer.get("/hello/{name}").param("name", n).send().await.unwrap();
+        assert_eq!(answer.text().await.unwrap(), format!("hello, {n}"));
+        let answer = peer.post("/echo").body(n.to_string()).send().await.unwrap();
+        assert_eq!(answer.text().await.unwrap(), n.to_string());
+    }
+    let chunks = (0..10u8).map(|n| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![n; 100_000]))));
+    let body = StreamBody::new(tokio_stream::iter(chunks));
+    let back = peer.post("/echo").stream(body).send().await.unwrap().bytes().await.unwrap();
+    assert!(back == (0..10).flat_map(|n| vec![n; 100_000]).collect::<Vec<u8>>());
+    let lines = peer.get("/lines/{n}").param("n", 1000).send().await.unwrap().text().await.unwrap();
+    assert_eq!(lines, ours::lines(1000).map(Result::unwrap).collect::<String>());
+    let problem = peer.get("/nowhere").send().await.unwrap().ok().await.unwrap_err();
+    assert_eq!(problem.code(), chassis::Code::NotFound);
+}
+
+#[tokio::test]
+async fn grpcio() {
+    let (_server, address) = ours::echo(json!({})).await;
+    let Some((_nginx, _, http2)) = peer::nginx(Some(&address)).await else { return };
+    grpcio_client(&http2, &["all"]).await;
+}
+
+#[tokio::test]
+async fn our_own_channel() {
+    let (_server, address) = ours::echo(json!({})).await;
+    let Some((_nginx, _, http2)) = peer::nginx(Some(&address)).await else { return };
+    let app = ours::caller(&http2, json!({})).await;
+    let mut stub = EchoClient::new(app.grpc("peer"));
+    for n in 0..1500 {
+        // nginx ends a connection after a thousand requests
+        assert_eq!(stub.call(says(&n.to_string())).await.unwrap().into_inner().message, n.to_string());
+    }
+}
