@@ -1,1 +1,8 @@
-//! Parts of the way of a call, alone.
+//! Parts of the way of a call, alone: pipelines and layers over a leaf that answers at once, a pick, a
+//! look-up, a swap.
+pub mod leaf;
+pub mod lookup;
+pub mod one_layer;
+pub mod pick;
+pub mod pipelines;
+pub mod swap;

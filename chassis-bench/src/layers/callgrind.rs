@@ -1,0 +1,128 @@
+//! Runs a row under callgrind, and reads what it has counted.
+use std::{
+    collections::HashMap,
+    fs,
+    io::ErrorKind,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use super::case::Laps;
+use crate::Result;
+
+/// What one thing costs.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Counts {
+    pub instructions: f64,
+    pub allocations: f64,
+}
+
+/// What callgrind counted in one lap.
+#[derive(Debug, Default, PartialEq)]
+struct Lap {
+    instructions: u64,
+    allocations: u64,
+}
+
+/// Each call of these is an allocation, as memcheck and dhat count them.
+const ALLOCATORS: [&str; 6] = ["malloc", "calloc", "realloc", "posix_memalign", "aligned_alloc", "memalign"];
+
+/// Is there a valgrind on this machine?
+pub fn is_there() -> bool {
+    let asked =
+        Command::new("valgrind").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    asked.is_ok_and(|status| status.success())
+}
+
+/// What doing `row` once costs: the difference of two laps in one process. The profile of the longer one
+/// is left in `out`, with `.3` behind it, for `callgrind_annotate`.
+pub fn count(row: &str, callers: usize, laps: Laps, out: &Path) -> Result<Counts> {
+    let program = std::env::current_exe()?;
+    let mut valgrind = Command::new("valgrind");
+    valgrind
+        .args(["--tool=callgrind", "--quiet", "--dump-before=*chassis_bench_lap*"])
+        .arg(format!("--callgrind-out-file={}", out.display()))
+        .arg(program)
+        .args(["layers", "--child", row, "--callers", &callers.to_string()])
+        .args(["--laps", &format!("{},{},{}", laps.warm, laps.short, laps.long)]);
+    let output = valgrind.stdin(Stdio::null()).output().map_err(|error| match error.kind() {
+        ErrorKind::NotFound => "valgrind is not installed: it counts the instructions".into(),
+        _ => crate::Error::from(error),
+    })?;
+    if !output.status.success() {
+        return Err(format!("{row}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr)).into());
+    }
+    let lap = |number: u32| -> Result<Lap> {
+        let path = format!("{}.{number}", out.display());
+        let text = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
+        Lap::read(&text).ok_or_else(|| format!("{path} is not what callgrind used to write").into())
+    };
+    // The first part is the start and the warm-up.
+    let (short, long) = (lap(2)?, lap(3)?);
+    let times = (laps.long - laps.short) as f64;
+    let each = |short: u64, long: u64| (long as f64 - short as f64) / times;
+    Ok(Counts {
+        instructions: each(short.instructions, long.instructions),
+        allocations: each(short.allocations, long.allocations),
+    })
+}
+
+// === impl Lap ===
+
+impl Lap {
+    /// From a profile: `totals:` tells the instructions, each `calls=` below a `cfn=` how often that was
+    /// called. Names are told once and then numbered.
+    fn read(profile: &str) -> Option<Lap> {
+        let mut names: HashMap<&str, &str> = HashMap::new();
+        let (mut called, mut allocations, mut instructions) = ("", 0, None);
+        for line in profile.lines() {
+            let Some((key, value)) = line.split_once('=').or_else(|| line.split_once(": ")) else { continue };
+            match key {
+                "fn" | "cfn" => {
+                    let (number, name) = value.split_once(' ').unwrap_or((value, ""));
+                    if !name.is_empty() {
+                        names.insert(number, name);
+                    }
+                    if key == "cfn" {
+                        called = names.get(number).copied().unwrap_or("");
+                    }
+                }
+                "calls" if ALLOCATORS.contains(&called) => {
+                    allocations += value.split(' ').next()?.parse::<u64>().ok()?;
+                }
+                "totals" | "summary" => instructions = value.trim().parse().ok().or(instructions),
+                _ => {}
+            }
+        }
+        Some(Lap { instructions: instructions?, allocations })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_profile_is_read() {
+        let profile = "\
+version: 1
+creator: callgrind-3.19.0
+events: Ir
+fn=(1) main
+16 400
+cfn=(2) malloc
+calls=3 0
+16 30
+fn=(3) other
+cfn=(2)
+calls=2 +4
+20 9
+cfn=(4) free
+calls=5 0
+20 9
+totals: 448
+";
+        assert_eq!(Lap::read(profile), Some(Lap { instructions: 448, allocations: 5 }));
+        assert_eq!(Lap::read("events: Ir\n"), None);
+    }
+}

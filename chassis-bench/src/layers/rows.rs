@@ -1,0 +1,106 @@
+//! All rows: what they are called, what they are compared with, and how they are made.
+use super::{
+    bare,
+    case::{Case, Laps, Local},
+    echo::Wire,
+    settings::{OFF, ON},
+    whole,
+};
+use crate::micro::{leaf, lookup, one_layer, pick, pipelines, swap};
+
+/// One thing to measure.
+#[derive(Clone)]
+pub struct Row {
+    /// As in the JSON.
+    pub name: String,
+    /// By so many callers at once.
+    pub callers: &'static [usize],
+    /// How often.
+    pub laps: Laps,
+    /// What of it is no part of its own, and taken off: the row of this name.
+    pub beyond: Option<&'static str>,
+    /// Among those of `--quick`, and of the guard.
+    pub quick: bool,
+    make: Make,
+}
+
+type Make = std::sync::Arc<dyn Fn() -> Local<'static, Box<dyn Case>> + Send + Sync>;
+
+const BOTH: &[usize] = &[1, 64];
+const ONE: &[usize] = &[1];
+
+/// In the order they are told in.
+pub fn all() -> Vec<Row> {
+    let mut rows = vec![
+        row("bare_tonic", BOTH, Laps::CALLS, || bare::tonic(Wire::Plain)),
+        row("bare_tonic_timeout", BOTH, Laps::CALLS, || bare::tonic(Wire::Timeout)),
+        row("bare_tonic_traceparent", BOTH, Laps::CALLS, || bare::tonic(Wire::Traceparent)),
+        row("bare_tonic_timeout_traceparent", BOTH, Laps::CALLS, || bare::tonic(Wire::Both)),
+        row("chassis_off", BOTH, Laps::CALLS, || whole::grpc(OFF, Wire::Plain)),
+        row("chassis_on", BOTH, Laps::CALLS, || whole::grpc(ON, Wire::Plain)),
+        row("chassis_on_timeout", BOTH, Laps::CALLS, || whole::grpc(ON, Wire::Timeout)),
+        row("chassis_on_traceparent", BOTH, Laps::CALLS, || whole::grpc(ON, Wire::Traceparent)),
+        row("chassis_on_timeout_traceparent", BOTH, Laps::CALLS, || whole::grpc(ON, Wire::Both)),
+        row("glued_tower", BOTH, Laps::CALLS, bare::glued),
+        row("bare_hyper", BOTH, Laps::CALLS, bare::hyper),
+        row("chassis_http_off", BOTH, Laps::CALLS, || whole::rest(OFF)),
+        row("chassis_http_on", BOTH, Laps::CALLS, || whole::rest(ON)),
+        row("make_call", BOTH, Laps::PARTS, || ready(leaf::making())),
+        row("client_pipeline_off", ONE, Laps::PARTS, || pipelines::client(OFF)),
+        row("client_pipeline_on", BOTH, Laps::PARTS, || pipelines::client(ON)),
+        row("client_pipeline_on_fn", ONE, Laps::PARTS, || pipelines::client_with_fn(ON)),
+        row("client_pipeline_on_layer", ONE, Laps::PARTS, || pipelines::client_with_layer(ON)),
+        row("server_pipeline_off", ONE, Laps::PARTS, || pipelines::server(OFF)),
+        row("server_pipeline_on", BOTH, Laps::PARTS, || pipelines::server(ON)),
+        row("empty_stage", ONE, Laps::PARTS, one_layer::empty_stage),
+    ];
+    for name in one_layer::SWITCHED {
+        for (state, on) in [("off", false), ("on", true)] {
+            let name = format!("layer_{name}_{state}");
+            rows.push(row(&name.clone(), ONE, Laps::PARTS, move || {
+                let name = name.trim_start_matches("layer_").trim_end_matches("_off").trim_end_matches("_on");
+                let name = name.to_owned();
+                async move { one_layer::layer(&name, on).await }
+            }));
+        }
+    }
+    for name in one_layer::ALWAYS {
+        rows.push(row(&format!("layer_{name}_on"), ONE, Laps::PARTS, move || one_layer::layer(name, true)));
+    }
+    for endpoints in [10, 100, 1_000, 10_000] {
+        let row = row(&format!("pick_{endpoints}"), ONE, Laps::PARTS, move || pick::ours(endpoints));
+        rows.push(Row { beyond: Some("make_call"), ..row });
+    }
+    rows.push(row("tower_pick_100", ONE, Laps::PARTS, || pick::towers(100)));
+    for operations in [10, 10_000] {
+        rows.push(row(&format!("lookup_{operations}"), ONE, Laps::PARTS, move || lookup::among(operations)));
+    }
+    rows.push(row("swap_10000", ONE, Laps::WHOLE, || swap::apply(10_000)));
+    rows.push(row("read_10000", ONE, Laps::WHOLE, || swap::read(10_000)));
+    let quick =
+        ["bare_tonic", "chassis_off", "chassis_on", "make_call", "client_pipeline_on", "server_pipeline_on"];
+    for row in &mut rows {
+        row.quick = quick.contains(&&*row.name);
+    }
+    rows
+}
+
+fn row<F, Fut>(name: &str, callers: &'static [usize], laps: Laps, make: F) -> Row
+where
+    F: Fn() -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Box<dyn Case>> + 'static,
+{
+    let make: Make = std::sync::Arc::new(move || Box::pin(make()));
+    Row { name: name.to_owned(), callers, laps, beyond: None, quick: false, make }
+}
+
+fn ready(case: Box<dyn Case>) -> std::future::Ready<Box<dyn Case>> {
+    std::future::ready(case)
+}
+
+impl Row {
+    /// Sets the stage.
+    pub async fn make(&self) -> Box<dyn Case> {
+        (self.make)().await
+    }
+}

@@ -1,0 +1,108 @@
+//! Choosing an endpoint and learning from how it did, ours and tower's.
+use std::{
+    future::{Ready, ready},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use chassis::{
+    Runtime,
+    layer::balance::{Balance, BalanceLayer},
+};
+use chassis_core::policy::{Policy, Site};
+use tower::{
+    BoxError, ServiceExt,
+    balance::p2c::Balance as TowerBalance,
+    discover::ServiceList,
+    load::{CompleteOnResponse, PeakEwma},
+};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{
+    leaf::{AtOnce, calls},
+    pipelines::registry,
+};
+use crate::layers::{
+    case::{Case, Local},
+    settings::{ON, settings},
+    whole::runtime,
+};
+
+/// Our balancer over leaves that answer at once.
+struct Ours {
+    service: Balance<AtOnce>,
+    policy: Arc<Policy>,
+    _runtime: Runtime,
+}
+
+/// tower's, by latency, as it is meant to be used.
+struct Towers(usize);
+
+#[derive(Clone)]
+struct Number;
+
+/// Among so many endpoints, by `p2c`.
+pub async fn ours(endpoints: usize) -> Box<dyn Case> {
+    let registry = registry(endpoints);
+    let runtime = runtime("caller", |builder| builder.registry(Arc::new(registry)));
+    runtime.apply(&settings(ON), 1, "bench").expect("our settings can be applied");
+    let cluster = runtime.cluster("echo", &Arc::new(AtOnce::new()));
+    while cluster.members().all().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    for node in cluster.members().nodes() {
+        node.wake();
+    }
+    let policy = runtime.policies().with(|all| all.outbound(&"echo".into(), "bench.v1.Echo/Call"));
+    let site = Arc::new(Site::new(runtime.metrics().clone(), runtime.events().clone()));
+    let layer = BalanceLayer::new(cluster, runtime.random().clone(), site);
+    Box::new(Ours { service: layer.layer(AtOnce::new()), policy, _runtime: runtime })
+}
+
+impl Case for Ours {
+    fn run(&self, times: usize, callers: usize) -> Local<'_> {
+        calls(times, callers, || {
+            let (mut service, policy) = (self.service.clone(), self.policy.clone());
+            move |mut call| {
+                call.policy = policy.clone();
+                service.call(call)
+            }
+        })
+    }
+}
+
+/// Among so many endpoints.
+pub async fn towers(endpoints: usize) -> Box<dyn Case> {
+    Box::new(Towers(endpoints))
+}
+
+impl Case for Towers {
+    fn run(&self, times: usize, _: usize) -> Local<'_> {
+        Box::pin(async move {
+            let decay = (Duration::from_millis(100), 10e9);
+            let endpoint = |_| PeakEwma::new(Number, decay.0, decay.1, CompleteOnResponse::default());
+            let endpoints: Vec<_> = (0..self.0).map(endpoint).collect();
+            let mut balance = TowerBalance::new(ServiceList::new(endpoints));
+            for number in 0..times as u64 {
+                let ready = balance.ready().await.expect("all are ready");
+                assert_eq!(ready.call(number).await.expect("it is answered at once"), number);
+            }
+        })
+    }
+}
+
+impl Service<u64> for Number {
+    type Response = u64;
+    type Error = BoxError;
+    type Future = Ready<Result<u64, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, number: u64) -> Self::Future {
+        ready(Ok(number))
+    }
+}

@@ -1,0 +1,84 @@
+//! Whole pipelines over a leaf that answers at once, with user stages and without.
+use std::sync::Arc;
+
+use chassis::{
+    Runtime, Stage,
+    call::Invocation,
+    pipeline::{self, Pipeline},
+    registries::MemoryRegistry,
+    registry::Instance,
+};
+use chassis_core::stage::{Next, Stages};
+
+use super::leaf::{AtOnce, calls};
+use crate::layers::{
+    case::{Case, Local},
+    settings::settings,
+    whole::{ENDPOINTS, runtime},
+};
+
+/// A pipeline, and what has to live as long.
+struct Piped {
+    pipeline: Pipeline,
+    _runtime: Runtime,
+}
+
+/// A client's, under `yaml`, to three endpoints.
+pub async fn client(yaml: &str) -> Box<dyn Case> {
+    client_with(yaml, ENDPOINTS, Stages::default()).await
+}
+
+/// With an async function at the stage around everything.
+pub async fn client_with_fn(yaml: &str) -> Box<dyn Case> {
+    let mut stages = Stages::default();
+    stages.add_fn(
+        Stage::Call,
+        "mine",
+        None,
+        |call: Invocation, next: Next| async move { next.run(call).await },
+    );
+    client_with(yaml, ENDPOINTS, stages).await
+}
+
+/// With a layer of tower's there.
+pub async fn client_with_layer(yaml: &str) -> Box<dyn Case> {
+    let mut stages = Stages::default();
+    stages.add_layer(Stage::Call, "mine", None, tower_layer::Identity::new());
+    client_with(yaml, ENDPOINTS, stages).await
+}
+
+async fn client_with(yaml: &str, endpoints: usize, stages: Stages) -> Box<dyn Case> {
+    let registry = registry(endpoints);
+    let runtime = runtime("caller", |builder| builder.registry(Arc::new(registry)).stages(stages));
+    runtime.apply(&settings(yaml), 1, "bench").expect("our settings can be applied");
+    let pipeline = pipeline::client(&runtime, "echo", &Arc::new(AtOnce::new()));
+    Box::new(Piped { pipeline, _runtime: runtime })
+}
+
+/// A server's.
+pub async fn server(yaml: &str) -> Box<dyn Case> {
+    let runtime = runtime("echo", |builder| builder);
+    runtime.apply(&settings(yaml), 1, "bench").expect("our settings can be applied");
+    Box::new(Piped { pipeline: pipeline::server(&runtime, AtOnce::new()), _runtime: runtime })
+}
+
+/// Knows so many instances of the echo.
+pub fn registry(endpoints: usize) -> MemoryRegistry {
+    let registry = MemoryRegistry::new();
+    let instance = |number| {
+        Instance::new("echo", format!("echo-{number}"))
+            .with_address("grpc", format!("memory:echo-{number}"))
+            .with_label("track", "stable")
+    };
+    registry.set("echo", chassis::registry::Membership::Known((0..endpoints).map(instance).collect()));
+    registry
+}
+
+impl Case for Piped {
+    fn run(&self, times: usize, callers: usize) -> Local<'_> {
+        calls(times, callers, || {
+            let pipeline = self.pipeline.clone();
+            move |call| pipeline.run(call)
+        })
+    }
+}
