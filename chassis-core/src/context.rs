@@ -24,7 +24,7 @@ pub struct Context {
     pub deadline: Option<Instant>,
     /// The trace the call is part of.
     pub trace: Option<TraceContext>,
-    /// Headers carried on along a chain of hops, as the settings name them.
+    /// Headers carried on along a chain of hops: baggage, and those that the settings name.
     pub headers: HeaderMap,
     /// Is the call a retry of its caller's?
     pub is_retry: bool,

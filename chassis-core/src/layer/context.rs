@@ -1,9 +1,12 @@
-//! Makes a call's deadline, trace and chosen headers those of the calls its handler makes.
+//! Makes a call's deadline, trace, baggage and chosen headers those of the calls its handler makes.
 use http::{HeaderMap, HeaderName};
 use tokio::task::futures::TaskLocalFuture;
 use tower_service::Service;
 
-use super::forward_ready;
+use super::{
+    forward_ready,
+    trace::{BAGGAGE, LONGEST},
+};
 use crate::{
     Error, Live,
     call::{Invocation, Reply},
@@ -56,6 +59,11 @@ where
                 }
             }
         });
+        let baggage = call.metadata.get_all(BAGGAGE);
+        let length: usize = baggage.iter().map(|value| value.len()).sum();
+        if length <= LONGEST && !headers.contains_key(BAGGAGE) {
+            headers.extend(baggage.iter().map(|value| (BAGGAGE, value.clone())));
+        }
         let context = Context {
             deadline: call.deadline,
             trace: call.trace.clone(),

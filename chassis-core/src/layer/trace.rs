@@ -33,8 +33,6 @@ pub struct TraceContext {
     pub flags: u8,
     /// What other tracers want handed on.
     pub state: Option<HeaderValue>,
-    /// What applications want handed on.
-    pub baggage: Option<HeaderValue>,
 }
 
 /// Opens spans, and takes trace context in.
@@ -63,10 +61,11 @@ pin_project! {
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
+/// What applications want handed on, with a trace or without one.
+pub(super) const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 
 /// Longer baggage and state are not handed on: W3C's bound, so that no caller makes us carry more.
-const LONGEST: usize = 8192;
+pub(super) const LONGEST: usize = 8192;
 
 // === impl TraceLayer ===
 
@@ -171,7 +170,7 @@ impl TraceContext {
     /// A new, sampled trace.
     pub fn root(random: &Random) -> Self {
         let trace_id = u128::from(random.next_u64()) << 64 | u128::from(random.next_u64().max(1));
-        TraceContext { trace_id, span_id: random.next_u64().max(1), flags: 1, state: None, baggage: None }
+        TraceContext { trace_id, span_id: random.next_u64().max(1), flags: 1, state: None }
     }
 
     /// A span below this one.
@@ -179,11 +178,10 @@ impl TraceContext {
         TraceContext { span_id: random.next_u64().max(1), ..self.clone() }
     }
 
-    /// From `traceparent`, `tracestate` and `baggage`; a malformed parent is no parent, as W3C has it.
+    /// From `traceparent` and `tracestate`; a malformed parent is no parent, as W3C has it.
     pub fn read(metadata: &HeaderMap) -> Option<Self> {
         let (trace_id, span_id, flags) = parse(metadata.get(TRACEPARENT)?.as_bytes())?;
-        let kept = |name| metadata.get(name).filter(|value| value.len() <= LONGEST).cloned();
-        Some(TraceContext { trace_id, span_id, flags, state: kept(TRACESTATE), baggage: kept(BAGGAGE) })
+        Some(TraceContext { trace_id, span_id, flags, state: state(metadata) })
     }
 
     /// Writes the headers, `span_id` being the span of the attempt.
@@ -194,12 +192,18 @@ impl TraceContext {
         if let Ok(value) = HeaderValue::try_from(text) {
             metadata.insert(TRACEPARENT, value);
         }
-        for (name, value) in [(TRACESTATE, &self.state), (BAGGAGE, &self.baggage)] {
-            if let Some(value) = value {
-                metadata.insert(name, value.clone());
-            }
+        if let Some(state) = &self.state {
+            metadata.insert(TRACESTATE, state.clone());
         }
     }
+}
+
+/// Several headers are one list.
+fn state(metadata: &HeaderMap) -> Option<HeaderValue> {
+    let mut all = metadata.get_all(TRACESTATE).iter();
+    let (first, more) = (all.next()?, all.map(HeaderValue::as_bytes));
+    let whole = std::iter::once(first.as_bytes()).chain(more).collect::<Vec<_>>().join(&b","[..]);
+    (whole.len() <= LONGEST).then(|| HeaderValue::from_bytes(&whole).ok()).flatten()
 }
 
 /// `00-<32 hex>-<16 hex>-<2 hex>`; later versions may have more behind.
@@ -240,6 +244,17 @@ mod tests {
         ] {
             assert_eq!(parse(bad.as_bytes()), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn states_are_one_list_of_a_bounded_length() {
+        let read = |states: &[&str]| {
+            let states = states.iter().map(|s| (TRACESTATE, HeaderValue::from_str(s).unwrap()));
+            state(&states.collect()).map(|state| state.to_str().unwrap().to_owned())
+        };
+        assert_eq!(read(&[]), None);
+        assert_eq!(read(&["a=1", "b=2"]).as_deref(), Some("a=1,b=2"));
+        assert_eq!(read(&["a=1", &"b".repeat(LONGEST)]), None);
     }
 
     #[test]
