@@ -4,6 +4,7 @@
 //! - [`GrpcServices`] takes the place of tonic's router, and [`GrpcServer`] puts a pipeline before it.
 //! - [`Grpc`] is what the pipeline has to know of the protocol, [`GrpcTransport`] how it reaches endpoints.
 //! - [`error`] gives a caller back why a call was refused; [`problem`] says it in HTTP's words.
+mod answer;
 mod body;
 mod channel;
 mod descriptors;
@@ -19,6 +20,7 @@ mod timeout;
 mod transport;
 
 pub use self::{
+    answer::answer,
     body::ResponseBody,
     channel::{Channel, ResponseFuture},
     descriptors::{idempotent_operations, operations},

@@ -1,0 +1,26 @@
+//! What a fallback answers over gRPC.
+use chassis_core::{call::Body, layer::fallback::Answer};
+use http::{HeaderMap, HeaderValue, StatusCode, header::CONTENT_TYPE};
+use prost::Message;
+
+use crate::protocol::{CONTENT_TYPE_GRPC, GRPC_STATUS};
+
+/// `message` as the answer of a fallback: in its frame, and with the trailers of success.
+///
+/// ```
+/// use chassis_core::{Error, layer::fallback::{Answer, Failed}};
+/// # use prost_types::Timestamp as Stock;
+///
+/// async fn none_left(_: Failed) -> Result<Answer, Error> {
+///     Ok(chassis_grpc::answer(&Stock::default()))
+/// }
+/// ```
+pub fn answer<M: Message>(message: &M) -> Answer {
+    let encoded = message.encode_to_vec();
+    // A message of 4 GiB is over every limit; its frame can't be written at all.
+    let length = u32::try_from(encoded.len()).unwrap_or(u32::MAX).to_be_bytes();
+    let frame = [&[0], &length[..], &encoded].concat();
+    let metadata = HeaderMap::from_iter([(CONTENT_TYPE, CONTENT_TYPE_GRPC)]);
+    let trailers = HeaderMap::from_iter([(GRPC_STATUS, HeaderValue::from_static("0"))]);
+    Answer { status: StatusCode::OK, metadata, body: Body::with_trailers(Some(frame.into()), trailers) }
+}
