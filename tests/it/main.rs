@@ -2,8 +2,13 @@
 mod mesh;
 
 mod breaker;
+mod fallbacks;
 mod faults;
+mod figures;
 mod joining;
 mod limits;
+mod options;
+mod panics;
 mod routes;
 mod swaps;
+mod traces;

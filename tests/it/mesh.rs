@@ -68,6 +68,7 @@ pub(crate) struct Plan<'a> {
     listen: Option<serde_json::Value>,
     calls: Vec<String>,
     build: Vec<Build>,
+    own_registry: bool,
     router: Router,
 }
 
@@ -158,6 +159,7 @@ impl Mesh {
             listen: None,
             calls: Vec::new(),
             build: Vec::new(),
+            own_registry: false,
             router: Router::new(),
         }
     }
@@ -208,6 +210,12 @@ impl Plan<'_> {
         self
     }
 
+    /// The registry that its settings name, in place of the mesh's.
+    pub(crate) fn own_registry(mut self) -> Self {
+        self.own_registry = true;
+        self
+    }
+
     /// Its handlers call these services: see [`Ask::via`].
     pub(crate) fn calls(mut self, services: &[&str]) -> Self {
         self.calls.extend(services.iter().map(|&service| service.to_owned()));
@@ -242,10 +250,12 @@ impl Plan<'_> {
             .without_file()
             .settings(serde_json::json!({ "listen": listen, "service": { "labels": self.labels } }))
             .config(source.clone())
-            .registry(self.mesh.registry.clone())
             .network(self.mesh.network.clone())
             .random(Random::seeded(seed))
             .descriptors(FILE_DESCRIPTOR_SET);
+        if !self.own_registry {
+            builder = builder.registry(self.mesh.registry.clone());
+        }
         for build in self.build.drain(..) {
             builder = build(builder);
         }
@@ -259,14 +269,20 @@ impl Plan<'_> {
         Arc::new(Caller { app, config, clients: Mutex::default() })
     }
 
-    /// Starts it; it is in the registry when this returns.
-    pub(crate) async fn start(mut self) -> Server {
+    /// Builds it with its handlers, to be started by the test.
+    pub(crate) async fn serving(&mut self) -> (Chassis, Arc<Echo>, TextSource) {
         let (app, source) = self.build().await;
         let clients = self.calls.iter().map(|service| (service.clone(), Clients::of(&app, service)));
         let echo = Arc::new(Echo::new(&self.id, &self.mesh.ledger, clients.collect()));
-        let config = Config { source, runtime: app.runtime().clone() };
         let app = app.serve_grpc(EchoServer::new(Served(echo.clone())));
-        let app = app.serve_http(served::router(&echo).merge(self.router));
+        let routes = served::router(&echo).merge(std::mem::take(&mut self.router));
+        (app.serve_http(routes), echo, source)
+    }
+
+    /// Starts it; it is in the registry when this returns.
+    pub(crate) async fn start(mut self) -> Server {
+        let (app, echo, source) = self.serving().await;
+        let config = Config { source, runtime: app.runtime().clone() };
         let running = app.start().await.unwrap_or_else(|error| panic!("{}: {error:?}", self.id));
         if self.weight != 1 {
             let mut entry = Entry::new(&self.service, &self.id);

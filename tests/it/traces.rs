@@ -1,0 +1,167 @@
+//! What goes along a chain of hops: the trace, baggage, chosen headers; and the spans of a call.
+use std::sync::{Arc, Mutex};
+
+use chassis::Code;
+use http::HeaderMap;
+use tracing_subscriber::layer::SubscriberExt;
+
+use crate::mesh::{Act, Ask, Mesh, Wire, both};
+
+const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+
+/// Trace and span of a `traceparent`.
+#[track_caller]
+fn parent(headers: &HeaderMap) -> (String, String) {
+    let value = headers.get("traceparent").expect("it is part of a trace").to_str().unwrap();
+    let parts: Vec<_> = value.split('-').collect();
+    assert_eq!((parts.len(), parts[0], parts[3]), (4, "00", "01"), "{value}");
+    (parts[1].to_owned(), parts[2].to_owned())
+}
+
+both! {
+    async fn a_trace_goes_through_all_hops(wire: Wire) {
+        let mesh = Mesh::new();
+        let ledger = mesh.start("ledger", "ledger-1").await;
+        let stock = mesh.server("stock", "stock-1").calls(&["ledger"]).start().await;
+        let caller = mesh.caller("").await;
+        let ask = Ask::to("stock")
+            .header("traceparent", PARENT)
+            .header("tracestate", "vendor=1")
+            .header("baggage", "tenant=acme")
+            .via(&[(wire, "ledger")]);
+        let outcome = caller.call(wire, ask).await;
+        assert_eq!(outcome.hops, ["stock-1", "ledger-1"]);
+        let mut spans = vec!["00f067aa0ba902b7".to_owned()];
+        for hop in [&stock, &ledger] {
+            let headers = hop.last().headers;
+            let (trace, span) = parent(&headers);
+            assert_eq!(trace, TRACE);
+            assert!(!spans.contains(&span), "each hop has a span of its own");
+            spans.push(span);
+            assert_eq!(headers["tracestate"], "vendor=1");
+            assert_eq!(headers["baggage"], "tenant=acme");
+        }
+    }
+}
+
+both! {
+    async fn baggage_needs_no_trace(wire: Wire) {
+        let mesh = Mesh::new();
+        let ledger = mesh.start("ledger", "ledger-1").await;
+        let _stock = mesh.server("stock", "stock-1").calls(&["ledger"]).start().await;
+        let caller = mesh.caller("").await;
+        let ask = Ask::to("stock").header("baggage", "tenant=acme").via(&[(wire, "ledger")]);
+        assert!(caller.call(wire, ask).await.is_ok());
+        let headers = ledger.last().headers;
+        assert_eq!(headers.get("baggage").expect("it was handed on"), "tenant=acme");
+        assert!(!headers.contains_key("traceparent"), "nobody began a trace");
+    }
+}
+
+both! {
+    async fn baggage_of_ones_own_is_kept(wire: Wire) {
+        let mesh = Mesh::new();
+        let ledger = mesh.start("ledger", "ledger-1").await;
+        let stock = mesh.server("stock", "stock-1").calls(&["ledger"]).start().await;
+        stock.does(Act::Run(Arc::new(|echo, seen| {
+            Box::pin(async move {
+                let ask = Ask::to("ledger").header("baggage", "tenant=other");
+                assert!(echo.clients("ledger").call(seen.wire, ask).await.is_ok());
+                Ok(())
+            })
+        })));
+        let caller = mesh.caller("").await;
+        let ask = Ask::to("stock").header("traceparent", PARENT).header("baggage", "tenant=acme");
+        assert!(caller.call(wire, ask).await.is_ok());
+        let headers = ledger.last().headers;
+        assert_eq!(headers.get_all("baggage").iter().collect::<Vec<_>>(), ["tenant=other"]);
+        assert_eq!(parent(&headers).0, TRACE);
+    }
+}
+
+both! {
+    async fn a_share_of_calls_begins_a_trace(wire: Wire) {
+        let mesh = Mesh::new();
+        let stock = mesh.start("stock", "stock-1").await;
+        let caller = mesh.caller("").await;
+        assert!(caller.call(wire, Ask::to("stock")).await.is_ok());
+        assert!(!stock.last().headers.contains_key("traceparent"), "none does by default");
+        caller.push("telemetry: { sample: 100% }").await.applied();
+        assert!(caller.call(wire, Ask::to("stock")).await.is_ok());
+        let first = parent(&stock.last().headers).0;
+        assert!(caller.call(wire, Ask::to("stock")).await.is_ok());
+        assert_ne!(parent(&stock.last().headers).0, first);
+    }
+}
+
+both! {
+    async fn chosen_headers_go_on(wire: Wire) {
+        let mesh = Mesh::new();
+        let ledger = mesh.start("ledger", "ledger-1").await;
+        let stock = mesh.server("stock", "stock-1").config("propagate: [x-tenant]").calls(&["ledger"]);
+        let stock = stock.start().await;
+        let caller = mesh.caller("").await;
+        let ask = || {
+            Ask::to("stock")
+                .header("x-tenant", "acme")
+                .header("x-tenant", "twice")
+                .header("x-other", "stays")
+                .via(&[(wire, "ledger")])
+        };
+        assert!(caller.call(wire, ask()).await.is_ok());
+        let headers = ledger.last().headers;
+        assert_eq!(headers.get_all("x-tenant").iter().collect::<Vec<_>>(), ["acme", "twice"]);
+        assert!(!headers.contains_key("x-other"));
+
+        stock.push("propagate: [x-other]").await.applied();
+        assert!(caller.call(wire, ask()).await.is_ok());
+        let headers = ledger.last().headers;
+        assert_eq!(headers["x-other"], "stays");
+        assert!(!headers.contains_key("x-tenant"));
+    }
+}
+
+/// Spans as they open and close, by name.
+#[derive(Clone, Default)]
+struct Spans(Arc<Mutex<Vec<String>>>);
+
+impl<S> tracing_subscriber::Layer<S> for Spans
+where
+    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+{
+    fn on_new_span(
+        &self,
+        attributes: &tracing::span::Attributes<'_>,
+        _: &tracing::Id,
+        context: tracing_subscriber::layer::Context<'_, S>,
+    ) {
+        let metadata = attributes.metadata();
+        if metadata.target().starts_with("chassis::") {
+            let parent = context.lookup_current().map_or("", |parent| parent.name());
+            self.0.lock().unwrap().push(format!("{parent}/{}", metadata.name()));
+        }
+    }
+}
+
+both! {
+    async fn each_attempt_is_a_span_of_its_own(wire: Wire) {
+        let mesh = Mesh::new();
+        let stock = mesh.start("stock", "stock-1").await;
+        let caller = mesh.caller("").await;
+        stock.does_next([Act::Fail(Code::Unavailable)]);
+        let spans = Spans::default();
+        let subscriber = tracing_subscriber::registry().with(spans.clone());
+        {
+            let _here = tracing::subscriber::set_default(subscriber);
+            let ask = Ask::to("stock").safe().header("traceparent", PARENT);
+            assert!(caller.call(wire, ask).await.is_ok());
+        }
+        let [first, second] = <[_; 2]>::try_from(stock.seen()).unwrap().map(|seen| parent(&seen.headers));
+        assert_eq!((first.0.as_str(), second.0.as_str()), (TRACE, TRACE));
+        assert_ne!(first.1, second.1);
+        let spans = spans.0.lock().unwrap();
+        let of = |name: &str| spans.iter().filter(|span| *span == name).count();
+        assert_eq!((of("call/attempt"), of("/call")), (2, 3), "one call out, two in: {spans:?}");
+    }
+}
