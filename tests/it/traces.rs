@@ -1,9 +1,16 @@
 //! What goes along a chain of hops: the trace, baggage, chosen headers; and the spans of a call.
-use std::sync::{Arc, Mutex};
+use std::{
+    cell::RefCell,
+    sync::{Arc, Once},
+};
 
 use chassis::Code;
 use http::HeaderMap;
-use tracing_subscriber::layer::SubscriberExt;
+use tracing::span::Attributes;
+use tracing_subscriber::{
+    layer::{Context as LayerContext, SubscriberExt},
+    registry::LookupSpan,
+};
 
 use crate::mesh::{Act, Ask, Mesh, Wire, both};
 
@@ -122,26 +129,40 @@ both! {
     }
 }
 
-/// Spans as they open and close, by name.
-#[derive(Clone, Default)]
-struct Spans(Arc<Mutex<Vec<String>>>);
+thread_local! {
+    /// The spans opened by the test of this thread, with their parents, while it looks.
+    static SPANS: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+}
+
+/// Keeps spans for the test in whose thread they are opened.
+struct Spans;
 
 impl<S> tracing_subscriber::Layer<S> for Spans
 where
-    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
 {
-    fn on_new_span(
-        &self,
-        attributes: &tracing::span::Attributes<'_>,
-        _: &tracing::Id,
-        context: tracing_subscriber::layer::Context<'_, S>,
-    ) {
-        let metadata = attributes.metadata();
-        if metadata.target().starts_with("chassis::") {
-            let parent = context.lookup_current().map_or("", |parent| parent.name());
-            self.0.lock().unwrap().push(format!("{parent}/{}", metadata.name()));
-        }
+    fn enabled(&self, metadata: &tracing::Metadata<'_>, _: LayerContext<'_, S>) -> bool {
+        metadata.target().starts_with("chassis::") && SPANS.with_borrow(Option::is_some)
     }
+
+    fn on_new_span(&self, span: &Attributes<'_>, _: &tracing::Id, context: LayerContext<'_, S>) {
+        let parent = context.lookup_current().map_or("", |parent| parent.name());
+        let name = format!("{parent}/{}", span.metadata().name());
+        SPANS.with_borrow_mut(|spans| spans.iter_mut().for_each(|spans| spans.push(name.clone())));
+    }
+}
+
+/// The spans that `work` opens. One subscriber for all threads: with one for each, tracing asks whichever
+/// thread comes by a callsite first, and believes it for all.
+async fn spans_of(work: impl Future<Output = ()>) -> Vec<String> {
+    static SUBSCRIBED: Once = Once::new();
+    SUBSCRIBED.call_once(|| {
+        let subscriber = tracing_subscriber::registry().with(Spans);
+        tracing::subscriber::set_global_default(subscriber).expect("nobody else subscribes");
+    });
+    SPANS.set(Some(Vec::new()));
+    work.await;
+    SPANS.take().unwrap_or_default()
 }
 
 both! {
@@ -150,17 +171,14 @@ both! {
         let stock = mesh.start("stock", "stock-1").await;
         let caller = mesh.caller("").await;
         stock.does_next([Act::Fail(Code::Unavailable)]);
-        let spans = Spans::default();
-        let subscriber = tracing_subscriber::registry().with(spans.clone());
-        {
-            let _here = tracing::subscriber::set_default(subscriber);
-            let ask = Ask::to("stock").safe().header("traceparent", PARENT);
+        let ask = Ask::to("stock").safe().header("traceparent", PARENT);
+        let spans = spans_of(async {
             assert!(caller.call(wire, ask).await.is_ok());
-        }
+        });
+        let spans = spans.await;
         let [first, second] = <[_; 2]>::try_from(stock.seen()).unwrap().map(|seen| parent(&seen.headers));
         assert_eq!((first.0.as_str(), second.0.as_str()), (TRACE, TRACE));
         assert_ne!(first.1, second.1);
-        let spans = spans.0.lock().unwrap();
         let of = |name: &str| spans.iter().filter(|span| *span == name).count();
         assert_eq!((of("call/attempt"), of("/call")), (2, 3), "one call out, two in: {spans:?}");
     }
