@@ -478,7 +478,7 @@ impl HttpBody for Replaying {
 impl Drop for Replaying {
     fn drop(&mut self) {
         let mut kept = lock(&self.kept);
-        if !kept.ended {
+        if !kept.ended && !kept.spoilt {
             kept.rest = self.rest.take();
         }
         let waiting = kept.waiting.take();

@@ -129,12 +129,7 @@ const MARGIN: Duration = Duration::from_millis(5);
 
 impl RouteLayer {
     /// Calls out of, or into, the service that `caller` names, under the newest `policies`.
-    pub fn new(
-        side: Side,
-        policies: Live<Policies>,
-        random: Random,
-        caller: Option<HeaderValue>,
-    ) -> Self {
+    pub fn new(side: Side, policies: Live<Policies>, random: Random, caller: Option<HeaderValue>) -> Self {
         RouteLayer { side, policies, random, caller }
     }
 
@@ -153,9 +148,11 @@ impl RouteLayer {
         let detached = call.options.detached;
         let inherited = Context::with(|context| {
             call.below_retry = context.is_retry;
-            for (name, value) in &context.headers {
+            for name in context.headers.keys() {
                 if !call.metadata.contains_key(name) {
-                    call.metadata.append(name.clone(), value.clone());
+                    for value in context.headers.get_all(name) {
+                        call.metadata.append(name.clone(), value.clone());
+                    }
                 }
             }
             let deadline = context.deadline.filter(|_| !detached)?;

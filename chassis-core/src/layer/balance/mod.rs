@@ -48,6 +48,9 @@ enum Pick {
 
 /// Proposals of the picker before all nodes are looked at, after Finagle's `maxEffort`: 0.25⁴ < 1 %.
 const MOST_PROPOSALS: usize = 4;
+/// So many nodes connect at once for calls that find none ready; the next ones once these have failed.
+/// All of a small set, and of a hundred thousand not more than a process has sockets.
+const MOST_CONNECTING: usize = 32;
 
 // === impl BalanceLayer ===
 
@@ -131,7 +134,7 @@ impl BalanceLayer {
 
     /// Nobody let the call in: is one about to be ready, or is it hopeless?
     fn nobody(&self, subset: &Subset, call: &Invocation, now: Instant, panicking: bool) -> Pick {
-        let (mut ready, mut full, mut soon) = (false, false, false);
+        let (mut ready, mut full, mut connecting, mut idle) = (false, false, 0, 0);
         for node in subset.nodes() {
             match node.connection() {
                 Connection::Ready => {
@@ -142,12 +145,9 @@ impl BalanceLayer {
                     ready = true;
                     full |= node.is_full(&call.policy);
                 }
-                Connection::Connecting => soon = true,
+                Connection::Connecting => connecting += 1,
                 Connection::TransientFailure => {}
-                Connection::Idle => {
-                    node.wake();
-                    soon = true;
-                }
+                Connection::Idle => idle += 1,
             }
         }
         if ready {
@@ -161,7 +161,10 @@ impl BalanceLayer {
             };
             return Pick::Refuse(Error::local(reason, message).with_rule("balance"));
         }
-        if soon {
+        if connecting + idle > 0 {
+            if idle > 0 {
+                self.wake(subset, MOST_CONNECTING.saturating_sub(connecting));
+            }
             return Pick::Wait;
         }
         self.refusing(Reason::NoEndpoint, now);
@@ -172,6 +175,13 @@ impl BalanceLayer {
                 subset.nodes().len()
             )),
         )
+    }
+
+    /// Has up to `most` idle nodes connect, from a random one on.
+    fn wake(&self, subset: &Subset, most: usize) {
+        let (before, from) = subset.nodes().split_at(subset.draw(&self.random));
+        let idle = from.iter().chain(before).filter(|node| node.connection() == Connection::Idle);
+        idle.take(most).for_each(|node| node.wake());
     }
 
     fn refusing(&self, reason: Reason, now: Instant) {

@@ -135,7 +135,7 @@ where
 
     forward_ready!();
 
-    fn call(&mut self, mut call: Invocation) -> Self::Future {
+    fn call(&mut self, call: Invocation) -> Self::Future {
         if call.policy.rate_limits.is_empty() {
             return Decided::inner(self.inner.call(call));
         }

@@ -1,0 +1,178 @@
+//! Calls to send, and answers read to the end.
+use std::{future::poll_fn, pin::pin, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http_body::Body as _;
+use tower_service::Service;
+
+use super::TEST;
+use crate::{
+    Error,
+    call::{Body, CallOptions, Invocation, Operation, Reply, Target},
+    labels::LabelSet,
+    pipeline::Pipeline,
+    protocol::Protocol,
+};
+
+/// Puts a call together. The clock starts with [`build`](Self::build).
+///
+/// ```
+/// use chassis_core::testing::CallBuilder;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let call = CallBuilder::post("stock", "Reserve").header("x-canary", "true").body("seven").build();
+/// assert_eq!(call.target.operation.as_str(), "Reserve");
+/// # }
+/// ```
+pub struct CallBuilder {
+    protocol: &'static dyn Protocol,
+    service: Arc<str>,
+    operation: Operation,
+    method: Method,
+    uri: http::Uri,
+    metadata: HeaderMap,
+    options: CallOptions,
+    body: Body,
+}
+
+/// An answer that was read to its end.
+#[derive(Debug)]
+pub struct Answered {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its metadata.
+    pub metadata: HeaderMap,
+    /// Its whole body.
+    pub body: Bytes,
+    /// Its trailers, if it had any.
+    pub trailers: Option<HeaderMap>,
+    /// Where it came from: the address of a node, unless it was made up on the way.
+    pub address: Option<String>,
+}
+
+/// Sends `call`, and reads the answer to the end. An answer that breaks off is an error.
+pub async fn run(pipeline: &Pipeline, call: Invocation) -> Result<Answered, Error> {
+    read(pipeline.clone().call(call).await?).await
+}
+
+/// Reads an answer to the end.
+pub async fn read(reply: Reply) -> Result<Answered, Error> {
+    let (status, metadata) = (reply.status, reply.metadata.clone());
+    let address = reply.node.as_ref().map(|node| node.address().to_owned());
+    let (mut bytes, mut trailers) = (BytesMut::new(), None);
+    let mut body = pin!(reply.into_body());
+    while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+        match frame?.into_data() {
+            Ok(data) => bytes.extend_from_slice(&data),
+            Err(frame) => trailers = frame.into_trailers().ok(),
+        }
+    }
+    Ok(Answered { status, metadata, body: bytes.freeze(), trailers, address })
+}
+
+// === impl CallBuilder ===
+
+impl CallBuilder {
+    /// A call that can be executed twice.
+    pub fn get(service: &str, operation: &'static str) -> Self {
+        CallBuilder { method: Method::GET, ..Self::post(service, operation) }
+    }
+
+    /// A call that must not be executed twice.
+    pub fn post(service: &str, operation: &'static str) -> Self {
+        CallBuilder {
+            protocol: &TEST,
+            service: service.into(),
+            operation: Operation::from_static(operation),
+            method: Method::POST,
+            uri: http::Uri::from_static("/"),
+            metadata: HeaderMap::new(),
+            options: CallOptions::default(),
+            body: Body::empty(),
+        }
+    }
+
+    /// By another protocol. Default: [`TEST`].
+    pub fn protocol(mut self, protocol: &'static dyn Protocol) -> Self {
+        self.protocol = protocol;
+        self
+    }
+
+    /// Path and query. Default `/`.
+    pub fn uri(mut self, uri: &'static str) -> Self {
+        self.uri = http::Uri::from_static(uri);
+        self
+    }
+
+    /// One more header.
+    pub fn header(mut self, name: &'static str, value: &str) -> Self {
+        let value = HeaderValue::from_str(value).expect("a value of visible characters");
+        self.metadata.append(HeaderName::from_static(name), value);
+        self
+    }
+
+    /// The body. Default: none.
+    pub fn body(mut self, body: impl Into<Bytes>) -> Self {
+        self.body = Body::full(body);
+        self
+    }
+
+    /// A body that streams. Default: none.
+    pub fn streaming(mut self, body: Body) -> Self {
+        self.body = body;
+        self
+    }
+
+    /// To the end of the answer. Default: as the settings say.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.options.timeout = Some(timeout);
+        self
+    }
+
+    /// Only nodes with this label, too.
+    pub fn pinned(mut self, name: &str, value: &str) -> Self {
+        let label = LabelSet::from_iter([(name, value)]);
+        let all = self.options.labels.map_or_else(|| label.clone(), |labels| labels.and(&label));
+        self.options.labels = Some(Arc::new(all));
+        self
+    }
+
+    /// May be executed twice.
+    pub fn idempotent(mut self) -> Self {
+        self.options.idempotent = true;
+        self
+    }
+
+    /// Never retried.
+    pub fn no_retry(mut self) -> Self {
+        self.options.no_retry = true;
+        self
+    }
+
+    /// Not bound by an inherited deadline.
+    pub fn detached(mut self) -> Self {
+        self.options.detached = true;
+        self
+    }
+
+    /// The call, starting now.
+    pub fn build(self) -> Invocation {
+        let mut call = Invocation::new(self.protocol, Target::new(self.service, self.operation));
+        call.method = self.method;
+        call.uri = self.uri;
+        call.metadata = self.metadata;
+        call.options = self.options;
+        call.body = self.body;
+        call
+    }
+}
+
+// === impl Answered ===
+
+impl Answered {
+    /// The body as text; what is no UTF-8 is replaced.
+    pub fn text(&self) -> std::borrow::Cow<'_, str> {
+        String::from_utf8_lossy(&self.body)
+    }
+}

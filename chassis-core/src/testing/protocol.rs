@@ -1,0 +1,86 @@
+//! A protocol that is nothing but what the pipeline needs of one.
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+
+use crate::{
+    Code, Error, Reason,
+    call::{Body, Verdict},
+    protocol::{Protocol, Pushback},
+};
+
+/// Speaks in HTTP statuses: one from 400 on fails with the head, any other one is known at the end of
+/// the body, by the [`STATUS`] trailer if there is one. GET can be executed twice.
+#[derive(Clone, Copy, Debug)]
+pub struct TestProtocol {
+    name: &'static str,
+}
+
+/// The test protocol by its own name, `test`.
+pub static TEST: TestProtocol = TestProtocol::named("test");
+
+/// A trailer: the number of the code the call ended with.
+pub const STATUS: HeaderName = HeaderName::from_static("x-status");
+/// A header of refusals: the name of the [`Reason`]. Who answers with it has done nothing.
+pub const REASON: HeaderName = HeaderName::from_static("x-reason");
+/// A header: seconds not to try again for, or `never`.
+pub const RETRY_AFTER: HeaderName = HeaderName::from_static("retry-after");
+
+// === impl TestProtocol ===
+
+impl TestProtocol {
+    /// The test protocol under another name, for what goes by names: metrics, fallbacks.
+    pub const fn named(name: &'static str) -> Self {
+        TestProtocol { name }
+    }
+}
+
+impl Protocol for TestProtocol {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn judge_head(&self, status: StatusCode, metadata: &HeaderMap) -> Option<Verdict> {
+        let code = Code::from_http(status);
+        let reason = metadata.get(REASON).and_then(|name| Reason::from_name(name.to_str().ok()?));
+        match (status.as_u16() >= 400, reason) {
+            (false, _) => None,
+            (true, Some(reason)) => Some(Verdict::refused(reason, code, status.as_u16())),
+            (true, None) => Some(Verdict::answered(code, status.as_u16())),
+        }
+    }
+
+    fn judge_end(&self, status: StatusCode, trailers: Option<&HeaderMap>) -> Verdict {
+        let told = trailers.and_then(|trailers| trailers.get(STATUS)?.to_str().ok()?.parse().ok());
+        match told.map(Code::from_number) {
+            Some(code) => {
+                Verdict::answered(code, if code == Code::Ok { status.as_u16() } else { code.number() })
+            }
+            None => Verdict::answered(Code::from_http(status), status.as_u16()),
+        }
+    }
+
+    fn refuse(&self, error: &Error) -> (StatusCode, HeaderMap, Body) {
+        let mut metadata = HeaderMap::new();
+        metadata.insert(REASON, HeaderValue::from_static(error.reason().name()));
+        let details = error.details();
+        let status = details.and_then(|details| StatusCode::from_u16(details.status?).ok());
+        let body =
+            details.and_then(|details| details.body.clone()).unwrap_or_else(|| error.message().to_owned());
+        (status.unwrap_or(error.code().http_status()), metadata, Body::full(body))
+    }
+
+    fn pushback(&self, metadata: &HeaderMap) -> Pushback {
+        match metadata.get(RETRY_AFTER).and_then(|value| value.to_str().ok()) {
+            None => Pushback::None,
+            Some("never") => Pushback::Never,
+            Some(after) => {
+                after.parse().map_or(Pushback::None, |seconds| Pushback::After(Duration::from_secs(seconds)))
+            }
+        }
+    }
+
+    fn is_idempotent(&self, method: &Method) -> bool {
+        *method == Method::GET
+    }
+}

@@ -1,0 +1,101 @@
+//! A registry that says what a test tells it to.
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use crate::registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher};
+
+/// Says nothing of a service until told; then what it was told last. Clones share it.
+///
+/// ```
+/// use chassis_core::{registry::Membership, testing::ScriptedRegistry};
+///
+/// let registry = ScriptedRegistry::new();
+/// registry.put("stock", ["a", "b"]); // at `memory:a` and `memory:b`
+/// registry.set("old", Membership::Deleted);
+/// registry.fail("far", "no route to host");
+/// ```
+#[derive(Clone, Default)]
+pub struct ScriptedRegistry(Arc<Mutex<BTreeMap<String, watch::Sender<Said>>>>);
+
+/// `None`: nothing yet, watchers wait. An error is said to each watcher once.
+type Said = Option<Result<Membership, String>>;
+
+struct Script(watch::Receiver<Said>);
+
+// === impl ScriptedRegistry ===
+
+impl ScriptedRegistry {
+    /// Has nothing to say yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// An instance as [`put`](Self::put) makes them: reachable at `memory:<id>` by the test protocol.
+    pub fn instance(service: &str, id: &str) -> Instance {
+        Instance::new(service, id).with_address("test", format!("memory:{id}"))
+    }
+
+    /// The service has these instances and no others.
+    pub fn put<const N: usize>(&self, service: &str, ids: [&str; N]) {
+        self.set(service, Membership::Known(ids.map(|id| Self::instance(service, id)).into()));
+    }
+
+    /// Says this of a service from now on.
+    pub fn set(&self, service: &str, membership: Membership) {
+        self.slot(service).send_replace(Some(Ok(membership)));
+    }
+
+    /// Has no news of a service, for this reason, until told otherwise.
+    pub fn fail(&self, service: &str, message: &str) {
+        self.slot(service).send_replace(Some(Err(message.to_owned())));
+    }
+
+    fn slot(&self, service: &str) -> watch::Sender<Said> {
+        self.slots().entry(service.to_owned()).or_default().clone()
+    }
+
+    fn slots(&self) -> MutexGuard<'_, BTreeMap<String, watch::Sender<Said>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Registry for ScriptedRegistry {
+    fn name(&self) -> &str {
+        "scripted"
+    }
+
+    async fn register(&self, _: Instance) -> Result<Box<dyn Registration>, RegistryError> {
+        Err(RegistryError::unsupported("a scripted registry is written by its test"))
+    }
+
+    async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
+        let mut said = self.slot(service).subscribe();
+        said.mark_changed(); // the first answer is what is known now
+        Ok(Box::new(Script(said)))
+    }
+
+    async fn services(&self) -> Vec<String> {
+        let known = |said: &watch::Sender<Said>| matches!(&*said.borrow(), Some(Ok(Membership::Known(_))));
+        self.slots().iter().filter(|(_, said)| known(said)).map(|(name, _)| name.clone()).collect()
+    }
+}
+
+#[async_trait]
+impl Watcher for Script {
+    async fn next(&mut self) -> Result<Membership, RegistryError> {
+        loop {
+            if self.0.changed().await.is_err() {
+                std::future::pending::<()>().await; // the test is over
+            }
+            if let Some(said) = &*self.0.borrow_and_update() {
+                return said.clone().map_err(RegistryError::new);
+            }
+        }
+    }
+}

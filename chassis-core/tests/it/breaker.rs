@@ -1,0 +1,247 @@
+//! Circuits above the retries, of services and operations. (Those of nodes: `balance`.)
+use chassis_core::{
+    Code, Error, Origin, Reason,
+    event::Event,
+    layer::breaker::State,
+    testing::{Answer, Arrival, CallBuilder, REASON, Upstream},
+};
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+/// Fails while the test says so.
+fn bench(breaker: Value) -> (Bench, Toggle) {
+    let toggle = Toggle::default();
+    let bench = {
+        let toggle = toggle.clone();
+        Bench::new(move |_| if toggle.is_on() { Answer::status(500) } else { Answer::ok("") })
+    };
+    bench.stock(json!({ "retry": "off", "breaker": breaker }));
+    (bench, toggle)
+}
+
+fn state(bench: &Bench, of: &str) -> State {
+    let circuits = bench.runtime.inspect().circuits;
+    circuits.iter().find(|circuit| circuit.of == of).unwrap_or_else(|| panic!("{of}: {circuits:?}")).state
+}
+
+#[tokio::test(start_paused = true)]
+async fn opens_refuses_probes_and_closes() {
+    let (bench, failing) =
+        bench(json!({ "min_calls": 10, "failure_ratio": "50%", "open": "5s", "probes": 2 }));
+    for i in 0..10 {
+        failing.set(i % 2 == 1);
+        bench.get().await.unwrap();
+    }
+    assert_eq!(state(&bench, "stock"), State::Open);
+    tokio::time::sleep(S).await;
+    let refused = bench.get().await;
+    check(&refused, Code::Unavailable, Reason::CircuitOpen);
+    let error = refused.unwrap_err();
+    assert_eq!((error.rule(), error.retry_after()), (Some("breaker"), Some(4 * S)));
+    assert_eq!((error.origin(), error.maybe_executed()), (Origin::Local, false));
+    assert_eq!(error.message(), "stock: circuit open for 4s more (5 of 10 calls failed)");
+    assert_eq!(bench.upstream.total(), 10, "the upstream was not reached");
+    failing.set(false);
+    tokio::time::sleep(4 * S).await;
+    bench.get().await.unwrap();
+    assert_eq!(state(&bench, "stock"), State::HalfOpen);
+    bench.get().await.unwrap();
+    assert_eq!(state(&bench, "stock"), State::Closed);
+    let moves: Vec<_> = bench
+        .events()
+        .into_iter()
+        .filter_map(|event| match event {
+            Event::CircuitMoved { of, from, to, .. } if &*of == "stock" => Some((from, to)),
+            _ => None,
+        })
+        .collect();
+    use State::{Closed, HalfOpen, Open};
+    assert_eq!(moves, [(Closed, Open), (Open, HalfOpen), (HalfOpen, Closed)]);
+    let labels = [("service", "stock"), ("scope", "service")];
+    assert_eq!(bench.metric("chassis_breaker_transitions_total", &labels), 3.0);
+    assert_eq!(bench.metric("chassis_breaker_open", &labels), 0.0);
+    let refusing = |e: &Event| matches!(e, Event::Refusing { reason: Reason::CircuitOpen, .. });
+    assert_eq!(bench.count_events(refusing), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_failing_probe_opens_it_again() {
+    let (bench, failing) = bench(json!({ "consecutive": 3, "open": "5s" }));
+    failing.set(true);
+    for _ in 0..3 {
+        bench.get().await.unwrap();
+    }
+    for _ in 0..3 {
+        tokio::time::sleep(5 * S).await;
+        assert_eq!(bench.get().await.unwrap().status, 500);
+        check(&bench.get().await, Code::Unavailable, Reason::CircuitOpen);
+    }
+    assert_eq!(bench.upstream.total(), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_probe_gives_its_place_back() {
+    let bench = Bench::new(|arrival| match arrival.nth {
+        0 => Answer::status(500),
+        1 | 2 => Answer::hang(),
+        _ => Answer::ok(""),
+    });
+    bench.stock(json!({ "retry": "off", "timeout": "off", "breaker": { "consecutive": 1, "open": "1s", "probes": 1 } }));
+    bench.get().await.unwrap();
+    tokio::time::sleep(S).await;
+    let probe = bench.spawn(get());
+    settle().await;
+    let refused = bench.get().await;
+    check(&refused, Code::Unavailable, Reason::CircuitOpen);
+    assert_eq!(refused.unwrap_err().message(), "stock: circuit half-open, all 1 probes are out");
+    probe.abort();
+    settle().await;
+    assert!(tokio::time::timeout(MS, bench.get()).await.is_err(), "a second probe, given up as well");
+    bench.get().await.unwrap();
+    assert_eq!(state(&bench, "stock"), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operation_has_a_circuit_of_its_own() {
+    let upstream = |arrival: &Arrival| match &*arrival.operation {
+        "Bad" => Answer::status(500),
+        _ => Answer::ok(""),
+    };
+    let bad = || CallBuilder::get("stock", "Bad");
+    // By scope, and where an operation has breaker settings of its own.
+    for stock in [
+        json!({ "retry": "off", "breaker": { "scope": "operation", "consecutive": 2 } }),
+        json!({ "retry": "off", "operations": { "Bad": { "breaker": { "consecutive": 2 } } } }),
+    ] {
+        let bench = Bench::new(upstream);
+        bench.stock(stock);
+        for _ in 0..2 {
+            bench.run(bad()).await.unwrap();
+        }
+        check(&bench.run(bad()).await, Code::Unavailable, Reason::CircuitOpen);
+        bench.get().await.unwrap();
+        assert_eq!((bench.upstream.total(), state(&bench, "Bad")), (3, State::Open));
+    }
+    let bench = Bench::new(upstream);
+    bench.stock(json!({ "retry": "off", "breaker": { "consecutive": 2 } }));
+    for _ in 0..2 {
+        bench.run(bad()).await.unwrap();
+    }
+    check(&bench.get().await, Code::Unavailable, Reason::CircuitOpen); // one for the service
+}
+
+#[tokio::test(start_paused = true)]
+async fn held_by_hand_and_off() {
+    let (bench, failing) = bench(json!({ "force": "open" }));
+    let refused = bench.get().await;
+    check(&refused, Code::Unavailable, Reason::CircuitOpen);
+    assert_eq!(refused.unwrap_err().message(), "stock: circuit forced open");
+    failing.set(true);
+    for breaker in [json!({ "force": "closed", "consecutive": 1 }), json!("off")] {
+        bench.stock(json!({ "retry": "off", "breaker": breaker }));
+        for _ in 0..30 {
+            assert_eq!(bench.get().await.unwrap().status, 500);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_counts_is_adjustable() {
+    let failures = [
+        (json!(["UNAVAILABLE"]), Answer::lost as fn() -> Answer, true),
+        (json!(["connect"]), Answer::lost, false),
+        (json!(["connect"]), Answer::unsent, true),
+        (json!(["503"]), || Answer::status(503), true),
+        (json!(["5xx"]), || Answer::status(404), false),
+        (json!(["4xx"]), || Answer::status(404), true),
+        (json!(["deadline"]), Answer::hang, true),
+        (json!([]), || Answer::status(500), false),
+        (json!(["DATA_LOSS"]), || Answer::trailers("", Code::DataLoss), true),
+        (json!(["INTERNAL"]), || Answer::trailers("", Code::DataLoss), false),
+    ];
+    for (failures, answer, opens) in failures {
+        let bench = Bench::new(move |_| answer());
+        let breaker = json!({ "consecutive": 2, "failures": failures });
+        bench.stock(json!({ "retry": "off", "timeout": "1s", "breaker": breaker }));
+        for _ in 0..2 {
+            let _ = bench.get().await;
+        }
+        assert_eq!(state(&bench, "stock") == State::Open, opens, "{failures}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_says_nothing_of_health_counts_for_nothing() {
+    // Refused here, refused over there before any work, cancelled.
+    let bench = Bench::new(|arrival| match arrival.nth % 2 {
+        0 => Answer::status(503).with(REASON, "OVERLOADED"),
+        _ => Answer::hang(),
+    });
+    bench.apply(json!({
+        "outbound": { "services": { "stock": {
+            "retry": "off", "breaker": { "consecutive": 1, "min_calls": 1 },
+            "routes": [{ "name": "x", "match": { "operation": "Lost" }, "to": { "x": "y" }, "fallback": "none" }],
+        } } },
+        "faults": [{ "name": "f", "to": "stock", "match": { "operation": "Faulty" }, "abort": { "code": "INTERNAL" } }],
+    }));
+    for _ in 0..5 {
+        bench.get().await.unwrap();
+        assert!(tokio::time::timeout(MS, bench.get()).await.is_err());
+        check(&bench.run(CallBuilder::get("stock", "Lost")).await, Code::Unavailable, Reason::NoRoute);
+        let faulty = bench.run(CallBuilder::get("stock", "Faulty")).await;
+        check(&faulty, Code::Internal, Reason::FaultInjected);
+    }
+    assert_eq!(state(&bench, "stock"), State::Closed);
+    let node = bench.node("a");
+    assert_eq!((node.calls, node.in_flight), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn faults_at_the_attempt_open_the_services_circuit_and_blame_no_node() {
+    let bench = Bench::new(|_| Answer::ok(""));
+    bench.apply(json!({
+        "outbound": { "services": { "stock": { "retry": "off", "breaker": { "consecutive": 2 } } } },
+        "faults": [{ "name": "f", "to": "stock", "abort": { "code": "UNAVAILABLE" }, "at": "attempt" }],
+    }));
+    for _ in 0..2 {
+        check(&bench.get().await, Code::Unavailable, Reason::FaultInjected);
+    }
+    check(&bench.get().await, Code::Unavailable, Reason::CircuitOpen);
+    settle().await;
+    assert_eq!(bench.node("a").calls, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_judges_what_the_caller_sees() {
+    // Every first attempt fails, every retry works: nothing opens.
+    let bench = Bench::new(|arrival| match arrival.nth % 2 {
+        0 => Answer::error(Error::remote(Reason::ConnectionLost, "reset")),
+        _ => Answer::ok(""),
+    });
+    bench.stock(json!({ "retry": { "budget": "off" }, "breaker": { "consecutive": 2, "min_calls": 4 } }));
+    for _ in 0..50 {
+        bench.get().await.unwrap();
+    }
+    assert_eq!(state(&bench, "stock"), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_circuit_that_is_gone_is_not_counted_as_open() {
+    let bench = Bench::build(Upstream::new(|_| Answer::status(500)), |builder| builder);
+    bench.registry.put("stock", ["a", "b"]);
+    bench.stock(json!({ "retry": "off", "breaker": { "scope": "endpoint", "consecutive": 1 } }));
+    for _ in 0..20 {
+        bench.get().await.unwrap();
+    }
+    assert_eq!(bench.metric("chassis_breaker_open", &[("scope", "endpoint")]), 2.0);
+    bench.registry.put("stock", ["b"]);
+    settle().await;
+    assert_eq!(bench.metric("chassis_breaker_open", &[("scope", "endpoint")]), 1.0);
+    bench.stock(json!({ "retry": "off", "breaker": { "consecutive": 1 } }));
+    bench.get().await.unwrap();
+    assert_eq!(bench.metric("chassis_breaker_open", &[("scope", "service")]), 1.0);
+    bench.stock(json!({ "breaker": "off" }));
+    settle().await;
+    assert_eq!(bench.metric("chassis_breaker_open", &[("scope", "service")]), 0.0);
+}

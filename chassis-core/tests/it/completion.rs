@@ -1,0 +1,257 @@
+//! How a call ended is told exactly once to everybody who wants to know.
+use std::sync::Arc;
+
+use chassis_core::{
+    Code, Error, Reason,
+    call::{Invocation, Reply},
+    stage::{Next, Stage, Stages},
+    testing::{Answer, CallBuilder, Upstream, feed, read, run},
+};
+use serde_json::json;
+use tower_service::Service;
+
+use crate::support::*;
+
+/// Sends a call that `call` and each of whose attempts `attempt` listen to.
+async fn listen(bench: &Bench, builder: CallBuilder, call: &Arc<Ear>) -> Result<Reply, Error> {
+    let mut invocation = builder.build();
+    invocation.listen(call.clone(), 7);
+    bench.pipeline.clone().call(invocation).await
+}
+
+/// A bench whose attempts `ear` listens to.
+fn attempts(ear: &Arc<Ear>, upstream: Upstream) -> Bench {
+    let mut stages = Stages::default();
+    let ear = ear.clone();
+    stages.add_fn(Stage::Attempt, "ear", None, move |mut call: Invocation, next: Next| {
+        call.listen_attempt(ear.clone(), u64::from(call.previous_attempts));
+        next.run(call)
+    });
+    let bench = Bench::build(upstream, |builder| builder.stages(stages));
+    bench.registry.put("stock", ["a", "b"]);
+    bench
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_head_is_judged_at_once_and_ends_with_the_body() {
+    let (fed, body) = feed();
+    let body = std::sync::Mutex::new(Some(body));
+    let bench = Bench::new(move |_| match body.lock().unwrap().take() {
+        Some(body) => Answer::streaming(body).with(chassis_core::testing::RETRY_AFTER, "never"),
+        None => Answer::status(500),
+    });
+    let ear = Ear::new();
+    let reply = listen(&bench, post(), &ear).await.unwrap();
+    ear.heard(&[], 0); // a success is provisional until its body ends
+    drop(reply);
+    ear.heard(&[(Code::Cancelled, Some(Reason::Cancelled))], 1);
+    assert!(fed.is_closed());
+    let ear = Ear::new();
+    let reply = listen(&bench, post(), &ear).await.unwrap();
+    ear.heard(&[(Code::Internal, None)], 0);
+    drop(reply);
+    ear.heard(&[(Code::Internal, None)], 1);
+    assert_eq!(*ear.ended.lock().unwrap(), [7]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_all_there_is_judged_with_the_head() {
+    let bench = Bench::new(|arrival| match arrival.nth {
+        0 => Answer::ok("hello"),
+        1 => Answer::trailers("hello", Code::NotFound),
+        _ => Answer::ok(""),
+    });
+    for expected in [Code::Ok, Code::NotFound, Code::Ok] {
+        let ear = Ear::new();
+        let reply = listen(&bench, post(), &ear).await.unwrap();
+        ear.heard(&[(expected, None)], 0);
+        read(reply).await.unwrap();
+        ear.heard(&[(expected, None)], 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_are_judged_by_trailers_errors_or_their_end() {
+    for (how, expected) in [
+        ("trailers", (Code::DataLoss, None)),
+        ("end", (Code::Ok, None)),
+        ("error", (Code::Unavailable, Some(Reason::ConnectionLost))),
+    ] {
+        let (fed, body) = feed();
+        let body = std::sync::Mutex::new(Some(body));
+        let bench = Bench::new(move |_| Answer::streaming(body.lock().unwrap().take().unwrap()));
+        let ear = Ear::new();
+        let reply = listen(&bench, post(), &ear).await.unwrap();
+        let mut body = reply.into_body();
+        fed.send("one");
+        assert_eq!(frame(&mut body).await.unwrap().unwrap().unwrap(), "one");
+        ear.heard(&[], 0);
+        match how {
+            "trailers" => {
+                let trailers = http::HeaderMap::from_iter([(chassis_core::testing::STATUS, 15u16.into())]);
+                fed.end_with(trailers);
+                assert!(frame(&mut body).await.unwrap().unwrap().is_err());
+            }
+            "end" => {
+                drop(fed);
+                assert!(frame(&mut body).await.is_none());
+            }
+            _ => {
+                fed.fail(Error::remote(Reason::ConnectionLost, "reset"));
+                assert!(frame(&mut body).await.unwrap().is_err());
+            }
+        }
+        ear.heard(&[expected], 1); // before the body is dropped
+        assert!(frame(&mut body).await.is_none(), "{how}: nothing comes after the end");
+        drop(body);
+        ear.heard(&[expected], 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_before_its_time_blames_nobody() {
+    let bench = Bench::new(|_| Answer::hang());
+    let ear = Ear::new();
+    let waiting = tokio::time::timeout(100 * MS, listen(&bench, post().timeout(S), &ear));
+    assert!(waiting.await.is_err());
+    ear.heard(&[(Code::Cancelled, Some(Reason::Cancelled))], 1);
+    assert!(ear.judged.lock().unwrap()[0].1.blames_nobody());
+    assert_eq!((bench.node("a").calls, bench.node("a").in_flight), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn black_holes_are_blamed() {
+    // Also where the attempt was split off the call, whose deadline it does not hold itself.
+    for retry in [json!("off"), json!({ "attempts": 3 })] {
+        for settings in
+            [json!({ "timeout": "1s", "retry": retry }), json!({ "total_timeout": "1s", "retry": retry })]
+        {
+            let bench = Bench::new(|_| Answer::hang());
+            bench.stock(settings);
+            let ear = Ear::new();
+            let error = listen(&bench, get(), &ear).await.unwrap_err();
+            assert_eq!(error.reason(), Reason::DeadlineExceeded);
+            ear.heard(&[(Code::DeadlineExceeded, Some(Reason::DeadlineExceeded))], 1);
+            let node = bench.node("a");
+            assert_eq!((node.calls, node.successes, node.in_flight), (1, 0, 0));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_outlives_the_bounds_on_its_head_is_not_late() {
+    let bench = Bench::new(|_| {
+        let (fed, body) = feed();
+        tokio::spawn(async move { fed.closed().await });
+        Answer::streaming(body)
+    });
+    bench.stock(json!({ "timeout": "1s", "retry": { "per_try": "100ms" } }));
+    for options in [get(), get().no_retry(), get().timeout(60 * S)] {
+        let ear = Ear::new();
+        let reply = listen(&bench, options, &ear).await.unwrap();
+        tokio::time::sleep(10 * S).await;
+        drop(reply);
+        ear.heard(&[(Code::Cancelled, Some(Reason::Cancelled))], 1);
+    }
+    assert_eq!(bench.node("a").calls, 0, "nobody is to blame");
+    let ear = Ear::new();
+    let reply = listen(&bench, get().timeout(5 * S), &ear).await.unwrap();
+    tokio::time::sleep(5 * S).await;
+    drop(reply);
+    ear.heard(&[(Code::DeadlineExceeded, Some(Reason::DeadlineExceeded))], 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_attempt_and_the_call_hear_their_own_end() {
+    let (call, attempt) = (Ear::new(), Ear::new());
+    let upstream = Upstream::new(|arrival| match arrival.total {
+        0 => Answer::status(503),
+        1 => Answer::lost(),
+        _ => Answer::ok("at last"),
+    });
+    let bench = attempts(&attempt, upstream);
+    bench.stock(json!({ "retry": { "attempts": 5 } }));
+    let reply = listen(&bench, get(), &call).await.unwrap();
+    let (unavailable, lost) = ((Code::Unavailable, None), (Code::Unavailable, Some(Reason::ConnectionLost)));
+    attempt.heard(&[unavailable, lost, (Code::Ok, None)], 2);
+    call.heard(&[(Code::Ok, None)], 0);
+    read(reply).await.unwrap();
+    attempt.heard(&[unavailable, lost, (Code::Ok, None)], 3);
+    call.heard(&[(Code::Ok, None)], 1);
+    assert_eq!(*attempt.ended.lock().unwrap(), [0, 1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_attempts_end_is_the_calls() {
+    let (call, attempt) = (Ear::new(), Ear::new());
+    let bench = attempts(&attempt, Upstream::new(|_| Answer::lost()));
+    let error = listen(&bench, get(), &call).await.unwrap_err();
+    assert_eq!(error.reason(), Reason::ConnectionLost);
+    attempt.heard(&[(Code::Unavailable, Some(Reason::ConnectionLost)); 2], 2);
+    call.heard(&[(Code::Unavailable, Some(Reason::ConnectionLost))], 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn given_up_between_two_attempts() {
+    let (call, attempt) = (Ear::new(), Ear::new());
+    let bench = attempts(&attempt, Upstream::new(|_| Answer::lost()));
+    bench.stock(json!({ "retry": { "attempts": 2, "backoff": "1000s" }, "timeout": "off" }));
+    assert!(tokio::time::timeout(MS, listen(&bench, get(), &call)).await.is_err());
+    attempt.heard(&[(Code::Unavailable, Some(Reason::ConnectionLost))], 1);
+    call.heard(&[(Code::Cancelled, Some(Reason::Cancelled))], 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn given_back_twice_is_told_as_what_it_is() {
+    for call in [get(), get().no_retry()] {
+        let (ear, attempt) = (Ear::new(), Ear::new());
+        let bench = attempts(&attempt, Upstream::new(|_| Answer::unsent()));
+        bench.stock(json!({ "retry": { "attempts": 2, "budget": { "min": "0/s", "share": "0%" } } }));
+        let error = listen(&bench, call, &ear).await.unwrap_err();
+        assert_eq!((error.reason(), error.maybe_executed()), (Reason::ConnectFailed, false));
+        ear.heard(&[(Code::Unavailable, Some(Reason::ConnectFailed))], 1);
+        attempt.heard(&[(Code::Unavailable, Some(Reason::ConnectFailed)); 2], 2);
+        assert_eq!(bench.upstream.total(), 2, "once, and resent once");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_here_is_told_too() {
+    let bench = Bench::new(|_| Answer::ok(""));
+    bench.stock(json!({ "rate_limits": [{ "name": "none", "rate": "0/s", "burst": 0 }] }));
+    let ear = Ear::new();
+    listen(&bench, get(), &ear).await.unwrap_err();
+    ear.heard(&[(Code::ResourceExhausted, Some(Reason::RateLimited))], 1);
+    assert!(ear.judged.lock().unwrap()[0].1.blames_nobody());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_listens_hears_of_a_call_nobody_ever_sent() {
+    let ear = Ear::new();
+    let mut call = get().build();
+    call.listen(ear.clone(), 1);
+    call.listen(ear.clone(), 2);
+    call.listen_attempt(ear.clone(), 3);
+    drop(call);
+    ear.heard(&[(Code::Cancelled, Some(Reason::Cancelled)); 3], 3);
+    let mut ended = ear.ended.lock().unwrap().clone();
+    ended.sort_unstable();
+    assert_eq!(ended, [1, 2, 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_ours_blames_no_endpoint() {
+    let bench = Bench::new(|_| Answer::ok("hello"));
+    run(&bench.pipeline, get().build()).await.unwrap();
+    let pipeline = bench.pipeline.clone();
+    let task = tokio::spawn(async move {
+        let (_fed, body) = feed();
+        let mut call = get().build();
+        call.body = body; // never ends: the call is under way
+        let _sent = pipeline.clone().call(call);
+        panic!("while a call is under way");
+    });
+    assert!(task.await.is_err());
+    let node = bench.node("a");
+    assert_eq!((node.calls, node.successes, node.in_flight), (1, 1, 0));
+}

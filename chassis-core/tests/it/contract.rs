@@ -1,0 +1,50 @@
+//! The scripted upstream and registry are what the other tests stand on.
+use chassis_core::{
+    registry::{Membership, Registry},
+    testing::{Answer, ScriptedRegistry, Upstream},
+};
+
+use crate::support::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_scripted_registry_says_what_it_is_told() {
+    let registry = ScriptedRegistry::new();
+    let mut watcher = registry.watch("stock").await.unwrap();
+    assert!(tokio::time::timeout(S, watcher.next()).await.is_err(), "nothing was said yet");
+    registry.put("stock", ["a"]);
+    assert!(matches!(watcher.next().await.unwrap(), Membership::Known(all) if all.len() == 1));
+    assert!(tokio::time::timeout(S, watcher.next()).await.is_err(), "nothing new was said");
+    registry.fail("stock", "no route");
+    assert_eq!(watcher.next().await.unwrap_err().to_string(), "no route");
+    assert_eq!(registry.services().await, Vec::<String>::new());
+    registry.set("stock", Membership::Deleted);
+    assert_eq!(watcher.next().await.unwrap(), Membership::Deleted);
+    let mut late = registry.watch("stock").await.unwrap();
+    assert_eq!(late.next().await.unwrap(), Membership::Deleted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scripted_upstream_counts_and_remembers() {
+    let bench = Bench::with(["a", "b"], |arrival| Answer::ok(format!("{} {}", arrival.address, arrival.nth)));
+    for _ in 0..20 {
+        bench.run(post().header("x-a", "1").body("seven")).await.unwrap();
+    }
+    let (a, b) = (bench.upstream.calls("memory:a"), bench.upstream.calls("memory:b"));
+    assert_eq!((a + b, bench.upstream.total(), bench.upstream.calls("memory:c")), (20, 20, 0));
+    let last = bench.upstream.last();
+    assert_eq!(
+        (&last.body[..], &last.metadata["x-a"], last.total),
+        (&b"seven"[..], &"1".parse().unwrap(), 19)
+    );
+    assert_eq!(last.nth + 1, bench.upstream.calls(&last.address));
+}
+
+#[tokio::test]
+async fn an_upstream_can_speak_any_protocol() {
+    static LINE: chassis_core::testing::TestProtocol = chassis_core::testing::TestProtocol::named("line");
+    let bench = Bench::build(Upstream::speaking(&LINE, |_| Answer::ok("hi")), |b| b);
+    let instance = chassis_core::registry::Instance::new("stock", "a").with_address("line", "memory:l");
+    bench.registry.set("stock", Membership::Known(vec![instance]));
+    let answered = bench.run(get().protocol(&LINE)).await.unwrap();
+    assert_eq!(answered.address.as_deref(), Some("memory:l"));
+}

@@ -1,0 +1,221 @@
+//! Who is there: what the registry says, and what is made of it.
+use chassis_core::{
+    Code, Reason,
+    event::Event,
+    registry::{Instance, Membership},
+    testing::{Answer, CallBuilder, ScriptedRegistry, Upstream},
+};
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::support::*;
+
+fn bench() -> Bench {
+    Bench::build(Upstream::new(|_| Answer::ok("")), |builder| builder)
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_wait_for_the_registrys_first_word() {
+    let bench = bench();
+    let call = bench.spawn(get());
+    tokio::time::sleep(S).await;
+    assert!(!call.is_finished());
+    bench.registry.put("stock", ["a"]);
+    call.await.unwrap().unwrap();
+    let bench = self::bench();
+    let refused = bench.get().await; // and no longer than they have time
+    check(&refused, Code::DeadlineExceeded, Reason::NoEndpoint);
+}
+
+#[tokio::test(start_paused = true)]
+async fn instances_come_and_go() {
+    let bench = Bench::with(["a", "b"], |_| Answer::ok(""));
+    for _ in 0..20 {
+        bench.get().await.unwrap();
+    }
+    bench.registry.put("stock", ["b", "c"]);
+    bench.settle().await;
+    let before = bench.upstream.calls("memory:a");
+    for _ in 0..20 {
+        bench.get().await.unwrap();
+    }
+    assert_eq!((bench.upstream.calls("memory:a"), bench.upstream.closes("memory:a")), (before, 1));
+    assert!(bench.upstream.calls("memory:c") > 0);
+    let joined = |id: &str| {
+        bench.count_events(|e| matches!(e, Event::InstanceJoined { instance, .. } if instance == id))
+    };
+    assert_eq!((joined("a"), joined("b"), joined("c")), (1, 1, 1), "who stays does not join again");
+    assert_eq!(bench.count_events(|e| matches!(e, Event::InstanceLeft { .. })), 1);
+    assert_eq!(bench.metric("chassis_endpoints", &[("service", "stock"), ("protocol", "test")]), 2.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_seen_of_a_node_outlives_refreshes() {
+    let bench = Bench::new(|_| Answer::status(500));
+    for _ in 0..10 {
+        bench.post().await.unwrap();
+    }
+    let instance = |weight, zone: &str| {
+        let instance = ScriptedRegistry::instance("stock", "a").with_weight(weight);
+        Instance { zone: zone.into(), ..instance }
+    };
+    // Also at weight 0, where it takes no calls, and back.
+    let other = ScriptedRegistry::instance("stock", "b");
+    for (weight, zone) in [(1, "eu-1"), (0, "eu-1"), (0, "eu-2"), (5, "eu-2")] {
+        bench.registry.set("stock", Membership::Known(vec![instance(weight, zone), other.clone()]));
+        bench.settle().await;
+        let node = bench.node("a");
+        assert_eq!((node.calls, node.weight, &*node.labels["zone"]), (10, weight, zone));
+        assert!(node.failure_share > 0.1);
+    }
+    assert_eq!(bench.upstream.closes("memory:a"), 0);
+    bench.registry.put("stock", ["b"]);
+    bench.settle().await;
+    assert_eq!(bench.upstream.closes("memory:a"), 1);
+    // Another address is another node.
+    let moved = Instance::new("stock", "b").with_address("test", "memory:elsewhere");
+    bench.registry.set("stock", Membership::Known(vec![moved]));
+    bench.settle().await;
+    assert_eq!(
+        (bench.upstream.closes("memory:b"), bench.get().await.unwrap().address.unwrap()),
+        (1, "memory:elsewhere".into())
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_set_is_held_for_a_while() {
+    for nothing in [
+        Membership::Known(Vec::new()),
+        Membership::Unknown,
+        Membership::Known(vec![Instance::new("stock", "http-only").with_address("http", "10.0.0.1:80")]),
+        Membership::Known(vec![Instance::new("stock", "broken").with_address("test", "10.0.0.1:0")]),
+    ] {
+        let bench = Bench::new(|_| Answer::ok(""));
+        bench.get().await.unwrap();
+        bench.registry.set("stock", nothing.clone());
+        tokio::time::sleep(30 * S).await;
+        bench.registry.set("stock", nothing); // said again: the time goes on
+        tokio::time::sleep(29 * S).await;
+        bench.get().await.unwrap();
+        assert_eq!(bench.count_events(|e| matches!(e, Event::EmptySetHeld { kept: 1, .. })), 1);
+        tokio::time::sleep(2 * S).await;
+        let refused = bench.get().await;
+        check(&refused, Code::Unavailable, Reason::NoEndpoint);
+        assert_eq!(refused.unwrap_err().message(), "stock (test): it has no instances");
+        bench.registry.put("stock", ["a"]);
+        bench.settle().await;
+        bench.get().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_set_that_was_a_slip_is_forgotten() {
+    let bench = Bench::new(|_| Answer::ok(""));
+    bench.get().await.unwrap();
+    bench.registry.put("stock", []);
+    tokio::time::sleep(30 * S).await;
+    bench.registry.put("stock", ["a"]);
+    tokio::time::sleep(600 * S).await;
+    bench.get().await.unwrap();
+    bench.registry.put("stock", []);
+    tokio::time::sleep(59 * S).await;
+    bench.get().await.unwrap();
+    assert_eq!(bench.upstream.closes("memory:a"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_is_believed_at_once() {
+    let bench = Bench::new(|_| Answer::ok(""));
+    bench.get().await.unwrap();
+    bench.registry.set("stock", Membership::Deleted);
+    bench.settle().await;
+    check(&bench.get().await, Code::Unavailable, Reason::NoEndpoint);
+    assert_eq!(bench.upstream.closes("memory:a"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_there_from_the_start_is_refused_at_once() {
+    let bench = bench();
+    bench.registry.put("stock", []);
+    let began = Instant::now();
+    check(&bench.get().await, Code::Unavailable, Reason::NoEndpoint);
+    assert!(began.elapsed().is_zero());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_service_is_told_the_nearest_name() {
+    let bench = bench();
+    bench.registry.put("stocks", ["x"]);
+    bench.registry.put("billing", ["y"]);
+    bench.registry.set("stock", Membership::Unknown);
+    let refused = bench.get().await;
+    check(&refused, Code::Unavailable, Reason::UnknownService);
+    assert_eq!(refused.unwrap_err().message(), "no service `stock` is registered; did you mean `stocks`?");
+    bench.registry.set("stocks", Membership::Deleted);
+    bench.registry.set("stock", Membership::Unknown);
+    bench.settle().await;
+    assert_eq!(bench.get().await.unwrap_err().message(), "no service `stock` is registered");
+    bench.registry.put("stock", ["a"]); // it may come to be
+    bench.settle().await;
+    bench.get().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_is_no_news() {
+    let bench = Bench::new(|_| Answer::ok(""));
+    bench.get().await.unwrap();
+    bench.registry.fail("stock", "no route to host");
+    tokio::time::sleep(3600 * S).await;
+    bench.get().await.unwrap();
+    let told = bench.count_events(
+        |e| matches!(e, Event::RegistryUnreachable { error, .. } if error == "no route to host"),
+    );
+    assert!((100..1_000).contains(&told), "asked again with a backoff: {told}");
+    bench.registry.put("stock", ["b"]);
+    tokio::time::sleep(15 * S).await;
+    assert_eq!(bench.get().await.unwrap().address.unwrap(), "memory:b");
+}
+
+#[tokio::test(start_paused = true)]
+async fn instances_that_make_no_sense_are_left_out() {
+    let bench = bench();
+    let at = |id: &str, address: &str| Instance::new("stock", id).with_address("test", address);
+    bench.registry.set(
+        "stock",
+        Membership::Known(vec![
+            at("a", "memory:a"),
+            at("a", "memory:twice"),
+            at("", "memory:nameless"),
+            at("zero", "10.0.0.1:0"),
+            Instance::new("stock", "nowhere"),
+        ]),
+    );
+    for _ in 0..20 {
+        assert_eq!(bench.get().await.unwrap().address.unwrap(), "memory:a");
+    }
+    assert_eq!(bench.runtime.inspect().services[0].nodes.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn services_do_not_share_anything() {
+    let bench = Bench::new(|_| Answer::ok(""));
+    let upstream = Upstream::new(|_| Answer::status(500));
+    let other = chassis_core::pipeline::client(&bench.runtime, "billing", &std::sync::Arc::new(upstream));
+    bench.registry.put("billing", ["a"]);
+    bench.apply(json!({ "outbound": { "defaults": { "breaker": { "consecutive": 1 }, "retry": "off" } } }));
+    for _ in 0..3 {
+        let _ = chassis_core::testing::run(&other, CallBuilder::get("billing", "Get").build()).await;
+    }
+    bench.get().await.unwrap();
+    assert_eq!(bench.runtime.inspect().services.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn following_ends_with_the_runtime() {
+    let bench = Bench::new(|_| Answer::ok(""));
+    bench.get().await.unwrap();
+    assert_eq!(bench.runtime.tasks().running(), 1);
+    let tasks = bench.runtime.tasks().clone();
+    assert!(bench.runtime.shutdown(S).await);
+    assert_eq!(tasks.running(), 0);
+}

@@ -1,0 +1,275 @@
+//! A service called `stock`, its upstream, and the settings it is called under.
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use chassis_core::{
+    BoxFuture, Code, Error, Reason,
+    call::{Body, Invocation, Listener, Outcome, Reply, ReplyBody, Verdict},
+    event::Event,
+    pipeline::{self, Pipeline},
+    policy::{Problem, Settings},
+    random::Random,
+    runtime::{Runtime, RuntimeBuilder},
+    testing::{Answer, Answered, Arrival, CallBuilder, ScriptedRegistry, Upstream, run},
+};
+use http::HeaderMap;
+use http_body::Body as _;
+use serde_json::{Value, json};
+use tower_service::Service;
+
+pub(crate) const MS: Duration = Duration::from_millis(1);
+pub(crate) const S: Duration = Duration::from_secs(1);
+
+/// Calls from `orders` to `stock`, whose nodes are `a`, `b` and so on, at `memory:a`, `memory:b` …
+pub(crate) struct Bench {
+    pub(crate) runtime: Runtime,
+    pub(crate) registry: ScriptedRegistry,
+    pub(crate) upstream: Upstream,
+    pub(crate) pipeline: Pipeline,
+    version: AtomicU64,
+}
+
+/// Hears how calls end.
+#[derive(Default)]
+pub(crate) struct Ear {
+    pub(crate) judged: Mutex<Vec<(u64, Verdict)>>,
+    pub(crate) ended: Mutex<Vec<u64>>,
+}
+
+impl Bench {
+    /// With one node, `a`.
+    pub(crate) fn new(script: impl Fn(&Arrival) -> Answer + Send + Sync + 'static) -> Self {
+        Self::with(["a"], script)
+    }
+
+    /// With these nodes.
+    pub(crate) fn with<const N: usize>(
+        nodes: [&str; N],
+        script: impl Fn(&Arrival) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        let bench = Self::build(Upstream::new(script), |builder| builder);
+        bench.registry.put("stock", nodes);
+        bench
+    }
+
+    pub(crate) fn build(upstream: Upstream, change: impl FnOnce(RuntimeBuilder) -> RuntimeBuilder) -> Self {
+        let registry = ScriptedRegistry::new();
+        let builder =
+            Runtime::builder("orders").registry(Arc::new(registry.clone())).random(Random::seeded(7));
+        let runtime = change(builder).build().unwrap();
+        let pipeline = pipeline::client(&runtime, "stock", &Arc::new(upstream.clone()));
+        Bench { runtime, registry, upstream, pipeline, version: AtomicU64::new(0) }
+    }
+
+    /// Puts `settings` in force, written as the document has them.
+    #[track_caller]
+    pub(crate) fn apply(&self, document: Value) {
+        self.try_apply(document).unwrap();
+    }
+
+    pub(crate) fn try_apply(&self, document: Value) -> Result<(), Vec<Problem>> {
+        let version = self.version.fetch_add(1, SeqCst) + 1;
+        self.runtime.apply(&settings(document), version, "hash")
+    }
+
+    /// Puts settings for calls to `stock` in force.
+    #[track_caller]
+    pub(crate) fn stock(&self, stock: Value) {
+        self.apply(json!({ "outbound": { "services": { "stock": stock } } }));
+    }
+
+    pub(crate) async fn run(&self, call: CallBuilder) -> Result<Answered, Error> {
+        run(&self.pipeline, call.build()).await
+    }
+
+    pub(crate) async fn get(&self) -> Result<Answered, Error> {
+        self.run(get()).await
+    }
+
+    pub(crate) async fn post(&self) -> Result<Answered, Error> {
+        self.run(post()).await
+    }
+
+    /// Sends `call`, and gives the answer back unread.
+    pub(crate) async fn send(&self, call: CallBuilder) -> Result<Reply, Error> {
+        self.pipeline.clone().call(call.build()).await
+    }
+
+    /// Sends `call` in a task of its own.
+    pub(crate) fn spawn(&self, call: CallBuilder) -> tokio::task::JoinHandle<Result<Answered, Error>> {
+        let (pipeline, call) = (self.pipeline.clone(), call.build());
+        tokio::spawn(async move { run(&pipeline, call).await })
+    }
+
+    /// Waits until the registry's word has arrived.
+    pub(crate) async fn settle(&self) {
+        settle().await;
+    }
+
+    pub(crate) fn node(&self, id: &str) -> chassis_core::inspect::NodeView {
+        let inspection = self.runtime.inspect();
+        let node = inspection.services.into_iter().flat_map(|s| s.nodes).find(|node| node.id == id);
+        node.unwrap_or_else(|| panic!("no node {id}"))
+    }
+
+    pub(crate) fn events(&self) -> Vec<Event> {
+        self.runtime.events().past().into_iter().map(|(_, event)| (*event).clone()).collect()
+    }
+
+    pub(crate) fn count_events(&self, which: impl Fn(&Event) -> bool) -> usize {
+        self.events().iter().filter(|event| which(event)).count()
+    }
+
+    /// The value of a counter or gauge, or a histogram's count, summed over all series with `labels`.
+    pub(crate) fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        metric(&self.runtime, name, labels)
+    }
+}
+
+pub(crate) fn metric(runtime: &Runtime, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let families = runtime.metrics().registry().gather();
+    let Some(family) = families.iter().find(|family| family.name() == name) else { return 0.0 };
+    let has = |m: &prometheus::proto::Metric| {
+        labels.iter().all(|(k, v)| m.get_label().iter().any(|l| l.name() == *k && l.value() == *v))
+    };
+    let value = |m: &prometheus::proto::Metric| {
+        m.get_counter().get_value() + m.get_gauge().get_value() + m.get_histogram().get_sample_count() as f64
+    };
+    family.get_metric().iter().filter(|m| has(m)).map(value).sum()
+}
+
+/// Settings as the document has them.
+#[track_caller]
+pub(crate) fn settings(document: Value) -> Settings {
+    fn part<T: serde::de::DeserializeOwned + Default>(document: &Value, key: &str) -> T {
+        let part = document.get(key).cloned();
+        part.map_or_else(T::default, |part| serde_json::from_value(part).unwrap())
+    }
+    for key in document.as_object().unwrap().keys() {
+        assert!(["matches", "inbound", "outbound", "faults"].contains(&key.as_str()), "{key}");
+    }
+    Settings {
+        matches: part(&document, "matches"),
+        inbound: part(&document, "inbound"),
+        outbound: part(&document, "outbound"),
+        faults: part(&document, "faults"),
+    }
+}
+
+pub(crate) fn get() -> CallBuilder {
+    CallBuilder::get("stock", "Get")
+}
+
+pub(crate) fn post() -> CallBuilder {
+    CallBuilder::post("stock", "Post")
+}
+
+/// Lets everything happen that can happen without time.
+pub(crate) async fn settle() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// The next frame of an answer: a chunk, the trailers, or the end.
+pub(crate) async fn frame(body: &mut ReplyBody) -> Option<Result<Result<Bytes, HeaderMap>, Error>> {
+    let frame = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await?;
+    Some(frame.map(|frame| frame.into_data().map_err(|frame| frame.into_trailers().unwrap_or_default())))
+}
+
+/// What is left of a body, and its trailers.
+pub(crate) async fn drain(mut body: Body) -> Result<(Vec<u8>, Option<HeaderMap>), Error> {
+    let (mut bytes, mut trailers) = (Vec::new(), None);
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        match frame?.into_data() {
+            Ok(data) => bytes.extend_from_slice(&data),
+            Err(frame) => trailers = frame.into_trailers().ok(),
+        }
+    }
+    Ok((bytes, trailers))
+}
+
+/// A server's pipeline around a handler.
+pub(crate) fn server<F, Fut>(runtime: &Runtime, handler: F) -> Pipeline
+where
+    F: Fn(Invocation) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<Reply, Error>> + Send + 'static,
+{
+    pipeline::server(runtime, Handler(handler))
+}
+
+#[derive(Clone)]
+struct Handler<F>(F);
+
+impl<F, Fut> Service<Invocation> for Handler<F>
+where
+    F: Fn(Invocation) -> Fut,
+    Fut: Future<Output = Result<Reply, Error>> + Send + 'static,
+{
+    type Response = Reply;
+    type Error = Error;
+    type Future = BoxFuture<'static, Result<Reply, Error>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Invocation) -> Self::Future {
+        Box::pin((self.0)(call))
+    }
+}
+
+#[track_caller]
+pub(crate) fn check(result: &Result<Answered, Error>, code: Code, reason: Reason) {
+    match result {
+        Ok(answered) => panic!("answered with {answered:?}"),
+        Err(error) => assert_eq!((error.code(), error.reason()), (code, reason), "{error:?}"),
+    }
+}
+
+// === impl Ear ===
+
+impl Ear {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// The codes and reasons heard so far, and how often the end was.
+    #[track_caller]
+    pub(crate) fn heard(&self, judged: &[(Code, Option<Reason>)], ended: usize) {
+        let heard: Vec<_> = self.judged.lock().unwrap().iter().map(|(_, v)| (v.code, v.reason)).collect();
+        assert_eq!((heard.as_slice(), self.ended.lock().unwrap().len()), (judged, ended));
+    }
+}
+
+impl Listener for Ear {
+    fn judged(&self, token: u64, outcome: &Outcome<'_>) {
+        self.judged.lock().unwrap().push((token, outcome.verdict));
+    }
+
+    fn ended(&self, token: u64) {
+        self.ended.lock().unwrap().push(token);
+    }
+}
+
+/// Something a test turns on and off.
+#[derive(Clone, Default)]
+pub(crate) struct Toggle(Arc<std::sync::atomic::AtomicBool>);
+
+impl Toggle {
+    pub(crate) fn set(&self, on: bool) {
+        self.0.store(on, SeqCst);
+    }
+
+    pub(crate) fn is_on(&self) -> bool {
+        self.0.load(SeqCst)
+    }
+}
