@@ -482,13 +482,18 @@ impl Cluster {
         instances
     }
 
-    fn replace(&self, known: Known, near: Option<Arc<str>>, instances: Vec<Instance>) {
+    /// `returned`: they had been gone, and the last set was only held on to.
+    fn replace(&self, known: Known, near: Option<Arc<str>>, instances: Vec<Instance>, returned: bool) {
         let old = self.members.get();
         let mut by_id: HashMap<&str, &Arc<Node>> = old.nodes.iter().map(|n| (&*n.id, n)).collect();
         let mut nodes = Vec::with_capacity(instances.len());
         for instance in instances {
             let Some(address) = instance.addresses.get(self.protocol) else { continue };
-            match by_id.remove(instance.id.as_str()).filter(|node| *node.address == **address) {
+            // Who comes back after a failure is another process: it is not to wait for a backoff.
+            let stays = |node: &&Arc<Node>| {
+                *node.address == **address && !(returned && node.connection() == Connection::TransientFailure)
+            };
+            match by_id.remove(instance.id.as_str()).filter(stays) {
                 Some(node) => {
                     if *node.instance.get() != instance {
                         node.instance.set(instance);
@@ -574,7 +579,7 @@ async fn follow_one(
             Some(since) => match tokio::time::timeout_at(since + EMPTY_GRACE, watcher.next()).await {
                 Ok(next) => next,
                 Err(_) => {
-                    cluster.replace(Known::Service, None, Vec::new());
+                    cluster.replace(Known::Service, None, Vec::new(), false);
                     empty_since = None;
                     continue;
                 }
@@ -599,12 +604,12 @@ async fn follow_one(
             }
             continue;
         }
-        empty_since = None;
+        let returned = empty_since.take().is_some();
         let near = match known {
             Known::Unknown => nearest_of(&cluster.service, registry).await,
             Known::Service | Known::Deleted => None,
         };
-        cluster.replace(known, near, instances);
+        cluster.replace(known, near, instances, returned);
     }
 }
 

@@ -41,9 +41,12 @@ struct Inner {
     caller: Option<HeaderValue>,
     carried: Live<Vec<HeaderName>>,
     sample: Live<Ratio>,
-    clusters: Mutex<HashMap<(Arc<str>, &'static str, TypeId), Arc<Cluster>>>,
+    clusters: Mutex<HashMap<ClusterKey, Arc<Cluster>>>,
     tasks: Tasks,
 }
+
+/// A service, a protocol, and the transport that speaks it.
+type ClusterKey = (Arc<str>, &'static str, TypeId);
 
 /// Makes a [`Runtime`].
 ///

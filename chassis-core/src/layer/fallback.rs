@@ -120,9 +120,8 @@ where
                     Some(error) => (Some(reply), error),
                 },
             };
-            let own = |reply: Option<Reply>, error| reply.map_or(Err(error), Ok);
             if !fallback.answers(error.code()) {
-                return own(reply, error);
+                return reply.ok_or(error);
             }
             let reason = error.reason();
             let answer = match fallback.source {
@@ -135,7 +134,7 @@ where
                         Err(_) => {
                             let service = &*policy.service;
                             tracing::warn!(target: "chassis", service, "a fallback took longer than {TIME_LIMIT:?}");
-                            return own(reply, kept);
+                            return reply.ok_or(kept);
                         }
                     }
                 }

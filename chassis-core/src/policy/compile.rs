@@ -557,7 +557,7 @@ impl Buckets {
     fn new(config: &RateLimitConfig, now: Instant) -> Self {
         match config.key {
             Key::Global => Buckets::One(Gcra::new(now)),
-            _ => Buckets::Keyed(Keyed::new(now, config.max_keys.get() as usize)),
+            _ => Buckets::Keyed(Box::new(Keyed::new(now, config.max_keys.get() as usize))),
         }
     }
 

@@ -67,22 +67,22 @@ async fn round_robin_starts_anywhere() {
 
 #[tokio::test(start_paused = true)]
 async fn random_and_p2c_are_fair_and_follow_weights() {
-    for (balance, heavy) in [("random", 2_400), ("p2c", 2_400)] {
+    for (balance, heavy) in [("random", 1_200), ("p2c", 1_200)] {
         let bench = Bench::with(NODES, |_| Answer::ok(""));
         bench.stock(json!({ "balance": balance }));
-        for _ in 0..4_000 {
+        for _ in 0..2_000 {
             bench.get().await.unwrap();
         }
-        NODES.iter().for_each(|node| assert!(count(&bench, node).abs_diff(1_000) < 120, "{balance} {node}"));
+        NODES.iter().for_each(|node| assert!(count(&bench, node).abs_diff(500) < 80, "{balance} {node}"));
         let weighed = |id, weight| ScriptedRegistry::instance("stock", id).with_weight(weight);
         let all = vec![weighed("e", 6), weighed("f", 2), weighed("g", 2), weighed("h", 0)];
         bench.registry.set("stock", Membership::Known(all));
         settle().await;
-        for _ in 0..4_000 {
+        for _ in 0..2_000 {
             bench.get().await.unwrap();
         }
         assert_eq!(count(&bench, "h"), 0, "weight 0 takes no calls");
-        assert!(count(&bench, "e").abs_diff(heavy) < 250, "{balance}: {}", count(&bench, "e"));
+        assert!(count(&bench, "e").abs_diff(heavy) < 170, "{balance}: {}", count(&bench, "e"));
     }
 }
 

@@ -1,1 +1,160 @@
-//! To come.
+//! Answering instead, where a call failed.
+use std::sync::Arc;
+
+use chassis_core::{
+    Code, Error, Reason,
+    call::Body,
+    event::Event,
+    layer::fallback::{Answer as Instead, Failed, FallbackFn},
+    testing::{Answer, CallBuilder, TestProtocol, Upstream},
+};
+use http::{HeaderMap, StatusCode};
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::support::*;
+
+static GRPC: TestProtocol = TestProtocol::named("grpc");
+
+fn instead(body: &'static str) -> Result<Instead, Error> {
+    Ok(Instead { status: StatusCode::OK, metadata: HeaderMap::new(), body: Body::full(body) })
+}
+
+fn with(
+    answer: impl Fn(Failed) -> Result<Instead, Error> + Clone + Send + Sync + 'static,
+) -> Arc<FallbackFn> {
+    Arc::new(move |failed| {
+        let answer = answer.clone();
+        Box::pin(async move { answer(failed) })
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_function_sees_the_failure_and_answers() {
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let function = {
+        let seen = seen.clone();
+        with(move |failed| {
+            let user = failed.metadata["x-user"].clone();
+            seen.lock().unwrap().push((
+                failed.target.operation.to_string(),
+                failed.error.code(),
+                failed.error.reason(),
+                user,
+            ));
+            instead("from the cache")
+        })
+    };
+    let upstream = Upstream::new(|arrival| match arrival.total {
+        0 => Answer::lost(),
+        1 => Answer::status(404),
+        2 => Answer::trailers("", Code::DataLoss),
+        _ => Answer::ok("fresh"),
+    });
+    let bench = Bench::build(upstream, |builder| builder.fallback("stock", None, function));
+    bench.registry.put("stock", ["a"]);
+    let call = || post().header("x-user", "ann");
+    for _ in 0..3 {
+        assert_eq!(bench.run(call()).await.unwrap().text(), "from the cache");
+    }
+    assert_eq!(bench.run(call()).await.unwrap().text(), "fresh");
+    let seen: Vec<_> = seen.lock().unwrap().iter().map(|(o, c, r, _)| (o.clone(), *c, *r)).collect();
+    let post = || "Post".to_owned();
+    assert_eq!(
+        seen,
+        [
+            (post(), Code::Unavailable, Reason::ConnectionLost),
+            (post(), Code::NotFound, Reason::Internal),
+            (post(), Code::DataLoss, Reason::Internal),
+        ]
+    );
+    // Everybody else heard the truth.
+    let node = bench.node("a");
+    assert_eq!((node.calls, node.successes, node.in_flight), (4, 1, 0));
+    let calls =
+        |code| bench.metric("chassis_client_call_duration_seconds", &[("service", "stock"), ("code", code)]);
+    assert_eq!(
+        (calls("OK"), calls("UNAVAILABLE"), calls("NOT_FOUND"), calls("DATA_LOSS")),
+        (1.0, 1.0, 1.0, 1.0)
+    );
+    let answered =
+        |reason| bench.metric("chassis_fallbacks_total", &[("service", "stock"), ("reason", reason)]);
+    assert_eq!((answered("CONNECTION_LOST"), answered("INTERNAL")), (1.0, 2.0));
+    assert_eq!(bench.count_events(|e| matches!(e, Event::FellBack { .. })), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_answers_for_what_is_refused_here_too() {
+    let bench = Bench::new(|_| Answer::hang());
+    for (stock, reason) in [
+        (json!({ "rate_limits": [{ "name": "n", "rate": "0/s", "burst": 0 }] }), "RATE_LIMITED"),
+        (json!({ "breaker": { "force": "open" } }), "CIRCUIT_OPEN"),
+        (json!({ "timeout": "1s" }), "DEADLINE_EXCEEDED"),
+        (json!({ "routes": [{ "name": "r", "to": { "no": "where" }, "fallback": "none" }] }), "NO_ROUTE"),
+    ] {
+        let mut stock = stock;
+        stock["fallback"] = json!({ "status": 203, "body": "old", "content_type": "text/plain" });
+        bench.stock(stock);
+        let answered = bench.get().await.unwrap();
+        assert_eq!(
+            (answered.status.as_u16(), &*answered.text(), &answered.metadata["content-type"]),
+            (203, "old", &"text/plain".parse().unwrap())
+        );
+        assert_eq!(bench.metric("chassis_fallbacks_total", &[("reason", reason)]), 1.0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn settings_choose_the_codes() {
+    let bench = Bench::new(|arrival| if arrival.nth == 0 { Answer::lost() } else { Answer::status(404) });
+    bench.stock(json!({ "retry": "off", "fallback": { "body": "old", "on": ["UNAVAILABLE"] } }));
+    assert_eq!(bench.get().await.unwrap().text(), "old");
+    assert_eq!(bench.get().await.unwrap().status, 404, "the call's own answer");
+    bench.stock(json!({ "fallback": { "body": "old" }, "operations": { "Post": { "fallback": "off" } } }));
+    assert_eq!(bench.get().await.unwrap().text(), "old");
+    assert_eq!(bench.post().await.unwrap().status, 404);
+    let problems =
+        bench.try_apply(json!({ "outbound": { "defaults": { "fallback": { "status": 99 } } } })).unwrap_err();
+    assert_eq!(problems[0].path, "outbound.defaults.fallback.status");
+}
+
+#[tokio::test(start_paused = true)]
+async fn over_grpc_a_static_answer_is_a_message_in_base64() {
+    let bench = Bench::build(Upstream::speaking(&GRPC, |_| Answer::lost()), |builder| builder);
+    let instance = chassis_core::registry::Instance::new("stock", "a").with_address("grpc", "memory:a");
+    bench.registry.set("stock", chassis_core::registry::Membership::Known(vec![instance]));
+    bench.stock(json!({ "fallback": { "body": "CAc=" } }));
+    let answered = bench.run(post().protocol(&GRPC)).await.unwrap();
+    assert_eq!(&answered.body[..], [0, 0, 0, 0, 2, 8, 7]);
+    assert_eq!(answered.trailers.unwrap()["grpc-status"], "0");
+    bench.stock(json!({ "fallback": { "body": "no Base64" } }));
+    check(&bench.run(post().protocol(&GRPC)).await, Code::Internal, Reason::Internal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn operations_can_have_their_own_and_errors_pass() {
+    let own = with(|_| instead("own"));
+    let refusing = with(|failed| Err(failed.error.with_code(Code::Aborted)));
+    let bench = Bench::build(Upstream::new(|_| Answer::lost()), |builder| {
+        builder.fallback("stock", None, refusing).fallback("stock", Some("Get".into()), own)
+    });
+    bench.registry.put("stock", ["a"]);
+    bench.stock(json!({ "fallback": { "body": "from the settings" } }));
+    assert_eq!(bench.get().await.unwrap().text(), "own", "a function wins over the settings");
+    check(&bench.run(CallBuilder::post("stock", "Put")).await, Code::Aborted, Reason::ConnectionLost);
+    assert_eq!(bench.metric("chassis_fallbacks_total", &[]), 1.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_takes_too_long_is_given_up() {
+    let slow: Arc<FallbackFn> = Arc::new(|_| Box::pin(std::future::pending()));
+    let upstream = Upstream::new(|a| if a.nth == 0 { Answer::lost() } else { Answer::status(404) });
+    let bench = Bench::build(upstream, |builder| builder.fallback("stock", None, slow));
+    bench.registry.put("stock", ["a"]);
+    let began = Instant::now();
+    let result = bench.post().await;
+    check(&result, Code::Unavailable, Reason::ConnectionLost);
+    let error = result.unwrap_err();
+    assert_eq!((error.message(), error.maybe_executed(), began.elapsed()), ("the connection broke", true, S));
+    assert_eq!(bench.post().await.unwrap().status, 404, "the call's own answer");
+}

@@ -191,24 +191,22 @@ async fn a_budget_bounds_what_retries_add() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failing_backend_is_not_stormed() {
-    // 500 calls a second for a minute, to one that fails them all: by errors, and by answers.
-    for answer in [Answer::lost as fn() -> Answer, || Answer::status(503)] {
-        let bench = bench(json!({}), move |_| answer());
-        let began = Instant::now();
-        let mut calls = 0;
-        let mut running = tokio::task::JoinSet::new();
-        while began.elapsed() < 60 * S {
-            let (pipeline, call) = (bench.pipeline.clone(), get().build());
-            running.spawn(async move { run(&pipeline, call).await.is_ok() });
-            calls += 1;
-            tokio::time::sleep(2 * MS).await;
-            while running.try_join_next().is_some() {}
-        }
-        while running.join_next().await.is_some() {}
-        let ratio = bench.upstream.total() as f64 / f64::from(calls);
-        assert!((29_000..=30_001).contains(&calls), "{calls}");
-        assert!((1.15..=1.25).contains(&ratio), "{ratio}");
+    // 500 calls a second for a minute, to one that fails them all, by errors and by answers.
+    let bench = bench(json!({}), |a| if a.total % 2 == 0 { Answer::lost() } else { Answer::status(503) });
+    let began = Instant::now();
+    let mut calls = 0;
+    let mut running = tokio::task::JoinSet::new();
+    while began.elapsed() < 60 * S {
+        let (pipeline, call) = (bench.pipeline.clone(), get().build());
+        running.spawn(async move { run(&pipeline, call).await.is_ok() });
+        calls += 1;
+        tokio::time::sleep(2 * MS).await;
+        while running.try_join_next().is_some() {}
     }
+    running.join_all().await;
+    let ratio = bench.upstream.total() as f64 / f64::from(calls);
+    assert!((29_000..=30_001).contains(&calls), "{calls}");
+    assert!((1.15..=1.25).contains(&ratio), "{ratio}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -318,15 +316,9 @@ async fn half_consumed_streams_are_never_replayed() {
                 let error = result.unwrap_err();
                 assert_eq!((error.reason(), error.maybe_executed()), (Reason::ConnectionLost, true));
                 assert_eq!(arrivals.len(), 1, "{cut}");
-                assert!(!up_is_read(&bench));
             }
         }
     }
-}
-
-/// Nothing came after the first attempt.
-fn up_is_read(bench: &Bench) -> bool {
-    bench.upstream.total() > 1
 }
 
 #[tokio::test(start_paused = true)]

@@ -87,7 +87,7 @@ pub enum Buckets {
     /// For all calls.
     One(Gcra),
     /// For each key.
-    Keyed(Keyed),
+    Keyed(Box<Keyed>),
 }
 
 /// Refuses, or delays, calls above the rates of their policy.
