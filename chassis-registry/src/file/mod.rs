@@ -79,6 +79,8 @@ struct FileWatcher {
     due: bool,
     /// The service was named in the document before.
     heard: bool,
+    /// What was answered from: the same content has no news, and need not be copied and compared.
+    seen: Option<Arc<Services>>,
     answered: Option<Result<Membership, Arc<str>>>,
 }
 
@@ -144,7 +146,8 @@ impl Registry for FileRegistry {
         let mut tick = interval(self.config.poll.get());
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (registry, service) = (self.clone(), service.to_string());
-        Ok(Box::new(FileWatcher { registry, service, tick, due: false, heard: false, answered: None }))
+        let (due, heard, seen, answered) = (false, false, None, None);
+        Ok(Box::new(FileWatcher { registry, service, tick, due, heard, seen, answered }))
     }
 
     async fn services(&self) -> Vec<String> {
@@ -163,8 +166,15 @@ impl Watcher for FileWatcher {
                 self.tick.tick().await; // the first one is over at once
                 self.due = true;
             }
-            let news = self.registry.content().await.map(|services| self.membership(&services));
+            let content = self.registry.content().await;
             self.due = false;
+            let seen = std::mem::replace(&mut self.seen, content.as_ref().ok().cloned());
+            if let (Ok(now), Some(before)) = (&content, &seen)
+                && Arc::ptr_eq(now, before)
+            {
+                continue;
+            }
+            let news = content.map(|services| self.membership(&services));
             self.heard |= news.as_ref().is_ok_and(|news| *news != Membership::Unknown);
             if self.answered.as_ref() != Some(&news) {
                 self.answered = Some(news.clone());
