@@ -6,6 +6,7 @@ mod fallbacks;
 mod faults;
 mod figures;
 mod joining;
+mod life;
 mod limits;
 mod options;
 mod panics;
