@@ -47,6 +47,8 @@ pub(crate) struct Parts {
     pub(crate) shutdown: Live<ShutdownSection>,
     pub(crate) is_local: bool,
     pub(crate) hooks: Hooks,
+    /// Addresses of protocols of the user's own.
+    pub(crate) advertised: Vec<(String, String)>,
     #[cfg_attr(not(feature = "grpc"), expect(dead_code, reason = "descriptors are gRPC's"))]
     pub(crate) descriptors: Vec<Vec<u8>>,
     #[cfg(feature = "http")]
@@ -180,6 +182,13 @@ impl Chassis {
         let plan = self.ports.entry(name.to_owned()).or_default();
         plan.about.push("REST".to_owned());
         plan.mux.http = Some(Arc::new(server));
+        self
+    }
+
+    /// Tells others that this process is reached at `address` by a protocol of one's own, whose server
+    /// is the program's: it goes into the registry with the rest.
+    pub fn advertise(mut self, protocol: &str, address: &str) -> Self {
+        self.parts.advertised.push((protocol.to_owned(), address.to_owned()));
         self
     }
 

@@ -398,6 +398,7 @@ impl ChassisBuilder {
             shutdown,
             is_local: made.is_local,
             hooks: self.hooks,
+            advertised: Vec::new(),
             descriptors: self.descriptors,
             #[cfg(feature = "http")]
             connector: self.connector.unwrap_or_else(|| Arc::new(self.network.clone())),

@@ -27,9 +27,9 @@ mod sections;
 
 pub use chassis_config as document;
 pub use chassis_core::{
-    Code, Error, Live, Origin, Reason, Runtime, call, cluster, config, context, event, inspect, labels,
-    layer, load, matching, metrics, pipeline, policy, protocol, random, registry, stage::Next, stage::Stage,
-    units,
+    BoxError, BoxFuture, Code, Error, Live, Origin, Reason, Runtime, call, cluster, config, context, event,
+    inspect, labels, layer, load, matching, metrics, pipeline, policy, protocol, random, registry,
+    stage::Next, stage::Stage, units,
 };
 #[cfg(feature = "grpc")]
 pub use chassis_grpc as grpc;

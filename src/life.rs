@@ -20,7 +20,9 @@ use tokio::sync::oneshot;
 use crate::{Chassis, StartError, app::Parts, identity};
 
 /// A hook of the user's. The lock is never contended: it lets services be shared whose hooks can't be.
-pub(crate) struct Hook(Mutex<Box<dyn FnOnce() -> BoxFuture<'static, Result<(), BoxError>> + Send>>);
+pub(crate) struct Hook(Mutex<Box<dyn FnOnce() -> HookFuture + Send>>);
+
+type HookFuture = BoxFuture<'static, Result<(), BoxError>>;
 
 #[derive(Default)]
 pub(crate) struct Hooks {
@@ -156,6 +158,9 @@ impl Running {
         entry.version = service.version.clone().unwrap_or_default();
         entry.zone = service.zone.clone().unwrap_or_default();
         entry.labels = service.labels.clone();
+        for (protocol, address) in &self.parts.advertised {
+            entry.addresses.insert(protocol.clone(), address.clone());
+        }
         for (name, address) in &self.addresses {
             if matches!(name.as_str(), "grpc" | "http") {
                 let address = identity::advertised(address, service.advertise.as_deref(), *is_local);
