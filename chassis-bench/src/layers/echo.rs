@@ -1,5 +1,9 @@
 //! The service that is called, and how it is called: the same for all sides of a ratio.
-use std::{fmt::Write, time::Duration};
+use std::{
+    fmt::Write,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -33,6 +37,9 @@ pub enum Wire {
 
 /// So many bytes go each way.
 pub const PAYLOAD: usize = 128;
+
+/// Spans begun so far: no two calls have the same.
+static SPANS: AtomicU64 = AtomicU64::new(1);
 
 type Reply<T> = Result<Response<T>, Status>;
 
@@ -70,12 +77,13 @@ impl echo_server::Echo for Echo {
 }
 
 impl Wire {
-    fn write(self, request: &mut Request<CallRequest>, number: u64) {
+    fn write(self, request: &mut Request<CallRequest>) {
         if matches!(self, Wire::Timeout | Wire::Both) {
-            request.set_timeout(Duration::from_secs(5));
+            request.set_timeout(Duration::from_secs(60));
         }
         if matches!(self, Wire::Traceparent | Wire::Both) {
             let mut text = String::with_capacity(55);
+            let number = SPANS.fetch_add(1, Ordering::Relaxed);
             let span = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
             let _ = write!(text, "00-{:016x}{span:016x}-{span:016x}-01", !span);
             let value = text.parse().expect("hex digits make metadata");
@@ -97,9 +105,9 @@ where
         let mut stub = stub.clone();
         let payload = Bytes::from(vec![7; PAYLOAD]);
         async move {
-            for number in 0..times as u64 {
+            for _ in 0..times {
                 let mut request = Request::new(CallRequest { payload: payload.clone(), repeat: 0 });
-                wire.write(&mut request, number);
+                wire.write(&mut request);
                 let reply = stub.call(request).await.expect("the echo answers");
                 assert_eq!(reply.into_inner().payload.len(), PAYLOAD);
             }

@@ -3,7 +3,7 @@
 //! Instructions and allocations are exact, and the same on a busy machine: client and server run in one
 //! process over streams in memory, under callgrind, and the difference of two laps is what counts.
 //! Nanoseconds are measured in a plain run, the quickest of some batches: they are beside the counts.
-mod bare;
+pub mod bare;
 mod callgrind;
 pub mod case;
 pub mod echo;

@@ -7,7 +7,8 @@ use chassis::{
 };
 
 /// Everything configured as one would: routes, a balancer, limits, a breaker, retries with a budget, a
-/// local timeout, faults that do not hit. Metrics are always on.
+/// local timeout, faults that do not hit. Metrics are always on. The timeout is long because valgrind is
+/// slow, which changes no count.
 pub const ON: &str = "
 matches:
   beta: { header: { x-canary: 'true' } }
@@ -18,7 +19,7 @@ inbound:
 outbound:
   services:
     echo:
-      timeout: 5s
+      timeout: 60s
       balance: p2c
       concurrency: { limit: 100000 }
       rate_limits: [ { name: all, rate: 10000000/s, burst: 1000000 } ]
