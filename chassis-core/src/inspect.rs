@@ -28,6 +28,8 @@ pub struct Inspection {
     pub limits: Vec<LimitView>,
     /// Bounds on concurrent calls.
     pub concurrency: Vec<ConcurrencyView>,
+    /// Pieces of state that outlive versions: grows with what is called and named, not with time.
+    pub cells: usize,
 }
 
 /// A service that is called.
@@ -157,7 +159,8 @@ impl Inspection {
             .collect();
         services.sort_by(|a, b| (&a.name, a.protocol).cmp(&(&b.name, b.protocol)));
         let service = runtime.service().to_string();
-        Inspection { service, version: policies.version(), hash, services, circuits, limits, concurrency }
+        let (version, cells) = (policies.version(), runtime.states().len());
+        Inspection { service, version, hash, services, circuits, limits, concurrency, cells }
     }
 }
 

@@ -291,6 +291,10 @@ impl Runtime {
         &self.0.sample
     }
 
+    pub(crate) fn states(&self) -> &States {
+        &self.0.environment.states
+    }
+
     /// What runs in the background.
     pub fn tasks(&self) -> &Tasks {
         &self.0.tasks

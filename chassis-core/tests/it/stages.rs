@@ -1,1 +1,281 @@
-//! To come.
+//! Layers of the user's own, as tower layers and as async functions.
+use std::{
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+};
+
+use chassis_core::{
+    BoxFuture, Code, Error, Reason,
+    call::{Invocation, Reply},
+    event::Side,
+    pipeline,
+    stage::{Next, Stage, Stages},
+    testing::{Answer, Upstream, run},
+};
+use http::StatusCode;
+use serde_json::json;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::PollSemaphore;
+use tower_service::Service;
+
+use crate::support::*;
+
+type Trail = Arc<Mutex<Vec<String>>>;
+
+/// Notes that a call came by, and how it came back: a tower layer as anybody would write it.
+#[derive(Clone)]
+struct Note(&'static str, Trail);
+
+#[derive(Clone)]
+struct Noting<S>(S, Note);
+
+impl<S> tower_layer::Layer<S> for Note {
+    type Service = Noting<S>;
+    fn layer(&self, inner: S) -> Noting<S> {
+        Noting(inner, self.clone())
+    }
+}
+
+impl<S> Service<Invocation> for Noting<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Reply;
+    type Error = Error;
+    type Future = BoxFuture<'static, Result<Reply, Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, call: Invocation) -> Self::Future {
+        let Note(name, trail) = self.1.clone();
+        trail.lock().unwrap().push(name.to_owned());
+        let answer = self.0.call(call);
+        Box::pin(async move {
+            let answer = answer.await;
+            let came =
+                answer.as_ref().map_or_else(|e| e.code(), |r| r.verdict().map_or(Code::Ok, |v| v.code));
+            trail.lock().unwrap().push(format!("{name}: {came}"));
+            answer
+        })
+    }
+}
+
+/// A function that does the same.
+fn note(stages: &mut Stages, stage: Stage, name: &'static str, service: Option<&str>, trail: &Trail) {
+    let trail = trail.clone();
+    stages.add_fn(stage, name, service, move |call: Invocation, next: Next| {
+        let trail = trail.clone();
+        async move {
+            trail.lock().unwrap().push(name.to_owned());
+            next.run(call).await
+        }
+    });
+}
+
+fn bench(stages: Stages, script: fn(&chassis_core::testing::Arrival) -> Answer) -> Bench {
+    let bench = Bench::build(Upstream::new(script), |builder| builder.stages(stages));
+    bench.registry.put("stock", ["a", "b"]);
+    bench
+}
+
+fn take(trail: &Trail) -> Vec<String> {
+    std::mem::take(&mut trail.lock().unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_stage_is_where_it_says() {
+    let (trail, mut stages) = (Trail::default(), Stages::default());
+    note(&mut stages, Stage::Call, "call", None, &trail);
+    note(&mut stages, Stage::Attempt, "attempt", None, &trail);
+    note(&mut stages, Stage::Node, "node", None, &trail);
+    let bench = bench(stages, |arrival| if arrival.total == 0 { Answer::lost() } else { Answer::ok("") });
+    bench.get().await.unwrap();
+    assert_eq!(take(&trail), ["call", "attempt", "node", "attempt", "node"]);
+    // What is refused below the call's stage is seen there and goes no further.
+    bench.stock(json!({ "rate_limits": [{ "name": "n", "rate": "0/s", "burst": 0 }] }));
+    bench.get().await.unwrap_err();
+    assert_eq!(take(&trail), ["call"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tower_layers_and_functions_stand_in_the_order_they_were_added() {
+    let (trail, mut stages) = (Trail::default(), Stages::default());
+    stages.add_layer(Stage::Call, "one", None, Note("one", trail.clone()));
+    note(&mut stages, Stage::Call, "two", Some("stock"), &trail);
+    note(&mut stages, Stage::Call, "not for this service", Some("billing"), &trail);
+    stages.add_layer(Stage::Call, "three", None, Note("three", trail.clone()));
+    let chain = |bench: &Bench, service| pipeline::chain(&bench.runtime, Side::Client, service);
+    let bench =
+        bench(stages, |arrival| if arrival.total == 0 { Answer::status(404) } else { Answer::lost() });
+    bench.post().await.unwrap();
+    assert_eq!(take(&trail), ["one", "two", "three", "three: NOT_FOUND", "one: NOT_FOUND"]);
+    bench.post().await.unwrap_err();
+    assert_eq!(take(&trail), ["one", "two", "three", "three: UNAVAILABLE", "one: UNAVAILABLE"]);
+    let stock = "route → trace → metrics → [one] → [two] → [three] → fallback → deadline → rate_limit → \
+                 concurrency → fault(call) → breaker → retry → fault(attempt) → balance → attempt → connect";
+    assert_eq!(chain(&bench, "stock"), stock);
+    assert!(chain(&bench, "billing").contains("[one] → [not for this service] → [three]"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn servers_have_stages_too() {
+    let (trail, mut stages) = (Trail::default(), Stages::default());
+    stages.add_layer(Stage::ServerCall, "outer", None, Note("outer", trail.clone()));
+    note(&mut stages, Stage::Handler, "inner", None, &trail);
+    note(&mut stages, Stage::Call, "client only", None, &trail);
+    let bench = bench(stages, |_| Answer::ok(""));
+    bench.apply(json!({ "inbound": { "operations": { "Get": { "concurrency": 1 } } } }));
+    let handler = server(&bench.runtime, |call: Invocation| async {
+        Ok(call.answered(StatusCode::OK, Default::default(), Default::default()))
+    });
+    run(&handler, post().build()).await.unwrap();
+    assert_eq!(take(&trail), ["outer", "inner", "outer: OK"]);
+    assert_eq!(
+        pipeline::chain(&bench.runtime, Side::Server, "orders"),
+        "route → trace → metrics → [outer] → panic → deadline → rate_limit → concurrency → fault → context → \
+         [inner] → handler"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_may_answer_refuse_change_and_repeat() {
+    let mut stages = Stages::default();
+    stages.add_fn(Stage::Call, "auth", None, |mut call: Invocation, next: Next| async move {
+        match call.metadata.remove("x-user").as_ref().map(|user| user.as_bytes()) {
+            None => Err(call.refuse(Error::local(Reason::Internal, "who?").with_code(Code::Unauthenticated))),
+            Some(b"cache") => {
+                Ok(call.answered(StatusCode::OK, Default::default(), "cached".to_owned().into_body()))
+            }
+            Some(_) => {
+                call.metadata.insert("x-token", "t".parse().unwrap());
+                next.run(call).await
+            }
+        }
+    });
+    stages.add_fn(Stage::Node, "header", None, |call: Invocation, next: Next| async move {
+        let mut reply = next.run(call).await?;
+        reply.metadata.insert("x-seen", "yes".parse().unwrap());
+        Ok(reply)
+    });
+    let bench = bench(stages, |_| Answer::ok("fresh"));
+    check(&bench.get().await, Code::Unauthenticated, Reason::Internal);
+    assert_eq!(bench.run(get().header("x-user", "cache")).await.unwrap().text(), "cached");
+    assert_eq!(bench.upstream.total(), 0);
+    let answered = bench.run(get().header("x-user", "ann")).await.unwrap();
+    assert_eq!((&*answered.text(), &answered.metadata["x-seen"]), ("fresh", &"yes".parse().unwrap()));
+    let arrived = bench.upstream.last().metadata;
+    assert_eq!((arrived.get("x-user"), &arrived["x-token"]), (None, &"t".parse().unwrap()));
+    // All of it is counted, refused or not.
+    let calls = |code| bench.metric("chassis_client_call_duration_seconds", &[("code", code)]);
+    assert_eq!((calls("UNAUTHENTICATED"), calls("OK")), (1.0, 2.0));
+}
+
+trait IntoBody {
+    fn into_body(self) -> chassis_core::call::Body;
+}
+
+impl IntoBody for String {
+    fn into_body(self) -> chassis_core::call::Body {
+        chassis_core::call::Body::full(self)
+    }
+}
+
+/// Lets one call in at a time, as tower's own limit does: not ready while one is inside.
+#[derive(Clone)]
+struct OneAtATime;
+
+struct Gate<S> {
+    inner: S,
+    permits: PollSemaphore,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl<S: Clone> Clone for Gate<S> {
+    fn clone(&self) -> Self {
+        // Readiness is each clone's own.
+        Gate { inner: self.inner.clone(), permits: self.permits.clone(), permit: None }
+    }
+}
+
+impl<S> tower_layer::Layer<S> for OneAtATime {
+    type Service = Gate<S>;
+    fn layer(&self, inner: S) -> Gate<S> {
+        Gate { inner, permits: PollSemaphore::new(Arc::new(Semaphore::new(1))), permit: None }
+    }
+}
+
+impl<S> Service<Invocation> for Gate<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Error>,
+    S::Future: Send + 'static,
+{
+    type Response = Reply;
+    type Error = Error;
+    type Future = BoxFuture<'static, Result<Reply, Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        if self.permit.is_none() {
+            self.permit = std::task::ready!(self.permits.poll_acquire(cx));
+        }
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, call: Invocation) -> Self::Future {
+        let permit = self.permit.take().expect("made ready before it is called");
+        let answer = self.inner.call(call);
+        Box::pin(async move {
+            let _permit = permit;
+            answer.await
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_waits_to_be_ready_is_waited_for() {
+    let mut stages = Stages::default();
+    stages.add_layer(Stage::Call, "gate", None, OneAtATime);
+    let bench = bench(stages, |_| Answer::ok("").after(100 * MS));
+    let began = tokio::time::Instant::now();
+    let calls: Vec<_> = (0..3).map(|_| bench.spawn(get())).collect();
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    assert_eq!(began.elapsed(), 300 * MS);
+}
+
+/// Never ready.
+#[derive(Clone)]
+struct Broken;
+
+impl<S> tower_layer::Layer<S> for Broken {
+    type Service = Broken;
+    fn layer(&self, _: S) -> Broken {
+        Broken
+    }
+}
+
+impl Service<Invocation> for Broken {
+    type Response = Reply;
+    type Error = Error;
+    type Future = std::future::Pending<Result<Reply, Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Err(Error::local(Reason::ShuttingDown, "closed")))
+    }
+
+    fn call(&mut self, _: Invocation) -> Self::Future {
+        unreachable!("it is never ready")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_fails_to_get_ready_refuses() {
+    let mut stages = Stages::default();
+    stages.add_layer(Stage::Call, "broken", None, Broken);
+    let bench = bench(stages, |_| Answer::ok(""));
+    check(&bench.get().await, Code::Unavailable, Reason::ShuttingDown);
+    assert_eq!(bench.metric("chassis_rejected_total", &[("reason", "SHUTTING_DOWN")]), 1.0);
+}

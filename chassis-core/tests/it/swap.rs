@@ -1,1 +1,300 @@
-//! To come.
+//! Settings that change while calls are in flight.
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use chassis_core::{
+    Code, Error, Reason,
+    call::Invocation,
+    layer::breaker::State,
+    stage::{Next, Stage, Stages},
+    testing::{Answer, CallBuilder, Upstream, run},
+};
+use http::StatusCode;
+use serde_json::json;
+
+use crate::support::*;
+
+/// Two fields that always change together: the timeout is `version` seconds, and so many attempts
+/// modulo 5 plus 1.
+fn pair(version: u64) -> serde_json::Value {
+    let timeout = format!("{}s", version + 1);
+    json!({
+        "inbound": { "timeout": timeout, "total_timeout": timeout },
+        "outbound": { "services": { "stock": {
+            "timeout": timeout, "total_timeout": timeout, "retry": { "attempts": version % 5 + 1 },
+        } } },
+    })
+}
+
+/// Panics if a call sees two versions.
+fn consistent(call: &Invocation) -> u64 {
+    let policy = &call.policy;
+    let timeout = policy.timeout.unwrap();
+    assert_eq!(policy.total_timeout, Some(timeout), "version {}", policy.version);
+    assert_eq!(policy.version, timeout.as_secs());
+    if let Some(retry) = &policy.retry {
+        assert_eq!(u64::from(retry.config.attempts.get()), (policy.version - 1) % 5 + 1);
+    }
+    assert_eq!(call.deadline, Some(call.started + timeout));
+    policy.version
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_versions_under_load_fail_no_call() {
+    let (seen, torn) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let mut stages = Stages::default();
+    for stage in [Stage::Call, Stage::Attempt, Stage::Node, Stage::ServerCall, Stage::Handler] {
+        let (seen, torn) = (seen.clone(), torn.clone());
+        stages.add_fn(stage, "same", None, move |call: Invocation, next: Next| {
+            let (seen, torn) = (seen.clone(), torn.clone());
+            async move {
+                let version = consistent(&call);
+                let before = call.extensions.get::<u64>().copied();
+                torn.fetch_add(usize::from(before.is_some_and(|before| before != version)), SeqCst);
+                let mut call = call;
+                call.extensions.insert(version);
+                tokio::task::yield_now().await; // a version may come in between
+                seen.fetch_add(1, SeqCst);
+                next.run(call).await
+            }
+        });
+    }
+    // The first attempt at every third call fails.
+    let upstream = Upstream::new(|arrival| match arrival.metadata.contains_key("x-chassis-attempt") {
+        false if arrival.total % 3 == 0 => Answer::refused(),
+        _ => Answer::ok("well"),
+    });
+    let bench = Arc::new(Bench::build(upstream, |builder| builder.stages(stages)));
+    bench.registry.put("stock", ["a", "b", "c"]);
+    bench.apply(pair(0));
+    let handler = server(&bench.runtime, |call: Invocation| async move {
+        consistent(&call);
+        Ok::<_, Error>(call.answered(StatusCode::OK, Default::default(), Default::default()))
+    });
+    let over = Arc::new(AtomicBool::new(false));
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (bench, handler, over) = (bench.clone(), handler.clone(), over.clone());
+        callers.spawn(async move {
+            let (mut calls, mut failed) = (0, Vec::new());
+            while !over.load(SeqCst) {
+                let attempts = bench
+                    .runtime
+                    .policies()
+                    .get()
+                    .outbound(&"stock".into(), "Get")
+                    .retry
+                    .as_ref()
+                    .unwrap()
+                    .config
+                    .attempts;
+                match bench.get().await {
+                    Ok(_) => {}
+                    // Only where the settings allow no retry may a refusal come through, after a resend.
+                    Err(error) if attempts.get() > 1 => failed.push(error),
+                    Err(_) => {}
+                }
+                failed.extend(run(&handler, CallBuilder::post("orders", "Put").build()).await.err());
+                calls += 1;
+            }
+            (calls, failed)
+        });
+    }
+    for version in 1..=1_000 {
+        bench.apply(pair(version));
+        tokio::task::yield_now().await;
+    }
+    over.store(true, SeqCst);
+    let mut calls = 0;
+    for (made, failed) in callers.join_all().await {
+        calls += made;
+        assert!(failed.iter().all(|e| e.reason() == Reason::StreamRefused), "{failed:?}");
+    }
+    assert!(calls > 100, "{calls}");
+    assert!(seen.load(SeqCst) > 500);
+    assert_eq!(torn.load(SeqCst), 0);
+    assert_eq!(bench.runtime.inspect().version, 1_001);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_ends_under_the_version_it_began_with() {
+    let bench = Bench::new(|arrival| if arrival.nth == 0 { Answer::hang() } else { Answer::ok("") });
+    bench.stock(json!({ "timeout": "2s", "retry": "off" }));
+    let call = bench.spawn(get());
+    tokio::time::sleep(S).await;
+    bench.stock(json!({ "timeout": "1ms", "retry": "off" }));
+    tokio::time::sleep(900 * MS).await;
+    assert!(!call.is_finished());
+    check(&call.await.unwrap(), Code::DeadlineExceeded, Reason::DeadlineExceeded);
+}
+
+#[tokio::test(start_paused = true)]
+async fn state_outlives_versions() {
+    // Circuits of service, operation and node, a bucket, a count, a budget, a failure weight, figures:
+    // of what the settings name, and of what was only ever called.
+    for named in [true, false] {
+        let bench = Bench::with(["a", "b"], |a| match &*a.operation {
+            "Bad" => Answer::status(500),
+            "Hang" => Answer::hang(),
+            _ => Answer::ok(""),
+        });
+        let settings = |n: u32, breaker: serde_json::Value| {
+            let stock = json!({
+                "timeout": format!("{}s", 1_000 + n),
+                "breaker": breaker,
+                "retry": { "attempts": 2, "budget": { "share": "0%", "min": "1/s" } },
+                "concurrency": 10,
+                "rate_limits": [{ "name": "all", "rate": "1/h", "burst": 1_000 + n }],
+                "operations": { format!("Unrelated{n}"): { "timeout": "1s" } },
+            });
+            match named {
+                true => json!({ "outbound": { "services": { "stock": stock, format!("other{n}"): {} } } }),
+                false => {
+                    json!({ "outbound": { "defaults": stock, "services": { format!("other{n}"): {} } } })
+                }
+            }
+        };
+        let by_operation =
+            |open: u32| json!({ "scope": "operation", "consecutive": 3, "open": format!("{open}s") });
+        bench.apply(settings(0, by_operation(100)));
+        for _ in 0..3 {
+            bench.run(CallBuilder::get("stock", "Bad")).await.unwrap();
+        }
+        bench.get().await.unwrap();
+        let _hanging = bench.spawn(CallBuilder::get("stock", "Hang"));
+        settle().await;
+        let before = bench.runtime.inspect();
+        let nodes = |i: &chassis_core::inspect::Inspection| {
+            i.services[0].nodes.iter().map(|n| (n.calls, n.in_flight)).collect::<Vec<_>>()
+        };
+        for n in 1..=20 {
+            bench.apply(settings(n, by_operation(100 + n)));
+        }
+        let after = bench.runtime.inspect();
+        check(&bench.run(CallBuilder::get("stock", "Bad")).await, Code::Unavailable, Reason::CircuitOpen);
+        let open = |i: &chassis_core::inspect::Inspection| {
+            i.circuits.iter().filter(|c| c.state == State::Open).count()
+        };
+        assert_eq!((open(&before), open(&after)), (1, 1), "named: {named}");
+        assert_eq!(nodes(&before), nodes(&after));
+        assert!(after.services[0].nodes.iter().any(|n| n.failure_share > 0.01));
+        let stock = |i: &chassis_core::inspect::Inspection| {
+            i.limits.iter().find(|l| l.service == "stock").unwrap().available
+        };
+        assert_eq!((stock(&before), stock(&after)), (Some(995), Some(1_015)));
+        let used = |i: &chassis_core::inspect::Inspection| {
+            i.concurrency.iter().find(|c| c.service == "stock").unwrap().in_use
+        };
+        assert_eq!((used(&before), used(&after)), (1, 1));
+        assert_eq!(bench.metric("chassis_in_flight", &[("service", "stock")]), 1.0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_nodes_circuit_outlives_versions() {
+    let bench =
+        Bench::with(
+            ["a", "b"],
+            |a| if a.address == "memory:a" { Answer::status(500) } else { Answer::ok("") },
+        );
+    let settings = |n: u32| {
+        bench.stock(json!({ "retry": "off", "timeout": format!("{}s", n + 1),
+            "breaker": { "scope": "endpoint", "consecutive": 3, "open": "1h" } }));
+    };
+    settings(0);
+    for _ in 0..40 {
+        bench.get().await.unwrap();
+        tokio::time::sleep(S).await;
+    }
+    for n in 1..10 {
+        settings(n);
+        assert_eq!(bench.node("a").circuit, Some(State::Open));
+    }
+    assert_eq!(bench.get().await.unwrap().address.unwrap(), "memory:b");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_version_applies_whole_or_not_at_all() {
+    let bench = Bench::new(|_| Answer::hang());
+    bench.stock(json!({ "timeout": "1s", "retry": "off", "rate_limits": [{ "name": "l", "rate": "1/h", "burst": 2 }] }));
+    let bad = json!({
+        "outbound": { "services": { "stock": {
+            "timeout": "9s",
+            "rate_limits": [{ "name": "l", "rate": "1000/s", "burst": 1_000 }],
+            "balance": "fastest",
+            "routes": [{ "name": "r" }, { "name": "r", "to": {} }],
+        } } },
+        "faults": [{ "name": "f" }],
+    });
+    let problems = bench.try_apply(bad).unwrap_err();
+    let mut paths: Vec<_> = problems.iter().map(|p| &*p.path).collect();
+    paths.sort_unstable();
+    let stock = "outbound.services.stock";
+    let expected = [
+        "faults[0]".to_owned(),
+        format!("{stock}.balance"),
+        format!("{stock}.routes[0]"),
+        format!("{stock}.routes[1].name"),
+    ];
+    assert_eq!(paths, expected, "all that is wrong, at once");
+    assert_eq!(bench.runtime.inspect().version, 1);
+    let began = tokio::time::Instant::now();
+    check(&bench.get().await, Code::DeadlineExceeded, Reason::DeadlineExceeded);
+    assert_eq!(began.elapsed(), S);
+    check(&bench.get().await, Code::DeadlineExceeded, Reason::DeadlineExceeded);
+    check(&bench.get().await, Code::ResourceExhausted, Reason::RateLimited); // and the bucket fills as before
+}
+
+#[tokio::test(start_paused = true)]
+async fn asking_whether_settings_would_do_changes_nothing() {
+    let bench = Bench::new(|_| Answer::ok(""));
+    bench.stock(json!({ "timeout": "1s" }));
+    let good = settings(json!({ "outbound": { "services": { "stock": { "timeout": "2s" } } } }));
+    let bad = settings(json!({ "outbound": { "services": { "stock": { "balance": "x" } } } }));
+    bench.runtime.check(&good).unwrap();
+    assert_eq!(bench.runtime.check(&bad).unwrap_err().len(), 1);
+    let policy = bench.runtime.policies().get().outbound(&"stock".into(), "Get");
+    assert_eq!((policy.version, policy.timeout), (1, Some(Duration::from_secs(1))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_piles_up_over_a_thousand_versions() {
+    let bench = Bench::new(|_| Answer::ok(""));
+    let document = |n: u32| {
+        json!({
+            "inbound": { "rate_limits": [{ "name": format!("in{n}"), "rate": "1/s", "burst": 1 }] },
+            "outbound": { "services": { "stock": {
+                "breaker": { "scope": "operation" },
+                "concurrency": { "limit": 5, "scope": "operation" },
+                "rate_limits": [{ "name": format!("out{n}"), "rate": "1000/s", "burst": 1_000 }],
+                "operations": { format!("Op{n}"): { "concurrency": 3 } },
+            }, format!("service{n}"): { "balance": "round_robin" } } },
+            "faults": [{ "name": format!("f{n}"), "delay": "1us", "until": "1s" }],
+        })
+    };
+    for n in 0..10 {
+        bench.apply(document(n));
+        bench.get().await.unwrap();
+    }
+    let cells = bench.runtime.inspect().cells;
+    for n in 10..1_000 {
+        bench.apply(document(n));
+        if n % 100 == 0 {
+            bench.get().await.unwrap();
+        }
+        let mut bad = document(n);
+        bad["outbound"]["services"]["stock"]["balance"] = json!(format!("bad{n}"));
+        bad["outbound"]["services"]["stock"]["rate_limits"][0]["name"] = json!(format!("refused{n}"));
+        bench.try_apply(bad).unwrap_err();
+    }
+    assert_eq!(bench.runtime.inspect().cells, cells);
+    assert_eq!(
+        bench.runtime.policies().get().all().iter().filter(|p| p.service.starts_with("service")).count(),
+        1
+    );
+}
