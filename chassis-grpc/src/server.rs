@@ -13,7 +13,7 @@ use chassis_core::{
     layer::route::CALLER,
     pipeline::{self, Pipeline},
 };
-use chassis_http::server::{Answer as HttpAnswer, Connected, HttpService, ServerBody};
+use chassis_http::server::{Answer as HttpAnswer, Connected, HttpService, Received, ServerBody};
 use http::{
     Method, Request, Response, StatusCode, Uri,
     header::{ALLOW, HeaderValue},
@@ -21,7 +21,6 @@ use http::{
     uri::PathAndQuery,
 };
 use http_body::Body as HttpBody;
-use hyper::body::Incoming;
 use tower_service::Service;
 
 use crate::{
@@ -123,7 +122,7 @@ where
 }
 
 impl HttpService for GrpcServer {
-    fn call(&self, request: Request<Incoming>) -> HttpAnswer {
+    fn call(&self, request: Request<Received>) -> HttpAnswer {
         let answer = self.answer(request);
         Box::pin(async {
             let Ok(response) = answer.await;

@@ -25,13 +25,12 @@ use chassis_core::{
 };
 use http::{HeaderMap, HeaderName, Method, StatusCode, header::CONTENT_LENGTH};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use tower::{Layer, Service, util::Oneshot};
 
 use crate::{
     HTTP, Problem, REFUSED, ServerConfig,
     limited::{Limited, Over},
-    server::{Answer, Connected, HttpService, ServerBody},
+    server::{Answer, Connected, HttpService, Received, ServerBody},
     settings::TIMEOUT,
 };
 
@@ -225,10 +224,10 @@ fn respond(mut reply: Reply) -> Response {
 // === impl RestService ===
 
 impl HttpService for RestService {
-    fn call(&self, request: http::Request<Incoming>) -> Answer {
-        let body = |incoming: Incoming| match incoming.is_end_stream() {
+    fn call(&self, request: http::Request<Received>) -> Answer {
+        let body = |received: Received| match received.is_end_stream() {
             true => axum::body::Body::empty(),
-            false => axum::body::Body::new(incoming),
+            false => axum::body::Body::new(received),
         };
         let answer = self.0.clone().call(request.map(body));
         Box::pin(async {

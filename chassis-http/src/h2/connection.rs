@@ -90,7 +90,10 @@ fn builder(config: &ClientConfig, spawn: Spawn, ping_factor: u32) -> Builder<Spa
         .timer(TokioTimer::new())
         .max_header_list_size(config.max_header_list.get())
         .initial_stream_window_size(config.stream_window.get())
-        .initial_connection_window_size(config.connection_window.get());
+        .initial_connection_window_size(config.connection_window.get())
+        // Answers may cross with our giving up on them. What h2 remembers to have reset it ignores for a
+        // second; anything else it counts as an error, and closes the connection after 1,024 of these.
+        .max_concurrent_reset_streams(config.max_streams.get());
     let interval = config.keep_alive_interval.0;
     if !interval.is_zero() {
         builder

@@ -17,6 +17,7 @@ use super::{
     activity::{Act, Activity, InFlight, Watch},
     body::{ServerBody, Tracked},
     io::{Opened, Opening, Version},
+    received::Received,
     service::{Answer, Connected},
 };
 use crate::{Problem, ServerConfig, connector::Stream};
@@ -166,6 +167,8 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
     fn call(&self, mut request: Request<Incoming>) -> Answering {
         let in_flight = Some(self.activity.begin());
         request.extensions_mut().insert(self.connected.clone());
+        let version = request.version();
+        let request = request.map(|body| Received::new(body, version));
         let answer = catch_unwind(AssertUnwindSafe(|| self.port.mux.call(request))).ok();
         Answering { answer, in_flight }
     }

@@ -5,6 +5,7 @@ mod activity;
 mod body;
 mod connection;
 mod io;
+mod received;
 mod service;
 
 use std::{
@@ -26,6 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::activity::Activities;
 pub use self::{
     body::ServerBody,
+    received::Received,
     service::{Answer, Connected, HttpService, Mux},
 };
 use crate::{

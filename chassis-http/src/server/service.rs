@@ -3,18 +3,17 @@ use std::sync::Arc;
 
 use chassis_core::BoxFuture;
 use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
-use hyper::body::Incoming;
 
-use super::body::ServerBody;
+use super::{body::ServerBody, received::Received};
 use crate::{Problem, connector::Peer};
 
 /// The answer to a request, in time.
 pub type Answer = BoxFuture<'static, Response<ServerBody>>;
 
-/// Answers requests. Any `Fn(Request<Incoming>) -> Answer` does.
+/// Answers requests. Any `Fn(Request<Received>) -> Answer` does.
 pub trait HttpService: Send + Sync + 'static {
     /// The answer. A panic is told as 500, and the connection kept.
-    fn call(&self, request: Request<Incoming>) -> Answer;
+    fn call(&self, request: Request<Received>) -> Answer;
 }
 
 /// Who answers on one port.
@@ -48,8 +47,8 @@ struct Inner {
     max_body: usize,
 }
 
-impl<F: Fn(Request<Incoming>) -> Answer + Send + Sync + 'static> HttpService for F {
-    fn call(&self, request: Request<Incoming>) -> Answer {
+impl<F: Fn(Request<Received>) -> Answer + Send + Sync + 'static> HttpService for F {
+    fn call(&self, request: Request<Received>) -> Answer {
         self(request)
     }
 }
@@ -57,7 +56,7 @@ impl<F: Fn(Request<Incoming>) -> Answer + Send + Sync + 'static> HttpService for
 // === impl Mux ===
 
 impl Mux {
-    pub(super) fn call(&self, request: Request<Incoming>) -> Answer {
+    pub(super) fn call(&self, request: Request<Received>) -> Answer {
         let content_type = request.headers().get(CONTENT_TYPE);
         let is_grpc = content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
         match (is_grpc, &self.grpc, &self.http) {

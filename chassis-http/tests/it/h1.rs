@@ -5,10 +5,9 @@ use chassis_core::{Reason, call::Body, cluster::Connection, protocol::Leaf, unit
 use chassis_http::{
     ClientConfig, H1Leaf, ServerConfig,
     connector::{Fate, Listener},
-    server::{Answer, ServerBody},
+    server::{Answer, Received, ServerBody},
 };
 use http::{Method, Request, Response};
-use hyper::body::Incoming;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::{Instant, sleep},
@@ -43,7 +42,7 @@ async fn connects_for_a_call_that_comes_first() {
 #[tokio::test(start_paused = true)]
 async fn waits_when_all_connections_are_in_use() {
     let world = World::new();
-    let service = |_: Request<Incoming>| -> Answer {
+    let service = |_: Request<Received>| -> Answer {
         Box::pin(async {
             sleep(SECOND).await;
             Response::new(ServerBody::from("done"))

@@ -18,10 +18,9 @@ use chassis_core::{
 use chassis_http::{
     ClientConfig, H2Leaf, ServerConfig,
     connector::{Fate, Listener, Stream},
-    server::{Answer, Mux, Server, ServerBody},
+    server::{Answer, Mux, Received, Server, ServerBody},
 };
 use http::{Method, Request, Response};
-use hyper::body::Incoming;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::Semaphore,
@@ -129,7 +128,7 @@ async fn an_old_connection_is_replaced_while_a_long_call_goes_on() {
         max_age_grace: PositiveSpan::from_millis(5_000),
         ..ServerConfig::default()
     };
-    let service = |request: Request<Incoming>| -> Answer {
+    let service = |request: Request<Received>| -> Answer {
         Box::pin(async move {
             if request.uri().path() == "/long" {
                 sleep(14 * SECOND).await;
@@ -303,7 +302,7 @@ async fn crowd(calls: usize, max_connections: usize) -> u64 {
     let gate = Arc::new(Semaphore::new(0));
     let config = ServerConfig { max_streams: 2.try_into().unwrap(), ..ServerConfig::default() };
     let waits = gate.clone();
-    let service = move |_: Request<Incoming>| -> Answer {
+    let service = move |_: Request<Received>| -> Answer {
         let gate = waits.clone();
         Box::pin(async move {
             gate.acquire().await.unwrap().forget();
@@ -417,7 +416,7 @@ async fn pings_more_slowly_when_told_to_calm_down() {
 #[tokio::test(start_paused = true)]
 async fn headers_over_the_limit_fail_the_call_and_not_the_connection() {
     let world = World::new();
-    let service = |request: Request<Incoming>| -> Answer {
+    let service = |request: Request<Received>| -> Answer {
         let mut response = Response::new(ServerBody::from("x"));
         if request.uri().path() == "/large" {
             response.headers_mut().insert("x-large", "x".repeat(20_000).parse().unwrap());
@@ -436,7 +435,7 @@ async fn headers_over_the_limit_fail_the_call_and_not_the_connection() {
 async fn bidirectional(world: &World) -> (Client<H2Leaf>, Arc<AtomicUsize>) {
     let seen = Arc::new(AtomicUsize::new(0));
     let counted = seen.clone();
-    let service = move |request: Request<Incoming>| -> Answer {
+    let service = move |request: Request<Received>| -> Answer {
         let seen = counted.clone();
         let mut body = request.into_body();
         tokio::spawn(async move {
@@ -487,7 +486,7 @@ async fn dropping_a_call_drops_its_handler() {
         }
     }
     let count = running.clone();
-    let service = move |_: Request<Incoming>| -> Answer {
+    let service = move |_: Request<Received>| -> Answer {
         count.fetch_add(1, SeqCst);
         let guard = Running(count.clone());
         Box::pin(async move {

@@ -13,11 +13,10 @@ use chassis_core::{
 use chassis_http::{
     ClientConfig, HTTP, ServerConfig,
     connector::{Connector, MemoryNetwork, Network, Stream},
-    server::{Answer, HttpService, Mux, Server, ServerBody},
+    server::{Answer, HttpService, Mux, Received, Server, ServerBody},
 };
 use http::{Method, Request, Response};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 
 /// An endpoint at `memory:stock`, and what a client has to reach it.
 pub(crate) struct World {
@@ -105,7 +104,7 @@ pub(crate) async fn read(reply: Reply) -> Result<String, Error> {
 pub(crate) fn echo(
     answer: impl Fn(&str, Bytes) -> String + Clone + Send + Sync + 'static,
 ) -> impl HttpService {
-    move |request: Request<Incoming>| -> Answer {
+    move |request: Request<Received>| -> Answer {
         let answer = answer.clone();
         Box::pin(async move {
             let path = request.uri().path().to_owned();
@@ -124,7 +123,7 @@ pub(crate) fn hello() -> impl HttpService {
 
 /// Never answers.
 pub(crate) fn silent() -> impl HttpService {
-    |_: Request<Incoming>| -> Answer { Box::pin(std::future::pending()) }
+    |_: Request<Received>| -> Answer { Box::pin(std::future::pending()) }
 }
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
