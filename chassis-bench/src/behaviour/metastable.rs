@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use super::{
     Figures, Pace,
     fleet::Fleet,
-    overload::{CAPACITY, SLOTS},
+    overload::{BOUNDED, CAPACITY, SLOTS},
     sum,
 };
 use crate::{
@@ -27,7 +27,7 @@ pub(super) async fn run(pace: Pace) -> Result<Vec<Figures>> {
     let eager = "retry: { attempts: 3, when: always }";
     let cases = [
         ("no bound on the server", "", format!("{{ {eager} }}")),
-        ("concurrency 32 on the server", "inbound: { concurrency: 32 }", format!("{{ {eager} }}")),
+        ("concurrency 32 on the server", BOUNDED, format!("{{ {eager} }}")),
         ("no bound, no budget, no breaker", "", {
             "{ retry: { attempts: 3, when: always, budget: off }, breaker: off }".to_owned()
         }),

@@ -11,6 +11,12 @@ use crate::{
 pub(super) const SLOTS: [&str; 4] = ["--slots", "16", "--latency", "10ms"];
 /// The same as a number.
 pub(super) const CAPACITY: f64 = 1_600.0;
+/// As many again may wait; and the experiment must always get through.
+pub(super) const BOUNDED: &str = "
+inbound:
+  concurrency: 32
+  operations: { PUT /behaviour: { concurrency: off } }
+";
 /// A capacity that is further off than that says that the machine is too slow, and voids a run.
 const TOLERANCE: f64 = 0.05;
 
@@ -38,7 +44,7 @@ async fn capacity(pace: Pace) -> Result<f64> {
 
 async fn at(factor: f64, pace: Pace) -> Result<Figures> {
     let mut fleet = Fleet::new()?;
-    fleet.start("stock", "inbound: { concurrency: 32 }", &SLOTS).await?;
+    fleet.start("stock", BOUNDED, &SLOTS).await?;
     let caller = fleet.caller("").await?;
     let options = Options {
         to: "stock".to_owned(),

@@ -17,7 +17,7 @@ use lexopt::prelude::*;
 
 pub use self::{
     rounds::{Pair, Row, Spread},
-    side::{Case, Gate, Setup, Side, Worker, grpc_workers, worker},
+    side::{Case, Gate, MESSAGES, STREAMS, Setup, Side, Worker, grpc_workers, worker},
 };
 use crate::Result;
 

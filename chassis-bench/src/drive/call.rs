@@ -164,7 +164,10 @@ impl Caller {
         let answer = match answer.ok().await {
             Ok(answer) => answer,
             Err(problem) => {
-                return Ok(refusal.map_or_else(|| Outcome::failed(problem.code()), |e| Outcome::from(&e)));
+                return Ok(refusal.map_or_else(
+                    || Outcome::failed(problem.code(), problem.to_string()),
+                    |e| Outcome::from(&e),
+                ));
             }
         };
         let hops = match self.options.operation {
@@ -191,7 +194,7 @@ fn of_status(status: &Status) -> Outcome {
         Some(error) => Outcome::from(&error),
         None => {
             let code = u16::try_from(i32::from(status.code())).map_or(Code::Unknown, Code::from_number);
-            Outcome::failed(code)
+            Outcome::failed(code, status.message())
         }
     }
 }

@@ -31,6 +31,8 @@ pub struct Outcome {
     pub reason: Option<Reason>,
     /// The way it took, where it was answered well.
     pub hops: Vec<Hop>,
+    /// What was said, where it was not.
+    pub message: String,
 }
 
 // === impl Class ===
@@ -56,24 +58,32 @@ impl Class {
 impl Outcome {
     /// Answered well, over these services.
     pub fn ok(hops: Vec<Hop>) -> Self {
-        Outcome { class: Class::Ok, code: Code::Ok, reason: None, hops }
+        Outcome { class: Class::Ok, code: Code::Ok, reason: None, hops, message: String::new() }
     }
 
     /// No answer in time, and no word that there was none.
     pub fn hang() -> Self {
-        Outcome { class: Class::Hang, code: Code::DeadlineExceeded, reason: None, hops: Vec::new() }
+        let message = "no answer, and no error".to_owned();
+        Outcome { class: Class::Hang, code: Code::DeadlineExceeded, reason: None, hops: Vec::new(), message }
     }
 
     /// Answered by a handler, which failed.
-    pub fn failed(code: Code) -> Self {
-        Outcome { class: Class::MaybeExecuted, code, reason: None, hops: Vec::new() }
+    pub fn failed(code: Code, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Outcome { class: Class::MaybeExecuted, code, reason: None, hops: Vec::new(), message }
     }
 }
 
 impl From<&Error> for Outcome {
     fn from(error: &Error) -> Self {
         let reason = Some(error.reason());
-        Outcome { class: Class::of(error), code: error.code(), reason, hops: Vec::new() }
+        let mut message = error.message().to_owned();
+        let mut source = std::error::Error::source(error);
+        while let Some(beneath) = source {
+            message = format!("{message}: {beneath}");
+            source = beneath.source();
+        }
+        Outcome { class: Class::of(error), code: error.code(), reason, hops: Vec::new(), message }
     }
 }
 

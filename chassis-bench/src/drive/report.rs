@@ -33,6 +33,8 @@ pub struct Report {
     pub codes: BTreeMap<&'static str, u64>,
     /// The mechanisms that refused or failed.
     pub reasons: BTreeMap<&'static str, u64>,
+    /// What was said first, by mechanism or code.
+    pub messages: BTreeMap<&'static str, String>,
     /// Attempts that were sent to a node and ended.
     pub attempts: u64,
     /// The instances that answered well.
@@ -76,6 +78,7 @@ pub(super) struct Tally {
     classes: BTreeMap<Class, u64>,
     codes: BTreeMap<&'static str, u64>,
     reasons: BTreeMap<&'static str, u64>,
+    messages: BTreeMap<&'static str, String>,
     endpoints: BTreeMap<String, u64>,
     labels: BTreeMap<String, u64>,
     ok: Histogram<u64>,
@@ -105,6 +108,10 @@ impl Tally {
         *self.codes.entry(outcome.code.name()).or_default() += 1;
         if let Some(reason) = outcome.reason {
             *self.reasons.entry(reason.name()).or_default() += 1;
+        }
+        if !outcome.message.is_empty() {
+            let of = outcome.reason.map_or(outcome.code.name(), |reason| reason.name());
+            self.messages.entry(of).or_insert_with(|| outcome.message.clone());
         }
         if let Some(hop) = outcome.hops.first() {
             count(&mut self.endpoints, &hop.instance);
@@ -146,6 +153,7 @@ impl Default for Tally {
             classes: BTreeMap::new(),
             codes: BTreeMap::new(),
             reasons: BTreeMap::new(),
+            messages: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             labels: BTreeMap::new(),
             ok: histogram(),
@@ -187,6 +195,7 @@ impl Report {
             classes: classes.into(),
             codes: tally.codes,
             reasons: tally.reasons,
+            messages: tally.messages,
             attempts,
             endpoints: tally.endpoints,
             labels: tally.labels,
@@ -234,6 +243,7 @@ impl fmt::Display for Report {
         }
         writeln!(f, "codes      {}", map(&self.codes))?;
         writeln!(f, "reasons    {}", map(&self.reasons))?;
+        self.messages.iter().try_for_each(|(of, said)| writeln!(f, "  {of}: {said}"))?;
         writeln!(f, "endpoints  {}", own(&self.endpoints))?;
         writeln!(f, "labels     {}", own(&self.labels))?;
         for (what, l) in [("ok", &self.latency_ok_ms), ("all", &self.latency_ms)] {

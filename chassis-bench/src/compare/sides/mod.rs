@@ -7,7 +7,7 @@ mod tonic;
 pub use self::{
     chassis::Chassis,
     hyper::{Pooled, Raw},
-    rest::{Document, axum_serve, document},
+    rest::{Document, axum_serve, check, document},
     tonic::{Bare, Glued, channels, tonic_serve},
 };
 use super::Side;

@@ -48,7 +48,7 @@ pub async fn axum_serve() -> Result<SocketAddr> {
 }
 
 /// Is it what was to come back?
-pub(super) fn check(is_get: bool, status: http::StatusCode, body: &Bytes) -> Result {
+pub fn check(is_get: bool, status: http::StatusCode, body: &Bytes) -> Result {
     match is_get {
         _ if status != http::StatusCode::OK => Err(format!("answered {status}").into()),
         true if body.len() > 50 => Ok(()),

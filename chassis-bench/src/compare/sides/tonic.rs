@@ -10,7 +10,7 @@ use tower::{
     load::{CompleteOnResponse, PeakEwma},
 };
 
-use super::super::{Case, Setup, Side, Worker, grpc_workers, side::STREAMS};
+use super::super::{Case, STREAMS, Setup, Side, Worker, grpc_workers};
 use crate::{
     Result,
     echo::{echo_client::EchoClient, echo_server::EchoServer},
