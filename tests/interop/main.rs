@@ -4,6 +4,8 @@
 //! `scripts/setup` installs them and says where they are by the variables `CHASSIS_PEER_*`. Where one is
 //! not set, its tests pass without having run, and `scripts/test` says so.
 #![allow(clippy::unwrap_used)]
+mod bad_input;
+mod bad_instances;
 mod curl;
 mod echo;
 mod from_go;
@@ -12,6 +14,7 @@ mod interop;
 mod mirror;
 mod ours;
 mod peer;
+mod raw;
 mod through_nginx;
 mod to_go;
 mod to_grpcio;

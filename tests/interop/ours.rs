@@ -41,7 +41,7 @@ pub(crate) async fn rest(settings: Value) -> (Running, String) {
     (running, address)
 }
 
-fn router() -> Router {
+pub(crate) fn router() -> Router {
     Router::new()
         .route("/hello/{name}", get(async |Path(name): Path<String>| format!("hello, {name}")))
         .route("/echo", post(async |body: Bytes| body))
