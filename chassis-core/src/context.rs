@@ -12,6 +12,8 @@
 //! tokio::spawn(context.scope(async { work().await })).await.unwrap();
 //! # }
 //! ```
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use http::HeaderMap;
 use tokio::{task::futures::TaskLocalFuture, time::Instant};
 
@@ -28,7 +30,14 @@ pub struct Context {
     pub headers: HeaderMap,
     /// Is the call a retry of its caller's?
     pub is_retry: bool,
+    /// Was a call made for this one retried in vain? Then its own failure says: do not retry.
+    pub in_vain: InVain,
 }
+
+/// Set by calls made for another that failed and are not to be retried further up: each layer of a chain
+/// that tries again what the layer below has tried again multiplies the load of what fails.
+#[derive(Debug, Default)]
+pub struct InVain(AtomicBool);
 
 tokio::task_local! {
     static CURRENT: Context;
@@ -61,5 +70,26 @@ impl Context {
     pub fn detached(mut self) -> Self {
         self.deadline = None;
         self
+    }
+}
+
+// === impl InVain ===
+
+impl InVain {
+    /// A call made for this one was retried, or would have been, and failed all the same.
+    pub fn set(&self) {
+        self.0.store(true, Relaxed);
+    }
+
+    /// Did that happen?
+    pub fn is_set(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A copy starts from what is known so far, and goes its own way.
+impl Clone for InVain {
+    fn clone(&self) -> Self {
+        InVain(AtomicBool::new(self.is_set()))
     }
 }

@@ -1,5 +1,5 @@
 //! What a protocol supplies: how to read a verdict, how to write a refusal. (How to make an
-//! [`Invocation`](crate::call::Invocation) is its edge, how to connect its [`Transport`].)
+//! [`Invocation`] is its edge, how to connect its [`Transport`].)
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
@@ -34,6 +34,9 @@ pub trait Protocol: Send + Sync + 'static {
     fn pushback(&self, _metadata: &HeaderMap) -> Pushback {
         Pushback::None
     }
+
+    /// Writes into the head of a failing answer that the call is not to be retried.
+    fn forbid_retry(&self, _metadata: &mut HeaderMap) {}
 
     /// May a call by this method be executed twice without harm?
     fn is_idempotent(&self, _method: &Method) -> bool {

@@ -1,5 +1,14 @@
 //! Makes a call's deadline, trace, baggage and chosen headers those of the calls its handler makes.
+//!
+//! And the other way: where such a call was retried in vain, a failing answer tells the caller not to
+//! retry. Of a chain of services only the one above what fails tries again, instead of each.
+use std::{
+    pin::Pin,
+    task::{self, Poll},
+};
+
 use http::{HeaderMap, HeaderName};
+use pin_project_lite::pin_project;
 use tokio::task::futures::TaskLocalFuture;
 use tower_service::Service;
 
@@ -10,7 +19,7 @@ use super::{
 use crate::{
     Error, Live,
     call::{Invocation, Reply},
-    context::Context,
+    context::{Context, InVain},
 };
 
 /// Sets the [`Context`] that the handler runs in.
@@ -25,6 +34,16 @@ pub struct WithContext<S> {
     inner: S,
     carried: Live<Vec<HeaderName>>,
 }
+
+pin_project! {
+    /// The handler, in its context.
+    pub struct ContextFuture<F> {
+        #[pin]
+        inner: TaskLocalFuture<Context, F>,
+    }
+}
+
+// === impl ContextLayer ===
 
 impl ContextLayer {
     /// `carried` are the headers that go on along a chain of hops.
@@ -46,7 +65,7 @@ where
 {
     type Response = Reply;
     type Error = Error;
-    type Future = TaskLocalFuture<Context, S::Future>;
+    type Future = ContextFuture<S::Future>;
 
     forward_ready!();
 
@@ -69,9 +88,29 @@ where
             trace: call.trace.clone(),
             headers,
             is_retry: call.previous_attempts > 0,
+            in_vain: InVain::default(),
         };
         // A handler may make calls before it is first polled.
         let inner = context.clone().enter(|| self.inner.call(call));
-        context.scope(inner)
+        ContextFuture { inner: context.scope(inner) }
+    }
+}
+
+// === impl ContextFuture ===
+
+impl<F: Future<Output = Result<Reply, Error>>> Future for ContextFuture<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<F::Output> {
+        let mut inner = self.project().inner;
+        let mut answer = task::ready!(inner.as_mut().poll(cx));
+        if let Ok(reply) = &mut answer
+            && reply.verdict().is_some_and(|verdict| !verdict.is_success())
+            && inner.take_value().is_some_and(|context| context.in_vain.is_set())
+        {
+            let protocol = reply.protocol;
+            protocol.forbid_retry(&mut reply.metadata);
+        }
+        Poll::Ready(answer)
     }
 }

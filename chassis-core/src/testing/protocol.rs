@@ -80,6 +80,10 @@ impl Protocol for TestProtocol {
         }
     }
 
+    fn forbid_retry(&self, metadata: &mut HeaderMap) {
+        metadata.insert(RETRY_AFTER, HeaderValue::from_static("never"));
+    }
+
     fn is_idempotent(&self, method: &Method) -> bool {
         *method == Method::GET
     }

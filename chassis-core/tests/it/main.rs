@@ -1,4 +1,5 @@
 //! What the pipeline promises, on a paused clock over scripted upstreams.
+#![allow(clippy::unwrap_used)] // clippy takes helpers of integration tests for library code
 mod support;
 
 mod balance;

@@ -184,6 +184,8 @@ fn inside(inbound: Value) -> (Bench, Pipeline) {
     (bench, server)
 }
 
+type Change = fn(&mut Invocation);
+
 async fn arrive(server: &Pipeline, change: impl FnOnce(&mut Invocation)) -> Result<(), Error> {
     let mut call = CallBuilder::post("orders", "Put").build();
     change(&mut call);
@@ -195,7 +197,7 @@ async fn servers_tell_callers_operations_headers_and_peers_apart() {
     let peer = |last: u8| Some(IpAddr::from([10, 0, 0, last]));
     let limit =
         |key: Value| json!({ "rate_limits": [{ "name": "l", "rate": "1/m", "burst": 1, "key": key }] });
-    let keys: [(Value, fn(&mut Invocation), fn(&mut Invocation)); 4] = [
+    let keys: [(Value, Change, Change); 4] = [
         (
             json!("caller"),
             |call| call.target.caller = Some("billing;track=stable".parse().unwrap()),

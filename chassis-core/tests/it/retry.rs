@@ -9,14 +9,19 @@ use std::{
 
 use chassis_core::{
     Code, Error, Reason,
+    call::Invocation,
     context::Context,
     event::Event,
     testing::{Answer, Arrival, CallBuilder, REASON, RETRY_AFTER, Upstream, feed, run},
 };
+use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::support::*;
+
+/// Always the same.
+type Script = fn() -> Answer;
 
 /// Two nodes and no breaker, under these retries.
 fn bench(retry: Value, script: impl Fn(&Arrival) -> Answer + Send + Sync + 'static) -> Bench {
@@ -30,7 +35,7 @@ fn retries(bench: &Bench, outcome: &str) -> f64 {
 }
 
 /// How many attempts reach an upstream that always answers like this.
-async fn attempts(retry: Value, call: CallBuilder, answer: fn() -> Answer) -> usize {
+async fn attempts(retry: Value, call: CallBuilder, answer: Script) -> usize {
     let bench = bench(retry, move |_| answer());
     let _ = bench.run(call).await;
     bench.upstream.total()
@@ -39,7 +44,7 @@ async fn attempts(retry: Value, call: CallBuilder, answer: fn() -> Answer) -> us
 #[tokio::test(start_paused = true)]
 async fn only_what_does_no_harm() {
     let refused_over_there = || Answer::status(503).with(REASON, "OVERLOADED");
-    let ambiguous: [fn() -> Answer; 3] =
+    let ambiguous: [Script; 3] =
         [Answer::lost, || Answer::status(503), || Answer::trailers("", Code::Unavailable)];
     for answer in ambiguous {
         assert_eq!(attempts(json!({}), get(), answer).await, 2, "idempotent by method");
@@ -72,7 +77,7 @@ async fn idempotent_by_settings_and_by_declaration() {
 
 #[tokio::test(start_paused = true)]
 async fn only_what_is_listed() {
-    let cases: [(Value, fn() -> Answer, usize); 8] = [
+    let cases: [(Value, Script, usize); 8] = [
         (json!({}), || Answer::status(500), 1),
         (json!({}), || Answer::status(502), 2),
         (json!({}), || Answer::status(404), 1),
@@ -102,14 +107,10 @@ async fn attempts_are_capped_and_numbered() {
     assert_eq!(numbers, [None, Some(1.into()), Some(2.into()), Some(3.into())]);
     assert_eq!(retries(&bench, "retried"), 3.0);
     assert_eq!(bench.metric("chassis_attempts_total", &[("service", "stock")]), 4.0);
-    for (attempts, message) in [(6, "6 attempts are too many; it goes from 1 to 5")] {
-        let stock = json!({ "outbound": { "services": { "stock": { "retry": { "attempts": attempts } } } } });
-        let problems = bench.try_apply(stock).unwrap_err();
-        assert_eq!(
-            (&*problems[0].path, &*problems[0].message),
-            ("outbound.services.stock.retry.attempts", message)
-        );
-    }
+    let stock = json!({ "outbound": { "services": { "stock": { "retry": { "attempts": 6 } } } } });
+    let problems = bench.try_apply(stock).unwrap_err();
+    assert_eq!(problems[0].path, "outbound.services.stock.retry.attempts");
+    assert_eq!(problems[0].message, "6 attempts are too many; it goes from 1 to 5");
 }
 
 #[tokio::test(start_paused = true)]
@@ -211,13 +212,9 @@ async fn a_failing_backend_is_not_stormed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_retry_goes_elsewhere() {
-    for answer in [
-        Answer::lost as fn() -> Answer,
-        || Answer::status(503),
-        Answer::refused,
-        Answer::hang,
-        Answer::unsent,
-    ] {
+    for answer in
+        [Answer::lost as Script, || Answer::status(503), Answer::refused, Answer::hang, Answer::unsent]
+    {
         for balance in ["p2c", "round_robin", "random"] {
             let bench = Bench::with(["a", "b", "c", "d"], move |_| answer());
             let retry = json!({ "attempts": 4, "budget": "off", "per_try": "10ms" });
@@ -323,7 +320,7 @@ async fn half_consumed_streams_are_never_replayed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_body_that_is_let_go_of_late_is_waited_for() {
-    for answer in [|| Answer::lost(), || Answer::refused(), || Answer::status(503)] as [fn() -> Answer; 3] {
+    for answer in [|| Answer::lost(), || Answer::refused(), || Answer::status(503)] as [Script; 3] {
         let bench = bench(json!({ "backoff": "1us" }), move |arrival| match arrival.total {
             0 => answer().reading(1).holding(300 * MS),
             _ => Answer::ok(""),
@@ -365,7 +362,7 @@ async fn a_call_below_a_retry_is_not_retried_again() {
 async fn what_never_left_is_resent_once_whatever_the_settings() {
     let no_budget = json!({ "attempts": 2, "budget": { "share": "0%", "min": "0/s" } });
     for (retry, call, answer, expected) in [
-        (json!("off"), post(), Answer::unsent as fn() -> Answer, 2),
+        (json!("off"), post(), Answer::unsent as Script, 2),
         (json!({ "attempts": 1 }), post(), Answer::unsent, 2),
         (json!({}), post().no_retry(), Answer::unsent, 2),
         (no_budget.clone(), post(), Answer::unsent, 2),
@@ -429,4 +426,40 @@ async fn the_first_frame_is_looked_at_but_not_waited_for() {
     late.store(1, SeqCst);
     bench.get().await.unwrap();
     assert_eq!(bench.upstream.total(), 3, "a stream that began is not held up");
+}
+
+/// What a server says about retrying whose handler passes on that `stock` fails.
+async fn said_about_retrying(retry: Value, answer: Script) -> (Option<String>, usize) {
+    let bench = Arc::new(bench(retry, move |_| answer()));
+    let calling = {
+        let bench = bench.clone();
+        move |call: Invocation| {
+            let bench = bench.clone();
+            async move {
+                let status = bench.get().await.map_or(StatusCode::BAD_GATEWAY, |answered| answered.status);
+                Ok(call.answered(status, Default::default(), Default::default()))
+            }
+        }
+    };
+    let answered = run(&server(&bench.runtime, calling), get().build()).await.unwrap();
+    let said = answered.metadata.get(RETRY_AFTER).map(|value| value.to_str().unwrap().to_owned());
+    (said, bench.upstream.total())
+}
+
+/// Three services that each tried three times put 27 calls on the one that fails.
+#[tokio::test(start_paused = true)]
+async fn what_was_retried_in_vain_is_not_retried_above() {
+    let never = Some("never".to_owned());
+    let failing = || Answer::status(503);
+    assert_eq!(said_about_retrying(json!({}), failing).await, (never.clone(), 2));
+    assert_eq!(said_about_retrying(json!({}), Answer::lost).await, (never.clone(), 2));
+    let spent = json!({ "budget": { "share": "0%", "min": "0/s" } });
+    assert_eq!(said_about_retrying(spent, failing).await, (never.clone(), 1));
+    let told = || Answer::status(503).with(RETRY_AFTER, "never");
+    assert_eq!(said_about_retrying(json!({}), told).await, (never, 1));
+    // Who does not retry leaves it to those above; and what went well or can't be helped says nothing.
+    assert_eq!(said_about_retrying(json!("off"), failing).await, (None, 1));
+    assert_eq!(said_about_retrying(json!({ "attempts": 1 }), failing).await, (None, 1));
+    assert_eq!(said_about_retrying(json!({}), || Answer::ok("")).await, (None, 1));
+    assert_eq!(said_about_retrying(json!({}), || Answer::status(404)).await, (None, 1));
 }

@@ -28,6 +28,7 @@ use super::{
 use crate::{
     Code, Error,
     call::{Body, Invocation, Replay, Reply, Verdict},
+    context::Context as Handled,
     event::Event,
     policy::Site,
     protocol::Pushback,
@@ -278,6 +279,11 @@ where
     }
 }
 
+/// Whoever called what is being handled here is not to try again either.
+fn in_vain() {
+    Handled::with(|handled| handled.in_vain.set());
+}
+
 fn give_up(held: &mut Option<Held>, error: Error) -> Error {
     match held.take() {
         Some(held) => held.call.refuse(error),
@@ -303,6 +309,9 @@ impl Held {
             return None;
         }
         if *attempts >= config.attempts.get().min(MOST_ATTEMPTS) {
+            if *attempts > 1 {
+                in_vain();
+            }
             return None;
         }
         let counted = |outcome: &str| retries.site.metrics.retry(&policy.service, outcome);
@@ -322,6 +331,7 @@ impl Held {
         let pause = match pushback {
             Pushback::Never => {
                 counted("pushed_back");
+                in_vain();
                 return None;
             }
             Pushback::After(pause) => pause,
@@ -336,6 +346,7 @@ impl Held {
             && !retries.budget.withdraw(now, bounds)
         {
             counted("budget");
+            in_vain();
             retries.site.pulse(now, || Event::RetryBudgetExhausted { service: policy.service.clone() });
             return None;
         }
