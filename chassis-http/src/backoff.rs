@@ -32,6 +32,11 @@ impl Backoff {
         Duration::from_secs_f64(seconds * (1.0 + JITTER * (2.0 * random.unit() - 1.0)))
     }
 
+    /// Nothing has failed since a connection served a call.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.failures == 0
+    }
+
     /// A connection has served a call: the endpoint is well again. Merely connecting does not say so.
     pub(crate) fn reset(&mut self) {
         self.failures = 0;

@@ -35,7 +35,7 @@ pub(super) async fn drive(endpoint: Arc<Endpoint>) {
     let mut check = Instant::now() + idle;
     while !endpoint.is_closed() {
         if let Some(loss) = endpoint.reap(&mut backoff) {
-            endpoint.settle_loss(&loss);
+            endpoint.settle_loss(&loss, backoff.is_fresh());
             if matches!(loss, Loss::Broke { .. }) && endpoint.wanted.load(Acquire) {
                 endpoint.pause(backoff.next(endpoint.link.random())).await;
             }
@@ -99,11 +99,12 @@ impl Endpoint {
         empty.then_some(if announced { Loss::Announced } else { Loss::Broke { served } })
     }
 
-    fn settle_loss(&self, loss: &Loss) {
+    /// Calls wait for the next connection, unless this was not the first in a row that was good for nothing.
+    fn settle_loss(&self, loss: &Loss, is_first: bool) {
         let state = match loss {
             _ if !self.wanted.load(Acquire) => State::Idle,
-            Loss::Broke { served: false } => State::TransientFailure,
-            Loss::Broke { served: true } | Loss::Announced => State::Connecting,
+            Loss::Broke { served: false } if !is_first => State::TransientFailure,
+            Loss::Broke { .. } | Loss::Announced => State::Connecting,
         };
         if let Loss::Broke { .. } = loss {
             self.set_failure(Some(String::from("the connection broke")));
