@@ -166,6 +166,26 @@ both! {
     }
 }
 
+both! {
+    /// The only instance, its first connection, the first call: another connection is waited for.
+    async fn the_first_connection_breaks(wire: Wire) {
+        for delay in [1, 50, 1_000] {
+            let mesh = Mesh::new();
+            let stock = mesh.start("stock", "stock-1").await;
+            stock.does_next([Act::Delay(Duration::from_millis(delay))]);
+            let links = Links::over(&mesh.network);
+            let ours = links.clone();
+            let plan = mesh.server("tests", "tests").config(CONFIG).with(|builder| builder.connector(ours));
+            let caller = plan.caller().await;
+            let call = caller.spawn(wire, Ask::to("stock").safe());
+            until("it is under way", || stock.running() == 1).await;
+            links.break_all();
+            assert!(call.await.unwrap().is_ok(), "{delay}");
+            assert_eq!(stock.executed(), 2);
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_over_tcp() {
     for wire in [Wire::Rest, Wire::Grpc] {

@@ -14,7 +14,6 @@ use chassis::{
     http::connector::{Connector, Network, Stream},
     pipeline::{self, Pipeline},
     protocol::{Leaf, LeafFuture, Protocol, Transport},
-    registry::Instance,
 };
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
@@ -161,12 +160,12 @@ async fn serve(pipeline: Pipeline, stream: Stream, service: Arc<str>) -> std::io
 struct LineServer {
     executed: Arc<AtomicU64>,
     failing: Arc<AtomicU64>,
-    _app: chassis::Chassis,
+    running: chassis::Running,
 }
 
 impl LineServer {
     async fn start(mesh: &Mesh, id: &'static str, track: &str, config: &str) -> Self {
-        let (app, _) = mesh.server("stock", id).config(config).build().await;
+        let (app, _source) = mesh.server("stock", id).label("track", track).config(config).build().await;
         let (executed, failing) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let (count, fails) = (executed.clone(), failing.clone());
         let handler = tower::service_fn(move |call: Invocation| {
@@ -178,16 +177,16 @@ impl LineServer {
             }
         });
         let pipeline = pipeline::server(app.runtime(), handler);
-        let mut listener = mesh.network.bind(&format!("memory:{id}")).await.unwrap();
+        let address = format!("memory:{id}");
+        let mut listener = mesh.network.bind(&address).await.unwrap();
         let service = app.runtime().service().clone();
         app.runtime().tasks().spawn(async move {
             while let Ok(stream) = listener.accept().await {
                 tokio::spawn(serve(pipeline.clone(), stream, service.clone()));
             }
         });
-        let entry = Instance::new("stock", id).with_address("line", format!("memory:{id}"));
-        mesh.registry.put(entry.with_label("track", track));
-        LineServer { executed, failing, _app: app }
+        let running = app.advertise("line", &address).start().await.unwrap();
+        LineServer { executed, failing, running }
     }
 
     fn executed(&self) -> u64 {
@@ -231,7 +230,7 @@ outbound:
 async fn a_protocol_of_ones_own_has_all_of_it() {
     let mesh = Mesh::new();
     let limited = "inbound: { rate_limits: [{ name: few, rate: 1/s, burst: 10 }] }";
-    let stable = [
+    let mut stable = vec![
         LineServer::start(&mesh, "stable-1", "stable", "").await,
         LineServer::start(&mesh, "stable-2", "stable", "").await,
     ];
@@ -270,8 +269,7 @@ async fn a_protocol_of_ones_own_has_all_of_it() {
         assert!(call(&caller, &transport, None).await.is_ok());
     }
     // One that is gone is not called again, and what could not be sent is sent elsewhere.
-    mesh.registry.remove("stock", "stable-1");
-    tokio::time::sleep(Duration::from_millis(1)).await;
+    stable.remove(0).running.stop().await;
     for _ in 0..10 {
         assert_eq!(call(&caller, &transport, None).await.as_deref(), Ok("stable-2"));
     }

@@ -22,9 +22,16 @@ both! {
             let mut parts = caller.download(wire, Ask::to("stock"), 3).await.unwrap_or_else(|no| panic!("{no:?}"));
             assert_eq!(parts.next().await.unwrap().unwrap(), "hello 1");
             caller.call(wire, Ask::to("stock")).await.refused(Reason::Overloaded);
+            let in_flight = || {
+                let services = caller.runtime().inspect().services;
+                let service = services.iter().find(|service| service.protocol == wire.protocol());
+                service.map(|service| service.nodes[0].in_flight)
+            };
+            assert_eq!(in_flight(), Some(1), "it weighs on the next pick");
             gate.open();
             assert!(matches!(parts.rest().await, (2, None)));
             until("its end is heard of", || stock.running() == 0).await;
+            assert_eq!(in_flight(), Some(0));
 
             // Let go of in its midst, it gives its place back too.
             let mut parts = caller.download(wire, Ask::to("stock"), 3).await.unwrap_or_else(|no| panic!("{no:?}"));
