@@ -1,4 +1,5 @@
 //! What holds along a chain of services, and what users put into it: each scenario over gRPC and REST.
+#![allow(clippy::unwrap_used)] // clippy takes helpers of integration tests for library code
 #[path = "../it/mesh.rs"]
 mod mesh;
 
