@@ -124,6 +124,21 @@ async fn the_last_answer_is_the_callers_whatever_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_an_earlier_attempt_may_have_done_stays_said() {
+    for answer in [Answer::lost as Script, || Answer::status(503)] {
+        let bench = Arc::new(bench(json!({ "when": "always", "backoff": "100ms" }), move |_| answer()));
+        let call = bench.spawn(post());
+        settle().await;
+        for node in ["memory:a", "memory:b"] {
+            bench.upstream.connect(node, chassis_core::cluster::Connection::TransientFailure);
+        }
+        let result = call.await.unwrap();
+        check(&result, Code::Unavailable, Reason::NoEndpoint); // which on its own never left
+        assert!(result.unwrap_err().maybe_executed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn each_try_has_its_time_and_all_of_them_theirs() {
     let hang = |_: &Arrival| Answer::hang();
     let bench = bench(json!({ "attempts": 3, "per_try": "100ms", "backoff": "1us" }), hang);

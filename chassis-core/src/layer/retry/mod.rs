@@ -113,6 +113,8 @@ pin_project! {
         random: Random,
         attempts: u32,
         resent: bool,
+        // May an earlier attempt have been executed? Then that is so whatever the last one says.
+        executed: bool,
     }
 }
 
@@ -187,7 +189,17 @@ where
         let attempt = Some(self.inner.call(call));
         let (inner, random) = (self.inner.clone(), self.random.clone());
         let (failed, pause) = (None, None);
-        RetryFuture { inner, attempt, held, failed, pause, random, attempts: 1, resent: false }
+        RetryFuture {
+            inner,
+            attempt,
+            held,
+            failed,
+            pause,
+            random,
+            attempts: 1,
+            resent: false,
+            executed: false,
+        }
     }
 }
 
@@ -251,7 +263,9 @@ where
                         held.call.tried.extend(error.node().cloned());
                         held.may_retry(&verdict, pushback, this.attempts, this.random)
                     });
+                    let error = error.with_maybe_executed(verdict.maybe_executed || *this.executed);
                     let Some(pause) = pause else { return Poll::Ready(Err(give_up(this.held, error))) };
+                    *this.executed = error.maybe_executed();
                     *this.failed = Some(error);
                     *this.pause = Some(Box::pin(tokio::time::sleep(pause)));
                 }
@@ -264,6 +278,7 @@ where
                         held.may_retry(&verdict, pushback, this.attempts, this.random)
                     });
                     if let Some(pause) = pause {
+                        *this.executed |= failed.is_some_and(|verdict| verdict.maybe_executed);
                         *this.failed = reply.as_error();
                         *this.pause = Some(Box::pin(tokio::time::sleep(pause)));
                         reply.discard();
