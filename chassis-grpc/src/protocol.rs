@@ -73,6 +73,10 @@ impl Protocol for Grpc {
         }
     }
 
+    fn forbid_retry(&self, metadata: &mut HeaderMap) {
+        metadata.insert(PUSHBACK, HeaderValue::from_static("-1"));
+    }
+
     fn attempts_header(&self) -> HeaderName {
         ATTEMPTS
     }

@@ -24,6 +24,9 @@ pub static HTTP: Http = Http;
 /// handler sets is taken off, since a handler that passes on a refusal has itself been executed.
 pub const REFUSED: HeaderName = HeaderName::from_static("x-chassis-refused");
 
+/// `never`, on a failing answer: do not retry, it was tried again below already.
+const RETRY: HeaderName = HeaderName::from_static("x-chassis-retry");
+
 impl Protocol for Http {
     fn name(&self) -> &'static str {
         "http"
@@ -56,7 +59,14 @@ impl Protocol for Http {
     }
 
     fn pushback(&self, metadata: &HeaderMap) -> Pushback {
-        retry_after(metadata).map_or(Pushback::None, Pushback::After)
+        match metadata.get(RETRY) {
+            Some(value) if value == "never" => Pushback::Never,
+            _ => retry_after(metadata).map_or(Pushback::None, Pushback::After),
+        }
+    }
+
+    fn forbid_retry(&self, metadata: &mut HeaderMap) {
+        metadata.insert(RETRY, HeaderValue::from_static("never"));
     }
 
     /// After RFC 9110, 9.2.2.
