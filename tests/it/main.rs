@@ -1,4 +1,5 @@
 //! Whole behaviour: services and those who call them, in one process; each scenario over gRPC and REST.
+#![allow(clippy::unwrap_used)] // clippy takes helpers of integration tests for library code
 mod mesh;
 
 mod breaker;

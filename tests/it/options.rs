@@ -1,9 +1,10 @@
 //! What a caller asks for one call, and what it is told back when it fails.
 use std::{sync::Arc, time::Duration};
 
-use chassis::{Code, Reason};
+use chassis::{Code, Origin, Problem, Reason};
+use chassis_protos::echo::EchoRequest;
 
-use crate::mesh::{Act, Ask, Mesh, Wire, both, until};
+use crate::mesh::{Act, Ask, Clients, Mesh, Wire, both, until};
 
 both! {
     async fn a_timeout_is_a_deadline_and_travels(wire: Wire) {
@@ -128,4 +129,37 @@ both! {
             assert_eq!(outcome.status, (wire == Wire::Rest).then_some(code.http_status().as_u16()));
         }
     }
+}
+
+/// What a refusal says to callers of either protocol, here where it was refused there and where it never left.
+#[tokio::test(start_paused = true)]
+async fn callers_get_the_reason_back() {
+    let mesh = Mesh::new();
+    let limits = "inbound: { rate_limits: [ { name: per-caller, rate: 1/s, burst: 0, key: caller } ] }";
+    let _stock = mesh.server("stock", "stock-1").config(limits).start().await;
+    let caller = mesh.caller("outbound: { defaults: { retry: off } }").await;
+    let Clients { mut grpc, rest } = caller.clients("stock");
+
+    let status = grpc.call(EchoRequest::default()).await.unwrap_err();
+    let error = chassis::grpc::error(&status).unwrap();
+    assert_eq!((error.reason(), error.rule()), (Reason::RateLimited, Some("per-caller")));
+    assert_eq!((error.origin(), error.maybe_executed()), (Origin::Remote, false));
+
+    let problem = rest.get("/safe/{message}").param("message", "a").send().await.unwrap().ok().await;
+    let problem = problem.unwrap_err();
+    assert_eq!((problem.reason(), problem.rule()), (Some(Reason::RateLimited), Some("per-caller")));
+    assert_eq!((problem.status().as_u16(), problem.code()), (429, Code::ResourceExhausted));
+
+    caller.push("outbound: { defaults: { retry: off, breaker: { force: open } } }").await.applied();
+    let status = grpc.call(EchoRequest::default()).await.unwrap_err();
+    let error = chassis::grpc::error(&status).unwrap();
+    assert_eq!((error.reason(), error.rule()), (Reason::CircuitOpen, Some("breaker")));
+    assert_eq!((error.origin(), error.maybe_executed()), (Origin::Local, false));
+
+    let error = rest.get("/safe/{message}").param("message", "a").send().await.unwrap_err();
+    assert_eq!((error.reason(), error.rule()), (Reason::CircuitOpen, Some("breaker")));
+    assert_eq!((error.origin(), error.maybe_executed()), (Origin::Local, false));
+    let problem = Problem::from(error);
+    assert_eq!((problem.reason(), problem.rule()), (Some(Reason::CircuitOpen), Some("breaker")));
+    assert_eq!(problem.status().as_u16(), 503);
 }
