@@ -4,6 +4,9 @@
 //! - [`layers`] counts instructions and allocations a call; [`memory`] bytes; exact, so they decide.
 //! - [`compare`] measures time in interleaved slices; [`serve`] and [`drive`] are for behaviour under load,
 //!   [`behaviour`] the experiments with them.
+#![allow(missing_docs, unreachable_pub, reason = "a tool of ours: nobody builds on its items")]
+#![allow(clippy::disallowed_methods, reason = "it measures the time that passes")]
+
 pub mod behaviour;
 pub mod compare;
 pub mod drive;

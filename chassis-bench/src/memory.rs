@@ -295,9 +295,9 @@ fn watch_idle(span: Duration) -> Result<Vec<Measured>> {
     }
     let process = child.0.id().to_string();
     let wait = |span| -> Result {
-        Ok(tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
-            tokio::time::sleep(span).await;
-        }))
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        runtime.block_on(tokio::time::sleep(span));
+        Ok(())
     };
     wait(Duration::from_secs(1))?;
     let before = wakeups(&process)?;
