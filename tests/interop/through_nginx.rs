@@ -47,9 +47,17 @@ async fn our_own_channel() {
     let (_server, address) = ours::echo(json!({})).await;
     let Some((_nginx, _, http2)) = peer::nginx(Some(&address)).await else { return };
     let app = ours::caller(&http2, json!({})).await;
-    let mut stub = EchoClient::new(app.grpc("peer"));
-    for n in 0..1500 {
-        // nginx ends a connection after a thousand requests
-        assert_eq!(stub.call(says(&n.to_string())).await.unwrap().into_inner().message, n.to_string());
+    // nginx ends a connection after a thousand requests.
+    let callers = (0..4).map(|_| {
+        let mut stub = EchoClient::new(app.grpc("peer"));
+        tokio::spawn(async move {
+            for n in 0..275 {
+                let reply = stub.call(says(&n.to_string())).await.unwrap().into_inner();
+                assert_eq!(reply.message, n.to_string());
+            }
+        })
+    });
+    for caller in callers.collect::<Vec<_>>() {
+        caller.await.unwrap();
     }
 }
