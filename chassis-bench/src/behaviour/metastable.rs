@@ -21,16 +21,17 @@ use crate::{
 const LOAD: f64 = 0.7;
 /// The share of good calls at which all is well.
 const WELL: f64 = 0.999;
-const SECOND: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(pace: Pace) -> Result<Vec<Figures>> {
-    let eager = "retry: { attempts: 3, when: always }";
+    let eager = "attempts: 3, when: always, per_try: 1s";
     let cases = [
-        ("no bound on the server", "", format!("{{ {eager} }}")),
-        ("concurrency 32 on the server", BOUNDED, format!("{{ {eager} }}")),
-        ("no bound, no budget, no breaker", "", {
-            "{ retry: { attempts: 3, when: always, budget: off }, breaker: off }".to_owned()
-        }),
+        ("no bound on the server", "", format!("{{ timeout: 4s, retry: {{ {eager} }} }}")),
+        ("concurrency 32 on the server", BOUNDED, format!("{{ timeout: 4s, retry: {{ {eager} }} }}")),
+        (
+            "no bound, no budget, no breaker",
+            "",
+            format!("{{ timeout: 4s, retry: {{ {eager}, budget: off }}, breaker: off }}"),
+        ),
     ];
     let mut all = Vec::new();
     for (case, server, defaults) in cases {
@@ -48,7 +49,6 @@ async fn of(case: &str, server: &str, defaults: &str, pace: Pace) -> Result<Figu
         to: "stock".to_owned(),
         load: Load::Open { rate: LOAD * CAPACITY },
         time,
-        timeout: Some(SECOND),
         ..Options::default()
     };
     let drive = Drive::new(&caller, options)?;
@@ -66,7 +66,7 @@ async fn of(case: &str, server: &str, defaults: &str, pace: Pace) -> Result<Figu
     };
     Ok(Figures::new(
         "metastable",
-        format!("{case}, {LOAD} of the capacity, 3 attempts, 30 % of its speed for 10 s"),
+        format!("{case}; {LOAD} of the capacity, 3 attempts of 1 s, 30 % of its speed for 10 s"),
         [
             ("calls", report.calls as f64),
             ("attempts / calls", report.attempts as f64 / report.calls.max(1) as f64),
