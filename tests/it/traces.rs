@@ -6,7 +6,7 @@ use std::{
 
 use chassis::Code;
 use http::HeaderMap;
-use tracing::span::Attributes;
+use tracing::{span::Attributes, subscriber::Interest};
 use tracing_subscriber::{
     layer::{Context as LayerContext, SubscriberExt},
     registry::LookupSpan,
@@ -141,6 +141,11 @@ impl<S> tracing_subscriber::Layer<S> for Spans
 where
     S: tracing::Subscriber + for<'a> LookupSpan<'a>,
 {
+    /// Asked each time: which thread it is decides.
+    fn register_callsite(&self, _: &'static tracing::Metadata<'static>) -> Interest {
+        Interest::sometimes()
+    }
+
     fn enabled(&self, metadata: &tracing::Metadata<'_>, _: LayerContext<'_, S>) -> bool {
         metadata.target().starts_with("chassis::") && SPANS.with_borrow(Option::is_some)
     }
