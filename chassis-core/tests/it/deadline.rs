@@ -129,6 +129,23 @@ async fn what_is_sent_is_what_is_left() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_users_layers_wait_is_gone_too() {
+    for stage in [chassis_core::stage::Stage::Call, chassis_core::stage::Stage::Attempt] {
+        let mut stages = chassis_core::stage::Stages::default();
+        stages.add_fn(stage, "slow", None, |call, next: chassis_core::stage::Next| async move {
+            tokio::time::sleep(100 * MS).await;
+            next.run(call).await
+        });
+        let upstream = chassis_core::testing::Upstream::new(|_| Answer::ok(""));
+        let bench = Bench::build(upstream, |builder| builder.stages(stages));
+        bench.registry.put("stock", ["a"]);
+        settle().await; // the node is there: nothing else waits
+        bench.run(get().timeout(S)).await.unwrap();
+        assert_eq!(bench.upstream.last().metadata["x-request-timeout-ms"], "900", "{stage:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn every_hop_sees_less_and_nothing_works_on_after_it() {
     // front -> middle -> back, whose handler never answers.
     let back = Bench::new(|_| Answer::hang());
