@@ -11,7 +11,6 @@ use std::{
 
 use chassis_core::{
     BoxError, Error,
-    call::Body,
     cluster::{Connection as State, Link},
 };
 use hyper::client::conn::http1::{Builder, SendRequest};
@@ -21,9 +20,15 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{ClientConfig, backoff::Backoff, connector::Connector, failure, outgoing::Form};
+use crate::{
+    ClientConfig,
+    backoff::Backoff,
+    connector::Connector,
+    failure,
+    outgoing::{Form, RequestBody},
+};
 
-pub(super) type Sender = SendRequest<Body>;
+pub(super) type Sender = SendRequest<RequestBody>;
 
 /// What calls and the background share of one endpoint.
 pub(super) struct Pool {
