@@ -135,6 +135,9 @@ fn h2(port: &Port) -> conn::http2::Builder<TokioExecutor> {
         // gRPC has no use for it.
         .auto_date_header(port.mux.http.is_some())
         .max_concurrent_streams(config.max_streams.get())
+        // All calls of a client may be over their time in the moment in which this process is too busy to
+        // look at them: no reason to close the connection, as h2 does from the twenty-first on.
+        .max_pending_accept_reset_streams(config.max_streams.get() as usize)
         .max_header_list_size(config.max_header_list.get())
         .initial_stream_window_size(config.stream_window.get())
         .initial_connection_window_size(config.connection_window.get());

@@ -326,33 +326,43 @@ async fn a_stuck_stream_over_tcp_does_not_hold_the_drain() {
     assert!(network.connect(&address).await.is_err());
 }
 
-/// Makes a call whose message comes only after its answer, on stream `id`; returns what the server said.
-async fn message_after_the_answer(stream: &mut Stream, id: u32) -> Vec<u8> {
-    let frame = |kind: u8, flags: u8, payload: &[u8]| {
-        let mut frame = vec![0, 0, payload.len() as u8, kind, flags];
-        frame.extend(id.to_be_bytes());
-        frame.extend(payload);
-        frame
-    };
-    // POST, http, / of the static table.
-    stream.write_all(&frame(HEADERS, END_HEADERS, &[0x83, 0x86, 0x84])).await.unwrap();
-    let mut kinds = Vec::new();
+fn frame(kind: u8, flags: u8, id: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0, 0, payload.len() as u8, kind, flags];
+    frame.extend(id.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// A connection over which raw frames go.
+async fn raw_h2(world: &World) -> Stream {
+    let mut stream = world.raw().await;
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    stream.write_all(&frame(SETTINGS, 0, 0, b"")).await.unwrap();
+    stream
+}
+
+/// Reads until a frame of this kind came on stream `id`. GOAWAY comes before its time.
+async fn until(stream: &mut Stream, kind: u8, id: u32) {
     loop {
         let mut header = [0; 9];
         stream.read_exact(&mut header).await.unwrap();
         let length = usize::from(header[1]) << 8 | usize::from(header[2]);
-        stream.read_exact(&mut vec![0; length]).await.unwrap();
-        kinds.push(header[3]);
-        if header[3] == GOAWAY || (header[3] == HEADERS && header[5..] == id.to_be_bytes()) {
-            break;
+        let mut payload = vec![0; length];
+        stream.read_exact(&mut payload).await.unwrap();
+        assert_ne!(header[3], GOAWAY, "before stream {id}: {}", String::from_utf8_lossy(&payload));
+        if header[3] == kind && header[5..] == id.to_be_bytes() {
+            return;
         }
     }
-    stream.write_all(&frame(DATA, END_STREAM, b"x")).await.unwrap();
-    kinds
 }
 
+/// POST, http, / of the static table.
+const HEAD: [u8; 3] = [0x83, 0x86, 0x84];
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const RESET: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -364,11 +374,29 @@ async fn refusing_before_the_message_came_does_not_wear_out_the_connection() {
     let world = World::new();
     let refuse = |_: Request<Received>| -> Answer { Box::pin(async { Response::new(ServerBody::empty()) }) };
     let _server = world.serve(ServerConfig::default(), refuse);
-    let mut stream = world.raw().await;
-    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
-    stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+    let mut stream = raw_h2(&world).await;
     for call in 0..1_500 {
-        let said = message_after_the_answer(&mut stream, 2 * call + 1).await;
-        assert!(!said.contains(&GOAWAY), "gone after {call} calls");
+        let id = 2 * call + 1;
+        stream.write_all(&frame(HEADERS, END_HEADERS, id, &HEAD)).await.unwrap();
+        until(&mut stream, HEADERS, id).await;
+        stream.write_all(&frame(DATA, END_STREAM, id, b"x")).await.unwrap();
     }
+}
+
+/// A client whose calls are all over their time while the server was busy elsewhere. From the
+/// twenty-first on, h2 took it for an attack.
+#[tokio::test]
+async fn giving_up_on_many_calls_at_once_does_not_cost_the_connection() {
+    let world = World::new();
+    let _server = world.serve(ServerConfig::default(), silent());
+    let mut stream = raw_h2(&world).await;
+    until(&mut stream, SETTINGS, 0).await;
+    let given_up = |id: u32| {
+        let cancel = 8u32.to_be_bytes();
+        [frame(HEADERS, END_HEADERS, id, &HEAD), frame(RESET, 0, id, &cancel)].concat()
+    };
+    let mut all: Vec<u8> = (0..250).flat_map(|call| given_up(2 * call + 1)).collect();
+    all.extend(frame(PING, 0, 0, b"are you?"));
+    stream.write_all(&all).await.unwrap();
+    until(&mut stream, PING, 0).await;
 }
