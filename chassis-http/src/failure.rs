@@ -35,7 +35,30 @@ pub(crate) fn of_answer(error: hyper::Error) -> Error {
     }
 }
 
-fn of_stream(error: &h2::Error) -> Error {
+/// The same over HTTP/2.
+pub(crate) fn of_h2_answer(error: h2::Error) -> Error {
+    match error.is_reset() {
+        true => of_stream(&error).with_maybe_executed(true).with_source(error),
+        false => Error::remote(Reason::ConnectionLost, "the answer broke off").with_source(error),
+    }
+}
+
+/// The endpoint did not answer a ping in time, and the connection was given up.
+pub(crate) fn of_silence() -> Error {
+    Error::remote(Reason::ConnectionLost, "the endpoint no longer answers pings")
+}
+
+/// h2 did not take the request: the connection was gone, or the headers are none that HTTP/2 has.
+pub(crate) fn of_unsent(error: h2::Error) -> Error {
+    let error = match error.is_io() || error.is_go_away() {
+        true => Error::remote(Reason::ConnectionLost, "the connection was gone").with_source(error),
+        false => Error::remote(Reason::Internal, "the request could not be sent").with_source(error),
+    };
+    error.with_maybe_executed(false)
+}
+
+/// Before the head of the answer came, over HTTP/2.
+pub(crate) fn of_stream(error: &h2::Error) -> Error {
     use h2::Reason as H2;
     let by_peer = error.is_remote();
     match error.reason() {

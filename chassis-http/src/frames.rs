@@ -1,4 +1,4 @@
-//! What hyper does not tell of an HTTP/2 connection: that the server has spoken, how many streams it
+//! What h2 does not tell of an HTTP/2 connection: that the server has spoken, how many streams it
 //! allows, and that it is going away. Read off the frames that come in.
 use std::{
     io,
@@ -18,6 +18,8 @@ pub(crate) struct Watched<S, F> {
 /// What was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
+    /// Anything at all.
+    Bytes,
     /// The server's settings; `None`: they leave the number of streams as it was.
     Settings { max_streams: Option<u32> },
     /// It takes no more streams, for the reason of this number.
@@ -61,7 +63,11 @@ impl<S: AsyncRead + Unpin, F: FnMut(Seen) + Unpin> AsyncRead for Watched<S, F> {
         let this = self.get_mut();
         let before = to.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, to))?;
-        this.frames.read(&to.filled()[before..], &mut this.hear);
+        let read = &to.filled()[before..];
+        if !read.is_empty() {
+            (this.hear)(Seen::Bytes);
+        }
+        this.frames.read(read, &mut this.hear);
         Poll::Ready(Ok(()))
     }
 }

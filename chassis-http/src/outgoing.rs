@@ -1,19 +1,11 @@
-//! A call as hyper sends it, and back into a call if it did not.
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-};
-
-use bytes::Bytes;
-use chassis_core::{
-    Error,
-    call::{Abort, Body, Invocation},
-};
+//! A call as it is sent, and back into a call if it was not.
+use chassis_core::call::{Abort, Body, Invocation};
 use http::{
-    HeaderName, Request, Uri,
+    HeaderMap, HeaderName, Method, Request, Uri,
+    header::{CONNECTION, CONTENT_LENGTH, TE, TRANSFER_ENCODING, UPGRADE},
     uri::{Authority, PathAndQuery, Scheme},
 };
-use http_body::{Frame, SizeHint};
+use http_body::Body as _;
 
 use crate::{ClientConfig, settings::TIMEOUT};
 
@@ -26,19 +18,23 @@ pub(crate) struct Form {
     timeout_header: Option<HeaderName>,
 }
 
-/// What is sent, and what ends its body early; dropped before the answer has come, it does.
+/// What is sent over HTTP/1.1, and what ends its body early; dropped before the answer has come, it does.
 pub(crate) struct Outgoing {
-    pub(crate) request: Request<RequestBody>,
+    pub(crate) request: Request<Body>,
     pub(crate) abort: Option<Abort>,
 }
 
-/// The body of a request. gRPC's says nothing of its size: hyper would add a `content-length`. Nor does
-/// it say at once that it is empty: gRPC wants a DATA frame at the end, and grpc-go waits for it forever.
-pub(crate) struct RequestBody {
-    body: Body,
-    sized: bool,
-    begun: bool,
+/// The same over HTTP/2.
+pub(crate) struct OutgoingH2 {
+    pub(crate) head: Request<()>,
+    pub(crate) body: Body,
+    pub(crate) abort: Option<Abort>,
+    /// The head is all there is. Not so for gRPC, which wants a DATA frame at the end.
+    pub(crate) is_whole: bool,
 }
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 // === impl Form ===
 
@@ -51,15 +47,24 @@ impl Form {
         Form { authority, sized, timeout_header }
     }
 
-    /// Moves what is sent out of `call`, with the URI in its absolute form.
-    pub(crate) fn write_absolute(&self, call: &mut Invocation) -> Outgoing {
-        let path = path_of(std::mem::take(&mut call.uri));
+    /// Moves what is sent out of `call`, as HTTP/2 has it.
+    pub(crate) fn write_h2(&self, call: &mut Invocation) -> OutgoingH2 {
         let mut uri = http::uri::Parts::default();
         uri.scheme = Some(Scheme::HTTP);
         uri.authority = Some(self.authority.clone());
-        uri.path_and_query = Some(path);
+        uri.path_and_query = Some(path_of(std::mem::take(&mut call.uri)));
         let uri = Uri::from_parts(uri).expect("scheme, authority and path are a URI");
-        self.write(call, uri)
+        self.rename_timeout(call);
+        let (body, abort) = std::mem::take(&mut call.body).abortable();
+        if self.sized {
+            strip(&mut call.metadata);
+            set_length(call, &body);
+        }
+        let mut head = Request::new(());
+        *head.method_mut() = call.method.clone();
+        *head.uri_mut() = uri;
+        *head.headers_mut() = std::mem::take(&mut call.metadata);
+        OutgoingH2 { is_whole: self.sized && body.is_end_stream(), head, body, abort }
     }
 
     /// The same with the URI as HTTP/1.1 has it, which needs a `Host`.
@@ -76,60 +81,58 @@ impl Form {
 
     fn write(&self, call: &mut Invocation, uri: Uri) -> Outgoing {
         let (body, abort) = std::mem::take(&mut call.body).abortable();
-        let mut request = Request::new(RequestBody { body, sized: self.sized, begun: false });
+        let mut request = Request::new(body);
         *request.method_mut() = call.method.clone();
         *request.uri_mut() = uri;
+        self.rename_timeout(call);
+        *request.headers_mut() = std::mem::take(&mut call.metadata);
+        Outgoing { request, abort }
+    }
+
+    fn rename_timeout(&self, call: &mut Invocation) {
         if let Some(name) = &self.timeout_header
             && let Some(timeout) = call.metadata.remove(TIMEOUT)
         {
             call.metadata.insert(name.clone(), timeout);
         }
-        *request.headers_mut() = std::mem::take(&mut call.metadata);
-        Outgoing { request, abort }
+    }
+}
+
+/// Takes out the headers of HTTP/1.1 that are about one connection, which HTTP/2 does not have.
+fn strip(headers: &mut HeaderMap) {
+    for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION] {
+        headers.remove(name);
+    }
+    if headers.get(TE).is_some_and(|te| te != "trailers") {
+        headers.remove(TE);
+    }
+}
+
+/// Says how long the body is, where that is known and not said.
+fn set_length(call: &mut Invocation, body: &Body) {
+    let may_have_one = matches!(call.method, Method::POST | Method::PUT | Method::PATCH);
+    if let Some(length) = body.size_hint().exact().filter(|length| *length > 0 || may_have_one) {
+        call.metadata.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
     }
 }
 
 /// Puts back what was not sent.
-pub(crate) fn restore(call: &mut Invocation, request: Request<RequestBody>, abort: Option<Abort>) {
+pub(crate) fn restore(call: &mut Invocation, request: Request<Body>, abort: Option<Abort>) {
     abort.into_iter().for_each(Abort::release);
     let (head, body) = request.into_parts();
     call.uri = Uri::from(path_of(head.uri));
     call.metadata = head.headers;
-    call.body = body.body;
+    call.body = body;
 }
 
 fn path_of(uri: Uri) -> PathAndQuery {
     uri.into_parts().path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"))
 }
 
-// === impl RequestBody ===
-
-impl http_body::Body for RequestBody {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let this = self.get_mut();
-        this.begun = true;
-        Pin::new(&mut this.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        (self.sized || self.begun) && self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self.sized {
-            true => self.body.size_hint(),
-            false => SizeHint::default(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use chassis_core::call::{Operation, Target};
-    use http_body::Body as _;
+    use http::HeaderValue;
 
     use super::*;
     use crate::{HTTP, Header};
@@ -137,9 +140,21 @@ mod tests {
     #[test]
     fn only_rest_says_at_once_that_its_body_is_empty() {
         for sized in [true, false] {
-            let body = RequestBody { body: Body::empty(), sized, begun: false };
-            assert_eq!(body.is_end_stream(), sized);
+            let mut call = Invocation::new(&HTTP, Target::new("stock", Operation::OTHER));
+            let out = Form::new("stock", sized, &ClientConfig::default()).write_h2(&mut call);
+            assert_eq!(out.is_whole, sized);
         }
+    }
+
+    #[test]
+    fn over_http2_rest_says_how_long_its_body_is_and_nothing_of_the_connection() {
+        let mut call = Invocation::new(&HTTP, Target::new("stock", Operation::OTHER));
+        call.metadata.insert(CONNECTION, HeaderValue::from_static("close"));
+        call.metadata.insert(TE, HeaderValue::from_static("gzip"));
+        call.body = Body::full("hello");
+        let out = Form::new("stock", true, &ClientConfig::default()).write_h2(&mut call);
+        let headers: Vec<_> = out.head.headers().iter().map(|(name, value)| (name.as_str(), value)).collect();
+        assert_eq!(headers, [("content-length", &HeaderValue::from(5))]);
     }
 
     #[test]

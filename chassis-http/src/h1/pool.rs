@@ -11,6 +11,7 @@ use std::{
 
 use chassis_core::{
     BoxError, Error,
+    call::Body,
     cluster::{Connection as State, Link},
 };
 use hyper::client::conn::http1::{Builder, SendRequest};
@@ -20,15 +21,9 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{
-    ClientConfig,
-    backoff::Backoff,
-    connector::Connector,
-    failure,
-    outgoing::{Form, RequestBody},
-};
+use crate::{ClientConfig, backoff::Backoff, connector::Connector, failure, outgoing::Form};
 
-pub(super) type Sender = SendRequest<RequestBody>;
+pub(super) type Sender = SendRequest<Body>;
 
 /// What calls and the background share of one endpoint.
 pub(super) struct Pool {

@@ -1,29 +1,35 @@
-//! One HTTP/2 connection: how it is opened, and what is known of it.
+//! One HTTP/2 connection: how it is opened, what is known of it, and how it is found out to be dead.
+//!
+//! It is `h2`'s own rather than hyper's, whose dispatch of a call to its connection costs as much again
+//! as the whole pipeline: a channel there and back, and a task for each call.
 use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::*},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*},
     },
+    time::Duration,
 };
 
-use chassis_core::{BoxError, tasks::Tasks};
-use hyper::{
-    client::conn::http2::{Builder, SendRequest},
-    rt::Executor,
+use bytes::Bytes;
+use chassis_core::BoxError;
+use h2::{
+    Ping, PingPong,
+    client::{Builder, SendRequest},
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep_until, timeout},
+};
 
 use super::endpoint::Endpoint;
 use crate::{
     ClientConfig,
     connector::Stream,
     frames::{ENHANCE_YOUR_CALM, Seen, Watched},
-    outgoing::RequestBody,
 };
 
-pub(super) type Sender = SendRequest<RequestBody>;
+pub(super) type Sender = SendRequest<Bytes>;
 
 /// An open connection.
 pub(super) struct Connection {
@@ -38,15 +44,13 @@ pub(super) struct Connection {
 struct Health {
     over: AtomicBool,
     told_to_go: AtomicBool,
+    /// A ping was not answered in time.
+    silent: AtomicBool,
     /// How many streams the server allows, or we do.
     max_streams: AtomicUsize,
-}
-
-/// Runs what hyper spawns: the connection itself under its owner; what serves its calls ends with it.
-#[derive(Clone)]
-struct Spawn {
-    tasks: Tasks,
-    begun: Arc<AtomicBool>,
+    begun: Instant,
+    /// When anything came in last, in milliseconds since it was begun.
+    heard: AtomicU64,
 }
 
 /// Opens a connection, within the connect timeout: it is there once the server has sent its settings.
@@ -67,13 +71,15 @@ async fn handshake(endpoint: &Arc<Endpoint>, stream: Stream) -> Result<Connectio
     let health = Arc::new(Health::new(config.max_streams.get()));
     let (tell, told) = oneshot::channel();
     let stream = Watched::new(stream, listener(endpoint.clone(), health.clone(), tell));
-    let tasks = endpoint.link.tasks();
-    let spawn = Spawn { tasks: tasks.clone(), begun: Arc::default() };
+    let (sender, mut connection) = builder(config).handshake(stream).await?;
     let factor = endpoint.ping_factor.load(Acquire);
-    let (sender, connection) = builder(config, spawn, factor).handshake(TokioIo::new(stream)).await?;
-    let (ended, watched) = (endpoint.clone(), health.clone());
-    tasks.spawn(async move {
-        let _ = connection.await;
+    let (ended, watched, ping) = (endpoint.clone(), health.clone(), connection.ping_pong());
+    endpoint.link.tasks().spawn(async move {
+        tokio::select! {
+            biased;
+            _ = connection => {}
+            () = watched.silence(ping, &ended.config, factor) => watched.silent.store(true, Release),
+        }
         watched.over.store(true, Release);
         ended.lost();
     });
@@ -84,23 +90,16 @@ async fn handshake(endpoint: &Arc<Endpoint>, stream: Stream) -> Result<Connectio
     }
 }
 
-fn builder(config: &ClientConfig, spawn: Spawn, ping_factor: u32) -> Builder<Spawn> {
-    let mut builder = Builder::new(spawn);
+fn builder(config: &ClientConfig) -> Builder {
+    let mut builder = Builder::new();
     builder
-        .timer(TokioTimer::new())
+        .enable_push(false)
         .max_header_list_size(config.max_header_list.get())
-        .initial_stream_window_size(config.stream_window.get())
+        .initial_window_size(config.stream_window.get())
         .initial_connection_window_size(config.connection_window.get())
         // Answers may cross with our giving up on them. What h2 remembers to have reset it ignores for a
         // second; anything else it counts as an error, and closes the connection after 1,024 of these.
         .max_concurrent_reset_streams(config.max_streams.get());
-    let interval = config.keep_alive_interval.0;
-    if !interval.is_zero() {
-        builder
-            .keep_alive_interval(interval * ping_factor)
-            .keep_alive_timeout(config.keep_alive_timeout.get())
-            .keep_alive_while_idle(true);
-    }
     builder
 }
 
@@ -112,6 +111,7 @@ fn listener(
 ) -> impl FnMut(Seen) + Send + 'static {
     let mut tell = Some(tell);
     move |seen| match seen {
+        Seen::Bytes => health.hear(),
         Seen::Settings { max_streams } => {
             if let Some(most) = max_streams {
                 let most = usize::try_from(most).unwrap_or(usize::MAX);
@@ -186,7 +186,7 @@ impl Connection {
     }
 
     pub(super) fn is_usable(&self) -> bool {
-        !self.health.over.load(Acquire) && !self.sender.is_closed()
+        !self.health.over.load(Acquire)
     }
 
     pub(super) fn is_used(&self) -> bool {
@@ -195,6 +195,11 @@ impl Connection {
 
     pub(super) fn has_served(&self) -> bool {
         self.served.load(Acquire)
+    }
+
+    /// Is it over because the server no longer answered pings?
+    pub(super) fn is_silent(&self) -> bool {
+        self.health.silent.load(Acquire)
     }
 
     pub(super) fn was_told_to_go(&self) -> bool {
@@ -213,20 +218,39 @@ fn set(flag: &AtomicBool) {
 
 impl Health {
     fn new(max_streams: usize) -> Self {
-        let (over, told_to_go) = (AtomicBool::new(false), AtomicBool::new(false));
-        Health { over, told_to_go, max_streams: AtomicUsize::new(max_streams) }
+        Health {
+            over: AtomicBool::new(false),
+            told_to_go: AtomicBool::new(false),
+            silent: AtomicBool::new(false),
+            max_streams: AtomicUsize::new(max_streams),
+            begun: Instant::now(),
+            heard: AtomicU64::new(0),
+        }
     }
-}
 
-// === impl Spawn ===
+    fn hear(&self) {
+        self.heard.store(self.begun.elapsed().as_millis() as u64, Relaxed);
+    }
 
-impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Spawn {
-    fn execute(&self, task: F) {
-        if self.begun.load(Acquire) {
-            tokio::spawn(task);
-        } else {
-            self.begun.store(true, Release);
-            self.tasks.spawn(task);
+    /// Resolves once a ping is not answered in time. They go out whenever nothing came in for a while,
+    /// also without calls: a dead connection is to be found out before it is needed.
+    async fn silence(&self, ping: Option<PingPong>, config: &ClientConfig, factor: u32) {
+        let (interval, bound) = (config.keep_alive_interval.0 * factor, config.keep_alive_timeout.get());
+        let Some(mut ping) = ping.filter(|_| !interval.is_zero()) else {
+            return std::future::pending().await;
+        };
+        loop {
+            let due = self.begun + Duration::from_millis(self.heard.load(Relaxed)) + interval;
+            if Instant::now() < due {
+                sleep_until(due).await;
+                continue;
+            }
+            match timeout(bound, ping.ping(Ping::opaque())).await {
+                Ok(Ok(_)) => self.hear(),
+                // The connection is over, which itself will tell.
+                Ok(Err(_)) => return std::future::pending().await,
+                Err(_) => return,
+            }
         }
     }
 }

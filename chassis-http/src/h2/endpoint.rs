@@ -183,6 +183,11 @@ impl Slot {
         self.connection.sender()
     }
 
+    /// Is the connection over because the endpoint no longer answered pings?
+    pub(super) fn is_silent(&self) -> bool {
+        self.connection.is_silent()
+    }
+
     /// The endpoint has answered: it is well.
     pub(super) fn served(&self) {
         self.connection.set_served();

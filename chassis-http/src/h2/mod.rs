@@ -5,39 +5,22 @@
 mod connection;
 mod driver;
 mod endpoint;
+mod stream;
 
-use std::{
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::{future::poll_fn, sync::Arc};
 
-use bytes::Bytes;
 use chassis_core::{
     Error,
     call::{Body, Invocation, Reply},
     cluster::Link,
     protocol::{Leaf, LeafFuture},
 };
-use http_body::{Frame, SizeHint};
-use hyper::body::Incoming;
 
-use self::endpoint::{Endpoint, Slot};
-use crate::{
-    ClientConfig,
-    connector::Connector,
-    failure,
-    outgoing::{self, Form},
-};
+use self::{endpoint::Endpoint, stream::Answer};
+use crate::{ClientConfig, connector::Connector, failure, outgoing::Form};
 
 /// Sends calls to one endpoint over HTTP/2.
 pub struct H2Leaf(Arc<Endpoint>);
-
-/// The body of an answer, whose stream is in use until it ends.
-struct Held {
-    body: Incoming,
-    _slot: Slot,
-}
 
 // === impl H2Leaf ===
 
@@ -71,7 +54,7 @@ impl Drop for H2Leaf {
     }
 }
 
-/// On one connection after the other, while hyper gives the request back untouched.
+/// On the first connection that takes it.
 async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Error> {
     loop {
         let Some(slot) = endpoint.slot().await else {
@@ -80,51 +63,43 @@ async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Er
             call.fail_attempt(&error);
             return Err(error.returning(call));
         };
-        let out = endpoint.form.write_absolute(&mut call);
-        let answer = slot.sender().try_send_request(out.request).await;
-        match answer {
+        let mut sender = slot.sender();
+        if poll_fn(|cx| sender.poll_ready(cx)).await.is_err() {
+            slot.retire();
+            continue;
+        }
+        let out = endpoint.form.write_h2(&mut call);
+        // It was there a moment ago; if it is no more, or will not have these headers, nothing was sent.
+        let (answer, stream) = match sender.send_request(out.head, out.is_whole) {
+            Ok(begun) => begun,
+            Err(error) => {
+                slot.retire();
+                return Err(call.refuse(failure::of_unsent(error)));
+            }
+        };
+        if !out.is_whole {
+            // An error means that the stream is over: the answer will tell why.
+            let _ = stream::send(stream, out.body);
+        }
+        match answer.await {
             Ok(response) => {
                 slot.served();
                 if let Some(abort) = out.abort {
                     call.set_request_abort(abort);
                 }
                 let (head, body) = response.into_parts();
-                let body = Body::eager(Held { body, _slot: slot }, failure::of_answer);
+                let body = Answer::new(body, &head.headers, slot);
+                let body = Body::eager(body, failure::of_h2_answer);
                 return Ok(call.answered(head.status, head.headers, body));
             }
-            Err(mut failed) => match failed.take_message() {
-                Some(request) => {
-                    outgoing::restore(&mut call, request, out.abort);
-                    slot.retire();
-                }
-                None => {
-                    // Even if it was refused, its headers are gone: whoever kept a copy may send it again.
-                    let error = failure::of_request(failed.into_error());
-                    return Err(call.refuse(error));
-                }
-            },
+            Err(error) => {
+                let error = match slot.is_silent() {
+                    true => failure::of_silence().with_source(error),
+                    false => failure::of_stream(&error).with_source(error),
+                };
+                // Even if it was refused, its headers are gone: whoever kept a copy may send it again.
+                return Err(call.refuse(error));
+            }
         }
-    }
-}
-
-// === impl Held ===
-
-impl http_body::Body for Held {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
