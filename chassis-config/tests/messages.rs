@@ -59,7 +59,7 @@ fn loader(file: TextSource, environment: Environment) -> Loader<Written, Policie
         states: States::default(),
         metrics: Metrics::new(prometheus::Registry::new()).expect("the names are sound"),
         events: Events::new(),
-        random: Random::seeded(7),
+        common: Arc::new(policy::Common::new(Random::seeded(7))),
         pickers: HashMap::new(),
         fallbacks: HashMap::new(),
         idempotent: Default::default(),

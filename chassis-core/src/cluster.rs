@@ -22,7 +22,7 @@ use crate::{
     layer::breaker::{Circuit, CircuitFigures, Force, State, Token, Transition, ended},
     load::Load,
     metrics::Metrics,
-    policy::Policy,
+    policy::{Policy, Site},
     protocol::{Leaf, Transport},
     random::Random,
     registry::{Instance, Membership, Registry, RegistryError},
@@ -79,6 +79,7 @@ pub struct Cluster {
     make: Box<dyn Fn(Link) -> Box<dyn AnyLeaf> + Send + Sync>,
     events: Events,
     metrics: Metrics,
+    site: Site,
     tasks: Tasks,
     random: Random,
 }
@@ -92,7 +93,7 @@ pub struct Members {
     /// Everybody, those of weight 0 too.
     nodes: Box<[Arc<Node>]>,
     all: Arc<Subset>,
-    chosen: Live<HashMap<LabelSet, Arc<Subset>>>,
+    chosen: Live<HashMap<LabelSet, Arc<Subset>, foldhash::fast::RandomState>>,
 }
 
 /// What a registry's answer amounts to.
@@ -427,6 +428,7 @@ impl Cluster {
             members,
             changes: Arc::new(Changes::new()),
             make: Box::new(move |link| Box::new(transport.leaf(link))),
+            site: Site::new(metrics.clone(), events.clone()),
             events,
             metrics,
             tasks: tasks.clone(),
@@ -451,7 +453,21 @@ impl Cluster {
         self.members.get()
     }
 
+    /// Looks at who is there now, without holding on to it.
+    pub(crate) fn with_members<R>(&self, look: impl FnOnce(&Members) -> R) -> R {
+        self.members.with(|members| look(members))
+    }
+
     /// Waits until something changes that a pick depends on. Take the future, look, then await it.
+    /// Where picking speaks up.
+    pub(crate) fn site(&self) -> &Site {
+        &self.site
+    }
+
+    pub(crate) fn random(&self) -> &Random {
+        &self.random
+    }
+
     pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changes.notify.notified()
     }
@@ -646,7 +662,7 @@ fn chain(error: &RegistryError) -> String {
 impl Members {
     fn new(known: Option<Known>, near: Option<Arc<str>>, nodes: Vec<Arc<Node>>) -> Self {
         let all = Subset::new(nodes.clone());
-        Members { known, near, nodes: nodes.into(), all, chosen: Live::new(HashMap::new()) }
+        Members { known, near, nodes: nodes.into(), all, chosen: Live::new(HashMap::default()) }
     }
 
     /// What the registry said last; `None` before its first answer.

@@ -9,6 +9,7 @@ pub mod config;
 pub mod context;
 pub mod error;
 pub mod event;
+pub mod headers;
 pub mod inspect;
 pub mod labels;
 pub mod layer;

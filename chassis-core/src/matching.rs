@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use self::value::{IntMatch, ValueMatch};
 use self::{glob::Glob, read::text_or_map, value::Value};
-use crate::call::Target;
+use crate::{call::Target, headers};
 
 /// Calls of which all that is said here is true. Nothing said, it is all calls.
 ///
@@ -175,7 +175,10 @@ impl Test {
             Test::Http(both) => both.iter().any(|(m, glob)| m == call.method && glob.matches(call.path)),
             Test::Caller(glob) => call.target.caller_name().is_some_and(|name| glob.matches(name)),
             Test::CallerLabel(name, value) => value.matches(|| call.target.caller_label(name).into_iter()),
-            Test::Header(name, value) => value.matches(|| call.metadata.get_all(name).into_iter()),
+            Test::Header(name, value) if headers::contains(call.metadata, name) => {
+                value.matches(|| call.metadata.get_all(name).into_iter())
+            }
+            Test::Header(_, value) => value.matches(std::iter::empty::<&[u8]>),
             Test::Query(name, value) => value.matches(|| value::parameters(call.query, name)),
             Test::Any(matchers) => matchers.iter().any(|matcher| matcher.matches(call)),
             Test::Not(matcher) => !matcher.matches(call),

@@ -29,7 +29,6 @@ use crate::{
         route::RouteLayer,
         trace::TraceLayer,
     },
-    policy::Site,
     protocol::{Leaf, Transport},
     runtime::Runtime,
     stage::{Next, Stage},
@@ -42,9 +41,7 @@ pub struct Pipeline(Next);
 /// The way of a call from its caller to an endpoint of `service`.
 pub fn client<T: Transport>(runtime: &Runtime, service: &str, transport: &Arc<T>) -> Pipeline {
     let cluster = runtime.cluster(service, transport);
-    let random = || runtime.random().clone();
     let stages = runtime.stages();
-    let site = Arc::new(Site::new(runtime.metrics().clone(), runtime.events().clone()));
 
     let node = ServiceBuilder::new()
         // below balance: what it marks and measures is one attempt at one node
@@ -52,9 +49,9 @@ pub fn client<T: Transport>(runtime: &Runtime, service: &str, transport: &Arc<T>
         .service(stages.at(Stage::Node, service, Connect::<T::Leaf>(PhantomData)));
     let attempt = ServiceBuilder::new()
         // above balance: an injected answer blames no node
-        .layer(FaultLayer::new(At::Attempt, random()))
+        .layer(FaultLayer::new(At::Attempt))
         // below retry: each attempt picks anew, and knows where the call has been
-        .layer(BalanceLayer::new(cluster, random(), site))
+        .layer(BalanceLayer::new(cluster))
         .service(node);
     let call = ServiceBuilder::new()
         // above everything that can fail, below metrics, which keep the true outcome
@@ -65,17 +62,17 @@ pub fn client<T: Transport>(runtime: &Runtime, service: &str, transport: &Arc<T>
         .layer(RateLimitLayer)
         .layer(ConcurrencyLayer { side: Side::Client })
         // above retry, which would hide it; below limits, which it must not get around
-        .layer(FaultLayer::new(At::Call, random()))
+        .layer(FaultLayer::new(At::Call))
         // above retry: it judges what the caller sees, and an open circuit costs no attempts
         .layer(BreakerLayer)
         // above balance: another attempt goes to another node
-        .layer(RetryLayer::new(random()))
+        .layer(RetryLayer)
         .service(stages.at(Stage::Attempt, service, attempt));
     let client = ServiceBuilder::new()
         // first: everything below reads what it stamps
-        .layer(RouteLayer::new(Side::Client, runtime.policies().clone(), random(), runtime.caller()))
+        .layer(RouteLayer::new(Side::Client, runtime.policies().clone()))
         // above retry: one span around all attempts
-        .layer(TraceLayer::new(Side::Client, random(), runtime.sample().clone()))
+        .layer(TraceLayer::new(Side::Client))
         // above all that refuses: refusals are counted too
         .layer(MetricsLayer)
         .service(stages.at(Stage::Call, service, call));
@@ -89,7 +86,6 @@ where
     S::Future: Send + 'static,
 {
     let (stages, service) = (runtime.stages(), runtime.service());
-    let random = || runtime.random().clone();
     let call = ServiceBuilder::new()
         // above everything of ours and the user's that runs for this call
         .layer(PanicLayer::new(runtime.events().clone(), runtime.metrics().clone()))
@@ -99,16 +95,16 @@ where
         .layer(RateLimitLayer)
         .layer(ConcurrencyLayer { side: Side::Server })
         // inside the limits, as the handler it stands for is
-        .layer(FaultLayer::new(At::Call, random()))
-        .layer(FaultLayer::new(At::Attempt, random()))
+        .layer(FaultLayer::new(At::Call))
+        .layer(FaultLayer::new(At::Attempt))
         // just above the handler: calls that it makes inherit deadline, trace and chosen headers
         .layer(ContextLayer::new(runtime.carried().clone()))
         .service(stages.at(Stage::Handler, service, handler));
     let server = ServiceBuilder::new()
         // first: everything below reads what it stamps
-        .layer(RouteLayer::new(Side::Server, runtime.policies().clone(), random(), None))
+        .layer(RouteLayer::new(Side::Server, runtime.policies().clone()))
         // above the metrics: a span around all that is done for the call
-        .layer(TraceLayer::new(Side::Server, random(), runtime.sample().clone()))
+        .layer(TraceLayer::new(Side::Server))
         // above all that refuses: refusals are counted too
         .layer(MetricsLayer)
         .service(stages.at(Stage::ServerCall, service, call));

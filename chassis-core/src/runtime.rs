@@ -18,13 +18,12 @@ use crate::{
     labels::LabelSet,
     layer::{balance::Picker, fallback::FallbackFn},
     metrics::Metrics,
-    policy::{Environment, Policies, Problem, Settings, States},
+    policy::{Common, Environment, Policies, Problem, Sample, Settings, States},
     protocol::Transport,
     random::Random,
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
     stage::Stages,
     tasks::Tasks,
-    units::Ratio,
 };
 
 /// What a running chassis shares.
@@ -38,9 +37,7 @@ struct Inner {
     applying: Mutex<String>,
     registry: Arc<dyn Registry>,
     stages: Stages,
-    caller: Option<HeaderValue>,
     carried: Live<Vec<HeaderName>>,
-    sample: Live<Ratio>,
     clusters: Mutex<HashMap<ClusterKey, Arc<Cluster>>>,
     tasks: Tasks,
 }
@@ -135,12 +132,18 @@ impl RuntimeBuilder {
 
     /// Compiles the defaults. Within a tokio runtime only; fails where a metric's name is taken.
     pub fn build(self) -> Result<Runtime, prometheus::Error> {
+        let mut caller = self.service.to_string();
+        for (name, value) in self.labels.iter() {
+            caller.push_str(&format!(";{name}={value}"));
+        }
+        // A name that can't travel in a header does not travel.
+        let common = Common { caller: HeaderValue::try_from(caller).ok(), ..Common::new(self.random) };
         let environment = Arc::new(Environment {
             service: self.service.clone(),
             states: States::default(),
             metrics: Metrics::new(self.metrics.unwrap_or_default())?,
             events: self.events,
-            random: self.random,
+            common: Arc::new(common),
             pickers: self.pickers,
             fallbacks: self.fallbacks,
             idempotent: self.idempotent,
@@ -149,20 +152,13 @@ impl RuntimeBuilder {
             Ok(policies) => policies,
             Err(problems) => unreachable!("the defaults compile: {problems:?}"),
         };
-        let mut caller = self.service.to_string();
-        for (name, value) in self.labels.iter() {
-            caller.push_str(&format!(";{name}={value}"));
-        }
         Ok(Runtime(Arc::new(Inner {
             environment,
             policies: Live::new(policies),
             applying: Mutex::default(),
             registry: self.registry,
             stages: self.stages,
-            // A name that can't travel in a header does not travel.
-            caller: HeaderValue::try_from(caller).ok(),
             carried: Live::new(Vec::new()),
-            sample: Live::new(Ratio::percent(0)),
             clusters: Mutex::default(),
             tasks: Tasks::new(),
         })))
@@ -213,7 +209,7 @@ impl Runtime {
                 Err(_) => self.metrics().clone(),
             },
             events: self.events().clone(),
-            random: self.random().clone(),
+            common: self.0.environment.common.clone(),
             pickers: self.0.environment.pickers.clone(),
             fallbacks: HashMap::new(),
             idempotent: Default::default(),
@@ -273,7 +269,7 @@ impl Runtime {
 
     /// Randomness.
     pub fn random(&self) -> &Random {
-        &self.0.environment.random
+        &self.0.environment.common.random
     }
 
     /// The user's layers.
@@ -287,8 +283,8 @@ impl Runtime {
     }
 
     /// The share of calls without a trace that begin one; to be set by the settings.
-    pub fn sample(&self) -> &Live<Ratio> {
-        &self.0.sample
+    pub fn sample(&self) -> &Sample {
+        &self.0.environment.common.sample
     }
 
     pub(crate) fn states(&self) -> &States {
@@ -302,7 +298,7 @@ impl Runtime {
 
     /// What this service calls itself on the wire.
     pub fn caller(&self) -> Option<HeaderValue> {
-        self.0.caller.clone()
+        self.0.environment.common.caller.clone()
     }
 
     /// Everything there is to see now: services, nodes, circuits, limits, rules, the version.

@@ -70,7 +70,7 @@ pub(crate) async fn orders() -> chassis::Result {
         .instance("orders-1")
         .descriptors(FILE_DESCRIPTOR_SET) // says that `Level` can be repeated without harm
         .layer_fn(Stage::Call, "version", |call, next| async move {
-            let version = call.policy.version;
+            let version = call.policy().version;
             let mut reply = next.run(call).await?;
             reply.metadata.insert(VERSION, version.into());
             Ok(reply)

@@ -51,12 +51,12 @@ impl Watch {
         move |mut call, next| {
             let watch = watch.clone();
             Box::pin(async move {
-                watch.look(&call.policy, call.extensions.get::<First>());
-                let first = First(call.policy.clone());
+                watch.look(call.policy(), call.extensions.get::<First>());
+                let first = First(call.policy().clone());
                 call.extensions.insert(first.clone());
                 let reply: Result<Reply, Error> = next.run(call).await;
                 if let Ok(reply) = &reply {
-                    watch.look(&reply.policy, Some(&first));
+                    watch.look(reply.policy(), Some(&first));
                 }
                 reply
             })

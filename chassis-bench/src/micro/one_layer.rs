@@ -75,8 +75,7 @@ pub async fn layer(name: &str, on: bool) -> Box<dyn Case> {
     runtime.apply(&all, 1, "bench").expect("our settings can be applied");
     let policies: &Live<Policies> = runtime.policies();
     let policy = policies.with(|all| all.outbound(&"echo".into(), "bench.v1.Echo/Call"));
-    let random = || runtime.random().clone();
-    let sample = || Live::new(Ratio::percent(if on { 100 } else { 0 }));
+    runtime.sample().set(Ratio::percent(if on && name == "trace" { 100 } else { 0 }));
     let (metrics, events) = (runtime.metrics().clone(), runtime.events().clone());
     let bounded = on && name == "deadline";
     let policy = on.then_some(policy);
@@ -95,13 +94,13 @@ pub async fn layer(name: &str, on: bool) -> Box<dyn Case> {
         "deadline" => alone!(DeadlineLayer),
         "rate_limit" => alone!(RateLimitLayer),
         "concurrency" => alone!(ConcurrencyLayer { side: Side::Client }),
-        "fault" => alone!(FaultLayer::new(At::Call, random())),
+        "fault" => alone!(FaultLayer::new(At::Call)),
         "breaker" => alone!(BreakerLayer),
-        "retry" => alone!(RetryLayer::new(random())),
-        "trace" => alone!(TraceLayer::new(Side::Server, random(), sample())),
+        "retry" => alone!(RetryLayer),
+        "trace" => alone!(TraceLayer::new(Side::Server)),
         "metrics" => alone!(MetricsLayer),
         "attempt" => alone!(AttemptLayer),
-        "route" => alone!(RouteLayer::new(Side::Client, policies.clone(), random(), runtime.caller())),
+        "route" => alone!(RouteLayer::new(Side::Client, policies.clone())),
         "panic" => alone!(PanicLayer::new(events, metrics)),
         "context" => alone!(ContextLayer::new(runtime.carried().clone())),
         other => panic!("there is no layer `{other}`"),
@@ -124,7 +123,7 @@ where
             let (mut service, policy, bounded) = (self.service.clone(), self.policy.clone(), self.bounded);
             move |mut call: Invocation| {
                 if let Some(policy) = &policy {
-                    call.policy = policy.clone();
+                    call.set_policy(policy.clone());
                 }
                 if bounded {
                     call.head_by = Some(call.started + std::time::Duration::from_secs(5));

@@ -8,9 +8,10 @@ use std::{
 
 use chassis::{
     Runtime,
+    call::Invocation,
     layer::balance::{Balance, BalanceLayer},
 };
-use chassis_core::policy::{Policy, Site};
+use chassis_core::policy::Policy;
 use tower::{
     BoxError, ServiceExt,
     balance::p2c::Balance as TowerBalance,
@@ -56,8 +57,7 @@ pub async fn ours(endpoints: usize) -> Box<dyn Case> {
         node.wake();
     }
     let policy = runtime.policies().with(|all| all.outbound(&"echo".into(), "bench.v1.Echo/Call"));
-    let site = Arc::new(Site::new(runtime.metrics().clone(), runtime.events().clone()));
-    let layer = BalanceLayer::new(cluster, runtime.random().clone(), site);
+    let layer = BalanceLayer::new(cluster);
     Box::new(Ours { service: layer.layer(AtOnce::new()), policy, _runtime: runtime })
 }
 
@@ -65,8 +65,8 @@ impl Case for Ours {
     fn run(&self, times: usize, callers: usize) -> Local<'_> {
         calls(times, callers, || {
             let (mut service, policy) = (self.service.clone(), self.policy.clone());
-            move |mut call| {
-                call.policy = policy.clone();
+            move |mut call: Invocation| {
+                call.set_policy(policy.clone());
                 service.call(call)
             }
         })

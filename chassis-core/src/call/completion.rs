@@ -68,8 +68,27 @@ pub(crate) struct Scope {
     expires: Option<Instant>,
     verdict: Option<Verdict>,
     ended: bool,
-    listeners: SmallVec<[(Arc<dyn Listener>, u64); 3]>,
+    /// Which of those that hang on the policy listen: they need no reference of their own.
+    own: u8,
+    /// What its circuit gets back.
+    token: u64,
+    listeners: SmallVec<[(Arc<dyn Listener>, u64); 1]>,
 }
+
+/// A listener that hangs on the policy of a call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Own {
+    Metrics,
+    Concurrency,
+    /// With the token that its circuit gave.
+    Breaker(u64),
+    Attempts,
+}
+
+const METRICS: u8 = 1;
+const CONCURRENCY: u8 = 2;
+const BREAKER: u8 = 4;
+const ATTEMPTS: u8 = 8;
 
 thread_local! {
     static PANICKED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
@@ -103,6 +122,11 @@ impl Completion {
         self.call.ended && self.attempt.ended
     }
 
+    /// Has anybody begun to listen, to the call or to this attempt?
+    pub(crate) fn is_listened_to(&self) -> bool {
+        self.call.is_listened_to() || self.attempt.is_listened_to()
+    }
+
     pub(crate) fn is_expired(&self, now: Instant) -> bool {
         self.call.is_expired(now) || self.attempt.is_expired(now)
     }
@@ -119,14 +143,6 @@ impl Completion {
                 Verdict::failed(Reason::Cancelled, Origin::Local)
             }
         })
-    }
-
-    /// A completion for one more attempt, which takes over this one's attempt. Nobody listens to the call
-    /// there, but its time is up when this one's is.
-    pub(crate) fn split(&mut self) -> Self {
-        let attempt = std::mem::replace(&mut self.attempt, Scope::new(self.call.started));
-        let call = Scope { expires: self.call.expires, ended: true, ..Scope::new(self.call.started) };
-        Completion { call, attempt }
     }
 
     /// Takes over who listens to `other`'s call; nobody listens to `other` any more.
@@ -146,17 +162,73 @@ impl Completion {
 // === impl Scope ===
 
 impl Scope {
-    fn new(started: Instant) -> Self {
-        Scope { started, expires: None, verdict: None, ended: false, listeners: SmallVec::new() }
+    pub(super) fn new(started: Instant) -> Self {
+        Scope {
+            started,
+            expires: None,
+            verdict: None,
+            ended: false,
+            own: 0,
+            token: 0,
+            listeners: SmallVec::new(),
+        }
+    }
+
+    /// Of the same times as `other`, but nobody listens.
+    pub(super) fn nobodys(other: &Scope) -> Self {
+        Scope { expires: other.expires, ended: true, ..Scope::new(other.started) }
+    }
+
+    fn is_listened_to(&self) -> bool {
+        self.own != 0 || !self.listeners.is_empty()
     }
 
     pub(crate) fn begin(&mut self, now: Instant) {
-        debug_assert!(self.listeners.is_empty(), "an attempt begins after the one before has ended");
+        debug_assert!(!self.is_listened_to(), "an attempt begins after the one before has ended");
         *self = Scope::new(now);
     }
 
     pub(crate) fn listen(&mut self, listener: Arc<dyn Listener>, token: u64) {
         self.listeners.push((listener, token));
+    }
+
+    pub(crate) fn listen_own(&mut self, own: Own) {
+        self.own |= match own {
+            Own::Metrics => METRICS,
+            Own::Concurrency => CONCURRENCY,
+            Own::Breaker(token) => {
+                self.token = token;
+                BREAKER
+            }
+            Own::Attempts => ATTEMPTS,
+        };
+    }
+
+    /// Calls `tell` with everybody who listens.
+    fn each(&self, policy: &Policy, mut tell: impl FnMut(&dyn Listener, u64)) {
+        if self.own & METRICS != 0
+            && let Some(metrics) = &policy.metrics
+        {
+            tell(&**metrics, 0);
+        }
+        if self.own & CONCURRENCY != 0
+            && let Some(bound) = &policy.concurrency
+        {
+            tell(&*bound.gauge, 0);
+        }
+        if self.own & BREAKER != 0
+            && let Some(breaker) = &policy.breaker
+        {
+            tell(&*breaker.cell, self.token);
+        }
+        if self.own & ATTEMPTS != 0
+            && let Some(attempts) = &policy.attempts
+        {
+            tell(&**attempts, 0);
+        }
+        for (listener, token) in &self.listeners {
+            tell(&**listener, *token);
+        }
     }
 
     /// It starts only now: what came before was waiting.
@@ -173,21 +245,19 @@ impl Scope {
             return;
         }
         self.verdict = Some(verdict);
-        if !self.listeners.is_empty() {
+        if self.is_listened_to() {
             let Of { target, policy, protocol } = *of;
             let now = Instant::now();
             let outcome = Outcome { verdict, target, policy, protocol, started: self.started, now };
-            for (listener, token) in &self.listeners {
-                listener.judged(*token, &outcome);
-            }
+            self.each(policy, |listener, token| listener.judged(token, &outcome));
         }
     }
 
-    pub(crate) fn end(&mut self) {
-        if !std::mem::replace(&mut self.ended, true) {
-            for (listener, token) in self.listeners.drain(..) {
-                listener.ended(token);
-            }
+    pub(crate) fn end(&mut self, policy: &Policy) {
+        if !std::mem::replace(&mut self.ended, true) && self.is_listened_to() {
+            self.each(policy, |listener, token| listener.ended(token));
+            self.own = 0;
+            self.listeners.clear();
         }
     }
 

@@ -1,6 +1,7 @@
 //! One call on its way through the pipeline, and its answer on the way back.
 mod body;
 mod completion;
+mod kept;
 
 use std::{
     ops::{Deref, DerefMut},
@@ -14,11 +15,14 @@ use http_body::{Body as _, Frame, SizeHint};
 use smallvec::SmallVec;
 use tokio::time::{Instant, Sleep};
 
-pub(crate) use self::completion::while_panicked;
 use self::completion::{Completion, Of};
 pub use self::{
     body::{Abort, Body, Replay},
     completion::{Listener, Outcome, Verdict},
+};
+pub(crate) use self::{
+    completion::{Own, while_panicked},
+    kept::Kept,
 };
 use crate::{
     Error, Origin, Reason,
@@ -67,7 +71,7 @@ pub struct Call {
     /// What the caller wants of this one call.
     pub options: CallOptions,
     /// The rules it lives under: one consistent snapshot, stamped by the route layer.
-    pub policy: Arc<Policy>,
+    pub(crate) policy: Arc<Policy>,
     /// What the rule that matched chose: only nodes with these labels. Stamped by the route layer.
     pub choice: Option<Choice>,
     /// The node an attempt goes to, once one is picked.
@@ -180,6 +184,22 @@ impl Invocation {
         self.0.completion.attempt.listen(listener, token);
     }
 
+    /// Tells a listener of the policy's own how the whole call ended.
+    pub(crate) fn listen_own(&mut self, own: Own) {
+        self.0.completion.call.listen_own(own);
+    }
+
+    /// Tells a listener of the policy's own how this attempt ended.
+    pub(crate) fn listen_attempt_own(&mut self, own: Own) {
+        self.0.completion.attempt.listen_own(own);
+    }
+
+    /// Puts the call under other rules, before anything that they bring has begun to count it.
+    pub fn set_policy(&mut self, policy: Arc<Policy>) {
+        debug_assert!(!self.0.completion.is_listened_to(), "whoever counts the call would lose it");
+        self.0.policy = policy;
+    }
+
     /// From `at` on, dropping the call means that its time was up.
     pub fn expires(&mut self, at: Instant) {
         self.0.completion.call.expires(at);
@@ -211,36 +231,6 @@ impl Invocation {
         self.0.end_attempt(Verdict::of(error));
         let node = self.0.node.take();
         self.0.tried.extend(node);
-    }
-
-    /// Splits off what an attempt needs; what stays behind can make another one, if it has to.
-    pub(crate) fn split(&mut self) -> Invocation {
-        let call = &mut *self.0;
-        let completion = call.completion.split();
-        Invocation(Box::new(Call {
-            protocol: call.protocol,
-            target: call.target.clone(),
-            method: call.method.clone(),
-            uri: call.uri.clone(),
-            status: call.status,
-            metadata: call.metadata.clone(),
-            started: call.started,
-            deadline: call.deadline,
-            head_by: call.head_by,
-            peer: call.peer,
-            trace: call.trace.clone(),
-            below_retry: call.below_retry,
-            options: call.options.clone(),
-            policy: call.policy.clone(),
-            choice: call.choice.clone(),
-            node: None,
-            tried: call.tried.clone(),
-            previous_attempts: call.previous_attempts,
-            extensions: call.extensions.clone(),
-            body: Body::empty(),
-            request: None,
-            completion,
-        }))
     }
 
     /// Refuses the call: everybody who listens hears it, and the error is what the layer returns.
@@ -289,9 +279,9 @@ impl Reply {
     }
 
     /// Takes over who listens to `call`: its attempt has won.
-    pub(crate) fn adopt(&mut self, mut call: Invocation) {
+    pub(crate) fn adopt(&mut self, mut kept: Kept) {
         let own = &mut *self.0;
-        own.completion.adopt(&mut call.0.completion);
+        own.completion.adopt(kept.completion());
         own.completion.head_arrived(own.deadline);
         if let Some(verdict) = own.completion.attempt.verdict() {
             let call = own;
@@ -330,13 +320,18 @@ impl Call {
     fn end_attempt(&mut self, verdict: Verdict) {
         let of = Of { target: &self.target, policy: &self.policy, protocol: self.protocol };
         self.completion.attempt.judge(verdict, &of);
-        self.completion.attempt.end();
+        self.completion.attempt.end(&self.policy);
     }
 
     fn end(&mut self) {
-        self.completion.attempt.end();
-        self.completion.call.end();
+        self.completion.attempt.end(&self.policy);
+        self.completion.call.end(&self.policy);
         self.request = None;
+    }
+
+    /// The rules it lives under: one consistent snapshot, stamped by the route layer.
+    pub fn policy(&self) -> &Arc<Policy> {
+        &self.policy
     }
 
     /// The earlier of the deadline and the bound on the head.

@@ -16,7 +16,7 @@ use tower_service::Service;
 use super::{forward_ready, plain_layer};
 use crate::{
     Error, Reason,
-    call::{Invocation, Reply},
+    call::{Invocation, Own, Reply},
     cluster::Node,
 };
 
@@ -59,8 +59,8 @@ where
         if let Some(bound) = bound {
             call.attempt_expires(bound);
         }
-        if let Some(attempts) = call.policy.attempts.clone() {
-            call.listen_attempt(attempts, 0);
+        if call.policy.attempts.is_some() {
+            call.listen_attempt_own(Own::Attempts);
         }
         // A first attempt that is made for a retry says so too, or whoever is further down would retry it.
         let before = call.previous_attempts.max(u32::from(call.below_retry));

@@ -146,7 +146,7 @@ where
                 reason,
             });
             let mut call = Invocation::new(protocol, target);
-            call.policy = policy;
+            call.set_policy(policy);
             Ok(call.answered(answer.status, answer.metadata, answer.body))
         })
     }

@@ -128,15 +128,21 @@ pub struct Fault {
     site: Arc<Site>,
 }
 
+/// The faults of a policy, by where they are injected.
+#[derive(Clone, Default)]
+pub struct Faults {
+    call: Arc<[Arc<Fault>]>,
+    attempt: Arc<[Arc<Fault>]>,
+}
+
 /// Injects the faults of a policy.
-#[derive(Clone)]
+#[derive(Clone, Copy, Debug)]
 pub struct FaultLayer {
     at: At,
-    random: Random,
 }
 
 /// The service of [`FaultLayer`].
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct InjectFault<S> {
     inner: S,
     with: FaultLayer,
@@ -148,27 +154,28 @@ fn all() -> Ratio {
 
 impl FaultLayer {
     /// Injects those faults that are for this place.
-    pub fn new(at: At, random: Random) -> Self {
-        FaultLayer { at, random }
+    pub fn new(at: At) -> Self {
+        FaultLayer { at }
     }
 
     /// The delay and the abort that hit `call`, if any do.
     fn draw(&self, call: &Invocation) -> (Duration, Option<Error>) {
         let mut delay = Duration::ZERO;
         let mut abort = None;
-        for fault in call.policy.faults.iter().filter(|fault| fault.config.at == self.at) {
-            if fault.is_over(call.attempt_started()) || !fault.matcher.matches(&call.subject()) {
+        let (random, subject) = (&call.policy.common.random, call.subject());
+        for fault in call.policy.faults.at(self.at) {
+            if fault.is_over(call.attempt_started()) || !fault.matcher.matches(&subject) {
                 continue;
             }
             let config = &fault.config;
             if let Some(by) = &config.delay
-                && self.random.chance(by.share().unwrap_or(config.share))
+                && random.chance(by.share().unwrap_or(config.share))
             {
-                delay += by.draw(&self.random);
+                delay += by.draw(random);
                 fault.injected(0, call.attempt_started());
             }
             if let Some(with) = config.abort.as_ref().filter(|_| abort.is_none())
-                && self.random.chance(with.share.unwrap_or(config.share))
+                && random.chance(with.share.unwrap_or(config.share))
             {
                 abort = Some(fault.error(with));
                 fault.injected(1, call.attempt_started());
@@ -181,7 +188,7 @@ impl FaultLayer {
 impl<S> tower_layer::Layer<S> for FaultLayer {
     type Service = InjectFault<S>;
     fn layer(&self, inner: S) -> InjectFault<S> {
-        InjectFault { inner, with: self.clone() }
+        InjectFault { inner, with: *self }
     }
 }
 
@@ -197,7 +204,7 @@ where
     forward_ready!();
 
     fn call(&mut self, mut call: Invocation) -> Self::Future {
-        if call.policy.faults.is_empty() {
+        if call.policy.faults.at(self.with.at).is_empty() {
             return Decided::inner(self.inner.call(call));
         }
         match self.with.draw(&call) {
@@ -217,6 +224,26 @@ where
                 })
             }
         }
+    }
+}
+
+// === impl Faults ===
+
+impl Faults {
+    /// Those that are injected there.
+    pub fn at(&self, at: At) -> &[Arc<Fault>] {
+        match at {
+            At::Call => &self.call,
+            At::Attempt => &self.attempt,
+        }
+    }
+}
+
+impl FromIterator<Arc<Fault>> for Faults {
+    fn from_iter<I: IntoIterator<Item = Arc<Fault>>>(faults: I) -> Self {
+        let (call, attempt): (Vec<_>, Vec<_>) =
+            faults.into_iter().partition(|fault| fault.config.at == At::Call);
+        Faults { call: call.into(), attempt: attempt.into() }
     }
 }
 

@@ -6,7 +6,7 @@ use tower_service::Service;
 use super::{forward_ready, plain_layer};
 use crate::{
     Error,
-    call::{Invocation, Listener, Outcome, Reply},
+    call::{Invocation, Listener, Outcome, Own, Reply},
     metrics::CallMetrics,
 };
 
@@ -26,9 +26,9 @@ where
     forward_ready!();
 
     fn call(&mut self, mut call: Invocation) -> S::Future {
-        if let Some(metrics) = call.policy.metrics.clone() {
+        if let Some(metrics) = &call.policy.metrics {
             metrics.started();
-            call.listen(metrics, 0);
+            call.listen_own(Own::Metrics);
         }
         self.inner.call(call)
     }

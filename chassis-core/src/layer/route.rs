@@ -4,7 +4,6 @@
 //! found out where a node is picked, so that it is traced, counted, and can fall back.
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use http::HeaderValue;
 use serde::{Deserialize, Serialize};
 use tower_service::Service;
 
@@ -110,8 +109,6 @@ pub struct Choice {
 pub struct RouteLayer {
     side: Side,
     policies: Live<Policies>,
-    random: Random,
-    caller: Option<HeaderValue>,
 }
 
 /// The service of [`RouteLayer`].
@@ -128,17 +125,17 @@ const MARGIN: Duration = Duration::from_millis(5);
 // === impl RouteLayer ===
 
 impl RouteLayer {
-    /// Calls out of, or into, the service that `caller` names, under the newest `policies`.
-    pub fn new(side: Side, policies: Live<Policies>, random: Random, caller: Option<HeaderValue>) -> Self {
-        RouteLayer { side, policies, random, caller }
+    /// Calls out of this service, or into it, under the newest `policies`.
+    pub fn new(side: Side, policies: Live<Policies>) -> Self {
+        RouteLayer { side, policies }
     }
 
     fn stamp_outgoing(&self, call: &mut Invocation) {
         call.policy =
             self.policies.with(|all| all.outbound(&call.target.service, call.target.operation.as_str()));
-        call.target.caller = self.caller.clone();
-        if let Some(caller) = &self.caller {
-            call.metadata.insert(CALLER, caller.clone());
+        call.target.caller = call.policy.common.caller.clone();
+        if let Some(caller) = call.target.caller.clone() {
+            call.metadata.insert(CALLER, caller);
         }
         let started = call.started;
         // A bound too far away to be told as a time is none.
@@ -164,7 +161,7 @@ impl RouteLayer {
             Some(labels) => {
                 Some(Choice { rule: "pinned".into(), labels: labels.clone(), fallback: Fallback::None })
             }
-            None => self.choose(call),
+            None => choose(call),
         };
     }
 
@@ -175,18 +172,18 @@ impl RouteLayer {
         let total = call.policy.total_timeout.and_then(|timeout| started.checked_add(timeout));
         call.deadline = [call.deadline, total].into_iter().flatten().min();
     }
+}
 
-    fn choose(&self, call: &Invocation) -> Option<Choice> {
-        let rules = &call.policy.routes;
-        if rules.is_empty() {
-            return None;
-        }
-        let subject = call.subject();
-        let rule = rules.iter().find(|rule| rule.matcher.matches(&subject))?;
-        rule.hits.inc();
-        let labels = rule.targets.draw(&self.random);
-        Some(Choice { rule: rule.name.clone(), labels, fallback: rule.fallback.clone() })
+fn choose(call: &Invocation) -> Option<Choice> {
+    let rules = &call.policy.routes;
+    if rules.is_empty() {
+        return None;
     }
+    let subject = call.subject();
+    let rule = rules.iter().find(|rule| rule.matcher.matches(&subject))?;
+    rule.hits.inc();
+    let labels = rule.targets.draw(&call.policy.common.random);
+    Some(Choice { rule: rule.name.clone(), labels, fallback: rule.fallback.clone() })
 }
 
 /// Where the calling service's name travels.

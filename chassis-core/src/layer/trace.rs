@@ -15,11 +15,11 @@ use tower_service::Service;
 
 use super::forward_ready;
 use crate::{
-    Error, Live,
+    Error,
     call::{Invocation, Reply},
     event::Side,
+    headers,
     random::Random,
-    units::Ratio,
 };
 
 /// The trace a call is part of, and the span that calls made for it are children of.
@@ -36,15 +36,13 @@ pub struct TraceContext {
 }
 
 /// Opens spans, and takes trace context in.
-#[derive(Clone)]
+#[derive(Clone, Copy, Debug)]
 pub struct TraceLayer {
     side: Side,
-    random: Random,
-    sample: Live<Ratio>,
 }
 
 /// The service of [`TraceLayer`].
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Trace<S> {
     inner: S,
     with: TraceLayer,
@@ -70,22 +68,23 @@ pub(super) const LONGEST: usize = 8192;
 // === impl TraceLayer ===
 
 impl TraceLayer {
-    /// Traces one side; `sample` is the share of calls without a trace that begin one.
-    pub fn new(side: Side, random: Random, sample: Live<Ratio>) -> Self {
-        TraceLayer { side, random, sample }
+    /// Traces one side.
+    pub fn new(side: Side) -> Self {
+        TraceLayer { side }
     }
 
     fn context(&self, call: &Invocation) -> Option<TraceContext> {
+        let common = &call.policy.common;
         let given = TraceContext::read(&call.metadata);
         let parent = given.or_else(|| match self.side {
             Side::Client => crate::context::Context::with(|context| context.trace.clone()).flatten(),
             Side::Server => None,
         });
         match parent {
-            Some(parent) => Some(parent.child(&self.random)),
+            Some(parent) => Some(parent.child(&common.random)),
             None => {
-                let sample = self.sample.with(|sample| **sample);
-                (sample.get() > 0.0 && self.random.chance(sample)).then(|| TraceContext::root(&self.random))
+                let share = common.sample.get();
+                (share > 0.0 && common.random.unit() < share).then(|| TraceContext::root(&common.random))
             }
         }
     }
@@ -94,7 +93,7 @@ impl TraceLayer {
 impl<S> tower_layer::Layer<S> for TraceLayer {
     type Service = Trace<S>;
     fn layer(&self, inner: S) -> Trace<S> {
-        Trace { inner, with: self.clone() }
+        Trace { inner, with: *self }
     }
 }
 
@@ -180,7 +179,7 @@ impl TraceContext {
 
     /// From `traceparent` and `tracestate`; a malformed parent is no parent, as W3C has it.
     pub fn read(metadata: &HeaderMap) -> Option<Self> {
-        let (trace_id, span_id, flags) = parse(metadata.get(TRACEPARENT)?.as_bytes())?;
+        let (trace_id, span_id, flags) = parse(headers::find(metadata, &TRACEPARENT)?.as_bytes())?;
         Some(TraceContext { trace_id, span_id, flags, state: state(metadata) })
     }
 

@@ -8,7 +8,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Policies, Policy, Problem, Site, States, Table,
+    ByName, Common, Policies, Policy, Problem, Site, States, Table,
     settings::{InboundOperationSettings, InboundSettings, OperationSettings, ServiceSettings, Settings},
 };
 use crate::{
@@ -19,14 +19,13 @@ use crate::{
         breaker::{self, BreakerConfig, FailureSet, Guard},
         concurrency::{self, Bound, ConcurrencyConfig, Gauge},
         fallback::{Fallback, FallbackFn, Source},
-        fault::{Fault, FaultConfig},
+        fault::{Fault, FaultConfig, Faults},
         rate_limit::{Buckets, Gcra, Key, Keyed, Limit, RateLimitConfig},
         retry::{Budget, Retries, RetryConfig},
         route::Rule,
     },
     matching::{Match, MatchRef, Matcher},
     metrics::{AttemptMetrics, Metrics},
-    random::Random,
     units::{PositiveSpan, Switch},
 };
 
@@ -40,8 +39,8 @@ pub struct Environment {
     pub metrics: Metrics,
     /// Events.
     pub events: Events,
-    /// Randomness, for starting points.
-    pub random: Random,
+    /// What all policies have in common.
+    pub common: Arc<Common>,
     /// Pickers of the user's own, by name.
     pub pickers: HashMap<String, Arc<dyn Picker>>,
     /// Fallback functions by service, and by operation where one is named.
@@ -57,7 +56,7 @@ pub(super) struct Base {
     version: u64,
     own: Own,
     routes: Arc<[Rule]>,
-    faults: Arc<[Arc<Fault>]>,
+    faults: Faults,
     picker: Arc<dyn Picker>,
     environment: Arc<Environment>,
 }
@@ -107,7 +106,7 @@ impl Policies {
         let inbound = compiler.inbound(&settings.inbound, &faults);
         // The defaults are compiled once for a service that no one names, so that they are checked too.
         compiler.outbound_parts("_OTHER".into(), "outbound.defaults", &ServiceSettings::default(), &faults);
-        let mut named = HashMap::new();
+        let mut named = ByName::default();
         for (name, service) in &settings.outbound.services {
             let path = format!("outbound.services.{name}");
             let name: Arc<str> = name.as_str().into();
@@ -125,7 +124,7 @@ impl Policies {
             version,
             inbound,
             named,
-            called: Live::new(HashMap::new()),
+            called: Live::new(ByName::default()),
             environment: environment.clone(),
             settings: Arc::new(settings.clone()),
             faults,
@@ -217,7 +216,7 @@ impl Base {
             fallback,
             metrics: Some(metrics),
             attempts,
-            ..Policy::empty(service.clone(), operation.clone(), self.version)
+            ..Policy::empty(service.clone(), operation.clone(), self.version, environment.common.clone())
         }
     }
 }
@@ -278,7 +277,7 @@ impl Compiler<'_> {
         faults.into()
     }
 
-    fn faults_of(all: &Arc<[Arc<Fault>]>, service: Option<&str>) -> Arc<[Arc<Fault>]> {
+    fn faults_of(all: &[Arc<Fault>], service: Option<&str>) -> Faults {
         let of = |config: &FaultConfig| config.to.as_deref() == service;
         all.iter().filter(|fault| of(&fault.config)).cloned().collect()
     }
@@ -342,7 +341,7 @@ impl Compiler<'_> {
             picker: Arc::new(P2c),
             environment: self.environment.clone(),
         };
-        let mut named = HashMap::new();
+        let mut named = ByName::default();
         for (name, operation) in &settings.operations {
             let own = self.inbound_own(&base, name, operation);
             let name: Arc<str> = name.as_str().into();
@@ -528,9 +527,9 @@ impl Compiler<'_> {
         match name {
             "p2c" => Arc::new(P2c),
             "random" => Arc::new(RandomPicker),
-            "round_robin" => environment
-                .states
-                .cell(format!("client/{service}//round_robin"), || RoundRobin::new(&environment.random)),
+            "round_robin" => environment.states.cell(format!("client/{service}//round_robin"), || {
+                RoundRobin::new(&environment.common.random)
+            }),
             name => match environment.pickers.get(name) {
                 Some(picker) => picker.clone(),
                 None => {

@@ -4,6 +4,7 @@
 //! cells that are shared between versions: same key, same cell. So a swap changes numbers, and no
 //! history is lost. Operations that no settings name get their policy when they are first called, a
 //! bounded number of them; the rest share that of `_OTHER`.
+mod common;
 mod compile;
 mod settings;
 mod states;
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 
 use self::compile::Base;
 pub use self::{
+    common::{Common, Sample},
     compile::Environment,
     settings::{
         InboundOperationSettings, InboundSettings, OperationSettings, OutboundSettings, ServiceSettings,
@@ -36,7 +38,7 @@ use crate::{
         breaker::{BreakerConfig, FailureSet, Guard},
         concurrency::Bound,
         fallback::Fallback,
-        fault::Fault,
+        fault::{Fault, Faults},
         rate_limit::Limit,
         retry::Retries,
         route::Rule,
@@ -60,8 +62,8 @@ pub struct Policy {
     pub idempotent: bool,
     /// Where calls go.
     pub(crate) routes: Arc<[Rule]>,
-    /// Faults to inject.
-    pub faults: Arc<[Arc<Fault>]>,
+    /// Faults to inject, by where they are.
+    pub faults: Faults,
     /// Rates to admit at.
     pub rate_limits: Arc<[Arc<Limit>]>,
     /// How many at once.
@@ -84,16 +86,22 @@ pub struct Policy {
     pub metrics: Option<Arc<CallMetrics>>,
     /// The figures of its attempts.
     pub attempts: Option<Arc<crate::metrics::AttemptMetrics>>,
+    /// What all policies of a process have in common.
+    pub common: Arc<Common>,
 }
+
+/// Looked into by every call. The hash is quick and seeded at random; names that callers make up are bounded
+/// ([`MOST_OPERATIONS`]).
+type ByName<T> = HashMap<Arc<str>, Arc<T>, foldhash::fast::RandomState>;
 
 /// One version of all rules: service → operation → policy.
 pub struct Policies {
     version: u64,
     inbound: Table,
     /// Services that the settings name.
-    named: HashMap<Arc<str>, Arc<Table>>,
+    named: ByName<Table>,
     /// Services that were called and are not named.
-    called: Live<HashMap<Arc<str>, Arc<Table>>>,
+    called: Live<ByName<Table>>,
     environment: Arc<Environment>,
     /// What it was compiled from, for services that are called without being named.
     settings: Arc<Settings>,
@@ -103,8 +111,8 @@ pub struct Policies {
 /// The policies of one service.
 struct Table {
     base: Base,
-    named: HashMap<Arc<str>, Arc<Policy>>,
-    called: Live<HashMap<Arc<str>, Arc<Policy>>>,
+    named: ByName<Policy>,
+    called: Live<ByName<Policy>>,
     other: Arc<Policy>,
     /// Somebody has asked for a policy: there may be state to carry over.
     used: AtomicBool,
@@ -141,11 +149,11 @@ impl Policy {
     /// No rules at all: what a call lives under before the route layer.
     pub fn none() -> Arc<Self> {
         static NONE: LazyLock<Arc<Policy>> =
-            LazyLock::new(|| Arc::new(Policy::empty("".into(), "".into(), 0)));
+            LazyLock::new(|| Arc::new(Policy::empty("".into(), "".into(), 0, Arc::default())));
         NONE.clone()
     }
 
-    fn empty(service: Arc<str>, operation: Arc<str>, version: u64) -> Self {
+    fn empty(service: Arc<str>, operation: Arc<str>, version: u64, common: Arc<Common>) -> Self {
         Policy {
             service,
             operation,
@@ -154,7 +162,7 @@ impl Policy {
             total_timeout: None,
             idempotent: false,
             routes: Arc::new([]),
-            faults: Arc::new([]),
+            faults: Faults::default(),
             rate_limits: Arc::new([]),
             concurrency: None,
             node_concurrency: None,
@@ -166,6 +174,7 @@ impl Policy {
             fallback: None,
             metrics: None,
             attempts: None,
+            common,
         }
     }
 }
@@ -226,9 +235,9 @@ impl Policies {
 // === impl Table ===
 
 impl Table {
-    fn new(base: Base, named: HashMap<Arc<str>, Arc<Policy>>) -> Self {
+    fn new(base: Base, named: ByName<Policy>) -> Self {
         let other = Arc::new(base.policy("_OTHER".into()));
-        Table { base, named, called: Live::new(HashMap::new()), other, used: AtomicBool::new(false) }
+        Table { base, named, called: Live::new(ByName::default()), other, used: AtomicBool::new(false) }
     }
 
     fn policy(&self, operation: &str) -> Arc<Policy> {
@@ -276,7 +285,7 @@ impl Table {
     }
 }
 
-fn insert<T: Clone>(map: &Live<HashMap<Arc<str>, T>>, key: Arc<str>, value: T, most: usize) {
+fn insert<T>(map: &Live<ByName<T>>, key: Arc<str>, value: Arc<T>, most: usize) {
     map.update(|old| {
         let mut new = old.clone();
         if new.len() < most {

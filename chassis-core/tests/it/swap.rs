@@ -33,7 +33,7 @@ fn pair(version: u64) -> serde_json::Value {
 
 /// Panics if a call sees two versions.
 fn consistent(call: &Invocation) -> u64 {
-    let policy = &call.policy;
+    let policy = call.policy();
     let timeout = policy.timeout.unwrap();
     assert_eq!(policy.total_timeout, Some(timeout), "version {}", policy.version);
     assert_eq!(policy.version, timeout.as_secs());

@@ -18,16 +18,12 @@ use crate::{
     cluster::{Admitted, Cluster, Connection, Known, Members, Node, Subset},
     event::{Event, Side},
     layer::route::Fallback,
-    policy::Site,
-    random::Random,
 };
 
 /// Sends every attempt to a node of `cluster`.
 #[derive(Clone)]
 pub struct BalanceLayer {
     cluster: Arc<Cluster>,
-    random: Random,
-    site: Arc<Site>,
 }
 
 /// The service of [`BalanceLayer`].
@@ -56,17 +52,20 @@ const MOST_CONNECTING: usize = 32;
 
 impl BalanceLayer {
     /// Picks among the nodes of `cluster`, drawing from `random`.
-    pub fn new(cluster: Arc<Cluster>, random: Random, site: Arc<Site>) -> Self {
-        BalanceLayer { cluster, random, site }
+    pub fn new(cluster: Arc<Cluster>) -> Self {
+        BalanceLayer { cluster }
     }
 
     fn pick(&self, call: &Invocation, now: Instant) -> Pick {
-        let members = self.cluster.members();
+        self.cluster.with_members(|members| self.pick_of(members, call, now))
+    }
+
+    fn pick_of(&self, members: &Members, call: &Invocation, now: Instant) -> Pick {
         let subset = match (members.known(), members.all().is_empty()) {
             (None, _) => return Pick::Wait,
-            (Some(Known::Unknown), true) => return Pick::Refuse(self.unknown(&members)),
+            (Some(Known::Unknown), true) => return Pick::Refuse(self.unknown(members)),
             (Some(_), true) => return Pick::Refuse(self.none("it has no instances")),
-            (Some(_), false) => match resolve(&members, call) {
+            (Some(_), false) => match resolve(members, call) {
                 Ok(subset) => subset,
                 Err(error) => return Pick::Refuse(error),
             },
@@ -74,8 +73,14 @@ impl BalanceLayer {
         let policy = &*call.policy;
         // Circuits are ignored where too many are open.
         let panicking = subset.is_panicking(self.cluster.epoch(), now, policy);
-        let candidates =
-            Candidates { nodes: subset.nodes(), subset: &subset, call, now, panicking, random: &self.random };
+        let candidates = Candidates {
+            nodes: subset.nodes(),
+            subset: &subset,
+            call,
+            now,
+            panicking,
+            random: &policy.common.random,
+        };
         for _ in 0..MOST_PROPOSALS {
             let node = &subset.nodes()[policy.picker.pick(&candidates).min(subset.nodes().len() - 1)];
             if node.connection() == Connection::Idle {
@@ -87,7 +92,7 @@ impl BalanceLayer {
                 return picked;
             }
         }
-        let start = subset.draw(&self.random);
+        let start = subset.draw(&policy.common.random);
         let turn = || subset.nodes()[start..].iter().chain(&subset.nodes()[..start]);
         let fresh = turn().filter(|node| !candidates.was_tried(node));
         for node in fresh.chain(turn().filter(|node| candidates.was_tried(node))) {
@@ -126,8 +131,8 @@ impl BalanceLayer {
     fn admit(&self, node: &Arc<Node>, call: &Invocation, now: Instant, panicking: bool) -> Option<Pick> {
         let Admitted { token, in_panic } = node.admit(now, &call.policy, panicking)?;
         if in_panic {
-            self.site.metrics.panic_pick(&call.policy.service);
-            self.site.pulse(now, || Event::PanicPick { service: call.policy.service.clone() });
+            self.cluster.site().metrics.panic_pick(&call.policy.service);
+            self.cluster.site().pulse(now, || Event::PanicPick { service: call.policy.service.clone() });
         }
         Some(Pick::Node(node.clone(), token))
     }
@@ -179,7 +184,7 @@ impl BalanceLayer {
 
     /// Has up to `most` idle nodes connect, from a random one on.
     fn wake(&self, subset: &Subset, most: usize) {
-        let (before, from) = subset.nodes().split_at(subset.draw(&self.random));
+        let (before, from) = subset.nodes().split_at(subset.draw(self.cluster.random()));
         let idle = from.iter().chain(before).filter(|node| node.connection() == Connection::Idle);
         idle.take(most).for_each(|node| node.wake());
     }
@@ -187,7 +192,7 @@ impl BalanceLayer {
     fn refusing(&self, reason: Reason, now: Instant) {
         let service = self.cluster.service().clone();
         let rule = "balance".to_owned();
-        self.site.pulse(now, || Event::Refusing { side: Side::Client, service, reason, rule });
+        self.cluster.site().pulse(now, || Event::Refusing { side: Side::Client, service, reason, rule });
     }
 
     fn unknown(&self, members: &Members) -> Error {

@@ -120,7 +120,6 @@ impl Circuit {
 
     /// May a call go out at `now`? An open circuit turns half-open once `open` is over.
     pub fn admit(&self, now: Instant, config: &BreakerConfig) -> Result<Admission, Refused> {
-        let millis = self.millis(now);
         loop {
             let (seen, word) = self.load();
             match (config.force, word.phase) {
@@ -129,7 +128,7 @@ impl Circuit {
                 (Force::Closed, _) => return Ok(Admission::new(UNHEARD, false, None)),
                 (Force::Auto, _) => {}
             }
-            let next = word.admitting(millis, config)?;
+            let next = word.admitting(self.millis(now), config)?;
             if next.is_closed() {
                 self.window.clear();
             }
@@ -177,7 +176,9 @@ impl Circuit {
             let next = match word.phase {
                 Phase::Closed { consecutive } => {
                     let consecutive = if failed { consecutive.saturating_add(1) } else { 0 };
-                    match config.trips(consecutive, self.window.tally(millis, length)) {
+                    // No failures, nothing to trip over: the usual case, without counting.
+                    let any = failed || self.window.has_failures(millis, length);
+                    match any && config.trips(consecutive, self.window.tally(millis, length)) {
                         true => word.opened(millis),
                         false => Word { phase: Phase::Closed { consecutive }, ..word },
                     }

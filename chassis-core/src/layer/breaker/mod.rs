@@ -24,7 +24,7 @@ pub use self::{
 use super::{Decided, forward_ready, plain_layer};
 use crate::{
     Error, Reason,
-    call::{Invocation, Listener, Outcome, Reply, Verdict},
+    call::{Invocation, Listener, Outcome, Own, Reply, Verdict},
     event::{Event, Side},
     policy::Site,
     units::Span,
@@ -77,8 +77,7 @@ where
                 if let Some(moved) = moved {
                     cell.moved(moved);
                 }
-                let listener = cell.clone();
-                call.listen(listener, token.to_bits());
+                call.listen_own(Own::Breaker(token.to_bits()));
                 Decided::inner(self.inner.call(call))
             }
             Err(refused) => {

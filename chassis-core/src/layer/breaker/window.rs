@@ -9,7 +9,11 @@ use std::{
 /// Each bucket is one atomic word that says when it began. So the length of the window is an argument: a
 /// shorter one looks at fewer of the counts there are, a longer one goes on with those there are.
 #[derive(Debug, Default)]
-pub(super) struct Window([AtomicU64; BUCKETS]);
+pub(super) struct Window {
+    buckets: [AtomicU64; BUCKETS],
+    /// When the latest failure was, plus one; 0 where there was none.
+    failed: AtomicU64,
+}
 
 /// What a window holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,7 +47,7 @@ impl Window {
     pub(super) fn add(&self, failed: bool, millis: u64, length: Duration) {
         let width = width(length);
         let began = (millis / width * width) as u32;
-        let word = &self.0[(millis / width) as usize % BUCKETS];
+        let word = &self.buckets[(millis / width) as usize % BUCKETS];
         // Whoever comes late, with an older `millis`, counts into what is there.
         let _ = word.fetch_update(Relaxed, Relaxed, |word| {
             let bucket = Bucket::unpack(word);
@@ -51,12 +55,24 @@ impl Window {
             let bucket = if current { bucket } else { Bucket { began, calls: 0, failures: 0 } };
             Some(bucket.plus(failed).pack())
         });
+        if failed {
+            // After the bucket, as `clear` has them the other way: a failure that is counted is known of.
+            self.failed.fetch_max(millis.saturating_add(1), Relaxed);
+        }
+    }
+
+    /// May there be failures in what it holds at `millis`, looking back over `length`?
+    pub(super) fn has_failures(&self, millis: u64, length: Duration) -> bool {
+        match self.failed.load(Relaxed) {
+            0 => false,
+            then => millis.saturating_sub(then - 1) < width(length) * BUCKETS as u64,
+        }
     }
 
     /// What it holds at `millis`, looking back over `length`.
     pub(super) fn tally(&self, millis: u64, length: Duration) -> Tally {
         let length = width(length) * BUCKETS as u64;
-        let buckets = self.0.iter().map(|word| Bucket::unpack(word.load(Relaxed)));
+        let buckets = self.buckets.iter().map(|word| Bucket::unpack(word.load(Relaxed)));
         buckets.filter(|bucket| u64::from(age(bucket.began, millis as u32)) < length).fold(
             Tally::default(),
             |sum, bucket| Tally {
@@ -68,7 +84,8 @@ impl Window {
 
     /// Forgets everything.
     pub(super) fn clear(&self) {
-        self.0.iter().for_each(|word| word.store(0, Relaxed));
+        self.failed.store(0, Relaxed);
+        self.buckets.iter().for_each(|word| word.store(0, Relaxed));
     }
 }
 

@@ -13,7 +13,7 @@ pub use self::gauge::Gauge;
 use super::{Decided, forward_ready};
 use crate::{
     Error, Reason,
-    call::{Invocation, Listener, Outcome, Reply},
+    call::{Invocation, Listener, Outcome, Own, Reply},
     event::{Event, Side},
     policy::Site,
 };
@@ -96,8 +96,7 @@ where
                 let error = Error::local(Reason::Overloaded, message).with_rule("concurrency");
                 return Decided::refused(call.refuse(error));
             }
-            let gauge = bound.gauge.clone();
-            call.listen(gauge, 0);
+            call.listen_own(Own::Concurrency);
         }
         Decided::inner(self.inner.call(call))
     }

@@ -23,16 +23,15 @@ use self::backoff::delay;
 pub use self::budget::{Budget, BudgetConfig, BudgetPatch};
 use super::{
     breaker::{FailureSet, ended},
-    forward_ready,
+    forward_ready, plain_layer,
 };
 use crate::{
     Code, Error,
-    call::{Body, Invocation, Replay, Reply, Verdict},
+    call::{Body, Invocation, Kept, Replay, Reply, Verdict},
     context::Context as Handled,
     event::Event,
     policy::Site,
     protocol::Pushback,
-    random::Random,
     settings,
     units::{Patch, PositiveSpan, Switch},
 };
@@ -85,17 +84,9 @@ pub struct Retries {
     pub(crate) site: Arc<Site>,
 }
 
-/// Tries again what the policy of a call lets be tried again.
-#[derive(Clone)]
-pub struct RetryLayer {
-    random: Random,
-}
-
-/// The service of [`RetryLayer`].
-#[derive(Clone)]
-pub struct Retry<S> {
-    inner: S,
-    random: Random,
+plain_layer! {
+    /// Tries again what the policy of a call lets be tried again.
+    RetryLayer => Retry
 }
 
 pin_project! {
@@ -110,7 +101,6 @@ pin_project! {
         // body can be read again.
         failed: Option<Error>,
         pause: Option<Pin<Box<Sleep>>>,
-        random: Random,
         attempts: u32,
         resent: bool,
         // May an earlier attempt have been executed? Then that is so whatever the last one says.
@@ -120,7 +110,7 @@ pin_project! {
 
 /// A call that is being attempted, kept so that it can be attempted again.
 struct Held {
-    call: Invocation,
+    kept: Kept,
     source: BodySource,
 }
 
@@ -142,20 +132,6 @@ fn default_on() -> FailureSet {
         .with_deadline()
 }
 
-impl RetryLayer {
-    /// Pauses are drawn from `random`.
-    pub fn new(random: Random) -> Self {
-        RetryLayer { random }
-    }
-}
-
-impl<S> tower_layer::Layer<S> for RetryLayer {
-    type Service = Retry<S>;
-    fn layer(&self, inner: S) -> Retry<S> {
-        Retry { inner, random: self.random.clone() }
-    }
-}
-
 impl<S> Service<Invocation> for Retry<S>
 where
     S: Service<Invocation, Response = Reply, Error = Error> + Clone,
@@ -168,38 +144,25 @@ where
 
     fn call(&mut self, mut call: Invocation) -> Self::Future {
         let mut held = None;
-        let policy = call.policy.clone();
-        if let Some(retries) = &policy.retry {
+        if let Some(retries) = &call.policy.retry {
             retries.budget.deposit(call.attempt_started());
-            if call.options.no_retry || retries.config.attempts.get() == 1 {
-                // Only what never left is resent; that needs no copy where the transport gives it back.
-            } else {
+            let most = retries.config.replay_bytes as usize;
+            // Else only what never left is resent; that needs no copy where the transport gives it back.
+            if !call.options.no_retry && retries.config.attempts.get() > 1 {
                 let source = match std::mem::take(&mut call.body) {
                     body if !body.is_streaming() => BodySource::Whole(body),
-                    body => BodySource::Stream(Replay::new(body, retries.config.replay_bytes as usize)),
+                    body => BodySource::Stream(Replay::new(body, most)),
                 };
                 if let Some(body) = source.body() {
-                    let mut attempt = call.split();
-                    attempt.body = body;
-                    held = Some(Held { call, source });
-                    call = attempt;
+                    held = Some(Held { kept: Kept::of(&mut call), source });
+                    call.body = body;
                 }
             }
         }
         let attempt = Some(self.inner.call(call));
-        let (inner, random) = (self.inner.clone(), self.random.clone());
+        let inner = self.inner.clone();
         let (failed, pause) = (None, None);
-        RetryFuture {
-            inner,
-            attempt,
-            held,
-            failed,
-            pause,
-            random,
-            attempts: 1,
-            resent: false,
-            executed: false,
-        }
+        RetryFuture { inner, attempt, held, failed, pause, attempts: 1, resent: false, executed: false }
     }
 }
 
@@ -236,7 +199,7 @@ where
                 Err(mut error) => {
                     let returned = error.take_unsent();
                     if let (Some(held), Some(call)) = (this.held.as_mut(), &returned) {
-                        held.call.tried.clone_from(&call.tried);
+                        held.kept.call.tried.clone_from(&call.tried);
                     }
                     if error.unsent() && !std::mem::replace(this.resent, true) {
                         match (returned, this.held.as_mut()) {
@@ -246,7 +209,7 @@ where
                                 this.attempt.set(Some(this.inner.call(call)));
                             }
                             (None, Some(held)) => {
-                                held.call.tried.extend(error.node().cloned());
+                                held.kept.call.tried.extend(error.node().cloned());
                                 *this.failed = Some(error);
                             }
                             (None, None) => return Poll::Ready(Err(error)),
@@ -260,8 +223,8 @@ where
                     let pushback = error.retry_after().map_or(Pushback::None, Pushback::After);
                     let verdict = Verdict::of(&error);
                     let pause = this.held.as_mut().and_then(|held| {
-                        held.call.tried.extend(error.node().cloned());
-                        held.may_retry(&verdict, pushback, this.attempts, this.random)
+                        held.kept.call.tried.extend(error.node().cloned());
+                        held.may_retry(&verdict, pushback, this.attempts)
                     });
                     let error = error.with_maybe_executed(verdict.maybe_executed || *this.executed);
                     let Some(pause) = pause else { return Poll::Ready(Err(give_up(this.held, error))) };
@@ -274,8 +237,8 @@ where
                     let pause = failed.and_then(|verdict| {
                         let pushback = reply.protocol.pushback(&reply.metadata);
                         let held = this.held.as_mut()?;
-                        held.call.tried.extend(reply.node.clone());
-                        held.may_retry(&verdict, pushback, this.attempts, this.random)
+                        held.kept.call.tried.extend(reply.node.clone());
+                        held.may_retry(&verdict, pushback, this.attempts)
                     });
                     if let Some(pause) = pause {
                         *this.executed |= failed.is_some_and(|verdict| verdict.maybe_executed);
@@ -285,7 +248,7 @@ where
                         continue;
                     }
                     if let Some(held) = this.held.take() {
-                        reply.adopt(held.call);
+                        reply.adopt(held.kept);
                     }
                     return Poll::Ready(Ok(reply));
                 }
@@ -301,7 +264,7 @@ fn in_vain() {
 
 fn give_up(held: &mut Option<Held>, error: Error) -> Error {
     match held.take() {
-        Some(held) => held.call.refuse(error),
+        Some(held) => held.kept.refuse(error),
         None => error,
     }
 }
@@ -310,14 +273,8 @@ fn give_up(held: &mut Option<Held>, error: Error) -> Error {
 
 impl Held {
     /// The pause before another attempt, which then counts; or `None` if there is to be none.
-    fn may_retry(
-        &mut self,
-        verdict: &Verdict,
-        pushback: Pushback,
-        attempts: &mut u32,
-        random: &Random,
-    ) -> Option<Duration> {
-        let policy = self.call.policy.clone();
+    fn may_retry(&mut self, verdict: &Verdict, pushback: Pushback, attempts: &mut u32) -> Option<Duration> {
+        let policy = self.kept.call.policy.clone();
         let retries = policy.retry.as_ref()?;
         let config = &retries.config;
         if verdict.origin == crate::Origin::Local || !config.on.contains(ended(verdict)) {
@@ -334,7 +291,7 @@ impl Held {
             counted("unsafe");
             return None;
         }
-        if self.call.below_retry && !config.chained {
+        if self.kept.call.below_retry && !config.chained {
             counted("chained");
             return None;
         }
@@ -350,10 +307,10 @@ impl Held {
                 return None;
             }
             Pushback::After(pause) => pause,
-            Pushback::None => delay(config.backoff.get(), *attempts, random),
+            Pushback::None => delay(config.backoff.get(), *attempts, &policy.common.random),
         };
         let at = now.checked_add(pause);
-        if at.is_none_or(|at| self.call.bound().is_some_and(|bound| at >= bound)) {
+        if at.is_none_or(|at| self.kept.call.bound().is_some_and(|bound| at >= bound)) {
             counted("too_late");
             return None;
         }
@@ -367,12 +324,12 @@ impl Held {
         }
         counted("retried");
         *attempts += 1;
-        self.call.previous_attempts += 1;
+        self.kept.call.previous_attempts += 1;
         Some(pause)
     }
 
     fn is_safe(&self, verdict: &Verdict, config: &RetryConfig) -> bool {
-        let call = &self.call;
+        let call = &self.kept.call;
         config.when == When::Always
             || !verdict.maybe_executed
             || call.options.idempotent
@@ -381,12 +338,9 @@ impl Held {
     }
 
     /// The next attempt, once the last one has let go of the body; `None` if that can't be sent again.
-    fn poll_attempt(&mut self, cx: &mut Context<'_>) -> Poll<Option<Invocation>> {
+    fn poll_attempt(&self, cx: &mut Context<'_>) -> Poll<Option<Invocation>> {
         let Some(body) = std::task::ready!(self.source.poll_body(cx)) else { return Poll::Ready(None) };
-        self.call.begin_attempt(Instant::now());
-        let mut attempt = self.call.split();
-        attempt.body = body;
-        Poll::Ready(Some(attempt))
+        Poll::Ready(Some(self.kept.attempt(Instant::now(), body)))
     }
 }
 
