@@ -165,6 +165,14 @@ impl Average {
         let mut packed = self.0.load(Relaxed);
         loop {
             let (value, then) = unpack(packed);
+            if value == 0.0 && !one {
+                // Nothing has failed: there is nothing to fade, only the time to be kept.
+                match self.0.compare_exchange_weak(packed, pack(0.0, latest(then, now)), Relaxed, Relaxed) {
+                    Ok(_) => return,
+                    Err(newer) => packed = newer,
+                }
+                continue;
+            }
             let kept = (-elapsed(then, now).as_secs_f64() / DECAY.as_secs_f64()).exp();
             let weight = (1.0 - kept).clamp(LEAST_WEIGHT, MOST_WEIGHT);
             let value = value * kept.min(1.0 - weight) + if one { weight } else { 0.0 };

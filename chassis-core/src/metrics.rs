@@ -62,7 +62,9 @@ pub struct CallMetrics {
 
 struct ProtocolMetrics {
     protocol: &'static dyn Protocol,
-    durations: Live<Vec<(Verdict, Histogram)>>,
+    /// The first verdict there was, usually that all went well.
+    usual: OnceLock<(Verdict, Histogram)>,
+    others: Live<Vec<(Verdict, Histogram)>>,
 }
 
 // === impl Metrics ===
@@ -337,29 +339,48 @@ impl CallMetrics {
             "http" => &self.protocols[1],
             _ => &self.protocols[2],
         };
-        let of = slot.get_or_init(|| ProtocolMetrics { protocol, durations: Live::new(Vec::new()) });
+        let of = slot.get_or_init(|| ProtocolMetrics {
+            protocol,
+            usual: OnceLock::new(),
+            others: Live::new(Vec::new()),
+        });
         let seconds = outcome.now.saturating_duration_since(outcome.started).as_secs_f64();
         let verdict = outcome.verdict;
-        let known = of.durations.with(|all| {
-            let found = all.iter().find(|(v, _)| {
-                v.code == verdict.code && v.status == verdict.status && v.reason == verdict.reason
-            });
-            found.map(|(_, histogram)| histogram.observe(seconds)).is_some()
-        });
-        if !known {
-            let histogram = self.histogram(of, &verdict);
+        let same =
+            |v: &Verdict| (v.code, v.status, v.reason) == (verdict.code, verdict.status, verdict.reason);
+        let (usual, histogram) = of.usual.get_or_init(|| (verdict, self.histogram(of, &verdict)));
+        if same(usual) {
             histogram.observe(seconds);
-            of.durations.update(|all| {
-                let mut all = all.clone();
-                all.push((verdict, histogram.clone()));
-                all
-            });
+        } else {
+            self.record_other(of, verdict, seconds, same);
         }
         // Who gives up is not refused.
         if verdict.origin == crate::Origin::Local
             && let Some(reason) = verdict.reason.filter(|reason| *reason != Reason::Cancelled)
         {
             self.metrics.rejected(self.side, &self.service, reason);
+        }
+    }
+
+    fn record_other(
+        &self,
+        of: &ProtocolMetrics,
+        verdict: Verdict,
+        seconds: f64,
+        same: impl Fn(&Verdict) -> bool,
+    ) {
+        let known = of.others.with(|all| {
+            let found = all.iter().find(|(v, _)| same(v));
+            found.map(|(_, histogram)| histogram.observe(seconds)).is_some()
+        });
+        if !known {
+            let histogram = self.histogram(of, &verdict);
+            histogram.observe(seconds);
+            of.others.update(|all| {
+                let mut all = all.clone();
+                all.push((verdict, histogram.clone()));
+                all
+            });
         }
     }
 

@@ -98,7 +98,7 @@ where
         .layer(FaultLayer::new(At::Call))
         .layer(FaultLayer::new(At::Attempt))
         // just above the handler: calls that it makes inherit deadline, trace and chosen headers
-        .layer(ContextLayer::new(runtime.carried().clone()))
+        .layer(ContextLayer)
         .service(stages.at(Stage::Handler, service, handler));
     let server = ServiceBuilder::new()
         // first: everything below reads what it stamps

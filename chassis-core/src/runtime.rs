@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderName, HeaderValue};
+use http::HeaderValue;
 
 use crate::{
     Live,
@@ -18,7 +18,7 @@ use crate::{
     labels::LabelSet,
     layer::{balance::Picker, fallback::FallbackFn},
     metrics::Metrics,
-    policy::{Common, Environment, Policies, Problem, Sample, Settings, States},
+    policy::{Carried, Common, Environment, Policies, Problem, Sample, Settings, States},
     protocol::Transport,
     random::Random,
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
@@ -37,7 +37,6 @@ struct Inner {
     applying: Mutex<String>,
     registry: Arc<dyn Registry>,
     stages: Stages,
-    carried: Live<Vec<HeaderName>>,
     clusters: Mutex<HashMap<ClusterKey, Arc<Cluster>>>,
     tasks: Tasks,
 }
@@ -158,7 +157,6 @@ impl RuntimeBuilder {
             applying: Mutex::default(),
             registry: self.registry,
             stages: self.stages,
-            carried: Live::new(Vec::new()),
             clusters: Mutex::default(),
             tasks: Tasks::new(),
         })))
@@ -278,8 +276,8 @@ impl Runtime {
     }
 
     /// Headers that are carried on along a chain of hops; to be set by the settings.
-    pub fn carried(&self) -> &Live<Vec<HeaderName>> {
-        &self.0.carried
+    pub fn carried(&self) -> &Carried {
+        &self.0.environment.common.carried
     }
 
     /// The share of calls without a trace that begin one; to be set by the settings.

@@ -107,7 +107,10 @@ pub async fn hyper() -> Box<dyn Case> {
 
 /// What REST rows serve.
 pub fn router() -> Router {
-    Router::new().route("/call/{id}", get(|Path(id): Path<u64>| async move { format!("{id}: {TEXT}") }))
+    // As `axum::serve` does, or each call would make its route anew.
+    Router::new()
+        .route("/call/{id}", get(|Path(id): Path<u64>| async move { format!("{id}: {TEXT}") }))
+        .with_state(())
 }
 
 /// As long a body as other measurements used: 56 bytes with the number.

@@ -102,7 +102,7 @@ pub async fn layer(name: &str, on: bool) -> Box<dyn Case> {
         "attempt" => alone!(AttemptLayer),
         "route" => alone!(RouteLayer::new(Side::Client, policies.clone())),
         "panic" => alone!(PanicLayer::new(events, metrics)),
-        "context" => alone!(ContextLayer::new(runtime.carried().clone())),
+        "context" => alone!(ContextLayer),
         other => panic!("there is no layer `{other}`"),
     }
 }

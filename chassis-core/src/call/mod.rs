@@ -317,6 +317,14 @@ impl Call {
         self.end();
     }
 
+    /// The answer is whole: what it says is the verdict, if that is not known already.
+    fn finish(&mut self, trailers: Option<&HeaderMap>) {
+        match self.completion.verdict() {
+            Some(_) => self.end(),
+            None => self.settle(self.protocol.judge_end(self.status, trailers)),
+        }
+    }
+
     fn end_attempt(&mut self, verdict: Verdict) {
         let of = Of { target: &self.target, policy: &self.policy, protocol: self.protocol };
         self.completion.attempt.judge(verdict, &of);
@@ -503,18 +511,13 @@ impl http_body::Body for ReplyBody {
                 Poll::Ready(Some(Err(this.expire())))
             }
             Poll::Ready(Some(Ok(frame))) => {
-                if let Some(trailers) = frame.trailers_ref() {
-                    let verdict = this.call.protocol.judge_end(this.call.status, Some(trailers));
-                    this.call.settle(verdict);
-                } else if this.call.body.is_end_stream() {
-                    let verdict = this.call.protocol.judge_end(this.call.status, None);
-                    this.call.settle(verdict);
+                if frame.is_trailers() || this.call.body.is_end_stream() {
+                    this.call.finish(frame.trailers_ref());
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(None) => {
-                let verdict = this.call.protocol.judge_end(this.call.status, None);
-                this.call.settle(verdict);
+                this.call.finish(None);
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(error))) => {

@@ -7,101 +7,94 @@ use std::{
     task::{self, Poll},
 };
 
-use http::{HeaderMap, HeaderName};
+use http::HeaderMap;
 use pin_project_lite::pin_project;
 use tokio::task::futures::TaskLocalFuture;
 use tower_service::Service;
 
 use super::{
-    forward_ready,
+    forward_ready, plain_layer,
     trace::{BAGGAGE, LONGEST},
 };
 use crate::{
-    Error, Live,
+    Error,
     call::{Invocation, Reply},
     context::{Context, InVain},
+    headers,
 };
 
-/// Sets the [`Context`] that the handler runs in.
-#[derive(Clone)]
-pub struct ContextLayer {
-    carried: Live<Vec<HeaderName>>,
-}
-
-/// The service of [`ContextLayer`].
-#[derive(Clone)]
-pub struct WithContext<S> {
-    inner: S,
-    carried: Live<Vec<HeaderName>>,
+plain_layer! {
+    /// Sets the [`Context`] that the handler runs in.
+    ContextLayer => WithContext
 }
 
 pin_project! {
     /// The handler, in its context.
-    pub struct ContextFuture<F> {
+    pub struct ContextFuture<S: Service<Invocation>> {
         #[pin]
-        inner: TaskLocalFuture<Context, F>,
+        inner: TaskLocalFuture<Context, Handling<S>>,
     }
 }
 
-// === impl ContextLayer ===
-
-impl ContextLayer {
-    /// `carried` are the headers that go on along a chain of hops.
-    pub fn new(carried: Live<Vec<HeaderName>>) -> Self {
-        ContextLayer { carried }
-    }
-}
-
-impl<S> tower_layer::Layer<S> for ContextLayer {
-    type Service = WithContext<S>;
-    fn layer(&self, inner: S) -> WithContext<S> {
-        WithContext { inner, carried: self.carried.clone() }
+pin_project! {
+    /// A handler that is called when it is first polled: it may make calls before it returns a future.
+    #[project = HandlingProjection]
+    enum Handling<S: Service<Invocation>> {
+        Before { start: Option<(S, Invocation)> },
+        Under { #[pin] way: S::Future },
     }
 }
 
 impl<S> Service<Invocation> for WithContext<S>
 where
-    S: Service<Invocation, Response = Reply, Error = Error>,
+    S: Service<Invocation, Response = Reply, Error = Error> + Clone,
 {
     type Response = Reply;
     type Error = Error;
-    type Future = ContextFuture<S::Future>;
+    type Future = ContextFuture<S>;
 
     forward_ready!();
 
     fn call(&mut self, call: Invocation) -> Self::Future {
-        let mut headers = HeaderMap::new();
-        self.carried.with(|names| {
-            for name in names.iter() {
-                for value in call.metadata.get_all(name) {
-                    headers.append(name.clone(), value.clone());
-                }
-            }
-        });
-        let baggage = call.metadata.get_all(BAGGAGE);
-        let length: usize = baggage.iter().map(|value| value.len()).sum();
-        if length <= LONGEST && !headers.contains_key(BAGGAGE) {
-            headers.extend(baggage.iter().map(|value| (BAGGAGE, value.clone())));
-        }
         let context = Context {
             deadline: call.deadline,
             trace: call.trace.clone(),
-            headers,
+            headers: carried(&call),
             is_retry: call.previous_attempts > 0,
             in_vain: InVain::default(),
         };
-        // A handler may make calls before it is first polled.
-        let inner = context.clone().enter(|| self.inner.call(call));
-        ContextFuture { inner: context.scope(inner) }
+        let handling = Handling::Before { start: Some((self.inner.clone(), call)) };
+        ContextFuture { inner: context.scope(handling) }
     }
+}
+
+/// What goes on along a chain of hops: the headers that the settings name, and baggage.
+fn carried(call: &Invocation) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    call.policy.common.carried.each(|name| {
+        for value in call.metadata.get_all(name) {
+            headers.append(name.clone(), value.clone());
+        }
+    });
+    if headers::contains(&call.metadata, &BAGGAGE) && !headers.contains_key(BAGGAGE) {
+        let baggage = call.metadata.get_all(BAGGAGE);
+        let length: usize = baggage.iter().map(|value| value.len()).sum();
+        if length <= LONGEST {
+            headers.extend(baggage.iter().map(|value| (BAGGAGE, value.clone())));
+        }
+    }
+    headers
 }
 
 // === impl ContextFuture ===
 
-impl<F: Future<Output = Result<Reply, Error>>> Future for ContextFuture<F> {
-    type Output = F::Output;
+impl<S> Future for ContextFuture<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Error>,
+{
+    type Output = Result<Reply, Error>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<F::Output> {
+    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
         let mut inner = self.project().inner;
         let mut answer = task::ready!(inner.as_mut().poll(cx));
         if let Ok(reply) = &mut answer
@@ -112,5 +105,25 @@ impl<F: Future<Output = Result<Reply, Error>>> Future for ContextFuture<F> {
             protocol.forbid_retry(&mut reply.metadata);
         }
         Poll::Ready(answer)
+    }
+}
+
+// === impl Handling ===
+
+impl<S: Service<Invocation>> Future for Handling<S> {
+    type Output = Result<S::Response, S::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
+        loop {
+            match self.as_mut().project() {
+                HandlingProjection::Under { way } => return way.poll(cx),
+                HandlingProjection::Before { start } => {
+                    // Taken once: from here on it is under way.
+                    let (mut handler, call) = start.take().expect("a handler is called once");
+                    let way = handler.call(call);
+                    self.set(Handling::Under { way });
+                }
+            }
+        }
     }
 }

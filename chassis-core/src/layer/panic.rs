@@ -13,7 +13,7 @@ use tower_service::Service;
 
 use crate::{
     Error, Reason,
-    call::{Invocation, Operation, Reply, while_panicked},
+    call::{Invocation, Reply, while_panicked},
     event::{Event, Events},
     metrics::Metrics,
 };
@@ -36,7 +36,7 @@ pin_project! {
     pub struct PanicFuture<F> {
         #[pin]
         inner: Option<F>,
-        operation: Operation,
+        operation: Arc<str>,
         shared: Arc<(Events, Metrics)>,
     }
 }
@@ -66,7 +66,7 @@ where
     super::forward_ready!();
 
     fn call(&mut self, call: Invocation) -> Self::Future {
-        let operation = call.target.operation.clone();
+        let operation = call.policy.operation.clone();
         let inner = catch_unwind(AssertUnwindSafe(|| self.inner.call(call))).ok();
         PanicFuture { inner, operation, shared: self.shared.clone() }
     }

@@ -1,12 +1,15 @@
 //! What all policies of a process have in common, and layers take from there: a pipeline is cloned for
 //! each call, and what hangs on the policy costs it nothing.
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 
-use crate::{random::Random, units::Ratio};
+use crate::{Live, random::Random, units::Ratio};
 
-/// Randomness, this service's name on the wire, and the share of calls that begin a trace.
+/// Randomness, this service's name on the wire, which calls begin a trace, and what is carried on.
 #[derive(Debug)]
 pub struct Common {
     /// For everything that is drawn.
@@ -15,18 +18,27 @@ pub struct Common {
     pub caller: Option<HeaderValue>,
     /// The share of calls without a trace that begin one.
     pub sample: Sample,
+    /// Headers that are carried on along a chain of hops.
+    pub carried: Carried,
 }
 
 /// A share that can be set while calls look at it.
 #[derive(Debug)]
 pub struct Sample(AtomicU64);
 
+/// Names of headers, usually none, that can be set while calls look at them.
+#[derive(Debug)]
+pub struct Carried {
+    any: AtomicBool,
+    names: Live<Vec<HeaderName>>,
+}
+
 // === impl Common ===
 
 impl Common {
     /// Draws from `random`; nobody by name, and no traces.
     pub fn new(random: Random) -> Self {
-        Common { random, caller: None, sample: Sample::default() }
+        Common { random, caller: None, sample: Sample::default(), carried: Carried::default() }
     }
 }
 
@@ -54,5 +66,30 @@ impl Sample {
 impl Default for Sample {
     fn default() -> Self {
         Sample(AtomicU64::new(0f64.to_bits()))
+    }
+}
+
+// === impl Carried ===
+
+impl Carried {
+    /// From now on.
+    pub fn set(&self, names: Vec<HeaderName>) {
+        let any = !names.is_empty();
+        self.names.set(names);
+        self.any.store(any, Release);
+    }
+
+    /// Calls `look` with each.
+    pub fn each(&self, look: impl FnMut(&HeaderName)) {
+        if self.any.load(Acquire) {
+            self.names.with(|names| names.iter().for_each(look));
+        }
+    }
+}
+
+/// None.
+impl Default for Carried {
+    fn default() -> Self {
+        Carried { any: AtomicBool::new(false), names: Live::new(Vec::new()) }
     }
 }

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use self::compile::Base;
 pub use self::{
-    common::{Common, Sample},
+    common::{Carried, Common, Sample},
     compile::Environment,
     settings::{
         InboundOperationSettings, InboundSettings, OperationSettings, OutboundSettings, ServiceSettings,

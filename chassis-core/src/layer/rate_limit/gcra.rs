@@ -43,6 +43,13 @@ pub struct Wait {
     pub retry_after: Option<Duration>,
 }
 
+/// A time: the tick it falls into, and how many nanoseconds into it.
+#[derive(Clone, Copy)]
+struct Moment {
+    tick: u32,
+    rest: u64,
+}
+
 /// How many calls would be out of the bucket if nothing had been filled up since a tick began.
 ///
 /// Packed: an `f32` above the tick's number. Taking adds to `used` and lets the tick be; another tick is
@@ -54,8 +61,8 @@ struct Level {
     tick: u32,
 }
 
-/// A 64th of a second: what a whole rate fills up in it lies on the grid. 32 bits of it last two years.
-const TICK: Duration = Duration::from_nanos(15_625_000);
+/// A 64th of a second in nanoseconds: what a whole rate fills up in it lies on the grid. 32 bits of it last two years.
+const TICK: u64 = 15_625_000;
 
 /// What `used` is a multiple of. An `f32` holds such numbers up to [`LARGE`] exactly.
 const GRID: f64 = 1.0 / 1024.0;
@@ -99,7 +106,7 @@ impl Gcra {
         if self.hertz.load(Relaxed) != hertz.to_bits() {
             self.retune(now, rate);
         }
-        let now = now.saturating_duration_since(self.epoch);
+        let now = self.moment(now);
         let mut word = self.word.load(Relaxed);
         loop {
             let level = Level::unpack(word);
@@ -124,8 +131,7 @@ impl Gcra {
     /// Not where others wait behind them: their turns stay as they are, and whoever comes next would go out
     /// together with the last of them. After Go's `x/time/rate`.
     pub fn give_back(&self, now: Instant, burst: u32, n: u32, left: Duration) {
-        let (hertz, now) =
-            (f64::from_bits(self.hertz.load(Relaxed)), now.saturating_duration_since(self.epoch));
+        let (hertz, now) = (f64::from_bits(self.hertz.load(Relaxed)), self.moment(now));
         let most = f64::from(burst) + left.as_secs_f64() * hertz + SLACK;
         let _ = self.word.fetch_update(Relaxed, Relaxed, |word| {
             let level = Level::unpack(word);
@@ -137,7 +143,7 @@ impl Gcra {
     /// From `now` on it fills up at `rate`; its level stays. To be called when a setting has changed:
     /// otherwise the next call does it, and the time until then counts at the old rate.
     pub fn retune(&self, now: Instant, rate: Rate) {
-        let now = now.saturating_duration_since(self.epoch);
+        let now = self.moment(now);
         let old = f64::from_bits(self.hertz.load(Relaxed));
         // The level first: whoever sees the new rate must not apply it to the time before.
         let _ = self.word.fetch_update(Relaxed, Relaxed, |word| {
@@ -159,7 +165,13 @@ impl Gcra {
 
     fn used(&self, now: Instant) -> f64 {
         let hertz = f64::from_bits(self.hertz.load(Relaxed));
-        Level::unpack(self.word.load(Relaxed)).at(now.saturating_duration_since(self.epoch), hertz)
+        Level::unpack(self.word.load(Relaxed)).at(self.moment(now), hertz)
+    }
+
+    fn moment(&self, now: Instant) -> Moment {
+        let nanos = now.saturating_duration_since(self.epoch).as_nanos();
+        let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
+        Moment { tick: (nanos / TICK) as u32, rest: nanos % TICK }
     }
 }
 
@@ -167,30 +179,27 @@ impl Gcra {
 
 impl Level {
     /// What of it is left at `now`.
-    fn at(self, now: Duration, hertz: f64) -> f64 {
-        let elapsed = self.elapsed(now).unwrap_or_default();
-        (f64::from(self.used) - elapsed.as_secs_f64() * hertz).max(0.0)
+    fn at(self, now: Moment, hertz: f64) -> f64 {
+        (f64::from(self.used) - self.elapsed(now).unwrap_or(0.0) * hertz).max(0.0)
     }
 
-    /// The time since its tick began; `None` if `now` is before that, on the clock of a slower thread.
-    fn elapsed(self, now: Duration) -> Option<Duration> {
-        let (tick, rest) = split(now);
-        let ticks = (tick as u32).wrapping_sub(self.tick);
-        (ticks <= u32::MAX / 2).then(|| TICK * ticks + rest)
+    /// The seconds since its tick began; `None` if `now` is before that, on the clock of a slower thread.
+    fn elapsed(self, now: Moment) -> Option<f64> {
+        let ticks = now.tick.wrapping_sub(self.tick);
+        (ticks <= u32::MAX / 2).then(|| seconds(u64::from(ticks) * TICK + now.rest))
     }
 
     /// `used` calls at `now`, on the tick of `now`; never on an earlier one than before.
-    fn moved(self, now: Duration, used: f64, hertz: f64) -> Level {
+    fn moved(self, now: Moment, used: f64, hertz: f64) -> Level {
         if self.elapsed(now).is_none() {
             return Level { used: used as f32, ..self };
         }
-        let (tick, rest) = split(now);
-        let used = used + rest.as_secs_f64() * hertz;
-        Level { used: ((used / GRID).round() * GRID) as f32, tick: tick as u32 }
+        let used = used + seconds(now.rest) * hertz;
+        Level { used: ((used / GRID).round() * GRID) as f32, tick: now.tick }
     }
 
-    fn is_worn(self, now: Duration) -> bool {
-        let ticks = (split(now).0 as u32).wrapping_sub(self.tick);
+    fn is_worn(self, now: Moment) -> bool {
+        let ticks = now.tick.wrapping_sub(self.tick);
         self.used > LARGE || (OLD..=u32::MAX / 2).contains(&ticks)
     }
 
@@ -203,11 +212,8 @@ impl Level {
     }
 }
 
-/// The tick a time falls into, and how far into it.
-fn split(time: Duration) -> (u64, Duration) {
-    let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-    let tick = TICK.as_nanos() as u64;
-    (nanos / tick, Duration::from_nanos(nanos % tick))
+fn seconds(nanos: u64) -> f64 {
+    nanos as f64 / 1e9
 }
 
 /// How long it takes to fill up `missing` calls.

@@ -139,23 +139,11 @@ where
         if call.policy.rate_limits.is_empty() {
             return Decided::inner(self.inner.call(call));
         }
-        let policy = call.policy.clone();
-        let (mut taken, mut wait) = (Taken::new(), Duration::ZERO);
-        for (i, limit) in policy.rate_limits.iter().enumerate() {
-            if !limit.matcher.matches(&call.subject()) {
-                continue;
-            }
-            match limit.take(&call) {
-                Ok(own) => {
-                    taken.push((i, own));
-                    wait = wait.max(own);
-                }
-                Err(error) => {
-                    give_back(&taken, &call, call.started);
-                    return Decided::refused(call.refuse(error));
-                }
-            }
-        }
+        let taken = match take_all(&call) {
+            Ok(taken) => taken,
+            Err(error) => return Decided::refused(call.refuse(error)),
+        };
+        let wait = taken.iter().map(|(_, wait)| *wait).max().unwrap_or_default();
         if wait.is_zero() {
             return Decided::inner(self.inner.call(call));
         }
@@ -172,6 +160,24 @@ where
 }
 
 /// Puts back what was taken for a call that does not go out.
+/// Takes from all limits that are about the call, or from none.
+fn take_all(call: &Invocation) -> Result<Taken, Error> {
+    let mut taken = Taken::new();
+    for (i, limit) in call.policy.rate_limits.iter().enumerate() {
+        if !limit.matcher.is_any() && !limit.matcher.matches(&call.subject()) {
+            continue;
+        }
+        match limit.take(call) {
+            Ok(wait) => taken.push((i, wait)),
+            Err(error) => {
+                give_back(&taken, call, call.started);
+                return Err(error);
+            }
+        }
+    }
+    Ok(taken)
+}
+
 fn give_back(taken: &Taken, call: &Invocation, now: Instant) {
     let waited = now.saturating_duration_since(call.started);
     for (i, wait) in taken {
@@ -212,8 +218,11 @@ impl Limit {
     fn take(&self, call: &Invocation) -> Result<Duration, Error> {
         let (rate, burst) = (self.config.rate, self.config.burst);
         // What is left of the time bounds the wait: to be let in after it is as good as not at all.
-        let left = call.bound().map_or(Duration::MAX, |bound| bound.saturating_duration_since(call.started));
-        let bound = self.config.max_wait.0.min(left);
+        let left = || call.bound().map(|bound| bound.saturating_duration_since(call.started));
+        let bound = match self.config.max_wait.0 {
+            Duration::ZERO => Duration::ZERO,
+            most => left().map_or(most, |left| left.min(most)),
+        };
         let taken = match &*self.buckets {
             Buckets::One(bucket) => bucket.reserve(call.started, rate, burst, 1, bound),
             Buckets::Keyed(keyed) => {
