@@ -90,7 +90,8 @@ impl RestLayer {
 
     /// `router`, each route behind the pipeline.
     pub fn serve(self, router: Router) -> RestService {
-        RestService(router.layer(self))
+        // With its state in place axum makes each route, and our layer around it, once; else for each call.
+        RestService(router.layer(self).with_state(()))
     }
 }
 
