@@ -3,6 +3,7 @@
 //! It is `h2`'s own rather than hyper's, whose dispatch of a call to its connection costs as much again
 //! as the whole pipeline: a channel there and back, and a task for each call.
 use std::{
+    future::poll_fn,
     io,
     sync::{
         Arc,
@@ -44,7 +45,7 @@ pub(super) struct Connection {
 struct Health {
     over: AtomicBool,
     told_to_go: AtomicBool,
-    /// A ping was not answered in time.
+    /// A ping was not answered in time. Set before the streams hear of it.
     silent: AtomicBool,
     /// How many streams the server allows, or we do.
     max_streams: AtomicUsize,
@@ -78,7 +79,7 @@ async fn handshake(endpoint: &Arc<Endpoint>, stream: Stream) -> Result<Connectio
         tokio::select! {
             biased;
             _ = connection => {}
-            () = watched.silence(ping, &ended.config, factor) => watched.silent.store(true, Release),
+            () = watched.silence(ping, &ended.config, factor) => {}
         }
         watched.over.store(true, Release);
         ended.lost();
@@ -232,24 +233,31 @@ impl Health {
         self.heard.store(self.begun.elapsed().as_millis() as u64, Relaxed);
     }
 
-    /// Resolves once a ping is not answered in time. They go out whenever nothing came in for a while,
-    /// also without calls: a dead connection is to be found out before it is needed.
+    /// Resolves once a ping is not answered in time, and nothing else came either. They go out whenever
+    /// nothing came in for a while, also without calls: a dead connection is to be found out before it
+    /// is needed.
     async fn silence(&self, ping: Option<PingPong>, config: &ClientConfig, factor: u32) {
         let (interval, bound) = (config.keep_alive_interval.0 * factor, config.keep_alive_timeout.get());
         let Some(mut ping) = ping.filter(|_| !interval.is_zero()) else {
             return std::future::pending().await;
         };
+        let mut is_asked = false;
         loop {
-            let due = self.begun + Duration::from_millis(self.heard.load(Relaxed)) + interval;
+            let heard = self.heard.load(Relaxed);
+            let due = self.begun + Duration::from_millis(heard) + interval;
             if Instant::now() < due {
                 sleep_until(due).await;
                 continue;
             }
-            match timeout(bound, ping.ping(Ping::opaque())).await {
-                Ok(Ok(_)) => self.hear(),
-                // The connection is over, which itself will tell.
+            if !std::mem::replace(&mut is_asked, true) && ping.send_ping(Ping::opaque()).is_err() {
+                return std::future::pending().await; // the connection is over, which itself will tell
+            }
+            match timeout(bound, poll_fn(|cx| ping.poll_pong(cx))).await {
+                Ok(Ok(_)) => is_asked = false,
                 Ok(Err(_)) => return std::future::pending().await,
-                Err(_) => return,
+                // The answer may stand behind much else.
+                Err(_) if self.heard.load(Relaxed) != heard => {}
+                Err(_) => return self.silent.store(true, Release),
             }
         }
     }
