@@ -50,11 +50,16 @@ pub(crate) fn of_silence() -> Error {
 
 /// h2 did not take the request: the connection was gone, or the headers are none that HTTP/2 has.
 pub(crate) fn of_unsent(error: h2::Error) -> Error {
-    let error = match error.is_io() || error.is_go_away() {
-        true => Error::remote(Reason::ConnectionLost, "the connection was gone").with_source(error),
-        false => Error::remote(Reason::Internal, "the request could not be sent").with_source(error),
+    let said = match is_of_connection(&error) {
+        true => Error::remote(Reason::ConnectionLost, "the connection was gone").with_maybe_executed(false),
+        false => Error::local(Reason::Internal, "the request could not be sent"),
     };
-    error.with_maybe_executed(false)
+    said.with_source(error)
+}
+
+/// Is the connection over, rather than this request wrong?
+pub(crate) fn is_of_connection(error: &h2::Error) -> bool {
+    error.is_io() || error.is_go_away()
 }
 
 /// Before the head of the answer came, over HTTP/2.
@@ -62,6 +67,10 @@ pub(crate) fn of_stream(error: &h2::Error) -> Error {
     use h2::Reason as H2;
     let by_peer = error.is_remote();
     match error.reason() {
+        // We reset it: whoever made the request did not get to its end.
+        _ if error.is_reset() && !by_peer && !error.is_library() => {
+            Error::local(Reason::Cancelled, "the request broke off").with_maybe_executed(true)
+        }
         _ if error.is_go_away() && by_peer => {
             Error::remote(Reason::StreamRefused, "the endpoint is going away and never saw the call")
         }

@@ -47,8 +47,11 @@ struct Stream {
     size: Option<u64>,
 }
 
-/// Ends the body it was split from with an error, when dropped or told to.
+/// Ends what it was made for early, when dropped or told to: a body, or whoever sends one.
 pub struct Abort(Option<Arc<AbortState>>);
+
+/// Hears of an [`Abort`].
+pub struct Aborted(Arc<AbortState>);
 
 #[derive(Default)]
 struct AbortState {
@@ -58,7 +61,7 @@ struct AbortState {
 
 struct Abortable {
     body: Body,
-    state: Arc<AbortState>,
+    aborted: Aborted,
 }
 
 /// What has been read of a body so far, so that it can be sent again from the start.
@@ -228,9 +231,9 @@ impl Body {
         if !self.is_streaming() {
             return (self, None);
         }
-        let state = Arc::new(AbortState::default());
-        let body = Abortable { body: self, state: state.clone() };
-        (Body { first: None, rest: Rest::boxed(body) }, Some(Abort(Some(state))))
+        let (abort, aborted) = Abort::pair();
+        let body = Abortable { body: self, aborted };
+        (Body { first: None, rest: Rest::boxed(body) }, Some(abort))
     }
 }
 
@@ -332,6 +335,12 @@ impl HttpBody for Failed {
 // === impl Abort ===
 
 impl Abort {
+    /// With what hears of it.
+    pub fn pair() -> (Abort, Aborted) {
+        let state = Arc::new(AbortState::default());
+        (Abort(Some(state.clone())), Aborted(state))
+    }
+
     /// Ends the body now.
     pub fn abort(self) {}
 
@@ -351,6 +360,28 @@ impl Drop for Abort {
     }
 }
 
+impl Aborted {
+    /// Resolves once it is over.
+    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.is_over() {
+            let mut waker = lock(&self.0.waker);
+            match &mut *waker {
+                Some(waker) => waker.clone_from(cx.waker()),
+                None => *waker = Some(cx.waker().clone()),
+            }
+            drop(waker);
+            if !self.is_over() {
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn is_over(&self) -> bool {
+        self.0.aborted.load(Ordering::Acquire)
+    }
+}
+
 impl HttpBody for Abortable {
     type Data = Bytes;
     type Error = Error;
@@ -359,19 +390,14 @@ impl HttpBody for Abortable {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let aborted = |state: &AbortState| state.aborted.load(Ordering::Acquire);
         let over = || Poll::Ready(Some(Err(Error::local(Reason::Cancelled, "the answer is over"))));
-        if aborted(&self.state) {
+        if self.aborted.is_over() {
             return over();
         }
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if polled.is_pending() {
-            *lock(&self.state.waker) = Some(cx.waker().clone());
-            if aborted(&self.state) {
-                return over();
-            }
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Pending if self.aborted.poll(cx).is_ready() => over(),
+            polled => polled,
         }
-        polled
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -17,7 +17,7 @@ use tokio::time::{Instant, Sleep};
 
 use self::completion::{Completion, Of};
 pub use self::{
-    body::{Abort, Body, Replay},
+    body::{Abort, Aborted, Body, Replay},
     completion::{Listener, Outcome, Verdict},
 };
 pub(crate) use self::{

@@ -69,22 +69,21 @@ async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Er
             continue;
         }
         let out = endpoint.form.write_h2(&mut call);
-        // It was there a moment ago; if it is no more, or will not have these headers, nothing was sent.
+        // It was there a moment ago; if it is no more, nothing was sent.
         let (answer, stream) = match sender.send_request(out.head, out.is_whole) {
             Ok(begun) => begun,
             Err(error) => {
-                slot.retire();
+                if failure::is_of_connection(&error) {
+                    slot.retire();
+                }
                 return Err(call.refuse(failure::of_unsent(error)));
             }
         };
-        if !out.is_whole {
-            // An error means that the stream is over: the answer will tell why.
-            let _ = stream::send(stream, out.body);
-        }
+        let abort = if out.is_whole { None } else { stream::send(stream, out.body) };
         match answer.await {
             Ok(response) => {
                 slot.served();
-                if let Some(abort) = out.abort {
+                if let Some(abort) = abort {
                     call.set_request_abort(abort);
                 }
                 let (head, body) = response.into_parts();

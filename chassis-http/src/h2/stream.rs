@@ -5,7 +5,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use chassis_core::call::Body;
+use chassis_core::call::{Abort, Aborted, Body};
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, header::CONTENT_LENGTH};
 use http_body::{Body as _, Frame, SizeHint};
@@ -21,19 +21,29 @@ pub(super) struct Answer {
     _slot: Slot,
 }
 
-/// Sends what of a request is not there yet, as it comes and as the server takes it.
+/// Sends what of a request is not there yet, as it comes and as the server takes it. Where it ends
+/// before the request does, also by a panic of whoever makes that, the stream is reset.
 struct Pump {
     to: SendStream<Bytes>,
     body: Body,
+    aborted: Aborted,
+    is_whole: bool,
 }
 
 /// Sends `body` at once if all of it is there, however long it is: with h2 it takes no more memory than
-/// here. Otherwise it is sent in the background, until it or the stream ends.
-pub(super) fn send(mut to: SendStream<Bytes>, mut body: Body) -> Result<(), h2::Error> {
-    if body.is_streaming() {
-        tokio::spawn(Pump { to, body });
-        return Ok(());
+/// here. Otherwise it is sent in the background, until it or the stream ends, or `Abort` ends it.
+pub(super) fn send(to: SendStream<Bytes>, body: Body) -> Option<Abort> {
+    if !body.is_streaming() {
+        // An error means that the stream is over: the answer will tell why.
+        let _ = send_ready(to, body);
+        return None;
     }
+    let (abort, aborted) = Abort::pair();
+    tokio::spawn(Pump { to, body, aborted, is_whole: false });
+    Some(abort)
+}
+
+fn send_ready(mut to: SendStream<Bytes>, mut body: Body) -> Result<(), h2::Error> {
     let cx = &mut Context::from_waker(Waker::noop());
     loop {
         let frame = match Pin::new(&mut body).poll_frame(cx) {
@@ -74,29 +84,39 @@ impl Future for Pump {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if ready!(self.poll_room(cx)).is_none() {
+            // Whoever waits for room is to hear of it too.
+            if self.aborted.poll(cx).is_ready() || ready!(self.poll_room(cx)).is_none() {
                 return Poll::Ready(());
             }
-            let sent = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-                None => self.to.send_data(Bytes::new(), true),
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => {
-                        let end = self.body.is_end_stream();
-                        match self.to.send_data(data, end) {
-                            Ok(()) if !end => continue,
-                            sent => sent,
-                        }
+            // Where sending fails the stream is over, which whoever waits for the answer is told.
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)).map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) => {
+                    self.is_whole = self.body.is_end_stream();
+                    let end = self.is_whole;
+                    if self.to.send_data(data, end).is_err() || end {
+                        return Poll::Ready(());
                     }
-                    Err(frame) => self.to.send_trailers(frame.into_trailers().unwrap_or_default()),
-                },
-                Some(Err(_)) => {
-                    self.to.send_reset(Reason::CANCEL);
-                    Ok(())
                 }
-            };
-            // Where that failed the stream is over, which whoever waits for the answer is told.
-            drop(sent);
-            return Poll::Ready(());
+                Some(Ok(Err(frame))) => {
+                    self.is_whole = true;
+                    let _ = self.to.send_trailers(frame.into_trailers().unwrap_or_default());
+                    return Poll::Ready(());
+                }
+                None => {
+                    self.is_whole = true;
+                    let _ = self.to.send_data(Bytes::new(), true);
+                    return Poll::Ready(());
+                }
+                Some(Err(_)) => return Poll::Ready(()),
+            }
+        }
+    }
+}
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        if !self.is_whole {
+            self.to.send_reset(Reason::CANCEL);
         }
     }
 }

@@ -513,3 +513,179 @@ async fn repeated_headers_and_trailers_come_through() {
     let reply = client.leaf.call(call(Method::POST, "/echo", body)).await.unwrap();
     assert_eq!(read(reply).await.unwrap(), format!("200 {large}"));
 }
+
+/// A server that neither reads nor answers, and how many of its handlers are running.
+fn deaf(world: &World) -> Arc<AtomicUsize> {
+    let running = Arc::new(AtomicUsize::new(0));
+    let count = running.clone();
+    let service = move |request: Request<Received>| -> Answer {
+        struct Running(Arc<AtomicUsize>);
+        impl Drop for Running {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, SeqCst);
+            }
+        }
+        count.fetch_add(1, SeqCst);
+        let held = (request, Running(count.clone()));
+        Box::pin(async move {
+            let _held = held;
+            std::future::pending().await
+        })
+    };
+    world.serve(ServerConfig::default(), service);
+    running
+}
+
+/// A body without an end; every chunk that is taken of it is counted, and its drop as 1,000,000.
+struct Endless(Arc<AtomicUsize>);
+
+impl http_body::Body for Endless {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        self.0.fetch_add(1, SeqCst);
+        let chunk = Bytes::from_static(&[b'x'; 16 * 1024]);
+        std::task::Poll::Ready(Some(Ok(http_body::Frame::data(chunk))))
+    }
+}
+
+impl Drop for Endless {
+    fn drop(&mut self) {
+        self.0.fetch_add(1_000_000, SeqCst);
+    }
+}
+
+/// Once it waited for room, nobody asked it any more whether it is still wanted.
+#[tokio::test(start_paused = true)]
+async fn an_upload_waits_for_its_reader_and_ends_with_its_call() {
+    let world = World::new();
+    let running = deaf(&world);
+    let client = leaf(&world, ClientConfig::default()).ready().await;
+    let taken = Arc::new(AtomicUsize::new(0));
+    let body = Body::stream(Endless(taken.clone()), |never| match never {});
+    let sending = client.leaf.call(call(Method::POST, "/upload", body));
+    assert!(tokio::time::timeout(SECOND, sending).await.is_err());
+    sleep(SECOND).await;
+    let taken = taken.load(SeqCst);
+    let (dropped, chunks) = (taken / 1_000_000, taken % 1_000_000);
+    // As much as the server lets come, and what the connection keeps at hand.
+    assert!((64..=128).contains(&chunks), "{chunks}");
+    assert_eq!((dropped, running.load(SeqCst)), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_breaks_off_is_never_taken_for_whole() {
+    let world = World::new();
+    let (ended, told) = tokio::sync::mpsc::unbounded_channel();
+    let mut told = told;
+    let service = move |request: Request<Received>| -> Answer {
+        use http_body_util::BodyExt;
+        let ended = ended.clone();
+        Box::pin(async move {
+            let _ = ended.send(request.into_body().collect().await.is_ok());
+            std::future::pending().await
+        })
+    };
+    world.serve(ServerConfig::default(), service);
+    let client = leaf(&world, ClientConfig::default()).ready().await;
+    for panics in [false, true] {
+        let mut chunks = 0;
+        let body = futures_body(move || {
+            chunks += 1;
+            match chunks {
+                1 => Some(Ok(Bytes::from_static(b"half"))),
+                _ if panics => panic!("on purpose"),
+                _ => Some(Err("no more".to_owned())),
+            }
+        });
+        let body = Body::stream(body, |words: String| Error::local(Reason::Internal, words));
+        let error = client.leaf.call(call(Method::POST, "/upload", body)).await.unwrap_err();
+        assert_eq!(error.reason(), Reason::Cancelled, "{error:?}");
+        assert_eq!(error.origin(), chassis_core::Origin::Local, "nobody but the caller is to blame");
+        assert!(error.maybe_executed());
+        assert_eq!(told.recv().await, Some(false));
+    }
+    assert_eq!(world.memory.connections("stock"), 1);
+}
+
+/// A body of the chunks that `next` makes; each but the first comes a little later.
+fn futures_body<F>(next: F) -> impl http_body::Body<Data = Bytes, Error = String> + Send + 'static
+where
+    F: FnMut() -> Option<Result<Bytes, String>> + Send + Unpin + 'static,
+{
+    struct Chunks<F>(F, bool);
+    impl<F: FnMut() -> Option<Result<Bytes, String>> + Unpin> http_body::Body for Chunks<F> {
+        type Data = Bytes;
+        type Error = String;
+
+        fn poll_frame(
+            mut self: std::pin::Pin<&mut Self>,
+            cx: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, String>>> {
+            self.1 = !self.1;
+            if self.1 {
+                cx.waker().wake_by_ref();
+                return std::task::Poll::Pending;
+            }
+            std::task::Poll::Ready((self.0)().map(|chunk| chunk.map(http_body::Frame::data)))
+        }
+    }
+    Chunks(next, false)
+}
+
+/// Where much else is on its way, the answer to a ping may come late.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_says_anything_at_all_lives() {
+    let world = World::new();
+    let mut listener = world.memory.listen("stock").unwrap();
+    world.tasks.spawn(async move {
+        let mut stream = listener.accept().await.unwrap();
+        stream.write_all(&SETTINGS).await.unwrap();
+        // It is asked after 10 s, and would be given up after 15.
+        sleep(12 * SECOND).await;
+        stream.write_all(&SETTINGS).await.unwrap();
+        let _unread = (stream, std::future::pending::<()>().await);
+    });
+    let client = leaf(&world, ClientConfig::default()).ready().await;
+    let begun = Instant::now();
+    let error = client.post("/order", "one").await.unwrap_err();
+    assert_eq!((error.reason(), error.maybe_executed()), (Reason::ConnectionLost, true));
+    assert_eq!(error.message(), "the endpoint no longer answers pings");
+    // From the last word on: 10 s, then as long as an answer may take.
+    assert!((26..=28).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_allows_fewer_streams_from_now_on_is_heeded() {
+    let world = World::new();
+    let mut listener = world.memory.listen("stock").unwrap();
+    let heads = Arc::new(AtomicUsize::new(0));
+    let seen = heads.clone();
+    world.tasks.spawn(async move {
+        let mut stream = listener.accept().await.unwrap();
+        stream.write_all(&SETTINGS).await.unwrap();
+        read_head(&mut stream).await;
+        seen.fetch_add(1, SeqCst);
+        // At most one stream, which is in use.
+        stream.write_all(&[0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 1]).await.unwrap();
+        loop {
+            let mut header = [0; 9];
+            stream.read_exact(&mut header).await.unwrap();
+            let length = usize::from(header[1]) << 8 | usize::from(header[2]);
+            stream.read_exact(&mut vec![0; length]).await.unwrap();
+            seen.fetch_add(usize::from(header[3] == 1), SeqCst);
+        }
+    });
+    let config = ClientConfig { max_connections: 1.try_into().unwrap(), ..ClientConfig::default() };
+    let client = Arc::new(leaf(&world, config).ready().await);
+    let one = client.clone();
+    tokio::spawn(async move { one.post("/order", "one").await });
+    sleep(SECOND).await;
+    let two = tokio::time::timeout(SECOND, client.post("/order", "two")).await;
+    assert!(two.is_err(), "it waits");
+    assert_eq!(heads.load(SeqCst), 1);
+}
