@@ -80,6 +80,8 @@ impl Channel {
         let target = Target::new(self.service.clone(), Operation::from_path(path.clone()));
         let mut call = Invocation::new(&GRPC, target);
         call.options = head.extensions.remove().unwrap_or_default();
+        // What stubs put there for interceptors; the target says the same. Empty, it costs retries nothing.
+        head.extensions.remove::<tonic::GrpcMethod<'static>>();
         if timeout.is_some() {
             // Written anew per attempt, from what is left then.
             head.headers.remove(GRPC_TIMEOUT);
@@ -88,7 +90,9 @@ impl Channel {
         head.headers.entry(USER_AGENT).or_insert(AGENT);
         call.uri = Uri::from(path);
         call.metadata = head.headers;
-        call.extensions = head.extensions;
+        if !head.extensions.is_empty() {
+            call.extensions = head.extensions;
+        }
         call.body = Body::eager(body, of_a_message);
         Ok(call)
     }
@@ -137,7 +141,9 @@ impl Future for ResponseFuture {
 /// A reply as a stub reads it.
 fn response(mut reply: Reply) -> Response<ResponseBody> {
     let mut metadata = std::mem::take(&mut reply.metadata);
-    if grpc_status(&metadata).is_none()
+    let is_well = reply.verdict().is_some_and(|verdict| verdict.is_success());
+    if !is_well
+        && grpc_status(&metadata).is_none()
         && let Some(code) = not_grpc(reply.status, &metadata)
     {
         let code = tonic::Code::from_i32(i32::from(code.number()));

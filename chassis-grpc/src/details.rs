@@ -13,6 +13,8 @@ use prost_types::Any;
 use tonic::metadata::{BinaryMetadataValue, MetadataMap};
 use tonic_types::pb;
 
+use crate::headers::find;
+
 /// Whose `ErrorInfo` it is.
 pub(crate) const DOMAIN: &str = "chassis";
 
@@ -104,7 +106,7 @@ pub(crate) fn decode_retry_after(details: &[u8]) -> Option<Duration> {
 /// Takes out what a chassis said. A handler that passes on its upstream's refusal has itself been
 /// executed: left in, its caller would take the call for one that never was.
 pub(crate) fn strip(metadata: &mut HeaderMap) {
-    let Some(details) = metadata.get(DETAILS).and_then(decode_header) else { return };
+    let Some(details) = find(metadata, &DETAILS).and_then(decode_header) else { return };
     let Ok(mut status) = pb::Status::decode(details) else { return };
     let all = status.details.len();
     status.details.retain(|detail| error_info(detail).is_none_or(|info| info.domain != DOMAIN));
@@ -117,7 +119,7 @@ pub(crate) fn strip(metadata: &mut HeaderMap) {
 
 /// Takes the details out if they are not base64: tonic's stubs panic over such.
 pub(crate) fn sanitize(metadata: &mut HeaderMap) {
-    if metadata.get(DETAILS).is_some_and(|value| decode_header(value).is_none()) {
+    if find(metadata, &DETAILS).is_some_and(|value| decode_header(value).is_none()) {
         metadata.remove(DETAILS);
     }
 }

@@ -9,6 +9,7 @@ mod body;
 mod channel;
 mod descriptors;
 mod details;
+mod headers;
 mod health;
 mod options;
 mod protocol;

@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE}
 
 use crate::{
     details::{self, Reader, Refusal},
+    headers::find,
     status::Answer,
     timeout,
 };
@@ -92,8 +93,11 @@ impl Protocol for Grpc {
 
 /// The code of a head or of trailers, if there is one. What is no known number is UNKNOWN.
 pub(crate) fn grpc_status(metadata: &HeaderMap) -> Option<Code> {
-    let value = metadata.get(GRPC_STATUS)?.to_str().ok();
-    Some(value.and_then(|number| number.parse().ok()).map_or(Code::Unknown, Code::from_number))
+    let number = match find(metadata, &GRPC_STATUS)?.as_bytes() {
+        b"0" => Some(0),
+        digits => std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()),
+    };
+    Some(number.map_or(Code::Unknown, Code::from_number))
 }
 
 /// The code of an answer that is no gRPC: from something on the way, a proxy or a web server.
@@ -111,7 +115,7 @@ pub(crate) fn not_grpc(status: StatusCode, metadata: &HeaderMap) -> Option<Code>
 
 /// Is it `application/grpc`, or that with a subtype or parameters? (gRPC-Web is another protocol.)
 pub(crate) fn is_grpc(metadata: &HeaderMap) -> bool {
-    let Some(value) = metadata.get(CONTENT_TYPE) else { return false };
+    let Some(value) = find(metadata, &CONTENT_TYPE) else { return false };
     let Some((start, rest)) = value.as_bytes().split_at_checked(PLAIN.len()) else { return false };
     start.eq_ignore_ascii_case(PLAIN.as_bytes()) && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
 }
