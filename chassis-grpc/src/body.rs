@@ -11,6 +11,7 @@ use chassis_core::{
     Code, Error, Reason,
     call::{Body, ReplyBody},
 };
+use chassis_http::server::ServerBody;
 use http_body::{Body as HttpBody, Frame};
 use tonic::Status;
 
@@ -38,6 +39,12 @@ pub(crate) struct HandlersBody(tonic::body::Body);
 impl ResponseBody {
     pub(crate) fn new(body: ReplyBody, reader: Reader) -> Self {
         ResponseBody { body: Some(body), reader }
+    }
+
+    /// As a server sends it.
+    pub(crate) fn served(self) -> ServerBody {
+        let trailers = |error: &Error| Answer::of(error, Reader::There).into_trailers();
+        self.body.map_or_else(ServerBody::empty, |body| ServerBody::told(body, trailers))
     }
 
     /// Of a trailers-only answer.

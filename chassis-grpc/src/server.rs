@@ -13,7 +13,7 @@ use chassis_core::{
     layer::route::CALLER,
     pipeline::{self, Pipeline},
 };
-use chassis_http::server::{Answer as HttpAnswer, Connected, HttpService, Received, ServerBody};
+use chassis_http::server::{Answer as HttpAnswer, Connected, HttpService, Received};
 use http::{
     Method, Request, Response, StatusCode, Uri,
     header::{ALLOW, HeaderValue},
@@ -126,7 +126,7 @@ impl HttpService for GrpcServer {
         let answer = self.answer(request);
         Box::pin(async {
             let Ok(response) = answer.await;
-            response.map(ServerBody::new)
+            response.map(ResponseBody::served)
         })
     }
 }

@@ -1,25 +1,14 @@
 //! What hyper's and h2's errors mean for a call: above all, whether it may have been executed.
-use std::error::Error as _;
-
 use chassis_core::{BoxError, Code, Error, Reason};
 
-/// Before the head of the answer came, over either version.
-///
-/// Executed it was certainly not when the server refused the stream, or said GOAWAY with a last
-/// stream below it: then h2 ends the stream with that GOAWAY as its error, whereas streams that the
-/// server still works on end with an I/O error, should the connection break.
+/// Before the head of the answer came, over HTTP/1.1.
 pub(crate) fn of_request(error: hyper::Error) -> Error {
-    if let Some(h2) = h2_error(&error) {
-        return of_stream(h2).with_source(error);
-    }
     let (reason, message) = if error.is_parse_too_large() {
         (Reason::TooLarge, "the answer's headers are over the limit")
     } else if error.is_parse() {
         (Reason::Malformed, "the answer is not HTTP")
     } else if error.is_user() {
         (Reason::Internal, "the request could not be sent")
-    } else if error.is_timeout() {
-        (Reason::ConnectionLost, "the endpoint no longer answers pings")
     } else {
         (Reason::ConnectionLost, "the connection broke before the answer came")
     };
@@ -28,11 +17,7 @@ pub(crate) fn of_request(error: hyper::Error) -> Error {
 
 /// While the body of the answer was read.
 pub(crate) fn of_answer(error: hyper::Error) -> Error {
-    let message = "the answer broke off";
-    match h2_error(&error).filter(|h2| h2.is_reset()) {
-        Some(h2) => of_stream(h2).with_maybe_executed(true).with_source(error),
-        None => Error::remote(Reason::ConnectionLost, message).with_source(error),
-    }
+    Error::remote(Reason::ConnectionLost, "the answer broke off").with_source(error)
 }
 
 /// The same over HTTP/2.
@@ -63,6 +48,10 @@ pub(crate) fn is_of_connection(error: &h2::Error) -> bool {
 }
 
 /// Before the head of the answer came, over HTTP/2.
+///
+/// Executed it was certainly not when the server refused the stream, or said GOAWAY with a last
+/// stream below it: then h2 ends the stream with that GOAWAY as its error, whereas streams that the
+/// server still works on end with an I/O error, should the connection break.
 pub(crate) fn of_stream(error: &h2::Error) -> Error {
     use h2::Reason as H2;
     let by_peer = error.is_remote();
@@ -104,10 +93,6 @@ fn code_of_reset(reason: h2::Reason) -> Code {
         h2::Reason::INADEQUATE_SECURITY => Code::PermissionDenied,
         _ => Code::Internal,
     }
-}
-
-fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
-    error.source()?.downcast_ref()
 }
 
 /// No connection came about: the call never left.

@@ -14,6 +14,7 @@ mod problem;
 mod protocol;
 mod rest;
 mod settings;
+mod silence;
 mod transport;
 
 pub use self::{

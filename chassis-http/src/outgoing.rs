@@ -46,6 +46,11 @@ impl Form {
         Form { authority, sized, timeout_header }
     }
 
+    /// Do requests and answers say how long their bodies are?
+    pub(crate) fn is_sized(&self) -> bool {
+        self.sized
+    }
+
     /// Moves what is sent out of `call`, as HTTP/2 has it.
     pub(crate) fn write_h2(&self, call: &mut Invocation) -> OutgoingH2 {
         let mut uri = http::uri::Parts::default();
@@ -99,7 +104,7 @@ impl Form {
 
 /// Takes out the headers of HTTP/1.1 that are about one connection, which HTTP/2 does not have. Hardly
 /// ever is there one: a look at each name costs less than looking for each of these.
-fn strip(headers: &mut HeaderMap) {
+pub(crate) fn strip(headers: &mut HeaderMap) {
     const NAMES: [HeaderName; 5] = [CONNECTION, TRANSFER_ENCODING, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION];
     let is_odd = |(name, value): (&HeaderName, &HeaderValue)| match name {
         name if *name == TE => value != "trailers",

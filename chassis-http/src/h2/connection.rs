@@ -3,31 +3,24 @@
 //! It is `h2`'s own rather than hyper's, whose dispatch of a call to its connection costs as much again
 //! as the whole pipeline: a channel there and back, and a task for each call.
 use std::{
-    future::poll_fn,
     io,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*},
+        atomic::{AtomicBool, AtomicUsize, Ordering::*},
     },
-    time::Duration,
 };
 
 use bytes::Bytes;
 use chassis_core::BoxError;
-use h2::{
-    Ping, PingPong,
-    client::{Builder, SendRequest},
-};
-use tokio::{
-    sync::oneshot,
-    time::{Instant, sleep_until, timeout},
-};
+use h2::client::{Builder, SendRequest};
+use tokio::{sync::oneshot, time::timeout};
 
 use super::endpoint::Endpoint;
 use crate::{
     ClientConfig,
     connector::Stream,
     frames::{ENHANCE_YOUR_CALM, Seen, Watched},
+    silence::Silence,
 };
 
 pub(super) type Sender = SendRequest<Bytes>;
@@ -49,9 +42,7 @@ struct Health {
     silent: AtomicBool,
     /// How many streams the server allows, or we do.
     max_streams: AtomicUsize,
-    begun: Instant,
-    /// When anything came in last, in milliseconds since it was begun.
-    heard: AtomicU64,
+    silence: Silence,
 }
 
 /// Opens a connection, within the connect timeout: it is there once the server has sent its settings.
@@ -73,13 +64,18 @@ async fn handshake(endpoint: &Arc<Endpoint>, stream: Stream) -> Result<Connectio
     let (tell, told) = oneshot::channel();
     let stream = Watched::new(stream, listener(endpoint.clone(), health.clone(), tell));
     let (sender, mut connection) = builder(config).handshake(stream).await?;
-    let factor = endpoint.ping_factor.load(Acquire);
+    let interval = config.keep_alive_interval.0 * endpoint.ping_factor.load(Acquire);
+    let bound = config.keep_alive_timeout.get();
     let (ended, watched, ping) = (endpoint.clone(), health.clone(), connection.ping_pong());
     endpoint.link.tasks().spawn(async move {
+        let silent = async {
+            watched.silence.lasts(ping, interval, bound).await;
+            watched.silent.store(true, Release);
+        };
         tokio::select! {
             biased;
             _ = connection => {}
-            () = watched.silence(ping, &ended.config, factor) => {}
+            () = silent => {}
         }
         watched.over.store(true, Release);
         ended.lost();
@@ -112,7 +108,7 @@ fn listener(
 ) -> impl FnMut(Seen) + Send + 'static {
     let mut tell = Some(tell);
     move |seen| match seen {
-        Seen::Bytes => health.hear(),
+        Seen::Bytes => health.silence.break_now(),
         Seen::Settings { max_streams } => {
             if let Some(most) = max_streams {
                 let most = usize::try_from(most).unwrap_or(usize::MAX);
@@ -224,41 +220,7 @@ impl Health {
             told_to_go: AtomicBool::new(false),
             silent: AtomicBool::new(false),
             max_streams: AtomicUsize::new(max_streams),
-            begun: Instant::now(),
-            heard: AtomicU64::new(0),
-        }
-    }
-
-    fn hear(&self) {
-        self.heard.store(self.begun.elapsed().as_millis() as u64, Relaxed);
-    }
-
-    /// Resolves once a ping is not answered in time, and nothing else came either. They go out whenever
-    /// nothing came in for a while, also without calls: a dead connection is to be found out before it
-    /// is needed.
-    async fn silence(&self, ping: Option<PingPong>, config: &ClientConfig, factor: u32) {
-        let (interval, bound) = (config.keep_alive_interval.0 * factor, config.keep_alive_timeout.get());
-        let Some(mut ping) = ping.filter(|_| !interval.is_zero()) else {
-            return std::future::pending().await;
-        };
-        let mut is_asked = false;
-        loop {
-            let heard = self.heard.load(Relaxed);
-            let due = self.begun + Duration::from_millis(heard) + interval;
-            if Instant::now() < due {
-                sleep_until(due).await;
-                continue;
-            }
-            if !std::mem::replace(&mut is_asked, true) && ping.send_ping(Ping::opaque()).is_err() {
-                return std::future::pending().await; // the connection is over, which itself will tell
-            }
-            match timeout(bound, poll_fn(|cx| ping.poll_pong(cx))).await {
-                Ok(Ok(_)) => is_asked = false,
-                Ok(Err(_)) => return std::future::pending().await,
-                // The answer may stand behind much else.
-                Err(_) if self.heard.load(Relaxed) != heard => {}
-                Err(_) => return self.silent.store(true, Release),
-            }
+            silence: Silence::new(),
         }
     }
 }

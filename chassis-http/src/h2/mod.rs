@@ -16,6 +16,7 @@ use chassis_core::{
     protocol::{Leaf, LeafFuture},
 };
 
+pub(crate) use self::stream::{Inbound, Pump, length};
 use self::{endpoint::Endpoint, stream::Answer};
 use crate::{ClientConfig, connector::Connector, failure, outgoing::Form};
 
@@ -87,7 +88,8 @@ async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Er
                     call.set_request_abort(abort);
                 }
                 let (head, body) = response.into_parts();
-                let body = Answer::new(body, &head.headers, slot);
+                let length = if endpoint.form.is_sized() { length(&head.headers) } else { None };
+                let body = Answer::new(Inbound::new(body, length), slot);
                 let body = Body::eager(body, failure::of_h2_answer);
                 return Ok(call.answered(head.status, head.headers, body));
             }

@@ -1,4 +1,4 @@
-//! One call on a connection: its request goes out, its answer comes in.
+//! One call on a connection, on either side of it: what goes out, and what comes in.
 use std::{
     pin::Pin,
     task::{Context, Poll, Waker, ready},
@@ -8,30 +8,47 @@ use bytes::Bytes;
 use chassis_core::call::{Abort, Aborted, Body};
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, header::CONTENT_LENGTH};
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::endpoint::Slot;
 
-/// The body of an answer, whose stream is in use until it ends.
-pub(super) struct Answer {
+/// What comes in on a stream.
+#[derive(Debug)]
+pub(crate) struct Inbound {
     body: RecvStream,
     /// What is still to come, where the head has told the whole.
     left: Option<u64>,
     at_trailers: bool,
+}
+
+/// Sends a body as it comes, and as the peer takes it. What is there first is sent at once, however long
+/// it is: with h2 it takes no more memory than here. Where this ends before the body does, also by a
+/// panic of whoever makes that, the stream is reset.
+pub(crate) struct Pump<B> {
+    to: SendStream<Bytes>,
+    body: B,
+    /// Waits for room.
+    next: Option<Bytes>,
+    begun: bool,
+    is_whole: bool,
+    /// What the peer is told where it is not.
+    broken: Reason,
+}
+
+/// The body of an answer, whose stream is in use until it ends.
+pub(super) struct Answer {
+    body: Inbound,
     _slot: Slot,
 }
 
-/// Sends what of a request is not there yet, as it comes and as the server takes it. Where it ends
-/// before the request does, also by a panic of whoever makes that, the stream is reset.
-struct Pump {
-    to: SendStream<Bytes>,
-    body: Body,
+/// A request of which not all is there yet.
+struct Sending {
+    pump: Pump<Body>,
     aborted: Aborted,
-    is_whole: bool,
 }
 
-/// Sends `body` at once if all of it is there, however long it is: with h2 it takes no more memory than
-/// here. Otherwise it is sent in the background, until it or the stream ends, or `Abort` ends it.
+/// Sends `body` at once if all of it is there. Otherwise it is sent in the background, until it or the
+/// stream ends, or `Abort` ends it.
 pub(super) fn send(to: SendStream<Bytes>, body: Body) -> Option<Abort> {
     if !body.is_streaming() {
         // An error means that the stream is over: the answer will tell why.
@@ -39,7 +56,7 @@ pub(super) fn send(to: SendStream<Bytes>, body: Body) -> Option<Abort> {
         return None;
     }
     let (abort, aborted) = Abort::pair();
-    tokio::spawn(Pump { to, body, aborted, is_whole: false });
+    tokio::spawn(Sending { pump: Pump::new(to, body, Reason::CANCEL), aborted });
     Some(abort)
 }
 
@@ -59,79 +76,22 @@ fn send_ready(mut to: SendStream<Bytes>, mut body: Body) -> Result<(), h2::Error
     }
 }
 
-// === impl Pump ===
+// === impl Inbound ===
 
-impl Pump {
-    /// Resolves when there is room for another chunk; `None` when the stream is over.
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Option<()>> {
-        self.to.reserve_capacity(1);
-        while self.to.capacity() == 0 {
-            match ready!(self.to.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => return Poll::Ready(None),
-            }
-        }
-        // Nobody but this hears of a reset while there is nothing to send.
-        match self.to.poll_reset(cx) {
-            Poll::Ready(_) => Poll::Ready(None),
-            Poll::Pending => Poll::Ready(Some(())),
-        }
+impl Inbound {
+    /// Behind a head that says `length` of it.
+    pub(crate) fn new(body: RecvStream, length: Option<u64>) -> Self {
+        let left = if body.is_end_stream() { Some(0) } else { length };
+        Inbound { body, left, at_trailers: false }
     }
 }
 
-impl Future for Pump {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            // Whoever waits for room is to hear of it too.
-            if self.aborted.poll(cx).is_ready() || ready!(self.poll_room(cx)).is_none() {
-                return Poll::Ready(());
-            }
-            // Where sending fails the stream is over, which whoever waits for the answer is told.
-            match ready!(Pin::new(&mut self.body).poll_frame(cx)).map(|frame| frame.map(Frame::into_data)) {
-                Some(Ok(Ok(data))) => {
-                    self.is_whole = self.body.is_end_stream();
-                    let end = self.is_whole;
-                    if self.to.send_data(data, end).is_err() || end {
-                        return Poll::Ready(());
-                    }
-                }
-                Some(Ok(Err(frame))) => {
-                    self.is_whole = true;
-                    let _ = self.to.send_trailers(frame.into_trailers().unwrap_or_default());
-                    return Poll::Ready(());
-                }
-                None => {
-                    self.is_whole = true;
-                    let _ = self.to.send_data(Bytes::new(), true);
-                    return Poll::Ready(());
-                }
-                Some(Err(_)) => return Poll::Ready(()),
-            }
-        }
-    }
+/// What a head says of the length of its body.
+pub(crate) fn length(head: &HeaderMap) -> Option<u64> {
+    head.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-impl Drop for Pump {
-    fn drop(&mut self) {
-        if !self.is_whole {
-            self.to.send_reset(Reason::CANCEL);
-        }
-    }
-}
-
-// === impl Answer ===
-
-impl Answer {
-    pub(super) fn new(body: RecvStream, head: &HeaderMap, slot: Slot) -> Self {
-        let length = |value: &http::HeaderValue| value.to_str().ok()?.parse().ok();
-        let left = if body.is_end_stream() { Some(0) } else { head.get(CONTENT_LENGTH).and_then(length) };
-        Answer { body, left, at_trailers: false, _slot: slot }
-    }
-}
-
-impl http_body::Body for Answer {
+impl HttpBody for Inbound {
     type Data = Bytes;
     type Error = h2::Error;
 
@@ -163,5 +123,112 @@ impl http_body::Body for Answer {
 
     fn size_hint(&self) -> SizeHint {
         self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+// === impl Pump ===
+
+impl<B: HttpBody<Data = Bytes> + Unpin> Pump<B> {
+    pub(crate) fn new(to: SendStream<Bytes>, body: B, broken: Reason) -> Self {
+        Pump { to, body, next: None, begun: false, is_whole: false, broken }
+    }
+
+    /// Resolves when all is sent, or nothing more can be. Whoever drops it then is told by the stream's
+    /// other half how it ended.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if self.next.is_some() && ready!(self.poll_room(cx)).is_none() {
+                return Poll::Ready(());
+            }
+            if let Some(data) = self.next.take() {
+                self.is_whole = self.body.is_end_stream();
+                if self.to.send_data(data, self.is_whole).is_err() || self.is_whole {
+                    return Poll::Ready(());
+                }
+                self.begun = true;
+            }
+            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+                // Nobody but this hears of a reset while there is nothing to send.
+                return self.to.poll_reset(cx).map(drop);
+            };
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) => self.next = Some(data),
+                Some(Ok(Err(frame))) => {
+                    self.is_whole = true;
+                    let _ = self.to.send_trailers(frame.into_trailers().unwrap_or_default());
+                    return Poll::Ready(());
+                }
+                None => {
+                    self.is_whole = true;
+                    let _ = self.to.send_data(Bytes::new(), true);
+                    return Poll::Ready(());
+                }
+                Some(Err(_)) => return Poll::Ready(()),
+            }
+        }
+    }
+
+    /// Resolves when there is room for another chunk; `None` when the stream is over.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Option<()>> {
+        if self.begun {
+            self.to.reserve_capacity(1);
+            while self.to.capacity() == 0 {
+                match ready!(self.to.poll_capacity(cx)) {
+                    Some(Ok(_)) => {}
+                    Some(Err(_)) | None => return Poll::Ready(None),
+                }
+            }
+        }
+        Poll::Ready(Some(()))
+    }
+}
+
+impl<B> Drop for Pump<B> {
+    fn drop(&mut self) {
+        if !self.is_whole {
+            self.to.send_reset(self.broken);
+        }
+    }
+}
+
+// === impl Sending ===
+
+impl Future for Sending {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        // Also while it waits for room.
+        match self.aborted.poll(cx) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => self.pump.poll(cx),
+        }
+    }
+}
+
+// === impl Answer ===
+
+impl Answer {
+    pub(super) fn new(body: Inbound, slot: Slot) -> Self {
+        Answer { body, _slot: slot }
+    }
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = h2::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

@@ -2,11 +2,12 @@
 use std::{
     fmt,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
-use chassis_core::{BoxError, call::ReplyBody};
+use chassis_core::{BoxError, Error, call::ReplyBody};
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
 use super::activity::InFlight;
@@ -17,6 +18,7 @@ pub struct ServerBody(Kind);
 enum Kind {
     Bytes(Option<Bytes>),
     Reply(ReplyBody),
+    Told { reply: Option<ReplyBody>, trailers: fn(&Error) -> HeaderMap },
     Axum(axum::body::Body),
     Boxed(Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>),
 }
@@ -38,6 +40,12 @@ impl ServerBody {
     /// Nothing at all.
     pub fn empty() -> Self {
         ServerBody(Kind::Bytes(None))
+    }
+
+    /// An answer of the pipeline that never fails: an error on the way ends it with the `trailers` that
+    /// say what happened. Nor does it say how long it is.
+    pub fn told(reply: ReplyBody, trailers: fn(&Error) -> HeaderMap) -> Self {
+        ServerBody(Kind::Told { reply: Some(reply), trailers })
     }
 
     /// Any body; boxed.
@@ -93,6 +101,16 @@ impl Body for ServerBody {
         match &mut self.get_mut().0 {
             Kind::Bytes(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Kind::Reply(reply) => Pin::new(reply).poll_frame(cx).map_err(Into::into),
+            Kind::Told { reply, trailers } => {
+                let Some(body) = reply else { return Poll::Ready(None) };
+                let frame = ready!(Pin::new(body).poll_frame(cx));
+                Poll::Ready(frame.map(|frame| {
+                    Ok(frame.unwrap_or_else(|error| {
+                        *reply = None;
+                        Frame::trailers(trailers(&error))
+                    }))
+                }))
+            }
             Kind::Axum(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Kind::Boxed(body) => body.as_mut().poll_frame(cx),
         }
@@ -102,6 +120,7 @@ impl Body for ServerBody {
         match &self.0 {
             Kind::Bytes(bytes) => bytes.is_none(),
             Kind::Reply(reply) => reply.is_end_stream(),
+            Kind::Told { reply, .. } => reply.as_ref().is_none_or(Body::is_end_stream),
             Kind::Axum(body) => body.is_end_stream(),
             Kind::Boxed(body) => body.is_end_stream(),
         }
@@ -111,6 +130,7 @@ impl Body for ServerBody {
         match &self.0 {
             Kind::Bytes(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             Kind::Reply(reply) => reply.size_hint(),
+            Kind::Told { .. } => SizeHint::default(),
             Kind::Axum(body) => body.size_hint(),
             Kind::Boxed(body) => body.size_hint(),
         }

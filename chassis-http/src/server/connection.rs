@@ -7,37 +7,44 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use chassis_core::BoxError;
 use http::{Request, Response, StatusCode};
 use hyper::{body::Incoming, server::conn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
     FAREWELL, Port,
     activity::{Act, Activity, InFlight, Watch},
     body::{ServerBody, Tracked},
-    io::{Opened, Opening, Version},
+    h2::Http2,
+    io::{Heard, Opened, Opening, Version},
     received::Received,
-    service::{Answer, Connected},
+    service::{Answer, Connected, is_grpc},
 };
-use crate::{Problem, ServerConfig, connector::Stream};
+use crate::{Problem, ServerConfig, connector::Stream, silence::Silence};
 
 /// The requests of one connection.
-struct Requests {
+pub(super) struct Requests {
     port: Arc<Port>,
     connected: Connected,
     activity: Arc<Activity>,
 }
 
 /// An answer that is being made.
-struct Answering {
+pub(super) struct Answering {
     answer: Option<Answer>,
     in_flight: Option<InFlight>,
 }
 
 /// A connection that can be asked to go.
-trait Graceful: Future<Output = hyper::Result<()>> {
+trait Graceful: Future<Output = Result<(), BoxError>> {
     fn ask(self: Pin<&mut Self>);
+}
+
+pin_project_lite::pin_project! {
+    /// A connection of hyper's.
+    struct Http1 { #[pin] connection: conn::http1::Connection<TokioIo<Opened>, Requests> }
 }
 
 /// Serves `stream` until it is over.
@@ -51,13 +58,16 @@ pub(super) async fn serve(port: Arc<Port>, stream: Stream) {
     let (ended, lent) = match version {
         Version::H1 => {
             activity.head_bytes();
-            let (io, lent) = Opened::new(stream, opening, Some(activity.clone()));
+            let (io, lent) = Opened::new(stream, opening, Heard::Heads(activity.clone()));
             let connection = h1(&port.config).serve_connection(TokioIo::new(io), requests);
-            (watch(&port, &activity, begun, connection).await, lent)
+            (watch(&port, &activity, begun, Http1 { connection }).await, lent)
         }
         Version::H2 => {
-            let (io, lent) = Opened::new(stream, opening, None);
-            let connection = h2(&port).serve_connection(TokioIo::new(io), requests);
+            let silence = Arc::new(Silence::new());
+            let (io, lent) = Opened::new(stream, opening, Heard::Life(silence.clone()));
+            let connection =
+                timeout(port.config.header_timeout.get(), Http2::begin(&port, io, silence, requests));
+            let Ok(Ok(connection)) = connection.await else { return };
             (watch(&port, &activity, begun, connection).await, lent)
         }
     };
@@ -98,7 +108,7 @@ async fn watch(port: &Port, activity: &Activity, begun: Instant, connection: imp
             biased;
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
-                    tracing::debug!(port = &*port.name, error = &error as &dyn std::error::Error, "connection");
+                    tracing::debug!(port = &*port.name, error, "connection");
                 }
                 return true;
             }
@@ -126,37 +136,23 @@ fn h1(config: &ServerConfig) -> conn::http1::Builder {
     builder
 }
 
-fn h2(port: &Port) -> conn::http2::Builder<TokioExecutor> {
-    let config = &port.config;
-    // What hyper spawns here are the streams, which end with their connection.
-    let mut builder = conn::http2::Builder::new(TokioExecutor::new());
-    builder
-        .timer(TokioTimer::new())
-        // gRPC has no use for it.
-        .auto_date_header(port.mux.http.is_some())
-        .max_concurrent_streams(config.max_streams.get())
-        // All calls of a client may be over their time in the moment in which this process is too busy to
-        // look at them: no reason to close the connection, as h2 does from the twenty-first on.
-        .max_pending_accept_reset_streams(config.max_streams.get() as usize)
-        .max_header_list_size(config.max_header_list.get())
-        .initial_stream_window_size(config.stream_window.get())
-        .initial_connection_window_size(config.connection_window.get());
-    let interval = config.keep_alive_interval.0;
-    if !interval.is_zero() {
-        builder.keep_alive_interval(interval).keep_alive_timeout(config.keep_alive_timeout.get());
-    }
-    builder
-}
+impl Future for Http1 {
+    type Output = Result<(), BoxError>;
 
-impl Graceful for conn::http1::Connection<TokioIo<Opened>, Requests> {
-    fn ask(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.project().connection.poll(cx).map_err(Into::into)
     }
 }
 
-impl Graceful for conn::http2::Connection<TokioIo<Opened>, Requests, TokioExecutor> {
+impl Graceful for Http1 {
     fn ask(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
+        self.project().connection.graceful_shutdown();
+    }
+}
+
+impl Graceful for Http2 {
+    fn ask(self: Pin<&mut Self>) {
+        self.get_mut().ask();
     }
 }
 
@@ -167,12 +163,17 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
     type Error = Infallible;
     type Future = Answering;
 
-    fn call(&self, mut request: Request<Incoming>) -> Answering {
+    fn call(&self, request: Request<Incoming>) -> Answering {
+        let is_grpc = is_grpc(request.headers());
+        self.answer(request.map(Received::h1), is_grpc)
+    }
+}
+
+impl Requests {
+    pub(super) fn answer(&self, mut request: Request<Received>, is_grpc: bool) -> Answering {
         let in_flight = Some(self.activity.begin());
         request.extensions_mut().insert(self.connected.clone());
-        let version = request.version();
-        let request = request.map(|body| Received::new(body, version));
-        let answer = catch_unwind(AssertUnwindSafe(|| self.port.mux.call(request))).ok();
+        let answer = catch_unwind(AssertUnwindSafe(|| self.port.mux.call(request, is_grpc))).ok();
         Answering { answer, in_flight }
     }
 }

@@ -1,5 +1,4 @@
-//! A server's stream: what was read to find out the version comes first, and the bytes of heads are
-//! noticed.
+//! A server's stream: what was read to find out the version comes first, and what comes in is noticed.
 use std::{
     io,
     pin::Pin,
@@ -15,7 +14,7 @@ use tokio::{
 };
 
 use super::activity::Activity;
-use crate::connector::Stream;
+use crate::{connector::Stream, silence::Silence};
 
 /// What a connection is spoken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,9 +35,16 @@ pub(super) struct Opening {
 pub(super) struct Opened {
     stream: Option<Stream>,
     opening: Opening,
-    /// Told of the bytes of heads, where they can come slowly: over HTTP/1.1.
-    heads: Option<Arc<Activity>>,
+    heard: Heard,
     back: Option<oneshot::Sender<Stream>>,
+}
+
+/// Who is told that bytes came in.
+pub(super) enum Heard {
+    /// Over HTTP/1.1: those of heads can come slowly.
+    Heads(Arc<Activity>),
+    /// Over HTTP/2: the peer lives.
+    Life(Arc<Silence>),
 }
 
 /// Where the stream comes back to.
@@ -73,9 +79,9 @@ impl Opening {
 // === impl Opened ===
 
 impl Opened {
-    pub(super) fn new(stream: Stream, opening: Opening, heads: Option<Arc<Activity>>) -> (Self, Lent) {
+    pub(super) fn new(stream: Stream, opening: Opening, heard: Heard) -> (Self, Lent) {
         let (back, lent) = oneshot::channel();
-        (Opened { stream: Some(stream), opening, heads, back: Some(back) }, Lent(lent))
+        (Opened { stream: Some(stream), opening, heard, back: Some(back) }, Lent(lent))
     }
 
     fn stream(&mut self) -> Pin<&mut Stream> {
@@ -103,10 +109,11 @@ impl AsyncRead for Opened {
         }
         let before = to.filled().len();
         ready!(this.stream().poll_read(cx, to))?;
-        if let Some(heads) = &this.heads
-            && to.filled().len() > before
-        {
-            heads.head_bytes();
+        if to.filled().len() > before {
+            match &this.heard {
+                Heard::Heads(activity) => activity.head_bytes(),
+                Heard::Life(silence) => silence.break_now(),
+            }
         }
         Poll::Ready(Ok(()))
     }

@@ -4,6 +4,7 @@
 mod activity;
 mod body;
 mod connection;
+mod h2;
 mod io;
 mod received;
 mod service;

@@ -12,18 +12,26 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::Version;
+use chassis_core::BoxError;
+use h2::RecvStream;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::{runtime::Handle, time::timeout};
 
+use crate::h2::Inbound;
+
 /// The body of a request as a server receives it.
 #[derive(Debug)]
-pub struct Received {
-    body: Option<Incoming>,
-    /// HTTP/1.1 has the connection closed, or reads on, by itself.
-    lingers: bool,
+pub struct Received(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    /// Nothing, or nothing more.
+    None,
+    /// Over HTTP/1.1, where hyper closes the connection, or reads on, by itself.
+    H1(Incoming),
+    H2(Inbound),
 }
 
 /// A message that follows its head is there soon; whoever still sends after that is told to stop.
@@ -34,47 +42,61 @@ const LINGER_BYTES: usize = 64 * 1024;
 // === impl Received ===
 
 impl Received {
-    pub(super) fn new(body: Incoming, version: Version) -> Self {
-        Received { body: Some(body), lingers: version == Version::HTTP_2 }
+    pub(super) fn h1(body: Incoming) -> Self {
+        Received(Kind::H1(body))
+    }
+
+    /// Behind a head that says `length` of it.
+    pub(super) fn h2(body: RecvStream, length: Option<u64>) -> Self {
+        Received(Kind::H2(Inbound::new(body, length)))
     }
 }
 
 impl Body for Received {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BoxError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match &mut self.body {
-            Some(body) => Pin::new(body).poll_frame(cx),
-            None => Poll::Ready(None),
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut self.0 {
+            Kind::None => Poll::Ready(None),
+            Kind::H1(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Kind::H2(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Body::is_end_stream)
+        match &self.0 {
+            Kind::None => true,
+            Kind::H1(body) => body.is_end_stream(),
+            Kind::H2(body) => body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        match &self.0 {
+            Kind::None => SizeHint::with_exact(0),
+            Kind::H1(body) => body.size_hint(),
+            Kind::H2(body) => body.size_hint(),
+        }
     }
 }
 
 impl Drop for Received {
     fn drop(&mut self) {
-        let Some(body) = self.body.take().filter(|body| self.lingers && !body.is_end_stream()) else {
-            return;
-        };
+        let Kind::H2(body) = std::mem::replace(&mut self.0, Kind::None) else { return };
         // Ends by itself, and with its connection at the latest.
-        if let Ok(runtime) = Handle::try_current() {
+        if !body.is_end_stream()
+            && let Ok(runtime) = Handle::try_current()
+        {
             runtime.spawn(timeout(LINGER, read_on(body)));
         }
     }
 }
 
-async fn read_on(mut body: Incoming) {
+async fn read_on(mut body: Inbound) {
     let mut left = LINGER_BYTES;
     while let Some(Ok(frame)) = body.frame().await {
         match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {

@@ -2,7 +2,7 @@
 use std::sync::Arc;
 
 use chassis_core::BoxFuture;
-use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 
 use super::{body::ServerBody, received::Received};
 use crate::{Problem, connector::Peer};
@@ -56,15 +56,18 @@ impl<F: Fn(Request<Received>) -> Answer + Send + Sync + 'static> HttpService for
 // === impl Mux ===
 
 impl Mux {
-    pub(super) fn call(&self, request: Request<Received>) -> Answer {
-        let content_type = request.headers().get(CONTENT_TYPE);
-        let is_grpc = content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    pub(super) fn call(&self, request: Request<Received>, is_grpc: bool) -> Answer {
         match (is_grpc, &self.grpc, &self.http) {
             (true, Some(grpc), _) => grpc.call(request),
             (false, _, Some(http)) => http.call(request),
             (is_grpc, ..) => unmatched(is_grpc, request.method()),
         }
     }
+}
+
+/// Whose is the request with this head?
+pub(super) fn is_grpc(head: &HeaderMap) -> bool {
+    head.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
 fn unmatched(is_grpc: bool, method: &Method) -> Answer {

@@ -6,4 +6,5 @@ mod h2;
 mod rest;
 mod restarts;
 mod server;
+mod streams;
 mod support;

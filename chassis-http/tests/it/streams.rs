@@ -1,0 +1,152 @@
+//! What a server answers over HTTP/2: its heads, its bodies, and how they end.
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use chassis_core::{
+    Reason,
+    call::{Body, Reply},
+    protocol::Leaf,
+    units::Span,
+};
+use chassis_http::{
+    ClientConfig, H2Leaf, ServerConfig,
+    server::{Answer, HttpService, Received, Server, ServerBody},
+};
+use http::{Method, Request, Response};
+use http_body::Frame;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{Instant, sleep},
+};
+
+use crate::support::{Client, SECOND, World, call, hello, read};
+
+async fn client(world: &World, service: impl HttpService) -> (Server, Client<H2Leaf>) {
+    let server = world.serve(ServerConfig::default(), service);
+    let make = |link, connector, config| H2Leaf::new(link, connector, config, true);
+    (server, world.leaf(make, ClientConfig::default()).ready().await)
+}
+
+fn answers(answer: impl Fn() -> Response<ServerBody> + Send + Sync + 'static) -> impl HttpService {
+    move |_: Request<Received>| -> Answer { Box::pin(std::future::ready(answer())) }
+}
+
+async fn get(client: &Client<H2Leaf>) -> Reply {
+    client.leaf.call(call(Method::GET, "/x", Body::empty())).await.unwrap()
+}
+
+/// Chunks without an end; each is counted, the drop as 1,000,000.
+struct Endless {
+    chunks: Arc<AtomicUsize>,
+    /// What becomes of the fourth.
+    breaks: Option<Break>,
+}
+
+#[derive(Clone, Copy)]
+enum Break {
+    Error,
+    Panic,
+}
+
+impl http_body::Body for Endless {
+    type Data = Bytes;
+    type Error = &'static str;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Poll::Ready(Some(match (self.chunks.fetch_add(1, SeqCst), self.breaks) {
+            (3, Some(Break::Error)) => Err("no more"),
+            (3, Some(Break::Panic)) => panic!("on purpose"),
+            _ => Ok(Frame::data(Bytes::from_static(&[b'x'; 16 * 1024]))),
+        }))
+    }
+}
+
+impl Drop for Endless {
+    fn drop(&mut self) {
+        self.chunks.fetch_add(1_000_000, SeqCst);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_says_when_and_how_much_and_nothing_of_the_connection() {
+    let world = World::new();
+    let answer = || {
+        let mut response = Response::new(ServerBody::from("hello"));
+        for (name, value) in [("connection", "close"), ("keep-alive", "timeout=5"), ("x-own", "1")] {
+            response.headers_mut().insert(name, value.parse().unwrap());
+        }
+        response
+    };
+    let (_server, client) = client(&world, answers(answer)).await;
+    let reply = get(&client).await;
+    let mut names: Vec<_> = reply.metadata.keys().map(|name| name.as_str().to_owned()).collect();
+    names.sort();
+    assert_eq!(names, ["content-length", "date", "x-own"]);
+    assert_eq!(reply.metadata["content-length"], "5");
+    let date = reply.metadata["date"].to_str().unwrap();
+    assert!(httpdate::parse_http_date(date).is_ok(), "{date}");
+    assert_eq!(read(reply).await.unwrap(), "200 hello");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_waits_for_its_reader_and_ends_with_it() {
+    let world = World::new();
+    let taken = Arc::new(AtomicUsize::new(0));
+    let chunks = taken.clone();
+    let answer = move || Response::new(ServerBody::new(Endless { chunks: chunks.clone(), breaks: None }));
+    let (_server, client) = client(&world, answers(answer)).await;
+    let reply = get(&client).await;
+    sleep(SECOND).await;
+    let chunks = taken.load(SeqCst);
+    // As much as the client lets come, and what the connection keeps at hand.
+    assert!((64..=128).contains(&chunks), "{chunks}");
+    drop(reply);
+    sleep(SECOND).await;
+    assert_eq!(taken.load(SeqCst) / 1_000_000, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_breaks_off_is_never_taken_for_whole() {
+    for breaks in [Break::Error, Break::Panic] {
+        let world = World::new();
+        let body = move || Endless { chunks: Arc::default(), breaks: Some(breaks) };
+        let (_server, client) = client(&world, answers(move || Response::new(ServerBody::new(body())))).await;
+        // A reset overtakes what still waits to be sent, also the head.
+        let error = client.get("/x").await.unwrap_err();
+        assert_eq!((error.reason(), error.maybe_executed()), (Reason::Internal, true));
+        assert_eq!(world.memory.connections("stock"), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_falls_silent_is_found_out_and_one_that_answers_is_kept() {
+    let world = World::new();
+    let idle_timeout = chassis_core::units::PositiveSpan::from_millis(3_600_000);
+    let interval = Span(20 * SECOND);
+    let config = ServerConfig { idle_timeout, keep_alive_interval: interval, ..ServerConfig::default() };
+    let server = world.serve(config, hello());
+    let mut silent = world.raw().await;
+    silent.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let begun = Instant::now();
+    let mut heard = Vec::new();
+    silent.read_to_end(&mut heard).await.unwrap();
+    assert!((29..=32).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+
+    let make = |link, connector, config| H2Leaf::new(link, connector, config, true);
+    let config =
+        ClientConfig { idle_timeout, keep_alive_interval: Span(10_000 * SECOND), ..ClientConfig::default() };
+    let answers = world.leaf(make, config).ready().await;
+    sleep(600 * SECOND).await;
+    assert_eq!((server.connections(), answers.get("/x").await.unwrap()), (1, "200 x".to_owned()));
+    assert_eq!(world.memory.connections("stock"), 2);
+}
