@@ -18,6 +18,7 @@ use tower_service::Service;
 use crate::{
     body::{ResponseBody, of_a_message},
     details::{self, Reader},
+    headers::find,
     protocol::{GRPC, grpc_status, not_grpc},
     status::Answer,
     timeout::{self, GRPC_TIMEOUT},
@@ -75,7 +76,7 @@ impl Channel {
     fn invocation(&self, request: Request<tonic::body::Body>) -> Result<Invocation, Error> {
         let (mut head, body) = request.into_parts();
         let malformed = |words| Error::local(Reason::Malformed, words);
-        let timeout = timeout::read(&head.headers).map_err(malformed)?;
+        let timeout = find(&head.headers, &GRPC_TIMEOUT).map(timeout::read).transpose().map_err(malformed)?;
         let path = head.uri.into_parts().path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
         let target = Target::new(self.service.clone(), Operation::from_path(path.clone()));
         let mut call = Invocation::new(&GRPC, target);

@@ -15,7 +15,7 @@ use chassis_core::{
 };
 use chassis_http::server::{Answer as HttpAnswer, Connected, HttpService, Received};
 use http::{
-    Method, Request, Response, StatusCode, Uri,
+    HeaderMap, Method, Request, Response, StatusCode, Uri,
     header::{ALLOW, HeaderValue},
     request::Parts,
     uri::PathAndQuery,
@@ -30,7 +30,7 @@ use crate::{
     protocol::{ATTEMPTS, GRPC, is_grpc},
     services::{GrpcServices, Malformed},
     status::Answer,
-    timeout,
+    timeout::{self, GRPC_TIMEOUT},
 };
 
 /// Answers requests of gRPC with the services of a server, through its pipeline.
@@ -52,6 +52,14 @@ pub struct ServerFuture(State);
 enum State {
     Called(BoxFuture<'static, Result<Reply, Error>>),
     NotGrpc(Option<Response<ResponseBody>>),
+}
+
+/// What the pipeline is to know of a head, found in one look at its names.
+#[derive(Default)]
+struct Said<'a> {
+    timeout: Option<&'a HeaderValue>,
+    caller: Option<&'a HeaderValue>,
+    attempts: Option<&'a HeaderValue>,
 }
 
 // === impl GrpcServer ===
@@ -85,18 +93,19 @@ impl GrpcServer {
     }
 
     fn invocation(&self, head: Parts, body: Body) -> Invocation {
+        let said = Said::of(&head.headers);
         let path = head.uri.into_parts().path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
         let mut target = Target::new(self.service.clone(), self.services.operation(&path));
-        target.caller = head.headers.get(CALLER).cloned();
+        target.caller = said.caller.cloned();
         let mut call = Invocation::new(&GRPC, target);
         call.uri = Uri::from(path);
         call.peer = head.extensions.get().and_then(|at: &Connected| at.peer().ip());
         call.extensions = head.extensions;
-        match timeout::read(&head.headers) {
+        match said.timeout.map(timeout::read).transpose() {
             Ok(timeout) => call.deadline = timeout.and_then(|timeout| call.started.checked_add(timeout)),
             Err(words) => drop(call.extensions.insert(Malformed(words.into()))),
         }
-        call.previous_attempts = head.headers.get(ATTEMPTS).and_then(number).unwrap_or(0);
+        call.previous_attempts = said.attempts.and_then(number).unwrap_or(0);
         call.metadata = head.headers;
         call.body = body;
         call
@@ -134,6 +143,26 @@ impl HttpService for GrpcServer {
 impl std::fmt::Debug for GrpcServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("GrpcServer").field("services", &self.services).finish_non_exhaustive()
+    }
+}
+
+// === impl Said ===
+
+impl<'a> Said<'a> {
+    /// The first value of each.
+    fn of(head: &'a HeaderMap) -> Self {
+        let (timeout, caller, attempts) = (&GRPC_TIMEOUT, &CALLER, &ATTEMPTS);
+        let mut said = Said::default();
+        for (name, value) in head {
+            let known = match name {
+                name if name == timeout => &mut said.timeout,
+                name if name == caller => &mut said.caller,
+                name if name == attempts => &mut said.attempts,
+                _ => continue,
+            };
+            known.get_or_insert(value);
+        }
+        said
     }
 }
 

@@ -40,7 +40,8 @@ use crate::{
 /// ```
 #[derive(Clone, Default)]
 pub struct GrpcServices {
-    table: Arc<HashMap<&'static str, Entry>>,
+    /// By name, in order: a server has a few services, and names are compared sooner than hashed.
+    table: Arc<Vec<(&'static str, Entry)>>,
     descriptors: Vec<Bytes>,
 }
 
@@ -78,7 +79,11 @@ impl GrpcServices {
         S::Future: Send + 'static,
     {
         let entry = Entry { service: Arc::new(Typed(service)), methods: None };
-        Arc::make_mut(&mut self.table).insert(S::NAME, entry);
+        let table = Arc::make_mut(&mut self.table);
+        match table.binary_search_by_key(&S::NAME, |(name, _)| name) {
+            Ok(at) => table[at].1 = entry,
+            Err(at) => table.insert(at, (S::NAME, entry)),
+        }
         self
     }
 
@@ -106,9 +111,9 @@ impl GrpcServices {
         reflection::add(self)
     }
 
-    /// What it serves, in no order.
+    /// What it serves, in alphabetical order.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
-        self.table.keys().copied()
+        self.table.iter().map(|(name, _)| *name)
     }
 
     pub(crate) fn all_descriptors(&self) -> &[Bytes] {
@@ -125,15 +130,20 @@ impl GrpcServices {
                 known.entry(service.to_owned()).or_default().insert(name.to_owned());
             }
         }
-        for (name, entry) in Arc::make_mut(&mut self.table) {
+        for (name, entry) in Arc::make_mut(&mut self.table).iter_mut() {
             entry.methods = known.remove(*name);
         }
         self
     }
 
+    fn entry(&self, service: &str) -> Option<&Entry> {
+        let at = self.table.binary_search_by_key(&service, |(name, _)| name).ok()?;
+        Some(&self.table[at].1)
+    }
+
     /// What a path calls, by a name from a bounded set.
     pub(crate) fn operation(&self, path: &PathAndQuery) -> Operation {
-        let found = split(path.path()).and_then(|(service, method)| Some((self.table.get(service)?, method)));
+        let found = split(path.path()).and_then(|(service, method)| Some((self.entry(service)?, method)));
         match found {
             Some((entry, method))
                 if entry.methods.as_ref().is_none_or(|methods| methods.contains(method)) =>
@@ -159,7 +169,7 @@ impl Service<Invocation> for GrpcServices {
             let error = Error::local(Reason::Malformed, words.to_string());
             return Box::pin(ready(Err(call.refuse(error))));
         }
-        match split(call.uri.path()).and_then(|(service, _)| self.table.get(service)) {
+        match split(call.uri.path()).and_then(|(service, _)| self.entry(service)) {
             Some(entry) => entry.service.call(call),
             None => Box::pin(ready(Ok(unimplemented(call)))),
         }
@@ -172,10 +182,10 @@ impl std::fmt::Debug for GrpcServices {
     }
 }
 
-/// `/package.Service/Method` in its two parts.
+/// `/package.Service/Method` in its two parts; a name with a slash in it is nobody's.
 fn split(path: &str) -> Option<(&str, &str)> {
-    let (service, method) = path.strip_prefix('/')?.split_once('/')?;
-    (!service.is_empty() && !method.is_empty() && !method.contains('/')).then_some((service, method))
+    let (service, method) = path.strip_prefix('/')?.rsplit_once('/')?;
+    (!method.is_empty()).then_some((service, method))
 }
 
 fn unimplemented(call: Invocation) -> Reply {
