@@ -12,7 +12,7 @@ use chassis_core::{
     pipeline::Pipeline,
 };
 use http::{HeaderValue, Request, Response, Uri, header::USER_AGENT, uri::PathAndQuery};
-use tonic::Status;
+use tonic::{GrpcMethod, Status};
 use tower_service::Service;
 
 use crate::{
@@ -80,9 +80,13 @@ impl Channel {
         let path = head.uri.into_parts().path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
         let target = Target::new(self.service.clone(), Operation::from_path(path.clone()));
         let mut call = Invocation::new(&GRPC, target);
-        call.options = head.extensions.remove().unwrap_or_default();
-        // What stubs put there for interceptors; the target says the same. Empty, it costs retries nothing.
-        head.extensions.remove::<tonic::GrpcMethod<'static>>();
+        // What stubs put there for interceptors, and mostly nothing else; the target says the same.
+        let has_method = head.extensions.get::<GrpcMethod<'static>>().is_some();
+        if head.extensions.len() > usize::from(has_method) {
+            head.extensions.remove::<GrpcMethod<'static>>();
+            call.options = head.extensions.remove().unwrap_or_default();
+            call.extensions = head.extensions;
+        }
         if timeout.is_some() {
             // Written anew per attempt, from what is left then.
             head.headers.remove(GRPC_TIMEOUT);
@@ -91,9 +95,6 @@ impl Channel {
         head.headers.entry(USER_AGENT).or_insert(AGENT);
         call.uri = Uri::from(path);
         call.metadata = head.headers;
-        if !head.extensions.is_empty() {
-            call.extensions = head.extensions;
-        }
         call.body = Body::eager(body, of_a_message);
         Ok(call)
     }

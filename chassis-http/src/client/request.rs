@@ -149,8 +149,8 @@ impl RequestBuilder {
         let mut path = template::fill(&self.template, &self.params).map_err(malformed)?;
         self.query.iter().for_each(|(key, value)| template::query(&mut path, key, value));
         let uri = path.parse::<Uri>().map_err(|wrong| malformed(format!("`{path}` is no path: {wrong}")))?;
-        let name = format!("{} {}", self.method, self.template);
-        let target = Target::new(self.client.service.clone(), Operation::from(name.as_str()));
+        let name: Arc<str> = [self.method.as_str(), " ", &self.template].concat().into();
+        let target = Target::new(self.client.service.clone(), Operation::from(name));
         let mut call = Invocation::new(&HTTP, target);
         call.method = self.method;
         call.uri = uri;

@@ -81,8 +81,7 @@ fn send_ready(mut to: SendStream<Bytes>, mut body: Body) -> Result<(), h2::Error
 impl Inbound {
     /// Behind a head that says `length` of it.
     pub(crate) fn new(body: RecvStream, length: Option<u64>) -> Self {
-        let left = if body.is_end_stream() { Some(0) } else { length };
-        Inbound { body, left, at_trailers: false }
+        Inbound { body, left: length, at_trailers: false }
     }
 }
 
@@ -122,7 +121,9 @@ impl HttpBody for Inbound {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+        // The head of an answer to HEAD tells of a body that does not come.
+        let left = if self.is_end_stream() { Some(0) } else { self.left };
+        left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use chassis_core::BoxError;
-use http::{Request, Response, StatusCode};
+use http::{Extensions, Request, Response, StatusCode};
 use hyper::{body::Incoming, server::conn};
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -28,6 +28,8 @@ use crate::{Problem, ServerConfig, connector::Stream, silence::Silence};
 pub(super) struct Requests {
     port: Arc<Port>,
     connected: Connected,
+    /// With nothing but that.
+    extensions: Extensions,
     activity: Arc<Activity>,
 }
 
@@ -54,7 +56,9 @@ pub(super) async fn serve(port: Arc<Port>, stream: Stream) {
     let Some((stream, version)) = open(&port, stream, &mut opening).await else { return };
     let activity = port.activities.begin();
     let connected = Connected::new(stream.peer().clone(), port.name.clone(), port.config.max_body.get());
-    let requests = Requests { port: port.clone(), connected, activity: activity.clone() };
+    let mut extensions = Extensions::new();
+    extensions.insert(connected.clone());
+    let requests = Requests { port: port.clone(), connected, extensions, activity: activity.clone() };
     let (ended, lent) = match version {
         Version::H1 => {
             activity.head_bytes();
@@ -172,7 +176,11 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
 impl Requests {
     pub(super) fn answer(&self, mut request: Request<Received>, is_grpc: bool) -> Answering {
         let in_flight = Some(self.activity.begin());
-        request.extensions_mut().insert(self.connected.clone());
+        // A copy of what is the same for each costs half of putting it in anew.
+        match request.extensions_mut() {
+            none if none.is_empty() => *none = self.extensions.clone(),
+            some => drop(some.insert(self.connected.clone())),
+        }
         let answer = catch_unwind(AssertUnwindSafe(|| self.port.mux.call(request, is_grpc))).ok();
         Answering { answer, in_flight }
     }
