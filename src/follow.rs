@@ -1,5 +1,5 @@
 //! Puts versions of the settings in force as they come, and says what became of each.
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, future::poll_fn, pin::pin, sync::Arc, time::Duration};
 
 use chassis_config::{
     Change, Loader, Version,
@@ -7,7 +7,11 @@ use chassis_config::{
     tree::Node,
 };
 use chassis_core::{Runtime, event::Event, policy::Settings};
-use tokio::time::Instant;
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    task::block_in_place,
+    time::Instant,
+};
 
 use crate::Document;
 
@@ -38,7 +42,7 @@ impl Follower {
             let in_force = self.runtime.policies().get().version();
             let due = async { tokio::time::sleep_until(look.unwrap_or_else(Instant::now)).await };
             let change = tokio::select! {
-                change = loader.next() => change,
+                change = aside(loader.next()) => change,
                 () = due, if look.is_some() => {
                     look = None;
                     self.warn_of_unseen(&latest).await;
@@ -47,7 +51,7 @@ impl Follower {
             };
             match change {
                 Change::Applied(version) => {
-                    self.apply(&version, &mut pending);
+                    aside(async { self.apply(&version, &mut pending) }).await;
                     latest = version;
                     look = Some(Instant::now() + LOOK);
                 }
@@ -141,5 +145,33 @@ impl Follower {
             }
             *pending = paths;
         }
+    }
+}
+
+/// Polls `work` where it holds nobody up: large settings take tens of milliseconds to be read and compiled,
+/// in which other threads take over the calls of this one. A runtime of one thread has nobody to do so.
+async fn aside<F: Future>(work: F) -> F::Output {
+    let mut work = pin!(work);
+    let several = Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread;
+    poll_fn(|cx| match several {
+        true => block_in_place(|| work.as_mut().poll(cx)),
+        false => work.as_mut().poll(cx),
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn what_is_done_aside_holds_nobody_up() {
+        let (tell, told) = std::sync::mpsc::channel();
+        let follower = tokio::spawn(aside(async move {
+            // Only another task of the same thread can end this.
+            told.recv_timeout(Duration::from_secs(60)).expect("the thread was held up");
+        }));
+        tokio::spawn(async move { tell.send(()) }).await.unwrap().unwrap();
+        follower.await.unwrap();
     }
 }
