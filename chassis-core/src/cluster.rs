@@ -6,7 +6,7 @@ use std::{
     any::Any,
     collections::{HashMap, HashSet},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     time::Duration,
@@ -94,6 +94,8 @@ pub struct Members {
     nodes: Box<[Arc<Node>]>,
     all: Arc<Subset>,
     chosen: Live<HashMap<LabelSet, Arc<Subset>, foldhash::fast::RandomState>>,
+    /// The first few of them once more, by the very sets of the rules: found without hashing.
+    first: [OnceLock<(Arc<LabelSet>, Arc<Subset>)>; 4],
 }
 
 /// What a registry's answer amounts to.
@@ -662,7 +664,14 @@ fn chain(error: &RegistryError) -> String {
 impl Members {
     fn new(known: Option<Known>, near: Option<Arc<str>>, nodes: Vec<Arc<Node>>) -> Self {
         let all = Subset::new(nodes.clone());
-        Members { known, near, nodes: nodes.into(), all, chosen: Live::new(HashMap::default()) }
+        Members {
+            known,
+            near,
+            nodes: nodes.into(),
+            all,
+            chosen: Live::new(HashMap::default()),
+            first: Default::default(),
+        }
     }
 
     /// What the registry said last; `None` before its first answer.
@@ -683,6 +692,19 @@ impl Members {
     /// Every node that takes calls.
     pub fn all(&self) -> &Arc<Subset> {
         &self.all
+    }
+
+    /// The nodes with the labels of a rule; may be empty.
+    pub(crate) fn with_labels_of(&self, rule: &Arc<LabelSet>) -> Arc<Subset> {
+        let taken = self.first.iter().map_while(OnceLock::get);
+        if let Some((_, subset)) = taken.clone().find(|(labels, _)| Arc::ptr_eq(labels, rule)) {
+            return subset.clone();
+        }
+        let subset = self.with_labels(rule);
+        if let Some(free) = self.first.get(taken.count()) {
+            let _ = free.set((rule.clone(), subset.clone())); // or somebody was quicker
+        }
+        subset
     }
 
     /// The nodes with `labels`; may be empty.

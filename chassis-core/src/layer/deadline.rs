@@ -31,7 +31,8 @@ pin_project! {
         inner: Option<F>,
         bound: Option<Instant>,
         // Made when the inner future is first pending: a call answered at once needs no timer.
-        timer: Option<Pin<Box<Sleep>>>,
+        #[pin]
+        timer: Option<Sleep>,
         error: Option<Error>,
     }
 }
@@ -75,8 +76,12 @@ impl<F: Future<Output = Result<Reply, Error>>> Future for DeadlineFuture<F> {
             return Poll::Ready(answer);
         }
         let Some(bound) = *this.bound else { return Poll::Pending };
-        let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(bound)));
-        std::task::ready!(timer.as_mut().poll(cx));
+        if this.timer.is_none() {
+            this.timer.set(Some(tokio::time::sleep_until(bound)));
+        }
+        if let Some(timer) = this.timer.as_mut().as_pin_mut() {
+            std::task::ready!(timer.poll(cx));
+        }
         this.inner.set(None); // whoever listens below hears now that the time was up
         Poll::Ready(Err(Error::remote(Reason::DeadlineExceeded, "no answer before the deadline")))
     }

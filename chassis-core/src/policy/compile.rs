@@ -9,7 +9,10 @@ use tokio::time::Instant;
 
 use super::{
     ByName, Common, Policies, Policy, Problem, Site, States, Table,
-    settings::{InboundOperationSettings, InboundSettings, OperationSettings, ServiceSettings, Settings},
+    settings::{
+        InboundOperationSettings, InboundSettings, OperationSettings, OutboundSettings, ServiceSettings,
+        Settings,
+    },
 };
 use crate::{
     Live,
@@ -59,6 +62,15 @@ pub(super) struct Base {
     faults: Faults,
     picker: Arc<dyn Picker>,
     environment: Arc<Environment>,
+    /// What the keys of its states begin with.
+    key: Box<str>,
+    sites: Sites,
+}
+
+/// Where the operations of a service speak up, all at the same place.
+struct Sites {
+    limit: Arc<Site>,
+    retry: Arc<Site>,
 }
 
 /// What can be different for an operation, resolved.
@@ -77,6 +89,13 @@ struct Own {
     idempotent: Option<bool>,
 }
 
+/// The keys of states, written into one text: thousands of operations are compiled at a time.
+struct Keys<'a> {
+    text: String,
+    base: &'a str,
+    operation: &'a str,
+}
+
 /// Collects what is wrong, so that one look shows all of it.
 struct Compiler<'a> {
     settings: &'a Settings,
@@ -89,6 +108,12 @@ struct Compiler<'a> {
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_INBOUND_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What services that are not named are compiled from.
+fn for_unnamed(settings: &Settings) -> Settings {
+    let outbound = OutboundSettings { defaults: settings.outbound.defaults.clone(), ..Default::default() };
+    Settings { matches: settings.matches.clone(), outbound, ..Default::default() }
+}
 
 impl Policies {
     /// Compiles `settings`, all or nothing. State, and the operations called so far, come from
@@ -126,7 +151,7 @@ impl Policies {
             named,
             called: Live::new(ByName::default()),
             environment: environment.clone(),
-            settings: Arc::new(settings.clone()),
+            settings: Arc::new(for_unnamed(settings)),
             faults,
         };
         if let Some(previous) = previous {
@@ -166,40 +191,42 @@ impl Base {
     fn policy_with(&self, operation: Arc<str>, own: &Own) -> Policy {
         let environment = &self.environment;
         let (states, service) = (&environment.states, &self.service);
-        let key = |what: &str, of_operation: bool| match of_operation {
-            true => format!("{}/{service}/{operation}/{what}", self.side),
-            false => format!("{}/{service}//{what}", self.side),
-        };
-        let site = || Arc::new(Site::new(environment.metrics.clone(), environment.events.clone()));
+        let text = String::with_capacity(self.key.len() + operation.len() + "/attempts".len());
+        let mut keys = Keys { text, base: &self.key, operation: &operation };
         let concurrency = own.concurrency.filter(|c| c.scope != concurrency::Scope::Endpoint).map(|config| {
             let of_operation = own.concurrency_is_own || config.scope == concurrency::Scope::Operation;
-            Bound { config, gauge: states.cell(key("gauge", of_operation), Gauge::default), site: site() }
+            Bound {
+                config,
+                gauge: states.cell(keys.of("gauge", of_operation), Gauge::default),
+                site: self.sites.limit.clone(),
+            }
         });
         let breaker = own.breaker.as_ref().filter(|b| b.scope != breaker::Scope::Endpoint).map(|config| {
             let of_operation = own.breaker_is_own || config.scope == breaker::Scope::Operation;
             let of = if of_operation { &operation } else { service };
-            let make = || breaker::Cell::new(service, of, config.scope, &site());
-            Guard { config: config.clone(), cell: states.cell(key("breaker", of_operation), make) }
+            let make = || breaker::Cell::new(service, of, config.scope, &self.site());
+            Guard { config: config.clone(), cell: states.cell(keys.of("breaker", of_operation), make) }
         });
         let retry = own.retry.as_ref().map(|config| Retries {
             config: config.clone(),
             bounds: config.bounds(),
-            budget: states.cell(key("budget", false), || Budget::new(Instant::now())),
-            site: site(),
+            budget: states.cell(keys.of("budget", false), || Budget::new(Instant::now())),
+            site: self.sites.retry.clone(),
         });
-        let metrics =
-            states.cell(key("metrics", true), || environment.metrics.call(self.side, service, &operation));
+        let metrics = states
+            .cell(keys.of("metrics", true), || environment.metrics.call(self.side, service, &operation));
         let attempts = (self.side == Side::Client).then(|| {
-            states.cell(key("attempts", false), || AttemptMetrics::new(&environment.metrics, service))
+            states.cell(keys.of("attempts", false), || AttemptMetrics::new(&environment.metrics, service))
         });
-        let function = |operation| environment.fallbacks.get(&(service.to_string(), operation)).cloned();
-        let function = function(Some(operation.to_string())).or_else(|| function(None));
-        let fallback = match function.filter(|_| self.side == Side::Client) {
-            Some(function) => Some(Fallback { source: Source::Function(function), site: site() }),
+        let fallback = match self.function(&operation) {
+            Some(function) => Some(Fallback { source: Source::Function(function), site: self.site() }),
             None => own.fallback.clone(),
         };
         let by_scope = |scope| own.concurrency.filter(|c| c.scope == scope).map(|c| c.limit.get());
         Policy {
+            service: service.clone(),
+            operation: operation.clone(),
+            version: self.version,
             timeout: own.timeout,
             total_timeout: own.total_timeout,
             idempotent: own.idempotent.unwrap_or_else(|| environment.idempotent.contains(&*operation)),
@@ -216,8 +243,32 @@ impl Base {
             fallback,
             metrics: Some(metrics),
             attempts,
-            ..Policy::empty(service.clone(), operation.clone(), self.version, environment.common.clone())
+            common: environment.common.clone(),
         }
+    }
+
+    /// The function that the builder was given to answer instead.
+    fn function(&self, operation: &str) -> Option<Arc<FallbackFn>> {
+        let all = &self.environment.fallbacks;
+        if all.is_empty() || self.side == Side::Server {
+            return None;
+        }
+        let function = |operation| all.get(&(self.service.to_string(), operation)).cloned();
+        function(Some(operation.to_owned())).or_else(|| function(None))
+    }
+
+    fn site(&self) -> Arc<Site> {
+        Arc::new(Site::new(self.environment.metrics.clone(), self.environment.events.clone()))
+    }
+}
+
+// === impl Keys ===
+
+impl Keys<'_> {
+    fn of(&mut self, what: &str, of_operation: bool) -> &str {
+        self.text.clear();
+        self.text.extend([self.base, if of_operation { self.operation } else { "" }, "/", what]);
+        &self.text
     }
 }
 
@@ -230,6 +281,10 @@ impl Compiler<'_> {
 
     fn site(&self) -> Arc<Site> {
         Arc::new(Site::new(self.environment.metrics.clone(), self.environment.events.clone()))
+    }
+
+    fn sites(&self) -> Sites {
+        Sites { limit: self.site(), retry: self.site() }
     }
 
     /// Matches that nobody uses have to make sense too.
@@ -268,7 +323,7 @@ impl Compiler<'_> {
             let matcher = self.matcher(&format!("{path}.match"), config.matching.as_ref());
             let until = config.until.map(|until| until.to_string()).unwrap_or_default();
             let applied =
-                self.environment.states.cell(format!("fault/{}/{until}", config.name), Instant::now);
+                self.environment.states.cell(&format!("fault/{}/{until}", config.name), Instant::now);
             match Fault::new(config.clone(), matcher, applied, self.site()) {
                 Ok(fault) => faults.push(Arc::new(fault)),
                 Err(message) => self.problem(path, message),
@@ -296,7 +351,7 @@ impl Compiler<'_> {
             let buckets = self
                 .environment
                 .states
-                .cell(format!("{side}/{of}/limit/{}/{:?}", config.name, config.key), || {
+                .cell(&format!("{side}/{of}/limit/{}/{:?}", config.name, config.key), || {
                     Buckets::new(config, Instant::now())
                 });
             match Limit::new(config.clone(), matcher, buckets, side, self.site()) {
@@ -332,6 +387,8 @@ impl Compiler<'_> {
             idempotent: None,
         };
         let base = Base {
+            key: key_of(Side::Server, &service),
+            sites: self.sites(),
             side: Side::Server,
             service: service.clone(),
             version: self.version,
@@ -412,8 +469,8 @@ impl Compiler<'_> {
                 [("outbound.defaults", defaults.get(name)), (path, settings.operations.get(name))]
             {
                 if let Some(settings) = settings {
-                    let of = format!("{}/{name}", base.service);
-                    self.over(&mut own, settings, &of, &format!("{at}.operations.{name}"), true);
+                    let of = || format!("{}/{name}", base.service);
+                    self.over(&mut own, settings, of, || format!("{at}.operations.{name}"), true);
                 }
             }
             owns.push((name.as_str().into(), own));
@@ -441,8 +498,8 @@ impl Compiler<'_> {
             fallback: None,
             idempotent: None,
         };
-        self.over(&mut own, &defaults.common(), &service, "outbound.defaults", false);
-        self.over(&mut own, &settings.common(), &service, path, false);
+        self.over(&mut own, &defaults.common(), || service.to_string(), || "outbound.defaults".into(), false);
+        self.over(&mut own, &settings.common(), || service.to_string(), || path.into(), false);
         let (routes, at) = match (&settings.routes, &defaults.routes) {
             (Some(routes), _) => (routes.as_slice(), path),
             (None, Some(routes)) => (routes.as_slice(), "outbound.defaults"),
@@ -457,16 +514,18 @@ impl Compiler<'_> {
         let picker = self.picker(&service, &format!("{at}.balance"), balance);
         let faults = Self::faults_of(faults, Some(&service));
         let environment = self.environment.clone();
-        Base { side: Side::Client, service, version: self.version, own, routes, faults, picker, environment }
+        let (key, sites) = (key_of(Side::Client, &service), self.sites());
+        let (side, version) = (Side::Client, self.version);
+        Base { side, service, version, own, routes, faults, picker, environment, key, sites }
     }
 
-    /// Puts a layer of settings over what holds so far.
+    /// Puts a layer of settings over what holds so far. Of what it is, and its path, are seldom asked.
     fn over(
         &mut self,
         own: &mut Own,
         settings: &OperationSettings,
-        of: &str,
-        path: &str,
+        of: impl Fn() -> String,
+        path: impl Fn() -> String,
         is_operation: bool,
     ) {
         own.timeout = span(&settings.timeout, own.timeout);
@@ -474,7 +533,7 @@ impl Compiler<'_> {
         if settings.retry.is_some() {
             own.retry = Switch::over(settings.retry.as_ref(), own.retry.as_deref().cloned()).map(Arc::new);
             if let Some(Err(message)) = own.retry.as_deref().map(RetryConfig::check) {
-                self.problem(format!("{path}.retry.attempts"), message);
+                self.problem(format!("{}.retry.attempts", path()), message);
             }
         }
         if settings.breaker.is_some() {
@@ -487,11 +546,11 @@ impl Compiler<'_> {
             own.concurrency_is_own = is_operation;
         }
         if let Some(limits) = &settings.rate_limits {
-            own.rate_limits = self.limits(Side::Client, of, path, limits);
+            own.rate_limits = self.limits(Side::Client, &of(), &path(), limits);
         }
         if let Some(fallback) = &settings.fallback {
             if let Some(Err(message)) = fallback.on().map(|config| config.check()) {
-                self.problem(format!("{path}.fallback.status"), message);
+                self.problem(format!("{}.fallback.status", path()), message);
             }
             let source = fallback.on().map(|config| Source::Settings(Arc::new(config.clone())));
             own.fallback = source.map(|source| Fallback { source, site: self.site() });
@@ -527,7 +586,7 @@ impl Compiler<'_> {
         match name {
             "p2c" => Arc::new(P2c),
             "random" => Arc::new(RandomPicker),
-            "round_robin" => environment.states.cell(format!("client/{service}//round_robin"), || {
+            "round_robin" => environment.states.cell(&format!("client/{service}//round_robin"), || {
                 RoundRobin::new(&environment.common.random)
             }),
             name => match environment.pickers.get(name) {
@@ -543,6 +602,10 @@ impl Compiler<'_> {
             },
         }
     }
+}
+
+fn key_of(side: Side, service: &str) -> Box<str> {
+    format!("{side}/{service}/").into()
 }
 
 fn span(setting: &Option<Switch<PositiveSpan>>, below: Option<Duration>) -> Option<Duration> {

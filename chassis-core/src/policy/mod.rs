@@ -12,7 +12,7 @@ mod states;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, LazyLock,
+        Arc, LazyLock, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -113,6 +113,8 @@ struct Table {
     base: Base,
     named: ByName<Policy>,
     called: Live<ByName<Policy>>,
+    /// The first few of them once more: found without a hash or a snapshot.
+    first: [OnceLock<Arc<Policy>>; 8],
     other: Arc<Policy>,
     /// Somebody has asked for a policy: there may be state to carry over.
     used: AtomicBool,
@@ -237,7 +239,8 @@ impl Policies {
 impl Table {
     fn new(base: Base, named: ByName<Policy>) -> Self {
         let other = Arc::new(base.policy("_OTHER".into()));
-        Table { base, named, called: Live::new(ByName::default()), other, used: AtomicBool::new(false) }
+        let (called, first) = (Live::new(ByName::default()), Default::default());
+        Table { base, named, called, first, other, used: AtomicBool::new(false) }
     }
 
     fn policy(&self, operation: &str) -> Arc<Policy> {
@@ -245,6 +248,10 @@ impl Table {
             self.used.store(true, Relaxed);
         }
         if let Some(policy) = self.named.get(operation) {
+            return policy.clone();
+        }
+        let first = self.first.iter().map_while(OnceLock::get);
+        if let Some(policy) = first.into_iter().find(|policy| *policy.operation == *operation) {
             return policy.clone();
         }
         if let Some(policy) = self.called.with(|called| called.get(operation).cloned()) {
@@ -260,7 +267,13 @@ impl Table {
     fn call(&self, operation: Arc<str>) -> Arc<Policy> {
         let policy = Arc::new(self.base.policy(operation.clone()));
         insert(&self.called, operation.clone(), policy, MOST_OPERATIONS);
-        self.called.with(|called| called.get(&operation).cloned()).unwrap_or_else(|| self.other.clone())
+        let Some(policy) = self.called.with(|called| called.get(&operation).cloned()) else {
+            return self.other.clone();
+        };
+        if let Some(free) = self.first.iter().find(|first| first.get().is_none()) {
+            let _ = free.set(policy.clone()); // or somebody was quicker
+        }
+        policy
     }
 
     fn all(&self) -> Vec<Arc<Policy>> {

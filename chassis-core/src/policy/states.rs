@@ -7,19 +7,19 @@ use std::{
 
 /// Cells of state; whoever asks for the same key gets the same cell.
 #[derive(Default)]
-pub struct States(Mutex<HashMap<String, Arc<dyn Any + Send + Sync>>>);
+pub struct States(Mutex<HashMap<String, Arc<dyn Any + Send + Sync>, foldhash::fast::RandomState>>);
 
 // === impl States ===
 
 impl States {
     /// The cell of `key`, or a new one if there is none of this type.
-    pub fn cell<T: Send + Sync + 'static>(&self, key: String, make: impl FnOnce() -> T) -> Arc<T> {
+    pub fn cell<T: Send + Sync + 'static>(&self, key: &str, make: impl FnOnce() -> T) -> Arc<T> {
         let mut cells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cell) = cells.get(&key).and_then(|cell| cell.clone().downcast().ok()) {
+        if let Some(cell) = cells.get(key).and_then(|cell| cell.clone().downcast().ok()) {
             return cell;
         }
         let cell = Arc::new(make());
-        cells.insert(key, cell.clone());
+        cells.insert(key.to_owned(), cell.clone());
         cell
     }
 

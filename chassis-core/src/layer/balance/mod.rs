@@ -215,7 +215,10 @@ impl BalanceLayer {
 /// The nodes that the routes, or the caller, want; by the rule's fallback where there are none.
 fn resolve(members: &Members, call: &Invocation) -> Result<Arc<Subset>, Error> {
     let Some(choice) = &call.choice else { return Ok(members.all().clone()) };
-    let subset = members.with_labels(&choice.labels);
+    let subset = match call.options.labels {
+        None => members.with_labels_of(&choice.labels),
+        Some(_) => members.with_labels(&choice.labels),
+    };
     if !subset.is_empty() {
         return Ok(subset);
     }
