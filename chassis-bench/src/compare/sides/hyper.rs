@@ -31,7 +31,7 @@ impl Side for Pooled {
     }
 
     fn does(&self, case: Case) -> bool {
-        !case.is_grpc()
+        case.is_rest()
     }
 
     fn serve(&self, _: Setup) -> BoxFuture<Result<SocketAddr>> {
@@ -65,7 +65,7 @@ impl Side for Raw {
     }
 
     fn does(&self, case: Case) -> bool {
-        !case.is_grpc()
+        case.is_rest()
     }
 
     fn serve(&self, _: Setup) -> BoxFuture<Result<SocketAddr>> {
