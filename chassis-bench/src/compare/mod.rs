@@ -9,6 +9,7 @@ mod probe;
 mod rounds;
 mod side;
 pub mod sides;
+mod threads;
 
 use std::time::Duration;
 
@@ -35,16 +36,22 @@ pub struct Options {
 const USAGE: &str = "\
 chassis-bench compare [options]
 
-  --case C      only this: grpc_unary_128, grpc_unary_16k, grpc_server_streaming, rest_get, rest_post;
-                any number of them
+  --case C      only this: grpc_unary_128, grpc_unary_16k, grpc_server_streaming, rest_get, rest_post,
+                client_pipeline; any number of them
   --peer P      only with this peer; any number of them
   --rounds N    slices of each side; default 40
   --slice T     how long each is; default 150ms
   --quick       few settings and short slices, at most a minute
-  --json        one document, for machines
+  --json        {\"rows\": [{case, peer, concurrency, connections, cores, throughput_ratio,
+                client_cpu_ratio, total_cpu_ratio, control_spread}]}
+  --markdown    the table of docs/benchmarks.md
+
+`client_pipeline` has no wire: two threads call one pipeline, and the peer `share_nothing` is two threads
+with a pipeline each.
 
 Ratios are chassis over peer. `control` is the spread of the first peer's ratios to itself: the difference
-of their quartiles, the largest of time and CPU.
+of their quartiles, the largest of time and CPU. A ratio whose distance from 1 is within the control's own
+spread has a `?` behind it, or stands in brackets: that is no verdict.
 ";
 
 /// Runs it against the peers that live here.
@@ -55,7 +62,7 @@ pub fn run(args: lexopt::Parser) -> Result {
 /// Runs it against `peers`; the first of those that do a case is its control.
 pub fn run_with(mut args: lexopt::Parser, mut peers: Vec<Box<dyn Side>>) -> Result {
     let (mut cases, mut only, mut rounds, mut slice) = (Vec::new(), Vec::new(), None, None);
-    let (mut quick, mut json) = (false, false);
+    let (mut quick, mut json, mut markdown) = (false, false, false);
     while let Some(arg) = args.next()? {
         match arg {
             Long("case") => cases.push(args.value()?.parse::<Case>()?),
@@ -64,6 +71,7 @@ pub fn run_with(mut args: lexopt::Parser, mut peers: Vec<Box<dyn Side>>) -> Resu
             Long("slice") => slice = Some(args.value()?.parse::<Span>()?.0),
             Long("quick") => quick = true,
             Long("json") => json = true,
+            Long("markdown") => markdown = true,
             Long("help") | Short('h') => {
                 print!("{USAGE}");
                 return Ok(());
@@ -71,9 +79,9 @@ pub fn run_with(mut args: lexopt::Parser, mut peers: Vec<Box<dyn Side>>) -> Resu
             other => return Err(other.unexpected().into()),
         }
     }
-    if let Some(unknown) = only.iter().find(|name| peers.iter().all(|peer| peer.name() != name.as_str())) {
-        let known = peers.iter().map(|peer| peer.name()).collect::<Vec<_>>().join(", ");
-        return Err(format!("there is no peer `{unknown}`; there are {known}").into());
+    let known: Vec<_> = peers.iter().map(|peer| peer.name()).chain([threads::PEER]).collect();
+    if let Some(unknown) = only.iter().find(|name| !known.contains(&name.as_str())) {
+        return Err(format!("there is no peer `{unknown}`; there are {}", known.join(", ")).into());
     }
     let is_log_on = probe::is_log_on();
     let words = if is_log_on { "on" } else { "off" };
@@ -83,16 +91,21 @@ pub fn run_with(mut args: lexopt::Parser, mut peers: Vec<Box<dyn Side>>) -> Resu
                     call: nothing is compared (`cargo tree -e features -i tracing` says who)"
             .into());
     }
-    peers.retain(|peer| only.is_empty() || only.iter().any(|name| name == peer.name()));
+    let is_wanted = |peer: &str| only.is_empty() || only.iter().any(|name| name == peer);
+    peers.retain(|peer| is_wanted(peer.name()));
     let mut setups = if quick { Setup::few() } else { Setup::all() };
     setups.retain(|setup| cases.is_empty() || cases.contains(&setup.case));
+    setups.retain(|setup| setup.case != Case::ClientPipeline || is_wanted(threads::PEER));
     let (least_rounds, short) =
         if quick { (12, Duration::from_millis(80)) } else { (40, Duration::from_millis(150)) };
     let options = Options { rounds: rounds.unwrap_or(least_rounds), slice: slice.unwrap_or(short), setups };
-    let rows = compare(&options, &peers, |row| {
-        if !json {
-            println!("{row}");
-        }
+    if markdown {
+        println!("{}", Row::MARKDOWN);
+    }
+    let rows = compare(&options, &peers, |row| match () {
+        () if json => {}
+        () if markdown => println!("{}", row.as_markdown()),
+        () => println!("{row}"),
     })?;
     if json {
         let rows: Vec<_> = rows.iter().map(Row::as_json).collect();
@@ -106,6 +119,13 @@ pub fn compare(options: &Options, peers: &[Box<dyn Side>], mut tell: impl FnMut(
     let cores = place::cores()?;
     let mut all = Vec::new();
     for setup in options.setups.iter().filter(|setup| setup.cores <= cores.len()) {
+        if setup.case == Case::ClientPipeline {
+            let rows = threads::measure(options, *setup, &cores);
+            let rows = rows.map_err(|error| format!("{setup}: {error}"))?;
+            rows.iter().for_each(&mut tell);
+            all.extend(rows);
+            continue;
+        }
         let fitting: Vec<_> = peers.iter().filter(|peer| peer.does(setup.case)).map(|peer| &**peer).collect();
         if fitting.is_empty() {
             continue;

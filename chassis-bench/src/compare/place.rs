@@ -1,5 +1,9 @@
 //! Threads pinned to cores, and the CPU time they take.
-use std::{future::Future, thread::JoinHandle, time::Duration};
+use std::{
+    sync::mpsc::{Receiver, channel},
+    thread::JoinHandle,
+    time::Duration,
+};
 
 use rustix::{
     thread::{CpuSet, sched_getaffinity, sched_setaffinity},
@@ -29,7 +33,7 @@ impl Place {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (end, ended) = oneshot::channel();
-        let (pinned, is_pinned) = std::sync::mpsc::channel();
+        let (pinned, is_pinned) = channel();
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             let mut set = CpuSet::new();
             set.set(core);
@@ -44,9 +48,17 @@ impl Place {
 
     /// Runs `work` there, and waits for it here.
     pub(super) fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Result<T> {
-        let (done, result) = std::sync::mpsc::channel();
+        Ok(self.begin(work).recv()?)
+    }
+
+    /// Runs `work` there; its result comes through the channel.
+    pub(super) fn begin<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Receiver<T> {
+        let (done, result) = channel();
         self.handle.spawn(async move { done.send(work.await) });
-        Ok(result.recv()?)
+        result
     }
 
     /// The CPU time that its thread has taken so far.

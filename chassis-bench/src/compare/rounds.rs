@@ -48,19 +48,20 @@ pub struct Spread {
 }
 
 /// One slice of one side.
-#[derive(Clone, Copy)]
-struct Slice {
-    calls: u64,
-    time: Duration,
-    client: Duration,
-    server: Duration,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slice {
+    pub(super) calls: u64,
+    pub(super) time: Duration,
+    /// CPU time of the client's thread.
+    pub(super) client: Duration,
+    /// That of the server's.
+    pub(super) server: Duration,
 }
 
 /// A side that is connected.
 struct Ready {
     name: &'static str,
     workers: Option<Vec<Worker>>,
-    slices: Vec<Slice>,
 }
 
 /// Slices before the rounds, not counted: connections open, caches fill.
@@ -82,37 +83,58 @@ pub(super) fn measure(
         let failed = |error: Error| Error::from(format!("{}: {error}", side.name()));
         let at = server.run(side.serve(setup))?.map_err(failed)?;
         let workers = client.run(side.connect(setup, at))?.map_err(failed)?;
-        sides.push(Ready { name: side.name(), workers: Some(workers), slices: Vec::new() });
+        sides.push(Ready { name: side.name(), workers: Some(workers) });
     }
+    let names: Vec<_> = peers.iter().map(|peer| peer.name()).collect();
+    let slices = turns(options, &mut sides, |side| {
+        let slice = side.run(&client, &server, options.slice);
+        slice.map_err(|error| format!("{}: {error}", side.name).into())
+    })?;
+    Ok(rows(setup, &names, &slices))
+}
+
+/// Runs a slice of each side a round, in an order that rotates: the slices of each, the warm-up aside.
+pub(super) fn turns<S>(
+    options: &Options,
+    sides: &mut [S],
+    mut run: impl FnMut(&mut S) -> Result<Slice>,
+) -> Result<Vec<Vec<Slice>>> {
+    let mut slices = vec![Vec::new(); sides.len()];
     for round in 0..WARM_UP + options.rounds {
         for turn in 0..sides.len() {
             let side = (round + turn) % sides.len();
-            let side = &mut sides[side];
-            let slice = side.run(&client, &server, options.slice);
-            let slice = slice.map_err(|error| format!("{}: {error}", side.name))?;
+            let slice = run(&mut sides[side])?;
+            if slice.calls == 0 {
+                return Err("no call ended within a slice".into());
+            }
             if round >= WARM_UP {
-                side.slices.push(slice);
+                slices[side].push(slice);
             }
         }
     }
-    let (ours, bare, again) = (&sides[0], &sides[1], &sides[sides.len() - 1]);
-    let row = |peer: &Ready| {
+    Ok(slices)
+}
+
+/// Rows of `slices`: ours first, then those of each peer, then the first peer's once more, the control.
+pub(super) fn rows(setup: Setup, peers: &[&'static str], slices: &[Vec<Slice>]) -> Vec<Row> {
+    let (ours, bare, again) = (&slices[0], &slices[1], &slices[slices.len() - 1]);
+    let row = |(peer, theirs): (&&'static str, &Vec<Slice>)| {
         let pair = |what: fn(&Slice) -> f64| Pair {
-            ratio: Spread::of(&ours.slices, &peer.slices, what),
-            control: Spread::of(&again.slices, &bare.slices, what),
+            ratio: Spread::of(ours, theirs, what),
+            control: Spread::of(again, bare, what),
         };
-        let cpu: f64 = peer.slices.iter().map(Slice::total_cpu).sum();
+        let cpu: f64 = theirs.iter().map(Slice::total_cpu).sum();
         Row {
             setup,
-            peer: peer.name,
+            peer,
             throughput: pair(Slice::throughput),
             client_cpu: pair(Slice::client_cpu),
             server_cpu: pair(Slice::server_cpu),
             total_cpu: pair(Slice::total_cpu),
-            peer_cpu: Duration::from_secs_f64(cpu / peer.slices.len().max(1) as f64),
+            peer_cpu: Duration::from_secs_f64(cpu / theirs.len().max(1) as f64),
         }
     };
-    Ok(sides[1..sides.len() - 1].iter().map(row).collect())
+    peers.iter().zip(&slices[1..]).map(row).collect()
 }
 
 /// All workers at once, for so long and until each has its answer.
@@ -143,9 +165,6 @@ impl Ready {
         let after = (client.cpu()?, server.cpu()?);
         self.workers = Some(workers);
         let (calls, time) = counted?;
-        if calls == 0 {
-            return Err("no call ended within a slice".into());
-        }
         Ok(Slice { calls, time, client: after.0 - before.0, server: after.1 - before.1 })
     }
 }
@@ -212,8 +231,6 @@ impl fmt::Display for Pair {
 impl Row {
     /// As `--json` prints it.
     pub fn as_json(&self) -> serde_json::Value {
-        let pairs = [&self.throughput, &self.client_cpu, &self.total_cpu];
-        let spread = pairs.map(|pair| pair.control.between_quartiles).into_iter().fold(0.0, f64::max);
         json!({
             "case": self.setup.case.to_string(),
             "peer": self.peer,
@@ -223,8 +240,37 @@ impl Row {
             "throughput_ratio": self.throughput.ratio.median,
             "client_cpu_ratio": self.client_cpu.ratio.median,
             "total_cpu_ratio": self.total_cpu.ratio.median,
-            "control_spread": spread,
+            "control_spread": self.control_spread(),
         })
+    }
+}
+
+impl Row {
+    /// The head of a table of Markdown.
+    pub const MARKDOWN: &str = "\
+| case | callers | connections | cores | peer | throughput | client CPU | server CPU | total CPU | control |
+|---|---:|---:|---:|---|---:|---:|---:|---:|---:|";
+
+    /// As a line of that table.
+    pub fn as_markdown(&self) -> String {
+        let Row { setup: Setup { case, concurrency, connections, cores }, peer, .. } = self;
+        let told = |pair: &Pair| match pair.is_seen() {
+            _ if pair.ratio.median.is_nan() => "".to_owned(),
+            true => format!("{:.2}", pair.ratio.median),
+            false => format!("({:.2})", pair.ratio.median),
+        };
+        let [throughput, client, server, total] =
+            [&self.throughput, &self.client_cpu, &self.server_cpu, &self.total_cpu].map(told);
+        let control = format!("{:.2} ± {:.2}", self.total_cpu.control.median, self.control_spread() / 2.0);
+        format!(
+            "| `{case}` | {concurrency} | {connections} | {cores} | {peer} | {throughput} | {client} | {server} | {total} | {control} |"
+        )
+    }
+
+    /// The largest spread of the control's ratios.
+    fn control_spread(&self) -> f64 {
+        let pairs = [&self.throughput, &self.client_cpu, &self.total_cpu];
+        pairs.map(|pair| pair.control.between_quartiles).into_iter().fold(0.0, f64::max)
     }
 }
 
@@ -234,5 +280,51 @@ impl fmt::Display for Row {
         let micros = peer_cpu.as_secs_f64() * 1e6;
         write!(f, "{setup}  ÷ {peer:16} throughput {throughput}  client CPU {client_cpu}  ")?;
         write!(f, "server CPU {server_cpu}  total CPU {total_cpu}  peer {micros:.1} µs/call")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::Case;
+
+    fn slice(calls: u64, client: u64, server: u64) -> Slice {
+        let [client, server] = [client, server].map(Duration::from_millis);
+        Slice { calls, time: Duration::from_millis(100), client, server }
+    }
+
+    const SETUP: Setup = Setup { case: Case::GrpcUnary128, concurrency: 64, connections: 1, cores: 2 };
+
+    #[test]
+    fn ratios_are_those_of_one_round() {
+        // The machine slows down to a half, and all sides with it.
+        let ours = [slice(200, 20, 10), slice(100, 20, 10), slice(50, 20, 10)].to_vec();
+        let peer = [slice(100, 20, 10), slice(50, 20, 10), slice(25, 20, 10)].to_vec();
+        let rows = rows(SETUP, &["peer"], &[ours, peer.clone(), peer]);
+        let [row] = &rows[..] else { panic!("a row for each peer") };
+        assert_eq!((row.throughput.ratio.median, row.throughput.ratio.between_quartiles), (2.0, 0.0));
+        assert_eq!((row.client_cpu.ratio.median, row.total_cpu.ratio.median), (0.5, 0.5));
+        assert_eq!(row.total_cpu.control.median, 1.0);
+        assert_eq!(row.as_json()["throughput_ratio"], 2.0);
+    }
+
+    #[test]
+    fn an_effect_within_the_spread_of_the_control_has_no_verdict() {
+        let spread = |median, between_quartiles| Spread { median, between_quartiles };
+        let seen = |effect| Pair { ratio: spread(effect, 0.0), control: spread(1.0, 0.1) }.is_seen();
+        assert!(seen(0.85) && seen(1.2));
+        assert!(!seen(0.95) && !seen(1.05));
+    }
+
+    #[test]
+    fn sides_take_turns_in_an_order_that_rotates() {
+        let options = Options { rounds: 2, slice: Duration::ZERO, setups: Vec::new() };
+        let (mut order, mut sides) = (String::new(), ['a', 'b', 'c']);
+        let slices = turns(&options, &mut sides, |side| {
+            order.push(*side);
+            Ok(slice(1, 1, 1))
+        });
+        assert_eq!(order, "abcbcacababc");
+        assert!(slices.unwrap().iter().all(|slices| slices.len() == 2));
     }
 }

@@ -58,6 +58,8 @@ pub enum Case {
     RestGet,
     /// HTTP/1.1 POST of a short JSON document, which comes back.
     RestPost,
+    /// The client's pipeline without a wire, called by two threads.
+    ClientPipeline,
 }
 
 /// Under which circumstances.
@@ -162,12 +164,23 @@ impl Gate {
 
 impl Case {
     /// All of them.
-    pub const ALL: [Case; 5] =
-        [Case::GrpcUnary128, Case::GrpcUnary16k, Case::GrpcServerStreaming, Case::RestGet, Case::RestPost];
+    pub const ALL: [Case; 6] = [
+        Case::GrpcUnary128,
+        Case::GrpcUnary16k,
+        Case::GrpcServerStreaming,
+        Case::RestGet,
+        Case::RestPost,
+        Case::ClientPipeline,
+    ];
 
-    /// Over gRPC rather than REST.
+    /// Over gRPC.
     pub fn is_grpc(self) -> bool {
-        !matches!(self, Case::RestGet | Case::RestPost)
+        matches!(self, Case::GrpcUnary128 | Case::GrpcUnary16k | Case::GrpcServerStreaming)
+    }
+
+    /// Over REST.
+    pub fn is_rest(self) -> bool {
+        matches!(self, Case::RestGet | Case::RestPost)
     }
 
     /// Bytes in a message.
@@ -182,6 +195,7 @@ impl Case {
             Case::GrpcServerStreaming => "grpc_server_streaming",
             Case::RestGet => "rest_get",
             Case::RestPost => "rest_post",
+            Case::ClientPipeline => "client_pipeline",
         }
     }
 }
@@ -206,7 +220,7 @@ impl fmt::Display for Case {
 impl Setup {
     pub(super) fn all() -> Vec<Self> {
         let mut all = Vec::new();
-        for case in Case::ALL {
+        for case in Case::ALL.into_iter().filter(|case| case.is_grpc() || case.is_rest()) {
             for cores in [1, 2] {
                 for concurrency in [64, 256] {
                     let connections: &[usize] = if case.is_grpc() { &[1, 4] } else { &[concurrency] };
@@ -215,6 +229,7 @@ impl Setup {
                 }
             }
         }
+        all.push(Setup { case: Case::ClientPipeline, concurrency: 2, connections: 0, cores: 2 });
         all
     }
 
@@ -222,8 +237,9 @@ impl Setup {
         let mut few = Self::all();
         few.retain(|setup| match setup.case {
             Case::GrpcUnary128 => setup.connections == 1,
-            Case::RestGet => setup.concurrency == 64,
-            _ => false,
+            Case::RestGet | Case::RestPost => setup.concurrency == 64,
+            Case::GrpcUnary16k | Case::GrpcServerStreaming => false,
+            Case::ClientPipeline => true,
         });
         few
     }
@@ -233,5 +249,26 @@ impl fmt::Display for Setup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Setup { case, concurrency, connections, cores } = self;
         write!(f, "{case:21} {concurrency:3} callers {connections:3} connections {cores} cores")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cases_are_called_what_they_say() {
+        for case in Case::ALL {
+            assert_eq!(case.to_string().parse(), Ok(case));
+        }
+        assert!("grpc_unary".parse::<Case>().is_err());
+    }
+
+    #[test]
+    fn every_case_is_looked_at_in_every_setting() {
+        let all = Setup::all();
+        let of = |case| all.iter().filter(|setup| setup.case == case).count();
+        assert_eq!(Case::ALL.map(of), [8, 8, 8, 4, 4, 1]);
+        assert!(Setup::few().iter().any(|setup| setup.case.is_rest()));
     }
 }

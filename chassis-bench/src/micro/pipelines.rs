@@ -25,7 +25,7 @@ struct Piped {
 
 /// A client's, under `yaml`, to three endpoints.
 pub async fn client(yaml: &str) -> Box<dyn Case> {
-    client_with(yaml, ENDPOINTS, Stages::default()).await
+    client_with(yaml, Stages::default()).await
 }
 
 /// With an async function at the stage around everything.
@@ -37,22 +37,31 @@ pub async fn client_with_fn(yaml: &str) -> Box<dyn Case> {
         None,
         |call: Invocation, next: Next| async move { next.run(call).await },
     );
-    client_with(yaml, ENDPOINTS, stages).await
+    client_with(yaml, stages).await
 }
 
 /// With a layer of tower's there.
 pub async fn client_with_layer(yaml: &str) -> Box<dyn Case> {
     let mut stages = Stages::default();
     stages.add_layer(Stage::Call, "mine", None, tower_layer::Identity::new());
-    client_with(yaml, ENDPOINTS, stages).await
+    client_with(yaml, stages).await
 }
 
-async fn client_with(yaml: &str, endpoints: usize, stages: Stages) -> Box<dyn Case> {
-    let registry = registry(endpoints);
+async fn client_with(yaml: &str, stages: Stages) -> Box<dyn Case> {
+    let (pipeline, runtime) = piped(yaml, stages);
+    Box::new(Piped { pipeline, _runtime: runtime })
+}
+
+/// A client's, under `yaml`, and the runtime it lives by.
+pub async fn client_pipeline(yaml: &'static str) -> (Pipeline, Runtime) {
+    piped(yaml, Stages::default())
+}
+
+fn piped(yaml: &str, stages: Stages) -> (Pipeline, Runtime) {
+    let registry = registry(ENDPOINTS);
     let runtime = runtime("caller", |builder| builder.registry(Arc::new(registry)).stages(stages));
     runtime.apply(&settings(yaml), 1, "bench").expect("our settings can be applied");
-    let pipeline = pipeline::client(&runtime, "echo", &Arc::new(AtOnce::new()));
-    Box::new(Piped { pipeline, _runtime: runtime })
+    (pipeline::client(&runtime, "echo", &Arc::new(AtOnce::new())), runtime)
 }
 
 /// A server's.

@@ -42,8 +42,8 @@ impl Side for Chassis {
         "chassis"
     }
 
-    fn does(&self, _: Case) -> bool {
-        true
+    fn does(&self, case: Case) -> bool {
+        case.is_grpc() || case.is_rest()
     }
 
     fn serve(&self, setup: Setup) -> BoxFuture<Result<SocketAddr>> {
