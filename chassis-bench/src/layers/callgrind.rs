@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use super::case::Laps;
+use super::child::Job;
 use crate::Result;
 
 /// What one thing costs.
@@ -34,37 +34,45 @@ pub fn is_there() -> bool {
     asked.is_ok_and(|status| status.success())
 }
 
-/// What doing `row` once costs: the difference of two laps in one process. The profile of the longer one
-/// is left in `out`, with `.3` behind it, for `callgrind_annotate`.
-pub fn count(row: &str, callers: usize, laps: Laps, out: &Path) -> Result<Counts> {
+/// What doing each of `jobs` once costs: the difference of its two laps. All are done in one process, which
+/// spares all but the first the start; profiles are left in `out`, with a number behind it: three of each
+/// job, the third for `callgrind_annotate`.
+pub fn count(jobs: &[Job], out: &Path) -> Result<Vec<Counts>> {
     let program = std::env::current_exe()?;
     let mut valgrind = Command::new("valgrind");
     valgrind
-        .args(["--tool=callgrind", "--quiet", "--dump-before=*chassis_bench_lap*"])
+        .args(["--tool=callgrind", "--quiet", "--read-inline-info=no"])
+        .arg("--dump-before=*chassis_bench_lap*")
         .arg(format!("--callgrind-out-file={}", out.display()))
         .arg(program)
-        .args(["layers", "--child", row, "--callers", &callers.to_string()])
-        .args(["--laps", &format!("{},{},{}", laps.warm, laps.short, laps.long)]);
+        .arg("layers");
+    for job in jobs {
+        valgrind.args(["--child", &job.to_string()]);
+    }
     let output = valgrind.stdin(Stdio::null()).output().map_err(|error| match error.kind() {
         ErrorKind::NotFound => "valgrind is not installed: it counts the instructions".into(),
         _ => crate::Error::from(error),
     })?;
     if !output.status.success() {
-        return Err(format!("{row}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr)).into());
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{} under valgrind\n{said}", output.status).into());
     }
-    let lap = |number: u32| -> Result<Lap> {
+    let lap = |number: usize| -> Result<Lap> {
         let path = format!("{}.{number}", out.display());
         let text = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
         Lap::read(&text).ok_or_else(|| format!("{path} is not what callgrind used to write").into())
     };
-    // The first part is the start and the warm-up.
-    let (short, long) = (lap(2)?, lap(3)?);
-    let times = (laps.long - laps.short) as f64;
-    let each = |short: u64, long: u64| (long as f64 - short as f64) / times;
-    Ok(Counts {
-        instructions: each(short.instructions, long.instructions),
-        allocations: each(short.allocations, long.allocations),
-    })
+    let counts = jobs.iter().enumerate().map(|(index, job)| {
+        // The first part is the end of the job before, the start and the warm-up.
+        let (short, long) = (lap(3 * index + 2)?, lap(3 * index + 3)?);
+        let times = (job.laps.long - job.laps.short) as f64;
+        let each = |short: u64, long: u64| (long as f64 - short as f64) / times;
+        Ok(Counts {
+            instructions: each(short.instructions, long.instructions),
+            allocations: each(short.allocations, long.allocations),
+        })
+    });
+    counts.collect()
 }
 
 // === impl Lap ===

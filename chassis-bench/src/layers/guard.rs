@@ -1,10 +1,14 @@
 //! Holds the counts to what is recorded: ratios to bare tonic of the same run, because memory-copy
 //! routines differ between processors, and allocations.
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use serde::{Deserialize, Serialize};
 
-use super::Measured;
+use super::table::Measured;
 use crate::Result;
 
 /// What is recorded of a row: `bare_tonic`'s share of its instructions, and its allocations.
@@ -20,7 +24,13 @@ type Record = BTreeMap<String, Recorded>;
 const TOLERANCE: f64 = 0.02;
 
 /// Counts of allocations are exact but for what happens once in many calls: a table that grows.
-const PARTIAL_ALLOCATION: f64 = 0.1;
+const PARTIAL_ALLOCATION: f64 = 0.5;
+
+/// The names of the rows that `file` records.
+pub(super) fn rows(file: &Path) -> Result<BTreeSet<String>> {
+    let names = read(file)?.into_keys().map(|key| key.split('/').next().unwrap_or_default().to_owned());
+    Ok(names.collect())
+}
 
 /// Writes `measured` down.
 pub(super) fn record(file: &Path, measured: &[Measured]) -> Result {
@@ -29,11 +39,15 @@ pub(super) fn record(file: &Path, measured: &[Measured]) -> Result {
 
 /// Fails where `measured` is above what `file` says.
 pub(super) fn check(file: &Path, measured: &[Measured]) -> Result {
-    let text = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
-    match exceeding(&serde_json::from_str(&text)?, &of(measured)?) {
+    match exceeding(&read(file)?, &of(measured)?) {
         found if found.is_empty() => Ok(()),
         found => Err(format!("a call has become dearer:\n  {}", found.join("\n  ")).into()),
     }
+}
+
+fn read(file: &Path) -> Result<Record> {
+    let text = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    serde_json::from_str(&text).map_err(|error| format!("{}: {error}", file.display()).into())
 }
 
 fn of(measured: &[Measured]) -> Result<Record> {
@@ -42,8 +56,8 @@ fn of(measured: &[Measured]) -> Result<Record> {
         let bare = |other: &&Measured| other.name == "bare_tonic" && other.concurrency == row.concurrency;
         let bare = measured.iter().find(bare).ok_or("the guard needs bare_tonic measured too")?;
         let recorded = Recorded {
-            ratio: thousandths(row.instructions / bare.instructions),
-            allocations: thousandths(row.allocations),
+            ratio: rounded(row.instructions / bare.instructions, 5),
+            allocations: rounded(row.allocations, 2),
         };
         record.insert(format!("{}/{}", row.name, row.concurrency), recorded);
     }
@@ -70,8 +84,9 @@ fn exceeding(recorded: &Record, now: &Record) -> Vec<String> {
     found
 }
 
-fn thousandths(number: f64) -> f64 {
-    (number * 1000.0).round() / 1000.0
+fn rounded(number: f64, digits: i32) -> f64 {
+    let scale = 10_f64.powi(digits);
+    (number * scale).round() / scale
 }
 
 #[cfg(test)]
@@ -92,6 +107,27 @@ mod tests {
         check((0.9, 50.0), (0.5, 40.0), &[]);
         check((0.9, 50.0), (0.919, 50.0), &["a/1: 0.919 of bare tonic's instructions, recorded 0.9"]);
         check((0.9, 50.0), (0.9, 51.0), &["a/1: 51 allocations, recorded 50"]);
+    }
+
+    #[test]
+    fn small_ratios_are_recorded_as_finely_as_large_ones() {
+        let row = |name: &str, instructions| Measured {
+            name: name.to_owned(),
+            concurrency: 1,
+            instructions,
+            allocations: 0.0,
+            ns: 0.0,
+        };
+        let of = |small| of(&[row("bare_tonic", 120_000.0), row("small", small)]).unwrap();
+        assert_eq!(exceeding(&of(5_000.0), &of(5_050.0)), [""; 0]);
+        assert_eq!(exceeding(&of(5_000.0), &of(5_150.0)).len(), 1);
+    }
+
+    #[test]
+    fn what_was_recorded_is_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), r#"{"a_row/64": {"ratio": 0.5, "allocations": 1.0}}"#).unwrap();
+        assert_eq!(rows(file.path()).unwrap(), BTreeSet::from(["a_row".to_owned()]));
     }
 
     #[test]

@@ -6,74 +6,53 @@
 pub mod bare;
 mod callgrind;
 pub mod case;
+mod child;
 pub mod echo;
 mod guard;
 mod rows;
 pub mod settings;
+mod table;
 pub mod whole;
 
-use std::{
-    path::PathBuf,
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, time::Duration};
 
 use lexopt::{Arg, ValueExt};
-use serde::Serialize;
 
 use self::{
     callgrind::Counts,
-    case::{Case, Laps, chassis_bench_lap},
+    case::Laps,
+    child::{Child, Job},
     rows::Row,
+    table::{Measured, Table},
 };
 use crate::Result;
 
 const USAGE: &str = "\
-chassis-bench layers [--quick] [--json] [--only NAME,…] [--profiles DIR] [--guard FILE] [--record FILE]
+chassis-bench layers [--quick] [--json | --markdown] [--only NAME,…] [--profiles DIR]
+                     [--guard FILE | --record FILE]
 
-  --quick         the rows that decide, in at most a minute
+  --quick         most rows, shorter: in at most a minute, good to half a per cent
   --json          {\"rows\": [{name, concurrency, instructions, allocations, ns}]}
+  --markdown      the table of docs/benchmarks.md
   --only NAME,…   these rows, and those whose names begin with one that ends in *
-  --profiles DIR  leaves callgrind's profiles there, one a row, for callgrind_annotate
-  --guard FILE    fails where a count is above what is recorded in FILE
-  --record FILE   writes what is counted now to FILE
+  --profiles DIR  leaves callgrind's profiles there, three a row: the third is for callgrind_annotate
+  --guard FILE    the rows recorded in FILE; fails where one has become dearer
+  --record FILE   the rows to guard; writes their counts to FILE
+
+Rows of calls are whole calls, client and server. `make_call` is what the pipelines' rows have in them beside
+the pipeline; it is taken off those of layers and picks already.
 ";
-
-/// What was measured of one row, by so many callers at once.
-#[derive(Clone, Debug, Serialize)]
-pub struct Measured {
-    name: String,
-    concurrency: usize,
-    instructions: f64,
-    allocations: f64,
-    ns: f64,
-}
-
-#[derive(Serialize)]
-struct Table<'a> {
-    rows: &'a [Measured],
-}
 
 #[derive(Default)]
 struct Options {
     quick: bool,
     json: bool,
+    markdown: bool,
     only: Vec<String>,
     profiles: Option<PathBuf>,
     guard: Option<PathBuf>,
     record: Option<PathBuf>,
     child: Option<Child>,
-}
-
-/// What this program runs itself for.
-#[derive(Default)]
-struct Child {
-    row: String,
-    callers: usize,
-    /// Under callgrind.
-    laps: Option<Laps>,
-    /// Plainly, for about so long.
-    time: Duration,
 }
 
 /// Runs it.
@@ -92,18 +71,19 @@ pub fn run(args: lexopt::Parser) -> Result {
         }
         return Err("valgrind, which counts the instructions, is not installed: see scripts/setup".into());
     }
-    let rows = options.rows()?;
-    let measured = measure(&rows, &options)?;
+    let table = Table { rows: measure(&options.rows()?, &options)? };
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&Table { rows: &measured })?);
+        println!("{}", serde_json::to_string_pretty(&table)?);
+    } else if options.markdown {
+        print!("{}", table.markdown());
     } else {
-        print_table(&measured);
+        print!("{table}");
     }
     if let Some(file) = &options.record {
-        guard::record(file, &measured)?;
+        guard::record(file, &table.rows)?;
     }
     match &options.guard {
-        Some(file) => guard::check(file, &measured),
+        Some(file) => guard::check(file, &table.rows),
         None => Ok(()),
     }
 }
@@ -112,47 +92,64 @@ fn measure(rows: &[Row], options: &Options) -> Result<Vec<Measured>> {
     let scratch = tempfile::tempdir()?;
     let profiles = options.profiles.as_deref().unwrap_or(scratch.path());
     std::fs::create_dir_all(profiles)?;
-    let mut jobs: Vec<(&Row, usize)> = Vec::new();
+    let mut jobs: Vec<(&Row, Job)> = Vec::new();
     for row in rows {
-        jobs.extend(row.callers.iter().map(|callers| (row, *callers)));
+        let laps = if options.quick { row.laps.shorter() } else { row.laps };
+        let job = |&callers| (row, Job { row: row.name.clone(), callers, laps });
+        jobs.extend(row.callers.iter().map(job));
     }
-    // Counts do not suffer from neighbours, so two at a time; time does, so one at a time, afterwards.
-    let counts = in_pairs(&jobs, |(row, callers)| {
-        let out = profiles.join(format!("{}-{callers}", row.name));
-        let counts = callgrind::count(&row.name, *callers, row.laps, &out)?;
-        eprintln!("{:>32} {callers:>3} {:>12.0} {:>8.2}", row.name, counts.instructions, counts.allocations);
-        Ok(counts)
-    })?;
-    let time = Duration::from_millis(if options.quick { 150 } else { 600 });
+    // Counts do not suffer from neighbours, time does: that comes afterwards, one row at a time.
+    let counts: Vec<Counts> = if options.profiles.is_some() {
+        count(&jobs, 1, |job| profiles.join(format!("{}-{}", job.row, job.callers)))?
+    } else {
+        count(&jobs, BATCH, |job| profiles.join(format!("{}-{}", job.row, job.callers)))?
+    };
+    let time = Duration::from_millis(if options.quick { 100 } else { 600 });
     let mut measured = Vec::new();
-    for ((row, callers), Counts { instructions, allocations }) in jobs.iter().zip(counts) {
-        let ns = Child::time(&row.name, *callers, time)?;
-        let (name, concurrency) = (row.name.clone(), *callers);
+    for ((row, job), Counts { instructions, allocations }) in jobs.iter().zip(counts) {
+        // The guard looks at counts alone.
+        let base = row.beyond.map(|base| Job { row: base.to_owned(), laps: Laps::PARTS, ..job.clone() });
+        let ns = if options.guard.is_some() { f64::NAN } else { job.time(base.as_ref(), time)? };
+        let (name, concurrency) = (row.name.clone(), job.callers);
         measured.push(Measured { name, concurrency, instructions, allocations, ns });
     }
-    for (at, (row, callers)) in jobs.iter().enumerate() {
+    for (at, (row, job)) in jobs.iter().enumerate() {
         let Some(base) = row.beyond else { continue };
-        let base = measured.iter().find(|other| other.name == base && other.concurrency == *callers);
-        let base = base
-            .ok_or_else(|| format!("{} needs {} measured too", row.name, row.beyond.unwrap_or("")))?
-            .clone();
-        measured[at].instructions -= base.instructions;
-        measured[at].allocations -= base.allocations;
-        measured[at].ns -= base.ns;
+        let base = measured.iter().find(|other| other.name == base && other.concurrency == job.callers);
+        let base = base.ok_or_else(|| format!("{} needs {:?} measured too", row.name, row.beyond))?.clone();
+        measured[at].take_off(&base);
     }
     Ok(measured)
 }
 
-/// Does all `jobs`, two at a time, and keeps their order.
-fn in_pairs<J: Sync, T: Send>(jobs: &[J], work: impl Fn(&J) -> Result<T> + Sync) -> Result<Vec<T>> {
+/// Rows that are counted in one process, one after the other.
+const BATCH: usize = 6;
+
+/// Counts all `jobs`, so many in one process, on all cores.
+fn count(jobs: &[(&Row, Job)], batch: usize, out: impl Fn(&Job) -> PathBuf + Sync) -> Result<Vec<Counts>> {
+    let batches: Vec<Vec<Job>> =
+        jobs.chunks(batch).map(|batch| batch.iter().map(|(_, job)| job.clone()).collect()).collect();
+    let counted = on_all_cores(&batches, |batch| {
+        let counts = callgrind::count(batch, &out(&batch[0]))?;
+        for (Job { row, callers, .. }, counts) in batch.iter().zip(&counts) {
+            eprintln!("{row:>32} {callers:>3} {:>12.0} {:>8.2}", counts.instructions, counts.allocations);
+        }
+        Ok(counts)
+    })?;
+    Ok(counted.into_iter().flatten().collect())
+}
+
+/// Does all `jobs`, as many at a time as there are cores, and keeps their order.
+fn on_all_cores<J: Sync, T: Send>(jobs: &[J], work: impl Fn(&J) -> Result<T> + Sync) -> Result<Vec<T>> {
     use std::sync::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let next = AtomicUsize::new(0);
     let done: Vec<Mutex<Option<Result<T>>>> = jobs.iter().map(|_| Mutex::new(None)).collect();
     std::thread::scope(|scope| {
-        for _ in 0..2 {
+        for _ in 0..cores {
             scope.spawn(|| {
                 while let Some(job) = {
                     let at = next.fetch_add(1, Ordering::Relaxed);
@@ -170,130 +167,102 @@ fn in_pairs<J: Sync, T: Send>(jobs: &[J], work: impl Fn(&J) -> Result<T> + Sync)
     done.into_iter().map(result).collect()
 }
 
-fn print_table(measured: &[Measured]) {
-    let bare =
-        |concurrency| measured.iter().find(|row| row.name == "bare_tonic" && row.concurrency == concurrency);
-    println!("{:32} {:>5} {:>12} {:>7} {:>8} {:>9}", "row", "conc", "instructions", "÷ bare", "allocs", "ns");
-    for row in measured {
-        let ratio = bare(row.concurrency).map(|bare| row.instructions / bare.instructions);
-        let ratio = ratio.map_or_else(String::new, |ratio| format!("{ratio:.3}"));
-        println!(
-            "{:32} {:>5} {:>12.0} {ratio:>7} {:>8.2} {:>9.0}",
-            row.name, row.concurrency, row.instructions, row.allocations, row.ns
-        );
-    }
-}
-
 // === impl Options ===
 
 impl Options {
     /// `None`: only the usage is wanted.
     fn read(mut args: lexopt::Parser) -> Result<Option<Self>> {
         let mut options = Options::default();
-        let mut child = Child::default();
+        let (mut counted, mut timed, mut beyond, mut time) = (Vec::new(), None, None, Duration::ZERO);
         while let Some(arg) = args.next()? {
             match arg {
                 Arg::Long("quick") => options.quick = true,
                 Arg::Long("json") => options.json = true,
+                Arg::Long("markdown") => options.markdown = true,
                 Arg::Long("only") => {
                     options.only.extend(args.value()?.string()?.split(',').map(str::to_owned));
                 }
                 Arg::Long("profiles") => options.profiles = Some(args.value()?.into()),
                 Arg::Long("guard") => options.guard = Some(args.value()?.into()),
                 Arg::Long("record") => options.record = Some(args.value()?.into()),
-                Arg::Long("child") => child.row = args.value()?.string()?,
-                Arg::Long("callers") => child.callers = args.value()?.parse()?,
-                Arg::Long("laps") => {
-                    let laps = args.value()?.string()?;
-                    let laps: Vec<usize> = laps.split(',').map(str::parse).collect::<Result<_, _>>()?;
-                    let [warm, short, long] = laps[..] else { return Err("three laps are needed".into()) };
-                    child.laps = Some(Laps { warm, short, long });
-                }
-                Arg::Long("millis") => child.time = Duration::from_millis(args.value()?.parse()?),
+                // How it runs itself.
+                Arg::Long("child") => counted.push(args.value()?.parse::<Job>()?),
+                Arg::Long("time") => timed = Some(args.value()?.parse::<Job>()?),
+                Arg::Long("beyond") => beyond = Some(args.value()?.parse::<Job>()?),
+                Arg::Long("millis") => time = Duration::from_millis(args.value()?.parse()?),
                 Arg::Long("help") | Arg::Short('h') => return Ok(None),
                 other => return Err(other.unexpected().into()),
             }
         }
-        options.child = (!child.row.is_empty()).then_some(child);
+        options.child = match timed {
+            Some(job) => Some(Child::Time(job, beyond, time)),
+            None if counted.is_empty() => None,
+            None => Some(Child::Laps(counted)),
+        };
         Ok(Some(options))
     }
 
     fn rows(&self) -> Result<Vec<Row>> {
         let mut rows = rows::all();
-        let named = |row: &Row, names: &[String]| {
-            names.iter().any(|name| match name.strip_suffix('*') {
-                Some(start) => row.name.starts_with(start),
-                None => row.name == *name,
-            })
-        };
-        match &self.only[..] {
-            [] => rows.retain(|row| row.quick || !self.quick),
-            names => rows.retain(|row| named(row, names)),
+        let recorded = self.guard.as_deref().map(guard::rows).transpose()?;
+        if let Some(names) = recorded {
+            rows.retain(|row| names.contains(&row.name));
+        } else if !self.only.is_empty() {
+            rows.retain(|row| is_named(&row.name, &self.only));
+        } else if self.record.is_some() {
+            rows.retain(|row| row.guarded);
+        } else {
+            rows.retain(|row| row.quick || !self.quick);
         }
-        match rows.is_empty() {
-            true => Err("there are no such rows".into()),
-            false => Ok(rows),
+        if rows.is_empty() {
+            return Err("there are no such rows".into());
         }
+        // What is taken off a row is measured too.
+        let (chosen, bases): (Vec<_>, Vec<_>) = rows.into_iter().map(|row| (row.name, row.beyond)).unzip();
+        let mut rows = rows::all();
+        rows.retain(|row| chosen.contains(&row.name) || bases.contains(&Some(&*row.name)));
+        Ok(rows)
     }
 }
 
-// === impl Child ===
+fn is_named(row: &str, names: &[String]) -> bool {
+    names.iter().any(|name| match name.strip_suffix('*') {
+        Some(start) => row.starts_with(start),
+        None => row == name,
+    })
+}
 
-impl Child {
-    /// On one thread, with a clock and no sockets.
-    fn run(&self) -> Result {
-        let row = rows::all().into_iter().find(|row| row.name == self.row);
-        let row = row.ok_or_else(|| format!("there is no row `{}`", self.row))?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-        runtime.block_on(async {
-            let case = row.make().await;
-            match self.laps {
-                Some(laps) => self.laps(&*case, laps).await,
-                None => println!("{}", self.quickest(&*case, row.laps).await),
-            }
-        });
-        // What is still there is not taken down: that would be counted too.
-        std::process::exit(0);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_any_end() {
+        let names = ["bare_tonic".to_owned(), "layer_*".to_owned()];
+        assert!(is_named("bare_tonic", &names) && is_named("layer_retry_on", &names));
+        assert!(!is_named("bare_tonic_timeout", &names) && !is_named("pick_10", &names));
     }
 
-    async fn laps(&self, case: &dyn Case, laps: Laps) {
-        for (number, times) in [laps.warm, laps.short, laps.long].into_iter().enumerate() {
-            case.run(times, self.callers).await;
-            chassis_bench_lap(number);
-        }
+    #[test]
+    fn results_keep_the_order_of_their_jobs() {
+        let jobs: Vec<u32> = (0..50).collect();
+        assert_eq!(
+            on_all_cores(&jobs, |job| Ok(job * 2)).unwrap(),
+            jobs.iter().map(|j| j * 2).collect::<Vec<_>>()
+        );
+        assert!(on_all_cores(&jobs, |job| if *job == 7 { Err("seven".into()) } else { Ok(()) }).is_err());
     }
 
-    /// Nanoseconds of one, in the quickest batch of about ten milliseconds.
-    async fn quickest(&self, case: &dyn Case, laps: Laps) -> f64 {
-        let mut times = laps.short.max(self.callers);
-        case.run(laps.warm, self.callers).await;
-        let batch = loop {
-            let begun = Instant::now();
-            case.run(times, self.callers).await;
-            let took = begun.elapsed();
-            if took > Duration::from_millis(10) || times > 1 << 24 {
-                break took;
-            }
-            times *= 2;
-        };
-        let mut best = batch;
-        let until = Instant::now() + self.time;
-        while Instant::now() < until {
-            let begun = Instant::now();
-            case.run(times, self.callers).await;
-            best = best.min(begun.elapsed());
+    #[test]
+    fn a_quick_look_has_every_name_that_is_promised() {
+        let quick: Vec<String> =
+            rows::all().into_iter().filter(|row| row.quick).map(|row| row.name).collect();
+        let promised = "bare_tonic bare_tonic_timeout bare_tonic_traceparent chassis_off chassis_on \
+            chassis_on_traceparent glued_tower make_call client_pipeline_on server_pipeline_on pick_10 pick_100 \
+            pick_1000 pick_10000 tower_pick_100 lookup_10 lookup_10000 empty_stage swap_10000 bare_hyper \
+            layer_retry_on layer_retry_off layer_breaker_on layer_breaker_off layer_route_on";
+        for name in promised.split_whitespace() {
+            assert!(quick.iter().any(|row| row == name), "{name}");
         }
-        best.as_nanos() as f64 / times as f64
-    }
-
-    /// Runs this program for the nanoseconds of a row, alone in its process.
-    fn time(row: &str, callers: usize, time: Duration) -> Result<f64> {
-        let mut child = Command::new(std::env::current_exe()?);
-        child.args(["layers", "--child", row, "--callers", &callers.to_string()]);
-        let output = child.args(["--millis", &time.as_millis().to_string()]).output()?;
-        if !output.status.success() {
-            return Err(format!("{row}: {}", String::from_utf8_lossy(&output.stderr)).into());
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
     }
 }
