@@ -36,10 +36,11 @@ use crate::{
 };
 
 const USAGE: &str = "\
-chassis-bench memory [--quick] [--json]
+chassis-bench memory [--quick] [--json | --markdown]
 
-  --quick  fewer of each thing, and a shorter look at the idle process: in at most a minute
-  --json   {\"rows\": [{name, unit, value}]}
+  --quick     fewer of each thing, and a shorter look at the idle process: in at most a minute
+  --json      {\"rows\": [{name, unit, value}]}
+  --markdown  the table of docs/benchmarks.md
 ";
 
 /// One figure.
@@ -74,11 +75,12 @@ outbound: { services: { stock: { timeout: 300ms } } }
 
 /// Runs it.
 pub fn run(mut args: lexopt::Parser) -> Result {
-    let (mut quick, mut json) = (false, false);
+    let (mut quick, mut json, mut markdown) = (false, false, false);
     while let Some(arg) = args.next()? {
         match arg {
             Arg::Long("quick") => quick = true,
             Arg::Long("json") => json = true,
+            Arg::Long("markdown") => markdown = true,
             Arg::Long("child") => {
                 let thing = args.value()?.string()?;
                 return child(&thing, args.value()?.parse()?);
@@ -102,8 +104,14 @@ pub fn run(mut args: lexopt::Parser) -> Result {
         println!("{}", serde_json::to_string_pretty(&Table { rows })?);
         return Ok(());
     }
+    if markdown {
+        println!("| what | value | unit |\n|---|---:|---|");
+    }
     for Measured { name, unit, value } in rows {
-        println!("{name:24} {value:>12.1} {unit}");
+        match markdown {
+            true => println!("| `{name}` | {value:.1} | {unit} |"),
+            false => println!("{name:24} {value:>12.1} {unit}"),
+        }
     }
     Ok(())
 }
@@ -149,7 +157,7 @@ fn resident(process: &str) -> Result<f64> {
 
 async fn endpoints(count: usize) -> Result {
     let registry = MemoryRegistry::new();
-    let instances = (0..count).map(|n| instance(n, format!("127.0.0.1:{}", n % 60_000))).collect();
+    let instances = (0..count).map(|n| instance(n, format!("127.0.0.1:{}", 1 + n % 60_000))).collect();
     registry.set("echo", Membership::Known(instances));
     let runtime = runtime("caller", |builder| builder.registry(Arc::new(registry)));
     let transport = GrpcTransport::new(Arc::new(Network::default()), ClientConfig::default());
