@@ -23,6 +23,7 @@ pub(super) struct Fleet {
 
 struct Instance {
     process: Child,
+    id: String,
     http: String,
 }
 
@@ -50,9 +51,11 @@ impl Fleet {
         let output = process.stdout.take().ok_or("a process without an output")?;
         let mut lines = BufReader::new(output).lines();
         let ready = lines.next_line().await?.ok_or_else(|| format!("{service} has not started"))?;
-        let http = ready.split(' ').find_map(|word| word.strip_prefix("http="));
-        let http = http.ok_or_else(|| format!("not a line that says ready: {ready}"))?.to_owned();
-        self.instances.push(Instance { process, http });
+        let word = |name: &str| {
+            let found = ready.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+            found.map(str::to_owned).ok_or_else(|| format!("not a line that says ready: {ready}"))
+        };
+        self.instances.push(Instance { process, id: word("instance")?, http: word("http")? });
         Ok(index)
     }
 
@@ -61,6 +64,11 @@ impl Fleet {
         let config = self.write("caller.yaml", settings)?;
         let builder = Chassis::builder("caller").config_file(config).descriptors(echo::FILE_DESCRIPTOR_SET);
         Ok(builder.build().await?)
+    }
+
+    /// The name that the registry knows an instance by.
+    pub(super) fn id(&self, index: usize) -> &str {
+        &self.instances[index].id
     }
 
     /// SIGKILL: no goodbye.

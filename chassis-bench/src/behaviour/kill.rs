@@ -1,7 +1,8 @@
 //! One of three instances is killed, without a word, under callers whose calls are idempotent.
 use std::time::Duration;
 
-use tokio::time::sleep;
+use chassis::Chassis;
+use tokio::time::{Instant, interval, sleep};
 
 use super::{Figures, Pace, fleet::Fleet, sum};
 use crate::{
@@ -10,6 +11,8 @@ use crate::{
 };
 
 const CALLERS: usize = 64;
+/// Before the end of the run.
+const LAST_LOOK: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(pace: Pace) -> Result<Vec<Figures>> {
     let mut fleet = Fleet::new()?;
@@ -23,9 +26,10 @@ pub(super) async fn run(pace: Pace) -> Result<Vec<Figures>> {
     let drive = Drive::new(&caller, options)?;
     let (report, killed) = tokio::join!(drive.run(), async {
         sleep(kill_at).await;
-        fleet.kill(0).await
+        fleet.kill(0).await?;
+        Ok::<_, crate::Error>(share_of(&caller, fleet.id(0), time - kill_at).await)
     });
-    killed?;
+    let share = killed?;
     let failed = |slot: &crate::drive::Slot| slot.calls - slot.ok;
     let slots = &report.timeline;
     let last = slots.iter().rposition(|slot| failed(slot) > 0);
@@ -39,10 +43,33 @@ pub(super) async fn run(pace: Pace) -> Result<Vec<Figures>> {
             ("not ok", (report.calls - report.class(Class::Ok)) as f64),
             ("not ok before the kill", sum(slots, Duration::ZERO, kill_at, failed) as f64),
             ("hang", report.class(Class::Hang) as f64),
+            ("seconds until its share is 0", share.as_secs_f64()),
             ("seconds until the last failure", until.max(0.0)),
             ("p99 of ok, ms", report.latency_ok_ms.p99),
             ("max of ok, ms", report.latency_ok_ms.max),
         ],
     );
     Ok(vec![figures])
+}
+
+/// How long calls are still sent to `instance`, as `caller` counts them; looks for up to `time`.
+async fn share_of(caller: &Chassis, instance: &str, time: Duration) -> Duration {
+    let calls = || -> Option<u64> {
+        let services = caller.runtime().inspect().services;
+        let node = services.iter().flat_map(|service| &service.nodes).find(|node| node.id == instance)?;
+        Some(node.calls + u64::from(node.in_flight))
+    };
+    let (killed, mut ticks) = (Instant::now(), interval(Duration::from_millis(10)));
+    let (mut before, mut last) = (calls(), Duration::ZERO);
+    while killed.elapsed() + LAST_LOOK < time {
+        ticks.tick().await;
+        let now = calls();
+        // Nobody is asked who is not there any more.
+        let Some(count) = now else { break };
+        if before.is_some_and(|before| count > before) {
+            last = killed.elapsed();
+        }
+        before = now;
+    }
+    last
 }

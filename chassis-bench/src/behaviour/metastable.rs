@@ -26,7 +26,7 @@ pub(super) async fn run(pace: Pace) -> Result<Vec<Figures>> {
     let eager = "attempts: 3, when: always, per_try: 1s";
     let cases = [
         ("no bound on the server", "", format!("{{ timeout: 4s, retry: {{ {eager} }} }}")),
-        ("concurrency 32 on the server", BOUNDED, format!("{{ timeout: 4s, retry: {{ {eager} }} }}")),
+        ("concurrency 16 on the server", BOUNDED, format!("{{ timeout: 4s, retry: {{ {eager} }} }}")),
         (
             "no bound, no budget, no breaker",
             "",

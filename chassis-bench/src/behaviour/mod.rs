@@ -7,7 +7,11 @@ mod metastable;
 mod overload;
 mod slow;
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::{self, Write},
+    time::Duration,
+};
 
 use lexopt::prelude::*;
 use serde::Serialize;
@@ -40,17 +44,19 @@ chassis-bench behaviour [EXPERIMENT]... [options]; default all, about nine minut
   metastable   0.7 of the capacity, 3 attempts, the backend at 30 % of its speed for 10 s, then restored
 
   --quick      everything lasts a fifth: to see that it works, not to be quoted
-  --json       one document, for machines
+  --json       {\"figures\": [{experiment, case, figures}]}
+  --markdown   the tables of docs/benchmarks.md
 ";
 
 /// Runs it.
 pub fn run(mut args: lexopt::Parser) -> Result {
     const ALL: [&str; 6] = ["kill", "slow", "failing", "chain", "overload", "metastable"];
-    let (mut chosen, mut pace, mut json) = (Vec::new(), Pace(1), false);
+    let (mut chosen, mut pace, mut json, mut markdown) = (Vec::new(), Pace(1), false, false);
     while let Some(arg) = args.next()? {
         match arg {
             Long("quick") => pace = Pace(5),
             Long("json") => json = true,
+            Long("markdown") => markdown = true,
             Long("help") | Short('h') => {
                 print!("{USAGE}");
                 return Ok(());
@@ -78,7 +84,9 @@ pub fn run(mut args: lexopt::Parser) -> Result {
                 _ => metastable::run(pace).await,
             };
             let figures = figures.map_err(|error| format!("{name}: {error}"))?;
-            if !json {
+            if markdown {
+                println!("{}", as_markdown(&figures));
+            } else if !json {
                 figures.iter().for_each(|figures| println!("{figures}"));
             }
             all.extend(figures);
@@ -94,6 +102,24 @@ pub fn run(mut args: lexopt::Parser) -> Result {
 fn sum(slots: &[Slot], from: Duration, to: Duration, amount: impl Fn(&Slot) -> u64) -> u64 {
     let at = |time: Duration| ((time.as_secs_f64() * 10.0).round() as usize).min(slots.len());
     slots[at(from)..at(to).max(at(from))].iter().map(amount).sum()
+}
+
+/// The runs of one experiment as a table of Markdown: a column for each.
+fn as_markdown(runs: &[Figures]) -> String {
+    let Some(first) = runs.first() else { return String::new() };
+    let cases: Vec<_> = runs.iter().map(|run| run.case.as_str()).collect();
+    let mut text =
+        format!("| {} | {} |\n|---|{}\n", first.experiment, cases.join(" | "), "---:|".repeat(runs.len()));
+    let names: BTreeSet<_> = runs.iter().flat_map(|run| run.figures.keys()).collect();
+    for name in names {
+        let values = runs.iter().map(|run| run.figures.get(*name).copied().map_or_else(String::new, told));
+        let _ = writeln!(text, "| {name} | {} |", values.collect::<Vec<_>>().join(" | "));
+    }
+    text
+}
+
+fn told(value: f64) -> String {
+    if value.fract() == 0.0 { value.to_string() } else { format!("{value:.2}") }
 }
 
 // === impl Pace ===
@@ -124,5 +150,29 @@ impl fmt::Display for Figures {
             true => writeln!(f, "  {name:36} {value}"),
             false => writeln!(f, "  {name:36} {value:.3}"),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_stand_beside_each_other() {
+        let runs = [
+            Figures::new("slow", "p2c", [("calls", 100.0), ("good, %", 99.5)]),
+            Figures::new("slow", "random", [("calls", 50.0)]),
+        ];
+        let table =
+            "| slow | p2c | random |\n|---|---:|---:|\n| calls | 100 | 50 |\n| good, % | 99.50 |  |\n";
+        assert_eq!(as_markdown(&runs), table);
+    }
+
+    #[test]
+    fn a_sum_is_over_the_slots_of_its_time() {
+        let slot = |calls| Slot { calls, ..Slot::default() };
+        let slots: Vec<_> = (1..=20).map(slot).collect();
+        let of = |from, to| sum(&slots, Duration::from_millis(from), Duration::from_millis(to), |s| s.calls);
+        assert_eq!((of(0, 300), of(1_900, 9_000), of(500, 500), of(3_000, 4_000)), (6, 20, 0, 0));
     }
 }
