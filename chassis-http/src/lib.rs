@@ -1,4 +1,5 @@
-//! The HTTP transport of chassis: client pools and accept loop over hyper, the REST adapter, axum routers.
+//! The HTTP transport of chassis: client pools and accept loop over hyper and h2, the REST adapter, axum
+//! routers.
 pub mod connector;
 pub mod server;
 

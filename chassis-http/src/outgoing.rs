@@ -2,7 +2,7 @@
 use chassis_core::call::{Abort, Body, Invocation};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Uri,
-    header::{CONNECTION, CONTENT_LENGTH, TE, TRANSFER_ENCODING, UPGRADE},
+    header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING, UPGRADE},
     uri::{Authority, PathAndQuery, Scheme},
 };
 use http_body::Body as _;
@@ -13,6 +13,8 @@ use crate::{ClientConfig, settings::TIMEOUT};
 #[derive(Clone, Debug)]
 pub(crate) struct Form {
     authority: Authority,
+    /// The same as HTTP/1.1 says it.
+    host: HeaderValue,
     sized: bool,
     /// Where the deadline travels, if not where the protocol writes it.
     timeout_header: Option<HeaderName>,
@@ -43,7 +45,9 @@ impl Form {
     pub(crate) fn new(service: &str, sized: bool, config: &ClientConfig) -> Self {
         let authority = Authority::try_from(service).unwrap_or_else(|_| Authority::from_static("invalid"));
         let timeout_header = Some(config.timeout_header.0.clone()).filter(|name| *name != TIMEOUT);
-        Form { authority, sized, timeout_header }
+        let host = HeaderValue::from_str(authority.as_str());
+        let host = host.unwrap_or_else(|_| HeaderValue::from_static("invalid"));
+        Form { authority, host, sized, timeout_header }
     }
 
     /// Do requests and answers say how long their bodies are?
@@ -75,11 +79,7 @@ impl Form {
     pub(crate) fn write_origin(&self, call: &mut Invocation) -> Outgoing {
         let uri = Uri::from(path_of(std::mem::take(&mut call.uri)));
         let mut out = self.write(call, uri);
-        if let http::header::Entry::Vacant(host) = out.request.headers_mut().entry(http::header::HOST)
-            && let Ok(value) = http::HeaderValue::from_str(self.authority.as_str())
-        {
-            host.insert(value);
-        }
+        out.request.headers_mut().entry(HOST).or_insert_with(|| self.host.clone());
         out
     }
 
