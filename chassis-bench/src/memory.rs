@@ -302,14 +302,9 @@ fn watch_idle(span: Duration) -> Result<Vec<Measured>> {
         return Err("the idle service did not start".into());
     }
     let process = child.0.id().to_string();
-    let wait = |span| -> Result {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-        runtime.block_on(tokio::time::sleep(span));
-        Ok(())
-    };
-    wait(Duration::from_secs(1))?;
+    std::thread::sleep(Duration::from_secs(1));
     let before = wakeups(&process)?;
-    wait(span)?;
+    std::thread::sleep(span);
     let value = (wakeups(&process)? - before) as f64 / span.as_secs_f64();
     Ok(vec![
         Measured { name: "idle_service", unit: "bytes", value: resident(&process)? },

@@ -34,7 +34,7 @@ impl Laps {
         match self {
             Laps::CALLS => Laps { warm: 128, short: 64, long: 256 },
             Laps::PARTS => Laps { warm: 256, short: 64, long: 576 },
-            _ => Laps { warm: 1, short: 1, long: 2 },
+            _ => Laps { warm: 1, short: 0, long: 1 },
         }
     }
 }

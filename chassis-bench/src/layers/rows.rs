@@ -82,10 +82,11 @@ pub fn all() -> Vec<Row> {
 }
 
 /// What a quick look leaves out.
-const SLOW: [&str; 10] = [
+const SLOW: [&str; 11] = [
     "bare_tonic_timeout_traceparent",
     "chassis_on_timeout",
     "chassis_on_timeout_traceparent",
+    "chassis_http_off",
     "client_pipeline_off",
     "client_pipeline_on_fn",
     "client_pipeline_on_layer",
