@@ -768,6 +768,17 @@ impl Subset {
         }
     }
 
+    /// Two different nodes, each by its weight; there have to be two.
+    pub(crate) fn draw_two(&self, random: &Random) -> (usize, usize) {
+        let count = self.nodes.len();
+        if self.weights.is_none() {
+            return random.two_below(count);
+        }
+        let (a, b) = (self.draw(random), self.draw(random));
+        // A second draw of the same node would be no choice; any other is as likely.
+        (a, if a == b { (a + 1 + random.below(count - 1)) % count } else { b })
+    }
+
     /// Is more than half of what is ready out by an open circuit? Then circuits are ignored, unless they
     /// are held open by hand.
     ///

@@ -69,6 +69,14 @@ impl Random {
         self.scaled(n as u64) as usize
     }
 
+    /// Two different numbers up to and without `n`, which is 2 or more, made of one draw.
+    pub fn two_below(&self, n: usize) -> (usize, usize) {
+        let (drawn, n) = (self.next_u64(), n as u64);
+        let scaled = |half: u64, n: u64| ((u128::from(half) * u128::from(n)) >> 32) as usize;
+        let (a, b) = (scaled(drawn >> 32, n), scaled(drawn & u64::from(u32::MAX), n.saturating_sub(1)));
+        (a, b + usize::from(b >= a))
+    }
+
     /// From 0 up to and without 1.
     pub fn unit(&self) -> f64 {
         (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
@@ -167,6 +175,21 @@ mod tests {
         (0..70_000).for_each(|_| counts[random.below(7)] += 1);
         assert!(counts.iter().all(|&n| (9_700..10_300).contains(&n)), "{counts:?}");
         assert_eq!((random.below(0), random.below(1)), (0, 0));
+    }
+
+    #[test]
+    fn two_are_different_and_even() {
+        let random = Random::seeded(1);
+        let mut counts = [0u32; 49];
+        (0..42_000).for_each(|_| {
+            let (a, b) = random.two_below(7);
+            counts[7 * a + b] += 1;
+        });
+        for (pair, n) in counts.iter().enumerate() {
+            let expected = if pair % 8 == 0 { 0..1 } else { 850..1_150 };
+            assert!(expected.contains(n), "{n} of {} and {}", pair / 7, pair % 7);
+        }
+        assert!((0..100).all(|_| matches!(random.two_below(2), (0, 1) | (1, 0))));
     }
 
     #[test]

@@ -123,12 +123,7 @@ impl Picker for P2c {
         if count == 1 {
             return 0;
         }
-        let a = candidates.draw();
-        let mut b = candidates.draw();
-        if b == a {
-            // A second draw of the same node would be no choice; its neighbours are as likely.
-            b = (a + 1 + candidates.random.below(count - 1)) % count;
-        }
+        let (a, b) = candidates.subset.draw_two(candidates.random);
         for index in [a, b] {
             if candidates.nodes[index].connection() == crate::cluster::Connection::Idle {
                 candidates.nodes[index].wake();
