@@ -67,6 +67,8 @@ pub(crate) struct Scope {
     started: Instant,
     expires: Option<Instant>,
     verdict: Option<Verdict>,
+    /// When those who listen were told it.
+    judged: Option<Instant>,
     ended: bool,
     /// Which of those that hang on the policy listen: they need no reference of their own.
     own: u8,
@@ -167,6 +169,7 @@ impl Scope {
             started,
             expires: None,
             verdict: None,
+            judged: None,
             ended: false,
             own: 0,
             token: 0,
@@ -240,14 +243,16 @@ impl Scope {
         self.expires = Some(self.expires.map_or(at, |earlier| earlier.min(at)));
     }
 
-    pub(crate) fn judge(&mut self, verdict: Verdict, of: &Of<'_>) {
+    /// `now` is read where somebody listens, and then handed on to whoever is told of the same verdict.
+    pub(crate) fn judge(&mut self, verdict: Verdict, of: &Of<'_>, now: &mut Option<Instant>) {
         if self.verdict.is_some() || self.ended {
             return;
         }
         self.verdict = Some(verdict);
         if self.is_listened_to() {
             let Of { target, policy, protocol } = *of;
-            let now = Instant::now();
+            let now = *now.get_or_insert_with(Instant::now);
+            self.judged = Some(now);
             let outcome = Outcome { verdict, target, policy, protocol, started: self.started, now };
             self.each(policy, |listener, token| listener.judged(token, &outcome));
         }
@@ -267,6 +272,10 @@ impl Scope {
 
     pub(crate) fn verdict(&self) -> Option<Verdict> {
         self.verdict
+    }
+
+    pub(crate) fn judged(&self) -> Option<Instant> {
+        self.judged
     }
 
     fn is_expired(&self, now: Instant) -> bool {

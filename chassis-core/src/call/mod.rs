@@ -286,7 +286,8 @@ impl Reply {
         if let Some(verdict) = own.completion.attempt.verdict() {
             let call = own;
             let of = Of { target: &call.target, policy: &call.policy, protocol: call.protocol };
-            call.completion.call.judge(verdict, &of);
+            let mut now = call.completion.attempt.judged();
+            call.completion.call.judge(verdict, &of, &mut now);
         }
     }
 
@@ -308,8 +309,9 @@ impl Reply {
 impl Call {
     fn judge(&mut self, verdict: Verdict) {
         let of = Of { target: &self.target, policy: &self.policy, protocol: self.protocol };
-        self.completion.attempt.judge(verdict, &of);
-        self.completion.call.judge(verdict, &of);
+        let mut now = None;
+        self.completion.attempt.judge(verdict, &of, &mut now);
+        self.completion.call.judge(verdict, &of, &mut now);
     }
 
     fn settle(&mut self, verdict: Verdict) {
@@ -327,7 +329,7 @@ impl Call {
 
     fn end_attempt(&mut self, verdict: Verdict) {
         let of = Of { target: &self.target, policy: &self.policy, protocol: self.protocol };
-        self.completion.attempt.judge(verdict, &of);
+        self.completion.attempt.judge(verdict, &of, &mut None);
         self.completion.attempt.end(&self.policy);
     }
 
