@@ -5,6 +5,7 @@
 mod connection;
 mod driver;
 mod endpoint;
+mod halves;
 mod stream;
 
 use std::{future::poll_fn, sync::Arc};
@@ -16,7 +17,7 @@ use chassis_core::{
     protocol::{Leaf, LeafFuture},
 };
 
-pub(crate) use self::stream::{Inbound, Pump, length};
+pub(crate) use self::halves::{Inbound, Pump, length};
 use self::{endpoint::Endpoint, stream::Answer};
 use crate::{ClientConfig, connector::Connector, failure, outgoing::Form};
 

@@ -1,39 +1,18 @@
-//! One call on a connection, on either side of it: what goes out, and what comes in.
+//! One call on a connection: its request goes out, its answer comes in.
 use std::{
     pin::Pin,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
 use chassis_core::call::{Abort, Aborted, Body};
-use h2::{Reason, RecvStream, SendStream};
-use http::{HeaderMap, header::CONTENT_LENGTH};
+use h2::{Reason, SendStream};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use super::endpoint::Slot;
-
-/// What comes in on a stream.
-#[derive(Debug)]
-pub(crate) struct Inbound {
-    body: RecvStream,
-    /// What is still to come, where the head has told the whole.
-    left: Option<u64>,
-    at_trailers: bool,
-}
-
-/// Sends a body as it comes, and as the peer takes it. What is there first is sent at once, however long
-/// it is: with h2 it takes no more memory than here. Where this ends before the body does, also by a
-/// panic of whoever makes that, the stream is reset.
-pub(crate) struct Pump<B> {
-    to: SendStream<Bytes>,
-    body: B,
-    /// Waits for room.
-    next: Option<Bytes>,
-    begun: bool,
-    is_whole: bool,
-    /// What the peer is told where it is not.
-    broken: Reason,
-}
+use super::{
+    endpoint::Slot,
+    halves::{Inbound, Pump},
+};
 
 /// The body of an answer, whose stream is in use until it ends.
 pub(super) struct Answer {
@@ -72,122 +51,6 @@ fn send_ready(mut to: SendStream<Bytes>, mut body: Body) -> Result<(), h2::Error
             Ok(data) if body.is_end_stream() => return to.send_data(data, true),
             Ok(data) => to.send_data(data, false)?,
             Err(frame) => return to.send_trailers(frame.into_trailers().unwrap_or_default()),
-        }
-    }
-}
-
-// === impl Inbound ===
-
-impl Inbound {
-    /// Behind a head that says `length` of it.
-    pub(crate) fn new(body: RecvStream, length: Option<u64>) -> Self {
-        Inbound { body, left: length, at_trailers: false }
-    }
-}
-
-/// What a head says of the length of its body.
-pub(crate) fn length(head: &HeaderMap) -> Option<u64> {
-    head.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-impl HttpBody for Inbound {
-    type Data = Bytes;
-    type Error = h2::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        let this = &mut *self;
-        if !this.at_trailers {
-            match ready!(this.body.poll_data(cx)) {
-                Some(Ok(data)) => {
-                    // Fails only where the stream is over: then nobody needs the room.
-                    let _ = this.body.flow_control().release_capacity(data.len());
-                    this.left = this.left.map(|left| left.saturating_sub(data.len() as u64));
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
-                // Whoever resets without an error has said all it wanted to (RFC 9113, 8.1).
-                Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) => return Poll::Ready(None),
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None => this.at_trailers = true,
-            }
-        }
-        this.body.poll_trailers(cx).map(|trailers| trailers.transpose().map(|t| t.map(Frame::trailers)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        // The head of an answer to HEAD tells of a body that does not come.
-        let left = if self.is_end_stream() { Some(0) } else { self.left };
-        left.map_or_else(SizeHint::default, SizeHint::with_exact)
-    }
-}
-
-// === impl Pump ===
-
-impl<B: HttpBody<Data = Bytes> + Unpin> Pump<B> {
-    pub(crate) fn new(to: SendStream<Bytes>, body: B, broken: Reason) -> Self {
-        Pump { to, body, next: None, begun: false, is_whole: false, broken }
-    }
-
-    /// Resolves when all is sent, or nothing more can be. Whoever drops it then is told by the stream's
-    /// other half how it ended.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            if self.next.is_some() && ready!(self.poll_room(cx)).is_none() {
-                return Poll::Ready(());
-            }
-            if let Some(data) = self.next.take() {
-                self.is_whole = self.body.is_end_stream();
-                if self.to.send_data(data, self.is_whole).is_err() || self.is_whole {
-                    return Poll::Ready(());
-                }
-                self.begun = true;
-            }
-            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
-                // Nobody but this hears of a reset while there is nothing to send.
-                return self.to.poll_reset(cx).map(drop);
-            };
-            match frame.map(|frame| frame.map(Frame::into_data)) {
-                Some(Ok(Ok(data))) => self.next = Some(data),
-                Some(Ok(Err(frame))) => {
-                    self.is_whole = true;
-                    let _ = self.to.send_trailers(frame.into_trailers().unwrap_or_default());
-                    return Poll::Ready(());
-                }
-                None => {
-                    self.is_whole = true;
-                    let _ = self.to.send_data(Bytes::new(), true);
-                    return Poll::Ready(());
-                }
-                Some(Err(_)) => return Poll::Ready(()),
-            }
-        }
-    }
-
-    /// Resolves when there is room for another chunk; `None` when the stream is over.
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Option<()>> {
-        if self.begun {
-            self.to.reserve_capacity(1);
-            while self.to.capacity() == 0 {
-                match ready!(self.to.poll_capacity(cx)) {
-                    Some(Ok(_)) => {}
-                    Some(Err(_)) | None => return Poll::Ready(None),
-                }
-            }
-        }
-        Poll::Ready(Some(()))
-    }
-}
-
-impl<B> Drop for Pump<B> {
-    fn drop(&mut self) {
-        if !self.is_whole {
-            self.to.send_reset(self.broken);
         }
     }
 }
