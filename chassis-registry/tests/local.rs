@@ -169,6 +169,25 @@ async fn a_process_that_is_killed_is_missed_long_before_its_lease_is_over() {
     assert_eq!(place.files(), ["b.json"], "what is left of it is removed");
 }
 
+/// Nothing is looked at by the clock here: what is seen was heard of.
+#[tokio::test]
+async fn who_comes_and_who_is_killed_is_heard_of() {
+    let place = Place::new();
+    // The directory has to be there: until then it is looked at more often.
+    let _first = place.registry(HOUR).register(stock("a")).await.unwrap();
+    let config =
+        LocalConfig { dir: Some(place.dir()), poll: PositiveSpan::new(HOUR).unwrap(), ..Default::default() };
+    let mut watcher = LocalRegistry::new(config).watch("stock").await.unwrap();
+    assert_eq!(next(&mut watcher).await, Membership::Known(vec![stock("a")]));
+    let b = Process::start(&place, "b", HOUR);
+    until(&mut watcher, &["a", "b"]).await;
+    b.kill_9();
+    until(&mut watcher, &["a"]).await;
+    place.registry(HOUR).register(stock("c")).await.unwrap().deregister().await.unwrap();
+    let _d = place.registry(HOUR).register(stock("d")).await.unwrap();
+    until(&mut watcher, &["a", "d"]).await;
+}
+
 #[tokio::test]
 async fn a_process_that_hangs_is_left_out_when_its_lease_is_over_and_back_when_it_wakes() {
     let place = Place::new();

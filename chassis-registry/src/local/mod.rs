@@ -2,7 +2,8 @@
 //!
 //! - `dir`: which directory, who may reach it, and names that are safe in it;
 //! - `lease`: the file of one instance, from its start to its end, however it ends;
-//! - `scan`: one look at the files of a service.
+//! - `scan`: one look at the files of a service;
+//! - `stir`: when there is something to look at.
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
@@ -13,18 +14,20 @@ use chassis_core::{
 use serde::Deserialize;
 use tokio::{
     task::{JoinHandle, spawn_blocking},
-    time::{Instant, Interval, MissedTickBehavior, interval, interval_at, sleep},
+    time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until},
 };
 
 use self::{
     dir::Dir,
     lease::{Entry, Lease, Refused},
     scan::Scan,
+    stir::Stir,
 };
 
 mod dir;
 mod lease;
 mod scan;
+mod stir;
 
 /// Where lease files live and how long they hold: the `registry` table when its `kind` is `local`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -34,16 +37,17 @@ pub struct LocalConfig {
     /// temporary files. It is made with mode 0700; one that others can reach is refused.
     pub dir: Option<PathBuf>,
     /// How long an instance is believed in that doesn't renew its lease, which it does every third of this.
-    /// Only for processes that hang: those that end are missed at the next `poll`. Default `10s`.
+    /// Only for processes that hang: those that end are missed at once. Default `10s`.
     pub lease: PositiveSpan,
-    /// How often a watcher looks. Default `200ms`.
+    /// How often a watcher looks even if it hears of no change. Default `2s`; where the system tells of no
+    /// changes at all, at least every 200 ms.
     pub poll: PositiveSpan,
 }
 
 /// Tells which processes of this user, on this machine, run a service.
 ///
 /// An instance is a file, `<dir>/<service>/<id>.json`, that its process holds a lock on; so a process that
-/// is killed is missed within two `poll`s, and its file removed by whoever sees it. One that hangs is left
+/// is killed is missed at once, and its file removed by whoever sees it. One that hangs is left
 /// out when its lease has run out, or as soon as it does not renew it and its address refuses connections.
 ///
 /// An id that another running process (or this one) has registered is refused. The first answer of a
@@ -83,7 +87,12 @@ struct LocalRegistration {
 
 struct LocalWatcher {
     dir: Dir,
-    tick: Interval,
+    poll: Duration,
+    stir: Stir,
+    /// When to look next, if nothing stirs before; `None` is now.
+    look_at: Option<Instant>,
+    /// When it was looked last.
+    looked: Option<Instant>,
     service: String,
     path: PathBuf,
     /// Taken by the look that is under way.
@@ -95,6 +104,12 @@ struct LocalWatcher {
     answered: Option<Result<Vec<Instance>, String>>,
 }
 
+/// Several events tell of one change; it is looked at when they are over.
+const SETTLE: Duration = Duration::from_millis(10);
+/// However much stirs, there is so long between two looks.
+const BETWEEN: Duration = Duration::from_millis(50);
+/// So long between looks where nothing would be heard.
+const DEAF: Duration = Duration::from_millis(200);
 /// How often an id is tried for that seems taken: whoever looks at a dead process's file locks it for a moment.
 const TRIES: usize = 5;
 
@@ -105,7 +120,7 @@ impl Default for LocalConfig {
         LocalConfig {
             dir: None,
             lease: PositiveSpan::from_millis(10_000),
-            poll: PositiveSpan::from_millis(200),
+            poll: PositiveSpan::from_millis(2_000),
         }
     }
 }
@@ -165,10 +180,21 @@ impl Registry for LocalRegistry {
     async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
         let dir = self.open().await?;
         let (service, path) = (service.to_string(), dir.service(service)?);
-        let mut tick = interval(self.config.poll.get());
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (poll, stir, look_at, looked) = (self.config.poll.get(), Stir::new(), None, None);
         let (scan, looking, heard, answered) = (None, None, false, None);
-        Ok(Box::new(LocalWatcher { dir, tick, service, path, scan, looking, heard, answered }))
+        Ok(Box::new(LocalWatcher {
+            dir,
+            poll,
+            stir,
+            look_at,
+            looked,
+            service,
+            path,
+            scan,
+            looking,
+            heard,
+            answered,
+        }))
     }
 
     async fn services(&self) -> Vec<String> {
@@ -247,11 +273,30 @@ impl Watcher for LocalWatcher {
 }
 
 impl LocalWatcher {
+    /// Until it is time to look again. Dropped and begun anew, it goes on.
+    async fn rest(&mut self) {
+        while let Some(at) = self.look_at.filter(|at| *at > Instant::now()) {
+            tokio::select! {
+                biased;
+                () = self.stir.heard() => {
+                    let soon = Instant::now() + SETTLE;
+                    let rested = self.looked.map_or(soon, |looked| looked + BETWEEN);
+                    self.look_at = Some(at.min(soon.max(rested)));
+                }
+                () = sleep_until(at) => return,
+            }
+        }
+    }
+
     async fn look(&mut self) -> Result<Vec<Instance>, RegistryError> {
         let looking = match &mut self.looking {
             Some(looking) => looking,
             None => {
-                self.tick.tick().await; // the first one is over at once
+                self.rest().await;
+                // Before looking, or what happens in between would be missed.
+                let pause = if self.stir.follow(&self.path) { self.poll } else { self.poll.min(DEAF) };
+                self.look_at = Some(Instant::now() + pause);
+                self.looked = Some(Instant::now());
                 let scan = self.scan.take().unwrap_or_else(|| Scan::new(&*self.service, self.path.clone()));
                 self.looking.insert(tokio::spawn(look(self.dir.clone(), scan)))
             }
