@@ -56,7 +56,7 @@ const QUIET: Duration = Duration::from_millis(75);
 /// A directory that is never quiet is read this often.
 const UNQUIET: Duration = Duration::from_secs(1);
 /// So long between reads when no event comes.
-const POLL: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_secs(5);
 /// So many names are looked through for one that was meant.
 const NEIGHBOURS: usize = 1_000;
 
@@ -68,7 +68,7 @@ impl FileSource {
         FileSource { path: path.into(), poll: POLL }
     }
 
-    /// Reads it this often even if nothing stirs. Default 2 s; at least 10 ms.
+    /// Reads it this often even if nothing stirs. Default 5 s; at least 10 ms.
     pub fn poll_every(mut self, poll: Duration) -> Self {
         self.poll = poll.max(Duration::from_millis(10));
         self
