@@ -22,7 +22,7 @@ use crate::{parse::MAX_BYTES, problem::nearest};
 /// Kubernetes swaps a link two steps away (`..data`). Whatever happens there, the file is read once the
 /// directory has been quiet for a moment, and only another content is a change.
 ///
-/// It is read every two seconds as well, since not every change makes an event: network file systems,
+/// It is read every five seconds as well, since not every change makes an event: network file systems,
 /// some container mounts and links to elsewhere make none, and a machine may be out of watches.
 ///
 /// A file that is gone, unreadable, not UTF-8 or empty is no news but an error: half-written is how files
