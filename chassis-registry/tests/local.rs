@@ -173,12 +173,12 @@ async fn a_process_that_is_killed_is_missed_long_before_its_lease_is_over() {
 #[tokio::test]
 async fn who_comes_and_who_is_killed_is_heard_of() {
     let place = Place::new();
-    // The directory has to be there: until then it is looked at more often.
-    let _first = place.registry(HOUR).register(stock("a")).await.unwrap();
     let config =
         LocalConfig { dir: Some(place.dir()), poll: PositiveSpan::new(HOUR).unwrap(), ..Default::default() };
     let mut watcher = LocalRegistry::new(config).watch("stock").await.unwrap();
-    assert_eq!(next(&mut watcher).await, Membership::Known(vec![stock("a")]));
+    assert_eq!(next(&mut watcher).await, Membership::Unknown);
+    let _a = place.registry(HOUR).register(stock("a")).await.unwrap();
+    until(&mut watcher, &["a"]).await;
     let b = Process::start(&place, "b", HOUR);
     until(&mut watcher, &["a", "b"]).await;
     b.kill_9();

@@ -1,5 +1,10 @@
 //! Hears what stirs in a directory, so that it need not be looked at all the time.
-use std::{fs, os::unix::fs::MetadataExt, path::Path, sync::Arc};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use notify::{
     EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
@@ -7,12 +12,12 @@ use notify::{
 };
 use tokio::sync::Notify;
 
-/// Listens to one directory, as far as the system lets it.
+/// Listens to one directory, or to where it will be made, as far as the system lets it.
 pub(super) struct Stir {
     bell: Arc<Notify>,
     watch: Option<RecommendedWatcher>,
-    /// The inode of the directory that is listened to.
-    followed: Option<u64>,
+    /// The directory that is listened to, and its inode.
+    followed: Option<(PathBuf, u64)>,
 }
 
 // === impl Stir ===
@@ -35,13 +40,14 @@ impl Stir {
     /// Listens to `path`, whichever directory that is by now. `false` where nothing would be heard.
     pub(super) fn follow(&mut self, path: &Path) -> bool {
         let Some(watch) = &mut self.watch else { return false };
-        let there = fs::metadata(path).ok().map(|directory| directory.ino());
+        let inode = |path: &Path| Some((path.to_path_buf(), fs::metadata(path).ok()?.ino()));
+        let there = inode(path).or_else(|| inode(path.parent()?));
         if self.followed != there {
-            if self.followed.take().is_some() {
-                watch.unwatch(path).ok(); // it may have gone by itself
+            if let Some((old, _)) = self.followed.take() {
+                watch.unwatch(&old).ok(); // it may have gone by itself
             }
-            let listens = there.is_some() && watch.watch(path, RecursiveMode::NonRecursive).is_ok();
-            self.followed = there.filter(|_| listens);
+            let listens = |(path, _): &(PathBuf, u64)| watch.watch(path, RecursiveMode::NonRecursive).is_ok();
+            self.followed = there.filter(listens);
         }
         self.followed.is_some()
     }
