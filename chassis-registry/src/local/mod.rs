@@ -39,7 +39,7 @@ pub struct LocalConfig {
     /// How long an instance is believed in that doesn't renew its lease, which it does every third of this.
     /// Only for processes that hang: those that end are missed at once. Default `10s`.
     pub lease: PositiveSpan,
-    /// How often a watcher looks even if it hears of no change. Default `2s`; where the system tells of no
+    /// How often a watcher looks even if it hears of no change. Default `5s`; where the system tells of no
     /// changes at all, at least every 200 ms.
     pub poll: PositiveSpan,
 }
@@ -120,7 +120,7 @@ impl Default for LocalConfig {
         LocalConfig {
             dir: None,
             lease: PositiveSpan::from_millis(10_000),
-            poll: PositiveSpan::from_millis(2_000),
+            poll: PositiveSpan::from_millis(5_000),
         }
     }
 }
