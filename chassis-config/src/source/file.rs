@@ -1,5 +1,6 @@
 //! Settings from a file, read again whenever it changes.
 use std::{
+    fs,
     io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
@@ -12,7 +13,7 @@ use notify::{
     EventKind, RecommendedWatcher, RecursiveMode, Watcher,
     event::{AccessKind, AccessMode},
 };
-use tokio::{sync::Notify, time::Instant};
+use tokio::{sync::Notify, task::spawn_blocking, time::Instant};
 
 use crate::{parse::MAX_BYTES, problem::nearest};
 
@@ -151,8 +152,13 @@ impl ConfigWatcher for FileWatcher {
                 }
                 () = tokio::time::sleep_until(self.look_at) => {}
             }
-            self.follow().await; // before reading: what changes in between stirs
-            let read = self.read().await;
+            let stirred = self.said.is_none() || self.settle_by.is_some();
+            let mut read = self.read().await;
+            // Where nothing stirred it is most likely what it was, and there is nothing else to look at.
+            if stirred || self.said.as_ref() != Some(&read) {
+                self.follow().await; // before reading again: what changes in between stirs
+                read = self.read().await;
+            }
             (self.look_at, self.settle_by) = (Instant::now() + self.poll, None);
             if self.said.as_ref() == Some(&read) {
                 self.doubted = false;
@@ -200,11 +206,18 @@ impl FileWatcher {
             ErrorKind::NotFound => self.missing(),
             _ => said(&e.to_string()),
         };
-        let file = tokio::fs::metadata(&self.path).await.map_err(failed)?;
-        if file.len() > MAX_BYTES as u64 {
-            return Err(said(&format!("{} bytes are too many; the limit is {MAX_BYTES}", file.len())));
-        }
-        let bytes = tokio::fs::read(&self.path).await.map_err(failed)?;
+        let path = self.path.clone();
+        // Both at once: each visit to another thread wakes two.
+        let read = spawn_blocking(move || match fs::metadata(&path)?.len() {
+            length if length > MAX_BYTES as u64 => Ok(Err(length)),
+            _ => fs::read(&path).map(Ok),
+        });
+        let bytes = match read.await.unwrap_or_else(|e| Err(e.into())).map_err(failed)? {
+            Ok(bytes) => bytes,
+            Err(length) => {
+                return Err(said(&format!("{length} bytes are too many; the limit is {MAX_BYTES}")));
+            }
+        };
         match String::from_utf8(bytes) {
             Ok(text) if text.trim().is_empty() => Err(said("it is empty, perhaps half-written")),
             Ok(text) => Ok(text),
