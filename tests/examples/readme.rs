@@ -6,6 +6,7 @@ use chassis::{
     http::{ClientConfig, ServerConfig},
     layer::{
         breaker::BreakerConfig,
+        fault::At,
         retry::{BudgetConfig, RetryConfig},
     },
     policy::MOST_OPERATIONS,
@@ -48,7 +49,7 @@ async fn the_settings_are_sound() {
     let level = policies.outbound(&"stock".into(), "shop.v1.Stock/Level");
     let reserve = policies.outbound(&"stock".into(), "shop.v1.Stock/Reserve");
     assert_eq!(level.timeout.unwrap().as_millis(), 300);
-    assert!(level.retry.is_some() && level.fallback.is_some() && level.faults.len() == 1);
+    assert!(level.retry.is_some() && level.fallback.is_some() && level.faults.at(At::Call).len() == 1);
     assert!(reserve.retry.is_none() && reserve.timeout.unwrap().as_secs() == 2);
     assert_eq!(
         policies
@@ -95,7 +96,11 @@ async fn the_defaults_are_those_in_force() {
         ))
     );
     assert!(out.rate_limits.is_empty() && out.concurrency.is_none() && out.fallback.is_none());
-    assert!(inbound.rate_limits.is_empty() && inbound.concurrency.is_none() && out.faults.is_empty());
+    assert!(
+        inbound.rate_limits.is_empty()
+            && inbound.concurrency.is_none()
+            && [At::Call, At::Attempt].iter().all(|at| out.faults.at(*at).is_empty())
+    );
     let shutdown = chassis::document::document::ShutdownSection::default();
     row("shutdown", &format!("`{}`", shutdown.deadline));
 
