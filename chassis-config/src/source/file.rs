@@ -152,13 +152,7 @@ impl ConfigWatcher for FileWatcher {
                 }
                 () = tokio::time::sleep_until(self.look_at) => {}
             }
-            let stirred = self.said.is_none() || self.settle_by.is_some();
-            let mut read = self.read().await;
-            // Where nothing stirred it is most likely what it was, and there is nothing else to look at.
-            if stirred || self.said.as_ref() != Some(&read) {
-                self.follow().await; // before reading again: what changes in between stirs
-                read = self.read().await;
-            }
+            let read = self.look().await;
             (self.look_at, self.settle_by) = (Instant::now() + self.poll, None);
             if self.said.as_ref() == Some(&read) {
                 self.doubted = false;
@@ -181,6 +175,18 @@ impl ConfigWatcher for FileWatcher {
 }
 
 impl FileWatcher {
+    /// What is there now. Where nothing stirred it is most likely what it was, and there is no more to look at.
+    async fn look(&mut self) -> Result<String, String> {
+        if self.said.is_some() && self.settle_by.is_none() {
+            let read = self.read().await;
+            if self.said.as_ref() == Some(&read) {
+                return read;
+            }
+        }
+        self.follow().await; // before reading: what changes in between stirs
+        self.read().await
+    }
+
     /// Watches the directory of the file, and of what it links to, wherever that is by now.
     async fn follow(&mut self) {
         let Some(watch) = &mut self.watch else { return };
