@@ -65,10 +65,17 @@ impl Drop for H1Leaf {
 }
 
 /// On one idle connection after the other, while they turn out to be closed; then on a new one.
+///
+/// A call that was here before gets a new one at once: what ended the connection it was on may have ended
+/// all that are idle, and behind one address there may be many that answer.
 async fn send(pool: Arc<Pool>, mut call: Invocation) -> Result<Reply, Error> {
     let mut permit = Some(pool.permit().await);
+    let was_here = call.node.as_ref().is_some_and(|node| call.tried.iter().any(|t| Arc::ptr_eq(t, node)));
+    if was_here {
+        pool.make_room();
+    }
     loop {
-        let idle = pool.take_idle();
+        let idle = if was_here { None } else { pool.take_idle() };
         let is_new = idle.is_none();
         let sender = match idle {
             Some(sender) => Ok(sender),

@@ -34,7 +34,7 @@ pub(super) struct Pool {
     /// The one used last is at the end, and is used next: the others may grow old and go.
     idle: Mutex<Vec<Idle>>,
     /// One for each call. With that there are never more connections than permits: a call opens one
-    /// only when none is idle.
+    /// only when none is idle, or in place of one that is.
     permits: Arc<Semaphore>,
     open: AtomicUsize,
     served: AtomicBool,
@@ -106,6 +106,14 @@ impl Pool {
             }
         }
         None
+    }
+
+    /// For a connection that is opened although others are idle: the one idle for longest goes.
+    pub(super) fn make_room(&self) {
+        let mut idle = self.idle();
+        if !idle.is_empty() {
+            idle.remove(0);
+        }
     }
 
     /// A new connection, within the connect timeout.

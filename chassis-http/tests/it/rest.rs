@@ -20,10 +20,11 @@ use chassis_core::{
 };
 use chassis_http::{
     ClientConfig, H1Leaf, HttpClient, HttpTransport, HttpVersion, Problem, REFUSED, RestLayer, ServerConfig,
-    server::Server,
+    connector::Listener, server::Server,
 };
 use http::{Method, Request};
 use http_body_util::{BodyExt, Full};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::Service;
 
 use crate::support::{Client, SECOND, World, call, read};
@@ -244,4 +245,31 @@ async fn problems_are_problems_on_the_way_back() {
     assert!(answer.refusal().is_none());
     let error = Error::from(answer.ok().await.unwrap_err());
     assert_eq!((error.code(), error.to_string().as_str()), (Code::Aborted, "409 Conflict: paid already"));
+}
+
+/// Both connections that are idle will be closed over there without a word, as soon as they are used.
+#[tokio::test(start_paused = true)]
+async fn another_attempt_at_an_endpoint_goes_on_a_new_connection() {
+    let world = World::new();
+    let mut listener = world.memory.listen("stock").unwrap();
+    let barrier = Arc::new(tokio::sync::Barrier::new(2));
+    world.tasks.spawn(async move {
+        while let Ok(mut stream) = listener.accept().await {
+            let barrier = barrier.clone();
+            tokio::spawn(async move {
+                assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
+                // The first two are answered together, so that each has a connection of its own.
+                let _ = tokio::time::timeout(SECOND, barrier.wait()).await;
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nbye").await.unwrap();
+                let _ = stream.read(&mut [0; 1024]).await;
+            });
+        }
+    });
+    let client = client(&world, HttpVersion::One);
+    let get = async || client.get("/x").send().await?.text().await;
+    let (one, other) = tokio::join!(get(), get());
+    assert_eq!((one.unwrap(), other.unwrap()), ("bye".to_owned(), "bye".to_owned()));
+    assert_eq!(world.memory.connections("stock"), 2);
+    assert_eq!(get().await.unwrap(), "bye");
+    assert_eq!(world.memory.connections("stock"), 3, "one was found closed, and a new one was opened");
 }
