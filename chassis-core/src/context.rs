@@ -12,7 +12,10 @@
 //! tokio::spawn(context.scope(async { work().await })).await.unwrap();
 //! # }
 //! ```
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{
+    Arc, LazyLock,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use http::HeaderMap;
 use tokio::{task::futures::TaskLocalFuture, time::Instant};
@@ -25,9 +28,9 @@ pub struct Context {
     /// When the caller stops waiting.
     pub deadline: Option<Instant>,
     /// The trace the call is part of.
-    pub trace: Option<TraceContext>,
+    pub trace: Option<Arc<TraceContext>>,
     /// Headers carried on along a chain of hops: baggage, and those that the settings name.
-    pub headers: HeaderMap,
+    pub headers: CarriedHeaders,
     /// Is the call a retry of its caller's?
     pub is_retry: bool,
     /// Was a call made for this one retried in vain? Then its own failure says: do not retry.
@@ -38,6 +41,11 @@ pub struct Context {
 /// that tries again what the layer below has tried again multiplies the load of what fails.
 #[derive(Debug, Default)]
 pub struct InVain(AtomicBool);
+
+/// Headers in the size of a pointer: hardly any call carries some, and each poll of a task in a context
+/// moves that in and out. `map.into()` makes them, and they can be looked at as the map.
+#[derive(Clone, Debug, Default)]
+pub struct CarriedHeaders(Option<Box<HeaderMap>>);
 
 tokio::task_local! {
     static CURRENT: Context;
@@ -70,6 +78,22 @@ impl Context {
     pub fn detached(mut self) -> Self {
         self.deadline = None;
         self
+    }
+}
+
+// === impl CarriedHeaders ===
+
+impl From<HeaderMap> for CarriedHeaders {
+    fn from(headers: HeaderMap) -> Self {
+        CarriedHeaders((!headers.is_empty()).then(|| Box::new(headers)))
+    }
+}
+
+impl std::ops::Deref for CarriedHeaders {
+    type Target = HeaderMap;
+    fn deref(&self) -> &HeaderMap {
+        static NONE: LazyLock<HeaderMap> = LazyLock::new(HeaderMap::new);
+        self.0.as_deref().unwrap_or(&NONE)
     }
 }
 

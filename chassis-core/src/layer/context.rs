@@ -19,7 +19,7 @@ use super::{
 use crate::{
     Error,
     call::{Invocation, Reply},
-    context::{Context, InVain},
+    context::{CarriedHeaders, Context, InVain},
     headers,
 };
 
@@ -69,21 +69,26 @@ where
 }
 
 /// What goes on along a chain of hops: the headers that the settings name, and baggage.
-fn carried(call: &Invocation) -> HeaderMap {
+fn carried(call: &Invocation) -> CarriedHeaders {
+    let named = call.policy.common.carried.any();
+    let baggage = headers::contains(&call.metadata, &BAGGAGE);
+    if !named && !baggage {
+        return CarriedHeaders::default();
+    }
     let mut headers = HeaderMap::new();
     call.policy.common.carried.each(|name| {
         for value in call.metadata.get_all(name) {
             headers.append(name.clone(), value.clone());
         }
     });
-    if headers::contains(&call.metadata, &BAGGAGE) && !headers.contains_key(BAGGAGE) {
+    if baggage && !headers.contains_key(BAGGAGE) {
         let baggage = call.metadata.get_all(BAGGAGE);
         let length: usize = baggage.iter().map(|value| value.len()).sum();
         if length <= LONGEST {
             headers.extend(baggage.iter().map(|value| (BAGGAGE, value.clone())));
         }
     }
-    headers
+    headers.into()
 }
 
 // === impl ContextFuture ===

@@ -71,7 +71,7 @@ async fn deadline_trace_and_chosen_headers_go_on() {
 async fn what_the_call_says_itself_wins() {
     let bench = Arc::new(Bench::new(|_| Answer::ok("")));
     let headers = [("x-tenant", "inherited")].map(|(k, v)| (HeaderName::from_static(k), v.parse().unwrap()));
-    let context = Context { headers: headers.into_iter().collect(), ..Default::default() };
+    let context = Context { headers: http::HeaderMap::from_iter(headers).into(), ..Default::default() };
     context.scope(bench.run(get().header("x-tenant", "own"))).await.unwrap();
     let arrived = bench.upstream.last();
     assert_eq!(arrived.metadata.get_all("x-tenant").iter().collect::<Vec<_>>(), ["own"]);
