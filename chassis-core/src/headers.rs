@@ -7,6 +7,8 @@ const FEW: usize = 16;
 /// The first value of `name`.
 pub fn find<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
     match headers.keys_len() {
+        // Mostly it is not there, which the names tell sooner than names and values do.
+        0..=FEW if !contains(headers, name) => None,
         0..=FEW => headers.iter().find(|(key, _)| *key == name).map(|(_, value)| value),
         _ => headers.get(name),
     }

@@ -8,7 +8,7 @@ mod value;
 
 use std::{collections::BTreeMap, fmt};
 
-use http::{HeaderMap, HeaderName, Method};
+use http::{HeaderMap, HeaderName, Method, Uri};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use self::value::{IntMatch, ValueMatch};
@@ -101,10 +101,8 @@ pub struct Subject<'a> {
     pub target: &'a Target,
     /// The HTTP method; `POST` for gRPC.
     pub method: &'a Method,
-    /// The raw path.
-    pub path: &'a str,
-    /// The raw query, without its question mark.
-    pub query: Option<&'a str>,
+    /// Path and query, as they travel.
+    pub uri: &'a Uri,
     /// Headers or metadata.
     pub metadata: &'a HeaderMap,
 }
@@ -171,15 +169,17 @@ impl Test {
         match self {
             Test::Method(methods) => methods.contains(call.method),
             Test::Operation(globs) => globs.iter().any(|glob| glob.matches(call.target.operation.as_str())),
-            Test::Path(globs) => globs.iter().any(|glob| glob.matches(call.path)),
-            Test::Http(both) => both.iter().any(|(m, glob)| m == call.method && glob.matches(call.path)),
+            Test::Path(globs) => globs.iter().any(|glob| glob.matches(call.uri.path())),
+            Test::Http(both) => {
+                both.iter().any(|(m, glob)| m == call.method && glob.matches(call.uri.path()))
+            }
             Test::Caller(glob) => call.target.caller_name().is_some_and(|name| glob.matches(name)),
             Test::CallerLabel(name, value) => value.matches(|| call.target.caller_label(name).into_iter()),
             Test::Header(name, value) if headers::contains(call.metadata, name) => {
                 value.matches(|| call.metadata.get_all(name).into_iter())
             }
-            Test::Header(_, value) => value.matches(std::iter::empty::<&[u8]>),
-            Test::Query(name, value) => value.matches(|| value::parameters(call.query, name)),
+            Test::Header(_, value) => value.matches_none(),
+            Test::Query(name, value) => value.matches(|| value::parameters(call.uri.query(), name)),
             Test::Any(matchers) => matchers.iter().any(|matcher| matcher.matches(call)),
             Test::Not(matcher) => !matcher.matches(call),
         }

@@ -182,7 +182,7 @@ impl<L: Leaf> Service<Invocation> for Connect<L> {
     }
 
     fn call(&mut self, call: Invocation) -> Self::Future {
-        let node = call.node.clone();
+        let node = call.node().cloned();
         match node.as_ref().and_then(|node| node.leaf::<L>()) {
             Some(leaf) => crate::layer::Decided::inner(leaf.call(call)),
             // Only a user's layer that replaced the call can have lost its node.

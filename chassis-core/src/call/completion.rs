@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::Target;
-use crate::{Code, Error, Origin, Reason, policy::Policy, protocol::Protocol};
+use crate::{Code, Error, Origin, Reason, cluster::Node, policy::Policy, protocol::Protocol};
 
 /// Wants to know how a call, or an attempt, ended. Called once each, in this order, from whichever
 /// thread finds out; must be quick.
@@ -56,6 +56,8 @@ pub(crate) struct Of<'a> {
     pub(crate) target: &'a Target,
     pub(crate) policy: &'a Arc<Policy>,
     pub(crate) protocol: &'static dyn Protocol,
+    /// Where the attempt was sent.
+    pub(crate) node: Option<&'a Node>,
 }
 
 pub(crate) struct Completion {
@@ -70,14 +72,14 @@ pub(crate) struct Scope {
     /// When those who listen were told it.
     judged: Option<Instant>,
     ended: bool,
-    /// Which of those that hang on the policy listen: they need no reference of their own.
+    /// Which of those that hang on the policy, or on the call, listen: they need no reference of their own.
     own: u8,
-    /// What its circuit gets back.
+    /// What its circuit, or the node's, gets back.
     token: u64,
     listeners: SmallVec<[(Arc<dyn Listener>, u64); 1]>,
 }
 
-/// A listener that hangs on the policy of a call.
+/// A listener that hangs on the policy of a call, or on the call itself.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Own {
     Metrics,
@@ -85,12 +87,15 @@ pub(crate) enum Own {
     /// With the token that its circuit gave.
     Breaker(u64),
     Attempts,
+    /// The node of an attempt, with the token that it gave.
+    Node(u64),
 }
 
 const METRICS: u8 = 1;
 const CONCURRENCY: u8 = 2;
 const BREAKER: u8 = 4;
 const ATTEMPTS: u8 = 8;
+const NODE: u8 = 16;
 
 thread_local! {
     static PANICKED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
@@ -107,6 +112,19 @@ pub(crate) fn while_panicked(drop: impl FnOnce()) {
     PANICKED.set(true);
     let _reset = Reset; // also where `drop` itself panics: the next call on this thread did not
     drop();
+}
+
+/// The caller let go: because the time was up, or for its own reasons, which blames nobody.
+pub(super) fn verdict_of_drop(known: Option<Verdict>, is_expired: impl FnOnce(Instant) -> bool) -> Verdict {
+    known.unwrap_or_else(|| {
+        if std::thread::panicking() || PANICKED.get() {
+            Verdict::failed(Reason::Panicked, Origin::Remote)
+        } else if is_expired(Instant::now()) {
+            Verdict::failed(Reason::DeadlineExceeded, Origin::Remote)
+        } else {
+            Verdict::failed(Reason::Cancelled, Origin::Local)
+        }
+    })
 }
 
 // === impl Completion ===
@@ -133,25 +151,8 @@ impl Completion {
         self.call.is_expired(now) || self.attempt.is_expired(now)
     }
 
-    /// The caller let go: because the time was up, or for its own reasons, which blames nobody.
     pub(crate) fn verdict_of_drop(&self) -> Verdict {
-        let known = self.verdict();
-        known.unwrap_or_else(|| {
-            if std::thread::panicking() || PANICKED.get() {
-                Verdict::failed(Reason::Panicked, Origin::Remote)
-            } else if self.is_expired(Instant::now()) {
-                Verdict::failed(Reason::DeadlineExceeded, Origin::Remote)
-            } else {
-                Verdict::failed(Reason::Cancelled, Origin::Local)
-            }
-        })
-    }
-
-    /// Takes over who listens to `other`'s call; nobody listens to `other` any more.
-    pub(crate) fn adopt(&mut self, other: &mut Completion) {
-        std::mem::swap(&mut self.call, &mut other.call);
-        other.call.ended = true;
-        other.attempt.ended = true;
+        verdict_of_drop(self.verdict(), |now| self.is_expired(now))
     }
 
     /// The head of the answer is here: only the deadline bounds what follows.
@@ -204,11 +205,15 @@ impl Scope {
                 BREAKER
             }
             Own::Attempts => ATTEMPTS,
+            Own::Node(token) => {
+                self.token = token;
+                NODE
+            }
         };
     }
 
     /// Calls `tell` with everybody who listens.
-    fn each(&self, policy: &Policy, mut tell: impl FnMut(&dyn Listener, u64)) {
+    fn each(&self, policy: &Policy, node: Option<&Node>, mut tell: impl FnMut(&dyn Listener, u64)) {
         if self.own & METRICS != 0
             && let Some(metrics) = &policy.metrics
         {
@@ -228,6 +233,11 @@ impl Scope {
             && let Some(attempts) = &policy.attempts
         {
             tell(&**attempts, 0);
+        }
+        if self.own & NODE != 0
+            && let Some(node) = node
+        {
+            tell(node, self.token);
         }
         for (listener, token) in &self.listeners {
             tell(&**listener, *token);
@@ -250,17 +260,17 @@ impl Scope {
         }
         self.verdict = Some(verdict);
         if self.is_listened_to() {
-            let Of { target, policy, protocol } = *of;
+            let Of { target, policy, protocol, node } = *of;
             let now = *now.get_or_insert_with(Instant::now);
             self.judged = Some(now);
             let outcome = Outcome { verdict, target, policy, protocol, started: self.started, now };
-            self.each(policy, |listener, token| listener.judged(token, &outcome));
+            self.each(policy, node, |listener, token| listener.judged(token, &outcome));
         }
     }
 
-    pub(crate) fn end(&mut self, policy: &Policy) {
+    pub(crate) fn end(&mut self, policy: &Policy, node: Option<&Node>) {
         if !std::mem::replace(&mut self.ended, true) && self.is_listened_to() {
-            self.each(policy, |listener, token| listener.ended(token));
+            self.each(policy, node, |listener, token| listener.ended(token));
             self.own = 0;
             self.listeners.clear();
         }
@@ -278,7 +288,11 @@ impl Scope {
         self.judged
     }
 
-    fn is_expired(&self, now: Instant) -> bool {
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    pub(super) fn is_expired(&self, now: Instant) -> bool {
         self.expires.is_some_and(|at| now >= at)
     }
 }

@@ -65,7 +65,7 @@ pub struct Call {
     /// Who called, where the call came in over a network.
     pub peer: Option<std::net::IpAddr>,
     /// The trace it is part of, if it is part of one.
-    pub trace: Option<TraceContext>,
+    pub trace: Option<Arc<TraceContext>>,
     /// Is the call that is being handled here a retry? Then this one is not retried again by default.
     pub below_retry: bool,
     /// What the caller wants of this one call.
@@ -74,8 +74,8 @@ pub struct Call {
     pub(crate) policy: Arc<Policy>,
     /// What the rule that matched chose: only nodes with these labels. Stamped by the route layer.
     pub choice: Option<Choice>,
-    /// The node an attempt goes to, once one is picked.
-    pub node: Option<Arc<Node>>,
+    /// Hears how the attempt ends, so nobody but us may change it.
+    node: Option<Arc<Node>>,
     /// Nodes that attempts of this call went to before: others are better, if there are any.
     pub tried: SmallVec<[Arc<Node>; 2]>,
     /// Attempts made before this one: by us, or by our caller where it says so.
@@ -189,6 +189,12 @@ impl Invocation {
         self.0.completion.call.listen_own(own);
     }
 
+    /// The attempt goes to `node`, which gave `token` for it and hears how it ends.
+    pub(crate) fn send_to(&mut self, node: Arc<Node>, token: u64) {
+        self.0.node = Some(node);
+        self.0.completion.attempt.listen_own(Own::Node(token));
+    }
+
     /// Tells a listener of the policy's own how this attempt ended.
     pub(crate) fn listen_attempt_own(&mut self, own: Own) {
         self.0.completion.attempt.listen_own(own);
@@ -279,15 +285,14 @@ impl Reply {
     }
 
     /// Takes over who listens to `call`: its attempt has won.
-    pub(crate) fn adopt(&mut self, mut kept: Kept) {
+    pub(crate) fn adopt(&mut self, kept: &mut Kept) {
         let own = &mut *self.0;
-        own.completion.adopt(kept.completion());
+        own.completion.call = kept.take_listeners();
         own.completion.head_arrived(own.deadline);
         if let Some(verdict) = own.completion.attempt.verdict() {
-            let call = own;
-            let of = Of { target: &call.target, policy: &call.policy, protocol: call.protocol };
-            let mut now = call.completion.attempt.judged();
-            call.completion.call.judge(verdict, &of, &mut now);
+            let mut now = own.completion.attempt.judged();
+            let (of, completion) = own.told();
+            completion.call.judge(verdict, &of, &mut now);
         }
     }
 
@@ -308,10 +313,10 @@ impl Reply {
 
 impl Call {
     fn judge(&mut self, verdict: Verdict) {
-        let of = Of { target: &self.target, policy: &self.policy, protocol: self.protocol };
+        let (of, completion) = self.told();
         let mut now = None;
-        self.completion.attempt.judge(verdict, &of, &mut now);
-        self.completion.call.judge(verdict, &of, &mut now);
+        completion.attempt.judge(verdict, &of, &mut now);
+        completion.call.judge(verdict, &of, &mut now);
     }
 
     fn settle(&mut self, verdict: Verdict) {
@@ -328,15 +333,27 @@ impl Call {
     }
 
     fn end_attempt(&mut self, verdict: Verdict) {
-        let of = Of { target: &self.target, policy: &self.policy, protocol: self.protocol };
-        self.completion.attempt.judge(verdict, &of, &mut None);
-        self.completion.attempt.end(&self.policy);
+        let (of, completion) = self.told();
+        completion.attempt.judge(verdict, &of, &mut None);
+        completion.attempt.end(of.policy, of.node);
     }
 
     fn end(&mut self) {
-        self.completion.attempt.end(&self.policy);
-        self.completion.call.end(&self.policy);
+        let (of, completion) = self.told();
+        completion.attempt.end(of.policy, of.node);
+        completion.call.end(of.policy, None);
         self.request = None;
+    }
+
+    /// What listeners are told of the call, and who listens.
+    fn told(&mut self) -> (Of<'_>, &mut Completion) {
+        let Call { target, policy, protocol, node, completion, .. } = self;
+        (Of { target, policy, protocol: *protocol, node: node.as_deref() }, completion)
+    }
+
+    /// The node an attempt goes to, once one is picked.
+    pub fn node(&self) -> Option<&Arc<Node>> {
+        self.node.as_ref()
     }
 
     /// The rules it lives under: one consistent snapshot, stamped by the route layer.
@@ -346,15 +363,19 @@ impl Call {
 
     /// The earlier of the deadline and the bound on the head.
     pub fn bound(&self) -> Option<Instant> {
-        match (self.deadline, self.head_by) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        earlier(self.deadline, self.head_by)
     }
 
     /// What remains of the deadline at `now`.
     pub fn remaining(&self, now: Instant) -> Option<std::time::Duration> {
         self.deadline.map(|at| at.saturating_duration_since(now))
+    }
+}
+
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
     }
 }
 
@@ -565,8 +586,7 @@ impl Call {
         crate::matching::Subject {
             target: &self.target,
             method: &self.method,
-            path: self.uri.path(),
-            query: self.uri.query(),
+            uri: &self.uri,
             metadata: &self.metadata,
         }
     }

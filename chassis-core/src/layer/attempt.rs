@@ -1,6 +1,6 @@
 //! One attempt: its time bound, its figures, and the headers that are its own.
 //!
-//! It stands below retry and balance, so that what it writes - how often was tried before, what is
+//! It stands below retry and balance, so that what it writes - who calls, how often was tried before, what is
 //! left of the deadline, the trace - is written once per attempt, on a copy nobody else needs.
 use std::{
     pin::Pin,
@@ -18,6 +18,7 @@ use crate::{
     Error, Reason,
     call::{Invocation, Own, Reply},
     cluster::Node,
+    layer::route::CALLER,
 };
 
 plain_layer! {
@@ -34,7 +35,7 @@ pin_project! {
         // When its time is up, and the node to be blamed then.
         bound: Option<(Instant, Option<Arc<Node>>)>,
         timer: Option<Pin<Box<Sleep>>>,
-        span: tracing::Span,
+        span: Option<Box<tracing::Span>>,
     }
 }
 
@@ -62,6 +63,9 @@ where
         if call.policy.attempts.is_some() {
             call.listen_attempt_own(Own::Attempts);
         }
+        if let Some(caller) = call.target.caller.clone() {
+            call.metadata.insert(CALLER, caller);
+        }
         // A first attempt that is made for a retry says so too, or whoever is further down would retry it.
         let before = call.previous_attempts.max(u32::from(call.below_retry));
         if before > 0 {
@@ -72,9 +76,12 @@ where
             let (protocol, left) = (call.protocol, deadline.saturating_duration_since(started));
             protocol.write_deadline(&mut call.metadata, left);
         }
-        let bound = bound.map(|at| (at, call.node.clone()));
+        let bound = bound.map(|at| (at, call.node().cloned()));
         let span = super::trace::attempt_span(&mut call);
-        let inner = span.in_scope(|| self.inner.call(call));
+        let inner = match &span {
+            None => self.inner.call(call),
+            Some(span) => span.in_scope(|| self.inner.call(call)),
+        };
         AttemptFuture { inner: Some(inner), bound, timer: None, span }
     }
 }
@@ -84,7 +91,7 @@ impl<F: Future<Output = Result<Reply, Error>>> Future for AttemptFuture<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let _entered = (!this.span.is_disabled()).then(|| this.span.enter());
+        let _entered = this.span.as_ref().map(|span| span.enter());
         let Some(inner) = this.inner.as_mut().as_pin_mut() else { return Poll::Pending };
         if let Poll::Ready(answer) = inner.poll(cx) {
             return Poll::Ready(answer);

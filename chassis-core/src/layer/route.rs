@@ -134,9 +134,6 @@ impl RouteLayer {
         call.policy =
             self.policies.with(|all| all.outbound(&call.target.service, call.target.operation.as_str()));
         call.target.caller = call.policy.common.caller.clone();
-        if let Some(caller) = call.target.caller.clone() {
-            call.metadata.insert(CALLER, caller);
-        }
         let started = call.started;
         // A bound too far away to be told as a time is none.
         let after = |timeout: Option<Duration>| timeout.and_then(|timeout| started.checked_add(timeout));
@@ -145,6 +142,7 @@ impl RouteLayer {
         let detached = call.options.detached;
         let inherited = Context::with(|context| {
             call.below_retry = context.is_retry;
+            call.trace = context.trace.clone();
             for name in context.headers.keys() {
                 if !call.metadata.contains_key(name) {
                     for value in context.headers.get_all(name) {

@@ -6,6 +6,7 @@
 use std::{
     fmt::Write,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -53,7 +54,8 @@ pin_project! {
     pub struct TraceFuture<F> {
         #[pin]
         inner: F,
-        span: tracing::Span,
+        // Boxed, as hardly any call has one and the future is moved.
+        span: Option<Box<tracing::Span>>,
     }
 }
 
@@ -73,20 +75,16 @@ impl TraceLayer {
         TraceLayer { side }
     }
 
-    fn context(&self, call: &Invocation) -> Option<TraceContext> {
+    /// Makes `call` part of the trace that its headers name, of the one it inherits, or of a new one.
+    fn stamp(call: &mut Invocation) {
         let common = &call.policy.common;
-        let given = TraceContext::read(&call.metadata);
-        let parent = given.or_else(|| match self.side {
-            Side::Client => crate::context::Context::with(|context| context.trace.clone()).flatten(),
-            Side::Server => None,
-        });
-        match parent {
-            Some(parent) => Some(parent.child(&common.random)),
-            None => {
-                let share = common.sample.get();
-                (share > 0.0 && common.random.unit() < share).then(|| TraceContext::root(&common.random))
-            }
-        }
+        let trace = match (TraceContext::read(&call.metadata), &call.trace) {
+            (Some(parent), _) => parent.child(&common.random),
+            (None, Some(parent)) => parent.child(&common.random),
+            (None, None) if common.begins_trace() => TraceContext::root(&common.random),
+            (None, None) => return,
+        };
+        call.trace = Some(Arc::new(trace));
     }
 }
 
@@ -108,16 +106,17 @@ where
     forward_ready!();
 
     fn call(&mut self, mut call: Invocation) -> Self::Future {
-        call.trace = self.with.context(&call);
+        TraceLayer::stamp(&mut call);
         let (side, target, trace) = (self.with.side.name(), &call.target, &call.trace);
         let span = tracing::debug_span!(
             target: "chassis::call", "call", side, service = %target.service, operation = %target.operation,
             trace_id = tracing::field::Empty, span_id = tracing::field::Empty,
         );
+        if span.is_disabled() {
+            return TraceFuture { inner: self.inner.call(call), span: None };
+        }
         record(&span, trace);
-        let inner =
-            if span.is_disabled() { self.inner.call(call) } else { span.in_scope(|| self.inner.call(call)) };
-        TraceFuture { inner, span }
+        TraceFuture { inner: span.in_scope(|| self.inner.call(call)), span: Some(Box::new(span)) }
     }
 }
 
@@ -126,17 +125,17 @@ impl<F: Future> Future for TraceFuture<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let _entered = (!this.span.is_disabled()).then(|| this.span.enter());
+        let _entered = this.span.as_ref().map(|span| span.enter());
         this.inner.poll(cx)
     }
 }
 
-/// Opens the span of an attempt and writes the headers that name it.
-pub(super) fn attempt_span(call: &mut Invocation) -> tracing::Span {
+/// Opens the span of an attempt, if anybody looks at it, and writes the headers that name it.
+pub(super) fn attempt_span(call: &mut Invocation) -> Option<Box<tracing::Span>> {
     let call = &mut **call;
     let span = tracing::debug_span!(
         target: "chassis::attempt", "attempt", number = call.previous_attempts,
-        node = call.node.as_ref().map(|node| node.address()), span_id = tracing::field::Empty,
+        node = call.node().map(|node| node.address()), span_id = tracing::field::Empty,
     );
     if let Some(trace) = &call.trace {
         // Each attempt is a span of its own; its id follows from the call's and the attempt's number.
@@ -146,11 +145,11 @@ pub(super) fn attempt_span(call: &mut Invocation) -> tracing::Span {
         }
         trace.write(span_id, &mut call.metadata);
     }
-    span
+    (!span.is_disabled()).then(|| Box::new(span))
 }
 
-fn record(span: &tracing::Span, trace: &Option<TraceContext>) {
-    if let Some(trace) = trace.as_ref().filter(|_| !span.is_disabled()) {
+fn record(span: &tracing::Span, trace: &Option<Arc<TraceContext>>) {
+    if let Some(trace) = trace {
         span.record("trace_id", tracing::field::display(format_args!("{:032x}", trace.trace_id)));
         span.record("span_id", tracing::field::display(format_args!("{:016x}", trace.span_id)));
     }

@@ -4,8 +4,7 @@ use super::*;
 struct Call {
     target: Target,
     method: Method,
-    path: &'static str,
-    query: Option<&'static str>,
+    uri: Uri,
     metadata: HeaderMap,
 }
 
@@ -17,7 +16,7 @@ fn call() -> Call {
     let metadata =
         HeaderMap::<http::HeaderValue>::from_iter::<[(HeaderName, http::HeaderValue); 4]>(metadata);
     let method = Method::GET;
-    Call { target, method, path: "/orders/5", query: Some("page=2&q=a%20b"), metadata }
+    Call { target, method, uri: "/orders/5?page=2&q=a%20b".parse().unwrap(), metadata }
 }
 
 fn compile(json: &str) -> Result<Matcher, Problem> {
@@ -33,8 +32,8 @@ fn compile(json: &str) -> Result<Matcher, Problem> {
 #[track_caller]
 fn check(json: &str, expected: bool) {
     let matcher = compile(json).unwrap();
-    let Call { target, method, path, query, metadata } = &call();
-    let subject = Subject { target, method, path, query: *query, metadata };
+    let Call { target, method, uri, metadata } = &call();
+    let subject = Subject { target, method, uri, metadata };
     assert_eq!(matcher.matches(&subject), expected, "{json}");
 }
 
@@ -87,9 +86,9 @@ fn all_that_is_said_has_to_hold() {
 
 #[test]
 fn nobody_called() {
-    let Call { mut target, method, path, query, metadata } = call();
+    let Call { mut target, method, uri, metadata } = call();
     target.caller = None;
-    let subject = Subject { target: &target, method: &method, path, query, metadata: &metadata };
+    let subject = Subject { target: &target, method: &method, uri: &uri, metadata: &metadata };
     assert!(!compile(r#"{"caller": "**"}"#).unwrap().matches(&subject));
     assert!(compile(r#"{"not": {"caller": "**"}}"#).unwrap().matches(&subject));
 }

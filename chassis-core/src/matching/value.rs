@@ -143,6 +143,15 @@ impl Value {
         }
     }
 
+    /// Does it fit where there is no value?
+    pub(super) fn matches_none(&self) -> bool {
+        match self {
+            Value::Not(inner) => !inner.matches_none(),
+            Value::Present(there) => !there,
+            _ => false,
+        }
+    }
+
     fn fits(&self, value: &[u8]) -> bool {
         match self {
             Value::Exact(text) => value == text.as_bytes(),

@@ -42,6 +42,14 @@ impl Common {
     }
 }
 
+impl Common {
+    /// Does a call without a trace begin one?
+    pub(crate) fn begins_trace(&self) -> bool {
+        let share = self.sample.get();
+        share > 0.0 && self.random.unit() < share
+    }
+}
+
 impl Default for Common {
     fn default() -> Self {
         Common::new(Random::from_os())
@@ -79,9 +87,14 @@ impl Carried {
         self.any.store(any, Release);
     }
 
+    /// Are there any?
+    pub fn any(&self) -> bool {
+        self.any.load(Acquire)
+    }
+
     /// Calls `look` with each.
     pub fn each(&self, look: impl FnMut(&HeaderName)) {
-        if self.any.load(Acquire) {
+        if self.any() {
             self.names.with(|names| names.iter().for_each(look));
         }
     }

@@ -59,7 +59,7 @@ pub async fn run(pipeline: &Pipeline, call: Invocation) -> Result<Answered, Erro
 /// Reads an answer to the end.
 pub async fn read(reply: Reply) -> Result<Answered, Error> {
     let (status, metadata) = (reply.status, reply.metadata.clone());
-    let address = reply.node.as_ref().map(|node| node.address().to_owned());
+    let address = reply.node().map(|node| node.address().to_owned());
     let (mut bytes, mut trailers) = (BytesMut::new(), None);
     let mut body = pin!(reply.into_body());
     while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {

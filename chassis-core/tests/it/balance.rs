@@ -112,7 +112,7 @@ async fn p2c_prefers_the_less_loaded_to_the_end_of_the_body() {
     assert!(count(&bench, "a").abs_diff(10) <= 1, "{} of 20", count(&bench, "a"));
     assert_eq!(bench.node("a").in_flight + bench.node("b").in_flight, 20);
     let (to_a, to_b): (Vec<_>, Vec<_>) =
-        streams.into_iter().partition(|body| body.call().node.as_ref().unwrap().id() == "a");
+        streams.into_iter().partition(|body| body.call().node().unwrap().id() == "a");
     drop(to_a);
     assert_eq!((bench.node("a").in_flight, bench.node("b").in_flight), (0, to_b.len() as u32));
     let before = count(&bench, "b");

@@ -70,7 +70,7 @@ impl Drop for H1Leaf {
 /// all that are idle, and behind one address there may be many that answer.
 async fn send(pool: Arc<Pool>, mut call: Invocation) -> Result<Reply, Error> {
     let mut permit = Some(pool.permit().await);
-    let was_here = call.node.as_ref().is_some_and(|node| call.tried.iter().any(|t| Arc::ptr_eq(t, node)));
+    let was_here = call.node().is_some_and(|node| call.tried.iter().any(|t| Arc::ptr_eq(t, node)));
     if was_here {
         pool.make_room();
     }

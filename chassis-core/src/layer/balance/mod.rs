@@ -258,7 +258,7 @@ where
     fn call(&mut self, mut call: Invocation) -> Self::Future {
         match self.with.pick(&call, call.attempt_started()) {
             Pick::Node(node, token) => {
-                send_to(&mut call, node, token);
+                call.send_to(node, token);
                 Decided::inner(self.inner.call(call))
             }
             Pick::Refuse(error) => Decided::refused(call.refuse(error)),
@@ -268,7 +268,7 @@ where
                     match with.wait(&call).await {
                         Ok((node, token)) => {
                             call.attempt_waited(Instant::now()); // its latency is the node's, not the wait's
-                            send_to(&mut call, node, token);
+                            call.send_to(node, token);
                             inner.call(call).await
                         }
                         Err(error) => Err(call.refuse(error)),
@@ -277,9 +277,4 @@ where
             }
         }
     }
-}
-
-fn send_to(call: &mut Invocation, node: Arc<Node>, token: u64) {
-    call.listen_attempt(node.clone(), token);
-    call.node = Some(node);
 }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::{
     call::Invocation,
-    cluster::{Node, Subset},
+    cluster::{Connection, Node, Subset},
     random::Random,
 };
 
@@ -124,12 +124,15 @@ impl Picker for P2c {
             return 0;
         }
         let (a, b) = candidates.subset.draw_two(candidates.random);
-        for index in [a, b] {
-            if candidates.nodes[index].connection() == crate::cluster::Connection::Idle {
-                candidates.nodes[index].wake();
+        // Where nobody has called yet, a connection is wanted now that it was drawn.
+        let is_available = |index: usize| {
+            let node = &candidates.nodes[index];
+            if node.connection() == Connection::Idle {
+                node.wake();
             }
-        }
-        match (candidates.is_available(a), candidates.is_available(b)) {
+            candidates.is_available(index)
+        };
+        match (is_available(a), is_available(b)) {
             (true, false) => a,
             (false, true) => b,
             _ => {

@@ -139,14 +139,11 @@ where
         if call.policy.rate_limits.is_empty() {
             return Decided::inner(self.inner.call(call));
         }
-        let taken = match take_all(&call) {
-            Ok(taken) => taken,
+        let (wait, taken) = match take_all(&call) {
+            Ok((Duration::ZERO, _)) => return Decided::inner(self.inner.call(call)),
+            Ok(waits) => waits,
             Err(error) => return Decided::refused(call.refuse(error)),
         };
-        let wait = taken.iter().map(|(_, wait)| *wait).max().unwrap_or_default();
-        if wait.is_zero() {
-            return Decided::inner(self.inner.call(call));
-        }
         // The deadline layer stands above: a wait beyond it is dropped there.
         let mut inner = self.inner.clone();
         Decided::later(async move {
@@ -159,25 +156,30 @@ where
     }
 }
 
-/// Puts back what was taken for a call that does not go out.
-/// Takes from all limits that are about the call, or from none.
-fn take_all(call: &Invocation) -> Result<Taken, Error> {
-    let mut taken = Taken::new();
-    for (i, limit) in call.policy.rate_limits.iter().enumerate() {
+/// Takes from all limits that are about the call, or from none: the longest wait, and what was taken. A
+/// limit that stands alone and lets the call in at once has nothing to give back.
+fn take_all(call: &Invocation) -> Result<(Duration, Taken), Error> {
+    let (limits, mut longest, mut taken) = (&*call.policy.rate_limits, Duration::ZERO, Taken::new());
+    for (i, limit) in limits.iter().enumerate() {
         if !limit.matcher.is_any() && !limit.matcher.matches(&call.subject()) {
             continue;
         }
         match limit.take(call) {
-            Ok(wait) => taken.push((i, wait)),
+            Ok(Duration::ZERO) if limits.len() == 1 => {}
+            Ok(wait) => {
+                longest = longest.max(wait);
+                taken.push((i, wait));
+            }
             Err(error) => {
                 give_back(&taken, call, call.started);
                 return Err(error);
             }
         }
     }
-    Ok(taken)
+    Ok((longest, taken))
 }
 
+/// Puts back what was taken for a call that does not go out.
 fn give_back(taken: &Taken, call: &Invocation, now: Instant) {
     let waited = now.saturating_duration_since(call.started);
     for (i, wait) in taken {

@@ -110,7 +110,7 @@ pin_project! {
 
 /// A call that is being attempted, kept so that it can be attempted again.
 struct Held {
-    kept: Kept,
+    kept: Box<Kept>,
     source: BodySource,
 }
 
@@ -199,7 +199,7 @@ where
                 Err(mut error) => {
                     let returned = error.take_unsent();
                     if let (Some(held), Some(call)) = (this.held.as_mut(), &returned) {
-                        held.kept.call.tried.clone_from(&call.tried);
+                        held.kept.tried.clone_from(&call.tried);
                     }
                     if error.unsent() && !std::mem::replace(this.resent, true) {
                         match (returned, this.held.as_mut()) {
@@ -209,7 +209,7 @@ where
                                 this.attempt.set(Some(this.inner.call(call)));
                             }
                             (None, Some(held)) => {
-                                held.kept.call.tried.extend(error.node().cloned());
+                                held.kept.tried.extend(error.node().cloned());
                                 *this.failed = Some(error);
                             }
                             (None, None) => return Poll::Ready(Err(error)),
@@ -223,7 +223,7 @@ where
                     let pushback = error.retry_after().map_or(Pushback::None, Pushback::After);
                     let verdict = Verdict::of(&error);
                     let pause = this.held.as_mut().and_then(|held| {
-                        held.kept.call.tried.extend(error.node().cloned());
+                        held.kept.tried.extend(error.node().cloned());
                         held.may_retry(&verdict, pushback, this.attempts)
                     });
                     let error = error.with_maybe_executed(verdict.maybe_executed || *this.executed);
@@ -237,7 +237,7 @@ where
                     let pause = failed.and_then(|verdict| {
                         let pushback = reply.protocol.pushback(&reply.metadata);
                         let held = this.held.as_mut()?;
-                        held.kept.call.tried.extend(reply.node.clone());
+                        held.kept.tried.extend(reply.node().cloned());
                         held.may_retry(&verdict, pushback, this.attempts)
                     });
                     if let Some(pause) = pause {
@@ -247,8 +247,8 @@ where
                         reply.discard();
                         continue;
                     }
-                    if let Some(held) = this.held.take() {
-                        reply.adopt(held.kept);
+                    if let Some(mut held) = this.held.take() {
+                        reply.adopt(&mut held.kept);
                     }
                     return Poll::Ready(Ok(reply));
                 }
@@ -274,7 +274,7 @@ fn give_up(held: &mut Option<Held>, error: Error) -> Error {
 impl Held {
     /// The pause before another attempt, which then counts; or `None` if there is to be none.
     fn may_retry(&mut self, verdict: &Verdict, pushback: Pushback, attempts: &mut u32) -> Option<Duration> {
-        let policy = self.kept.call.policy.clone();
+        let policy = self.kept.policy.clone();
         let retries = policy.retry.as_ref()?;
         let config = &retries.config;
         if verdict.origin == crate::Origin::Local || !config.on.contains(ended(verdict)) {
@@ -291,7 +291,7 @@ impl Held {
             counted("unsafe");
             return None;
         }
-        if self.kept.call.below_retry && !config.chained {
+        if self.kept.below_retry && !config.chained {
             counted("chained");
             return None;
         }
@@ -310,7 +310,7 @@ impl Held {
             Pushback::None => delay(config.backoff.get(), *attempts, &policy.common.random),
         };
         let at = now.checked_add(pause);
-        if at.is_none_or(|at| self.kept.call.bound().is_some_and(|bound| at >= bound)) {
+        if at.is_none_or(|at| self.kept.bound().is_some_and(|bound| at >= bound)) {
             counted("too_late");
             return None;
         }
@@ -324,12 +324,12 @@ impl Held {
         }
         counted("retried");
         *attempts += 1;
-        self.kept.call.previous_attempts += 1;
+        self.kept.previous_attempts += 1;
         Some(pause)
     }
 
     fn is_safe(&self, verdict: &Verdict, config: &RetryConfig) -> bool {
-        let call = &self.kept.call;
+        let call = &self.kept;
         config.when == When::Always
             || !verdict.maybe_executed
             || call.options.idempotent
