@@ -231,6 +231,13 @@ impl RegistryError {
     }
 }
 
+impl From<RegistryError> for crate::Error {
+    fn from(error: RegistryError) -> Self {
+        crate::Error::local(crate::Reason::NoEndpoint, error.to_string())
+            .with_source(Box::new(error) as BoxError)
+    }
+}
+
 #[async_trait]
 impl<R: Registry + ?Sized> Registry for Arc<R> {
     fn name(&self) -> &str {

@@ -1,0 +1,145 @@
+//! A node's connection, as its leaf tells it and as the cluster sees it.
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, AtomicU64, Ordering},
+};
+
+use tokio::sync::Notify;
+
+use crate::{random::Random, tasks::Tasks};
+
+/// What the connection to an endpoint is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Connection {
+    /// Nobody wanted one yet, or it was closed for lack of use.
+    Idle = 0,
+    /// Under way.
+    Connecting = 1,
+    /// Takes calls.
+    Ready = 2,
+    /// Failed; another try comes after a backoff.
+    TransientFailure = 3,
+}
+
+/// A leaf's side of its node: where to connect, and where to tell how that goes.
+#[derive(Clone)]
+pub struct Link {
+    pub(super) service: Arc<str>,
+    pub(super) instance: Arc<str>,
+    pub(super) address: Arc<str>,
+    pub(super) vital: Arc<Vital>,
+    pub(super) tasks: Tasks,
+    pub(super) random: Random,
+}
+
+/// Counts what changed in a cluster, and wakes those who wait for it.
+pub(super) struct Changes {
+    pub(super) epoch: AtomicU64,
+    pub(super) notify: Notify,
+}
+
+pub(super) struct Vital {
+    pub(super) connection: AtomicU8,
+    pub(super) changes: Arc<Changes>,
+}
+
+// === impl Connection ===
+
+impl Connection {
+    fn from_number(number: u8) -> Self {
+        match number {
+            0 => Connection::Idle,
+            1 => Connection::Connecting,
+            2 => Connection::Ready,
+            _ => Connection::TransientFailure,
+        }
+    }
+}
+
+impl std::fmt::Display for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Connection::Idle => "idle",
+            Connection::Connecting => "connecting",
+            Connection::Ready => "ready",
+            Connection::TransientFailure => "failing",
+        })
+    }
+}
+
+// === impl Link ===
+
+impl Link {
+    /// A link that belongs to no cluster: for tests of a transport alone.
+    pub fn detached(service: &str, address: &str, tasks: Tasks, random: Random) -> Self {
+        let vital = Arc::new(Vital { connection: AtomicU8::new(0), changes: Arc::new(Changes::new()) });
+        Link {
+            service: service.into(),
+            instance: address.into(),
+            address: address.into(),
+            vital,
+            tasks,
+            random,
+        }
+    }
+
+    /// Where to connect: `host:port`, `unix:/path`, `memory:name`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The logical service, for `:authority` and TLS names.
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
+    /// The instance's id, for logs.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// Tells how the connection is.
+    pub fn set(&self, connection: Connection) {
+        if self.vital.connection.swap(connection as u8, Ordering::AcqRel) != connection as u8 {
+            self.vital.changes.bump();
+        }
+    }
+
+    /// How the connection was last told to be.
+    pub fn connection(&self) -> Connection {
+        self.vital.connection()
+    }
+
+    /// Resolves after the next change of this or a sibling's connection.
+    pub async fn changed(&self) {
+        self.vital.changes.notify.notified().await;
+    }
+
+    /// What runs in the background ends with this.
+    pub fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
+    /// Randomness for jitter.
+    pub fn random(&self) -> &Random {
+        &self.random
+    }
+}
+
+impl Vital {
+    pub(super) fn connection(&self) -> Connection {
+        Connection::from_number(self.connection.load(Ordering::Acquire))
+    }
+}
+
+impl Changes {
+    pub(super) fn new() -> Self {
+        Changes { epoch: AtomicU64::new(0), notify: Notify::new() }
+    }
+
+    pub(super) fn bump(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        self.notify.notify_waiters();
+    }
+}

@@ -1,0 +1,212 @@
+//! One instance over one protocol: its load, its circuit, its connection.
+use std::{
+    any::Any,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::time::Instant;
+
+use super::link::{Connection, Vital};
+use crate::{
+    Live,
+    call::{Listener, Outcome},
+    event::{Event, Events},
+    layer::breaker::{Circuit, CircuitFigures, State, Token, Transition, ended},
+    load::Load,
+    metrics::Metrics,
+    policy::Policy,
+    protocol::Leaf,
+    registry::Instance,
+};
+
+/// One instance over one protocol.
+pub struct Node {
+    pub(super) service: Arc<str>,
+    pub(super) id: Arc<str>,
+    pub(super) address: Arc<str>,
+    pub(super) instance: Live<Instance>,
+    pub(super) vital: Arc<Vital>,
+    pub(super) load: Load,
+    pub(super) circuit: Circuit,
+    pub(super) leaf: Box<dyn AnyLeaf>,
+    /// Counted among the circuits that are not closed.
+    pub(super) counted: AtomicBool,
+    pub(super) events: Events,
+    pub(super) metrics: Metrics,
+}
+
+/// A node has let a call in.
+pub(crate) struct Admitted {
+    /// To be handed to the node with the attempt's outcome.
+    pub(crate) token: u64,
+    /// Only because circuits are ignored.
+    pub(crate) in_panic: bool,
+}
+
+/// The token of a call that no circuit watches.
+const UNGUARDED: u64 = u64::MAX;
+
+/// A leaf of any protocol.
+pub(super) trait AnyLeaf: Send + Sync {
+    fn as_any(&self) -> &dyn Any;
+    fn wake(&self);
+    fn close(&self);
+}
+
+// === impl Node ===
+
+impl Node {
+    /// The instance's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Where it is reached.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// What the registry says of it now.
+    pub fn instance(&self) -> Arc<Instance> {
+        self.instance.get()
+    }
+
+    /// What goes on there, and went.
+    pub fn load(&self) -> &Load {
+        &self.load
+    }
+
+    /// How its connection is.
+    pub fn connection(&self) -> Connection {
+        self.vital.connection()
+    }
+
+    /// The state of its circuit: closed unless breakers work at the scope of endpoints.
+    pub fn circuit(&self, now: Instant, policy: &Policy) -> State {
+        policy.node_breaker.as_ref().map_or(State::Closed, |config| self.circuit.state(now, config))
+    }
+
+    /// The figures of its circuit; `None` unless breakers work at the scope of endpoints.
+    pub fn circuit_figures(&self, now: Instant, policy: &Policy) -> Option<CircuitFigures> {
+        policy.node_breaker.as_ref().map(|config| self.circuit.figures(now, config))
+    }
+
+    /// Would a call be let in now? Asking changes nothing.
+    pub fn is_available(&self, now: Instant, policy: &Policy, ignore_circuit: bool) -> bool {
+        self.connection() == Connection::Ready
+            && policy.node_concurrency.is_none_or(|most| self.load.in_flight() < most)
+            && (ignore_circuit
+                || policy.node_breaker.as_ref().is_none_or(|config| self.circuit.admits(now, config)))
+    }
+
+    /// A call would like to go here: connect.
+    pub fn wake(&self) {
+        self.leaf.wake();
+    }
+
+    /// The leaf, if it is an `L`.
+    pub(crate) fn leaf<L: Leaf>(&self) -> Option<&L> {
+        self.leaf.as_any().downcast_ref()
+    }
+
+    /// Is it ready, but has no room for another call?
+    pub(crate) fn is_full(&self, policy: &Policy) -> bool {
+        policy.node_concurrency.is_some_and(|most| self.load.in_flight() >= most)
+    }
+
+    /// Lets a call in, or says no. What comes back goes to [`Listener`] with the attempt.
+    pub(crate) fn admit(&self, now: Instant, policy: &Policy, ignore_circuit: bool) -> Option<Admitted> {
+        if self.connection() != Connection::Ready {
+            return None;
+        }
+        self.load.started();
+        if policy.node_concurrency.is_some_and(|most| self.load.in_flight() > most) {
+            self.load.ended();
+            return None;
+        }
+        let Some(breaker) = policy.node_breaker.as_deref() else {
+            return Some(Admitted { token: UNGUARDED, in_panic: false });
+        };
+        match self.circuit.admit(now, breaker) {
+            Ok(admission) => {
+                if let Some(moved) = admission.moved {
+                    self.moved(moved);
+                }
+                Some(Admitted { token: admission.token.to_bits(), in_panic: false })
+            }
+            Err(_) if ignore_circuit => Some(Admitted { token: UNGUARDED, in_panic: true }),
+            Err(_) => {
+                self.load.ended();
+                None
+            }
+        }
+    }
+
+    fn moved(&self, Transition { from, to }: Transition) {
+        self.vital.changes.bump();
+        self.counted.store(to != State::Closed, Ordering::Relaxed);
+        let open = i64::from(to != State::Closed) - i64::from(from != State::Closed);
+        self.metrics.circuit(&self.service, "endpoint", to.name(), open);
+        self.events.emit(Event::CircuitMoved {
+            service: self.service.clone(),
+            of: self.id.to_string(),
+            from,
+            to,
+        });
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.counted.load(Ordering::Relaxed) {
+            self.metrics.circuit_gone(&self.service, "endpoint");
+        }
+    }
+}
+
+/// A node listens to the attempts that were sent to it.
+impl Listener for Node {
+    fn judged(&self, token: u64, outcome: &Outcome<'_>) {
+        let policy = outcome.policy;
+        let verdict = &outcome.verdict;
+        if verdict.blames_nobody() {
+            if token != UNGUARDED {
+                self.circuit.release(Token::from_bits(token));
+            }
+            return;
+        }
+        let failed = policy.failures.contains(ended(verdict));
+        self.load.judged(!failed, outcome.now.saturating_duration_since(outcome.started), outcome.now);
+        if let Some(breaker) = policy.node_breaker.as_deref().filter(|_| token != UNGUARDED) {
+            let failed = breaker.failures.contains(ended(verdict));
+            if let Some(moved) = self.circuit.record(Token::from_bits(token), failed, outcome.now, breaker) {
+                self.moved(moved);
+            }
+        }
+    }
+
+    fn ended(&self, _: u64) {
+        self.load.ended();
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("id", &self.id).field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl<L: Leaf> AnyLeaf for L {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+    fn wake(&self) {
+        Leaf::wake(self);
+    }
+    fn close(&self) {
+        Leaf::close(self);
+    }
+}
