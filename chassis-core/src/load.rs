@@ -1,6 +1,9 @@
 //! What a node remembers of its calls: what balancing goes by, and the figures that people look at.
 use std::{
-    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -28,7 +31,8 @@ pub struct Load {
     calls: AtomicU64,
     successes: AtomicU64,
     failures: Average,
-    latencies: Histogram,
+    /// Made for the first call that is judged: of many endpoints most may never be called.
+    latencies: OnceLock<Box<Histogram>>,
 }
 
 /// A node's figures at one moment.
@@ -87,7 +91,7 @@ impl Load {
             calls: AtomicU64::new(0),
             successes: AtomicU64::new(0),
             failures: Average(AtomicU64::new(0)),
-            latencies: Histogram([const { AtomicU32::new(0) }; BUCKETS]),
+            latencies: OnceLock::new(),
         }
     }
 
@@ -109,9 +113,10 @@ impl Load {
             self.successes.fetch_add(1, Relaxed);
         }
         self.failures.add(!success, self.millis(now));
-        self.latencies.add(latency);
+        let latencies = self.latencies.get_or_init(Box::default);
+        latencies.add(latency);
         if calls.is_multiple_of(HALVE_EVERY) {
-            self.latencies.halve();
+            latencies.halve();
         }
     }
 
@@ -141,13 +146,14 @@ impl Load {
 
     /// All that is known, for people to look at.
     pub fn figures(&self, now: Instant) -> LoadFigures {
-        let counts = self.latencies.counts();
+        let counts = self.latencies.get().map(|latencies| latencies.counts());
+        let quantile = |share| quantile(counts.as_ref()?, share);
         LoadFigures {
             calls: self.calls.load(Relaxed),
             successes: self.successes.load(Relaxed),
             in_flight: self.in_flight(),
-            p50: quantile(&counts, 0.50),
-            p99: quantile(&counts, 0.99),
+            p50: quantile(0.50),
+            p99: quantile(0.99),
             failure_share: self.failure_share(now),
         }
     }
@@ -214,6 +220,12 @@ fn latest(then: u32, now: u32) -> u32 {
 }
 
 // === impl Histogram ===
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Histogram([const { AtomicU32::new(0) }; BUCKETS])
+    }
+}
 
 impl Histogram {
     fn add(&self, latency: Duration) {
@@ -360,8 +372,12 @@ mod tests {
     }
 
     #[test]
-    fn is_small() {
-        assert!(size_of::<Load>() <= 700, "{}", size_of::<Load>());
+    fn is_small_until_it_is_called() {
+        assert!(size_of::<Load>() <= 64, "{}", size_of::<Load>());
+        let (load, now) = load("", MS);
+        load.started();
+        load.ended();
+        assert_eq!((load.figures(now).p50, load.latencies.get().is_none()), (None, true));
     }
 
     #[test]
