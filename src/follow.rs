@@ -98,9 +98,10 @@ impl Follower {
             if members.all().is_empty() {
                 continue;
             }
-            let labels =
-                members.all().nodes().iter().flat_map(|node| node.instance().labels.clone().into_keys());
-            seen.services.entry(cluster.service().to_string()).or_default().labels.extend(labels);
+            let service = seen.services.entry(cluster.service().to_string()).or_default();
+            for node in members.all().nodes() {
+                service.labels.extend(node.instance().labels.keys().map(str::to_owned));
+            }
         }
         for (name, service) in &mut seen.services {
             let named = version.document.outbound.services.get(name);

@@ -157,7 +157,7 @@ impl Running {
         let mut entry = Instance::new(runtime.service().to_string(), instance.clone());
         entry.version = service.version.clone().unwrap_or_default();
         entry.zone = service.zone.clone().unwrap_or_default();
-        entry.labels = service.labels.clone();
+        entry.labels = service.labels.clone().into();
         for (protocol, address) in &self.parts.advertised {
             entry.addresses.insert(protocol.clone(), address.clone());
         }

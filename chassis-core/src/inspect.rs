@@ -192,7 +192,7 @@ impl ServiceView {
 impl NodeView {
     fn of(node: &Node, policy: &Policy, now: Instant) -> Self {
         let (instance, figures) = (node.instance(), node.load().figures(now));
-        let mut labels = instance.labels.clone();
+        let mut labels: BTreeMap<_, _> = instance.labels.clone().into();
         for (name, value) in [("version", &instance.version), ("zone", &instance.zone)] {
             if !value.is_empty() {
                 labels.entry(name.to_owned()).or_insert_with(|| value.clone());

@@ -1,10 +1,10 @@
 //! Where services say that they are there, and others learn of it: a port to be implemented.
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::BoxError;
+use crate::{BoxError, labels::TextMap};
 
 /// One running process of a service, as its registry tells it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,13 +22,13 @@ pub struct Instance {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub zone: String,
     /// Address by protocol: `grpc` → `10.0.0.5:50051`, `http` → `unix:/run/stock.sock`.
-    pub addresses: BTreeMap<String, String>,
+    pub addresses: TextMap,
     /// Share of the calls relative to others. Default 1; 0 takes no new calls.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub weight: u32,
     /// What routes choose by. `version` and `zone` can be chosen by as if they were labels.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub labels: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "TextMap::is_empty")]
+    pub labels: TextMap,
 }
 
 /// What a registry knows of a service, whole.
@@ -137,21 +137,21 @@ impl Instance {
             service: service.into(),
             version: String::new(),
             zone: String::new(),
-            addresses: BTreeMap::new(),
+            addresses: TextMap::new(),
             weight: 1,
-            labels: BTreeMap::new(),
+            labels: TextMap::new(),
         }
     }
 
     /// The same, reachable at `address` by `protocol`.
     pub fn with_address(mut self, protocol: impl Into<String>, address: impl Into<String>) -> Self {
-        self.addresses.insert(protocol.into(), address.into());
+        self.addresses.insert(protocol, address);
         self
     }
 
     /// The same, with a label.
     pub fn with_label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.labels.insert(name.into(), value.into());
+        self.labels.insert(name, value);
         self
     }
 
@@ -180,7 +180,7 @@ impl Instance {
         if self.addresses.is_empty() {
             return Err(RegistryError::new(format!("instance `{}` has no address", self.id)));
         }
-        for (protocol, address) in &self.addresses {
+        for (protocol, address) in self.addresses.iter() {
             check_address(address).map_err(|why| {
                 RegistryError::new(format!("instance `{}`, {protocol} `{address}`: {why}", self.id))
             })?;

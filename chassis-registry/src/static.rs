@@ -108,9 +108,9 @@ impl StaticInstance {
             service: service.into(),
             version: self.version.clone(),
             zone: self.zone.clone(),
-            addresses: self.addresses.clone(),
+            addresses: self.addresses.clone().into(),
             weight: self.weight.unwrap_or(1),
-            labels: self.labels.clone(),
+            labels: self.labels.clone().into(),
         }
     }
 }

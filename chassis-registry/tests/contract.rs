@@ -92,6 +92,7 @@ async fn local() {
 
 fn configured(instance: &Instance) -> StaticInstance {
     let Instance { id, service: _, version, zone, addresses, weight, labels } = instance.clone();
+    let (addresses, labels) = (addresses.into(), labels.into());
     StaticInstance { id: Some(id), version, zone, addresses, weight: Some(weight), labels }
 }
 
@@ -219,7 +220,7 @@ impl Registry for Broken {
 
     async fn register(&self, mut instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
         if self.1 == Fault::ForgetsLabels {
-            instance.labels.clear();
+            instance.labels = Default::default();
         }
         if self.1 == Fault::MixesServices {
             self.0.put(Instance { service: "everybody".into(), ..instance.clone() });

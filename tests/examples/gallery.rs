@@ -40,7 +40,7 @@ async fn the_first_service_finds_itself_answers_and_stops_when_told() {
             if let Membership::Known(instances) = stock.next().await.unwrap()
                 && let [instance] = &instances[..]
             {
-                return instance.addresses["http"].clone();
+                return instance.addresses["http"].to_owned();
             }
         }
     };

@@ -287,7 +287,7 @@ impl Plan<'_> {
         if self.weight != 1 {
             let mut entry = Entry::new(&self.service, &self.id);
             entry.weight = self.weight;
-            entry.labels = self.labels;
+            entry.labels = self.labels.into();
             entry.addresses = running.addresses().iter().cloned().collect();
             self.mesh.registry.put(entry);
         }

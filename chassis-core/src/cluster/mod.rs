@@ -133,7 +133,7 @@ impl Cluster {
             let Some(address) = instance.addresses.get(self.protocol) else { continue };
             // Who comes back after a failure is another process: it is not to wait for a backoff.
             let stays = |node: &&Arc<Node>| {
-                *node.address == **address && !(returned && node.connection() == Connection::TransientFailure)
+                *node.address == *address && !(returned && node.connection() == Connection::TransientFailure)
             };
             match by_id.remove(instance.id.as_str()).filter(stays) {
                 Some(node) => {
@@ -158,7 +158,7 @@ impl Cluster {
     }
 
     fn node(&self, instance: Instance) -> Arc<Node> {
-        let address: Arc<str> = instance.addresses.get(self.protocol).map_or("", String::as_str).into();
+        let address: Arc<str> = instance.addresses.get(self.protocol).unwrap_or_default().into();
         let id: Arc<str> = instance.id.as_str().into();
         let vital = Arc::new(Vital { connection: AtomicU8::new(0), changes: self.changes.clone() });
         let link = Link {
