@@ -157,8 +157,9 @@ fn resident(process: &str) -> Result<f64> {
 
 async fn endpoints(count: usize) -> Result {
     let registry = MemoryRegistry::new();
-    let instances = (0..count).map(|n| instance(n, format!("127.0.0.1:{}", 1 + n % 60_000))).collect();
-    registry.set("echo", Membership::Known(instances));
+    let address = |n| format!("127.0.0.1:{}", 1 + n % 60_000);
+    let instances = Membership::known((0..count).map(|n| instance(n, address(n))));
+    registry.set("echo", instances);
     let runtime = runtime("caller", |builder| builder.registry(Arc::new(registry)));
     let transport = GrpcTransport::new(Arc::new(Network::default()), ClientConfig::default());
     let cluster = runtime.cluster("echo", &Arc::new(transport));
@@ -183,8 +184,8 @@ async fn connections(count: usize) -> Result {
     let address = listener.address();
     serving.serve("grpc", listener, Mux { grpc: Some(Arc::new(grpc)), http: None }, None);
     let registry = MemoryRegistry::new();
-    let instances = (0..count).map(|n| instance(n, address.clone())).collect();
-    registry.set("echo", Membership::Known(instances));
+    let instances = Membership::known((0..count).map(|n| instance(n, address.clone())));
+    registry.set("echo", instances);
     let client = runtime("caller", |builder| builder.registry(Arc::new(registry)));
     let transport = Arc::new(GrpcTransport::new(Arc::new(network), ClientConfig::default()));
     let mut stub = EchoClient::new(Channel::new("echo", pipeline::client(&client, "echo", &transport)));

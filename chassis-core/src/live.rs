@@ -23,9 +23,19 @@ impl<T> Live<T> {
         Live(Arc::new(ArcSwap::from_pointee(value)))
     }
 
+    /// Starts with a value that others hold too.
+    pub fn shared(value: Arc<T>) -> Self {
+        Live(Arc::new(ArcSwap::new(value)))
+    }
+
     /// Replaces the value whole; those who hold the old one keep it.
     pub fn set(&self, value: T) {
-        self.0.store(Arc::new(value));
+        self.set_shared(Arc::new(value));
+    }
+
+    /// The same with a value that others hold too.
+    pub fn set_shared(&self, value: Arc<T>) {
+        self.0.store(value);
     }
 
     /// Replaces the value by what `change` makes of it, and does so again when another was quicker.

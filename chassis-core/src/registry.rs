@@ -37,7 +37,10 @@ pub enum Membership {
     /// It has never heard of it; that may change.
     Unknown,
     /// These are its instances. An empty list is held back for a grace period: see the cluster.
-    Known(Vec<Instance>),
+    ///
+    /// A registry that keeps what it tells shares it with those it tells: of thousands of instances there
+    /// is one copy.
+    Known(Vec<Arc<Instance>>),
     /// It was taken away on purpose: believed at once.
     Deleted,
 }
@@ -48,10 +51,12 @@ pub enum Membership {
 /// Every implementation passes [`testing::contract::registry`](crate::testing::contract::registry).
 ///
 /// ```
+/// use std::sync::Arc;
+///
 /// use chassis_core::registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher};
 ///
-/// struct Fixed(Vec<Instance>);
-/// struct Once(Option<Vec<Instance>>);
+/// struct Fixed(Vec<Arc<Instance>>);
+/// struct Once(Option<Vec<Arc<Instance>>>);
 ///
 /// #[async_trait::async_trait]
 /// impl Registry for Fixed {
@@ -208,6 +213,22 @@ fn check_address(address: &str) -> Result<(), &'static str> {
         Ok(0) => Err("port 0 can't be connected to"),
         Ok(_) => Ok(()),
         Err(_) => Err("the port is no number from 1 to 65535"),
+    }
+}
+
+// === impl Membership ===
+
+impl Membership {
+    /// These are its instances; each may be shared already.
+    ///
+    /// ```
+    /// use chassis_core::registry::{Instance, Membership};
+    ///
+    /// let stock = Instance::new("stock", "a").with_address("grpc", "127.0.0.1:50051");
+    /// assert_eq!(Membership::known([stock.clone()]), Membership::Known(vec![stock.into()]));
+    /// ```
+    pub fn known<I: Into<Arc<Instance>>>(instances: impl IntoIterator<Item = I>) -> Self {
+        Membership::Known(instances.into_iter().map(Into::into).collect())
     }
 }
 

@@ -32,7 +32,9 @@ impl Board {
     pub(crate) fn set(&self, service: &str, membership: Membership) {
         self.change(service, |known| {
             let differs = *known != membership;
-            *known = membership;
+            if differs {
+                *known = membership; // else the copy that followers have stays the only one
+            }
             differs
         });
     }

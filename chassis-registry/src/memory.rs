@@ -25,7 +25,7 @@ use crate::board::Board;
 /// let registration = registry.register(stock.clone()).await?;
 ///
 /// let mut watcher = registry.watch("stock").await?;
-/// assert_eq!(watcher.next().await?, Membership::Known(vec![stock]));
+/// assert_eq!(watcher.next().await?, Membership::known([stock]));
 /// registration.deregister().await?;
 /// assert_eq!(watcher.next().await?, Membership::Known(vec![]));
 /// # Ok(())
@@ -60,12 +60,12 @@ impl MemoryRegistry {
 
     /// Adds `instance`, or replaces the one of its id.
     pub fn put(&self, instance: Instance) {
-        let service = instance.service.clone();
-        self.board.change(&service, |known| {
+        let instance = Arc::new(instance);
+        self.board.change(&instance.service, |known| {
             let all = entries(known);
             match find(all, &instance.id) {
-                Ok(at) => all[at] = instance,
-                Err(at) => all.insert(at, instance),
+                Ok(at) => all[at] = instance.clone(),
+                Err(at) => all.insert(at, instance.clone()),
             }
             true
         });
@@ -100,7 +100,7 @@ impl Registry for MemoryRegistry {
         let mut leases = self.leases.lock().expect("nobody panics while holding it");
         let added = self.board.change(&entry.0, |known| {
             let all = entries(known);
-            find(all, &entry.1).map_err(|at| all.insert(at, instance)).is_err()
+            find(all, &entry.1).map_err(|at| all.insert(at, Arc::new(instance))).is_err()
         });
         if !added {
             return Err(RegistryError::new(format!("`{}` has an instance `{}` already", entry.0, entry.1)));
@@ -121,7 +121,7 @@ impl Registry for MemoryRegistry {
 }
 
 /// The instances, in the order of their ids, of a service that has been heard of from now on.
-fn entries(known: &mut Membership) -> &mut Vec<Instance> {
+fn entries(known: &mut Membership) -> &mut Vec<Arc<Instance>> {
     if !matches!(known, Membership::Known(_)) {
         *known = Membership::Known(Vec::new());
     }
@@ -131,7 +131,7 @@ fn entries(known: &mut Membership) -> &mut Vec<Instance> {
     }
 }
 
-fn find(all: &[Instance], id: &str) -> Result<usize, usize> {
+fn find(all: &[Arc<Instance>], id: &str) -> Result<usize, usize> {
     all.binary_search_by(|instance| instance.id.as_str().cmp(id))
 }
 
@@ -180,7 +180,7 @@ mod tests {
         let _second = registry.register(stock("a")).await.unwrap();
         drop(first);
         let known = registry.watch("stock").await.unwrap().next().await.unwrap();
-        assert_eq!(known, Membership::Known(vec![stock("a")]));
+        assert_eq!(known, Membership::known([stock("a")]));
     }
 
     #[tokio::test]
@@ -188,9 +188,9 @@ mod tests {
         let registry = MemoryRegistry::new();
         let mut watcher = registry.watch("stock").await.unwrap();
         assert_eq!(watcher.next().await.unwrap(), Membership::Unknown);
-        registry.set("stock", Membership::Known(vec![stock("b"), stock("a")]));
+        registry.set("stock", Membership::known([stock("b"), stock("a")]));
         registry.put(stock("b").with_weight(7));
-        let known = Membership::Known(vec![stock("a"), stock("b").with_weight(7)]);
+        let known = Membership::known([stock("a"), stock("b").with_weight(7)]);
         assert_eq!(watcher.next().await.unwrap(), known);
         registry.set("stock", Membership::Deleted);
         assert_eq!(watcher.next().await.unwrap(), Membership::Deleted);

@@ -132,7 +132,7 @@ impl StaticRegistry {
             self.board.set(&gone, Membership::Deleted);
         }
         while let Some((service, all)) = instances.pop_first() {
-            self.board.set(&service, Membership::Known(all));
+            self.board.set(&service, Membership::known(all));
         }
         Ok(())
     }
@@ -203,13 +203,13 @@ mod tests {
         let registry = StaticRegistry::new(config(one)).unwrap();
         let mut watcher = registry.watch("stock").await.unwrap();
         let a = Instance::new("stock", "a").with_address("grpc", "h:1");
-        assert_eq!(watcher.next().await.unwrap(), Membership::Known(vec![a.clone()]));
+        assert_eq!(watcher.next().await.unwrap(), Membership::known([a.clone()]));
 
         let bad = r#"{"services": {"stock": [], "other": [{"id": "x"}]}}"#;
         assert!(registry.set(config(bad)).is_err());
         let two = r#"{"services": {"stock": [{"id": "a", "addresses": {"grpc": "h:1"}, "weight": 0}]}}"#;
         registry.set(config(two)).unwrap();
-        assert_eq!(watcher.next().await.unwrap(), Membership::Known(vec![a.with_weight(0)]));
+        assert_eq!(watcher.next().await.unwrap(), Membership::known([a.with_weight(0)]));
         assert_eq!(registry.services().await, ["stock"]);
         registry.set(StaticConfig::default()).unwrap();
         assert_eq!(watcher.next().await.unwrap(), Membership::Deleted);

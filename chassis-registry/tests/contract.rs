@@ -149,7 +149,9 @@ impl<R: Registry + Clone> Registration for Line<R> {
         let (registry, instance) = (self.registry.clone(), self.instance.clone());
         drop(self);
         let mut watcher = registry.watch(&instance.service).await?;
-        while matches!(watcher.next().await?, Membership::Known(all) if all.contains(&instance)) {}
+        while matches!(watcher.next().await?, Membership::Known(all) if all.iter().any(|told| **told == instance))
+        {
+        }
         Ok(())
     }
 }

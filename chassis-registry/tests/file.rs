@@ -50,7 +50,7 @@ async fn next(watcher: &mut Box<dyn Watcher>) -> Result<Membership, String> {
 
 fn known(ids: &[&str]) -> Result<Membership, String> {
     let stock = |id: &&str| Instance::new("stock", *id).with_address("grpc", "h:1");
-    Ok(Membership::Known(ids.iter().map(stock).collect()))
+    Ok(Membership::known(ids.iter().map(stock)))
 }
 
 fn stock(ids: &[&str]) -> String {

@@ -90,7 +90,7 @@ impl Watcher for Reader {
             self.book.changed().await.map_err(|_| RegistryError::new("the roster is gone"))?;
             let now = match self.book.borrow_and_update().get(&self.service) {
                 None => Membership::Unknown,
-                Some(all) => Membership::Known(all.values().cloned().collect()),
+                Some(all) => Membership::known(all.values().cloned()),
             };
             if self.told.replace(now.clone()) != Some(now.clone()) {
                 return Ok(now);

@@ -79,7 +79,7 @@ pub fn registry(endpoints: usize) -> MemoryRegistry {
             .with_address("grpc", format!("memory:echo-{number}"))
             .with_label("track", "stable")
     };
-    registry.set("echo", chassis::registry::Membership::Known((0..endpoints).map(instance).collect()));
+    registry.set("echo", chassis::registry::Membership::known((0..endpoints).map(instance)));
     registry
 }
 

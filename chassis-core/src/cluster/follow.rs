@@ -108,7 +108,7 @@ fn chain(error: &RegistryError) -> String {
 
 impl Cluster {
     /// The instances that can be called over this protocol, each once.
-    fn usable(&self, mut instances: Vec<Instance>) -> Vec<Instance> {
+    fn usable(&self, mut instances: Vec<Arc<Instance>>) -> Vec<Arc<Instance>> {
         let service = &*self.service;
         let mut seen = HashSet::new();
         instances.retain(|instance| {

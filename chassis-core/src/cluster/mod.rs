@@ -125,7 +125,7 @@ impl Cluster {
     }
 
     /// `returned`: they had been gone, and the last set was only held on to.
-    fn replace(&self, known: Known, near: Option<Arc<str>>, instances: Vec<Instance>, returned: bool) {
+    fn replace(&self, known: Known, near: Option<Arc<str>>, instances: Vec<Arc<Instance>>, returned: bool) {
         let old = self.members.get();
         let mut by_id: HashMap<&str, &Arc<Node>> = old.nodes().iter().map(|n| (&*n.id, n)).collect();
         let mut nodes = Vec::with_capacity(instances.len());
@@ -137,9 +137,7 @@ impl Cluster {
             };
             match by_id.remove(instance.id.as_str()).filter(stays) {
                 Some(node) => {
-                    if *node.instance.get() != instance {
-                        node.instance.set(instance);
-                    }
+                    node.instance.set_shared(instance); // equal or not: one copy is enough
                     nodes.push(node.clone());
                 }
                 None => nodes.push(self.node(instance)),
@@ -157,7 +155,7 @@ impl Cluster {
         }
     }
 
-    fn node(&self, instance: Instance) -> Arc<Node> {
+    fn node(&self, instance: Arc<Instance>) -> Arc<Node> {
         let address: Arc<str> = instance.addresses.get(self.protocol).unwrap_or_default().into();
         let id: Arc<str> = instance.id.as_str().into();
         let vital = Arc::new(Vital { connection: AtomicU8::new(0), changes: self.changes.clone() });
@@ -179,7 +177,7 @@ impl Cluster {
             service: self.service.clone(),
             id,
             address,
-            instance: Live::new(instance),
+            instance: Live::shared(instance),
             vital,
             load: Load::new(now),
             circuit: Circuit::new(now),

@@ -42,7 +42,7 @@ impl ScriptedRegistry {
 
     /// The service has these instances and no others.
     pub fn put<const N: usize>(&self, service: &str, ids: [&str; N]) {
-        self.set(service, Membership::Known(ids.map(|id| Self::instance(service, id)).into()));
+        self.set(service, Membership::known(ids.map(|id| Self::instance(service, id))));
     }
 
     /// Says this of a service from now on.

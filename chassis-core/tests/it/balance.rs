@@ -76,7 +76,7 @@ async fn random_and_p2c_are_fair_and_follow_weights() {
         NODES.iter().for_each(|node| assert!(count(&bench, node).abs_diff(500) < 80, "{balance} {node}"));
         let weighed = |id, weight| ScriptedRegistry::instance("stock", id).with_weight(weight);
         let all = vec![weighed("e", 6), weighed("f", 2), weighed("g", 2), weighed("h", 0)];
-        bench.registry.set("stock", Membership::Known(all));
+        bench.registry.set("stock", Membership::known(all));
         settle().await;
         for _ in 0..2_000 {
             bench.get().await.unwrap();
@@ -90,7 +90,7 @@ async fn random_and_p2c_are_fair_and_follow_weights() {
 async fn weight_0_everywhere_is_no_weight_at_all() {
     let bench = Bench::new(|_| Answer::ok(""));
     let weightless = |id| ScriptedRegistry::instance("stock", id).with_weight(0);
-    bench.registry.set("stock", Membership::Known(vec![weightless("x"), weightless("y")]));
+    bench.registry.set("stock", Membership::known([weightless("x"), weightless("y")]));
     settle().await;
     for _ in 0..100 {
         bench.get().await.unwrap();
@@ -240,7 +240,7 @@ async fn half_is_reckoned_within_the_routed_subset() {
     });
     let labelled = |id: &str, track: &str| ScriptedRegistry::instance("stock", id).with_label("track", track);
     let all = [("c1", "canary"), ("s1", "stable"), ("s2", "stable"), ("s3", "stable")];
-    bench.registry.set("stock", Membership::Known(all.map(|(id, track)| labelled(id, track)).into()));
+    bench.registry.set("stock", Membership::known(all.map(|(id, track)| labelled(id, track))));
     bench.stock(json!({ "retry": "off", "breaker": { "scope": "endpoint", "consecutive": 2 },
         "routes": [{ "name": "canary", "match": { "header": { "x-canary": "true" } }, "to": { "track": "canary" } }] }));
     for _ in 0..10 {

@@ -44,7 +44,7 @@ async fn an_upstream_can_speak_any_protocol() {
     static LINE: chassis_core::testing::TestProtocol = chassis_core::testing::TestProtocol::named("line");
     let bench = Bench::build(Upstream::speaking(&LINE, |_| Answer::ok("hi")), |b| b);
     let instance = chassis_core::registry::Instance::new("stock", "a").with_address("line", "memory:l");
-    bench.registry.set("stock", Membership::Known(vec![instance]));
+    bench.registry.set("stock", Membership::known([instance]));
     let answered = bench.run(get().protocol(&LINE)).await.unwrap();
     assert_eq!(answered.address.as_deref(), Some("memory:l"));
 }

@@ -122,7 +122,7 @@ async fn settings_choose_the_codes() {
 async fn over_grpc_a_static_answer_is_a_message_in_base64() {
     let bench = Bench::build(Upstream::speaking(&GRPC, |_| Answer::lost()), |builder| builder);
     let instance = chassis_core::registry::Instance::new("stock", "a").with_address("grpc", "memory:a");
-    bench.registry.set("stock", chassis_core::registry::Membership::Known(vec![instance]));
+    bench.registry.set("stock", chassis_core::registry::Membership::known([instance]));
     bench.stock(json!({ "fallback": { "body": "CAc=" } }));
     let answered = bench.run(post().protocol(&GRPC)).await.unwrap();
     assert_eq!(&answered.body[..], [0, 0, 0, 0, 2, 8, 7]);

@@ -17,7 +17,7 @@ async fn everything_is_there_and_can_be_written_down() {
     let a = ScriptedRegistry::instance("stock", "a").with_label("track", "stable");
     let a = Instance { version: "1.4".into(), zone: "eu-1".into(), ..a };
     let idle = ScriptedRegistry::instance("stock", "idle").with_weight(0);
-    bench.registry.set("stock", Membership::Known(vec![a, idle]));
+    bench.registry.set("stock", Membership::known([a, idle]));
     bench.apply(json!({
         "inbound": { "rate_limits": [{ "name": "in", "rate": "100/s", "burst": 5, "key": "peer" }] },
         "outbound": { "services": { "stock": {

@@ -62,7 +62,7 @@ async fn what_was_seen_of_a_node_outlives_refreshes() {
     // Also at weight 0, where it takes no calls, and back.
     let other = ScriptedRegistry::instance("stock", "b");
     for (weight, zone) in [(1, "eu-1"), (0, "eu-1"), (0, "eu-2"), (5, "eu-2")] {
-        bench.registry.set("stock", Membership::Known(vec![instance(weight, zone), other.clone()]));
+        bench.registry.set("stock", Membership::known([instance(weight, zone), other.clone()]));
         bench.settle().await;
         let node = bench.node("a");
         assert_eq!((node.calls, node.weight, &*node.labels["zone"]), (10, weight, zone));
@@ -74,7 +74,7 @@ async fn what_was_seen_of_a_node_outlives_refreshes() {
     assert_eq!(bench.upstream.closes("memory:a"), 1);
     // Another address is another node.
     let moved = Instance::new("stock", "b").with_address("test", "memory:elsewhere");
-    bench.registry.set("stock", Membership::Known(vec![moved]));
+    bench.registry.set("stock", Membership::known([moved]));
     bench.settle().await;
     assert_eq!(
         (bench.upstream.closes("memory:b"), bench.get().await.unwrap().address.unwrap()),
@@ -87,8 +87,8 @@ async fn an_empty_set_is_held_for_a_while() {
     for nothing in [
         Membership::Known(Vec::new()),
         Membership::Unknown,
-        Membership::Known(vec![Instance::new("stock", "http-only").with_address("http", "10.0.0.1:80")]),
-        Membership::Known(vec![Instance::new("stock", "broken").with_address("test", "10.0.0.1:0")]),
+        Membership::known([Instance::new("stock", "http-only").with_address("http", "10.0.0.1:80")]),
+        Membership::known([Instance::new("stock", "broken").with_address("test", "10.0.0.1:0")]),
     ] {
         let bench = Bench::new(|_| Answer::ok(""));
         bench.get().await.unwrap();
@@ -182,7 +182,7 @@ async fn instances_that_make_no_sense_are_left_out() {
     let at = |id: &str, address: &str| Instance::new("stock", id).with_address("test", address);
     bench.registry.set(
         "stock",
-        Membership::Known(vec![
+        Membership::known([
             at("a", "memory:a"),
             at("a", "memory:twice"),
             at("", "memory:nameless"),

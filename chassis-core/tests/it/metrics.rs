@@ -17,7 +17,7 @@ fn bench(protocol: &'static TestProtocol, script: fn(&chassis_core::testing::Arr
     let bench = Bench::build(Upstream::speaking(protocol, script), |builder| builder);
     let name = chassis_core::protocol::Protocol::name(protocol);
     let instance = Instance::new("stock", "a").with_address(name, "memory:a");
-    bench.registry.set("stock", Membership::Known(vec![instance]));
+    bench.registry.set("stock", Membership::known([instance]));
     bench.stock(json!({ "retry": "off" }));
     bench
 }

@@ -13,7 +13,7 @@ fn bench() -> Bench {
     let bench = Bench::new(|arrival| Answer::ok(arrival.address.clone()));
     bench.registry.set(
         "stock",
-        Membership::Known(vec![
+        Membership::known([
             instance("s1", "stable", "1"),
             instance("s2", "stable", "1"),
             instance("s3", "stable", "1"),
@@ -129,10 +129,10 @@ async fn subsets_follow_the_registry() {
     let bench = bench();
     bench.stock(json!({ "routes": [{ "name": "c", "to": { "track": "canary" }, "fallback": "none" }] }));
     assert_eq!(canaries(&bench, 10, get).await, 10);
-    bench.registry.set("stock", Membership::Known(vec![instance("s1", "stable", "1")]));
+    bench.registry.set("stock", Membership::known([instance("s1", "stable", "1")]));
     settle().await;
     check(&bench.get().await, Code::Unavailable, Reason::NoRoute);
-    bench.registry.set("stock", Membership::Known(vec![instance("s1", "canary", "1")]));
+    bench.registry.set("stock", Membership::known([instance("s1", "canary", "1")]));
     settle().await;
     assert_eq!(bench.get().await.unwrap().address.unwrap(), "memory:s1");
 }

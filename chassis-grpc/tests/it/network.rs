@@ -49,7 +49,7 @@ impl Watcher for Told {
             std::future::pending::<()>().await;
         }
         let instance = Instance::new("echo", "echo-1").with_label("track", "stable");
-        Ok(Membership::Known(vec![instance.with_address("grpc", "memory:echo")]))
+        Ok(Membership::known([instance.with_address("grpc", "memory:echo")]))
     }
 }
 

@@ -51,7 +51,7 @@ impl Registry for Fixed {
 impl Watcher for Once {
     async fn next(&mut self) -> Result<Membership, RegistryError> {
         match self.0.take() {
-            Some(instance) => Ok(Membership::Known(vec![instance])),
+            Some(instance) => Ok(Membership::known([instance])),
             None => std::future::pending().await,
         }
     }

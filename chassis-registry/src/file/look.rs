@@ -31,7 +31,7 @@ struct Stamp {
 }
 
 /// The instances of each service; `None` where it was deleted.
-pub(super) type Services = BTreeMap<String, Option<Vec<Instance>>>;
+pub(super) type Services = BTreeMap<String, Option<Vec<Arc<Instance>>>>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -119,12 +119,12 @@ fn parse(text: &[u8]) -> Result<Services, serde_json::Error> {
 }
 
 /// Those that make sense; of several with one id the first.
-fn sift(service: &str, written: Vec<&RawValue>, refused: &mut usize) -> Vec<Instance> {
+fn sift(service: &str, written: Vec<&RawValue>, refused: &mut usize) -> Vec<Arc<Instance>> {
     let mut ids = HashSet::with_capacity(written.len());
     let mut instances = Vec::with_capacity(written.len());
     for (at, text) in written.into_iter().enumerate() {
         match instance(service, text) {
-            Ok(instance) if ids.insert(instance.id.clone()) => instances.push(instance),
+            Ok(instance) if ids.insert(instance.id.clone()) => instances.push(Arc::new(instance)),
             other => {
                 *refused += 1;
                 if *refused <= MAX_WARNINGS {

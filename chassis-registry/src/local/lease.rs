@@ -14,7 +14,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     process,
-    sync::Mutex,
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
@@ -27,7 +27,7 @@ use super::dir::temp_path;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Entry {
-    pub(super) instance: Instance,
+    pub(super) instance: Arc<Instance>,
     /// How long the entry holds after the file's time, in milliseconds.
     lease_ms: u64,
     /// For people to look up; nothing is decided by it.
@@ -58,7 +58,11 @@ struct Unfinished(PathBuf);
 
 impl Entry {
     pub(super) fn new(instance: Instance, lease: Duration) -> Self {
-        Entry { instance, lease_ms: lease.as_millis().try_into().unwrap_or(u64::MAX), pid: process::id() }
+        Entry {
+            instance: instance.into(),
+            lease_ms: lease.as_millis().try_into().unwrap_or(u64::MAX),
+            pid: process::id(),
+        }
     }
 
     pub(super) fn lease(&self) -> Duration {

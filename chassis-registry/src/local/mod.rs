@@ -69,7 +69,7 @@ pub struct LocalConfig {
 /// let registration = registry.register(stock.clone()).await?;
 ///
 /// let mut watcher = registry.watch("stock").await?;
-/// assert_eq!(watcher.next().await?, Membership::Known(vec![stock]));
+/// assert_eq!(watcher.next().await?, Membership::known([stock]));
 /// registration.deregister().await?;
 /// assert_eq!(watcher.next().await?, Membership::Known(vec![]));
 /// # Ok(())
@@ -101,7 +101,7 @@ struct LocalWatcher {
     looking: Option<JoinHandle<(Scan, Result<(), RegistryError>)>>,
     /// There was an instance before.
     heard: bool,
-    answered: Option<Result<Vec<Instance>, String>>,
+    answered: Option<Result<Vec<Arc<Instance>>, String>>,
 }
 
 /// Several events tell of one change; it is looked at when they are over.
@@ -288,7 +288,7 @@ impl LocalWatcher {
         }
     }
 
-    async fn look(&mut self) -> Result<Vec<Instance>, RegistryError> {
+    async fn look(&mut self) -> Result<Vec<Arc<Instance>>, RegistryError> {
         let looking = match &mut self.looking {
             Some(looking) => looking,
             None => {

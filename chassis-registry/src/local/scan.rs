@@ -6,6 +6,7 @@ use std::{
     io::{self, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -163,7 +164,7 @@ impl Scan {
     }
 
     /// The instances that live, in the order of their ids.
-    pub(super) fn instances(&self) -> Vec<Instance> {
+    pub(super) fn instances(&self) -> Vec<Arc<Instance>> {
         let lives =
             |seen: &Seen| seen.entry.as_ref().filter(|entry| seen.lives(entry)).map(|e| e.instance.clone());
         let mut instances: Vec<_> = self.files.values().filter_map(lives).collect();

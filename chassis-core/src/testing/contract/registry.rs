@@ -257,7 +257,7 @@ fn whole(service: &str, told: Membership) -> Set {
     for instance in all {
         assert_eq!(instance.service, service, "another service's instance: {instance:?}");
         instance.check().unwrap_or_else(|e| panic!("an instance that can't be called: {e}"));
-        if let Some(twice) = set.insert(instance.id.clone(), instance) {
+        if let Some(twice) = set.insert(instance.id.clone(), (*instance).clone()) {
             panic!("`{service}` has `{}` twice", twice.id);
         }
     }
