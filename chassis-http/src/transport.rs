@@ -13,7 +13,7 @@ use crate::{ClientConfig, HttpVersion, connector::Connector, h1::H1Leaf, h2::H2L
 #[derive(Clone)]
 pub struct HttpTransport {
     connector: Arc<dyn Connector>,
-    config: ClientConfig,
+    config: Arc<ClientConfig>,
 }
 
 /// Reaches endpoints of any protocol that is spoken over HTTP/2, as gRPC is.
@@ -21,7 +21,7 @@ pub struct HttpTransport {
 pub struct H2Transport {
     protocol: &'static dyn Protocol,
     connector: Arc<dyn Connector>,
-    config: ClientConfig,
+    config: Arc<ClientConfig>,
 }
 
 /// Sends calls to one REST endpoint.
@@ -37,7 +37,7 @@ pub enum HttpLeaf {
 impl HttpTransport {
     /// Connects by `connector`.
     pub fn new(connector: Arc<dyn Connector>, config: ClientConfig) -> Self {
-        HttpTransport { connector, config }
+        HttpTransport { connector, config: config.into() }
     }
 }
 
@@ -62,7 +62,7 @@ impl Transport for HttpTransport {
 impl H2Transport {
     /// Connects by `connector`. Requests never say how long they are.
     pub fn new(protocol: &'static dyn Protocol, connector: Arc<dyn Connector>, config: ClientConfig) -> Self {
-        H2Transport { protocol, connector, config }
+        H2Transport { protocol, connector, config: config.into() }
     }
 }
 

@@ -18,16 +18,15 @@ const EMPTY_GRACE: Duration = Duration::from_secs(60);
 pub(super) async fn follow(cluster: Arc<Cluster>, registry: Arc<dyn Registry>) {
     let mut failures = 0u32;
     loop {
-        let error = match registry.watch(&cluster.service).await {
+        let error = match registry.watch(cluster.service()).await {
             Ok(mut watcher) => follow_one(&cluster, &*registry, &mut *watcher, &mut failures).await,
             Err(error) => error,
         };
         failures += 1;
-        cluster
-            .events
-            .emit(Event::RegistryUnreachable { service: cluster.service.clone(), error: chain(&error) });
+        let (service, error) = (cluster.service().clone(), chain(&error));
+        cluster.site.events.emit(Event::RegistryUnreachable { service, error });
         let most = Duration::from_millis(100 << failures.min(8)).min(Duration::from_secs(15));
-        tokio::time::sleep(cluster.random.between(most / 2, most)).await;
+        tokio::time::sleep(cluster.random().between(most / 2, most)).await;
     }
 }
 
@@ -65,13 +64,13 @@ async fn follow_one(
         if instances.is_empty() && kept > 0 && known != Known::Deleted {
             if empty_since.is_none() {
                 empty_since = Some(Instant::now());
-                cluster.events.emit(Event::EmptySetHeld { service: cluster.service.clone(), kept });
+                cluster.site.events.emit(Event::EmptySetHeld { service: cluster.service().clone(), kept });
             }
             continue;
         }
         let returned = empty_since.take().is_some();
         let near = match known {
-            Known::Unknown => nearest_of(&cluster.service, registry).await,
+            Known::Unknown => nearest_of(cluster.service(), registry).await,
             Known::Service | Known::Deleted => None,
         };
         cluster.replace(known, near, instances, returned);
@@ -109,7 +108,7 @@ fn chain(error: &RegistryError) -> String {
 impl Cluster {
     /// The instances that can be called over this protocol, each once.
     fn usable(&self, mut instances: Vec<Arc<Instance>>) -> Vec<Arc<Instance>> {
-        let service = &*self.service;
+        let service = &*self.common.service;
         let mut seen = HashSet::new();
         instances.retain(|instance| {
             if !instance.addresses.contains_key(self.protocol) {

@@ -23,12 +23,23 @@ pub enum Connection {
 }
 
 /// A leaf's side of its node: where to connect, and where to tell how that goes.
+///
+/// Clones share it.
 #[derive(Clone)]
-pub struct Link {
+pub struct Link(Arc<Ends>);
+
+/// What a node and its leaf share.
+struct Ends {
+    connection: AtomicU8,
+    instance: Box<str>,
+    address: Box<str>,
+    common: Arc<Common>,
+}
+
+/// What all nodes of a cluster have in common.
+pub(super) struct Common {
     pub(super) service: Arc<str>,
-    pub(super) instance: Arc<str>,
-    pub(super) address: Arc<str>,
-    pub(super) vital: Arc<Vital>,
+    pub(super) changes: Changes,
     pub(super) tasks: Tasks,
     pub(super) random: Random,
 }
@@ -37,11 +48,6 @@ pub struct Link {
 pub(super) struct Changes {
     pub(super) epoch: AtomicU64,
     pub(super) notify: Notify,
-}
-
-pub(super) struct Vital {
-    pub(super) connection: AtomicU8,
-    pub(super) changes: Arc<Changes>,
 }
 
 // === impl Connection ===
@@ -73,65 +79,63 @@ impl std::fmt::Display for Connection {
 impl Link {
     /// A link that belongs to no cluster: for tests of a transport alone.
     pub fn detached(service: &str, address: &str, tasks: Tasks, random: Random) -> Self {
-        let vital = Arc::new(Vital { connection: AtomicU8::new(0), changes: Arc::new(Changes::new()) });
-        Link {
-            service: service.into(),
-            instance: address.into(),
-            address: address.into(),
-            vital,
-            tasks,
-            random,
-        }
+        let common = Common { service: service.into(), changes: Changes::new(), tasks, random };
+        Link::new(Arc::new(common), address, address)
+    }
+
+    pub(super) fn new(common: Arc<Common>, instance: &str, address: &str) -> Self {
+        let connection = AtomicU8::new(Connection::Idle as u8);
+        Link(Arc::new(Ends { connection, instance: instance.into(), address: address.into(), common }))
     }
 
     /// Where to connect: `host:port`, `unix:/path`, `memory:name`.
     pub fn address(&self) -> &str {
-        &self.address
+        &self.0.address
     }
 
     /// The logical service, for `:authority` and TLS names.
     pub fn service(&self) -> &str {
-        &self.service
+        &self.0.common.service
     }
 
     /// The instance's id, for logs.
     pub fn instance(&self) -> &str {
-        &self.instance
+        &self.0.instance
     }
 
     /// Tells how the connection is.
     pub fn set(&self, connection: Connection) {
-        if self.vital.connection.swap(connection as u8, Ordering::AcqRel) != connection as u8 {
-            self.vital.changes.bump();
+        if self.0.connection.swap(connection as u8, Ordering::AcqRel) != connection as u8 {
+            self.common().changes.bump();
         }
     }
 
     /// How the connection was last told to be.
     pub fn connection(&self) -> Connection {
-        self.vital.connection()
+        Connection::from_number(self.0.connection.load(Ordering::Acquire))
     }
 
     /// Resolves after the next change of this or a sibling's connection.
     pub async fn changed(&self) {
-        self.vital.changes.notify.notified().await;
+        self.0.common.changes.notify.notified().await;
     }
 
     /// What runs in the background ends with this.
     pub fn tasks(&self) -> &Tasks {
-        &self.tasks
+        &self.0.common.tasks
     }
 
     /// Randomness for jitter.
     pub fn random(&self) -> &Random {
-        &self.random
+        &self.0.common.random
+    }
+
+    pub(super) fn common(&self) -> &Common {
+        &self.0.common
     }
 }
 
-impl Vital {
-    pub(super) fn connection(&self) -> Connection {
-        Connection::from_number(self.connection.load(Ordering::Acquire))
-    }
-}
+// === impl Changes ===
 
 impl Changes {
     pub(super) fn new() -> Self {

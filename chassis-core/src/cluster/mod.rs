@@ -11,7 +11,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
 };
 
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 pub(crate) use self::node::Admitted;
 use self::{
     follow::follow,
-    link::{Changes, Vital},
+    link::{Changes, Common},
     node::AnyLeaf,
 };
 pub use self::{
@@ -43,16 +43,11 @@ use crate::{
 
 /// The nodes of one service over one protocol, following the registry.
 pub struct Cluster {
-    service: Arc<str>,
     protocol: &'static str,
     members: Live<Members>,
-    changes: Arc<Changes>,
+    common: Arc<Common>,
     make: Box<dyn Fn(Link) -> Box<dyn AnyLeaf> + Send + Sync>,
-    events: Events,
-    metrics: Metrics,
-    site: Site,
-    tasks: Tasks,
-    random: Random,
+    site: Arc<Site>,
 }
 
 // === impl Cluster ===
@@ -71,16 +66,11 @@ impl Cluster {
         let protocol = transport.protocol().name();
         let members = Live::new(Members::new(None, None, Vec::new()));
         let cluster = Arc::new(Cluster {
-            service,
             protocol,
             members,
-            changes: Arc::new(Changes::new()),
+            common: Arc::new(Common { service, changes: Changes::new(), tasks: tasks.clone(), random }),
             make: Box::new(move |link| Box::new(transport.leaf(link))),
-            site: Site::new(metrics.clone(), events.clone()),
-            events,
-            metrics,
-            tasks: tasks.clone(),
-            random,
+            site: Arc::new(Site::new(metrics, events)),
         });
         tasks.spawn(follow(cluster.clone(), registry));
         cluster
@@ -88,7 +78,7 @@ impl Cluster {
 
     /// The service's name.
     pub fn service(&self) -> &Arc<str> {
-        &self.service
+        &self.common.service
     }
 
     /// The protocol its nodes speak.
@@ -112,28 +102,28 @@ impl Cluster {
     }
 
     pub(crate) fn random(&self) -> &Random {
-        &self.random
+        &self.common.random
     }
 
     /// Waits until something changes that a pick depends on. Take the future, look, then await it.
     pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
-        self.changes.notify.notified()
+        self.common.changes.notify.notified()
     }
 
     pub(crate) fn epoch(&self) -> u64 {
-        self.changes.epoch.load(Ordering::Acquire)
+        self.common.changes.epoch.load(Ordering::Acquire)
     }
 
     /// `returned`: they had been gone, and the last set was only held on to.
     fn replace(&self, known: Known, near: Option<Arc<str>>, instances: Vec<Arc<Instance>>, returned: bool) {
         let old = self.members.get();
-        let mut by_id: HashMap<&str, &Arc<Node>> = old.nodes().iter().map(|n| (&*n.id, n)).collect();
+        let mut by_id: HashMap<&str, &Arc<Node>> = old.nodes().iter().map(|n| (n.id(), n)).collect();
         let mut nodes = Vec::with_capacity(instances.len());
         for instance in instances {
             let Some(address) = instance.addresses.get(self.protocol) else { continue };
             // Who comes back after a failure is another process: it is not to wait for a backoff.
             let stays = |node: &&Arc<Node>| {
-                *node.address == *address && !(returned && node.connection() == Connection::TransientFailure)
+                node.address() == address && !(returned && node.connection() == Connection::TransientFailure)
             };
             match by_id.remove(instance.id.as_str()).filter(stays) {
                 Some(node) => {
@@ -145,46 +135,33 @@ impl Cluster {
         }
         let kept: HashSet<*const Node> = nodes.iter().map(Arc::as_ptr).collect();
         let gone: Vec<_> = old.nodes().iter().filter(|n| !kept.contains(&Arc::as_ptr(n))).cloned().collect();
-        self.metrics.endpoints(&self.service, self.protocol, nodes.len());
+        self.site.metrics.endpoints(self.service(), self.protocol, nodes.len());
         self.members.set(Members::new(Some(known), near, nodes));
-        self.changes.bump();
+        self.common.changes.bump();
         for node in gone {
             node.leaf.close();
-            self.events
-                .emit(Event::InstanceLeft { service: self.service.clone(), instance: node.id.to_string() });
+            let (service, instance) = (self.service().clone(), node.id().to_owned());
+            self.site.events.emit(Event::InstanceLeft { service, instance });
         }
     }
 
     fn node(&self, instance: Arc<Instance>) -> Arc<Node> {
-        let address: Arc<str> = instance.addresses.get(self.protocol).unwrap_or_default().into();
-        let id: Arc<str> = instance.id.as_str().into();
-        let vital = Arc::new(Vital { connection: AtomicU8::new(0), changes: self.changes.clone() });
-        let link = Link {
-            service: self.service.clone(),
-            instance: id.clone(),
-            address: address.clone(),
-            vital: vital.clone(),
-            tasks: self.tasks.clone(),
-            random: self.random.clone(),
-        };
-        self.events.emit(Event::InstanceJoined {
-            service: self.service.clone(),
-            instance: id.to_string(),
-            address: address.to_string(),
+        let address = instance.addresses.get(self.protocol).unwrap_or_default();
+        let link = Link::new(self.common.clone(), &instance.id, address);
+        self.site.events.emit(Event::InstanceJoined {
+            service: self.service().clone(),
+            instance: instance.id.clone(),
+            address: address.to_owned(),
         });
         let now = Instant::now();
         Arc::new(Node {
-            service: self.service.clone(),
-            id,
-            address,
+            leaf: (self.make)(link.clone()),
+            link,
             instance: Live::shared(instance),
-            vital,
             load: Load::new(now),
             circuit: Circuit::new(now),
-            leaf: (self.make)(link),
             counted: AtomicBool::new(false),
-            events: self.events.clone(),
-            metrics: self.metrics.clone(),
+            site: self.site.clone(),
         })
     }
 }

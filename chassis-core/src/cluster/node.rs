@@ -9,33 +9,28 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::link::{Connection, Vital};
+use super::link::{Common, Connection, Link};
 use crate::{
     Live,
     call::{Listener, Outcome},
-    event::{Event, Events},
+    event::Event,
     layer::breaker::{Circuit, CircuitFigures, State, Token, Transition, ended},
     load::Load,
-    metrics::Metrics,
-    policy::Policy,
+    policy::{Policy, Site},
     protocol::Leaf,
     registry::Instance,
 };
 
 /// One instance over one protocol.
 pub struct Node {
-    pub(super) service: Arc<str>,
-    pub(super) id: Arc<str>,
-    pub(super) address: Arc<str>,
+    pub(super) link: Link,
     pub(super) instance: Live<Instance>,
-    pub(super) vital: Arc<Vital>,
     pub(super) load: Load,
     pub(super) circuit: Circuit,
     pub(super) leaf: Box<dyn AnyLeaf>,
     /// Counted among the circuits that are not closed.
     pub(super) counted: AtomicBool,
-    pub(super) events: Events,
-    pub(super) metrics: Metrics,
+    pub(super) site: Arc<Site>,
 }
 
 /// A node has let a call in.
@@ -61,12 +56,12 @@ pub(super) trait AnyLeaf: Send + Sync {
 impl Node {
     /// The instance's id.
     pub fn id(&self) -> &str {
-        &self.id
+        self.link.instance()
     }
 
     /// Where it is reached.
     pub fn address(&self) -> &str {
-        &self.address
+        self.link.address()
     }
 
     /// What the registry says of it now.
@@ -81,7 +76,7 @@ impl Node {
 
     /// How its connection is.
     pub fn connection(&self) -> Connection {
-        self.vital.connection()
+        self.link.connection()
     }
 
     /// The state of its circuit: closed unless breakers work at the scope of endpoints.
@@ -146,13 +141,14 @@ impl Node {
     }
 
     fn moved(&self, Transition { from, to }: Transition) {
-        self.vital.changes.bump();
+        let Common { service, changes, .. } = self.link.common();
+        changes.bump();
         self.counted.store(to != State::Closed, Ordering::Relaxed);
         let open = i64::from(to != State::Closed) - i64::from(from != State::Closed);
-        self.metrics.circuit(&self.service, "endpoint", to.name(), open);
-        self.events.emit(Event::CircuitMoved {
-            service: self.service.clone(),
-            of: self.id.to_string(),
+        self.site.metrics.circuit(service, "endpoint", to.name(), open);
+        self.site.events.emit(Event::CircuitMoved {
+            service: service.clone(),
+            of: self.id().to_owned(),
             from,
             to,
         });
@@ -162,7 +158,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         if self.counted.load(Ordering::Relaxed) {
-            self.metrics.circuit_gone(&self.service, "endpoint");
+            self.site.metrics.circuit_gone(self.link.service(), "endpoint");
         }
     }
 }
@@ -195,7 +191,10 @@ impl Listener for Node {
 
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Node").field("id", &self.id).field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("Node")
+            .field("id", &self.id())
+            .field("address", &self.address())
+            .finish_non_exhaustive()
     }
 }
 
@@ -208,5 +207,17 @@ impl<L: Leaf> AnyLeaf for L {
     }
     fn close(&self) {
         Leaf::close(self);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// There are as many of them as there are instances, most of them never called.
+    #[test]
+    fn is_small() {
+        let sizes = [size_of::<Node>(), size_of::<Link>(), size_of::<Instance>()];
+        assert!(sizes.iter().zip([232, 8, 136]).all(|(size, most)| *size <= most), "{sizes:?}");
     }
 }

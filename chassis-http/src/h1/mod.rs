@@ -36,9 +36,9 @@ struct Held {
 // === impl H1Leaf ===
 
 impl H1Leaf {
-    /// For the endpoint of `link`.
-    pub fn new(link: Link, connector: Arc<dyn Connector>, config: ClientConfig) -> Self {
-        H1Leaf(Arc::new(Pool::new(link, connector, config)))
+    /// For the endpoint of `link`; endpoints of one config share it.
+    pub fn new(link: Link, connector: Arc<dyn Connector>, config: impl Into<Arc<ClientConfig>>) -> Self {
+        H1Leaf(Arc::new(Pool::new(link, connector, config.into())))
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) struct Pool {
     pub(super) form: Form,
     link: Link,
     connector: Arc<dyn Connector>,
-    config: ClientConfig,
+    config: Arc<ClientConfig>,
     /// The one used last is at the end, and is used next: the others may grow old and go.
     idle: Mutex<Vec<Idle>>,
     /// One for each call. With that there are never more connections than permits: a call opens one
@@ -61,7 +61,7 @@ const LINGER: Duration = Duration::from_secs(1);
 // === impl Pool ===
 
 impl Pool {
-    pub(super) fn new(link: Link, connector: Arc<dyn Connector>, config: ClientConfig) -> Self {
+    pub(super) fn new(link: Link, connector: Arc<dyn Connector>, config: Arc<ClientConfig>) -> Self {
         Pool {
             form: Form::new(link.service(), true, &config),
             idle: Mutex::new(Vec::new()),

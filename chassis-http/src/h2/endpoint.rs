@@ -20,7 +20,7 @@ use crate::{ClientConfig, connector::Connector, failure, outgoing::Form};
 pub(super) struct Endpoint {
     pub(super) link: Link,
     pub(super) connector: Arc<dyn Connector>,
-    pub(super) config: ClientConfig,
+    pub(super) config: Arc<ClientConfig>,
     pub(super) form: Form,
     pub(super) open: Live<Vec<Arc<Connection>>>,
     /// Somebody wants connections; otherwise those that end are not replaced.
@@ -59,7 +59,12 @@ const SLOWEST_PINGS: u32 = 64;
 // === impl Endpoint ===
 
 impl Endpoint {
-    pub(super) fn new(link: Link, connector: Arc<dyn Connector>, config: ClientConfig, form: Form) -> Self {
+    pub(super) fn new(
+        link: Link,
+        connector: Arc<dyn Connector>,
+        config: Arc<ClientConfig>,
+        form: Form,
+    ) -> Self {
         Endpoint {
             link,
             connector,

@@ -27,8 +27,15 @@ pub struct H2Leaf(Arc<Endpoint>);
 // === impl H2Leaf ===
 
 impl H2Leaf {
-    /// For the endpoint of `link`; `sized` requests say how long their body is, where that is known.
-    pub fn new(link: Link, connector: Arc<dyn Connector>, config: ClientConfig, sized: bool) -> Self {
+    /// For the endpoint of `link`; `sized` requests say how long their body is, where that is known. Endpoints
+    /// of one config share it.
+    pub fn new(
+        link: Link,
+        connector: Arc<dyn Connector>,
+        config: impl Into<Arc<ClientConfig>>,
+        sized: bool,
+    ) -> Self {
+        let config = config.into();
         let form = Form::new(link.service(), sized, &config);
         H2Leaf(Arc::new(Endpoint::new(link, connector, config, form)))
     }
