@@ -241,3 +241,14 @@ impl Lease {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One for each instance of each service, most of them without a connection.
+    #[test]
+    fn is_small() {
+        assert!(size_of::<Pool>() <= 240, "{}", size_of::<Pool>());
+    }
+}

@@ -228,3 +228,14 @@ impl Drop for Waiting<'_> {
         self.0.tell_waiting();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One for each instance of each service, most of them without a connection.
+    #[test]
+    fn is_small() {
+        assert!(size_of::<Endpoint>() <= 272, "{}", size_of::<Endpoint>());
+    }
+}
