@@ -12,6 +12,7 @@ use chassis::{
     layer::balance::{Balance, BalanceLayer},
 };
 use chassis_core::policy::Policy;
+use tokio::time::Instant;
 use tower::{
     BoxError, ServiceExt,
     balance::p2c::Balance as TowerBalance,
@@ -55,6 +56,7 @@ pub async fn ours(endpoints: usize) -> Box<dyn Case> {
     }
     for node in cluster.members().nodes() {
         node.wake();
+        node.load().judged(true, Duration::ZERO, Instant::now()); // what a first call makes is there
     }
     let policy = runtime.policies().with(|all| all.outbound(&"echo".into(), "bench.v1.Echo/Call"));
     let layer = BalanceLayer::new(cluster);
