@@ -23,6 +23,7 @@ pub mod protocol;
 pub mod random;
 pub mod registry;
 pub mod runtime;
+mod shard;
 pub mod stage;
 pub mod tasks;
 #[cfg(feature = "testing")]

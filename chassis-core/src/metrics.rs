@@ -2,14 +2,25 @@
 //!
 //! Names follow OpenTelemetry's semantic conventions (RPC and HTTP durations) in their Prometheus
 //! spelling; what no convention names starts with `chassis_`. Handles are resolved once and kept with
-//! the policy: no label is looked up on the way of a call.
-use std::sync::{Arc, OnceLock};
+//! the policy: no label is looked up on the way of a call. What every call counts is counted by each thread
+//! apart, and added up when it is looked at.
+mod durations;
 
-use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry,
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicI64, AtomicU64},
+    },
+    time::Duration,
 };
 
+use prometheus::{
+    Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    core::{Collector, GenericCounter, GenericCounterVec, GenericGauge, GenericGaugeVec},
+};
+
+use self::durations::{Durations, DurationsVec};
+pub use crate::shard::Sum;
 use crate::{
     Live, Reason,
     call::{Outcome, Verdict},
@@ -25,20 +36,27 @@ pub const DURATION_BUCKETS: [f64; 14] =
 #[derive(Clone)]
 pub struct Metrics(Arc<Families>);
 
+/// A counter that threads count apart in.
+pub type CallCounter = GenericCounter<Sum<AtomicU64>>;
+
+type CallCounterVec = GenericCounterVec<Sum<AtomicU64>>;
+type CallGauge = GenericGauge<Sum<AtomicI64>>;
+type CallGaugeVec = GenericGaugeVec<Sum<AtomicI64>>;
+
 /// The families, named in the code as on the wire.
 struct Families {
     registry: Registry,
-    rpc: [HistogramVec; 2],
-    http: [HistogramVec; 2],
-    other: [HistogramVec; 2],
-    in_flight: IntGaugeVec,
+    rpc: [DurationsVec; 2],
+    http: [DurationsVec; 2],
+    other: [DurationsVec; 2],
+    in_flight: CallGaugeVec,
     rejected: IntCounterVec,
-    attempts: IntCounterVec,
+    attempts: CallCounterVec,
     retries: IntCounterVec,
     transitions: IntCounterVec,
     breakers: IntGaugeVec,
-    decisions: IntCounterVec,
-    routes: IntCounterVec,
+    decisions: CallCounterVec,
+    routes: CallCounterVec,
     faults: IntCounterVec,
     fallbacks: IntCounterVec,
     panic_picks: IntCounterVec,
@@ -57,14 +75,14 @@ pub struct CallMetrics {
     service: Arc<str>,
     operation: Arc<str>,
     protocols: [OnceLock<ProtocolMetrics>; 3],
-    in_flight: IntGauge,
+    in_flight: CallGauge,
 }
 
 struct ProtocolMetrics {
     protocol: &'static dyn Protocol,
     /// The first verdict there was, usually that all went well.
-    usual: OnceLock<(Verdict, Histogram)>,
-    others: Live<Vec<(Verdict, Histogram)>>,
+    usual: OnceLock<(Verdict, Durations)>,
+    others: Live<Vec<(Verdict, Durations)>>,
 }
 
 // === impl Metrics ===
@@ -111,7 +129,7 @@ impl Metrics {
                     &other,
                 )?,
             ],
-            in_flight: make.gauge(
+            in_flight: make.call_gauge(
                 "chassis_in_flight",
                 "Calls under way, to the end of their bodies.",
                 &["side", "service"],
@@ -121,7 +139,7 @@ impl Metrics {
                 "Calls refused by this process.",
                 &["side", "service", "reason"],
             )?,
-            attempts: make.counter(
+            attempts: make.call_counter(
                 "chassis_attempts_total",
                 "Attempts at outgoing calls, by how they ended.",
                 &["service", "code"],
@@ -141,12 +159,12 @@ impl Metrics {
                 "Circuits that are not closed.",
                 &["service", "scope"],
             )?,
-            decisions: make.counter(
+            decisions: make.call_counter(
                 "chassis_rate_limit_decisions_total",
                 "What rate limits decided.",
                 &["side", "rule", "decision"],
             )?,
-            routes: make.counter(
+            routes: make.call_counter(
                 "chassis_route_decisions_total",
                 "Calls that a route rule matched.",
                 &["service", "rule"],
@@ -212,7 +230,7 @@ impl Metrics {
     }
 
     /// The counter of attempts that ended with `code`.
-    pub fn attempts(&self, service: &str, code: crate::Code) -> IntCounter {
+    pub fn attempts(&self, service: &str, code: crate::Code) -> CallCounter {
         self.0.attempts.with_label_values(&[service, code.name()])
     }
 
@@ -233,13 +251,13 @@ impl Metrics {
     }
 
     /// The counters of a rate limit: allowed, refused.
-    pub fn limit(&self, side: Side, rule: &str) -> [IntCounter; 2] {
+    pub fn limit(&self, side: Side, rule: &str) -> [CallCounter; 2] {
         ["allowed", "refused"]
             .map(|decision| self.0.decisions.with_label_values(&[side.name(), rule, decision]))
     }
 
     /// The counter of a route rule.
-    pub fn route(&self, service: &str, rule: &str) -> IntCounter {
+    pub fn route(&self, service: &str, rule: &str) -> CallCounter {
         self.0.routes.with_label_values(&[service, rule])
     }
 
@@ -292,18 +310,23 @@ impl Metrics {
 struct Make<'a>(&'a Registry);
 
 impl Make<'_> {
-    fn put<C: prometheus::core::Collector + Clone + 'static>(
-        &self,
-        family: C,
-    ) -> Result<C, prometheus::Error> {
+    fn put<C: Collector + Clone + 'static>(&self, family: C) -> Result<C, prometheus::Error> {
         self.0.register(Box::new(family.clone()))?;
         Ok(family)
     }
-    fn histogram(&self, name: &str, help: &str, labels: &[&str]) -> Result<HistogramVec, prometheus::Error> {
-        self.put(HistogramVec::new(
-            HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec()),
-            labels,
-        )?)
+    fn histogram(&self, name: &str, help: &str, labels: &[&str]) -> Result<DurationsVec, prometheus::Error> {
+        self.put(Durations::by(name, help, labels)?)
+    }
+    fn call_counter(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<CallCounterVec, prometheus::Error> {
+        self.put(CallCounterVec::new(Opts::new(name, help), labels)?)
+    }
+    fn call_gauge(&self, name: &str, help: &str, labels: &[&str]) -> Result<CallGaugeVec, prometheus::Error> {
+        self.put(CallGaugeVec::new(Opts::new(name, help), labels)?)
     }
     fn counter(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
         self.put(IntCounterVec::new(Opts::new(name, help), labels)?)
@@ -344,15 +367,15 @@ impl CallMetrics {
             usual: OnceLock::new(),
             others: Live::new(Vec::new()),
         });
-        let seconds = outcome.now.saturating_duration_since(outcome.started).as_secs_f64();
+        let took = outcome.now.saturating_duration_since(outcome.started);
         let verdict = outcome.verdict;
         let same =
             |v: &Verdict| (v.code, v.status, v.reason) == (verdict.code, verdict.status, verdict.reason);
         let (usual, histogram) = of.usual.get_or_init(|| (verdict, self.histogram(of, &verdict)));
         if same(usual) {
-            histogram.observe(seconds);
+            histogram.observe(took);
         } else {
-            self.record_other(of, verdict, seconds, same);
+            self.record_other(of, verdict, took, same);
         }
         // Who gives up is not refused.
         if verdict.origin == crate::Origin::Local
@@ -366,16 +389,16 @@ impl CallMetrics {
         &self,
         of: &ProtocolMetrics,
         verdict: Verdict,
-        seconds: f64,
+        took: Duration,
         same: impl Fn(&Verdict) -> bool,
     ) {
         let known = of.others.with(|all| {
             let found = all.iter().find(|(v, _)| same(v));
-            found.map(|(_, histogram)| histogram.observe(seconds)).is_some()
+            found.map(|(_, histogram)| histogram.observe(took)).is_some()
         });
         if !known {
             let histogram = self.histogram(of, &verdict);
-            histogram.observe(seconds);
+            histogram.observe(took);
             of.others.update(|all| {
                 let mut all = all.clone();
                 all.push((verdict, histogram.clone()));
@@ -384,7 +407,7 @@ impl CallMetrics {
         }
     }
 
-    fn histogram(&self, of: &ProtocolMetrics, verdict: &Verdict) -> Histogram {
+    fn histogram(&self, of: &ProtocolMetrics, verdict: &Verdict) -> Durations {
         let (families, side) = (&self.metrics.0, self.side as usize);
         let status = of.protocol.status_label(verdict);
         let failed = match self.side {
@@ -414,7 +437,7 @@ impl CallMetrics {
 }
 
 /// The counters of a service's attempts, by how they ended.
-pub struct AttemptMetrics([IntCounter; 17]);
+pub struct AttemptMetrics([CallCounter; 17]);
 
 // === impl AttemptMetrics ===
 

@@ -1,18 +1,20 @@
 //! Randomness that is passed in, so that a test can seed it.
 use std::{
-    cell::Cell,
     fmt,
     hash::{BuildHasher, RandomState},
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use rand::TryRngCore;
 
-use crate::units::Ratio;
+use crate::{
+    shard::{self, Line, SHARDS},
+    units::Ratio,
+};
 
 /// A cheap source of randomness that clones and threads share without locks. Not for secrets.
 ///
@@ -30,14 +32,7 @@ use crate::units::Ratio;
 /// assert!(one.below(6) < 6);
 /// ```
 #[derive(Clone)]
-pub struct Random(Arc<[Shard]>);
-
-/// A counter on a cache line of its own (of two, since processors fetch them in pairs).
-#[repr(align(128))]
-struct Shard(AtomicU64);
-
-/// More threads than this share shards; that costs time, not quality.
-const SHARDS: usize = 16;
+pub struct Random(Arc<[Line<AtomicU64>]>);
 
 /// The step of SplitMix64: odd, and close to 2⁶⁴ divided by the golden ratio.
 const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -47,21 +42,21 @@ const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 impl Random {
     /// Seeded by the operating system.
     pub fn from_os() -> Self {
-        Random((0..SHARDS).map(|_| Shard(AtomicU64::new(seed()))).collect())
+        Random((0..SHARDS).map(|_| Line(AtomicU64::new(seed()))).collect())
     }
 
     /// The same sequence for the same `seed`, while one thread asks.
     pub fn seeded(seed: u64) -> Self {
-        Random(Arc::new([Shard(AtomicU64::new(seed))]))
+        Random(Arc::new([Line(AtomicU64::new(seed))]))
     }
 
     /// 64 random bits.
     pub fn next_u64(&self) -> u64 {
         let shard = match &*self.0 {
             [only] => only,
-            shards => &shards[thread_number() % shards.len()],
+            shards => &shards[shard::mine()],
         };
-        mix(shard.0.fetch_add(STEP, Relaxed).wrapping_add(STEP))
+        mix(shard.fetch_add(STEP, Relaxed).wrapping_add(STEP))
     }
 
     /// A number from 0 up to and without `n`; 0 if `n` is.
@@ -131,21 +126,6 @@ fn mix(counter: u64) -> u64 {
 /// Where the operating system has no randomness to give, the standard library's keys still differ.
 fn seed() -> u64 {
     rand::rngs::OsRng.try_next_u64().unwrap_or_else(|_| RandomState::new().hash_one(STEP))
-}
-
-/// Small numbers, given to threads in the order in which they first ask.
-fn thread_number() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static MINE: Cell<Option<usize>> = const { Cell::new(None) };
-    }
-    MINE.with(|mine| {
-        mine.get().unwrap_or_else(|| {
-            let number = NEXT.fetch_add(1, Relaxed);
-            mine.set(Some(number));
-            number
-        })
-    })
 }
 
 #[cfg(test)]

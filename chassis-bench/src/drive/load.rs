@@ -5,7 +5,7 @@ use std::{
 };
 
 use chassis::{Chassis, Code};
-use prometheus::IntCounter;
+use chassis_core::metrics::CallCounter;
 use serde::Serialize;
 use tokio::{
     task::JoinSet,
@@ -40,7 +40,7 @@ pub enum Load {
 pub struct Drive {
     options: Options,
     caller: Caller,
-    attempts: Vec<IntCounter>,
+    attempts: Vec<CallCounter>,
     limit: Duration,
 }
 
@@ -137,7 +137,7 @@ impl Drive {
     }
 
     fn attempts(&self) -> u64 {
-        self.attempts.iter().map(IntCounter::get).sum()
+        self.attempts.iter().map(CallCounter::get).sum()
     }
 }
 

@@ -15,6 +15,7 @@ use crate::{
     event::Side,
     labels::LabelSet,
     matching::{MatchRef, Matcher},
+    metrics::CallCounter,
     policy::{Policies, Policy},
     random::Random,
 };
@@ -73,7 +74,7 @@ pub struct Rule {
     matcher: Matcher,
     targets: Targets,
     fallback: Fallback,
-    hits: prometheus::IntCounter,
+    hits: CallCounter,
 }
 
 enum Targets {
@@ -220,7 +221,7 @@ impl Rule {
     pub(crate) fn compile_all(
         configs: &[RouteConfig],
         mut matcher: impl FnMut(usize, Option<&MatchRef>) -> Matcher,
-        mut hits: impl FnMut(&str) -> prometheus::IntCounter,
+        mut hits: impl FnMut(&str) -> CallCounter,
         problem: &mut dyn FnMut(String, String),
     ) -> Box<[Rule]> {
         let mut targets = Vec::new();

@@ -24,6 +24,7 @@ use crate::{
     call::{Invocation, Reply},
     event::{Event, Side},
     matching::{MatchRef, Matcher},
+    metrics::CallCounter,
     policy::Site,
     units::{Rate, Span},
 };
@@ -77,7 +78,7 @@ pub struct Limit {
     pub buckets: Arc<Buckets>,
     matcher: Matcher,
     header: Option<HeaderName>,
-    counters: [prometheus::IntCounter; 2],
+    counters: [CallCounter; 2],
     site: Arc<Site>,
     side: Side,
 }

@@ -1,0 +1,184 @@
+//! How long calls take, counted by threads each on a cache line of its own.
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use prometheus::{
+    Opts,
+    core::{Describer, Metric, MetricVec, MetricVecBuilder},
+    proto,
+};
+
+use super::DURATION_BUCKETS;
+use crate::shard::Cells;
+
+/// A histogram over [`DURATION_BUCKETS`]; clones share it.
+///
+/// `prometheus`' own counts everything in one place, which threads then have to take from each other.
+#[derive(Clone)]
+pub(super) struct Durations(Arc<Counted>);
+
+/// Histograms by their labels.
+pub(super) type DurationsVec = MetricVec<Make>;
+
+#[derive(Clone)]
+pub(super) struct Make;
+
+struct Counted {
+    labels: Vec<proto::LabelPair>,
+    cells: Cells<Counts>,
+}
+
+/// As many as fit into a line.
+#[derive(Default)]
+struct Counts {
+    /// Not cumulative; behind the last bound is everything that took longer.
+    buckets: [AtomicU64; DURATION_BUCKETS.len() + 1],
+    /// The sum, which is enough for 584 years.
+    nanos: AtomicU64,
+}
+
+/// The bounds in nanoseconds.
+const BOUNDS: [u64; DURATION_BUCKETS.len()] = {
+    let mut bounds = [0; DURATION_BUCKETS.len()];
+    let mut i = 0;
+    while i < bounds.len() {
+        bounds[i] = (DURATION_BUCKETS[i] * 1e9 + 0.5) as u64;
+        i += 1;
+    }
+    bounds
+};
+
+// === impl Durations ===
+
+impl Durations {
+    /// Histograms called `name`, by `labels`.
+    pub(super) fn by(name: &str, help: &str, labels: &[&str]) -> Result<DurationsVec, prometheus::Error> {
+        let labels = labels.iter().map(|label| (*label).to_owned()).collect();
+        MetricVec::create(proto::MetricType::HISTOGRAM, Make, Opts::new(name, help).variable_labels(labels))
+    }
+
+    /// One call more.
+    pub(super) fn observe(&self, took: Duration) {
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let counts = self.0.cells.cell();
+        let bucket = BOUNDS.iter().position(|bound| nanos <= *bound).unwrap_or(BOUNDS.len());
+        counts.buckets[bucket].fetch_add(1, Relaxed);
+        counts.nanos.fetch_add(nanos, Relaxed);
+    }
+}
+
+impl Metric for Durations {
+    fn metric(&self) -> proto::Metric {
+        let (mut buckets, mut nanos) = ([0; BOUNDS.len() + 1], 0u64);
+        for counts in self.0.cells.cells() {
+            for (sum, count) in buckets.iter_mut().zip(&counts.buckets) {
+                *sum += count.load(Relaxed);
+            }
+            nanos = nanos.wrapping_add(counts.nanos.load(Relaxed));
+        }
+        let mut passed = 0;
+        let bounded = DURATION_BUCKETS.iter().zip(&buckets).map(|(bound, count)| {
+            passed += count;
+            let mut bucket = proto::Bucket::default();
+            bucket.set_cumulative_count(passed);
+            bucket.set_upper_bound(*bound);
+            bucket
+        });
+        let mut histogram = proto::Histogram::default();
+        histogram.set_bucket(bounded.collect());
+        histogram.set_sample_count(buckets.iter().sum());
+        histogram.set_sample_sum(nanos as f64 / 1e9);
+        let mut metric = proto::Metric::from_label(self.0.labels.clone());
+        metric.set_histogram(histogram);
+        metric
+    }
+}
+
+impl MetricVecBuilder for Make {
+    type M = Durations;
+    type P = Opts;
+
+    fn build<V: AsRef<str>>(&self, opts: &Opts, values: &[V]) -> Result<Durations, prometheus::Error> {
+        let names = opts.describe()?.variable_labels;
+        let mut labels: Vec<_> = names
+            .into_iter()
+            .zip(values)
+            .map(|(name, value)| {
+                let mut label = proto::LabelPair::default();
+                label.set_name(name);
+                label.set_value(value.as_ref().to_owned());
+                label
+            })
+            .collect();
+        labels.sort();
+        Ok(Durations(Arc::new(Counted { labels, cells: Cells::new() })))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::{Histogram, HistogramOpts, Registry, TextEncoder};
+
+    use super::*;
+
+    fn text(collector: impl prometheus::core::Collector + 'static) -> String {
+        let registry = Registry::new();
+        registry.register(Box::new(collector)).unwrap();
+        TextEncoder::new().encode_to_string(&registry.gather()).unwrap()
+    }
+
+    /// Text of ours is that of `prometheus`' own histogram.
+    #[test]
+    fn says_what_a_histogram_says() {
+        let theirs = Histogram::with_opts(
+            HistogramOpts::new("took", "Took.")
+                .buckets(DURATION_BUCKETS.to_vec())
+                .const_label("b", "2")
+                .const_label("a", "1"),
+        )
+        .unwrap();
+        let ours = Durations::by("took", "Took.", &["b", "a"]).unwrap();
+        let one = ours.with_label_values(&["2", "1"]);
+        for millis in [0, 1, 5, 6, 10, 100, 101, 9_999, 10_000, 10_001, 1 << 20] {
+            let took = Duration::from_millis(millis);
+            theirs.observe(took.as_secs_f64());
+            one.observe(took);
+        }
+        assert_eq!(text(ours), text(theirs));
+    }
+
+    #[test]
+    fn a_bound_belongs_to_its_bucket() {
+        let took = Durations::by("took", "Took.", &[]).unwrap();
+        let one = took.with_label_values(&[] as &[&str]);
+        one.observe(Duration::from_millis(5));
+        one.observe(Duration::from_nanos(5_000_001));
+        one.observe(Duration::MAX);
+        let metric = one.metric();
+        let counts: Vec<u64> =
+            metric.get_histogram().get_bucket().iter().map(|b| b.cumulative_count()).collect();
+        assert_eq!((counts[0], counts[1], counts[13]), (1, 2, 2));
+        assert_eq!(metric.get_histogram().get_sample_count(), 3);
+    }
+
+    #[test]
+    fn no_count_is_lost_between_threads() {
+        let took = Durations::by("took", "Took.", &[]).unwrap();
+        let one = took.with_label_values(&[] as &[&str]);
+        std::thread::scope(|scope| {
+            for _ in 0..20 {
+                scope.spawn(|| (0..5_000).for_each(|i| one.observe(Duration::from_millis(i % 20))));
+            }
+        });
+        let metric = one.metric();
+        let histogram = metric.get_histogram();
+        assert_eq!(histogram.get_sample_count(), 100_000);
+        assert!((histogram.get_sample_sum() - 100_000.0 * 0.0095).abs() < 1e-6);
+        assert_eq!(histogram.get_bucket()[0].cumulative_count(), 30_000);
+    }
+}
