@@ -386,6 +386,21 @@ mod tests {
     }
 
     #[test]
+    fn opens_whichever_threads_saw_the_calls() {
+        let config = BreakerConfig { consecutive: 1_000, ..Default::default() };
+        assert_eq!((config.min_calls.get(), config.failure_ratio), (20, Ratio::percent(50)));
+        let now = Instant::now();
+        let circuit = Circuit::new(now);
+        let call = |failed| circuit.record(circuit.admit(now, &config).unwrap().token, failed, now, &config);
+        let elsewhere = |failed| std::thread::scope(|scope| scope.spawn(|| call(failed)).join().unwrap());
+        for i in 0..19 {
+            assert_eq!(elsewhere(i % 2 == 1), None, "call {i}");
+        }
+        assert_eq!(circuit.figures(now, &config).calls, 19);
+        assert!(elsewhere(true).is_some_and(|moved| moved.to == State::Open));
+    }
+
+    #[test]
     fn closing_forgets_what_opened_it() {
         let config = BreakerConfig { min_calls: count(4), probes: count(1), ..Default::default() };
         check(config, "FFFFwSFFF", "cccohcccc");

@@ -4,15 +4,21 @@ use std::{
     time::Duration,
 };
 
+use crate::shard::Cells;
+
 /// Calls and failures in a sliding window of ten buckets, so its far end moves in tenths.
 ///
 /// Each bucket is one atomic word that says when it began. So the length of the window is an argument: a
 /// shorter one looks at fewer of the counts there are, a longer one goes on with those there are.
+///
+/// Successes, which mostly nobody asks for, are counted by each thread apart; failures, which everybody
+/// wants to know of, in one place.
 #[derive(Debug, Default)]
 pub(super) struct Window {
-    buckets: [AtomicU64; BUCKETS],
+    failures: Buckets,
     /// When the latest failure was, plus one; 0 where there was none.
     failed: AtomicU64,
+    successes: Cells<Buckets>,
 }
 
 /// What a window holds.
@@ -24,12 +30,15 @@ pub(super) struct Tally {
     pub(super) failures: u32,
 }
 
-/// What one word says: 32 bits of when it began, 16 of each count.
+/// Counts of one kind.
+#[derive(Debug, Default)]
+struct Buckets([AtomicU64; BUCKETS]);
+
+/// What one word says: 32 bits of when it began, 32 of the count.
 #[derive(Clone, Copy)]
 struct Bucket {
     began: u32,
-    calls: u16,
-    failures: u16,
+    count: u32,
 }
 
 const BUCKETS: usize = 10;
@@ -45,20 +54,12 @@ const BEHIND: u32 = 60_000;
 impl Window {
     /// Counts a call that ended at `millis` on the caller's clock, in a window of this length.
     pub(super) fn add(&self, failed: bool, millis: u64, length: Duration) {
-        let width = width(length);
-        let began = (millis / width * width) as u32;
-        let word = &self.buckets[(millis / width) as usize % BUCKETS];
-        // Whoever comes late, with an older `millis`, counts into what is there.
-        let _ = word.fetch_update(Relaxed, Relaxed, |word| {
-            let bucket = Bucket::unpack(word);
-            let current = bucket.began.wrapping_sub(began) <= BEHIND;
-            let bucket = if current { bucket } else { Bucket { began, calls: 0, failures: 0 } };
-            Some(bucket.plus(failed).pack())
-        });
-        if failed {
-            // After the bucket, as `clear` has them the other way: a failure that is counted is known of.
-            self.failed.fetch_max(millis.saturating_add(1), Relaxed);
+        if !failed {
+            return self.successes.cell().add(millis, length);
         }
+        self.failures.add(millis, length);
+        // After the bucket, as `clear` has them the other way: a failure that is counted is known of.
+        self.failed.fetch_max(millis.saturating_add(1), Relaxed);
     }
 
     /// May there be failures in what it holds at `millis`, looking back over `length`?
@@ -71,21 +72,45 @@ impl Window {
 
     /// What it holds at `millis`, looking back over `length`.
     pub(super) fn tally(&self, millis: u64, length: Duration) -> Tally {
-        let length = width(length) * BUCKETS as u64;
-        let buckets = self.buckets.iter().map(|word| Bucket::unpack(word.load(Relaxed)));
-        buckets.filter(|bucket| u64::from(age(bucket.began, millis as u32)) < length).fold(
-            Tally::default(),
-            |sum, bucket| Tally {
-                calls: sum.calls + u32::from(bucket.calls),
-                failures: sum.failures + u32::from(bucket.failures),
-            },
-        )
+        let failures = self.failures.sum(millis, length);
+        let successes = self.successes.cells().map(|buckets| buckets.sum(millis, length));
+        Tally { calls: successes.fold(failures, u32::saturating_add), failures }
     }
 
     /// Forgets everything.
     pub(super) fn clear(&self) {
         self.failed.store(0, Relaxed);
-        self.buckets.iter().for_each(|word| word.store(0, Relaxed));
+        self.failures.clear();
+        self.successes.cells().for_each(Buckets::clear);
+    }
+}
+
+// === impl Buckets ===
+
+impl Buckets {
+    fn add(&self, millis: u64, length: Duration) {
+        let width = width(length);
+        let began = (millis / width * width) as u32;
+        let word = &self.0[(millis / width) as usize % BUCKETS];
+        // Whoever comes late, with an older `millis`, counts into what is there.
+        let _ = word.fetch_update(Relaxed, Relaxed, |word| {
+            let bucket = Bucket::unpack(word);
+            let current = bucket.began.wrapping_sub(began) <= BEHIND;
+            let bucket = if current { bucket } else { Bucket { began, count: 0 } };
+            Some(Bucket { count: bucket.count.saturating_add(1), ..bucket }.pack())
+        });
+    }
+
+    fn sum(&self, millis: u64, length: Duration) -> u32 {
+        let length = width(length) * BUCKETS as u64;
+        let buckets = self.0.iter().map(|word| Bucket::unpack(word.load(Relaxed)));
+        buckets
+            .filter(|bucket| u64::from(age(bucket.began, millis as u32)) < length)
+            .fold(0, |sum, bucket| sum.saturating_add(bucket.count))
+    }
+
+    fn clear(&self) {
+        self.0.iter().for_each(|word| word.store(0, Relaxed));
     }
 }
 
@@ -103,20 +128,11 @@ fn age(began: u32, now: u32) -> u32 {
 
 impl Bucket {
     fn unpack(word: u64) -> Self {
-        Bucket { began: (word >> 32) as u32, calls: (word >> 16) as u16, failures: word as u16 }
+        Bucket { began: (word >> 32) as u32, count: word as u32 }
     }
 
     fn pack(self) -> u64 {
-        u64::from(self.began) << 32 | u64::from(self.calls) << 16 | u64::from(self.failures)
-    }
-
-    /// One call more. A full count halves both, which keeps their ratio.
-    fn plus(self, failed: bool) -> Self {
-        let Bucket { began, calls, failures } = match self.calls {
-            u16::MAX => Bucket { calls: self.calls / 2, failures: self.failures / 2, ..self },
-            _ => self,
-        };
-        Bucket { began, calls: calls + 1, failures: failures + u16::from(failed) }
+        u64::from(self.began) << 32 | u64::from(self.count)
     }
 }
 
@@ -178,7 +194,20 @@ mod tests {
     }
 
     #[test]
-    fn full_counts_keep_their_ratio() {
+    fn all_threads_count_into_one_window() {
+        let window = Window::default();
+        std::thread::scope(|scope| {
+            for _ in 0..20 {
+                scope.spawn(|| (0..1_000).for_each(|i| window.add(i % 4 == 0, i, TEN)));
+            }
+        });
+        assert_eq!(window.tally(1_000, TEN), Tally { calls: 20_000, failures: 5_000 });
+        window.clear();
+        assert_eq!(window.tally(1_000, TEN), Tally::default());
+    }
+
+    #[test]
+    fn large_counts_keep_their_ratio() {
         let window = Window::default();
         (0..200_000).for_each(|i| window.add(i % 4 == 0, 5, TEN));
         let Tally { calls, failures } = window.tally(5, TEN);
