@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::{
     settings,
+    shard::Cells,
     units::{Rate, Ratio},
 };
 
@@ -26,7 +27,8 @@ settings! {
 /// share of the calls and ten seconds' worth of the minimum.
 ///
 /// After Finagle's `RetryBudget`, with its ten rotating slots; calls and retries are counted apart, so that
-/// both numbers are arguments and can change while the counts stay.
+/// both numbers are arguments and can change while the counts stay. Calls, which nobody asks for until one
+/// fails, are counted by each thread apart; retries in one place, so that the bound holds for all together.
 ///
 /// ```
 /// use chassis_core::layer::retry::{Budget, BudgetConfig};
@@ -40,18 +42,20 @@ settings! {
 #[derive(Debug)]
 pub struct Budget {
     epoch: Instant,
+    calls: Cells<Calls>,
     /// The slot that is written to, counted from the epoch.
     head: AtomicU64,
-    /// Calls above, retries below, 32 bits each; and the same for all slots together.
-    slots: [AtomicU64; SLOTS],
+    /// Retries in each slot, and in all of them together.
+    retries: [AtomicU64; SLOTS],
     total: AtomicU64,
 }
 
+/// Calls in each slot, 32 bits; above them which slot that is, counted from the epoch.
+#[derive(Debug, Default)]
+struct Calls([AtomicU64; SLOTS]);
+
 const SLOTS: usize = 10;
 const SLOT: Duration = Duration::from_secs(1);
-
-const CALL: u64 = 1 << 32;
-const RETRY: u64 = 1;
 
 /// Calls times this are whole numbers at any share written with up to four decimals.
 const SCALE: u64 = 1_000_000;
@@ -61,38 +65,46 @@ const SCALE: u64 = 1_000_000;
 impl Budget {
     /// Nothing counted yet; `now` is where its clock starts.
     pub fn new(now: Instant) -> Self {
-        Budget { epoch: now, head: AtomicU64::new(0), slots: Default::default(), total: AtomicU64::new(0) }
+        Budget {
+            epoch: now,
+            calls: Cells::new(),
+            head: AtomicU64::new(0),
+            retries: Default::default(),
+            total: AtomicU64::new(0),
+        }
     }
 
     /// A call set out: its first attempt, not a retry.
     pub fn deposit(&self, now: Instant) {
-        let slot = self.slot(now);
-        // The total before the slot: what expires with a slot is in the total by then.
-        self.total.fetch_add(CALL, Relaxed);
-        slot.fetch_add(CALL, Relaxed);
+        self.calls.cell().count(self.tick(now));
     }
 
     /// May there be a retry? If so, it is counted.
     pub fn withdraw(&self, now: Instant, config: &BudgetConfig) -> bool {
-        let slot = self.slot(now);
-        let granted = self.total.fetch_update(Relaxed, Relaxed, |total| {
-            (left(total, config) >= SCALE as i64).then(|| total + RETRY)
+        let head = self.turn(now);
+        let calls = self.calls(head);
+        let granted = self.total.fetch_update(Relaxed, Relaxed, |retries| {
+            (left(calls, retries, config) >= SCALE as i64).then(|| retries + 1)
         });
         if granted.is_ok() {
-            slot.fetch_add(RETRY, Relaxed);
+            self.retries[head as usize % SLOTS].fetch_add(1, Relaxed);
         }
         granted.is_ok()
     }
 
     /// How many retries there may be now.
     pub fn balance(&self, now: Instant, config: &BudgetConfig) -> u32 {
-        self.slot(now);
-        (left(self.total.load(Relaxed), config) / SCALE as i64).max(0) as u32
+        let calls = self.calls(self.turn(now));
+        (left(calls, self.total.load(Relaxed), config) / SCALE as i64).max(0) as u32
     }
 
-    /// The slot of `now`; first lets go of those that are over.
-    fn slot(&self, now: Instant) -> &AtomicU64 {
-        let tick = now.saturating_duration_since(self.epoch).as_secs() / SLOT.as_secs();
+    fn tick(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.epoch).as_secs() / SLOT.as_secs()
+    }
+
+    /// The slot of `now`; first lets go of the retries of those that are over.
+    fn turn(&self, now: Instant) -> u64 {
+        let tick = self.tick(now);
         let mut head = self.head.load(Relaxed);
         while head < tick {
             // Whoever turns the page lets go of what is over: all of it if nobody was here for long.
@@ -104,25 +116,42 @@ impl Budget {
                 Err(further) => head = further,
             }
         }
-        self.at(head)
+        head
     }
 
     fn expire(&self, slot: u64) {
-        let counted = self.at(slot).swap(0, Relaxed);
+        let counted = self.retries[slot as usize % SLOTS].swap(0, Relaxed);
         self.total.fetch_sub(counted, Relaxed);
     }
 
-    fn at(&self, slot: u64) -> &AtomicU64 {
-        &self.slots[slot as usize % SLOTS]
+    /// The calls of the slots up to `head`.
+    fn calls(&self, head: u64) -> u64 {
+        self.calls.cells().map(|calls| calls.sum(head)).sum()
+    }
+}
+
+// === impl Calls ===
+
+impl Calls {
+    fn count(&self, tick: u64) {
+        let _ = self.0[tick as usize % SLOTS].fetch_update(Relaxed, Relaxed, |word| {
+            // Whoever comes late counts into what is there.
+            let current = word >> 32 >= tick;
+            Some(if current { word + 1 } else { tick << 32 | 1 })
+        });
+    }
+
+    fn sum(&self, head: u64) -> u64 {
+        let words = self.0.iter().map(|word| word.load(Relaxed));
+        words.filter(|word| (word >> 32) + SLOTS as u64 > head).map(|word| word & u64::from(u32::MAX)).sum()
     }
 }
 
 /// What is left for retries, in millionths of one.
-fn left(total: u64, config: &BudgetConfig) -> i64 {
-    let (calls, retries) = (total >> 32, total & u64::from(u32::MAX));
+fn left(calls: u64, retries: u64, config: &BudgetConfig) -> i64 {
     let share = (config.share.get() * SCALE as f64).round() as u64;
     let reserve = config.min.hertz() * (SLOT * SLOTS as u32).as_secs_f64() * SCALE as f64;
-    // At most 2³² · 10⁶ each: far from the end of an i64, which a reserve beyond it saturates to.
+    // At most 2⁴⁰ · 10⁶ and 2³² · 10⁶: within an i64, which a reserve beyond it saturates to.
     ((calls * share) as i64).saturating_add(reserve as i64).saturating_sub((retries * SCALE) as i64)
 }
 
@@ -250,6 +279,21 @@ mod tests {
             true => (calls, retries + 1.0),
             false => (calls + 1.0, retries),
         })
+    }
+
+    #[test]
+    fn calls_of_all_threads_count() {
+        let (start, config) = (Instant::now(), config("50%", "0/s"));
+        let budget = Budget::new(start);
+        std::thread::scope(|scope| {
+            for i in 0..20 {
+                let budget = &budget;
+                scope.spawn(move || (0..100).for_each(|_| budget.deposit(start + S * (i % 2))));
+            }
+        });
+        assert_eq!(budget.balance(start + S, &config), 1_000);
+        assert_eq!(budget.balance(start + 10 * S, &config), 500);
+        assert_eq!(budget.balance(start + 11 * S, &config), 0);
     }
 
     #[test]
