@@ -18,7 +18,7 @@ use crate::{
     labels::LabelSet,
     layer::{balance::Picker, fallback::FallbackFn},
     metrics::Metrics,
-    policy::{Carried, Common, Environment, Policies, Problem, Sample, Settings, States},
+    policy::{Carried, Common, Environment, Policies, Problem, Sample, Settings, States, lasting},
     protocol::Transport,
     random::Random,
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
@@ -136,7 +136,7 @@ impl RuntimeBuilder {
             caller.push_str(&format!(";{name}={value}"));
         }
         // A name that can't travel in a header does not travel.
-        let common = Common { caller: HeaderValue::try_from(caller).ok(), ..Common::new(self.random) };
+        let common = Common { caller: lasting(caller), ..Common::new(self.random) };
         let environment = Arc::new(Environment {
             service: self.service.clone(),
             states: States::default(),

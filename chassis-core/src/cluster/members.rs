@@ -16,6 +16,7 @@ use crate::{
     layer::breaker::{Force, State},
     policy::Policy,
     random::Random,
+    shard::PerShard,
 };
 
 /// Who is there, as of one snapshot of the registry.
@@ -28,8 +29,9 @@ pub struct Members {
     nodes: Box<[Arc<Node>]>,
     all: Arc<Subset>,
     chosen: Live<HashMap<LabelSet, Arc<Subset>, foldhash::fast::RandomState>>,
-    /// The first few of them once more, by the very sets of the rules: found without hashing.
-    first: [OnceLock<(Arc<LabelSet>, Arc<Subset>)>; 4],
+    /// The first few of them once more, by the very sets of the rules: found without hashing. Threads have
+    /// sets of their own, as they have rules.
+    first: PerShard<[OnceLock<(Arc<LabelSet>, Arc<Subset>)>; 4]>,
 }
 
 /// What a registry's answer amounts to.
@@ -92,15 +94,16 @@ impl Members {
 
     /// The nodes with the labels of a rule; may be empty.
     pub(crate) fn with_labels_of(&self, rule: &Arc<LabelSet>) -> Arc<Subset> {
-        let taken = self.first.iter().map_while(OnceLock::get);
+        let first = self.first.mine(Default::default);
+        let taken = first.iter().map_while(OnceLock::get);
         if let Some((_, subset)) = taken.clone().find(|(labels, _)| Arc::ptr_eq(labels, rule)) {
             return subset.clone();
         }
         let subset = self.with_labels(rule);
-        if let Some(free) = self.first.get(taken.count()) {
-            let _ = free.set((rule.clone(), subset.clone())); // or somebody was quicker
-        }
-        subset
+        let Some(free) = first.get(taken.count()) else { return subset };
+        let own = Subset::new(subset.nodes.to_vec());
+        let _ = free.set((rule.clone(), own.clone())); // or somebody was quicker
+        own
     }
 
     /// The nodes with `labels`; may be empty.

@@ -265,6 +265,20 @@ impl Rule {
         rules.collect()
     }
 
+    /// The same rule, of which no thread but one counts references.
+    pub(crate) fn apart(&self) -> Rule {
+        Rule {
+            name: self.name.as_ref().into(),
+            matcher: self.matcher.clone(),
+            targets: self.targets.apart(),
+            fallback: match &self.fallback {
+                Fallback::Sets(sets) => Fallback::Sets(sets.to_vec().into()),
+                any_or_none => any_or_none.clone(),
+            },
+            hits: self.hits.clone(),
+        }
+    }
+
     /// How many calls it has decided on.
     pub fn hits(&self) -> u64 {
         self.hits.get()
@@ -310,6 +324,16 @@ impl Targets {
             (Some(_), _, _) => {
                 problem(".to", "a rule has either `to`, or `split` with `by`".to_owned());
                 none()
+            }
+        }
+    }
+
+    fn apart(&self) -> Self {
+        let apart = |labels: &Arc<LabelSet>| Arc::new(LabelSet::clone(labels));
+        match self {
+            Targets::One(labels) => Targets::One(apart(labels)),
+            Targets::Split(shares) => {
+                Targets::Split(shares.iter().map(|(sum, labels)| (*sum, apart(labels))).collect())
             }
         }
     }

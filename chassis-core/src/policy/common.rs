@@ -1,9 +1,17 @@
 //! What all policies of a process have in common, and layers take from there: a pipeline is cloned for
 //! each call, and what hangs on the policy costs it nothing.
-use std::sync::atomic::{
-    AtomicBool, AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
+use std::{
+    collections::HashSet,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
+    },
 };
+
+use bytes::Bytes;
 
 use http::{HeaderName, HeaderValue};
 
@@ -54,6 +62,21 @@ impl Default for Common {
     fn default() -> Self {
         Common::new(Random::from_os())
     }
+}
+
+/// `name` as a value that lasts as long as the process, once for each name: calls carry several copies of
+/// it, whose references would be counted in one place by all threads.
+pub(crate) fn lasting(name: String) -> Option<HeaderValue> {
+    static NAMES: Mutex<Option<HashSet<&'static str>>> = Mutex::new(None);
+    HeaderValue::try_from(&name).ok()?;
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    let names = names.get_or_insert_default();
+    let name = names.get(&*name).copied().unwrap_or_else(|| {
+        let name: &'static str = name.leak();
+        names.insert(name);
+        name
+    });
+    HeaderValue::from_maybe_shared(Bytes::from_static(name.as_bytes())).ok()
 }
 
 // === impl Sample ===

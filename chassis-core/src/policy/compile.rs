@@ -8,7 +8,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    ByName, Common, Policies, Policy, Problem, Site, States, Table,
+    ByName, Common, Entry, Policies, Policy, Problem, Site, States, Table,
     settings::{
         InboundOperationSettings, InboundSettings, OperationSettings, OutboundSettings, ServiceSettings,
         Settings,
@@ -402,7 +402,7 @@ impl Compiler<'_> {
         for (name, operation) in &settings.operations {
             let own = self.inbound_own(&base, name, operation);
             let name: Arc<str> = name.as_str().into();
-            named.insert(name.clone(), Arc::new(base.policy_with(name, &own)));
+            named.insert(name.clone(), Entry::new(base.policy_with(name, &own)));
         }
         Table::new(base, named)
     }
@@ -444,7 +444,7 @@ impl Compiler<'_> {
         let (base, owns) = self.outbound_parts(service, path, settings, faults);
         let named = owns.into_iter().map(|(name, own)| {
             let policy = base.policy_with(name.clone(), &own);
-            (name, Arc::new(policy))
+            (name, Entry::new(policy))
         });
         let named = named.collect();
         Table::new(base, named)

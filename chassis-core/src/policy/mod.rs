@@ -12,14 +12,15 @@ mod states;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, LazyLock, OnceLock,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use tokio::time::Instant;
 
+pub(crate) use self::common::lasting;
 use self::compile::Base;
 pub use self::{
     common::{Carried, Common, Sample},
@@ -44,9 +45,11 @@ use crate::{
         route::Rule,
     },
     metrics::{CallMetrics, Metrics},
+    shard::{self, PerShard},
 };
 
 /// The rules one call lives under, with the state they share. What is `None` or empty is off.
+#[derive(Clone)]
 pub struct Policy {
     /// The service called; on the server this one.
     pub service: Arc<str>,
@@ -92,16 +95,16 @@ pub struct Policy {
 
 /// Looked into by every call. The hash is quick and seeded at random; names that callers make up are bounded
 /// ([`MOST_OPERATIONS`]).
-type ByName<T> = HashMap<Arc<str>, Arc<T>, foldhash::fast::RandomState>;
+type ByName<T> = HashMap<Arc<str>, T, foldhash::fast::RandomState>;
 
 /// One version of all rules: service → operation → policy.
 pub struct Policies {
     version: u64,
     inbound: Table,
     /// Services that the settings name.
-    named: ByName<Table>,
+    named: ByName<Arc<Table>>,
     /// Services that were called and are not named.
-    called: Live<ByName<Table>>,
+    called: Live<ByName<Arc<Table>>>,
     environment: Arc<Environment>,
     /// What it was compiled from, for services that are called without being named.
     settings: Arc<Settings>,
@@ -111,13 +114,30 @@ pub struct Policies {
 /// The policies of one service.
 struct Table {
     base: Base,
-    named: ByName<Policy>,
-    called: Live<ByName<Policy>>,
+    named: ByName<Entry>,
+    called: Live<ByName<Arc<Entry>>>,
     /// The first few of them once more: found without a hash or a snapshot.
-    first: [OnceLock<Arc<Policy>>; 8],
-    other: Arc<Policy>,
+    first: [OnceLock<(Arc<str>, Arc<Entry>)>; 8],
+    other: Entry,
     /// Somebody has asked for a policy: there may be state to carry over.
     used: AtomicBool,
+    copies: Copies,
+}
+
+/// The policy of an operation. A call counts references to it and to what its rules choose, so threads have
+/// copies: else they would have to take those counts from each other. All state is the same.
+struct Entry {
+    policy: Arc<Policy>,
+    /// The shard that has the policy itself, plus one; 0 before anybody called the operation.
+    owner: AtomicUsize,
+    copies: PerShard<Arc<Policy>>,
+}
+
+/// What is copied of a service's policies.
+#[derive(Default)]
+struct Copies {
+    count: AtomicUsize,
+    routes: PerShard<Arc<[Rule]>>,
 }
 
 /// Something that is wrong with settings, and where.
@@ -145,14 +165,17 @@ pub struct Site {
 /// share `_OTHER`'s, so that nobody can fill our memory by inventing names.
 pub const MOST_OPERATIONS: usize = 1024;
 
+/// Copies there are of the policies of one service: about half a megabyte. Threads share what else they call;
+/// of so many operations few are called by two at once.
+const MOST_COPIES: usize = 1024;
+
 // === impl Policy ===
 
 impl Policy {
     /// No rules at all: what a call lives under before the route layer.
     pub fn none() -> Arc<Self> {
-        static NONE: LazyLock<Arc<Policy>> =
-            LazyLock::new(|| Arc::new(Policy::empty("".into(), "".into(), 0, Arc::default())));
-        NONE.clone()
+        static NONE: PerShard<Arc<Policy>> = PerShard::new();
+        NONE.mine(|| Arc::new(Policy::empty("".into(), "".into(), 0, Arc::default()))).clone()
     }
 
     fn empty(service: Arc<str>, operation: Arc<str>, version: u64, common: Arc<Common>) -> Self {
@@ -237,49 +260,52 @@ impl Policies {
 // === impl Table ===
 
 impl Table {
-    fn new(base: Base, named: ByName<Policy>) -> Self {
-        let other = Arc::new(base.policy("_OTHER".into()));
+    fn new(base: Base, named: ByName<Entry>) -> Self {
+        let other = Entry::new(base.policy("_OTHER".into()));
         let (called, first) = (Live::new(ByName::default()), Default::default());
-        Table { base, named, called, first, other, used: AtomicBool::new(false) }
+        let (used, copies) = (AtomicBool::new(false), Copies::default());
+        Table { base, named, called, first, other, used, copies }
     }
 
     fn policy(&self, operation: &str) -> Arc<Policy> {
         if !self.used.load(Relaxed) {
             self.used.store(true, Relaxed);
         }
-        if let Some(policy) = self.named.get(operation) {
-            return policy.clone();
+        if let Some(entry) = self.named.get(operation) {
+            return entry.mine(&self.copies);
         }
         let first = self.first.iter().map_while(OnceLock::get);
-        if let Some(policy) = first.into_iter().find(|policy| *policy.operation == *operation) {
-            return policy.clone();
+        if let Some((_, entry)) = first.into_iter().find(|(name, _)| **name == *operation) {
+            return entry.mine(&self.copies);
         }
-        if let Some(policy) = self.called.with(|called| called.get(operation).cloned()) {
+        let mine = |entry: &Arc<Entry>| entry.mine(&self.copies);
+        if let Some(policy) = self.called.with(|called| called.get(operation).map(mine)) {
             return policy;
         }
         if operation == "_OTHER" || self.called.with(|called| called.len() >= MOST_OPERATIONS) {
-            return self.other.clone();
+            return self.other.mine(&self.copies);
         }
         self.call(operation.into())
     }
 
     /// The policy of an operation that is called for the first time.
     fn call(&self, operation: Arc<str>) -> Arc<Policy> {
-        let policy = Arc::new(self.base.policy(operation.clone()));
-        insert(&self.called, operation.clone(), policy, MOST_OPERATIONS);
-        let Some(policy) = self.called.with(|called| called.get(&operation).cloned()) else {
-            return self.other.clone();
+        let entry = Arc::new(Entry::new(self.base.policy(operation.clone())));
+        insert(&self.called, operation.clone(), entry, MOST_OPERATIONS);
+        let Some(entry) = self.called.with(|called| called.get(&operation).cloned()) else {
+            return self.other.mine(&self.copies);
         };
+        let policy = entry.mine(&self.copies);
         if let Some(free) = self.first.iter().find(|first| first.get().is_none()) {
-            let _ = free.set(policy.clone()); // or somebody was quicker
+            let _ = free.set((operation, entry)); // or somebody was quicker
         }
         policy
     }
 
     fn all(&self) -> Vec<Arc<Policy>> {
-        let mut all: Vec<_> = self.named.values().cloned().collect();
-        all.extend(self.called.get().values().cloned());
-        all.push(self.other.clone());
+        let mut all: Vec<_> = self.named.values().map(|entry| entry.policy.clone()).collect();
+        all.extend(self.called.get().values().map(|entry| entry.policy.clone()));
+        all.push(self.other.policy.clone());
         all
     }
 
@@ -298,7 +324,37 @@ impl Table {
     }
 }
 
-fn insert<T>(map: &Live<ByName<T>>, key: Arc<str>, value: Arc<T>, most: usize) {
+// === impl Entry ===
+
+impl Entry {
+    fn new(policy: Policy) -> Self {
+        Entry { policy: Arc::new(policy), owner: AtomicUsize::new(0), copies: PerShard::new() }
+    }
+
+    /// The policy, or this thread's copy of it.
+    fn mine(&self, of: &Copies) -> Arc<Policy> {
+        let me = shard::mine() + 1;
+        match self.owner.load(Relaxed) {
+            owner if owner == me => self.policy.clone(),
+            0 if self.owner.compare_exchange(0, me, Relaxed, Relaxed).is_ok() => self.policy.clone(),
+            _ => self.copies.mine(|| of.copy(&self.policy)).clone(),
+        }
+    }
+}
+
+// === impl Copies ===
+
+impl Copies {
+    fn copy(&self, policy: &Arc<Policy>) -> Arc<Policy> {
+        if self.count.fetch_add(1, Relaxed) >= MOST_COPIES {
+            return policy.clone();
+        }
+        let routes = self.routes.mine(|| policy.routes.iter().map(Rule::apart).collect());
+        Arc::new(Policy { routes: routes.clone(), ..(**policy).clone() })
+    }
+}
+
+fn insert<T>(map: &Live<ByName<Arc<T>>>, key: Arc<str>, value: Arc<T>, most: usize) {
     map.update(|old| {
         let mut new = old.clone();
         if new.len() < most {

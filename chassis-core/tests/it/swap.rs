@@ -298,3 +298,49 @@ async fn nothing_piles_up_over_a_thousand_versions() {
         1
     );
 }
+
+/// Calls `look` with the policy that each of more threads than there are shards has of `operation`.
+fn policies_of_threads(bench: &Bench, operation: &str) -> Vec<Arc<chassis_core::policy::Policy>> {
+    let policies = bench.runtime.policies().get();
+    std::thread::scope(|scope| {
+        let outbound = || policies.outbound(&"stock".into(), operation);
+        (0..20).map(|_| scope.spawn(outbound).join().unwrap()).collect()
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn threads_have_copies_of_a_policy_and_share_its_state() {
+    let bench = Bench::new(|_| Answer::ok(""));
+    bench.stock(json!({
+        "concurrency": 5,
+        "rate_limits": [{ "name": "all", "rate": "1000/s", "burst": 1_000 }],
+        "routes": [{ "name": "all", "to": {} }],
+    }));
+    let all = policies_of_threads(&bench, "Get");
+    assert!(all.iter().any(|policy| !Arc::ptr_eq(policy, &all[0])));
+    for policy in &all {
+        let [one, other] = [policy, &all[0]];
+        assert_eq!((&*one.operation, one.version, one.timeout), ("Get", other.version, other.timeout));
+        let same = [
+            Arc::ptr_eq(&one.breaker.as_ref().unwrap().cell, &other.breaker.as_ref().unwrap().cell),
+            Arc::ptr_eq(&one.concurrency.as_ref().unwrap().gauge, &other.concurrency.as_ref().unwrap().gauge),
+            Arc::ptr_eq(&one.retry.as_ref().unwrap().budget, &other.retry.as_ref().unwrap().budget),
+            Arc::ptr_eq(&one.rate_limits[0].buckets, &other.rate_limits[0].buckets),
+            Arc::ptr_eq(one.metrics.as_ref().unwrap(), other.metrics.as_ref().unwrap()),
+        ];
+        assert_eq!(same, [true; 5]);
+    }
+    // One call, and every copy of the rule that matched has heard of it.
+    bench.get().await.unwrap();
+    assert!(all.iter().all(|policy| policy.rules()[0].hits() == 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_of_policies_are_bounded() {
+    let bench = Bench::new(|_| Answer::ok(""));
+    bench.stock(json!({}));
+    let mut all = std::collections::HashSet::new();
+    let kept: Vec<_> = (0..500).flat_map(|n| policies_of_threads(&bench, &format!("Op{n}"))).collect();
+    all.extend(kept.iter().map(Arc::as_ptr));
+    assert!((1_000..=500 + 1_024).contains(&all.len()), "{}", all.len());
+}
