@@ -3,7 +3,7 @@
 //! Between the user's layers and the built-in ones types are erased, once; an empty stage is a branch.
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex},
     task::{Context, Poll},
 };
 
@@ -16,6 +16,7 @@ use crate::{
     BoxFuture, Error,
     call::{Invocation, Reply},
     event::Side,
+    shard::{Cells, Line},
 };
 
 /// A place in the pipeline where a user's layer can stand.
@@ -43,7 +44,14 @@ trait Erased: Send + Sync {
     fn call(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, Error>>;
 }
 
-struct Erase<S>(S);
+/// Layers of ours, which a call goes through at once and leaves as they were. So threads have some of their
+/// own, made once, rather than for each call, which would count references to what all share. Nobody waits
+/// for them: whoever finds them taken - by a call made within a call, or as more threads than shards are
+/// about - makes some for the one call.
+struct Erase<S> {
+    service: S,
+    own: Cells<Mutex<S>>,
+}
 
 /// The user's layers, in the order they were added: the first is outermost.
 #[derive(Clone, Default)]
@@ -87,7 +95,7 @@ impl Next {
         S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + Sync + 'static,
         S::Future: Send + 'static,
     {
-        Next(Arc::new(Erase(service)))
+        Next(Arc::new(Erase { service, own: Cells::new() }))
     }
 
     /// Passes the call on.
@@ -102,7 +110,11 @@ where
     S::Future: Send + 'static,
 {
     fn call(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, Error>> {
-        Box::pin(self.0.clone().call(call))
+        let own = self.own.mine(|| Box::new(Line(Mutex::new(self.service.clone()))));
+        match own.try_lock() {
+            Ok(mut own) => Box::pin(own.call(call)),
+            Err(_) => Box::pin(self.service.clone().call(call)),
+        }
     }
 }
 

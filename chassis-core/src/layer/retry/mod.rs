@@ -17,13 +17,14 @@ use std::{
 use pin_project_lite::pin_project;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, Sleep};
+use tower_layer::Layer;
 use tower_service::Service;
 
 use self::backoff::delay;
 pub use self::budget::{Budget, BudgetConfig, BudgetPatch};
 use super::{
     breaker::{FailureSet, ended},
-    forward_ready, plain_layer,
+    forward_ready,
 };
 use crate::{
     Code, Error,
@@ -84,15 +85,23 @@ pub struct Retries {
     pub(crate) site: Arc<Site>,
 }
 
-plain_layer! {
-    /// Tries again what the policy of a call lets be tried again.
-    RetryLayer => Retry
+/// Tries again what the policy of a call lets be tried again.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RetryLayer;
+
+/// The service of [`RetryLayer`].
+#[derive(Debug)]
+pub struct Retry<S> {
+    inner: S,
+    /// For further attempts. Calls take a reference along, which is counted here and not in what `inner` is
+    /// made of: every clone has one of its own.
+    again: Arc<S>,
 }
 
 pin_project! {
     /// One attempt after another.
     pub struct RetryFuture<S, F> {
-        inner: S,
+        again: Arc<S>,
         #[pin]
         attempt: Option<F>,
         // What the next attempt is made of; `None` where there will be none.
@@ -132,6 +141,19 @@ fn default_on() -> FailureSet {
         .with_deadline()
 }
 
+impl<S: Clone> Layer<S> for RetryLayer {
+    type Service = Retry<S>;
+    fn layer(&self, inner: S) -> Retry<S> {
+        Retry { again: Arc::new(inner.clone()), inner }
+    }
+}
+
+impl<S: Clone> Clone for Retry<S> {
+    fn clone(&self) -> Self {
+        RetryLayer.layer(self.inner.clone())
+    }
+}
+
 impl<S> Service<Invocation> for Retry<S>
 where
     S: Service<Invocation, Response = Reply, Error = Error> + Clone,
@@ -160,15 +182,15 @@ where
             }
         }
         let attempt = Some(self.inner.call(call));
-        let inner = self.inner.clone();
+        let again = self.again.clone();
         let (failed, pause) = (None, None);
-        RetryFuture { inner, attempt, held, failed, pause, attempts: 1, resent: false, executed: false }
+        RetryFuture { again, attempt, held, failed, pause, attempts: 1, resent: false, executed: false }
     }
 }
 
 impl<S> Future for RetryFuture<S, S::Future>
 where
-    S: Service<Invocation, Response = Reply, Error = Error>,
+    S: Service<Invocation, Response = Reply, Error = Error> + Clone,
 {
     type Output = Result<Reply, Error>;
 
@@ -185,7 +207,7 @@ where
                     None => None,
                 };
                 match (next, this.failed.take()) {
-                    (Some(next), _) => this.attempt.set(Some(this.inner.call(next))),
+                    (Some(next), _) => this.attempt.set(Some(S::clone(this.again).call(next))),
                     // So much of the body was still read meanwhile that it can't be sent again.
                     (None, Some(error)) => return Poll::Ready(Err(give_up(this.held, error))),
                     (None, None) => {}
@@ -206,7 +228,7 @@ where
                             (Some(mut call), _) => {
                                 call.fail_attempt(&error); // by a leaf that has not done so
                                 call.begin_attempt(Instant::now());
-                                this.attempt.set(Some(this.inner.call(call)));
+                                this.attempt.set(Some(S::clone(this.again).call(call)));
                             }
                             (None, Some(held)) => {
                                 held.kept.tried.extend(error.node().cloned());
