@@ -45,6 +45,12 @@ pub enum Known {
     Deleted,
 }
 
+/// Nodes that were chosen: looked at where they are, or held on to where they were put together just now.
+pub(crate) enum Chosen<'a> {
+    There(&'a Subset),
+    Held(Arc<Subset>),
+}
+
 /// The nodes that a call may go to, in a fixed order, with their weights.
 pub struct Subset {
     nodes: Box<[Arc<Node>]>,
@@ -93,17 +99,17 @@ impl Members {
     }
 
     /// The nodes with the labels of a rule; may be empty.
-    pub(crate) fn with_labels_of(&self, rule: &Arc<LabelSet>) -> Arc<Subset> {
+    pub(crate) fn with_labels_of(&self, rule: &Arc<LabelSet>) -> Chosen<'_> {
         let first = self.first.mine(Default::default);
         let taken = first.iter().map_while(OnceLock::get);
         if let Some((_, subset)) = taken.clone().find(|(labels, _)| Arc::ptr_eq(labels, rule)) {
-            return subset.clone();
+            return Chosen::There(subset);
         }
         let subset = self.with_labels(rule);
-        let Some(free) = first.get(taken.count()) else { return subset };
-        let own = Subset::new(subset.nodes.to_vec());
-        let _ = free.set((rule.clone(), own.clone())); // or somebody was quicker
-        own
+        if let Some(free) = first.get(taken.count()) {
+            let _ = free.set((rule.clone(), subset.clone())); // or somebody was quicker
+        }
+        Chosen::Held(subset)
     }
 
     /// The nodes with `labels`; may be empty.
@@ -124,6 +130,18 @@ impl Members {
             chosen
         });
         subset
+    }
+}
+
+// === impl Chosen ===
+
+impl std::ops::Deref for Chosen<'_> {
+    type Target = Subset;
+    fn deref(&self) -> &Subset {
+        match self {
+            Chosen::There(subset) => subset,
+            Chosen::Held(subset) => subset,
+        }
     }
 }
 

@@ -17,7 +17,6 @@ use std::{
 
 use tokio::time::Instant;
 
-pub(crate) use self::node::Admitted;
 use self::{
     follow::follow,
     link::{Changes, Common},
@@ -28,6 +27,7 @@ pub use self::{
     members::{Known, Members, Subset},
     node::Node,
 };
+pub(crate) use self::{members::Chosen, node::Admitted};
 use crate::{
     Live,
     event::{Event, Events},

@@ -15,7 +15,7 @@ use super::{Decided, forward_ready};
 use crate::{
     Code, Error, Reason,
     call::{Invocation, Reply},
-    cluster::{Admitted, Cluster, Connection, Known, Members, Node, Subset},
+    cluster::{Admitted, Chosen, Cluster, Connection, Known, Members, Node, Subset},
     event::{Event, Side},
     layer::route::Fallback,
 };
@@ -213,21 +213,21 @@ impl BalanceLayer {
 }
 
 /// The nodes that the routes, or the caller, want; by the rule's fallback where there are none.
-fn resolve(members: &Members, call: &Invocation) -> Result<Arc<Subset>, Error> {
-    let Some(choice) = &call.choice else { return Ok(members.all().clone()) };
+fn resolve<'a>(members: &'a Members, call: &Invocation) -> Result<Chosen<'a>, Error> {
+    let Some(choice) = &call.choice else { return Ok(Chosen::There(members.all())) };
     let subset = match call.options.labels {
         None => members.with_labels_of(&choice.labels),
-        Some(_) => members.with_labels(&choice.labels),
+        Some(_) => Chosen::Held(members.with_labels(&choice.labels)),
     };
     if !subset.is_empty() {
         return Ok(subset);
     }
     match &choice.fallback {
-        Fallback::Any => Ok(members.all().clone()),
+        Fallback::Any => Ok(Chosen::There(members.all())),
         Fallback::None => Err(nowhere(choice, call)),
         Fallback::Sets(sets) => {
             let found = sets.iter().map(|set| members.with_labels(set)).find(|subset| !subset.is_empty());
-            found.ok_or_else(|| nowhere(choice, call))
+            found.map(Chosen::Held).ok_or_else(|| nowhere(choice, call))
         }
     }
 }
