@@ -95,12 +95,18 @@ impl Next {
         S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + Sync + 'static,
         S::Future: Send + 'static,
     {
-        Next(Arc::new(Erase { service, own: Cells::new() }))
+        Next(Arc::new(Erase::new(service)))
     }
 
     /// Passes the call on.
     pub fn run(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, Error>> {
         self.0.call(call)
+    }
+}
+
+impl<S> Erase<S> {
+    fn new(service: S) -> Self {
+        Erase { service, own: Cells::new() }
     }
 }
 
@@ -187,7 +193,7 @@ impl Stages {
         match entries.next() {
             None => Staged::Plain(inner),
             Some(innermost) => {
-                let first = (innermost.wrap)(Next(Arc::new(Below(inner))));
+                let first = (innermost.wrap)(Next(Arc::new(Below(Erase::new(inner)))));
                 Staged::User(entries.fold(first, |next, entry| (entry.wrap)(next)))
             }
         }
@@ -217,7 +223,7 @@ impl Stage {
 }
 
 /// What is below the user's layers, which may have let the call wait.
-struct Below<S>(S);
+struct Below<S>(Erase<S>);
 
 impl<S> Erased for Below<S>
 where
@@ -226,7 +232,7 @@ where
 {
     fn call(&self, mut call: Invocation) -> BoxFuture<'static, Result<Reply, Error>> {
         call.attempt_waited(Instant::now());
-        Box::pin(self.0.clone().call(call))
+        self.0.call(call)
     }
 }
 

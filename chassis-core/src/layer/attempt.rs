@@ -27,15 +27,23 @@ plain_layer! {
 }
 
 pin_project! {
+    #[allow(missing_docs)]
     /// Resolves with the answer or, at `bound`, without.
     #[project = AttemptProjection]
-    pub struct AttemptFuture<F> {
-        #[pin]
-        inner: Option<F>,
-        // When its time is up, and the node to be blamed then.
-        bound: Option<(Instant, Option<Arc<Node>>)>,
-        timer: Option<Pin<Box<Sleep>>>,
-        span: Option<Box<tracing::Span>>,
+    pub enum AttemptFuture<F> {
+        /// As long as the call has time, and nobody looks.
+        Plain { #[pin] inner: F },
+        /// Bounded, or in a span.
+        Watched {
+            #[pin]
+            inner: F,
+            // When its time is up, and the node to be blamed then.
+            bound: Option<(Instant, Option<Arc<Node>>)>,
+            timer: Option<Pin<Box<Sleep>>>,
+            span: Option<Box<tracing::Span>>,
+        },
+        /// Its time was up.
+        Over,
     }
 }
 
@@ -78,29 +86,37 @@ where
         }
         let bound = bound.map(|at| (at, call.node().cloned()));
         let span = super::trace::attempt_span(&mut call);
+        if bound.is_none() && span.is_none() {
+            return AttemptFuture::Plain { inner: self.inner.call(call) };
+        }
         let inner = match &span {
             None => self.inner.call(call),
             Some(span) => span.in_scope(|| self.inner.call(call)),
         };
-        AttemptFuture { inner: Some(inner), bound, timer: None, span }
+        AttemptFuture::Watched { inner, bound, timer: None, span }
     }
 }
 
 impl<F: Future<Output = Result<Reply, Error>>> Future for AttemptFuture<F> {
     type Output = Result<Reply, Error>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        let _entered = this.span.as_ref().map(|span| span.enter());
-        let Some(inner) = this.inner.as_mut().as_pin_mut() else { return Poll::Pending };
-        if let Poll::Ready(answer) = inner.poll(cx) {
-            return Poll::Ready(answer);
-        }
-        let Some((bound, node)) = this.bound else { return Poll::Pending };
-        let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(*bound)));
-        std::task::ready!(timer.as_mut().poll(cx));
-        this.inner.set(None);
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let node = match self.as_mut().project() {
+            AttemptProjection::Plain { inner } => return inner.poll(cx),
+            AttemptProjection::Watched { inner, bound, timer, span } => {
+                let _entered = span.as_ref().map(|span| span.enter());
+                if let Poll::Ready(answer) = inner.poll(cx) {
+                    return Poll::Ready(answer);
+                }
+                let Some((bound, node)) = bound else { return Poll::Pending };
+                let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(*bound)));
+                std::task::ready!(timer.as_mut().poll(cx));
+                node.take()
+            }
+            AttemptProjection::Over => return Poll::Pending,
+        };
+        self.set(AttemptFuture::Over);
         let error = Error::remote(Reason::DeadlineExceeded, "no answer within `per_try`");
-        Poll::Ready(Err(error.at(node.take())))
+        Poll::Ready(Err(error.at(node)))
     }
 }

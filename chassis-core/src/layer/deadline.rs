@@ -24,16 +24,23 @@ plain_layer! {
 }
 
 pin_project! {
+    #[allow(missing_docs)]
     /// Resolves with the answer or, at `bound`, without.
     #[project = DeadlineProjection]
-    pub struct DeadlineFuture<F> {
-        #[pin]
-        inner: Option<F>,
-        bound: Option<Instant>,
-        // Made when the inner future is first pending: a call answered at once needs no timer.
-        #[pin]
-        timer: Option<Sleep>,
-        error: Option<Error>,
+    pub enum DeadlineFuture<F> {
+        /// As long as it takes.
+        Unbounded { #[pin] inner: F },
+        /// Not longer than that.
+        Bounded {
+            #[pin]
+            inner: F,
+            bound: Instant,
+            // Made when the inner future is first pending: a call answered at once needs no timer.
+            #[pin]
+            timer: Option<Sleep>,
+        },
+        /// The time was up.
+        Over { error: Option<Error> },
     }
 }
 
@@ -47,42 +54,45 @@ where
 
     forward_ready!();
 
+    #[inline]
     fn call(&mut self, mut call: Invocation) -> Self::Future {
-        let bound = call.bound();
-        if let Some(bound) = bound {
-            if call.started >= bound {
-                let error = call.refuse(Error::local(
-                    Reason::DeadlineExceeded,
-                    "the deadline had passed before the call began",
-                ));
-                return DeadlineFuture { inner: None, bound: None, timer: None, error: Some(error) };
-            }
-            call.expires(bound);
+        let Some(bound) = call.bound() else {
+            return DeadlineFuture::Unbounded { inner: self.inner.call(call) };
+        };
+        if call.started >= bound {
+            let message = "the deadline had passed before the call began";
+            let error = call.refuse(Error::local(Reason::DeadlineExceeded, message));
+            return DeadlineFuture::Over { error: Some(error) };
         }
-        DeadlineFuture { inner: Some(self.inner.call(call)), bound, timer: None, error: None }
+        call.expires(bound);
+        DeadlineFuture::Bounded { inner: self.inner.call(call), bound, timer: None }
     }
 }
 
 impl<F: Future<Output = Result<Reply, Error>>> Future for DeadlineFuture<F> {
     type Output = Result<Reply, Error>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        let Some(inner) = this.inner.as_mut().as_pin_mut() else {
-            // Taken once: a future is not polled again after it has resolved.
-            return Poll::Ready(Err(this.error.take().expect("polled after it was ready")));
-        };
-        if let Poll::Ready(answer) = inner.poll(cx) {
-            return Poll::Ready(answer);
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.as_mut().project() {
+            DeadlineProjection::Unbounded { inner } => return inner.poll(cx),
+            DeadlineProjection::Bounded { inner, bound, mut timer } => {
+                if let Poll::Ready(answer) = inner.poll(cx) {
+                    return Poll::Ready(answer);
+                }
+                if timer.is_none() {
+                    timer.set(Some(tokio::time::sleep_until(*bound)));
+                }
+                if let Some(timer) = timer.as_pin_mut() {
+                    std::task::ready!(timer.poll(cx));
+                }
+            }
+            DeadlineProjection::Over { error } => {
+                // Taken once: a future is not polled again after it has resolved.
+                return Poll::Ready(Err(error.take().expect("polled after it was ready")));
+            }
         }
-        let Some(bound) = *this.bound else { return Poll::Pending };
-        if this.timer.is_none() {
-            this.timer.set(Some(tokio::time::sleep_until(bound)));
-        }
-        if let Some(timer) = this.timer.as_mut().as_pin_mut() {
-            std::task::ready!(timer.poll(cx));
-        }
-        this.inner.set(None); // whoever listens below hears now that the time was up
+        // Whoever listens below hears now that the time was up.
+        self.set(DeadlineFuture::Over { error: None });
         Poll::Ready(Err(Error::remote(Reason::DeadlineExceeded, "no answer before the deadline")))
     }
 }

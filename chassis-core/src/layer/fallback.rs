@@ -105,10 +105,23 @@ where
 
     forward_ready!();
 
+    #[inline]
     fn call(&mut self, call: Invocation) -> Self::Future {
-        let Some(fallback) = call.policy.fallback.clone() else {
-            return Decided::inner(self.inner.call(call));
-        };
+        match call.policy.fallback.clone() {
+            None => Decided::inner(self.inner.call(call)),
+            Some(fallback) => self.with(fallback, call),
+        }
+    }
+}
+
+impl<S> WithFallback<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Error>,
+    S::Future: Send + 'static,
+{
+    /// Has `fallback` answer where the call fails. Apart, so that a layer without one is a branch.
+    #[inline(never)]
+    fn with(&mut self, fallback: Fallback, call: Invocation) -> Decided<S::Future> {
         let (protocol, target, policy) = (call.protocol, call.target.clone(), call.policy.clone());
         let metadata = call.metadata.clone();
         let inner = self.inner.call(call);

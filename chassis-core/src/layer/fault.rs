@@ -203,10 +203,23 @@ where
 
     forward_ready!();
 
-    fn call(&mut self, mut call: Invocation) -> Self::Future {
-        if call.policy.faults.at(self.with.at).is_empty() {
-            return Decided::inner(self.inner.call(call));
+    #[inline]
+    fn call(&mut self, call: Invocation) -> Self::Future {
+        match call.policy.faults.at(self.with.at).is_empty() {
+            true => Decided::inner(self.inner.call(call)),
+            false => self.drawn(call),
         }
+    }
+}
+
+impl<S> InjectFault<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    /// Draws whether a fault hits. Apart, so that a layer without faults is a branch.
+    #[inline(never)]
+    fn drawn(&mut self, mut call: Invocation) -> Decided<S::Future> {
         match self.with.draw(&call) {
             (Duration::ZERO, None) => Decided::inner(self.inner.call(call)),
             (Duration::ZERO, Some(error)) => Decided::refused(call.refuse(error)),

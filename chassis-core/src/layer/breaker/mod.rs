@@ -67,7 +67,22 @@ where
 
     forward_ready!();
 
-    fn call(&mut self, mut call: Invocation) -> Self::Future {
+    #[inline]
+    fn call(&mut self, call: Invocation) -> Self::Future {
+        match call.policy.breaker {
+            None => Decided::inner(self.inner.call(call)),
+            Some(_) => self.guarded(call),
+        }
+    }
+}
+
+impl<S> Breaker<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Error>,
+{
+    /// Passes the call on if its circuit lets it. Apart, so that a layer without one is a branch.
+    #[inline(never)]
+    fn guarded(&mut self, mut call: Invocation) -> Decided<S::Future> {
         let Some(Guard { config, cell }) = &call.policy.breaker else {
             return Decided::inner(self.inner.call(call));
         };

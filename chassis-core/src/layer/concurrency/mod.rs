@@ -81,25 +81,28 @@ where
 
     forward_ready!();
 
+    #[inline]
     fn call(&mut self, mut call: Invocation) -> Self::Future {
         if let Some(bound) = &call.policy.concurrency {
             let limit = bound.config.limit.get();
             if !bound.gauge.acquire(limit) {
-                bound.site.pulse(call.started, || Event::Refusing {
-                    side: self.side,
-                    service: call.policy.service.clone(),
-                    reason: Reason::Overloaded,
-                    rule: "concurrency".to_owned(),
-                });
-                let message =
-                    format!("{}: {limit} calls are under way, the most at once", call.policy.service);
-                let error = Error::local(Reason::Overloaded, message).with_rule("concurrency");
-                return Decided::refused(call.refuse(error));
+                return Decided::refused(refuse(call, self.side, limit));
             }
             call.listen_own(Own::Concurrency);
         }
         Decided::inner(self.inner.call(call))
     }
+}
+
+#[cold]
+fn refuse(call: Invocation, side: Side, limit: u32) -> Error {
+    let service = call.policy.service.clone();
+    let message = format!("{service}: {limit} calls are under way, the most at once");
+    if let Some(bound) = &call.policy.concurrency {
+        let (reason, rule) = (Reason::Overloaded, "concurrency".to_owned());
+        bound.site.pulse(call.started, || Event::Refusing { side, service, reason, rule });
+    }
+    call.refuse(Error::local(Reason::Overloaded, message).with_rule("concurrency"))
 }
 
 // === impl Gauge ===

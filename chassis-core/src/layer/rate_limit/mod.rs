@@ -137,10 +137,23 @@ where
 
     forward_ready!();
 
+    #[inline]
     fn call(&mut self, call: Invocation) -> Self::Future {
-        if call.policy.rate_limits.is_empty() {
-            return Decided::inner(self.inner.call(call));
+        match call.policy.rate_limits.is_empty() {
+            true => Decided::inner(self.inner.call(call)),
+            false => self.limited(call),
         }
+    }
+}
+
+impl<S> RateLimit<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    /// Passes the call on as the limits let it. Apart, so that a layer without limits is a branch.
+    #[inline(never)]
+    fn limited(&mut self, call: Invocation) -> Decided<S::Future> {
         let (wait, taken) = match take_all(&call) {
             Ok((Duration::ZERO, _)) => return Decided::inner(self.inner.call(call)),
             Ok(waits) => waits,
