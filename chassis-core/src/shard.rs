@@ -3,7 +3,7 @@
 //! A cache line that two threads write by turns costs each of them about a tenth of a microsecond, every
 //! time. So what is counted on the way of every call, and only looked at now and then, is counted in one
 //! cell per shard and added up when somebody looks; and what is read and counted by reference has a copy
-//! per shard. Threads are numbered as they come; more threads than shards share them, which costs time and
+//! per shard. Threads go to shards as they come; more threads than shards share them, which costs time and
 //! nothing else: cells are atomics.
 use std::{
     cell::Cell,
@@ -34,24 +34,25 @@ pub(crate) type Cells<T> = PerShard<Box<Line<T>>>;
 #[derive(Debug)]
 pub struct Sum<A>(Cells<A>);
 
-/// The shard of this thread: below [`SHARDS`].
-pub(crate) fn mine() -> usize {
-    thread_number() % SHARDS
+thread_local! {
+    /// The shard of this thread; none of them before it first asks.
+    static MINE: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
-/// Small numbers, given to threads in the order in which they first ask.
-fn thread_number() -> usize {
+/// The shard of this thread: below [`SHARDS`].
+#[inline]
+pub(crate) fn mine() -> usize {
+    let mine = MINE.get();
+    if mine < SHARDS { mine } else { next() }
+}
+
+/// Threads go to the shards by turns, in the order in which they first ask.
+#[cold]
+fn next() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static MINE: Cell<Option<usize>> = const { Cell::new(None) };
-    }
-    MINE.with(|mine| {
-        mine.get().unwrap_or_else(|| {
-            let number = NEXT.fetch_add(1, Relaxed);
-            mine.set(Some(number));
-            number
-        })
-    })
+    let mine = NEXT.fetch_add(1, Relaxed) % SHARDS;
+    MINE.set(mine);
+    mine
 }
 
 // === impl PerShard ===
@@ -63,6 +64,7 @@ impl<T> PerShard<T> {
     }
 
     /// That of this thread's shard.
+    #[inline]
     pub(crate) fn mine(&self, make: impl FnOnce() -> T) -> &T {
         self.0.get_or_init(Default::default)[mine()].get_or_init(make)
     }
@@ -75,6 +77,7 @@ impl<T> PerShard<T> {
 
 impl<T: Default> Cells<T> {
     /// That of this thread's shard.
+    #[inline]
     pub(crate) fn cell(&self) -> &T {
         self.mine(Box::default)
     }

@@ -167,6 +167,10 @@ impl Circuit {
         }
         if !token.probe {
             self.window.add(failed, millis, length);
+            let at_rest = word.phase == Phase::Closed { consecutive: 0 };
+            if !failed && at_rest && !self.window.has_failures(millis, length) {
+                return None; // the usual case: nothing to trip over, and nothing to be forgotten
+            }
         }
         loop {
             let (seen, word) = self.load();
@@ -176,7 +180,7 @@ impl Circuit {
             let next = match word.phase {
                 Phase::Closed { consecutive } => {
                     let consecutive = if failed { consecutive.saturating_add(1) } else { 0 };
-                    // No failures, nothing to trip over: the usual case, without counting.
+                    // No failures, nothing to trip over: no need to count.
                     let any = failed || self.window.has_failures(millis, length);
                     match any && config.trips(consecutive, self.window.tally(millis, length)) {
                         true => word.opened(millis),

@@ -48,17 +48,31 @@ impl Gauge {
         if self.limit.load(Relaxed) != limit {
             self.limit.store(limit, Relaxed);
         }
-        if limit >= KEEPS && self.taken.load(Relaxed) <= limit && self.kept.cell().take() {
-            return true;
+        let kept = limit >= KEEPS && self.taken.load(Relaxed) <= limit && self.kept.cell().take();
+        kept || self.take(limit)
+    }
+
+    /// Returns a permit. Once for every one taken.
+    pub fn release(&self) {
+        let (limit, taken) = (self.limit.load(Relaxed), self.taken.load(Relaxed));
+        let keep = limit >= KEEPS && (1..=limit / 2).contains(&taken);
+        if !keep || !self.kept.cell().put(limit / KEEPS) {
+            // One too many would wrap to four billion: a limit that admits nobody any more.
+            let _ = self.taken.fetch_update(SeqCst, SeqCst, |taken| taken.checked_sub(1));
         }
+    }
+
+    /// One that nobody has, or else one that a thread keeps.
+    fn take(&self, limit: u32) -> bool {
+        let under = |taken| (taken < limit).then(|| taken + 1);
+        let over = |taken| (taken > limit).then(|| taken - 1);
         loop {
             let puts = self.puts();
-            if self.taken.fetch_update(SeqCst, SeqCst, |taken| (taken < limit).then(|| taken + 1)).is_ok() {
+            if self.taken.fetch_update(SeqCst, SeqCst, under).is_ok() {
                 return true;
             }
-            let over = |taken| (taken > limit).then(|| taken - 1);
             while self.kept.cells().any(Kept::take) {
-                // One of those that are kept; it goes back where the limit was lowered below all of them.
+                // It goes back where the limit was lowered below all that are taken.
                 if self.taken.fetch_update(SeqCst, SeqCst, over).is_err() {
                     return true;
                 }
@@ -68,16 +82,6 @@ impl Gauge {
                 return false;
             }
         }
-    }
-
-    /// Returns a permit. Once for every one taken.
-    pub fn release(&self) {
-        let (limit, taken) = (self.limit.load(Relaxed), self.taken.load(Relaxed));
-        if limit >= KEEPS && taken <= limit / 2 && taken > 0 && self.kept.cell().put(limit / KEEPS) {
-            return;
-        }
-        // One too many would wrap to four billion: a limit that admits nobody any more.
-        let _ = self.taken.fetch_update(SeqCst, SeqCst, |taken| taken.checked_sub(1));
     }
 
     /// How many permits are out.
@@ -94,10 +98,12 @@ impl Gauge {
 // === impl Kept ===
 
 impl Kept {
+    #[inline]
     fn take(&self) -> bool {
         self.0.fetch_update(SeqCst, SeqCst, |kept| (kept as u32 > 0).then(|| kept - 1)).is_ok()
     }
 
+    #[inline]
     fn put(&self, most: u32) -> bool {
         let put = |kept: u64| ((kept as u32) < most).then(|| kept.wrapping_add(PUT + 1));
         self.0.fetch_update(SeqCst, SeqCst, put).is_ok()
