@@ -1,7 +1,7 @@
 //! A call as a gRPC edge makes it, and a leaf that answers it at once.
 use std::{
     future::{Ready, ready},
-    sync::Arc,
+    sync::{Arc, LazyLock},
     task::{Context, Poll},
 };
 
@@ -87,8 +87,11 @@ fn message() -> Bytes {
 // === impl AtOnce ===
 
 impl AtOnce {
+    /// Its message is without references, as that of a real leaf is one that nobody else has: threads are
+    /// not to wait for each other here.
     pub fn new() -> Self {
-        AtOnce { message: message() }
+        static MESSAGE: LazyLock<Bytes> = LazyLock::new(message);
+        AtOnce { message: Bytes::from_static(&MESSAGE) }
     }
 
     fn answer(&self, call: Invocation) -> Reply {
