@@ -67,10 +67,10 @@ impl Gauge {
         let under = |taken| (taken < limit).then(|| taken + 1);
         let over = |taken| (taken > limit).then(|| taken - 1);
         loop {
-            let puts = self.puts();
             if self.taken.fetch_update(SeqCst, SeqCst, under).is_ok() {
                 return true;
             }
+            let puts = self.puts();
             while self.kept.cells().any(Kept::take) {
                 // It goes back where the limit was lowered below all that are taken.
                 if self.taken.fetch_update(SeqCst, SeqCst, over).is_err() {
