@@ -1,13 +1,12 @@
 //! What a node remembers of its calls: what balancing goes by, and the figures that people look at.
 use std::{
-    sync::{
-        OnceLock,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
 use tokio::time::Instant;
+
+use crate::shard::Cells;
 
 /// Calls under way, how many fail, and how long they take; all of it written and read without locks.
 ///
@@ -29,17 +28,23 @@ pub struct Load {
     epoch: Instant,
     counts: Counts,
     /// Made for the first call that is judged: of many endpoints most may never be called.
-    latencies: OnceLock<Box<Histogram>>,
+    judged: Cells<Judged>,
 }
 
-/// What every call writes, side by side: threads take turns at a cache line, so the fewer the better.
+/// What picks look at, side by side: threads take turns at a cache line, so the fewer the better.
 #[derive(Debug, Default)]
 #[repr(C)]
 struct Counts {
     in_flight: AtomicU32,
-    calls: AtomicU64,
     failed: AtomicU64,
     failures: Average,
+}
+
+/// What only people look at: each thread counts its own.
+#[derive(Debug, Default)]
+struct Judged {
+    calls: AtomicU64,
+    latencies: Histogram,
 }
 
 /// A node's figures at one moment.
@@ -88,7 +93,7 @@ const PRECISION: Duration = Duration::from_millis(16);
 
 const BUCKETS: usize = 128;
 
-/// Every so many calls all buckets are halved, so that the figures are those of the latest few thousand.
+/// Every so many calls of a thread all buckets are halved, so that the figures are those of the latest few thousand.
 const HALVE_EVERY: u64 = 4096;
 
 // === impl Load ===
@@ -96,7 +101,7 @@ const HALVE_EVERY: u64 = 4096;
 impl Load {
     /// Nothing seen yet; `now` is where its clock starts.
     pub fn new(now: Instant) -> Self {
-        Load { epoch: now, counts: Counts::default(), latencies: OnceLock::new() }
+        Load { epoch: now, counts: Counts::default(), judged: Cells::new() }
     }
 
     /// A call sets out.
@@ -107,21 +112,22 @@ impl Load {
     /// Nothing of a call is in flight any more. Once for every [`Load::started`].
     pub fn ended(&self) {
         // One too many would wrap to four billion in flight: a node that is never chosen again.
-        let _ = self.counts.in_flight.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1));
+        if self.counts.in_flight.fetch_sub(1, Relaxed) == 0 {
+            self.counts.in_flight.fetch_add(1, Relaxed);
+        }
     }
 
     /// The verdict on a call that took `latency`. Not for calls that were cancelled or never left.
     pub fn judged(&self, success: bool, latency: Duration, now: Instant) {
-        let calls = self.counts.calls.fetch_add(1, Relaxed) + 1;
+        let judged = self.judged.cell();
+        judged.latencies.add(latency);
+        if (judged.calls.fetch_add(1, Relaxed) + 1).is_multiple_of(HALVE_EVERY) {
+            self.judged.cells().for_each(|judged| judged.latencies.halve());
+        }
         if !success {
             self.counts.failed.fetch_add(1, Relaxed);
         }
         self.counts.failures.add(!success, self.millis(now));
-        let latencies = self.latencies.get_or_init(Box::default);
-        latencies.add(latency);
-        if calls.is_multiple_of(HALVE_EVERY) {
-            latencies.halve();
-        }
     }
 
     /// Calls under way.
@@ -150,9 +156,13 @@ impl Load {
 
     /// All that is known, for people to look at.
     pub fn figures(&self, now: Instant) -> LoadFigures {
-        let counts = self.latencies.get().map(|latencies| latencies.counts());
-        let quantile = |share| quantile(counts.as_ref()?, share);
-        let (failed, calls) = (self.counts.failed.load(Relaxed), self.counts.calls.load(Relaxed));
+        let (mut calls, mut counts) = (0u64, [0u32; BUCKETS]);
+        let failed = self.counts.failed.load(Relaxed); // before the calls, which it must not be above
+        for judged in self.judged.cells() {
+            calls += judged.calls.load(Relaxed);
+            judged.latencies.add_to(&mut counts);
+        }
+        let quantile = |share| quantile(&counts, share);
         LoadFigures {
             calls,
             successes: calls.saturating_sub(failed),
@@ -246,8 +256,10 @@ impl Histogram {
         }
     }
 
-    fn counts(&self) -> [u32; BUCKETS] {
-        std::array::from_fn(|i| self.0[i].load(Relaxed))
+    fn add_to(&self, sums: &mut [u32; BUCKETS]) {
+        for (sum, count) in sums.iter_mut().zip(&self.0) {
+            *sum = sum.saturating_add(count.load(Relaxed));
+        }
     }
 }
 
@@ -393,7 +405,7 @@ mod tests {
         let (load, now) = load("", MS);
         load.started();
         load.ended();
-        assert_eq!((load.figures(now).p50, load.latencies.get().is_none()), (None, true));
+        assert_eq!((load.figures(now).p50, load.judged.cells().next().is_none()), (None, true));
     }
 
     #[test]
