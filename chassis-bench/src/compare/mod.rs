@@ -39,6 +39,7 @@ chassis-bench compare [options]
   --case C      only this: grpc_unary_128, grpc_unary_16k, grpc_server_streaming, rest_get, rest_post,
                 client_pipeline; any number of them
   --peer P      only with this peer; any number of them
+  --callers N   only with so many callers; likewise --connections N and --cores N
   --rounds N    slices of each side; default 40
   --slice T     how long each is; default 150ms
   --quick       few settings and short slices, at most a minute
@@ -63,10 +64,14 @@ pub fn run(args: lexopt::Parser) -> Result {
 pub fn run_with(mut args: lexopt::Parser, mut peers: Vec<Box<dyn Side>>) -> Result {
     let (mut cases, mut only, mut rounds, mut slice) = (Vec::new(), Vec::new(), None, None);
     let (mut quick, mut json, mut markdown) = (false, false, false);
+    let (mut callers, mut connections, mut cores) = (None, None, None);
     while let Some(arg) = args.next()? {
         match arg {
             Long("case") => cases.push(args.value()?.parse::<Case>()?),
             Long("peer") => only.push(args.value()?.string()?),
+            Long("callers") => callers = Some(args.value()?.parse::<usize>()?),
+            Long("connections") => connections = Some(args.value()?.parse::<usize>()?),
+            Long("cores") => cores = Some(args.value()?.parse::<usize>()?),
             Long("rounds") => rounds = Some(args.value()?.parse()?),
             Long("slice") => slice = Some(args.value()?.parse::<Span>()?.0),
             Long("quick") => quick = true,
@@ -95,6 +100,11 @@ pub fn run_with(mut args: lexopt::Parser, mut peers: Vec<Box<dyn Side>>) -> Resu
     peers.retain(|peer| is_wanted(peer.name()));
     let mut setups = if quick { Setup::few() } else { Setup::all() };
     setups.retain(|setup| cases.is_empty() || cases.contains(&setup.case));
+    setups.retain(|setup| {
+        callers.is_none_or(|n| n == setup.concurrency)
+            && connections.is_none_or(|n| n == setup.connections)
+            && cores.is_none_or(|n| n == setup.cores)
+    });
     setups.retain(|setup| setup.case != Case::ClientPipeline || is_wanted(threads::PEER));
     let (least_rounds, short) =
         if quick { (12, Duration::from_millis(80)) } else { (40, Duration::from_millis(150)) };
