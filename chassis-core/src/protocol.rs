@@ -45,13 +45,15 @@ pub trait Protocol: Send + Sync + 'static {
 
     /// Where the number of attempts made before travels.
     fn attempts_header(&self) -> HeaderName {
-        HeaderName::from_static("x-chassis-attempt")
+        const NAME: HeaderName = HeaderName::from_static("x-chassis-attempt");
+        NAME
     }
 
     /// Writes what remains of the deadline.
     fn write_deadline(&self, metadata: &mut HeaderMap, remaining: Duration) {
         let millis = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX);
-        metadata.insert(HeaderName::from_static("x-request-timeout-ms"), HeaderValue::from(millis));
+        const NAME: HeaderName = HeaderName::from_static("x-request-timeout-ms");
+        metadata.insert(NAME, HeaderValue::from(millis));
     }
 
     /// The label of an operation's own code in metrics: an HTTP status, a gRPC code's name.

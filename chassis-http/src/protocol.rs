@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 use chassis_core::{
     Code, Error, Origin, Reason,
     call::{Body, Verdict},
+    headers::find,
     protocol::{Protocol, Pushback},
 };
 use http::{
@@ -33,7 +34,7 @@ impl Protocol for Http {
     }
 
     fn judge_head(&self, status: StatusCode, metadata: &HeaderMap) -> Option<Verdict> {
-        if let Some(refused) = metadata.get(REFUSED)
+        if let Some(refused) = find(metadata, &REFUSED)
             && let Some(reason) = refused.to_str().ok().and_then(Reason::from_name)
         {
             return Some(Verdict::refused(reason, code_of(reason, status), status.as_u16()));

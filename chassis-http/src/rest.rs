@@ -5,6 +5,7 @@
 //! axum leaves empty, become problem documents.
 use std::{
     convert::Infallible,
+    future::poll_fn,
     pin::Pin,
     sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
@@ -19,13 +20,14 @@ use axum::{
 use chassis_core::{
     BoxFuture, Code, Error, Reason, Runtime,
     call::{Body, Invocation, Operation, Reply, Target},
+    headers::{contains, find},
     layer::route::CALLER,
     pipeline::{self, Pipeline},
     protocol::Protocol,
 };
 use http::{HeaderMap, HeaderName, Method, StatusCode, header::CONTENT_LENGTH};
 use http_body::Body as _;
-use tower::{Layer, Service, util::Oneshot};
+use tower::{Layer, Service};
 
 use crate::{
     HTTP, Problem, REFUSED, ServerConfig,
@@ -55,12 +57,15 @@ pub struct RestLayer {
 
 /// The service of [`RestLayer`]: what is around one route.
 #[derive(Clone)]
-pub struct RestEdge {
+pub struct RestEdge(Arc<Edge>);
+
+/// One piece, since axum clones it for each call.
+struct Edge {
     pipeline: Pipeline,
     service: Arc<str>,
     timeout_header: HeaderName,
     /// A route mostly has one method and one path: its name is made once.
-    name: Arc<OnceLock<(Method, MatchedPath, Operation)>>,
+    name: OnceLock<(Method, MatchedPath, Operation)>,
 }
 
 /// The answer to come.
@@ -70,9 +75,12 @@ pub struct RestFuture(Result<BoxFuture<'static, Result<Reply, Error>>, Option<Er
 #[derive(Clone)]
 pub struct RestService(Router);
 
-/// The route itself, at the inner end of the pipeline.
-#[derive(Clone)]
-struct Handler<S>(S);
+/// The route itself, at the inner end of the pipeline, whose layers are cloned for each call: a reference
+/// is cheaper to clone than a route.
+struct Handler<S>(Arc<S>);
+
+/// Up to here axum's own bound on bodies lets pass whatever ours does.
+const AXUMS_BOUND: u64 = 2 * 1024 * 1024;
 
 // === impl RestLayer ===
 
@@ -103,28 +111,28 @@ where
     type Service = RestEdge;
 
     fn layer(&self, route: S) -> RestEdge {
-        RestEdge {
-            pipeline: pipeline::server(&self.runtime, Handler(route)),
+        RestEdge(Arc::new(Edge {
+            pipeline: pipeline::server(&self.runtime, Handler(Arc::new(route))),
             service: self.runtime.service().clone(),
             timeout_header: self.timeout_header.clone(),
-            name: Arc::default(),
-        }
+            name: OnceLock::new(),
+        }))
     }
 }
 
-// === impl RestEdge ===
+// === impl Edge ===
 
-impl RestEdge {
+impl Edge {
     fn invocation(&self, request: Request) -> Result<Invocation, Error> {
         let (head, body) = request.into_parts();
         let operation = self.operation(&head.method, head.extensions.get());
         let mut target = Target::new(self.service.clone(), operation);
-        target.caller = head.headers.get(CALLER).cloned();
+        target.caller = find(&head.headers, &CALLER).cloned();
         let mut call = Invocation::new(&HTTP, target);
         if let Some(allowed) = allowed(&head.headers, &self.timeout_header)? {
             call.deadline = call.started.checked_add(allowed);
         }
-        let attempts = head.headers.get(HTTP.attempts_header());
+        let attempts = find(&head.headers, &HTTP.attempts_header());
         call.previous_attempts = attempts.and_then(|n| n.to_str().ok()?.parse().ok()).unwrap_or(0);
         call.peer = head.extensions.get().and_then(|at: &Connected| at.peer().ip());
         call.method = head.method;
@@ -151,6 +159,8 @@ impl RestEdge {
     }
 }
 
+// === impl RestEdge ===
+
 impl Service<Request> for RestEdge {
     type Response = Response;
     type Error = Infallible;
@@ -161,8 +171,8 @@ impl Service<Request> for RestEdge {
     }
 
     fn call(&mut self, request: Request) -> RestFuture {
-        match self.invocation(request) {
-            Ok(call) => RestFuture(Ok(self.pipeline.call(call))),
+        match self.0.invocation(request) {
+            Ok(call) => RestFuture(Ok(self.0.pipeline.run(call))),
             Err(error) => RestFuture(Err(Some(error))),
         }
     }
@@ -174,7 +184,7 @@ fn is_known(method: &Method) -> bool {
 
 /// What the caller allows; it says so in whole milliseconds.
 fn allowed(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Duration>, Error> {
-    let Some(value) = headers.get(name) else { return Ok(None) };
+    let Some(value) = find(headers, name) else { return Ok(None) };
     match value.to_str().ok().and_then(|text| text.trim().parse().ok()) {
         Some(millis) => Ok(Some(Duration::from_millis(millis))),
         None => {
@@ -240,6 +250,12 @@ impl HttpService for RestService {
 
 // === impl Handler ===
 
+impl<S> Clone for Handler<S> {
+    fn clone(&self) -> Self {
+        Handler(self.0.clone())
+    }
+}
+
 impl<S> Service<Invocation> for Handler<S>
 where
     S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
@@ -256,19 +272,22 @@ where
     fn call(&mut self, mut call: Invocation) -> Self::Future {
         let default = || ServerConfig::default().max_body.get();
         let most = call.extensions.get().map_or_else(default, Connected::max_body);
-        if announced(&call.metadata).is_some_and(|length| length > most as u64) {
+        if call.body.size_hint().lower() > most as u64 {
             return Box::pin(std::future::ready(Err(call.refuse(Over::error()))));
         }
         let is_unmatched = call.extensions.get::<MatchedPath>().is_none();
         let (request, over) = request(&mut call, most);
-        let route: Oneshot<S, Request> = tower::ServiceExt::oneshot(self.0.clone(), request);
+        let mut route = S::clone(&self.0);
         Box::pin(async move {
-            let Ok(response) = route.await;
-            if over.is_set() {
+            let Ok(()) = poll_fn(|cx| route.poll_ready(cx)).await;
+            let Ok(response) = route.call(request).await;
+            if over.is_some_and(|over| over.is_set()) {
                 return Err(call.refuse(Over::error().with_maybe_executed(true)));
             }
             let (mut head, body) = response.into_parts();
-            head.headers.remove(REFUSED);
+            if contains(&head.headers, &REFUSED) {
+                head.headers.remove(REFUSED);
+            }
             let body = match is_nobodys(is_unmatched, &head, &call.method) && body.is_end_stream() {
                 true => explain(&mut head),
                 false => Body::eager(body, of_handler),
@@ -296,14 +315,19 @@ fn explain(head: &mut http::response::Parts) -> Body {
     Body::full(body)
 }
 
-fn announced(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-/// Moves the request out of `call`. The bound on its body replaces axum's own.
-fn request(call: &mut Invocation, most: usize) -> (Request, Over) {
-    let (body, over) = Limited::new(std::mem::take(&mut call.body), most);
-    let mut request = Request::new(axum::body::Body::new(body));
+/// Moves the request out of `call`. The bound on a body that still comes replaces axum's own.
+fn request(call: &mut Invocation, most: usize) -> (Request, Option<Over>) {
+    let body = std::mem::take(&mut call.body);
+    let is_bounded = !body.is_streaming() && body.size_hint().lower() <= AXUMS_BOUND;
+    let (body, over) = match is_bounded {
+        true if body.is_end_stream() => (axum::body::Body::empty(), None),
+        true => (axum::body::Body::new(body), None),
+        false => {
+            let (body, over) = Limited::new(body, most);
+            (axum::body::Body::new(body), Some(over))
+        }
+    };
+    let mut request = Request::new(body);
     *request.method_mut() = call.method.clone();
     *request.uri_mut() = std::mem::take(&mut call.uri);
     *request.headers_mut() = std::mem::take(&mut call.metadata);
@@ -311,7 +335,9 @@ fn request(call: &mut Invocation, most: usize) -> (Request, Over) {
     if let Some(version) = request.extensions_mut().remove() {
         *request.version_mut() = version;
     }
-    DefaultBodyLimit::disable().apply(&mut request);
+    if over.is_some() {
+        DefaultBodyLimit::disable().apply(&mut request);
+    }
     (request, over)
 }
 
