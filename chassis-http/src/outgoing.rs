@@ -77,7 +77,11 @@ impl Form {
 
     /// The same with the URI as HTTP/1.1 has it, which needs a `Host`.
     pub(crate) fn write_origin(&self, call: &mut Invocation) -> Outgoing {
-        let uri = Uri::from(path_of(std::mem::take(&mut call.uri)));
+        let uri = match std::mem::take(&mut call.uri) {
+            // As the client makes them.
+            path if path.authority().is_none() && !path.path().is_empty() => path,
+            other => Uri::from(path_of(other)),
+        };
         let mut out = self.write(call, uri);
         out.request.headers_mut().entry(HOST).or_insert_with(|| self.host.clone());
         out

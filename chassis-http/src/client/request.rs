@@ -6,6 +6,7 @@ use chassis_core::{
     Code, Error, Reason,
     call::{Body, CallOptions, Invocation, Operation, Target},
     labels::LabelSet,
+    pipeline::Pipeline,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header::CONTENT_TYPE};
 use serde::Serialize;
@@ -136,12 +137,13 @@ impl RequestBuilder {
 
     /// Sends it. An answer, also a failing one, is `Ok`; an error means that none came.
     pub async fn send(self) -> Result<Response, Error> {
-        let client = self.client.clone();
-        let call = self.into_call()?;
-        client.send(call).await
+        let (call, pipeline, max_body) = self.into_call()?;
+        Ok(Response::new(pipeline.run(call).await?, max_body))
     }
 
-    fn into_call(self) -> Result<Invocation, Error> {
+    /// The call, the way that it goes, and how much of its answer is read at once.
+    fn into_call(self) -> Result<(Invocation, Pipeline, usize), Error> {
+        let HttpClient { service, pipeline, max_body } = self.client;
         let malformed = |words| Error::local(Reason::Malformed, words).with_code(Code::InvalidArgument);
         if let Some(wrong) = self.wrong {
             return Err(malformed(wrong));
@@ -150,14 +152,13 @@ impl RequestBuilder {
         self.query.iter().for_each(|(key, value)| template::query(&mut path, key, value));
         let uri = path.parse::<Uri>().map_err(|wrong| malformed(format!("`{path}` is no path: {wrong}")))?;
         let name: Arc<str> = [self.method.as_str(), " ", &self.template].concat().into();
-        let target = Target::new(self.client.service.clone(), Operation::from(name));
-        let mut call = Invocation::new(&HTTP, target);
+        let mut call = Invocation::new(&HTTP, Target::new(service, Operation::from(name)));
         call.method = self.method;
         call.uri = uri;
         call.metadata = self.headers;
         call.options = self.options;
         call.body = self.body;
-        Ok(call)
+        Ok((call, pipeline, max_body))
     }
 
     /// The first thing that is wrong is the one to be told.

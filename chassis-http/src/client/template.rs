@@ -8,7 +8,7 @@ pub(super) fn fill(template: &str, params: &[(String, String)]) -> Result<String
     if !template.starts_with('/') {
         return Err(format!("`{template}` is no path; it begins with a slash"));
     }
-    if let Some(at) = template.find(['?', '#']) {
+    if let Some(at) = template.bytes().position(|byte| matches!(byte, b'?' | b'#')) {
         return Err(format!("`{}` is no part of a path; write a query with `query`", &template[at..]));
     }
     let mut path = String::with_capacity(template.len() + 16);
@@ -68,12 +68,19 @@ fn push(path: &mut String, value: &str, slashes: bool) -> Result<(), &'static st
 
 /// All but the unreserved characters of RFC 3986, 2.3.
 fn encode(to: &mut String, text: &str) {
+    if text.bytes().all(is_unreserved) {
+        return to.push_str(text);
+    }
     for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => to.push(char::from(byte)),
-            byte => write!(to, "%{byte:02X}").expect("a string takes all that is written"),
+        match is_unreserved(byte) {
+            true => to.push(char::from(byte)),
+            false => write!(to, "%{byte:02X}").expect("a string takes all that is written"),
         }
     }
+}
+
+fn is_unreserved(byte: u8) -> bool {
+    matches!(byte, b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~')
 }
 
 #[cfg(test)]

@@ -21,7 +21,12 @@ use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 
 use self::pool::{Lease, Pool};
-use crate::{ClientConfig, connector::Connector, failure, outgoing};
+use crate::{
+    ClientConfig,
+    connector::Connector,
+    failure,
+    outgoing::{self, Outgoing},
+};
 
 /// Sends calls to one endpoint over HTTP/1.1.
 pub struct H1Leaf(Arc<Pool>);
@@ -75,7 +80,7 @@ async fn send(pool: Arc<Pool>, mut call: Invocation) -> Result<Reply, Error> {
         pool.make_room();
     }
     loop {
-        let idle = if was_here { None } else { pool.take_idle() };
+        let idle = if was_here { None } else { pool.take_idle(call.attempt_started()) };
         let is_new = idle.is_none();
         let sender = match idle {
             Some(sender) => Ok(sender),
@@ -85,10 +90,10 @@ async fn send(pool: Arc<Pool>, mut call: Invocation) -> Result<Reply, Error> {
             Ok(sender) => sender,
             Err(error) => return Err(give_back(call, error)),
         };
-        let out = pool.form.write_origin(&mut call);
-        match sender.try_send_request(out.request).await {
+        let Outgoing { request, abort } = pool.form.write_origin(&mut call);
+        match sender.try_send_request(request).await {
             Ok(response) => {
-                if let Some(abort) = out.abort {
+                if let Some(abort) = abort {
                     call.set_request_abort(abort);
                 }
                 let lease = permit.take().map(|permit| Lease::new(pool.clone(), sender, permit));
@@ -98,7 +103,7 @@ async fn send(pool: Arc<Pool>, mut call: Invocation) -> Result<Reply, Error> {
             }
             Err(mut failed) => match failed.take_message() {
                 Some(request) => {
-                    outgoing::restore(&mut call, request, out.abort);
+                    outgoing::restore(&mut call, request, abort);
                     if is_new {
                         let error = failure::of_connect(pool.address(), failed.into_error());
                         return Err(give_back(call, error));

@@ -96,10 +96,10 @@ impl Pool {
         self.permits.clone().acquire_owned().await.expect("nobody closes the semaphore")
     }
 
-    /// The connection that was used last, if it is still open.
-    pub(super) fn take_idle(&self) -> Option<Sender> {
+    /// The connection that was used last, if it is still open; for a call that began at `now`.
+    pub(super) fn take_idle(&self, now: Instant) -> Option<Sender> {
         let mut idle = self.idle();
-        let oldest = self.oldest();
+        let oldest = self.oldest(now);
         while let Some(Idle { sender, since }) = idle.pop() {
             if oldest.is_none_or(|oldest| since > oldest) && sender.is_ready() {
                 return Some(sender);
@@ -161,13 +161,13 @@ impl Pool {
         }
     }
 
-    /// Connections idle since before this are too old.
-    fn oldest(&self) -> Option<Instant> {
-        Instant::now().checked_sub(self.config.idle_timeout.get())
+    /// Connections idle since before this are too old at `now`.
+    fn oldest(&self, now: Instant) -> Option<Instant> {
+        now.checked_sub(self.config.idle_timeout.get())
     }
 
     fn close_unused(&self) {
-        if let Some(oldest) = self.oldest() {
+        if let Some(oldest) = self.oldest(Instant::now()) {
             self.idle().retain(|idle| idle.since > oldest && !idle.sender.is_closed());
         }
     }
