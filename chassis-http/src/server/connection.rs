@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use chassis_core::BoxError;
+use chassis_core::{BoxError, tasks::Aside};
 use http::{Extensions, Request, Response, StatusCode};
 use hyper::{body::Incoming, server::conn};
 use hyper_util::rt::TokioIo;
@@ -103,10 +103,10 @@ async fn open(port: &Port, stream: Stream, opening: &mut Opening) -> Option<(Str
 /// Runs the connection, and has it go when it is time to. `false`: it had to be cut.
 async fn watch(port: &Port, activity: &Activity, begun: Instant, connection: impl Graceful) -> bool {
     let mut connection = pin!(connection);
-    let mut draining = pin!(port.draining.cancelled());
+    let mut draining = Aside::new(port.draining.cancelled());
     let mut is_draining = false;
     let mut watch = Watch::new(begun, &port.config, &port.random);
-    let mut look = pin!(sleep_until(begun));
+    let mut look = Aside::new(sleep_until(begun));
     loop {
         let act = tokio::select! {
             biased;
@@ -123,10 +123,10 @@ async fn watch(port: &Port, activity: &Activity, begun: Instant, connection: imp
             () = &mut look => watch.look(Instant::now(), activity),
         };
         match act {
-            Act::Wait(at) => look.as_mut().reset(at),
+            Act::Wait(at) => look = Aside::new(sleep_until(at)),
             Act::Ask(at) => {
                 connection.as_mut().ask();
-                look.as_mut().reset(at);
+                look = Aside::new(sleep_until(at));
             }
             Act::Close => return false,
         }
