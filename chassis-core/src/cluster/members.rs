@@ -31,11 +31,11 @@ pub struct Members {
     chosen: Live<HashMap<LabelSet, Arc<Subset>, foldhash::fast::RandomState>>,
     /// The first few of them once more, by the very sets of the rules: found without hashing. Threads have
     /// sets of their own, as they have rules.
-    first: PerShard<[Chosen; 4]>,
+    first: PerShard<[ByRule; 4]>,
 }
 
 /// The labels of a rule, and the nodes that have them.
-type Chosen = OnceLock<(Arc<LabelSet>, Arc<Subset>)>;
+type ByRule = OnceLock<(Arc<LabelSet>, Arc<Subset>)>;
 
 /// What a registry's answer amounts to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
