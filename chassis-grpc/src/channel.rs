@@ -9,6 +9,7 @@ use std::{
 use chassis_core::{
     BoxFuture, Error, Reason,
     call::{Body, Invocation, Operation, Reply, Target},
+    headers::find,
     pipeline::Pipeline,
 };
 use http::{HeaderValue, Request, Response, Uri, header::USER_AGENT, uri::PathAndQuery};
@@ -18,7 +19,6 @@ use tower_service::Service;
 use crate::{
     body::{ResponseBody, of_a_message},
     details::{self, Reader},
-    headers::find,
     protocol::{GRPC, grpc_status, not_grpc},
     status::Answer,
     timeout::{self, GRPC_TIMEOUT},

@@ -6,14 +6,12 @@
 use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
-use chassis_core::{Error, Origin, Reason};
+use chassis_core::{Error, Origin, Reason, headers::find};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use prost::Message;
 use prost_types::Any;
 use tonic::metadata::{BinaryMetadataValue, MetadataMap};
 use tonic_types::pb;
-
-use crate::headers::find;
 
 /// Whose `ErrorInfo` it is.
 pub(crate) const DOMAIN: &str = "chassis";

@@ -9,7 +9,6 @@ mod body;
 mod channel;
 mod descriptors;
 mod details;
-mod headers;
 mod health;
 mod options;
 mod protocol;

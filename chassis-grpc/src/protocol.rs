@@ -4,13 +4,13 @@ use std::time::Duration;
 use chassis_core::{
     Code, Error, Reason,
     call::{Body, Verdict},
+    headers::find,
     protocol::{Protocol, Pushback},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
 
 use crate::{
     details::{self, Reader, Refusal},
-    headers::find,
     status::Answer,
     timeout,
 };
