@@ -1,5 +1,5 @@
-//! What all policies of a process have in common, and layers take from there: a pipeline is cloned for
-//! each call, and what hangs on the policy costs it nothing.
+//! What all policies of a process have in common, and layers take from there: layers are cloned for each
+//! thread and each further attempt, and what hangs on the policy costs that nothing.
 use std::{
     collections::HashSet,
     sync::{

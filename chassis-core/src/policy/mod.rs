@@ -290,16 +290,21 @@ impl Table {
 
     /// The policy of an operation that is called for the first time.
     fn call(&self, operation: Arc<str>) -> Arc<Policy> {
+        match self.add(operation) {
+            Some(entry) => entry.mine(&self.copies),
+            None => self.other.mine(&self.copies),
+        }
+    }
+
+    /// From now on `operation` has a policy of its own; `None` if there are too many.
+    fn add(&self, operation: Arc<str>) -> Option<Arc<Entry>> {
         let entry = Arc::new(Entry::new(self.base.policy(operation.clone())));
         insert(&self.called, operation.clone(), entry, MOST_OPERATIONS);
-        let Some(entry) = self.called.with(|called| called.get(&operation).cloned()) else {
-            return self.other.mine(&self.copies);
-        };
-        let policy = entry.mine(&self.copies);
+        let entry = self.called.with(|called| called.get(&operation).cloned())?;
         if let Some(free) = self.first.iter().find(|first| first.get().is_none()) {
-            let _ = free.set((operation, entry)); // or somebody was quicker
+            let _ = free.set((operation, entry.clone())); // or somebody was quicker
         }
-        policy
+        Some(entry)
     }
 
     fn all(&self) -> Vec<Arc<Policy>> {
@@ -318,7 +323,7 @@ impl Table {
         next.used.store(self.used.load(Relaxed), Relaxed);
         for operation in self.called.get().keys() {
             if !next.named.contains_key(operation) {
-                next.call(operation.clone());
+                next.add(operation.clone()); // for whoever calls it, which is not this thread
             }
         }
     }
