@@ -8,11 +8,14 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::turns::Turns;
+
 /// A stream whose incoming frames are watched.
 pub(crate) struct Watched<S, F> {
     stream: S,
     frames: Frames,
     hear: F,
+    turns: Turns,
 }
 
 /// What was seen.
@@ -53,8 +56,8 @@ pub(crate) const ENHANCE_YOUR_CALM: u32 = 11;
 // === impl Watched ===
 
 impl<S, F: FnMut(Seen)> Watched<S, F> {
-    pub(crate) fn new(stream: S, hear: F) -> Self {
-        Watched { stream, frames: Frames::default(), hear }
+    pub(crate) fn new(stream: S, hear: F, turns: Turns) -> Self {
+        Watched { stream, frames: Frames::default(), hear, turns }
     }
 }
 
@@ -62,7 +65,8 @@ impl<S: AsyncRead + Unpin, F: FnMut(Seen) + Unpin> AsyncRead for Watched<S, F> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = to.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(cx, to))?;
+        let stream = Pin::new(&mut this.stream);
+        ready!(this.turns.poll(cx, |cx| stream.poll_read(cx, to)))?;
         let read = &to.filled()[before..];
         if !read.is_empty() {
             (this.hear)(Seen::Bytes);

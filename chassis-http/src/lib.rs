@@ -17,6 +17,7 @@ mod rest;
 mod settings;
 mod silence;
 mod transport;
+mod turns;
 
 pub use self::{
     client::{HttpClient, RequestBuilder, Response},

@@ -3,7 +3,9 @@
 //! It is `h2`'s own rather than hyper's, whose dispatch of a call to its connection costs as much again
 //! as the whole pipeline: a channel there and back, and a task for each call.
 use std::{
+    future::poll_fn,
     io,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::*},
@@ -21,6 +23,7 @@ use crate::{
     connector::Stream,
     frames::{ENHANCE_YOUR_CALM, Seen, Watched},
     silence::Silence,
+    turns::Turns,
 };
 
 pub(super) type Sender = SendRequest<Bytes>;
@@ -62,7 +65,8 @@ async fn handshake(endpoint: &Arc<Endpoint>, stream: Stream) -> Result<Connectio
     let config = &endpoint.config;
     let health = Arc::new(Health::new(config.max_streams.get()));
     let (tell, told) = oneshot::channel();
-    let stream = Watched::new(stream, listener(endpoint.clone(), health.clone(), tell));
+    let turns = Turns::default();
+    let stream = Watched::new(stream, listener(endpoint.clone(), health.clone(), tell), turns.clone());
     let (sender, mut connection) = builder(config).handshake(stream).await?;
     let interval = config.keep_alive_interval.0 * endpoint.ping_factor.load(Acquire);
     let bound = config.keep_alive_timeout.get();
@@ -72,9 +76,14 @@ async fn handshake(endpoint: &Arc<Endpoint>, stream: Stream) -> Result<Connectio
             watched.silence.lasts(ping, interval, bound).await;
             watched.silent.store(true, Release);
         };
+        let mut connection = pin!(connection);
+        let driven = poll_fn(|cx| {
+            turns.begin();
+            connection.as_mut().poll(cx)
+        });
         tokio::select! {
             biased;
-            _ = connection => {}
+            _ = driven => {}
             () = silent => {}
         }
         watched.over.store(true, Release);

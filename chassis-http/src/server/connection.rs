@@ -22,7 +22,7 @@ use super::{
     received::Received,
     service::{Answer, Connected, is_grpc},
 };
-use crate::{Problem, ServerConfig, connector::Stream, silence::Silence};
+use crate::{Problem, ServerConfig, connector::Stream, silence::Silence, turns::Turns};
 
 /// The requests of one connection.
 pub(super) struct Requests {
@@ -68,9 +68,10 @@ pub(super) async fn serve(port: Arc<Port>, stream: Stream) {
         }
         Version::H2 => {
             let silence = Arc::new(Silence::new());
-            let (io, lent) = Opened::new(stream, opening, Heard::Life(silence.clone()));
+            let turns = Turns::default();
+            let (io, lent) = Opened::new(stream, opening, Heard::Life(silence.clone(), turns.clone()));
             let connection =
-                timeout(port.config.header_timeout.get(), Http2::begin(&port, io, silence, requests));
+                timeout(port.config.header_timeout.get(), Http2::begin(&port, io, silence, turns, requests));
             let Ok(Ok(connection)) = connection.await else { return };
             (watch(&port, &activity, begun, connection).await, lent)
         }

@@ -34,6 +34,7 @@ use crate::{
     h2::{Pump, length},
     outgoing::strip,
     silence::Silence,
+    turns::Turns,
 };
 
 /// One connection; it is over when all its streams are, or when its peer fell silent.
@@ -41,6 +42,7 @@ pub(super) struct Http2 {
     connection: Connection<Opened, Bytes>,
     requests: Requests,
     silence: BoxFuture<'static, ()>,
+    turns: Turns,
 }
 
 /// One stream: first its answer is made, then it is sent. Both end early when the peer resets it.
@@ -58,18 +60,20 @@ enum State {
 // === impl Http2 ===
 
 impl Http2 {
-    /// Begins to speak it on `io`; `heard` is told by that of what comes in.
+    /// Begins to speak it on `io`; `heard` is told by that of what comes in, and it is read
+    /// in `turns`.
     pub(super) async fn begin(
         port: &Port,
         io: Opened,
         heard: Arc<Silence>,
+        turns: Turns,
         requests: Requests,
     ) -> Result<Self, h2::Error> {
         let mut connection = builder(port).handshake(io).await?;
         let (interval, bound) = (port.config.keep_alive_interval.0, port.config.keep_alive_timeout.get());
         let ping = connection.ping_pong();
         let silence = Box::pin(async move { heard.lasts(ping, interval, bound).await });
-        Ok(Http2 { connection, requests, silence })
+        Ok(Http2 { connection, requests, silence, turns })
     }
 
     /// Says GOAWAY, and lets streams end that were begun.
@@ -93,6 +97,8 @@ impl Future for Http2 {
     type Output = Result<(), BoxError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // Each look for another call reads, too.
+        self.turns.begin();
         while let Poll::Ready(accepted) = self.connection.poll_accept(cx)? {
             match accepted {
                 Some((request, respond)) => self.serve(request, respond),

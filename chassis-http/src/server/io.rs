@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::activity::Activity;
-use crate::{connector::Stream, silence::Silence};
+use crate::{connector::Stream, silence::Silence, turns::Turns};
 
 /// What a connection is spoken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +43,8 @@ pub(super) struct Opened {
 pub(super) enum Heard {
     /// Over HTTP/1.1: those of heads can come slowly.
     Heads(Arc<Activity>),
-    /// Over HTTP/2: the peer lives.
-    Life(Arc<Silence>),
+    /// Over HTTP/2: the peer lives. It is read in turns.
+    Life(Arc<Silence>, Turns),
 }
 
 /// Where the stream comes back to.
@@ -108,11 +108,15 @@ impl AsyncRead for Opened {
             return Poll::Ready(Ok(()));
         }
         let before = to.filled().len();
-        ready!(this.stream().poll_read(cx, to))?;
+        let stream = Pin::new(this.stream.as_mut().expect("only taken out when dropped"));
+        match &this.heard {
+            Heard::Heads(_) => ready!(stream.poll_read(cx, to))?,
+            Heard::Life(_, turns) => ready!(turns.poll(cx, |cx| stream.poll_read(cx, to)))?,
+        }
         if to.filled().len() > before {
             match &this.heard {
                 Heard::Heads(activity) => activity.head_bytes(),
-                Heard::Life(silence) => silence.break_now(),
+                Heard::Life(silence, _) => silence.break_now(),
             }
         }
         Poll::Ready(Ok(()))

@@ -1,10 +1,13 @@
 //! What the accept loop lets in, for how long, and how it drains.
 use std::{
+    collections::VecDeque,
     io,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -12,12 +15,13 @@ use async_trait::async_trait;
 use chassis_core::{Reason, protocol::Leaf, random::Random, tasks::Tasks};
 use chassis_http::{
     ClientConfig, H1Leaf, H2Leaf, ServerConfig,
-    connector::{Acceptor, Connector, Listener, Network, Stream},
+    connector::{Acceptor, Connector, Listener, Network, Peer, Stream},
     server::{Answer, Connected, Mux, Received, Server, ServerBody},
 };
 use http::{Request, Response};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    sync::oneshot,
     time::{Instant, sleep, timeout},
 };
 
@@ -399,4 +403,80 @@ async fn giving_up_on_many_calls_at_once_does_not_cost_the_connection() {
     all.extend(frame(PING, 0, 0, b"are you?"));
     stream.write_all(&all).await.unwrap();
     until(&mut stream, PING, 0).await;
+}
+
+/// A peer that has sent much already: each read brings one frame.
+struct Flood {
+    frames: VecDeque<Vec<u8>>,
+    begun: Arc<AtomicUsize>,
+    /// Is told how many frames were unread when the server first wrote after a call had begun.
+    unread: Option<oneshot::Sender<usize>>,
+}
+
+impl AsyncRead for Flood {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        to: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Some(frame) = self.frames.pop_front() else { return Poll::Pending };
+        to.put_slice(&frame);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Flood {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.begun.load(SeqCst) > 0
+            && let Some(unread) = self.unread.take()
+        {
+            let _ = unread.send(self.frames.len());
+        }
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+struct Only(Option<Stream>);
+
+#[async_trait]
+impl Listener for Only {
+    async fn accept(&mut self) -> io::Result<Stream> {
+        match self.0.take() {
+            Some(stream) => Ok(stream),
+            None => std::future::pending().await,
+        }
+    }
+
+    fn address(&self) -> String {
+        String::from("nowhere")
+    }
+}
+
+/// h2 writes only once there is nothing more to read: a busy connection read all that its peer might have
+/// on its way before the first answer went out, and either end waited for the other.
+#[tokio::test]
+async fn answers_go_out_while_more_calls_come_in() {
+    let (world, begun) = (World::new(), Arc::new(AtomicUsize::new(0)));
+    let calls = begun.clone();
+    let answer = move |_: Request<Received>| -> Answer {
+        calls.fetch_add(1, SeqCst);
+        Box::pin(async { Response::new(ServerBody::empty()) })
+    };
+    let head = |call: u32| frame(HEADERS, END_HEADERS | END_STREAM, 2 * call + 1, &HEAD);
+    let opening = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, b"")];
+    let (tell, unread) = oneshot::channel();
+    let frames = opening.into_iter().chain((0..200).map(head)).collect();
+    let flood = Flood { frames, begun, unread: Some(tell) };
+    let server = Server::new(ServerConfig::default(), &world.tasks, world.random.clone());
+    let mux = Mux { http: Some(Arc::new(answer)), grpc: None };
+    server.serve("http", Box::new(Only(Some(Stream::new(flood, Peer::Unix)))), mux, None);
+    assert!(unread.await.unwrap() > 100);
 }
