@@ -40,6 +40,8 @@ struct Frames {
     skip: usize,
     begun: bool,
     lost: bool,
+    /// Frames begun since they were last asked about.
+    count: usize,
 }
 
 const HEADER: usize = 9;
@@ -72,6 +74,7 @@ impl<S: AsyncRead + Unpin, F: FnMut(Seen) + Unpin> AsyncRead for Watched<S, F> {
             (this.hear)(Seen::Bytes);
         }
         this.frames.read(read, &mut this.hear);
+        this.turns.frames(std::mem::take(&mut this.frames.count));
         Poll::Ready(Ok(()))
     }
 }
@@ -140,6 +143,7 @@ impl Frames {
             GOAWAY if payload.len() >= 8 => hear(Seen::GoAway { code: number(&payload[4..8]) }),
             _ => {}
         }
+        self.count += 1;
         self.skip = length(header) - payload.len();
         self.kept.clear();
     }

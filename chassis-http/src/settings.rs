@@ -80,8 +80,8 @@ settings! {
         pub timeout_header: Header = Header(TIMEOUT),
         /// Bytes of one stream that may be on their way to us. Default 1 MiB.
         pub stream_window: NonZeroU32 = STREAM_WINDOW,
-        /// The same for one connection. Default 4 MiB.
-        pub connection_window: NonZeroU32 = CONNECTION_WINDOW,
+        /// The same for one connection. Default 1152 KiB.
+        pub connection_window: NonZeroU32 = SERVER_CONNECTION_WINDOW,
         /// A connection older than this is asked to go: GOAWAY, or `Connection: close`. `0s`: never.
         /// Default `30m`.
         pub max_age: Span = Span(std::time::Duration::from_secs(1_800)),
@@ -141,6 +141,9 @@ const HEADER_LIST: NonZeroU32 = NonZeroU32::new(16 * 1024).expect("16384 is not 
 const STREAM_WINDOW: NonZeroU32 = NonZeroU32::new(1024 * 1024).expect("1 MiB is not 0");
 /// So that one stream that nobody reads does not stop the others.
 const CONNECTION_WINDOW: NonZeroU32 = NonZeroU32::new(4 * 1024 * 1024).expect("4 MiB is not 0");
+/// An eighth more than a stream's, for the same reason, and no more than that: it paces clients. One that may
+/// send all it has at once has nothing to do while we work, nor have we while it sends. hyper's own is 1 MiB.
+const SERVER_CONNECTION_WINDOW: NonZeroU32 = NonZeroU32::new(1152 * 1024).expect("1152 KiB is not 0");
 
 const fn nonzero(n: usize) -> NonZeroUsize {
     NonZeroUsize::new(n).expect("the defaults are not 0")

@@ -101,7 +101,10 @@ impl Future for Http2 {
         self.turns.begin();
         while let Poll::Ready(accepted) = self.connection.poll_accept(cx)? {
             match accepted {
-                Some((request, respond)) => self.serve(request, respond),
+                Some((request, respond)) => {
+                    self.turns.call();
+                    self.serve(request, respond);
+                }
                 None => return Poll::Ready(Ok(())),
             }
         }
