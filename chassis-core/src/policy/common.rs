@@ -12,7 +12,6 @@ use std::{
 };
 
 use bytes::Bytes;
-
 use http::{HeaderName, HeaderValue};
 
 use crate::{Live, random::Random, units::Ratio};
@@ -48,9 +47,7 @@ impl Common {
     pub fn new(random: Random) -> Self {
         Common { random, caller: None, sample: Sample::default(), carried: Carried::default() }
     }
-}
 
-impl Common {
     /// Does a call without a trace begin one?
     pub(crate) fn begins_trace(&self) -> bool {
         let share = self.sample.get();

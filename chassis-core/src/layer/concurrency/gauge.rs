@@ -9,7 +9,8 @@ use crate::shard::Cells;
 /// Counts permits. The limit is an argument, so that it can change while permits are out: lowered below
 /// what is out, it admits nobody until enough came back.
 ///
-/// Never more than the limit are out, and nobody is refused while fewer are. Far below the limit a thread
+/// Never more than the limit are out, and nobody is refused while fewer are; but for a moment in which the
+/// limit was lowered and two threads take back what others keep: then one may be. Far below the limit a thread
 /// keeps a few permits that came back for its next calls, so that threads need not take the count from each
 /// other; where there is no other left, they are used by whoever needs them.
 ///
