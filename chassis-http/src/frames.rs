@@ -33,15 +33,13 @@ pub(crate) enum Seen {
 
 /// Finds the frames in the bytes, which come in pieces of any size.
 #[derive(Debug, Default)]
-struct Frames {
+pub(crate) struct Frames {
     /// The current frame's header, then what is kept of its payload.
     kept: Vec<u8>,
     /// Bytes of the current frame that are skipped.
     skip: usize,
     begun: bool,
     lost: bool,
-    /// Frames begun since they were last asked about.
-    count: usize,
 }
 
 const HEADER: usize = 9;
@@ -67,14 +65,16 @@ impl<S: AsyncRead + Unpin, F: FnMut(Seen) + Unpin> AsyncRead for Watched<S, F> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = to.filled().len();
-        let stream = Pin::new(&mut this.stream);
-        ready!(this.turns.poll(cx, |cx| stream.poll_read(cx, to)))?;
+        if this.turns.is_over(cx) {
+            return Poll::Pending;
+        }
+        ready!(Pin::new(&mut this.stream).poll_read(cx, to))?;
         let read = &to.filled()[before..];
         if !read.is_empty() {
             (this.hear)(Seen::Bytes);
         }
-        this.frames.read(read, &mut this.hear);
-        this.turns.frames(std::mem::take(&mut this.frames.count));
+        let frames = this.frames.read(read, &mut this.hear);
+        this.turns.read(read.len(), frames);
         Poll::Ready(Ok(()))
     }
 }
@@ -108,7 +108,9 @@ impl<S: AsyncWrite + Unpin, F: Unpin> AsyncWrite for Watched<S, F> {
 // === impl Frames ===
 
 impl Frames {
-    fn read(&mut self, mut bytes: &[u8], hear: &mut impl FnMut(Seen)) {
+    /// Goes on with `bytes`; returns how many frames begin in them.
+    pub(crate) fn read(&mut self, mut bytes: &[u8], hear: &mut impl FnMut(Seen)) -> usize {
+        let mut begun = 0;
         while !bytes.is_empty() && !self.lost {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
@@ -119,8 +121,10 @@ impl Frames {
             bytes = &bytes[taken..];
             if self.kept.len() == wanted && self.wanted() == wanted {
                 self.end(hear);
+                begun += 1;
             }
         }
+        begun
     }
 
     /// How many bytes of the current frame to keep, as far as is known.
@@ -143,7 +147,6 @@ impl Frames {
             GOAWAY if payload.len() >= 8 => hear(Seen::GoAway { code: number(&payload[4..8]) }),
             _ => {}
         }
-        self.count += 1;
         self.skip = length(header) - payload.len();
         self.kept.clear();
     }
@@ -177,9 +180,11 @@ mod tests {
     fn check(frames: &[&[u8]], expected: &[Seen]) {
         let bytes = frames.concat();
         for size in 1..=bytes.len() {
-            let (mut frames, mut seen) = (Frames::default(), Vec::new());
-            bytes.chunks(size).for_each(|piece| frames.read(piece, &mut |one| seen.push(one)));
+            let (mut watched, mut seen) = (Frames::default(), Vec::new());
+            let pieces = bytes.chunks(size);
+            let begun: usize = pieces.map(|piece| watched.read(piece, &mut |one| seen.push(one))).sum();
             assert_eq!(seen, expected, "in pieces of {size}");
+            assert_eq!(begun, if watched.lost { 1 } else { frames.len() });
         }
     }
 

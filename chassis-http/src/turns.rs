@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::Context,
 };
 
 /// Breaks off when a turn has brought enough: that is begun, and what waits is written. Shared by a stream
@@ -18,11 +18,16 @@ use std::{
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Turns(Arc<AtomicUsize>);
 
-/// How much a turn may bring: four reads of large frames, or one or two full of small calls. Little enough
-/// that the peer soon has something to do, and enough that writes are worth their while: with four times as
-/// much two processors do half as many small calls, with a quarter large messages cost a fifth more.
+/// How much a turn may bring: sixteen reads of large frames, four of others, one or two full of small calls.
+/// Little enough that the peer soon has something to do, and enough that writes are worth their while: with
+/// four times as much two processors do half as many small calls.
 const TURN: usize = 64;
 const READ: usize = 16;
+/// One that brings much in few frames: a large message takes several of them, and answering each by itself
+/// costs a quarter more.
+const LARGE_READ: usize = 4;
+/// Bytes that come with each frame of a large read, or more.
+const LARGE: usize = 2048;
 /// What a frame adds to the read that brought it, and a call that was begun.
 const FRAME: usize = 1;
 const CALL: usize = 2;
@@ -35,23 +40,19 @@ impl Turns {
         self.0.store(0, Relaxed);
     }
 
-    /// Reads, unless it is the turn of something else; then the task is polled again soon.
-    pub(crate) fn poll<T>(
-        &self,
-        cx: &mut Context<'_>,
-        read: impl FnOnce(&mut Context<'_>) -> Poll<T>,
-    ) -> Poll<T> {
-        if self.0.load(Relaxed) >= TURN {
+    /// Is it the turn of something else? Then the task is polled again soon.
+    pub(crate) fn is_over(&self, cx: &mut Context<'_>) -> bool {
+        let over = self.0.load(Relaxed) >= TURN;
+        if over {
             cx.waker().wake_by_ref();
-            return Poll::Pending;
         }
-        self.brought(READ);
-        read(cx)
+        over
     }
 
-    /// So many frames came.
-    pub(crate) fn frames(&self, count: usize) {
-        self.brought(count * FRAME);
+    /// A read brought so many bytes, in which so many frames began.
+    pub(crate) fn read(&self, bytes: usize, frames: usize) {
+        let large = bytes >= LARGE * frames.max(1);
+        self.brought(if large { LARGE_READ } else { READ } + frames * FRAME);
     }
 
     /// A call was begun.
@@ -83,32 +84,39 @@ mod tests {
         }
     }
 
+    /// How many times the same can come in one turn.
+    #[track_caller]
+    fn check(expected: usize, bring: impl Fn(&Turns)) {
+        let cx = &mut Context::from_waker(Waker::noop());
+        let turns = Turns::default();
+        turns.begin();
+        let came = (0..1_000).take_while(|_| !turns.is_over(cx)).inspect(|_| bring(&turns)).count();
+        assert_eq!(came, expected);
+    }
+
     #[test]
-    fn who_never_stops_is_broken_off_until_the_next_turn() {
+    fn who_is_broken_off_is_polled_again() {
         let (woken, turns) = (Arc::new(Count::default()), Turns::default());
         let waker = Waker::from(woken.clone());
         let cx = &mut Context::from_waker(&waker);
         for round in 1..=3 {
             turns.begin();
             for _ in 0..TURN / READ {
-                assert!(turns.poll(cx, |_| Poll::Ready(())).is_ready());
+                assert!(!turns.is_over(cx));
+                turns.read(100, 1);
             }
-            assert!(turns.poll(cx, |_| -> Poll<()> { panic!("not its turn") }).is_pending());
+            assert!(turns.is_over(cx));
             assert_eq!(woken.0.load(SeqCst), round);
         }
     }
 
     #[test]
-    fn a_read_that_brings_much_is_the_last_of_its_turn() {
-        let cx = &mut Context::from_waker(Waker::noop());
-        let bringing: [fn(&Turns); 2] =
-            [|turns| turns.frames(TURN / FRAME), |turns| (0..TURN / CALL).for_each(|_| turns.call())];
-        for bring in bringing {
-            let turns = Turns::default();
-            turns.begin();
-            assert!(turns.poll(cx, |_| Poll::Ready(())).is_ready());
-            bring(&turns);
-            assert!(turns.poll(cx, |_| -> Poll<()> { panic!("not its turn") }).is_pending());
-        }
+    fn a_turn_is_measured_by_what_it_brings() {
+        check(4, |turns| turns.read(0, 0));
+        check(4, |turns| turns.read(500, 1));
+        check(1, |turns| turns.read(8 << 10, 60)); // full of small messages
+        check(1, |turns| (0..TURN / CALL).for_each(|_| turns.call()));
+        check(16, |turns| turns.read(8 << 10, 0)); // from within a large frame
+        check(13, |turns| turns.read(16 << 10, 1));
     }
 }

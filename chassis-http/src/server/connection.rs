@@ -22,7 +22,7 @@ use super::{
     received::Received,
     service::{Answer, Connected, is_grpc},
 };
-use crate::{Problem, ServerConfig, connector::Stream, silence::Silence, turns::Turns};
+use crate::{Problem, ServerConfig, connector::Stream, frames::Frames, silence::Silence, turns::Turns};
 
 /// The requests of one connection.
 pub(super) struct Requests {
@@ -69,7 +69,9 @@ pub(super) async fn serve(port: Arc<Port>, stream: Stream) {
         Version::H2 => {
             let silence = Arc::new(Silence::new());
             let turns = Turns::default();
-            let (io, lent) = Opened::new(stream, opening, Heard::Life(silence.clone(), turns.clone()));
+            let heard =
+                Heard::Life { silence: silence.clone(), turns: turns.clone(), frames: Frames::default() };
+            let (io, lent) = Opened::new(stream, opening, heard);
             let connection =
                 timeout(port.config.header_timeout.get(), Http2::begin(&port, io, silence, turns, requests));
             let Ok(Ok(connection)) = connection.await else { return };

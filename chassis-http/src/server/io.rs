@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::activity::Activity;
-use crate::{connector::Stream, silence::Silence, turns::Turns};
+use crate::{connector::Stream, frames::Frames, silence::Silence, turns::Turns};
 
 /// What a connection is spoken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub(super) enum Heard {
     /// Over HTTP/1.1: those of heads can come slowly.
     Heads(Arc<Activity>),
     /// Over HTTP/2: the peer lives. It is read in turns.
-    Life(Arc<Silence>, Turns),
+    Life { silence: Arc<Silence>, turns: Turns, frames: Frames },
 }
 
 /// Where the stream comes back to.
@@ -109,14 +109,19 @@ impl AsyncRead for Opened {
         }
         let before = to.filled().len();
         let stream = Pin::new(this.stream.as_mut().expect("only taken out when dropped"));
-        match &this.heard {
-            Heard::Heads(_) => ready!(stream.poll_read(cx, to))?,
-            Heard::Life(_, turns) => ready!(turns.poll(cx, |cx| stream.poll_read(cx, to)))?,
+        if let Heard::Life { turns, .. } = &this.heard
+            && turns.is_over(cx)
+        {
+            return Poll::Pending;
         }
-        if to.filled().len() > before {
-            match &this.heard {
-                Heard::Heads(activity) => activity.head_bytes(),
-                Heard::Life(silence, _) => silence.break_now(),
+        ready!(stream.poll_read(cx, to))?;
+        let read = &to.filled()[before..];
+        match &mut this.heard {
+            _ if read.is_empty() => {}
+            Heard::Heads(activity) => activity.head_bytes(),
+            Heard::Life { silence, turns, frames } => {
+                silence.break_now();
+                turns.read(read.len(), frames.read(read, &mut |_| {}));
             }
         }
         Poll::Ready(Ok(()))
