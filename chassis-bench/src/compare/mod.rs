@@ -136,7 +136,7 @@ pub fn compare(options: &Options, peers: &[Box<dyn Side>], mut tell: impl FnMut(
             all.extend(rows);
             continue;
         }
-        let fitting: Vec<_> = peers.iter().filter(|peer| peer.does(setup.case)).map(|peer| &**peer).collect();
+        let fitting: Vec<_> = peers.iter().filter(|peer| peer.fits(*setup)).map(|peer| &**peer).collect();
         if fitting.is_empty() {
             continue;
         }

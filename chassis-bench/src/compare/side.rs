@@ -31,6 +31,11 @@ pub trait Side: Send + Sync {
     /// Can it do this?
     fn does(&self, case: Case) -> bool;
 
+    /// Is it worth comparing here? Wherever it does the case, by default.
+    fn fits(&self, setup: Setup) -> bool {
+        self.does(setup.case)
+    }
+
     /// Begins to serve, on the server's runtime, and stays up as long as that.
     fn serve(&self, setup: Setup) -> BoxFuture<Result<SocketAddr>>;
 

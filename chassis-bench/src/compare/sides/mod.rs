@@ -8,11 +8,11 @@ pub use self::{
     chassis::Chassis,
     hyper::{Pooled, Raw},
     rest::{Document, axum_serve, check, document},
-    tonic::{Bare, Glued, channels, tonic_serve},
+    tonic::{Bare, Drawn, Glued, channels, tonic_serve},
 };
 use super::Side;
 
 /// Peers that live here.
 pub fn peers() -> Vec<Box<dyn Side>> {
-    vec![Box::new(Bare), Box::new(Glued), Box::new(Pooled), Box::new(Raw)]
+    vec![Box::new(Bare), Box::new(Drawn), Box::new(Glued), Box::new(Pooled), Box::new(Raw)]
 }

@@ -1,14 +1,23 @@
 //! tonic alone, and under what one would glue together of tower's parts.
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    task::{Context, Poll},
+    time::Duration,
+};
 
+use chassis::random::Random;
 use tokio::net::TcpListener;
-use tonic::transport::{Channel, Endpoint, Server, server::TcpIncoming};
+use tonic::{
+    body::Body,
+    transport::{Channel, Endpoint, Server, server::TcpIncoming},
+};
 use tower::{
     BoxError, ServiceBuilder,
     balance::p2c::Balance,
     discover::ServiceList,
     load::{CompleteOnResponse, PeakEwma},
 };
+use tower_service::Service;
 
 use super::super::{Case, STREAMS, Setup, Side, Worker, grpc_workers};
 use crate::{
@@ -21,6 +30,18 @@ type BoxFuture<T> = std::pin::Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// tonic's channel to tonic's server.
 pub struct Bare;
+
+/// The same, but each call goes over any of the connections, as a balancer sends them: callers that keep to one
+/// call in step, so that much is read and written at once.
+pub struct Drawn;
+
+/// One of these for each call.
+#[derive(Clone)]
+struct OneOf {
+    channels: Vec<Channel>,
+    random: Random,
+    drawn: Option<usize>,
+}
 
 /// LoadShed, ConcurrencyLimit, Timeout, Buffer and Balance over PeakEwma, around tonic's channels.
 pub struct Glued;
@@ -62,6 +83,49 @@ impl Side for Bare {
             let stubs: Vec<_> = channels(setup, at).await?.into_iter().map(EchoClient::new).collect();
             Ok(grpc_workers(setup, &stubs))
         })
+    }
+}
+
+impl Side for Drawn {
+    fn name(&self) -> &'static str {
+        "drawn_tonic"
+    }
+
+    fn does(&self, case: Case) -> bool {
+        case.is_grpc()
+    }
+
+    fn fits(&self, setup: Setup) -> bool {
+        self.does(setup.case) && setup.connections > 1
+    }
+
+    fn serve(&self, _: Setup) -> BoxFuture<Result<SocketAddr>> {
+        Box::pin(tonic_serve())
+    }
+
+    fn connect(&self, setup: Setup, at: SocketAddr) -> BoxFuture<Result<Vec<Worker>>> {
+        Box::pin(async move {
+            let channels = channels(setup, at).await?;
+            let stub = EchoClient::new(OneOf { channels, random: Random::from_os(), drawn: None });
+            Ok(grpc_workers(setup, &[stub]))
+        })
+    }
+}
+
+impl Service<http::Request<Body>> for OneOf {
+    type Response = http::Response<Body>;
+    type Error = tonic::transport::Error;
+    type Future = <Channel as Service<http::Request<Body>>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        let count = self.channels.len();
+        let drawn = *self.drawn.get_or_insert_with(|| self.random.below(count));
+        self.channels[drawn].poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let drawn = self.drawn.take().expect("it was made ready");
+        self.channels[drawn].call(request)
     }
 }
 
