@@ -27,8 +27,8 @@ mod sections;
 
 pub use chassis_config as document;
 pub use chassis_core::{
-    BoxError, BoxFuture, Code, Error, Live, Origin, Reason, Runtime, call, cluster, config, context, event,
-    inspect, labels, layer, load, matching, metrics, pipeline, policy, protocol, random, registry,
+    BoxError, BoxFuture, Code, Error, Live, Origin, Reason, Runtime, call, clock, cluster, config, context,
+    event, inspect, labels, layer, load, matching, metrics, pipeline, policy, protocol, random, registry,
     stage::Next, stage::Stage, units,
 };
 #[cfg(feature = "grpc")]

@@ -18,9 +18,9 @@ use std::sync::{
 };
 
 use http::HeaderMap;
-use tokio::{task::futures::TaskLocalFuture, time::Instant};
+use tokio::task::futures::TaskLocalFuture;
 
-use crate::layer::trace::TraceContext;
+use crate::{clock::Instant, layer::trace::TraceContext};
 
 /// Handed down from a call to the calls made for it. Empty outside a handler.
 #[derive(Clone, Debug, Default)]

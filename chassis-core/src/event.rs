@@ -9,9 +9,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::{sync::broadcast, time::Instant};
+use tokio::sync::broadcast;
 
-use crate::{Reason, layer::breaker::State};
+use crate::{Reason, clock::Instant, layer::breaker::State};
 
 /// One thing that happened. Closed, so that dashboards and tests can rely on it.
 #[derive(Clone, Debug, PartialEq)]
@@ -209,7 +209,7 @@ impl Side {
 impl Pulse {
     /// Is it the first within a second before `now`?
     pub fn beat(&self, now: Instant, epoch: Instant) -> bool {
-        let millis = u64::try_from(now.saturating_duration_since(epoch).as_millis()).unwrap_or(u64::MAX) + 1;
+        let millis = now.millis_since(epoch) + 1;
         let last = self.0.load(Ordering::Relaxed);
         let due = last == 0 || millis.saturating_sub(last) >= Duration::from_secs(1).as_millis() as u64;
         due && self.0.compare_exchange(last, millis, Ordering::Relaxed, Ordering::Relaxed).is_ok()

@@ -2,9 +2,9 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::Serialize;
-use tokio::time::Instant;
 
 use crate::{
+    clock::Instant,
     cluster::{Cluster, Node},
     layer::{breaker::State, rate_limit::Buckets},
     policy::Policy,

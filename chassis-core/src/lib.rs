@@ -4,6 +4,7 @@
 //! Where to start reading: [`call`] is what moves, [`pipeline`] is where it moves through, [`policy`]
 //! is what it lives under. Each concern of the pipeline is one entry in [`layer`].
 pub mod call;
+pub mod clock;
 pub mod cluster;
 pub mod config;
 pub mod context;

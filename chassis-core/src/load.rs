@@ -4,16 +4,14 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
-
-use crate::shard::Cells;
+use crate::{clock::Instant, shard::Cells};
 
 /// Calls under way, how many fail, and how long they take; all of it written and read without locks.
 ///
 /// ```
 /// use std::time::Duration;
 /// use chassis_core::load::Load;
-/// use tokio::time::Instant;
+/// use chassis_core::clock::Instant;
 ///
 /// let now = Instant::now();
 /// let load = Load::new(now);
@@ -119,8 +117,13 @@ impl Load {
 
     /// The verdict on a call that took `latency`. Not for calls that were cancelled or never left.
     pub fn judged(&self, success: bool, latency: Duration, now: Instant) {
+        self.judged_in(success, u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX), now);
+    }
+
+    /// The same, with the latency in nanoseconds.
+    pub(crate) fn judged_in(&self, success: bool, latency: u64, now: Instant) {
         let judged = self.judged.cell();
-        judged.latencies.add(latency);
+        judged.latencies.add(latency / 1_000);
         if (judged.calls.fetch_add(1, Relaxed) + 1).is_multiple_of(HALVE_EVERY) {
             self.judged.cells().for_each(|judged| judged.latencies.halve());
         }
@@ -175,7 +178,7 @@ impl Load {
 
     /// Wraps after 49 days, which [`elapsed`] takes into account.
     fn millis(&self, now: Instant) -> u32 {
-        now.saturating_duration_since(self.epoch).as_millis() as u32
+        now.millis_since(self.epoch) as u32
     }
 }
 
@@ -246,8 +249,8 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    fn add(&self, latency: Duration) {
-        self.0[bucket(latency)].fetch_add(1, Relaxed);
+    fn add(&self, micros: u64) {
+        self.0[bucket(micros)].fetch_add(1, Relaxed);
     }
 
     fn halve(&self) {
@@ -264,8 +267,7 @@ impl Histogram {
 }
 
 /// Below 4 µs a bucket each, then four to a doubling: the exponent, and the two bits after the first.
-fn bucket(latency: Duration) -> usize {
-    let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+fn bucket(micros: u64) -> usize {
     let Some(exponent @ 2..) = micros.checked_ilog2() else { return micros as usize };
     let step = (micros >> (exponent - 2)) & 3;
     (4 * (exponent as usize - 1) + step as usize).min(BUCKETS - 1)
@@ -371,10 +373,10 @@ mod tests {
     #[test]
     fn buckets_are_in_order_and_hold_what_they_say() {
         for micros in (0..5_000).chain([1 << 20, 3 << 30, 8_000_000_000]) {
-            let i = bucket(Duration::from_micros(micros));
+            let i = bucket(micros);
             assert!(start(i) <= micros as f64 && (micros as f64) < start(i + 1), "{micros} in {i}");
         }
-        assert_eq!(bucket(Duration::MAX), BUCKETS - 1);
+        assert_eq!(bucket(u64::MAX), BUCKETS - 1);
     }
 
     #[test]

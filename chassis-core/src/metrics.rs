@@ -6,12 +6,9 @@
 //! apart, and added up when it is looked at.
 mod durations;
 
-use std::{
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicI64, AtomicU64},
-    },
-    time::Duration,
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicI64, AtomicU64},
 };
 
 use prometheus::{
@@ -367,7 +364,7 @@ impl CallMetrics {
             usual: OnceLock::new(),
             others: Live::new(Vec::new()),
         });
-        let took = outcome.now.saturating_duration_since(outcome.started);
+        let took = outcome.now.nanos_since(outcome.started);
         let verdict = outcome.verdict;
         let same =
             |v: &Verdict| (v.code, v.status, v.reason) == (verdict.code, verdict.status, verdict.reason);
@@ -389,7 +386,7 @@ impl CallMetrics {
         &self,
         of: &ProtocolMetrics,
         verdict: Verdict,
-        took: Duration,
+        took: u64,
         same: impl Fn(&Verdict) -> bool,
     ) {
         let known = of.others.with(|all| {

@@ -8,13 +8,13 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
-use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
     BoxFuture, Error,
     call::{Invocation, Reply},
+    clock::Instant,
     event::Side,
     shard::{Cells, Line},
 };

@@ -1,12 +1,12 @@
 //! The Echo service of the tests, as its proto says.
 use std::{pin::Pin, time::Duration};
 
-use chassis::context::Context;
+use chassis::{clock::Instant, context::Context};
 use chassis_protos::echo::{
     EchoReply, EchoRequest,
     echo_server::{self, EchoServer},
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status, Streaming};
 

@@ -9,10 +9,10 @@ use std::{
 use chassis::{
     Runtime,
     call::Invocation,
+    clock::Instant,
     layer::balance::{Balance, BalanceLayer},
 };
 use chassis_core::policy::Policy;
-use tokio::time::Instant;
 use tower::{
     BoxError, ServiceExt,
     balance::p2c::Balance as TowerBalance,

@@ -10,11 +10,12 @@ use std::{
 use chassis::{
     Chassis, Code, Live,
     call::{Operation, Target},
+    clock::Instant,
     context::Context,
     random::Random,
 };
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::{Behaviour, Slots, Upstream, upstream::Client};
 use crate::{Result, echo::Hop};

@@ -5,10 +5,9 @@
 use std::sync::Arc;
 
 use smallvec::SmallVec;
-use tokio::time::Instant;
 
 use super::Target;
-use crate::{Code, Error, Origin, Reason, cluster::Node, policy::Policy, protocol::Protocol};
+use crate::{Code, Error, Origin, Reason, clock::Instant, cluster::Node, policy::Policy, protocol::Protocol};
 
 /// Wants to know how a call, or an attempt, ended. Called once each, in this order, from whichever
 /// thread finds out; must be quick.

@@ -3,7 +3,6 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use smallvec::SmallVec;
-use tokio::time::Instant;
 
 use super::{
     Body, Call, CallOptions, Invocation, Target, Verdict,
@@ -12,6 +11,7 @@ use super::{
 };
 use crate::{
     Error,
+    clock::Instant,
     cluster::Node,
     layer::{route::Choice, trace::TraceContext},
     policy::Policy,

@@ -13,7 +13,7 @@ use std::{
 use http::{HeaderMap, Method, StatusCode, Uri};
 use http_body::{Body as _, Frame, SizeHint};
 use smallvec::SmallVec;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 
 use self::completion::{Completion, Of};
 pub use self::{
@@ -26,6 +26,7 @@ pub(crate) use self::{
 };
 use crate::{
     Error, Origin, Reason,
+    clock::Instant,
     cluster::Node,
     labels::LabelSet,
     layer::{route::Choice, trace::TraceContext},
@@ -549,7 +550,8 @@ impl http_body::Body for ReplyBody {
             }
             Poll::Pending => {
                 let Some(deadline) = this.call.deadline else { return Poll::Pending };
-                let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+                let timer =
+                    this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.into())));
                 std::task::ready!(timer.as_mut().poll(cx));
                 Poll::Ready(Some(Err(this.expire())))
             }

@@ -1,10 +1,9 @@
 //! How a cluster follows its registry: what is believed, and when.
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use tokio::time::Instant;
-
 use super::{Cluster, Known};
 use crate::{
+    clock::Instant,
     event::Event,
     registry::{Instance, Membership, Registry, RegistryError, Watcher},
 };
@@ -40,14 +39,16 @@ async fn follow_one(
     loop {
         let next = match empty_since {
             None => watcher.next().await,
-            Some(since) => match tokio::time::timeout_at(since + EMPTY_GRACE, watcher.next()).await {
-                Ok(next) => next,
-                Err(_) => {
-                    cluster.replace(Known::Service, None, Vec::new(), false);
-                    empty_since = None;
-                    continue;
+            Some(since) => {
+                match tokio::time::timeout_at((since + EMPTY_GRACE).into(), watcher.next()).await {
+                    Ok(next) => next,
+                    Err(_) => {
+                        cluster.replace(Known::Service, None, Vec::new(), false);
+                        empty_since = None;
+                        continue;
+                    }
                 }
-            },
+            }
         };
         let membership = match next {
             Ok(membership) => membership,

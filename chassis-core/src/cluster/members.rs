@@ -7,11 +7,10 @@ use std::{
     },
 };
 
-use tokio::time::Instant;
-
 use super::{link::Connection, node::Node};
 use crate::{
     Live,
+    clock::Instant,
     labels::LabelSet,
     layer::breaker::{Force, State},
     policy::Policy,

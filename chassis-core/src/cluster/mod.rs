@@ -15,8 +15,6 @@ use std::{
     },
 };
 
-use tokio::time::Instant;
-
 use self::{
     follow::follow,
     link::{Changes, Common},
@@ -30,6 +28,7 @@ pub use self::{
 pub(crate) use self::{members::Chosen, node::Admitted};
 use crate::{
     Live,
+    clock::Instant,
     event::{Event, Events},
     layer::breaker::Circuit,
     load::Load,

@@ -7,12 +7,11 @@ use std::{
     },
 };
 
-use tokio::time::Instant;
-
 use super::link::{Common, Connection, Link};
 use crate::{
     Live,
     call::{Listener, Outcome},
+    clock::Instant,
     event::Event,
     layer::breaker::{Circuit, CircuitFigures, State, Token, Transition, ended},
     load::Load,
@@ -175,7 +174,7 @@ impl Listener for Node {
             return;
         }
         let failed = policy.failures.contains(ended(verdict));
-        self.load.judged(!failed, outcome.now.saturating_duration_since(outcome.started), outcome.now);
+        self.load.judged_in(!failed, outcome.now.nanos_since(outcome.started), outcome.now);
         if let Some(breaker) = policy.node_breaker.as_deref().filter(|_| token != UNGUARDED) {
             let failed = breaker.failures.contains(ended(verdict));
             if let Some(moved) = self.circuit.record(Token::from_bits(token), failed, outcome.now, breaker) {

@@ -10,13 +10,14 @@ use std::{
 
 use http::HeaderValue;
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 use tower_service::Service;
 
 use super::{forward_ready, plain_layer};
 use crate::{
     Error, Reason,
     call::{Invocation, Own, Reply},
+    clock::Instant,
     cluster::Node,
     layer::route::CALLER,
 };
@@ -109,7 +110,7 @@ impl<F: Future<Output = Result<Reply, Error>>> Future for AttemptFuture<F> {
                     return Poll::Ready(answer);
                 }
                 let Some((bound, node)) = bound else { return Poll::Pending };
-                let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(*bound)));
+                let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until((*bound).into())));
                 std::task::ready!(timer.as_mut().poll(cx));
                 node.take()
             }

@@ -9,13 +9,14 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 use tower_service::Service;
 
 use super::{forward_ready, plain_layer};
 use crate::{
     Error, Reason,
     call::{Invocation, Reply},
+    clock::Instant,
 };
 
 plain_layer! {
@@ -80,7 +81,7 @@ impl<F: Future<Output = Result<Reply, Error>>> Future for DeadlineFuture<F> {
                     return Poll::Ready(answer);
                 }
                 if timer.is_none() {
-                    timer.set(Some(tokio::time::sleep_until(*bound)));
+                    timer.set(Some(tokio::time::sleep_until((*bound).into())));
                 }
                 if let Some(timer) = timer.as_pin_mut() {
                     std::task::ready!(timer.poll(cx));

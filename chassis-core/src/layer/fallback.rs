@@ -153,7 +153,7 @@ where
                 }
             }?;
             fallback.site.metrics.fallback(&policy.service, reason);
-            fallback.site.pulse(tokio::time::Instant::now(), || Event::FellBack {
+            fallback.site.pulse(crate::clock::Instant::now(), || Event::FellBack {
                 service: policy.service.clone(),
                 operation: policy.operation.clone(),
                 reason,

@@ -9,13 +9,13 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 use tower_service::Service;
 
 use super::{Decided, forward_ready};
 use crate::{
     Code, Error, Origin, Reason,
     call::{Details, Invocation, Reply},
+    clock::Instant,
     event::Event,
     matching::{MatchRef, Matcher},
     policy::Site,

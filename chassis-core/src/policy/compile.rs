@@ -5,8 +5,6 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
-
 use super::{
     ByName, Common, Entry, Policies, Policy, Problem, Site, States, Table,
     settings::{
@@ -16,6 +14,7 @@ use super::{
 };
 use crate::{
     Live,
+    clock::Instant,
     event::{Events, Side},
     layer::{
         balance::{P2c, Picker, RandomPicker, RoundRobin},

@@ -18,8 +18,6 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
-
 pub(crate) use self::common::lasting;
 use self::compile::Base;
 pub use self::{
@@ -33,6 +31,7 @@ pub use self::{
 };
 use crate::{
     Live,
+    clock::Instant,
     event::{Event, Events, Pulse},
     layer::{
         balance::{P2c, Picker},

@@ -10,12 +10,12 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use http_body::Body as _;
-use tokio::time::Instant;
 
 use super::{STATUS, TEST};
 use crate::{
     Code, Error, Reason,
     call::{Body, Invocation, Reply},
+    clock::Instant,
     cluster::{Connection, Link},
     protocol::{Leaf, LeafFuture, Protocol, Transport},
 };

@@ -3,6 +3,7 @@ use std::{sync::Arc, time::Duration};
 
 use chassis_core::{
     Code, Error, Reason,
+    clock::Instant,
     cluster::Connection::{Connecting, Idle, Ready, TransientFailure},
     event::Event,
     layer::{
@@ -13,7 +14,6 @@ use chassis_core::{
     testing::{Answer, ScriptedRegistry, Upstream, feed},
 };
 use serde_json::json;
-use tokio::time::Instant;
 
 use crate::support::*;
 

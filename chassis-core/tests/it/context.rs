@@ -104,8 +104,11 @@ async fn attempts_are_spans_of_one_trace() {
 #[tokio::test(start_paused = true)]
 async fn spawned_work_takes_it_along_and_detached_work_without_the_deadline() {
     let bench = Arc::new(Bench::new(|_| Answer::ok("")));
-    let context =
-        Context { deadline: Some(tokio::time::Instant::now() + S), is_retry: true, ..Default::default() };
+    let context = Context {
+        deadline: Some(chassis_core::clock::Instant::now() + S),
+        is_retry: true,
+        ..Default::default()
+    };
     context
         .scope(async {
             let (plain, taken, detached) = (bench.clone(), bench.clone(), bench.clone());

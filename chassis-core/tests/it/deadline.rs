@@ -3,11 +3,11 @@ use std::{sync::Arc, time::Duration};
 
 use chassis_core::{
     Code, Reason,
+    clock::Instant,
     context::Context,
     testing::{Answer, CallBuilder, feed, read, run},
 };
 use serde_json::json;
-use tokio::time::Instant;
 
 use crate::support::*;
 

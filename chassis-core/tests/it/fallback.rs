@@ -4,13 +4,13 @@ use std::sync::Arc;
 use chassis_core::{
     Code, Error, Reason,
     call::Body,
+    clock::Instant,
     event::Event,
     layer::fallback::{Answer as Instead, Failed, FallbackFn},
     testing::{Answer, CallBuilder, TestProtocol, Upstream},
 };
 use http::{HeaderMap, StatusCode};
 use serde_json::json;
-use tokio::time::Instant;
 
 use crate::support::*;
 

@@ -2,6 +2,7 @@
 use chassis_core::{
     Code, Error, Origin, Reason,
     call::Invocation,
+    clock::Instant,
     event::Event,
     layer::breaker::State,
     protocol::Protocol,
@@ -9,7 +10,6 @@ use chassis_core::{
 };
 use http::StatusCode;
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use crate::support::*;
 

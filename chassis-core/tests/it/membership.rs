@@ -1,12 +1,12 @@
 //! Who is there: what the registry says, and what is made of it.
 use chassis_core::{
     Code, Reason,
+    clock::Instant,
     event::Event,
     registry::{Instance, Membership},
     testing::{Answer, CallBuilder, ScriptedRegistry, Upstream},
 };
 use serde_json::json;
-use tokio::time::Instant;
 
 use crate::support::*;
 

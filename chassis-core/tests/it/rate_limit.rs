@@ -4,13 +4,13 @@ use std::{net::IpAddr, time::Duration};
 use chassis_core::{
     Code, Error, Origin, Reason,
     call::Invocation,
+    clock::Instant,
     event::Event,
     pipeline::Pipeline,
     testing::{Answer, CallBuilder, run},
 };
 use http::StatusCode;
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use crate::support::*;
 

@@ -10,13 +10,13 @@ use std::{
 use chassis_core::{
     Code, Error, Reason,
     call::Invocation,
+    clock::Instant,
     context::Context,
     event::Event,
     testing::{Answer, Arrival, CallBuilder, REASON, RETRY_AFTER, Upstream, feed, run},
 };
 use http::StatusCode;
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use crate::support::*;
 

@@ -41,7 +41,7 @@ impl echo_server::Echo for Echo {
         if let Some(status) = failure(&message) {
             return Err(status);
         }
-        let started = tokio::time::Instant::now();
+        let started = chassis_core::clock::Instant::now();
         let deadline = Context::current().deadline;
         let remaining = deadline.map_or(0, |at| at.saturating_duration_since(started).as_millis());
         tokio::time::sleep(Duration::from_millis(message.delay_ms.into())).await;

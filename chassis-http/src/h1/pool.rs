@@ -12,13 +12,14 @@ use std::{
 use chassis_core::{
     BoxError, Error,
     call::Body,
+    clock::Instant,
     cluster::{Connection as State, Link},
 };
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 
 use crate::{ClientConfig, backoff::Backoff, connector::Connector, failure, outgoing::Form};

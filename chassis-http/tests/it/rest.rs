@@ -13,6 +13,7 @@ use axum::{
 use chassis_core::{
     Code, Error, Reason, Runtime,
     call::{Body, Operation},
+    clock::Instant,
     context::Context,
     pipeline,
     protocol::Leaf,
@@ -63,7 +64,7 @@ fn orders() -> Router {
         format!("order {id}, {seen}")
     };
     let left = async || {
-        let left = Context::current().deadline.map(|at| at - tokio::time::Instant::now());
+        let left = Context::current().deadline.map(|at| at - Instant::now());
         format!("{left:?}")
     };
     let passes_on = async || -> AxumResponse {

@@ -9,10 +9,10 @@ use std::{
     time::Duration,
 };
 
-use chassis::{Code, Problem, context::Context};
+use chassis::{Code, Problem, clock::Instant, context::Context};
 use chassis_protos::echo::EchoReply;
 use http::HeaderMap;
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 use tonic::Status;
 
 use super::{Ask, Clients, Ledger, Op, Outcome, Wire};

@@ -7,7 +7,6 @@ mod picker;
 
 use std::sync::Arc;
 
-use tokio::time::Instant;
 use tower_service::Service;
 
 pub use self::picker::{Candidates, P2c, Picker, RandomPicker, RoundRobin};
@@ -15,6 +14,7 @@ use super::{Decided, forward_ready};
 use crate::{
     Code, Error, Reason,
     call::{Invocation, Reply},
+    clock::Instant,
     cluster::{Admitted, Chosen, Cluster, Connection, Known, Members, Node, Subset},
     event::{Event, Side},
     layer::route::Fallback,
@@ -125,7 +125,7 @@ impl BalanceLayer {
             };
             Err(self.none(why).with_code(Code::DeadlineExceeded))
         };
-        tokio::time::timeout_at(bound, picked).await.unwrap_or_else(late)
+        tokio::time::timeout_at(bound.into(), picked).await.unwrap_or_else(late)
     }
 
     fn admit(&self, node: &Arc<Node>, call: &Invocation, now: Instant, panicking: bool) -> Option<Pick> {

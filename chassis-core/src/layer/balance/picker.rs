@@ -4,10 +4,9 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use tokio::time::Instant;
-
 use crate::{
     call::Invocation,
+    clock::Instant,
     cluster::{Connection, Node, Subset},
     random::Random,
 };

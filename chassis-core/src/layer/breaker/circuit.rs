@@ -7,8 +7,8 @@ use std::{
     time::Duration,
 };
 
+use crate::clock::Instant;
 use serde::Serialize;
-use tokio::time::Instant;
 
 pub use self::config::{BreakerConfig, BreakerPatch, Force, Scope};
 use self::word::{Phase, UNHEARD, Word};
@@ -43,7 +43,7 @@ pub enum State {
 ///
 /// ```
 /// use chassis_core::layer::breaker::{BreakerConfig, Circuit, State};
-/// use tokio::time::Instant;
+/// use chassis_core::clock::Instant;
 ///
 /// let (config, now) = (BreakerConfig { consecutive: 1, ..Default::default() }, Instant::now());
 /// let circuit = Circuit::new(now);
@@ -255,7 +255,7 @@ impl Circuit {
     }
 
     fn millis(&self, now: Instant) -> u64 {
-        u64::try_from(now.saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX)
+        now.millis_since(self.epoch)
     }
 
     fn load(&self) -> (u64, Word) {

@@ -107,12 +107,12 @@ where
 
 impl Cell {
     pub(crate) fn new(service: &Arc<str>, of: &Arc<str>, scope: Scope, site: &Arc<Site>) -> Self {
-        let circuit = Circuit::new(tokio::time::Instant::now());
+        let circuit = Circuit::new(crate::clock::Instant::now());
         let (of, service, site) = (of.clone(), service.clone(), site.clone());
         Cell { circuit, of, service, scope, counted: AtomicBool::new(false), site }
     }
 
-    fn error(&self, refused: Refused, config: &BreakerConfig, now: tokio::time::Instant) -> Error {
+    fn error(&self, refused: Refused, config: &BreakerConfig, now: crate::clock::Instant) -> Error {
         self.site.pulse(now, || Event::Refusing {
             side: Side::Client,
             service: self.service.clone(),

@@ -4,9 +4,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
-
-use crate::units::Rate;
+use crate::{clock::Instant, units::Rate};
 
 /// A bucket that holds `burst` calls and fills up again at `rate`; both are arguments, so they can change
 /// from one call to the next. It starts full, and costs one compare-and-swap a call. Over any time `t` it
@@ -18,7 +16,7 @@ use crate::units::Rate;
 ///
 /// ```
 /// use chassis_core::{layer::rate_limit::Gcra, units::Rate};
-/// use tokio::time::Instant;
+/// use chassis_core::clock::Instant;
 ///
 /// let (now, rate) = (Instant::now(), Rate::per_second(10));
 /// let bucket = Gcra::new(now);
@@ -169,8 +167,7 @@ impl Gcra {
     }
 
     fn moment(&self, now: Instant) -> Moment {
-        let nanos = now.saturating_duration_since(self.epoch).as_nanos();
-        let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
+        let nanos = now.nanos_since(self.epoch);
         Moment { tick: (nanos / TICK) as u32, rest: nanos % TICK }
     }
 }

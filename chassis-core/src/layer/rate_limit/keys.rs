@@ -9,10 +9,8 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
-
 use super::gcra::{Gcra, Wait};
-use crate::units::Rate;
+use crate::{clock::Instant, units::Rate};
 
 /// Buckets by key, of a bounded number: keys come from the network, and nobody may fill our memory.
 ///
@@ -24,7 +22,7 @@ use crate::units::Rate;
 ///
 /// ```
 /// use chassis_core::{layer::rate_limit::Keyed, units::Rate};
-/// use tokio::time::Instant;
+/// use chassis_core::clock::Instant;
 ///
 /// let (now, rate) = (Instant::now(), Rate::per_second(1));
 /// let callers = Keyed::new(now, Keyed::MOST_KEYS);

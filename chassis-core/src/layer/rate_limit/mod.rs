@@ -11,7 +11,6 @@ use std::{sync::Arc, time::Duration};
 use http::HeaderName;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
-use tokio::time::Instant;
 use tower_service::Service;
 
 pub use self::{
@@ -22,6 +21,7 @@ use super::{Decided, forward_ready};
 use crate::{
     Error, Reason,
     call::{Invocation, Reply},
+    clock::Instant,
     event::{Event, Side},
     matching::{MatchRef, Matcher},
     metrics::CallCounter,

@@ -4,9 +4,8 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
-
 use crate::{
+    clock::Instant,
     settings,
     shard::Cells,
     units::{Rate, Ratio},
@@ -32,7 +31,7 @@ settings! {
 ///
 /// ```
 /// use chassis_core::layer::retry::{Budget, BudgetConfig};
-/// use tokio::time::Instant;
+/// use chassis_core::clock::Instant;
 ///
 /// let now = Instant::now();
 /// let (budget, config) = (Budget::new(now), BudgetConfig { min: "0/s".parse().unwrap(), ..Default::default() });
@@ -99,7 +98,7 @@ impl Budget {
     }
 
     fn tick(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.epoch).as_secs() / SLOT.as_secs()
+        now.nanos_since(self.epoch) / SLOT.as_nanos() as u64
     }
 
     /// The slot of `now`; first lets go of the retries of those that are over.
@@ -246,7 +245,7 @@ mod tests {
             let budget = Budget::new(start);
             let (mut now, mut events) = (start, Vec::new());
             for _ in 0..500 {
-                let second = now.duration_since(start).as_secs();
+                let second = (now - start).as_secs();
                 if random.below(2) == 0 {
                     budget.deposit(now);
                     events.push((second, false));

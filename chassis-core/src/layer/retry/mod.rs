@@ -16,7 +16,7 @@ use std::{
 
 use pin_project_lite::pin_project;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -29,6 +29,7 @@ use super::{
 use crate::{
     Code, Error,
     call::{Body, Invocation, Kept, Replay, Reply, Verdict},
+    clock::Instant,
     context::Context as Handled,
     event::Event,
     policy::Site,

@@ -1,0 +1,182 @@
+//! Moments as one number, which is what calls reckon with.
+//!
+//! A difference of two of the standard library's instants costs half a hundred instructions; of two numbers one.
+//! Every call takes half a dozen of them between two looks at the clock.
+use std::{
+    num::NonZeroU64,
+    ops::{Add, Sub},
+    sync::OnceLock,
+    time::Duration,
+};
+
+/// A moment on tokio's clock, which tests can stop: nanoseconds since a while before the process first asked.
+///
+/// Arithmetic ends where 64 bits do, after 584 years, instead of panicking.
+///
+/// ```
+/// use std::time::Duration;
+/// use chassis_core::clock::Instant;
+///
+/// let now = Instant::now();
+/// let later = now + Duration::from_millis(3);
+/// assert_eq!(later.saturating_duration_since(now), Duration::from_millis(3));
+/// assert_eq!(now.saturating_duration_since(later), Duration::ZERO);
+/// assert_eq!(Instant::from(tokio::time::Instant::from(later)), later);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Instant(NonZeroU64);
+
+/// So long before it is first asked the clock begins: a clock that is stopped may be behind.
+const BEFORE: Duration = Duration::from_secs(3600);
+
+const SECOND: u64 = 1_000_000_000;
+
+/// Where a moment that the system can't tell is put, as tokio does: thirty years from now.
+const FAR: Duration = Duration::from_secs(86400 * 365 * 30);
+
+/// Where counting begins.
+fn epoch() -> std::time::Instant {
+    static EPOCH: OnceLock<std::time::Instant> = OnceLock::new();
+    *EPOCH.get_or_init(|| {
+        #[allow(clippy::disallowed_methods)] // where counting begins, not what time it is
+        let now = std::time::Instant::now();
+        now.checked_sub(BEFORE).unwrap_or(now)
+    })
+}
+
+// === impl Instant ===
+
+impl Instant {
+    /// The time that it is.
+    #[inline]
+    pub fn now() -> Self {
+        tokio::time::Instant::now().into()
+    }
+
+    /// From `earlier` to here; nothing if it is the later one.
+    #[inline]
+    pub fn saturating_duration_since(self, earlier: Instant) -> Duration {
+        Duration::from_nanos(self.nanos_since(earlier))
+    }
+
+    /// The same in whole nanoseconds.
+    #[inline]
+    pub(crate) fn nanos_since(self, earlier: Instant) -> u64 {
+        self.0.get().saturating_sub(earlier.0.get())
+    }
+
+    /// The same in whole milliseconds.
+    #[inline]
+    pub(crate) fn millis_since(self, earlier: Instant) -> u64 {
+        self.nanos_since(earlier) / 1_000_000
+    }
+
+    /// From here until now.
+    pub fn elapsed(self) -> Duration {
+        Instant::now().saturating_duration_since(self)
+    }
+
+    /// So much earlier, if there is such a moment.
+    pub fn checked_sub(self, time: Duration) -> Option<Self> {
+        let nanos = u64::try_from(time.as_nanos()).ok()?;
+        NonZeroU64::new(self.0.get().checked_sub(nanos)?).map(Instant)
+    }
+
+    /// So much later, if there is such a moment.
+    #[inline]
+    pub fn checked_add(self, time: Duration) -> Option<Self> {
+        let nanos = time.as_secs().checked_mul(SECOND)?.checked_add(time.subsec_nanos().into())?;
+        self.0.checked_add(nanos).map(Instant)
+    }
+}
+
+impl From<tokio::time::Instant> for Instant {
+    #[inline]
+    fn from(at: tokio::time::Instant) -> Self {
+        let since = at.into_std().saturating_duration_since(epoch());
+        let nanos = since.as_secs().saturating_mul(SECOND).saturating_add(since.subsec_nanos().into());
+        Instant(NonZeroU64::MIN.saturating_add(nanos))
+    }
+}
+
+impl From<Instant> for tokio::time::Instant {
+    fn from(at: Instant) -> Self {
+        let since = Duration::from_nanos(at.0.get() - 1);
+        let at = epoch().checked_add(since);
+        at.map_or_else(|| tokio::time::Instant::now() + FAR, tokio::time::Instant::from_std)
+    }
+}
+
+impl Add<Duration> for Instant {
+    type Output = Instant;
+    fn add(self, time: Duration) -> Instant {
+        self.checked_add(time).unwrap_or(Instant(NonZeroU64::MAX))
+    }
+}
+
+impl Sub<Duration> for Instant {
+    type Output = Instant;
+    fn sub(self, time: Duration) -> Instant {
+        self.checked_sub(time).unwrap_or(Instant(NonZeroU64::MIN))
+    }
+}
+
+impl Sub for Instant {
+    type Output = Duration;
+    fn sub(self, earlier: Instant) -> Duration {
+        self.saturating_duration_since(earlier)
+    }
+}
+
+impl std::ops::AddAssign<Duration> for Instant {
+    fn add_assign(&mut self, time: Duration) {
+        *self = *self + time;
+    }
+}
+
+impl std::fmt::Debug for Instant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        tokio::time::Instant::from(*self).fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn reckons_as_tokio_does() {
+        let (theirs, ours) = (tokio::time::Instant::now(), Instant::now());
+        for time in [Duration::ZERO, Duration::from_nanos(1), S, 1_000_000 * S] {
+            let (their_later, later) = (theirs + time, Instant::from(theirs) + time);
+            assert_eq!(tokio::time::Instant::from(later), their_later);
+            assert_eq!(later - Instant::from(theirs), their_later - theirs);
+            assert_eq!((ours + time) - time, ours);
+        }
+        assert!(Instant::from(theirs) <= ours && ours <= Instant::now());
+    }
+
+    #[test]
+    fn ends_where_the_number_does() {
+        let now = Instant::now();
+        assert_eq!(now.checked_add(Duration::MAX), None);
+        assert_eq!(now + Duration::MAX, Instant(NonZeroU64::MAX));
+        assert_eq!(now - Duration::MAX, Instant(NonZeroU64::MIN));
+        assert!(tokio::time::Instant::from(now + Duration::MAX) > tokio::time::Instant::now() + S);
+        assert_eq!((now.nanos_since(now + S), (now + S).millis_since(now)), (0, 1_000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stands_still_where_tokio_does() {
+        let start = Instant::now();
+        tokio::time::sleep(S).await;
+        assert_eq!(start.elapsed(), S);
+    }
+
+    #[test]
+    fn none_costs_no_room() {
+        assert_eq!(size_of::<Option<Instant>>(), 8);
+    }
+}
