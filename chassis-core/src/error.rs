@@ -3,7 +3,11 @@ use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BoxError, call::Invocation, cluster::Node};
+use crate::{
+    BoxError,
+    call::{Invocation, Returned},
+    cluster::Node,
+};
 
 /// Why no answer came. An answer, also a failing one, is a [`Reply`](crate::call::Reply).
 ///
@@ -116,7 +120,7 @@ struct Inner {
     retry_after: Option<Duration>,
     details: Option<crate::call::Details>,
     source: Option<BoxError>,
-    unsent: Option<Invocation>,
+    call: Option<Returned>,
     node: Option<Arc<Node>>,
 }
 
@@ -141,7 +145,7 @@ impl Error {
         maybe_executed: bool,
         message: Cow<'static, str>,
     ) -> Self {
-        let (rule, retry_after, details, source, unsent, node) = (None, None, None, None, None, None);
+        let (rule, retry_after, details, source, call, node) = (None, None, None, None, None, None);
         Error(Box::new(Inner {
             code,
             reason,
@@ -152,7 +156,7 @@ impl Error {
             retry_after,
             details,
             source,
-            unsent,
+            call,
             node,
         }))
     }
@@ -195,7 +199,13 @@ impl Error {
 
     /// The same, giving the untouched call back, so that it can go to another endpoint.
     pub fn returning(mut self, call: Invocation) -> Self {
-        self.0.unsent = Some(call);
+        self.0.call = Some(Returned::Untouched(call));
+        self
+    }
+
+    /// The same, giving back a call at which an attempt has failed.
+    pub(crate) fn returning_used(mut self, call: Invocation) -> Self {
+        self.0.call = Some(Returned::Used(call));
         self
     }
 
@@ -273,14 +283,22 @@ impl Error {
             retry_after: *retry_after,
             details: details.clone(),
             source: None,
-            unsent: None,
+            call: None,
             node: node.clone(),
         }))
     }
 
     /// Takes the untouched call back, if the transport gave it back.
     pub fn take_unsent(&mut self) -> Option<Invocation> {
-        self.0.unsent.take()
+        match self.0.call.take()? {
+            Returned::Untouched(call) => Some(call),
+            Returned::Used(_) => None,
+        }
+    }
+
+    /// Takes the call back, as far as it is there.
+    pub(crate) fn take_call(&mut self) -> Option<Returned> {
+        self.0.call.take()
     }
 }
 

@@ -55,12 +55,12 @@ impl Form {
         self.sized
     }
 
-    /// Moves what is sent out of `call`, as HTTP/2 has it.
+    /// Moves headers and body out of `call`, as HTTP/2 has them.
     pub(crate) fn write_h2(&self, call: &mut Invocation) -> OutgoingH2 {
         let mut uri = http::uri::Parts::default();
         uri.scheme = Some(Scheme::HTTP);
         uri.authority = Some(self.authority.clone());
-        uri.path_and_query = Some(path_of(std::mem::take(&mut call.uri)));
+        uri.path_and_query = Some(path_of(&call.uri));
         let uri = Uri::from_parts(uri).expect("scheme, authority and path are a URI");
         self.rename_timeout(call);
         let body = std::mem::take(&mut call.body);
@@ -77,9 +77,9 @@ impl Form {
 
     /// The same with the URI as HTTP/1.1 has it, which needs a `Host`.
     pub(crate) fn write_origin(&self, call: &mut Invocation) -> Outgoing {
-        let uri = match std::mem::take(&mut call.uri) {
+        let uri = match &call.uri {
             // As the client makes them.
-            path if path.authority().is_none() && !path.path().is_empty() => path,
+            path if path.authority().is_none() && !path.path().is_empty() => path.clone(),
             other => Uri::from(path_of(other)),
         };
         let mut out = self.write(call, uri);
@@ -134,13 +134,12 @@ fn set_length(call: &mut Invocation, body: &Body) {
 pub(crate) fn restore(call: &mut Invocation, request: Request<Body>, abort: Option<Abort>) {
     abort.into_iter().for_each(Abort::release);
     let (head, body) = request.into_parts();
-    call.uri = Uri::from(path_of(head.uri));
     call.metadata = head.headers;
     call.body = body;
 }
 
-fn path_of(uri: Uri) -> PathAndQuery {
-    uri.into_parts().path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"))
+fn path_of(uri: &Uri) -> PathAndQuery {
+    uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"))
 }
 
 #[cfg(test)]

@@ -113,19 +113,6 @@ pub(crate) fn while_panicked(drop: impl FnOnce()) {
     drop();
 }
 
-/// The caller let go: because the time was up, or for its own reasons, which blames nobody.
-pub(super) fn verdict_of_drop(known: Option<Verdict>, is_expired: impl FnOnce(Instant) -> bool) -> Verdict {
-    known.unwrap_or_else(|| {
-        if std::thread::panicking() || PANICKED.get() {
-            Verdict::failed(Reason::Panicked, Origin::Remote)
-        } else if is_expired(Instant::now()) {
-            Verdict::failed(Reason::DeadlineExceeded, Origin::Remote)
-        } else {
-            Verdict::failed(Reason::Cancelled, Origin::Local)
-        }
-    })
-}
-
 // === impl Completion ===
 
 impl Completion {
@@ -150,13 +137,29 @@ impl Completion {
         self.call.is_expired(now) || self.attempt.is_expired(now)
     }
 
+    /// The caller let go: because the time was up, or for its own reasons, which blames nobody.
     pub(crate) fn verdict_of_drop(&self) -> Verdict {
-        verdict_of_drop(self.verdict(), |now| self.is_expired(now))
+        // What an attempt that is over said is not what the call did.
+        let known = if self.attempt.ended { self.call.verdict } else { self.verdict() };
+        known.unwrap_or_else(|| {
+            if std::thread::panicking() || PANICKED.get() {
+                Verdict::failed(Reason::Panicked, Origin::Remote)
+            } else if self.is_expired(Instant::now()) {
+                Verdict::failed(Reason::DeadlineExceeded, Origin::Remote)
+            } else {
+                Verdict::failed(Reason::Cancelled, Origin::Local)
+            }
+        })
     }
 
     /// The head of the answer is here: only the deadline bounds what follows.
     pub(crate) fn head_arrived(&mut self, deadline: Option<Instant>) {
         self.call.expires = deadline;
+        self.attempt_has_head();
+    }
+
+    /// The same where the answer may still be an attempt's only.
+    pub(crate) fn attempt_has_head(&mut self) {
         self.attempt.expires = None;
     }
 }
@@ -285,10 +288,6 @@ impl Scope {
 
     pub(crate) fn judged(&self) -> Option<Instant> {
         self.judged
-    }
-
-    pub(super) fn has_ended(&self) -> bool {
-        self.ended
     }
 
     pub(super) fn is_expired(&self, now: Instant) -> bool {

@@ -1,7 +1,7 @@
 //! One call on its way through the pipeline, and its answer on the way back.
 mod body;
 mod completion;
-mod kept;
+mod lend;
 
 use std::{
     ops::{Deref, DerefMut},
@@ -22,7 +22,7 @@ pub use self::{
 };
 pub(crate) use self::{
     completion::{Own, while_panicked},
-    kept::Kept,
+    lend::{Headers, Returned},
 };
 use crate::{
     Error, Origin, Reason,
@@ -87,6 +87,8 @@ pub struct Call {
     pub body: Body,
     /// Stops what is still being sent when the answer is over or unwanted.
     request: Option<Abort>,
+    /// To an attempt: how the call ends is decided by who lent it.
+    lent: bool,
     completion: Completion,
 }
 
@@ -171,6 +173,7 @@ impl Invocation {
             extensions: http::Extensions::new(),
             body: Body::empty(),
             request: None,
+            lent: false,
             completion: Completion::new(now),
         }))
     }
@@ -242,6 +245,10 @@ impl Invocation {
 
     /// Refuses the call: everybody who listens hears it, and the error is what the layer returns.
     pub fn refuse(mut self, error: Error) -> Error {
+        if self.0.lent {
+            self.0.end_attempt(Verdict::of(&error));
+            return error.at(self.0.node.take()).returning_used(self);
+        }
         self.0.settle(Verdict::of(&error));
         error.at(self.0.node.take())
     }
@@ -252,8 +259,10 @@ impl Invocation {
         call.status = status;
         call.metadata = metadata;
         call.body = body;
-        let deadline = call.deadline;
-        call.completion.head_arrived(deadline);
+        match (call.lent, call.deadline) {
+            (true, _) => call.completion.attempt_has_head(),
+            (false, deadline) => call.completion.head_arrived(deadline),
+        }
         let head = call.protocol.judge_head(status, &call.metadata);
         let verdict = match (head, call.body.is_end_stream()) {
             (Some(verdict), _) => Some(verdict),
@@ -285,18 +294,6 @@ impl Reply {
         self.0.completion.verdict()
     }
 
-    /// Takes over who listens to `call`: its attempt has won.
-    pub(crate) fn adopt(&mut self, kept: &mut Kept) {
-        let own = &mut *self.0;
-        own.completion.call = kept.take_listeners();
-        own.completion.head_arrived(own.deadline);
-        if let Some(verdict) = own.completion.attempt.verdict() {
-            let mut now = own.completion.attempt.judged();
-            let (of, completion) = own.told();
-            completion.call.judge(verdict, &of, &mut now);
-        }
-    }
-
     /// Ends the answer here, unread: what it said so far is its verdict.
     pub fn discard(self) {}
 
@@ -314,10 +311,13 @@ impl Reply {
 
 impl Call {
     fn judge(&mut self, verdict: Verdict) {
+        let lent = self.lent;
         let (of, completion) = self.told();
         let mut now = None;
         completion.attempt.judge(verdict, &of, &mut now);
-        completion.call.judge(verdict, &of, &mut now);
+        if !lent {
+            completion.call.judge(verdict, &of, &mut now);
+        }
     }
 
     fn settle(&mut self, verdict: Verdict) {
@@ -384,6 +384,7 @@ impl Drop for Call {
     fn drop(&mut self) {
         if !self.completion.is_settled() {
             let verdict = self.completion.verdict_of_drop();
+            self.lent = false; // nobody has it any more
             self.settle(verdict);
         }
     }

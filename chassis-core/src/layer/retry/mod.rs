@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     Code, Error,
-    call::{Body, Invocation, Kept, Replay, Reply, Verdict},
+    call::{Body, Call, Headers, Invocation, Replay, Reply, Returned, Verdict},
     clock::Instant,
     context::Context as Handled,
     event::Event,
@@ -87,13 +87,16 @@ pub struct Retries {
 }
 
 /// Tries again what the policy of a call lets be tried again.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct RetryLayer;
+#[derive(Clone, Copy, Debug)]
+pub struct RetryLayer {
+    comes_back: bool,
+}
 
 /// The service of [`RetryLayer`].
 #[derive(Debug)]
 pub struct Retry<S> {
     inner: S,
+    with: RetryLayer,
     /// For further attempts. Calls take a reference along, which is counted here and not in what `inner` is
     /// made of: every clone has one of its own.
     again: Arc<S>,
@@ -106,7 +109,7 @@ pin_project! {
         #[pin]
         attempt: Option<F>,
         // What the next attempt is made of; `None` where there will be none.
-        held: Option<Held>,
+        held: Option<Box<Held>>,
         // What the last attempt failed with, if there is to be another: after the pause, and once the
         // body can be read again.
         failed: Option<Error>,
@@ -118,9 +121,13 @@ pin_project! {
     }
 }
 
-/// A call that is being attempted, kept so that it can be attempted again.
+/// What is held of a call that is being attempted, so that it can be attempted again.
 struct Held {
-    kept: Box<Kept>,
+    /// The call itself: while a twin of it is sent, and between attempts.
+    call: Option<Invocation>,
+    /// Else it is lent to attempts, and comes back with their outcome.
+    by_twins: bool,
+    headers: Headers,
     source: BodySource,
 }
 
@@ -142,16 +149,24 @@ fn default_on() -> FailureSet {
         .with_deadline()
 }
 
+impl RetryLayer {
+    /// `comes_back`: whatever becomes of a call below, it comes back with the answer or with the error. A twin of
+    /// it is sent where that is not so.
+    pub fn new(comes_back: bool) -> Self {
+        RetryLayer { comes_back }
+    }
+}
+
 impl<S: Clone> Layer<S> for RetryLayer {
     type Service = Retry<S>;
     fn layer(&self, inner: S) -> Retry<S> {
-        Retry { again: Arc::new(inner.clone()), inner }
+        Retry { again: Arc::new(inner.clone()), inner, with: *self }
     }
 }
 
 impl<S: Clone> Clone for Retry<S> {
     fn clone(&self) -> Self {
-        RetryLayer.layer(self.inner.clone())
+        self.with.layer(self.inner.clone())
     }
 }
 
@@ -170,6 +185,8 @@ where
         if let Some(retries) = &call.policy.retry {
             retries.budget.deposit(call.attempt_started());
             let most = retries.config.replay_bytes as usize;
+            // What outlasts the time of an attempt is dropped.
+            let by_twins = !self.with.comes_back || retries.config.per_try.on().is_some();
             // Else only what never left is resent; that needs no copy where the transport gives it back.
             if !call.options.no_retry && retries.config.attempts.get() > 1 {
                 let source = match std::mem::take(&mut call.body) {
@@ -177,7 +194,7 @@ where
                     body => BodySource::Stream(Replay::new(body, most)),
                 };
                 if let Some(body) = source.body() {
-                    held = Some(Held { kept: Kept::of(&mut call), source });
+                    held = Some(Held::of(&mut call, by_twins, source));
                     call.body = body;
                 }
             }
@@ -220,34 +237,40 @@ where
             this.attempt.set(None);
             match answer {
                 Err(mut error) => {
-                    let returned = error.take_unsent();
-                    if let (Some(held), Some(call)) = (this.held.as_mut(), &returned) {
-                        held.kept.tried.clone_from(&call.tried);
-                    }
+                    let returned = error.take_call();
+                    let untouched = match (returned, this.held.as_mut()) {
+                        (Some(returned), Some(held)) => held.came_back(returned),
+                        (Some(Returned::Untouched(call)), None) => Some(call),
+                        _ => None,
+                    };
                     if error.unsent() && !std::mem::replace(this.resent, true) {
-                        match (returned, this.held.as_mut()) {
+                        match (untouched, this.held.as_mut()) {
                             (Some(mut call), _) => {
                                 call.fail_attempt(&error); // by a leaf that has not done so
                                 call.begin_attempt(Instant::now());
                                 this.attempt.set(Some(S::clone(this.again).call(call)));
                             }
                             (None, Some(held)) => {
-                                held.kept.tried.extend(error.node().cloned());
+                                held.was_at(&error);
                                 *this.failed = Some(error);
                             }
                             (None, None) => return Poll::Ready(Err(error)),
                         }
                         continue;
                     }
-                    let error = match returned {
-                        Some(call) => call.refuse(error),
-                        None => error,
+                    let error = match (untouched, this.held.as_mut()) {
+                        (Some(call), Some(held)) if !held.by_twins => {
+                            held.call = Some(call);
+                            error
+                        }
+                        (Some(call), _) => call.refuse(error),
+                        (None, _) => error,
                     };
                     let pushback = error.retry_after().map_or(Pushback::None, Pushback::After);
                     let verdict = Verdict::of(&error);
                     let pause = this.held.as_mut().and_then(|held| {
-                        held.kept.tried.extend(error.node().cloned());
-                        held.may_retry(&verdict, pushback, this.attempts)
+                        held.was_at(&error);
+                        may_retry(held.call.as_mut()?, &held.source, &verdict, pushback, this.attempts)
                     });
                     let error = error.with_maybe_executed(verdict.maybe_executed || *this.executed);
                     let Some(pause) = pause else { return Poll::Ready(Err(give_up(this.held, error))) };
@@ -257,21 +280,25 @@ where
                 }
                 Ok(mut reply) => {
                     let failed = reply.verdict().filter(|verdict| !verdict.is_success());
-                    let pause = failed.and_then(|verdict| {
+                    if let (Some(verdict), Some(held)) = (failed, this.held.as_mut()) {
                         let pushback = reply.protocol.pushback(&reply.metadata);
-                        let held = this.held.as_mut()?;
-                        held.kept.tried.extend(reply.node().cloned());
-                        held.may_retry(&verdict, pushback, this.attempts)
-                    });
-                    if let Some(pause) = pause {
-                        *this.executed |= failed.is_some_and(|verdict| verdict.maybe_executed);
-                        *this.failed = reply.as_error();
-                        *this.pause = Some(Box::pin(tokio::time::sleep(pause)));
-                        reply.discard();
-                        continue;
+                        let node = reply.node().cloned();
+                        let call = held.call.as_deref_mut().unwrap_or(&mut reply);
+                        call.tried.extend(node);
+                        if let Some(pause) = may_retry(call, &held.source, &verdict, pushback, this.attempts)
+                        {
+                            *this.executed |= verdict.maybe_executed;
+                            *this.failed = reply.as_error();
+                            *this.pause = Some(Box::pin(tokio::time::sleep(pause)));
+                            match held.by_twins {
+                                true => reply.discard(),
+                                false => held.call = Some(reply.lost(verdict)),
+                            }
+                            continue;
+                        }
                     }
-                    if let Some(mut held) = this.held.take() {
-                        reply.adopt(&mut held.kept);
+                    if let Some(held) = this.held.take() {
+                        reply.won(held.call);
                     }
                     return Poll::Ready(Ok(reply));
                 }
@@ -285,85 +312,128 @@ fn in_vain() {
     Handled::with(|handled| handled.in_vain.set());
 }
 
-fn give_up(held: &mut Option<Held>, error: Error) -> Error {
-    match held.take() {
-        Some(held) => held.kept.refuse(error),
+fn give_up(held: &mut Option<Box<Held>>, error: Error) -> Error {
+    match held.take().and_then(|held| held.call) {
+        Some(call) => call.take_back(error),
         None => error,
     }
+}
+
+/// The pause before another attempt at `call`, which then counts; or `None` if there is to be none.
+fn may_retry(
+    call: &mut Call,
+    source: &BodySource,
+    verdict: &Verdict,
+    pushback: Pushback,
+    attempts: &mut u32,
+) -> Option<Duration> {
+    let policy = call.policy().clone();
+    let retries = policy.retry.as_ref()?;
+    let config = &retries.config;
+    if verdict.origin == crate::Origin::Local || !config.on.contains(ended(verdict)) {
+        return None;
+    }
+    if *attempts >= config.attempts.get().min(MOST_ATTEMPTS) {
+        if *attempts > 1 {
+            in_vain();
+        }
+        return None;
+    }
+    let counted = |outcome: &str| retries.site.metrics.retry(&policy.service, outcome);
+    if !is_safe(call, verdict, config) {
+        counted("unsafe");
+        return None;
+    }
+    if call.below_retry && !config.chained {
+        counted("chained");
+        return None;
+    }
+    if !source.can_repeat() {
+        counted("not_replayable");
+        return None;
+    }
+    let now = Instant::now();
+    let pause = match pushback {
+        Pushback::Never => {
+            counted("pushed_back");
+            in_vain();
+            return None;
+        }
+        Pushback::After(pause) => pause,
+        Pushback::None => delay(config.backoff.get(), *attempts, &policy.common.random),
+    };
+    let at = now.checked_add(pause);
+    if at.is_none_or(|at| call.bound().is_some_and(|bound| at >= bound)) {
+        counted("too_late");
+        return None;
+    }
+    if let Some(bounds) = &retries.bounds
+        && !retries.budget.withdraw(now, bounds)
+    {
+        counted("budget");
+        in_vain();
+        retries.site.pulse(now, || Event::RetryBudgetExhausted { service: policy.service.clone() });
+        return None;
+    }
+    counted("retried");
+    *attempts += 1;
+    call.previous_attempts += 1;
+    Some(pause)
+}
+
+fn is_safe(call: &Call, verdict: &Verdict, config: &RetryConfig) -> bool {
+    config.when == When::Always
+        || !verdict.maybe_executed
+        || call.options.idempotent
+        || call.policy.idempotent
+        || call.protocol.is_idempotent(&call.method)
 }
 
 // === impl Held ===
 
 impl Held {
-    /// The pause before another attempt, which then counts; or `None` if there is to be none.
-    fn may_retry(&mut self, verdict: &Verdict, pushback: Pushback, attempts: &mut u32) -> Option<Duration> {
-        let policy = self.kept.policy.clone();
-        let retries = policy.retry.as_ref()?;
-        let config = &retries.config;
-        if verdict.origin == crate::Origin::Local || !config.on.contains(ended(verdict)) {
-            return None;
+    /// Takes `call`, which goes on as the first attempt, or whose twin does.
+    fn of(call: &mut Invocation, by_twins: bool, source: BodySource) -> Box<Self> {
+        let mut held = Box::new(Held { call: None, by_twins, headers: Headers::new(), source });
+        held.headers.keep(&call.metadata);
+        match by_twins {
+            true => held.call = Some(call.stay()),
+            false => call.lend(),
         }
-        if *attempts >= config.attempts.get().min(MOST_ATTEMPTS) {
-            if *attempts > 1 {
-                in_vain();
-            }
-            return None;
-        }
-        let counted = |outcome: &str| retries.site.metrics.retry(&policy.service, outcome);
-        if !self.is_safe(verdict, config) {
-            counted("unsafe");
-            return None;
-        }
-        if self.kept.below_retry && !config.chained {
-            counted("chained");
-            return None;
-        }
-        if !self.source.can_repeat() {
-            counted("not_replayable");
-            return None;
-        }
-        let now = Instant::now();
-        let pause = match pushback {
-            Pushback::Never => {
-                counted("pushed_back");
-                in_vain();
-                return None;
-            }
-            Pushback::After(pause) => pause,
-            Pushback::None => delay(config.backoff.get(), *attempts, &policy.common.random),
-        };
-        let at = now.checked_add(pause);
-        if at.is_none_or(|at| self.kept.bound().is_some_and(|bound| at >= bound)) {
-            counted("too_late");
-            return None;
-        }
-        if let Some(bounds) = &retries.bounds
-            && !retries.budget.withdraw(now, bounds)
-        {
-            counted("budget");
-            in_vain();
-            retries.site.pulse(now, || Event::RetryBudgetExhausted { service: policy.service.clone() });
-            return None;
-        }
-        counted("retried");
-        *attempts += 1;
-        self.kept.previous_attempts += 1;
-        Some(pause)
+        held
     }
 
-    fn is_safe(&self, verdict: &Verdict, config: &RetryConfig) -> bool {
-        let call = &self.kept;
-        config.when == When::Always
-            || !verdict.maybe_executed
-            || call.options.idempotent
-            || call.policy.idempotent
-            || call.protocol.is_idempotent(&call.method)
+    /// A call that came back with an error, if all of it is there.
+    fn came_back(&mut self, call: Returned) -> Option<Invocation> {
+        match call {
+            Returned::Untouched(call) => {
+                if let Some(home) = &mut self.call {
+                    home.tried.clone_from(&call.tried);
+                }
+                Some(call)
+            }
+            Returned::Used(call) => {
+                self.call = Some(call);
+                None
+            }
+        }
+    }
+
+    /// The attempt that ended with `error` went to a node.
+    fn was_at(&mut self, error: &Error) {
+        if let Some(call) = &mut self.call {
+            call.tried.extend(error.node().cloned());
+        }
     }
 
     /// The next attempt, once the last one has let go of the body; `None` if that can't be sent again.
-    fn poll_attempt(&self, cx: &mut Context<'_>) -> Poll<Option<Invocation>> {
+    fn poll_attempt(&mut self, cx: &mut Context<'_>) -> Poll<Option<Invocation>> {
         let Some(body) = std::task::ready!(self.source.poll_body(cx)) else { return Poll::Ready(None) };
-        Poll::Ready(Some(self.kept.attempt(Instant::now(), body)))
+        let now = Instant::now();
+        Poll::Ready(match self.by_twins {
+            true => self.call.as_ref().map(|call| call.send_twin(&self.headers, body, now)),
+            false => self.call.take().map(|call| call.again(&self.headers, body, now)),
+        })
     }
 }
 
