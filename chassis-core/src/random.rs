@@ -51,6 +51,7 @@ impl Random {
     }
 
     /// 64 random bits.
+    #[inline]
     pub fn next_u64(&self) -> u64 {
         let shard = match &*self.0 {
             [only] => only,
@@ -60,11 +61,13 @@ impl Random {
     }
 
     /// A number from 0 up to and without `n`; 0 if `n` is.
+    #[inline]
     pub fn below(&self, n: usize) -> usize {
         self.scaled(n as u64) as usize
     }
 
     /// Two different numbers up to and without `n`, which is 2 or more, made of one draw.
+    #[inline]
     pub fn two_below(&self, n: usize) -> (usize, usize) {
         let (drawn, n) = (self.next_u64(), n as u64);
         let scaled = |half: u64, n: u64| ((u128::from(half) * u128::from(n)) >> 32) as usize;
@@ -78,6 +81,7 @@ impl Random {
     }
 
     /// Happens in `share` of all cases: never at 0 %, always at 100 %.
+    #[inline]
     pub fn chance(&self, share: Ratio) -> bool {
         self.unit() < share.get()
     }

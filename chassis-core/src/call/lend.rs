@@ -29,8 +29,8 @@ const HEADERS: usize = 4;
 // === impl Headers ===
 
 impl Headers {
-    pub(crate) const fn new() -> Self {
-        Headers(SmallVec::new_const())
+    pub(crate) fn new() -> Self {
+        Headers(SmallVec::new())
     }
 
     /// Keeps those of `map`.

@@ -188,6 +188,7 @@ impl Subset {
     }
 
     /// Two different nodes, each by its weight; there have to be two.
+    #[inline]
     pub(crate) fn draw_two(&self, random: &Random) -> (usize, usize) {
         let count = self.nodes.len();
         if self.weights.is_none() {
@@ -203,6 +204,7 @@ impl Subset {
     ///
     /// After Envoy's panic threshold and Finagle's panic mode. Worked out once per change. That the time
     /// of an open circuit is over is no change yet, but the first call there makes it one.
+    #[inline]
     pub(crate) fn is_panicking(&self, epoch: u64, now: Instant, policy: &Policy) -> bool {
         if policy.node_breaker.as_ref().is_none_or(|breaker| breaker.force != Force::Auto) {
             return false;

@@ -90,8 +90,13 @@ impl Node {
 
     /// Would a call be let in now? Asking changes nothing.
     pub fn is_available(&self, now: Instant, policy: &Policy, ignore_circuit: bool) -> bool {
-        self.connection() == Connection::Ready
-            && policy.node_concurrency.is_none_or(|most| self.load.in_flight() < most)
+        self.connection() == Connection::Ready && self.has_room(now, policy, ignore_circuit)
+    }
+
+    /// The same of one that is ready.
+    #[inline]
+    pub(crate) fn has_room(&self, now: Instant, policy: &Policy, ignore_circuit: bool) -> bool {
+        policy.node_concurrency.is_none_or(|most| self.load.in_flight() < most)
             && (ignore_circuit
                 || policy.node_breaker.as_ref().is_none_or(|config| self.circuit.admits(now, config)))
     }

@@ -10,7 +10,7 @@ use tower_service::Service;
 use super::forward_ready;
 use crate::{
     Error, Live,
-    call::{Invocation, Reply},
+    call::{Invocation, Reply, earlier},
     context::Context,
     event::Side,
     labels::LabelSet,
@@ -155,7 +155,7 @@ impl RouteLayer {
             let left = deadline.saturating_duration_since(started);
             Some(deadline - MARGIN.min(left / 20))
         });
-        call.deadline = [call.deadline, own, inherited.flatten()].into_iter().flatten().min();
+        call.deadline = earlier(earlier(call.deadline, own), inherited.flatten());
         call.choice = match &call.options.labels {
             Some(labels) => {
                 Some(Choice { rule: "pinned".into(), labels: labels.clone(), fallback: Fallback::None })
@@ -169,7 +169,7 @@ impl RouteLayer {
         let started = call.started;
         call.head_by = call.policy.timeout.and_then(|timeout| started.checked_add(timeout));
         let total = call.policy.total_timeout.and_then(|timeout| started.checked_add(timeout));
-        call.deadline = [call.deadline, total].into_iter().flatten().min();
+        call.deadline = earlier(call.deadline, total);
     }
 }
 

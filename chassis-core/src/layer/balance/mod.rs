@@ -83,13 +83,18 @@ impl BalanceLayer {
         };
         for _ in 0..MOST_PROPOSALS {
             let node = &subset.nodes()[policy.picker.pick(&candidates).min(subset.nodes().len() - 1)];
+            let admit = || match candidates.was_tried(node) {
+                true => None,
+                false => self.admit(node, call, now, panicking),
+            };
+            if let Some(picked) = admit() {
+                return picked;
+            }
             if node.connection() == Connection::Idle {
                 node.wake();
-            }
-            if !candidates.was_tried(node)
-                && let Some(picked) = self.admit(node, call, now, panicking)
-            {
-                return picked;
+                if let Some(picked) = admit() {
+                    return picked;
+                }
             }
         }
         let start = subset.draw(&policy.common.random);

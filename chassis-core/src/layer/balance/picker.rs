@@ -90,6 +90,19 @@ impl Candidates<'_> {
         node.is_available(self.now, &self.call.policy, self.panicking) && !self.was_tried(node)
     }
 
+    /// The same of one that was drawn: where nobody has called yet, a connection is wanted now.
+    #[inline]
+    fn would_take(&self, node: &Arc<Node>) -> bool {
+        let mut connection = node.connection();
+        if connection == Connection::Idle {
+            node.wake();
+            connection = node.connection();
+        }
+        connection == Connection::Ready
+            && node.has_room(self.now, &self.call.policy, self.panicking)
+            && !self.was_tried(node)
+    }
+
     pub(super) fn was_tried(&self, node: &Arc<Node>) -> bool {
         self.call.tried.iter().any(|tried| Arc::ptr_eq(tried, node))
     }
@@ -123,21 +136,12 @@ impl Picker for P2c {
             return 0;
         }
         let (a, b) = candidates.subset.draw_two(candidates.random);
-        // Where nobody has called yet, a connection is wanted now that it was drawn.
-        let is_available = |index: usize| {
-            let node = &candidates.nodes[index];
-            if node.connection() == Connection::Idle {
-                node.wake();
-            }
-            candidates.is_available(index)
-        };
-        match (is_available(a), is_available(b)) {
+        let (one, other) = (&candidates.nodes[a], &candidates.nodes[b]);
+        match (candidates.would_take(one), candidates.would_take(other)) {
             (true, false) => a,
             (false, true) => b,
-            _ => {
-                let cost = |index: usize| candidates.nodes[index].load().cost(candidates.now);
-                if cost(b) < cost(a) { b } else { a }
-            }
+            _ if other.load().cost(candidates.now) < one.load().cost(candidates.now) => b,
+            _ => a,
         }
     }
 }

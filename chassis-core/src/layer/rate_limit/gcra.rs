@@ -192,7 +192,8 @@ impl Level {
             return Level { used: used as f32, ..self };
         }
         let used = used + seconds(now.rest) * hertz;
-        Level { used: ((used / GRID).round() * GRID) as f32, tick: now.tick }
+        // Above 0 this rounds; `round` would be a call.
+        Level { used: (((used / GRID + 0.5) as u64) as f64 * GRID) as f32, tick: now.tick }
     }
 
     fn is_worn(self, now: Moment) -> bool {

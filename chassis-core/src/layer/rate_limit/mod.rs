@@ -154,10 +154,21 @@ where
     /// Passes the call on as the limits let it. Apart, so that a layer without limits is a branch.
     #[inline(never)]
     fn limited(&mut self, call: Invocation) -> Decided<S::Future> {
-        let (wait, taken) = match take_all(&call) {
-            Ok((Duration::ZERO, _)) => return Decided::inner(self.inner.call(call)),
-            Ok(waits) => waits,
-            Err(error) => return Decided::refused(call.refuse(error)),
+        // One alone that lets the call in at once, which is usual, has nothing to give back.
+        let alone = match &*call.policy.rate_limits {
+            [limit] if limit.is_about(&call) => Some(limit.take(&call)),
+            [_] => Some(Ok(Duration::ZERO)),
+            _ => None,
+        };
+        let (wait, taken) = match alone {
+            Some(Ok(Duration::ZERO)) => return Decided::inner(self.inner.call(call)),
+            Some(Ok(wait)) => (wait, Taken::from_iter([(0, wait)])),
+            Some(Err(error)) => return Decided::refused(call.refuse(error)),
+            None => match take_all(&call) {
+                Ok((Duration::ZERO, _)) => return Decided::inner(self.inner.call(call)),
+                Ok(waits) => waits,
+                Err(error) => return Decided::refused(call.refuse(error)),
+            },
         };
         // The deadline layer stands above: a wait beyond it is dropped there.
         let mut inner = self.inner.clone();
@@ -171,16 +182,14 @@ where
     }
 }
 
-/// Takes from all limits that are about the call, or from none: the longest wait, and what was taken. A
-/// limit that stands alone and lets the call in at once has nothing to give back.
+/// Takes from all limits that are about the call, or from none: the longest wait, and what was taken.
 fn take_all(call: &Invocation) -> Result<(Duration, Taken), Error> {
     let (limits, mut longest, mut taken) = (&*call.policy.rate_limits, Duration::ZERO, Taken::new());
     for (i, limit) in limits.iter().enumerate() {
-        if !limit.matcher.is_any() && !limit.matcher.matches(&call.subject()) {
+        if !limit.is_about(call) {
             continue;
         }
         match limit.take(call) {
-            Ok(Duration::ZERO) if limits.len() == 1 => {}
             Ok(wait) => {
                 longest = longest.max(wait);
                 taken.push((i, wait));
@@ -229,6 +238,10 @@ impl Limit {
         };
         let counters = site.metrics.limit(side, &config.name);
         Ok(Limit { config, buckets, matcher, header, counters, site, side })
+    }
+
+    fn is_about(&self, call: &Invocation) -> bool {
+        self.matcher.is_any() || self.matcher.matches(&call.subject())
     }
 
     /// How long to wait: nothing, mostly.
