@@ -15,6 +15,7 @@ pub fn find<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderV
 }
 
 /// Is there one of this name?
+#[inline]
 pub fn contains(headers: &HeaderMap, name: &HeaderName) -> bool {
     match headers.keys_len() {
         0..=FEW => headers.keys().any(|key| key == name),

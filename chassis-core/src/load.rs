@@ -85,9 +85,9 @@ const FAILURE_FACTOR: f64 = 8.0;
 /// A smaller share of failures costs nothing: one old failure must not starve a node.
 const NEGLIGIBLE: f64 = 0.02;
 
-/// While nothing fails, the time of the latest call is kept this precisely: most calls
+/// While nothing fails, the time of the latest call is kept this precisely, in milliseconds: most calls
 /// then write nothing. A tenth of the time that [`LEAST_WEIGHT`] stands for, which hides the difference.
-const PRECISION: Duration = Duration::from_millis(16);
+const PRECISION: u32 = 16;
 
 const BUCKETS: usize = 128;
 
@@ -191,7 +191,7 @@ impl Average {
             let (value, then) = unpack(packed);
             if value == 0.0 && !one {
                 // Nothing has failed: there is nothing to fade, only the time to be kept.
-                if elapsed(then, now) < PRECISION {
+                if passed(then, now) < PRECISION {
                     return;
                 }
                 match self.0.compare_exchange_weak(packed, pack(0.0, latest(then, now)), Relaxed, Relaxed) {
@@ -232,8 +232,13 @@ fn unpack(packed: u64) -> (f64, u32) {
 
 /// From `then` to `now` on a clock that wraps; nothing if another thread was already further.
 fn elapsed(then: u32, now: u32) -> Duration {
+    Duration::from_millis(passed(then, now).into())
+}
+
+/// The same in milliseconds.
+fn passed(then: u32, now: u32) -> u32 {
     let ahead = now.wrapping_sub(then);
-    Duration::from_millis(if ahead > u32::MAX / 2 { 0 } else { u64::from(ahead) })
+    if ahead > u32::MAX / 2 { 0 } else { ahead }
 }
 
 fn latest(then: u32, now: u32) -> u32 {

@@ -115,6 +115,12 @@ impl Link {
         Connection::from_number(self.0.connection.load(Ordering::Acquire))
     }
 
+    /// Does it take calls?
+    #[inline]
+    pub(super) fn is_ready(&self) -> bool {
+        self.0.connection.load(Ordering::Acquire) == Connection::Ready as u8
+    }
+
     /// Resolves after the next change of this or a sibling's connection.
     pub async fn changed(&self) {
         self.0.common.changes.notify.notified().await;

@@ -78,6 +78,11 @@ impl Node {
         self.link.connection()
     }
 
+    #[inline]
+    pub(crate) fn is_ready(&self) -> bool {
+        self.link.is_ready()
+    }
+
     /// The state of its circuit: closed unless breakers work at the scope of endpoints.
     pub fn circuit(&self, now: Instant, policy: &Policy) -> State {
         policy.node_breaker.as_ref().map_or(State::Closed, |config| self.circuit.state(now, config))
@@ -90,7 +95,7 @@ impl Node {
 
     /// Would a call be let in now? Asking changes nothing.
     pub fn is_available(&self, now: Instant, policy: &Policy, ignore_circuit: bool) -> bool {
-        self.connection() == Connection::Ready && self.has_room(now, policy, ignore_circuit)
+        self.is_ready() && self.has_room(now, policy, ignore_circuit)
     }
 
     /// The same of one that is ready.
@@ -118,7 +123,7 @@ impl Node {
 
     /// Lets a call in, or says no. What comes back goes to [`Listener`] with the attempt.
     pub(crate) fn admit(&self, now: Instant, policy: &Policy, ignore_circuit: bool) -> Option<Admitted> {
-        if self.connection() != Connection::Ready {
+        if !self.is_ready() {
             return None;
         }
         self.load.started();

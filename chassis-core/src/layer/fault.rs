@@ -158,6 +158,12 @@ impl FaultLayer {
         FaultLayer { at }
     }
 
+    /// May any fault hit `call`?
+    fn is_about(&self, call: &Invocation) -> bool {
+        let subject = call.subject();
+        call.policy.faults.at(self.at).iter().any(|fault| fault.matcher.matches(&subject))
+    }
+
     /// The delay and the abort that hit `call`, if any do.
     fn draw(&self, call: &Invocation) -> (Duration, Option<Error>) {
         let mut delay = Duration::ZERO;
@@ -220,6 +226,9 @@ where
     /// Draws whether a fault hits. Apart, so that a layer without faults is a branch.
     #[inline(never)]
     fn drawn(&mut self, mut call: Invocation) -> Decided<S::Future> {
+        if !self.with.is_about(&call) {
+            return Decided::inner(self.inner.call(call));
+        }
         match self.with.draw(&call) {
             (Duration::ZERO, None) => Decided::inner(self.inner.call(call)),
             (Duration::ZERO, Some(error)) => Decided::refused(call.refuse(error)),

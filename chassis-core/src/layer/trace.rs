@@ -76,9 +76,13 @@ impl TraceLayer {
     }
 
     /// Makes `call` part of the trace that its headers name, of the one it inherits, or of a new one.
+    #[inline]
     fn stamp(call: &mut Invocation) {
         let common = &call.policy.common;
-        let trace = match (TraceContext::read(&call.metadata), &call.trace) {
+        // Hardly any call has one.
+        let comes = headers::contains(&call.metadata, &TRACEPARENT);
+        let parent = if comes { TraceContext::read(&call.metadata) } else { None };
+        let trace = match (parent, &call.trace) {
             (Some(parent), _) => parent.child(&common.random),
             (None, Some(parent)) => parent.child(&common.random),
             (None, None) if common.begins_trace() => TraceContext::root(&common.random),
@@ -131,6 +135,7 @@ impl<F: Future> Future for TraceFuture<F> {
 }
 
 /// Opens the span of an attempt, if anybody looks at it, and writes the headers that name it.
+#[inline]
 pub(super) fn attempt_span(call: &mut Invocation) -> Option<Box<tracing::Span>> {
     let call = &mut **call;
     let span = tracing::debug_span!(

@@ -61,28 +61,30 @@ impl BalanceLayer {
     }
 
     fn pick_of(&self, members: &Members, call: &Invocation, now: Instant) -> Pick {
-        let subset = match (members.known(), members.all().is_empty()) {
+        let chosen = match (members.known(), members.all().is_empty()) {
             (None, _) => return Pick::Wait,
             (Some(Known::Unknown), true) => return Pick::Refuse(self.unknown(members)),
             (Some(_), true) => return Pick::Refuse(self.none("it has no instances")),
             (Some(_), false) => match resolve(members, call) {
-                Ok(subset) => subset,
+                Ok(chosen) => chosen,
                 Err(error) => return Pick::Refuse(error),
             },
         };
+        let (subset, nodes) = (&*chosen, chosen.nodes());
         let policy = &*call.policy;
         // Circuits are ignored where too many are open.
         let panicking = subset.is_panicking(self.cluster.epoch(), now, policy);
         let candidates = Candidates {
-            nodes: subset.nodes(),
-            subset: &subset,
+            nodes,
+            subset,
             call,
+            tried: &call.tried,
             now,
             panicking,
             random: &policy.common.random,
         };
         for _ in 0..MOST_PROPOSALS {
-            let node = &subset.nodes()[policy.picker.pick(&candidates).min(subset.nodes().len() - 1)];
+            let node = &nodes[policy.picker.pick(&candidates).min(nodes.len() - 1)];
             let admit = || match candidates.was_tried(node) {
                 true => None,
                 false => self.admit(node, call, now, panicking),
@@ -97,15 +99,22 @@ impl BalanceLayer {
                 }
             }
         }
-        let start = subset.draw(&policy.common.random);
-        let turn = || subset.nodes()[start..].iter().chain(&subset.nodes()[..start]);
+        self.ask_all(&candidates)
+    }
+
+    /// Every node in turn, from a random one on; those that were tried before last.
+    #[cold]
+    fn ask_all(&self, candidates: &Candidates<'_>) -> Pick {
+        let Candidates { nodes, subset, call, now, panicking, .. } = *candidates;
+        let start = candidates.draw();
+        let turn = || nodes[start..].iter().chain(&nodes[..start]);
         let fresh = turn().filter(|node| !candidates.was_tried(node));
         for node in fresh.chain(turn().filter(|node| candidates.was_tried(node))) {
             if let Some(picked) = self.admit(node, call, now, panicking) {
                 return picked;
             }
         }
-        self.nobody(&subset, call, now, panicking)
+        self.nobody(subset, call, now, panicking)
     }
 
     /// Waits for a node that lets the call in, as long as the call has time.

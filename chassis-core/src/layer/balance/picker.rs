@@ -36,6 +36,7 @@ pub struct Candidates<'a> {
     pub(super) nodes: &'a [Arc<Node>],
     pub(super) subset: &'a Subset,
     pub(super) call: &'a Invocation,
+    pub(super) tried: &'a [Arc<Node>],
     pub(super) now: Instant,
     pub(super) panicking: bool,
     pub(super) random: &'a Random,
@@ -93,18 +94,14 @@ impl Candidates<'_> {
     /// The same of one that was drawn: where nobody has called yet, a connection is wanted now.
     #[inline]
     fn would_take(&self, node: &Arc<Node>) -> bool {
-        let mut connection = node.connection();
-        if connection == Connection::Idle {
+        if !node.is_ready() && node.connection() == Connection::Idle {
             node.wake();
-            connection = node.connection();
         }
-        connection == Connection::Ready
-            && node.has_room(self.now, &self.call.policy, self.panicking)
-            && !self.was_tried(node)
+        node.is_ready() && node.has_room(self.now, &self.call.policy, self.panicking) && !self.was_tried(node)
     }
 
     pub(super) fn was_tried(&self, node: &Arc<Node>) -> bool {
-        self.call.tried.iter().any(|tried| Arc::ptr_eq(tried, node))
+        self.tried.iter().any(|tried| Arc::ptr_eq(tried, node))
     }
 }
 

@@ -116,7 +116,8 @@ impl Buckets {
 
 /// How long a bucket is open, in milliseconds: at least one.
 fn width(length: Duration) -> u64 {
-    u64::try_from(length.as_millis()).unwrap_or(u64::MAX).min(LONGEST).div_ceil(BUCKETS as u64).max(1)
+    let millis = length.as_secs().saturating_mul(1_000).saturating_add(length.subsec_millis().into());
+    millis.min(LONGEST).div_ceil(BUCKETS as u64).max(1)
 }
 
 /// Milliseconds from `began` to `now` on a clock that wraps after 49 days; 0 if `began` is later.

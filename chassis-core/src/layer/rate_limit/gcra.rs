@@ -193,7 +193,7 @@ impl Level {
         }
         let used = used + seconds(now.rest) * hertz;
         // Above 0 this rounds; `round` would be a call.
-        Level { used: (((used / GRID + 0.5) as u64) as f64 * GRID) as f32, tick: now.tick }
+        Level { used: ((used / GRID + 0.5) as i64 as f64 * GRID) as f32, tick: now.tick }
     }
 
     fn is_worn(self, now: Moment) -> bool {
@@ -211,7 +211,7 @@ impl Level {
 }
 
 fn seconds(nanos: u64) -> f64 {
-    nanos as f64 / 1e9
+    nanos as i64 as f64 / 1e9 // it is less than 2⁶³, and signed numbers convert in one step
 }
 
 /// How long it takes to fill up `missing` calls.

@@ -104,6 +104,7 @@ pub struct Retry<S> {
 
 pin_project! {
     /// One attempt after another.
+    #[project = RetryProjection]
     pub struct RetryFuture<S, F> {
         again: Arc<S>,
         #[pin]
@@ -235,75 +236,96 @@ where
             let answer = std::task::ready!(attempt.poll(cx));
             // Gone before anything else: it holds what it has not sent of the body.
             this.attempt.set(None);
-            match answer {
-                Err(mut error) => {
-                    let returned = error.take_call();
-                    let untouched = match (returned, this.held.as_mut()) {
-                        (Some(returned), Some(held)) => held.came_back(returned),
-                        (Some(Returned::Untouched(call)), None) => Some(call),
-                        _ => None,
-                    };
-                    if error.unsent() && !std::mem::replace(this.resent, true) {
-                        match (untouched, this.held.as_mut()) {
-                            (Some(mut call), _) => {
-                                call.fail_attempt(&error); // by a leaf that has not done so
-                                call.begin_attempt(Instant::now());
-                                this.attempt.set(Some(S::clone(this.again).call(call)));
-                            }
-                            (None, Some(held)) => {
-                                held.was_at(&error);
-                                *this.failed = Some(error);
-                            }
-                            (None, None) => return Poll::Ready(Err(error)),
-                        }
-                        continue;
-                    }
-                    let error = match (untouched, this.held.as_mut()) {
-                        (Some(call), Some(held)) if !held.by_twins => {
-                            held.call = Some(call);
-                            error
-                        }
-                        (Some(call), _) => call.refuse(error),
-                        (None, _) => error,
-                    };
-                    let pushback = error.retry_after().map_or(Pushback::None, Pushback::After);
-                    let verdict = Verdict::of(&error);
-                    let pause = this.held.as_mut().and_then(|held| {
-                        held.was_at(&error);
-                        may_retry(held.call.as_mut()?, &held.source, &verdict, pushback, this.attempts)
-                    });
-                    let error = error.with_maybe_executed(verdict.maybe_executed || *this.executed);
-                    let Some(pause) = pause else { return Poll::Ready(Err(give_up(this.held, error))) };
-                    *this.executed = error.maybe_executed();
-                    *this.failed = Some(error);
-                    *this.pause = Some(Box::pin(tokio::time::sleep(pause)));
-                }
-                Ok(mut reply) => {
-                    let failed = reply.verdict().filter(|verdict| !verdict.is_success());
-                    if let (Some(verdict), Some(held)) = (failed, this.held.as_mut()) {
-                        let pushback = reply.protocol.pushback(&reply.metadata);
-                        let node = reply.node().cloned();
-                        let call = held.call.as_deref_mut().unwrap_or(&mut reply);
-                        call.tried.extend(node);
-                        if let Some(pause) = may_retry(call, &held.source, &verdict, pushback, this.attempts)
-                        {
-                            *this.executed |= verdict.maybe_executed;
-                            *this.failed = reply.as_error();
-                            *this.pause = Some(Box::pin(tokio::time::sleep(pause)));
-                            match held.by_twins {
-                                true => reply.discard(),
-                                false => held.call = Some(reply.lost(verdict)),
-                            }
-                            continue;
-                        }
-                    }
+            let kept = match answer {
+                Ok(reply) => match reply.verdict() {
+                    Some(verdict) if !verdict.is_success() => this.failing(reply, verdict),
+                    _ => Some(Ok(reply)),
+                },
+                Err(error) => this.failed(error).map(Err),
+            };
+            match kept {
+                None => {}
+                Some(Ok(mut reply)) => {
                     if let Some(held) = this.held.take() {
                         reply.won(held.call);
                     }
                     return Poll::Ready(Ok(reply));
                 }
+                Some(Err(error)) => return Poll::Ready(Err(error)),
             }
         }
+    }
+}
+
+impl<S> RetryProjection<'_, S, S::Future>
+where
+    S: Service<Invocation, Response = Reply, Error = Error> + Clone,
+{
+    /// What is returned after an answer that says `verdict`; `None` if there is to be another attempt.
+    #[cold]
+    fn failing(&mut self, mut reply: Reply, verdict: Verdict) -> Option<Result<Reply, Error>> {
+        let Some(held) = self.held else { return Some(Ok(reply)) };
+        let pushback = reply.protocol.pushback(&reply.metadata);
+        let node = reply.node().cloned();
+        let call = held.call.as_deref_mut().unwrap_or(&mut reply);
+        call.tried.extend(node);
+        let Some(pause) = may_retry(call, &held.source, &verdict, pushback, self.attempts) else {
+            return Some(Ok(reply));
+        };
+        *self.executed |= verdict.maybe_executed;
+        *self.failed = reply.as_error();
+        *self.pause = Some(Box::pin(tokio::time::sleep(pause)));
+        match held.by_twins {
+            true => reply.discard(),
+            false => held.call = Some(reply.lost(verdict)),
+        }
+        None
+    }
+
+    /// The same after an error.
+    #[cold]
+    fn failed(&mut self, mut error: Error) -> Option<Error> {
+        let untouched = match (error.take_call(), self.held.as_mut()) {
+            (Some(returned), Some(held)) => held.came_back(returned),
+            (Some(Returned::Untouched(call)), None) => Some(call),
+            _ => None,
+        };
+        if error.unsent() && !std::mem::replace(self.resent, true) {
+            match (untouched, self.held.as_mut()) {
+                (Some(mut call), _) => {
+                    call.fail_attempt(&error); // by a leaf that has not done so
+                    call.begin_attempt(Instant::now());
+                    let attempt = S::clone(self.again).call(call);
+                    self.attempt.set(Some(attempt));
+                }
+                (None, Some(held)) => {
+                    held.was_at(&error);
+                    *self.failed = Some(error);
+                }
+                (None, None) => return Some(error),
+            }
+            return None;
+        }
+        let error = match (untouched, self.held.as_mut()) {
+            (Some(call), Some(held)) if !held.by_twins => {
+                held.call = Some(call);
+                error
+            }
+            (Some(call), _) => call.refuse(error),
+            (None, _) => error,
+        };
+        let pushback = error.retry_after().map_or(Pushback::None, Pushback::After);
+        let verdict = Verdict::of(&error);
+        let pause = self.held.as_mut().and_then(|held| {
+            held.was_at(&error);
+            may_retry(held.call.as_mut()?, &held.source, &verdict, pushback, self.attempts)
+        });
+        let error = error.with_maybe_executed(verdict.maybe_executed || *self.executed);
+        let Some(pause) = pause else { return Some(give_up(self.held, error)) };
+        *self.executed = error.maybe_executed();
+        *self.failed = Some(error);
+        *self.pause = Some(Box::pin(tokio::time::sleep(pause)));
+        None
     }
 }
 
