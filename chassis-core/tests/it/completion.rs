@@ -5,7 +5,7 @@ use chassis_core::{
     Code, Error, Reason,
     call::{Invocation, Reply},
     stage::{Next, Stage, Stages},
-    testing::{Answer, CallBuilder, Upstream, feed, read, run},
+    testing::{Answer, Arrival, CallBuilder, Upstream, feed, read, run},
 };
 use serde_json::json;
 use tower_service::Service;
@@ -254,4 +254,74 @@ async fn a_panic_of_ours_blames_no_endpoint() {
     assert!(task.await.is_err());
     let node = bench.node("a");
     assert_eq!((node.calls, node.successes, node.in_flight), (1, 1, 0));
+}
+
+/// Nothing of the user's stands below the retries, so that the call itself goes out; but with a time for each
+/// try a twin of it does.
+const WAYS: [&str; 2] = ["off", "5s"];
+
+fn retried(per_try: &str, script: fn(&Arrival) -> Answer) -> Bench {
+    let bench = Bench::with(["a", "b"], script);
+    let retry = json!({ "backoff": "10s", "per_try": per_try });
+    bench.stock(json!({ "timeout": "off", "concurrency": 1, "retry": retry }));
+    bench
+}
+
+#[tokio::test(start_paused = true)]
+async fn given_up_between_attempts_is_not_what_the_last_one_was() {
+    for way in WAYS {
+        let (bench, ear) = (retried(way, |_| Answer::lost()), Ear::new());
+        let waited = tokio::time::timeout(10 * MS, listen(&bench, get(), &ear)).await;
+        assert!(waited.is_err(), "it waits for its second attempt");
+        assert_eq!(bench.upstream.total(), 1);
+        ear.heard(&[(Code::Cancelled, Some(Reason::Cancelled))], 1);
+        assert_eq!(bench.node("a").in_flight + bench.node("b").in_flight, 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn is_what_the_last_attempt_was() {
+    let good_in_the_end: [fn(&Arrival) -> Answer; 3] = [
+        |arrival| if arrival.total == 0 { Answer::lost() } else { Answer::ok("good") },
+        |arrival| if arrival.total == 0 { Answer::status(503) } else { Answer::ok("good") },
+        |arrival| if arrival.total == 0 { Answer::unsent() } else { Answer::ok("good") },
+    ];
+    for way in WAYS {
+        for script in good_in_the_end {
+            let (bench, ear) = (retried(way, script), Ear::new());
+            let reply = listen(&bench, get(), &ear).await.unwrap();
+            assert_eq!(read(reply).await.unwrap().text(), "good");
+            ear.heard(&[(Code::Ok, None)], 1);
+            assert_eq!(bench.upstream.total(), 2);
+        }
+        let (bench, ear) = (retried(way, |_| Answer::status(503)), Ear::new());
+        drop(listen(&bench, get(), &ear).await.unwrap());
+        ear.heard(&[(Code::Unavailable, None)], 1);
+        let (bench, ear) = (retried(way, |_| Answer::lost()), Ear::new());
+        listen(&bench, get(), &ear).await.unwrap_err();
+        ear.heard(&[(Code::Unavailable, Some(Reason::ConnectionLost))], 1);
+        assert_eq!((bench.upstream.total(), bench.get().await.is_err()), (2, true), "it has given back all");
+        let (bench, ear) = (retried(way, |_| Answer::unsent()), Ear::new());
+        listen(&bench, get(), &ear).await.unwrap_err();
+        ear.heard(&[(Code::Unavailable, Some(Reason::ConnectFailed))], 1);
+        assert_eq!(bench.upstream.total(), 3, "once, resent, and retried");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn is_not_over_when_a_users_layer_drops_an_attempt() {
+    let mut stages = Stages::default();
+    stages.add_fn(Stage::Attempt, "impatient", None, |call: Invocation, next: Next| async move {
+        if call.previous_attempts > 0 {
+            return next.run(call).await;
+        }
+        drop(call);
+        Err(Error::remote(Reason::DeadlineExceeded, "too long for me"))
+    });
+    let bench = Bench::build(Upstream::new(|_| Answer::ok("good")), |builder| builder.stages(stages));
+    bench.registry.put("stock", ["a", "b"]);
+    let ear = Ear::new();
+    let reply = listen(&bench, get(), &ear).await.unwrap();
+    assert_eq!(read(reply).await.unwrap().text(), "good");
+    ear.heard(&[(Code::Ok, None)], 1);
 }
