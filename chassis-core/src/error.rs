@@ -292,7 +292,10 @@ impl Error {
     pub fn take_unsent(&mut self) -> Option<Invocation> {
         match self.0.call.take()? {
             Returned::Untouched(call) => Some(call),
-            Returned::Used(_) => None,
+            used => {
+                self.0.call = Some(used);
+                None
+            }
         }
     }
 

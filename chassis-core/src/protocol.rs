@@ -102,7 +102,8 @@ pub trait Leaf: Send + Sync + 'static {
 
     /// Sends one call. It answers the call with [`Invocation::answered`], or returns an error after
     /// [`Invocation::refuse`] or [`Invocation::fail_attempt`] (the latter when it gives the call back). It may move
-    /// headers and body out of the call; the rest stays where it is, for the next attempt.
+    /// headers and body out of the call; the rest stays where it is, for the next attempt. A call that is dropped
+    /// is one that its caller gave up: it is not tried again.
     fn call(&self, call: Invocation) -> Self::Future;
 
     /// A call would like to go here: start to connect, unless that is under way.

@@ -138,9 +138,9 @@ impl Completion {
     }
 
     /// The caller let go: because the time was up, or for its own reasons, which blames nobody.
-    pub(crate) fn verdict_of_drop(&self) -> Verdict {
-        // What an attempt that is over said is not what the call did.
-        let known = if self.attempt.ended { self.call.verdict } else { self.verdict() };
+    pub(crate) fn verdict_of_drop(&self, lent: bool) -> Verdict {
+        // What an attempt that is over said is not what the call did, where there may be another.
+        let known = if lent && self.attempt.ended { self.call.verdict } else { self.verdict() };
         known.unwrap_or_else(|| {
             if std::thread::panicking() || PANICKED.get() {
                 Verdict::failed(Reason::Panicked, Origin::Remote)

@@ -52,7 +52,7 @@ impl Headers {
 // === impl Invocation, Reply ===
 
 impl Invocation {
-    /// Lends it to attempts: until it is [taken back](Self::take_back) only those end.
+    /// Lends it to attempts: until it is taken back only those end.
     pub(crate) fn lend(&mut self) {
         self.0.lent = true;
     }
@@ -138,8 +138,7 @@ impl Reply {
     pub(crate) fn lost(self, verdict: Verdict) -> Invocation {
         let mut call = self.0;
         call.end_attempt(verdict);
-        call.body = Body::empty();
-        call.request = None;
+        call.let_go();
         call.node = None;
         call.status = StatusCode::OK;
         Invocation(call)

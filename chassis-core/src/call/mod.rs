@@ -243,10 +243,12 @@ impl Invocation {
         self.0.tried.extend(node);
     }
 
-    /// Refuses the call: everybody who listens hears it, and the error is what the layer returns.
+    /// Refuses the call: everybody who listens hears it, and the error is what the layer returns. Below the
+    /// retries only the attempt ends, and the error takes the call along to them.
     pub fn refuse(mut self, error: Error) -> Error {
         if self.0.lent {
             self.0.end_attempt(Verdict::of(&error));
+            self.0.let_go();
             return error.at(self.0.node.take()).returning_used(self);
         }
         self.0.settle(Verdict::of(&error));
@@ -333,6 +335,12 @@ impl Call {
         }
     }
 
+    /// Nothing is sent any more, and nothing is read.
+    fn let_go(&mut self) {
+        self.body = Body::empty();
+        self.request = None;
+    }
+
     fn end_attempt(&mut self, verdict: Verdict) {
         let (of, completion) = self.told();
         completion.attempt.judge(verdict, &of, &mut None);
@@ -384,8 +392,8 @@ pub(crate) fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<In
 impl Drop for Call {
     fn drop(&mut self) {
         if !self.completion.is_settled() {
-            let verdict = self.completion.verdict_of_drop();
-            self.lent = false; // nobody has it any more
+            // Nobody has it any more, whoever lent it.
+            let verdict = self.completion.verdict_of_drop(std::mem::take(&mut self.lent));
             self.settle(verdict);
         }
     }

@@ -307,6 +307,30 @@ async fn a_stream_goes_on_where_the_first_attempt_left_it() {
     assert_eq!(bodies, ["one ", "one two three"]);
 }
 
+/// Whoever waits for the body to be let go of must not have it itself.
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_which_nothing_was_read_is_sent_again() {
+    for per_try in ["off", "4s"] {
+        let retry = json!({ "backoff": "1us", "per_try": per_try, "when": "always" });
+        let sends = async |bench: &Bench| {
+            let (up, body) = feed();
+            ["who", "le"].iter().for_each(|chunk| assert!(up.send(*chunk)));
+            drop(up);
+            bench.run(post().streaming(body)).await
+        };
+        let bench = bench(retry.clone(), |a| if a.total < 2 { Answer::unsent() } else { Answer::ok("") });
+        sends(&bench).await.unwrap();
+        assert_eq!((bench.upstream.total(), &*bench.upstream.last().body), (3, &b"whole"[..]));
+        let fault =
+            json!({ "name": "f", "to": "stock", "abort": { "code": "UNAVAILABLE" }, "at": "attempt" });
+        let bench = self::bench(retry.clone(), |_| Answer::ok(""));
+        bench.apply(json!({ "faults": [fault],
+            "outbound": { "services": { "stock": { "breaker": "off", "retry": retry } } } }));
+        check(&sends(&bench).await, Code::Unavailable, Reason::FaultInjected);
+        assert_eq!(retries(&bench, "retried"), 1.0);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn half_consumed_streams_are_never_replayed() {
     // Beyond the cap, cut after any number of chunks: what arrives first is all that ever does.

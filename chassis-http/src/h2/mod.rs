@@ -106,7 +106,7 @@ async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Er
                     true => failure::of_silence().with_source(error),
                     false => failure::of_stream(&error).with_source(error),
                 };
-                // Even if it was refused, its headers are gone: whoever kept a copy may send it again.
+                // Even if it was refused, its headers are gone: whoever kept those may send it again.
                 return Err(call.refuse(error));
             }
         }

@@ -151,8 +151,8 @@ fn default_on() -> FailureSet {
 }
 
 impl RetryLayer {
-    /// `comes_back`: whatever becomes of a call below, it comes back with the answer or with the error. A twin of
-    /// it is sent where that is not so.
+    /// `comes_back`: whatever becomes of a call below, it comes back with the answer or with the error, so nothing
+    /// there may replace one of these or drop the call. Where that is not so, a twin of the call is sent.
     pub fn new(comes_back: bool) -> Self {
         RetryLayer { comes_back }
     }
@@ -306,14 +306,12 @@ where
             }
             return None;
         }
-        let error = match (untouched, self.held.as_mut()) {
-            (Some(call), Some(held)) if !held.by_twins => {
+        if let Some(call) = untouched {
+            error = call.refuse(error);
+            if let (Some(Returned::Used(call)), Some(held)) = (error.take_call(), self.held.as_mut()) {
                 held.call = Some(call);
-                error
             }
-            (Some(call), _) => call.refuse(error),
-            (None, _) => error,
-        };
+        }
         let pushback = error.retry_after().map_or(Pushback::None, Pushback::After);
         let verdict = Verdict::of(&error);
         let pause = self.held.as_mut().and_then(|held| {
