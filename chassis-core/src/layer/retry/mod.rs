@@ -236,14 +236,14 @@ where
             let answer = std::task::ready!(attempt.poll(cx));
             // Gone before anything else: it holds what it has not sent of the body.
             this.attempt.set(None);
-            let kept = match answer {
+            let last = match answer {
                 Ok(reply) => match reply.verdict() {
                     Some(verdict) if !verdict.is_success() => this.failing(reply, verdict),
                     _ => Some(Ok(reply)),
                 },
                 Err(error) => this.failed(error).map(Err),
             };
-            match kept {
+            match last {
                 None => {}
                 Some(Ok(mut reply)) => {
                     if let Some(held) = this.held.take() {
