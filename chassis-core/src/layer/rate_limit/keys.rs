@@ -1,7 +1,9 @@
 //! One bucket for each of many keys: callers, peers, values of a header.
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     hash::{BuildHasher, RandomState},
+    net::IpAddr,
+    num::NonZeroU64,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -9,13 +11,18 @@ use std::{
     time::Duration,
 };
 
-use super::gcra::{Gcra, Wait};
+use super::{
+    gcra::{Gcra, Wait},
+    network,
+};
 use crate::{clock::Instant, units::Rate};
 
 /// Buckets by key, of a bounded number: keys come from the network, and nobody may fill our memory.
 ///
 /// A new key takes the place of one whose bucket is full again, which loses nothing: a new bucket is full
-/// as well. While all of them are in use, new keys share one bucket with each other; that is counted.
+/// as well. While all of them are in use, new keys share buckets with each other; that is counted. Which of
+/// these they share depends on the peer that sends them, and a peer has a bound of its own on the keys it
+/// takes: one that makes keys up shuts nobody else out.
 ///
 /// Of a key only a 64-bit hash is kept, keyed by a random number, so that its length costs nothing and
 /// nobody can make two of them meet. A call locks one of 16 parts for as long as it takes to look a key up.
@@ -25,29 +32,52 @@ use crate::{clock::Instant, units::Rate};
 /// use chassis_core::clock::Instant;
 ///
 /// let (now, rate) = (Instant::now(), Rate::per_second(1));
-/// let callers = Keyed::new(now, Keyed::MOST_KEYS);
-/// assert!(callers.take("orders", now, rate, 1, 1).is_ok());
-/// assert!(callers.take("orders", now, rate, 1, 1).is_err());
-/// assert!(callers.take("billing", now, rate, 1, 1).is_ok());
+/// let callers = Keyed::new(now, Default::default());
+/// assert!(callers.take("orders", None, now, rate, 1, 1).is_ok());
+/// assert!(callers.take("orders", None, now, rate, 1, 1).is_err());
+/// assert!(callers.take("billing", None, now, rate, 1, 1).is_ok());
 /// ```
 #[derive(Debug)]
 pub struct Keyed {
     hasher: RandomState,
     most: AtomicUsize,
+    most_of_a_peer: AtomicUsize,
     shards: [Mutex<Shard>; SHARDS],
-    shared: Gcra,
+    shared: [Gcra; SHARED],
     overflows: AtomicU64,
+}
+
+/// How many keys have buckets of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MostKeys {
+    /// In all. Default 10,000.
+    pub all: usize,
+    /// Of those that one peer address, or one /64 of IPv6, brought. Default a quarter of that.
+    pub of_a_peer: usize,
 }
 
 #[derive(Debug, Default)]
 struct Shard {
-    places: HashMap<u64, usize>,
-    buckets: Vec<(u64, Gcra)>,
+    places: HashMap<u64, u32>,
+    buckets: Vec<Bucket>,
+    /// How many of the buckets a peer brought.
+    brought: HashMap<u64, u32>,
     /// Where the search for a full bucket goes on.
     hand: usize,
 }
 
+#[derive(Debug)]
+struct Bucket {
+    key: u64,
+    /// Who brought the key; `None` where that is not known.
+    peer: Option<NonZeroU64>,
+    gcra: Gcra,
+}
+
 const SHARDS: usize = 16;
+
+/// Buckets that are shared by keys without one: a peer that floods them meets one in 64 of the others.
+const SHARED: usize = 64;
 
 /// How many buckets a new key looks at to find a full one: bounds the time that others wait for it.
 const LOOKS: usize = 256;
@@ -55,54 +85,71 @@ const LOOKS: usize = 256;
 // === impl Keyed ===
 
 impl Keyed {
-    /// The bound that limits have unless told otherwise.
-    pub const MOST_KEYS: usize = 10_000;
-
-    /// No keys yet, and at most about `most` of them, rounded up to a multiple of 16.
-    pub fn new(now: Instant, most: usize) -> Self {
+    /// No keys yet, and at most about `most` of them, rounded up to multiples of 16.
+    pub fn new(now: Instant, most: MostKeys) -> Self {
         Keyed {
             hasher: RandomState::new(),
-            most: AtomicUsize::new(most),
+            most: AtomicUsize::new(most.all),
+            most_of_a_peer: AtomicUsize::new(most.of_a_peer),
             shards: Default::default(),
-            shared: Gcra::new(now),
+            shared: std::array::from_fn(|_| Gcra::new(now)),
             overflows: AtomicU64::new(0),
         }
     }
 
-    /// Another bound from now on. Lowered, it holds for new keys; those there are stay.
-    pub fn set_most(&self, most: usize) {
-        self.most.store(most, Relaxed);
+    /// Other bounds from now on. Lowered, they hold for new keys; those there are stay.
+    pub fn set_most(&self, most: MostKeys) {
+        self.most.store(most.all, Relaxed);
+        self.most_of_a_peer.store(most.of_a_peer, Relaxed);
     }
 
-    /// [`Gcra::take`] from the bucket of `key`.
-    pub fn take(&self, key: &str, now: Instant, rate: Rate, burst: u32, n: u32) -> Result<(), Wait> {
-        self.bucket(key, now, |bucket| bucket.take(now, rate, burst, n))
+    /// [`Gcra::take`] from the bucket of `key`, which `peer` brought.
+    pub fn take(
+        &self,
+        key: &str,
+        peer: Option<IpAddr>,
+        now: Instant,
+        rate: Rate,
+        burst: u32,
+        n: u32,
+    ) -> Result<(), Wait> {
+        self.bucket(key, peer, now, |bucket| bucket.take(now, rate, burst, n))
     }
 
-    /// [`Gcra::reserve`] in the bucket of `key`.
+    /// [`Gcra::reserve`] in the bucket of `key`, which `peer` brought.
+    #[expect(clippy::too_many_arguments, reason = "a key of two parts, and what a bucket takes")]
     pub fn reserve(
         &self,
         key: &str,
+        peer: Option<IpAddr>,
         now: Instant,
         rate: Rate,
         burst: u32,
         n: u32,
         most: Duration,
     ) -> Result<Duration, Wait> {
-        self.bucket(key, now, |bucket| bucket.reserve(now, rate, burst, n, most))
+        self.bucket(key, peer, now, |bucket| bucket.reserve(now, rate, burst, n, most))
     }
 
-    /// [`Gcra::give_back`] to the bucket of `key`.
-    pub fn give_back(&self, key: &str, now: Instant, burst: u32, n: u32, left: Duration) {
-        self.bucket(key, now, |bucket| bucket.give_back(now, burst, n, left));
+    /// [`Gcra::give_back`] to the bucket of `key`, which `peer` brought.
+    pub fn give_back(
+        &self,
+        key: &str,
+        peer: Option<IpAddr>,
+        now: Instant,
+        burst: u32,
+        n: u32,
+        left: Duration,
+    ) {
+        self.bucket(key, peer, now, |bucket| bucket.give_back(now, burst, n, left));
     }
 
     /// [`Gcra::retune`] for every key.
     pub fn retune(&self, now: Instant, rate: Rate) {
-        self.shared.retune(now, rate);
+        self.shared.iter().for_each(|bucket| bucket.retune(now, rate));
         for shard in &self.shards {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            shard.buckets.iter().for_each(|(_, bucket)| bucket.retune(now, rate));
+            shard.buckets.iter().for_each(|bucket| bucket.gcra.retune(now, rate));
         }
     }
 
@@ -117,53 +164,94 @@ impl Keyed {
         self.len() == 0
     }
 
-    /// How many calls found all buckets in use and went to the shared one.
+    /// How many calls found no bucket for their key and went to a shared one.
     pub fn overflows(&self) -> u64 {
         self.overflows.load(Relaxed)
     }
 
-    fn bucket<T>(&self, key: &str, now: Instant, act: impl FnOnce(&Gcra) -> T) -> T {
+    fn bucket<T>(&self, key: &str, peer: Option<IpAddr>, now: Instant, act: impl FnOnce(&Gcra) -> T) -> T {
         let hash = self.hasher.hash_one(key);
-        let most = self.most.load(Relaxed).div_ceil(SHARDS);
+        let per_shard = |most: &AtomicUsize| most.load(Relaxed).div_ceil(SHARDS);
         // Nothing in here can leave a shard half changed, so one that a panic poisoned is as good.
         let mut shard = self.shards[hash as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner);
-        match shard.place(hash, now, most) {
-            Some(place) => act(&shard.buckets[place].1),
+        if let Some(&place) = shard.places.get(&hash) {
+            return act(&shard.buckets[place as usize].gcra);
+        }
+        // 0 stands for a peer that is not known.
+        let peer = peer.and_then(|peer| NonZeroU64::new(self.hasher.hash_one(network(peer)) | 1));
+        match shard.place(hash, peer, now, per_shard(&self.most), per_shard(&self.most_of_a_peer)) {
+            Some(place) => act(&shard.buckets[place].gcra),
             None => {
                 drop(shard);
                 self.overflows.fetch_add(1, Relaxed);
-                act(&self.shared)
+                act(&self.shared[peer.map_or(0, |peer| peer.get() as usize >> 1) % SHARED])
             }
         }
+    }
+}
+
+impl Default for MostKeys {
+    fn default() -> Self {
+        MostKeys { all: 10_000, of_a_peer: 2_500 }
     }
 }
 
 // === impl Shard ===
 
 impl Shard {
-    /// Where the bucket of `key` is, or is now; `None` if there is no room.
-    fn place(&mut self, key: u64, now: Instant, most: usize) -> Option<usize> {
-        if let Some(&place) = self.places.get(&key) {
-            return Some(place);
-        }
-        let bucket = (key, Gcra::new(now));
-        let place = if self.buckets.len() < most {
-            self.buckets.push(bucket);
-            self.buckets.len() - 1
+    /// Where the bucket of a new `key` is now; `None` if there is no room, for anybody or for `peer`.
+    fn place(
+        &mut self,
+        key: u64,
+        peer: Option<NonZeroU64>,
+        now: Instant,
+        most: usize,
+        most_of_a_peer: usize,
+    ) -> Option<usize> {
+        let brought = peer.map_or(0, |peer| self.brought.get(&peer.get()).copied().unwrap_or(0));
+        let bucket = Bucket { key, peer, gcra: Gcra::new(now) };
+        let place = if brought as usize >= most_of_a_peer {
+            self.full_bucket(now, peer)?
+        } else if self.buckets.len() >= most {
+            self.full_bucket(now, None)?
         } else {
-            let place = self.full_bucket(now)?;
-            let (old, _) = std::mem::replace(&mut self.buckets[place], bucket);
-            self.places.remove(&old);
-            place
+            self.buckets.len()
         };
-        self.places.insert(key, place);
+        if let Some(peer) = peer {
+            *self.brought.entry(peer.get()).or_default() += 1;
+        }
+        match self.buckets.get_mut(place) {
+            None => self.buckets.push(bucket),
+            Some(old) => {
+                let old = std::mem::replace(old, bucket);
+                self.places.remove(&old.key);
+                if let Some(peer) = old.peer {
+                    self.forget_one(peer.get());
+                }
+            }
+        }
+        // More than four thousand million buckets do not fit into memory.
+        self.places.insert(key, place as u32);
         Some(place)
     }
 
-    fn full_bucket(&mut self, now: Instant) -> Option<usize> {
+    fn forget_one(&mut self, peer: u64) {
+        if let Entry::Occupied(mut count) = self.brought.entry(peer) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+
+    /// A bucket that is full, of `of` where that is told.
+    fn full_bucket(&mut self, now: Instant, of: Option<NonZeroU64>) -> Option<usize> {
         let count = self.buckets.len();
         let mut around = (0..count.min(LOOKS)).map(|i| (self.hand + i) % count);
-        let found = around.find(|&place| self.buckets[place].1.is_full(now));
+        let found = around.find(|&place| {
+            let bucket = &self.buckets[place];
+            (of.is_none() || bucket.peer == of) && bucket.gcra.is_full(now)
+        });
         self.hand = found.map_or(self.hand + LOOKS, |place| place + 1) % count.max(1);
         found
     }
@@ -175,12 +263,41 @@ mod tests {
 
     const S: Duration = Duration::from_secs(1);
 
+    fn up_to(all: usize) -> Keyed {
+        Keyed::new(Instant::now(), MostKeys { all, of_a_peer: all })
+    }
+
+    #[test]
+    fn a_peer_that_makes_keys_up_shuts_nobody_out() {
+        let (now, rate) = (Instant::now(), Rate::per_second(1));
+        for (attacker, neighbour, other) in [
+            ("10.0.0.1", "::ffff:10.0.0.1", "10.0.0.2"),
+            ("2001:db8::1", "2001:db8::ffff:2", "2001:db8:0:1::1"),
+        ] {
+            let ip = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+            let keyed = Keyed::new(now, MostKeys { all: 1_600, of_a_peer: 160 });
+            for i in 0..20_000 {
+                let from = if i % 2 == 0 { attacker } else { neighbour };
+                let _ = keyed.take(&i.to_string(), ip(from), now, rate, 1, 1);
+            }
+            assert!(keyed.len() <= 160, "{}", keyed.len());
+            let fresh = (0..500).filter(|i| keyed.take(&format!("n{i}"), ip(other), now, rate, 1, 1).is_ok());
+            assert!(fresh.count() >= 160, "{other} has room of its own");
+            // Full buckets of its own make room for a peer that is at its bound.
+            for i in 0..100 {
+                let later = now + (i + 2) * S;
+                assert!(keyed.take(&format!("l{i}"), ip(attacker), later, rate, 1, 1).is_ok());
+            }
+            assert!(keyed.len() <= 320 + 16);
+        }
+    }
+
     #[test]
     fn every_key_has_its_own() {
         let (now, rate) = (Instant::now(), Rate::per_second(1));
-        let keyed = Keyed::new(now, 100);
+        let keyed = up_to(100);
         for key in ["a", "b", ""] {
-            assert_eq!((0..5).filter(|_| keyed.take(key, now, rate, 2, 1).is_ok()).count(), 2, "{key}");
+            assert_eq!((0..5).filter(|_| keyed.take(key, None, now, rate, 2, 1).is_ok()).count(), 2, "{key}");
         }
         assert_eq!((keyed.len(), keyed.overflows()), (3, 0));
     }
@@ -188,10 +305,10 @@ mod tests {
     #[test]
     fn full_buckets_make_room() {
         let (mut now, rate) = (Instant::now(), Rate::per_second(1));
-        let keyed = Keyed::new(now, 160);
+        let keyed = up_to(160);
         for i in 0..10_000 {
             now += S / 10;
-            assert!(keyed.take(&i.to_string(), now, rate, 1, 1).is_ok(), "{i}");
+            assert!(keyed.take(&i.to_string(), None, now, rate, 1, 1).is_ok(), "{i}");
         }
         assert!(keyed.len() <= 160);
         assert_eq!(keyed.overflows(), 0);
@@ -200,9 +317,9 @@ mod tests {
     #[test]
     fn buckets_in_use_stay() {
         let (now, rate) = (Instant::now(), Rate::per_second(1));
-        let keyed = Keyed::new(now, 16);
-        (0..1_000).for_each(|i| _ = keyed.take(&i.to_string(), now, rate, 1, 1));
-        let again = (0..1_000).filter(|i| keyed.take(&i.to_string(), now, rate, 1, 1).is_ok()).count();
+        let keyed = up_to(16);
+        (0..1_000).for_each(|i| _ = keyed.take(&i.to_string(), None, now, rate, 1, 1));
+        let again = (0..1_000).filter(|i| keyed.take(&i.to_string(), None, now, rate, 1, 1).is_ok()).count();
         assert_eq!(again, 0, "an old key in a new bucket would get through");
         assert!(keyed.len() <= 16 && keyed.overflows() >= 2 * (1_000 - 16));
     }
@@ -210,30 +327,31 @@ mod tests {
     #[test]
     fn new_keys_share_what_is_left() {
         let (now, rate) = (Instant::now(), Rate::per_second(1));
-        let keyed = Keyed::new(now, 0);
-        let through = (0..1_000).filter(|i| keyed.take(&i.to_string(), now, rate, 5, 1).is_ok()).count();
+        let keyed = up_to(0);
+        let through =
+            (0..1_000).filter(|i| keyed.take(&i.to_string(), None, now, rate, 5, 1).is_ok()).count();
         assert_eq!((through, keyed.len()), (5, 0));
-        keyed.set_most(1_000);
-        assert!(keyed.take("a", now, rate, 5, 1).is_ok());
+        keyed.set_most(MostKeys { all: 1_000, of_a_peer: 1_000 });
+        assert!(keyed.take("a", None, now, rate, 5, 1).is_ok());
     }
 
     #[test]
     fn reservations_and_changes_reach_the_bucket() {
         let (now, slow) = (Instant::now(), Rate::per_second(1));
-        let keyed = Keyed::new(now, 16);
-        assert_eq!(keyed.reserve("a", now, slow, 1, 1, S), Ok(Duration::ZERO));
-        assert_eq!(keyed.reserve("a", now, slow, 1, 1, S), Ok(S));
-        keyed.give_back("a", now, 1, 1, S);
-        assert_eq!(keyed.reserve("a", now, slow, 1, 1, S), Ok(S));
+        let keyed = up_to(16);
+        assert_eq!(keyed.reserve("a", None, now, slow, 1, 1, S), Ok(Duration::ZERO));
+        assert_eq!(keyed.reserve("a", None, now, slow, 1, 1, S), Ok(S));
+        keyed.give_back("a", None, now, 1, 1, S);
+        assert_eq!(keyed.reserve("a", None, now, slow, 1, 1, S), Ok(S));
         keyed.retune(now, Rate::per_second(10));
-        let wait = keyed.take("a", now, Rate::per_second(10), 1, 1).unwrap_err().retry_after;
+        let wait = keyed.take("a", None, now, Rate::per_second(10), 1, 1).unwrap_err().retry_after;
         assert_eq!(wait, Some(S / 5));
     }
 
     #[test]
     fn is_small() {
         // A place is a key, an index and a byte of control; maps and lists are at most half empty.
-        let place = 2 * (size_of::<(u64, usize)>() + 1) + 2 * size_of::<(u64, Gcra)>();
+        let place = 2 * (size_of::<(u64, u32)>() + 1) + 2 * size_of::<Bucket>();
         assert!(place <= 200, "{place}");
     }
 }

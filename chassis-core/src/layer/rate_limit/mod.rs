@@ -6,16 +6,20 @@
 mod gcra;
 mod keys;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::HeaderName;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use smallvec::SmallVec;
 use tower_service::Service;
 
 pub use self::{
     gcra::{Gcra, Wait},
-    keys::Keyed,
+    keys::{Keyed, MostKeys},
 };
 use super::{Decided, forward_ready};
 use crate::{
@@ -48,13 +52,18 @@ pub struct RateLimitConfig {
     /// How long a call may wait for its turn rather than be refused. Default `0s`.
     #[serde(default = "no_wait")]
     pub max_wait: Span,
-    /// The most keys that have a bucket of their own; the rest share one. Default 10,000.
+    /// The most keys that have a bucket of their own; the rest share some. Default 10,000.
     #[serde(default = "most_keys")]
     pub max_keys: std::num::NonZeroU32,
+    /// The most of them that calls of one peer address (IPv6: of one /64) may take. Further keys from there
+    /// share a bucket, and others still get theirs. Calls without a peer address are not bounded by it.
+    /// Default a quarter of `max_keys`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_keys_per_peer: Option<std::num::NonZeroU32>,
 }
 
 /// What has a bucket of its own.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Key {
     /// Nothing: one bucket for all.
@@ -64,7 +73,7 @@ pub enum Key {
     Caller,
     /// Each operation.
     Operation,
-    /// Each peer address.
+    /// Each peer address; of IPv6 each /64, which one machine has as a whole.
     Peer,
     /// Each value of a header.
     Header(String),
@@ -219,6 +228,62 @@ impl Drop for Waiting {
     }
 }
 
+/// What one machine has: an address of IPv4, a /64 of IPv6.
+fn network(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        v4 => v4,
+    }
+}
+
+// === impl RateLimitConfig, Key ===
+
+impl RateLimitConfig {
+    pub(crate) fn most_keys(&self) -> MostKeys {
+        let all = self.max_keys.get() as usize;
+        let of_a_peer = self.max_keys_per_peer.map_or(all.div_ceil(4), |most| most.get() as usize);
+        MostKeys { all, of_a_peer }
+    }
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            header: String,
+        }
+
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Key;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("`global`, `caller`, `operation`, `peer` or `{ header: x-tenant }`")
+            }
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<Key, E> {
+                match word {
+                    "global" => Ok(Key::Global),
+                    "caller" => Ok(Key::Caller),
+                    "operation" => Ok(Key::Operation),
+                    "peer" => Ok(Key::Peer),
+                    "header" => Err(E::custom("`header` needs a name; write `key: { header: x-tenant }`")),
+                    word => {
+                        Err(E::unknown_variant(word, &["global", "caller", "operation", "peer", "header"]))
+                    }
+                }
+            }
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Key, A::Error> {
+                let Table { header } = Table::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(Key::Header(header))
+            }
+        }
+        from.deserialize_any(Visitor)
+    }
+}
+
 // === impl Limit ===
 
 impl Limit {
@@ -256,7 +321,7 @@ impl Limit {
         let taken = match &*self.buckets {
             Buckets::One(bucket) => bucket.reserve(call.started, rate, burst, 1, bound),
             Buckets::Keyed(keyed) => {
-                keyed.reserve(self.key(call).as_ref(), call.started, rate, burst, 1, bound)
+                keyed.reserve(self.key(call).as_ref(), call.peer, call.started, rate, burst, 1, bound)
             }
         };
         match taken {
@@ -275,7 +340,7 @@ impl Limit {
         match &*self.buckets {
             Buckets::One(bucket) => bucket.give_back(now, self.config.burst, 1, left),
             Buckets::Keyed(keyed) => {
-                keyed.give_back(self.key(call).as_ref(), now, self.config.burst, 1, left);
+                keyed.give_back(self.key(call).as_ref(), call.peer, now, self.config.burst, 1, left);
             }
         }
     }
@@ -284,7 +349,7 @@ impl Limit {
         match (&self.config.key, &self.header) {
             (Key::Caller, _) => call.target.caller_name().unwrap_or("").into(),
             (Key::Operation, _) => call.target.operation.as_str().into(),
-            (Key::Peer, _) => call.peer.map(|ip| ip.to_string()).unwrap_or_default().into(),
+            (Key::Peer, _) => call.peer.map(|ip| network(ip).to_string()).unwrap_or_default().into(),
             (Key::Header(_), Some(name)) => {
                 call.metadata.get(name).map_or("".into(), |value| String::from_utf8_lossy(value.as_bytes()))
             }
