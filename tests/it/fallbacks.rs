@@ -103,15 +103,15 @@ both! {
         let mesh = Mesh::new();
         let stock = mesh.start("stock", "stock-1").await;
         stock.does(Act::Fail(Code::Unavailable));
-        // Over gRPC the body is a message: field 1, six bytes, `static`.
+        // Field 1, six bytes: `static`.
         let settings = "
             outbound:
               defaults: { retry: off }
               services:
                 stock:
                   operations:
-                    'POST /echo': { fallback: { status: 203, body: 'nothing new', content_type: text/plain, on: [UNAVAILABLE] } }
-                    'chassis.test.v1.Echo/Call': { fallback: { body: CgZzdGF0aWM=, on: [UNAVAILABLE] } }
+                    'POST /echo': { fallback: { status: 203, body: 'nothing new', content_type: text/plain, on: [503, connect] } }
+                    'chassis.test.v1.Echo/Call': { fallback: { message: CgZzdGF0aWM=, on: [UNAVAILABLE] } }
             ";
         let caller = mesh.caller(settings).await;
         let instead = caller.call(wire, Ask::to("stock")).await;

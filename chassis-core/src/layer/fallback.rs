@@ -2,7 +2,14 @@
 //!
 //! It stands below the metrics, which keep the true outcome, and above everything that refuses. It
 //! never counts as the endpoint's success: whoever listens has heard the failure by then.
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use base64::{Engine, prelude::BASE64_STANDARD as STANDARD};
 use bytes::Bytes;
@@ -10,10 +17,14 @@ use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use tower_service::Service;
 
-use super::{Decided, forward_ready};
+use super::{
+    Decided,
+    breaker::{Ended, FailureSet, ended},
+    forward_ready,
+};
 use crate::{
     BoxFuture, Code, Error,
-    call::{Body, Invocation, Reply, Target},
+    call::{Body, Invocation, Reply, Target, Verdict},
     event::Event,
     policy::Site,
 };
@@ -22,18 +33,23 @@ use crate::{
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FallbackConfig {
-    /// The HTTP status. Default 200. Over gRPC a body needs status 200.
+    /// The HTTP status. Default 200. Only REST calls are answered with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
     /// The `content-type`. Default `application/json`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
-    /// The body. Default: none. Over gRPC it is the message in Base64.
+    /// The body. Default: none. Only REST calls are answered with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body: Option<String>,
-    /// The errors it answers for, by code. Default: all.
+    /// The message that gRPC calls are answered with, in Base64; empty for one whose fields have their
+    /// defaults. Without it, gRPC calls keep their own error.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub on: Option<Vec<Code>>,
+    pub message: Option<String>,
+    /// The failures it answers for: `[UNAVAILABLE, 503, connect]`. A code also fits an HTTP answer whose
+    /// status stands for it. Default: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on: Option<FailureSet>,
 }
 
 /// What a fallback is told.
@@ -66,6 +82,8 @@ pub type FallbackFn = dyn Fn(Failed) -> BoxFuture<'static, Result<Answer, Error>
 pub struct Fallback {
     pub(crate) source: Source,
     pub(crate) site: Arc<Site>,
+    /// Was it said that gRPC calls find no `message`?
+    pub(crate) warned: Arc<AtomicBool>,
 }
 
 #[derive(Clone)]
@@ -133,12 +151,19 @@ where
                     Some(error) => (Some(reply), error),
                 },
             };
-            if !fallback.answers(error.code()) {
+            let verdict = reply.as_ref().and_then(Reply::verdict).unwrap_or_else(|| Verdict::of(&error));
+            if !fallback.answers(&verdict, error.code()) {
                 return reply.ok_or(error);
             }
             let reason = error.reason();
-            let answer = match fallback.source {
-                Source::Settings(config) => config.answer(protocol.name()),
+            let answer = match &fallback.source {
+                Source::Settings(config) => match config.answer(protocol.name()) {
+                    Some(answer) => Ok(answer),
+                    None => {
+                        fallback.warn_of_no_message(&policy.service);
+                        return reply.ok_or(error);
+                    }
+                },
                 Source::Function(function) => {
                     let kept = error.repeat();
                     let failed = Failed { target: target.clone(), metadata, error };
@@ -168,10 +193,26 @@ where
 // === impl Fallback ===
 
 impl Fallback {
-    fn answers(&self, code: Code) -> bool {
+    pub(crate) fn new(source: Source, site: Arc<Site>) -> Self {
+        Fallback { source, site, warned: Arc::default() }
+    }
+
+    fn answers(&self, verdict: &Verdict, code: Code) -> bool {
         match &self.source {
             Source::Function(_) => true,
-            Source::Settings(config) => config.on.as_ref().is_none_or(|codes| codes.contains(&code)),
+            Source::Settings(config) => {
+                config.on.is_none_or(|on| on.contains(ended(verdict)) || on.contains(Ended::with_code(code)))
+            }
+        }
+    }
+
+    /// Once for each version of the settings: an outage brings thousands of calls.
+    fn warn_of_no_message(&self, service: &str) {
+        if !self.warned.swap(true, Relaxed) {
+            tracing::warn!(
+                target: "chassis", service,
+                "a fallback without `message` answers no gRPC call: these keep their own error"
+            );
         }
     }
 }
@@ -188,34 +229,37 @@ impl fmt::Debug for Fallback {
 // === impl FallbackConfig ===
 
 impl FallbackConfig {
-    /// Refuses what could not be answered; a body in Base64 is known to be one from here on.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        match self.status {
-            Some(status) if !(200..600).contains(&status) => {
-                Err(format!("{status} is no HTTP status to answer with"))
-            }
+    /// Refuses what could not be answered: the key that is wrong, and why.
+    pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
+        if let Some(status) = self.status
+            && !(200..600).contains(&status)
+        {
+            return Err(("status", format!("{status} is no HTTP status to answer with")));
+        }
+        if let Some(content_type) = &self.content_type
+            && http::HeaderValue::from_str(content_type).is_err()
+        {
+            return Err(("content_type", format!("{content_type:?} can't be the value of a header")));
+        }
+        match self.message.as_deref().map(|text| STANDARD.decode(text)) {
+            Some(Err(why)) => Err(("message", format!("the message is no Base64: {why}"))),
             _ => Ok(()),
         }
     }
 
-    fn answer(&self, protocol: &str) -> Result<Answer, Error> {
+    /// What a call over `protocol` is answered; `None` if the settings say nothing that it could be.
+    fn answer(&self, protocol: &str) -> Option<Answer> {
         let mut metadata = HeaderMap::new();
         let status = self.status.and_then(|s| StatusCode::from_u16(s).ok()).unwrap_or(StatusCode::OK);
         let text = self.body.as_deref().unwrap_or_default();
         if protocol == "grpc" {
-            let message = STANDARD.decode(text).map_err(|why| {
-                Error::local(
-                    crate::Reason::Internal,
-                    "the body of a fallback over gRPC is a message in Base64",
-                )
-                .with_source(why)
-            })?;
+            let message = STANDARD.decode(self.message.as_deref()?).ok()?;
             let length = u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes();
             let frame = [&[0], &length[..], &message].concat();
             metadata.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
             let mut trailers = HeaderMap::new();
             trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
-            return Ok(Answer {
+            return Some(Answer {
                 status: StatusCode::OK,
                 metadata,
                 body: Body::with_trailers(Some(frame.into()), trailers),
@@ -225,6 +269,6 @@ impl FallbackConfig {
         if let Ok(value) = http::HeaderValue::from_str(content_type) {
             metadata.insert(http::header::CONTENT_TYPE, value);
         }
-        Ok(Answer { status, metadata, body: Body::full(Bytes::copy_from_slice(text.as_bytes())) })
+        Some(Answer { status, metadata, body: Body::full(Bytes::copy_from_slice(text.as_bytes())) })
     }
 }

@@ -110,6 +110,8 @@ async fn settings_choose_the_codes() {
     bench.stock(json!({ "retry": "off", "fallback": { "body": "old", "on": ["UNAVAILABLE"] } }));
     assert_eq!(bench.get().await.unwrap().text(), "old");
     assert_eq!(bench.get().await.unwrap().status, 404, "the call's own answer");
+    bench.stock(json!({ "retry": "off", "fallback": { "body": "old", "on": [404] } }));
+    assert_eq!(bench.get().await.unwrap().text(), "old");
     bench.stock(json!({ "fallback": { "body": "old" }, "operations": { "Post": { "fallback": "off" } } }));
     assert_eq!(bench.get().await.unwrap().text(), "old");
     assert_eq!(bench.post().await.unwrap().status, 404);
@@ -123,12 +125,16 @@ async fn over_grpc_a_static_answer_is_a_message_in_base64() {
     let bench = Bench::build(Upstream::speaking(&GRPC, |_| Answer::lost()), |builder| builder);
     let instance = chassis_core::registry::Instance::new("stock", "a").with_address("grpc", "memory:a");
     bench.registry.set("stock", chassis_core::registry::Membership::known([instance]));
-    bench.stock(json!({ "fallback": { "body": "CAc=" } }));
+    bench.stock(json!({ "fallback": { "status": 203, "body": "{}", "message": "CAc=" } }));
     let answered = bench.run(post().protocol(&GRPC)).await.unwrap();
     assert_eq!(&answered.body[..], [0, 0, 0, 0, 2, 8, 7]);
     assert_eq!(answered.trailers.unwrap()["grpc-status"], "0");
-    bench.stock(json!({ "fallback": { "body": "no Base64" } }));
-    check(&bench.run(post().protocol(&GRPC)).await, Code::Internal, Reason::Internal);
+    // An answer for REST alone leaves a gRPC call its own error.
+    bench.stock(json!({ "fallback": { "status": 200, "body": "{}", "on": ["UNAVAILABLE"] } }));
+    check(&bench.run(post().protocol(&GRPC)).await, Code::Unavailable, Reason::ConnectionLost);
+    let settings = json!({ "outbound": { "defaults": { "fallback": { "message": "no Base64" } } } });
+    let problems = bench.try_apply(settings).unwrap_err();
+    assert_eq!(problems[0].path, "outbound.defaults.fallback.message");
 }
 
 #[tokio::test(start_paused = true)]
