@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+#[cfg(feature = "http")]
+use chassis_config::Finding;
 use chassis_config::document::{Listen, ServiceSection, ShutdownSection};
 use chassis_core::{Live, Runtime, event::Side, pipeline};
 #[cfg(feature = "http")]
@@ -44,6 +46,9 @@ pub(crate) struct Parts {
     pub(crate) service: ServiceSection,
     #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "nothing listens without HTTP"))]
     pub(crate) listen: Listen,
+    /// Where everything stands, for messages.
+    #[cfg(feature = "http")]
+    pub(crate) tree: chassis_config::tree::Node,
     pub(crate) shutdown: Live<ShutdownSection>,
     pub(crate) is_local: bool,
     pub(crate) hooks: Hooks,
@@ -67,6 +72,8 @@ struct Transports {
     http: Arc<HttpTransport>,
     #[cfg(feature = "grpc")]
     grpc: Arc<chassis_grpc::GrpcTransport>,
+    /// Bytes of a REST answer that are read into memory at once.
+    max_body: usize,
 }
 
 /// What is served behind one name of `listen`.
@@ -97,6 +104,7 @@ impl Chassis {
             parts.client.apply(&mut config);
             let connector = &parts.connector;
             Transports {
+                max_body: config.max_body.get(),
                 http: Arc::new(HttpTransport::new(connector.clone(), config.clone())),
                 #[cfg(feature = "grpc")]
                 grpc: Arc::new(chassis_grpc::GrpcTransport::new(connector.clone(), config)),
@@ -130,7 +138,7 @@ impl Chassis {
     #[cfg(feature = "http")]
     pub fn http(&self, service: &str) -> HttpClient {
         let pipeline = pipeline::client(&self.parts.runtime, service, &self.transports.http);
-        HttpClient::new(service, pipeline)
+        HttpClient::new(service, pipeline).max_body(self.transports.max_body)
     }
 
     /// A pipeline to `service` over a transport of one's own: see [`protocol`](crate::protocol).
@@ -253,7 +261,29 @@ impl Chassis {
             };
             planned.push((name, address, plan));
         }
+        self.check_listen(planned.iter().map(|(name, ..)| name.as_str()).collect())?;
         Ok(planned)
+    }
+
+    /// Refuses names of `listen` behind which nothing is served: the default port would be bound instead.
+    /// `grpc` and `http` may be there without, so that one file can serve several programs.
+    #[cfg(feature = "http")]
+    fn check_listen(&self, mut served: Vec<&str>) -> Result<(), StartError> {
+        served.extend(DEFAULT_PORTS.iter().map(|(name, _)| *name));
+        served.sort_unstable();
+        served.dedup();
+        let unserved = self.parts.listen.0.keys().filter(|name| !served.contains(&name.as_str()));
+        let told = unserved.map(|name| {
+            let message = "nothing is served by this name";
+            Finding::error(format!("listen.{name}"), message)
+                .instead(name, served.iter().copied())
+                .place(&self.parts.tree)
+                .to_string()
+        });
+        match told.collect::<Vec<_>>() {
+            none if none.is_empty() => Ok(()),
+            told => Err(StartError::Settings(told.join("\n"))),
+        }
     }
 
     #[cfg(feature = "grpc")]

@@ -12,8 +12,22 @@ pub struct Span(pub Duration);
 pub struct PositiveSpan(Duration);
 
 /// A share of the whole, from 0 to 1, written `20%`.
+///
+/// It holds the percentage, so that `33.33333333%` is printed as it was written.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub struct Ratio(f64);
+
+/// A number of bytes, written `64KiB`, `10MiB`, `1GiB`, `10MB`, or `2097152` without a unit. From 1 byte to
+/// 2 GiB - 1, the largest window that HTTP/2 knows.
+///
+/// ```
+/// use chassis_core::units::Size;
+///
+/// let size: Size = "10MiB".parse().unwrap();
+/// assert_eq!((size.get(), size.to_string()), (10_485_760, "10MiB".to_owned()));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(u32);
 
 /// How many in how long, written `100/s`, `5/m` or `2/h`. 0 means none at all.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -168,17 +182,17 @@ impl fmt::Display for PositiveSpan {
 impl Ratio {
     /// `percent` hundredths; anything over 100 is 100.
     pub const fn percent(percent: u8) -> Self {
-        Ratio(if percent > 100 { 1.0 } else { percent as f64 / 100.0 })
+        Ratio(if percent > 100 { 100.0 } else { percent as f64 })
     }
 
-    /// `None` outside 0 to 1.
+    /// `None` outside 0 to 1. Digits beyond a ten-billionth of a percent are rounded: 0.07 is `7%`.
     pub fn new(share: f64) -> Option<Self> {
-        (0.0..=1.0).contains(&share).then_some(Ratio(share))
+        (0.0..=1.0).contains(&share).then(|| Ratio((share * 1e12).round() / 1e10))
     }
 
     /// From 0 to 1.
     pub const fn get(self) -> f64 {
-        self.0
+        self.0 / 100.0
     }
 }
 
@@ -190,13 +204,103 @@ impl FromStr for Ratio {
             return Err(format!("`{text}` has no unit; write a share as 20%"));
         };
         let percent: f64 = number.trim().parse().map_err(|_| format!("`{text}` is no share; write 20%"))?;
-        Ratio::new(percent / 100.0).ok_or_else(|| format!("`{text}` is no share; it goes from 0% to 100%"))
+        match (0.0..=100.0).contains(&percent) {
+            true => Ok(Ratio(percent)),
+            false => Err(format!("`{text}` is no share; it goes from 0% to 100%")),
+        }
     }
 }
 
 impl fmt::Display for Ratio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}%", (self.0 * 1e6).round() / 1e4)
+        write!(f, "{}%", self.0)
+    }
+}
+
+// === impl Size ===
+
+/// The units of a [`Size`], the largest first; printed in the first of the binary ones that divides it.
+const UNITS: [(&str, u64); 6] = [
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("KB", 1_000),
+];
+
+impl Size {
+    /// `None` for no bytes at all, and for 2 GiB and more.
+    pub const fn new(bytes: u64) -> Option<Self> {
+        if bytes == 0 || bytes > i32::MAX as u64 { None } else { Some(Size(bytes as u32)) }
+    }
+
+    /// `kib` times 1,024 bytes; at least one of them, and at most 2,097,151.
+    pub const fn from_kib(kib: u32) -> Self {
+        let most = (1 << 21) - 1;
+        Size(
+            1024 * if kib == 0 {
+                1
+            } else if kib > most {
+                most
+            } else {
+                kib
+            },
+        )
+    }
+
+    /// How many bytes.
+    pub const fn get(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The same, as HTTP/2 counts.
+    pub const fn as_u32(self) -> u32 {
+        self.0
+    }
+}
+
+impl TryFrom<usize> for Size {
+    type Error = String;
+
+    fn try_from(bytes: usize) -> Result<Self, String> {
+        Size::new(bytes as u64).ok_or_else(|| format!("{bytes} bytes are not from 1 byte to 2GiB - 1"))
+    }
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let help = || format!("`{text}` is no size; write 64KiB, 10MiB, 1GiB or a number of bytes");
+        let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+        let (number, unit) = (text[..split].trim(), &text[split..]);
+        let scale = match unit {
+            "" | "B" => 1,
+            unit => UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).ok_or_else(help)?.1,
+        };
+        let bytes = match number.parse::<u64>() {
+            Ok(whole) => whole.saturating_mul(scale),
+            Err(_) => {
+                let number: f64 = number.parse().map_err(|_| help())?;
+                let bytes = number * scale as f64;
+                match bytes.fract() == 0.0 && bytes >= 0.0 {
+                    true => bytes as u64,
+                    false => return Err(help()),
+                }
+            }
+        };
+        Size::new(bytes).ok_or_else(|| format!("`{text}` is no size; it goes from 1 byte to just under 2GiB"))
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = u64::from(self.0);
+        match UNITS[..3].iter().find(|(_, scale)| bytes.is_multiple_of(*scale)) {
+            Some((unit, scale)) => write!(f, "{}{unit}", bytes / scale),
+            None => write!(f, "{bytes}"),
+        }
     }
 }
 
@@ -305,6 +409,9 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Switch<T> {
             fn visit_str<E: de::Error>(self, word: &str) -> Result<Self::Value, E> {
                 match word {
                     "off" => Ok(Switch::Off),
+                    "no" | "none" | "never" | "disabled" => {
+                        Err(E::custom(format!("`{word}` is no word for this; write `off`")))
+                    }
                     word => T::deserialize(de::value::StrDeserializer::new(word)).map(Switch::On),
                 }
             }
@@ -376,7 +483,7 @@ macro_rules! text {
 
 pub(crate) use text;
 
-text!(Span: "a length of time as in 300ms", PositiveSpan: "a length of time as in 300ms", Ratio: "a share as in 20%", Rate: "a rate as in 100/s");
+text!(Span: "a length of time as in 300ms", PositiveSpan: "a length of time as in 300ms", Ratio: "a share as in 20%", Rate: "a rate as in 100/s", Size: "a size as in 64KiB");
 
 #[cfg(test)]
 mod tests {
@@ -405,11 +512,39 @@ mod tests {
     fn shares_and_rates() {
         check::<Ratio>("20%", "20%");
         check::<Ratio>("0.5%", "0.5%");
+        check::<Ratio>("33.33333333%", "33.33333333%");
+        check::<Ratio>("7%", "7%");
+        assert_eq!(Ratio::new(0.07).map(|share| share.to_string()), Some("7%".to_owned()));
         check::<Ratio>("120%", "`120%` is no share; it goes from 0% to 100%");
         check::<Ratio>("0.2", "`0.2` has no unit; write a share as 20%");
         check::<Rate>("100/s", "100/s");
         check::<Rate>("100", "`100` has no unit; write 100/s or 100/m");
         check::<Rate>("-1/s", "`-1/s` is no rate; write 100/s, 5/m or 2/h");
+    }
+
+    #[test]
+    fn sizes() {
+        check::<Size>("64KiB", "64KiB");
+        check::<Size>("10MiB", "10MiB");
+        check::<Size>("2097152", "2MiB");
+        check::<Size>("1.5kib", "1536");
+        check::<Size>("10MB", "10000000");
+        check::<Size>("1000", "1000");
+        check::<Size>("0", "`0` is no size; it goes from 1 byte to just under 2GiB");
+        check::<Size>("2GiB", "`2GiB` is no size; it goes from 1 byte to just under 2GiB");
+        check::<Size>("1 ton", "`1 ton` is no size; write 64KiB, 10MiB, 1GiB or a number of bytes");
+        check::<Size>("-1", "`-1` is no size; write 64KiB, 10MiB, 1GiB or a number of bytes");
+        let largest = u64::from(u32::MAX >> 1);
+        assert_eq!(Size::new(largest).and_then(|size| size.to_string().parse().ok()), Size::new(largest));
+        assert_eq!((Size::new(0), Size::new(largest + 1)), (None, None));
+    }
+
+    #[test]
+    fn other_words_for_off_name_it() {
+        for word in ["no", "none", "never", "disabled"] {
+            let why = serde_json::from_str::<Switch<Span>>(&format!("{word:?}")).unwrap_err().to_string();
+            assert!(why.starts_with(&format!("`{word}` is no word for this; write `off`")), "{why}");
+        }
     }
 
     #[test]

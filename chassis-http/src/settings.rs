@@ -3,7 +3,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 
 use chassis_core::{
     settings,
-    units::{PositiveSpan, Ratio, Span},
+    units::{PositiveSpan, Ratio, Size, Span},
 };
 use http::HeaderName;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -20,7 +20,7 @@ settings! {
     pub struct ClientConfig, ClientPatch {
         /// Until a connection is usable: TCP, TLS, and over HTTP/2 the server's first word. Default `1s`.
         pub connect_timeout: PositiveSpan = PositiveSpan::from_millis(1_000),
-        /// What REST endpoints are spoken to in. Default `"1"`.
+        /// What REST endpoints are spoken to in: `"1"` or `"2"`. Default `"1"`.
         pub http_version: HttpVersion = HttpVersion::One,
         /// HTTP/2 connections kept up to each endpoint. Default 1.
         pub connections: NonZeroUsize = nonzero(1),
@@ -37,17 +37,17 @@ settings! {
         pub keep_alive_interval: Span = Span(std::time::Duration::from_secs(10)),
         /// How long it has to say yes. Default `5s`.
         pub keep_alive_timeout: PositiveSpan = PositiveSpan::from_millis(5_000),
-        /// Bytes of an answer's headers. Default 16384.
-        pub max_header_list: NonZeroU32 = HEADER_LIST,
-        /// Bytes of one stream that may be on their way to us. Default 1 MiB.
-        pub stream_window: NonZeroU32 = STREAM_WINDOW,
-        /// The same for one connection. Default 4 MiB.
-        pub connection_window: NonZeroU32 = CONNECTION_WINDOW,
+        /// Bytes of an answer's headers. Default `16KiB`.
+        pub max_header_list: Size = HEADER_LIST,
+        /// Bytes of one stream that may be on their way to us. Default `1MiB`.
+        pub stream_window: Size = STREAM_WINDOW,
+        /// The same for one connection. Default `4MiB`.
+        pub connection_window: Size = CONNECTION_WINDOW,
         /// Where REST calls say how many milliseconds their caller still waits; servers have to read the
         /// same. Default `x-request-timeout-ms`.
         pub timeout_header: Header = Header(TIMEOUT),
-        /// Bytes of a body that the REST client reads into memory at once. Default 4 MiB.
-        pub max_body: NonZeroUsize = nonzero(4 * 1024 * 1024),
+        /// Bytes of a body that the REST client reads into memory at once. Default `4MiB`.
+        pub max_body: Size = Size::from_kib(4 * 1024),
     }
 }
 
@@ -72,16 +72,16 @@ settings! {
         /// Concurrent streams of an HTTP/2 connection. 256 is above what most clients open, and bounds
         /// what a hostile one can hold. Default 256.
         pub max_streams: NonZeroU32 = NonZeroU32::new(256).expect("256 is not 0"),
-        /// Bytes of a request's headers; more, or over 100 of them, is told 431. Default 16384.
-        pub max_header_list: NonZeroU32 = HEADER_LIST,
-        /// Bytes of a REST request's body; more is told 413. gRPC has its own limit. Default 2 MiB.
-        pub max_body: NonZeroUsize = nonzero(2 * 1024 * 1024),
+        /// Bytes of a request's headers; more, or over 100 of them, is told 431. Default `16KiB`.
+        pub max_header_list: Size = HEADER_LIST,
+        /// Bytes of a REST request's body; more is told 413. gRPC has its own limit. Default `2MiB`.
+        pub max_body: Size = Size::from_kib(2 * 1024),
         /// Where REST callers say how many milliseconds they still wait. Default `x-request-timeout-ms`.
         pub timeout_header: Header = Header(TIMEOUT),
-        /// Bytes of one stream that may be on their way to us. Default 1 MiB.
-        pub stream_window: NonZeroU32 = STREAM_WINDOW,
-        /// The same for one connection. Default 1152 KiB.
-        pub connection_window: NonZeroU32 = SERVER_CONNECTION_WINDOW,
+        /// Bytes of one stream that may be on their way to us. Default `1MiB`.
+        pub stream_window: Size = STREAM_WINDOW,
+        /// The same for one connection. Default `1152KiB`.
+        pub connection_window: Size = SERVER_CONNECTION_WINDOW,
         /// A connection older than this is asked to go: GOAWAY, or `Connection: close`. `0s`: never.
         /// Default `30m`.
         pub max_age: Span = Span(std::time::Duration::from_secs(1_800)),
@@ -103,22 +103,40 @@ settings! {
 pub struct Header(pub HeaderName);
 
 /// What a REST endpoint is spoken to in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HttpVersion {
-    /// HTTP/1.1 without TLS; with it, what both sides agree on.
-    #[serde(rename = "auto")]
-    Auto,
     /// HTTP/1.1.
     #[default]
-    #[serde(rename = "1")]
     One,
     /// HTTP/2, by prior knowledge.
-    #[serde(rename = "2")]
     Two,
 }
 
 /// Where REST calls say how many milliseconds their caller still waits, unless settings name another.
 pub(crate) const TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
+
+impl Serialize for HttpVersion {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(match self {
+            HttpVersion::One => "1",
+            HttpVersion::Two => "2",
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for HttpVersion {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        match String::deserialize(from)?.as_str() {
+            "1" | "1.1" => Ok(HttpVersion::One),
+            "2" => Ok(HttpVersion::Two),
+            // Without TLS there is no ALPN, by which both sides would agree.
+            "auto" => {
+                Err(de::Error::custom("`auto` needs TLS, which agrees on a version; write \"1\" or \"2\""))
+            }
+            other => Err(de::Error::unknown_variant(other, &["1", "2"])),
+        }
+    }
+}
 
 impl Serialize for Header {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
@@ -135,15 +153,15 @@ impl<'de> Deserialize<'de> for Header {
 }
 
 /// 16 KiB, as hyper's own; many times what a call needs, and little enough to hold for many.
-const HEADER_LIST: NonZeroU32 = NonZeroU32::new(16 * 1024).expect("16384 is not 0");
+const HEADER_LIST: Size = Size::from_kib(16);
 /// Small frames are charged against the window by h2: below 1 MiB, a slow reader of many small
 /// messages would have its whole connection closed.
-const STREAM_WINDOW: NonZeroU32 = NonZeroU32::new(1024 * 1024).expect("1 MiB is not 0");
+const STREAM_WINDOW: Size = Size::from_kib(1024);
 /// So that one stream that nobody reads does not stop the others.
-const CONNECTION_WINDOW: NonZeroU32 = NonZeroU32::new(4 * 1024 * 1024).expect("4 MiB is not 0");
+const CONNECTION_WINDOW: Size = Size::from_kib(4 * 1024);
 /// An eighth more than a stream's, for the same reason, and no more than that: it paces clients. One that may
 /// send all it has at once has nothing to do while we work, nor have we while it sends. hyper's own is 1 MiB.
-const SERVER_CONNECTION_WINDOW: NonZeroU32 = NonZeroU32::new(1152 * 1024).expect("1152 KiB is not 0");
+const SERVER_CONNECTION_WINDOW: Size = Size::from_kib(1152);
 
 const fn nonzero(n: usize) -> NonZeroUsize {
     NonZeroUsize::new(n).expect("the defaults are not 0")

@@ -51,7 +51,7 @@ impl Transport for HttpTransport {
     fn leaf(&self, link: Link) -> HttpLeaf {
         let (connector, config) = (self.connector.clone(), self.config.clone());
         match self.config.http_version {
-            HttpVersion::Auto | HttpVersion::One => HttpLeaf::H1(H1Leaf::new(link, connector, config)),
+            HttpVersion::One => HttpLeaf::H1(H1Leaf::new(link, connector, config)),
             HttpVersion::Two => HttpLeaf::H2(H2Leaf::new(link, connector, config, true)),
         }
     }

@@ -106,16 +106,17 @@ async fn the_defaults_are_those_in_force() {
 
     row("server.max_connections", &server.max_connections.to_string());
     row("server.max_streams", &server.max_streams.to_string());
-    row("server.max_header_list", &format!("{} bytes", server.max_header_list));
+    row("server.max_header_list", &format!("`{}`", server.max_header_list));
     row("server.header_timeout", &format!("`{}`", server.header_timeout));
     row("server.idle_timeout", &format!("`{}`", server.idle_timeout));
-    row("server.max_body", &format!("{} bytes", server.max_body));
+    row("server.max_body", &format!("`{}`", server.max_body));
     row("server.max_age", &format!("`{}`", server.max_age));
     row("client.connect_timeout", &format!("`{}`", client.connect_timeout));
     row("client.pool", &client.pool.to_string());
     row("client.max_streams", &client.max_streams.to_string());
     assert!(README.contains(&format!("another HTTP/2 connection, up to {} |", client.max_connections)));
-    row("retry.replay_bytes", &retry.replay_bytes.to_string());
+    let replay = retry.replay_bytes.on().expect("it is on by default");
+    row("retry.replay_bytes", &format!("`{replay}`"));
     assert!(README.contains(&format!("| operations of a service | {MOST_OPERATIONS} |")));
 }
 

@@ -39,7 +39,7 @@ pub struct RouteConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
     /// What to do where no instance has the labels: `any`, `none`, or rules to try. Default `any`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "FallbackConfig::is_unset")]
     pub fallback: FallbackConfig,
 }
 
@@ -122,6 +122,15 @@ pub struct Route<S> {
 /// A deadline is sent on a little shorter, so that whoever set it still hears the answer: a twentieth
 /// of what remains, at most this.
 const MARGIN: Duration = Duration::from_millis(5);
+
+// === impl FallbackConfig ===
+
+impl FallbackConfig {
+    /// Was nothing written? `any` holds then.
+    fn is_unset(&self) -> bool {
+        matches!(self, FallbackConfig::Default)
+    }
+}
 
 // === impl RouteLayer ===
 

@@ -123,7 +123,7 @@ impl Pool {
         let connecting = async {
             let stream = self.connector.connect(self.address()).await?;
             let mut builder = Builder::new();
-            builder.max_header_size(self.config.max_header_list.get() as usize);
+            builder.max_header_size(self.config.max_header_list.get());
             let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
             self.open.fetch_add(1, AcqRel);
             let pool = self.clone();

@@ -100,9 +100,9 @@ fn builder(config: &ClientConfig) -> Builder {
     let mut builder = Builder::new();
     builder
         .enable_push(false)
-        .max_header_list_size(config.max_header_list.get())
-        .initial_window_size(config.stream_window.get())
-        .initial_connection_window_size(config.connection_window.get())
+        .max_header_list_size(config.max_header_list.as_u32())
+        .initial_window_size(config.stream_window.as_u32())
+        .initial_connection_window_size(config.connection_window.as_u32())
         // Answers may cross with our giving up on them. What h2 remembers to have reset it ignores for a
         // second; anything else it counts as an error, and closes the connection after 1,024 of these.
         .max_concurrent_reset_streams(config.max_streams.get());

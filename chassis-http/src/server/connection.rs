@@ -139,7 +139,7 @@ async fn watch(port: &Port, activity: &Activity, begun: Instant, connection: imp
 fn h1(config: &ServerConfig) -> conn::http1::Builder {
     let mut builder = conn::http1::Builder::new();
     // The watch has an eye on slow heads: hyper's timer would also end connections that are idle.
-    builder.header_read_timeout(None).max_header_size(config.max_header_list.get() as usize);
+    builder.header_read_timeout(None).max_header_size(config.max_header_list.get());
     builder
 }
 

@@ -120,9 +120,9 @@ fn builder(port: &Port) -> Builder {
         // All calls of a client may be over their time in the moment in which this process is too busy to
         // look at them: no reason to close the connection, as h2 does from the twenty-first on.
         .max_pending_accept_reset_streams(config.max_streams.get() as usize)
-        .max_header_list_size(config.max_header_list.get())
-        .initial_window_size(config.stream_window.get())
-        .initial_connection_window_size(config.connection_window.get());
+        .max_header_list_size(config.max_header_list.as_u32())
+        .initial_window_size(config.stream_window.as_u32())
+        .initial_connection_window_size(config.connection_window.as_u32());
     builder
 }
 

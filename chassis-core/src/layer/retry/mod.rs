@@ -35,7 +35,7 @@ use crate::{
     policy::Site,
     protocol::Pushback,
     settings,
-    units::{Patch, PositiveSpan, Switch},
+    units::{Patch, PositiveSpan, Size, Switch},
 };
 
 settings! {
@@ -55,9 +55,9 @@ settings! {
         pub on: FailureSet = default_on(),
         /// What all retries of a service may add to its load; `off` for no bound.
         pub budget: Switch<BudgetPatch> = Switch::On(BudgetPatch::default()),
-        /// The most bytes of a streaming request that are kept to be sent again. Default 65,536; 0 keeps
+        /// The most bytes of a streaming request that are kept to be sent again. Default `64KiB`; `off` keeps
         /// none.
-        pub replay_bytes: u32 = 65_536,
+        pub replay_bytes: Switch<Size> = Switch::On(Size::from_kib(64)),
         /// Retry also while handling a call that is a retry itself? Default no: layers multiply.
         pub chained: bool = false,
     }
@@ -185,7 +185,7 @@ where
         let mut held = None;
         if let Some(retries) = &call.policy.retry {
             retries.budget.deposit(call.attempt_started());
-            let most = retries.config.replay_bytes as usize;
+            let most = retries.config.replay_bytes.on().map_or(0, |size| size.get());
             // What outlasts the time of an attempt is dropped.
             let by_twins = !self.with.comes_back || retries.config.per_try.on().is_some();
             // Else only what never left is resent; that needs no copy where the transport gives it back.
