@@ -1,7 +1,7 @@
 //! What a service is made of before it runs.
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
-use chassis_config::{Change, Environment, FileSource, Finding, Loader, tree};
+use chassis_config::{Change, Environment, FileSource, Finding, Loader, document::check_name, tree};
 use chassis_core::{
     BoxError, BoxFuture, Error, Live, Runtime,
     call::{Invocation, Reply},
@@ -350,6 +350,7 @@ impl ChassisBuilder {
             None => document.registry.make().map_err(|error| setup("registry", error))?,
         };
         let name = document.service.name.clone().unwrap_or(self.name);
+        check_name(&name).map_err(|why| StartError::Settings(format!("the builder's name: {why}")))?;
         let mut labels = LabelSet::from_iter(document.service.labels.clone());
         for (key, value) in [("version", &document.service.version), ("zone", &document.service.zone)] {
             if let Some(value) = value {
@@ -395,6 +396,8 @@ impl ChassisBuilder {
             runtime: runtime.clone(),
             service: document.service.clone(),
             listen: document.listen.clone(),
+            #[cfg(feature = "http")]
+            tree: version.tree.clone(),
             shutdown,
             is_local: made.is_local,
             hooks: self.hooks,

@@ -13,7 +13,9 @@ const PREFIX: &str = "CHASSIS_";
 /// The environment's layer, which stands over all others.
 ///
 /// `__` goes one level down; letters are taken in either case. A level that lower layers have in another
-/// spelling is that one: `PAYMENT_GATEWAY` is `payment-gateway`. Values that start with `[`, `{` or a
+/// spelling is that one: `PAYMENT_GATEWAY` is `payment-gateway`. So is a service that no lower layer names,
+/// for names in registries are mostly those of DNS, without underscores: one called `my_price` is set by
+/// `CHASSIS_OUTBOUND__SERVICES={ my_price: … }`. Values that start with `[`, `{` or a
 /// quote are YAML, others are words. Items of a list have no names here: write the whole list.
 ///
 /// ```
@@ -104,7 +106,8 @@ fn hides(path: &Path, hidden: &Node, name: &str, value: &Node) -> Problem {
 
 /// The keys a name stands for, with their places in it.
 fn steps(origin: &Arc<Origin>, name: &str, base: &Node) -> Vec<(String, Span)> {
-    let (mut column, mut node, mut steps) = (PREFIX.len() + 1, Some(base), Vec::new());
+    let (mut column, mut node) = (PREFIX.len() + 1, Some(base));
+    let mut steps: Vec<(String, Span)> = Vec::new();
     for part in name[PREFIX.len()..].split("__") {
         let exact = part.to_lowercase();
         let known = node.and_then(|n| {
@@ -113,7 +116,9 @@ fn steps(origin: &Arc<Origin>, name: &str, base: &Node) -> Vec<(String, Span)> {
         let at = Span { origin: origin.clone(), line: 1, column, length: part.chars().count().max(1) };
         column += part.chars().count() + 2;
         node = known.map(|e| &e.node);
-        steps.push((known.map_or(exact, |e| e.key.clone()), at));
+        let is_service = matches!(&*steps, [(a, _), (b, _)] if *a == "outbound" && *b == "services");
+        let new = || if is_service { exact.replace('_', "-") } else { exact.clone() };
+        steps.push((known.map_or_else(new, |e| e.key.clone()), at));
     }
     steps
 }
@@ -155,8 +160,33 @@ pub(crate) fn unknown(problem: Problem) -> Problem {
         let before = part(&name[..start.min(name.len())]);
         format!("{before}{}{}", spelt(nearest), part(&name[end.min(name.len())..]))
     });
-    let message = "no setting has this name".to_string();
-    Problem { severity: Severity::Warning, message, nearest: meant, ..problem }
+    Problem { severity: Severity::Warning, message: UNKNOWN.to_owned(), nearest: meant, ..problem }
+}
+
+const UNKNOWN: &str = "no setting has this name";
+
+/// Takes what [`unknown`] warned of out of `tree`: it is not in force, so it is no part of the version.
+pub(crate) fn without_unknown(tree: &mut Node, problems: &[Problem]) {
+    for problem in problems.iter().filter(|problem| problem.message == UNKNOWN) {
+        remove(tree, &problem.path.0);
+    }
+}
+
+/// Removes what is at `path`, and the maps that the environment alone had made on the way there.
+fn remove(node: &mut Node, path: &[Segment]) {
+    let (Some((Segment::Key(key), below)), Value::Map(entries)) = (path.split_first(), &mut node.value)
+    else {
+        return;
+    };
+    let Some(index) = entries.iter().position(|entry| entry.key == *key) else { return };
+    if !below.is_empty() {
+        remove(&mut entries[index].node, below);
+    }
+    let left = &entries[index].node;
+    let is_ours = left.at.origin.layer == Layer::Environment;
+    if below.is_empty() || (is_ours && matches!(&left.value, Value::Map(inner) if inner.is_empty())) {
+        entries.remove(index);
+    }
 }
 
 #[cfg(test)]
@@ -184,6 +214,14 @@ mod tests {
         let name = "CHASSIS_SERVICES__PAYMENT_GATEWAY__OPERATIONS__A_B_C__TIMEOUT";
         let expected = "{ services: { payment-gateway: { operations: { a.B/C: { timeout: 2s } } } } }";
         check(below, &[(name, "2s")], expected, &[]);
+    }
+
+    #[test]
+    fn a_service_that_nothing_names_is_spelt_as_in_dns() {
+        let (name, set) = ("CHASSIS_OUTBOUND__SERVICES__MY_PRICE__TIMEOUT", "{ timeout: 2s } } } }");
+        check("", &[(name, "2s")], &format!("{{ outbound: {{ services: {{ my-price: {set}"), &[]);
+        let below = "outbound: { services: { my_price: {} } }";
+        check(below, &[(name, "2s")], &format!("{{ outbound: {{ services: {{ my_price: {set}"), &[]);
     }
 
     #[test]

@@ -677,3 +677,111 @@ fn off_is_a_word_and_a_switch() {
         assert!(switch.on().is_none(), "{off}");
     }
 }
+
+#[test]
+fn words_that_mean_something_else() {
+    check(
+        r"
+# One look shows all of it.
+inbound:
+  rate_limits:
+    - { name: all, rate: 1/s, burst: 1, key: header }
+outbound:
+  defaults: { retry: no }
+  services:
+    stock: { fallback: { on: [503, connct] } }
+",
+        r"
+error: chassis.yaml:5:46  inbound.rate_limits[0].key
+    5 |     - { name: all, rate: 1/s, burst: 1, key: header }
+      |                                              ^^^^^^ `header` needs a name; write `key: { header: x-tenant }`
+error: chassis.yaml:7:22  outbound.defaults.retry
+    7 |   defaults: { retry: no }
+      |                      ^^ `no` is no word for this; write `off`
+error: chassis.yaml:9:36  outbound.services.stock.fallback.on[1]
+    9 |     stock: { fallback: { on: [503, connct] } }
+      |                                    ^^^^^^ `connct` is not known here; did you mean `connect`?
+   allowed: 4xx, 5xx, connect, deadline, CANCELLED, UNKNOWN, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, ALREADY_EXISTS, PERMISSION_DENIED, RESOURCE_EXHAUSTED, FAILED_PRECONDITION, ABORTED, OUT_OF_RANGE, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS, UNAUTHENTICATED
+",
+    );
+    check(
+        r"
+service: { name: '' }
+matches:
+  any-tenant: { header: { x-tenant: '*' } }
+  beta: { header: { x-track: 'beta-*' }, operation: get /orders/* }
+outbound:
+  services:
+    stock:
+      operations:
+        get /x: { timeout: 1s }
+        /shop.v1.Stock/Level: { timeout: 1s }
+inbound: { operations: { /x: { timeout: 1s } } }
+",
+        r#"
+error: chassis.yaml:2:18  service.name
+    2 | service: { name: '' }
+      |                  ^^ a service has a name; leave `name` out to keep the program's own
+error: chassis.yaml:4:37  matches.any-tenant.header.x-tenant
+    4 |   any-tenant: { header: { x-tenant: '*' } }
+      |                                     ^^^ `*` would be taken literally; write `{ present: true }`, or a `regex` for the star itself
+error: chassis.yaml:5:53  matches.beta.operation
+    5 |   beta: { header: { x-track: 'beta-*' }, operation: get /orders/* }
+      |                                                     ^^^^^^^^^^^^^ no operation is called `get /orders/*`; write `GET /orders/*`
+error: chassis.yaml:12:26  inbound.operations./x
+   12 | inbound: { operations: { /x: { timeout: 1s } } }
+      |                          ^^ no operation is called `/x`; write `GET /x`
+error: chassis.yaml:11:9  outbound.services.stock.operations."/shop.v1.Stock/Level"
+   11 |         /shop.v1.Stock/Level: { timeout: 1s }
+      |         ^^^^^^^^^^^^^^^^^^^^ no operation is called `/shop.v1.Stock/Level`; write `shop.v1.Stock/Level`
+error: chassis.yaml:10:9  outbound.services.stock.operations."get /x"
+   10 |         get /x: { timeout: 1s }
+      |         ^^^^^^ no operation is called `get /x`; write `GET /x`
+"#,
+    );
+    check(
+        "matches: { beta: { header: { x-track: 'beta-*', accept: '*/*' } } }",
+        r#"
+error: chassis.yaml:1:39  matches.beta.header.x-track
+    1 | matches: { beta: { header: { x-track: 'beta-*', accept: '*/*' } } }
+      |                                       ^^^^^^^^ `beta-*` would be taken literally; write `{ prefix: "beta-" }`, or a `regex` for the star itself
+"#,
+    );
+}
+
+#[test]
+fn what_is_accepted_can_be_written_again() {
+    let content = r"
+outbound:
+  services:
+    stock:
+      routes: [{ name: all, to: { track: stable } }, { name: none, to: { track: beta }, fallback: none }]
+      retry: { budget: { share: 33.33333333% }, replay_bytes: 1536KiB }
+      fallback: { status: 200, message: '', on: [503, connect] }
+";
+    let written = block_on(version(content)).document.outbound;
+    let text = serde_json::to_string(&written).expect("it can be written");
+    assert!(
+        text.contains(r#""share":"33.33333333%""#) && text.contains(r#""replay_bytes":"1536KiB""#),
+        "{text}"
+    );
+    assert_eq!(serde_json::from_str::<chassis_core::policy::OutboundSettings>(&text).ok(), Some(written));
+}
+
+#[test]
+fn unknown_variables_are_no_part_of_a_version() {
+    let file = TextSource::new("chassis.yaml", Format::Yaml, "inbound: { timeout: 1s }");
+    let variables = [
+        ("CHASSIS_OUTBUND__DEFAULTS__TIMEOUT", "2s"),
+        ("CHASSIS_OUTBOUND__DEFAULTS__TIMOUT", "2s"),
+        ("CHASSIS_OUTBOUND__SERVICES__MY_PRICE__TIMEOUT", "3s"),
+    ];
+    let Change::Applied(version) = block_on(loader(file, Environment::of(variables)).next()) else {
+        panic!("unknown variables are warned about only");
+    };
+    assert_eq!(version.warnings.len(), 2, "{:?}", version.warnings);
+    let settings: Vec<_> = version.settings().map(|(path, value, _)| format!("{path} {value}")).collect();
+    assert_eq!(settings, ["inbound.timeout 1s", "outbound.services.my-price.timeout 3s"]);
+    let changes: Vec<_> = version.changes.iter().map(|moved| moved.path.to_string()).collect();
+    assert_eq!(changes, ["inbound", "outbound"]);
+}

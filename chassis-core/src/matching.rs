@@ -222,7 +222,7 @@ impl<'a> Compiler<'a> {
             tests.push(Test::Method(methods.each("method", method)?));
         }
         if let Some(globs) = &written.operation {
-            tests.push(Test::Operation(globs.each("operation", Glob::name)?));
+            tests.push(Test::Operation(globs.each("operation", operation)?));
         }
         if let Some(both) = &written.http {
             tests.push(Test::Http(both.each("http", method_and_path)?));
@@ -275,6 +275,29 @@ impl<'a> Compiler<'a> {
 fn method(text: &str) -> Result<Method, String> {
     let known = || Method::from_bytes(text.to_ascii_uppercase().as_bytes()).ok();
     known().ok_or_else(|| format!("`{text}` is no method; write GET, or a list of methods"))
+}
+
+fn operation(text: &str) -> Result<Glob, String> {
+    match misspelt_operation(text) {
+        Some(why) => Err(why),
+        None => Glob::name(text),
+    }
+}
+
+/// Why no operation has a name like `text`, if that is certain: `get /x`, `/shop.v1.Stock/Level`.
+pub(crate) fn misspelt_operation(text: &str) -> Option<String> {
+    let why = |right: String| Some(format!("no operation is called `{text}`; write `{right}`"));
+    match text.split_once(' ') {
+        Some((verb, path)) if verb.bytes().any(|b| b.is_ascii_lowercase()) && path.starts_with('/') => {
+            why(format!("{} {path}", verb.to_ascii_uppercase()))
+        }
+        None => match text.strip_prefix('/') {
+            Some(name) if name.split('/').count() == 2 => why(name.to_owned()),
+            Some(_) => why(format!("GET {text}")),
+            None => None,
+        },
+        _ => None,
+    }
 }
 
 fn method_and_path(text: &str) -> Result<(Method, Glob), String> {

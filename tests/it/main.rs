@@ -12,5 +12,6 @@ mod limits;
 mod options;
 mod panics;
 mod routes;
+mod settings;
 mod swaps;
 mod traces;

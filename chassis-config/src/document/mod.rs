@@ -18,7 +18,7 @@ pub use self::{
     kind::{Kinds, read_kind},
     listen::{Address, Listen},
     propagate::Propagate,
-    service::{ServiceSection, ShutdownSection, TelemetrySection},
+    service::{ServiceSection, ShutdownSection, TelemetrySection, check_name},
     unseen::{Seen, SeenService},
 };
 use crate::{
@@ -89,7 +89,11 @@ impl<R, C, S> Document<R, C, S> {
 
     /// What is wrong with it beside that part.
     pub fn check(&self) -> Vec<Finding> {
-        self.listen.check()
+        let mut found = self.listen.check();
+        if let Some(Err(why)) = self.service.name.as_deref().map(service::check_name) {
+            found.push(Finding::error("service.name", why));
+        }
+        found
     }
 }
 

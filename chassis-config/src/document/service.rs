@@ -42,6 +42,21 @@ pub struct TelemetrySection {
     pub sample: Ratio,
 }
 
+/// Can a service be called `name`? It travels in a header and stands in addresses and metrics.
+///
+/// # Errors
+/// Why not, with what is allowed.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let odd = |c: char| c.is_whitespace() || c.is_control() || c == ';' || !c.is_ascii();
+    match (name.is_empty(), name.find(odd)) {
+        (true, _) => Err("a service has a name; leave `name` out to keep the program's own".to_owned()),
+        (_, Some(_)) => Err(format!(
+            "{name:?} can't be the name of a service: visible ASCII characters but `;` are allowed"
+        )),
+        _ => Ok(()),
+    }
+}
+
 // === impl TelemetrySection ===
 
 impl Default for TelemetrySection {

@@ -239,8 +239,9 @@ impl<D: DeserializeOwned, T> Loader<D, T> {
         }
         let below = merge(self.told.iter().chain(texts.filter_map(|t| t.as_ref().ok())));
         let (environment, mut problems) = self.environment.over(&below);
-        let tree = merge([&below, &environment]);
+        let mut tree = merge([&below, &environment]);
         let (document, more) = crate::de::read::<D>(&tree);
+        crate::env::without_unknown(&mut tree, &more);
         problems.extend(more);
         let Some(document) = document.filter(|_| !problems.iter().any(Problem::is_error)) else {
             return Err(problems);

@@ -146,7 +146,6 @@ async fn later_layers_win() {
         "labels.b=center center:2:14",
         "timeout=2s file:1:10",
         "retries=3 center:1:10",
-        "timeot=3s environment",
     ];
     assert_eq!(settings, expected);
     let warnings: Vec<_> = version.warnings.iter().map(Problem::in_a_line).collect();

@@ -71,6 +71,20 @@ pub(super) enum Value {
 /// What a regular expression may take when compiled, in bytes.
 const LARGEST: usize = 1 << 18;
 
+/// Values are no globs as names are: a star that looks like one is refused rather than never met.
+fn no_glob(text: &str) -> Result<String, Problem> {
+    let instead = match (text, text.strip_suffix('*'), text.strip_prefix('*')) {
+        ("*", ..) => "present: true".to_owned(),
+        (_, Some(prefix), _) if !prefix.contains(['*', '/']) => format!("prefix: {prefix:?}"),
+        (_, _, Some(suffix)) if !suffix.contains(['*', '/']) => format!("suffix: {suffix:?}"),
+        _ => return Ok(text.to_owned()),
+    };
+    let message = format!(
+        "`{text}` would be taken literally; write `{{ {instead} }}`, or a `regex` for the star itself"
+    );
+    Err(Problem::new(message))
+}
+
 // === impl ValueMatch ===
 
 impl Serialize for ValueMatch {
@@ -116,7 +130,7 @@ impl Value {
             true => Err(Problem::new("is empty, which every value fits; write `present: true`").under(key)),
         };
         Ok(match written {
-            ValueMatch::Exact(text) => Value::Exact(text.clone()),
+            ValueMatch::Exact(text) => Value::Exact(no_glob(text)?),
             ValueMatch::Prefix(text) => Value::Prefix(some(text, "prefix")?),
             ValueMatch::Suffix(text) => Value::Suffix(some(text, "suffix")?),
             ValueMatch::Contains(text) => Value::Contains(some(text, "contains")?),

@@ -218,7 +218,7 @@ impl Base {
             states.cell(keys.of("attempts", false), || AttemptMetrics::new(&environment.metrics, service))
         });
         let fallback = match self.function(&operation) {
-            Some(function) => Some(Fallback { source: Source::Function(function), site: self.site() }),
+            Some(function) => Some(Fallback::new(Source::Function(function), self.site())),
             None => own.fallback.clone(),
         };
         let by_scope = |scope| own.concurrency.filter(|c| c.scope == scope).map(|c| c.limit.get());
@@ -399,6 +399,9 @@ impl Compiler<'_> {
         };
         let mut named = ByName::default();
         for (name, operation) in &settings.operations {
+            if let Some(message) = crate::matching::misspelt_operation(name) {
+                self.problem(format!("inbound.operations.{name}"), message);
+            }
             let own = self.inbound_own(&base, name, operation);
             let name: Arc<str> = name.as_str().into();
             named.insert(name.clone(), Entry::new(base.policy_with(name, &own)));
@@ -463,6 +466,10 @@ impl Compiler<'_> {
         for name in
             defaults.keys().chain(settings.operations.keys()).collect::<std::collections::BTreeSet<_>>()
         {
+            if let Some(message) = crate::matching::misspelt_operation(name) {
+                let at = if settings.operations.contains_key(name) { path } else { "outbound.defaults" };
+                self.problem(format!("{at}.operations.{name}"), message);
+            }
             let mut own = base.own.clone();
             for (at, settings) in
                 [("outbound.defaults", defaults.get(name)), (path, settings.operations.get(name))]
@@ -548,11 +555,11 @@ impl Compiler<'_> {
             own.rate_limits = self.limits(Side::Client, &of(), &path(), limits);
         }
         if let Some(fallback) = &settings.fallback {
-            if let Some(Err(message)) = fallback.on().map(|config| config.check()) {
-                self.problem(format!("{}.fallback.status", path()), message);
+            if let Some(Err((key, message))) = fallback.on().map(|config| config.check()) {
+                self.problem(format!("{}.fallback.{key}", path()), message);
             }
             let source = fallback.on().map(|config| Source::Settings(Arc::new(config.clone())));
-            own.fallback = source.map(|source| Fallback { source, site: self.site() });
+            own.fallback = source.map(|source| Fallback::new(source, self.site()));
         }
         own.idempotent = settings.idempotent.or(own.idempotent);
     }
@@ -618,7 +625,7 @@ impl Buckets {
     fn new(config: &RateLimitConfig, now: Instant) -> Self {
         match config.key {
             Key::Global => Buckets::One(Gcra::new(now)),
-            _ => Buckets::Keyed(Box::new(Keyed::new(now, config.max_keys.get() as usize))),
+            _ => Buckets::Keyed(Box::new(Keyed::new(now, config.most_keys()))),
         }
     }
 
@@ -626,7 +633,7 @@ impl Buckets {
         match self {
             Buckets::One(bucket) => bucket.retune(now, config.rate),
             Buckets::Keyed(keyed) => {
-                keyed.set_most(config.max_keys.get() as usize);
+                keyed.set_most(config.most_keys());
                 keyed.retune(now, config.rate);
             }
         }
