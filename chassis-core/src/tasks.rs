@@ -1,5 +1,7 @@
-//! Tasks that belong to somebody: they end when their owner does.
+//! Tasks that belong to somebody: they end when their owner does, and a panic in one of them is reported.
 use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -9,8 +11,11 @@ use std::{
     time::Duration,
 };
 
+use pin_project_lite::pin_project;
 use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::random::Random;
 
 /// Spawns tasks that end with their owner; clones share the owner.
 #[derive(Clone, Debug)]
@@ -31,6 +36,19 @@ pub struct Aside<F> {
     task: Option<Waker>,
 }
 
+pin_project! {
+    /// The future of [`caught`].
+    pub struct Caught<F> {
+        #[pin]
+        inner: Option<F>,
+    }
+}
+
+/// A piece of code panicked; `Display` says what the panic said.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it panicked: {0}")]
+pub struct Panicked(String);
+
 struct Bell {
     rung: AtomicBool,
     task: Mutex<Option<Waker>>,
@@ -44,14 +62,22 @@ impl Tasks {
         Tasks { tracker: TaskTracker::new(), over: CancellationToken::new(), handle: Handle::current() }
     }
 
-    /// Runs `task` until it is done or the owner ends.
+    /// Runs `task` until it is done or the owner ends. A panic ends the task and is logged.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let over = self.over.clone();
+        let task = logged(task);
         let bounded = async move {
             let over = Aside::new(over.cancelled_owned());
             tokio::select! { biased; () = over => {}, () = task => {} }
         };
         self.handle.spawn(self.tracker.track_future(bounded));
+    }
+
+    /// Runs `task`, which has to end by itself soon after another task of this owner has: one that sends on
+    /// a connection ends with it. Nothing cancels it, which makes it cheaper than [`spawn`](Self::spawn); it
+    /// is counted and waited for like all others.
+    pub fn spawn_dependent(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.handle.spawn(self.tracker.track_future(logged(task)));
     }
 
     /// Resolves when the owner ends.
@@ -86,6 +112,70 @@ impl Default for Tasks {
     fn default() -> Self {
         Self::new()
     }
+}
+
+// === impl Caught ===
+
+/// Runs `future`; its panic is an error of its caller rather than the end of the caller's task. For code
+/// that somebody else wrote: registries, sources of settings, hooks, connectors.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// use chassis_core::tasks::caught;
+///
+/// let panicked = caught(async { panic!("out of cheese") }).await.unwrap_err();
+/// assert_eq!(panicked.to_string(), "it panicked: out of cheese");
+/// # }
+/// ```
+pub fn caught<F: Future>(future: F) -> Caught<F> {
+    Caught { inner: Some(future) }
+}
+
+/// Runs `work`; its panic is an error.
+pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(Panicked::of)
+}
+
+impl<F: Future> Future for Caught<F> {
+    type Output = Result<F::Output, Panicked>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let Some(inner) = this.inner.as_mut().as_pin_mut() else { return Poll::Pending };
+        let polled = match catch(|| inner.poll(cx)) {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(output)) => Ok(output),
+            Err(panicked) => Err(panicked),
+        };
+        // Here rather than by whoever drops this: what it holds may panic too.
+        let dropped = catch(|| this.inner.set(None));
+        Poll::Ready(polled.and_then(|output| dropped.map(|()| output)))
+    }
+}
+
+async fn logged(task: impl Future<Output = ()>) {
+    if let Err(panicked) = caught(task).await {
+        tracing::error!(target: "chassis", "a task in the background ended: {panicked}");
+    }
+}
+
+// === impl Panicked ===
+
+impl Panicked {
+    fn of(panic: Box<dyn Any + Send>) -> Self {
+        let said = match panic.downcast::<String>() {
+            Ok(said) => *said,
+            Err(panic) => panic.downcast::<&'static str>().map_or_else(|_| "no message", |said| *said).into(),
+        };
+        Panicked(said)
+    }
+}
+
+/// How long to wait before something is tried again that has failed so many times in a row: half to all of
+/// 100 ms, doubled with each failure, and at most `most`.
+pub fn backoff(failures: u32, most: Duration, random: &Random) -> Duration {
+    let pause = Duration::from_millis(100 << failures.saturating_sub(1).min(16)).min(most);
+    random.between(pause / 2, pause)
 }
 
 // === impl Aside ===
@@ -140,6 +230,51 @@ mod tests {
     use tokio::sync::Notify;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_an_error_even_of_what_is_dropped() {
+        struct Sore;
+        impl Drop for Sore {
+            fn drop(&mut self) {
+                panic!("dropped");
+            }
+        }
+        let said = |panicked: Panicked| panicked.to_string();
+        assert_eq!(caught(async { 7 }).await.map_err(said), Ok(7));
+        assert_eq!(
+            caught(async { panic!("{} times", 3) }).await.map_err(said),
+            Err::<(), _>("it panicked: 3 times".into())
+        );
+        let sore = Sore;
+        let ends_badly = poll_fn(move |_| {
+            let _held = &sore;
+            Poll::Ready(())
+        });
+        assert_eq!(caught(ends_badly).await.map_err(said), Err("it panicked: dropped".into()));
+    }
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_over() {
+        let tasks = Tasks::new();
+        tasks.spawn(async { panic!("on purpose") });
+        tasks.spawn_dependent(async { panic!("on purpose") });
+        assert!(tasks.end(Duration::from_secs(60)).await);
+        assert_eq!(tasks.running(), 0);
+    }
+
+    #[test]
+    fn waits_grow_and_are_bounded() {
+        let (random, most) = (Random::seeded(1), Duration::from_secs(15));
+        let waits =
+            |failures| (0..100).map(|_| backoff(failures, most, &random).as_millis()).collect::<Vec<_>>();
+        for (failures, least, most) in
+            [(0, 50, 100), (1, 50, 100), (2, 100, 200), (5, 800, 1_600), (99, 7_500, 15_000)]
+        {
+            let waits = waits(failures);
+            assert!(waits.iter().all(|wait| (least..=most).contains(wait)), "{failures}: {waits:?}");
+            assert!(waits.iter().any(|wait| *wait != waits[0]), "jittered");
+        }
+    }
 
     #[tokio::test]
     async fn what_is_aside_is_polled_only_when_it_asked_to_be() {

@@ -14,6 +14,7 @@ use chassis_core::{
     call::Body,
     clock::Instant,
     cluster::{Connection as State, Link},
+    tasks::caught,
 };
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -121,7 +122,8 @@ impl Pool {
     pub(super) async fn connect(self: &Arc<Self>) -> Result<Sender, Error> {
         let limit = self.config.connect_timeout.get();
         let connecting = async {
-            let stream = self.connector.connect(self.address()).await?;
+            // A connector may be the user's: its panic is a connection that failed, and is tried again.
+            let stream = caught(async { self.connector.connect(self.address()).await }).await??;
             let mut builder = Builder::new();
             builder.max_header_size(self.config.max_header_list.get());
             let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;

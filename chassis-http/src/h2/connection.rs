@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use chassis_core::BoxError;
+use chassis_core::{BoxError, tasks::caught};
 use h2::client::{Builder, SendRequest};
 use tokio::{sync::oneshot, time::timeout};
 
@@ -52,7 +52,8 @@ struct Health {
 pub(super) async fn open(endpoint: &Arc<Endpoint>) -> Result<Connection, BoxError> {
     let limit = endpoint.config.connect_timeout.get();
     let connecting = async {
-        let stream = endpoint.connector.connect(endpoint.link.address()).await?;
+        // A connector may be the user's: its panic is a connection that failed, and is tried again.
+        let stream = caught(async { endpoint.connector.connect(endpoint.link.address()).await }).await??;
         handshake(endpoint, stream).await
     };
     match timeout(limit, connecting).await {

@@ -88,7 +88,7 @@ async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Er
                 return Err(call.refuse(failure::of_unsent(error)));
             }
         };
-        let abort = if out.is_whole { None } else { stream::send(stream, out.body) };
+        let abort = if out.is_whole { None } else { stream::send(stream, out.body, endpoint.link.tasks()) };
         match answer.await {
             Ok(response) => {
                 slot.served();

@@ -5,7 +5,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use chassis_core::call::{Abort, Aborted, Body};
+use chassis_core::{
+    call::{Abort, Aborted, Body},
+    tasks::Tasks,
+};
 use h2::{Reason, SendStream};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
@@ -27,15 +30,15 @@ struct Sending {
 }
 
 /// Sends `body` at once if all of it is there. Otherwise it is sent in the background, until it or the
-/// stream ends, or `Abort` ends it.
-pub(super) fn send(to: SendStream<Bytes>, body: Body) -> Option<Abort> {
+/// stream ends, or `Abort` ends it; a stream ends with its connection, which `tasks` own.
+pub(super) fn send(to: SendStream<Bytes>, body: Body, tasks: &Tasks) -> Option<Abort> {
     if !body.is_streaming() {
         // An error means that the stream is over: the answer will tell why.
         let _ = send_ready(to, body);
         return None;
     }
     let (abort, aborted) = Abort::pair();
-    tokio::spawn(Sending { pump: Pump::new(to, body, Reason::CANCEL), aborted });
+    tasks.spawn_dependent(Sending { pump: Pump::new(to, body, Reason::CANCEL), aborted });
     Some(abort)
 }
 

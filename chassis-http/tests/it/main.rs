@@ -1,5 +1,6 @@
 //! The transport against itself and against raw peers, in memory and over TCP.
 #![allow(clippy::unwrap_used)]
+mod connectors;
 mod cuts;
 mod h1;
 mod h2;
