@@ -1,5 +1,8 @@
 //! Where services say that they are there, and others learn of it: a port to be implemented.
-use std::sync::Arc;
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -187,34 +190,99 @@ impl Instance {
         }
         for (protocol, address) in self.addresses.iter() {
             check_address(address).map_err(|why| {
-                RegistryError::new(format!("instance `{}`, {protocol} `{address}`: {why}", self.id))
+                let (id, address) = (self.id.escape_debug(), address.escape_debug());
+                RegistryError::new(format!("instance `{id}`, {protocol} `{address}`: {why}"))
             })?;
         }
         Ok(())
     }
+
+    /// The same, of one that a registry says belongs to `service`: another service's instance would be
+    /// called for this one. One that does not say whose it is belongs to the service that was asked for.
+    pub fn check_for(&self, service: &str) -> Result<(), RegistryError> {
+        if !self.service.is_empty() && self.service != service {
+            let (id, other) = (self.id.escape_debug(), self.service.escape_debug());
+            return Err(RegistryError::new(format!("instance `{id}` belongs to `{other}`")));
+        }
+        self.check()
+    }
 }
 
-/// `host:port`, `[v6]:port`, `unix:/path` or `memory:name`.
+/// `host:port`, `[v6]:port`, `unix:/path` or `memory:name`. A host is a name or an IP address as it stands in a
+/// URL: no user, no path, no scope.
 fn check_address(address: &str) -> Result<(), &'static str> {
-    if let Some(rest) = address.strip_prefix("unix:").or_else(|| address.strip_prefix("memory:")) {
-        return if rest.is_empty() { Err("nothing after the colon") } else { Ok(()) };
+    if address.chars().any(char::is_control) {
+        return Err("a control character is in it");
+    }
+    if let Some(path) = address.strip_prefix("unix:") {
+        return match path.len() {
+            0 => Err("nothing after the colon"),
+            1..=MAX_SOCKET_PATH => Ok(()),
+            _ => Err("a socket's path has at most 107 bytes"),
+        };
+    }
+    if let Some(name) = address.strip_prefix("memory:") {
+        return if name.is_empty() { Err("nothing after the colon") } else { Ok(()) };
     }
     let (host, port) = address.rsplit_once(':').ok_or("no port; write host:port")?;
+    check_host(host)?;
+    // Numbers may begin with a plus sign.
+    match port.parse::<u16>().ok().filter(|_| port.bytes().all(|byte| byte.is_ascii_digit())) {
+        Some(0) => Err("port 0 can't be connected to"),
+        Some(_) => Ok(()),
+        None => Err("the port is no number from 1 to 65535"),
+    }
+}
+
+fn check_host(host: &str) -> Result<(), &'static str> {
     if host.is_empty() {
         return Err("no host; write host:port");
+    }
+    if host.contains('@') {
+        return Err("a user has no place in it");
     }
     if host.contains('%') {
         return Err("a scoped IPv6 address is valid on one host only");
     }
-    if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
+    if let Some(inner) = host.strip_prefix('[') {
+        return match inner.strip_suffix(']').map(str::parse::<Ipv6Addr>) {
+            Some(Ok(ip)) if ip.is_unspecified() => {
+                Err("it stands for every interface: nobody can connect to it")
+            }
+            Some(Ok(_)) => Ok(()),
+            _ => Err("no IPv6 address is in the brackets"),
+        };
+    }
+    if host.contains(':') {
         return Err("write an IPv6 address in brackets: [::1]:80");
     }
-    match port.parse::<u16>() {
-        Ok(0) => Err("port 0 can't be connected to"),
-        Ok(_) => Ok(()),
-        Err(_) => Err("the port is no number from 1 to 65535"),
+    // As URLs have it: a name whose last label is a number is an IPv4 address, or nothing.
+    let name = host.strip_suffix('.').unwrap_or(host);
+    let last = name.rsplit('.').next().unwrap_or(name);
+    if !last.is_empty() && last.bytes().all(|byte| byte.is_ascii_digit()) {
+        return match host.parse::<Ipv4Addr>() {
+            Ok(ip) if ip.is_unspecified() => Err("it stands for every interface: nobody can connect to it"),
+            Ok(_) => Ok(()),
+            Err(_) => Err("the host is no IPv4 address"),
+        };
+    }
+    let is_label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(is_of_name);
+    match name.len() <= MAX_HOST && name.split('.').all(is_label) {
+        true => Ok(()),
+        false => Err("the host is no name: it has letters, digits, `-`, `_` and single dots"),
     }
 }
+
+/// Container networks name hosts with underscores, against the letter of RFC 1123. Names in other scripts
+/// stand here as they go into DNS (`xn--…`).
+fn is_of_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')
+}
+
+/// Linux ends socket paths here, with a zero byte behind.
+const MAX_SOCKET_PATH: usize = 107;
+/// The longest name that DNS has.
+const MAX_HOST: usize = 253;
 
 // === impl Membership ===
 
@@ -281,11 +349,89 @@ mod tests {
 
     #[test]
     fn addresses_that_cannot_be_connected_to_are_refused() {
-        for bad in ["10.0.0.1", ":80", "10.0.0.1:0", "h:70000", "fe80::1%eth0:80", "::1:80", "unix:", "h:x"] {
-            assert!(check_address(bad).is_err(), "{bad}");
+        let long = format!("{}:80", "x".repeat(64));
+        let longer = format!("{}x:80", "x.".repeat(127));
+        let path = format!("unix:/{}", "x".repeat(107));
+        for (bad, why) in [
+            ("10.0.0.1", "no port"),
+            ("", "no port"),
+            (":80", "no host"),
+            ("10.0.0.1:0", "port 0"),
+            ("h:70000", "no number"),
+            ("h:x", "no number"),
+            ("h:+80", "no number"),
+            ("h:", "no number"),
+            ("h:80/x", "no number"),
+            ("h: 80", "no number"),
+            ("fe80::1%eth0:80", "scoped"),
+            ("[fe80::1%eth0]:80", "scoped"),
+            ("::1:80", "in brackets"),
+            ("[]:80", "no IPv6 address"),
+            ("[::1:80", "no IPv6 address"),
+            ("[h]:80", "no IPv6 address"),
+            ("[127.0.0.1]:80", "no IPv6 address"),
+            ("[::]:80", "every interface"),
+            ("0.0.0.0:80", "every interface"),
+            ("256.0.0.1:80", "no IPv4 address"),
+            ("10.1:80", "no IPv4 address"),
+            ("1.2.3.4.5:80", "no IPv4 address"),
+            ("10.0.0.1.:80", "no IPv4 address"),
+            ("user@h:80", "a user"),
+            ("h h:80", "no name"),
+            (" h:80", "no name"),
+            ("a/b:80", "no name"),
+            ("a..b:80", "no name"),
+            (".:80", "no name"),
+            ("größe:80", "no name"),
+            ("h?x:80", "no name"),
+            ("https://h:80", "in brackets"),
+            ("a\nb:80", "a control character"),
+            ("a:80\n", "a control character"),
+            ("a\0b:80", "a control character"),
+            (&long, "no name"),
+            (&longer, "no name"),
+            ("unix:", "nothing"),
+            ("unix:/run/\0", "a control character"),
+            (&path, "107"),
+            ("memory:", "nothing"),
+            ("memory:a\tb", "a control character"),
+        ] {
+            let refused = check_address(bad).expect_err(bad);
+            assert!(refused.contains(why), "{bad}: {refused}");
         }
-        for good in ["10.0.0.1:80", "[::1]:80", "stock.local:1", "unix:/run/s", "memory:a"] {
-            assert!(check_address(good).is_ok(), "{good}");
+        for good in [
+            "10.0.0.1:80",
+            "[::1]:80",
+            "[2001:db8::1]:65535",
+            "[::ffff:10.0.0.1]:80",
+            "stock.local:1",
+            "stock.:80",
+            "xn--gre-7ka.example:80",
+            "my_app-1:80",
+            "1a:80",
+            "unix:/run/s",
+            "unix:/run/stock line.sock",
+            "unix:relative.sock",
+            "memory:a",
+            "memory:a b",
+        ] {
+            assert_eq!(check_address(good), Ok(()), "{good}");
         }
+    }
+
+    #[test]
+    fn an_instance_says_what_is_wrong_with_it() {
+        let said = |instance: Instance| instance.check().unwrap_err().to_string();
+        let stock = |address: &str| Instance::new("stock", "a").with_address("grpc", address);
+        assert_eq!(said(stock("a\nb:80")), r#"instance `a`, grpc `a\nb:80`: a control character is in it"#);
+        assert_eq!(said(Instance::new("stock", "a")), "instance `a` has no address");
+        assert_eq!(said(Instance { id: String::new(), ..stock("h:80") }), "an instance of `stock` has no id");
+        assert!(stock("h:80").check_for("stock").is_ok());
+        assert_eq!(
+            stock("h:80").check_for("billing").unwrap_err().to_string(),
+            "instance `a` belongs to `stock`"
+        );
+        // Who watches knows which service is meant.
+        assert!(Instance { service: String::new(), ..stock("h:80") }.check_for("stock").is_ok());
     }
 }
