@@ -321,6 +321,10 @@ impl ChassisBuilder {
         };
         loader = match file {
             File::At(path) => loader.source(tree::Layer::File, Arc::new(FileSource::new(path))),
+            // Something that is there and can't be read is not passed over in silence.
+            File::IfThere if std::fs::symlink_metadata(DEFAULT_FILE).is_ok() => {
+                loader.source(tree::Layer::File, Arc::new(FileSource::new(DEFAULT_FILE)))
+            }
             File::IfThere => {
                 loader.source_if_there(tree::Layer::File, Arc::new(FileSource::new(DEFAULT_FILE)))
             }

@@ -10,6 +10,7 @@ pub mod config;
 pub mod context;
 pub mod error;
 pub mod event;
+pub mod files;
 pub mod headers;
 pub mod inspect;
 pub mod labels;

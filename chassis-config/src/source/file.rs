@@ -1,6 +1,6 @@
 //! Settings from a file, read again whenever it changes.
 use std::{
-    fs,
+    future::pending,
     io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
@@ -8,7 +8,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use chassis_core::config::{ConfigSource, ConfigWatcher, Format, SourceError, Text};
+use chassis_core::{
+    config::{ConfigSource, ConfigWatcher, Format, SourceError, Text},
+    files,
+};
 use notify::{
     EventKind, RecommendedWatcher, RecursiveMode, Watcher,
     event::{AccessKind, AccessMode},
@@ -26,8 +29,10 @@ use crate::{parse::MAX_BYTES, problem::nearest};
 /// It is read every five seconds as well, since not every change makes an event: network file systems,
 /// some container mounts and links to elsewhere make none, and a machine may be out of watches.
 ///
-/// A file that is gone, unreadable, not UTF-8 or empty is no news but an error: half-written is how files
-/// look while they are written. Write beside it and rename, and nobody ever reads a half.
+/// A file that is gone, unreadable, no regular file (a pipe, a device, a directory), longer than 4 MiB or not
+/// UTF-8 is no news but an error, and is read once that is mended. So is a file without any setting - empty, or
+/// of comments alone - that had some before: half-written is how files look while they are written. Write
+/// beside it and rename, and nobody ever reads a half. A file that never had a setting may be empty.
 #[derive(Clone, Debug)]
 pub struct FileSource {
     path: PathBuf,
@@ -48,6 +53,8 @@ struct FileWatcher {
     settle_by: Option<Instant>,
     /// What was answered last: the content, or why there was none.
     said: Option<Result<String, String>>,
+    /// It was told with settings in it: without any it is half-written.
+    is_settled: bool,
     /// It could not be read a moment ago: that is believed when it is so twice.
     doubted: bool,
 }
@@ -123,6 +130,7 @@ impl ConfigSource for FileSource {
             look_at: Instant::now(),
             settle_by: None,
             said: None,
+            is_settled: false,
             doubted: false,
         }))
     }
@@ -164,6 +172,7 @@ impl ConfigWatcher for FileWatcher {
                 self.look_at = Instant::now() + QUIET;
                 continue;
             }
+            self.is_settled |= read.as_ref().is_ok_and(|text| !is_blank(text, self.format));
             self.said = Some(read.clone());
             let origin = self.path.display().to_string();
             return match read {
@@ -213,19 +222,22 @@ impl FileWatcher {
             _ => said(&e.to_string()),
         };
         let path = self.path.clone();
-        // Both at once: each visit to another thread wakes two.
-        let read = spawn_blocking(move || match fs::metadata(&path)?.len() {
-            length if length > MAX_BYTES as u64 => Ok(Err(length)),
-            _ => fs::read(&path).map(Ok),
-        });
-        let bytes = match read.await.unwrap_or_else(|e| Err(e.into())).map_err(failed)? {
-            Ok(bytes) => bytes,
-            Err(length) => {
-                return Err(said(&format!("{length} bytes are too many; the limit is {MAX_BYTES}")));
-            }
+        let read = match spawn_blocking(move || files::read(&path, MAX_BYTES as u64)).await {
+            // The process ends, and this with it: that is no news of the file.
+            Err(e) if e.is_cancelled() => pending().await,
+            Err(e) => Err(e.into()),
+            Ok(read) => read,
         };
-        match String::from_utf8(bytes) {
-            Ok(text) if text.trim().is_empty() => Err(said("it is empty, perhaps half-written")),
+        match String::from_utf8(read.map_err(failed)?) {
+            Ok(text) if self.is_settled && is_blank(&text, self.format) => {
+                let empty = match self.format {
+                    Format::Yaml | Format::Json => "`{}`",
+                    Format::Toml => "an empty table, as in `[outbound]`",
+                };
+                Err(said(&format!(
+                    "no setting is left, perhaps half-written; write {empty} if that is meant"
+                )))
+            }
             Ok(text) => Ok(text),
             Err(_) => Err(said("it is not UTF-8")),
         }
@@ -240,6 +252,16 @@ impl FileWatcher {
         let meant = meant.map(|n| format!("; did you mean `{}`?", here(n).trim_start_matches("./")));
         format!("{}: there is no such file{}", self.path.display(), meant.unwrap_or_default())
     }
+}
+
+/// Does it hold nothing but comments? An empty text is no JSON: its parser says so.
+fn is_blank(text: &str, format: Format) -> bool {
+    let mark = |line: &str| match format {
+        Format::Yaml => line.starts_with('#') || line == "---" || line == "...",
+        Format::Toml => line.starts_with('#'),
+        Format::Json => false,
+    };
+    text.trim_start_matches('\u{feff}').lines().map(str::trim).all(|line| line.is_empty() || mark(line))
 }
 
 fn directory(path: &Path) -> PathBuf {
@@ -367,8 +389,7 @@ mod tests {
         let missing = format!("{shown}: there is no such file; did you mean `{}`?", meant.display());
         assert_eq!(next(&mut watcher).await, Err(missing));
         for (bytes, why) in [
-            (&b" \n"[..], "it is empty, perhaps half-written"),
-            (b"a: \xff", "it is not UTF-8"),
+            (&b"a: \xff"[..], "it is not UTF-8"),
             (&[b' '; MAX_BYTES + 1], "4194305 bytes are too many; the limit is 4194304"),
         ] {
             std::fs::write(&path, bytes).unwrap();
@@ -387,10 +408,94 @@ mod tests {
         std::fs::create_dir(dir.path().join("etc")).unwrap();
         std::fs::write(&path, "a = 1").unwrap();
         let mut said = next(&mut watcher).await;
-        if said.is_err() {
+        while said.as_ref().is_ok_and(String::is_empty) || said.is_err() {
             said = next(&mut watcher).await; // polled while it was empty
         }
         assert_eq!(said, Ok("a = 1".into()));
+    }
+
+    /// Empty and of comments alone is one thing: none at the start, half-written once there were settings.
+    #[tokio::test]
+    async fn a_file_without_settings_is_believed_at_the_start_only() {
+        for (name, some, empty) in [
+            ("chassis.yaml", "a: 1", "write `{}` if that is meant"),
+            ("chassis.toml", "a = 1", "write an empty table, as in `[outbound]` if that is meant"),
+        ] {
+            for blank in ["", " \n\n", "# one day\n", "\u{feff}# one day\n  # or another"] {
+                let dir = tempfile::tempdir().unwrap();
+                let path = dir.path().join(name);
+                let put = |content: &str| {
+                    std::fs::write(dir.path().join("new"), content).unwrap();
+                    std::fs::rename(dir.path().join("new"), &path).unwrap();
+                };
+                put(blank);
+                let mut watcher = FileSource::new(&path).poll_every(NEVER).watch().await.unwrap();
+                assert_eq!(next(&mut watcher).await, Ok(blank.into()));
+                put(some);
+                assert_eq!(next(&mut watcher).await, Ok(some.into()));
+                put(blank);
+                let why = format!("{}: no setting is left, perhaps half-written; {empty}", path.display());
+                assert_eq!(next(&mut watcher).await, Err(why));
+                put(some);
+                assert_eq!(next(&mut watcher).await, Ok(some.into()));
+            }
+        }
+    }
+
+    /// Whoever opens a pipe waits for its other end, and a runtime waits at its end for whoever reads.
+    #[test]
+    fn what_is_no_regular_file_is_refused_and_holds_nothing_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chassis.yaml");
+        let shown = path.display();
+        let pipe = || {
+            let made = std::process::Command::new("mkfifo").arg(&path).status();
+            assert!(made.is_ok_and(|status| status.success()), "mkfifo is there");
+        };
+        let device = || std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        let directory = || std::fs::create_dir(&path).unwrap();
+        let kinds: [(&dyn Fn(), &str); 3] =
+            [(&pipe, "a pipe"), (&device, "a device"), (&directory, "a directory")];
+        for from_the_start in [true, false] {
+            for (put, kind) in kinds {
+                let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+                let source = FileSource::new(&path).poll_every(NEVER);
+                runtime.block_on(async {
+                    let mut watcher = source.watch().await.unwrap();
+                    if !from_the_start {
+                        std::fs::write(&path, "a: 0").unwrap();
+                        assert_eq!(next(&mut watcher).await, Ok("a: 0".into()));
+                        std::fs::remove_file(&path).unwrap();
+                    }
+                    put();
+                    let why = format!("{shown}: {kind} is no regular file");
+                    let mut said = next(&mut watcher).await;
+                    if said != Err(why.clone()) {
+                        said = next(&mut watcher).await; // looked at in between
+                    }
+                    assert_eq!(said, Err(why));
+                    if path.is_dir() {
+                        std::fs::remove_dir(&path).unwrap();
+                    } else {
+                        std::fs::remove_file(&path).unwrap();
+                    }
+                    std::fs::write(dir.path().join("new"), "a: 1").unwrap();
+                    std::fs::rename(dir.path().join("new"), &path).unwrap();
+                    let mut said = next(&mut watcher).await;
+                    if said.is_err() {
+                        said = next(&mut watcher).await; // looked at in between
+                    }
+                    assert_eq!(said, Ok("a: 1".into()));
+                });
+                let (over, ended) = std::sync::mpsc::channel();
+                std::thread::spawn(move || {
+                    drop(runtime); // waits for who reads
+                    over.send(())
+                });
+                ended.recv_timeout(CAP).expect("the process can end");
+                std::fs::remove_file(&path).unwrap();
+            }
+        }
     }
 
     #[tokio::test]

@@ -1,15 +1,18 @@
 //! One look at the document: as little work as its change demands, and nothing of it that makes no sense.
 use std::{
     collections::{BTreeMap, HashSet},
-    fs::{self, File},
+    fs,
     hash::{DefaultHasher, Hasher},
-    io::{self, Read},
+    io,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use chassis_core::registry::{Instance, RegistryError};
+use chassis_core::{
+    files,
+    registry::{Instance, RegistryError},
+};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -75,8 +78,9 @@ impl Look {
         if stamp.settled && self.read.as_ref().is_some_and(|(before, _)| *before == stamp) {
             return Ok(self);
         }
-        let mut text = Vec::new();
-        File::open(path)?.take(MAX_LENGTH).read_to_end(&mut text)?;
+        let file = files::open(path)?;
+        let stamp = Stamp::of(&file.metadata()?)?; // of what is read, which may be another by now
+        let text = files::read_open(&file, MAX_LENGTH)?;
         let mut hasher = DefaultHasher::new();
         hasher.write(&text);
         let hash = hasher.finish();
@@ -92,12 +96,6 @@ impl Look {
 
 impl Stamp {
     fn of(metadata: &fs::Metadata) -> io::Result<Stamp> {
-        if !metadata.is_file() {
-            return Err(io::Error::other("not a file")); // a pipe would block whoever reads it
-        }
-        if metadata.len() > MAX_LENGTH {
-            return Err(io::Error::other(format!("{} bytes are more than {MAX_LENGTH}", metadata.len())));
-        }
         let modified = metadata.modified()?;
         let settled = SystemTime::now().duration_since(modified).is_ok_and(|age| age >= SETTLED);
         Ok(Stamp { modified, length: metadata.len(), settled })

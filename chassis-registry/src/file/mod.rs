@@ -2,7 +2,7 @@
 //!
 //! The file is looked at every `poll`, at most once for all who watch, and parsed only when its content is
 //! another. There is no task: watching does the work, and when nobody watches none is done.
-use std::{path::PathBuf, sync::Arc};
+use std::{future::pending, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use chassis_core::{
@@ -55,7 +55,7 @@ pub struct FileConfig {
 ///
 /// An instance that makes no sense (port 0, no id, an id given before, an unknown key, another service's
 /// name) is refused with a warning; the rest is used. A document that can't be read whole (half-written,
-/// gone, no JSON, over 64 MiB) is an error, told once: no news until it can be read again. Best written
+/// gone, no regular file, no JSON, over 64 MiB) is an error, told once: no news until it can be read again. Best written
 /// under another name and renamed.
 ///
 /// Registering is accepted and changes nothing: the document is not ours to write.
@@ -124,6 +124,9 @@ impl FileRegistry {
                 spawn_blocking(move || before.again(&config.path))
             };
             let result = looking.get_or_insert_with(begin).await;
+            if result.as_ref().is_err_and(|e| e.is_cancelled()) {
+                pending::<()>().await; // the process ends: that is no news of the document
+            }
             *looking = None;
             *at = Some(Instant::now());
             *look = result.unwrap_or_else(|e| Look::failed(format!("reading was interrupted: {e}")));

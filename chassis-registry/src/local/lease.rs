@@ -18,7 +18,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use chassis_core::registry::Instance;
+use chassis_core::{files, registry::Instance};
 use serde::{Deserialize, Serialize};
 
 use super::dir::temp_path;
@@ -140,7 +140,7 @@ fn publish(path: &Path, text: &[u8]) -> Result<File, Refused> {
 
 /// Removes the file at `path` if its process is gone. Is there none any more?
 pub(super) fn remove_dead(path: &Path) -> io::Result<bool> {
-    let file = match File::open(path) {
+    let file = match files::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
         Err(e) => return Err(e),

@@ -4,7 +4,7 @@
 //! - `lease`: the file of one instance, from its start to its end, however it ends;
 //! - `scan`: one look at the files of a service;
 //! - `stir`: when there is something to look at.
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{future::pending, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use chassis_core::{
@@ -13,7 +13,7 @@ use chassis_core::{
 };
 use serde::Deserialize;
 use tokio::{
-    task::{JoinHandle, spawn_blocking},
+    task::{JoinError, JoinHandle, spawn_blocking},
     time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until},
 };
 
@@ -146,7 +146,11 @@ impl LocalRegistry {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
 ) -> Result<T, RegistryError> {
-    spawn_blocking(work).await.map_err(|e| RegistryError::new("interrupted").with_source(e))?
+    let result = spawn_blocking(work).await;
+    if result.as_ref().is_err_and(JoinError::is_cancelled) {
+        pending::<()>().await; // the process ends: that is no news of the directory
+    }
+    result.map_err(|e| RegistryError::new("interrupted").with_source(e))?
 }
 
 #[async_trait]
@@ -302,6 +306,9 @@ impl LocalWatcher {
             }
         };
         let result = looking.await;
+        if result.as_ref().is_err_and(JoinError::is_cancelled) {
+            pending::<()>().await; // the process ends: that is no news of the directory
+        }
         self.looking = None;
         let (scan, looked) = result.map_err(|e| RegistryError::new("interrupted").with_source(e))?;
         let instances = scan.instances();
@@ -315,8 +322,12 @@ async fn look(dir: Dir, mut scan: Scan) -> (Scan, Result<(), RegistryError>) {
         let looked = dir.check().and_then(|()| scan.look());
         (scan, looked)
     });
-    // A panic in there is one here: the watcher starts anew.
-    let (mut scan, looked) = looked.await.expect("only its runtime's end interrupts it");
+    let (mut scan, looked) = match looked.await {
+        Ok(looked) => looked,
+        Err(ended) if ended.is_cancelled() => pending().await,
+        // A panic in there is one here: the watcher starts anew.
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    };
     if looked.is_ok() {
         scan.probe().await;
     }

@@ -3,14 +3,17 @@ use std::{
     collections::HashMap,
     ffi::OsString,
     fs::{self, DirEntry, File},
-    io::{self, Read},
+    io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use chassis_core::registry::{Instance, RegistryError};
+use chassis_core::{
+    files,
+    registry::{Instance, RegistryError},
+};
 use tokio::{
     net::{TcpStream, UnixStream},
     task::JoinSet,
@@ -95,9 +98,9 @@ impl Scan {
         let (name, path) = (entry.file_name(), entry.path());
         let name = name.to_string_lossy();
         if !entry.file_type()?.is_file() || !(name.ends_with(".json") || name.starts_with(TEMP_PREFIX)) {
-            return Ok(None); // opening a pipe would wait for its other end
+            return Ok(None);
         }
-        let file = File::open(&path)?;
+        let file = files::open(&path)?;
         let metadata = file.metadata()?;
         let stamp = Stamp { inode: metadata.ino(), modified: metadata.modified()? };
         // A time that lies ahead, since the clock was set back, is now.
@@ -123,9 +126,9 @@ impl Scan {
     /// An entry of this service, or a warning, once.
     fn read(&self, file: &File, path: &Path) -> Option<Entry> {
         let refused = |why: String| tracing::warn!(path = %path.display(), %why, "not an instance; ignored");
-        let mut text = Vec::new();
-        let result = file.take(MAX_LENGTH).read_to_end(&mut text).map_err(|e| e.to_string());
-        let result = result.and_then(|_| serde_json::from_slice::<Entry>(&text).map_err(|e| e.to_string()));
+        let result = files::read_open(file, MAX_LENGTH).map_err(|e| e.to_string());
+        let result =
+            result.and_then(|text| serde_json::from_slice::<Entry>(&text).map_err(|e| e.to_string()));
         let checked = result.and_then(|entry| self.check(&entry.instance, path).map(|()| entry));
         checked.map_err(refused).ok()
     }
