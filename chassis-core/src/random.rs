@@ -121,7 +121,8 @@ impl rand::RngCore for &Random {
     }
 }
 
-fn mix(counter: u64) -> u64 {
+/// Mixes the bits of `counter`: the same number for the same one, and no pattern to be seen between them.
+pub(crate) fn mix(counter: u64) -> u64 {
     let z = (counter ^ (counter >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)

@@ -7,7 +7,11 @@ use std::{
     },
 };
 
-use super::{link::Connection, node::Node};
+use super::{
+    link::Connection,
+    node::Node,
+    rotation::{Rotation, Rotations, gcd, stride},
+};
 use crate::{
     Live,
     clock::Instant,
@@ -31,6 +35,8 @@ pub struct Members {
     /// The first few of them once more, by the very sets of the rules: found without hashing. Threads have
     /// sets of their own, as they have rules.
     first: PerShard<[ByRule; 4]>,
+    /// Where the round robin over each of its subsets is: shared with the snapshots before and after.
+    rotations: Arc<Rotations>,
 }
 
 /// The labels of a rule, and the nodes that have them.
@@ -56,20 +62,29 @@ pub(crate) enum Chosen<'a> {
 /// The nodes that a call may go to, in a fixed order, with their weights.
 pub struct Subset {
     nodes: Box<[Arc<Node>]>,
-    /// Running sums of the weights, where they differ.
+    /// Running sums of the weights, divided by their greatest common divisor; `None` where all are the same.
     weights: Option<Box<[u64]>>,
+    /// How far apart successive turns of the round robin are.
+    stride: u64,
+    /// Where the round robin is; `None` where there are more label sets than are kept.
+    rotation: Option<Arc<Rotation>>,
     /// The epoch of the changes that `panicking` was worked out at, plus one, and the answer.
     panicking: (AtomicU64, AtomicBool),
 }
 
 /// Label sets a cluster keeps ready; more are worked out per call.
-const MOST_SUBSETS: usize = 256;
+pub(super) const MOST_SUBSETS: usize = 256;
 
 // === impl Members ===
 
 impl Members {
-    pub(super) fn new(known: Option<Known>, near: Option<Arc<str>>, nodes: Vec<Arc<Node>>) -> Self {
-        let all = Subset::new(nodes.clone());
+    pub(super) fn new(
+        known: Option<Known>,
+        near: Option<Arc<str>>,
+        nodes: Vec<Arc<Node>>,
+        rotations: Arc<Rotations>,
+    ) -> Self {
+        let all = Subset::new(nodes.clone(), rotations.of(&LabelSet::default()));
         Members {
             known,
             near,
@@ -77,6 +92,7 @@ impl Members {
             all,
             chosen: Live::new(HashMap::default()),
             first: Default::default(),
+            rotations,
         }
     }
 
@@ -123,7 +139,8 @@ impl Members {
             return subset;
         }
         let select = |node: &&Arc<Node>| labels.selects(&node.instance.get());
-        let subset = Subset::new(self.all.nodes.iter().filter(select).cloned().collect());
+        let nodes = self.all.nodes.iter().filter(select).cloned().collect();
+        let subset = Subset::new(nodes, self.rotations.of(labels));
         self.chosen.update(|chosen| {
             let mut chosen = chosen.clone();
             if chosen.len() < MOST_SUBSETS {
@@ -150,19 +167,24 @@ impl std::ops::Deref for Chosen<'_> {
 // === impl Subset ===
 
 impl Subset {
-    fn new(nodes: Vec<Arc<Node>>) -> Arc<Self> {
+    fn new(nodes: Vec<Arc<Node>>, rotation: Option<Arc<Rotation>>) -> Arc<Self> {
         // Weight 0 takes no new calls, unless all have it.
-        let weight = |node: &Arc<Node>| u64::from(node.instance.get().weight);
-        let any = nodes.iter().any(|node| weight(node) > 0);
-        let nodes: Box<[_]> = nodes.into_iter().filter(|node| !any || weight(node) > 0).collect();
-        let same = nodes.windows(2).all(|pair| weight(&pair[0]) == weight(&pair[1]));
-        let mut sum = 0;
-        let sums = nodes.iter().map(|node| {
-            sum += weight(node).max(1);
-            sum
+        let weighed = nodes.into_iter().map(|node| (u64::from(node.instance.get().weight), node));
+        let mut weighed: Vec<_> = weighed.collect();
+        if weighed.iter().any(|(weight, _)| *weight > 0) {
+            weighed.retain(|(weight, _)| *weight > 0);
+        }
+        let same = weighed.windows(2).all(|pair| pair[0].0 == pair[1].0);
+        let divisor = weighed.iter().map(|(weight, _)| *weight).fold(0, gcd).max(1);
+        let sums = weighed.iter().scan(0, |sum, (weight, _)| {
+            *sum += weight / divisor;
+            Some(*sum)
         });
-        let weights = (!same).then(|| sums.collect());
-        Arc::new(Subset { nodes, weights, panicking: (AtomicU64::new(0), AtomicBool::new(false)) })
+        let weights: Option<Box<[u64]>> = (!same).then(|| sums.collect());
+        let nodes: Box<[_]> = weighed.into_iter().map(|(_, node)| node).collect();
+        let total = weights.as_ref().and_then(|sums| sums.last().copied()).unwrap_or(nodes.len() as u64);
+        let panicking = (AtomicU64::new(0), AtomicBool::new(false));
+        Arc::new(Subset { nodes, weights, stride: stride(total), rotation, panicking })
     }
 
     /// The nodes, in a fixed order.
@@ -182,12 +204,37 @@ impl Subset {
             Some(sums) => {
                 let total = sums.last().copied().unwrap_or(1);
                 let at = random.below(usize::try_from(total).unwrap_or(usize::MAX)) as u64;
-                sums.partition_point(|sum| *sum <= at).min(self.nodes.len() - 1)
+                self.at(at, sums)
             }
         }
     }
 
-    /// Two different nodes, each by its weight; there have to be two.
+    /// The index whose turn it is in the round robin, each as often as its weight says. The subset must not
+    /// be empty.
+    pub(crate) fn turn(&self, random: &Random) -> usize {
+        match (&self.rotation, &self.weights) {
+            (None, _) => self.draw(random),
+            (Some(rotation), None) => rotation.advance(self.nodes.len() as u64, self.stride) as usize,
+            (Some(rotation), Some(sums)) => {
+                self.at(rotation.advance(sums.last().copied().unwrap_or(1), self.stride), sums)
+            }
+        }
+    }
+
+    /// The node that has the place `at` among all weights together.
+    fn at(&self, at: u64, sums: &[u64]) -> usize {
+        sums.partition_point(|sum| *sum <= at).min(self.nodes.len() - 1)
+    }
+
+    /// The weights of two nodes, in the same unit; `None` where all nodes have the same.
+    #[inline]
+    pub(crate) fn weights_of(&self, a: usize, b: usize) -> Option<(f64, f64)> {
+        let sums = self.weights.as_ref()?;
+        let weight = |i: usize| sums[i] - if i == 0 { 0 } else { sums[i - 1] };
+        Some((weight(a) as f64, weight(b) as f64))
+    }
+
+    /// Two different nodes, the first by its weight; there have to be two.
     #[inline]
     pub(crate) fn draw_two(&self, random: &Random) -> (usize, usize) {
         let count = self.nodes.len();
@@ -195,7 +242,7 @@ impl Subset {
             return random.two_below(count);
         }
         let (a, b) = (self.draw(random), self.draw(random));
-        // A second draw of the same node would be no choice; any other is as likely.
+        // A second draw of the same node would be no choice: then it is any other, each as likely.
         (a, if a == b { (a + 1 + random.below(count - 1)) % count } else { b })
     }
 

@@ -6,6 +6,7 @@ mod follow;
 mod link;
 mod members;
 mod node;
+mod rotation;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,6 +20,7 @@ use self::{
     follow::follow,
     link::{Changes, Common},
     node::AnyLeaf,
+    rotation::Rotations,
 };
 pub use self::{
     link::{Connection, Link},
@@ -44,6 +46,7 @@ use crate::{
 pub struct Cluster {
     protocol: &'static str,
     members: Live<Members>,
+    rotations: Arc<Rotations>,
     common: Arc<Common>,
     make: Box<dyn Fn(Link) -> Box<dyn AnyLeaf> + Send + Sync>,
     site: Arc<Site>,
@@ -63,10 +66,12 @@ impl Cluster {
         random: Random,
     ) -> Arc<Self> {
         let protocol = transport.protocol().name();
-        let members = Live::new(Members::new(None, None, Vec::new()));
+        let rotations = Arc::new(Rotations::new(random.clone()));
+        let members = Live::new(Members::new(None, None, Vec::new(), rotations.clone()));
         let cluster = Arc::new(Cluster {
             protocol,
             members,
+            rotations,
             common: Arc::new(Common { service, changes: Changes::new(), tasks: tasks.clone(), random }),
             make: Box::new(move |link| Box::new(transport.leaf(link))),
             site: Arc::new(Site::new(metrics, events)),
@@ -135,7 +140,7 @@ impl Cluster {
         let kept: HashSet<*const Node> = nodes.iter().map(Arc::as_ptr).collect();
         let gone: Vec<_> = old.nodes().iter().filter(|n| !kept.contains(&Arc::as_ptr(n))).cloned().collect();
         self.site.metrics.endpoints(self.service(), self.protocol, nodes.len());
-        self.members.set(Members::new(Some(known), near, nodes));
+        self.members.set(Members::new(Some(known), near, nodes, self.rotations.clone()));
         self.common.changes.bump();
         for node in gone {
             node.leaf.close();

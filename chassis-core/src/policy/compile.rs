@@ -517,7 +517,7 @@ impl Compiler<'_> {
             (None, Some(name)) => (name.as_str(), "outbound.defaults"),
             (None, None) => ("p2c", path),
         };
-        let picker = self.picker(&service, &format!("{at}.balance"), balance);
+        let picker = self.picker(&format!("{at}.balance"), balance);
         let faults = Self::faults_of(faults, Some(&service));
         let environment = self.environment.clone();
         let (key, sites) = (key_of(Side::Client, &service), self.sites());
@@ -587,14 +587,12 @@ impl Compiler<'_> {
         rules.into()
     }
 
-    fn picker(&mut self, service: &Arc<str>, path: &str, name: &str) -> Arc<dyn Picker> {
+    fn picker(&mut self, path: &str, name: &str) -> Arc<dyn Picker> {
         let environment = self.environment;
         match name {
             "p2c" => Arc::new(P2c),
             "random" => Arc::new(RandomPicker),
-            "round_robin" => environment.states.cell(&format!("client/{service}//round_robin"), || {
-                RoundRobin::new(&environment.common.random)
-            }),
+            "round_robin" => Arc::new(RoundRobin),
             name => match environment.pickers.get(name) {
                 Some(picker) => picker.clone(),
                 None => {

@@ -19,5 +19,6 @@ mod panic;
 mod rate_limit;
 mod retry;
 mod route;
+mod shares;
 mod stages;
 mod swap;

@@ -1,8 +1,5 @@
 //! How one of several nodes is proposed; lock-free all of them.
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::sync::Arc;
 
 use crate::{
     call::Invocation,
@@ -42,9 +39,13 @@ pub struct Candidates<'a> {
     pub(super) random: &'a Random,
 }
 
-/// Each in turn, from a random start: `round_robin`. Even over time, blind to load.
-#[derive(Debug)]
-pub struct RoundRobin(AtomicUsize);
+/// Each in turn, as often as its weight says: `round_robin`. Even over time, blind to load.
+///
+/// Every subset of a service that routes choose has turns of its own, over each protocol; settings and members
+/// that change do not begin them anew. A node that can't take the call loses its turn to the next. Only first
+/// attempts take turns: further ones go to any other node, in proportion to the weights.
+#[derive(Debug, Default)]
+pub struct RoundRobin;
 
 /// Any, in proportion to the weights: `random`.
 #[derive(Debug, Default)]
@@ -54,8 +55,19 @@ pub struct RandomPicker;
 ///
 /// Load is what is in flight, to the end of the bodies, and failures weigh: a node that fails fast
 /// must not look free. After Mitzenmacher's power of two choices.
+///
+/// Where weights differ, the first is drawn in proportion to them, and the other one is taken if it would have
+/// less load for its weight even with the call and with two calls less at the first: so shares are those of
+/// the weights with one caller and with many, unless a node can't keep up with its share.
 #[derive(Debug, Default)]
 pub struct P2c;
+
+/// Turns that one pick takes while the nodes whose turns they are can't take the call.
+const MOST_TURNS: usize = 16;
+
+/// Calls that a node of another weight may have above the share that its weight gives it. A light node has a
+/// fraction of a call at a time on average: without slack each call there would count as too many.
+const SLACK: f64 = 2.0;
 
 // === impl Candidates ===
 
@@ -85,6 +97,11 @@ impl Candidates<'_> {
         self.subset.draw(self.random)
     }
 
+    /// The index whose turn it is in the round robin over these nodes; takes the turn.
+    pub fn turn(&self) -> usize {
+        self.subset.turn(self.random)
+    }
+
     /// Ready, with room, its circuit willing, and not tried by this call before?
     pub fn is_available(&self, index: usize) -> bool {
         let node = &self.nodes[index];
@@ -100,23 +117,36 @@ impl Candidates<'_> {
         node.is_ready() && node.has_room(self.now, &self.call.policy, self.panicking) && !self.was_tried(node)
     }
 
+    /// Has the second of two nodes less load than the first, for its weight?
+    #[inline]
+    fn prefers_second(&self, a: usize, b: usize) -> bool {
+        let cost = |index: usize| self.nodes[index].load().cost(self.now);
+        match self.subset.weights_of(a, b) {
+            None => cost(b) < cost(a),
+            // A cost is that of one more call.
+            Some((of_a, of_b)) => cost(b) * of_a < (cost(a) - 1.0 - SLACK) * of_b,
+        }
+    }
+
     pub(super) fn was_tried(&self, node: &Arc<Node>) -> bool {
         self.tried.iter().any(|tried| Arc::ptr_eq(tried, node))
     }
 }
 
-// === impl RoundRobin ===
-
-impl RoundRobin {
-    /// Starts at a random node, or all clients would march in step.
-    pub fn new(random: &Random) -> Self {
-        RoundRobin(AtomicUsize::new(random.below(1 << 16)))
-    }
-}
+// === the pickers ===
 
 impl Picker for RoundRobin {
     fn pick(&self, candidates: &Candidates<'_>) -> usize {
-        self.0.fetch_add(1, Ordering::Relaxed) % candidates.nodes.len()
+        let is_first = candidates.tried.is_empty();
+        let next = || if is_first { candidates.turn() } else { candidates.draw() };
+        let mut index = next();
+        for _ in 1..MOST_TURNS.min(candidates.nodes.len()) {
+            if candidates.would_take(&candidates.nodes[index]) {
+                break;
+            }
+            index = next();
+        }
+        index
     }
 }
 
@@ -137,7 +167,7 @@ impl Picker for P2c {
         match (candidates.would_take(one), candidates.would_take(other)) {
             (true, false) => a,
             (false, true) => b,
-            _ if other.load().cost(candidates.now) < one.load().cost(candidates.now) => b,
+            _ if candidates.prefers_second(a, b) => b,
             _ => a,
         }
     }
