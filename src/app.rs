@@ -74,6 +74,8 @@ struct Transports {
     grpc: Arc<chassis_grpc::GrpcTransport>,
     /// Bytes of a REST answer that are read into memory at once.
     max_body: usize,
+    #[cfg(feature = "grpc")]
+    max_message: usize,
 }
 
 /// What is served behind one name of `listen`.
@@ -107,6 +109,8 @@ impl Chassis {
                 max_body: config.max_body.get(),
                 http: Arc::new(HttpTransport::new(connector.clone(), config.clone())),
                 #[cfg(feature = "grpc")]
+                max_message: config.max_message.get(),
+                #[cfg(feature = "grpc")]
                 grpc: Arc::new(chassis_grpc::GrpcTransport::new(connector.clone(), config)),
             }
         };
@@ -131,7 +135,7 @@ impl Chassis {
     #[cfg(feature = "grpc")]
     pub fn grpc(&self, service: &str) -> chassis_grpc::Channel {
         let pipeline = pipeline::client(&self.parts.runtime, service, &self.transports.grpc);
-        chassis_grpc::Channel::new(service, pipeline)
+        chassis_grpc::Channel::new(service, pipeline).max_message(self.transports.max_message)
     }
 
     /// A client of the REST service `service`.

@@ -136,7 +136,7 @@ impl Running {
         let in_kubernetes = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
         let delay = shutdown.delay.map(|span| span.0);
         tokio::time::sleep(delay.unwrap_or(if in_kubernetes { PROPAGATION } else { Duration::ZERO })).await;
-        // Ends the streams of those who watch the health; they would hold up the drain.
+        // Ends the streams of those who watch the health or have reflection open; they would hold up the drain.
         #[cfg(feature = "grpc")]
         self.health.close();
         #[cfg(feature = "http")]

@@ -12,11 +12,13 @@ use chassis_core::{
     call::{Body, ReplyBody},
 };
 use chassis_http::server::ServerBody;
+use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame};
 use tonic::Status;
 
 use crate::{
     details::{self, Reader},
+    message::{self, Lengths, TooLong},
     status::{self, Answer},
 };
 
@@ -25,6 +27,10 @@ use crate::{
 pub struct ResponseBody {
     body: Option<ReplyBody>,
     reader: Reader,
+    /// Of the messages that a stub reads; what a server sends is its caller's to bound.
+    lengths: Lengths,
+    /// The trailers of an answer that was cut, once what came before the cut is read.
+    ending: Option<Box<HeaderMap>>,
 }
 
 /// A request's body, as a tonic service reads it.
@@ -37,8 +43,15 @@ pub(crate) struct HandlersBody(tonic::body::Body);
 // === impl ResponseBody ===
 
 impl ResponseBody {
-    pub(crate) fn new(body: ReplyBody, reader: Reader) -> Self {
-        ResponseBody { body: Some(body), reader }
+    /// As a stub reads it: a message longer than `max_message` bytes ends it.
+    pub(crate) fn read_here(body: ReplyBody, max_message: usize) -> Self {
+        let lengths = Lengths::new(max_message);
+        ResponseBody { body: Some(body), reader: Reader::Here, lengths, ending: None }
+    }
+
+    /// As it goes to a caller.
+    pub(crate) fn read_there(body: ReplyBody) -> Self {
+        ResponseBody { body: Some(body), ..Self::empty() }
     }
 
     /// As a server sends it.
@@ -49,7 +62,28 @@ impl ResponseBody {
 
     /// Of a trailers-only answer.
     pub(crate) fn empty() -> Self {
-        ResponseBody { body: None, reader: Reader::There }
+        ResponseBody { body: None, reader: Reader::There, lengths: Lengths::new(0), ending: None }
+    }
+
+    /// Ends the answer before a message that is too long. Returns what there is of it before.
+    #[cold]
+    fn cut(&mut self, frame: Frame<Bytes>, beyond: &TooLong) -> Frame<Bytes> {
+        let (length, limit) = (beyond.length, self.lengths.limit());
+        let words =
+            format!("a message of {length} bytes is over the client's limit of {limit}, `max_message`");
+        let error = Error::local(Reason::TooLarge, words).with_maybe_executed(true);
+        if let Some(mut body) = self.body.take() {
+            body.fail(&error);
+        }
+        let trailers = Answer::of(&error, self.reader).into_trailers();
+        match frame.into_data() {
+            Ok(mut data) if beyond.before > 0 => {
+                self.ending = Some(Box::new(trailers));
+                data.truncate(beyond.before);
+                Frame::data(data)
+            }
+            _ => Frame::trailers(trailers),
+        }
     }
 }
 
@@ -62,14 +96,21 @@ impl HttpBody for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = &mut *self;
-        let Some(body) = &mut this.body else { return Poll::Ready(None) };
+        let Some(body) = &mut this.body else {
+            return Poll::Ready(this.ending.take().map(|trailers| Ok(Frame::trailers(*trailers))));
+        };
         let frame = match ready!(Pin::new(body).poll_frame(cx)) {
-            Some(Ok(mut frame)) => {
-                if let (Reader::Here, Some(trailers)) = (this.reader, frame.trailers_mut()) {
+            Some(Ok(mut frame)) if this.reader == Reader::Here => {
+                if let Some(data) = frame.data_ref() {
+                    if let Err(beyond) = this.lengths.check(data) {
+                        frame = this.cut(frame, &beyond);
+                    }
+                } else if let Some(trailers) = frame.trailers_mut() {
                     details::sanitize(trailers);
                 }
                 Some(Ok(frame))
             }
+            Some(Ok(frame)) => Some(Ok(frame)),
             Some(Err(error)) => {
                 this.body = None;
                 Some(Ok(Frame::trailers(Answer::of(&error, this.reader).into_trailers())))
@@ -81,7 +122,7 @@ impl HttpBody for ResponseBody {
 
     // No size hint: of an exact one hyper makes a `content-length`, which gRPC has no use for.
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(HttpBody::is_end_stream)
+        self.ending.is_none() && self.body.as_ref().is_none_or(HttpBody::is_end_stream)
     }
 }
 
@@ -148,6 +189,7 @@ impl HttpBody for HandlersBody {
             let mut frame = frame.map_err(of_a_message)?;
             if let Some(trailers) = frame.trailers_mut() {
                 details::strip(trailers);
+                message::correct(trailers);
             }
             Ok(frame)
         }))
@@ -160,10 +202,12 @@ impl HttpBody for HandlersBody {
 
 /// What a stub or a handler could not put into its stream of messages.
 pub(crate) fn of_a_message(status: Status) -> Error {
-    let reason = match status.code() {
+    let code = message::corrected(status.code(), status.message());
+    let reason = match code {
         tonic::Code::Cancelled => Reason::Cancelled,
+        tonic::Code::ResourceExhausted => Reason::TooLarge,
         _ => Reason::Internal,
     };
-    let error = Error::local(reason, "a message could not be written").with_code(status::code(&status));
+    let error = Error::local(reason, "a message could not be written").with_code(status::canonical(code));
     error.with_maybe_executed(true).with_source(status)
 }

@@ -19,6 +19,7 @@ use tower_service::Service;
 use crate::{
     body::{ResponseBody, of_a_message},
     details::{self, Reader},
+    message::MAX_MESSAGE,
     protocol::{GRPC, grpc_status, not_grpc},
     status::Answer,
     timeout::{self, GRPC_TIMEOUT},
@@ -46,10 +47,14 @@ use crate::{
 pub struct Channel {
     service: Arc<str>,
     pipeline: Pipeline,
+    max_message: usize,
 }
 
 /// The answer to come.
-pub struct ResponseFuture(State);
+pub struct ResponseFuture {
+    state: State,
+    max_message: usize,
+}
 
 enum State {
     Called(BoxFuture<'static, Result<Reply, Error>>),
@@ -65,7 +70,29 @@ const AGENT: HeaderValue = HeaderValue::from_static(concat!("grpc-rust-chassis/"
 impl Channel {
     /// To `service`, as the registry knows it, through its client pipeline.
     pub fn new(service: impl Into<Arc<str>>, pipeline: Pipeline) -> Self {
-        Channel { service: service.into(), pipeline }
+        Channel { service: service.into(), pipeline, max_message: MAX_MESSAGE }
+    }
+
+    /// Bytes that one message of an answer may have. Default 4 MiB, or `client.max_message` of the settings;
+    /// a longer one is RESOURCE_EXHAUSTED, and nothing of it is kept.
+    ///
+    /// A stub has a limit of its own, with the same default, beyond which it says OUT_OF_RANGE. A stub that
+    /// is to read longer messages needs both raised:
+    ///
+    /// ```
+    /// # struct StockClient<T>(T);
+    /// # impl<T> StockClient<T> {
+    /// #     fn new(channel: T) -> Self { StockClient(channel) }
+    /// #     fn max_decoding_message_size(self, _: usize) -> Self { self }
+    /// # }
+    /// # fn with(channel: chassis_grpc::Channel) {
+    /// let limit = 64 * 1024 * 1024;
+    /// let stock = StockClient::new(channel.max_message(limit)).max_decoding_message_size(limit);
+    /// # }
+    /// ```
+    pub fn max_message(mut self, bytes: usize) -> Self {
+        self.max_message = bytes;
+        self
     }
 
     /// The service it leads to.
@@ -110,10 +137,11 @@ impl Service<Request<tonic::body::Body>> for Channel {
     }
 
     fn call(&mut self, request: Request<tonic::body::Body>) -> ResponseFuture {
-        ResponseFuture(match self.invocation(request) {
+        let state = match self.invocation(request) {
             Ok(call) => State::Called(self.pipeline.run(call)),
             Err(error) => State::Refused(Some(error)),
-        })
+        };
+        ResponseFuture { state, max_message: self.max_message }
     }
 }
 
@@ -129,19 +157,19 @@ impl Future for ResponseFuture {
     type Output = Result<Response<ResponseBody>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let answer = match &mut self.0 {
+        let answer = match &mut self.state {
             State::Called(call) => ready!(call.as_mut().poll(cx)),
             State::Refused(error) => Err(error.take().expect("a future is not polled after its end")),
         };
         Poll::Ready(Ok(match answer {
-            Ok(reply) => response(reply),
+            Ok(reply) => response(reply, self.max_message),
             Err(error) => trailers_only(Answer::of(&error, Reader::Here)),
         }))
     }
 }
 
 /// A reply as a stub reads it.
-fn response(mut reply: Reply) -> Response<ResponseBody> {
+fn response(mut reply: Reply, max_message: usize) -> Response<ResponseBody> {
     let mut metadata = std::mem::take(&mut reply.metadata);
     let is_well = reply.verdict().is_some_and(|verdict| verdict.is_success());
     if !is_well
@@ -156,7 +184,7 @@ fn response(mut reply: Reply) -> Response<ResponseBody> {
     }
     details::sanitize(&mut metadata);
     let (status, extensions) = (reply.status, std::mem::take(&mut reply.extensions));
-    let mut response = Response::new(ResponseBody::new(reply.into_body(), Reader::Here));
+    let mut response = Response::new(ResponseBody::read_here(reply.into_body(), max_message));
     *response.status_mut() = status;
     *response.headers_mut() = metadata;
     *response.extensions_mut() = extensions;

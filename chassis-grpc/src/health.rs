@@ -46,6 +46,12 @@ struct Watch {
     closed: bool,
 }
 
+/// See [`Health::closing`].
+pub(crate) struct Closing {
+    statuses: WatchStream<Statuses>,
+    closed: bool,
+}
+
 // === impl Health ===
 
 impl Health {
@@ -59,7 +65,7 @@ impl Health {
         self.0.send_modify(|all| all.serving = false);
     }
 
-    /// Ends all watches, after they were told that nothing is served any more.
+    /// Ends all watches, after they were told that nothing is served any more, and open streams of reflection.
     pub fn close(&self) {
         self.0.send_modify(|all| (all.serving, all.closed) = (false, true));
     }
@@ -79,6 +85,11 @@ impl Health {
                 known.entry(name.to_owned()).or_insert(true);
             }
         });
+    }
+
+    /// Ready once [`close`](Self::close) was called.
+    pub(crate) fn closing(&self) -> Closing {
+        Closing { statuses: WatchStream::new(self.0.subscribe()), closed: false }
     }
 
     /// The service that tells of it.
@@ -135,6 +146,18 @@ impl Statuses {
             Some(true) if self.serving => ServingStatus::Serving,
             Some(_) => ServingStatus::NotServing,
         }
+    }
+}
+
+// === impl Closing ===
+
+impl Closing {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.closed {
+            let next = ready!(Pin::new(&mut self.statuses).poll_next(cx));
+            self.closed = next.is_none_or(|all| all.closed);
+        }
+        Poll::Ready(())
     }
 }
 

@@ -10,6 +10,7 @@ mod channel;
 mod descriptors;
 mod details;
 mod health;
+mod message;
 mod options;
 mod protocol;
 mod reflection;

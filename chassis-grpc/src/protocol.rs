@@ -113,11 +113,29 @@ pub(crate) fn not_grpc(status: StatusCode, metadata: &HeaderMap) -> Option<Code>
     }
 }
 
-/// Is it `application/grpc`, or that with a subtype or parameters? (gRPC-Web is another protocol.)
+/// Is it gRPC with messages in protobuf: `application/grpc`, or `application/grpc+proto`, with or without
+/// parameters? (gRPC-Web is another protocol, and JSON another encoding.)
 pub(crate) fn is_grpc(metadata: &HeaderMap) -> bool {
-    let Some(value) = find(metadata, &CONTENT_TYPE) else { return false };
-    let Some((start, rest)) = value.as_bytes().split_at_checked(PLAIN.len()) else { return false };
-    start.eq_ignore_ascii_case(PLAIN.as_bytes()) && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
+    match find(metadata, &CONTENT_TYPE).map(HeaderValue::as_bytes) {
+        Some(value) if value == PLAIN.as_bytes() => true,
+        Some(value) => subtype(value).is_some_and(|subtype| {
+            let subtype = subtype.split(|byte| matches!(byte, b';' | b' ')).next().unwrap_or_default();
+            subtype.is_empty() || subtype.eq_ignore_ascii_case(b"+proto")
+        }),
+        None => false,
+    }
+}
+
+/// The content-type, if it is gRPC's, whatever the messages are encoded in.
+pub(crate) fn names_grpc(metadata: &HeaderMap) -> Option<&HeaderValue> {
+    find(metadata, &CONTENT_TYPE).filter(|value| subtype(value.as_bytes()).is_some())
+}
+
+/// What follows `application/grpc` in a content-type: nothing, `+` and an encoding, or parameters.
+fn subtype(content_type: &[u8]) -> Option<&[u8]> {
+    let (start, rest) = content_type.split_at_checked(PLAIN.len())?;
+    let is_grpc = start.eq_ignore_ascii_case(PLAIN.as_bytes());
+    (is_grpc && matches!(rest.first(), None | Some(b'+' | b';' | b' '))).then_some(rest)
 }
 
 /// HTTP says OK whatever gRPC says, except of what was not understood: there both say it, as in grpc-go.
@@ -232,12 +250,21 @@ mod tests {
         for content_type in [
             "application/grpc",
             "application/grpc+proto",
+            "application/grpc+Proto; charset=utf-8",
             "application/grpc;charset=utf-8",
             "Application/GRPC",
         ] {
             check_head(200, &[("content-type", content_type)], None);
         }
-        for content_type in ["text/html", "application/grpc-web", "application/json", "application/gr", ""] {
+        for content_type in [
+            "text/html",
+            "application/grpc-web",
+            "application/grpc+json",
+            "application/grpc+protobuf",
+            "application/json",
+            "application/gr",
+            "",
+        ] {
             check_head(200, &[("content-type", content_type)], Some(Code::Unknown));
         }
         check_head(200, &[], Some(Code::Unknown));

@@ -15,19 +15,20 @@ use chassis_core::{
 };
 use chassis_http::server::{Answer as HttpAnswer, Connected, HttpService, Received};
 use http::{
-    HeaderMap, Method, Request, Response, StatusCode, Uri,
+    HeaderMap, Method, Request, Response, StatusCode, Uri, Version,
     header::{ALLOW, HeaderValue},
     request::Parts,
     uri::PathAndQuery,
 };
 use http_body::Body as HttpBody;
+use tonic::Status;
 use tower_service::Service;
 
 use crate::{
     body::ResponseBody,
     channel::trailers_only,
     details::Reader,
-    protocol::{ATTEMPTS, GRPC, is_grpc},
+    protocol::{ATTEMPTS, GRPC, is_grpc, names_grpc},
     services::{GrpcServices, Malformed},
     status::Answer,
     timeout::{self, GRPC_TIMEOUT},
@@ -39,6 +40,8 @@ use crate::{
 /// - `grpc-timeout` becomes the deadline. A malformed one is refused as grpc-go does: HTTP 400 with
 ///   INTERNAL, which says what was expected.
 /// - What is no gRPC is refused in HTTP: 415 for another content-type, 405 for another method than POST.
+/// - What is gRPC, but not as it is spoken here, is refused in both: HTTP 415 with UNIMPLEMENTED for messages
+///   in another encoding than protobuf (`application/grpc+json`), HTTP 505 with UNIMPLEMENTED over HTTP/1.1.
 #[derive(Clone)]
 pub struct GrpcServer {
     service: Arc<str>,
@@ -132,6 +135,11 @@ where
 
 impl HttpService for GrpcServer {
     fn call(&self, request: Request<Received>) -> HttpAnswer {
+        if request.version() < Version::HTTP_2 {
+            let words = "gRPC needs HTTP/2; this request came over HTTP/1.1";
+            let response = refused(StatusCode::HTTP_VERSION_NOT_SUPPORTED, words.to_owned());
+            return Box::pin(std::future::ready(response.map(ResponseBody::served)));
+        }
         let answer = self.answer(request);
         Box::pin(async {
             let Ok(response) = answer.await;
@@ -185,7 +193,7 @@ impl Future for ServerFuture {
 fn response(mut reply: Reply) -> Response<ResponseBody> {
     let (status, metadata) = (reply.status, std::mem::take(&mut reply.metadata));
     let extensions = std::mem::take(&mut reply.extensions);
-    let mut response = Response::new(ResponseBody::new(reply.into_body(), Reader::There));
+    let mut response = Response::new(ResponseBody::read_there(reply.into_body()));
     *response.status_mut() = status;
     *response.headers_mut() = metadata;
     *response.extensions_mut() = extensions;
@@ -196,6 +204,10 @@ fn response(mut reply: Reply) -> Response<ResponseBody> {
 fn not_grpc(head: &Parts) -> Option<Response<ResponseBody>> {
     let mut response = Response::new(ResponseBody::empty());
     if !is_grpc(&head.headers) {
+        if let Some(named) = names_grpc(&head.headers) {
+            let words = format!("messages are protobuf here: application/grpc+proto, not {named:?}");
+            return Some(refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, words));
+        }
         *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
     } else if head.method != Method::POST {
         *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
@@ -204,6 +216,14 @@ fn not_grpc(head: &Parts) -> Option<Response<ResponseBody>> {
         return None;
     }
     Some(response)
+}
+
+/// Says UNIMPLEMENTED to a caller that speaks gRPC, with a status of HTTP for what is between.
+#[cold]
+fn refused(status: StatusCode, words: String) -> Response<ResponseBody> {
+    let mut response = trailers_only(Answer::from(Status::unimplemented(words)));
+    *response.status_mut() = status;
+    response
 }
 
 fn number(value: &HeaderValue) -> Option<u32> {

@@ -3,7 +3,7 @@ use std::{
     collections::{HashMap, HashSet},
     convert::Infallible,
     future::{poll_fn, ready},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
 };
 
@@ -21,7 +21,7 @@ use crate::{
     body::{HandlersBody, RequestBody},
     descriptors, details,
     health::Health,
-    reflection,
+    message, reflection,
     status::Answer,
 };
 
@@ -43,6 +43,9 @@ pub struct GrpcServices {
     /// By name, in order: a server has a few services, and names are compared sooner than hashed.
     table: Arc<Vec<(&'static str, Entry)>>,
     descriptors: Vec<Bytes>,
+    /// What tells reflection that the process drains; empty without health. Clones share it, so that the
+    /// order does not matter in which both are added.
+    health: Arc<OnceLock<Health>>,
 }
 
 /// Descriptors that are none: not an encoded `google.protobuf.FileDescriptorSet`.
@@ -100,13 +103,15 @@ impl GrpcServices {
     /// is told by their names too.
     pub fn health(self, health: &Health) -> Self {
         health.cover(self.names());
+        // The first one stays: a server has one health.
+        let _ = self.health.set(health.clone());
         let mut with = self.add(health.service());
         with.descriptors.push(Bytes::from_static(tonic_health::pb::FILE_DESCRIPTOR_SET));
         with
     }
 
     /// The same with reflection, v1 and v1alpha, by the [`descriptors`](Self::descriptors) given. Call
-    /// it last: it lists the services added so far.
+    /// it last: it lists the services added so far. Its streams end when [`Health::close`] is called.
     pub fn reflection(self) -> Result<Self, DescriptorError> {
         reflection::add(self)
     }
@@ -114,6 +119,10 @@ impl GrpcServices {
     /// What it serves, in alphabetical order.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
         self.table.iter().map(|(name, _)| *name)
+    }
+
+    pub(crate) fn draining(&self) -> &Arc<OnceLock<Health>> {
+        &self.health
     }
 
     pub(crate) fn all_descriptors(&self) -> &[Bytes] {
@@ -209,6 +218,7 @@ where
             let Ok(response) = service.call(request(&mut call)).await;
             let (mut head, body) = response.into_parts();
             details::strip(&mut head.headers);
+            message::correct(&mut head.headers);
             call.extensions = head.extensions;
             Ok(call.answered(head.status, head.headers, HandlersBody::eager(body)))
         })

@@ -72,7 +72,12 @@ pub fn problem(status: &Status) -> Problem {
 
 /// The canonical code of a status.
 pub(crate) fn code(status: &Status) -> Code {
-    u16::try_from(i32::from(status.code())).map_or(Code::Unknown, Code::from_number)
+    canonical(status.code())
+}
+
+/// A code of tonic's in the words of core.
+pub(crate) fn canonical(code: tonic::Code) -> Code {
+    u16::try_from(i32::from(code)).map_or(Code::Unknown, Code::from_number)
 }
 
 /// `error` and what lies beneath it in words, for whoever is in this process and may know.

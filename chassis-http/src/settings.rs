@@ -48,6 +48,9 @@ settings! {
         pub timeout_header: Header = Header(TIMEOUT),
         /// Bytes of a body that the REST client reads into memory at once. Default `4MiB`.
         pub max_body: Size = Size::from_kib(4 * 1024),
+        /// Bytes of one message of a gRPC answer. A stub has a limit of its own, also 4 MiB: raise both.
+        /// Default `4MiB`.
+        pub max_message: Size = Size::from_kib(4 * 1024),
     }
 }
 

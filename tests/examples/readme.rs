@@ -112,6 +112,7 @@ async fn the_defaults_are_those_in_force() {
     row("server.max_body", &format!("`{}`", server.max_body));
     row("server.max_age", &format!("`{}`", server.max_age));
     row("client.connect_timeout", &format!("`{}`", client.connect_timeout));
+    row("client.max_message", &format!("`{}`", client.max_message));
     row("client.pool", &client.pool.to_string());
     row("client.max_streams", &client.max_streams.to_string());
     assert!(README.contains(&format!("another HTTP/2 connection, up to {} |", client.max_connections)));

@@ -152,6 +152,18 @@ async fn odd_requests() {
 }
 
 #[tokio::test]
+async fn grpc_over_http_1_is_told_that_it_needs_http_2() {
+    let world = World::new().await;
+    let request = "POST /chassis.test.v1.Echo/Call HTTP/1.1\r\nhost: x\r\ncontent-type: application/grpc\r\n\
+        connection: close\r\ncontent-length: 5\r\n\r\n\0\0\0\0\0";
+    let said = exchange(&world.ports[0], request.as_bytes()).await;
+    let said = String::from_utf8_lossy(&said);
+    assert!(said.starts_with("HTTP/1.1 505 "), "{said:?}");
+    assert!(said.contains("\r\ngrpc-status: 12\r\n") && said.contains("HTTP/2"), "{said:?}");
+    world.check_alive().await;
+}
+
+#[tokio::test]
 async fn malformed_frames() {
     let world = World::new().await;
     let request = |stream| frame(HEADERS, END_HEADERS | END_STREAM, stream, &get());
@@ -277,7 +289,7 @@ async fn messages_and_metadata_that_are_too_large() {
     let mut stub = EchoClient::new(world.callers[0].grpc("peer"));
     let request = EchoRequest { payload: vec![0; 5 << 20], ..says("") };
     let status = stub.call(request).await.unwrap_err();
-    assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
 
     let mut request = tonic::Request::new(says(""));
     request.metadata_mut().insert("x-large", MetadataValue::try_from("x".repeat(20_000)).unwrap());

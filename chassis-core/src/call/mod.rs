@@ -519,11 +519,16 @@ impl ReplyBody {
         &self.call
     }
 
+    /// Ends the answer by `error`, which its reader found. What is still to come is not read.
+    pub fn fail(&mut self, error: &Error) {
+        self.call.body = Body::empty();
+        self.call.settle(Verdict::of(error));
+    }
+
     fn expire(&mut self) -> Error {
         let message = "the deadline passed before the answer was whole";
         let error = Error::remote(Reason::DeadlineExceeded, message);
-        self.call.body = Body::empty();
-        self.call.settle(Verdict::of(&error));
+        self.fail(&error);
         error
     }
 }

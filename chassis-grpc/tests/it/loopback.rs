@@ -240,6 +240,44 @@ async fn what_is_no_grpc_is_refused_in_http() {
 }
 
 #[tokio::test]
+async fn another_encoding_than_protobuf_is_refused_in_both_tongues() {
+    let mut server = server(Echo::default(), &Sight::default());
+    let mut ask = async |content_type: &str| {
+        let request = Request::post("/chassis.test.v1.Echo/Call").header("content-type", content_type);
+        let body = Body::full(&[0, 0, 0, 0, 0][..]);
+        let Ok(response) = server.call(request.body(body).unwrap()).await;
+        let status = tonic::Status::from_header_map(response.headers()).map(|status| status.code());
+        (response.status().as_u16(), status)
+    };
+    for content_type in ["application/grpc", "application/grpc+proto", "application/grpc+PROTO;a=b"] {
+        assert_eq!(ask(content_type).await, (200, None), "{content_type}");
+    }
+    for content_type in ["application/grpc+json", "application/grpc+", "application/grpc+protobuf;a=b"] {
+        assert_eq!(ask(content_type).await, (415, Some(tonic::Code::Unimplemented)), "{content_type}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_in_another_encoding_is_no_answer_of_grpc() {
+    let head = [("content-type", "application/grpc+json")];
+    let status = answered_by(200, &head).call(says("")).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::Unknown);
+    assert!(status.message().contains("application/grpc+json"), "{status:?}");
+}
+
+#[tokio::test]
+async fn a_unary_call_without_a_message_is_unimplemented() {
+    let mut server = server(Echo::default(), &Sight::default());
+    for method in ["Call", "Download"] {
+        let request = Request::post(format!("/chassis.test.v1.Echo/{method}"));
+        let request = request.header("content-type", "application/grpc").body(Body::empty()).unwrap();
+        let Ok(response) = server.call(request).await;
+        let status = tonic::Status::from_header_map(response.headers()).unwrap();
+        assert_eq!(status.code(), tonic::Code::Unimplemented, "{method}: {status:?}");
+    }
+}
+
+#[tokio::test]
 async fn unknown_names_are_unimplemented_and_never_operations() {
     let sight = Sight::default();
     let mut server = server(Echo::default(), &sight);

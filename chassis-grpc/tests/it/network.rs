@@ -11,7 +11,9 @@ use chassis_core::{
     Origin, Reason, Runtime, pipeline,
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
 };
-use chassis_grpc::{Channel, GrpcServer, GrpcServices, GrpcTransport, RequestExt, idempotent_operations};
+use chassis_grpc::{
+    Channel, GrpcServer, GrpcServices, GrpcTransport, Health, RequestExt, idempotent_operations,
+};
 use chassis_http::{
     ClientConfig, ServerConfig,
     connector::Network,
@@ -22,6 +24,8 @@ use chassis_protos::echo::{
 };
 use tokio::time::Instant;
 use tonic::{Code, Request, Status, metadata::BinaryMetadataValue};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_reflection::pb::{v1, v1alpha};
 
 use crate::echo::{Echo, says};
 
@@ -63,10 +67,14 @@ struct World {
 
 impl World {
     async fn new(echo: Echo) -> Self {
+        let services = GrpcServices::default().add(EchoServer::new(echo));
+        Self::of(services.descriptors(FILE_DESCRIPTOR_SET).unwrap()).await
+    }
+
+    async fn of(services: GrpcServices) -> Self {
         let network = Network::default();
         let runtime = Runtime::builder("echo").build().unwrap();
-        let services = GrpcServices::default().add(EchoServer::new(echo));
-        let edge = GrpcServer::new(&runtime, services.descriptors(FILE_DESCRIPTOR_SET).unwrap());
+        let edge = GrpcServer::new(&runtime, services);
         let server = Server::new(ServerConfig::default(), runtime.tasks(), runtime.random().clone());
         let listener = network.bind("memory:echo").await.unwrap();
         server.serve("grpc", listener, Mux { grpc: Some(Arc::new(edge)), http: None }, None);
@@ -76,9 +84,13 @@ impl World {
     }
 
     fn stub(&self) -> EchoClient<Channel> {
+        EchoClient::new(self.channel())
+    }
+
+    fn channel(&self) -> Channel {
         let transport = GrpcTransport::new(Arc::new(self.network.clone()), ClientConfig::default());
         let pipeline = pipeline::client(&self.client, "echo", &Arc::new(transport));
-        EchoClient::new(Channel::new("echo", pipeline))
+        Channel::new("echo", pipeline)
     }
 }
 
@@ -124,8 +136,106 @@ async fn a_large_message_both_ways() {
     let payload: Vec<u8> = (0..3_000_000u32).map(|n| n as u8).collect();
     let request = EchoRequest { payload: payload.clone(), ..says("") };
     assert!(world.stub().call(request).await.unwrap().into_inner().payload == payload);
-    let request = EchoRequest { payload: vec![0; 4 * 1024 * 1024 + 1], ..says("") };
-    assert_eq!(world.stub().call(request).await.unwrap_err().code(), Code::OutOfRange, "tonic's limit");
+}
+
+/// tonic's decoder says OUT_OF_RANGE of it.
+#[tokio::test(start_paused = true)]
+async fn a_request_over_the_services_limit_is_resource_exhausted() {
+    let long = || EchoRequest { payload: vec![0; 4 * 1024 * 1024 + 1], ..says("") };
+    let world = World::new(Echo::default()).await;
+    let mut stub = world.stub();
+    let mut refused = vec![stub.call(long()).await.unwrap_err(), stub.download(long()).await.unwrap_err()];
+    for requests in [vec![long()], vec![says("a"), long()]] {
+        refused.push(stub.upload(tokio_stream::iter(requests.clone())).await.unwrap_err());
+        let mut replies = stub.chat(tokio_stream::iter(requests.clone())).await.unwrap().into_inner();
+        for _ in 1..requests.len() {
+            assert!(replies.message().await.unwrap().is_some(), "what came before is answered");
+        }
+        refused.push(replies.message().await.unwrap_err());
+    }
+    for status in refused {
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+        assert!(status.message().contains("the limit is: 4194304 bytes"), "{status:?}");
+    }
+    assert_eq!(stub.call(says("b")).await.unwrap().into_inner().message, "b", "on the same connection");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_over_the_clients_limit_is_resource_exhausted() {
+    let half = || EchoRequest { payload: vec![1; 3_000_000], ..says("") };
+    let world = World::new(Echo::default()).await;
+    let check = |status: Status, length: &str| {
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+        assert!(status.message().contains(length) && status.message().contains("max_message"), "{status:?}");
+        let error = chassis_grpc::error(&status).unwrap();
+        assert_eq!((error.reason(), error.origin()), (Reason::TooLarge, Origin::Local));
+        assert!(error.maybe_executed());
+    };
+    let halves = || tokio_stream::iter([half(), half()]);
+    check(world.stub().upload(halves()).await.unwrap_err(), "a message of 60000");
+    let small = || EchoClient::new(world.channel().max_message(1_000));
+    check(small().call(half()).await.unwrap_err(), "limit of 1000");
+    let mut replies = small().download(EchoRequest { repeat: 2, ..half() }).await.unwrap().into_inner();
+    check(replies.message().await.unwrap_err(), "limit of 1000");
+    let requests = tokio_stream::iter([says("a"), says("b"), half(), says("c")]);
+    let mut replies = small().chat(requests).await.unwrap().into_inner();
+    for message in ["a", "b"] {
+        assert_eq!(replies.message().await.unwrap().unwrap().message, message, "what came before is read");
+    }
+    check(replies.message().await.unwrap_err(), "limit of 1000");
+    assert!(replies.message().await.unwrap().is_none());
+
+    let limit = 16 << 20;
+    let mut stub = EchoClient::new(world.channel().max_message(limit)).max_decoding_message_size(limit);
+    assert_eq!(stub.upload(halves()).await.unwrap().into_inner().payload.len(), 6_000_000);
+    assert_eq!(world.server.drain(Duration::from_secs(5)).await, 0, "answers that were cut have ended");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_too_long_to_be_written_is_resource_exhausted() {
+    let long = || EchoRequest { payload: vec![0; 101], ..says("") };
+    let world = World::of(
+        GrpcServices::default().add(EchoServer::new(Echo::default()).max_encoding_message_size(100)),
+    );
+    let world = world.await;
+    let mut stub = world.stub();
+    let mut refused = vec![stub.call(long()).await.unwrap_err()];
+    let mut replies = stub.chat(tokio_stream::once(long())).await.unwrap().into_inner();
+    refused.push(replies.message().await.unwrap_err());
+    for status in refused {
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+        assert!(status.message().contains("encoded message length too large"), "{status:?}");
+    }
+}
+
+/// Tools leave such streams open for as long as they run.
+#[tokio::test(start_paused = true)]
+async fn open_streams_of_reflection_and_health_do_not_hold_up_a_stop() {
+    let health = Health::default();
+    let services = GrpcServices::default().reflection().unwrap().health(&health);
+    let world = World::of(services).await;
+    let (send, requests) = tokio::sync::mpsc::channel(1);
+    let list = v1::server_reflection_request::MessageRequest::ListServices(String::new());
+    send.send(v1::ServerReflectionRequest { message_request: Some(list), ..Default::default() })
+        .await
+        .unwrap();
+    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+    let mut stub = v1::server_reflection_client::ServerReflectionClient::new(world.channel());
+    let mut newer = stub.server_reflection_info(requests).await.unwrap().into_inner();
+    assert!(newer.message().await.unwrap().is_some());
+    let mut stub = v1alpha::server_reflection_client::ServerReflectionClient::new(world.channel());
+    let mut older = stub.server_reflection_info(tokio_stream::pending()).await.unwrap().into_inner();
+    let mut stub = HealthClient::new(world.channel());
+    let mut watch = stub.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert!(watch.message().await.unwrap().is_some());
+
+    let started = Instant::now();
+    health.close();
+    assert_eq!(world.server.drain(Duration::from_secs(25)).await, 0);
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(newer.message().await.unwrap().is_none() && older.message().await.unwrap().is_none());
+    assert!(watch.message().await.unwrap().is_none());
+    drop(send);
 }
 
 #[tokio::test(start_paused = true)]
