@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::{
     BoxFuture, Code, Error,
-    call::{Body, Invocation, Reply, Verdict},
+    call::{Body, Call, Invocation, Reply, Verdict},
     cluster::Link,
 };
 
@@ -21,6 +21,12 @@ pub trait Protocol: Send + Sync + 'static {
 
     /// The verdict at the end of the body, with its trailers if it had any.
     fn judge_end(&self, status: StatusCode, trailers: Option<&HeaderMap>) -> Verdict;
+
+    /// How many bytes the body of the answer in `call` has, where its last byte is its end and its status has
+    /// said how it went: a reader may stop there. `None`, the default: only the end, or trailers, tell.
+    fn length(&self, _call: &Call) -> Option<u64> {
+        None
+    }
 
     /// Writes a refusal: what the other side gets instead of an answer.
     fn refuse(&self, error: &Error) -> (StatusCode, HeaderMap, Body);

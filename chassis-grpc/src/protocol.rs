@@ -208,6 +208,16 @@ mod tests {
         }
     }
 
+    /// What a proxy says of the length is no end: that is told by the trailers.
+    #[test]
+    fn a_length_says_nothing_of_how_a_call_went() {
+        use chassis_core::call::{Invocation, Operation, Target};
+        let call = Invocation::new(&GRPC, Target::new("stock", Operation::OTHER));
+        let (_fed, body) = chassis_core::testing::feed();
+        let reply = call.answered(StatusCode::OK, headers(&[("content-length", "5")]), body);
+        assert_eq!(Grpc.length(&reply), None);
+    }
+
     #[test]
     fn a_head_of_http_is_judged_by_the_table() {
         let table = [

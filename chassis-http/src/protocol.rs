@@ -3,7 +3,7 @@ use std::time::{Duration, SystemTime};
 
 use chassis_core::{
     Code, Error, Origin, Reason,
-    call::{Body, Verdict},
+    call::{Body, Call, Verdict},
     headers::find,
     protocol::{Protocol, Pushback},
 };
@@ -11,8 +11,12 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
     header::{CONTENT_TYPE, RETRY_AFTER},
 };
+use http_body::Body as _;
 
-use crate::problem::{Problem, code_of};
+use crate::{
+    h2,
+    problem::{Problem, code_of},
+};
 
 /// REST over HTTP, in any version.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,6 +48,14 @@ impl Protocol for Http {
 
     fn judge_end(&self, status: StatusCode, _trailers: Option<&HeaderMap>) -> Verdict {
         Verdict::answered(Code::from_http(status), status.as_u16())
+    }
+
+    /// As the head says, or else the body itself.
+    fn length(&self, call: &Call) -> Option<u64> {
+        match has_no_body(&call.method, call.status) {
+            true => Some(0),
+            false => h2::length(&call.metadata).or_else(|| call.body.size_hint().exact()),
+        }
     }
 
     fn refuse(&self, error: &Error) -> (StatusCode, HeaderMap, Body) {
@@ -82,6 +94,11 @@ impl Protocol for Http {
             status => status >= 500,
         }
     }
+}
+
+/// Does an answer end with its head, whatever that says of a body (RFC 9110, 6.4.1)?
+pub(crate) fn has_no_body(method: &Method, status: StatusCode) -> bool {
+    method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
 /// The status and the body that a fault asks for.

@@ -32,6 +32,7 @@ use tower::{Layer, Service};
 use crate::{
     HTTP, Problem, REFUSED, ServerConfig,
     limited::{Limited, Over},
+    protocol::has_no_body,
     server::{Answer, Connected, HttpService, Received, ServerBody},
     settings::TIMEOUT,
 };
@@ -222,10 +223,9 @@ impl Future for RestFuture {
     }
 }
 
-fn respond(mut reply: Reply) -> Response {
-    let (status, headers) = (reply.status, std::mem::take(&mut reply.metadata));
-    let extensions = std::mem::take(&mut reply.extensions);
-    let mut response = Response::new(axum::body::Body::new(reply.into_body()));
+fn respond(reply: Reply) -> Response {
+    let (status, headers, extensions, body) = reply.into_parts();
+    let mut response = Response::new(axum::body::Body::new(body));
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     *response.extensions_mut() = extensions;
@@ -288,9 +288,13 @@ where
             if contains(&head.headers, &REFUSED) {
                 head.headers.remove(REFUSED);
             }
-            let body = match is_nobodys(is_unmatched, &head, &call.method) && body.is_end_stream() {
-                true => explain(&mut head),
-                false => Body::eager(body, of_handler),
+            let body = if is_nobodys(is_unmatched, &head, &call.method) && body.is_end_stream() {
+                explain(&mut head)
+            } else if call.method != Method::HEAD && has_no_body(&call.method, head.status) {
+                Body::empty()
+            } else {
+                // Of an answer to HEAD axum wants to know how long its body would be.
+                Body::eager(body, of_handler)
             };
             let mut reply = call.answered(head.status, head.headers, body);
             reply.extensions = head.extensions;

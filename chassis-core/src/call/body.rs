@@ -41,7 +41,7 @@ enum Rest {
     Stream(Stream),
 }
 
-/// A boxed stream, and its exact size where that is known before it is first polled.
+/// A boxed stream, and how many bytes of it are still to come, where that was known before it was first polled.
 struct Stream {
     body: SyncWrapper<Pin<Box<dyn HttpBody<Data = Bytes, Error = Error> + Send>>>,
     size: Option<u64>,
@@ -263,10 +263,13 @@ impl HttpBody for Body {
                 Poll::Ready(Some(Ok(Frame::trailers(trailers))))
             }
             Rest::Stream(stream) => {
-                stream.size = None;
                 let frame = std::task::ready!(stream.body.get_mut().as_mut().poll_frame(cx));
-                if !matches!(frame, Some(Ok(_))) {
-                    self.rest = Rest::End;
+                match &frame {
+                    Some(Ok(frame)) => {
+                        let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+                        stream.size = stream.size.and_then(|size| size.checked_sub(length));
+                    }
+                    _ => self.rest = Rest::End,
                 }
                 Poll::Ready(frame)
             }

@@ -143,6 +143,8 @@ pub struct Details {
 pub struct ReplyBody {
     call: Box<Call>,
     timer: Option<Pin<Box<Sleep>>>,
+    /// How many bytes its reader still lacks, where the last of them is the end and nothing else tells it.
+    left: Option<u64>,
 }
 
 // === impl Invocation ===
@@ -299,13 +301,27 @@ impl Reply {
     /// Ends the answer here, unread: what it said so far is its verdict.
     pub fn discard(self) {}
 
-    /// The body as it leaves the pipeline; take `status`, `metadata` and `extensions` before.
+    /// The body as it leaves the pipeline; take `status` and `extensions` before. An answer whose `metadata`
+    /// tells how long it is has to keep that until here: [`into_parts`](Self::into_parts) does.
     pub fn into_body(self) -> ReplyBody {
         let mut call = self.0;
+        let mut left = None;
         if call.body.is_end_stream() {
             call.end();
+        } else if call.completion.verdict().is_none() {
+            left = call.protocol.length(&call);
+            if left == Some(0) {
+                call.finish(None);
+            }
         }
-        ReplyBody { call, timer: None }
+        ReplyBody { call, timer: None, left }
+    }
+
+    /// Status, metadata and extensions of the answer, and its body as it leaves the pipeline.
+    pub fn into_parts(mut self) -> (StatusCode, HeaderMap, http::Extensions, ReplyBody) {
+        let (status, extensions) = (self.status, std::mem::take(&mut self.extensions));
+        let mut body = self.into_body();
+        (status, std::mem::take(&mut body.call.metadata), extensions, body)
     }
 }
 
@@ -525,6 +541,14 @@ impl ReplyBody {
         self.call.settle(Verdict::of(error));
     }
 
+    /// Counts what its reader gets. `true`: that was the last byte. Readers stop there, as HTTP/1.1 does where
+    /// it knows the length, and do not look at the end.
+    fn deliver(&mut self, frame: &Frame<bytes::Bytes>) -> bool {
+        let Some(left) = &mut self.left else { return false };
+        *left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len() as u64));
+        *left == 0
+    }
+
     fn expire(&mut self) -> Error {
         let message = "the deadline passed before the answer was whole";
         let error = Error::remote(Reason::DeadlineExceeded, message);
@@ -550,7 +574,7 @@ impl http_body::Body for ReplyBody {
                 Poll::Ready(Some(Err(this.expire())))
             }
             Poll::Ready(Some(Ok(frame))) => {
-                if frame.is_trailers() || this.call.body.is_end_stream() {
+                if this.deliver(&frame) || frame.is_trailers() || this.call.body.is_end_stream() {
                     this.call.finish(frame.trailers_ref());
                 }
                 Poll::Ready(Some(Ok(frame)))

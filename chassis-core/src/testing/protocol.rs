@@ -1,11 +1,11 @@
 //! A protocol that is nothing but what the pipeline needs of one.
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::CONTENT_LENGTH};
 
 use crate::{
     Code, Error, Reason,
-    call::{Body, Verdict},
+    call::{Body, Call, Verdict},
     protocol::{Protocol, Pushback},
 };
 
@@ -58,6 +58,11 @@ impl Protocol for TestProtocol {
             }
             None => Verdict::answered(Code::from_http(status), status.as_u16()),
         }
+    }
+
+    /// As `content-length` says.
+    fn length(&self, call: &Call) -> Option<u64> {
+        call.metadata.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
     }
 
     fn refuse(&self, error: &Error) -> (StatusCode, HeaderMap, Body) {

@@ -108,6 +108,44 @@ async fn streams_are_judged_by_trailers_errors_or_their_end() {
     }
 }
 
+/// Over HTTP/1.1 nobody reads on behind the last byte of a body whose length is known: each download was
+/// taken for one that its reader had given up.
+#[tokio::test(start_paused = true)]
+async fn whoever_stops_at_the_length_has_the_whole_answer() {
+    const CANCELLED: (Code, Option<Reason>) = (Code::Cancelled, Some(Reason::Cancelled));
+    for settings in [json!({ "retry": "off" }), json!({ "retry": { "attempts": 3 } })] {
+        for (length, read, expected) in [
+            ("6", 2, (Code::Ok, None)),
+            ("5", 2, (Code::Ok, None)),
+            ("0", 0, (Code::Ok, None)),
+            ("6", 1, CANCELLED),
+            ("7", 2, CANCELLED),
+            ("6", 0, CANCELLED),
+            ("", 2, CANCELLED),
+            ("many", 2, CANCELLED),
+        ] {
+            let (fed, body) = feed();
+            let body = std::sync::Mutex::new(Some(body));
+            let bench = Bench::new(move |_| {
+                let answer = Answer::streaming(body.lock().unwrap().take().unwrap());
+                answer.with(http::header::CONTENT_LENGTH, length)
+            });
+            bench.stock(settings.clone());
+            let ear = Ear::new();
+            let (_, metadata, _, mut body) = listen(&bench, get(), &ear).await.unwrap().into_parts();
+            assert_eq!(metadata["content-length"], length);
+            for _ in 0..read {
+                fed.send("abc");
+                assert_eq!(frame(&mut body).await.unwrap().unwrap().unwrap(), "abc");
+            }
+            drop(body);
+            ear.heard(&[expected], 1);
+            let (well, node) = (u64::from(expected.0 == Code::Ok), bench.node("a"));
+            assert_eq!((node.in_flight, node.successes), (0, well), "{length} {read}");
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn dropped_before_its_time_blames_nobody() {
     let bench = Bench::new(|_| Answer::hang());

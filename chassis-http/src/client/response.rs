@@ -22,10 +22,9 @@ pub struct Response {
 // === impl Response ===
 
 impl Response {
-    pub(super) fn new(mut reply: Reply, max_body: usize) -> Self {
-        let (headers, extensions) =
-            (std::mem::take(&mut reply.metadata), std::mem::take(&mut reply.extensions));
-        Response { status: reply.status, headers, extensions, body: reply.into_body(), max_body }
+    pub(super) fn new(reply: Reply, max_body: usize) -> Self {
+        let (status, headers, extensions, body) = reply.into_parts();
+        Response { status, headers, extensions, body, max_body }
     }
 
     /// The status.
