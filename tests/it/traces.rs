@@ -53,6 +53,32 @@ both! {
 }
 
 both! {
+    /// Of two parents neither is one, and what is not known of the flags ends at the next hop.
+    async fn what_is_no_parent_is_not_handed_on(wire: Wire) {
+        let mesh = Mesh::new();
+        let stock = mesh.start("stock", "stock-1").await;
+        let caller = mesh.caller("").await;
+        let two = || {
+            let other = PARENT.replace("4bf9", "4bf8");
+            Ask::to("stock").header("traceparent", PARENT).header("traceparent", &other).header("tracestate", "a=1")
+        };
+        assert!(caller.call(wire, two()).await.is_ok());
+        let headers = stock.last().headers;
+        assert!(!headers.contains_key("traceparent") && !headers.contains_key("tracestate"), "{headers:?}");
+        caller.push("telemetry: { sample: 100% }").await.applied();
+        assert!(caller.call(wire, two()).await.is_ok());
+        let headers = stock.last().headers;
+        assert_ne!(&parent(&headers).0[4..], &TRACE[4..], "a new trace");
+        assert!(!headers.contains_key("tracestate"));
+        let flagged = PARENT.replace("-01", "-ff");
+        assert!(caller.call(wire, Ask::to("stock").header("traceparent", &flagged)).await.is_ok());
+        let headers = stock.last().headers;
+        let said = headers["traceparent"].to_str().unwrap();
+        assert!(said.contains(TRACE) && said.ends_with("-03"), "{said}");
+    }
+}
+
+both! {
     async fn baggage_needs_no_trace(wire: Wire) {
         let mesh = Mesh::new();
         let ledger = mesh.start("ledger", "ledger-1").await;

@@ -30,7 +30,7 @@ pub struct TraceContext {
     pub trace_id: u128,
     /// The current span; never 0.
     pub span_id: u64,
-    /// The flags of `traceparent`: bit 0 says sampled.
+    /// The flags of `traceparent` that are known: bit 0 says sampled, bit 1 that the trace's id is random.
     pub flags: u8,
     /// What other tracers want handed on.
     pub state: Option<HeaderValue>,
@@ -64,6 +64,9 @@ const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// What applications want handed on, with a trace or without one.
 pub(super) const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 
+/// Sampled (0x01) and random (0x02). What else may come to mean something is not ours to say (W3C: zero).
+const KNOWN_FLAGS: u8 = 0x03;
+
 /// Longer baggage and state are not handed on: W3C's bound, so that no caller makes us carry more.
 pub(super) const LONGEST: usize = 8192;
 
@@ -78,10 +81,11 @@ impl TraceLayer {
     /// Makes `call` part of the trace that its headers name, of the one it inherits, or of a new one.
     #[inline]
     fn stamp(call: &mut Invocation) {
+        let call = &mut **call;
         let common = &call.policy.common;
         // Hardly any call has one.
         let comes = headers::contains(&call.metadata, &TRACEPARENT);
-        let parent = if comes { TraceContext::read(&call.metadata) } else { None };
+        let parent = if comes { TraceContext::take(&mut call.metadata) } else { None };
         let trace = match (parent, &call.trace) {
             (Some(parent), _) => parent.child(&common.random),
             (None, Some(parent)) => parent.child(&common.random),
@@ -181,10 +185,24 @@ impl TraceContext {
         TraceContext { span_id: random.next_u64().max(1), ..self.clone() }
     }
 
-    /// From `traceparent` and `tracestate`; a malformed parent is no parent, as W3C has it.
+    /// From `traceparent` and `tracestate`; a malformed parent is no parent, as W3C has it, and of several none is.
     pub fn read(metadata: &HeaderMap) -> Option<Self> {
         let (trace_id, span_id, flags) = parse(headers::find(metadata, &TRACEPARENT)?.as_bytes())?;
-        Some(TraceContext { trace_id, span_id, flags, state: state(metadata) })
+        let is_repeated = || metadata.get_all(TRACEPARENT).iter().count() > 1;
+        if metadata.len() > metadata.keys_len() && is_repeated() {
+            return None;
+        }
+        Some(TraceContext { trace_id, span_id, flags: flags & KNOWN_FLAGS, state: state(metadata) })
+    }
+
+    /// The same; what is no parent goes no further, nor does the state that belongs to it.
+    fn take(metadata: &mut HeaderMap) -> Option<Self> {
+        let parent = TraceContext::read(metadata);
+        if parent.is_none() {
+            metadata.remove(TRACEPARENT);
+            metadata.remove(TRACESTATE);
+        }
+        parent
     }
 
     /// Writes the headers, `span_id` being the span of the attempt.
@@ -247,6 +265,23 @@ mod tests {
         ] {
             assert_eq!(parse(bad.as_bytes()), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn of_several_parents_none_is_and_unknown_flags_end_here() {
+        const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-";
+        let read = |flags: &[&str]| {
+            let parents = flags.iter().map(|f| HeaderValue::try_from(format!("{PARENT}{f}")).unwrap());
+            let mut metadata: HeaderMap = parents.map(|parent| (TRACEPARENT, parent)).collect();
+            metadata.insert(TRACESTATE, HeaderValue::from_static("a=1"));
+            let flags = TraceContext::take(&mut metadata).map(|parent| parent.flags);
+            (flags, metadata.len())
+        };
+        for (said, known) in [("00", 0), ("01", 1), ("02", 2), ("03", 3), ("ff", 3), ("fc", 0), ("05", 1)] {
+            assert_eq!(read(&[said]), (Some(known), 2), "{said}");
+        }
+        assert_eq!(read(&["01", "01"]), (None, 0));
+        assert_eq!(read(&["01-more"]), (None, 0));
     }
 
     #[test]
