@@ -9,6 +9,7 @@ mod failure;
 mod frames;
 mod h1;
 mod h2;
+mod hop;
 mod limited;
 mod outgoing;
 mod problem;

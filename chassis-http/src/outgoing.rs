@@ -2,12 +2,12 @@
 use chassis_core::call::{Abort, Body, Invocation};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Uri,
-    header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING, UPGRADE},
+    header::{CONTENT_LENGTH, HOST},
     uri::{Authority, PathAndQuery, Scheme},
 };
 use http_body::Body as _;
 
-use crate::{ClientConfig, settings::TIMEOUT};
+use crate::{ClientConfig, hop, settings::TIMEOUT};
 
 /// How requests to one endpoint are written.
 #[derive(Clone, Debug)]
@@ -34,9 +34,6 @@ pub(crate) struct OutgoingH2 {
     pub(crate) is_whole: bool,
 }
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-
 // === impl Form ===
 
 impl Form {
@@ -59,12 +56,15 @@ impl Form {
     pub(crate) fn write_h2(&self, call: &mut Invocation) -> OutgoingH2 {
         let mut uri = http::uri::Parts::default();
         uri.scheme = Some(Scheme::HTTP);
-        uri.authority = Some(self.authority.clone());
+        let is_odd = |(name, value)| hop::is_field_h2(name, value) || name == HOST;
+        uri.authority = Some(match call.metadata.iter().any(is_odd) {
+            true => self.tidy_h2(&mut call.metadata),
+            false => self.authority.clone(),
+        });
         uri.path_and_query = Some(path_of(&call.uri));
         let uri = Uri::from_parts(uri).expect("scheme, authority and path are a URI");
         self.rename_timeout(call);
         let body = std::mem::take(&mut call.body);
-        strip(&mut call.metadata);
         if self.sized {
             set_length(call, &body);
         }
@@ -73,6 +73,15 @@ impl Form {
         *head.uri_mut() = uri;
         *head.headers_mut() = std::mem::take(&mut call.metadata);
         OutgoingH2 { is_whole: self.sized && body.is_end_stream(), head, body }
+    }
+
+    /// Takes out what is about the connection, and the host, which is the authority there: HTTP/2 says it once.
+    #[cold]
+    fn tidy_h2(&self, headers: &mut HeaderMap) -> Authority {
+        hop::take_out(headers, true);
+        let host = headers.remove(HOST).filter(|host| hop::is_host(host.as_bytes()));
+        host.and_then(|host| Authority::try_from(host.as_bytes()).ok())
+            .unwrap_or_else(|| self.authority.clone())
     }
 
     /// The same with the URI as HTTP/1.1 has it, which needs a `Host`.
@@ -93,6 +102,8 @@ impl Form {
         *request.method_mut() = call.method.clone();
         *request.uri_mut() = uri;
         self.rename_timeout(call);
+        hop::strip_h1(&mut call.metadata);
+        hop::merge(&mut call.metadata);
         *request.headers_mut() = std::mem::take(&mut call.metadata);
         Outgoing { request, abort }
     }
@@ -102,22 +113,6 @@ impl Form {
             && let Some(timeout) = call.metadata.remove(TIMEOUT)
         {
             call.metadata.insert(name.clone(), timeout);
-        }
-    }
-}
-
-/// Takes out the headers of HTTP/1.1 that are about one connection, which HTTP/2 does not have. Hardly
-/// ever is there one: a look at each name costs less than looking for each of these.
-pub(crate) fn strip(headers: &mut HeaderMap) {
-    const NAMES: [HeaderName; 5] = [CONNECTION, TRANSFER_ENCODING, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION];
-    let is_odd = |(name, value): (&HeaderName, &HeaderValue)| match name {
-        name if *name == TE => value != "trailers",
-        name => NAMES.contains(name),
-    };
-    if headers.iter().any(is_odd) {
-        NAMES.into_iter().for_each(|name| drop(headers.remove(name)));
-        if headers.get(TE).is_some_and(|te| te != "trailers") {
-            headers.remove(TE);
         }
     }
 }
@@ -157,25 +152,66 @@ mod tests {
         }
     }
 
+    const ODD: [(&str, &str); 6] = [
+        ("connection", "close, x-own"),
+        ("keep-alive", "timeout=5"),
+        ("x-own", "1"),
+        ("cookie", "a=1"),
+        ("cookie", "b=2"),
+        ("host", "shop.example:8080"),
+    ];
+
+    fn call(fields: &[(&'static str, &'static str)]) -> Invocation {
+        let mut call = Invocation::new(&HTTP, Target::new("stock", Operation::OTHER));
+        for (name, value) in fields {
+            call.metadata.append(*name, HeaderValue::from_static(value));
+        }
+        call.body = Body::full("hello");
+        call
+    }
+
+    fn said(headers: &HeaderMap) -> Vec<(&str, &str)> {
+        let mut said: Vec<_> = headers.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap())).collect();
+        said.sort_unstable();
+        said
+    }
+
     #[test]
     fn over_http2_nothing_is_said_of_the_connection_and_only_rest_says_how_long_its_body_is() {
-        let text = HeaderValue::from_static;
         for (sized, te, expected) in [
-            (true, "gzip", &[("content-length", "5")][..]),
-            (false, "gzip", &[]),
-            (false, "trailers", &[("te", "trailers")]),
+            (true, "gzip", &[("content-length", "5"), ("cookie", "a=1"), ("cookie", "b=2")][..]),
+            (false, "gzip", &[("cookie", "a=1"), ("cookie", "b=2")]),
+            (false, "trailers", &[("cookie", "a=1"), ("cookie", "b=2"), ("te", "trailers")]),
         ] {
-            let mut call = Invocation::new(&HTTP, Target::new("stock", Operation::OTHER));
-            call.metadata.insert(CONNECTION, text("close"));
-            call.metadata.append(KEEP_ALIVE, text("timeout=5"));
-            call.metadata.insert(TE, text(te));
-            call.body = Body::full("hello");
+            let mut call = call(&[&ODD[..], &[("te", te)]].concat());
             let out = Form::new("stock", sized, &ClientConfig::default()).write_h2(&mut call);
-            let headers = out.head.headers().iter();
-            let headers: Vec<_> =
-                headers.map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
-            assert_eq!(headers, expected);
+            assert_eq!(said(out.head.headers()), expected);
+            assert_eq!(out.head.uri().authority().unwrap(), "shop.example:8080", "it is said once");
         }
+    }
+
+    #[test]
+    fn the_authority_is_the_services_name_unless_the_caller_chose_another() {
+        for (hosts, expected) in [
+            (&[][..], "stock"),
+            (&[("host", "a.b"), ("host", "c.d")], "a.b"),
+            (&[("host", "user@a.b")], "stock"),
+            (&[("te", "trailers")], "stock"),
+        ] {
+            let out = Form::new("stock", true, &ClientConfig::default()).write_h2(&mut call(hosts));
+            assert_eq!(out.head.uri().authority().unwrap(), expected);
+            assert!(!out.head.headers().contains_key(HOST));
+        }
+    }
+
+    #[test]
+    fn over_http1_nothing_is_said_of_the_connection_and_there_is_one_cookie_and_one_host() {
+        let form = Form::new("stock", true, &ClientConfig::default());
+        let out =
+            form.write_origin(&mut call(&[&ODD[..], &[("te", "trailers"), ("host", "other")]].concat()));
+        assert_eq!(said(out.request.headers()), [("cookie", "a=1; b=2"), ("host", "shop.example:8080")]);
+        let out = form.write_origin(&mut call(&[]));
+        assert_eq!(said(out.request.headers()), [("host", "stock")]);
     }
 
     #[test]

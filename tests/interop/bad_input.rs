@@ -97,6 +97,11 @@ async fn malformed_requests() {
         with("content-length: 99999999999999999999999\r\n\r\n"),
         with("transfer-encoding: chunked, gzip\r\n\r\n"),
         with("transfer-encoding: gzip\r\n\r\n"),
+        with("transfer-encoding: chunked, chunked\r\n\r\n0\r\n\r\n"),
+        with("host: y\r\n\r\n"),
+        "GET /hello/you HTTP/1.1\r\n\r\n".to_owned(),
+        "GET /hello/you HTTP/1.1\r\nhost:\r\n\r\n".to_owned(),
+        "GET /hello/you HTTP/1.1\r\nhost: user@x\r\n\r\n".to_owned(),
     ];
     for request in bad {
         let said = exchange(&world.ports[1], request.as_bytes()).await;

@@ -14,7 +14,7 @@ use chassis_core::{
     call::{Body, CallOptions, Invocation, Operation, ReplyBody, Target},
     pipeline::Pipeline,
 };
-use http::{Method, Request};
+use http::{Method, Request, header::HOST};
 use tower_service::Service;
 
 pub use self::{request::RequestBuilder, response::Response};
@@ -35,7 +35,8 @@ use crate::{ClientConfig, HTTP};
 ///
 /// It is a `tower::Service` of `http::Request`, too. There the operation's name is the [`Operation`]
 /// among the request's extensions, `_OTHER` where there is none; [`CallOptions`] are taken from there
-/// likewise. Of the URI, path and query count.
+/// likewise. Of the URI, path and query count; neither its authority nor a `Host` header goes out, but the
+/// service's name: a request that came in can be passed on as it is.
 #[derive(Clone)]
 pub struct HttpClient {
     service: Arc<str>,
@@ -123,6 +124,7 @@ where
         call.method = head.method;
         call.uri = head.uri;
         call.metadata = head.headers;
+        call.metadata.remove(HOST);
         call.extensions = head.extensions;
         call.body = Body::eager(body, of_body);
         let sent = self.clone().send(call);

@@ -24,7 +24,7 @@ use self::pool::{Lease, Pool};
 use crate::{
     ClientConfig,
     connector::Connector,
-    failure,
+    failure, hop,
     outgoing::{self, Outgoing},
 };
 
@@ -97,7 +97,8 @@ async fn send(pool: Arc<Pool>, mut call: Invocation) -> Result<Reply, Error> {
                     call.set_request_abort(abort);
                 }
                 let lease = permit.take().map(|permit| Lease::new(pool.clone(), sender, permit));
-                let (head, body) = response.into_parts();
+                let (mut head, body) = response.into_parts();
+                hop::strip_h1(&mut head.headers);
                 let body = Body::eager(Held { body, lease, ended: false }, failure::of_answer);
                 return Ok(call.answered(head.status, head.headers, body));
             }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use chassis_core::{BoxError, tasks::Aside};
-use http::{Extensions, Request, Response, StatusCode};
+use http::{Extensions, HeaderValue, Request, Response, StatusCode, header::CONNECTION};
 use hyper::{body::Incoming, server::conn};
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -18,11 +18,19 @@ use super::{
     activity::{Act, Activity, InFlight, Watch},
     body::{ServerBody, Tracked},
     h2::Http2,
+    head::{Refused, switches_no_protocol, tidy_h1},
     io::{Heard, Opened, Opening, Version},
     received::Received,
     service::{Answer, Connected, is_grpc},
 };
-use crate::{Problem, ServerConfig, connector::Stream, frames::Frames, silence::Silence, turns::Turns};
+use crate::{
+    Problem, ServerConfig,
+    connector::Stream,
+    frames::Frames,
+    hop,
+    silence::Silence,
+    turns::Turns,
+};
 
 /// The requests of one connection.
 pub(super) struct Requests {
@@ -37,6 +45,8 @@ pub(super) struct Requests {
 pub(super) struct Answering {
     answer: Option<Answer>,
     in_flight: Option<InFlight>,
+    /// Over HTTP/1.1 hyper writes what is about the connection, and nobody else.
+    is_h1: bool,
 }
 
 /// A connection that can be asked to go.
@@ -171,8 +181,14 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
     type Future = Answering;
 
     fn call(&self, request: Request<Incoming>) -> Answering {
-        let is_grpc = is_grpc(request.headers());
-        self.answer(request.map(Received::h1), is_grpc)
+        let (mut head, body) = request.into_parts();
+        let tidied = tidy_h1(&mut head);
+        let is_grpc = is_grpc(&head.headers);
+        let answering = match tidied {
+            Ok(()) => self.answer(Request::from_parts(head, Received::h1(body)), is_grpc),
+            Err(refused) => self.refuse(refused),
+        };
+        Answering { is_h1: true, ..answering }
     }
 }
 
@@ -185,7 +201,17 @@ impl Requests {
             some => drop(some.insert(self.connected.clone())),
         }
         let answer = catch_unwind(AssertUnwindSafe(|| self.port.mux.call(request, is_grpc))).ok();
-        Answering { answer, in_flight }
+        Answering { answer, in_flight, is_h1: false }
+    }
+
+    /// Tells the caller why its request is served by nobody. Over HTTP/1.1 the connection ends with that: who
+    /// reads a head in another way may read other requests behind it, too.
+    #[cold]
+    pub(super) fn refuse(&self, refused: Refused) -> Answering {
+        let mut response = refused.into_problem().into_http().map(ServerBody::from);
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        let answer: Answer = Box::pin(std::future::ready(response));
+        Answering { answer: Some(answer), in_flight: Some(self.activity.begin()), is_h1: false }
     }
 }
 
@@ -200,7 +226,7 @@ impl Future for Answering {
             Some(answer) => catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(cx))).map_err(drop),
             None => Err(()),
         };
-        let response = match answered {
+        let mut response = match answered {
             Ok(polled) => ready!(polled),
             Err(()) => {
                 tracing::error!("a handler panicked");
@@ -209,6 +235,13 @@ impl Future for Answering {
             }
         };
         self.answer = None;
+        if response.status().is_informational() {
+            // hyper would hand the connection to whoever took it over, and nobody does.
+            response = switches_no_protocol().into_http().map(ServerBody::from);
+        }
+        if self.is_h1 {
+            hop::strip_answer(response.status(), response.headers_mut());
+        }
         let in_flight = self.in_flight.take().expect("a future is not polled after its end");
         Poll::Ready(Ok(response.map(|body| Tracked::new(body, in_flight))))
     }

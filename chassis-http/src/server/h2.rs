@@ -26,13 +26,14 @@ use super::{
     Port,
     body::Tracked,
     connection::{Answering, Requests},
+    head::tidy_h2,
     io::Opened,
     received::Received,
     service::is_grpc,
 };
 use crate::{
     h2::{Pump, length},
-    outgoing::strip,
+    hop,
     silence::Silence,
     turns::Turns,
 };
@@ -82,12 +83,16 @@ impl Http2 {
     }
 
     fn serve(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
+        let tidied = tidy_h2(&mut head);
         let is_grpc = is_grpc(&head.headers);
         // gRPC has no use for these.
         let (length, dated) = if is_grpc { (None, false) } else { (length(&head.headers), true) };
         let request = Request::from_parts(head, Received::h2(body, length));
-        let state = State::Answering(self.requests.answer(request, is_grpc));
+        let state = State::Answering(match tidied {
+            Ok(()) => self.requests.answer(request, is_grpc),
+            Err(refused) => self.requests.refuse(refused),
+        });
         // It ends with its connection.
         tokio::spawn(Exchange { respond, state, dated });
     }
@@ -132,7 +137,7 @@ impl Exchange {
     /// Sends the head; gives back what sends the rest, if there is any.
     fn answer(&mut self, response: Response<Tracked>) -> Option<Pump<Tracked>> {
         let (mut head, body) = response.into_parts();
-        strip(&mut head.headers);
+        hop::strip_h2(&mut head.headers);
         if self.dated {
             head.headers.entry(DATE).or_insert_with(date);
         }

@@ -5,6 +5,7 @@ mod activity;
 mod body;
 mod connection;
 mod h2;
+mod head;
 mod io;
 mod received;
 mod service;

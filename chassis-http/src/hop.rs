@@ -1,0 +1,228 @@
+//! Header fields that are about one connection: each hop ends them (RFC 9110, 7.6.1). And those that HTTP/1.1
+//! has once, where HTTP/2 may carry them in parts.
+use http::{
+    HeaderMap, HeaderName, HeaderValue, StatusCode,
+    header::{
+        CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
+        VIA,
+    },
+};
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
+const TRAILERS: &str = "trailers";
+
+/// Is `name` always about one connection, whatever `Connection` says?
+#[inline]
+pub(crate) fn is_field(name: &HeaderName) -> bool {
+    const NAMES: [HeaderName; 6] = [CONNECTION, TRANSFER_ENCODING, UPGRADE, TE, KEEP_ALIVE, PROXY_CONNECTION];
+    NAMES.contains(name)
+}
+
+/// The same over HTTP/2, which has `te: trailers`.
+#[inline]
+pub(crate) fn is_field_h2(name: &HeaderName, value: &HeaderValue) -> bool {
+    is_field(name) && !(name == TE && value == TRAILERS)
+}
+
+/// Takes such fields out of what goes over HTTP/2. Hardly ever is there one: a look at each name costs less
+/// than looking for each of these.
+pub(crate) fn strip_h2(headers: &mut HeaderMap) {
+    if headers.iter().any(|(name, value)| is_field_h2(name, value)) {
+        take_out(headers, true);
+    }
+}
+
+/// Takes such fields out of what came, or goes, over HTTP/1.1.
+pub(crate) fn strip_h1(headers: &mut HeaderMap) {
+    if headers.keys().any(is_field) {
+        take_out(headers, false);
+    }
+}
+
+/// The same for the answer of a handler, whose wish to close the connection stays, and with 426 what it wants
+/// to be asked in.
+pub(crate) fn strip_answer(status: StatusCode, headers: &mut HeaderMap) {
+    if headers.keys().any(is_field) {
+        let closes = has_token(headers, &CONNECTION, "close");
+        let upgrade = headers.get(UPGRADE).filter(|_| status == StatusCode::UPGRADE_REQUIRED).cloned();
+        take_out(headers, false);
+        if let Some(upgrade) = upgrade {
+            headers.insert(UPGRADE, upgrade);
+            headers.append(CONNECTION, HeaderValue::from_static("upgrade"));
+        }
+        if closes {
+            headers.append(CONNECTION, CLOSE);
+        }
+    }
+}
+
+/// Takes them out, and the fields that `Connection` names.
+#[cold]
+pub(crate) fn take_out(headers: &mut HeaderMap, keeps_te: bool) {
+    let named = tokens(headers, &CONNECTION).filter_map(|token| HeaderName::from_bytes(token).ok());
+    let named: Vec<_> = named.filter(|name| !is_protected(name)).collect();
+    let te = headers.get(TE).filter(|te| keeps_te && *te == TRAILERS).cloned();
+    named.iter().for_each(|name| drop(headers.remove(name)));
+    for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE, TE, KEEP_ALIVE, PROXY_CONNECTION] {
+        headers.remove(name);
+    }
+    te.into_iter().for_each(|te| drop(headers.insert(TE, te)));
+}
+
+/// Makes one field of several where HTTP/1.1, and whoever handles a request, knows one: the parts of a cookie
+/// are joined (RFC 9113, 8.2.3), the first host stays.
+pub(crate) fn merge(headers: &mut HeaderMap) {
+    // Hardly any head says anything twice, which two numbers tell.
+    if headers.len() > headers.keys_len() {
+        merge_repeated(headers);
+    }
+}
+
+#[cold]
+fn merge_repeated(headers: &mut HeaderMap) {
+    let crumbs: Vec<_> = headers.get_all(COOKIE).iter().collect();
+    if crumbs.len() > 1 {
+        let is_sensitive = crumbs.iter().any(|crumb| crumb.is_sensitive());
+        let joined = crumbs.iter().map(|crumb| crumb.as_bytes()).collect::<Vec<_>>().join(&b"; "[..]);
+        // Parts of a header's value make one.
+        if let Ok(mut cookie) = HeaderValue::from_bytes(&joined) {
+            cookie.set_sensitive(is_sensitive);
+            headers.insert(COOKIE, cookie);
+        }
+    }
+    if headers.get_all(HOST).iter().count() > 1
+        && let Some(host) = headers.remove(HOST)
+    {
+        headers.insert(HOST, host);
+    }
+}
+
+/// The members of a list that may be in several fields.
+pub(crate) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    let values = headers.get_all(name).iter();
+    let parts = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    parts.map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
+}
+
+/// Is `token` one of them, in any case?
+pub(crate) fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    tokens(headers, name).any(|one| one.eq_ignore_ascii_case(token.as_bytes()))
+}
+
+/// May `host` be the authority of a request: a name or an address, perhaps a port, and no user
+/// (RFC 9112, 3.2; RFC 9113, 8.3.1)?
+pub(crate) fn is_host(host: &[u8]) -> bool {
+    let (name, port) = match host {
+        [b'[', rest @ ..] => match rest.iter().position(|byte| *byte == b']') {
+            Some(end) => (&rest[..end], &rest[end + 1..]),
+            None => return false,
+        },
+        _ => host.split_at(host.iter().position(|byte| *byte == b':').unwrap_or(host.len())),
+    };
+    let is_address = host.first() == Some(&b'[');
+    let is_of_name = |byte: &u8| match byte {
+        b':' => is_address,
+        byte => byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(byte),
+    };
+    let is_port = match port {
+        [] => true,
+        [b':', digits @ ..] => digits.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    !name.is_empty() && name.iter().all(is_of_name) && is_port
+}
+
+/// Who a caller is, whom it speaks for, where it comes from and what its message is: a caller that names such a
+/// field in `Connection` would have us drop what a proxy before us has put there.
+fn is_protected(name: &HeaderName) -> bool {
+    const NAMES: [HeaderName; 6] = [HOST, COOKIE, SET_COOKIE, VIA, CONTENT_LENGTH, CONTENT_TYPE];
+    const ENDS_TO_ENDS: [&str; 5] = ["traceparent", "tracestate", "baggage", "true-client-ip", "x-client-ip"];
+    const BEGINNINGS: [&str; 5] = ["content-", "grpc-", "x-chassis-", "x-real-ip", "x-request-"];
+    let text = name.as_str();
+    NAMES.contains(name)
+        || ENDS_TO_ENDS.contains(&text)
+        || BEGINNINGS.iter().any(|beginning| text.starts_with(beginning))
+        || text.contains("auth")
+        || text.contains("forwarded")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(fields: &[(&'static str, &str)]) -> HeaderMap {
+        let field = |(name, value): &(&'static str, &str)| {
+            (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())
+        };
+        fields.iter().map(field).collect()
+    }
+
+    fn names(headers: &HeaderMap) -> Vec<&str> {
+        headers.keys().map(HeaderName::as_str).collect()
+    }
+
+    #[test]
+    fn what_connection_names_ends_here_unless_it_says_who_somebody_is() {
+        let kept =
+            ["authorization", "x-forwarded-for", "forwarded", "cookie", "x-chassis-caller", "x-auth-user"];
+        let mut all = headers(&[
+            ("connection", "close, X-One,,Authorization, x-forwarded-for"),
+            ("connection", "X-Two, Forwarded, cookie,no name, x-chassis-caller, x-auth-user, TE"),
+            ("x-one", "1"),
+            ("x-two", "2"),
+            ("x-two", "3"),
+            ("x-three", "3"),
+            ("te", "trailers"),
+            ("upgrade", "h2c"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "close"),
+            ("transfer-encoding", "chunked"),
+        ]);
+        kept.iter().for_each(|name| drop(all.insert(*name, HeaderValue::from_static("kept"))));
+        strip_h1(&mut all);
+        let mut left = names(&all);
+        left.sort_unstable();
+        let mut expected = [&kept[..], &["x-three"]].concat();
+        expected.sort_unstable();
+        assert_eq!(left, expected);
+    }
+
+    #[test]
+    fn an_answer_may_close_its_connection_and_ask_for_another_protocol() {
+        let all = [("connection", "Close, x-one, upgrade"), ("upgrade", "TLS/1.3"), ("x-one", "1")];
+        let stripped = |status| {
+            let mut all = headers(&all);
+            strip_answer(status, &mut all);
+            let said: Vec<_> =
+                all.get_all(CONNECTION).iter().map(|v| v.to_str().unwrap().to_owned()).collect();
+            (said.join(", "), all.contains_key(UPGRADE), all.contains_key("x-one"))
+        };
+        assert_eq!(stripped(StatusCode::OK), ("close".to_owned(), false, false));
+        assert_eq!(stripped(StatusCode::UPGRADE_REQUIRED), ("upgrade, close".to_owned(), true, false));
+    }
+
+    #[test]
+    fn crumbs_are_one_cookie_and_stay_secret() {
+        let mut all = headers(&[("cookie", "a=1"), ("x-more", "1"), ("x-more", "2"), ("cookie", "b=2; c=3")]);
+        all.get_mut(COOKIE).unwrap().set_sensitive(true);
+        merge(&mut all);
+        let cookies: Vec<_> = all.get_all(COOKIE).iter().collect();
+        assert_eq!(cookies, ["a=1; b=2; c=3"]);
+        assert!(cookies[0].is_sensitive());
+        assert_eq!(all.get_all("x-more").iter().count(), 2);
+    }
+
+    #[test]
+    fn hosts() {
+        for good in ["x", "x.y-z_", "x:80", "x:", "127.0.0.1:8080", "[::1]", "[::1]:80", "%41", "a,b"] {
+            assert!(is_host(good.as_bytes()), "{good}");
+        }
+        for bad in
+            ["", ":80", "u@x", "u:p@x", "x:8a", "x/y", "x y", "x?y", "[::1", "[]:80", "::1", "[::1]x", "ä"]
+        {
+            assert!(!is_host(bad.as_bytes()), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Heads of requests and answers as they cross a server: what is refused, and what ends here.
+use axum::{Router, extract::Request, response::IntoResponse, routing::any};
+use chassis_core::{Runtime, call::Body, protocol::Leaf};
+use chassis_http::{ClientConfig, H2Leaf, RestLayer, ServerConfig, server::Server};
+use http::{HeaderValue, Method, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::{World, call, read};
+
+/// Tells a request's fields, and its body's length.
+async fn tells(request: Request) -> String {
+    let (head, body) = request.into_parts();
+    let mut fields: Vec<_> =
+        head.headers.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap())).collect();
+    fields.sort();
+    let body = axum::body::to_bytes(body, 1_000).await.map_or(-1, |body| body.len() as i64);
+    format!("{} {body}", fields.join("|"))
+}
+
+fn serve(world: &World) -> Server {
+    let relayed = async || {
+        let fields = [
+            ("connection", "keep-alive, x-named"),
+            ("x-named", "1"),
+            ("keep-alive", "timeout=5"),
+            ("x-own", "1"),
+        ];
+        let mut response = "relayed".into_response();
+        for (name, value) in fields {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        response
+    };
+    let routes = Router::new()
+        .route("/switches", any(async || StatusCode::SWITCHING_PROTOCOLS))
+        .route("/relayed", any(relayed))
+        .route("/closes", any(async || ([("connection", "close")], "bye")))
+        .fallback(any(tells));
+    world.serve(
+        ServerConfig::default(),
+        RestLayer::new(&Runtime::builder("orders").build().unwrap()).serve(routes),
+    )
+}
+
+/// What `request` is told over HTTP/1.1, until the server hangs up.
+async fn ask(request: &str) -> String {
+    let world = World::new();
+    let _server = serve(&world);
+    let mut stream = world.raw().await;
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).await.unwrap();
+    said
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_host_or_none_of_the_request() {
+    for fields in [
+        "",
+        "Host: x\r\nHost: y\r\n",
+        "Host: x\r\nHost: x\r\n",
+        "Host:\r\n",
+        "Host: user@x\r\n",
+        "Host: a/b\r\n",
+    ] {
+        let said = ask(&format!("GET /x HTTP/1.1\r\n{fields}\r\n")).await;
+        assert!(said.starts_with("HTTP/1.1 400 ") && said.contains("connection: close"), "{fields:?} {said}");
+        assert!(said.contains("application/problem+json") && said.contains("Host`"), "{said}");
+    }
+    let said = ask("GET http://elsewhere/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+    assert!(said.ends_with("host=elsewhere 0"), "{said}");
+    assert!(ask("GET /x HTTP/1.0\r\n\r\n").await.starts_with("HTTP/1.0 200 "));
+}
+
+#[tokio::test(start_paused = true)]
+async fn bodies_are_chunked_once_or_not_at_all() {
+    let post = async |fields: &str, rest: &str| {
+        let said = ask(&format!("POST /x HTTP/1.1\r\nHost: x\r\n{fields}\r\n\r\n{rest}")).await;
+        (said[9..12].to_owned(), said)
+    };
+    let hello = "5\r\nhello\r\n0\r\n\r\n";
+    for (fields, status) in [
+        ("Transfer-Encoding: gzip, chunked", "501"),
+        ("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked", "501"),
+        ("Transfer-Encoding: chunked, chunked", "400"),
+        ("Transfer-Encoding: chunked\r\nTransfer-Encoding: Chunked", "400"),
+        ("Transfer-Encoding: chunked, gzip", "400"),
+    ] {
+        let (told, said) = post(fields, hello).await;
+        assert_eq!(told, status, "{fields}: {said}");
+        assert_eq!(said.matches("HTTP/1.1").count(), 1, "{said}");
+    }
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
+    for fields in
+        ["Content-Length: 3\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 3"]
+    {
+        let (told, said) = post(fields, &format!("{hello}{smuggled}")).await;
+        assert!(told == "200" && said.ends_with("host=x 5"), "by chunked: {said}");
+        assert!(said.contains("connection: close") && said.matches("HTTP/1.1").count() == 1, "{said}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_switches_to_another_protocol() {
+    let socket = "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n";
+    let said = ask(&format!("GET /x HTTP/1.1\r\nHost: x\r\n{socket}\r\n")).await;
+    assert!(said.starts_with("HTTP/1.1 501 ") && said.contains("WebSocket is not spoken here"), "{said}");
+    let said = ask("CONNECT elsewhere:443 HTTP/1.1\r\nHost: elsewhere:443\r\n\r\n").await;
+    assert!(said.starts_with("HTTP/1.1 501 ") && said.contains("CONNECT"), "{said}");
+    // Who also takes HTTP/1.1 gets it.
+    let h2c = "Connection: close, Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n";
+    let said = ask(&format!("GET /x HTTP/1.1\r\nHost: x\r\n{h2c}\r\n")).await;
+    assert!(said.starts_with("HTTP/1.1 200 ") && said.ends_with("host=x 0"), "{said}");
+    let said = ask("GET /switches HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+    assert!(said.starts_with("HTTP/1.1 501 "), "{said}");
+    let world = World::new();
+    let _server = serve(&world);
+    let make = |link, connector, config| H2Leaf::new(link, connector, config, true);
+    let client = world.leaf(make, ClientConfig::default()).ready().await;
+    assert!(client.get("/switches").await.unwrap().starts_with("501 {"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_about_the_connection_ends_here() {
+    let request = "GET /x HTTP/1.1\r\nHost: x\r\nConnection: close, X-Named, Authorization\r\nX-Named: 1\r\n\
+        Authorization: Bearer t\r\nX-Forwarded-For: 10.0.0.1\r\nTE: gzip\r\nKeep-Alive: timeout=5\r\nX-Own: 1\r\n\
+        Cookie: a=1\r\nCookie: b=2\r\n\r\n";
+    let said = ask(request).await;
+    let fields = "authorization=Bearer t|cookie=a=1; b=2|host=x|x-forwarded-for=10.0.0.1|x-own=1 0";
+    assert!(said.ends_with(&format!("\r\n\r\n{fields}")), "{said}");
+    let said = ask("GET /relayed HTTP/1.0\r\n\r\n").await;
+    assert!(said.contains("x-own: 1") && said.ends_with("relayed"), "{said}");
+    assert!(!["keep-alive", "x-named"].iter().any(|name| said.contains(name)), "{said}");
+    assert!(ask("GET /closes HTTP/1.1\r\nHost: x\r\n\r\n").await.contains("connection: close"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn over_http2_a_cookie_is_one_and_so_is_the_authority() {
+    let world = World::new();
+    let _server = serve(&world);
+    let make = |link, connector, config| H2Leaf::new(link, connector, config, true);
+    let client = world.leaf(make, ClientConfig::default()).ready().await;
+    let mut crumbs = call(Method::GET, "/x", Body::empty());
+    for crumb in ["session=abc", "theme=dark", "lang=de"] {
+        crumbs.metadata.append("cookie", HeaderValue::from_static(crumb));
+    }
+    let told = read(client.leaf.call(crumbs).await.unwrap()).await.unwrap();
+    assert_eq!(told, "200 cookie=session=abc; theme=dark; lang=de 0");
+    assert_eq!(world.memory.connections("stock"), 1);
+}
