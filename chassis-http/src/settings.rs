@@ -98,6 +98,11 @@ settings! {
         pub keep_alive_interval: Span = Span(std::time::Duration::from_secs(20)),
         /// How long it has to say yes. Default `10s`.
         pub keep_alive_timeout: PositiveSpan = PositiveSpan::from_millis(10_000),
+        /// May HTTP/1.1 clients close their side of the connection (FIN) while they wait for an answer? `false`:
+        /// they have left, and their calls are cancelled. `true`: only a reset, or an answer that cannot be
+        /// written, cancels. A client that has sent more than the connection's window holds, and nobody reads it,
+        /// is noticed only if it resets. Default `false`.
+        pub half_close: bool = false,
     }
 }
 

@@ -16,7 +16,10 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{Connector, Listener, Peer, Stream};
+use super::{
+    Connector, Listener, Peer, Stream,
+    hangup::{Closed, Hangup},
+};
 
 /// Names, and who listens at them. Clones share it.
 ///
@@ -69,6 +72,8 @@ struct Name {
 /// One end; `None` once it broke.
 struct End {
     pipe: Option<DuplexStream>,
+    /// Told when this end is closed.
+    ours: Closed,
     /// How many more bytes may be written.
     left: Option<usize>,
     reader: Option<Waker>,
@@ -136,8 +141,13 @@ impl Connector for MemoryNetwork {
         };
         let (ours, theirs) = tokio::io::duplex(BUFFER);
         let peer = Peer::Memory(name.into());
-        let end = |pipe, left| Stream::new(End { pipe: Some(pipe), left, reader: None }, peer.clone());
-        let (ours, theirs) = (end(ours, to_server), end(theirs, to_client));
+        let (client, server) = (Closed::default(), Closed::default());
+        let end = |pipe, left, ours: &Closed, theirs| {
+            let end = End { pipe: Some(pipe), ours: ours.clone(), left, reader: None };
+            Stream::new(end, peer.clone()).with_hangup(Hangup::memory(theirs))
+        };
+        let ours = end(ours, to_server, &client, server.clone());
+        let theirs = end(theirs, to_client, &server, client);
         listener.ok_or_else(refused)?.send(theirs).await.map_err(|_| refused())?;
         Ok(ours)
     }
@@ -179,6 +189,7 @@ impl End {
         match self.left {
             Some(0) if len > 0 => {
                 self.pipe = None;
+                self.ours.whole();
                 if let Some(reader) = self.reader.take() {
                     reader.wake();
                 }
@@ -219,10 +230,20 @@ impl AsyncWrite for End {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().pipe {
-            Some(pipe) => Pin::new(pipe).poll_shutdown(cx),
+        let this = self.get_mut();
+        match &mut this.pipe {
+            Some(pipe) => {
+                this.ours.half();
+                Pin::new(pipe).poll_shutdown(cx)
+            }
             None => Poll::Ready(Ok(())),
         }
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.ours.whole();
     }
 }
 

@@ -1,6 +1,7 @@
 //! Byte streams, by address: what connections are made of, on both sides, before HTTP begins.
 //!
 //! TLS goes in here: a [`Connector`] around another one on the client, an [`Acceptor`] on the server.
+mod hangup;
 mod memory;
 mod network;
 
@@ -13,8 +14,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, UnixStream},
+};
 
+pub(crate) use self::hangup::Hangup;
 pub use self::{
     memory::{Fate, MemoryListener, MemoryNetwork},
     network::Network,
@@ -66,8 +71,15 @@ pub struct Plain;
 
 /// A connection's bytes, and who is at the other end.
 pub struct Stream {
-    io: Pin<Box<dyn Io>>,
+    io: Kind,
     peer: Peer,
+    hangup: Hangup,
+}
+
+enum Kind {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    Other(Pin<Box<dyn Io>>),
 }
 
 /// Who is at the other end of a connection. On a server, an extension of each request.
@@ -99,12 +111,50 @@ impl Acceptor for Plain {
 impl Stream {
     /// `io`, with `peer` at its other end.
     pub fn new(io: impl Io, peer: Peer) -> Self {
-        Stream { io: Box::pin(io), peer }
+        Stream { io: Kind::Other(Box::pin(io)), peer, hangup: Hangup::default() }
+    }
+
+    fn tcp(stream: TcpStream, peer: Peer) -> Self {
+        Stream { io: Kind::Tcp(stream), peer, hangup: Hangup::default() }
+    }
+
+    fn unix(stream: UnixStream) -> Self {
+        Stream { io: Kind::Unix(stream), peer: Peer::Unix, hangup: Hangup::default() }
+    }
+
+    /// The same stream, whose [`hangup`](Self::hangup) tells when the peer leaves. It is read and written a
+    /// little less directly.
+    pub(crate) fn watched(self) -> Self {
+        let Stream { io, peer, hangup } = self;
+        let (io, hangup) = match io {
+            Kind::Tcp(stream) => hangup::watch_tcp(stream),
+            Kind::Unix(stream) => hangup::watch_unix(stream),
+            Kind::Other(io) => (io, hangup),
+        };
+        Stream { io: Kind::Other(io), peer, hangup }
+    }
+
+    /// Tells when the peer leaves, where that is known without a read.
+    pub(crate) fn hangup(&self) -> Hangup {
+        self.hangup.clone()
+    }
+
+    /// The same stream, whose peer leaves when `hangup` says so: that of the stream below it.
+    pub(crate) fn with_hangup(self, hangup: Hangup) -> Self {
+        Stream { hangup, ..self }
     }
 
     /// Who is at the other end.
     pub fn peer(&self) -> &Peer {
         &self.peer
+    }
+
+    fn io(&mut self) -> Pin<&mut dyn Io> {
+        match &mut self.io {
+            Kind::Tcp(stream) => Pin::<&mut TcpStream>::new(stream),
+            Kind::Unix(stream) => Pin::<&mut UnixStream>::new(stream),
+            Kind::Other(io) => io.as_mut(),
+        }
     }
 }
 
@@ -114,21 +164,21 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         to: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.io.as_mut().poll_read(cx, to)
+        self.io().poll_read(cx, to)
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.io.as_mut().poll_write(cx, bytes)
+        self.io().poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.io.as_mut().poll_flush(cx)
+        self.io().poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.io.as_mut().poll_shutdown(cx)
+        self.io().poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -136,11 +186,15 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.io.as_mut().poll_write_vectored(cx, bytes)
+        self.io().poll_write_vectored(cx, bytes)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        match &self.io {
+            Kind::Tcp(stream) => stream.is_write_vectored(),
+            Kind::Unix(stream) => stream.is_write_vectored(),
+            Kind::Other(io) => io.is_write_vectored(),
+        }
     }
 }
 

@@ -71,7 +71,7 @@ impl Connector for Network {
     async fn connect(&self, address: &str) -> io::Result<Stream> {
         match Address::of(address) {
             Address::Tcp(address) => tcp(TcpStream::connect(address).await?),
-            Address::Unix(path) => Ok(Stream::new(UnixStream::connect(path).await?, Peer::Unix)),
+            Address::Unix(path) => Ok(Stream::unix(UnixStream::connect(path).await?)),
             Address::Memory(name) => self.memory.connect(name).await,
         }
     }
@@ -95,7 +95,7 @@ impl<'a> Address<'a> {
 fn tcp(stream: TcpStream) -> io::Result<Stream> {
     stream.set_nodelay(true)?;
     let peer = Peer::Tcp(stream.peer_addr()?);
-    Ok(Stream::new(stream, peer))
+    Ok(Stream::tcp(stream, peer))
 }
 
 // === impl Tcp ===
@@ -132,7 +132,7 @@ impl Unix {
 #[async_trait]
 impl Listener for Unix {
     async fn accept(&mut self) -> io::Result<Stream> {
-        Ok(Stream::new(self.listener.accept().await?.0, Peer::Unix))
+        Ok(Stream::unix(self.listener.accept().await?.0))
     }
 
     fn address(&self) -> String {

@@ -1,6 +1,7 @@
 //! One connection, from accept to its end.
 use std::{
     convert::Infallible,
+    future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
     sync::Arc,
@@ -25,7 +26,7 @@ use super::{
 };
 use crate::{
     Problem, ServerConfig,
-    connector::Stream,
+    connector::{Hangup, Stream},
     frames::Frames,
     hop,
     silence::Silence,
@@ -72,9 +73,11 @@ pub(super) async fn serve(port: Arc<Port>, stream: Stream) {
     let (ended, lent) = match version {
         Version::H1 => {
             activity.head_bytes();
+            let stream = stream.watched();
+            let hangup = stream.hangup();
             let (io, lent) = Opened::new(stream, opening, Heard::Heads(activity.clone()));
-            let connection = h1(&port.config).serve_connection(TokioIo::new(io), requests);
-            (watch(&port, &activity, begun, Http1 { connection }).await, lent)
+            let connection = h1(&port.config, &hangup).serve_connection(TokioIo::new(io), requests);
+            (watch(&port, &activity, begun, hangup, Http1 { connection }).await, lent)
         }
         Version::H2 => {
             let silence = Arc::new(Silence::new());
@@ -85,7 +88,8 @@ pub(super) async fn serve(port: Arc<Port>, stream: Stream) {
             let connection =
                 timeout(port.config.header_timeout.get(), Http2::begin(&port, io, silence, turns, requests));
             let Ok(Ok(connection)) = connection.await else { return };
-            (watch(&port, &activity, begun, connection).await, lent)
+            // What comes in over HTTP/2 is always read, to its end.
+            (watch(&port, &activity, begun, Hangup::default(), connection).await, lent)
         }
     };
     if ended {
@@ -99,7 +103,10 @@ async fn open(port: &Port, stream: Stream, opening: &mut Opening) -> Option<(Str
     let opened = async {
         let mut stream = match &port.acceptor {
             Some(acceptor) => {
-                timeout(config.handshake_timeout.get(), acceptor.accept(stream)).await.ok()?.ok()?
+                let stream = stream.watched();
+                let hangup = stream.hangup();
+                let accepted = timeout(config.handshake_timeout.get(), acceptor.accept(stream));
+                accepted.await.ok()?.ok()?.with_hangup(hangup)
             }
             None => stream,
         };
@@ -114,8 +121,27 @@ async fn open(port: &Port, stream: Stream, opening: &mut Opening) -> Option<(Str
 }
 
 /// Runs the connection, and has it go when it is time to. `false`: it had to be cut.
-async fn watch(port: &Port, activity: &Activity, begun: Instant, connection: impl Graceful) -> bool {
+///
+/// A peer that has left while nobody reads what it sent - a body that the handler has no use for, another request
+/// behind this one - is known by `hangup` alone. What can be answered without a wait is answered nevertheless.
+async fn watch(
+    port: &Port,
+    activity: &Activity,
+    begun: Instant,
+    hangup: Hangup,
+    connection: impl Graceful,
+) -> bool {
     let mut connection = pin!(connection);
+    let can_leave = hangup.is_known();
+    let mut hangup = Aside::new(hangup.wait(port.config.half_close));
+    let mut has_left = false;
+    let mut left_in_vain = poll_fn(|cx| {
+        if !has_left {
+            ready!(Pin::new(&mut hangup).poll(cx));
+            has_left = true;
+        }
+        if activity.in_flight() > 0 { Poll::Ready(()) } else { Poll::Pending }
+    });
     let mut draining = Aside::new(port.draining.cancelled());
     let mut is_draining = false;
     let mut watch = Watch::new(begun, &port.config, &port.random);
@@ -128,6 +154,10 @@ async fn watch(port: &Port, activity: &Activity, begun: Instant, connection: imp
                     tracing::debug!(port = &*port.name, error, "connection");
                 }
                 return true;
+            }
+            () = &mut left_in_vain, if can_leave => {
+                tracing::debug!(port = &*port.name, "the peer has left before its answer");
+                return false;
             }
             () = &mut draining, if !is_draining => {
                 is_draining = true;
@@ -146,10 +176,14 @@ async fn watch(port: &Port, activity: &Activity, begun: Instant, connection: imp
     }
 }
 
-fn h1(config: &ServerConfig) -> conn::http1::Builder {
+fn h1(config: &ServerConfig, hangup: &Hangup) -> conn::http1::Builder {
     let mut builder = conn::http1::Builder::new();
     // The watch has an eye on slow heads: hyper's timer would also end connections that are idle.
-    builder.header_read_timeout(None).max_header_size(config.max_header_list.get());
+    builder
+        .header_read_timeout(None)
+        .max_header_size(config.max_header_list.get())
+        // Where the watch notices a FIN, hyper need not: it would give up also what it could answer at once.
+        .half_close(config.half_close || hangup.notices_fin());
     builder
 }
 

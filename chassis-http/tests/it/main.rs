@@ -4,6 +4,7 @@ mod connectors;
 mod cuts;
 mod h1;
 mod h2;
+mod hangups;
 mod heads;
 mod lengths;
 mod rest;

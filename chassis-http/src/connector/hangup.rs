@@ -1,0 +1,260 @@
+//! Whether the peer of a stream has left, where nobody reads what it has sent.
+//!
+//! A read tells it too, but only behind all that came before; and what nobody wants yet is not read.
+use std::{
+    future::pending,
+    io,
+    net::Shutdown,
+    os::fd::{AsFd, OwnedFd},
+    pin::Pin,
+    sync::{Arc, Weak},
+    task::{Context, Poll, ready},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    net::{TcpStream, UnixStream},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::Io;
+
+/// Tells when the peer leaves; clones ask about the same one. The default knows nothing.
+#[derive(Clone, Default)]
+pub(crate) struct Hangup(Source);
+
+#[derive(Clone, Default)]
+enum Source {
+    #[default]
+    None,
+    // Weak, so that asking does not keep a stream open.
+    Tcp(Weak<TcpStream>),
+    Unix(Weak<UnixStream>),
+    Memory(Closed),
+}
+
+/// One end of a stream within the process, closed in one direction or in both.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Closed {
+    half: CancellationToken,
+    whole: CancellationToken,
+}
+
+/// A stream that is shared with whoever waits for its peer to leave.
+struct Watched<S>(Arc<S>);
+
+/// What tokio's streams have in common, all of it without a `&mut`.
+trait Socket: AsFd + Send + Sync + 'static {
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    fn read(&self, to: &mut ReadBuf<'_>) -> io::Result<usize>;
+    fn write(&self, bytes: &[u8]) -> io::Result<usize>;
+    fn write_vectored(&self, bytes: &[io::IoSlice<'_>]) -> io::Result<usize>;
+    fn attempt(&self, interest: Interest, io: impl FnOnce() -> io::Result<usize>) -> io::Result<usize>;
+}
+
+/// `stream`, and what tells when its peer leaves.
+pub(super) fn watch_tcp(stream: TcpStream) -> (Pin<Box<dyn Io>>, Hangup) {
+    let stream = Arc::new(stream);
+    let hangup = Hangup(Source::Tcp(Arc::downgrade(&stream)));
+    (Box::pin(Watched(stream)), hangup)
+}
+
+/// The same for a Unix socket.
+pub(super) fn watch_unix(stream: UnixStream) -> (Pin<Box<dyn Io>>, Hangup) {
+    let stream = Arc::new(stream);
+    let hangup = Hangup(Source::Unix(Arc::downgrade(&stream)));
+    (Box::pin(Watched(stream)), hangup)
+}
+
+/// FIN and RST both end what can be read, which is seen with this interest without a read; a reset alone is an
+/// error. The socket is registered for reading and writing, so that urgent data does not wake anybody.
+fn interest(half_close: bool) -> Interest {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    if !half_close {
+        return Interest::PRIORITY;
+    }
+    let _ = half_close;
+    Interest::ERROR
+}
+
+// === impl Hangup ===
+
+impl Hangup {
+    /// The peer leaves when its end says so.
+    pub(super) fn memory(end: Closed) -> Self {
+        Hangup(Source::Memory(end))
+    }
+
+    /// Is anything known of the peer?
+    pub(crate) fn is_known(&self) -> bool {
+        !matches!(self.0, Source::None)
+    }
+
+    /// Is a FIN noticed? Not by every system, nor in a stream of the user's own.
+    pub(crate) fn notices_fin(&self) -> bool {
+        match &self.0 {
+            Source::None => false,
+            Source::Memory(_) => true,
+            Source::Tcp(_) | Source::Unix(_) => cfg!(any(target_os = "linux", target_os = "android")),
+        }
+    }
+
+    /// Resolves when the peer has closed its side or reset the connection; with `half_close` only when it has
+    /// reset it. Never, where that cannot be known.
+    pub(crate) async fn wait(self, half_close: bool) {
+        let interest = interest(half_close);
+        let left = match self.0 {
+            Source::Tcp(stream) => match stream.upgrade() {
+                Some(stream) => stream.ready(interest).await.is_ok(),
+                None => false,
+            },
+            Source::Unix(stream) => match stream.upgrade() {
+                Some(stream) => stream.ready(interest).await.is_ok(),
+                None => false,
+            },
+            Source::Memory(end) => {
+                let closed = if half_close { end.whole } else { end.half };
+                closed.cancelled_owned().await;
+                true
+            }
+            Source::None => false,
+        };
+        if !left {
+            pending().await
+        }
+    }
+}
+
+// === impl Closed ===
+
+impl Closed {
+    /// Nothing more comes from it.
+    pub(super) fn half(&self) {
+        self.half.cancel();
+    }
+
+    /// Nor does it take anything.
+    pub(super) fn whole(&self) {
+        self.half.cancel();
+        self.whole.cancel();
+    }
+}
+
+// === impl Watched ===
+
+impl<S: Socket> Watched<S> {
+    /// Does `io`, whose full measure is `whole` bytes. As tokio's own streams do it: less shows that nothing is
+    /// left to be read, or no room to be written to, and saves the call that would find it out.
+    fn attempt(
+        &self,
+        interest: Interest,
+        whole: usize,
+        io: impl FnOnce() -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        let mut part = None;
+        let done = self.0.attempt(interest, || match io() {
+            Ok(n) if 0 < n && n < whole => {
+                part = Some(n);
+                Err(io::ErrorKind::WouldBlock.into())
+            }
+            done => done,
+        });
+        part.map_or(done, Ok)
+    }
+
+    fn poll_write_with(
+        &self,
+        cx: &mut Context<'_>,
+        whole: usize,
+        write: impl Fn(&S) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_writable(cx))?;
+            match self.attempt(Interest::WRITABLE, whole, || write(&self.0)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return Poll::Ready(done),
+            }
+        }
+    }
+}
+
+impl<S: Socket> AsyncRead for Watched<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.0.poll_readable(cx))?;
+            match self.attempt(Interest::READABLE, to.remaining(), || self.0.read(to)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return Poll::Ready(done.map(drop)),
+            }
+        }
+    }
+}
+
+impl<S: Socket> AsyncWrite for Watched<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_with(cx, bytes.len(), |stream| stream.write(bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // tokio shuts down only what it owns. By whichever descriptor, it is the same socket.
+        let socket = self.0.as_fd().try_clone_to_owned()?;
+        Poll::Ready(shut_down(socket))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let whole = bytes.iter().map(|slice| slice.len()).sum();
+        self.poll_write_with(cx, whole, |stream| stream.write_vectored(bytes))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+}
+
+fn shut_down(socket: OwnedFd) -> io::Result<()> {
+    match std::net::TcpStream::from(socket).shutdown(Shutdown::Write) {
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+        done => done,
+    }
+}
+
+macro_rules! socket {
+    ($stream:ty) => {
+        impl Socket for $stream {
+            fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                self.poll_read_ready(cx)
+            }
+            fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                self.poll_write_ready(cx)
+            }
+            fn read(&self, to: &mut ReadBuf<'_>) -> io::Result<usize> {
+                self.try_read_buf(to)
+            }
+            fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+                self.try_write(bytes)
+            }
+            fn write_vectored(&self, bytes: &[io::IoSlice<'_>]) -> io::Result<usize> {
+                self.try_write_vectored(bytes)
+            }
+            fn attempt(
+                &self,
+                interest: Interest,
+                io: impl FnOnce() -> io::Result<usize>,
+            ) -> io::Result<usize> {
+                self.try_io(interest, io)
+            }
+        }
+    };
+}
+
+socket!(TcpStream);
+socket!(UnixStream);

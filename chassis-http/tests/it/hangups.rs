@@ -1,0 +1,187 @@
+//! Clients that leave while nobody reads what they sent: their calls end.
+use std::{sync::Arc, time::Duration};
+
+use chassis_core::{random::Random, tasks::Tasks, units::Span};
+use chassis_http::{
+    ServerConfig,
+    connector::{Network, Stream},
+    server::{Answer, Mux, Received, Server, ServerBody},
+};
+use http::{Request, Response};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::mpsc,
+    time::timeout,
+};
+
+use crate::support::World;
+
+/// What handlers tell.
+#[derive(Debug, PartialEq)]
+enum Told {
+    Called(String),
+    Dropped,
+}
+
+struct Handling(mpsc::UnboundedSender<Told>);
+
+impl Drop for Handling {
+    fn drop(&mut self) {
+        let _ = self.0.send(Told::Dropped);
+    }
+}
+
+/// Holds the request's body, unread, and answers only `/at-once`.
+fn holds(told: mpsc::UnboundedSender<Told>) -> impl chassis_http::server::HttpService {
+    move |request: Request<Received>| -> Answer {
+        let path = request.uri().path().to_owned();
+        if path == "/at-once" {
+            return Box::pin(std::future::ready(Response::new(ServerBody::from("well"))));
+        }
+        let _ = told.send(Told::Called(path));
+        let handling = Handling(told.clone());
+        Box::pin(async move {
+            let (_request, _handling) = (request, handling);
+            std::future::pending().await
+        })
+    }
+}
+
+/// A server over TCP, and what its handlers tell.
+struct Tcp {
+    server: Server,
+    address: String,
+    told: mpsc::UnboundedReceiver<Told>,
+}
+
+const UNREAD: &[u8] = b"POST /body HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n\r\nsome of it";
+const BEHIND: &[u8] = b"GET /first HTTP/1.1\r\nhost: x\r\n\r\nGET /second HTTP/1.1\r\nhost: x\r\n\r\n";
+const ALONE: &[u8] = b"GET /alone HTTP/1.1\r\nhost: x\r\n\r\n";
+
+impl Tcp {
+    async fn new(config: ServerConfig) -> Self {
+        let (sender, told) = mpsc::unbounded_channel();
+        let server = Server::new(config, &Tasks::new(), Random::seeded(1));
+        let listener = Network::default().bind("127.0.0.1:0").await.unwrap();
+        let address = listener.address();
+        server.serve("http", listener, Mux { http: Some(Arc::new(holds(sender))), grpc: None }, None);
+        Tcp { server, address, told }
+    }
+
+    async fn ask(&mut self, request: &[u8]) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.address).await.unwrap();
+        stream.write_all(request).await.unwrap();
+        assert!(matches!(self.told().await, Told::Called(_)));
+        stream
+    }
+
+    async fn told(&mut self) -> Told {
+        timeout(Duration::from_secs(10), self.told.recv()).await.expect("nobody noticed").unwrap()
+    }
+
+    /// The call has ended, and nothing came of the request behind it.
+    async fn ends(mut self) {
+        assert_eq!(self.told().await, Told::Dropped);
+        assert_eq!(self.server.drain(Duration::from_secs(5)).await, 0);
+        assert!(self.told.try_recv().is_err());
+    }
+}
+
+/// hyper reads no further than somebody wants, and does not see what comes behind.
+#[tokio::test]
+async fn a_client_that_closes_has_left() {
+    for request in [UNREAD, BEHIND, ALONE] {
+        let mut tcp = Tcp::new(ServerConfig::default()).await;
+        let stream = tcp.ask(request).await;
+        drop(stream);
+        tcp.ends().await;
+        // Half of it is enough.
+        let mut tcp = Tcp::new(ServerConfig::default()).await;
+        let mut stream = tcp.ask(request).await;
+        stream.shutdown().await.unwrap();
+        tcp.ends().await;
+    }
+}
+
+#[tokio::test]
+async fn a_reset_is_noticed_behind_more_than_the_window_holds() {
+    for half_close in [false, true] {
+        let mut tcp = Tcp::new(ServerConfig { half_close, ..ServerConfig::default() }).await;
+        let stream = tcp.ask(UNREAD).await;
+        // As much as goes in.
+        let chunk = vec![b'x'; 64 * 1024];
+        while stream.try_write(&chunk).is_ok() {}
+        stream.set_zero_linger().unwrap();
+        drop(stream);
+        tcp.ends().await;
+    }
+}
+
+/// Some clients say with FIN no more than that the request is whole.
+#[tokio::test]
+async fn with_half_close_a_client_may_wait_for_its_answer() {
+    let mut tcp = Tcp::new(ServerConfig { half_close: true, ..ServerConfig::default() }).await;
+    let mut stream = tcp.ask(ALONE).await;
+    stream.shutdown().await.unwrap();
+    // The server has seen the FIN once it has answered what came behind it.
+    let mut other = TcpStream::connect(&tcp.address).await.unwrap();
+    other.write_all(b"GET /at-once HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut said = String::new();
+    other.read_to_string(&mut said).await.unwrap();
+    assert!(said.ends_with("well"));
+    assert!(tcp.told.try_recv().is_err(), "the call goes on");
+    stream.set_zero_linger().unwrap();
+    drop(stream);
+    tcp.ends().await;
+}
+
+/// Scripts close their side as soon as they have asked: what needs no wait is answered.
+#[tokio::test]
+async fn what_can_be_answered_at_once_is_answered() {
+    let (sender, _told) = mpsc::unbounded_channel();
+    let world = World::new();
+    let _server = world.serve(ServerConfig::default(), holds(sender));
+    let mut stream: Stream = world.raw().await;
+    let request = "GET /at-once HTTP/1.1\r\nhost: x\r\n\r\n".repeat(3);
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).await.unwrap();
+    assert_eq!(said.matches("well").count(), 3, "{said}");
+}
+
+/// Also in memory, on the paused clock, and over Unix sockets.
+#[tokio::test(start_paused = true)]
+async fn within_the_process_too() {
+    for request in [UNREAD, BEHIND] {
+        let (sender, mut told) = mpsc::unbounded_channel();
+        let world = World::new();
+        let config = ServerConfig { max_age: Span(Duration::ZERO), ..ServerConfig::default() };
+        let _server = world.serve(config, holds(sender));
+        let mut stream = world.raw().await;
+        stream.write_all(request).await.unwrap();
+        assert!(matches!(told.recv().await, Some(Told::Called(_))));
+        let begun = tokio::time::Instant::now();
+        drop(stream);
+        assert_eq!(told.recv().await, Some(Told::Dropped));
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+    }
+}
+
+#[tokio::test]
+async fn over_unix_sockets_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = format!("unix:{}", folder.path().join("socket").display());
+    let (sender, mut told) = mpsc::unbounded_channel();
+    let network = Network::default();
+    let server = Server::new(ServerConfig::default(), &Tasks::new(), Random::seeded(1));
+    let listener = network.bind(&address).await.unwrap();
+    server.serve("http", listener, Mux { http: Some(Arc::new(holds(sender))), grpc: None }, None);
+    let mut stream = chassis_http::connector::Connector::connect(&network, &address).await.unwrap();
+    stream.write_all(UNREAD).await.unwrap();
+    assert!(matches!(told.recv().await, Some(Told::Called(_))));
+    drop(stream);
+    let dropped = timeout(Duration::from_secs(10), told.recv()).await.expect("nobody noticed");
+    assert_eq!(dropped, Some(Told::Dropped));
+}
