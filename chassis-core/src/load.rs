@@ -34,8 +34,11 @@ pub struct Load {
 #[repr(C)]
 struct Counts {
     in_flight: AtomicU32,
+    /// Failures since the last success.
+    consecutive: AtomicU32,
     failed: AtomicU64,
     failures: Average,
+    charged: Charged,
 }
 
 /// What only people look at: each thread counts its own.
@@ -66,6 +69,18 @@ pub struct LoadFigures {
 #[derive(Debug, Default)]
 struct Average(AtomicU64);
 
+/// Calls that ended sooner than they should have, packed like an [`Average`], and how quickly they fade.
+#[derive(Debug, Default)]
+struct Charged {
+    packed: AtomicU64,
+    /// In milliseconds.
+    fades: AtomicU32,
+}
+
+/// How long successes take: an average of the latest, which each thread has of its own.
+#[derive(Debug, Default)]
+pub(crate) struct UsualLatency(Cells<AtomicU64>);
+
 /// Counts of latencies in microseconds: four buckets to every doubling, from 1 µs to two hours.
 #[derive(Debug)]
 struct Histogram([AtomicU32; BUCKETS]);
@@ -84,6 +99,30 @@ const FAILURE_FACTOR: f64 = 8.0;
 
 /// A smaller share of failures costs nothing: one old failure must not starve a node.
 const NEGLIGIBLE: f64 = 0.02;
+
+/// From this share of failures on a node counts as failing: another one is better, whatever its load.
+const FAILING: f64 = 0.5;
+
+/// So many failures in a row say that a node fails, however short the time is that they took: what Envoy and
+/// Finagle eject at.
+const IN_A_ROW: u32 = 5;
+
+/// The share of failures that they stand for. It fades to [`FAILING`] within four seconds, then the node is tried
+/// again: one more failure in the same row makes it failing once more.
+const SHARE_IN_A_ROW: f64 = 0.75;
+
+/// Fewer calls charged than this are none.
+const NO_CHARGE: f64 = 0.02;
+
+/// How long a success takes that nobody has seen yet, as Finagle, tower and linkerd have it: whoever answers
+/// first must not look quick by refusing.
+const UNSEEN: u64 = 1_000_000_000;
+
+/// What lasts longer, a stream, counts as this long: it is no measure for other calls. linkerd's penalty.
+const LONGEST: u64 = 5_000_000_000;
+
+/// One of so many of the latest successes makes up a usual latency.
+const OF_THE_LATEST: u64 = 16;
 
 /// While nothing fails, the time of the latest call is kept this precisely, in milliseconds: most calls
 /// then write nothing. A tenth of the time that [`LEAST_WEIGHT`] stands for, which hides the difference.
@@ -127,10 +166,24 @@ impl Load {
         if (judged.calls.fetch_add(1, Relaxed) + 1).is_multiple_of(HALVE_EVERY) {
             self.judged.cells().for_each(|judged| judged.latencies.halve());
         }
-        if !success {
-            self.counts.failed.fetch_add(1, Relaxed);
+        if success {
+            if self.counts.consecutive.load(Relaxed) != 0 {
+                self.counts.consecutive.store(0, Relaxed);
+            }
+            return self.counts.failures.add(false, 0.0, self.millis(now));
         }
-        self.counts.failures.add(!success, self.millis(now));
+        self.counts.failed.fetch_add(1, Relaxed);
+        let row = self.counts.consecutive.fetch_add(1, Relaxed).saturating_add(1);
+        let least = if row >= IN_A_ROW { SHARE_IN_A_ROW } else { 0.0 };
+        self.counts.failures.add(true, least, self.millis(now));
+    }
+
+    /// An answer came after `latency` that was no success; those take `usual` nanoseconds. Until as much time
+    /// has passed it costs as much as a call under way.
+    pub(crate) fn charge(&self, latency: u64, usual: u64, now: Instant) {
+        if latency < usual {
+            self.counts.charged.add(usual - latency, usual, self.millis(now));
+        }
     }
 
     /// Calls under way.
@@ -146,15 +199,32 @@ impl Load {
 
     /// What one more call costs here, to be compared between nodes: the calls under way and this one,
     /// up to nine times as much where calls fail. A share of failures under 2 % costs nothing.
+    ///
+    /// A call that ended quickly without success is charged for as long as a success would have taken.
     pub fn cost(&self, now: Instant) -> f64 {
         let calls = f64::from(self.in_flight()) + 1.0;
-        if self.counts.failures.last() < NEGLIGIBLE {
-            return calls; // it only fades from there: no need to compute how far
-        }
+        if self.is_plain() { calls } else { self.cost_of_failures(calls, now) }
+    }
+
+    #[cold]
+    fn cost_of_failures(&self, calls: f64, now: Instant) -> f64 {
+        let calls = calls + self.counts.charged.get(self.millis(now));
         match self.failure_share(now) {
             share if share < NEGLIGIBLE => calls,
             share => calls * (1.0 + FAILURE_FACTOR * share),
         }
+    }
+
+    /// Is its cost that of the calls under way, and no more?
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        // Shares and charges only fade from there: no need to compute how far.
+        self.counts.failures.last() < NEGLIGIBLE && self.counts.charged.is_none()
+    }
+
+    /// Do calls there fail rather than not, as far as the latest few seconds tell?
+    pub(crate) fn is_failing(&self, now: Instant) -> bool {
+        self.counts.failures.last() >= FAILING && self.failure_share(now) >= FAILING
     }
 
     /// All that is known, for people to look at.
@@ -185,7 +255,8 @@ impl Load {
 // === impl Average ===
 
 impl Average {
-    fn add(&self, one: bool, now: u32) {
+    /// Adds a one or a zero; the value is then at least `least`.
+    fn add(&self, one: bool, least: f64, now: u32) {
         let mut packed = self.0.load(Relaxed);
         loop {
             let (value, then) = unpack(packed);
@@ -202,7 +273,7 @@ impl Average {
             }
             let kept = (-elapsed(then, now).as_secs_f64() / DECAY.as_secs_f64()).exp();
             let weight = (1.0 - kept).clamp(LEAST_WEIGHT, MOST_WEIGHT);
-            let value = value * kept.min(1.0 - weight) + if one { weight } else { 0.0 };
+            let value = (value * kept.min(1.0 - weight) + if one { weight } else { 0.0 }).max(least);
             match self.0.compare_exchange_weak(packed, pack(value, latest(then, now)), Relaxed, Relaxed) {
                 Ok(_) => return,
                 Err(newer) => packed = newer,
@@ -219,6 +290,71 @@ impl Average {
     /// The value as it was stored.
     fn last(&self) -> f64 {
         unpack(self.0.load(Relaxed)).0
+    }
+}
+
+// === impl Charged ===
+
+impl Charged {
+    /// Charges a call for `early` nanoseconds more, where it should have taken `usual`.
+    fn add(&self, early: u64, usual: u64, now: u32) {
+        // Over `usual` a charge of one call fades to a third: all in all that is one call for that time.
+        let fades = usual.div_ceil(1_000_000).clamp(1, u32::MAX.into()) as u32;
+        let charge = early as f64 / (f64::from(fades) * 1e6);
+        let faded = |packed| self.faded(packed, now) + charge;
+        let _ = self.packed.fetch_update(Relaxed, Relaxed, |packed| {
+            Some(pack(faded(packed), latest(unpack(packed).1, now)))
+        });
+        self.fades.store(fades, Relaxed);
+    }
+
+    /// The calls charged `now`.
+    fn get(&self, now: u32) -> f64 {
+        let packed = self.packed.load(Relaxed);
+        match self.faded(packed, now) {
+            charge if charge >= NO_CHARGE => charge,
+            _ => {
+                // So that picks need not look again. If another charge comes meanwhile, that stays.
+                let _ = self.packed.compare_exchange(packed, 0, Relaxed, Relaxed);
+                0.0
+            }
+        }
+    }
+
+    fn faded(&self, packed: u64, now: u32) -> f64 {
+        if packed == 0 {
+            return 0.0;
+        }
+        let (charge, then) = unpack(packed);
+        let fades = f64::from(self.fades.load(Relaxed).max(1));
+        charge * (-f64::from(passed(then, now)) / fades).exp()
+    }
+
+    fn is_none(&self) -> bool {
+        self.packed.load(Relaxed) == 0
+    }
+}
+
+// === impl UsualLatency ===
+
+impl UsualLatency {
+    /// A success that took so many nanoseconds.
+    #[inline]
+    pub(crate) fn add(&self, latency: u64) {
+        let (cell, latency) = (self.0.cell(), latency.clamp(1, LONGEST));
+        let average = match cell.load(Relaxed) {
+            0 => latency,
+            average => average - average / OF_THE_LATEST + latency / OF_THE_LATEST,
+        };
+        // Of two threads with one cell one may get lost: it is an average.
+        cell.store(average.max(1), Relaxed);
+    }
+
+    /// How many nanoseconds a success takes.
+    pub(crate) fn get(&self) -> u64 {
+        let seen = self.0.cells().map(|cell| cell.load(Relaxed)).filter(|average| *average > 0);
+        let (sum, count) = seen.fold((0u64, 0u64), |(sum, count), average| (sum + average, count + 1));
+        sum.checked_div(count).unwrap_or(UNSEEN)
     }
 }
 
@@ -365,6 +501,64 @@ mod tests {
         assert_eq!((load.in_flight(), load.cost(now)), (2, 3.0));
         (0..5).for_each(|_| load.ended());
         assert_eq!((load.in_flight(), load.cost(now)), (0, 1.0));
+    }
+
+    #[test]
+    fn five_failures_in_a_row_are_enough_and_fade() {
+        for (outcomes, failing) in
+            [("FFFF", false), ("FFFFF", true), ("FFFFSFFFF", false), ("SSSFFFFF", true)]
+        {
+            let (load, now) = load(outcomes, MS);
+            assert_eq!(load.is_failing(now), failing, "{outcomes}");
+        }
+        let (load, now) = load("FFFFF", MS);
+        assert!(!load.is_failing(now + 5 * S), "then it is tried again");
+        load.judged(false, MS, now + 5 * S);
+        assert!(load.is_failing(now + 5 * S), "and one more in the same row is enough");
+        let (load, now) = self::load(&("FFFFF".to_owned() + &"S".repeat(40)), MS);
+        assert!(!load.is_failing(now), "{}", load.failure_share(now));
+    }
+
+    #[test]
+    fn who_ends_early_is_charged_for_the_rest() {
+        let (load, now) = load("", MS);
+        load.charge(1_000_000, 50_000_000, now);
+        let costs = [0, 10, 50, 100, 300].map(|ms| load.cost(now + ms * MS));
+        let expected = [1.98, 1.80, 1.36, 1.13, 1.0];
+        assert!(costs.iter().zip(expected).all(|(cost, near)| (cost - near).abs() < 0.01), "{costs:?}");
+        assert!(load.is_plain(), "it has faded");
+        load.charge(50_000_000, 50_000_000, now);
+        assert!(load.is_plain(), "what took as long as a success is charged nothing");
+    }
+
+    /// Under a steady stream of answers that come at once, a node looks as loaded as if they had taken as long
+    /// as successes.
+    #[test]
+    fn charges_add_up_to_what_successes_would_cost() {
+        for usual in [MS, 20 * MS, S] {
+            let (load, mut now) = load("", MS);
+            let nanos = usual.as_nanos() as u64;
+            let mut costs = Vec::new();
+            for i in 0..4_000 {
+                now += usual / 10;
+                load.charge(0, nanos, now);
+                costs.extend((i > 100).then(|| load.cost(now) - 1.0));
+            }
+            let mean = costs.iter().sum::<f64>() / costs.len() as f64;
+            assert!((8.5..11.5).contains(&mean), "{mean} instead of ten at {usual:?}");
+        }
+    }
+
+    #[test]
+    fn the_usual_latency_is_that_of_the_latest_successes() {
+        let usual = UsualLatency::default();
+        assert_eq!(usual.get(), UNSEEN);
+        (0..1_000).for_each(|_| usual.add(7_000_000));
+        assert!(usual.get().abs_diff(7_000_000) < 100);
+        (0..100).for_each(|_| usual.add(1_000_000));
+        assert!(usual.get().abs_diff(1_000_000) < 20_000, "{}", usual.get());
+        (0..1_000).for_each(|_| usual.add(u64::MAX));
+        assert!(usual.get() <= LONGEST);
     }
 
     #[test]

@@ -33,6 +33,9 @@ pub struct Outcome<'a> {
     pub started: Instant,
     /// When its verdict became known.
     pub now: Instant,
+    /// Where the attempt was sent, and where attempts had been sent before.
+    pub(crate) node: Option<&'a Node>,
+    pub(crate) tried: &'a Tried,
 }
 
 /// How a call or an attempt ended, in words every protocol can say.
@@ -57,7 +60,12 @@ pub(crate) struct Of<'a> {
     pub(crate) protocol: &'static dyn Protocol,
     /// Where the attempt was sent.
     pub(crate) node: Option<&'a Node>,
+    /// Where attempts were sent before.
+    pub(crate) tried: &'a Tried,
 }
+
+/// Nodes that attempts of a call went to.
+pub(crate) type Tried = SmallVec<[Arc<Node>; 2]>;
 
 pub(crate) struct Completion {
     pub(crate) call: Scope,
@@ -262,10 +270,11 @@ impl Scope {
         }
         self.verdict = Some(verdict);
         if self.is_listened_to() {
-            let Of { target, policy, protocol, node } = *of;
+            let Of { target, policy, protocol, node, tried } = *of;
             let now = *now.get_or_insert_with(Instant::now);
             self.judged = Some(now);
-            let outcome = Outcome { verdict, target, policy, protocol, started: self.started, now };
+            let outcome =
+                Outcome { verdict, target, policy, protocol, started: self.started, now, node, tried };
             self.each(policy, node, |listener, token| listener.judged(token, &outcome));
         }
     }
@@ -292,6 +301,17 @@ impl Scope {
 
     pub(super) fn is_expired(&self, now: Instant) -> bool {
         self.expires.is_some_and(|at| now >= at)
+    }
+}
+
+// === impl Outcome ===
+
+impl Outcome<'_> {
+    /// Did the last attempt go to a node that fails while most others of its service don't?
+    #[cold]
+    pub(crate) fn is_of_an_outlier(&self) -> bool {
+        let last = self.node.or_else(|| self.tried.last().map(|node| &**node));
+        last.is_some_and(|node| node.is_outlier(self.now))
     }
 }
 

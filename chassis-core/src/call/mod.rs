@@ -372,8 +372,8 @@ impl Call {
 
     /// What listeners are told of the call, and who listens.
     fn told(&mut self) -> (Of<'_>, &mut Completion) {
-        let Call { target, policy, protocol, node, completion, .. } = self;
-        (Of { target, policy, protocol: *protocol, node: node.as_deref() }, completion)
+        let Call { target, policy, protocol, node, tried, completion, .. } = self;
+        (Of { target, policy, protocol: *protocol, node: node.as_deref(), tried }, completion)
     }
 
     /// The node an attempt goes to, once one is picked.

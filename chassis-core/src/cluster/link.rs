@@ -1,12 +1,13 @@
 //! A node's connection, as its leaf tells it and as the cluster sees it.
 use std::sync::{
-    Arc,
+    Arc, Weak,
     atomic::{AtomicU8, AtomicU64, Ordering},
 };
 
 use tokio::sync::Notify;
 
-use crate::{random::Random, tasks::Tasks};
+use super::Cluster;
+use crate::{load::UsualLatency, random::Random, tasks::Tasks};
 
 /// What the connection to an endpoint is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,6 +43,10 @@ pub(super) struct Common {
     pub(super) changes: Changes,
     pub(super) tasks: Tasks,
     pub(super) random: Random,
+    /// How long the successes of its calls take.
+    pub(super) usual: UsualLatency,
+    /// None for a link that belongs to no cluster.
+    pub(super) cluster: Weak<Cluster>,
 }
 
 /// Counts what changed in a cluster, and wakes those who wait for it.
@@ -79,7 +84,8 @@ impl std::fmt::Display for Connection {
 impl Link {
     /// A link that belongs to no cluster: for tests of a transport alone.
     pub fn detached(service: &str, address: &str, tasks: Tasks, random: Random) -> Self {
-        let common = Common { service: service.into(), changes: Changes::new(), tasks, random };
+        let (changes, usual, cluster) = (Changes::new(), UsualLatency::default(), Weak::new());
+        let common = Common { service: service.into(), changes, tasks, random, usual, cluster };
         Link::new(Arc::new(common), address, address)
     }
 

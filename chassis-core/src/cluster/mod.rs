@@ -33,7 +33,7 @@ use crate::{
     clock::Instant,
     event::{Event, Events},
     layer::breaker::Circuit,
-    load::Load,
+    load::{Load, UsualLatency},
     metrics::Metrics,
     policy::Site,
     protocol::Transport,
@@ -68,11 +68,18 @@ impl Cluster {
         let protocol = transport.protocol().name();
         let rotations = Arc::new(Rotations::new(random.clone()));
         let members = Live::new(Members::new(None, None, Vec::new(), rotations.clone()));
-        let cluster = Arc::new(Cluster {
+        let cluster = Arc::new_cyclic(|cluster| Cluster {
             protocol,
             members,
             rotations,
-            common: Arc::new(Common { service, changes: Changes::new(), tasks: tasks.clone(), random }),
+            common: Arc::new(Common {
+                service,
+                changes: Changes::new(),
+                tasks: tasks.clone(),
+                random,
+                usual: UsualLatency::default(),
+                cluster: cluster.clone(),
+            }),
             make: Box::new(move |link| Box::new(transport.leaf(link))),
             site: Arc::new(Site::new(metrics, events)),
         });

@@ -9,8 +9,8 @@ use std::{
 
 use super::link::{Common, Connection, Link};
 use crate::{
-    Live,
-    call::{Listener, Outcome},
+    Live, Origin,
+    call::{Listener, Outcome, Verdict},
     clock::Instant,
     event::Event,
     layer::breaker::{Circuit, CircuitFigures, State, Token, Transition, ended},
@@ -149,6 +149,34 @@ impl Node {
         }
     }
 
+    /// Does it fail, while at least half of the nodes that are ready for calls don't? Then the service does well
+    /// without it, and its failures are its own.
+    pub(crate) fn is_outlier(&self, now: Instant) -> bool {
+        if !self.load.is_failing(now) {
+            return false;
+        }
+        let Some(cluster) = self.link.common().cluster.upgrade() else { return false };
+        cluster.with_members(|members| {
+            let ready = members.all().nodes().iter().filter(|node| node.is_ready());
+            let (mut all, mut failing) = (0, 0);
+            for node in ready {
+                all += 1;
+                failing += usize::from(node.load.is_failing(now));
+            }
+            failing * 2 <= all
+        })
+    }
+
+    /// An answer that is no success is charged as if it had taken as long as a success: who answers more
+    /// quickly than others because it does not do the work must not look less loaded than they are.
+    #[cold]
+    fn charge(&self, verdict: &Verdict, latency: u64, now: Instant) {
+        // What never reached it says nothing of it, nor what was given up here.
+        if verdict.origin == Origin::Remote && (verdict.status != 0 || verdict.maybe_executed) {
+            self.load.charge(latency, self.link.common().usual.get(), now);
+        }
+    }
+
     fn moved(&self, Transition { from, to }: Transition) {
         let Common { service, changes, .. } = self.link.common();
         changes.bump();
@@ -177,15 +205,21 @@ impl Listener for Node {
     fn judged(&self, token: u64, outcome: &Outcome<'_>) {
         let policy = outcome.policy;
         let verdict = &outcome.verdict;
+        let latency = outcome.now.nanos_since(outcome.started);
+        match verdict.is_success() {
+            true => self.link.common().usual.add(latency),
+            false => self.charge(verdict, latency, outcome.now),
+        }
+        let breaker = policy.node_breaker.as_deref().filter(|_| token != UNGUARDED);
         if verdict.blames_nobody() {
-            if token != UNGUARDED {
-                self.circuit.release(Token::from_bits(token));
+            if let Some(breaker) = breaker {
+                self.circuit.release(Token::from_bits(token), breaker);
             }
             return;
         }
         let failed = policy.failures.contains(ended(verdict));
-        self.load.judged_in(!failed, outcome.now.nanos_since(outcome.started), outcome.now);
-        if let Some(breaker) = policy.node_breaker.as_deref().filter(|_| token != UNGUARDED) {
+        self.load.judged_in(!failed, latency, outcome.now);
+        if let Some(breaker) = breaker {
             let failed = breaker.failures.contains(ended(verdict));
             if let Some(moved) = self.circuit.record(Token::from_bits(token), failed, outcome.now, breaker) {
                 self.moved(moved);

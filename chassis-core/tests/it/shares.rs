@@ -60,6 +60,17 @@ async fn closed_loop(
     running.join_all().await.into_iter().flatten().collect()
 }
 
+/// A call every two milliseconds, whatever becomes of those before; gives the answers' statuses.
+async fn open_loop(pipeline: &Pipeline, calls: usize, call: fn() -> CallBuilder) -> Vec<Option<u16>> {
+    let mut running = tokio::task::JoinSet::new();
+    for _ in 0..calls {
+        let (pipeline, call) = (pipeline.clone(), call().build());
+        running.spawn(async move { run(&pipeline, call).await.ok().map(|a| a.status.as_u16()) });
+        tokio::time::sleep(2 * MS).await;
+    }
+    running.join_all().await
+}
+
 // === round robin ===
 
 #[tokio::test(start_paused = true)]
@@ -252,4 +263,159 @@ async fn a_heavy_node_that_is_slow_gets_less_than_its_weight() {
     closed_loop(&bench.pipeline, 64, 6_400, get).await;
     let all = arrived(&bench.upstream, |_| true);
     assert!(all["heavy"] < all["light"], "{all:?}");
+}
+
+// === quick failures ===
+
+/// How the calls of a test come.
+#[derive(Clone, Copy, Debug)]
+enum Load {
+    Open,
+    Closed { callers: usize },
+}
+
+const LOADS: [Load; 4] =
+    [Load::Open, Load::Closed { callers: 1 }, Load::Closed { callers: 20 }, Load::Closed { callers: 128 }];
+
+impl Load {
+    async fn run(self, bench: &Bench, calls: usize, call: fn() -> CallBuilder) -> Vec<Option<u16>> {
+        match self {
+            Load::Open => open_loop(&bench.pipeline, calls, call).await,
+            Load::Closed { callers } => closed_loop(&bench.pipeline, callers, calls, call).await,
+        }
+    }
+}
+
+/// Three nodes, two of which answer well after `slow`; `bad` answers like this after a millisecond.
+fn one_of_three(slow: Duration, bad: impl Fn() -> Answer + Send + Sync + 'static) -> Bench {
+    Bench::with(["bad", "b", "c"], move |arrival| match &*arrival.address {
+        "memory:bad" => bad().after(MS),
+        _ => Answer::ok("").after(slow),
+    })
+}
+
+fn share(statuses: &[Option<u16>], of: u16) -> f64 {
+    statuses.iter().filter(|status| **status == Some(of)).count() as f64 / statuses.len() as f64
+}
+
+fn share_of_bad(bench: &Bench) -> f64 {
+    bench.upstream.calls("memory:bad") as f64 / bench.upstream.total() as f64
+}
+
+/// From the first call on, under the defaults.
+#[tokio::test(start_paused = true)]
+async fn one_node_that_fails_at_once_costs_almost_no_call() {
+    for load in LOADS {
+        for slow in [2 * MS, 20 * MS, 300 * MS] {
+            for answer in [|| Answer::status(503), Answer::lost] {
+                let bench = one_of_three(slow, answer);
+                let statuses = load.run(&bench, 3_000, get).await;
+                let well = share(&statuses, 200);
+                assert!(well >= 0.99, "{load:?}, {slow:?}: {well}");
+                assert!(share_of_bad(&bench) < 0.1, "{load:?}, {slow:?}: {}", share_of_bad(&bench));
+                let moved =
+                    bench.count_events(|e| matches!(e, chassis_core::event::Event::CircuitMoved { .. }));
+                assert_eq!(moved, 0, "{load:?}, {slow:?}: its failures are its own");
+            }
+        }
+    }
+}
+
+/// What may not be retried fails where it was sent, but no more of it than the node's share.
+#[tokio::test(start_paused = true)]
+async fn one_node_that_fails_at_once_does_not_open_the_services_circuit() {
+    for load in LOADS {
+        for nodes in [&["bad", "b"][..], &["bad", "b", "c"]] {
+            let bench = Bench::new(|arrival| match &*arrival.address {
+                "memory:bad" => Answer::status(503).after(MS),
+                _ => Answer::ok("").after(20 * MS),
+            });
+            bench.registry.set("stock", Membership::known(nodes.iter().map(|id| weighed(id, 1))));
+            let statuses = load.run(&bench, 3_000, post).await;
+            let (well, failed) = (share(&statuses, 200), share(&statuses, 503));
+            assert!(well >= 0.96, "{load:?}, {} nodes: {well}", nodes.len());
+            assert!(well + failed > 0.999, "{load:?}: no call is refused");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_fails_everywhere_still_opens_its_circuit() {
+    for nodes in [&["a"][..], &["a", "b"], &["a", "b", "c", "d"]] {
+        let bench = Bench::new(|_| Answer::status(503).after(MS));
+        bench.registry.set("stock", Membership::known(nodes.iter().map(|id| weighed(id, 1))));
+        bench.settle().await;
+        let statuses = closed_loop(&bench.pipeline, 20, 1_000, post).await;
+        let refused = statuses.iter().filter(|status| status.is_none()).count();
+        assert!(refused > 850, "{} nodes: {refused} of 1000 were refused", nodes.len());
+    }
+    // Nor is a node alone to blame that is the only one there.
+    let bench = one_of_three(20 * MS, || Answer::status(503));
+    bench.settle().await;
+    for away in ["memory:b", "memory:c"] {
+        bench.upstream.connect(away, chassis_core::cluster::Connection::TransientFailure);
+    }
+    let statuses = closed_loop(&bench.pipeline, 20, 1_000, post).await;
+    assert!(share(&statuses, 503) < 0.15, "the rest was refused");
+}
+
+/// A node of a wrong version or without its keys: no failure that anybody counts, and quick.
+#[tokio::test(start_paused = true)]
+async fn quick_refusals_draw_no_more_than_their_share() {
+    let refusals: [fn() -> Answer; 5] = [
+        || Answer::status(404),
+        || Answer::status(401),
+        || Answer::status(429),
+        || Answer::trailers("", chassis_core::Code::Unimplemented),
+        || Answer::status(503).with(chassis_core::testing::REASON, "OVERLOADED"),
+    ];
+    for load in LOADS {
+        for slow in [20 * MS, 300 * MS] {
+            for (i, refusal) in refusals.into_iter().enumerate() {
+                let bench = one_of_three(slow, refusal);
+                bench.stock(json!({ "retry": "off" }));
+                load.run(&bench, 6_000, get).await;
+                let share = share_of_bad(&bench);
+                assert!(share <= 0.5, "{load:?}, {slow:?}, refusal {i}: {share} instead of a third");
+                assert!(share >= 0.05, "{load:?}, {slow:?}, refusal {i}: {share}, it is no failure");
+            }
+        }
+    }
+}
+
+/// Where many calls find nothing, everywhere, that is no reason to prefer one node.
+#[tokio::test(start_paused = true)]
+async fn refusals_that_all_nodes_give_change_no_share() {
+    let bench = Bench::with(["a", "b", "c", "d"], |arrival| match arrival.total % 3 {
+        0 => Answer::ok("").after(20 * MS),
+        _ => Answer::status(404).after(MS),
+    });
+    closed_loop(&bench.pipeline, 64, 8_000, get).await;
+    let all = arrived(&bench.upstream, |_| true);
+    assert!(all.values().all(|n| n.abs_diff(2_000) < 200), "{all:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_recovers_gets_its_share_back() {
+    let broken = Toggle::default();
+    broken.set(true);
+    let bench = {
+        let broken = broken.clone();
+        Bench::with(["bad", "b", "c"], move |arrival| {
+            match arrival.address == "memory:bad" && broken.is_on() {
+                true => Answer::status(503).after(MS),
+                false => Answer::ok("").after(20 * MS),
+            }
+        })
+    };
+    open_loop(&bench.pipeline, 5_000, get).await;
+    let while_broken = bench.upstream.calls("memory:bad");
+    assert!(while_broken < 250, "{while_broken} of 5000, tried again every few seconds");
+    broken.set(false);
+    tokio::time::sleep(4 * S).await;
+    open_loop(&bench.pipeline, 2_500, get).await;
+    let before = bench.upstream.calls("memory:bad");
+    open_loop(&bench.pipeline, 2_500, get).await;
+    let share = (bench.upstream.calls("memory:bad") - before) as f64 / 2_500.0;
+    assert!((0.2..0.4).contains(&share), "{share}");
 }

@@ -53,8 +53,11 @@ pub struct RandomPicker;
 
 /// The less loaded of two drawn at random: `p2c`, the default.
 ///
-/// Load is what is in flight, to the end of the bodies, and failures weigh: a node that fails fast
-/// must not look free. After Mitzenmacher's power of two choices.
+/// Load is what is in flight, to the end of the bodies. A node that fails fast must not look free: a node
+/// whose calls mostly fail is passed over for one whose calls don't, and failures weigh. Nor must one that
+/// refuses fast: an answer without success counts as in flight for as long as successes take.
+///
+/// After Mitzenmacher's power of two choices; the order, state before load, is Finagle's.
 ///
 /// Where weights differ, the first is drawn in proportion to them, and the other one is taken if it would have
 /// less load for its weight even with the call and with two calls less at the first: so shares are those of
@@ -120,17 +123,42 @@ impl Candidates<'_> {
     /// Has the second of two nodes less load than the first, for its weight?
     #[inline]
     fn prefers_second(&self, a: usize, b: usize) -> bool {
-        let cost = |index: usize| self.nodes[index].load().cost(self.now);
+        let (one, other) = (self.nodes[a].load(), self.nodes[b].load());
+        if !(one.is_plain() && other.is_plain()) {
+            return self.prefers_second_of_failing(a, b);
+        }
+        let (of_one, of_other) = (one.in_flight(), other.in_flight());
         match self.subset.weights_of(a, b) {
-            None => cost(b) < cost(a),
-            // A cost is that of one more call.
-            Some((of_a, of_b)) => cost(b) * of_a < (cost(a) - 1.0 - SLACK) * of_b,
+            None => of_other < of_one,
+            Some(weights) => is_lighter(f64::from(of_other) + 1.0, f64::from(of_one) + 1.0, weights),
+        }
+    }
+
+    /// The same where calls to one of them fail, or end sooner than they should. Not inlined: few picks come here.
+    #[cold]
+    fn prefers_second_of_failing(&self, a: usize, b: usize) -> bool {
+        let (one, other) = (self.nodes[a].load(), self.nodes[b].load());
+        match (one.is_failing(self.now), other.is_failing(self.now)) {
+            (true, false) => true,
+            (false, true) => false,
+            _ => {
+                let (of_one, of_other) = (one.cost(self.now), other.cost(self.now));
+                match self.subset.weights_of(a, b) {
+                    None => of_other < of_one,
+                    Some(weights) => is_lighter(of_other, of_one, weights),
+                }
+            }
         }
     }
 
     pub(super) fn was_tried(&self, node: &Arc<Node>) -> bool {
         self.tried.iter().any(|tried| Arc::ptr_eq(tried, node))
     }
+}
+
+/// Has `other` less load for its weight than `one`, even with one more call? Both are costs of one more call.
+fn is_lighter(other: f64, one: f64, (of_one, of_other): (f64, f64)) -> bool {
+    other * of_one < (one - 1.0 - SLACK) * of_other
 }
 
 // === the pickers ===

@@ -11,8 +11,8 @@ use crate::clock::Instant;
 use serde::Serialize;
 
 pub use self::config::{BreakerConfig, BreakerPatch, Force, Scope};
-use self::word::{Phase, UNHEARD, Word};
-use super::window::{Tally, Window};
+use self::word::{ERA_BITS, Phase, UNHEARD, Word, mask};
+use super::window::{Tally, UnderWay, Window};
 
 mod config;
 #[cfg(test)]
@@ -32,6 +32,10 @@ pub enum State {
 }
 
 /// A circuit, shared by all calls that it guards; no call waits for another.
+///
+/// A closed circuit opens at a share of failures among the calls that ended, and those that are still under way
+/// for longer than the failure took: what fails quickly is known of before what takes its time, and must not
+/// be all that counts.
 ///
 /// Every admission is answered for exactly once: by [`Circuit::record`] when the outcome is known, or by
 /// [`Circuit::release`] when there is none. What was admitted before the latest move is not heard.
@@ -72,6 +76,8 @@ pub struct Admission {
 pub struct Token {
     era: u32,
     probe: bool,
+    /// When it was admitted, in milliseconds on the circuit's clock.
+    at: u64,
 }
 
 /// A call may not pass.
@@ -109,6 +115,13 @@ pub struct CircuitFigures {
     pub retry_after: Option<Duration>,
 }
 
+/// Where the era of a token ends in its bits: above one for probes.
+const TOKEN_ERA_END: u32 = ERA_BITS + 2;
+
+/// The latest admission that a token can tell of: after 139 years. One less than fits, so that no token is
+/// made of ones alone.
+const LATEST: u64 = mask(64 - TOKEN_ERA_END) - 1;
+
 // === impl Circuit ===
 
 impl Circuit {
@@ -124,16 +137,25 @@ impl Circuit {
             let (seen, word) = self.load();
             match (config.force, word.phase) {
                 (Force::Open, _) => return Err(Refused { state: State::Open, retry_after: None }),
-                (_, Phase::Closed { .. }) => return Ok(Admission::new(word.era, false, None)),
-                (Force::Closed, _) => return Ok(Admission::new(UNHEARD, false, None)),
+                (_, Phase::Closed { .. }) => return Ok(self.started(word.era, now, config, None)),
+                (Force::Closed, _) => {
+                    let token = Token { era: UNHEARD, probe: false, at: 0 };
+                    return Ok(Admission { token, moved: None });
+                }
                 (Force::Auto, _) => {}
             }
-            let next = word.admitting(self.millis(now), config)?;
+            let at = self.millis(now);
+            let next = word.admitting(at, config)?;
             if next.is_closed() {
                 self.window.clear();
             }
             if self.swap(seen, next) {
-                return Ok(Admission::new(next.era, !next.is_closed(), word.moved_to(next)));
+                let moved = word.moved_to(next);
+                if next.is_closed() {
+                    return Ok(self.started(next.era, now, config, moved));
+                }
+                let token = Token { era: next.era, probe: true, at };
+                return Ok(Admission { token, moved });
             }
         }
     }
@@ -162,11 +184,11 @@ impl Circuit {
             return None;
         }
         if token.probe && config.force != Force::Auto {
-            self.release(token);
+            self.release(token, config);
             return None;
         }
         if !token.probe {
-            self.window.add(failed, millis, length);
+            self.window.add(failed, token.at, millis, length);
             let at_rest = word.phase == Phase::Closed { consecutive: 0 };
             if !failed && at_rest && !self.window.has_failures(millis, length) {
                 return None; // the usual case: nothing to trip over, and nothing to be forgotten
@@ -182,7 +204,8 @@ impl Circuit {
                     let consecutive = if failed { consecutive.saturating_add(1) } else { 0 };
                     // No failures, nothing to trip over: no need to count.
                     let any = failed || self.window.has_failures(millis, length);
-                    match any && config.trips(consecutive, self.window.tally(millis, length)) {
+                    let which = if failed { UnderWay::SinceBefore(token.at) } else { UnderWay::All };
+                    match any && config.trips(consecutive, self.window.tally(millis, length, which)) {
                         true => word.opened(millis),
                         false => Word { phase: Phase::Closed { consecutive }, ..word },
                     }
@@ -210,8 +233,11 @@ impl Circuit {
     }
 
     /// An admitted call has no outcome: it was cancelled, or refused further in. A probe's place is free.
-    pub fn release(&self, token: Token) {
+    pub fn release(&self, token: Token, config: &BreakerConfig) {
         if !token.probe {
+            if self.load().1.era == token.era {
+                self.window.cancel(token.at, config.window.get());
+            }
             return;
         }
         loop {
@@ -240,7 +266,8 @@ impl Circuit {
     /// All that is known, for people to look at.
     pub fn figures(&self, now: Instant, config: &BreakerConfig) -> CircuitFigures {
         let (_, word) = self.load();
-        let Tally { calls, failures } = self.window.tally(self.millis(now), config.window.get());
+        let Tally { calls, failures, .. } =
+            self.window.tally(self.millis(now), config.window.get(), UnderWay::All);
         let state = self.state(now, config);
         let (consecutive, probing) = match word.phase {
             Phase::Closed { consecutive } => (consecutive, 0),
@@ -252,6 +279,19 @@ impl Circuit {
             _ => None,
         };
         CircuitFigures { state, calls, failures, consecutive, probing, retry_after }
+    }
+
+    /// Admits a call to the closed circuit of `era`.
+    fn started(
+        &self,
+        era: u32,
+        now: Instant,
+        config: &BreakerConfig,
+        moved: Option<Transition>,
+    ) -> Admission {
+        let at = self.millis(now);
+        self.window.start(at, config.window.get());
+        Admission { token: Token { era, probe: false, at }, moved }
     }
 
     fn millis(&self, now: Instant) -> u64 {
@@ -268,25 +308,18 @@ impl Circuit {
     }
 }
 
-// === impl Admission ===
-
-impl Admission {
-    fn new(era: u32, probe: bool, moved: Option<Transition>) -> Self {
-        Admission { token: Token { era, probe }, moved }
-    }
-}
-
 // === impl Token ===
 
 impl Token {
     /// As one number, to be carried where only that fits.
     pub fn to_bits(self) -> u64 {
-        u64::from(self.era) << 1 | u64::from(self.probe)
+        self.at.min(LATEST) << TOKEN_ERA_END | u64::from(self.era) << 1 | u64::from(self.probe)
     }
 
     /// The way back of [`Token::to_bits`].
     pub fn from_bits(bits: u64) -> Self {
-        Token { era: (bits >> 1) as u32, probe: bits & 1 == 1 }
+        let era = (bits >> 1 & mask(ERA_BITS + 1)) as u32;
+        Token { era, probe: bits & 1 == 1, at: bits >> TOKEN_ERA_END }
     }
 
     /// Was the call admitted to find out whether things work again?
@@ -299,11 +332,7 @@ impl Token {
 mod tests {
     use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
 
-    use super::{
-        config::count,
-        word::{ERA_BITS, mask},
-        *,
-    };
+    use super::{config::count, *};
     use crate::{
         random::Random,
         units::{PositiveSpan, Ratio},
@@ -387,6 +416,91 @@ mod tests {
         check(config.clone(), "SSSFFF", "ccccco");
         check(BreakerConfig { failure_ratio: Ratio::percent(100), ..config.clone() }, "SFFFF", "ccccc");
         check(BreakerConfig { failure_ratio: Ratio::percent(0), ..config }, "SSSSF", "cccco");
+    }
+
+    /// Calls of two kinds, one every millisecond in turn: `quick` fail after a millisecond, the others take
+    /// `slow` and succeed. Does it open before the first success?
+    #[track_caller]
+    fn check_quick_failures(quick: usize, of: usize, slow: Duration, opens: bool) {
+        let (config, start) = (BreakerConfig::default(), Instant::now());
+        let circuit = Circuit::new(start);
+        let mut failing = None;
+        for i in 0..slow.as_millis() as usize {
+            let now = start + Duration::from_millis(i as u64);
+            if let Some(token) = failing.take() {
+                circuit.record(token, true, now, &config);
+            }
+            let Ok(Admission { token, .. }) = circuit.admit(now, &config) else { break };
+            failing = (i * quick % of < quick).then_some(token);
+        }
+        let state = circuit.state(start + slow, &config);
+        assert_eq!(state == State::Open, opens, "{quick} of {of}, {slow:?}");
+    }
+
+    #[test]
+    fn quick_failures_do_not_outrun_slow_successes() {
+        for slow in [200, 1_500, 4_000].map(Duration::from_millis) {
+            check_quick_failures(1, 3, slow, false);
+            check_quick_failures(9, 20, slow, false);
+            check_quick_failures(12, 20, slow, true);
+            check_quick_failures(1, 1, slow, true);
+        }
+    }
+
+    /// Calls that all end at their time-out open it with the twentieth, within a tenth of the window.
+    #[test]
+    fn calls_under_way_do_not_hide_a_black_hole() {
+        for timeout in [50, 300, 1_000, 5_000, 30_000].map(Duration::from_millis) {
+            let (config, start) = (BreakerConfig::default(), Instant::now());
+            let circuit = Circuit::new(start);
+            let mut under_way = std::collections::VecDeque::new();
+            let opened = (0..40_000).map(|i| start + Duration::from_millis(2 * i)).find(|now| {
+                if under_way.front().is_some_and(|(at, _)| *at + timeout <= *now) {
+                    let (_, token) = under_way.pop_front().unwrap();
+                    circuit.record(token, true, *now, &config);
+                }
+                match circuit.admit(*now, &config) {
+                    Ok(admission) => under_way.push_back((*now, admission.token)),
+                    Err(_) => return true,
+                }
+                false
+            });
+            let late = opened.unwrap() - (start + timeout);
+            assert!(late <= S, "{timeout:?}: {late:?} after the first time-out");
+        }
+    }
+
+    #[test]
+    fn streams_that_live_on_do_not_hold_it_closed() {
+        let (config, start) = (BreakerConfig::default(), Instant::now());
+        let circuit = Circuit::new(start);
+        let streams: Vec<_> = (0..1_000).map(|_| circuit.admit(start, &config).unwrap()).collect();
+        fail(&circuit, 20, start + 11 * S, &config);
+        assert_eq!(circuit.state(start + 11 * S, &config), State::Open);
+        streams.into_iter().for_each(|stream| circuit.release(stream.token, &config));
+    }
+
+    #[test]
+    fn what_is_cancelled_is_not_under_way() {
+        let (config, now) = (BreakerConfig::default(), Instant::now());
+        let circuit = Circuit::new(now);
+        for _ in 0..1_000 {
+            circuit.release(circuit.admit(now, &config).unwrap().token, &config);
+        }
+        fail(&circuit, 20, now, &config);
+        assert_eq!(circuit.state(now, &config), State::Open);
+    }
+
+    #[test]
+    fn tokens_keep_what_they_hold() {
+        for token in [
+            Token { era: mask(ERA_BITS) as u32, probe: true, at: 0 },
+            Token { era: 0, probe: false, at: LATEST },
+            Token { era: UNHEARD, probe: false, at: 0 },
+        ] {
+            assert_eq!(Token::from_bits(token.to_bits()), token);
+        }
+        assert!(Token { era: UNHEARD, probe: true, at: u64::MAX }.to_bits() < u64::MAX);
     }
 
     #[test]
@@ -520,7 +634,7 @@ mod tests {
                                 if token.probe {
                                     here.fetch_sub(1, SeqCst);
                                 }
-                                circuit.release(token);
+                                circuit.release(token, config);
                             }
                             drawn => {
                                 let moved = circuit.record(token, drawn < 5, now, config);

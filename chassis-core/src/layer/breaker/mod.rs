@@ -2,7 +2,8 @@
 //!
 //! A circuit guards a service, or each operation of it, here; at the scope `endpoint` every node has
 //! one, and a node with an open circuit is not picked (see `balance`). What is refused locally or
-//! cancelled counts for nothing, and gives a probe's place back.
+//! cancelled counts for nothing, and gives a probe's place back. So does what failed at a node that fails
+//! while most others of the service don't: picks pass over that node, the service goes on without it.
 mod circuit;
 mod failures;
 mod window;
@@ -157,15 +158,14 @@ impl Drop for Cell {
 impl Listener for Cell {
     fn judged(&self, token: u64, outcome: &Outcome<'_>) {
         let token = Token::from_bits(token);
-        let guard = outcome.policy.breaker.as_ref();
-        match guard.filter(|_| !outcome.verdict.blames_nobody()) {
-            None => self.circuit.release(token),
-            Some(Guard { config, .. }) => {
-                let failed = config.failures.contains(ended(&outcome.verdict));
-                if let Some(moved) = self.circuit.record(token, failed, outcome.now, config) {
-                    self.moved(moved);
-                }
-            }
+        // The policy of a call does not change once a circuit has let it in.
+        let Some(Guard { config, .. }) = &outcome.policy.breaker else { return };
+        let failed = config.failures.contains(ended(&outcome.verdict));
+        if outcome.verdict.blames_nobody() || (failed && outcome.is_of_an_outlier()) {
+            return self.circuit.release(token, config);
+        }
+        if let Some(moved) = self.circuit.record(token, failed, outcome.now, config) {
+            self.moved(moved);
         }
     }
 

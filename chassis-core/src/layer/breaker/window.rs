@@ -11,23 +11,46 @@ use crate::shard::Cells;
 /// Each bucket is one atomic word that says when it began. So the length of the window is an argument: a
 /// shorter one looks at fewer of the counts there are, a longer one goes on with those there are.
 ///
-/// Successes, which mostly nobody asks for, are counted by each thread apart; failures, which everybody
-/// wants to know of, in one place.
+/// Calls that ended count by when they ended; those that are still under way by when they started.
+///
+/// Successes and starts, which mostly nobody asks for, are counted by each thread apart; failures, which
+/// everybody wants to know of, in one place.
 #[derive(Debug, Default)]
 pub(super) struct Window {
     failures: Buckets,
     /// When the latest failure was, plus one; 0 where there was none.
     failed: AtomicU64,
-    successes: Cells<Buckets>,
+    calls: Cells<Calls>,
+}
+
+/// What one thread counts.
+#[derive(Debug, Default)]
+struct Calls {
+    /// By when they ended.
+    successes: Buckets,
+    /// By when they started: all, and those that are not under way any more.
+    started: Buckets,
+    over: Buckets,
 }
 
 /// What a window holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tally {
-    /// Calls that count.
+    /// Calls that ended and count.
     pub(super) calls: u32,
     /// How many of them failed.
     pub(super) failures: u32,
+    /// Calls that started in the window and are under way.
+    pub(super) under_way: u32,
+}
+
+/// Which calls that are under way count as ones that have not failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum UnderWay {
+    /// All of them.
+    All,
+    /// Those that started no later than this, as far as buckets tell.
+    SinceBefore(u64),
 }
 
 /// Counts of one kind.
@@ -52,14 +75,26 @@ const BEHIND: u32 = 60_000;
 // === impl Window ===
 
 impl Window {
-    /// Counts a call that ended at `millis` on the caller's clock, in a window of this length.
-    pub(super) fn add(&self, failed: bool, millis: u64, length: Duration) {
+    /// Counts a call that starts at `millis` on the caller's clock, in a window of this length.
+    pub(super) fn start(&self, millis: u64, length: Duration) {
+        self.calls.cell().started.add(millis, length);
+    }
+
+    /// Counts a call that ended at `millis`, and had started at `started`.
+    pub(super) fn add(&self, failed: bool, started: u64, millis: u64, length: Duration) {
+        let calls = self.calls.cell();
+        calls.over.add_in(started, length);
         if !failed {
-            return self.successes.cell().add(millis, length);
+            return calls.successes.add(millis, length);
         }
         self.failures.add(millis, length);
         // After the bucket, as `clear` has them the other way: a failure that is counted is known of.
         self.failed.fetch_max(millis.saturating_add(1), Relaxed);
+    }
+
+    /// A call that started at `started` is not under way any more, and has no outcome that counts.
+    pub(super) fn cancel(&self, started: u64, length: Duration) {
+        self.calls.cell().over.add_in(started, length);
     }
 
     /// May there be failures in what it holds at `millis`, looking back over `length`?
@@ -70,18 +105,34 @@ impl Window {
         }
     }
 
-    /// What it holds at `millis`, looking back over `length`.
-    pub(super) fn tally(&self, millis: u64, length: Duration) -> Tally {
-        let failures = self.failures.sum(millis, length);
-        let successes = self.successes.cells().map(|buckets| buckets.sum(millis, length));
-        Tally { calls: successes.fold(failures, u32::saturating_add), failures }
+    /// What it holds at `millis`, looking back over `length`; of the calls under way those that `which` says.
+    pub(super) fn tally(&self, millis: u64, length: Duration, which: UnderWay) -> Tally {
+        let failures = self.failures.sum(millis, length, None);
+        let before = match which {
+            UnderWay::All => None,
+            // What took longer than a bucket lasts says nothing of the calls of its own bucket, most of which
+            // started later.
+            UnderWay::SinceBefore(started) if millis.saturating_sub(started) >= width(length) => {
+                Some(started / width(length) * width(length))
+            }
+            UnderWay::SinceBefore(started) => Some(started.saturating_add(1)),
+        };
+        let (mut calls, mut started, mut over) = (failures, 0u32, 0u32);
+        for counted in self.calls.cells() {
+            calls = calls.saturating_add(counted.successes.sum(millis, length, None));
+            started = started.saturating_add(counted.started.sum(millis, length, before));
+            over = over.saturating_add(counted.over.sum(millis, length, before));
+        }
+        Tally { calls, failures, under_way: started.saturating_sub(over) }
     }
 
     /// Forgets everything.
     pub(super) fn clear(&self) {
         self.failed.store(0, Relaxed);
         self.failures.clear();
-        self.successes.cells().for_each(Buckets::clear);
+        for calls in self.calls.cells() {
+            [&calls.successes, &calls.started, &calls.over].into_iter().for_each(Buckets::clear);
+        }
     }
 }
 
@@ -101,11 +152,28 @@ impl Buckets {
         });
     }
 
-    fn sum(&self, millis: u64, length: Duration) -> u32 {
+    /// Counts into the bucket of `millis`, unless that has made room for a later one.
+    fn add_in(&self, millis: u64, length: Duration) {
+        let width = width(length);
+        let began = (millis / width * width) as u32;
+        let word = &self.0[(millis / width) as usize % BUCKETS];
+        let _ = word.fetch_update(Relaxed, Relaxed, |word| {
+            let bucket = Bucket::unpack(word);
+            if is_later(bucket.began, began) {
+                return None;
+            }
+            let count = if bucket.began == began { bucket.count.saturating_add(1) } else { 1 };
+            Some(Bucket { began, count }.pack())
+        });
+    }
+
+    /// The counts at `millis` of buckets that began no longer than `length` ago, and before `before` if that is given.
+    fn sum(&self, millis: u64, length: Duration, before: Option<u64>) -> u32 {
         let length = width(length) * BUCKETS as u64;
         let buckets = self.0.iter().map(|word| Bucket::unpack(word.load(Relaxed)));
         buckets
             .filter(|bucket| u64::from(age(bucket.began, millis as u32)) < length)
+            .filter(|bucket| before.is_none_or(|before| is_later(before as u32, bucket.began)))
             .fold(0, |sum, bucket| sum.saturating_add(bucket.count))
     }
 
@@ -123,6 +191,11 @@ fn width(length: Duration) -> u64 {
 /// Milliseconds from `began` to `now` on a clock that wraps after 49 days; 0 if `began` is later.
 fn age(began: u32, now: u32) -> u32 {
     if began.wrapping_sub(now) <= BEHIND { 0 } else { now.wrapping_sub(began) }
+}
+
+/// Is `one` later than `other`, on a clock that wraps?
+fn is_later(one: u32, other: u32) -> bool {
+    one != other && one.wrapping_sub(other) <= u32::MAX / 2
 }
 
 // === impl Bucket ===
@@ -147,8 +220,8 @@ mod tests {
     #[track_caller]
     fn check(at: &[u64], now: u64, length: Duration, expected: u32) {
         let window = Window::default();
-        at.iter().for_each(|s| window.add(false, s * 1000, TEN));
-        assert_eq!(window.tally(now * 1000, length).calls, expected);
+        at.iter().for_each(|s| window.add(false, s * 1000, s * 1000, TEN));
+        assert_eq!(window.tally(now * 1000, length, UnderWay::All).calls, expected);
     }
 
     #[test]
@@ -171,27 +244,27 @@ mod tests {
     #[test]
     fn a_longer_length_goes_on_with_what_is_there() {
         let window = Window::default();
-        (0..10).for_each(|s| window.add(true, s * 1000, TEN));
-        (10..12).for_each(|s| window.add(false, s * 1000, 3 * TEN));
-        let tally = window.tally(12_000, 3 * TEN);
+        (0..10).for_each(|s| window.add(true, s * 1000, s * 1000, TEN));
+        (10..12).for_each(|s| window.add(false, s * 1000, s * 1000, 3 * TEN));
+        let tally = window.tally(12_000, 3 * TEN, UnderWay::All);
         assert!(tally.failures >= 9 && tally.calls - tally.failures == 2, "{tally:?}");
     }
 
     #[test]
     fn counts_failures_apart() {
         let window = Window::default();
-        (0..30).for_each(|i| window.add(i % 3 == 0, i, TEN));
-        assert_eq!(window.tally(30, TEN), Tally { calls: 30, failures: 10 });
+        (0..30).for_each(|i| window.add(i % 3 == 0, i, i, TEN));
+        assert_eq!(window.tally(30, TEN, UnderWay::All), Tally { calls: 30, failures: 10, under_way: 0 });
         window.clear();
-        assert_eq!(window.tally(30, TEN), Tally::default());
+        assert_eq!(window.tally(30, TEN, UnderWay::All), Tally::default());
     }
 
     #[test]
     fn a_late_call_counts_where_time_is() {
         let window = Window::default();
-        window.add(true, 10_500, TEN);
-        window.add(true, 400, TEN);
-        assert_eq!(window.tally(10_500, TEN), Tally { calls: 2, failures: 2 });
+        window.add(true, 10_500, 10_500, TEN);
+        window.add(true, 400, 400, TEN);
+        assert_eq!(window.tally(10_500, TEN, UnderWay::All), Tally { calls: 2, failures: 2, under_way: 0 });
     }
 
     #[test]
@@ -199,43 +272,86 @@ mod tests {
         let window = Window::default();
         std::thread::scope(|scope| {
             for _ in 0..20 {
-                scope.spawn(|| (0..1_000).for_each(|i| window.add(i % 4 == 0, i, TEN)));
+                scope.spawn(|| (0..1_000).for_each(|i| window.add(i % 4 == 0, i, i, TEN)));
             }
         });
-        assert_eq!(window.tally(1_000, TEN), Tally { calls: 20_000, failures: 5_000 });
+        assert_eq!(
+            window.tally(1_000, TEN, UnderWay::All),
+            Tally { calls: 20_000, failures: 5_000, under_way: 0 }
+        );
         window.clear();
-        assert_eq!(window.tally(1_000, TEN), Tally::default());
+        assert_eq!(window.tally(1_000, TEN, UnderWay::All), Tally::default());
     }
 
     #[test]
     fn large_counts_keep_their_ratio() {
         let window = Window::default();
-        (0..200_000).for_each(|i| window.add(i % 4 == 0, 5, TEN));
-        let Tally { calls, failures } = window.tally(5, TEN);
+        (0..200_000).for_each(|i| window.add(i % 4 == 0, 5, 5, TEN));
+        let Tally { calls, failures, .. } = window.tally(5, TEN, UnderWay::All);
         assert!(calls > 30_000);
         assert!((f64::from(failures) / f64::from(calls) - 0.25).abs() < 0.001);
+    }
+
+    /// Starts one call at each of `started`, in milliseconds; those of `over` are cancelled. How many are under
+    /// way at `now`?
+    #[track_caller]
+    fn check_under_way(started: &[u64], over: &[u64], now: u64, which: UnderWay, expected: u32) {
+        let window = Window::default();
+        started.iter().for_each(|at| window.start(*at, TEN));
+        over.iter().for_each(|at| window.cancel(*at, TEN));
+        let tally = window.tally(now, TEN, which);
+        assert_eq!(tally, Tally { calls: 0, failures: 0, under_way: expected });
+    }
+
+    #[test]
+    fn counts_what_is_under_way() {
+        use UnderWay::{All, SinceBefore};
+        check_under_way(&[0, 1, 1_500, 9_000], &[], 9_000, All, 4);
+        check_under_way(&[0, 1, 1_500, 9_000], &[1, 1_500], 9_000, All, 2);
+        // They slide out by when they started, and their ends with them.
+        check_under_way(&[0, 1, 1_500, 9_000], &[1], 10_500, All, 2);
+        check_under_way(&[0, 10_000], &[0], 10_000, All, 1);
+        check_under_way(&[10_000], &[0], 10_000, All, 1);
+        // Those that a call was quicker than.
+        check_under_way(&[0, 1, 1_500, 9_000], &[], 9_000, SinceBefore(8_999), 3);
+        check_under_way(&[0, 1, 1_500, 9_000], &[], 9_000, SinceBefore(9_000), 4);
+        check_under_way(&[0, 1, 1_500, 9_000], &[], 9_000, SinceBefore(1_600), 2);
+        check_under_way(&[0, 1, 1_500, 9_000], &[], 9_000, SinceBefore(900), 0);
+    }
+
+    #[test]
+    fn a_call_that_ended_is_not_under_way() {
+        let window = Window::default();
+        for i in 0..1_000 {
+            window.start(i, TEN);
+            window.add(i % 2 == 0, i, i + 3_000, TEN);
+        }
+        assert_eq!(
+            window.tally(4_000, TEN, UnderWay::All),
+            Tally { calls: 1_000, failures: 500, under_way: 0 }
+        );
     }
 
     #[test]
     fn clocks_wrap() {
         let (window, near) = (Window::default(), u64::from(u32::MAX) - 2_000);
-        window.add(true, near, TEN);
-        window.add(true, near + 4_000, TEN);
-        assert_eq!(window.tally(near + 4_000, TEN).calls, 2);
+        window.add(true, near, near, TEN);
+        window.add(true, near + 4_000, near + 4_000, TEN);
+        assert_eq!(window.tally(near + 4_000, TEN, UnderWay::All).calls, 2);
     }
 
     #[test]
     fn the_longest_window() {
         let window = Window::default();
-        window.add(true, 7, Duration::MAX);
-        assert_eq!(window.tally(1 << 30, Duration::MAX).failures, 1);
+        window.add(true, 7, 7, Duration::MAX);
+        assert_eq!(window.tally(1 << 30, Duration::MAX, UnderWay::All).failures, 1);
     }
 
     #[test]
     fn the_shortest_window() {
         let window = Window::default();
-        window.add(true, 7, Duration::from_micros(1));
-        assert_eq!(window.tally(7, Duration::from_micros(1)).failures, 1);
-        assert_eq!(window.tally(17, Duration::from_micros(1)).failures, 0);
+        window.add(true, 7, 7, Duration::from_micros(1));
+        assert_eq!(window.tally(7, Duration::from_micros(1), UnderWay::All).failures, 1);
+        assert_eq!(window.tally(17, Duration::from_micros(1), UnderWay::All).failures, 0);
     }
 }

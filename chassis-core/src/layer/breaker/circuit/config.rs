@@ -17,9 +17,10 @@ settings! {
     ///
     /// It can be changed while calls are under way: counts, an open circuit and its time stay.
     pub struct BreakerConfig, BreakerPatch {
-        /// Share of failed calls in `window` that opens a circuit. Default `50%`; at `0%` one failure does.
+        /// Share of failed calls in `window` that opens a circuit. A call that is under way for longer than the
+        /// failure took has not failed. Default `50%`; at `0%` one failure does.
         pub failure_ratio: Ratio = Ratio::percent(50),
-        /// Calls in `window` below which `failure_ratio` says nothing. Default 20; 0 is refused.
+        /// Calls that ended in `window` below which `failure_ratio` says nothing. Default 20; 0 is refused.
         pub min_calls: NonZeroU32 = count(20),
         /// Failures in a row that open a circuit whatever the ratio. Default 0: never.
         pub consecutive: u32 = 0,
@@ -87,7 +88,8 @@ impl BreakerConfig {
         let in_a_row = self.consecutive > 0 && consecutive >= self.consecutive;
         let by_ratio = tally.calls >= self.min_calls.get()
             && tally.failures > 0
-            && f64::from(tally.failures) / f64::from(tally.calls) >= self.failure_ratio.get();
+            && f64::from(tally.failures) / (f64::from(tally.calls) + f64::from(tally.under_way))
+                >= self.failure_ratio.get();
         self.force == Force::Auto && (in_a_row || by_ratio)
     }
 }
@@ -104,7 +106,7 @@ mod tests {
                 min_calls: count(100),
                 ..Default::default()
             };
-            let tally = |failures| Tally { calls: 100, failures };
+            let tally = |failures| Tally { calls: 100, failures, under_way: 0 };
             assert!(config.trips(0, tally(percent)) && !config.trips(0, tally(percent - 1)), "{percent}");
         }
     }

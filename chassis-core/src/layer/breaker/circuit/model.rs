@@ -12,8 +12,13 @@ struct Model {
     era: u32,
     /// When a call ended, in milliseconds, and whether it failed.
     ended: Vec<(u64, bool)>,
+    /// When the calls that are under way started.
+    under_way: Vec<u64>,
     consecutive: u32,
 }
+
+/// Its era, whether it is a probe, and when it was admitted.
+type Known = (u32, bool, u64);
 
 #[derive(Clone, Copy, Debug)]
 enum ModelState {
@@ -24,17 +29,17 @@ enum ModelState {
 
 impl Model {
     /// The token's era, and whether it is a probe.
-    fn admit(&mut self, now: u64, config: &BreakerConfig) -> Option<(u32, bool)> {
+    fn admit(&mut self, now: u64, config: &BreakerConfig) -> Option<Known> {
         let probes = config.probes.get();
         match self.state {
             _ if config.force == Force::Open => return None,
-            ModelState::Closed => return Some((self.era, false)),
-            _ if config.force == Force::Closed => return Some((UNHEARD, false)),
+            ModelState::Closed => return Some(self.started(now)),
+            _ if config.force == Force::Closed => return Some((UNHEARD, false, 0)),
             ModelState::Open { since } if now < since + config.open.get().as_millis() as u64 => return None,
             ModelState::Open { .. } => self.go(ModelState::HalfOpen { out: 1, passed: 0, since: now }),
             ModelState::HalfOpen { passed, .. } if passed >= probes => {
                 self.close();
-                return Some((self.era, false));
+                return Some(self.started(now));
             }
             ModelState::HalfOpen { ref mut out, passed, .. } if *out + passed < probes => *out += 1,
             ModelState::HalfOpen { passed, since, .. } if now - since / 64 * 64 >= 60_000 => {
@@ -42,10 +47,20 @@ impl Model {
             }
             ModelState::HalfOpen { .. } => return None,
         }
-        Some((self.era, true))
+        Some((self.era, true, now))
     }
 
-    fn record(&mut self, (era, probe): (u32, bool), failed: bool, now: u64, config: &BreakerConfig) {
+    fn started(&mut self, now: u64) -> Known {
+        self.under_way.push(now);
+        (self.era, false, now)
+    }
+
+    fn over(&mut self, started: u64) {
+        let found = self.under_way.iter().position(|at| *at == started).unwrap();
+        self.under_way.swap_remove(found);
+    }
+
+    fn record(&mut self, (era, probe, at): Known, failed: bool, now: u64, config: &BreakerConfig) {
         if era != self.era {
             return;
         }
@@ -60,6 +75,7 @@ impl Model {
             }
             ModelState::Closed => {
                 assert!(!probe);
+                self.over(at);
                 self.ended.push((now, failed));
                 self.consecutive = if failed { self.consecutive + 1 } else { 0 };
                 let (length, width) = (config.window.get().as_millis() as u64, BUCKET_MS);
@@ -67,7 +83,13 @@ impl Model {
                 let (calls, failures) =
                     inside.fold((0, 0), |(calls, failures), (_, f)| (calls + 1, failures + u32::from(*f)));
                 let in_a_row = config.consecutive > 0 && self.consecutive >= config.consecutive;
-                let ratio = f64::from(failures) / f64::from(calls);
+                // Those that had started when the call that failed did: by buckets, and where it took longer than
+                // one of them lasts, not its own bucket.
+                let bucket = |at: u64| at / width * width;
+                let before = if now - at >= width { bucket(at) } else { at + 1 };
+                let waits = |at: &&u64| now - bucket(**at) < length && (!failed || bucket(**at) < before);
+                let under_way = self.under_way.iter().filter(waits).count() as u32;
+                let ratio = f64::from(failures) / f64::from(calls + under_way);
                 let by_ratio = calls >= config.min_calls.get() && ratio >= config.failure_ratio.get();
                 if config.force == Force::Auto && (in_a_row || by_ratio) {
                     self.go(ModelState::Open { since: now });
@@ -77,16 +99,18 @@ impl Model {
         }
     }
 
-    fn release(&mut self, (era, _): (u32, bool)) {
-        if let ModelState::HalfOpen { out, .. } = &mut self.state
-            && era == self.era
-        {
-            *out -= 1;
+    fn release(&mut self, (era, _, at): Known) {
+        match &mut self.state {
+            _ if era != self.era => {}
+            ModelState::HalfOpen { out, .. } => *out -= 1,
+            ModelState::Closed => self.over(at),
+            ModelState::Open { .. } => unreachable!("no token is of an open circuit's era"),
         }
     }
 
     fn close(&mut self) {
         self.ended.clear();
+        self.under_way.clear();
         self.consecutive = 0;
         self.go(ModelState::Closed);
     }
@@ -115,9 +139,9 @@ fn schedule(seed: u64) {
     let start = Instant::now();
     let circuit = Circuit::new(start);
     let closed = ModelState::Closed;
-    let mut model = Model { state: closed, era: 0, ended: Vec::new(), consecutive: 0 };
+    let mut model = Model { state: closed, era: 0, ended: Vec::new(), under_way: Vec::new(), consecutive: 0 };
     let mut millis = 0u64;
-    let mut out: Vec<(Token, (u32, bool))> = Vec::new();
+    let mut out: Vec<(Token, Known)> = Vec::new();
     let failing = Ratio::percent(pick(&[5, 40, 95]) as u8);
 
     for step in 0..120 {
@@ -128,7 +152,8 @@ fn schedule(seed: u64) {
                 let would = circuit.admits(now, &config);
                 let got = circuit.admit(now, &config).ok();
                 let expected = model.admit(millis, &config);
-                let said = got.map(|admission| (admission.token.era, admission.token.probe));
+                let said =
+                    got.map(|admission| (admission.token.era, admission.token.probe, admission.token.at));
                 assert_eq!(said, expected, "seed {seed}, step {step}: admit, {model:?}");
                 assert_eq!(would, expected.is_some(), "seed {seed}, step {step}: admits");
                 out.extend(got.map(|admission| admission.token).zip(expected));
@@ -141,7 +166,7 @@ fn schedule(seed: u64) {
             }
             (13..16, Some(i)) => {
                 let (token, known) = out.swap_remove(i);
-                circuit.release(token);
+                circuit.release(token, &config);
                 model.release(known);
             }
             (16..18, _) => millis += u64::from(pick(&[1, 30, 100, 600, 20_000])),

@@ -31,7 +31,7 @@ const SINCE_BITS: u32 = 42;
 const COARSE_BITS: u32 = 22;
 
 /// The era of what was admitted by hand past a circuit that is not closed: never heard.
-pub(super) const UNHEARD: u32 = u32::MAX;
+pub(super) const UNHEARD: u32 = mask(ERA_BITS + 1) as u32;
 
 // === impl Word ===
 
