@@ -1,6 +1,7 @@
 //! Byte streams, by address: what connections are made of, on both sides, before HTTP begins.
 //!
 //! TLS goes in here: a [`Connector`] around another one on the client, an [`Acceptor`] on the server.
+mod eyeballs;
 mod hangup;
 mod memory;
 mod network;
@@ -11,6 +12,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -45,6 +47,13 @@ pub use self::{
 pub trait Connector: Send + Sync + 'static {
     /// A stream to `address`: `host:port`, `unix:/path`, `memory:name`, or what else it understands.
     async fn connect(&self, address: &str) -> io::Result<Stream>;
+
+    /// The same for a caller who waits no longer than `budget`: where `address` stands for several, that is the
+    /// time for all of them. Default: [`connect`](Self::connect).
+    async fn connect_within(&self, address: &str, budget: Duration) -> io::Result<Stream> {
+        let _ = budget;
+        self.connect(address).await
+    }
 }
 
 /// Takes in the streams that others open.

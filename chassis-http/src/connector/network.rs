@@ -1,12 +1,17 @@
 //! The streams there are by default: TCP, Unix sockets, and within the process.
-use std::io;
+use std::{io, time::Duration};
 
 use async_trait::async_trait;
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream, lookup_host};
 
-use super::{Connector, Listener, MemoryNetwork, Peer, Stream};
+use super::{Connector, Listener, MemoryNetwork, Peer, Stream, eyeballs};
 
 /// Connects and listens by the form of the address: `host:port`, `unix:/path` or `memory:name`.
+///
+/// Where a name has several addresses they are tried by turns of their families, the next one after 250 ms, or
+/// sooner where the time would not do for all (RFC 8305). A connection by TCP whose peer has vanished without a
+/// word ends within half a minute, also while nothing is sent.
 ///
 /// Clones share the in-memory part; two networks that were made apart do not see each other there.
 ///
@@ -70,12 +75,46 @@ impl Network {
 impl Connector for Network {
     async fn connect(&self, address: &str) -> io::Result<Stream> {
         match Address::of(address) {
-            Address::Tcp(address) => tcp(TcpStream::connect(address).await?),
+            Address::Tcp(address) => connect(address, Duration::MAX).await,
             Address::Unix(path) => Ok(Stream::unix(UnixStream::connect(path).await?)),
             Address::Memory(name) => self.memory.connect(name).await,
         }
     }
+
+    async fn connect_within(&self, address: &str, budget: Duration) -> io::Result<Stream> {
+        match Address::of(address) {
+            Address::Tcp(address) => connect(address, budget).await,
+            Address::Unix(_) | Address::Memory(_) => self.connect(address).await,
+        }
+    }
 }
+
+async fn connect(address: &str, budget: Duration) -> io::Result<Stream> {
+    let begun = tokio::time::Instant::now();
+    let addresses = eyeballs::by_turns(lookup_host(address).await?.collect());
+    let budget = budget.saturating_sub(begun.elapsed());
+    let pause = eyeballs::pause(addresses.len(), budget);
+    let stream = eyeballs::first(addresses, pause, TcpStream::connect).await?;
+    watch(&stream);
+    tcp(stream)
+}
+
+/// Has the kernel find out a peer that is gone. A system that can't is no reason to go without a connection.
+fn watch(stream: &TcpStream) {
+    let socket = SockRef::from(stream);
+    let alive = TcpKeepalive::new().with_time(ASK_AFTER).with_interval(ASK_EVERY);
+    let _ = socket.set_tcp_keepalive(&alive);
+    #[cfg(target_os = "linux")]
+    let _ = socket.set_tcp_user_timeout(Some(GIVE_UP));
+}
+
+/// A peer from which nothing came for so long is asked by the kernel whether it is there.
+const ASK_AFTER: Duration = Duration::from_secs(15);
+/// And then again.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+/// What a peer has not acknowledged for so long it never will: what was sent, or that it was asked.
+#[cfg(target_os = "linux")]
+const GIVE_UP: Duration = Duration::from_secs(30);
 
 // === impl Address ===
 
@@ -170,6 +209,20 @@ mod tests {
         check("127.0.0.1:0").await;
         check(&format!("unix:{}", folder.path().join("socket").display())).await;
         check("memory:stock").await;
+    }
+
+    #[tokio::test]
+    async fn the_kernel_looks_after_peers_that_vanish() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        watch(&stream);
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap());
+        #[cfg(target_os = "linux")]
+        {
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), ASK_AFTER);
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(GIVE_UP));
+        }
     }
 
     #[tokio::test]
