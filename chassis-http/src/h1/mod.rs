@@ -20,7 +20,7 @@ use chassis_core::{
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 
-use self::pool::{Lease, Pool};
+use self::pool::{Lease, Pool, Unanswered};
 use crate::{
     ClientConfig,
     connector::Connector,
@@ -90,8 +90,11 @@ async fn send(pool: Arc<Pool>, mut call: Invocation) -> Result<Reply, Error> {
             Ok(sender) => sender,
             Err(error) => return Err(give_back(call, error)),
         };
+        let unanswered = Unanswered::new(&pool, (!is_new).then(|| call.attempt_started()));
         let Outgoing { request, abort } = pool.form.write_origin(&mut call);
-        match sender.try_send_request(request).await {
+        let answer = sender.try_send_request(request).await;
+        unanswered.ended();
+        match answer {
             Ok(response) => {
                 if let Some(abort) = abort {
                     call.set_request_abort(abort);

@@ -52,6 +52,13 @@ pub(super) struct Lease {
     permit: OwnedSemaphorePermit,
 }
 
+/// Sees to what it means that a call on a connection that was idle is given up unanswered.
+pub(super) struct Unanswered<'a> {
+    pool: &'a Pool,
+    /// When the call was begun; `None` once it is known how it ended.
+    since: Option<Instant>,
+}
+
 struct Idle {
     sender: Sender,
     since: Instant,
@@ -59,6 +66,8 @@ struct Idle {
 
 /// A request may still be on its way out when its answer is whole. After so long the connection goes.
 const LINGER: Duration = Duration::from_secs(1);
+/// A call that was given up sooner says nothing of its connection.
+const IMPATIENT: Duration = Duration::from_millis(100);
 
 // === impl Pool ===
 
@@ -118,12 +127,22 @@ impl Pool {
         }
     }
 
+    /// Not a byte came on a connection that had been idle, for a call that began at `since` and was given up: it
+    /// may have died in silence. What killed it may have killed all that have been idle since before.
+    #[cold]
+    fn doubt(&self, since: Instant) {
+        if since.elapsed() >= IMPATIENT {
+            self.idle().retain(|idle| idle.since > since);
+        }
+    }
+
     /// A new connection, within the connect timeout.
     pub(super) async fn connect(self: &Arc<Self>) -> Result<Sender, Error> {
         let limit = self.config.connect_timeout.get();
         let connecting = async {
             // A connector may be the user's: its panic is a connection that failed, and is tried again.
-            let stream = caught(async { self.connector.connect(self.address()).await }).await??;
+            let stream =
+                caught(async { self.connector.connect_within(self.address(), limit).await }).await??;
             let mut builder = Builder::new();
             builder.max_header_size(self.config.max_header_list.get());
             let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
@@ -217,6 +236,28 @@ async fn pause(pool: &Pool, span: Duration) {
     let mut over = pin!(sleep(span));
     while !pool.is_closed() {
         tokio::select! { () = &mut over => return, () = pool.poke.notified() => {} }
+    }
+}
+
+// === impl Unanswered ===
+
+impl<'a> Unanswered<'a> {
+    /// For a call that is sent on a connection of `pool` and began at `since`; `None`: the connection is new.
+    pub(super) fn new(pool: &'a Pool, since: Option<Instant>) -> Self {
+        Unanswered { pool, since }
+    }
+
+    /// It is known how it ended.
+    pub(super) fn ended(mut self) {
+        self.since = None;
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if let Some(since) = self.since {
+            self.pool.doubt(since);
+        }
     }
 }
 

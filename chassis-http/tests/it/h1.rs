@@ -4,16 +4,19 @@ use std::{sync::Arc, time::Duration};
 use chassis_core::{Reason, call::Body, cluster::Connection, protocol::Leaf, units::PositiveSpan};
 use chassis_http::{
     ClientConfig, H1Leaf, ServerConfig,
-    connector::{Fate, Listener},
+    connector::{Fate, Listener, MemoryListener, Stream},
     server::{Answer, Received, ServerBody},
 };
 use http::{Method, Request, Response};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
-use crate::support::{Client, SECOND, World, call, echo, hello, read};
+use crate::{
+    rest::client_with,
+    support::{Client, SECOND, World, call, echo, hello, read},
+};
 
 fn leaf(world: &World, config: ClientConfig) -> Client<H1Leaf> {
     world.leaf(H1Leaf::new, config)
@@ -171,4 +174,122 @@ async fn large_bodies_go_both_ways() {
         assert_eq!(read(reply).await.unwrap(), format!("200 {large}"));
     }
     assert_eq!(world.memory.connections("stock"), 1);
+}
+
+/// Nobody else closes it here: the server waits longer, and the pool looks after itself only once it was woken.
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_was_idle_for_too_long_is_not_taken() {
+    for (idle, connections) in [(49, 1), (51, 2)] {
+        let world = World::new();
+        let server = world.serve(ServerConfig::default(), hello());
+        let client = leaf(&world, ClientConfig::default());
+        assert_eq!(client.get("/x").await.unwrap(), "200 x");
+        sleep(idle * SECOND).await;
+        assert_eq!(server.connections(), 1);
+        assert_eq!(client.get("/y").await.unwrap(), "200 y");
+        assert_eq!(world.memory.connections("stock"), connections, "{idle} s");
+    }
+}
+
+/// Answers the request that comes next.
+async fn answer(stream: &mut Stream, status: u16) {
+    assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0, "the client is still there");
+    let words = format!("HTTP/1.1 {status} As Told\r\ncontent-length: 0\r\n\r\n");
+    stream.write_all(words.as_bytes()).await.unwrap();
+}
+
+/// A client with two idle connections, and their other ends. The second is used next.
+async fn two_idle(world: &World) -> (Arc<Client<H1Leaf>>, MemoryListener, Stream, Stream) {
+    let mut listener = world.memory.listen("stock").unwrap();
+    let client = Arc::new(leaf(world, ClientConfig::default()));
+    let begin = |path| {
+        let client = client.clone();
+        tokio::spawn(async move { client.get(path).await.unwrap() })
+    };
+    let one = begin("/one");
+    let mut first = listener.accept().await.unwrap();
+    let two = begin("/two");
+    let mut second = listener.accept().await.unwrap();
+    answer(&mut first, 200).await;
+    one.await.unwrap();
+    sleep(SECOND).await;
+    answer(&mut second, 200).await;
+    two.await.unwrap();
+    sleep(SECOND).await;
+    (client, listener, first, second)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_idle_connection_is_tried_where_one_turns_out_to_be_closed() {
+    let world = World::new();
+    let (client, _listener, mut first, second) = two_idle(&world).await;
+    // The client has not noticed yet.
+    drop(second);
+    let (told, ()) = tokio::join!(client.post("/order", "once"), answer(&mut first, 201));
+    assert_eq!(told.unwrap(), "201 ");
+    assert_eq!(world.memory.connections("stock"), 2);
+}
+
+/// What made a call fail that comes again may be true of its connection, and of all that were opened with it.
+#[tokio::test(start_paused = true)]
+async fn a_retried_call_goes_to_a_new_connection_in_place_of_an_idle_one() {
+    let world = World::new();
+    let mut listener = world.memory.listen("stock").unwrap();
+    let config = ClientConfig { pool: 1.try_into().unwrap(), ..ClientConfig::default() };
+    let client = client_with(&world, config);
+    let call = tokio::spawn(async move {
+        let first = client.get("/orders/1").send().await.unwrap().status();
+        (first, client.get("/orders/2").send().await.unwrap().status())
+    });
+    let mut idle = listener.accept().await.unwrap();
+    answer(&mut idle, 200).await;
+    answer(&mut idle, 503).await;
+    let mut new = timeout(SECOND, listener.accept()).await.expect("the idle one is not taken again").unwrap();
+    // There is room for one.
+    assert_eq!(timeout(SECOND, idle.read(&mut [0; 8])).await.expect("it is closed").unwrap(), 0);
+    answer(&mut new, 200).await;
+    let (first, second) = call.await.unwrap();
+    assert_eq!((first.as_u16(), second.as_u16()), (200, 200));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_silent_death_makes_the_others_suspect_that_were_idle_since_before() {
+    let world = World::new();
+    let (client, mut listener, first, _second) = two_idle(&world).await;
+    assert!(timeout(SECOND, client.get("/dead")).await.is_err());
+    let (told, _new) = tokio::join!(timeout(SECOND, client.get("/x")), async {
+        let mut new = listener.accept().await.unwrap();
+        answer(&mut new, 200).await;
+        new
+    });
+    assert_eq!(told.expect("not on the other old one").unwrap(), "200 ");
+    drop(first);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_spoke_since_is_not_suspect() {
+    let world = World::new();
+    let (client, _listener, mut first, _second) = two_idle(&world).await;
+    let dead = timeout(SECOND, client.get("/dead"));
+    let alive = async {
+        sleep(SECOND / 2).await;
+        let (told, ()) = tokio::join!(client.get("/x"), answer(&mut first, 200));
+        told.unwrap();
+    };
+    let (dead, ()) = tokio::join!(dead, alive);
+    assert!(dead.is_err());
+    let (told, ()) = tokio::join!(client.get("/y"), answer(&mut first, 200));
+    assert_eq!(told.unwrap(), "200 ");
+    assert_eq!(world.memory.connections("stock"), 2);
+}
+
+/// Who gives up in less time than an answer takes anyhow says nothing of the connections.
+#[tokio::test(start_paused = true)]
+async fn an_impatient_caller_makes_nothing_suspect() {
+    let world = World::new();
+    let (client, _listener, mut first, _second) = two_idle(&world).await;
+    assert!(timeout(Duration::from_millis(50), client.get("/soon")).await.is_err());
+    let (told, ()) = tokio::join!(client.get("/x"), answer(&mut first, 200));
+    assert_eq!(told.unwrap(), "200 ");
+    assert_eq!(world.memory.connections("stock"), 2);
 }

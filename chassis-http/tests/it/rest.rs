@@ -98,8 +98,12 @@ fn leaf(world: &World) -> Client<H1Leaf> {
 }
 
 fn client(world: &World, http_version: HttpVersion) -> HttpClient {
+    client_with(world, ClientConfig { http_version, ..ClientConfig::default() })
+}
+
+/// Calls what is served at `memory:stock` by the name of `orders`, through a pipeline with its defaults.
+pub(crate) fn client_with(world: &World, config: ClientConfig) -> HttpClient {
     let runtime = Runtime::builder("shop").registry(Arc::new(Fixed)).build().unwrap();
-    let config = ClientConfig { http_version, ..ClientConfig::default() };
     let transport = Arc::new(HttpTransport::new(Arc::new(world.network.clone()), config));
     let client = HttpClient::new("orders", pipeline::client(&runtime, "orders", &transport));
     // What it shares lives as long as the test.
