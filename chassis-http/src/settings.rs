@@ -85,14 +85,15 @@ settings! {
         pub stream_window: Size = STREAM_WINDOW,
         /// The same for one connection. Default `1152KiB`.
         pub connection_window: Size = SERVER_CONNECTION_WINDOW,
-        /// A connection older than this is asked to go: GOAWAY, or `Connection: close`. `0s`: never.
-        /// Default `30m`.
+        /// A connection older than this is asked to go: GOAWAY, or `Connection: close`. Its calls go on. `0s`:
+        /// never. Default `30m`.
         pub max_age: Span = Span(std::time::Duration::from_secs(1_800)),
         /// By how much `max_age` differs between connections, so that they don't all go at once. Default
         /// `10%`.
         pub max_age_jitter: Ratio = Ratio::percent(10),
-        /// How long calls on such a connection may still take. Default `30s`.
-        pub max_age_grace: PositiveSpan = PositiveSpan::from_millis(30_000),
+        /// How long calls on such a connection may still take; then they are cut. `0s`: as long as they live.
+        /// Default `0s`.
+        pub max_age_grace: Span = Span(std::time::Duration::ZERO),
         /// An HTTP/2 connection that was silent for so long is asked whether it lives. `0s`: never.
         /// Default `20s`.
         pub keep_alive_interval: Span = Span(std::time::Duration::from_secs(20)),

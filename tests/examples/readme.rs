@@ -111,6 +111,8 @@ async fn the_defaults_are_those_in_force() {
     row("server.idle_timeout", &format!("`{}`", server.idle_timeout));
     row("server.max_body", &format!("`{}`", server.max_body));
     row("server.max_age", &format!("`{}`", server.max_age));
+    assert!(server.max_age_grace.0.is_zero());
+    row("server.max_age_grace", "none");
     row("client.connect_timeout", &format!("`{}`", client.connect_timeout));
     row("client.max_message", &format!("`{}`", client.max_message));
     row("client.pool", &client.pool.to_string());

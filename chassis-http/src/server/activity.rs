@@ -35,13 +35,14 @@ pub(super) struct InFlight(Arc<Activity>);
 pub(super) struct Watch {
     header_timeout: Duration,
     idle_timeout: Duration,
-    grace: Duration,
+    /// How long calls may go on once the connection is too old; `None`: as long as they live.
+    grace: Option<Duration>,
     /// When it is too old.
     expires: Option<Instant>,
     /// Since when nothing was in flight, and how many requests there had been.
     idle: (Instant, usize),
-    /// It was asked to go, and is cut then.
-    cut: Option<Instant>,
+    /// It was asked to go, and is cut then, or when its last call is over.
+    cut: Option<Option<Instant>>,
 }
 
 /// What to do with a connection.
@@ -54,9 +55,6 @@ pub(super) enum Act {
     /// Close it.
     Close,
 }
-
-/// Whoever drains cuts what is left, well before this.
-const DRAIN: Duration = Duration::from_secs(24 * 3600);
 
 // === impl Activity ===
 
@@ -126,7 +124,7 @@ impl Watch {
         Watch {
             header_timeout: config.header_timeout.get(),
             idle_timeout: config.idle_timeout.get(),
-            grace: config.max_age_grace.get(),
+            grace: Some(config.max_age_grace.0).filter(|grace| !grace.is_zero()),
             expires: (!age.is_zero()).then(|| now.checked_add(age)).flatten(),
             idle: (now, 0),
             cut: None,
@@ -143,13 +141,13 @@ impl Watch {
             return Act::Close;
         }
         match self.cut {
-            Some(cut) if now >= cut || now >= self.idle.0 + FAREWELL => Act::Close,
-            Some(cut) => Act::Wait(cut.min(now + FAREWELL)),
+            Some(cut) if cut.is_some_and(|cut| now >= cut) || now >= self.idle.0 + FAREWELL => Act::Close,
+            Some(cut) => Act::Wait(cut.map_or(now + FAREWELL, |cut| cut.min(now + FAREWELL))),
             None if self.expires.is_some_and(|at| now >= at) => {
                 self.expires = None;
                 self.ask(now, self.grace)
             }
-            None if now >= self.idle.0 + self.idle_timeout => self.ask(now, FAREWELL),
+            None if now >= self.idle.0 + self.idle_timeout => self.ask(now, Some(FAREWELL)),
             None => {
                 let head = activity.head().unwrap_or(now) + self.header_timeout;
                 let idle = self.idle.0 + self.idle_timeout;
@@ -158,21 +156,24 @@ impl Watch {
         }
     }
 
-    /// The server drains: who has nothing in flight has a moment to go, others until they are cut.
+    /// The server drains: a peer that has nothing in flight has a moment to go, others until the server cuts what
+    /// is left.
     pub(super) fn drain(&mut self, now: Instant) -> Act {
         self.expires = None;
-        self.ask(now, DRAIN)
+        self.ask(now, None)
     }
 
-    fn ask(&mut self, now: Instant, bound: Duration) -> Act {
-        self.cut = Some(now + bound);
+    fn ask(&mut self, now: Instant, bound: Option<Duration>) -> Act {
+        self.cut = Some(bound.map(|bound| now + bound));
         self.idle.0 = now;
-        Act::Ask(now + FAREWELL.min(bound))
+        Act::Ask(now + bound.map_or(FAREWELL, |bound| bound.min(FAREWELL)))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use chassis_core::units::Span;
+
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -211,15 +212,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn busy_connections_go_at_their_age_within_the_grace() {
+    async fn busy_connections_are_asked_to_go_at_their_age_and_their_calls_go_on() {
         let (now, activity) = (Instant::now(), Arc::new(Activity::default()));
         let mut watch = watch(now);
         let busy = activity.begin();
         let (age, act) = first_act(&mut watch, now, &activity);
         assert!((1_620..=1_980).contains(&age), "{age}");
         let Act::Ask(next) = act else { panic!("{act:?}") };
-        assert_eq!(first_act(&mut watch, next, &activity), (29, Act::Close));
+        let later = next + 86_400 * SECOND;
+        assert_eq!(watch.look(later, &activity), Act::Wait(later + SECOND));
         drop(busy);
+        assert_eq!(watch.look(later + SECOND, &activity), Act::Close);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn busy_connections_are_cut_after_the_grace_that_is_set() {
+        let (now, activity) = (Instant::now(), Arc::new(Activity::default()));
+        let config = ServerConfig { max_age_grace: Span(30 * SECOND), ..ServerConfig::default() };
+        let mut watch = Watch::new(now, &config, &Random::seeded(1));
+        let _busy = activity.begin();
+        let (_, Act::Ask(next)) = first_act(&mut watch, now, &activity) else { panic!() };
+        assert_eq!(first_act(&mut watch, next, &activity), (29, Act::Close));
     }
 
     #[tokio::test(start_paused = true)]
