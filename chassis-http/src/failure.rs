@@ -1,6 +1,8 @@
 //! What hyper's and h2's errors mean for a call: above all, whether it may have been executed.
 use chassis_core::{BoxError, Code, Error, Reason};
 
+use crate::h2::Broken;
+
 /// Before the head of the answer came, over HTTP/1.1.
 pub(crate) fn of_request(error: hyper::Error) -> Error {
     let (reason, message) = if error.is_parse_too_large() {
@@ -21,11 +23,33 @@ pub(crate) fn of_answer(error: hyper::Error) -> Error {
 }
 
 /// The same over HTTP/2.
-pub(crate) fn of_h2_answer(error: h2::Error) -> Error {
-    match error.is_reset() {
-        true => of_stream(&error).with_maybe_executed(true).with_source(error),
-        false => Error::remote(Reason::ConnectionLost, "the answer broke off").with_source(error),
+pub(crate) fn of_h2_answer(broken: Broken) -> Error {
+    match broken {
+        // Our own h2 found out that it is shorter or longer than its head said.
+        Broken::Stream(error) if error.is_reset() && error.is_library() => {
+            Error::remote(Reason::ConnectionLost, "the answer is not as long as it said").with_source(error)
+        }
+        Broken::Stream(error) if error.is_reset() => {
+            of_stream(&error).with_maybe_executed(true).with_source(error)
+        }
+        Broken::Stream(error) => {
+            Error::remote(Reason::ConnectionLost, "the answer broke off").with_source(error)
+        }
+        Broken::Trailers { size, most } => of_large_answer(size, most),
     }
+}
+
+/// An answer's headers or trailers have `size` bytes by HTTP/2's count, and may have `most`.
+pub(crate) fn of_large_answer(size: usize, most: u32) -> Error {
+    let words =
+        format!("the answer's headers are over the limit: {size} bytes, `client.max_header_list` is {most}");
+    Error::remote(Reason::TooLarge, words)
+}
+
+/// A request's headers have `size` bytes by HTTP/2's count, and the endpoint said that it takes `most`.
+pub(crate) fn of_large_request(size: usize, most: u32) -> Error {
+    let words = format!("the request's headers are {size} bytes, and the endpoint takes {most}");
+    Error::local(Reason::TooLarge, words)
 }
 
 /// The endpoint did not answer a ping in time, and the connection was given up.
@@ -66,9 +90,13 @@ pub(crate) fn of_stream(error: &h2::Error) -> Error {
         Some(H2::REFUSED_STREAM) if error.is_reset() && by_peer => {
             Error::remote(Reason::StreamRefused, "the endpoint refused the stream")
         }
-        // What our own h2 says of an answer whose headers are over the limit.
-        Some(H2::REFUSED_STREAM | H2::PROTOCOL_ERROR) if error.is_reset() => {
-            Error::remote(Reason::TooLarge, "the answer's headers are malformed or over the limit")
+        // What our own h2 says of an answer that is none, and of headers over even what it reads.
+        Some(H2::PROTOCOL_ERROR) if error.is_reset() && !by_peer => {
+            Error::remote(Reason::Malformed, "the answer is malformed or over the limit")
+        }
+        // All was well, and yet the answer is not whole.
+        Some(H2::NO_ERROR) if error.is_reset() => {
+            Error::remote(Reason::ConnectionLost, "the endpoint ended the stream before its answer")
         }
         Some(reason) if error.is_reset() => {
             let message = format!("the stream was reset: {}", reason.description());

@@ -1,30 +1,17 @@
 //! What h2 does not tell of an HTTP/2 connection: that the server has spoken, how many streams it
 //! allows, and that it is going away. Read off the frames that come in.
-use std::{
-    io,
-    pin::Pin,
-    task::{Context, Poll, ready},
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering::Relaxed},
 };
-
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-
-use crate::turns::Turns;
-
-/// A stream whose incoming frames are watched.
-pub(crate) struct Watched<S, F> {
-    stream: S,
-    frames: Frames,
-    hear: F,
-    turns: Turns,
-}
 
 /// What was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
     /// Anything at all.
     Bytes,
-    /// The server's settings; `None`: they leave the number of streams as it was.
-    Settings { max_streams: Option<u32> },
+    /// The peer's settings; `None`: they leave this one as it was.
+    Settings { max_streams: Option<u32>, max_header_list: Option<u32> },
     /// It takes no more streams, for the reason of this number.
     GoAway { code: u32 },
     /// The first frame is none that HTTP/2 begins with.
@@ -38,72 +25,31 @@ pub(crate) struct Frames {
     kept: Vec<u8>,
     /// Bytes of the current frame that are skipped.
     skip: usize,
+    /// Encoded bytes of the list of headers that came last.
+    list: usize,
     begun: bool,
     lost: bool,
 }
 
+/// How many bytes a peer takes as one list of headers: any, until its settings say otherwise. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct HeaderLimit(Arc<AtomicU32>);
+
 const HEADER: usize = 9;
+const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
 const ACK: u8 = 1;
-const MAX_CONCURRENT_STREAMS: u16 = 3;
+const MAX_CONCURRENT_STREAMS: u32 = 3;
+const MAX_HEADER_LIST_SIZE: u32 = 6;
 /// More settings than exist, several times over.
 const KEEP: usize = 256;
 
+/// What a server says that goes in good order.
+pub(crate) const NO_ERROR: u32 = 0;
 /// `ENHANCE_YOUR_CALM`: what a gRPC server says to a client that pings too often.
 pub(crate) const ENHANCE_YOUR_CALM: u32 = 11;
-
-// === impl Watched ===
-
-impl<S, F: FnMut(Seen)> Watched<S, F> {
-    pub(crate) fn new(stream: S, hear: F, turns: Turns) -> Self {
-        Watched { stream, frames: Frames::default(), hear, turns }
-    }
-}
-
-impl<S: AsyncRead + Unpin, F: FnMut(Seen) + Unpin> AsyncRead for Watched<S, F> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = to.filled().len();
-        if this.turns.is_over(cx) {
-            return Poll::Pending;
-        }
-        ready!(Pin::new(&mut this.stream).poll_read(cx, to))?;
-        let read = &to.filled()[before..];
-        if !read.is_empty() {
-            (this.hear)(Seen::Bytes);
-        }
-        let frames = this.frames.read(read, &mut this.hear);
-        this.turns.read(read.len(), frames);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin, F: Unpin> AsyncWrite for Watched<S, F> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bytes)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-}
 
 // === impl Frames ===
 
@@ -127,6 +73,11 @@ impl Frames {
         begun
     }
 
+    /// Encoded bytes of the list of headers that came last, as far as its frames have begun.
+    pub(crate) fn list(&self) -> usize {
+        self.list
+    }
+
     /// How many bytes of the current frame to keep, as far as is known.
     fn wanted(&self) -> usize {
         match self.kept.get(..HEADER) {
@@ -143,7 +94,12 @@ impl Frames {
             return hear(Seen::NotHttp2);
         }
         match kind {
-            SETTINGS if flags & ACK == 0 => hear(Seen::Settings { max_streams: max_streams(payload) }),
+            HEADERS => self.list = length(header),
+            CONTINUATION => self.list = self.list.saturating_add(length(header)),
+            SETTINGS if flags & ACK == 0 => hear(Seen::Settings {
+                max_streams: setting(payload, MAX_CONCURRENT_STREAMS),
+                max_header_list: setting(payload, MAX_HEADER_LIST_SIZE),
+            }),
             GOAWAY if payload.len() >= 8 => hear(Seen::GoAway { code: number(&payload[4..8]) }),
             _ => {}
         }
@@ -156,13 +112,32 @@ fn length(header: &[u8]) -> usize {
     number(&header[..3]) as usize
 }
 
-fn max_streams(settings: &[u8]) -> Option<u32> {
-    let one = |s: &[u8]| (number(&s[..2]) == u32::from(MAX_CONCURRENT_STREAMS)).then(|| number(&s[2..]));
+fn setting(settings: &[u8], id: u32) -> Option<u32> {
+    let one = |s: &[u8]| (number(&s[..2]) == id).then(|| number(&s[2..]));
     settings.chunks_exact(6).filter_map(one).next_back()
 }
 
 fn number(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0, |n, byte| n << 8 | u32::from(*byte))
+}
+
+// === impl HeaderLimit ===
+
+impl HeaderLimit {
+    pub(crate) fn get(&self) -> u32 {
+        self.0.load(Relaxed)
+    }
+
+    /// Takes note of what the peer's settings say, if anything.
+    pub(crate) fn set(&self, said: Option<u32>) {
+        said.into_iter().for_each(|most| self.0.store(most, Relaxed));
+    }
+}
+
+impl Default for HeaderLimit {
+    fn default() -> Self {
+        HeaderLimit(Arc::new(AtomicU32::new(u32::MAX)))
+    }
 }
 
 #[cfg(test)]
@@ -190,7 +165,7 @@ mod tests {
 
     #[test]
     fn finds_settings_and_goaway() {
-        let settings = |max_streams| Seen::Settings { max_streams };
+        let settings = |max_streams| Seen::Settings { max_streams, max_header_list: None };
         check(&[&EMPTY, &ACKED], &[settings(None)]);
         check(&[&HUNDRED, &PING, &EMPTY], &[settings(Some(100)), settings(None)]);
         check(&[&EMPTY, &PING, &CALM, &PING], &[settings(None), Seen::GoAway { code: ENHANCE_YOUR_CALM }]);
@@ -205,14 +180,29 @@ mod tests {
     #[test]
     fn a_large_frame_is_skipped() {
         let data = [&[0, 1, 0, 0, 0, 0, 0, 0, 1][..], &[SETTINGS; 256][..]].concat();
-        check(
-            &[&EMPTY, &data, &HUNDRED],
-            &[Seen::Settings { max_streams: None }, Seen::Settings { max_streams: Some(100) }],
-        );
+        let seen = |max_streams| Seen::Settings { max_streams, max_header_list: None };
+        check(&[&EMPTY, &data, &HUNDRED], &[seen(None), seen(Some(100))]);
         let settings = [&[0, 4, 0, SETTINGS, 0, 0, 0, 0, 0][..], &[9; 1024][..]].concat();
-        check(
-            &[&settings, &HUNDRED],
-            &[Seen::Settings { max_streams: None }, Seen::Settings { max_streams: Some(100) }],
-        );
+        check(&[&settings, &HUNDRED], &[seen(None), seen(Some(100))]);
+    }
+
+    #[test]
+    fn tells_how_large_a_list_the_peer_takes() {
+        let both = [0, 0, 12, SETTINGS, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 100, 0, 6, 0, 0, 0x20, 0];
+        check(&[&both], &[Seen::Settings { max_streams: Some(100), max_header_list: Some(8192) }]);
+    }
+
+    #[test]
+    fn measures_a_list_over_all_its_frames() {
+        let mut frames = Frames::default();
+        let mut read = |bytes: &[u8]| {
+            frames.read(bytes, &mut |_| {});
+            frames.list()
+        };
+        assert_eq!(read(&EMPTY), 0);
+        assert_eq!(read(&[&[0, 0, 2, HEADERS, 0, 0, 0, 0, 1, 7, 7][..], &PING].concat()), 2);
+        assert_eq!(read(&[0, 0x40, 0, HEADERS, 0, 0, 0, 0, 3]), 0x4000);
+        assert_eq!(read(&vec![7; 0x4000]), 0x4000);
+        assert_eq!(read(&[0, 0, 9, CONTINUATION, 4, 0, 0, 0, 3]), 0x4009);
     }
 }

@@ -6,7 +6,10 @@ use std::{
 };
 
 use h2::{Ping, PingPong};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until, timeout},
+};
 
 /// When a connection was heard of last.
 #[derive(Debug)]
@@ -14,18 +17,30 @@ pub(crate) struct Silence {
     begun: Instant,
     /// In milliseconds since it was begun.
     heard: AtomicU64,
+    /// Somebody wants to know now.
+    asked: Notify,
 }
 
 // === impl Silence ===
 
 impl Silence {
     pub(crate) fn new() -> Self {
-        Silence { begun: Instant::now(), heard: AtomicU64::new(0) }
+        Silence { begun: Instant::now(), heard: AtomicU64::new(0), asked: Notify::new() }
     }
 
     /// Something came in.
     pub(crate) fn break_now(&self) {
         self.heard.store(self.begun.elapsed().as_millis() as u64, Relaxed);
+    }
+
+    /// When something came in last, to the millisecond.
+    pub(crate) fn heard(&self) -> chassis_core::clock::Instant {
+        (self.begun + Duration::from_millis(self.heard.load(Relaxed))).into()
+    }
+
+    /// Has a ping sent now, unless one is on its way.
+    pub(crate) fn ask(&self) {
+        self.asked.notify_one();
     }
 
     /// Resolves once a ping is not answered within `bound`, and nothing else came either. Pings go out
@@ -38,8 +53,10 @@ impl Silence {
             let heard = self.heard.load(Relaxed);
             let due = self.begun + Duration::from_millis(heard) + interval;
             if Instant::now() < due {
-                sleep_until(due).await;
-                continue;
+                tokio::select! {
+                    () = sleep_until(due) => continue,
+                    () = self.asked.notified(), if !is_asked => {}
+                }
             }
             if !std::mem::replace(&mut is_asked, true) && ping.send_ping(Ping::opaque()).is_err() {
                 return pending().await; // the connection is over, which itself will tell

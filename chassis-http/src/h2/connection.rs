@@ -8,20 +8,32 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::*},
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::*},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
-use chassis_core::{BoxError, tasks::caught};
+use chassis_core::{
+    BoxError,
+    clock::Instant,
+    tasks::{Aside, caught},
+};
 use h2::client::{Builder, SendRequest};
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::{sleep, timeout},
+};
 
-use super::endpoint::Endpoint;
+use super::{
+    endpoint::Endpoint,
+    headers,
+    watched::{Listener, Watched},
+};
 use crate::{
     ClientConfig,
     connector::Stream,
-    frames::{ENHANCE_YOUR_CALM, Seen, Watched},
+    frames::{ENHANCE_YOUR_CALM, HeaderLimit, NO_ERROR, Seen},
     silence::Silence,
     turns::Turns,
 };
@@ -34,26 +46,55 @@ pub(super) struct Connection {
     health: Arc<Health>,
     streams: AtomicUsize,
     served: AtomicBool,
+    begun: AtomicBool,
     used: AtomicBool,
+    opened: Instant,
 }
+
+/// A request is being handed over to h2: until this is dropped h2 does not learn that the connection ends.
+pub(super) struct Entered<'a>(&'a Health);
 
 /// What its stream of bytes says of a connection.
 struct Health {
     over: AtomicBool,
-    told_to_go: AtomicBool,
+    /// The server said GOAWAY without an error, and nothing else was wrong.
+    orderly: AtomicBool,
+    /// A call's time was up without a byte from the server: it has to say something before it gets more calls.
+    doubted: AtomicBool,
+    doubt: Notify,
     /// A ping was not answered in time. Set before the streams hear of it.
     silent: AtomicBool,
+    /// How many requests are being handed over.
+    entered: AtomicUsize,
+    /// The last stream whose head has left.
+    sent: AtomicU32,
     /// How many streams the server allows, or we do.
     max_streams: AtomicUsize,
+    max_header_list: HeaderLimit,
     silence: Silence,
 }
+
+/// Hears what the frames say.
+struct Ear {
+    endpoint: Arc<Endpoint>,
+    health: Arc<Health>,
+    /// Is told whether the first frame was one of HTTP/2.
+    tell: Option<oneshot::Sender<bool>>,
+}
+
+/// A call that was given up sooner says nothing of its connection.
+const IMPATIENT: Duration = Duration::from_millis(100);
+/// How long a connection in doubt has to say anything: a pause of a garbage collector is shorter, mostly.
+const DOUBT: Duration = Duration::from_millis(250);
 
 /// Opens a connection, within the connect timeout: it is there once the server has sent its settings.
 pub(super) async fn open(endpoint: &Arc<Endpoint>) -> Result<Connection, BoxError> {
     let limit = endpoint.config.connect_timeout.get();
     let connecting = async {
         // A connector may be the user's: its panic is a connection that failed, and is tried again.
-        let stream = caught(async { endpoint.connector.connect(endpoint.link.address()).await }).await??;
+        let stream =
+            caught(async { endpoint.connector.connect_within(endpoint.link.address(), limit).await })
+                .await??;
         handshake(endpoint, stream).await
     };
     match timeout(limit, connecting).await {
@@ -67,16 +108,16 @@ async fn handshake(endpoint: &Arc<Endpoint>, stream: Stream) -> Result<Connectio
     let health = Arc::new(Health::new(config.max_streams.get()));
     let (tell, told) = oneshot::channel();
     let turns = Turns::default();
-    let stream = Watched::new(stream, listener(endpoint.clone(), health.clone(), tell), turns.clone());
+    let ear = Ear { endpoint: endpoint.clone(), health: health.clone(), tell: Some(tell) };
+    let stream = Watched::new(stream, ear, turns.clone());
     let (sender, mut connection) = builder(config).handshake(stream).await?;
     let interval = config.keep_alive_interval.0 * endpoint.ping_factor.load(Acquire);
     let bound = config.keep_alive_timeout.get();
     let (ended, watched, ping) = (endpoint.clone(), health.clone(), connection.ping_pong());
     endpoint.link.tasks().spawn(async move {
-        let silent = async {
-            watched.silence.lasts(ping, interval, bound).await;
-            watched.silent.store(true, Release);
-        };
+        // Both have news hardly ever.
+        let silent = Aside::new(watched.silence.lasts(ping, interval, bound));
+        let doubts = Aside::new(watched.stays_in_doubt(&ended));
         let mut connection = pin!(connection);
         let driven = poll_fn(|cx| {
             turns.begin();
@@ -85,7 +126,8 @@ async fn handshake(endpoint: &Arc<Endpoint>, stream: Stream) -> Result<Connectio
         tokio::select! {
             biased;
             _ = driven => {}
-            () = silent => {}
+            () = silent => watched.silent.store(true, Release),
+            () = doubts => {}
         }
         watched.over.store(true, Release);
         ended.lost();
@@ -101,7 +143,8 @@ fn builder(config: &ClientConfig) -> Builder {
     let mut builder = Builder::new();
     builder
         .enable_push(false)
-        .max_header_list_size(config.max_header_list.as_u32())
+        // What we allow is ours to say: h2 would end the connection, or leave fields out without a word.
+        .max_header_list_size(config.max_header_list.as_u32().max(headers::READ))
         .initial_window_size(config.stream_window.as_u32())
         .initial_connection_window_size(config.connection_window.as_u32())
         // Answers may cross with our giving up on them. What h2 remembers to have reset it ignores for a
@@ -110,37 +153,56 @@ fn builder(config: &ClientConfig) -> Builder {
     builder
 }
 
-/// Hears what the frames say; `tell` whether the first was one of HTTP/2.
-fn listener(
-    endpoint: Arc<Endpoint>,
-    health: Arc<Health>,
-    tell: oneshot::Sender<bool>,
-) -> impl FnMut(Seen) + Send + 'static {
-    let mut tell = Some(tell);
-    move |seen| match seen {
-        Seen::Bytes => health.silence.break_now(),
-        Seen::Settings { max_streams } => {
-            if let Some(most) = max_streams {
-                let most = usize::try_from(most).unwrap_or(usize::MAX);
-                health.max_streams.store(most.min(endpoint.config.max_streams.get()), Release);
+// === impl Ear ===
+
+impl Listener for Ear {
+    fn hear(&mut self, seen: Seen) {
+        let (endpoint, health) = (&self.endpoint, &self.health);
+        match seen {
+            Seen::Bytes => {
+                health.silence.break_now();
+                if health.doubted.load(Acquire) {
+                    health.doubted.store(false, Release);
+                    endpoint.found();
+                }
             }
-            if let Some(tell) = tell.take() {
-                let _ = tell.send(true);
+            Seen::Settings { max_streams, max_header_list } => {
+                if let Some(most) = max_streams {
+                    let most = usize::try_from(most).unwrap_or(usize::MAX);
+                    health.max_streams.store(most.min(endpoint.config.max_streams.get()), Release);
+                }
+                health.max_header_list.set(max_header_list);
+                if let Some(tell) = self.tell.take() {
+                    let _ = tell.send(true);
+                }
+            }
+            Seen::GoAway { code } => {
+                if code == ENHANCE_YOUR_CALM {
+                    endpoint.calm_down();
+                }
+                health.orderly.store(code == NO_ERROR, Release);
+                self.ended();
+            }
+            Seen::NotHttp2 => {
+                if let Some(tell) = self.tell.take() {
+                    let _ = tell.send(false);
+                }
             }
         }
-        Seen::GoAway { code } => {
-            if code == ENHANCE_YOUR_CALM {
-                endpoint.calm_down();
-            }
-            health.told_to_go.store(true, Release);
-            health.over.store(true, Release);
-            endpoint.lost();
+    }
+
+    fn sent(&mut self, stream: u32) {
+        self.health.sent.store(stream, Release);
+    }
+
+    fn ended(&mut self) {
+        if !self.health.over.swap(true, SeqCst) {
+            self.endpoint.lost();
         }
-        Seen::NotHttp2 => {
-            if let Some(tell) = tell.take() {
-                let _ = tell.send(false);
-            }
-        }
+    }
+
+    fn must_wait(&self) -> bool {
+        self.health.over.load(SeqCst) && self.health.entered.load(SeqCst) > 0
     }
 }
 
@@ -148,8 +210,15 @@ fn listener(
 
 impl Connection {
     fn new(sender: Sender, health: Arc<Health>) -> Self {
-        let (streams, served, used) = (AtomicUsize::new(0), AtomicBool::new(false), AtomicBool::new(true));
-        Connection { sender, health, streams, served, used }
+        Connection {
+            sender,
+            health,
+            streams: AtomicUsize::new(0),
+            served: AtomicBool::new(false),
+            begun: AtomicBool::new(false),
+            used: AtomicBool::new(true),
+            opened: Instant::now(),
+        }
     }
 
     /// Takes one more stream, unless all are in use.
@@ -165,6 +234,14 @@ impl Connection {
         self.streams.fetch_sub(1, AcqRel);
     }
 
+    /// Begins to hand a request over; `None`: the connection takes no more.
+    pub(super) fn enter(&self) -> Option<Entered<'_>> {
+        self.health.entered.fetch_add(1, SeqCst);
+        let entered = Entered(&self.health);
+        set(&self.begun);
+        (!self.health.over.load(SeqCst)).then_some(entered)
+    }
+
     /// It has served a call.
     pub(super) fn set_served(&self) {
         set(&self.served);
@@ -173,6 +250,19 @@ impl Connection {
     /// No more calls on it.
     pub(super) fn retire(&self) {
         self.health.over.store(true, Release);
+    }
+
+    /// A call that was sent after `since` was given up without an answer. If nothing at all came in since then,
+    /// the connection may be dead, and has to show that it is not before it gets more calls.
+    pub(super) fn doubt(&self, since: Instant) -> bool {
+        let health = &self.health;
+        let doubted = self.is_usable() && since.elapsed() >= IMPATIENT && health.silence.heard() < since;
+        if doubted {
+            health.doubted.store(true, Release);
+            health.silence.ask();
+            health.doubt.notify_one();
+        }
+        doubted
     }
 
     /// Was it used since this was asked last, or is it now?
@@ -192,8 +282,26 @@ impl Connection {
         self.health.max_streams.load(Acquire).saturating_sub(self.streams())
     }
 
+    /// How many bytes of headers the server takes.
+    pub(super) fn max_header_list(&self) -> u32 {
+        self.health.max_header_list.get()
+    }
+
+    /// Has the head of this stream left?
+    pub(super) fn has_sent(&self, stream: u32) -> bool {
+        stream <= self.health.sent.load(Acquire)
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.health.over.load(Acquire)
+    }
+
+    pub(super) fn is_doubted(&self) -> bool {
+        self.health.doubted.load(Acquire)
+    }
+
     pub(super) fn is_usable(&self) -> bool {
-        !self.health.over.load(Acquire)
+        !self.is_over() && !self.is_doubted()
     }
 
     pub(super) fn is_used(&self) -> bool {
@@ -204,13 +312,23 @@ impl Connection {
         self.served.load(Acquire)
     }
 
+    /// Was a call ever sent on it?
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.load(Acquire)
+    }
+
+    pub(super) fn age(&self) -> Duration {
+        self.opened.elapsed()
+    }
+
     /// Is it over because the server no longer answered pings?
     pub(super) fn is_silent(&self) -> bool {
         self.health.silent.load(Acquire)
     }
 
-    pub(super) fn was_told_to_go(&self) -> bool {
-        self.health.told_to_go.load(Acquire)
+    /// Is it over because the server said so, without an error?
+    pub(super) fn was_orderly(&self) -> bool {
+        self.health.orderly.load(Acquire)
     }
 }
 
@@ -221,16 +339,38 @@ fn set(flag: &AtomicBool) {
     }
 }
 
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.0.entered.fetch_sub(1, SeqCst);
+    }
+}
+
 // === impl Health ===
 
 impl Health {
     fn new(max_streams: usize) -> Self {
         Health {
             over: AtomicBool::new(false),
-            told_to_go: AtomicBool::new(false),
+            orderly: AtomicBool::new(false),
+            doubted: AtomicBool::new(false),
+            doubt: Notify::new(),
             silent: AtomicBool::new(false),
+            entered: AtomicUsize::new(0),
+            sent: AtomicU32::new(0),
             max_streams: AtomicUsize::new(max_streams),
+            max_header_list: HeaderLimit::default(),
             silence: Silence::new(),
+        }
+    }
+
+    /// Has the connection replaced when it stays in doubt. Its calls go on, as long as it answers pings in time.
+    async fn stays_in_doubt(&self, endpoint: &Endpoint) {
+        loop {
+            self.doubt.notified().await;
+            sleep(DOUBT).await;
+            if self.doubted.load(Acquire) && !self.over.swap(true, AcqRel) {
+                endpoint.lost();
+            }
         }
     }
 }

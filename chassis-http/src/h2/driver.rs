@@ -16,8 +16,8 @@ use crate::backoff::Backoff;
 
 /// How the last connection ended.
 enum Loss {
-    /// As the server had said, after it had served: the next may come at once.
-    Announced,
+    /// It went in good order, or was given up for another: the next may come at once.
+    Went,
     /// Otherwise.
     Broke {
         /// A connection that never served is as bad as none.
@@ -41,8 +41,8 @@ pub(super) async fn drive(endpoint: Arc<Endpoint>) {
             }
             continue;
         }
-        let count = endpoint.open.get().len();
-        if count > 0 {
+        let (count, usable) = endpoint.count();
+        if usable > 0 {
             endpoint.link.set(State::Ready);
         }
         if count >= endpoint.target(count) {
@@ -64,7 +64,7 @@ pub(super) async fn drive(endpoint: Arc<Endpoint>) {
                 let (service, address) = (endpoint.link.service(), endpoint.link.address());
                 tracing::debug!(service, address, error, "cannot connect");
                 endpoint.set_failure(Some(error.to_string()));
-                if count == 0 {
+                if endpoint.count().1 == 0 {
                     endpoint.link.set(State::TransientFailure);
                 }
                 endpoint.pause(backoff.next(endpoint.link.random())).await;
@@ -82,21 +82,28 @@ impl Endpoint {
     /// Takes out the connections that are over. `Some`: none is left.
     fn reap(&self, backoff: &mut Backoff) -> Option<Loss> {
         let open = self.open.get();
-        let (usable, over): (Vec<_>, Vec<_>) = open.iter().cloned().partition(|one| one.is_usable());
+        let (left, over): (Vec<_>, Vec<_>) = open.iter().cloned().partition(|one| !one.is_over());
         if over.is_empty() {
             return None;
         }
-        let empty = usable.is_empty();
-        self.open.set(usable);
+        let empty = left.is_empty();
+        self.open.set(left);
         let served = over.iter().any(|one| one.has_served());
         if served {
             backoff.reset();
         }
-        if empty && !over.iter().any(|one| one.is_used()) && self.waiting() == 0 {
+        let orderly = over.iter().all(|one| went_in_order(one));
+        // Nothing is lost with a connection that went in good order and without a call: the next call brings the
+        // next one.
+        let is_needed = match orderly {
+            true => over.iter().any(|one| one.streams() > 0),
+            false => over.iter().any(|one| one.is_used()),
+        };
+        if empty && !is_needed && self.waiting() == 0 {
             self.wanted.store(false, Release);
         }
-        let announced = served && over.iter().all(|one| one.was_told_to_go());
-        empty.then_some(if announced { Loss::Announced } else { Loss::Broke { served } })
+        let went = orderly || over.iter().all(|one| one.is_doubted());
+        empty.then_some(if went { Loss::Went } else { Loss::Broke { served } })
     }
 
     /// Calls wait for the next connection, unless this was not the first in a row that was good for nothing.
@@ -104,7 +111,7 @@ impl Endpoint {
         let state = match loss {
             _ if !self.wanted.load(Acquire) => State::Idle,
             Loss::Broke { served: false } if !is_first => State::TransientFailure,
-            Loss::Broke { .. } | Loss::Announced => State::Connecting,
+            Loss::Broke { .. } | Loss::Went => State::Connecting,
         };
         if let Loss::Broke { .. } = loss {
             self.set_failure(Some(String::from("the connection broke")));
@@ -134,6 +141,11 @@ impl Endpoint {
         }
     }
 
+    /// How many connections there are, and how many of these take calls.
+    fn count(&self) -> (usize, usize) {
+        self.open.with(|open| (open.len(), open.iter().filter(|one| one.is_usable()).count()))
+    }
+
     /// How many connections there should be, when there are `open`.
     fn target(&self, open: usize) -> usize {
         if !self.wanted.load(Acquire) {
@@ -161,7 +173,7 @@ impl Endpoint {
             tokio::select! {
                 () = &mut over => return,
                 () = self.poke.notified() => {
-                    if self.is_closed() || !self.open.get().iter().all(|one| one.is_usable()) {
+                    if self.is_closed() || self.open.get().iter().any(|one| one.is_over()) {
                         return;
                     }
                 }
@@ -169,3 +181,13 @@ impl Endpoint {
         }
     }
 }
+
+/// Did the server say that it goes, without an error, and had it been of use? One that sends away what it has just
+/// let in is as good as none.
+fn went_in_order(connection: &Connection) -> bool {
+    let of_use = connection.has_served() || (!connection.has_begun() && connection.age() >= OF_USE);
+    connection.was_orderly() && of_use
+}
+
+/// A connection without calls that lasted so long did what it was there for.
+const OF_USE: Duration = Duration::from_secs(1);

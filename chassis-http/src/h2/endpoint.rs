@@ -6,12 +6,13 @@ use std::sync::{
 
 use chassis_core::{
     Error, Live, Reason,
+    clock::Instant,
     cluster::{Connection as State, Link},
 };
 use tokio::sync::Notify;
 
 use super::{
-    connection::{Connection, Sender},
+    connection::{Connection, Entered, Sender},
     driver::drive,
 };
 use crate::{ClientConfig, connector::Connector, failure, outgoing::Form};
@@ -42,6 +43,8 @@ pub(super) struct Endpoint {
 pub(super) struct Slot {
     connection: Arc<Connection>,
     endpoint: Arc<Endpoint>,
+    /// A request was sent then, and neither an answer came nor an error.
+    unanswered: Option<Instant>,
 }
 
 enum Pick {
@@ -101,7 +104,7 @@ impl Endpoint {
 
     /// A stream of the least used connection; waits while all are full. `None`: there is no connection.
     pub(super) async fn slot(self: &Arc<Self>) -> Option<Slot> {
-        let slot = |connection| Slot { connection, endpoint: self.clone() };
+        let slot = |connection| Slot { connection, endpoint: self.clone(), unanswered: None };
         match self.pick() {
             Pick::Found(connection) => return Some(slot(connection)),
             Pick::None => return None,
@@ -141,6 +144,15 @@ impl Endpoint {
         self.tell_waiting();
     }
 
+    /// A connection that was in doubt lives: calls may come again.
+    pub(super) fn found(&self) {
+        let usable = self.open.with(|open| open.iter().any(|connection| connection.is_usable()));
+        if usable && self.link.connection() == State::Connecting {
+            self.link.set(State::Ready);
+        }
+        self.tell_waiting();
+    }
+
     /// Pings more slowly from the next connection on (gRPC's rule, proposal A8).
     pub(super) fn calm_down(&self) {
         let _ = self.ping_factor.fetch_update(AcqRel, Acquire, |n| (n < SLOWEST_PINGS).then_some(n * 2));
@@ -169,6 +181,8 @@ impl Endpoint {
             match usable.min_by_key(|connection| connection.streams()) {
                 Some(least) if least.take_stream() => Pick::Found(least.clone()),
                 Some(_) => Pick::Full,
+                // It turns out soon whether that one lives, or another takes its place.
+                None if open.iter().any(|connection| !connection.is_over()) => Pick::Full,
                 None => Pick::None,
             }
         })
@@ -188,6 +202,31 @@ impl Slot {
         self.connection.sender()
     }
 
+    /// Begins to hand a request over to h2; `None`: the connection takes no more.
+    pub(super) fn enter(&self) -> Option<Entered<'_>> {
+        self.connection.enter()
+    }
+
+    /// How many bytes of headers the endpoint takes.
+    pub(super) fn max_header_list(&self) -> u32 {
+        self.connection.max_header_list()
+    }
+
+    /// Has the head of this stream left?
+    pub(super) fn has_sent(&self, stream: u32) -> bool {
+        self.connection.has_sent(stream)
+    }
+
+    /// The request that was begun at `since` is sent, and now has to be answered.
+    pub(super) fn awaits(&mut self, since: Instant) {
+        self.unanswered = Some(since);
+    }
+
+    /// It was answered, or it is known why not.
+    pub(super) fn answered(&mut self) {
+        self.unanswered = None;
+    }
+
     /// Is the connection over because the endpoint no longer answered pings?
     pub(super) fn is_silent(&self) -> bool {
         self.connection.is_silent()
@@ -203,11 +242,22 @@ impl Slot {
         self.connection.retire();
         self.endpoint.lost();
     }
+
+    /// Its call was dropped while it waited for the answer.
+    #[cold]
+    fn given_up(&self, since: Instant) {
+        if self.connection.doubt(since) {
+            self.endpoint.lost();
+        }
+    }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         self.connection.give_stream();
+        if let Some(since) = self.unanswered {
+            self.given_up(since);
+        }
         self.endpoint.tell_waiting();
     }
 }

@@ -9,6 +9,8 @@ use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, header::CONTENT_LENGTH};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
+use super::headers;
+
 /// What comes in on a stream.
 #[derive(Debug)]
 pub(crate) struct Inbound {
@@ -16,6 +18,17 @@ pub(crate) struct Inbound {
     /// What is still to come, where the head has told the whole.
     left: Option<u64>,
     at_trailers: bool,
+    /// Bytes that its trailers may have.
+    most: u32,
+}
+
+/// Why not all of it came.
+#[derive(Debug)]
+pub(crate) enum Broken {
+    /// The stream or its connection ended before.
+    Stream(h2::Error),
+    /// Its trailers have `size` bytes, and may have `most`.
+    Trailers { size: usize, most: u32 },
 }
 
 /// Sends a body as it comes, and as the peer takes it. What is there first is sent at once, however long
@@ -30,14 +43,16 @@ pub(crate) struct Pump<B> {
     is_whole: bool,
     /// What the peer is told where it is not.
     broken: Reason,
+    /// Bytes that the peer takes as trailers.
+    most: u32,
 }
 
 // === impl Inbound ===
 
 impl Inbound {
-    /// Behind a head that says `length` of it.
-    pub(crate) fn new(body: RecvStream, length: Option<u64>) -> Self {
-        Inbound { body, left: length, at_trailers: false }
+    /// Behind a head that says `length` of it; its trailers may have `most` bytes.
+    pub(crate) fn new(body: RecvStream, length: Option<u64>, most: u32) -> Self {
+        Inbound { body, left: length, at_trailers: false, most }
     }
 }
 
@@ -48,12 +63,14 @@ pub(crate) fn length(head: &HeaderMap) -> Option<u64> {
 
 impl HttpBody for Inbound {
     type Data = Bytes;
-    type Error = h2::Error;
+    type Error = Broken;
 
+    /// Ends well only with the stream: a reset before that is an error, whatever its code. (One that comes after
+    /// it concerns the other half alone, and h2 keeps it apart.)
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let this = &mut *self;
         if !this.at_trailers {
             match ready!(this.body.poll_data(cx)) {
@@ -63,13 +80,18 @@ impl HttpBody for Inbound {
                     this.left = this.left.map(|left| left.saturating_sub(data.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                // Whoever resets without an error has said all it wanted to (RFC 9113, 8.1).
-                Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) => return Poll::Ready(None),
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(Broken::Stream(error)))),
                 None => this.at_trailers = true,
             }
         }
-        this.body.poll_trailers(cx).map(|trailers| trailers.transpose().map(|t| t.map(Frame::trailers)))
+        let trailers = ready!(this.body.poll_trailers(cx)).map_err(Broken::Stream).transpose();
+        Poll::Ready(trailers.map(|trailers| {
+            let trailers = trailers?;
+            match headers::size(&trailers) {
+                size if size > this.most as usize => Err(Broken::Trailers { size, most: this.most }),
+                _ => Ok(Frame::trailers(trailers)),
+            }
+        }))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -83,11 +105,34 @@ impl HttpBody for Inbound {
     }
 }
 
+// === impl Broken ===
+
+impl std::fmt::Display for Broken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Broken::Stream(_) => f.write_str("the stream ended before its body"),
+            Broken::Trailers { size, most } => {
+                write!(f, "the trailers have {size} bytes, and may have {most}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Broken {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Broken::Stream(error) => Some(error),
+            Broken::Trailers { .. } => None,
+        }
+    }
+}
+
 // === impl Pump ===
 
 impl<B: HttpBody<Data = Bytes> + Unpin> Pump<B> {
-    pub(crate) fn new(to: SendStream<Bytes>, body: B, broken: Reason) -> Self {
-        Pump { to, body, next: None, begun: false, is_whole: false, broken }
+    /// `broken` is what the peer is told where the body breaks off, `most` how many bytes of trailers it takes.
+    pub(crate) fn new(to: SendStream<Bytes>, body: B, broken: Reason, most: u32) -> Self {
+        Pump { to, body, next: None, begun: false, is_whole: false, broken, most }
     }
 
     /// Resolves when all is sent, or nothing more can be. Whoever drops it then is told by the stream's
@@ -111,8 +156,11 @@ impl<B: HttpBody<Data = Bytes> + Unpin> Pump<B> {
             match frame.map(|frame| frame.map(Frame::into_data)) {
                 Some(Ok(Ok(data))) => self.next = Some(data),
                 Some(Ok(Err(frame))) => {
-                    self.is_whole = true;
-                    let _ = self.to.send_trailers(frame.into_trailers().unwrap_or_default());
+                    let mut trailers = frame.into_trailers().unwrap_or_default();
+                    self.is_whole = headers::fit_trailers(&mut trailers, self.most);
+                    if self.is_whole {
+                        let _ = self.to.send_trailers(trailers);
+                    }
                     return Poll::Ready(());
                 }
                 None => {

@@ -6,7 +6,9 @@ mod connection;
 mod driver;
 mod endpoint;
 mod halves;
+pub(crate) mod headers;
 mod stream;
+mod watched;
 
 use std::{future::poll_fn, sync::Arc};
 
@@ -17,8 +19,11 @@ use chassis_core::{
     protocol::{Leaf, LeafFuture},
 };
 
-pub(crate) use self::halves::{Inbound, Pump, length};
-use self::{endpoint::Endpoint, stream::Answer};
+pub(crate) use self::halves::{Broken, Inbound, Pump, length};
+use self::{
+    endpoint::{Endpoint, Slot},
+    stream::Answer,
+};
 use crate::{ClientConfig, connector::Connector, failure, outgoing::Form};
 
 /// Sends calls to one endpoint over HTTP/2.
@@ -66,7 +71,7 @@ impl Drop for H2Leaf {
 /// On the first connection that takes it.
 async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Error> {
     loop {
-        let Some(slot) = endpoint.slot().await else {
+        let Some(mut slot) = endpoint.slot().await else {
             endpoint.wake();
             let error = endpoint.unreachable();
             call.fail_attempt(&error);
@@ -77,38 +82,76 @@ async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Er
             slot.retire();
             continue;
         }
-        let out = endpoint.form.write_h2(&mut call);
-        // It was there a moment ago; if it is no more, nothing was sent.
-        let (answer, stream) = match sender.send_request(out.head, out.is_whole) {
-            Ok(begun) => begun,
-            Err(error) => {
-                if failure::is_of_connection(&error) {
-                    slot.retire();
-                }
-                return Err(call.refuse(failure::of_unsent(error)));
+        let most = slot.max_header_list();
+        let begun = {
+            let Some(_entered) = slot.enter() else {
+                slot.retire();
+                continue;
+            };
+            let out = endpoint.form.write_h2(&mut call);
+            match is_too_large(&out.head, most) {
+                Some(size) => Err(failure::of_large_request(size, most)),
+                None => match sender.send_request(out.head, out.is_whole) {
+                    Ok((answer, stream)) => Ok((answer, stream, (!out.is_whole).then_some(out.body))),
+                    // It was there a moment ago; if it is no more, nothing was sent.
+                    Err(error) => {
+                        if failure::is_of_connection(&error) {
+                            slot.retire();
+                        }
+                        Err(failure::of_unsent(error))
+                    }
+                },
             }
         };
-        let abort = if out.is_whole { None } else { stream::send(stream, out.body, endpoint.link.tasks()) };
-        match answer.await {
-            Ok(response) => {
-                slot.served();
-                if let Some(abort) = abort {
-                    call.set_request_abort(abort);
-                }
-                let (head, body) = response.into_parts();
-                let length = if endpoint.form.is_sized() { length(&head.headers) } else { None };
-                let body = Answer::new(Inbound::new(body, length), slot);
-                let body = Body::eager(body, failure::of_h2_answer);
-                return Ok(call.answered(head.status, head.headers, body));
-            }
-            Err(error) => {
-                let error = match slot.is_silent() {
-                    true => failure::of_silence().with_source(error),
-                    false => failure::of_stream(&error).with_source(error),
-                };
-                // Even if it was refused, its headers are gone: whoever kept those may send it again.
-                return Err(call.refuse(error));
-            }
+        let (mut answer, stream, body) = match begun {
+            Ok(begun) => begun,
+            Err(error) => return Err(call.refuse(error)),
+        };
+        let abort = body.and_then(|body| stream::send(stream, body, most, endpoint.link.tasks()));
+        slot.awaits(call.attempt_started());
+        let answer = match (&mut answer).await {
+            Ok(response) => Ok(response),
+            Err(error) => Err(lost(error, answer.stream_id().as_u32(), &slot)),
+        };
+        slot.answered();
+        let response = match answer {
+            Ok(response) => response,
+            // Even if it was refused, its headers are gone: whoever kept those may send it again.
+            Err(error) => return Err(call.refuse(error)),
+        };
+        slot.served();
+        let (head, body) = response.into_parts();
+        let (size, most) = (headers::size_of_answer(&head.headers), endpoint.config.max_header_list.as_u32());
+        if size > most as usize {
+            return Err(call.refuse(failure::of_large_answer(size, most)));
         }
+        if let Some(abort) = abort {
+            call.set_request_abort(abort);
+        }
+        let length = if endpoint.form.is_sized() { length(&head.headers) } else { None };
+        let body = Answer::new(Inbound::new(body, length, most), slot);
+        let body = Body::eager(body, failure::of_h2_answer);
+        return Ok(call.answered(head.status, head.headers, body));
     }
+}
+
+/// The size of a head that is larger than an endpoint takes that says it takes `most` bytes.
+fn is_too_large(head: &http::Request<()>, most: u32) -> Option<usize> {
+    if most == u32::MAX {
+        return None;
+    }
+    Some(headers::size_of_request(head)).filter(|size| headers::is_too_large(*size, most))
+}
+
+/// Why no answer came to the request on `stream`.
+#[cold]
+fn lost(error: h2::Error, stream: u32, slot: &Slot) -> Error {
+    let said = match slot.is_silent() {
+        true => failure::of_silence(),
+        false => failure::of_stream(&error),
+    };
+    // What had not left when the connection ended nobody has seen.
+    let unsent = failure::is_of_connection(&error) && !slot.has_sent(stream);
+    let said = if unsent { said.with_maybe_executed(false) } else { said };
+    said.with_source(error)
 }

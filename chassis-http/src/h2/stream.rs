@@ -14,7 +14,8 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::{
     endpoint::Slot,
-    halves::{Inbound, Pump},
+    halves::{Broken, Inbound, Pump},
+    headers,
 };
 
 /// The body of an answer, whose stream is in use until it ends.
@@ -30,19 +31,20 @@ struct Sending {
 }
 
 /// Sends `body` at once if all of it is there. Otherwise it is sent in the background, until it or the
-/// stream ends, or `Abort` ends it; a stream ends with its connection, which `tasks` own.
-pub(super) fn send(to: SendStream<Bytes>, body: Body, tasks: &Tasks) -> Option<Abort> {
+/// stream ends, or `Abort` ends it; a stream ends with its connection, which `tasks` own. The peer takes `most`
+/// bytes of trailers.
+pub(super) fn send(to: SendStream<Bytes>, body: Body, most: u32, tasks: &Tasks) -> Option<Abort> {
     if !body.is_streaming() {
         // An error means that the stream is over: the answer will tell why.
-        let _ = send_ready(to, body);
+        let _ = send_ready(to, body, most);
         return None;
     }
     let (abort, aborted) = Abort::pair();
-    tasks.spawn_dependent(Sending { pump: Pump::new(to, body, Reason::CANCEL), aborted });
+    tasks.spawn_dependent(Sending { pump: Pump::new(to, body, Reason::CANCEL, most), aborted });
     Some(abort)
 }
 
-fn send_ready(mut to: SendStream<Bytes>, mut body: Body) -> Result<(), h2::Error> {
+fn send_ready(mut to: SendStream<Bytes>, mut body: Body, most: u32) -> Result<(), h2::Error> {
     let cx = &mut Context::from_waker(Waker::noop());
     loop {
         let frame = match Pin::new(&mut body).poll_frame(cx) {
@@ -53,7 +55,14 @@ fn send_ready(mut to: SendStream<Bytes>, mut body: Body) -> Result<(), h2::Error
         match frame.into_data() {
             Ok(data) if body.is_end_stream() => return to.send_data(data, true),
             Ok(data) => to.send_data(data, false)?,
-            Err(frame) => return to.send_trailers(frame.into_trailers().unwrap_or_default()),
+            Err(frame) => {
+                let mut trailers = frame.into_trailers().unwrap_or_default();
+                if headers::fit_trailers(&mut trailers, most) {
+                    return to.send_trailers(trailers);
+                }
+                to.send_reset(Reason::CANCEL);
+                return Ok(());
+            }
         }
     }
 }
@@ -82,12 +91,12 @@ impl Answer {
 
 impl HttpBody for Answer {
     type Data = Bytes;
-    type Error = h2::Error;
+    type Error = Broken;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         Pin::new(&mut self.body).poll_frame(cx)
     }
 

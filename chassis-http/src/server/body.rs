@@ -169,6 +169,11 @@ impl Tracked {
     pub(super) fn new(body: ServerBody, in_flight: InFlight) -> Self {
         Tracked { body, _in_flight: in_flight }
     }
+
+    /// Another body for the same request.
+    pub(super) fn replaced_by(self, body: ServerBody) -> Self {
+        Tracked { body, ..self }
+    }
 }
 
 impl Body for Tracked {

@@ -18,7 +18,7 @@ use super::{
     FAREWELL, Port,
     activity::{Act, Activity, InFlight, Watch},
     body::{ServerBody, Tracked},
-    h2::Http2,
+    h2::{Http2, refusal},
     head::{Refused, switches_no_protocol, tidy_h1},
     io::{Heard, Opened, Opening, Version},
     received::Received,
@@ -27,7 +27,7 @@ use super::{
 use crate::{
     Problem, ServerConfig,
     connector::{Hangup, Stream},
-    frames::Frames,
+    frames::{Frames, HeaderLimit},
     hop,
     silence::Silence,
     turns::Turns,
@@ -82,11 +82,16 @@ pub(super) async fn serve(port: Arc<Port>, stream: Stream) {
         Version::H2 => {
             let silence = Arc::new(Silence::new());
             let turns = Turns::default();
-            let heard =
-                Heard::Life { silence: silence.clone(), turns: turns.clone(), frames: Frames::default() };
+            let limit = HeaderLimit::default();
+            let heard = Heard::Life {
+                silence: silence.clone(),
+                turns: turns.clone(),
+                frames: Frames::default(),
+                limit: limit.clone(),
+            };
             let (io, lent) = Opened::new(stream, opening, heard);
-            let connection =
-                timeout(port.config.header_timeout.get(), Http2::begin(&port, io, silence, turns, requests));
+            let opened = Http2::begin(&port, io, silence, turns, limit, requests);
+            let connection = timeout(port.config.header_timeout.get(), opened);
             let Ok(Ok(connection)) = connection.await else { return };
             // What comes in over HTTP/2 is always read, to its end.
             (watch(&port, &activity, begun, Hangup::default(), connection).await, lent)
@@ -245,6 +250,19 @@ impl Requests {
         let mut response = refused.into_problem().into_http().map(ServerBody::from);
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         let answer: Answer = Box::pin(std::future::ready(response));
+        Answering { answer: Some(answer), in_flight: Some(self.activity.begin()), is_h1: false }
+    }
+
+    /// Refuses a request whose headers are `size` bytes.
+    #[cold]
+    pub(super) fn too_large(&self, request: Request<Received>, is_grpc: bool, size: usize) -> Answering {
+        let most = self.port.config.max_header_list;
+        let words =
+            format!("the headers of the request are {size} bytes, `server.max_header_list` is {most}");
+        let said = refusal(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, 8, words, is_grpc);
+        // The body is read on a little, as of any request that is refused.
+        drop(request);
+        let answer: Answer = Box::pin(std::future::ready(said));
         Answering { answer: Some(answer), in_flight: Some(self.activity.begin()), is_h1: false }
     }
 }

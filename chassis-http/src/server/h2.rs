@@ -17,14 +17,15 @@ use h2::{
     server::{Builder, Connection, SendResponse},
 };
 use http::{
-    HeaderValue, Request, Response,
-    header::{CONTENT_LENGTH, DATE},
+    HeaderName, HeaderValue, Request, Response, StatusCode,
+    header::{CONTENT_LENGTH, CONTENT_TYPE, DATE},
+    response,
 };
 use http_body::Body as _;
 
 use super::{
     Port,
-    body::Tracked,
+    body::{ServerBody, Tracked},
     connection::{Answering, Requests},
     head::tidy_h2,
     io::Opened,
@@ -32,7 +33,9 @@ use super::{
     service::is_grpc,
 };
 use crate::{
-    h2::{Pump, length},
+    Problem,
+    frames::HeaderLimit,
+    h2::{Pump, headers, length},
     hop,
     silence::Silence,
     turns::Turns,
@@ -44,6 +47,10 @@ pub(super) struct Http2 {
     requests: Requests,
     silence: BoxFuture<'static, ()>,
     turns: Turns,
+    /// Bytes of headers that the peer takes.
+    limit: HeaderLimit,
+    /// Bytes of headers that we take.
+    max_header_list: u32,
 }
 
 /// One stream: first its answer is made, then it is sent. Both end early when the peer resets it.
@@ -51,6 +58,8 @@ struct Exchange {
     respond: SendResponse<Bytes>,
     state: State,
     dated: bool,
+    /// Bytes of headers, and of trailers, that the peer takes.
+    most: u32,
 }
 
 enum State {
@@ -68,13 +77,15 @@ impl Http2 {
         io: Opened,
         heard: Arc<Silence>,
         turns: Turns,
+        limit: HeaderLimit,
         requests: Requests,
     ) -> Result<Self, h2::Error> {
         let mut connection = builder(port).handshake(io).await?;
         let (interval, bound) = (port.config.keep_alive_interval.0, port.config.keep_alive_timeout.get());
         let ping = connection.ping_pong();
         let silence = Box::pin(async move { heard.lasts(ping, interval, bound).await });
-        Ok(Http2 { connection, requests, silence, turns })
+        let max_header_list = port.config.max_header_list.as_u32();
+        Ok(Http2 { connection, requests, silence, turns, limit, max_header_list })
     }
 
     /// Says GOAWAY, and lets streams end that were begun.
@@ -83,18 +94,20 @@ impl Http2 {
     }
 
     fn serve(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+        let size = headers::size_of_request(&request);
         let (mut head, body) = request.into_parts();
         let tidied = tidy_h2(&mut head);
         let is_grpc = is_grpc(&head.headers);
         // gRPC has no use for these.
         let (length, dated) = if is_grpc { (None, false) } else { (length(&head.headers), true) };
-        let request = Request::from_parts(head, Received::h2(body, length));
-        let state = State::Answering(match tidied {
+        let request = Request::from_parts(head, Received::h2(body, length, self.max_header_list));
+        let answer = match tidied {
+            _ if size > self.max_header_list as usize => self.requests.too_large(request, is_grpc, size),
             Ok(()) => self.requests.answer(request, is_grpc),
             Err(refused) => self.requests.refuse(refused),
-        });
+        };
         // It ends with its connection.
-        tokio::spawn(Exchange { respond, state, dated });
+        tokio::spawn(Exchange { respond, state: State::Answering(answer), dated, most: self.limit.get() });
     }
 }
 
@@ -125,7 +138,8 @@ fn builder(port: &Port) -> Builder {
         // All calls of a client may be over their time in the moment in which this process is too busy to
         // look at them: no reason to close the connection, as h2 does from the twenty-first on.
         .max_pending_accept_reset_streams(config.max_streams.get() as usize)
-        .max_header_list_size(config.max_header_list.as_u32())
+        // What we allow is ours to say: h2 would end the connection, or leave fields out without a word.
+        .max_header_list_size(config.max_header_list.as_u32().max(headers::READ))
         .initial_window_size(config.stream_window.as_u32())
         .initial_connection_window_size(config.connection_window.as_u32());
     builder
@@ -136,8 +150,11 @@ fn builder(port: &Port) -> Builder {
 impl Exchange {
     /// Sends the head; gives back what sends the rest, if there is any.
     fn answer(&mut self, response: Response<Tracked>) -> Option<Pump<Tracked>> {
-        let (mut head, body) = response.into_parts();
+        let (mut head, mut body) = response.into_parts();
         hop::strip_h2(&mut head.headers);
+        if headers::is_large(&head.headers, self.most) && !headers::fit_head(&mut head.headers, self.most) {
+            (head, body) = self.unsayable(head, body);
+        }
         if self.dated {
             head.headers.entry(DATE).or_insert_with(date);
         }
@@ -146,7 +163,7 @@ impl Exchange {
             head.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
         }
         match self.respond.send_response(Response::from_parts(head, ()), is_whole) {
-            Ok(to) => (!is_whole).then(|| Pump::new(to, body, Reason::INTERNAL_ERROR)),
+            Ok(to) => (!is_whole).then(|| Pump::new(to, body, Reason::INTERNAL_ERROR, self.most)),
             Err(error) => {
                 tracing::debug!(%error, "cannot answer");
                 self.respond.send_reset(Reason::INTERNAL_ERROR);
@@ -154,6 +171,33 @@ impl Exchange {
             }
         }
     }
+
+    /// What is said in place of an answer whose headers the peer does not take.
+    #[cold]
+    fn unsayable(&self, head: response::Parts, body: Tracked) -> (response::Parts, Tracked) {
+        let size = headers::size_of_answer(&head.headers);
+        let words = format!("the headers of the answer are {size} bytes, and the caller takes {}", self.most);
+        tracing::warn!(size, most = self.most, "an answer's headers are larger than its caller takes");
+        let (head, said) = refusal(StatusCode::INTERNAL_SERVER_ERROR, 13, words, !self.dated).into_parts();
+        (head, body.replaced_by(said))
+    }
+}
+
+/// A refusal in HTTP's words, or in gRPC's, which has a code for it.
+pub(super) fn refusal(status: StatusCode, code: u16, words: String, is_grpc: bool) -> Response<ServerBody> {
+    if !is_grpc {
+        return Problem::new(status).detail(words).into_http().map(ServerBody::from);
+    }
+    let mut response = Response::new(ServerBody::empty());
+    *response.status_mut() = if status.is_server_error() { StatusCode::OK } else { status };
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", code.into());
+    // Our own words are ASCII, and have no `%`.
+    headers.extend(
+        HeaderValue::try_from(words).ok().map(|words| (HeaderName::from_static("grpc-message"), words)),
+    );
+    response
 }
 
 impl Future for Exchange {

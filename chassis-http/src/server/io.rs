@@ -14,7 +14,12 @@ use tokio::{
 };
 
 use super::activity::Activity;
-use crate::{connector::Stream, frames::Frames, silence::Silence, turns::Turns};
+use crate::{
+    connector::Stream,
+    frames::{Frames, HeaderLimit, Seen},
+    silence::Silence,
+    turns::Turns,
+};
 
 /// What a connection is spoken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +49,7 @@ pub(super) enum Heard {
     /// Over HTTP/1.1: those of heads can come slowly.
     Heads(Arc<Activity>),
     /// Over HTTP/2: the peer lives. It is read in turns.
-    Life { silence: Arc<Silence>, turns: Turns, frames: Frames },
+    Life { silence: Arc<Silence>, turns: Turns, frames: Frames, limit: HeaderLimit },
 }
 
 /// Where the stream comes back to.
@@ -119,9 +124,14 @@ impl AsyncRead for Opened {
         match &mut this.heard {
             _ if read.is_empty() => {}
             Heard::Heads(activity) => activity.head_bytes(),
-            Heard::Life { silence, turns, frames } => {
+            Heard::Life { silence, turns, frames, limit } => {
                 silence.break_now();
-                turns.read(read.len(), frames.read(read, &mut |_| {}));
+                let begun = frames.read(read, &mut |seen| {
+                    if let Seen::Settings { max_header_list, .. } = seen {
+                        limit.set(max_header_list);
+                    }
+                });
+                turns.read(read.len(), begun);
             }
         }
         Poll::Ready(Ok(()))

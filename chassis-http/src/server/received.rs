@@ -46,9 +46,9 @@ impl Received {
         Received(Kind::H1(body))
     }
 
-    /// Behind a head that says `length` of it.
-    pub(super) fn h2(body: RecvStream, length: Option<u64>) -> Self {
-        Received(Kind::H2(Inbound::new(body, length)))
+    /// Behind a head that says `length` of it; its trailers may have `most` bytes.
+    pub(super) fn h2(body: RecvStream, length: Option<u64>, most: u32) -> Self {
+        Received(Kind::H2(Inbound::new(body, length, most)))
     }
 }
 

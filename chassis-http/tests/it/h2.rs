@@ -125,7 +125,7 @@ async fn an_old_connection_is_replaced_while_a_long_call_goes_on() {
     let config = ServerConfig {
         max_age: Span(10 * SECOND),
         max_age_jitter: Ratio::percent(0),
-        max_age_grace: PositiveSpan::from_millis(5_000),
+        max_age_grace: Span(5 * SECOND),
         ..ServerConfig::default()
     };
     let service = |request: Request<Received>| -> Answer {
@@ -166,7 +166,7 @@ async fn an_old_connection_is_cut_after_the_grace() {
     let world = World::new();
     let config = ServerConfig {
         max_age: Span(10 * SECOND),
-        max_age_grace: PositiveSpan::from_millis(5_000),
+        max_age_grace: Span(5 * SECOND),
         ..ServerConfig::default()
     };
     let _server = world.serve(config, silent());

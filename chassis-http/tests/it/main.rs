@@ -2,13 +2,17 @@
 #![allow(clippy::unwrap_used)]
 mod connectors;
 mod cuts;
+mod ends;
 mod h1;
 mod h2;
 mod hangups;
 mod heads;
+mod large;
 mod lengths;
+mod raw;
 mod rest;
 mod restarts;
 mod server;
 mod streams;
 mod support;
+mod whole;

@@ -1,0 +1,225 @@
+//! How large a list of header fields is, by HTTP/2's count, and how a list is kept within what its reader takes.
+//!
+//! A list that is too large fails its own call and no other: we read more than we allow, so that h2 need not
+//! end the connection, and we write no more than the peer allows.
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
+
+/// Bytes of a list up to which h2 reads all fields. Above, it leaves fields out; above four times as much it
+/// ends the connection. A list up to 64 KiB must reach us whole, and the same again is the room that its
+/// encoding may need.
+pub(crate) const READ: u32 = 128 * 1024;
+
+/// Encoded bytes of one list above which a client ends the connection: h2 may have left fields of such a list out
+/// without a word.
+pub(crate) const MOST_ENCODED: usize = 64 * 1024;
+
+/// Bytes of the list that ends a gRPC answer. Most peers and proxies take 8 KiB at least, whatever they say.
+const MOST_OF_STATUS: usize = 8_000;
+
+/// What each field counts besides its name and its value (RFC 9113, 6.5.2).
+const FIELD: usize = 32;
+/// The pseudo-header of an answer, `:status`.
+const STATUS_LINE: usize = FIELD + ":status".len() + 3;
+/// The four pseudo-headers of a request, without their values.
+const REQUEST_LINE: usize = 4 * FIELD + ":method:scheme:authority:path".len();
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const GRPC_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
+
+/// The size of a list without pseudo-headers, as trailers are.
+pub(crate) fn size(list: &HeaderMap) -> usize {
+    list.iter().map(|(name, value)| FIELD + name.as_str().len() + value.len()).sum()
+}
+
+/// The size of an answer's head.
+pub(crate) fn size_of_answer(list: &HeaderMap) -> usize {
+    STATUS_LINE + size(list)
+}
+
+/// The size of a request's head.
+pub(crate) fn size_of_request<B>(head: &Request<B>) -> usize {
+    let uri = head.uri();
+    let path = uri.path_and_query().map_or(1, |path| path.as_str().len());
+    let authority = uri.authority().map_or(0, |authority| authority.as_str().len());
+    let scheme = uri.scheme_str().map_or(0, str::len);
+    REQUEST_LINE + head.method().as_str().len() + scheme + authority + path + size(head.headers())
+}
+
+/// Is a list of so many bytes too large for a peer that says it takes `most`? h2, which is at many an end, does not
+/// take a list of just as many.
+pub(crate) fn is_too_large(size: usize, most: u32) -> bool {
+    most != u32::MAX && size >= most as usize
+}
+
+/// Has the head of an answer to be looked at, for a peer that takes `most` bytes?
+pub(crate) fn is_large(head: &HeaderMap, most: u32) -> bool {
+    size_of_answer(head) >= MOST_OF_STATUS.min(most as usize)
+}
+
+/// Makes the head of an answer fit a peer that takes `most` bytes; `false`: it can't be made to.
+///
+/// A gRPC status is cut; what else a handler says is never left out of a head.
+#[cold]
+pub(crate) fn fit_head(head: &mut HeaderMap, most: u32) -> bool {
+    if !head.contains_key(GRPC_STATUS) {
+        return !is_too_large(size_of_answer(head), most);
+    }
+    cut(head, MOST_OF_STATUS.min(most as usize).saturating_sub(STATUS_LINE + 1));
+    true
+}
+
+/// Makes trailers fit a peer that takes `most` bytes; `false`: they can't be made to.
+pub(crate) fn fit_trailers(trailers: &mut HeaderMap, most: u32) -> bool {
+    let size = size(trailers);
+    size < MOST_OF_STATUS.min(most as usize) || fit_large_trailers(trailers, size, most)
+}
+
+#[cold]
+fn fit_large_trailers(trailers: &mut HeaderMap, size: usize, most: u32) -> bool {
+    if !trailers.contains_key(GRPC_STATUS) {
+        return !is_too_large(size, most);
+    }
+    cut(trailers, MOST_OF_STATUS.min(most as usize).saturating_sub(1));
+    true
+}
+
+/// Cuts the list that ends a gRPC answer to `most` bytes: first the message, between characters; then the
+/// details, whole; then the trailers of the handler, the largest first. The code stays in any case.
+fn cut(list: &mut HeaderMap, most: usize) {
+    let message = list.get(&GRPC_MESSAGE).map_or(0, HeaderValue::len);
+    if size(list) - message > most {
+        list.remove(&GRPC_DETAILS);
+    }
+    while size(list) - message > most {
+        let Some(name) = largest(list) else { break };
+        list.remove(name);
+    }
+    let room = most.saturating_sub(size(list) - message);
+    if let Some(value) = list.get_mut(&GRPC_MESSAGE)
+        && value.len() > room
+    {
+        let whole = value.as_bytes();
+        // A part of a header's value is one.
+        *value = HeaderValue::from_bytes(&whole[..boundary(whole, room)]).unwrap_or_else(|_| value.clone());
+    }
+    tracing::debug!(most, "the status of an answer was cut to what its reader takes");
+}
+
+/// The largest field that is not part of the protocol.
+fn largest(list: &HeaderMap) -> Option<HeaderName> {
+    let users = list.keys().filter(|name| {
+        let name = name.as_str();
+        !name.starts_with("grpc-") && name != "content-type" && name != "date"
+    });
+    let size = |name: &&HeaderName| -> usize {
+        list.get_all(*name).iter().map(|value| FIELD + name.as_str().len() + value.len()).sum()
+    };
+    users.max_by_key(size).cloned()
+}
+
+/// The last place at or before `at` where a percent-encoded text can be cut: neither within an escape nor within
+/// a character of UTF-8 that takes several.
+fn boundary(text: &[u8], at: usize) -> usize {
+    let (mut here, mut found) = (0, 0);
+    while here <= at && here < text.len() {
+        let hex = |byte: u8| char::from(byte).to_digit(16);
+        let escaped = match text[here..] {
+            [b'%', high, low, ..] => hex(high).zip(hex(low)).map(|(high, low)| (high * 16 + low) as u8),
+            _ => None,
+        };
+        let (byte, length) = escaped.map_or((text[here], 1), |byte| (byte, 3));
+        if byte & 0xC0 != 0x80 {
+            found = here;
+        }
+        here += length;
+    }
+    if here == text.len() && here <= at { here } else { found }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(fields: &[(&'static str, String)]) -> HeaderMap {
+        let value = |text: &String| HeaderValue::from_str(text).unwrap();
+        fields.iter().map(|(name, text)| (HeaderName::from_static(name), value(text))).collect()
+    }
+
+    fn status(message: usize, details: usize, user: usize) -> HeaderMap {
+        list(&[
+            ("grpc-status", "13".into()),
+            ("grpc-message", "m".repeat(message)),
+            ("grpc-status-details-bin", "d".repeat(details)),
+            ("x-small", "s".repeat(10)),
+            ("x-user", "u".repeat(user)),
+        ])
+    }
+
+    /// What is left of the message, the details, and the two trailers of the handler.
+    #[track_caller]
+    fn check(mut list: HeaderMap, most: u32, expected: [Option<usize>; 4]) {
+        assert!(fit_trailers(&mut list, most));
+        let left = ["grpc-message", "grpc-status-details-bin", "x-small", "x-user"];
+        assert_eq!(left.map(|name| list.get(name).map(HeaderValue::len)), expected);
+        assert_eq!(list["grpc-status"], "13");
+        assert!(size(&list) < (most as usize).min(MOST_OF_STATUS), "{}", size(&list));
+    }
+
+    /// The names and the 32 bytes of each of the five fields, and what the code and `x-small` say.
+    const REST: usize = 5 * 32 + 11 + 12 + 23 + 7 + 6 + 2 + 10;
+
+    #[test]
+    fn first_the_message_then_the_details_then_the_largest_trailers_go() {
+        let all = |message, details, user| [Some(message), Some(details), Some(10), Some(user)];
+        check(status(100, 200, 300), u32::MAX, all(100, 200, 300));
+        check(status(7_999 - REST, 0, 0), u32::MAX, all(7_999 - REST, 0, 0));
+        check(status(17_000, 500, 500), u32::MAX, all(6_999 - REST, 500, 500));
+        check(status(17_000, 500, 500), 4_000, all(2_999 - REST, 500, 500));
+        let without_details = 7_999 - (REST - 55) - 500;
+        check(status(17_000, 9_000, 500), u32::MAX, [Some(without_details), None, Some(10), Some(500)]);
+        check(status(50, 9_000, 500), u32::MAX, [Some(50), None, Some(10), Some(500)]);
+        check(status(50, 90, 9_000), u32::MAX, [Some(50), None, Some(10), None]);
+        check(status(5_000, 90, 40), 151, [Some(150 - 45 - 44 - 49), None, Some(10), None]);
+    }
+
+    #[test]
+    fn the_code_stays_whatever_the_peer_takes() {
+        let mut trailers = status(5_000, 90, 40);
+        assert!(fit_trailers(&mut trailers, 0));
+        assert_eq!((&trailers["grpc-status"], trailers["grpc-message"].len()), (&"13".parse().unwrap(), 0));
+    }
+
+    #[test]
+    fn what_is_no_status_is_never_cut() {
+        let mut plain = list(&[("x-user", "u".repeat(9_000))]);
+        assert!(fit_trailers(&mut plain, 16_384) && fit_head(&mut plain, 16_384));
+        assert!(!fit_trailers(&mut plain, 9_000) && !fit_head(&mut plain, 9_000));
+        assert_eq!(plain["x-user"].len(), 9_000);
+    }
+
+    #[track_caller]
+    fn check_boundary(text: &str, expected: &[usize]) {
+        let found: Vec<_> = (0..=text.len()).map(|at| boundary(text.as_bytes(), at)).collect();
+        assert_eq!(found, expected, "{text}");
+    }
+
+    #[test]
+    fn cuts_between_characters() {
+        check_boundary("abc", &[0, 1, 2, 3]);
+        check_boundary("a%20b", &[0, 1, 1, 1, 4, 5]);
+        check_boundary("%E2%82%AC!", &[0, 0, 0, 0, 0, 0, 0, 0, 0, 9, 10]);
+        check_boundary("100%", &[0, 1, 2, 3, 4]);
+        check_boundary("%zz", &[0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn counts_as_the_protocol_does() {
+        let head = Request::get("http://stock/items").header("a", "bc").body(()).unwrap();
+        let counted = [(":method", "GET"), (":scheme", "http"), (":authority", "stock"), (":path", "/items")];
+        let counted: usize =
+            counted.iter().chain(&[("a", "bc")]).map(|(name, value)| name.len() + value.len() + 32).sum();
+        assert_eq!(size_of_request(&head), counted);
+        assert_eq!(size_of_answer(head.headers()), 35 + 42);
+    }
+}

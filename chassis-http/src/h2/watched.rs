@@ -1,0 +1,277 @@
+//! The bytes of a client's HTTP/2 connection, and what h2 does not tell of them.
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::headers;
+use crate::{
+    frames::{Frames, Seen},
+    turns::Turns,
+};
+
+/// A stream whose frames are watched, both ways.
+///
+/// A request that h2 refuses because the connection has just ended is lost with its headers. So h2 learns that a
+/// connection ends (by GOAWAY, its end, or an error) only once the [`Listener`] knows and no request is being
+/// handed over.
+pub(super) struct Watched<S, L> {
+    stream: S,
+    frames: Frames,
+    sent: Sent,
+    listener: L,
+    turns: Turns,
+    /// What was read last, and h2 has not seen.
+    held: Option<io::Result<Bytes>>,
+}
+
+/// What is told of the frames.
+pub(super) trait Listener: Unpin {
+    /// This came in.
+    fn hear(&mut self, seen: Seen);
+    /// The head of this stream has left.
+    fn sent(&mut self, stream: u32);
+    /// Nothing more comes in.
+    fn ended(&mut self);
+    /// Takes the connection no more requests, while one is being handed over that does not know?
+    fn must_wait(&self) -> bool;
+}
+
+/// Finds the heads in what goes out.
+#[derive(Debug)]
+struct Sent {
+    header: [u8; HEADER],
+    /// How much of the next frame's header is there.
+    kept: usize,
+    /// Bytes to skip before that.
+    skip: usize,
+}
+
+const HEADER: usize = 9;
+const HEADERS: u8 = 1;
+/// What comes before the first frame.
+const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
+
+// === impl Watched ===
+
+impl<S, L: Listener> Watched<S, L> {
+    pub(super) fn new(stream: S, listener: L, turns: Turns) -> Self {
+        let sent = Sent { header: [0; HEADER], kept: 0, skip: PREFACE };
+        Watched { stream, frames: Frames::default(), sent, listener, turns, held: None }
+    }
+
+    /// Hands out what was held.
+    #[cold]
+    fn give(&mut self, held: io::Result<Bytes>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut bytes = held?;
+        let now = bytes.split_to(bytes.len().min(to.remaining()));
+        to.put_slice(&now);
+        self.held = bytes.has_remaining().then_some(Ok(bytes));
+        Poll::Ready(Ok(()))
+    }
+
+    /// Keeps what has just been read until nobody hands over a request any more: a moment.
+    #[cold]
+    fn hold(
+        &mut self,
+        cx: &Context<'_>,
+        read: io::Result<()>,
+        to: &mut ReadBuf<'_>,
+        before: usize,
+    ) -> Poll<io::Result<()>> {
+        self.held = Some(read.map(|()| Bytes::copy_from_slice(&to.filled()[before..])));
+        to.set_filled(before);
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl<S: AsyncRead + Unpin, L: Listener> AsyncRead for Watched<S, L> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.held.is_some() && this.listener.must_wait() {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if let Some(held) = this.held.take() {
+            return this.give(held, to);
+        }
+        let before = to.filled().len();
+        if this.turns.is_over(cx) {
+            return Poll::Pending;
+        }
+        let mut read = ready!(Pin::new(&mut this.stream).poll_read(cx, to));
+        let bytes = &to.filled()[before..];
+        if read.is_err() || bytes.is_empty() {
+            this.listener.ended();
+        } else {
+            this.listener.hear(Seen::Bytes);
+            let frames = this.frames.read(bytes, &mut |seen| this.listener.hear(seen));
+            this.turns.read(bytes.len(), frames);
+            if this.frames.list() > headers::MOST_ENCODED {
+                read =
+                    Err(io::Error::new(io::ErrorKind::InvalidData, "a list of headers of more than 64 KiB"));
+                this.listener.ended();
+            }
+        }
+        if this.listener.must_wait() {
+            return this.hold(cx, read, to, before);
+        }
+        Poll::Ready(read)
+    }
+}
+
+impl<S: AsyncWrite + Unpin, L: Listener> AsyncWrite for Watched<S, L> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        match ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, bytes)) {
+            Ok(written) => {
+                let mut left = written;
+                for slice in bytes {
+                    let part = &slice[..left.min(slice.len())];
+                    left -= part.len();
+                    this.sent.read(part, |stream| this.listener.sent(stream));
+                }
+                Poll::Ready(Ok(written))
+            }
+            Err(error) => {
+                this.listener.ended();
+                if this.listener.must_wait() {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending; // it fails again
+                }
+                Poll::Ready(Err(error))
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+// === impl Sent ===
+
+impl Sent {
+    fn read(&mut self, mut bytes: &[u8], mut sent: impl FnMut(u32)) {
+        loop {
+            let skipped = self.skip.min(bytes.len());
+            self.skip -= skipped;
+            bytes = &bytes[skipped..];
+            if bytes.is_empty() {
+                return;
+            }
+            let taken = (HEADER - self.kept).min(bytes.len());
+            self.header[self.kept..self.kept + taken].copy_from_slice(&bytes[..taken]);
+            self.kept += taken;
+            bytes = &bytes[taken..];
+            if self.kept < HEADER {
+                return;
+            }
+            let [a, b, c, kind, _, stream @ ..] = self.header;
+            if kind == HEADERS {
+                sent(u32::from_be_bytes(stream));
+            }
+            self.skip = u32::from_be_bytes([0, a, b, c]) as usize;
+            self.kept = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    };
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+
+    #[test]
+    fn finds_the_heads_that_left_in_pieces_of_any_size() {
+        let frames = [
+            &[b'P'; PREFACE][..],
+            &[0, 0, 0, 4, 0, 0, 0, 0, 0],
+            &[0, 0, 3, HEADERS, 4, 0, 0, 0, 1, 1, 1, 1],
+            &[0, 0, 2, 0, 1, 0, 0, 0, 1, HEADERS, HEADERS],
+            &[0, 1, 0, HEADERS, 4, 0, 0, 1, 3],
+            &[HEADERS; 256],
+        ]
+        .concat();
+        for size in 1..=frames.len() {
+            let (mut found, mut watched) = (Vec::new(), Sent { header: [0; HEADER], kept: 0, skip: PREFACE });
+            frames.chunks(size).for_each(|piece| watched.read(piece, |stream| found.push(stream)));
+            assert_eq!(found, [1, 259], "in pieces of {size}");
+        }
+    }
+
+    /// Says that somebody hands a request over until told otherwise.
+    struct Busy {
+        ends: bool,
+        entered: Arc<AtomicBool>,
+    }
+
+    impl Listener for Busy {
+        fn hear(&mut self, seen: Seen) {
+            self.ends |= matches!(seen, Seen::GoAway { .. });
+        }
+        fn sent(&mut self, _: u32) {}
+        fn ended(&mut self) {
+            self.ends = true;
+        }
+        fn must_wait(&self) -> bool {
+            self.ends && self.entered.load(SeqCst)
+        }
+    }
+
+    /// What ends a connection reaches h2 only once the request that is being handed over has been.
+    async fn check_held(peer: impl AsyncFnOnce(DuplexStream), expected: &[u8]) {
+        let (ours, mut theirs) = duplex(1024);
+        theirs.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        let entered = Arc::new(AtomicBool::new(true));
+        let listener = Busy { ends: false, entered: entered.clone() };
+        let mut stream = Watched::new(ours, listener, Turns::default());
+        assert_eq!(stream.read(&mut [0; 64]).await.unwrap(), 9);
+        peer(theirs).await;
+        let read = tokio::spawn(async move {
+            let mut read = Vec::new();
+            stream.read_to_end(&mut read).await.unwrap();
+            read
+        });
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!read.is_finished());
+        entered.store(false, SeqCst);
+        assert_eq!(read.await.unwrap(), expected);
+    }
+
+    #[tokio::test]
+    async fn a_goodbye_waits_for_the_request_that_is_being_handed_over() {
+        let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+        check_held(async move |mut theirs| theirs.write_all(&goaway).await.unwrap(), &goaway).await;
+        check_held(async |theirs| drop(theirs), &[]).await;
+    }
+}
