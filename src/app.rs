@@ -26,7 +26,7 @@ use crate::{
 pub struct Chassis {
     pub(crate) parts: Parts,
     #[cfg(feature = "http")]
-    transports: Transports,
+    pub(crate) transports: Transports,
     #[cfg(feature = "http")]
     pub(crate) ports: BTreeMap<String, PortPlan>,
     #[cfg(feature = "http")]
@@ -68,7 +68,7 @@ pub(crate) struct Parts {
 
 /// One of each, so that clients of one service share its connections.
 #[cfg(feature = "http")]
-struct Transports {
+pub(crate) struct Transports {
     http: Arc<HttpTransport>,
     #[cfg(feature = "grpc")]
     grpc: Arc<chassis_grpc::GrpcTransport>,
@@ -89,6 +89,21 @@ pub(crate) struct PortPlan {
 #[cfg(feature = "http")]
 /// Where is listened unless the settings say otherwise: on loopback only, nobody else gets in by chance.
 const DEFAULT_PORTS: [(&str, &str); 2] = [("grpc", "127.0.0.1:50051"), ("http", "127.0.0.1:8080")];
+
+// === impl Transports ===
+
+#[cfg(feature = "http")]
+impl Transports {
+    pub(crate) fn client(&self, runtime: &Runtime, service: &str) -> HttpClient {
+        HttpClient::new(service, pipeline::client(runtime, service, &self.http)).max_body(self.max_body)
+    }
+
+    #[cfg(feature = "grpc")]
+    pub(crate) fn channel(&self, runtime: &Runtime, service: &str) -> chassis_grpc::Channel {
+        chassis_grpc::Channel::new(service, pipeline::client(runtime, service, &self.grpc))
+            .max_message(self.max_message)
+    }
+}
 
 // === impl Chassis ===
 
@@ -134,15 +149,13 @@ impl Chassis {
     /// A channel to `service`, for any stub that tonic generates.
     #[cfg(feature = "grpc")]
     pub fn grpc(&self, service: &str) -> chassis_grpc::Channel {
-        let pipeline = pipeline::client(&self.parts.runtime, service, &self.transports.grpc);
-        chassis_grpc::Channel::new(service, pipeline).max_message(self.transports.max_message)
+        self.transports.channel(&self.parts.runtime, service)
     }
 
     /// A client of the REST service `service`.
     #[cfg(feature = "http")]
     pub fn http(&self, service: &str) -> HttpClient {
-        let pipeline = pipeline::client(&self.parts.runtime, service, &self.transports.http);
-        HttpClient::new(service, pipeline).max_body(self.transports.max_body)
+        self.transports.client(&self.parts.runtime, service)
     }
 
     /// A pipeline to `service` over a transport of one's own: see [`protocol`](crate::protocol).

@@ -15,7 +15,7 @@ use chassis_core::{
     policy::Settings,
     random::Random,
     registry::Registry,
-    stage::{Next, Stage, Stages},
+    stage::{Next, Placement, Stages},
 };
 use tower_layer::Layer;
 use tower_service::Service;
@@ -33,14 +33,14 @@ use crate::{
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> chassis::Result {
-/// use chassis::{Chassis, Stage};
+/// use chassis::{Chassis, Stage, from_fn};
 ///
 /// let app = Chassis::builder("orders")
 ///     .settings(serde_json::json!({ "registry": { "kind": "memory" } }))
-///     .layer_fn(Stage::Call, "audit", |call, next| async move {
+///     .layer(Stage::Call, "audit", from_fn(|call, next| async move {
 ///         println!("{}", call.target.operation);
 ///         next.run(call).await
-///     })
+///     }))
 ///     .build()
 ///     .await?;
 /// assert_eq!(app.runtime().inspect().service, "orders");
@@ -161,32 +161,64 @@ impl ChassisBuilder {
         self
     }
 
-    /// A tower layer of one's own at `stage`, for all services; `name` is shown in the chain.
-    pub fn layer_at<L>(mut self, stage: Stage, name: &str, layer: L) -> Self
+    /// A layer of one's own: any tower layer, or an async function made one by [`from_fn`](crate::from_fn).
+    ///
+    /// `at` is a [`Stage`](crate::Stage), for the calls to all services, or [`Stage::of`](crate::Stage::of) one; `name` is shown in the chain.
+    /// Layers of one stage stand in the order they were added: the first is outermost. The layer's errors
+    /// may be of any type: [`Error::from_layer`] tells what they become.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use chassis::{Chassis, Stage, from_fn};
+    /// use tower::timeout::TimeoutLayer;
+    ///
+    /// let builder = Chassis::builder("orders")
+    ///     .layer(Stage::Call, "audit", from_fn(|call, next| async move {
+    ///         println!("{}", call.target.operation);
+    ///         next.run(call).await
+    ///     }))
+    ///     .layer(Stage::Call.of("stock"), "impatient", TimeoutLayer::new(Duration::from_millis(50)));
+    /// # let _ = builder;
+    /// ```
+    pub fn layer<L>(mut self, at: impl Into<Placement>, name: &str, layer: L) -> Self
     where
         L: Layer<Next> + Send + Sync + 'static,
         L::Service: Service<Invocation, Response = Reply> + Clone + Send + Sync + 'static,
-        <L::Service as Service<Invocation>>::Error: Into<Error>,
+        <L::Service as Service<Invocation>>::Error: Into<BoxError>,
+        <L::Service as Service<Invocation>>::Future: Send + 'static,
+    {
+        let at = at.into();
+        self.stages.add_layer(at.stage(), name, at.service(), layer);
+        self
+    }
+
+    #[doc(hidden)]
+    pub fn layer_at<L>(mut self, stage: crate::Stage, name: &str, layer: L) -> Self
+    where
+        L: Layer<Next> + Send + Sync + 'static,
+        L::Service: Service<Invocation, Response = Reply> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Invocation>>::Error: Into<BoxError>,
         <L::Service as Service<Invocation>>::Future: Send + 'static,
     {
         self.stages.add_layer(stage, name, None, layer);
         self
     }
 
-    /// The same for calls to `service` alone.
-    pub fn layer_for<L>(mut self, service: &str, stage: Stage, name: &str, layer: L) -> Self
+    #[doc(hidden)]
+    pub fn layer_for<L>(mut self, service: &str, stage: crate::Stage, name: &str, layer: L) -> Self
     where
         L: Layer<Next> + Send + Sync + 'static,
         L::Service: Service<Invocation, Response = Reply> + Clone + Send + Sync + 'static,
-        <L::Service as Service<Invocation>>::Error: Into<Error>,
+        <L::Service as Service<Invocation>>::Error: Into<BoxError>,
         <L::Service as Service<Invocation>>::Future: Send + 'static,
     {
         self.stages.add_layer(stage, name, Some(service), layer);
         self
     }
 
-    /// An async function over the call and what is inside, at `stage`, for all services.
-    pub fn layer_fn<F, Fut>(mut self, stage: Stage, name: &str, function: F) -> Self
+    #[doc(hidden)]
+    pub fn layer_fn<F, Fut>(mut self, stage: crate::Stage, name: &str, function: F) -> Self
     where
         F: Fn(Invocation, Next) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Reply, Error>> + Send + 'static,
@@ -195,8 +227,8 @@ impl ChassisBuilder {
         self
     }
 
-    /// The same for calls to `service` alone.
-    pub fn layer_fn_for<F, Fut>(mut self, service: &str, stage: Stage, name: &str, function: F) -> Self
+    #[doc(hidden)]
+    pub fn layer_fn_for<F, Fut>(mut self, service: &str, stage: crate::Stage, name: &str, function: F) -> Self
     where
         F: Fn(Invocation, Next) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Reply, Error>> + Send + 'static,
@@ -205,6 +237,7 @@ impl ChassisBuilder {
         self
     }
 
+    #[doc(hidden)]
     /// A picker of one's own, to be named in the settings: `balance: name`.
     pub fn picker(mut self, name: &str, picker: impl Picker) -> Self {
         self.pickers.insert(name.to_owned(), Arc::new(picker));
@@ -345,12 +378,7 @@ impl ChassisBuilder {
         };
         let document = &version.document;
         let made = match self.registry {
-            Some(registry) => Made {
-                registry,
-                is_local: false,
-                #[cfg(feature = "static")]
-                fixed: None,
-            },
+            Some(registry) => Made { registry, is_local: false, fixed: None },
             None => document.registry.make().map_err(|error| setup("registry", error))?,
         };
         let name = document.service.name.clone().unwrap_or(self.name);
@@ -388,7 +416,6 @@ impl ChassisBuilder {
         let follower = Follower {
             runtime: runtime.clone(),
             started: version.tree.clone(),
-            #[cfg(feature = "static")]
             fixed: made.fixed,
             declared,
             shutdown: Live::new(document.shutdown.clone()),
@@ -428,7 +455,6 @@ fn check(checker: &Runtime, document: &Document) -> Result<(Settings, Vec<Findin
     if let Err(problems) = checker.check(&settings) {
         findings.extend(problems.into_iter().map(Finding::from));
     }
-    #[cfg(feature = "static")]
     if let crate::RegistrySection::Static(config) = &document.registry
         && let Err(error) = config.instances()
     {

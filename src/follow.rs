@@ -26,7 +26,6 @@ pub(crate) struct Follower {
     pub(crate) runtime: Runtime,
     /// What the process was started with: what is read once is compared with it.
     pub(crate) started: Node,
-    #[cfg(feature = "static")]
     pub(crate) fixed: Option<Arc<chassis_registry::StaticRegistry>>,
     /// Operations that the descriptors given to the builder declare.
     pub(crate) declared: Vec<String>,
@@ -128,7 +127,6 @@ impl Follower {
         self.runtime.carried().set(version.document.propagate.0.clone());
         self.runtime.sample().set(version.document.telemetry.sample);
         self.shutdown.set(version.document.shutdown.clone());
-        #[cfg(feature = "static")]
         if let (Some(fixed), crate::RegistrySection::Static(config)) =
             (&self.fixed, &version.document.registry)
             && let Err(error) = fixed.set(config.clone())

@@ -17,19 +17,24 @@
 //! - [`Chassis`] is the running service: clients by name, servers, life.
 //! - [`layer`], [`call`] and [`Stage`] are for layers of one's own, [`registry`] and [`config`] for
 //!   registries and config centers of one's own, [`protocol`] for protocols of one's own.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 mod app;
 mod builder;
+mod container;
 mod error;
 mod follow;
 mod identity;
 mod life;
 mod sections;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use chassis_config as document;
 pub use chassis_core::{
     BoxError, BoxFuture, Code, Error, Live, Origin, Reason, Runtime, call, clock, cluster, config, context,
     event, inspect, labels, layer, load, matching, metrics, pipeline, policy, protocol, random, registry,
-    stage::Next, stage::Stage, units,
+    stage::{Next, Placement, Stage, from_fn},
+    units,
 };
 #[cfg(feature = "grpc")]
 pub use chassis_grpc as grpc;
@@ -48,6 +53,16 @@ pub use self::{
     life::Running,
     sections::{Document, RegistrySection},
 };
+
+/// The crates whose types are in the interface, as chassis was built with them: for code that has to match.
+pub mod reexports {
+    #[cfg(feature = "http")]
+    pub use axum;
+    pub use chassis_core::reexports::*;
+    pub use serde_json;
+    #[cfg(feature = "grpc")]
+    pub use tonic;
+}
 
 /// What a `main` of a service returns.
 pub type Result<T = (), E = StartError> = std::result::Result<T, E>;

@@ -17,7 +17,9 @@ use chassis_core::{
 use chassis_http::server::Server;
 use tokio::sync::oneshot;
 
-use crate::{Chassis, StartError, app::Parts, identity};
+#[cfg(feature = "http")]
+use crate::app::Transports;
+use crate::{Chassis, StartError, app::Parts, container::Container, identity};
 
 /// A hook of the user's. The lock is never contended: it lets services be shared whose hooks can't be.
 pub(crate) struct Hook(Mutex<Box<dyn FnOnce() -> HookFuture + Send>>);
@@ -37,9 +39,12 @@ pub struct Running {
     parts: Parts,
     #[cfg(feature = "http")]
     server: Server,
+    #[cfg(feature = "http")]
+    transports: Transports,
     #[cfg(feature = "grpc")]
     health: chassis_grpc::Health,
     addresses: Vec<(String, String)>,
+    advertised: Vec<(String, String)>,
     registered: Option<Registered>,
 }
 
@@ -89,12 +94,21 @@ impl Running {
         let mut running = Running {
             #[cfg(feature = "http")]
             server,
+            #[cfg(feature = "http")]
+            transports: app.transports,
             #[cfg(feature = "grpc")]
             health: app.health,
+            advertised: advertised(&app.parts, &addresses),
             addresses,
             registered: None,
             parts: app.parts,
         };
+        if let Some(container) = Container::of_process() {
+            let registry = running.parts.runtime.registry().name();
+            if let Some(advice) = container.advice(&running.addresses, registry) {
+                tracing::warn!(target: "chassis", "{advice}");
+            }
+        }
         running.register().await;
         for hook in std::mem::take(&mut running.parts.hooks.after_start) {
             if let Err(error) = hook.run().await {
@@ -102,7 +116,12 @@ impl Running {
                 return Err(StartError::Hook("after-start", error));
             }
         }
-        tracing::info!(target: "chassis", instance = running.parts.instance, "{} is up", running.parts.runtime.service());
+        let (instance, service) = (&running.parts.instance, running.parts.runtime.service());
+        let reached = running.advertised.iter().map(|(protocol, address)| format!("{protocol} at {address}"));
+        match reached.collect::<Vec<_>>().join(", ") {
+            none if none.is_empty() => tracing::info!(target: "chassis", instance, "{service} is up"),
+            reached => tracing::info!(target: "chassis", instance, "{service} is up, reached by {reached}"),
+        }
         Ok(running)
     }
 
@@ -114,6 +133,24 @@ impl Running {
     /// The address of one name of `listen`.
     pub fn address(&self, name: &str) -> Option<&str> {
         self.addresses.iter().find(|(n, _)| n == name).map(|(_, address)| address.as_str())
+    }
+
+    /// Where others are told that this process is reached, by protocol: `listen`, with the host that
+    /// `service.advertise` names, and what [`Chassis::advertise`] added.
+    pub fn advertised(&self) -> &[(String, String)] {
+        &self.advertised
+    }
+
+    /// A channel to `service`, for any stub that tonic generates.
+    #[cfg(feature = "grpc")]
+    pub fn grpc(&self, service: &str) -> chassis_grpc::Channel {
+        self.transports.channel(&self.parts.runtime, service)
+    }
+
+    /// A client of the REST service `service`.
+    #[cfg(feature = "http")]
+    pub fn http(&self, service: &str) -> chassis_http::HttpClient {
+        self.transports.client(&self.parts.runtime, service)
     }
 
     /// What the running service shares.
@@ -153,19 +190,13 @@ impl Running {
 
     /// Puts this process into the registry; the first try is waited for, later ones go on behind.
     async fn register(&mut self) {
-        let Parts { service, runtime, is_local, instance, .. } = &self.parts;
+        let Parts { service, runtime, instance, .. } = &self.parts;
         let mut entry = Instance::new(runtime.service().to_string(), instance.clone());
         entry.version = service.version.clone().unwrap_or_default();
         entry.zone = service.zone.clone().unwrap_or_default();
         entry.labels = service.labels.clone().into();
-        for (protocol, address) in &self.parts.advertised {
+        for (protocol, address) in &self.advertised {
             entry.addresses.insert(protocol.clone(), address.clone());
-        }
-        for (name, address) in &self.addresses {
-            if matches!(name.as_str(), "grpc" | "http") {
-                let address = identity::advertised(address, service.advertise.as_deref(), *is_local);
-                entry.addresses.insert(name.clone(), address);
-            }
         }
         if entry.addresses.is_empty() {
             return; // nothing is served: nobody is to come
@@ -179,6 +210,17 @@ impl Running {
         let _ = tokio::time::timeout(REGISTER, tried).await;
         self.registered = Some(Registered { deregister });
     }
+}
+
+/// Where others reach the protocols of this process, given the addresses that are listened at.
+fn advertised(parts: &Parts, addresses: &[(String, String)]) -> Vec<(String, String)> {
+    let mut advertised = parts.advertised.clone();
+    for (name, address) in addresses.iter().filter(|(name, _)| matches!(name.as_str(), "grpc" | "http")) {
+        let address = identity::advertised(address, parts.service.advertise.as_deref(), parts.is_local);
+        advertised.retain(|(protocol, _)| protocol != name);
+        advertised.push((name.clone(), address));
+    }
+    advertised
 }
 
 /// Dropped without a stop: nothing goes on behind the owner's back.

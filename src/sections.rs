@@ -23,38 +23,27 @@ pub enum RegistrySection {
     #[cfg(feature = "local")]
     Local(chassis_registry::LocalConfig),
     /// Instances named in the settings; they can change while calls are in flight.
-    #[cfg(feature = "static")]
     Static(chassis_registry::StaticConfig),
     /// A watched document of instances.
-    #[cfg(feature = "file")]
     File(chassis_registry::FileConfig),
-    /// Within this process.
-    #[cfg(feature = "memory")]
-    Memory,
+    /// Within this process: services that give the same `name` find each other.
+    Memory(chassis_registry::MemoryConfig),
 }
 
 /// A registry as made from its section, and what can be changed in it later.
 pub(crate) struct Made {
     pub(crate) registry: Arc<dyn Registry>,
-    #[cfg(feature = "static")]
     pub(crate) fixed: Option<Arc<chassis_registry::StaticRegistry>>,
     /// Only this machine looks there: loopback is the address to give.
     pub(crate) is_local: bool,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Nothing {}
-
 impl Kinds for RegistrySection {
     const KINDS: &'static [&'static str] = &[
         #[cfg(feature = "local")]
         "local",
-        #[cfg(feature = "static")]
         "static",
-        #[cfg(feature = "file")]
         "file",
-        #[cfg(feature = "memory")]
         "memory",
     ];
     const WHAT: &'static str = "a registry";
@@ -63,13 +52,9 @@ impl Kinds for RegistrySection {
         match kind {
             #[cfg(feature = "local")]
             "local" => Deserialize::deserialize(rest).map(RegistrySection::Local),
-            #[cfg(feature = "static")]
             "static" => Deserialize::deserialize(rest).map(RegistrySection::Static),
-            #[cfg(feature = "file")]
             "file" => Deserialize::deserialize(rest).map(RegistrySection::File),
-            #[cfg(feature = "memory")]
-            "memory" => Nothing::deserialize(rest).map(|Nothing {}| RegistrySection::Memory),
-            _ => Nothing::deserialize(rest).map(|Nothing {}| RegistrySection::Unset),
+            _ => Deserialize::deserialize(rest).map(RegistrySection::Memory),
         }
     }
 }
@@ -83,12 +68,7 @@ impl<'de> Deserialize<'de> for RegistrySection {
 impl RegistrySection {
     /// Makes the registry. Inside Kubernetes, where `local` would find nobody, one has to be named.
     pub(crate) fn make(&self) -> Result<Made, BoxError> {
-        let made = |registry: Arc<dyn Registry>, is_local| Made {
-            registry,
-            #[cfg(feature = "static")]
-            fixed: None,
-            is_local,
-        };
+        let made = |registry: Arc<dyn Registry>, is_local| Made { registry, fixed: None, is_local };
         match self {
             RegistrySection::Unset if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
                 Err("inside Kubernetes `registry.kind` has to be set: `static` or `file`".into())
@@ -98,22 +78,24 @@ impl RegistrySection {
                 Ok(made(Arc::new(chassis_registry::LocalRegistry::new(Default::default())), true))
             }
             #[cfg(not(feature = "local"))]
-            RegistrySection::Unset => Err("`registry.kind` has to be set: this build has no `local`".into()),
+            RegistrySection::Unset => Err("`registry.kind` has to be set: this build of chassis has no `local`, \
+                                           which the cargo feature `local` adds; there are `static`, `file` and \
+                                           `memory`"
+                .into()),
             #[cfg(feature = "local")]
             RegistrySection::Local(config) => {
                 Ok(made(Arc::new(chassis_registry::LocalRegistry::new(config.clone())), true))
             }
-            #[cfg(feature = "static")]
             RegistrySection::Static(config) => {
                 let fixed = Arc::new(chassis_registry::StaticRegistry::new(config.clone())?);
                 Ok(Made { fixed: Some(fixed.clone()), ..made(fixed, false) })
             }
-            #[cfg(feature = "file")]
             RegistrySection::File(config) => {
                 Ok(made(Arc::new(chassis_registry::FileRegistry::new(config.clone())), false))
             }
-            #[cfg(feature = "memory")]
-            RegistrySection::Memory => Ok(made(Arc::new(chassis_registry::MemoryRegistry::new()), true)),
+            RegistrySection::Memory(config) => {
+                Ok(made(Arc::new(chassis_registry::MemoryRegistry::shared(&config.name)), true))
+            }
         }
     }
 }

@@ -31,7 +31,7 @@ pub enum Format {
 ///
 /// It hands out texts; parsing, merging, validating and keeping the last good version are the
 /// caller's work. Every implementation passes
-/// [`testing::contract::config_source`](crate::testing::contract::config_source).
+/// `testing::contract::config_source` (feature `testing`).
 ///
 /// ```
 /// use chassis_core::config::{ConfigSource, ConfigWatcher, Format, SourceError, Text};

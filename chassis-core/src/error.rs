@@ -161,6 +161,49 @@ impl Error {
         }))
     }
 
+    /// What the error of a user's tower layer says.
+    ///
+    /// An `Error` is taken out again, from below other errors too. A time-out of tower's or tokio's is
+    /// [`Reason::DeadlineExceeded`], a refusal of tower's `LoadShed` is [`Reason::Overloaded`], anything else
+    /// [`Reason::Internal`]; each keeps the layer's error as its source. Unless the layer refused, the handler
+    /// may have seen the call.
+    ///
+    /// ```
+    /// use chassis_core::{BoxError, Code, Error, Reason};
+    ///
+    /// let error: BoxError = Box::new(Error::local(Reason::RateLimited, "100/s is used up"));
+    /// assert_eq!(Error::from_layer(error).reason(), Reason::RateLimited);
+    ///
+    /// let error = Error::from_layer(tower::timeout::error::Elapsed::new());
+    /// assert_eq!((error.code(), error.maybe_executed()), (Code::DeadlineExceeded, true));
+    ///
+    /// let error = Error::from_layer(std::io::Error::other("the disk is full"));
+    /// assert_eq!(error.code(), Code::Internal);
+    /// assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "the disk is full");
+    /// ```
+    pub fn from_layer(error: impl Into<BoxError>) -> Self {
+        let error = match error.into().downcast::<Error>() {
+            Ok(error) => return *error,
+            Err(other) => other,
+        };
+        let mut beneath = error.source();
+        while let Some(source) = beneath {
+            if let Some(own) = source.downcast_ref::<Error>() {
+                return own.repeat().with_source(error);
+            }
+            beneath = source.source();
+        }
+        if error.is::<tower::timeout::error::Elapsed>() || error.is::<tokio::time::error::Elapsed>() {
+            // As where chassis' own time is up: whoever was waited for gave no answer.
+            let elapsed = Error::remote(Reason::DeadlineExceeded, "no answer within the time of a layer");
+            return elapsed.with_source(error);
+        }
+        if error.is::<tower::load_shed::error::Overloaded>() {
+            return Error::local(Reason::Overloaded, "a layer sheds load").with_source(error);
+        }
+        Error::local(Reason::Internal, "a layer failed").with_maybe_executed(true).with_source(error)
+    }
+
     /// The same, with another code than the reason's own.
     pub fn with_code(mut self, code: Code) -> Self {
         self.0.code = code;

@@ -3,6 +3,7 @@
 //!
 //! Where to start reading: [`call`] is what moves, [`pipeline`] is where it moves through, [`policy`]
 //! is what it lives under. Each concern of the pipeline is one entry in [`layer`].
+#![cfg_attr(docsrs, feature(doc_cfg))]
 pub mod call;
 pub mod clock;
 pub mod cluster;
@@ -35,6 +36,18 @@ pub mod units;
 pub use error::{Code, Error, Origin, Reason};
 pub use live::Live;
 pub use runtime::Runtime;
+
+/// The crates whose types are in the interface, as this one was built with them: for code that has to match.
+pub mod reexports {
+    pub use async_trait;
+    pub use bytes;
+    pub use http;
+    pub use http_body;
+    pub use prometheus;
+    pub use tokio;
+    pub use tower_layer;
+    pub use tower_service;
+}
 
 /// An error of any type, as a source.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -51,7 +51,7 @@ pub enum Membership {
 /// Says who runs a service, and lets this process say that it does.
 ///
 /// Small on purpose: keeping the last good set, comparing, and asking again are the caller's work.
-/// Every implementation passes [`testing::contract::registry`](crate::testing::contract::registry).
+/// Every implementation passes `testing::contract::registry` (feature `testing`).
 ///
 /// ```
 /// use std::sync::Arc;

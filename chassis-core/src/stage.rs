@@ -12,7 +12,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    BoxFuture, Error,
+    BoxError, BoxFuture, Error,
     call::{Invocation, Reply},
     clock::Instant,
     event::Side,
@@ -34,6 +34,21 @@ pub enum Stage {
     Handler,
 }
 
+/// At which stage a user's layer stands, and for which calls: a [`Stage`] alone is for all services.
+///
+/// ```
+/// use chassis_core::stage::{Placement, Stage};
+///
+/// let everywhere: Placement = Stage::Call.into();
+/// let stock_only: Placement = Stage::Call.of("stock");
+/// # let _ = (everywhere, stock_only);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    stage: Stage,
+    service: Option<Arc<str>>,
+}
+
 /// What is inside a user's layer: calls it on, or not.
 ///
 /// Always ready. A layer may call it more than once, with a new [`Invocation`] each time.
@@ -42,6 +57,15 @@ pub struct Next(Arc<dyn Erased>);
 
 trait Erased: Send + Sync {
     fn call(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, Error>>;
+}
+
+/// A tower layer that is an async function: see [`from_fn`].
+pub struct FnLayer<F>(Arc<F>);
+
+/// The service of [`FnLayer`].
+pub struct FnService<F> {
+    function: Arc<F>,
+    next: Next,
 }
 
 /// Layers of ours, which a call goes through at once and leaves as they were. So threads have some of their
@@ -72,6 +96,31 @@ pub enum Staged<S> {
     Plain(S),
     /// The outermost of the user's layers.
     User(Next),
+}
+
+/// Makes a tower layer of an async function over the call and what is inside, as axum's `from_fn` does.
+///
+/// ```
+/// use chassis_core::{
+///     Error,
+///     call::{Invocation, Reply},
+///     stage::{Next, Stage, Stages, from_fn},
+/// };
+///
+/// async fn audit(call: Invocation, next: Next) -> Result<Reply, Error> {
+///     println!("{}", call.target.operation);
+///     next.run(call).await
+/// }
+///
+/// let mut stages = Stages::default();
+/// stages.add_layer(Stage::Call, "audit", None, from_fn(audit));
+/// ```
+pub fn from_fn<F, Fut>(function: F) -> FnLayer<F>
+where
+    F: Fn(Invocation, Next) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Reply, Error>> + Send + 'static,
+{
+    FnLayer(Arc::new(function))
 }
 
 pin_project! {
@@ -147,19 +196,20 @@ impl std::fmt::Debug for Next {
 // === impl Stages ===
 
 impl Stages {
-    /// Adds a tower layer at `stage`, for calls to `service` or for all. Its service is made ready
-    /// before each call, so layers that wait in `poll_ready` work too.
+    /// Adds a tower layer at `stage`, for calls to `service` or for all. Its service is made ready before
+    /// each call, so layers that wait in `poll_ready` work too. [`Error::from_layer`] tells what its errors
+    /// become.
     pub fn add_layer<L>(&mut self, stage: Stage, name: &str, service: Option<&str>, layer: L)
     where
         L: Layer<Next> + Send + Sync + 'static,
         L::Service: Service<Invocation, Response = Reply> + Clone + Send + Sync + 'static,
-        <L::Service as Service<Invocation>>::Error: Into<Error>,
+        <L::Service as Service<Invocation>>::Error: Into<BoxError>,
         <L::Service as Service<Invocation>>::Future: Send + 'static,
     {
         self.push(stage, name, service, move |next| Next(Arc::new(Foreign(layer.layer(next)))));
     }
 
-    /// Adds an async function over the call and what is inside.
+    /// Adds an async function over the call and what is inside: cheaper by a clone than [`from_fn`].
     pub fn add_fn<F, Fut>(&mut self, stage: Stage, name: &str, service: Option<&str>, function: F)
     where
         F: Fn(Invocation, Next) -> Fut + Send + Sync + 'static,
@@ -167,7 +217,7 @@ impl Stages {
     {
         let function = Arc::new(function);
         self.push(stage, name, service, move |next| {
-            Next(Arc::new(Function { function: function.clone(), next }))
+            Next(Arc::new(FnService { function: function.clone(), next }))
         });
     }
 
@@ -220,6 +270,31 @@ impl Stage {
             Stage::ServerCall | Stage::Handler => Side::Server,
         }
     }
+
+    /// This stage of the calls to `service` alone. At the server's stages the service is the server's own.
+    pub fn of(self, service: &str) -> Placement {
+        Placement { stage: self, service: Some(service.into()) }
+    }
+}
+
+// === impl Placement ===
+
+impl Placement {
+    /// The stage.
+    pub fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// The one service whose calls it is for; `None`: all.
+    pub fn service(&self) -> Option<&str> {
+        self.service.as_deref()
+    }
+}
+
+impl From<Stage> for Placement {
+    fn from(stage: Stage) -> Self {
+        Placement { stage, service: None }
+    }
 }
 
 /// What is below the user's layers, which may have let the call wait.
@@ -242,27 +317,76 @@ struct Foreign<S>(S);
 impl<S> Erased for Foreign<S>
 where
     S: Service<Invocation, Response = Reply> + Clone + Send + Sync + 'static,
-    S::Error: Into<Error>,
+    S::Error: Into<BoxError>,
     S::Future: Send + 'static,
 {
     fn call(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, Error>> {
         let mut service = self.0.clone();
         Box::pin(async move {
-            let ready = std::future::poll_fn(|cx| service.poll_ready(cx)).await.map_err(Into::into);
+            let ready = std::future::poll_fn(|cx| service.poll_ready(cx)).await.map_err(Error::from_layer);
             match ready {
-                Ok(()) => service.call(call).await.map_err(Into::into),
-                Err(error) => Err(call.refuse(error)),
+                Ok(()) => service.call(call).await.map_err(Error::from_layer),
+                Err(error) => Err(call.refuse(error.with_maybe_executed(false))),
             }
         })
     }
 }
 
-struct Function<F> {
-    function: Arc<F>,
-    next: Next,
+// === impl FnLayer ===
+
+impl<F> Clone for FnLayer<F> {
+    fn clone(&self) -> Self {
+        FnLayer(self.0.clone())
+    }
 }
 
-impl<F, Fut> Erased for Function<F>
+impl<F> Layer<Next> for FnLayer<F> {
+    type Service = FnService<F>;
+
+    fn layer(&self, next: Next) -> FnService<F> {
+        FnService { function: self.0.clone(), next }
+    }
+}
+
+impl<F> std::fmt::Debug for FnLayer<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FnLayer")
+    }
+}
+
+// === impl FnService ===
+
+impl<F> Clone for FnService<F> {
+    fn clone(&self) -> Self {
+        FnService { function: self.function.clone(), next: self.next.clone() }
+    }
+}
+
+impl<F, Fut> Service<Invocation> for FnService<F>
+where
+    F: Fn(Invocation, Next) -> Fut,
+    Fut: Future<Output = Result<Reply, Error>>,
+{
+    type Response = Reply;
+    type Error = Error;
+    type Future = Fut;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Invocation) -> Fut {
+        (self.function)(call, self.next.clone())
+    }
+}
+
+impl<F> std::fmt::Debug for FnService<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FnService")
+    }
+}
+
+impl<F, Fut> Erased for FnService<F>
 where
     F: Fn(Invocation, Next) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Reply, Error>> + Send + 'static,

@@ -93,12 +93,7 @@ pub(crate) fn encode(error: &Error, message: &str, reader: Reader) -> Bytes {
 
 /// The delay of a `RetryInfo`, whoever wrote it.
 pub(crate) fn read_retry_after(metadata: &HeaderMap) -> Option<Duration> {
-    decode_retry_after(&decode_header(metadata.get(DETAILS)?)?)
-}
-
-/// The same of the details of a status.
-pub(crate) fn decode_retry_after(details: &[u8]) -> Option<Duration> {
-    retry_delay(&pb::Status::decode(details).ok()?)
+    retry_delay(&pb::Status::decode(decode_header(metadata.get(DETAILS)?)?).ok()?)
 }
 
 /// Takes out what a chassis said. A handler that passes on its upstream's refusal has itself been

@@ -51,23 +51,18 @@ pub fn error(status: &Status) -> Option<Error> {
 /// What `status` says, in HTTP's words: for a REST handler that passes on how its call by gRPC failed.
 ///
 /// Its code and message, when trying again makes sense, and, where a chassis refused, the reason and
-/// the rule. (`From` can't be had: the status is tonic's, the problem of another crate.)
+/// the rule. In a handler that returns [`Problem`], `?` does it too.
 ///
 /// ```
 /// use chassis_http::Problem;
 ///
 /// async fn order(stock: impl Future<Output = Result<u32, tonic::Status>>) -> Result<String, Problem> {
-///     let left = stock.await.map_err(|status| chassis_grpc::problem(&status))?;
+///     let left = stock.await?;
 ///     Ok(format!("{left} are left"))
 /// }
 /// ```
 pub fn problem(status: &Status) -> Problem {
-    if let Some(error) = error(status) {
-        return Problem::of(&error);
-    }
-    let code = code(status);
-    let problem = Problem::new(code.http_status()).detail(status.message().to_owned()).with_code(code);
-    details::decode_retry_after(status.details()).into_iter().fold(problem, Problem::retry_after)
+    Problem::from(status)
 }
 
 /// The canonical code of a status.

@@ -1,5 +1,6 @@
 //! The HTTP transport of chassis: client pools and accept loop over hyper and h2, the REST adapter, axum
 //! routers.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 pub mod connector;
 pub mod server;
 
@@ -17,6 +18,8 @@ mod protocol;
 mod rest;
 mod settings;
 mod silence;
+#[cfg(feature = "tonic")]
+mod status;
 mod transport;
 mod turns;
 

@@ -32,15 +32,15 @@ pub struct Problem {
     #[serde(default)]
     title: Cow<'static, str>,
     #[serde(with = "status", default = "status::unknown")]
-    status: StatusCode,
+    pub(crate) status: StatusCode,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     detail: Option<Cow<'static, str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     code: Option<Cow<'static, str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    reason: Option<Cow<'static, str>>,
+    pub(crate) reason: Option<Cow<'static, str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    rule: Option<Cow<'static, str>>,
+    pub(crate) rule: Option<Cow<'static, str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     trace_id: Option<Cow<'static, str>>,
     #[serde(skip)]

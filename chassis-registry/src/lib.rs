@@ -1,13 +1,14 @@
 //! Registries for chassis: where services say that they are there, and others learn of it.
 //!
 //! Each is behind the cargo feature of its name:
-//! - `memory`: [`MemoryRegistry`], within one process, for tests and single-process use;
-//! - `static`: [`StaticRegistry`], instances named in the configuration;
-//! - `file`: [`FileRegistry`], a watched document of instances that something else writes;
-//! - `local` (Unix): [`LocalRegistry`], lease files in a per-user directory. Needs nothing installed.
+//! - `memory`: `MemoryRegistry`, within one process, for tests and single-process use;
+//! - `static`: `StaticRegistry`, instances named in the configuration;
+//! - `file`: `FileRegistry`, a watched document of instances that something else writes;
+//! - `local` (Unix): `LocalRegistry`, lease files in a per-user directory. Needs nothing installed.
 //!
 //! All of them only tell what their source says. Keeping the last good set, distrusting an empty one and
 //! asking again after an error are the work of whoever watches.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #[cfg(any(feature = "memory", feature = "static"))]
 mod board;
 #[cfg(any(feature = "static", feature = "file"))]
@@ -26,7 +27,7 @@ pub use file::{FileConfig, FileRegistry};
 #[cfg(all(feature = "local", unix))]
 pub use local::{LocalConfig, LocalRegistry};
 #[cfg(feature = "memory")]
-pub use memory::MemoryRegistry;
+pub use memory::{MemoryConfig, MemoryRegistry};
 #[cfg(feature = "static")]
 pub use r#static::{StaticConfig, StaticInstance, StaticRegistry};
 

@@ -1,13 +1,24 @@
 //! Instances within one process: for tests, and for services that live together in one.
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use async_trait::async_trait;
 use chassis_core::registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher};
 
+use serde::Deserialize;
+
 use crate::board::Board;
+
+/// Which one: the `registry` table when its `kind` is `memory`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MemoryConfig {
+    /// Services of one process that give the same name share one registry. Default: the empty name, so that
+    /// all share one.
+    pub name: String,
+}
 
 /// Knows what was registered with it or with a clone of it, and forgets it with the process.
 ///
@@ -56,6 +67,33 @@ impl MemoryRegistry {
     /// An empty one.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The one that all of this process share under `name`. It is forgotten once nothing holds it any more.
+    ///
+    /// ```
+    /// use chassis_core::registry::{Instance, Registry};
+    /// use chassis_registry::MemoryRegistry;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let (one, two) = (MemoryRegistry::shared("shop"), MemoryRegistry::shared("shop"));
+    /// one.put(Instance::new("stock", "a").with_address("grpc", "127.0.0.1:50051"));
+    /// assert_eq!(two.services().await, ["stock"]);
+    /// # }
+    /// ```
+    pub fn shared(name: &str) -> Self {
+        static SHARED: Mutex<BTreeMap<String, (Weak<Board>, Weak<Mutex<Leases>>)>> =
+            Mutex::new(BTreeMap::new());
+        // Nothing panics while it is held; a poisoned lock would be as good as new.
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = shared.get(name).and_then(|(board, leases)| board.upgrade().zip(leases.upgrade()));
+        if let Some((board, leases)) = held {
+            return MemoryRegistry { board, leases };
+        }
+        shared.retain(|_, (board, leases)| board.strong_count() > 0 && leases.strong_count() > 0);
+        let new = MemoryRegistry::new();
+        shared.insert(name.to_owned(), (Arc::downgrade(&new.board), Arc::downgrade(&new.leases)));
+        new
     }
 
     /// Adds `instance`, or replaces the one of its id.
@@ -181,6 +219,20 @@ mod tests {
         drop(first);
         let known = registry.watch("stock").await.unwrap().next().await.unwrap();
         assert_eq!(known, Membership::known([stock("a")]));
+    }
+
+    #[tokio::test]
+    async fn one_of_a_name_is_shared_while_anybody_holds_it() {
+        let name = "one_of_a_name_is_shared_while_anybody_holds_it";
+        let (one, two) = (MemoryRegistry::shared(name), MemoryRegistry::shared(name));
+        let lease = one.register(stock("a")).await.unwrap();
+        assert_eq!(two.services().await, ["stock"]);
+        assert!(two.register(stock("a")).await.is_err(), "the id is taken, whoever registered it");
+        assert!(MemoryRegistry::shared("another").services().await.is_empty());
+        drop((one, two));
+        assert_eq!(MemoryRegistry::shared(name).services().await, ["stock"], "the lease holds it");
+        drop(lease);
+        assert!(MemoryRegistry::shared(name).services().await.is_empty());
     }
 
     #[tokio::test]

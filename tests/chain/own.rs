@@ -14,7 +14,7 @@ use chassis::{
     layer::balance::{Candidates, Picker},
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tower::{Layer, Service};
+use tower::{Layer, Service, timeout::TimeoutLayer};
 
 use crate::mesh::{Act, Ask, Mesh, Wire, both};
 
@@ -112,6 +112,34 @@ both! {
         log.lock().unwrap().clear();
         caller.call(wire, Ask::to("ledger")).await.refused(Reason::UnknownService);
         assert_eq!(log.lock().unwrap()[..3], ["call", "call fn", "of ledger"]);
+    }
+}
+
+both! {
+    /// Tower's own layers work as they are, though their errors are boxed: at each stage, for one service.
+    async fn a_time_out_of_towers_is_one(wire: Wire) {
+        let impatient = || TimeoutLayer::new(Duration::from_millis(50));
+        for stage in [Stage::Call, Stage::Attempt, Stage::Node] {
+            let mesh = Mesh::new();
+            let (stock, _ledger) = (mesh.start("stock", "stock-1").await, mesh.start("ledger", "ledger-1").await);
+            stock.does(Act::Hang);
+            let caller = mesh.server("tests", "tests").config("outbound: { defaults: { retry: off } }");
+            let caller = caller.with(move |builder| builder.layer(stage.of("stock"), "impatient", impatient()));
+            let caller = caller.caller().await;
+            let outcome = caller.call(wire, Ask::to("stock")).await;
+            outcome.refused(Reason::DeadlineExceeded);
+            assert_eq!((outcome.took.as_millis(), outcome.maybe_executed), (50, Some(true)), "{stage:?}");
+            assert!(caller.call(wire, Ask::to("ledger")).await.is_ok());
+        }
+        for stage in [Stage::ServerCall, Stage::Handler] {
+            let mesh = Mesh::new();
+            let stock = mesh.server("stock", "stock-1");
+            let stock = stock.with(move |builder| builder.layer(stage, "impatient", impatient())).start().await;
+            stock.does(Act::Hang);
+            let caller = mesh.caller("outbound: { defaults: { retry: off } }").await;
+            let outcome = caller.call(wire, Ask::to("stock")).await;
+            assert_eq!((outcome.code, outcome.took.as_millis()), (Code::DeadlineExceeded, 50), "{stage:?} {outcome:?}");
+        }
     }
 }
 

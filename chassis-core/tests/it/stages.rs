@@ -279,3 +279,39 @@ async fn a_layer_that_fails_to_get_ready_refuses() {
     check(&bench.get().await, Code::Unavailable, Reason::ShuttingDown);
     assert_eq!(bench.metric("chassis_rejected_total", &[("reason", "SHUTTING_DOWN")]), 1.0);
 }
+
+/// An error of a user's own, with one of ours beneath.
+#[derive(Debug, thiserror::Error)]
+#[error("the gate is shut")]
+struct Shut(#[source] Error);
+
+#[tokio::test(start_paused = true)]
+async fn errors_of_any_type_are_told_by_what_they_are() {
+    use chassis_core::{BoxError, Origin};
+    let told = |error: BoxError| Error::from_layer(error);
+    let limited = || Error::local(Reason::RateLimited, "too much").with_rule("mine");
+    let own = told(Box::new(limited()));
+    assert_eq!((own.reason(), own.rule(), own.message()), (Reason::RateLimited, Some("mine"), "too much"));
+    let beneath = told(Box::new(Shut(limited())));
+    assert_eq!((beneath.reason(), beneath.rule()), (Reason::RateLimited, Some("mine")));
+    assert_eq!(std::error::Error::source(&beneath).unwrap().to_string(), "the gate is shut");
+    let elapsed = tokio::time::timeout(MS, std::future::pending::<()>()).await.unwrap_err();
+    let elapsed = told(Box::new(elapsed));
+    assert_eq!((elapsed.code(), elapsed.origin()), (Code::DeadlineExceeded, Origin::Remote));
+    let shed = told(Box::new(tower::load_shed::error::Overloaded::new()));
+    assert_eq!((shed.reason(), shed.maybe_executed()), (Reason::Overloaded, false));
+    let other = told("no such luck".into());
+    assert_eq!((other.code(), other.maybe_executed()), (Code::Internal, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_whose_errors_are_boxed_stands_anywhere() {
+    let mut stages = Stages::default();
+    stages.add_layer(Stage::Call, "shed", None, tower::load_shed::LoadShedLayer::new());
+    stages.add_layer(Stage::Call, "gate", None, OneAtATime);
+    stages.add_layer(Stage::Attempt, "impatient", None, tower::timeout::TimeoutLayer::new(50 * MS));
+    let bench = bench(stages, |arrival| Answer::ok("").after(if arrival.total == 0 { S } else { MS }));
+    bench.stock(json!({ "retry": { "when": "always", "on": ["deadline"], "backoff": "1ms" } }));
+    bench.get().await.unwrap();
+    assert_eq!(bench.upstream.total(), 2, "the attempt that took too long is tried again");
+}

@@ -1,0 +1,38 @@
+//! How a call by gRPC failed, in HTTP's words: for handlers that return [`Problem`] and call stubs.
+use std::borrow::Cow;
+
+use chassis_core::{Code, Reason};
+use http::StatusCode;
+use tonic::Status;
+use tonic_types::StatusExt;
+
+use crate::Problem;
+
+/// Whose `ErrorInfo` names a mechanism, a rule and an origin that a [`Problem`] has words for.
+const DOMAIN: &str = "chassis";
+
+/// The code and message, when trying again makes sense, and, where a chassis refused, the reason and the
+/// rule.
+impl From<&Status> for Problem {
+    fn from(status: &Status) -> Self {
+        let code = u16::try_from(i32::from(status.code())).map_or(Code::Unknown, Code::from_number);
+        let mut problem =
+            Problem::new(code.http_status()).detail(status.message().to_owned()).with_code(code);
+        if let Some(info) = status.get_details_error_info().filter(|info| info.domain == DOMAIN) {
+            let is_local = info.metadata.get("origin").is_some_and(|origin| origin == "local");
+            if is_local && info.reason == Reason::TooLarge.name() {
+                problem.status = StatusCode::PAYLOAD_TOO_LARGE;
+            }
+            problem.rule = info.metadata.get("rule").cloned().map(Cow::Owned);
+            problem.reason = Some(Cow::Owned(info.reason));
+        }
+        let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        retry_after.into_iter().fold(problem, Problem::retry_after)
+    }
+}
+
+impl From<Status> for Problem {
+    fn from(status: Status) -> Self {
+        Problem::from(&status)
+    }
+}
