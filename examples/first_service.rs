@@ -1,10 +1,10 @@
-//! The README's first service: stock over gRPC, and REST in front of it that finds it by name.
+//! Stock over gRPC, and REST in front of it that finds it by name.
 use axum::{
     Router,
     extract::{Path, State},
     routing::get,
 };
-use chassis::{Channel, Chassis, Problem, grpc::problem};
+use chassis::{Channel, Chassis, Problem};
 use chassis_protos::shop::{stock_client::StockClient, stock_server::*, *};
 use tonic::{Request, Response, Status};
 
@@ -24,7 +24,7 @@ async fn left(
     State(mut stock): State<StockClient<Channel>>,
     Path(id): Path<String>,
 ) -> Result<String, Problem> {
-    let level = stock.level(Sku { id }).await.map_err(|status| problem(&status))?.into_inner();
+    let level = stock.level(Sku { id }).await?.into_inner();
     Ok(format!("{} of {} left\n", level.count, level.id))
 }
 

@@ -55,6 +55,9 @@ struct Leases {
     by_entry: HashMap<(String, String), u64>,
 }
 
+/// A registry that others hold.
+type Held = (Weak<Board>, Weak<Mutex<Leases>>);
+
 struct Lease {
     registry: MemoryRegistry,
     entry: (String, String),
@@ -82,8 +85,7 @@ impl MemoryRegistry {
     /// # }
     /// ```
     pub fn shared(name: &str) -> Self {
-        static SHARED: Mutex<BTreeMap<String, (Weak<Board>, Weak<Mutex<Leases>>)>> =
-            Mutex::new(BTreeMap::new());
+        static SHARED: Mutex<BTreeMap<String, Held>> = Mutex::new(BTreeMap::new());
         // Nothing panics while it is held; a poisoned lock would be as good as new.
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         let held = shared.get(name).and_then(|(board, leases)| board.upgrade().zip(leases.upgrade()));

@@ -101,7 +101,7 @@ fn members_state_edition_version_and_licence() {
     for member in graph.packages().filter(|package| package.member) {
         let stated = [
             ("edition", Some(&member.edition), "2024"),
-            ("rust-version", member.rust_version.as_ref(), "1.95"),
+            ("rust-version", member.rust_version.as_ref(), "1.89"),
             ("license", member.licence.as_ref(), "MIT OR Apache-2.0"),
         ];
         for (key, value, wanted) in stated {
@@ -111,6 +111,23 @@ fn members_state_edition_version_and_licence() {
         }
     }
     refuse("members that differ", findings);
+}
+
+/// docs.rs shows what all features add; crates.io refuses a package without a description.
+#[test]
+fn published_members_are_described() {
+    let mut manifests = source::files(&["toml"]);
+    manifests.retain(|file| file.path.ends_with("Cargo.toml") && !file.text.contains("publish = false"));
+    assert!(manifests.len() >= 6, "the manifests were not read");
+    let wanted = [
+        "[package.metadata.docs.rs]\nall-features = true\n",
+        "\ndescription = ",
+        "\nrepository.workspace = true\n",
+    ];
+    let lacks = |file: &source::File| wanted.iter().find(|words| !file.text.contains(**words));
+    let findings =
+        manifests.iter().filter_map(|file| lacks(file).map(|words| format!("{}: {words}", file.path)));
+    refuse("published members that lack", findings.collect());
 }
 
 #[test]

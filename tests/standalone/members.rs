@@ -1,0 +1,71 @@
+//! Every member compiles alone. In the workspace's build the features of all are one, which hides what is missing.
+use crate::made::{cargo, output, workspace};
+
+/// Every member, with its default features and with all; of chassis-rs there are more ways.
+const MEMBERS: [&str; 8] = [
+    "chassis-core",
+    "chassis-config",
+    "chassis-registry",
+    "chassis-http",
+    "chassis-grpc",
+    "chassis-rs",
+    "chassis-bench",
+    "chassis-protos",
+];
+/// Members that have features of their own, each of which is to compile without the others.
+const FEATURES: [(&str, &[&str]); 4] = [
+    ("chassis-core", &["testing"]),
+    ("chassis-registry", &["memory", "static", "file", "local"]),
+    ("chassis-http", &["tonic"]),
+    ("chassis-rs", &["grpc", "http", "local", "testing"]),
+];
+
+#[test]
+fn members_compile_alone() {
+    let mut ways: Vec<Vec<&str>> = Vec::new();
+    for member in MEMBERS {
+        ways.push(vec!["-p", member]);
+    }
+    for (member, features) in FEATURES {
+        ways.push(vec!["-p", member, "--no-default-features"]);
+        ways.push(vec!["-p", member, "--all-features"]);
+        for feature in features {
+            ways.push(vec!["-p", member, "--no-default-features", "--features", feature]);
+        }
+    }
+    let failed: Vec<_> = ways.iter().filter_map(|way| check(way)).collect();
+    assert!(
+        failed.is_empty(),
+        "{} of {} do not compile alone\n{}",
+        failed.len(),
+        ways.len(),
+        failed.join("\n")
+    );
+}
+
+/// What cargo says of a member that does not compile, or compiles with warnings.
+fn check(way: &[&str]) -> Option<String> {
+    let mut cargo = cargo();
+    cargo.args(["check", "--locked", "--offline", "--quiet", "--color", "never"]).args(way);
+    cargo.current_dir(workspace());
+    let output = output(cargo);
+    let said = String::from_utf8_lossy(&output.stderr);
+    (!output.status.success() || said.contains("warning")).then(|| format!("{way:?}\n{said}"))
+}
+
+/// The lists above are those of the manifests.
+#[test]
+fn no_member_and_no_feature_is_left_out() {
+    let mut cargo = cargo();
+    cargo.args(["metadata", "--format-version", "1", "--no-deps", "--locked", "--offline"]);
+    let output = cargo.current_dir(workspace()).output().unwrap();
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    for package in metadata["packages"].as_array().unwrap() {
+        let name = package["name"].as_str().unwrap();
+        assert!(MEMBERS.contains(&name), "{name} is not checked");
+        let listed = FEATURES.iter().find(|(member, _)| *member == name).map_or(&[][..], |(_, all)| all);
+        for feature in package["features"].as_object().unwrap().keys().filter(|name| *name != "default") {
+            assert!(listed.contains(&feature.as_str()), "{name}: {feature} is not checked");
+        }
+    }
+}
