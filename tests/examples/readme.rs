@@ -119,6 +119,7 @@ async fn the_defaults_are_those_in_force() {
     assert!(server.max_age_grace.0.is_zero());
     row("server.max_age_grace", "none");
     row("client.connect_timeout", &format!("`{}`", client.connect_timeout));
+    row("client.max_header_list", &format!("`{}`", client.max_header_list));
     row("client.max_message", &format!("`{}`", client.max_message));
     row("client.pool", &client.pool.to_string());
     row("client.max_streams", &client.max_streams.to_string());

@@ -368,3 +368,95 @@ async fn an_unknown_method_is_unimplemented() {
         Code::Unimplemented
     );
 }
+
+/// Three calls that wait for their answers while `odd` goes on, and one that comes after it.
+async fn beside_neighbours<T>(world: &World, odd: impl Future<Output = T>) -> T {
+    let neighbours: Vec<_> = (0..3)
+        .map(|_| {
+            let mut stub = world.stub();
+            let slow = EchoRequest { delay_ms: 2_000, ..says("neighbour") };
+            tokio::spawn(async move { stub.call(slow).await.unwrap().into_inner().message })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let came_of_it = odd.await;
+    assert_eq!(world.stub().call(says("after")).await.unwrap().into_inner().message, "after");
+    for neighbour in neighbours {
+        assert_eq!(neighbour.await.unwrap(), "neighbour");
+    }
+    assert_eq!(world.network.memory().connections("echo"), 1);
+    came_of_it
+}
+
+/// The code of a status arrives however long its message is, and no other call suffers.
+#[tokio::test(start_paused = true)]
+async fn a_long_message_is_cut_and_ends_no_other_call() {
+    for letter in ["f", "\u{e9}", "\u{20ac} "] {
+        for size in [7_000, 17_000, 70_000, 300_000] {
+            let world = World::new(Echo::default()).await;
+            let message = letter.repeat(size / letter.len());
+            let fails = EchoRequest { fail_code: 9, fail_message: message.clone(), ..says("x") };
+            let (mut unary, mut stream) = (world.stub(), world.stub());
+            let found = beside_neighbours(&world, async {
+                let unary = unary.call(fails.clone()).await.unwrap_err();
+                let replies = stream.download(EchoRequest { repeat: 2, ..fails }).await.unwrap();
+                let mut replies = replies.into_inner();
+                assert!(replies.message().await.unwrap().is_some());
+                assert!(replies.message().await.unwrap().is_some());
+                [unary, replies.message().await.unwrap_err()]
+            });
+            for status in found.await {
+                assert_eq!(status.code(), Code::FailedPrecondition, "{size} of {letter:?}");
+                assert!(message.starts_with(status.message()), "cut between characters");
+                assert!(status.message().len() >= 2_600, "{}", status.message().len());
+            }
+        }
+    }
+}
+
+/// Details are a message of their own, which half of is worth nothing.
+#[tokio::test(start_paused = true)]
+async fn large_details_go_before_the_code_does() {
+    for (size, kept) in [(100, 100), (9_000, 0), (100_000, 0)] {
+        let details = bytes::Bytes::from(vec![0; size]);
+        let status = move || Some(Status::with_details(Code::Aborted, "lost a race", details.clone()));
+        let world = World::new(Echo { fails: Some(Arc::new(status)), ..Echo::default() }).await;
+        let status = world.stub().call(says("x")).await.unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::Aborted, "lost a race"));
+        assert_eq!(status.details().len(), kept);
+    }
+}
+
+/// What a caller says of more than a server takes is refused in gRPC's words, and alone.
+#[tokio::test(start_paused = true)]
+async fn large_metadata_of_a_request_is_refused_alone() {
+    for size in [17_000, 40_000, 60_000] {
+        let world = World::new(Echo::default()).await;
+        let mut request = Request::new(says("large"));
+        request.metadata_mut().insert("x-large", "x".repeat(size).parse().unwrap());
+        let mut stub = world.stub();
+        let status = beside_neighbours(&world, stub.call(request)).await.unwrap_err();
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+        assert!(status.message().contains("server.max_header_list"), "{status:?}");
+    }
+}
+
+/// The same of an answer, which its caller does not take.
+#[tokio::test(start_paused = true)]
+async fn large_metadata_of_an_answer_fails_its_call_alone() {
+    let world = World::new(Echo { mirrors: true, ..Echo::default() }).await;
+    let mut request = Request::new(says("large"));
+    for n in 0..15 {
+        let name: tonic::metadata::AsciiMetadataKey = format!("x-{n}").parse().unwrap();
+        request.metadata_mut().insert(name, "x".repeat(1_000).parse().unwrap());
+    }
+    let config = ClientConfig { max_header_list: "8KiB".parse().unwrap(), ..ClientConfig::default() };
+    let transport = GrpcTransport::new(Arc::new(world.network.clone()), config);
+    let channel = Channel::new("echo", pipeline::client(&world.client, "echo", &Arc::new(transport)));
+    let mut stub = EchoClient::new(channel);
+    let status = stub.call(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    assert!(status.message().contains("client.max_header_list"), "{status:?}");
+    assert_eq!(stub.call(says("after")).await.unwrap().into_inner().message, "after");
+    assert_eq!(world.network.memory().connections("echo"), 1);
+}
