@@ -158,7 +158,9 @@ impl Node {
         let Some(cluster) = self.link.common().cluster.upgrade() else { return false };
         cluster.with_members(|members| {
             let ready = members.all().nodes().iter().filter(|node| node.is_ready());
-            let (mut all, mut failing) = (0, 0);
+            // Itself is one of them, also if it is just not ready any more.
+            let itself = usize::from(!self.is_ready());
+            let (mut all, mut failing) = (itself, itself);
             for node in ready {
                 all += 1;
                 failing += usize::from(node.load.is_failing(now));
