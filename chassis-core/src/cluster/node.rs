@@ -7,7 +7,10 @@ use std::{
     },
 };
 
-use super::link::{Common, Connection, Link};
+use super::{
+    Cluster,
+    link::{Common, Connection, Link},
+};
 use crate::{
     Live, Origin,
     call::{Listener, Outcome, Verdict},
@@ -41,7 +44,7 @@ pub(crate) struct Admitted {
 }
 
 /// The token of a call that no circuit watches.
-const UNGUARDED: u64 = u64::MAX;
+pub(crate) const UNGUARDED: u64 = u64::MAX;
 
 /// A leaf of any protocol.
 pub(super) trait AnyLeaf: Send + Sync {
@@ -149,13 +152,28 @@ impl Node {
         }
     }
 
+    /// The answer to the call of `token` begins well: the token that takes its place.
+    pub(crate) fn answered(&self, token: u64, policy: &Policy) -> u64 {
+        let Some(breaker) = policy.node_breaker.as_deref() else { return token };
+        let (token, moved) = self.circuit.answered(Token::from_bits(token), Instant::now(), breaker);
+        if let Some(moved) = moved {
+            self.moved(moved);
+        }
+        token.to_bits()
+    }
+
+    /// The cluster that it belongs to, if that is still there.
+    pub(crate) fn cluster(&self) -> Option<Arc<Cluster>> {
+        self.link.common().cluster.upgrade()
+    }
+
     /// Does it fail, while at least half of the nodes that are ready for calls don't? Then the service does well
     /// without it, and its failures are its own.
     pub(crate) fn is_outlier(&self, now: Instant) -> bool {
         if !self.load.is_failing(now) {
             return false;
         }
-        let Some(cluster) = self.link.common().cluster.upgrade() else { return false };
+        let Some(cluster) = self.cluster() else { return false };
         cluster.with_members(|members| {
             let ready = members.all().nodes().iter().filter(|node| node.is_ready());
             // Itself is one of them, also if it is just not ready any more.
@@ -263,6 +281,6 @@ mod tests {
     #[test]
     fn is_small() {
         let sizes = [size_of::<Node>(), size_of::<Link>(), size_of::<Instance>()];
-        assert!(sizes.iter().zip([232, 8, 136]).all(|(size, most)| *size <= most), "{sizes:?}");
+        assert!(sizes.iter().zip([240, 8, 136]).all(|(size, most)| *size <= most), "{sizes:?}");
     }
 }

@@ -11,9 +11,11 @@ use chassis_core::{
     Code, Error, Reason,
     call::Invocation,
     clock::Instant,
+    cluster::Connection::TransientFailure,
     context::Context,
     event::Event,
-    testing::{Answer, Arrival, CallBuilder, REASON, RETRY_AFTER, Upstream, feed, run},
+    registry::Membership,
+    testing::{Answer, Arrival, CallBuilder, REASON, RETRY_AFTER, ScriptedRegistry, Upstream, feed, run},
 };
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -247,28 +249,116 @@ async fn a_retry_goes_elsewhere() {
     bench.get().await.unwrap(); // where there is nowhere else, to the same one
 }
 
+/// One node and no breaker, under these retries.
+fn alone(retry: Value, script: impl Fn(&Arrival) -> Answer + Send + Sync + 'static) -> Bench {
+    let bench = Bench::new(script);
+    bench.stock(json!({ "breaker": "off", "retry": retry }));
+    bench
+}
+
 #[tokio::test(start_paused = true)]
 async fn pushback_is_obeyed() {
-    let bench = bench(json!({}), |arrival| match arrival.total {
+    let bench = alone(json!({}), |arrival| match arrival.total {
         0 => Answer::status(503).with(RETRY_AFTER, "2"),
         _ => Answer::ok(""),
     });
     bench.get().await.unwrap();
     let arrivals = bench.upstream.arrivals();
-    assert_eq!(arrivals[1].at - arrivals[0].at, 2 * S);
+    let pause = arrivals[1].at - arrivals[0].at;
+    assert!(pause >= 2 * S && pause <= 2_500 * MS, "{pause:?}");
     for (after, outcome) in
         [("never", "pushed_back"), ("6", "too_late"), ("18446744073709551615", "too_late")]
     {
-        let bench = self::bench(json!({}), move |_| Answer::status(503).with(RETRY_AFTER, after));
+        let bench = alone(json!({}), move |_| Answer::status(503).with(RETRY_AFTER, after));
         assert_eq!(bench.get().await.unwrap().status, 503);
         assert_eq!((bench.upstream.total(), retries(&bench, outcome)), (1, 1.0), "{after}");
     }
     let error = || Error::remote(Reason::ConnectionLost, "busy").with_retry_after(3 * S);
-    let bench =
-        self::bench(json!({}), move |a| if a.total == 0 { Answer::error(error()) } else { Answer::ok("") });
+    let bench = alone(json!({}), move |a| if a.total == 0 { Answer::error(error()) } else { Answer::ok("") });
     let began = Instant::now();
     bench.get().await.unwrap();
-    assert_eq!(began.elapsed(), 3 * S);
+    assert!(began.elapsed() >= 3 * S && began.elapsed() <= 3_750 * MS, "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_nodes_pushback_does_not_hold_back_a_retry_at_another() {
+    let answers: [fn() -> Answer; 2] = [
+        || Answer::status(503).with(RETRY_AFTER, "3"),
+        || Answer::error(Error::remote(Reason::ConnectionLost, "busy").with_retry_after(3 * S)),
+    ];
+    for answer in answers {
+        for per_try in ["off", "4s"] {
+            let script = move |a: &Arrival| if a.total == 0 { answer() } else { Answer::ok("") };
+            let two = bench(json!({ "per_try": per_try }), script);
+            two.settle().await;
+            let began = Instant::now();
+            two.get().await.unwrap();
+            assert!(began.elapsed() <= 25 * MS, "{:?}", began.elapsed());
+            let arrivals = two.upstream.arrivals();
+            assert_ne!(arrivals[0].address, arrivals[1].address);
+            // Where the other is not there, or is not one that the call may go to, the first is waited for.
+            for away in ["connection", "route"] {
+                let two = bench(json!({ "per_try": per_try }), script);
+                two.settle().await;
+                let call = match away {
+                    "connection" => {
+                        two.upstream.connect("memory:b", TransientFailure);
+                        get()
+                    }
+                    _ => {
+                        let labelled =
+                            |id: &str| ScriptedRegistry::instance("stock", id).with_label("id", id);
+                        two.registry.set("stock", Membership::known(["a", "b"].map(labelled)));
+                        settle().await;
+                        get().pinned("id", "a")
+                    }
+                };
+                let began = Instant::now();
+                two.run(call).await.unwrap();
+                assert!(began.elapsed() >= 3 * S, "{away}: {:?}", began.elapsed());
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_are_told_the_same_do_not_come_back_together() {
+    let bench = alone(json!({ "budget": "off" }), |arrival| match arrival.total {
+        0..1_000 => Answer::status(503).with(RETRY_AFTER, "1"),
+        _ => Answer::ok(""),
+    });
+    bench.settle().await;
+    let began = Instant::now();
+    let calls: Vec<_> = (0..1_000).map(|_| bench.spawn(get())).collect();
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    let mut by_time = std::collections::BTreeMap::<u128, usize>::new();
+    for arrival in &bench.upstream.arrivals()[1_000..] {
+        let after = arrival.at - began;
+        assert!(after >= S, "{after:?}");
+        *by_time.entry(after.as_millis() / 10).or_default() += 1;
+    }
+    let most = by_time.values().max().copied();
+    assert!(most < Some(100) && by_time.len() > 20, "{most:?} of 1000 within ten milliseconds");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_out_an_hour() {
+    for (after, waits) in [("20", true), ("31", false), ("3600", false)] {
+        let bench = alone(json!({}), move |arrival| match arrival.total {
+            0 => Answer::status(503).with(RETRY_AFTER, after),
+            _ => Answer::ok(""),
+        });
+        bench.stock(json!({ "breaker": "off", "timeout": "off" }));
+        let began = Instant::now();
+        let status = bench.get().await.unwrap().status;
+        match waits {
+            true => assert!(status == 200 && began.elapsed() <= 25 * S, "{:?}", began.elapsed()),
+            false => assert_eq!((status.as_u16(), began.elapsed()), (503, Duration::ZERO), "{after}"),
+        }
+        assert_eq!(retries(&bench, "too_late"), f64::from(u8::from(!waits)));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ pub use self::picker::{Candidates, P2c, Picker, RandomPicker, RoundRobin};
 use super::{Decided, forward_ready};
 use crate::{
     Code, Error, Reason,
-    call::{Invocation, Reply},
+    call::{Call, Invocation, Reply},
     clock::Instant,
     cluster::{Admitted, Chosen, Cluster, Connection, Known, Members, Node, Subset},
     event::{Event, Side},
@@ -226,8 +226,18 @@ impl BalanceLayer {
     }
 }
 
+/// Could another attempt at `call` go out now to a node that has had none of it?
+pub(crate) fn has_another(call: &Call, now: Instant) -> bool {
+    let Some(cluster) = call.tried.last().and_then(|node| node.cluster()) else { return false };
+    let is_new = |node: &&Arc<Node>| !call.tried.iter().any(|tried| Arc::ptr_eq(tried, node));
+    cluster.with_members(|members| {
+        let Ok(chosen) = resolve(members, call) else { return false };
+        chosen.nodes().iter().filter(is_new).any(|node| node.is_available(now, &call.policy, false))
+    })
+}
+
 /// The nodes that the routes, or the caller, want; by the rule's fallback where there are none.
-fn resolve<'a>(members: &'a Members, call: &Invocation) -> Result<Chosen<'a>, Error> {
+fn resolve<'a>(members: &'a Members, call: &Call) -> Result<Chosen<'a>, Error> {
     let Some(choice) = &call.choice else { return Ok(Chosen::There(members.all())) };
     let subset = match call.options.labels {
         None => members.with_labels_of(&choice.labels),
@@ -246,7 +256,7 @@ fn resolve<'a>(members: &'a Members, call: &Invocation) -> Result<Chosen<'a>, Er
     }
 }
 
-fn nowhere(choice: &super::route::Choice, call: &Invocation) -> Error {
+fn nowhere(choice: &super::route::Choice, call: &Call) -> Error {
     let message = format!("{}: no instance has {}", call.policy.service, choice.labels);
     Error::local(Reason::NoRoute, message).with_rule(choice.rule.to_string())
 }

@@ -17,6 +17,28 @@ pub(super) fn delay(base: Duration, retry: u32, random: &Random) -> Duration {
     random.between(Duration::ZERO, base.saturating_mul(times))
 }
 
+/// The longest that a call waits because it was told to: who is told more is not tried again. Calls without a
+/// deadline of their own would else wait out an hour.
+pub(super) const LONGEST_PUSHBACK: Duration = Duration::from_secs(30);
+
+/// The pause after an answer that says not to come back before `after`: up to a quarter more, at least up to the
+/// first pause of the [backoff](delay). All who were told the same must not come back at the same time.
+///
+/// Within `left`, the time that the call has; `None` if that is too short, or `after` too long.
+pub(super) fn pushed_back(
+    after: Duration,
+    base: Duration,
+    left: Option<Duration>,
+    random: &Random,
+) -> Option<Duration> {
+    let spare = match left {
+        None => Duration::MAX,
+        Some(left) => left.checked_sub(after).filter(|spare| !spare.is_zero())?,
+    };
+    let jitter = (after / 4).max(base).min(spare / 2);
+    (after <= LONGEST_PUSHBACK).then(|| random.between(after, after + jitter))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,6 +68,39 @@ mod tests {
         check(25, u32::MAX, 250.0);
         check(25, 0, 25.0);
         check(0, 3, 0.0);
+    }
+
+    #[test]
+    fn those_who_are_told_the_same_come_back_at_different_times() {
+        let ms = Duration::from_millis;
+        // What is said, the backoff, the time left, and the pauses that may come of it.
+        for (after, base, left, expected) in [
+            (1_000, 25, None, Some(1_000..=1_250)),
+            (1_000, 25, Some(5_000), Some(1_000..=1_250)),
+            (0, 25, None, Some(0..=25)),
+            (10, 25, None, Some(10..=35)),
+            (1_000, 25, Some(1_100), Some(1_000..=1_050)),
+            (1_000, 25, Some(1_000), None),
+            (6_000, 25, Some(5_000), None),
+            (30_000, 25, None, Some(30_000..=37_500)),
+            (30_001, 25, None, None),
+            (u64::MAX, 25, None, None),
+        ] {
+            let random = Random::seeded(1);
+            let draw = |_| pushed_back(ms(after), ms(base), left.map(ms), &random);
+            let drawn: Vec<_> = (0..1_000).map(draw).collect();
+            let Some(expected) = expected else {
+                assert!(drawn.iter().all(Option::is_none), "{after} of {left:?}");
+                continue;
+            };
+            let mut drawn: Vec<_> =
+                drawn.into_iter().map(|pause| pause.unwrap().as_millis() as u64).collect();
+            drawn.sort_unstable();
+            assert!(drawn.iter().all(|pause| expected.contains(pause)), "{after} of {left:?}");
+            // Spread over all of it.
+            let (third, width) = (drawn[333], expected.end() - expected.start());
+            assert!(third >= expected.start() + width / 4 && third <= expected.start() + width / 2);
+        }
     }
 
     #[test]

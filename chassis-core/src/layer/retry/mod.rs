@@ -3,6 +3,10 @@
 //! What provably never left is resent once, free of budget. Everything else is retried only if its
 //! settings say so for how it ended, and if executing it twice does no harm (`when`). The first frame
 //! of an answer is looked at if it is already there, never waited for.
+//!
+//! An answer may say when to come back (`Retry-After`, `grpc-retry-pushback-ms`). That holds for the node that
+//! says so: where another one is available, the call goes there after a pause of its own. Else it waits as
+//! long, and a little longer by chance; for more than 30 seconds, or than it has time, it does not wait.
 mod backoff;
 mod budget;
 
@@ -20,9 +24,10 @@ use tokio::time::Sleep;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use self::backoff::delay;
+use self::backoff::{delay, pushed_back};
 pub use self::budget::{Budget, BudgetConfig, BudgetPatch};
 use super::{
+    balance::has_another,
     breaker::{FailureSet, ended},
     forward_ready,
 };
@@ -379,10 +384,16 @@ fn may_retry(
             in_vain();
             return None;
         }
-        Pushback::After(pause) => pause,
-        Pushback::None => delay(config.backoff.get(), *attempts, &policy.common.random),
+        // Where there is another node, that has not said so.
+        Pushback::After(after) if !has_another(call, now) => {
+            let left = call.bound().map(|bound| bound.saturating_duration_since(now));
+            pushed_back(after, config.backoff.get(), left, &policy.common.random)
+        }
+        Pushback::After(_) | Pushback::None => {
+            Some(delay(config.backoff.get(), *attempts, &policy.common.random))
+        }
     };
-    let at = now.checked_add(pause);
+    let at = pause.and_then(|pause| now.checked_add(pause));
     if at.is_none_or(|at| call.bound().is_some_and(|bound| at >= bound)) {
         counted("too_late");
         return None;
@@ -398,7 +409,7 @@ fn may_retry(
     counted("retried");
     *attempts += 1;
     call.previous_attempts += 1;
-    Some(pause)
+    pause
 }
 
 fn is_safe(call: &Call, verdict: &Verdict, config: &RetryConfig) -> bool {
