@@ -13,5 +13,6 @@ mod options;
 mod panics;
 mod routes;
 mod settings;
+mod streams;
 mod swaps;
 mod traces;

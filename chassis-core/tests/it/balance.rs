@@ -220,6 +220,40 @@ async fn never_more_than_half_are_out() {
     assert_eq!(bench.metric("chassis_breaker_open", &[]), 0.0);
 }
 
+/// Half of what is ready may be out, and no more: at exactly half circuits still count.
+#[tokio::test(start_paused = true)]
+async fn circuits_are_obeyed_at_exactly_half() {
+    for (weights, bad) in [([1, 1, 1, 1], &["a", "b"][..]), ([3, 1, 1, 1], &["a"]), ([1, 1, 2, 0], &["c"])] {
+        for balance in ["p2c", "random", "round_robin"] {
+            let failing = Toggle::default();
+            let bench = {
+                let failing = failing.clone();
+                Bench::new(move |arrival| {
+                    let is_bad = bad.contains(&arrival.address.trim_start_matches("memory:"));
+                    if is_bad && failing.is_on() { Answer::status(500) } else { Answer::ok("") }
+                })
+            };
+            let weighed = |(id, weight)| ScriptedRegistry::instance("stock", id).with_weight(weight);
+            let all = NODES.into_iter().zip(weights).map(weighed);
+            bench.registry.set("stock", Membership::known(all));
+            bench.stock(json!({ "balance": balance, "retry": "off",
+                "breaker": { "scope": "endpoint", "consecutive": 3, "open": "60s" } }));
+            bench.settle().await;
+            failing.set(true);
+            let open = || bad.iter().all(|node| bench.node(node).circuit == Some(State::Open));
+            until(&bench, open).await;
+            failing.set(false); // so that a call that does go there is no reason to leave it out
+            let before: usize = bad.iter().map(|node| count(&bench, node)).sum();
+            for _ in 0..200 {
+                bench.get().await.unwrap();
+            }
+            let after: usize = bad.iter().map(|node| count(&bench, node)).sum();
+            let ignored = bench.metric("chassis_panic_picks_total", &[]);
+            assert_eq!((after - before, ignored), (0, 0.0), "{balance}, {weights:?}");
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_last_one_is_never_out() {
     let bench = Bench::new(|_| Answer::status(500));

@@ -1,0 +1,249 @@
+//! Streams of every kind under rate limits and circuits: to the caller, from it, and both ways.
+use std::{sync::Arc, time::Duration};
+
+use chassis::{Code, Reason, event::Event};
+use chassis_protos::echo::{EchoReply, EchoRequest};
+use tokio::{sync::mpsc, task::JoinHandle, time::advance};
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tonic::Streaming;
+
+use crate::mesh::{Act, Ask, Caller, Gate, Mesh, Outcome, Parts, Server, Wire, all_well, both, until};
+
+/// Which way messages stream.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Down,
+    Up,
+    Both,
+}
+
+/// A stream that is under way: its first message has arrived.
+enum Held {
+    Down(Parts),
+    Up(mpsc::Sender<String>, JoinHandle<Outcome>),
+    Both(mpsc::Sender<String>, Box<Streaming<EchoReply>>),
+}
+
+/// Why a stream failed.
+type Failed = (Code, Option<Reason>);
+
+/// Those that there are over a protocol.
+fn kinds(wire: Wire) -> &'static [Kind] {
+    match wire {
+        Wire::Grpc => &[Kind::Down, Kind::Up, Kind::Both],
+        Wire::Rest => &[Kind::Down, Kind::Up],
+    }
+}
+
+fn failed(outcome: &Outcome) -> Failed {
+    (outcome.code, outcome.reason)
+}
+
+/// Begins a stream; one to the caller has three parts.
+async fn open(caller: &Arc<Caller>, stock: &Server, wire: Wire, kind: Kind) -> Result<Held, Failed> {
+    let ask = Ask::to("stock");
+    let (send, parts) = mpsc::channel(1);
+    match kind {
+        Kind::Down => {
+            let mut parts = caller.download(wire, ask, 3).await.map_err(|outcome| failed(&outcome))?;
+            match parts.next().await {
+                Some(Err(outcome)) => Err(failed(&outcome)),
+                first => {
+                    assert!(first.is_some(), "it begins");
+                    Ok(Held::Down(parts))
+                }
+            }
+        }
+        Kind::Up => {
+            let before = stock.executed();
+            let caller = caller.clone();
+            let call = tokio::spawn(async move { caller.upload(wire, ask, parts).await });
+            let _ = send.send("one".to_owned()).await;
+            until("it is there or refused", || call.is_finished() || stock.executed() > before).await;
+            match call.is_finished() {
+                true => Err(failed(&call.await.unwrap())),
+                false => Ok(Held::Up(send, call)),
+            }
+        }
+        Kind::Both => {
+            let parts =
+                ReceiverStream::new(parts).map(|message| EchoRequest { message, ..EchoRequest::default() });
+            send.send("one".to_owned()).await.unwrap();
+            let mut stub = caller.clients("stock").grpc;
+            let mut replies = match stub.chat(ask.grpc(parts)).await {
+                Ok(answer) => answer.into_inner(),
+                Err(status) => {
+                    let reason = chassis::grpc::error(&status).map(|error| error.reason());
+                    return Err((Code::from_number(i32::from(status.code()) as u16), reason));
+                }
+            };
+            assert_eq!(replies.message().await.unwrap().unwrap().message, "one");
+            Ok(Held::Both(send, Box::new(replies)))
+        }
+    }
+}
+
+impl Held {
+    /// Sends or reads what is left, to an end that is good or not.
+    async fn finish(self) -> Result<(), Failed> {
+        match self {
+            Held::Down(mut parts) => match parts.rest().await {
+                (_, Some(outcome)) => Err(failed(&outcome)),
+                (left, None) => {
+                    assert_eq!(left, 2);
+                    Ok(())
+                }
+            },
+            Held::Up(send, call) => {
+                for _ in 0..20 {
+                    send.send("more".to_owned()).await.unwrap();
+                }
+                drop(send);
+                let outcome = call.await.unwrap();
+                if !outcome.is_ok() {
+                    return Err(failed(&outcome));
+                }
+                assert_eq!(outcome.count, 21);
+                Ok(())
+            }
+            Held::Both(send, mut replies) => {
+                for _ in 0..20 {
+                    send.send("more".to_owned()).await.unwrap();
+                    assert_eq!(replies.message().await.unwrap().unwrap().message, "more");
+                }
+                drop(send);
+                assert!(replies.message().await.unwrap().is_none());
+                Ok(())
+            }
+        }
+    }
+
+    /// The caller leaves.
+    fn leave(self) {
+        if let Held::Up(_, call) = self {
+            call.abort();
+        }
+    }
+}
+
+/// Two streams begin and a third is refused, on this side or over there; messages cost nothing.
+async fn rate_limited(wire: Wire, inbound: &str, outbound: &str) {
+    for &kind in kinds(wire) {
+        let mesh = Mesh::new();
+        let stock = mesh.server("stock", "stock-1").config(inbound).start().await;
+        let caller = mesh.caller(outbound).await;
+        let held = [open(&caller, &stock, wire, kind).await, open(&caller, &stock, wire, kind).await];
+        for _ in 0..3 {
+            let refused = open(&caller, &stock, wire, kind).await.err();
+            assert_eq!(refused, Some((Code::ResourceExhausted, Some(Reason::RateLimited))), "{kind:?}");
+        }
+        assert_eq!(stock.executed(), 2, "{kind:?}: no handler saw the others");
+        for stream in held {
+            stream.unwrap().finish().await.unwrap();
+        }
+        advance(Duration::from_secs(1)).await;
+        let next = open(&caller, &stock, wire, kind).await;
+        next.unwrap_or_else(|why| panic!("{kind:?}: {why:?}")).finish().await.unwrap();
+    }
+}
+
+both! {
+    async fn a_servers_rate_is_one_of_streams(wire: Wire) {
+        let limits = "inbound: { rate_limits: [ { name: all, rate: 1/s, burst: 2 } ] }";
+        rate_limited(wire, limits, "outbound: { defaults: { retry: off } }").await;
+    }
+}
+
+both! {
+    async fn a_clients_rate_is_one_of_streams(wire: Wire) {
+        let limits = "outbound: { services: { stock: { retry: off, \
+                      rate_limits: [ { name: out, rate: 1/s, burst: 2 } ] } } }";
+        rate_limited(wire, "", limits).await;
+    }
+}
+
+const BREAKER: &str = "outbound: { defaults: { retry: off, \
+                       breaker: { min_calls: 10, window: 10s, open: 5s, probes: 2 } } }";
+
+fn moves(caller: &Caller) -> usize {
+    let moved = |event: &Event| matches!(event, Event::CircuitMoved { .. });
+    caller.runtime().events().past().iter().filter(|(_, event)| moved(event)).count()
+}
+
+both! {
+    async fn streams_that_fail_in_their_midst_open_a_circuit(wire: Wire) {
+        // (The handler of streams both ways does not fail.)
+        for kind in [Kind::Down, Kind::Up] {
+            let mesh = Mesh::new();
+            let stock = mesh.start("stock", "stock-1").await;
+            let caller = mesh.caller(BREAKER).await;
+            stock.does(Act::Fail(Code::Unavailable));
+            for n in 0..10 {
+                let stream = open(&caller, &stock, wire, kind).await;
+                // What was written may be lost with the connection, so that not even the head arrives.
+                let failed = match stream {
+                    Ok(stream) => stream.finish().await.err(),
+                    Err(failed) => Some(failed),
+                };
+                assert_eq!(failed.map(|(code, _)| code), Some(Code::Unavailable), "{kind:?} {n}");
+            }
+            for &kind in kinds(wire) {
+                let refused = open(&caller, &stock, wire, kind).await.err();
+                assert_eq!(refused, Some((Code::Unavailable, Some(Reason::CircuitOpen))), "{kind:?}");
+            }
+            caller.call(wire, Ask::to("stock")).await.refused(Reason::CircuitOpen);
+            assert_eq!(stock.executed(), 10);
+        }
+    }
+}
+
+both! {
+    async fn streams_that_their_callers_leave_move_no_circuit(wire: Wire) {
+        let mesh = Mesh::new();
+        let stock = mesh.start("stock", "stock-1").await;
+        let caller = mesh.caller(BREAKER).await;
+        stock.does(Act::Hang);
+        for &kind in kinds(wire) {
+            for _ in 0..20 {
+                open(&caller, &stock, wire, kind).await.expect("it begins").leave();
+            }
+            until("the handlers are gone", || stock.running() == 0).await;
+        }
+        stock.does(Act::Answer);
+        all_well(&caller.calls(wire, 20, || Ask::to("stock")).await);
+        assert_eq!(moves(&caller), 0);
+    }
+}
+
+both! {
+    async fn streams_as_probes_close_a_circuit_as_they_begin(wire: Wire) {
+        for &kind in kinds(wire) {
+            if kind == Kind::Up {
+                continue; // its answer is its end
+            }
+            let mesh = Mesh::new();
+            let stock = mesh.start("stock", "stock-1").await;
+            let caller = mesh.caller(BREAKER).await;
+            stock.does(Act::Fail(Code::Unavailable));
+            for _ in 0..10 {
+                caller.call(wire, Ask::to("stock")).await;
+            }
+            advance(Duration::from_secs(5)).await;
+            let gate = Gate::shut();
+            stock.does(Act::Wait(gate.clone()));
+            let mut held = Vec::new();
+            for _ in 0..2 {
+                held.push(open(&caller, &stock, wire, kind).await.expect("a probe"));
+            }
+            assert_eq!(moves(&caller), 3, "{kind:?}: open, half-open, closed");
+            stock.does(Act::Answer);
+            all_well(&caller.calls(wire, 20, || Ask::to("stock")).await);
+            assert_eq!(caller.view(wire, "stock").nodes[0].in_flight, 2, "they live on");
+            gate.open();
+            for stream in held {
+                stream.finish().await.unwrap();
+            }
+            assert_eq!(moves(&caller), 3);
+        }
+    }
+}
