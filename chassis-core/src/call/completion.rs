@@ -7,7 +7,14 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::Target;
-use crate::{Code, Error, Origin, Reason, clock::Instant, cluster::Node, policy::Policy, protocol::Protocol};
+use crate::{
+    Code, Error, Origin, Reason,
+    clock::Instant,
+    cluster::{Node, UNGUARDED},
+    layer::breaker::Token,
+    policy::Policy,
+    protocol::Protocol,
+};
 
 /// Wants to know how a call, or an attempt, ended. Called once each, in this order, from whichever
 /// thread finds out; must be quick.
@@ -276,6 +283,31 @@ impl Scope {
             let outcome =
                 Outcome { verdict, target, policy, protocol, started: self.started, now, node, tried };
             self.each(policy, node, |listener, token| listener.judged(token, &outcome));
+        }
+    }
+
+    /// The answer begins well: a probe has done its work, however long the rest takes.
+    #[inline]
+    pub(crate) fn begins_well(&mut self, policy: &Policy, node: Option<&Node>) {
+        if self.own & (BREAKER | NODE) != 0
+            && self.token != UNGUARDED
+            && Token::from_bits(self.token).is_probe()
+        {
+            self.probe_answered(policy, node);
+        }
+    }
+
+    #[cold]
+    fn probe_answered(&mut self, policy: &Policy, node: Option<&Node>) {
+        if self.own & BREAKER != 0
+            && let Some(breaker) = &policy.breaker
+        {
+            self.token = breaker.cell.answered(self.token, &breaker.config);
+        }
+        if self.own & NODE != 0
+            && let Some(node) = node
+        {
+            self.token = node.answered(self.token, policy);
         }
     }
 

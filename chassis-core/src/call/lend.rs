@@ -127,10 +127,12 @@ impl Reply {
             own.completion.call = std::mem::replace(&mut home.0.completion.call, nobodys);
         }
         own.completion.head_arrived(own.deadline);
-        if let Some(verdict) = own.completion.attempt.verdict() {
-            let mut now = own.completion.attempt.judged();
-            let (of, completion) = own.told();
-            completion.call.judge(verdict, &of, &mut now);
+        let known = own.completion.attempt.verdict();
+        let mut now = own.completion.attempt.judged();
+        let (of, completion) = own.told();
+        match known {
+            Some(verdict) => completion.call.judge(verdict, &of, &mut now),
+            None => completion.call.begins_well(of.policy, None),
         }
     }
 

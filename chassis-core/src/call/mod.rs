@@ -273,8 +273,9 @@ impl Invocation {
             (None, true) => Some(call.protocol.judge_end(status, None)),
             (None, false) => call.body.ready_trailers().map(|t| call.protocol.judge_end(status, t)),
         };
-        if let Some(verdict) = verdict {
-            call.judge(verdict);
+        match verdict {
+            Some(verdict) => call.judge(verdict),
+            None => call.begins_well(),
         }
         Reply(call)
     }
@@ -335,6 +336,16 @@ impl Call {
         completion.attempt.judge(verdict, &of, &mut now);
         if !lent {
             completion.call.judge(verdict, &of, &mut now);
+        }
+    }
+
+    /// The head of a good answer is here, and not yet all of it.
+    fn begins_well(&mut self) {
+        let lent = self.lent;
+        let (of, completion) = self.told();
+        completion.attempt.begins_well(of.policy, of.node);
+        if !lent {
+            completion.call.begins_well(of.policy, None);
         }
     }
 

@@ -27,7 +27,10 @@ pub use self::{
     members::{Known, Members, Subset},
     node::Node,
 };
-pub(crate) use self::{members::Chosen, node::Admitted};
+pub(crate) use self::{
+    members::Chosen,
+    node::{Admitted, UNGUARDED},
+};
 use crate::{
     Live,
     clock::Instant,
@@ -170,7 +173,7 @@ impl Cluster {
             link,
             instance: Live::shared(instance),
             load: Load::new(now),
-            circuit: Circuit::new(now),
+            circuit: Circuit::with_jitter(now, self.random()),
             counted: AtomicBool::new(false),
             site: self.site.clone(),
         })

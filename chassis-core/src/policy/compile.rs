@@ -203,7 +203,8 @@ impl Base {
         let breaker = own.breaker.as_ref().filter(|b| b.scope != breaker::Scope::Endpoint).map(|config| {
             let of_operation = own.breaker_is_own || config.scope == breaker::Scope::Operation;
             let of = if of_operation { &operation } else { service };
-            let make = || breaker::Cell::new(service, of, config.scope, &self.site());
+            let random = &environment.common.random;
+            let make = || breaker::Cell::new(service, of, config.scope, &self.site(), random);
             Guard { config: config.clone(), cell: states.cell(keys.of("breaker", of_operation), make) }
         });
         let retry = own.retry.as_ref().map(|config| Retries {

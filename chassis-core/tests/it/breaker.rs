@@ -1,9 +1,12 @@
 //! Circuits above the retries, of services and operations. (Those of nodes: `balance`.)
+use std::sync::{Arc, Mutex};
+
 use chassis_core::{
     Code, Error, Origin, Reason,
+    call::ReplyBody,
     event::Event,
     layer::breaker::State,
-    testing::{Answer, Arrival, CallBuilder, REASON, Upstream},
+    testing::{Answer, Arrival, CallBuilder, Feed, REASON, Upstream, feed},
 };
 use serde_json::{Value, json};
 
@@ -38,9 +41,13 @@ async fn opens_refuses_probes_and_closes() {
     let refused = bench.get().await;
     check(&refused, Code::Unavailable, Reason::CircuitOpen);
     let error = refused.unwrap_err();
-    assert_eq!((error.rule(), error.retry_after()), (Some("breaker"), Some(4 * S)));
+    // Up to a tenth of the five seconds less, by chance.
+    let after = error.retry_after().unwrap();
+    assert!(error.rule() == Some("breaker") && after > 3_400 * MS && after <= 4 * S, "{after:?}");
     assert_eq!((error.origin(), error.maybe_executed()), (Origin::Local, false));
-    assert_eq!(error.message(), "stock: circuit open for 4s more (5 of 10 calls failed)");
+    let message = error.message();
+    assert!(message.starts_with("stock: circuit open for 3"), "{message}");
+    assert!(message.ends_with(" more (5 of 10 calls failed)"), "{message}");
     assert_eq!(bench.upstream.total(), 10, "the upstream was not reached");
     failing.set(false);
     tokio::time::sleep(4 * S).await;
@@ -100,6 +107,90 @@ async fn a_cancelled_probe_gives_its_place_back() {
     assert!(tokio::time::timeout(MS, bench.get()).await.is_err(), "a second probe, given up as well");
     bench.get().await.unwrap();
     assert_eq!(state(&bench, "stock"), State::Closed);
+}
+
+/// Fails until its circuit is open, then answers with streams; gives them, each with its feed.
+async fn with_streams_as_probes(stock: Value, scope: &str) -> (Bench, Vec<(Feed, ReplyBody)>) {
+    let feeds: Arc<Mutex<Vec<Feed>>> = Arc::default();
+    let bench = {
+        let feeds = feeds.clone();
+        Bench::new(move |arrival| match arrival.nth {
+            0 | 1 => Answer::status(500),
+            2..5 => {
+                let (fed, body) = feed();
+                feeds.lock().unwrap().push(fed);
+                Answer::streaming(body)
+            }
+            _ => Answer::ok(""),
+        })
+    };
+    let breaker = json!({ "consecutive": 2, "open": "5s", "probes": 3, "scope": scope });
+    let mut settings = stock;
+    settings["breaker"] = breaker;
+    bench.stock(settings);
+    for _ in 0..2 {
+        bench.get().await.unwrap();
+    }
+    tokio::time::sleep(5 * S).await;
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        let body = bench.send(get()).await.unwrap().into_body();
+        streams.push((feeds.lock().unwrap().pop().unwrap(), body));
+    }
+    (bench, streams)
+}
+
+/// Lent calls, twins, and none of them.
+fn all_retries() -> [Value; 3] {
+    [json!({ "retry": "off" }), json!({}), json!({ "retry": { "per_try": "4s" } })]
+}
+
+#[tokio::test(start_paused = true)]
+async fn long_streams_as_probes_do_not_hold_it_half_open() {
+    for stock in all_retries() {
+        for scope in ["service", "operation", "endpoint"] {
+            let (bench, streams) = with_streams_as_probes(stock.clone(), scope).await;
+            for _ in 0..20 {
+                bench.get().await.unwrap();
+            }
+            let open = bench.metric("chassis_breaker_open", &[("scope", scope)]);
+            assert_eq!(
+                (open, bench.metric("chassis_panic_picks_total", &[])),
+                (0.0, 0.0),
+                "{scope}, {stock}"
+            );
+            assert_eq!(bench.node("a").in_flight, 3);
+            drop(streams);
+            assert_eq!(bench.node("a").in_flight, 0);
+        }
+    }
+}
+
+/// What breaks off afterwards counts as one failure, which two of make a row.
+#[tokio::test(start_paused = true)]
+async fn the_rest_of_a_probes_stream_is_judged_apart() {
+    for stock in all_retries() {
+        let (bench, streams) = with_streams_as_probes(stock.clone(), "service").await;
+        for (i, (fed, mut body)) in streams.into_iter().enumerate() {
+            assert_eq!(state(&bench, "stock"), [State::Closed, State::Closed, State::Open][i], "{stock}");
+            fed.fail(Error::remote(Reason::ConnectionLost, "reset"));
+            frame(&mut body).await.unwrap().unwrap_err();
+        }
+        check(&bench.get().await, Code::Unavailable, Reason::CircuitOpen);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_whole_or_given_up_after_it_was_a_probe_counts_for_nothing() {
+    for stock in all_retries() {
+        let (bench, mut streams) = with_streams_as_probes(stock.clone(), "service").await;
+        drop(streams.pop());
+        let (fed, mut body) = streams.pop().unwrap();
+        drop(fed);
+        assert!(frame(&mut body).await.is_none());
+        let circuits = bench.runtime.inspect().circuits;
+        assert_eq!((circuits[0].state, circuits[0].calls), (State::Closed, 0), "{stock}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

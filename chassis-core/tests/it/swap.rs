@@ -203,7 +203,7 @@ async fn a_nodes_circuit_outlives_versions() {
             |a| if a.address == "memory:a" { Answer::status(500) } else { Answer::ok("") },
         );
     let settings = |n: u32| {
-        bench.stock(json!({ "retry": "off", "timeout": format!("{}s", n + 1),
+        bench.stock(json!({ "retry": "off", "timeout": format!("{}s", n + 1), "balance": "round_robin",
             "breaker": { "scope": "endpoint", "consecutive": 3, "open": "1h" } }));
     };
     settings(0);

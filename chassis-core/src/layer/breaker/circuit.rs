@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crate::clock::Instant;
+use crate::{clock::Instant, random::Random};
 use serde::Serialize;
 
 pub use self::config::{BreakerConfig, BreakerPatch, Force, Scope};
@@ -41,7 +41,12 @@ pub enum State {
 /// [`Circuit::release`] when there is none. What was admitted before the latest move is not heard.
 ///
 /// A half-open circuit admits `probes` calls and no more, closes when all of them succeeded and opens at
-/// the first that fails. A probe that nobody has heard of for a minute - a stream that lives on - gives its place to another and is not heard any more, so that it can't hold the circuit half-open.
+/// the first that fails. A probe has succeeded with the head of a good answer ([`Circuit::answered`]): the rest,
+/// perhaps a stream that lives on, counts like that of any call if it fails. A probe that nobody has heard of for a
+/// minute gives its place to another and is not heard any more, so that it can't hold the circuit half-open.
+///
+/// Where its owner gives it a seed, an open circuit waits up to a tenth less than `open`, by chance: those of
+/// many processes that opened together must not send their probes together.
 ///
 /// After Resilience4j and failsafe-go.
 ///
@@ -60,6 +65,8 @@ pub struct Circuit {
     epoch: Instant,
     word: AtomicU64,
     window: Window,
+    /// What the jitter of its open times is drawn from; 0 for none.
+    seed: u32,
 }
 
 /// A call may pass.
@@ -76,6 +83,8 @@ pub struct Admission {
 pub struct Token {
     era: u32,
     probe: bool,
+    /// It was a probe, and its answer began well.
+    answered: bool,
     /// When it was admitted, in milliseconds on the circuit's clock.
     at: u64,
 }
@@ -115,10 +124,13 @@ pub struct CircuitFigures {
     pub retry_after: Option<Duration>,
 }
 
-/// Where the era of a token ends in its bits: above one for probes.
-const TOKEN_ERA_END: u32 = ERA_BITS + 2;
+/// The lowest bits of a token: is it that of a probe, and has that been answered?
+const TOKEN_FLAGS: u32 = 2;
 
-/// The latest admission that a token can tell of: after 139 years. One less than fits, so that no token is
+/// Where the era of a token ends in its bits.
+const TOKEN_ERA_END: u32 = TOKEN_FLAGS + ERA_BITS + 1;
+
+/// The latest admission that a token can tell of: after 69 years. One less than fits, so that no token is
 /// made of ones alone.
 const LATEST: u64 = mask(64 - TOKEN_ERA_END) - 1;
 
@@ -128,7 +140,12 @@ impl Circuit {
     /// A closed circuit; `now` is where its clock starts.
     pub fn new(now: Instant) -> Self {
         let word = Word { era: 0, phase: Phase::Closed { consecutive: 0 } };
-        Circuit { epoch: now, word: AtomicU64::new(word.pack()), window: Window::default() }
+        Circuit { epoch: now, word: AtomicU64::new(word.pack()), window: Window::default(), seed: 0 }
+    }
+
+    /// The same, with open times that are a little shorter by chance.
+    pub fn with_jitter(now: Instant, random: &Random) -> Self {
+        Circuit { seed: (random.next_u64() >> 32) as u32 | 1, ..Circuit::new(now) }
     }
 
     /// May a call go out at `now`? An open circuit turns half-open once `open` is over.
@@ -139,13 +156,13 @@ impl Circuit {
                 (Force::Open, _) => return Err(Refused { state: State::Open, retry_after: None }),
                 (_, Phase::Closed { .. }) => return Ok(self.started(word.era, now, config, None)),
                 (Force::Closed, _) => {
-                    let token = Token { era: UNHEARD, probe: false, at: 0 };
+                    let token = Token { era: UNHEARD, probe: false, answered: false, at: 0 };
                     return Ok(Admission { token, moved: None });
                 }
                 (Force::Auto, _) => {}
             }
             let at = self.millis(now);
-            let next = word.admitting(at, config)?;
+            let next = word.admitting(at, config, self.seed)?;
             if next.is_closed() {
                 self.window.clear();
             }
@@ -154,7 +171,7 @@ impl Circuit {
                 if next.is_closed() {
                     return Ok(self.started(next.era, now, config, moved));
                 }
-                let token = Token { era: next.era, probe: true, at };
+                let token = Token { era: next.era, probe: true, answered: false, at };
                 return Ok(Admission { token, moved });
             }
         }
@@ -166,7 +183,7 @@ impl Circuit {
         match (config.force, word.phase) {
             (Force::Open, _) => false,
             (Force::Closed, _) | (_, Phase::Closed { .. }) => true,
-            (Force::Auto, _) => word.admitting(self.millis(now), config).is_ok(),
+            (Force::Auto, _) => word.admitting(self.millis(now), config, self.seed).is_ok(),
         }
     }
 
@@ -178,6 +195,9 @@ impl Circuit {
         now: Instant,
         config: &BreakerConfig,
     ) -> Option<Transition> {
+        if token.answered {
+            return if failed { self.fails_later(now, config) } else { None };
+        }
         let (millis, length) = (self.millis(now), config.window.get());
         let (_, word) = self.load();
         if word.era != token.era {
@@ -232,10 +252,41 @@ impl Circuit {
         }
     }
 
+    /// The answer to an admitted call begins well; says so if that moved the circuit. A probe has succeeded with it.
+    /// The token that is returned takes the place of `token`: the outcome of the whole call goes with it.
+    pub fn answered(
+        &self,
+        token: Token,
+        now: Instant,
+        config: &BreakerConfig,
+    ) -> (Token, Option<Transition>) {
+        match token.probe {
+            false => (token, None),
+            true => {
+                let moved = self.record(token, false, now, config);
+                (Token { probe: false, answered: true, ..token }, moved)
+            }
+        }
+    }
+
+    /// A call fails that had succeeded as a probe: now it counts like any other.
+    #[cold]
+    fn fails_later(&self, now: Instant, config: &BreakerConfig) -> Option<Transition> {
+        let (_, word) = self.load();
+        match word.phase {
+            Phase::Open { .. } => return None,
+            Phase::HalfOpen { .. } if config.force != Force::Auto => return None,
+            Phase::HalfOpen { .. } | Phase::Closed { .. } => {}
+        }
+        let at = self.millis(now);
+        self.window.start(at, config.window.get());
+        self.record(Token { era: word.era, probe: false, answered: false, at }, true, now, config)
+    }
+
     /// An admitted call has no outcome: it was cancelled, or refused further in. A probe's place is free.
     pub fn release(&self, token: Token, config: &BreakerConfig) {
         if !token.probe {
-            if self.load().1.era == token.era {
+            if !token.answered && self.load().1.era == token.era {
                 self.window.cancel(token.at, config.window.get());
             }
             return;
@@ -256,7 +307,9 @@ impl Circuit {
         match (config.force, word.phase) {
             (Force::Open, _) => State::Open,
             (Force::Closed, _) => State::Closed,
-            (Force::Auto, Phase::Open { .. }) if word.admitting(self.millis(now), config).is_ok() => {
+            (Force::Auto, Phase::Open { .. })
+                if word.admitting(self.millis(now), config, self.seed).is_ok() =>
+            {
                 State::HalfOpen
             }
             (Force::Auto, phase) => phase.state(),
@@ -274,7 +327,7 @@ impl Circuit {
             Phase::HalfOpen { probing, .. } => (0, probing),
             Phase::Open { .. } => (0, 0),
         };
-        let retry_after = match (config.force, word.admitting(self.millis(now), config)) {
+        let retry_after = match (config.force, word.admitting(self.millis(now), config, self.seed)) {
             (Force::Auto, Err(refused)) => refused.retry_after,
             _ => None,
         };
@@ -291,7 +344,7 @@ impl Circuit {
     ) -> Admission {
         let at = self.millis(now);
         self.window.start(at, config.window.get());
-        Admission { token: Token { era, probe: false, at }, moved }
+        Admission { token: Token { era, probe: false, answered: false, at }, moved }
     }
 
     fn millis(&self, now: Instant) -> u64 {
@@ -313,13 +366,14 @@ impl Circuit {
 impl Token {
     /// As one number, to be carried where only that fits.
     pub fn to_bits(self) -> u64 {
-        self.at.min(LATEST) << TOKEN_ERA_END | u64::from(self.era) << 1 | u64::from(self.probe)
+        let flags = u64::from(self.answered) << 1 | u64::from(self.probe);
+        self.at.min(LATEST) << TOKEN_ERA_END | u64::from(self.era) << TOKEN_FLAGS | flags
     }
 
     /// The way back of [`Token::to_bits`].
     pub fn from_bits(bits: u64) -> Self {
-        let era = (bits >> 1 & mask(ERA_BITS + 1)) as u32;
-        Token { era, probe: bits & 1 == 1, at: bits >> TOKEN_ERA_END }
+        let era = (bits >> TOKEN_FLAGS & mask(ERA_BITS + 1)) as u32;
+        Token { era, probe: bits & 1 == 1, answered: bits & 2 == 2, at: bits >> TOKEN_ERA_END }
     }
 
     /// Was the call admitted to find out whether things work again?
@@ -494,13 +548,13 @@ mod tests {
     #[test]
     fn tokens_keep_what_they_hold() {
         for token in [
-            Token { era: mask(ERA_BITS) as u32, probe: true, at: 0 },
-            Token { era: 0, probe: false, at: LATEST },
-            Token { era: UNHEARD, probe: false, at: 0 },
+            Token { era: mask(ERA_BITS) as u32, probe: true, answered: false, at: 0 },
+            Token { era: 0, probe: false, answered: true, at: LATEST },
+            Token { era: UNHEARD, probe: false, answered: false, at: 0 },
         ] {
             assert_eq!(Token::from_bits(token.to_bits()), token);
         }
-        assert!(Token { era: UNHEARD, probe: true, at: u64::MAX }.to_bits() < u64::MAX);
+        assert!(Token { era: UNHEARD, probe: true, answered: true, at: u64::MAX }.to_bits() < u64::MAX);
     }
 
     #[test]
@@ -583,6 +637,94 @@ mod tests {
         let admission = circuit.admit(now + S, &config).unwrap();
         assert_eq!(admission.moved, Some(Transition { from: State::HalfOpen, to: State::Closed }));
         assert!(!admission.token.is_probe());
+    }
+
+    /// A circuit that has opened at `now`, and the probes it admits when its time is over.
+    fn probes_of(config: &BreakerConfig, now: Instant) -> (Circuit, Vec<Token>) {
+        let circuit = Circuit::new(now);
+        fail(&circuit, 3, now, config);
+        let admit = |_| circuit.admit(now + 5 * S, config).ok().map(|admission| admission.token);
+        let probes = (0..10).filter_map(admit).collect();
+        (circuit, probes)
+    }
+
+    #[test]
+    fn probes_whose_answers_begin_well_close_it() {
+        let (config, now) = (BreakerConfig { probes: count(3), ..three_in_a_row() }, Instant::now());
+        let (circuit, probes) = probes_of(&config, now);
+        assert_eq!(probes.len(), 3);
+        let at = now + 6 * S;
+        let answered: Vec<_> = probes.iter().map(|probe| circuit.answered(*probe, at, &config)).collect();
+        assert_eq!(answered[1].1, None);
+        assert_eq!(answered[2].1, Some(Transition { from: State::HalfOpen, to: State::Closed }));
+        // However they end, that is no probe's word any more.
+        for (token, _) in &answered[..2] {
+            assert_eq!(circuit.record(*token, false, at + S, &config), None);
+        }
+        circuit.release(answered[2].0, &config);
+        let figures = circuit.figures(at + S, &config);
+        assert_eq!((figures.state, figures.calls, figures.failures), (State::Closed, 0, 0));
+    }
+
+    #[test]
+    fn the_rest_of_a_probes_answer_counts_like_any_calls() {
+        let (config, now) = (BreakerConfig { probes: count(3), ..three_in_a_row() }, Instant::now());
+        let at = now + 6 * S;
+        // Half-open, it opens the circuit again.
+        let (circuit, probes) = probes_of(&config, now);
+        let (token, _) = circuit.answered(probes[0], at, &config);
+        let moved = circuit.record(token, true, at, &config);
+        assert_eq!(moved, Some(Transition { from: State::HalfOpen, to: State::Open }));
+        // Open by then, it says nothing new.
+        assert_eq!(circuit.record(token, true, at, &config), None);
+        assert_eq!(circuit.figures(at, &config).retry_after, Some(5 * S));
+        // Closed, it is one failure.
+        let (circuit, probes) = probes_of(&config, now);
+        let answered: Vec<_> = probes.iter().map(|probe| circuit.answered(*probe, at, &config).0).collect();
+        assert_eq!(answered.iter().filter_map(|token| circuit.record(*token, true, at, &config)).count(), 1);
+        assert_eq!((circuit.state(at, &config), config.consecutive), (State::Open, 3));
+        // Held by hand, nothing moves it.
+        let (circuit, probes) = probes_of(&config, now);
+        let (token, _) = circuit.answered(probes[0], at, &config);
+        let held = BreakerConfig { force: Force::Closed, ..config.clone() };
+        assert_eq!(circuit.record(token, true, at, &held), None);
+        assert_eq!(circuit.figures(at, &config).probing, 2);
+    }
+
+    #[test]
+    fn what_is_no_probe_is_not_answered_early() {
+        let (config, now) = (three_in_a_row(), Instant::now());
+        let circuit = Circuit::new(now);
+        let token = circuit.admit(now, &config).unwrap().token;
+        assert_eq!(circuit.answered(token, now, &config), (token, None));
+    }
+
+    #[test]
+    fn open_times_differ_by_up_to_a_tenth() {
+        let (config, now) = (three_in_a_row(), Instant::now());
+        let random = Random::seeded(1);
+        let mut times: Vec<_> = (0..200)
+            .map(|_| {
+                let circuit = Circuit::with_jitter(now, &random);
+                fail(&circuit, 3, now, &config);
+                let left = circuit.figures(now, &config).retry_after.unwrap();
+                assert!(!circuit.admits(now + left - Duration::from_millis(1), &config));
+                assert!(circuit.admits(now + left, &config));
+                left.as_millis()
+            })
+            .collect();
+        assert!(times.iter().all(|time| (4_500..=5_000).contains(time)), "{times:?}");
+        times.sort_unstable();
+        times.dedup();
+        assert!(times.len() > 100, "{} different ones", times.len());
+        // And from one opening to the next.
+        let circuit = Circuit::with_jitter(now, &random);
+        let opened = fail(&circuit, 3, now, &config).len();
+        let first = circuit.figures(now, &config).retry_after;
+        let probe = circuit.admit(now + 5 * S, &config).unwrap().token;
+        circuit.record(probe, true, now + 5 * S, &config);
+        assert_eq!(opened, 1);
+        assert_ne!(first, circuit.figures(now + 5 * S, &config).retry_after);
     }
 
     #[test]

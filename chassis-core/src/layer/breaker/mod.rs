@@ -26,8 +26,10 @@ use super::{Decided, forward_ready, plain_layer};
 use crate::{
     Error, Reason,
     call::{Invocation, Listener, Outcome, Own, Reply, Verdict},
+    clock::Instant,
     event::{Event, Side},
     policy::Site,
+    random::Random,
     units::Span,
 };
 
@@ -107,13 +109,19 @@ where
 // === impl Cell ===
 
 impl Cell {
-    pub(crate) fn new(service: &Arc<str>, of: &Arc<str>, scope: Scope, site: &Arc<Site>) -> Self {
-        let circuit = Circuit::new(crate::clock::Instant::now());
+    pub(crate) fn new(
+        service: &Arc<str>,
+        of: &Arc<str>,
+        scope: Scope,
+        site: &Arc<Site>,
+        random: &Random,
+    ) -> Self {
+        let circuit = Circuit::with_jitter(Instant::now(), random);
         let (of, service, site) = (of.clone(), service.clone(), site.clone());
         Cell { circuit, of, service, scope, counted: AtomicBool::new(false), site }
     }
 
-    fn error(&self, refused: Refused, config: &BreakerConfig, now: crate::clock::Instant) -> Error {
+    fn error(&self, refused: Refused, config: &BreakerConfig, now: Instant) -> Error {
         self.site.pulse(now, || Event::Refusing {
             side: Side::Client,
             service: self.service.clone(),
@@ -136,6 +144,15 @@ impl Cell {
             Some(after) => error.with_retry_after(after),
             None => error,
         }
+    }
+
+    /// The answer to the call of `token` begins well: the token that takes its place.
+    pub(crate) fn answered(&self, token: u64, config: &BreakerConfig) -> u64 {
+        let (token, moved) = self.circuit.answered(Token::from_bits(token), Instant::now(), config);
+        if let Some(moved) = moved {
+            self.moved(moved);
+        }
+        token.to_bits()
     }
 
     fn moved(&self, Transition { from, to }: Transition) {

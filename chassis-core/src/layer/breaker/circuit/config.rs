@@ -26,10 +26,11 @@ settings! {
         pub consecutive: u32 = 0,
         /// How far back calls count. Default `10s`, which moves in tenths; `0s` is refused.
         pub window: PositiveSpan = PositiveSpan::from_millis(10_000),
-        /// How long an open circuit refuses before it admits probes. Default `5s`; `0s` is refused.
+        /// How long an open circuit refuses before it admits probes; by chance up to a tenth less, so that
+        /// those of many callers do not come together. Default `5s`; `0s` is refused.
         pub open: PositiveSpan = PositiveSpan::from_millis(5_000),
-        /// Calls that a half-open circuit admits; when as many have succeeded it closes. Default 3; at most
-        /// 1,000; 0 is refused.
+        /// Calls that a half-open circuit admits; when as many have succeeded, or have answers that begin
+        /// well, it closes. Default 3; at most 1,000; 0 is refused.
         pub probes: NonZeroU32 = count(3),
         /// What has a circuit of its own. Default `service`.
         pub scope: Scope = Scope::Service,

@@ -2,6 +2,7 @@
 use std::time::Duration;
 
 use super::{BreakerConfig, Refused, State, Transition};
+use crate::random::mix;
 
 /// All that moves together, in one word, so that a move is one compare-and-swap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,18 +37,21 @@ pub(super) const UNHEARD: u32 = mask(ERA_BITS + 1) as u32;
 // === impl Word ===
 
 impl Word {
-    /// The word after one more call was admitted to a circuit that is not forced.
-    pub(super) fn admitting(self, millis: u64, config: &BreakerConfig) -> Result<Word, Refused> {
+    /// The word after one more call was admitted to a circuit that is not forced; `seed` is the circuit's.
+    pub(super) fn admitting(self, millis: u64, config: &BreakerConfig, seed: u32) -> Result<Word, Refused> {
         let half_open = |probing, passed, since| Phase::HalfOpen { probing, passed, since };
         match self.phase {
             Phase::Closed { .. } => Ok(self),
-            Phase::Open { since } => match since.saturating_add(config.open_millis()).checked_sub(millis) {
-                None | Some(0) => Ok(self.next(half_open(1, 0, millis))),
-                Some(left) => {
-                    let retry_after = Some(Duration::from_millis(left));
-                    Err(Refused { state: State::Open, retry_after })
+            Phase::Open { since } => {
+                let open = self.jittered(config.open_millis(), seed);
+                match since.saturating_add(open).checked_sub(millis) {
+                    None | Some(0) => Ok(self.next(half_open(1, 0, millis))),
+                    Some(left) => {
+                        let retry_after = Some(Duration::from_millis(left));
+                        Err(Refused { state: State::Open, retry_after })
+                    }
                 }
-            },
+            }
             // `probes` was lowered meanwhile.
             Phase::HalfOpen { passed, .. } if passed >= config.probes() => Ok(self.closed()),
             Phase::HalfOpen { probing, passed, since } if probing + passed < config.probes() => {
@@ -60,6 +64,15 @@ impl Word {
             }
             Phase::HalfOpen { .. } => Err(Refused { state: State::HalfOpen, retry_after: None }),
         }
+    }
+
+    /// `open`, or up to a tenth less: the same throughout an era, another one in the next.
+    fn jittered(self, open: u64, seed: u32) -> u64 {
+        if seed == 0 {
+            return open;
+        }
+        let drawn = mix(u64::from(seed) << 32 | u64::from(self.era));
+        open - ((u128::from(drawn) * u128::from(open / 10)) >> 64) as u64
     }
 
     pub(super) fn opened(self, millis: u64) -> Word {
