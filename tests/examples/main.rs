@@ -4,3 +4,4 @@ mod gallery;
 mod process;
 mod quickstart;
 mod readme;
+mod shop;

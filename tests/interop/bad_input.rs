@@ -20,6 +20,20 @@ use crate::{
     },
 };
 
+trials! {
+    noise
+    malformed_requests
+    odd_requests
+    grpc_over_http_1_is_told_that_it_needs_http_2
+    malformed_frames
+    floods_of_frames
+    slow_heads_and_silence
+    an_answer_comes_though_the_body_was_too_large
+    messages_and_metadata_that_are_too_large
+    malformed_messages
+    a_panic_in_a_handler
+}
+
 /// A server of both protocols, and one who calls it well.
 struct World {
     server: Running,
@@ -63,7 +77,6 @@ fn status(said: &[u8]) -> &str {
     std::str::from_utf8(said.get(9..12).unwrap_or_default()).unwrap()
 }
 
-#[tokio::test]
 async fn noise() {
     let world = World::new().await;
     let random = Random::seeded(7);
@@ -76,7 +89,6 @@ async fn noise() {
     world.throw([&hello[..], &zeros, &lines, &letters, b"\x00", b"\n", b"quit\r\n", b""]).await;
 }
 
-#[tokio::test]
 async fn malformed_requests() {
     let world = World::new().await;
     let with = |rest: &str| format!("POST /echo HTTP/1.1\r\nhost: x\r\n{rest}");
@@ -128,7 +140,6 @@ async fn malformed_requests() {
     world.check_alive().await;
 }
 
-#[tokio::test]
 async fn odd_requests() {
     let world = World::new().await;
     let long = format!("GET /hello/{} HTTP/1.1\r\nhost: x\r\n\r\n", "x".repeat(70_000));
@@ -156,7 +167,6 @@ async fn odd_requests() {
     assert!(["414", "431"].contains(&status(&said)), "{:?}", String::from_utf8_lossy(&said));
 }
 
-#[tokio::test]
 async fn grpc_over_http_1_is_told_that_it_needs_http_2() {
     let world = World::new().await;
     let request = "POST /chassis.test.v1.Echo/Call HTTP/1.1\r\nhost: x\r\ncontent-type: application/grpc\r\n\
@@ -168,7 +178,6 @@ async fn grpc_over_http_1_is_told_that_it_needs_http_2() {
     world.check_alive().await;
 }
 
-#[tokio::test]
 async fn malformed_frames() {
     let world = World::new().await;
     let request = |stream| frame(HEADERS, END_HEADERS | END_STREAM, stream, &get());
@@ -218,7 +227,6 @@ async fn malformed_frames() {
 }
 
 /// What costs the sender little and a server much.
-#[tokio::test]
 async fn floods_of_frames() {
     let world = World::new().await;
     let request = |stream| frame(HEADERS, END_HEADERS | END_STREAM, stream, &get());
@@ -234,7 +242,6 @@ async fn floods_of_frames() {
 }
 
 /// Who comes and says nothing, or never ends to say it, is shown out.
-#[tokio::test]
 async fn slow_heads_and_silence() {
     let world = World::new().await;
     let head = b"GET /hello/you HTTP/1.1\r\nhost: x\r\nx-slow: ";
@@ -266,7 +273,6 @@ async fn slow_heads_and_silence() {
     world.check_alive().await;
 }
 
-#[tokio::test]
 async fn an_answer_comes_though_the_body_was_too_large() {
     let server = ours::builder(json!({})).build().await.unwrap();
     let server = server.serve_http(ours::router()).start().await.unwrap();
@@ -288,7 +294,6 @@ async fn an_answer_comes_though_the_body_was_too_large() {
     }
 }
 
-#[tokio::test]
 async fn messages_and_metadata_that_are_too_large() {
     let world = World::new().await;
     let mut stub = EchoClient::new(world.callers[0].grpc("peer"));
@@ -304,7 +309,6 @@ async fn messages_and_metadata_that_are_too_large() {
     world.check_alive().await;
 }
 
-#[tokio::test]
 async fn malformed_messages() {
     let world = World::new().await;
     let good = [0, 0, 0, 0, 3, 0x0a, 0x01, b'x'];
@@ -344,7 +348,6 @@ async fn send(caller: &Chassis, body: &[u8]) -> (String, String) {
 }
 
 /// It costs its own call alone, not those beside it on the connection.
-#[tokio::test]
 async fn a_panic_in_a_handler() {
     let world = World::new().await;
     let mut stub = EchoClient::new(world.callers[0].grpc("peer"));

@@ -9,6 +9,14 @@ use tokio::time::timeout;
 
 use crate::{echo::says, ours, peer::PATIENCE};
 
+trials! {
+    instances_that_make_no_sense_spoil_nothing_but_themselves
+    a_document_that_can_not_be_read_changes_nothing
+    a_hundred_thousand_instances
+    an_unknown_service_is_told_with_the_nearest_name
+    instances_in_the_settings_are_refused_with_their_place
+}
+
 /// Who calls the services of a document.
 struct World {
     app: Chassis,
@@ -59,7 +67,6 @@ fn instance(id: &str, address: &str) -> Value {
     json!({ "id": id, "addresses": { "grpc": address } })
 }
 
-#[tokio::test]
 async fn instances_that_make_no_sense_spoil_nothing_but_themselves() {
     let (_server, address) = ours::echo(json!({})).await;
     let all = json!([
@@ -85,7 +92,6 @@ async fn instances_that_make_no_sense_spoil_nothing_but_themselves() {
     assert_eq!(world.known("peer"), ["good"]);
 }
 
-#[tokio::test]
 async fn a_document_that_can_not_be_read_changes_nothing() {
     let (_server, address) = ours::echo(json!({})).await;
     let good = json!({ "services": { "peer": [instance("a", &address)] } });
@@ -108,7 +114,6 @@ async fn a_document_that_can_not_be_read_changes_nothing() {
     }
 }
 
-#[tokio::test]
 async fn a_hundred_thousand_instances() {
     let (_server, address) = ours::echo(json!({})).await;
     let of_crowd = |n| format!(r#"{{"id":"i{n}","addresses":{{"grpc":"{address}"}}}}"#);
@@ -130,7 +135,6 @@ async fn a_hundred_thousand_instances() {
     assert_eq!(world.known("crowd"), ["i7"]);
 }
 
-#[tokio::test]
 async fn an_unknown_service_is_told_with_the_nearest_name() {
     let world = World::new(json!({ "services": { "stock": [instance("a", "127.0.0.1:1")] } })).await;
     let words = "no service `stok` is registered; did you mean `stock`?";
@@ -145,7 +149,6 @@ async fn an_unknown_service_is_told_with_the_nearest_name() {
     assert_eq!((error.message(), error.code()), ("no service `elsewhere` is registered", Code::Unavailable));
 }
 
-#[tokio::test]
 async fn instances_in_the_settings_are_refused_with_their_place() {
     let stock =
         |instances: Value| json!({ "registry": { "kind": "static", "services": { "stock": instances } } });

@@ -7,13 +7,27 @@ use tempfile::TempDir;
 use crate::{
     ours::{self, counted, lines},
     peer::{curl, finish, succeed},
+    trials::{NotRun, Ran},
 };
+
+trials! {
+    plain
+    head_says_what_get_would
+    what_is_not_there
+    a_connection_is_kept
+    an_upload_in_chunks
+    expect_100_continue
+    oversize_bodies
+    oversize_headers
+    a_malformed_grpc_timeout
+    whoever_speaks_no_grpc_is_told_so
+}
 
 /// Runs curl against `http://ADDRESS` with these words, in which `@@` stands for the address. Returns what
 /// it printed.
-async fn run(address: &str, words: &[&str]) -> Option<String> {
+async fn run(address: &str, words: &[&str]) -> Result<String, NotRun> {
     let words = words.iter().map(|word| word.replace("@@", &format!("http://{address}")));
-    Some(succeed(curl()?.args(words)).await)
+    Ok(succeed(curl()?.args(words)).await)
 }
 
 /// A file of so many bytes, and the folder it is in.
@@ -32,11 +46,10 @@ fn parts(printed: &str) -> (&str, Vec<&str>, &str) {
     (status, lines.collect(), rest)
 }
 
-#[tokio::test]
-async fn plain() {
+async fn plain() -> Ran {
     let (_server, address) = ours::rest(json!({})).await;
     for version in ["--http1.0", "--http1.1", "--http2-prior-knowledge"] {
-        let Some(said) = run(&address, &[version, "--include", "@@/hello/you"]).await else { return };
+        let said = run(&address, &[version, "--include", "@@/hello/you"]).await?;
         let (status, headers, body) = parts(&said);
         assert_eq!((status, body), ("200", "hello, you"), "{version}");
         assert!(headers.contains(&"content-length: 10"), "{version} {headers:?}");
@@ -45,35 +58,35 @@ async fn plain() {
         let said = run(&address, &[version, "--data", "some", "@@/echo"]).await.unwrap();
         assert_eq!(said, "some", "{version}");
     }
+    Ok(())
 }
 
-#[tokio::test]
-async fn head_says_what_get_would() {
+async fn head_says_what_get_would() -> Ran {
     let (_server, address) = ours::rest(json!({})).await;
     for version in ["--http1.1", "--http2-prior-knowledge"] {
-        let Some(said) = run(&address, &[version, "--head", "@@/hello/you"]).await else { return };
+        let said = run(&address, &[version, "--head", "@@/hello/you"]).await?;
         let (status, headers, rest) = parts(&said);
         assert_eq!((status, rest), ("200", ""), "{version}");
         assert!(headers.contains(&"content-length: 10"), "{version} {headers:?}");
     }
+    Ok(())
 }
 
-#[tokio::test]
-async fn what_is_not_there() {
+async fn what_is_not_there() -> Ran {
     let (_server, address) = ours::rest(json!({})).await;
     for (words, expected) in [(&["@@/nowhere"][..], "404"), (&["--data", "x", "@@/hello/you"], "405")] {
-        let Some(said) = run(&address, &[words, &["--include"]].concat()).await else { return };
+        let said = run(&address, &[words, &["--include"]].concat()).await?;
         let (status, headers, body) = parts(&said);
         assert_eq!(status, expected);
         assert!(headers.contains(&"content-type: application/problem+json"), "{headers:?}");
         assert_eq!(serde_json::from_str::<Value>(body).unwrap()["status"].to_string(), expected);
     }
+    Ok(())
 }
 
 /// Also after an answer that failed, and after a panic. (Over HTTP/2 by prior knowledge, curl 7.88 can't use
 /// a connection twice, whoever serves it.)
-#[tokio::test]
-async fn a_connection_is_kept() {
+async fn a_connection_is_kept() -> Ran {
     let (server, address) = ours::rest(json!({})).await;
     let words = [
         "--write-out",
@@ -83,14 +96,14 @@ async fn a_connection_is_kept() {
         "@@/panic",
         "@@/hello/b",
     ];
-    let Some(said) = run(&address, &words).await else { return };
+    let said = run(&address, &words).await?;
     let ends: Vec<_> = said.lines().map(|line| line.rsplitn(3, ' ').take(2).collect::<Vec<_>>()).collect();
     assert_eq!(ends, [["1", "200"], ["0", "404"], ["0", "500"], ["0", "200"]], "{said}");
     assert_eq!(counted(server.runtime(), "chassis_handler_panics_total", &[]), 1);
+    Ok(())
 }
 
-#[tokio::test]
-async fn an_upload_in_chunks() {
+async fn an_upload_in_chunks() -> Ran {
     let (_server, address) = ours::rest(json!({})).await;
     let (_folder, file) = file(1 << 20);
     for words in [
@@ -100,16 +113,14 @@ async fn an_upload_in_chunks() {
         &["--http2-prior-knowledge"],
     ] {
         let data = format!("@{}", file.display());
-        let Some(said) = run(&address, &[words, &["--data-binary", &data, "@@/echo"]].concat()).await else {
-            return;
-        };
+        let said = run(&address, &[words, &["--data-binary", &data, "@@/echo"]].concat()).await?;
         assert_eq!(said.len(), 1 << 20, "{words:?}");
     }
+    Ok(())
 }
 
 /// Who asks first is told to go on; or not to, before anything was sent.
-#[tokio::test]
-async fn expect_100_continue() {
+async fn expect_100_continue() -> Ran {
     let (_server, address) = ours::rest(json!({})).await;
     for (size, status, sent) in [(1 << 20, "200", 1 << 20), (3 << 20, "413", 0)] {
         let (_folder, file) = file(size);
@@ -118,13 +129,13 @@ async fn expect_100_continue() {
         let words =
             ["--header", "expect: 100-continue", "--expect100-timeout", "20", "--output", "/dev/null"];
         let words = [&words[..], &["--write-out", out, "--data-binary", &data, "@@/echo"]].concat();
-        let Some(said) = run(&address, &words).await else { return };
+        let said = run(&address, &words).await?;
         assert_eq!(said, format!("{status} {sent}"));
     }
+    Ok(())
 }
 
-#[tokio::test]
-async fn oversize_bodies() {
+async fn oversize_bodies() -> Ran {
     let (_server, address) = ours::rest(json!({ "server": { "max_body": 1_000_000 } })).await;
     let (_folder, file) = file(1_000_001);
     let data = format!("@{}", file.display());
@@ -133,17 +144,17 @@ async fn oversize_bodies() {
         &["--http1.1", "--header", "expect:", "--header", "transfer-encoding: chunked"],
     ] {
         let words = [words, &["--include", "--data-binary", &data, "@@/echo"]].concat();
-        let Some(said) = run(&address, &words).await else { return };
+        let said = run(&address, &words).await?;
         let (status, headers, body) = parts(&said);
         assert_eq!(status, "413", "{words:?}");
         assert!(headers.contains(&"content-type: application/problem+json"), "{headers:?}");
         assert!(body.contains("TOO_LARGE"), "{body}");
         assert_eq!(run(&address, &["@@/hello/you"]).await.unwrap(), "hello, you");
     }
+    Ok(())
 }
 
-#[tokio::test]
-async fn oversize_headers() {
+async fn oversize_headers() -> Ran {
     let (_server, address) = ours::rest(json!({})).await;
     let (grpc, grpc_address) = ours::echo(json!({})).await;
     let large = format!("x-large: {}", "x".repeat(20_000));
@@ -156,19 +167,19 @@ async fn oversize_headers() {
             ("--http2-prior-knowledge", &["--header", &large]),
         ] {
             let out = ["--output", "/dev/null", "--write-out", "%{http_code}", "@@/hello/you"];
-            let Some(said) = run(address, &[&[version], headers, &out].concat()).await else { return };
+            let said = run(address, &[&[version], headers, &out].concat()).await?;
             assert_eq!(said, "431", "{version}");
         }
     }
     assert_eq!(run(&address, &["@@/hello/you"]).await.unwrap(), "hello, you");
     drop(grpc);
+    Ok(())
 }
 
 /// An empty message: no compression, no bytes.
 const EMPTY_MESSAGE: &[u8] = &[0; 5];
 
-#[tokio::test]
-async fn a_malformed_grpc_timeout() {
+async fn a_malformed_grpc_timeout() -> Ran {
     let (_server, address) = ours::echo(json!({})).await;
     let folder = tempfile::tempdir().unwrap();
     let message = folder.path().join("message");
@@ -191,10 +202,7 @@ async fn a_malformed_grpc_timeout() {
         };
         let headers =
             ["content-type: application/grpc", "te: trailers", &timeout].map(|header| ["--header", header]);
-        let mut command = match curl() {
-            Some(command) => command,
-            None => return,
-        };
+        let mut command = curl()?;
         command
             .args(headers.concat())
             .args(words.map(|word| word.replace("@@", &format!("http://{address}"))));
@@ -212,20 +220,21 @@ async fn a_malformed_grpc_timeout() {
             );
         }
     }
+    Ok(())
 }
 
-#[tokio::test]
-async fn whoever_speaks_no_grpc_is_told_so() {
+async fn whoever_speaks_no_grpc_is_told_so() -> Ran {
     let (_server, address) = ours::echo(json!({})).await;
     for (words, expected) in [
-        (&["@@/"][..], "404"),
-        (&["--data", "x", "@@/chassis.test.v1.Echo/Call"], "415"),
-        (&["--header", "content-type: application/grpc", "@@/chassis.test.v1.Echo/Call"], "405"),
+        (&["@@/"][..], ["404", "404"]),
+        (&["--data", "x", "@@/chassis.test.v1.Echo/Call"], ["415", "415"]),
+        (&["--header", "content-type: application/grpc", "@@/chassis.test.v1.Echo/Call"], ["505", "405"]),
     ] {
-        for version in ["--http1.1", "--http2-prior-knowledge"] {
+        for (version, expected) in ["--http1.1", "--http2-prior-knowledge"].into_iter().zip(expected) {
             let out = ["--output", "/dev/null", "--write-out", "%{http_code}"];
-            let Some(said) = run(&address, &[&[version], words, &out].concat()).await else { return };
+            let said = run(&address, &[&[version], words, &out].concat()).await?;
             assert_eq!(said, expected, "{version} {words:?}");
         }
     }
+    Ok(())
 }

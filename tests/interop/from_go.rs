@@ -1,18 +1,18 @@
 //! grpc-go's interop client calls our server: the fourteen cases of gRPC's interop-test-descriptions.
 use serde_json::json;
 
-use crate::{interop, ours, peer::go_client};
+use crate::{interop, ours, peer::go_client, trials::Ran};
 
 macro_rules! cases {
     ($($case:ident)*) => {
         $(
-            #[tokio::test]
-            async fn $case() {
+            async fn $case() -> Ran {
                 let app = ours::builder(json!({})).build().await.unwrap();
                 let server = app.serve_grpc(interop::service()).start().await.unwrap();
-                go_client(server.address("grpc").unwrap(), stringify!($case)).await;
+                go_client(server.address("grpc").unwrap(), stringify!($case)).await
             }
         )*
+        trials! { $($case)* }
     };
 }
 

@@ -2,8 +2,11 @@
 //! Python's HTTP server; and bad input, byte by byte.
 //!
 //! `scripts/setup` installs them and says where they are by the variables `CHASSIS_PEER_*`. Where one is
-//! not set, its tests pass without having run, and `scripts/test` says so.
+//! not set, its tests are ignored, and `scripts/test` counts them as not run.
 #![allow(clippy::unwrap_used)]
+#[macro_use]
+mod trials;
+
 mod bad_input;
 mod bad_instances;
 mod curl;
@@ -14,9 +17,32 @@ mod interop;
 mod mirror;
 mod ours;
 mod peer;
+#[path = "../examples/process.rs"]
+#[allow(dead_code)] // half of it is used by the tests of the examples
+mod process;
+mod quickstart;
 mod raw;
+#[path = "../examples/shop.rs"]
+#[allow(dead_code)] // likewise
+mod shop;
 mod through_nginx;
 mod to_go;
 mod to_grpcio;
 mod to_nginx;
 mod to_python;
+
+fn main() -> std::process::ExitCode {
+    trials::run([
+        bad_input::trials(),
+        bad_instances::trials(),
+        curl::trials(),
+        from_go::trials(),
+        from_grpcio::trials(),
+        quickstart::trials(),
+        through_nginx::trials(),
+        to_go::trials(),
+        to_grpcio::trials(),
+        to_nginx::trials(),
+        to_python::trials(),
+    ])
+}

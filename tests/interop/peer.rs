@@ -13,6 +13,8 @@ use tokio::{
     time::timeout,
 };
 
+use crate::trials::{NotRun, Ran};
+
 /// What takes longer than this never comes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -32,74 +34,76 @@ enum Says {
     Err,
 }
 
-// === the programs; `None` where they are not installed ===
+// === the programs; `NotRun` where they are not installed ===
 
 /// `grpc_server.py`, and the port of its Echo service.
-pub(crate) async fn grpcio_server() -> Option<(Peer, String)> {
+pub(crate) async fn grpcio_server() -> Result<(Peer, String), NotRun> {
     let mut server = Peer::start(python("grpc_server.py")?, Says::Out);
     let port = server.line().await;
-    Some((server, format!("127.0.0.1:{port}")))
+    Ok((server, format!("127.0.0.1:{port}")))
 }
 
 /// `http_server.py`, and its port.
-pub(crate) async fn http_server() -> Option<(Peer, String)> {
+pub(crate) async fn http_server() -> Result<(Peer, String), NotRun> {
     let mut server = Peer::start(python("http_server.py")?, Says::Out);
     let port = server.line().await;
-    Some((server, format!("127.0.0.1:{port}")))
+    Ok((server, format!("127.0.0.1:{port}")))
 }
 
 /// nginx, with its ports for HTTP/1.1 and for HTTP/2; what it has no answer to it passes on to `upstream`.
-pub(crate) async fn nginx(upstream: Option<&str>) -> Option<(Peer, String, String)> {
+pub(crate) async fn nginx(upstream: Option<&str>) -> Result<(Peer, String, String), NotRun> {
     let (mut command, nginx) = (python("nginx_server.py")?, program("NGINX")?);
     command.arg(nginx).args(upstream);
     let mut server = Peer::start(command, Says::Out);
     let ports = server.line().await;
     let (http1, http2) = ports.split_once(' ').unwrap();
-    Some((server, format!("127.0.0.1:{http1}"), format!("127.0.0.1:{http2}")))
+    Ok((server, format!("127.0.0.1:{http1}"), format!("127.0.0.1:{http2}")))
 }
 
 /// grpc-go's interop server, and its port.
-pub(crate) async fn go_server() -> Option<(Peer, String)> {
+pub(crate) async fn go_server() -> Result<(Peer, String), NotRun> {
     let mut command = Command::new(program("GO_INTEROP_SERVER")?);
     command.arg("-port=0").env("GRPC_GO_LOG_SEVERITY_LEVEL", "info");
     let mut server = Peer::start(command, Says::Err);
     let line = server.line_with("listening on").await;
     let (_, port) = line.rsplit_once(':').unwrap();
-    Some((server, format!("127.0.0.1:{port}")))
+    Ok((server, format!("127.0.0.1:{port}")))
 }
 
 /// Runs a case of `grpc_client.py`, or `all`.
-pub(crate) async fn grpcio_client(address: &str, case: &[&str]) -> Option<()> {
+pub(crate) async fn grpcio_client(address: &str, case: &[&str]) -> Ran {
     let mut command = python("grpc_client.py")?;
     succeed(command.arg(address).args(case)).await;
-    Some(())
+    Ok(())
 }
 
 /// Runs a case of grpc-go's interop client.
-pub(crate) async fn go_client(address: &str, case: &str) -> Option<()> {
+pub(crate) async fn go_client(address: &str, case: &str) -> Ran {
     let (host, port) = address.split_once(':').unwrap();
     let mut command = Command::new(program("GO_INTEROP_CLIENT")?);
     command.args([format!("-server_host={host}"), format!("-server_port={port}")]);
     succeed(command.arg(format!("-test_case={case}"))).await;
-    Some(())
+    Ok(())
 }
 
 /// curl, quiet but for errors, and not led astray by a proxy.
-pub(crate) fn curl() -> Option<Command> {
+pub(crate) fn curl() -> Result<Command, NotRun> {
     let mut command = Command::new(program("CURL")?);
     command.args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "25"]);
-    Some(command)
+    Ok(command)
 }
 
-fn python(script: &str) -> Option<Command> {
+fn python(script: &str) -> Result<Command, NotRun> {
     let mut command = Command::new(program("PYTHON")?);
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/foreign");
     command.arg("-B").arg(folder.join(script));
-    Some(command)
+    Ok(command)
 }
 
-fn program(name: &str) -> Option<OsString> {
-    std::env::var_os(format!("CHASSIS_PEER_{name}")).filter(|path| !path.is_empty())
+pub(crate) fn program(name: &str) -> Result<OsString, NotRun> {
+    let variable = format!("CHASSIS_PEER_{name}");
+    let found = std::env::var_os(&variable).filter(|path| !path.is_empty());
+    found.ok_or_else(|| NotRun(format!("{variable} is not set, see scripts/setup")))
 }
 
 // === running them ===

@@ -11,12 +11,18 @@ use crate::{
     echo::says,
     ours,
     peer::{self, grpcio_client},
+    trials::Ran,
 };
 
-#[tokio::test]
-async fn rest() {
+trials! {
+    rest
+    grpcio
+    our_own_channel
+}
+
+async fn rest() -> Ran {
     let (_server, address) = ours::rest(json!({})).await;
-    let Some((_nginx, http1, _)) = peer::nginx(Some(&address)).await else { return };
+    let (_nginx, http1, _) = peer::nginx(Some(&address)).await?;
     let app = ours::caller(&http1, json!({})).await;
     let peer = app.http("peer");
     for n in 0..100 {
@@ -33,19 +39,18 @@ async fn rest() {
     assert_eq!(lines, ours::lines(1000).map(Result::unwrap).collect::<String>());
     let problem = peer.get("/nowhere").send().await.unwrap().ok().await.unwrap_err();
     assert_eq!(problem.code(), chassis::Code::NotFound);
+    Ok(())
 }
 
-#[tokio::test]
-async fn grpcio() {
+async fn grpcio() -> Ran {
     let (_server, address) = ours::echo(json!({})).await;
-    let Some((_nginx, _, http2)) = peer::nginx(Some(&address)).await else { return };
-    grpcio_client(&http2, &["all"]).await;
+    let (_nginx, _, http2) = peer::nginx(Some(&address)).await?;
+    grpcio_client(&http2, &["all"]).await
 }
 
-#[tokio::test]
-async fn our_own_channel() {
+async fn our_own_channel() -> Ran {
     let (_server, address) = ours::echo(json!({})).await;
-    let Some((_nginx, _, http2)) = peer::nginx(Some(&address)).await else { return };
+    let (_nginx, _, http2) = peer::nginx(Some(&address)).await?;
     let app = ours::caller(&http2, json!({})).await;
     // nginx ends a connection after a thousand requests.
     let callers = (0..4).map(|_| {
@@ -60,4 +65,5 @@ async fn our_own_channel() {
     for caller in callers.collect::<Vec<_>>() {
         caller.await.unwrap();
     }
+    Ok(())
 }

@@ -20,7 +20,25 @@ use crate::{
     interop::{INITIAL, TRAILING, zeros},
     ours::{self, Parts, counted},
     peer::{self, Peer},
+    trials::{NotRun, Ran},
 };
+
+trials! {
+    empty_unary
+    large_unary
+    client_streaming
+    server_streaming
+    ping_pong
+    empty_stream
+    cancel_after_begin
+    cancel_after_first_response
+    timeout_on_sleeping_server
+    status_code_and_message
+    special_status_message
+    custom_metadata
+    unimplemented_method
+    unimplemented_service
+}
 
 /// The server, and who calls it.
 struct World {
@@ -35,10 +53,10 @@ const INITIAL_VALUE: &str = "test_initial_metadata_value";
 const TRAILING_VALUE: &[u8] = b"\xab\xab\xab";
 
 impl World {
-    async fn new() -> Option<Self> {
+    async fn new() -> Result<Self, NotRun> {
         let (_server, address) = peer::go_server().await?;
         let app = ours::caller(&address, json!({})).await;
-        Some(World { app, _server })
+        Ok(World { app, _server })
     }
 
     fn stub(&self) -> TestServiceClient<Channel> {
@@ -76,41 +94,40 @@ fn check_status(status: &Status, code: Code, message: &str) {
     assert_eq!((status.code(), status.message()), (code, message));
 }
 
-#[tokio::test]
-async fn empty_unary() {
-    let Some(world) = World::new().await else { return };
+async fn empty_unary() -> Ran {
+    let world = World::new().await?;
     assert_eq!(world.stub().empty_call(Empty {}).await.unwrap().into_inner(), Empty {});
+    Ok(())
 }
 
-#[tokio::test]
-async fn large_unary() {
-    let Some(world) = World::new().await else { return };
+async fn large_unary() -> Ran {
+    let world = World::new().await?;
     let request = SimpleRequest { response_size: 314159, payload: zeros(271828), ..SimpleRequest::default() };
     let payload = world.stub().unary_call(request).await.unwrap().into_inner().payload.unwrap();
     assert_eq!((payload.r#type(), payload.body), (PayloadType::Compressable, vec![0; 314159]));
+    Ok(())
 }
 
-#[tokio::test]
-async fn client_streaming() {
-    let Some(world) = World::new().await else { return };
+async fn client_streaming() -> Ran {
+    let world = World::new().await?;
     let request = |size| StreamingInputCallRequest { payload: zeros(size), expect_compressed: None };
     let reply = world.stub().streaming_input_call(tokio_stream::iter(REQUEST_SIZES.map(request))).await;
     assert_eq!(reply.unwrap().into_inner().aggregated_payload_size, 74922);
+    Ok(())
 }
 
-#[tokio::test]
-async fn server_streaming() {
-    let Some(world) = World::new().await else { return };
+async fn server_streaming() -> Ran {
+    let world = World::new().await?;
     let mut replies = world.stub().streaming_output_call(wants(&REPLY_SIZES)).await.unwrap().into_inner();
     for size in REPLY_SIZES {
         check_reply(replies.message().await.unwrap(), size);
     }
     assert_eq!(replies.message().await.unwrap(), None, "exactly four");
+    Ok(())
 }
 
-#[tokio::test]
-async fn ping_pong() {
-    let Some(world) = World::new().await else { return };
+async fn ping_pong() -> Ran {
+    let world = World::new().await?;
     let (send, requests) = mpsc::channel(1);
     let mut turns = REQUEST_SIZES.into_iter().zip(REPLY_SIZES);
     let mut request = || {
@@ -128,18 +145,18 @@ async fn ping_pong() {
     }
     drop(send);
     assert_eq!(replies.message().await.unwrap(), None, "exactly four");
+    Ok(())
 }
 
-#[tokio::test]
-async fn empty_stream() {
-    let Some(world) = World::new().await else { return };
+async fn empty_stream() -> Ran {
+    let world = World::new().await?;
     let mut replies = world.stub().full_duplex_call(tokio_stream::empty()).await.unwrap().into_inner();
     assert_eq!(replies.message().await.unwrap(), None);
+    Ok(())
 }
 
-#[tokio::test]
-async fn cancel_after_begin() {
-    let Some(world) = World::new().await else { return };
+async fn cancel_after_begin() -> Ran {
+    let world = World::new().await?;
     world.stub().empty_call(Empty {}).await.unwrap(); // so that what follows has begun at once
     let (send, requests) = mpsc::channel(1);
     let mut stub = world.stub();
@@ -149,11 +166,11 @@ async fn cancel_after_begin() {
     send.closed().await;
     assert_eq!(world.ended_with("CANCELLED"), 1);
     world.stub().empty_call(Empty {}).await.unwrap();
+    Ok(())
 }
 
-#[tokio::test]
-async fn cancel_after_first_response() {
-    let Some(world) = World::new().await else { return };
+async fn cancel_after_first_response() -> Ran {
+    let world = World::new().await?;
     let (send, requests) = mpsc::channel(1);
     send.send(StreamingOutputCallRequest { payload: zeros(27182), ..wants(&[31415]) }).await.unwrap();
     let mut replies =
@@ -163,11 +180,11 @@ async fn cancel_after_first_response() {
     send.closed().await;
     assert_eq!(world.ended_with("CANCELLED"), 1);
     world.stub().empty_call(Empty {}).await.unwrap();
+    Ok(())
 }
 
-#[tokio::test]
-async fn timeout_on_sleeping_server() {
-    let Some(world) = World::new().await else { return };
+async fn timeout_on_sleeping_server() -> Ran {
+    let world = World::new().await?;
     let (send, requests) = mpsc::channel(1);
     send.send(StreamingOutputCallRequest { payload: zeros(27182), ..wants(&[]) }).await.unwrap();
     let mut request = Request::new(ReceiverStream::new(requests));
@@ -179,11 +196,11 @@ async fn timeout_on_sleeping_server() {
     };
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
     send.closed().await;
+    Ok(())
 }
 
-#[tokio::test]
-async fn status_code_and_message() {
-    let Some(world) = World::new().await else { return };
+async fn status_code_and_message() -> Ran {
+    let world = World::new().await?;
     let message = "test status message";
     let request = SimpleRequest { response_status: status(message), ..SimpleRequest::default() };
     check_status(&world.stub().unary_call(request).await.unwrap_err(), Code::Unknown, message);
@@ -194,18 +211,18 @@ async fn status_code_and_message() {
         Err(status) => status,
     };
     check_status(&status, Code::Unknown, message);
+    Ok(())
 }
 
-#[tokio::test]
-async fn special_status_message() {
-    let Some(world) = World::new().await else { return };
+async fn special_status_message() -> Ran {
+    let world = World::new().await?;
     let request = SimpleRequest { response_status: status(SPECIAL_MESSAGE), ..SimpleRequest::default() };
     check_status(&world.stub().unary_call(request).await.unwrap_err(), Code::Unknown, SPECIAL_MESSAGE);
+    Ok(())
 }
 
-#[tokio::test]
-async fn custom_metadata() {
-    let Some(world) = World::new().await else { return };
+async fn custom_metadata() -> Ran {
+    let world = World::new().await?;
     let request = SimpleRequest { response_size: 1, payload: zeros(1), ..SimpleRequest::default() };
     let path = "/grpc.testing.TestService/UnaryCall";
     check_echoes(ours::call::<_, SimpleResponse>(world.app.grpc("peer"), path, with_metadata(request)).await);
@@ -215,6 +232,7 @@ async fn custom_metadata() {
     let replies =
         ours::call::<_, StreamingOutputCallResponse>(world.app.grpc("peer"), path, with_metadata(request));
     check_echoes(replies.await);
+    Ok(())
 }
 
 fn with_metadata<T>(request: T) -> Request<T> {
@@ -235,17 +253,17 @@ fn check_echoes<R>(answer: Parts<R>) {
     assert_eq!(answer.replies.len(), 1);
 }
 
-#[tokio::test]
-async fn unimplemented_method() {
-    let Some(world) = World::new().await else { return };
+async fn unimplemented_method() -> Ran {
+    let world = World::new().await?;
     let status = world.stub().unimplemented_call(Empty {}).await.unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented, "{status:?}");
+    Ok(())
 }
 
-#[tokio::test]
-async fn unimplemented_service() {
-    let Some(world) = World::new().await else { return };
+async fn unimplemented_service() -> Ran {
+    let world = World::new().await?;
     let mut stub = UnimplementedServiceClient::new(world.app.grpc("peer"));
     let status = stub.unimplemented_call(Empty {}).await.unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented, "{status:?}");
+    Ok(())
 }

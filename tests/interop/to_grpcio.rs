@@ -16,7 +16,20 @@ use crate::{
     echo::says,
     ours,
     peer::{self, PATIENCE, Peer},
+    trials::{NotRun, Ran},
 };
+
+trials! {
+    unary
+    server_stream
+    client_stream
+    bidi
+    the_server_sees_the_deadline
+    metadata
+    the_server_hears_of_a_cancellation
+    errors_with_details
+    a_server_that_is_gone_never_saw_the_call
+}
 
 /// The server, and who calls it.
 struct World {
@@ -30,10 +43,10 @@ const ECHO: (&str, &str) = ("x-echo-text", "x-echo-raw-bin");
 const TRAIL: (&str, &str) = ("x-trail-text", "x-trail-raw-bin");
 
 impl World {
-    async fn new() -> Option<Self> {
+    async fn new() -> Result<Self, NotRun> {
         let (server, address) = peer::grpcio_server().await?;
         let app = ours::caller(&address, json!({ "outbound": { "defaults": { "timeout": "30s" } } })).await;
-        Some(World { app, server })
+        Ok(World { app, server })
     }
 
     fn stub(&self) -> EchoClient<Channel> {
@@ -55,9 +68,8 @@ fn every_byte() -> Vec<u8> {
     (0..=255).collect()
 }
 
-#[tokio::test]
-async fn unary() {
-    let Some(world) = World::new().await else { return };
+async fn unary() -> Ran {
+    let world = World::new().await?;
     let request = EchoRequest { payload: every_byte(), ..says("grüß dich") };
     let reply = world.stub().call(request.clone()).await.unwrap().into_inner();
     assert_eq!(
@@ -67,11 +79,11 @@ async fn unary() {
     let payload = every_byte().repeat(4096); // 1 MiB: many frames, and more than a window
     let reply = world.stub().safe(EchoRequest { payload: payload.clone(), ..says("") }).await.unwrap();
     assert!(reply.into_inner().payload == payload);
+    Ok(())
 }
 
-#[tokio::test]
-async fn server_stream() {
-    let Some(world) = World::new().await else { return };
+async fn server_stream() -> Ran {
+    let world = World::new().await?;
     let request = EchoRequest { repeat: 100, ..says("again") };
     let mut replies = world.stub().download(request).await.unwrap().into_inner();
     for count in 1..=100 {
@@ -81,22 +93,22 @@ async fn server_stream() {
     assert!(replies.message().await.unwrap().is_none());
     let mut replies = world.stub().download(says("none")).await.unwrap().into_inner();
     assert!(replies.message().await.unwrap().is_none());
+    Ok(())
 }
 
-#[tokio::test]
-async fn client_stream() {
-    let Some(world) = World::new().await else { return };
+async fn client_stream() -> Ran {
+    let world = World::new().await?;
     let requests = (0..100).map(|n| EchoRequest { payload: every_byte(), ..says(&(n % 10).to_string()) });
     let reply = world.stub().upload(tokio_stream::iter(requests)).await.unwrap().into_inner();
     assert_eq!((reply.count, reply.message), (100, "0123456789".repeat(10)));
     assert!(reply.payload == every_byte().repeat(100));
     let reply = world.stub().upload(tokio_stream::empty()).await.unwrap().into_inner();
     assert_eq!(reply.count, 0);
+    Ok(())
 }
 
-#[tokio::test]
-async fn bidi() {
-    let Some(world) = World::new().await else { return };
+async fn bidi() -> Ran {
+    let world = World::new().await?;
     let (send, requests) = mpsc::channel(1);
     let mut replies = world.stub().chat(ReceiverStream::new(requests)).await.unwrap().into_inner();
     for count in 1..=50 {
@@ -106,11 +118,11 @@ async fn bidi() {
     }
     drop(send);
     assert!(replies.message().await.unwrap().is_none());
+    Ok(())
 }
 
-#[tokio::test]
-async fn the_server_sees_the_deadline() {
-    let Some(mut world) = World::new().await else { return };
+async fn the_server_sees_the_deadline() -> Ran {
+    let mut world = World::new().await?;
     let mut request = Request::new(says(""));
     request.set_timeout(Duration::from_secs(5));
     let remaining = world.stub().call(request).await.unwrap().into_inner().remaining_ms;
@@ -133,11 +145,11 @@ async fn the_server_sees_the_deadline() {
     };
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
     assert_eq!(world.server.line().await, "cancelled Download");
+    Ok(())
 }
 
-#[tokio::test]
-async fn metadata() {
-    let Some(world) = World::new().await else { return };
+async fn metadata() -> Ran {
+    let world = World::new().await?;
     for (path, repeat) in [("/chassis.test.v1.Echo/Call", 1), ("/chassis.test.v1.Echo/Download", 3)] {
         let mut request = Request::new(EchoRequest { repeat, ..says("") });
         let sent = request.metadata_mut();
@@ -158,6 +170,7 @@ async fn metadata() {
             assert_eq!(values(other, keys), (vec![], vec![]), "{path} {keys:?}");
         }
     }
+    Ok(())
 }
 
 /// The text and the bytes under these names, in order.
@@ -167,9 +180,8 @@ fn values(metadata: &MetadataMap, keys: (&str, &str)) -> (Vec<String>, Vec<Vec<u
     (text.collect(), bytes.iter().map(|value| value.to_bytes().unwrap().to_vec()).collect())
 }
 
-#[tokio::test]
-async fn the_server_hears_of_a_cancellation() {
-    let Some(mut world) = World::new().await else { return };
+async fn the_server_hears_of_a_cancellation() -> Ran {
+    let mut world = World::new().await?;
     world.stub().call(says("connect")).await.unwrap();
     timeout(Duration::from_millis(100), world.stub().call(slow())).await.unwrap_err();
     assert_eq!(world.server.line().await, "cancelled Call");
@@ -186,11 +198,11 @@ async fn the_server_hears_of_a_cancellation() {
     drop(replies);
     timeout(PATIENCE, send.closed()).await.unwrap();
     world.stub().call(says("the connection outlives it all")).await.unwrap();
+    Ok(())
 }
 
-#[tokio::test]
-async fn errors_with_details() {
-    let Some(world) = World::new().await else { return };
+async fn errors_with_details() -> Ran {
+    let world = World::new().await?;
     let message = "déjà vu: 100 %\t☂\n";
     for code in (1..=16).map(Code::from_i32) {
         let fail_code = i32::from(code).try_into().unwrap();
@@ -210,11 +222,11 @@ async fn errors_with_details() {
     let status = replies.message().await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::NotFound, "no more"));
     assert_eq!(status.get_details_error_info().unwrap().reason, "NOT_FOUND");
+    Ok(())
 }
 
-#[tokio::test]
-async fn a_server_that_is_gone_never_saw_the_call() {
-    let Some(world) = World::new().await else { return };
+async fn a_server_that_is_gone_never_saw_the_call() -> Ran {
+    let world = World::new().await?;
     let World { app, server } = world;
     let mut stub = EchoClient::new(app.grpc("peer"));
     stub.call(says("connect")).await.unwrap();
@@ -226,4 +238,5 @@ async fn a_server_that_is_gone_never_saw_the_call() {
     let error = chassis::grpc::error(&status).unwrap();
     assert!(!error.maybe_executed(), "{error:?}");
     assert!(matches!(error.reason(), Reason::NoEndpoint | Reason::ConnectFailed), "{error:?}");
+    Ok(())
 }

@@ -9,7 +9,15 @@ use tokio::time::sleep;
 use crate::{
     ours::{self, counted},
     peer,
+    trials::Ran,
 };
+
+trials! {
+    over_http_1
+    over_http_2
+    its_connections_end_in_the_middle_of_work
+    idle_connections_it_closes_fail_no_get
+}
 
 /// What nginx answers by itself.
 async fn check_answers(peer: &HttpClient) {
@@ -39,24 +47,23 @@ async fn check_answers(peer: &HttpClient) {
     assert_eq!(large.status().as_u16(), 404);
 }
 
-#[tokio::test]
-async fn over_http_1() {
-    let Some((_nginx, http1, _)) = peer::nginx(None).await else { return };
+async fn over_http_1() -> Ran {
+    let (_nginx, http1, _) = peer::nginx(None).await?;
     let app = ours::caller(&http1, json!({})).await;
     check_answers(&app.http("peer")).await;
+    Ok(())
 }
 
-#[tokio::test]
-async fn over_http_2() {
-    let Some((_nginx, _, http2)) = peer::nginx(None).await else { return };
+async fn over_http_2() -> Ran {
+    let (_nginx, _, http2) = peer::nginx(None).await?;
     let app = ours::caller(&http2, json!({ "client": { "http_version": "2" } })).await;
     check_answers(&app.http("peer")).await;
+    Ok(())
 }
 
 /// nginx closes connections after each answer and, over HTTP/2, after a thousand requests: GOAWAY.
-#[tokio::test]
-async fn its_connections_end_in_the_middle_of_work() {
-    let Some((_nginx, http1, http2)) = peer::nginx(None).await else { return };
+async fn its_connections_end_in_the_middle_of_work() -> Ran {
+    let (_nginx, http1, http2) = peer::nginx(None).await?;
     let one = ours::caller(&http1, json!({})).await;
     let two = ours::caller(&http2, json!({ "client": { "http_version": "2" } })).await;
     for (app, path, times) in
@@ -79,12 +86,12 @@ async fn its_connections_end_in_the_middle_of_work() {
     for app in [one, two] {
         assert_eq!(counted(app.runtime(), "chassis_retry_attempts_total", &[]), 0, "all went well at once");
     }
+    Ok(())
 }
 
 /// Requests come about when nginx closes the connection: each again races with its end.
-#[tokio::test]
-async fn idle_connections_it_closes_fail_no_get() {
-    let Some((_nginx, http1, _)) = peer::nginx(None).await else { return };
+async fn idle_connections_it_closes_fail_no_get() -> Ran {
+    let (_nginx, http1, _) = peer::nginx(None).await?;
     let app = ours::caller(&http1, json!({})).await;
     let peer = app.http("peer");
     for n in 0..300 {
@@ -92,4 +99,5 @@ async fn idle_connections_it_closes_fail_no_get() {
         assert_eq!(answer.text().await.unwrap(), "brief");
         sleep(Duration::from_micros(8_000 + 250 * (n % 20))).await;
     }
+    Ok(())
 }

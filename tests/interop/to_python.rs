@@ -12,7 +12,20 @@ use serde_json::json;
 use crate::{
     ours::{self, counted},
     peer::{self, Peer},
+    trials::{NotRun, Ran},
 };
+
+trials! {
+    get_and_post
+    bodies_both_ways
+    an_upload_is_sent_as_it_comes
+    failing_answers_are_answers
+    slow_answers
+    an_answer_cut_in_the_middle_is_an_error
+    hanging_up_before_the_answer
+    a_connection_closed_after_each_answer_is_not_used_again
+    a_connection_closed_without_a_word_fails_no_get
+}
 
 /// The server, and who calls it.
 struct World {
@@ -32,10 +45,10 @@ struct Asked {
 }
 
 impl World {
-    async fn new() -> Option<Self> {
+    async fn new() -> Result<Self, NotRun> {
         let (_server, address) = peer::http_server().await?;
         let app = ours::caller(&address, json!({ "telemetry": { "sample": "100%" } })).await;
-        Some(World { app, _server })
+        Ok(World { app, _server })
     }
 
     fn peer(&self) -> HttpClient {
@@ -56,9 +69,8 @@ impl Asked {
     }
 }
 
-#[tokio::test]
-async fn get_and_post() {
-    let Some(world) = World::new().await else { return };
+async fn get_and_post() -> Ran {
+    let world = World::new().await?;
     let request = world.peer().get("/echo/{what}").param("what", "a b/ü").query("q", "1&2").query("q", "ß");
     let request = request.header("x-more", "one").header("x-more", "two").timeout(Duration::from_secs(5));
     let asked: Asked = request.send().await.unwrap().json().await.unwrap();
@@ -76,11 +88,11 @@ async fn get_and_post() {
     assert_eq!(asked.header("content-type"), ["application/json"]);
     assert_eq!(asked.header("content-length"), ["7"]);
     assert!(asked.header("x-request-timeout-ms").is_empty(), "nobody set a deadline");
+    Ok(())
 }
 
-#[tokio::test]
-async fn bodies_both_ways() {
-    let Some(world) = World::new().await else { return };
+async fn bodies_both_ways() -> Ran {
+    let world = World::new().await?;
     let large = Bytes::from_iter((0..3_000_000u32).map(|n| n as u8));
     let back = world.peer().put("/body").body(large.clone()).send().await.unwrap().bytes().await.unwrap();
     assert!(back == large);
@@ -94,11 +106,11 @@ async fn bodies_both_ways() {
 
     let lines = world.peer().get("/stream/{n}").param("n", 1000).send().await.unwrap().text().await.unwrap();
     assert_eq!(lines, (0..1000).map(|n| format!("line {n}\n")).collect::<String>());
+    Ok(())
 }
 
-#[tokio::test]
-async fn an_upload_is_sent_as_it_comes() {
-    let Some(world) = World::new().await else { return };
+async fn an_upload_is_sent_as_it_comes() -> Ran {
+    let world = World::new().await?;
     let (send, frames) = tokio::sync::mpsc::channel(1);
     let body = StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(frames));
     let answer = tokio::spawn(world.peer().post("/body").stream(body).send());
@@ -109,11 +121,11 @@ async fn an_upload_is_sent_as_it_comes() {
     assert!(!answer.is_finished());
     drop(send);
     assert_eq!(answer.await.unwrap().unwrap().text().await.unwrap(), "again ".repeat(10));
+    Ok(())
 }
 
-#[tokio::test]
-async fn failing_answers_are_answers() {
-    let Some(world) = World::new().await else { return };
+async fn failing_answers_are_answers() -> Ran {
+    let world = World::new().await?;
     for status in [200, 201, 204, 301, 304, 400, 404, 409, 429, 500, 501] {
         let answer = world.peer().get("/status/{code}").param("code", status).send().await.unwrap();
         assert_eq!(answer.status().as_u16(), status);
@@ -134,21 +146,21 @@ async fn failing_answers_are_answers() {
     let answer = world.peer().head("/status/200").send().await.unwrap();
     assert_eq!(answer.headers()[CONTENT_LENGTH], "10");
     assert_eq!(answer.bytes().await.unwrap(), "");
+    Ok(())
 }
 
-#[tokio::test]
-async fn slow_answers() {
-    let Some(world) = World::new().await else { return };
+async fn slow_answers() -> Ran {
+    let world = World::new().await?;
     let slow = |millis: u32| world.peer().get("/slow/{ms}").param("ms", millis);
     assert_eq!(slow(100).send().await.unwrap().text().await.unwrap(), "slow");
     let error = slow(60_000).timeout(Duration::from_millis(200)).send().await.unwrap_err();
     assert_eq!((error.code(), error.maybe_executed()), (Code::DeadlineExceeded, true), "{error:?}");
     assert_eq!(slow(1).send().await.unwrap().text().await.unwrap(), "slow");
+    Ok(())
 }
 
-#[tokio::test]
-async fn an_answer_cut_in_the_middle_is_an_error() {
-    let Some(world) = World::new().await else { return };
+async fn an_answer_cut_in_the_middle_is_an_error() -> Ran {
+    let world = World::new().await?;
     for (method, sent) in [(Method::GET, 0), (Method::GET, 100), (Method::POST, 999)] {
         let request = world.peer().request(method, "/cut/{n}").param("n", sent);
         let answer = request.send().await.unwrap();
@@ -169,22 +181,22 @@ async fn an_answer_cut_in_the_middle_is_an_error() {
     }
     let whole = world.peer().get("/cut/{n}").param("n", 1000).send().await.unwrap();
     assert_eq!(whole.bytes().await.unwrap().len(), 1000);
+    Ok(())
 }
 
-#[tokio::test]
-async fn hanging_up_before_the_answer() {
-    let Some(world) = World::new().await else { return };
+async fn hanging_up_before_the_answer() -> Ran {
+    let world = World::new().await?;
     for (method, times) in [(Method::GET, 2), (Method::POST, 1)] {
         let error = world.peer().request(method.clone(), "/hang-up").send().await.unwrap_err();
         assert_eq!((error.reason(), error.code()), (Reason::ConnectionLost, Code::Unavailable), "{error:?}");
         assert!(error.maybe_executed());
         assert_eq!(world.asked(&format!("{method} /hang-up")).await, times, "{method}");
     }
+    Ok(())
 }
 
-#[tokio::test]
-async fn a_connection_closed_after_each_answer_is_not_used_again() {
-    let Some(world) = World::new().await else { return };
+async fn a_connection_closed_after_each_answer_is_not_used_again() -> Ran {
+    let world = World::new().await?;
     for method in [Method::GET, Method::POST] {
         for _ in 0..200 {
             let answer = world.peer().request(method.clone(), "/close").send().await.unwrap();
@@ -193,12 +205,12 @@ async fn a_connection_closed_after_each_answer_is_not_used_again() {
         assert_eq!(world.asked(&format!("{method} /close")).await, 200);
     }
     assert_eq!(counted(world.app.runtime(), "chassis_retry_attempts_total", &[]), 0);
+    Ok(())
 }
 
 /// The next request races with the end of the connection, which was not announced.
-#[tokio::test]
-async fn a_connection_closed_without_a_word_fails_no_get() {
-    let Some(world) = World::new().await else { return };
+async fn a_connection_closed_without_a_word_fails_no_get() -> Ran {
+    let world = World::new().await?;
     let callers = (0..4).map(|_| {
         let peer = world.peer();
         tokio::spawn(async move {
@@ -212,4 +224,5 @@ async fn a_connection_closed_without_a_word_fails_no_get() {
         caller.await.unwrap();
     }
     assert_eq!(world.asked("GET /drop").await, 400, "what was sent again had never been read");
+    Ok(())
 }

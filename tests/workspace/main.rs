@@ -144,6 +144,14 @@ fn no_test_is_ignored_and_nothing_is_left_to_do() {
     refuse("left undone", source::lines_with(&["rs"], &words));
 }
 
+/// Without libtest such functions are compiled away.
+#[test]
+fn tests_without_libtest_are_listed() {
+    let mut findings = source::lines_with(&["rs"], &["::test]", "#[test]", "::test("]);
+    findings.retain(|line| ["tests/interop/", "tests/conformance/"].iter().any(|it| line.starts_with(it)));
+    refuse("an attribute that libtest reads, in a binary that has none: list it by `trials!`", findings);
+}
+
 #[test]
 fn nothing_names_a_machine() {
     let words = ["/root/", "/home/", "/Users/", "C:\\\\"];
