@@ -1,11 +1,18 @@
 //! Heads of requests and answers as they cross a server: what is refused, and what ends here.
 use axum::{Router, extract::Request, response::IntoResponse, routing::any};
 use chassis_core::{Runtime, call::Body, protocol::Leaf};
-use chassis_http::{ClientConfig, H2Leaf, RestLayer, ServerConfig, server::Server};
+use chassis_http::{
+    ClientConfig, H2Leaf, HttpVersion, RestLayer, ServerConfig,
+    connector::{Listener, Stream},
+    server::Server,
+};
 use http::{HeaderValue, Method, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{World, call, read};
+use crate::{
+    lengths::{Party, relay},
+    support::{World, call, read},
+};
 
 /// Tells a request's fields, and its body's length.
 async fn tells(request: Request) -> String {
@@ -147,4 +154,90 @@ async fn over_http2_a_cookie_is_one_and_so_is_the_authority() {
     let told = read(client.leaf.call(crumbs).await.unwrap()).await.unwrap();
     assert_eq!(told, "200 cookie=session=abc; theme=dark; lang=de 0");
     assert_eq!(world.memory.connections("stock"), 1);
+}
+
+/// The head of the next request, in lower case.
+async fn head_of(stream: &mut Stream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    String::from_utf8(head).unwrap().to_lowercase()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_passed_on_begins_its_hop_anew() {
+    let world = World::new();
+    let mut upstream = world.memory.listen("up").unwrap();
+    let asked = tokio::spawn(async move {
+        let mut stream = upstream.accept().await.unwrap();
+        let head = head_of(&mut stream).await;
+        let answer = "HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Named\r\nKeep-Alive: timeout=5\r\nX-Named: 1\r\n\
+            X-Own: 1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        (head, stream)
+    });
+    let middle = Party::new(&world, "stock", HttpVersion::One);
+    let routes = relay(middle.client("up"));
+    let middle = middle.serve(&world, routes);
+    let mut stream = world.raw().await;
+    let request = "GET /x HTTP/1.1\r\nHost: shop.example\r\nConnection: close, X-Named, Authorization\r\n\
+        X-Named: 1\r\nAuthorization: Bearer t\r\nTE: gzip\r\nKeep-Alive: timeout=5\r\nProxy-Connection: x\r\n\
+        Cookie: a=1\r\nCookie: b=2\r\nTraceparent: 00-zz\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).await.unwrap();
+    let (head, _upstream) = asked.await.unwrap();
+    let mut fields: Vec<_> = head.trim_end().lines().collect();
+    fields.sort_unstable();
+    let expected = [
+        "authorization: bearer t",
+        "cookie: a=1; b=2",
+        "get /x http/1.1",
+        "host: up",
+        "x-chassis-caller: stock",
+    ];
+    assert_eq!(fields, expected);
+    assert!(said.contains("x-own: 1") && said.ends_with("2\r\nok\r\n0\r\n\r\n"), "{said}");
+    assert!(!["keep-alive", "x-named"].iter().any(|name| said.contains(name)), "{said}");
+    drop(middle);
+}
+
+/// The status of the answer to a GET of `/` with these fields, in HPACK, over HTTP/2; by its static table.
+async fn status_h2(fields: &[u8]) -> u8 {
+    let world = World::new();
+    let _server = serve(&world);
+    let mut stream = world.raw().await;
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let block = [&b"\x82\x86\x84"[..], fields].concat(); // GET, http, /
+    stream.write_all(&[&[0, 0, block.len() as u8, 1, 5, 0, 0, 0, 1], &block[..]].concat()).await.unwrap();
+    loop {
+        let mut header = [0; 9];
+        stream.read_exact(&mut header).await.unwrap();
+        let mut payload = vec![0; usize::from(header[1]) << 8 | usize::from(header[2])];
+        stream.read_exact(&mut payload).await.unwrap();
+        if header[3] == 1 {
+            return payload[0];
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn over_http2_host_and_authority_agree() {
+    const OK: u8 = 0x88;
+    const BAD_REQUEST: u8 = 0x8c;
+    let authority = |name: &str| [&[0x01, name.len() as u8], name.as_bytes()].concat();
+    let host = |name: &str| [&[0x0f, 0x17, name.len() as u8], name.as_bytes()].concat();
+    for (fields, status) in [
+        (vec![], OK),
+        (authority("shop.example"), OK),
+        ([authority("shop.example"), host("shop.example")].concat(), OK),
+        ([authority("shop.example"), host("other.example")].concat(), BAD_REQUEST),
+        ([authority("shop.example"), host("shop.example"), host("shop.example")].concat(), BAD_REQUEST),
+        (authority("user@shop.example"), BAD_REQUEST),
+        (host(""), BAD_REQUEST),
+        (host("shop.example"), OK),
+    ] {
+        assert_eq!(status_h2(&fields).await, status, "{fields:?}");
+    }
 }

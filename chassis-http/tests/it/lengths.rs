@@ -54,21 +54,21 @@ impl Watcher for Once {
 }
 
 /// A service: its server, and what it calls others by.
-struct Party {
+pub(crate) struct Party {
     runtime: Runtime,
     transport: Arc<HttpTransport>,
     _server: Option<Server>,
 }
 
 impl Party {
-    fn new(world: &World, name: &str, http_version: HttpVersion) -> Self {
+    pub(crate) fn new(world: &World, name: &str, http_version: HttpVersion) -> Self {
         let runtime = Runtime::builder(name).registry(Arc::new(ByName)).build().unwrap();
         let config = ClientConfig { http_version, ..ClientConfig::default() };
         let transport = Arc::new(HttpTransport::new(Arc::new(world.network.clone()), config));
         Party { runtime, transport, _server: None }
     }
 
-    fn serve(mut self, world: &World, routes: Router) -> Self {
+    pub(crate) fn serve(mut self, world: &World, routes: Router) -> Self {
         let server = Server::new(ServerConfig::default(), &world.tasks, world.random.clone());
         let listener = Box::new(world.memory.listen(self.runtime.service()).unwrap());
         let http: Arc<dyn chassis_http::server::HttpService> =
@@ -78,7 +78,7 @@ impl Party {
         self
     }
 
-    fn client(&self, service: &str) -> HttpClient {
+    pub(crate) fn client(&self, service: &str) -> HttpClient {
         HttpClient::new(service, pipeline::client(&self.runtime, service, &self.transport))
     }
 
@@ -127,7 +127,7 @@ async fn file(request: Request) -> Response {
     response
 }
 
-fn relay(to: HttpClient) -> Router {
+pub(crate) fn relay(to: HttpClient) -> Router {
     let relay = move |request: Request| {
         let mut to = to.clone();
         async move { to.call(request).await.map_or_else(|e| panic!("{e}"), |r| r.map(AxumBody::new)) }
