@@ -2,7 +2,7 @@
 use axum::{Router, extract::Request, response::IntoResponse, routing::any};
 use chassis_core::{Runtime, call::Body, protocol::Leaf};
 use chassis_http::{
-    ClientConfig, H2Leaf, HttpVersion, RestLayer, ServerConfig,
+    ClientConfig, H1Leaf, H2Leaf, HttpVersion, RestLayer, ServerConfig,
     connector::{Listener, Stream},
     server::Server,
 };
@@ -201,6 +201,27 @@ async fn a_request_that_is_passed_on_begins_its_hop_anew() {
     assert!(said.contains("x-own: 1") && said.ends_with("2\r\nok\r\n0\r\n\r\n"), "{said}");
     assert!(!["keep-alive", "x-named"].iter().any(|name| said.contains(name)), "{said}");
     drop(middle);
+}
+
+/// Also for a caller that passes nothing on.
+#[tokio::test(start_paused = true)]
+async fn an_answer_says_nothing_of_its_connection() {
+    let world = World::new();
+    let mut upstream = world.memory.listen("stock").unwrap();
+    let client = world.leaf(H1Leaf::new, ClientConfig::default());
+    let answering = tokio::spawn(async move {
+        let mut stream = upstream.accept().await.unwrap();
+        head_of(&mut stream).await;
+        let answer = "HTTP/1.1 200 OK\r\nConnection: X-Named, Set-Cookie\r\nKeep-Alive: timeout=5\r\nX-Named: 1\r\n\
+            Set-Cookie: a=1\r\nSet-Cookie: b=2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        stream
+    });
+    let reply = client.leaf.call(call(Method::GET, "/x", Body::empty())).await.unwrap();
+    let fields: Vec<_> = reply.metadata.iter().map(|(n, v)| format!("{n}={}", v.to_str().unwrap())).collect();
+    assert_eq!(fields, ["set-cookie=a=1", "set-cookie=b=2"]);
+    assert_eq!(read(reply).await.unwrap(), "200 ok");
+    drop(answering);
 }
 
 /// The status of the answer to a GET of `/` with these fields, in HPACK, over HTTP/2; by its static table.
