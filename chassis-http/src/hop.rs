@@ -13,30 +13,30 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 const TRAILERS: &str = "trailers";
 
-/// Is `name` always about one connection, whatever `Connection` says?
+/// Is `name` always about one connection, whatever `Connection` says? Text is compared quicker than names are
+/// made to compare with.
 #[inline]
-pub(crate) fn is_field(name: &HeaderName) -> bool {
-    const NAMES: [HeaderName; 6] = [CONNECTION, TRANSFER_ENCODING, UPGRADE, TE, KEEP_ALIVE, PROXY_CONNECTION];
-    NAMES.contains(name)
+pub(crate) fn is_field(name: &str) -> bool {
+    matches!(name, "connection" | "transfer-encoding" | "upgrade" | "te" | "keep-alive" | "proxy-connection")
 }
 
 /// The same over HTTP/2, which has `te: trailers`.
 #[inline]
-pub(crate) fn is_field_h2(name: &HeaderName, value: &HeaderValue) -> bool {
-    is_field(name) && !(name == TE && value == TRAILERS)
+pub(crate) fn is_field_h2(name: &str, value: &HeaderValue) -> bool {
+    is_field(name) && !(name == "te" && value == TRAILERS)
 }
 
 /// Takes such fields out of what goes over HTTP/2. Hardly ever is there one: a look at each name costs less
 /// than looking for each of these.
 pub(crate) fn strip_h2(headers: &mut HeaderMap) {
-    if headers.iter().any(|(name, value)| is_field_h2(name, value)) {
+    if headers.iter().any(|(name, value)| is_field_h2(name.as_str(), value)) {
         take_out(headers, true);
     }
 }
 
 /// Takes such fields out of what came, or goes, over HTTP/1.1.
 pub(crate) fn strip_h1(headers: &mut HeaderMap) {
-    if headers.keys().any(is_field) {
+    if headers.keys().any(|name| is_field(name.as_str())) {
         take_out(headers, false);
     }
 }
@@ -44,7 +44,7 @@ pub(crate) fn strip_h1(headers: &mut HeaderMap) {
 /// The same for the answer of a handler, whose wish to close the connection stays, and with 426 what it wants
 /// to be asked in.
 pub(crate) fn strip_answer(status: StatusCode, headers: &mut HeaderMap) {
-    if headers.keys().any(is_field) {
+    if headers.keys().any(|name| is_field(name.as_str())) {
         let closes = has_token(headers, &CONNECTION, "close");
         let upgrade = headers.get(UPGRADE).filter(|_| status == StatusCode::UPGRADE_REQUIRED).cloned();
         take_out(headers, false);

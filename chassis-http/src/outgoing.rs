@@ -56,7 +56,10 @@ impl Form {
     pub(crate) fn write_h2(&self, call: &mut Invocation) -> OutgoingH2 {
         let mut uri = http::uri::Parts::default();
         uri.scheme = Some(Scheme::HTTP);
-        let is_odd = |(name, value)| hop::is_field_h2(name, value) || name == HOST;
+        let is_odd = |(name, value): (&HeaderName, &HeaderValue)| {
+            let name = name.as_str();
+            hop::is_field_h2(name, value) || name == "host"
+        };
         uri.authority = Some(match call.metadata.iter().any(is_odd) {
             true => self.tidy_h2(&mut call.metadata),
             false => self.authority.clone(),

@@ -47,11 +47,12 @@ pub(super) fn switches_no_protocol() -> Problem {
 pub(super) fn tidy_h1(head: &mut Parts) -> Result<(), Refused> {
     let (mut hosts, mut is_plain) = (0, true);
     for (name, value) in &head.headers {
-        if name == HOST {
-            hosts += 1;
-            is_plain &= hop::is_host(value.as_bytes());
-        } else if hop::is_field(name) {
-            is_plain = false;
+        match name.as_str() {
+            "host" => {
+                hosts += 1;
+                is_plain &= hop::is_host(value.as_bytes());
+            }
+            name => is_plain &= !hop::is_field(name),
         }
     }
     let is_repeated = head.headers.len() > head.headers.keys_len();
