@@ -290,8 +290,9 @@ async fn listen(app: &mut Chassis) -> Result<(Server, Vec<(String, String)>), St
         mux.http = mux.http.take().or(plan.mux.http);
         about.extend(plan.about);
     }
-    let server =
-        Server::new(app.server_config(), app.parts.runtime.tasks(), app.parts.runtime.random().clone());
+    let runtime = &app.parts.runtime;
+    let server = Server::new(app.server_config(), runtime.tasks(), runtime.random().clone());
+    let server = server.metrics(runtime.metrics().clone());
     let mut bound = Vec::new();
     for (key, (names, mux, about)) in shared {
         let address = key.split('#').next().unwrap_or(&key).to_owned();

@@ -59,6 +59,8 @@ struct Families {
     panic_picks: IntCounterVec,
     endpoints: IntGaugeVec,
     handler_panics: IntCounter,
+    connections_closed: IntCounterVec,
+    streams_reset: IntCounterVec,
     config_applies: IntCounterVec,
     config_successful: IntGauge,
     config_timestamp: Gauge,
@@ -179,6 +181,16 @@ impl Metrics {
             )?,
             endpoints: make.gauge("chassis_endpoints", "Instances known.", &["service", "protocol"])?,
             handler_panics: make.one("chassis_handler_panics_total", "Handlers that panicked.")?,
+            connections_closed: make.counter(
+                "chassis_connections_closed_total",
+                "Connections closed for what their peer did on them.",
+                &["side", "reason"],
+            )?,
+            streams_reset: make.counter(
+                "chassis_streams_reset_total",
+                "HTTP/2 streams reset for what their peer did on them.",
+                &["side", "reason"],
+            )?,
             config_applies: make.counter(
                 "chassis_config_reloads_total",
                 "Versions of the settings.",
@@ -284,6 +296,16 @@ impl Metrics {
     /// Counts a handler that panicked.
     pub fn handler_panicked(&self) {
         self.0.handler_panics.inc();
+    }
+
+    /// Counts a connection closed for what its peer did: a flood, reading too slowly.
+    pub fn connection_closed(&self, side: Side, reason: &str) {
+        self.0.connections_closed.with_label_values(&[side.name(), reason]).inc();
+    }
+
+    /// Counts an HTTP/2 stream reset for the same.
+    pub fn stream_reset(&self, side: Side, reason: &str) {
+        self.0.streams_reset.with_label_values(&[side.name(), reason]).inc();
     }
 
     /// Says that a version of the settings is in force.

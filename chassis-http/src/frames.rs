@@ -5,17 +5,35 @@ use std::sync::{
     atomic::{AtomicU32, Ordering::Relaxed},
 };
 
+use crate::flood::Abuse;
+
 /// What was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
     /// Anything at all.
     Bytes,
+    /// A frame has begun.
+    Frame(FrameHead),
+    /// More may be sent: on a stream, or (0) on all together.
+    WindowUpdate { stream: u32, by: u32 },
+    /// The peer asked for more than its share of work: the connection is to be given up.
+    Abuse(Abuse),
     /// The peer's settings; `None`: they leave this one as it was.
-    Settings { max_streams: Option<u32>, max_header_list: Option<u32> },
+    Settings { max_streams: Option<u32>, max_header_list: Option<u32>, stream_window: Option<u32> },
     /// It takes no more streams, for the reason of this number.
     GoAway { code: u32 },
     /// The first frame is none that HTTP/2 begins with.
     NotHttp2,
+}
+
+/// What each frame begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FrameHead {
+    pub(crate) kind: u8,
+    pub(crate) flags: u8,
+    pub(crate) length: u32,
+    /// 0: the connection.
+    pub(crate) stream: u32,
 }
 
 /// Finds the frames in the bytes, which come in pieces of any size.
@@ -27,6 +45,10 @@ pub(crate) struct Frames {
     skip: usize,
     /// Encoded bytes of the list of headers that came last.
     list: usize,
+    /// The kind of the frame that is skipped, or was last.
+    kind: u8,
+    /// A list of headers has begun, and has not ended.
+    in_list: bool,
     begun: bool,
     lost: bool,
 }
@@ -35,13 +57,31 @@ pub(crate) struct Frames {
 #[derive(Clone, Debug)]
 pub(crate) struct HeaderLimit(Arc<AtomicU32>);
 
+/// What of a frame is still to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unfinished {
+    Nothing,
+    /// Bytes of a message, for all that is known.
+    Data,
+    /// The rest of another frame, or of a list of headers.
+    Other,
+}
+
 const HEADER: usize = 9;
-const HEADERS: u8 = 1;
-const SETTINGS: u8 = 4;
-const GOAWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const PRIORITY: u8 = 2;
+pub(crate) const RESET: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const PING: u8 = 6;
+pub(crate) const GOAWAY: u8 = 7;
+pub(crate) const WINDOW_UPDATE: u8 = 8;
+pub(crate) const CONTINUATION: u8 = 9;
 const ACK: u8 = 1;
+pub(crate) const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
 const MAX_CONCURRENT_STREAMS: u32 = 3;
+const INITIAL_WINDOW_SIZE: u32 = 4;
 const MAX_HEADER_LIST_SIZE: u32 = 6;
 /// More settings than exist, several times over.
 const KEEP: usize = 256;
@@ -50,6 +90,23 @@ const KEEP: usize = 256;
 pub(crate) const NO_ERROR: u32 = 0;
 /// `ENHANCE_YOUR_CALM`: what a gRPC server says to a client that pings too often.
 pub(crate) const ENHANCE_YOUR_CALM: u32 = 11;
+
+// === impl FrameHead ===
+
+impl FrameHead {
+    pub(crate) fn is_ack(&self) -> bool {
+        self.flags & ACK != 0
+    }
+
+    pub(crate) fn ends_stream(&self) -> bool {
+        self.flags & END_STREAM != 0
+    }
+
+    /// HTTP/2 knows none of these: they are ignored.
+    pub(crate) fn is_unknown(kind: u8) -> bool {
+        kind > CONTINUATION
+    }
+}
 
 // === impl Frames ===
 
@@ -78,10 +135,29 @@ impl Frames {
         self.list
     }
 
+    /// Has a list of headers begun that has not ended?
+    pub(crate) fn is_in_list(&self) -> bool {
+        self.in_list
+    }
+
+    /// Has the peer stopped within a frame, or a list of headers?
+    pub(crate) fn unfinished(&self) -> Unfinished {
+        match self.kept.get(3) {
+            _ if self.in_list => Unfinished::Other,
+            Some(kind) if *kind != DATA => Unfinished::Other,
+            Some(_) => Unfinished::Data,
+            None if self.skip > 0 && self.kind != DATA => Unfinished::Other,
+            None if self.skip > 0 || !self.kept.is_empty() => Unfinished::Data,
+            None => Unfinished::Nothing,
+        }
+    }
+
     /// How many bytes of the current frame to keep, as far as is known.
     fn wanted(&self) -> usize {
         match self.kept.get(..HEADER) {
-            Some(header) if matches!(header[3], SETTINGS | GOAWAY) => HEADER + length(header).min(KEEP),
+            Some(header) if matches!(header[3], SETTINGS | GOAWAY | WINDOW_UPDATE) => {
+                HEADER + length(header).min(KEEP)
+            }
             _ => HEADER,
         }
     }
@@ -93,17 +169,28 @@ impl Frames {
             self.lost = true;
             return hear(Seen::NotHttp2);
         }
+        let stream = number(&header[5..]) & (u32::MAX >> 1);
+        let length = length(header);
+        hear(Seen::Frame(FrameHead { kind, flags, length: length as u32, stream }));
         match kind {
-            HEADERS => self.list = length(header),
-            CONTINUATION => self.list = self.list.saturating_add(length(header)),
+            HEADERS | CONTINUATION => {
+                let before = if kind == HEADERS { 0 } else { self.list };
+                self.list = before.saturating_add(length);
+                self.in_list = flags & END_HEADERS == 0;
+            }
             SETTINGS if flags & ACK == 0 => hear(Seen::Settings {
                 max_streams: setting(payload, MAX_CONCURRENT_STREAMS),
                 max_header_list: setting(payload, MAX_HEADER_LIST_SIZE),
+                stream_window: setting(payload, INITIAL_WINDOW_SIZE),
             }),
+            WINDOW_UPDATE if payload.len() == 4 => {
+                hear(Seen::WindowUpdate { stream, by: number(payload) & (u32::MAX >> 1) });
+            }
             GOAWAY if payload.len() >= 8 => hear(Seen::GoAway { code: number(&payload[4..8]) }),
             _ => {}
         }
-        self.skip = length(header) - payload.len();
+        self.kind = kind;
+        self.skip = length - payload.len();
         self.kept.clear();
     }
 }
@@ -157,15 +244,22 @@ mod tests {
         for size in 1..=bytes.len() {
             let (mut watched, mut seen) = (Frames::default(), Vec::new());
             let pieces = bytes.chunks(size);
-            let begun: usize = pieces.map(|piece| watched.read(piece, &mut |one| seen.push(one))).sum();
+            let mut heads = 0;
+            let hear = &mut |one| match one {
+                Seen::Frame(_) => heads += 1,
+                one => seen.push(one),
+            };
+            let begun: usize = pieces.map(|piece| watched.read(piece, hear)).sum();
             assert_eq!(seen, expected, "in pieces of {size}");
             assert_eq!(begun, if watched.lost { 1 } else { frames.len() });
+            assert_eq!(heads, if watched.lost { 0 } else { frames.len() });
         }
     }
 
     #[test]
     fn finds_settings_and_goaway() {
-        let settings = |max_streams| Seen::Settings { max_streams, max_header_list: None };
+        let settings =
+            |max_streams| Seen::Settings { max_streams, max_header_list: None, stream_window: None };
         check(&[&EMPTY, &ACKED], &[settings(None)]);
         check(&[&HUNDRED, &PING, &EMPTY], &[settings(Some(100)), settings(None)]);
         check(&[&EMPTY, &PING, &CALM, &PING], &[settings(None), Seen::GoAway { code: ENHANCE_YOUR_CALM }]);
@@ -180,7 +274,7 @@ mod tests {
     #[test]
     fn a_large_frame_is_skipped() {
         let data = [&[0, 1, 0, 0, 0, 0, 0, 0, 1][..], &[SETTINGS; 256][..]].concat();
-        let seen = |max_streams| Seen::Settings { max_streams, max_header_list: None };
+        let seen = |max_streams| Seen::Settings { max_streams, max_header_list: None, stream_window: None };
         check(&[&EMPTY, &data, &HUNDRED], &[seen(None), seen(Some(100))]);
         let settings = [&[0, 4, 0, SETTINGS, 0, 0, 0, 0, 0][..], &[9; 1024][..]].concat();
         check(&[&settings, &HUNDRED], &[seen(None), seen(Some(100))]);
@@ -189,7 +283,10 @@ mod tests {
     #[test]
     fn tells_how_large_a_list_the_peer_takes() {
         let both = [0, 0, 12, SETTINGS, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 100, 0, 6, 0, 0, 0x20, 0];
-        check(&[&both], &[Seen::Settings { max_streams: Some(100), max_header_list: Some(8192) }]);
+        check(
+            &[&both],
+            &[Seen::Settings { max_streams: Some(100), max_header_list: Some(8192), stream_window: None }],
+        );
     }
 
     #[test]
@@ -204,5 +301,41 @@ mod tests {
         assert_eq!(read(&[0, 0x40, 0, HEADERS, 0, 0, 0, 0, 3]), 0x4000);
         assert_eq!(read(&vec![7; 0x4000]), 0x4000);
         assert_eq!(read(&[0, 0, 9, CONTINUATION, 4, 0, 0, 0, 3]), 0x4009);
+    }
+
+    #[test]
+    fn tells_windows() {
+        let window = [0, 0, 6, SETTINGS, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0];
+        let more = [0, 0, 4, WINDOW_UPDATE, 0, 0, 0, 0, 3, 0x80, 0, 1, 0];
+        check(
+            &[&window, &more],
+            &[
+                Seen::Settings { max_streams: None, max_header_list: None, stream_window: Some(1 << 16) },
+                Seen::WindowUpdate { stream: 3, by: 256 },
+            ],
+        );
+    }
+
+    #[test]
+    fn tells_what_a_peer_has_not_finished() {
+        let headers = [0, 0, 3, HEADERS, 0, 0, 0, 0, 1, 0x83, 0x86, 0x84];
+        let more = [0, 0, 1, CONTINUATION, END_HEADERS, 0, 0, 0, 1, 0x88];
+        let data = [0, 0, 2, DATA, 0, 0, 0, 0, 1, 7, 7];
+        let bytes = [&EMPTY[..], &headers, &more, &data, &PING].concat();
+        let mut frames = Frames::default();
+        let unfinished = bytes.iter().map(|byte| {
+            frames.read(&[*byte], &mut |_| {});
+            match frames.unfinished() {
+                Unfinished::Nothing => '.',
+                Unfinished::Data => 'd',
+                Unfinished::Other => 'o',
+            }
+        });
+        let told: String = unfinished.collect();
+        // Of what kind a frame is its fourth byte tells; between HEADERS and CONTINUATION the list goes on.
+        assert_eq!(
+            told,
+            ["dddooooo.", "dddooooooooo", "ooooooooo.", "dddddddddd.", "dddooooooooooooo."].concat()
+        );
     }
 }

@@ -7,6 +7,7 @@ pub mod server;
 mod backoff;
 mod client;
 mod failure;
+mod flood;
 mod frames;
 mod h1;
 mod h2;

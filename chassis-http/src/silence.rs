@@ -35,7 +35,12 @@ impl Silence {
 
     /// When something came in last, to the millisecond.
     pub(crate) fn heard(&self) -> chassis_core::clock::Instant {
-        (self.begun + Duration::from_millis(self.heard.load(Relaxed))).into()
+        self.last().into()
+    }
+
+    /// The same on tokio's clock.
+    pub(crate) fn last(&self) -> Instant {
+        self.begun + Duration::from_millis(self.heard.load(Relaxed))
     }
 
     /// Has a ping sent now, unless one is on its way.

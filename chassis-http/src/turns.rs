@@ -40,6 +40,11 @@ impl Turns {
         self.0.store(0, Relaxed);
     }
 
+    /// Ends the turn.
+    pub(crate) fn end(&self) {
+        self.0.store(TURN, Relaxed);
+    }
+
     /// Is it the turn of something else? Then the task is polled again soon.
     pub(crate) fn is_over(&self, cx: &mut Context<'_>) -> bool {
         let over = self.0.load(Relaxed) >= TURN;

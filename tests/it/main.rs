@@ -3,6 +3,7 @@
 mod mesh;
 
 mod breaker;
+mod cancels;
 mod fallbacks;
 mod faults;
 mod figures;

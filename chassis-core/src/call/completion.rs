@@ -113,6 +113,15 @@ const NODE: u8 = 16;
 
 thread_local! {
     static PANICKED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    static WAITED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Runs `drop`, which lets go of a call; was more than half of the time over that this call had? Then its caller
+/// did not give up in haste. (More than half, for callers count from when they sent it.)
+pub fn had_waited(drop: impl FnOnce()) -> bool {
+    WAITED.set(false);
+    drop();
+    WAITED.take()
 }
 
 /// Calls that `drop` lets go of ended by a panic.
@@ -157,6 +166,7 @@ impl Completion {
         // What an attempt that is over said is not what the call did, where there may be another.
         let known = if lent && self.attempt.ended { self.call.verdict } else { self.verdict() };
         known.unwrap_or_else(|| {
+            WAITED.set(self.call.is_half_over(Instant::now()));
             if std::thread::panicking() || PANICKED.get() {
                 Verdict::failed(Reason::Panicked, Origin::Remote)
             } else if self.is_expired(Instant::now()) {
@@ -329,6 +339,10 @@ impl Scope {
 
     pub(crate) fn judged(&self) -> Option<Instant> {
         self.judged
+    }
+
+    fn is_half_over(&self, now: Instant) -> bool {
+        self.expires.is_some_and(|at| now - self.started >= (at - self.started) / 2)
     }
 
     pub(super) fn is_expired(&self, now: Instant) -> bool {

@@ -18,7 +18,7 @@ use tokio::time::Sleep;
 use self::completion::{Completion, Of};
 pub use self::{
     body::{Abort, Aborted, Body, Replay},
-    completion::{Listener, Outcome, Verdict},
+    completion::{Listener, Outcome, Verdict, had_waited},
 };
 pub(crate) use self::{
     completion::{Own, while_panicked},

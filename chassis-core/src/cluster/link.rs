@@ -7,7 +7,7 @@ use std::sync::{
 use tokio::sync::Notify;
 
 use super::Cluster;
-use crate::{load::UsualLatency, random::Random, tasks::Tasks};
+use crate::{event::Side, load::UsualLatency, metrics::Metrics, random::Random, tasks::Tasks};
 
 /// What the connection to an endpoint is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,6 +47,7 @@ pub(super) struct Common {
     pub(super) usual: UsualLatency,
     /// None for a link that belongs to no cluster.
     pub(super) cluster: Weak<Cluster>,
+    pub(super) metrics: Option<Metrics>,
 }
 
 /// Counts what changed in a cluster, and wakes those who wait for it.
@@ -85,7 +86,8 @@ impl Link {
     /// A link that belongs to no cluster: for tests of a transport alone.
     pub fn detached(service: &str, address: &str, tasks: Tasks, random: Random) -> Self {
         let (changes, usual, cluster) = (Changes::new(), UsualLatency::default(), Weak::new());
-        let common = Common { service: service.into(), changes, tasks, random, usual, cluster };
+        let common =
+            Common { service: service.into(), changes, tasks, random, usual, cluster, metrics: None };
         Link::new(Arc::new(common), address, address)
     }
 
@@ -113,6 +115,13 @@ impl Link {
     pub fn set(&self, connection: Connection) {
         if self.0.connection.swap(connection as u8, Ordering::AcqRel) != connection as u8 {
             self.common().changes.bump();
+        }
+    }
+
+    /// Counts a connection that was closed for what the endpoint did on it.
+    pub fn closed_for(&self, reason: &str) {
+        if let Some(metrics) = &self.common().metrics {
+            metrics.connection_closed(Side::Client, reason);
         }
     }
 

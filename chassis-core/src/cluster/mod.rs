@@ -82,6 +82,7 @@ impl Cluster {
                 random,
                 usual: UsualLatency::default(),
                 cluster: cluster.clone(),
+                metrics: Some(metrics.clone()),
             }),
             make: Box::new(move |link| Box::new(transport.leaf(link))),
             site: Arc::new(Site::new(metrics, events)),

@@ -166,7 +166,7 @@ impl Listener for Ear {
                     endpoint.found();
                 }
             }
-            Seen::Settings { max_streams, max_header_list } => {
+            Seen::Settings { max_streams, max_header_list, .. } => {
                 if let Some(most) = max_streams {
                     let most = usize::try_from(most).unwrap_or(usize::MAX);
                     health.max_streams.store(most.min(endpoint.config.max_streams.get()), Release);
@@ -183,6 +183,14 @@ impl Listener for Ear {
                 health.orderly.store(code == NO_ERROR, Release);
                 self.ended();
             }
+            Seen::Abuse(abuse) => {
+                let (service, address, reason) =
+                    (endpoint.link.service(), endpoint.link.address(), abuse.name());
+                tracing::warn!(target: "chassis", service, address, reason, "connection closed for what the endpoint did");
+                endpoint.link.closed_for(reason);
+                self.ended();
+            }
+            Seen::Frame(_) | Seen::WindowUpdate { .. } => {}
             Seen::NotHttp2 => {
                 if let Some(tell) = self.tell.take() {
                     let _ = tell.send(false);

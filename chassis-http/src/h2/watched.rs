@@ -6,10 +6,14 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
 
 use super::headers;
 use crate::{
+    flood::FrameBudget,
     frames::{Frames, Seen},
     turns::Turns,
 };
@@ -25,6 +29,7 @@ pub(super) struct Watched<S, L> {
     sent: Sent,
     listener: L,
     turns: Turns,
+    budget: FrameBudget,
     /// What was read last, and h2 has not seen.
     held: Option<io::Result<Bytes>>,
 }
@@ -61,7 +66,8 @@ const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 impl<S, L: Listener> Watched<S, L> {
     pub(super) fn new(stream: S, listener: L, turns: Turns) -> Self {
         let sent = Sent { header: [0; HEADER], kept: 0, skip: PREFACE };
-        Watched { stream, frames: Frames::default(), sent, listener, turns, held: None }
+        let budget = FrameBudget::new(Instant::now());
+        Watched { stream, frames: Frames::default(), sent, listener, turns, budget, held: None }
     }
 
     /// Hands out what was held.
@@ -110,8 +116,18 @@ impl<S: AsyncRead + Unpin, L: Listener> AsyncRead for Watched<S, L> {
             this.listener.ended();
         } else {
             this.listener.hear(Seen::Bytes);
-            let frames = this.frames.read(bytes, &mut |seen| this.listener.hear(seen));
+            let (listener, budget, mut paid) = (&mut this.listener, &mut this.budget, Ok(()));
+            let frames = this.frames.read(bytes, &mut |seen| {
+                if let Seen::Frame(frame) = &seen {
+                    paid = paid.and_then(|()| budget.spend(frame, Instant::now));
+                }
+                listener.hear(seen);
+            });
             this.turns.read(bytes.len(), frames);
+            if let Err(abuse) = paid {
+                listener.hear(Seen::Abuse(abuse));
+                read = Err(io::Error::other(format!("the server was cut off: {}", abuse.name())));
+            }
             if this.frames.list() > headers::MOST_ENCODED {
                 read =
                     Err(io::Error::new(io::ErrorKind::InvalidData, "a list of headers of more than 64 KiB"));
@@ -146,6 +162,7 @@ impl<S: AsyncWrite + Unpin, L: Listener> AsyncWrite for Watched<S, L> {
         let this = self.get_mut();
         match ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, bytes)) {
             Ok(written) => {
+                this.budget.earn(written);
                 let mut left = written;
                 for slice in bytes {
                     let part = &slice[..left.min(slice.len())];

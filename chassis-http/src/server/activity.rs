@@ -10,8 +10,8 @@ use std::{
 use chassis_core::random::Random;
 use tokio::time::Instant;
 
-use super::FAREWELL;
-use crate::ServerConfig;
+use super::{FAREWELL, streams::Streams};
+use crate::{ServerConfig, frames::Unfinished};
 
 /// Requests in flight, and since when a head has been coming in. Shared by a connection's parts.
 #[derive(Debug, Default)]
@@ -21,6 +21,10 @@ pub(super) struct Activity {
     requests: AtomicUsize,
     /// When the first byte of a head came whose end has not.
     head: Mutex<Option<Instant>>,
+    /// The same of a frame, over HTTP/2; and whether it is of a request's body.
+    frame: Mutex<Option<(Instant, bool)>>,
+    /// Of HTTP/2.
+    pub(super) streams: Streams,
 }
 
 /// What goes on on all connections of a server.
@@ -74,12 +78,32 @@ impl Activity {
         }
     }
 
+    /// What came in last ends within a frame that has just begun, or with one.
+    pub(super) fn set_unfinished(&self, what: Unfinished) {
+        *lock(&self.frame) = match what {
+            Unfinished::Nothing => None,
+            what => Some((Instant::now(), what == Unfinished::Data)),
+        };
+    }
+
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight.load(Acquire)
     }
 
+    /// Since when the end of a head has been waited for, or of a frame. The body of a request that is in flight
+    /// may come as slowly as its handler allows.
     fn head(&self) -> Option<Instant> {
-        *lock(&self.head)
+        let frame = lock(&self.frame).filter(|(_, is_body)| !is_body || self.in_flight() == 0);
+        match (*lock(&self.head), frame) {
+            (Some(head), Some((frame, _))) => Some(head.min(frame)),
+            (head, frame) => head.or(frame.map(|(since, _)| since)),
+        }
+    }
+}
+
+impl InFlight {
+    pub(super) fn streams(&self) -> &Streams {
+        &self.0.streams
     }
 }
 

@@ -6,10 +6,11 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use chassis_core::{BoxError, tasks::Aside};
-use http::{Extensions, HeaderValue, Request, Response, StatusCode, header::CONNECTION};
+use chassis_core::{BoxError, call::had_waited, tasks::Aside};
+use http::{Extensions, HeaderMap, HeaderValue, Request, Response, StatusCode, header::CONNECTION};
 use hyper::{body::Incoming, server::conn};
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -20,14 +21,15 @@ use super::{
     body::{ServerBody, Tracked},
     h2::{Http2, refusal},
     head::{Refused, switches_no_protocol, tidy_h1},
-    io::{Heard, Opened, Opening, Version},
+    io::{Heard, Life, Opened, Opening, Version},
     received::Received,
     service::{Answer, Connected, is_grpc},
 };
 use crate::{
     Problem, ServerConfig,
     connector::{Hangup, Stream},
-    frames::{Frames, HeaderLimit},
+    flood::Abuse,
+    frames::HeaderLimit,
     hop,
     silence::Silence,
     turns::Turns,
@@ -83,13 +85,8 @@ pub(super) async fn serve(port: Arc<Port>, stream: Stream) {
             let silence = Arc::new(Silence::new());
             let turns = Turns::default();
             let limit = HeaderLimit::default();
-            let heard = Heard::Life {
-                silence: silence.clone(),
-                turns: turns.clone(),
-                frames: Frames::default(),
-                limit: limit.clone(),
-            };
-            let (io, lent) = Opened::new(stream, opening, heard);
+            let heard = Life::new(silence.clone(), turns.clone(), activity.clone(), limit.clone());
+            let (io, lent) = Opened::new(stream, opening, Heard::Life(heard));
             let opened = Http2::begin(&port, io, silence, turns, limit, requests);
             let connection = timeout(port.config.header_timeout.get(), opened);
             let Ok(Ok(connection)) = connection.await else { return };
@@ -232,6 +229,22 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
 }
 
 impl Requests {
+    pub(super) fn activity(&self) -> &Arc<Activity> {
+        &self.activity
+    }
+
+    /// How long the caller of a request with these headers waits, as far as it says so.
+    pub(super) fn allowed(&self, headers: &HeaderMap) -> Option<Duration> {
+        let grpc = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?));
+        let rest = || headers.get(&self.port.config.timeout_header.0)?.to_str().ok()?.trim().parse().ok();
+        grpc.or_else(|| rest().map(Duration::from_millis))
+    }
+
+    /// Tells that the connection is closed for what its peer did.
+    pub(super) fn closed_for(&self, abuse: Abuse) {
+        self.port.closed_for(abuse, self.connected.peer());
+    }
+
     pub(super) fn answer(&self, mut request: Request<Received>, is_grpc: bool) -> Answering {
         let in_flight = Some(self.activity.begin());
         // A copy of what is the same for each costs half of putting it in anew.
@@ -267,7 +280,38 @@ impl Requests {
     }
 }
 
+/// `100m`, as gRPC writes it.
+fn grpc_timeout(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u32 = number.parse().ok()?;
+    let unit = match unit {
+        "H" => Duration::from_secs(3600),
+        "M" => Duration::from_secs(60),
+        "S" => Duration::from_secs(1),
+        "m" => Duration::from_millis(1),
+        "u" => Duration::from_micros(1),
+        "n" => Duration::from_nanos(1),
+        _ => return None,
+    };
+    unit.checked_mul(number)
+}
+
 // === impl Answering ===
+
+impl Answering {
+    /// The peer no longer wants the answer of its stream `number`, which began at `began`.
+    #[cold]
+    pub(super) fn reset(&mut self, number: usize, began: Instant) {
+        let answer = self.answer.take();
+        let had_waited = had_waited(|| drop(answer));
+        let now = Instant::now();
+        if let Some(in_flight) = &self.in_flight
+            && !had_waited
+        {
+            in_flight.streams().reset_early(number, now.saturating_duration_since(began), now);
+        }
+    }
+}
 
 impl Future for Answering {
     type Output = Result<Response<Tracked>, Infallible>;

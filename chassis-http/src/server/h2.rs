@@ -6,34 +6,37 @@ use std::{
     cell::RefCell,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
-use chassis_core::{BoxError, BoxFuture};
+use chassis_core::{BoxError, BoxFuture, tasks::Aside};
 use h2::{
     Reason, RecvStream,
     server::{Builder, Connection, SendResponse},
 };
 use http::{
-    HeaderName, HeaderValue, Request, Response, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode,
     header::{CONTENT_LENGTH, CONTENT_TYPE, DATE},
     response,
 };
 use http_body::Body as _;
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::{
-    Port,
+    FAREWELL, Port,
     body::{ServerBody, Tracked},
     connection::{Answering, Requests},
     head::tidy_h2,
     io::Opened,
     received::Received,
     service::is_grpc,
+    streams::PREMATURE,
 };
 use crate::{
     Problem,
+    flood::Abuse,
     frames::HeaderLimit,
     h2::{Pump, headers, length},
     hop,
@@ -41,16 +44,24 @@ use crate::{
     turns::Turns,
 };
 
-/// One connection; it is over when all its streams are, or when its peer fell silent.
+/// One connection; it is over when all its streams are, when its peer fell silent, or when it is cut off.
 pub(super) struct Http2 {
     connection: Connection<Opened, Bytes>,
     requests: Requests,
-    silence: BoxFuture<'static, ()>,
+    /// `Some`: the peer fell silent; `None`: it is to be cut off.
+    trouble: Aside<BoxFuture<'static, Option<BoxError>>>,
+    heard: Arc<Silence>,
     turns: Turns,
     /// Bytes of headers that the peer takes.
     limit: HeaderLimit,
     /// Bytes of headers that we take.
     max_header_list: u32,
+    /// Handlers that may run, or wait to be ended.
+    max_handlers: usize,
+    /// How many resets had come when no stream was left to begin.
+    resets: usize,
+    /// The peer has so long to take note that it is cut off.
+    closing: Option<Pin<Box<Sleep>>>,
 }
 
 /// One stream: first its answer is made, then it is sent. Both end early when the peer resets it.
@@ -60,12 +71,18 @@ struct Exchange {
     dated: bool,
     /// Bytes of headers, and of trailers, that the peer takes.
     most: u32,
+    /// Its number on the connection, and when it began.
+    number: usize,
+    began: Instant,
 }
 
 enum State {
     Answering(Answering),
     Sending(Pump<Tracked>),
 }
+
+/// Handlers for each stream that a peer may have at once: of streams that were reset some have not ended yet.
+const MAX_HANDLERS: usize = 4;
 
 // === impl Http2 ===
 
@@ -83,9 +100,30 @@ impl Http2 {
         let mut connection = builder(port).handshake(io).await?;
         let (interval, bound) = (port.config.keep_alive_interval.0, port.config.keep_alive_timeout.get());
         let ping = connection.ping_pong();
-        let silence = Box::pin(async move { heard.lasts(ping, interval, bound).await });
+        let (silence, activity) = (heard.clone(), requests.activity().clone());
+        let trouble: BoxFuture<'static, Option<BoxError>> = Box::pin(async move {
+            tokio::select! {
+                biased;
+                () = activity.streams.abused() => None,
+                () = silence.lasts(ping, interval, bound) => Some("the peer no longer answers pings".into()),
+            }
+        });
+        let max_handlers = MAX_HANDLERS.saturating_mul(port.config.max_streams.get() as usize);
+        let trouble = Aside::new(trouble);
         let max_header_list = port.config.max_header_list.as_u32();
-        Ok(Http2 { connection, requests, silence, turns, limit, max_header_list })
+        let (resets, closing) = (0, None);
+        Ok(Http2 {
+            connection,
+            requests,
+            trouble,
+            heard,
+            turns,
+            limit,
+            max_header_list,
+            max_handlers,
+            resets,
+            closing,
+        })
     }
 
     /// Says GOAWAY, and lets streams end that were begun.
@@ -93,7 +131,12 @@ impl Http2 {
         self.connection.graceful_shutdown();
     }
 
-    fn serve(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+    fn serve(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>, cx: &mut Context<'_>) {
+        let streams = &self.requests.activity().streams;
+        let (number, began) = (streams.begin(), self.heard.last());
+        if streams.resets() != self.resets && respond.poll_reset(cx).is_ready() {
+            return self.skip(number, request.headers());
+        }
         let size = headers::size_of_request(&request);
         let (mut head, body) = request.into_parts();
         let tidied = tidy_h2(&mut head);
@@ -107,7 +150,65 @@ impl Http2 {
             Err(refused) => self.requests.refuse(refused),
         };
         // It ends with its connection.
-        tokio::spawn(Exchange { respond, state: State::Answering(answer), dated, most: self.limit.get() });
+        let (state, most) = (State::Answering(answer), self.limit.get());
+        tokio::spawn(Exchange { respond, state, dated, most, number, began });
+    }
+
+    /// A stream that is over before it was looked at: no handler ever sees it.
+    #[cold]
+    fn skip(&self, number: usize, headers: &HeaderMap) {
+        let streams = &self.requests.activity().streams;
+        match self.requests.allowed(headers).is_some_and(|allowed| allowed <= PREMATURE) {
+            true => streams.over_its_time(Instant::now()),
+            false => streams.reset_early(number, Duration::ZERO, Instant::now()),
+        }
+    }
+
+    /// Is the connection to be closed for what its peer does?
+    fn is_abused(&self) -> bool {
+        let activity = self.requests.activity();
+        if activity.in_flight() > self.max_handlers {
+            activity.streams.give_up(Abuse::TooManyHandlers);
+        }
+        activity.streams.abuse().is_some()
+    }
+
+    /// Tells the peer why it is cut off; all its streams end.
+    #[cold]
+    fn cut_off(&mut self) {
+        if let Some(abuse) = self.requests.activity().streams.abuse() {
+            self.requests.closed_for(abuse);
+        }
+        self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+        self.closing = Some(Box::pin(sleep(FAREWELL)));
+    }
+
+    /// Resolves once the peer was told, or took too long to read it.
+    #[cold]
+    fn poll_closing(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        // What was begun by then is not served.
+        while let Some(accepted) = match self.connection.poll_accept(cx) {
+            Poll::Ready(None) => return Poll::Ready(Ok(())),
+            Poll::Ready(accepted) => accepted,
+            Poll::Pending => None,
+        } {
+            drop(accepted?);
+        }
+        match &mut self.closing {
+            Some(over) => {
+                over.as_mut().poll(cx).map(|()| Err("the peer does not read why it is cut off".into()))
+            }
+            None => Poll::Pending,
+        }
+    }
+
+    /// h2 has its own bounds on floods.
+    #[cold]
+    fn failed(&self, error: h2::Error) -> BoxError {
+        if error.is_library() && error.is_go_away() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM) {
+            self.requests.closed_for(Abuse::Frames);
+        }
+        error.into()
     }
 }
 
@@ -115,18 +216,33 @@ impl Future for Http2 {
     type Output = Result<(), BoxError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        if this.closing.is_some() {
+            return this.poll_closing(cx);
+        }
         // Each look for another call reads, too.
-        self.turns.begin();
-        while let Poll::Ready(accepted) = self.connection.poll_accept(cx)? {
+        this.turns.begin();
+        while let Poll::Ready(accepted) = this.connection.poll_accept(cx) {
             match accepted {
-                Some((request, respond)) => {
-                    self.turns.call();
-                    self.serve(request, respond);
+                Some(Ok((request, respond))) => {
+                    this.turns.call();
+                    this.serve(request, respond, cx);
+                    if this.is_abused() {
+                        break;
+                    }
                 }
+                Some(Err(error)) => return Poll::Ready(Err(this.failed(error))),
                 None => return Poll::Ready(Ok(())),
             }
         }
-        self.silence.as_mut().poll(cx).map(|()| Err("the peer no longer answers pings".into()))
+        this.resets = this.requests.activity().streams.resets();
+        match ready!(Pin::new(&mut this.trouble).poll(cx)) {
+            Some(error) => Poll::Ready(Err(error)),
+            None => {
+                this.cut_off();
+                this.poll_closing(cx)
+            }
+        }
     }
 }
 
@@ -136,8 +252,9 @@ fn builder(port: &Port) -> Builder {
     builder
         .max_concurrent_streams(config.max_streams.get())
         // All calls of a client may be over their time in the moment in which this process is too busy to
-        // look at them: no reason to close the connection, as h2 does from the twenty-first on.
-        .max_pending_accept_reset_streams(config.max_streams.get() as usize)
+        // look at them: no reason to close the connection, as h2 does from the twenty-first on. What is one is
+        // counted in `streams.rs`.
+        .max_pending_accept_reset_streams(MAX_HANDLERS.saturating_mul(config.max_streams.get() as usize))
         // What we allow is ours to say: h2 would end the connection, or leave fields out without a word.
         .max_header_list_size(config.max_header_list.as_u32().max(headers::READ))
         .initial_window_size(config.stream_window.as_u32())
@@ -206,8 +323,11 @@ impl Future for Exchange {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         if let State::Answering(answering) = &mut this.state {
-            let Poll::Ready(Ok(response)) = Pin::new(answering).poll(cx) else {
-                return this.respond.poll_reset(cx).map(drop);
+            let Poll::Ready(Ok(response)) = Pin::new(&mut *answering).poll(cx) else {
+                if ready!(this.respond.poll_reset(cx)).is_ok() {
+                    answering.reset(this.number, this.began);
+                }
+                return Poll::Ready(());
             };
             match this.answer(response) {
                 Some(pump) => this.state = State::Sending(pump),

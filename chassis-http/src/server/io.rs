@@ -10,13 +10,14 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     sync::oneshot,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::activity::Activity;
 use crate::{
     connector::Stream,
-    frames::{Frames, HeaderLimit, Seen},
+    flood::FrameBudget,
+    frames::{Frames, HeaderLimit, RESET, Seen, Unfinished},
     silence::Silence,
     turns::Turns,
 };
@@ -48,13 +49,26 @@ pub(super) struct Opened {
 pub(super) enum Heard {
     /// Over HTTP/1.1: those of heads can come slowly.
     Heads(Arc<Activity>),
-    /// Over HTTP/2: the peer lives. It is read in turns.
-    Life { silence: Arc<Silence>, turns: Turns, frames: Frames, limit: HeaderLimit },
+    /// Over HTTP/2: the peer lives. It is read in turns, and its frames are looked at.
+    Life(Life),
+}
+
+pub(super) struct Life {
+    silence: Arc<Silence>,
+    turns: Turns,
+    activity: Arc<Activity>,
+    frames: Frames,
+    limit: HeaderLimit,
+    budget: FrameBudget,
+    /// What was unfinished after the last read, and whether it was a list of headers.
+    unfinished: (Unfinished, bool),
 }
 
 /// Where the stream comes back to.
 pub(super) struct Lent(oneshot::Receiver<Stream>);
 
+/// What is read for nothing at a connection's end: a peer that sends more than this is busy sending.
+const ON_ITS_WAY: usize = 2 * 1024 * 1024;
 /// What every HTTP/2 connection begins with.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -92,6 +106,13 @@ impl Opened {
     fn stream(&mut self) -> Pin<&mut Stream> {
         Pin::new(self.stream.as_mut().expect("only taken out when dropped"))
     }
+
+    fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let (Poll::Ready(Ok(bytes)), Heard::Life(life)) = (&written, &mut self.heard) {
+            life.budget.earn(*bytes);
+        }
+        written
+    }
 }
 
 impl Drop for Opened {
@@ -114,8 +135,8 @@ impl AsyncRead for Opened {
         }
         let before = to.filled().len();
         let stream = Pin::new(this.stream.as_mut().expect("only taken out when dropped"));
-        if let Heard::Life { turns, .. } = &this.heard
-            && turns.is_over(cx)
+        if let Heard::Life(life) = &this.heard
+            && life.turns.is_over(cx)
         {
             return Poll::Pending;
         }
@@ -124,15 +145,7 @@ impl AsyncRead for Opened {
         match &mut this.heard {
             _ if read.is_empty() => {}
             Heard::Heads(activity) => activity.head_bytes(),
-            Heard::Life { silence, turns, frames, limit } => {
-                silence.break_now();
-                let begun = frames.read(read, &mut |seen| {
-                    if let Seen::Settings { max_header_list, .. } = seen {
-                        limit.set(max_header_list);
-                    }
-                });
-                turns.read(read.len(), begun);
-            }
+            Heard::Life(life) => life.read(read),
         }
         Poll::Ready(Ok(()))
     }
@@ -140,7 +153,8 @@ impl AsyncRead for Opened {
 
 impl AsyncWrite for Opened {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.stream().poll_write(cx, bytes)
+        let written = self.stream().poll_write(cx, bytes);
+        self.wrote(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -156,11 +170,63 @@ impl AsyncWrite for Opened {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.stream().poll_write_vectored(cx, bytes)
+        let written = self.stream().poll_write_vectored(cx, bytes);
+        self.wrote(written)
     }
 
     fn is_write_vectored(&self) -> bool {
         self.stream.as_ref().is_some_and(|stream| stream.is_write_vectored())
+    }
+}
+
+// === impl Life ===
+
+impl Life {
+    pub(super) fn new(
+        silence: Arc<Silence>,
+        turns: Turns,
+        activity: Arc<Activity>,
+        limit: HeaderLimit,
+    ) -> Self {
+        let budget = FrameBudget::new(Instant::now());
+        Life {
+            silence,
+            turns,
+            activity,
+            frames: Frames::default(),
+            limit,
+            budget,
+            unfinished: (Unfinished::Nothing, false),
+        }
+    }
+
+    fn read(&mut self, bytes: &[u8]) {
+        let Life { silence, turns, activity, frames, limit, budget, unfinished: last } = self;
+        silence.break_now();
+        let begun = frames.read(bytes, &mut |seen| {
+            match seen {
+                Seen::Frame(frame) => {
+                    if frame.kind == RESET {
+                        activity.streams.reset();
+                    }
+                    if let Err(abuse) = budget.spend(&frame, Instant::now) {
+                        activity.streams.give_up(abuse);
+                        // The connection's task looks at it before it reads on.
+                        turns.end();
+                    }
+                }
+                Seen::Settings { max_header_list, .. } => limit.set(max_header_list),
+                _ => {}
+            }
+        });
+        turns.read(bytes.len(), begun);
+        let unfinished = (frames.unfinished(), frames.is_in_list());
+        // While the same frame, or list of headers, goes on, its first byte counts.
+        let goes_on = begun == 0 || (unfinished.1 && last.1);
+        if unfinished.0 != last.0 || (unfinished.0 != Unfinished::Nothing && !goes_on) {
+            activity.set_unfinished(unfinished.0);
+        }
+        *last = unfinished;
     }
 }
 
@@ -178,10 +244,15 @@ impl Lent {
     }
 }
 
-/// Says that nothing more comes, and reads on until the peer says so too.
+/// Says that nothing more comes, and reads on until the peer says so too, or has sent what may have been on its way.
 pub(super) async fn finish(stream: &mut Stream) -> io::Result<()> {
     stream.shutdown().await?;
-    let mut ignored = [0; 1024];
-    while stream.read(&mut ignored).await? > 0 {}
+    let (mut ignored, mut left) = ([0; 4096], ON_ITS_WAY);
+    while left > 0 {
+        match stream.read(&mut ignored).await? {
+            0 => break,
+            n => left = left.saturating_sub(n),
+        }
+    }
     Ok(())
 }

@@ -9,20 +9,21 @@ mod head;
 mod io;
 mod received;
 mod service;
+mod streams;
 
 use std::{
     io::ErrorKind,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering::*},
     },
     time::Duration,
 };
 
-use chassis_core::{random::Random, tasks::Tasks};
+use chassis_core::{event::Side, metrics::Metrics, random::Random, tasks::Tasks};
 use tokio::{
     io::AsyncWriteExt,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -34,7 +35,8 @@ pub use self::{
 };
 use crate::{
     ServerConfig,
-    connector::{Acceptor, Listener, Stream},
+    connector::{Acceptor, Listener, Peer, Stream},
+    flood::Abuse,
 };
 
 /// Serves any number of ports, and drains them together.
@@ -61,6 +63,7 @@ pub struct Server {
     connections: TaskTracker,
     activities: Arc<Activities>,
     open: Arc<AtomicUsize>,
+    metrics: Option<Metrics>,
 }
 
 /// One port, as its connections see it.
@@ -75,6 +78,9 @@ struct Port {
     /// Connections to all ports.
     open: Arc<AtomicUsize>,
     refusing: AtomicUsize,
+    metrics: Option<Metrics>,
+    /// When it was last told that a connection was closed for what its peer did.
+    told: Mutex<Option<Instant>>,
 }
 
 /// Counts a connection while it is open.
@@ -84,6 +90,8 @@ struct Counted(Arc<AtomicUsize>);
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// So many peers at once are told that the server is full; more are just closed.
 const REFUSING: usize = 64;
+/// Connections closed for what their peers do are told of once in so long.
+const TOLD: Duration = Duration::from_secs(1);
 /// How long a peer has to take note of what it is told last.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// What they are told, whatever they speak: an HTTP/2 client sees that it is none of its frames.
@@ -103,7 +111,14 @@ impl Server {
             connections: TaskTracker::new(),
             activities: Arc::default(),
             open: Arc::default(),
+            metrics: None,
         }
+    }
+
+    /// Where connections are counted that it closes for what their peers do. Default: nowhere.
+    pub fn metrics(mut self, metrics: Metrics) -> Self {
+        self.metrics = Some(metrics);
+        self
     }
 
     /// Serves `mux` at `listener` from now on; `name` is the port's in the settings. Streams go through
@@ -125,6 +140,8 @@ impl Server {
             activities: self.activities.clone(),
             open: self.open.clone(),
             refusing: AtomicUsize::new(0),
+            metrics: self.metrics.clone(),
+            told: Mutex::new(None),
         });
         let accept = accept(port, listener, self.tasks.clone(), self.connections.clone());
         self.tasks.spawn(self.connections.track_future(accept));
@@ -205,6 +222,25 @@ async fn tell_full(mut stream: Stream) -> std::io::Result<()> {
 
 fn is_of_one_connection(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused)
+}
+
+// === impl Port ===
+
+impl Port {
+    /// Counts a connection that is closed for what its peer did, and tells of one in a second.
+    #[cold]
+    fn closed_for(&self, abuse: Abuse, peer: &Peer) {
+        let reason = abuse.name();
+        if let Some(metrics) = &self.metrics {
+            metrics.connection_closed(Side::Server, reason);
+        }
+        let now = Instant::now();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|at| now >= at + TOLD) {
+            *told = Some(now);
+            tracing::warn!(target: "chassis", port = &*self.name, %peer, reason, "connection closed for what its peer did");
+        }
+    }
 }
 
 // === impl Counted ===

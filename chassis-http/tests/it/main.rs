@@ -3,6 +3,7 @@
 mod connectors;
 mod cuts;
 mod ends;
+mod floods;
 mod h1;
 mod h2;
 mod hangups;

@@ -1,6 +1,6 @@
 //! HTTP/2 by hand: what no library would send.
 use chassis_http::connector::Stream;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(crate) const END_STREAM: u8 = 1;
@@ -11,12 +11,20 @@ pub(crate) const RESET: u8 = 3;
 pub(crate) const SETTINGS: u8 = 4;
 pub(crate) const PING: u8 = 6;
 pub(crate) const GOAWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
+pub(crate) const PRIORITY: u8 = 2;
+pub(crate) const WINDOW_UPDATE: u8 = 8;
+pub(crate) const CONTINUATION: u8 = 9;
+pub(crate) const ACK: u8 = 1;
+
+/// GET, http, / of the static table.
+pub(crate) const GET: [u8; 3] = [0x82, 0x86, 0x84];
+pub(crate) const CANCEL: [u8; 4] = 8u32.to_be_bytes();
 
 /// A frame that came in.
 #[derive(Debug)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,
+    pub(crate) flags: u8,
     pub(crate) stream: u32,
     pub(crate) payload: Vec<u8>,
 }
@@ -80,7 +88,7 @@ pub(crate) async fn read(stream: &mut Stream) -> Option<Frame> {
         let answer = if kind == PING { &payload[..] } else { &[] };
         stream.write_all(&frame(kind, 1, 0, answer)).await.ok()?;
     }
-    Some(Frame { kind, stream: u32::from_be_bytes(id), payload })
+    Some(Frame { kind, flags, stream: u32::from_be_bytes(id), payload })
 }
 
 /// The next frame of this kind; `None`: the peer hung up.
@@ -97,4 +105,35 @@ pub(crate) async fn read_until(stream: &mut Stream, kind: u8) -> Option<Frame> {
 pub(crate) async fn greet(stream: &mut Stream, pairs: &[(u16, u32)]) {
     stream.write_all(&settings(pairs)).await.unwrap();
     stream.read_exact(&mut [0; 24]).await.unwrap();
+}
+
+/// A client's side: says the preface and its settings.
+pub(crate) async fn open(stream: &mut Stream, pairs: &[(u16, u32)]) {
+    stream.write_all(&[&PREFACE[..], &settings(pairs)].concat()).await.unwrap();
+}
+
+/// The number of the stream of the `call`th call, from 0.
+pub(crate) fn stream(call: usize) -> u32 {
+    2 * call as u32 + 1
+}
+
+/// The next frame, which nothing is said to.
+pub(crate) async fn receive(from: &mut (impl AsyncRead + Unpin)) -> Option<Frame> {
+    let mut header = [0; 9];
+    from.read_exact(&mut header).await.ok()?;
+    let [a, b, c, kind, flags, id @ ..] = header;
+    let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+    from.read_exact(&mut payload).await.ok()?;
+    Some(Frame { kind, flags, stream: u32::from_be_bytes(id), payload })
+}
+
+/// Reads to the end; returns the error code of the last GOAWAY.
+pub(crate) async fn goodbye(from: &mut (impl AsyncRead + Unpin)) -> Option<u32> {
+    let mut code = None;
+    while let Some(frame) = receive(from).await {
+        if frame.kind == GOAWAY {
+            code = Some(u32::from_be_bytes(frame.payload[4..8].try_into().unwrap()));
+        }
+    }
+    code
 }

@@ -1,0 +1,258 @@
+//! What a peer makes of the streams of one HTTP/2 connection: above all, how many it resets before it can have
+//! got anything for them (CVE-2023-44487).
+use std::{
+    sync::{
+        Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+
+use crate::flood::Abuse;
+
+/// Shared by a connection and the tasks of its streams.
+#[derive(Debug, Default)]
+pub(super) struct Streams {
+    begun: AtomicUsize,
+    /// Frames that reset one, so far.
+    resets: AtomicUsize,
+    counts: Mutex<ResetCounts>,
+    /// Why the connection is to be closed, once it is.
+    abuse: OnceLock<Abuse>,
+    told: Notify,
+}
+
+/// Counts streams that their peer reset before their answer began, and soon after they began.
+#[derive(Debug, Default)]
+struct ResetCounts {
+    /// In the newest block of streams, and in the one before.
+    in_block: [usize; 2],
+    block: usize,
+    /// Those that were reset in haste, in the newest half of a second and in the one before.
+    in_half: [usize; 2],
+    /// The same of those whose callers had said that they would not wait for long.
+    in_half_said: [usize; 2],
+    half: u64,
+    first: Option<Instant>,
+}
+
+/// Resets after this are no haste: the peer waited.
+pub(super) const PREMATURE: Duration = Duration::from_secs(1);
+/// As many streams are looked at, or up to twice as many.
+const BLOCK: usize = 500;
+/// So many of them over half are chance, or callers in step: with 1,000 streams, four standard deviations.
+const CHANCE: usize = 64;
+/// So many in a second are too many, whatever else goes on, if they were reset within [`HASTE`]: to those that last
+/// longer the bound on streams applies, and callers with a short patience are many.
+const IN_A_SECOND: usize = 1_000;
+const HASTE: Duration = Duration::from_millis(10);
+/// The same where it was said before: a server that stalls for a second finds the calls of many callers over their
+/// time. No handler sees them.
+const SAID_IN_A_SECOND: usize = 10_000;
+const HALF_SECOND: u128 = 500;
+
+// === impl Streams ===
+
+impl Streams {
+    /// One more has begun; returns its number.
+    pub(super) fn begin(&self) -> usize {
+        // Only the connection itself counts.
+        let number = self.begun.load(Relaxed);
+        self.begun.store(number + 1, Relaxed);
+        number
+    }
+
+    /// A frame has come that resets one.
+    pub(super) fn reset(&self) {
+        self.resets.store(self.resets() + 1, Relaxed);
+    }
+
+    pub(super) fn resets(&self) -> usize {
+        self.resets.load(Relaxed)
+    }
+
+    /// Stream `number` was reset before its answer began, when it had lived for so long.
+    pub(super) fn reset_early(&self, number: usize, lived: Duration, now: Instant) {
+        if lived > PREMATURE {
+            return;
+        }
+        let abuse = self.counts().premature(number, self.begun.load(Relaxed), lived < HASTE, now);
+        if let Some(abuse) = abuse {
+            self.give_up(abuse);
+        }
+    }
+
+    /// A stream was reset before we looked at it, and its caller had said that it would wait for less than
+    /// [`PREMATURE`].
+    pub(super) fn over_its_time(&self, now: Instant) {
+        let abuse = self.counts().over_its_time(now);
+        if let Some(abuse) = abuse {
+            self.give_up(abuse);
+        }
+    }
+
+    /// The connection is to be closed. The first reason stays.
+    pub(super) fn give_up(&self, abuse: Abuse) {
+        if self.abuse.set(abuse).is_ok() {
+            self.told.notify_one();
+        }
+    }
+
+    pub(super) fn abuse(&self) -> Option<Abuse> {
+        self.abuse.get().copied()
+    }
+
+    /// Resolves when the connection is to be closed.
+    pub(super) async fn abused(&self) {
+        while self.abuse().is_none() {
+            self.told.notified().await;
+        }
+    }
+
+    /// Nothing panics while it is held; a poisoned lock would be as good as new.
+    fn counts(&self) -> MutexGuard<'_, ResetCounts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl ResetCounts ===
+
+impl ResetCounts {
+    /// Counts the stream of this number, of `begun` that have begun; says whether it is one too many.
+    fn premature(&mut self, number: usize, begun: usize, in_haste: bool, now: Instant) -> Option<Abuse> {
+        let block = begun / BLOCK;
+        shift(&mut self.in_block, block - self.block.min(block));
+        self.block = block;
+        if let Some(count) = self.in_block.get_mut(block - (number / BLOCK).min(block)) {
+            *count += 1;
+        }
+        self.pass(now);
+        self.in_half[0] += usize::from(in_haste);
+        let streams = begun % BLOCK + if block > 0 { BLOCK } else { 0 };
+        match streams >= BLOCK && sum(&self.in_block) > streams / 2 + CHANCE {
+            true => Some(Abuse::PrematureResets),
+            false => (sum(&self.in_half) >= IN_A_SECOND).then_some(Abuse::ResetRate),
+        }
+    }
+
+    /// Counts a stream that was reset when it was over the time that its caller had given it.
+    fn over_its_time(&mut self, now: Instant) -> Option<Abuse> {
+        self.pass(now);
+        self.in_half_said[0] += 1;
+        (sum(&self.in_half_said) >= SAID_IN_A_SECOND).then_some(Abuse::ResetRate)
+    }
+
+    /// Time passes.
+    fn pass(&mut self, now: Instant) {
+        let since = now.saturating_duration_since(*self.first.get_or_insert(now));
+        let half = u64::try_from(since.as_millis() / HALF_SECOND).unwrap_or(u64::MAX);
+        let by = usize::try_from(half - self.half.min(half)).unwrap_or(usize::MAX);
+        shift(&mut self.in_half, by);
+        shift(&mut self.in_half_said, by);
+        self.half = half;
+    }
+}
+
+/// The newest becomes the one before, so many times.
+fn shift(counts: &mut [usize; 2], by: usize) {
+    match by {
+        0 => {}
+        1 => *counts = [0, counts[0]],
+        _ => *counts = [0, 0],
+    }
+}
+
+fn sum(counts: &[usize; 2]) -> usize {
+    counts.iter().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use chassis_core::random::Random;
+
+    use super::*;
+
+    /// After how many streams a peer is cut off, if `resets` says of each whether it is reset at once; `rate` begin
+    /// in a second.
+    #[track_caller]
+    fn check(
+        rate: usize,
+        streams: usize,
+        mut resets: impl FnMut(usize) -> bool,
+        expected: Option<(usize, Abuse)>,
+    ) {
+        let (mut counts, begun) = (ResetCounts::default(), Instant::now());
+        let cut = (0..streams).find_map(|number| {
+            let now = begun + Duration::from_secs(1) * number as u32 / rate as u32;
+            let abuse = resets(number).then(|| counts.premature(number, number + 1, true, now))?;
+            abuse.map(|abuse| (number + 1, abuse))
+        });
+        assert_eq!(cut, expected);
+    }
+
+    #[test]
+    fn a_peer_that_resets_everything_is_cut_off_after_500_streams() {
+        check(100_000, 10_000, |_| true, Some((500, Abuse::PrematureResets)));
+        check(10, 10_000, |_| true, Some((500, Abuse::PrematureResets)));
+        check(100_000, 499, |_| true, None);
+        check(100_000, 10_000, |n| n % 3 > 0, Some((500, Abuse::PrematureResets)));
+    }
+
+    /// What it did well before does not buy it more than that.
+    #[test]
+    fn a_peer_that_begins_to_reset_everything_is_cut_off_soon() {
+        check(900, 10_000_000, |n| n >= 9_999_500, Some((10_000_000, Abuse::PrematureResets)));
+        check(900, 10_000, |n| n >= 700, Some((1_029, Abuse::PrematureResets)));
+    }
+
+    #[test]
+    fn half_of_all_may_be_reset() {
+        check(900, 1_000_000, |n| n % 2 > 0, None);
+        // Callers in step: 64 are reset, then 64 are not.
+        check(900, 1_000_000, |n| n / 64 % 2 > 0, None);
+        check(900, 1_000_000, |n| (n / 64).is_multiple_of(2), None);
+        let random = Random::seeded(1);
+        check(
+            900,
+            1_000_000,
+            |_| random.between(Duration::ZERO, Duration::from_secs(2)) < Duration::from_secs(1),
+            None,
+        );
+    }
+
+    #[test]
+    fn a_thousand_in_a_second_are_too_many() {
+        let mostly_well = |n: usize| n.is_multiple_of(4);
+        check(3_900, 100_000, mostly_well, None);
+        check(4_800, 100_000, mostly_well, Some((3_997, Abuse::ResetRate)));
+    }
+
+    #[test]
+    fn callers_of_little_patience_are_not_in_haste() {
+        let (mut counts, begun) = (ResetCounts::default(), Instant::now());
+        for number in 0..100_000usize {
+            let now = begun + Duration::from_millis(number as u64 / 4);
+            let abuse = if number.is_multiple_of(2) {
+                counts.premature(number, number + 1, false, now)
+            } else {
+                None
+            };
+            assert_eq!(abuse, None);
+        }
+    }
+
+    #[test]
+    fn what_was_reset_late_counts_for_its_own_block() {
+        let (mut counts, now) = (ResetCounts::default(), Instant::now());
+        // 499 of the first 500, told once there are 2,000.
+        for number in 0..499 {
+            assert_eq!(counts.premature(number, 2_000, true, now), None);
+        }
+        for number in 1_500..1_814 {
+            assert_eq!(counts.premature(number, 2_000, true, now), None);
+        }
+        assert_eq!(counts.premature(1_814, 2_000, true, now), Some(Abuse::PrematureResets));
+    }
+}
