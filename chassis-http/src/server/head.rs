@@ -36,6 +36,8 @@ impl Refused {
     }
 }
 
+/// As many as hyper takes over HTTP/1.1; each piece of a cookie counts.
+const MAX_FIELDS: usize = 100;
 const SWITCH: &str = "this server does not switch to another protocol: it speaks HTTP/1.1 and HTTP/2";
 
 /// Tells a handler's wish to switch to another protocol, which nobody could fulfil.
@@ -66,7 +68,8 @@ pub(super) fn tidy_h1(head: &mut Parts) -> Result<(), Refused> {
 pub(super) fn tidy_h2(head: &mut Parts) -> Result<(), Refused> {
     let is_repeated = head.headers.len() > head.headers.keys_len();
     let has_user = head.uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
-    match is_repeated || has_user || head.method == Method::CONNECT || contains(&head.headers, &HOST) {
+    let is_odd = is_repeated || has_user || head.headers.len() > MAX_FIELDS;
+    match is_odd || head.method == Method::CONNECT || contains(&head.headers, &HOST) {
         true => tidy_odd_h2(head),
         false => Ok(()),
     }
@@ -94,6 +97,11 @@ fn tidy_odd_h1(head: &mut Parts) -> Result<(), Refused> {
 
 #[cold]
 fn tidy_odd_h2(head: &mut Parts) -> Result<(), Refused> {
+    if head.headers.len() > MAX_FIELDS {
+        let words =
+            format!("the request has {} header fields, and may have {MAX_FIELDS}", head.headers.len());
+        return Err(Refused { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, words: words.into() });
+    }
     refuse_tunnels(head)?;
     refuse_hosts(head, false)?;
     if let (Some(host), Some(authority)) = (head.headers.get(HOST), head.uri.authority())

@@ -86,6 +86,21 @@ async fn headers_over_the_limit_are_told_431() {
     call.metadata.insert("x-large", "x".repeat(20_000).parse().unwrap());
     let told = crate::support::read(client.leaf.call(call).await.unwrap()).await.unwrap();
     assert!(told.starts_with("431 {"), "{told}");
+    let with = async |fields: usize, name: fn(usize) -> String| {
+        let mut call = crate::support::call(http::Method::GET, "/x", chassis_core::call::Body::empty());
+        for n in 0..fields {
+            call.metadata.append(http::HeaderName::try_from(name(n)).unwrap(), "1".parse().unwrap());
+        }
+        crate::support::read(client.leaf.call(call).await.unwrap()).await.unwrap()
+    };
+    for name in [|_| "x-many".to_owned(), |n| format!("x-many-{n}"), |_| "cookie".to_owned()] {
+        assert_eq!(with(100, name).await, "200 x");
+        let told = with(101, name).await;
+        assert!(
+            told.starts_with("431 ") && told.contains("has 101 header fields, and may have 100"),
+            "{told}"
+        );
+    }
     assert_eq!(client.get("/x").await.unwrap(), "200 x");
 }
 
