@@ -1,6 +1,6 @@
 //! What happened, for logs, for whoever subscribes, and for the last few hundred to look back on.
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     fmt,
     sync::{
         Arc, Mutex, PoisonError,
@@ -24,6 +24,11 @@ pub enum Event {
     InstanceLeft { service: Arc<str>, instance: String },
     /// A registry says that a service has no instance any more; the last good set is kept for a while.
     EmptySetHeld { service: Arc<str>, kept: usize },
+    /// More than half of a service's instances went at once; they are kept for a while, except those that
+    /// can't be reached.
+    RemovalsHeld { service: Arc<str>, held: usize, left: usize },
+    /// What a registry says of an instance makes no sense, or it is another service's; the others are used.
+    InstanceRefused { service: Arc<str>, instance: String, why: String },
     /// A registry has no news, for the reason given.
     RegistryUnreachable { service: Arc<str>, error: String },
     /// This process is in its registry.
@@ -52,6 +57,9 @@ pub enum Event {
     RestartPending { paths: Vec<String> },
     /// A handler panicked.
     HandlerPanicked { operation: String },
+    /// A task in the background panicked, or a piece of the user's code that it ran; it is begun anew, if it is
+    /// one that goes on. `task`: `settings`, `registration`, or which hook.
+    TaskPanicked { task: String, message: String },
 }
 
 /// Which end of a call.
@@ -70,7 +78,14 @@ pub struct Events(Arc<Inner>);
 struct Inner {
     live: broadcast::Sender<Arc<Event>>,
     past: Mutex<VecDeque<(SystemTime, Arc<Event>)>>,
+    /// When what has the same cause was last logged.
+    causes: Mutex<HashMap<String, Instant>>,
 }
+
+/// Events of one cause are logged once in this time, and otherwise at the level `debug`.
+const LOGGED_EVERY: Duration = Duration::from_secs(30);
+/// So many causes are remembered.
+const MOST_CAUSES: usize = 256;
 
 /// Lets one through a second: for events that would otherwise come once a call.
 #[derive(Debug, Default)]
@@ -85,12 +100,34 @@ impl Events {
     /// Nobody subscribed yet.
     pub fn new() -> Self {
         let (live, _) = broadcast::channel(Self::KEPT);
-        Events(Arc::new(Inner { live, past: Mutex::default() }))
+        Events(Arc::new(Inner { live, past: Mutex::default(), causes: Mutex::default() }))
     }
 
     /// Logs it, keeps it, and tells whoever subscribed.
     pub fn emit(&self, event: Event) {
         event.log();
+        self.keep(event);
+    }
+
+    /// The same, but logs one a half minute of those that have one cause: a broken document is behind the
+    /// trouble of every service.
+    pub fn emit_caused(&self, cause: &str, event: Event) {
+        let now = Instant::now();
+        let mut causes = self.0.causes.lock().unwrap_or_else(PoisonError::into_inner);
+        causes.retain(|_, logged| now < *logged + LOGGED_EVERY);
+        let is_new = !causes.contains_key(cause);
+        if is_new && causes.len() < MOST_CAUSES {
+            causes.insert(cause.to_owned(), now);
+        }
+        drop(causes);
+        match is_new {
+            true => event.log(),
+            false => tracing::debug!(target: "chassis", "{event}"),
+        }
+        self.keep(event);
+    }
+
+    fn keep(&self, event: Event) {
         let event = Arc::new(event);
         let mut past = self.0.past.lock().unwrap_or_else(PoisonError::into_inner);
         if past.len() == Self::KEPT {
@@ -127,12 +164,15 @@ impl Event {
             Refusing { .. }
             | RegistryUnreachable { .. }
             | EmptySetHeld { .. }
+            | RemovalsHeld { .. }
+            | InstanceRefused { .. }
             | PanicPick { .. }
             | RetryBudgetExhausted { .. }
             | ConfigRefused { .. }
             | ConfigUnreadable { .. }
             | RestartPending { .. }
-            | HandlerPanicked { .. } => tracing::warn!(target: "chassis", "{self}"),
+            | HandlerPanicked { .. }
+            | TaskPanicked { .. } => tracing::warn!(target: "chassis", "{self}"),
             FaultInjected { .. } | FellBack { .. } => tracing::debug!(target: "chassis", "{self}"),
             _ => tracing::info!(target: "chassis", "{self}"),
         }
@@ -152,6 +192,16 @@ impl fmt::Display for Event {
                     f,
                     "{service}: the registry says there is no instance; keeping the last {kept} for now"
                 )
+            }
+            RemovalsHeld { service, held, left } => {
+                write!(
+                    f,
+                    "{service}: the registry took out {held} instances at once and left {left}; keeping those \
+                     that can be reached for now"
+                )
+            }
+            InstanceRefused { service, instance, why } => {
+                write!(f, "{service}: `{}` is not used: {why}", instance.escape_debug())
             }
             RegistryUnreachable { service, error } => {
                 write!(f, "{service}: no news from the registry: {error}")
@@ -184,6 +234,7 @@ impl fmt::Display for Event {
             }
             RestartPending { paths } => write!(f, "pending restart: {}", paths.join(", ")),
             HandlerPanicked { operation } => write!(f, "the handler of {operation} panicked"),
+            TaskPanicked { task, message } => write!(f, "{task}: {message}"),
         }
     }
 }

@@ -155,7 +155,7 @@ impl Inspection {
         let mut services: Vec<_> = runtime
             .clusters()
             .iter()
-            .map(|cluster| ServiceView::of(cluster, &policies.outbound(cluster.service(), "_OTHER"), now))
+            .map(|cluster| ServiceView::of(cluster, &policies.outbound_now(cluster.service()), now))
             .collect();
         services.sort_by(|a, b| (&a.name, a.protocol).cmp(&(&b.name, b.protocol)));
         let service = runtime.service().to_string();

@@ -6,14 +6,20 @@
 //! apart, and added up when it is looked at.
 mod durations;
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicI64, AtomicU64},
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicI64, AtomicU64},
+    },
 };
 
 use prometheus::{
     Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    core::{Collector, GenericCounter, GenericCounterVec, GenericGauge, GenericGaugeVec},
+    core::{
+        Collector, GenericCounter, GenericCounterVec, GenericGauge, GenericGaugeVec, MetricVec,
+        MetricVecBuilder,
+    },
 };
 
 use self::durations::{Durations, DurationsVec};
@@ -58,6 +64,10 @@ struct Families {
     fallbacks: IntCounterVec,
     panic_picks: IntCounterVec,
     endpoints: IntGaugeVec,
+    endpoints_held: IntGaugeVec,
+    registry_errors: IntCounter,
+    instances_refused: IntCounter,
+    task_panics: IntCounterVec,
     handler_panics: IntCounter,
     connections_closed: IntCounterVec,
     streams_reset: IntCounterVec,
@@ -180,6 +190,22 @@ impl Metrics {
                 &["service"],
             )?,
             endpoints: make.gauge("chassis_endpoints", "Instances known.", &["service", "protocol"])?,
+            endpoints_held: make.gauge(
+                "chassis_endpoints_held",
+                "Instances that are kept though their registry says that they are gone.",
+                &["service", "protocol"],
+            )?,
+            registry_errors: make
+                .one("chassis_registry_errors_total", "Times that a registry had no news, or panicked.")?,
+            instances_refused: make.one(
+                "chassis_instances_refused_total",
+                "Instances of which a registry's word made no sense.",
+            )?,
+            task_panics: make.counter(
+                "chassis_task_panics_total",
+                "Tasks in the background, and hooks, that panicked.",
+                &["task"],
+            )?,
             handler_panics: make.one("chassis_handler_panics_total", "Handlers that panicked.")?,
             connections_closed: make.counter(
                 "chassis_connections_closed_total",
@@ -293,6 +319,47 @@ impl Metrics {
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
+    /// Says how many instances are kept that a registry says are gone.
+    pub fn endpoints_held(&self, service: &str, protocol: &str, count: usize) {
+        self.0
+            .endpoints_held
+            .with_label_values(&[service, protocol])
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Counts a time that a registry had no news.
+    pub fn registry_failed(&self) {
+        self.0.registry_errors.inc();
+    }
+
+    /// Counts an instance that is not used since its registry's word makes no sense.
+    pub fn instance_refused(&self) {
+        self.0.instances_refused.inc();
+    }
+
+    /// Counts a task, or a hook, that panicked: `settings`, `registration`, `hook`.
+    pub fn task_panicked(&self, task: &str) {
+        self.0.task_panics.with_label_values(&[task]).inc();
+    }
+
+    /// Lets go of every series of these services: names that nobody calls any more.
+    pub fn forget(&self, services: &[Arc<str>]) {
+        let gone: HashSet<&str> = services.iter().map(|service| &**service).collect();
+        let all = &*self.0;
+        all.http.iter().for_each(|family| forget(family, "server_address", &gone));
+        all.other.iter().for_each(|family| forget(family, "service", &gone));
+        forget(&all.in_flight, "service", &gone);
+        for family in [&all.attempts, &all.routes] {
+            forget(family, "service", &gone);
+        }
+        for family in [&all.rejected, &all.retries, &all.transitions, &all.fallbacks, &all.panic_picks] {
+            forget(family, "service", &gone);
+        }
+        for family in [&all.breakers, &all.endpoints, &all.endpoints_held] {
+            forget(family, "service", &gone);
+        }
+    }
+
     /// Counts a handler that panicked.
     pub fn handler_panicked(&self) {
         self.0.handler_panics.inc();
@@ -322,6 +389,17 @@ impl Metrics {
     pub fn config_refused(&self, result: &str) {
         self.0.config_applies.with_label_values(&[result]).inc();
         self.0.config_successful.set(0);
+    }
+}
+
+/// Removes the series whose `label` has one of these values.
+fn forget<B: MetricVecBuilder>(family: &MetricVec<B>, label: &str, gone: &HashSet<&str>) {
+    for metric in family.collect().iter().flat_map(|family| family.get_metric()) {
+        let labels: HashMap<&str, &str> =
+            metric.get_label().iter().map(|label| (label.name(), label.value())).collect();
+        if labels.get(label).is_some_and(|value| gone.contains(value)) {
+            let _ = family.remove(&labels); // an error says that it is gone already
+        }
     }
 }
 

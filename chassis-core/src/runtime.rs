@@ -4,7 +4,10 @@
 use std::{
     any::TypeId,
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
@@ -12,13 +15,15 @@ use http::HeaderValue;
 
 use crate::{
     Live,
-    cluster::Cluster,
+    cluster::{Cluster, Keeper},
     event::Events,
     inspect::Inspection,
     labels::LabelSet,
     layer::{balance::Picker, fallback::FallbackFn},
     metrics::Metrics,
-    policy::{Carried, Common, Environment, Policies, Problem, Sample, Settings, States, lasting},
+    policy::{
+        Carried, Common, Environment, Policies, Problem, Retired, Sample, Settings, Site, States, lasting,
+    },
     protocol::Transport,
     random::Random,
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
@@ -38,8 +43,21 @@ struct Inner {
     registry: Arc<dyn Registry>,
     stages: Stages,
     clusters: Mutex<HashMap<ClusterKey, Arc<Cluster>>>,
+    /// Services that are called no more, of which something is to be let go.
+    retired: Mutex<Vec<Retired>>,
+    /// A task lets it go.
+    sweeping: AtomicBool,
+    this: Weak<Inner>,
     tasks: Tasks,
 }
+
+/// So many services that nobody knows are followed at once; beyond that, the one that was asked for least
+/// recently is retired, if no call waits for it.
+pub const MOST_UNKNOWN: usize = 512;
+/// Services that were retired together are let go of together, after this time.
+const SWEEP: Duration = Duration::from_secs(1);
+/// What calls still hold is tried again after this.
+const SWEEP_AGAIN: Duration = Duration::from_secs(60);
 
 /// A service, a protocol, and the transport that speaks it.
 type ClusterKey = (Arc<str>, &'static str, TypeId);
@@ -151,13 +169,16 @@ impl RuntimeBuilder {
             Ok(policies) => policies,
             Err(problems) => unreachable!("the defaults compile: {problems:?}"),
         };
-        Ok(Runtime(Arc::new(Inner {
+        Ok(Runtime(Arc::new_cyclic(|this| Inner {
             environment,
             policies: Live::new(policies),
             applying: Mutex::default(),
             registry: self.registry,
             stages: self.stages,
             clusters: Mutex::default(),
+            retired: Mutex::default(),
+            sweeping: AtomicBool::new(false),
+            this: this.clone(),
             tasks: Tasks::new(),
         })))
     }
@@ -216,18 +237,26 @@ impl Runtime {
     }
 
     /// The cluster of `service` over a transport's protocol: all clients of one transport share it.
+    ///
+    /// Names may come from input. A service that neither the registry nor the settings know, and that nobody
+    /// has called for five minutes, leaves no task, state or figure behind; at most [`MOST_UNKNOWN`] of them
+    /// are followed at once, but for those that calls wait for.
     pub fn cluster<T: Transport>(&self, service: &str, transport: &Arc<T>) -> Arc<Cluster> {
         let key = (Arc::<str>::from(service), transport.protocol().name(), TypeId::of::<T>());
-        let mut clusters = self.0.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clusters = self.0.clusters();
+        if clusters.len() >= MOST_UNKNOWN && !clusters.contains_key(&key) {
+            self.0.make_room(&mut clusters);
+        }
         let start = || {
-            let (events, metrics) = (self.events().clone(), self.metrics().clone());
+            let site = Site::new(self.metrics().clone(), self.events().clone());
             let (registry, tasks) = (self.0.registry.clone(), self.0.tasks.clone());
+            let keeper: Weak<Inner> = self.0.this.clone();
             Cluster::start(
                 service.into(),
                 transport.clone(),
                 registry,
-                events,
-                metrics,
+                keeper,
+                site,
                 tasks,
                 self.random().clone(),
             )
@@ -237,7 +266,7 @@ impl Runtime {
 
     /// All clusters that somebody asked for.
     pub fn clusters(&self) -> Vec<Arc<Cluster>> {
-        self.0.clusters.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.0.clusters().values().cloned().collect()
     }
 
     /// This service's name.
@@ -308,6 +337,111 @@ impl Runtime {
     /// Ends everything that runs in the background; waits for it at most `bound`.
     pub async fn shutdown(&self, bound: Duration) -> bool {
         self.0.tasks.end(bound).await
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    /// Nothing panics while it is held; a poisoned lock would be as good as new.
+    fn clusters(&self) -> MutexGuard<'_, HashMap<ClusterKey, Arc<Cluster>>> {
+        self.clusters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn retired(&self) -> MutexGuard<'_, Vec<Retired>> {
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Retires the service that nobody knows and that was asked for least recently, where there are too many.
+    #[cold]
+    fn make_room(&self, clusters: &mut HashMap<ClusterKey, Arc<Cluster>>) {
+        // Who has a client of one keeps it.
+        clusters.retain(|_, cluster| cluster.is_followed() || Arc::strong_count(cluster) > 1);
+        let policies = self.policies.get();
+        let idle =
+            clusters.values().filter(|cluster| cluster.is_idle() && !policies.is_named(cluster.service()));
+        let idle: Vec<_> = idle.collect();
+        if idle.len() < MOST_UNKNOWN {
+            return;
+        }
+        let oldest = idle.into_iter().min_by_key(|cluster| cluster.last_asked());
+        if let Some(oldest) = oldest.map(Arc::as_ptr) {
+            self.retire_of(clusters, oldest);
+        }
+    }
+
+    /// Ends the following of one cluster; it stays only where somebody has a client of it.
+    fn retire_of(&self, clusters: &mut HashMap<ClusterKey, Arc<Cluster>>, cluster: *const Cluster) -> bool {
+        let Some((key, found)) = clusters.iter().find(|(_, one)| Arc::as_ptr(one) == cluster) else {
+            return false;
+        };
+        if !found.retire() {
+            return false;
+        }
+        // One reference is here, the other is the task's that follows.
+        let (key, is_held) = (key.clone(), Arc::strong_count(found) > 2);
+        if !is_held {
+            clusters.remove(&key);
+        }
+        let service = key.0;
+        if !clusters.values().any(|one| *one.service() == service && one.is_followed()) {
+            self.let_go(service);
+        }
+        true
+    }
+
+    /// Nobody calls `service` any more: its rules go now, its state and figures when no call holds them.
+    fn let_go(&self, service: Arc<str>) {
+        // What is being compiled would carry it over.
+        let applying = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
+        let retired = self.policies.with(|policies| policies.retire(service));
+        drop(applying);
+        let mut all = self.retired();
+        all.push(retired);
+        if !self.sweeping.swap(true, SeqCst) {
+            self.tasks.spawn(sweep(self.this.clone()));
+        }
+    }
+
+    /// Lets go of what calls no longer hold of retired services. `true`: that is all.
+    fn sweep(&self) -> bool {
+        let mut retired = std::mem::take(&mut *self.retired());
+        let policies = self.policies.get();
+        // Those that are called again have what they had.
+        retired.retain(|one| !policies.has(one.service()));
+        let (held, gone): (Vec<_>, Vec<_>) = retired.into_iter().partition(Retired::is_in_use);
+        let services: Vec<_> = gone.iter().map(|one| one.service().clone()).collect();
+        drop(gone);
+        if !services.is_empty() {
+            self.environment.metrics.forget(&services);
+        }
+        self.environment.states.sweep();
+        let mut retired = self.retired();
+        retired.extend(held);
+        if retired.is_empty() {
+            self.sweeping.store(false, SeqCst); // under the lock: who adds one begins anew
+        }
+        retired.is_empty()
+    }
+}
+
+impl Keeper for Inner {
+    fn retire(&self, cluster: &Arc<Cluster>) -> bool {
+        let is_named = self.policies.with(|policies| policies.is_named(cluster.service()));
+        !is_named && self.retire_of(&mut self.clusters(), Arc::as_ptr(cluster))
+    }
+}
+
+/// Lets go of retired services until none is left.
+async fn sweep(inner: Weak<Inner>) {
+    let mut pause = SWEEP;
+    loop {
+        tokio::time::sleep(pause).await;
+        let Some(inner) = inner.upgrade() else { return };
+        if inner.sweep() {
+            return;
+        }
+        pause = SWEEP_AGAIN;
     }
 }
 

@@ -1,86 +1,331 @@
-//! How a cluster follows its registry: what is believed, and when.
+//! How a cluster follows its registry: asked for good, at a bounded pace, whatever it does.
+//!
+//! A registry is somebody else's code. Its panics and errors are reported and it is asked anew after a pause,
+//! with the last good set kept meanwhile; what never answers is given up; what always has news is heard at a
+//! pace that leaves the thread to others.
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use super::{Cluster, Known};
+use super::{
+    Cluster,
+    belief::{Belief, News},
+    link::Connection,
+};
 use crate::{
     clock::Instant,
     event::Event,
     registry::{Instance, Membership, Registry, RegistryError, Watcher},
+    tasks::{backoff, catch, caught},
 };
 
 /// How long calls to an unknown service wait for the name that may have been meant.
 const SERVICES_WAIT: Duration = Duration::from_millis(100);
-/// A registry that answers with an empty list is believed after this long.
-const EMPTY_GRACE: Duration = Duration::from_secs(60);
+/// A registry that has neither begun to watch nor said what it knows by then is asked anew.
+const ANSWER: Duration = Duration::from_secs(30);
+/// The longest pause before a registry is asked anew.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// A registry that still has no news, for the same reason, is reported this often.
+const REMINDER: Duration = Duration::from_secs(60);
+/// Changes that come in a row are taken in at once up to [`QUICK`], then one in this time: the newest.
+const PACE: Duration = Duration::from_millis(20);
+const QUICK: u32 = 16;
+/// So many changes are passed over at a time for a newer one.
+const MOST_PASSED: usize = 64;
+/// So many instances that are held are connected to, to see whether they are there.
+const PROBES: usize = 32;
+/// So many instances of one answer that make no sense are reported one by one.
+const MOST_REFUSED: usize = 10;
 
-/// Keeps `cluster` as the registry says, and the last good set where it says nothing.
-pub(super) async fn follow(cluster: Arc<Cluster>, registry: Arc<dyn Registry>) {
-    let mut failures = 0u32;
-    loop {
-        let error = match registry.watch(cluster.service()).await {
-            Ok(mut watcher) => follow_one(&cluster, &*registry, &mut *watcher, &mut failures).await,
-            Err(error) => error,
-        };
-        failures += 1;
-        let (service, error) = (cluster.service().clone(), chain(&error));
-        cluster.site.events.emit(Event::RegistryUnreachable { service, error });
-        let most = Duration::from_millis(100 << failures.min(8)).min(Duration::from_secs(15));
-        tokio::time::sleep(cluster.random().between(most / 2, most)).await;
+/// One cluster, on its way with its registry.
+struct Follower<'a> {
+    cluster: &'a Cluster,
+    /// The number of this following.
+    following: u64,
+    registry: &'a dyn Registry,
+    belief: Belief,
+    pace: Pace,
+    failures: u32,
+    /// The last error, and when it was reported.
+    reported: Option<(String, Instant)>,
+    /// What of the last answer made no sense.
+    refused: HashSet<String>,
+    /// How many were held when this was last told.
+    held: usize,
+}
+
+/// How often changes are taken in.
+#[derive(Default)]
+struct Pace {
+    /// When the allowance is whole again.
+    whole: Option<Instant>,
+}
+
+/// Keeps `cluster` as its registry says, and the last good set where it says nothing. Ends when nobody has
+/// asked for the service for a while that nobody knows.
+pub(super) async fn follow(cluster: Arc<Cluster>, following: u64) {
+    let followed = async {
+        let mut follower = Follower::new(&cluster, following);
+        loop {
+            // Twice: a watcher that panicked is dropped outside of that panic, and may panic again.
+            let error = match caught(follower.watch()).await {
+                Ok(error) => error,
+                Err(panicked) => RegistryError::new(panicked.to_string()),
+            };
+            follower.report(&error);
+            let pause = backoff(follower.failures, LONGEST_PAUSE, cluster.random());
+            tokio::time::sleep(pause).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = cluster.retired(following) => {}
+        () = followed => {}
     }
 }
 
-async fn follow_one(
-    cluster: &Cluster,
-    registry: &dyn Registry,
-    watcher: &mut dyn Watcher,
-    failures: &mut u32,
-) -> RegistryError {
-    let mut empty_since: Option<Instant> = None;
-    loop {
-        let next = match empty_since {
-            None => watcher.next().await,
-            Some(since) => {
-                match tokio::time::timeout_at((since + EMPTY_GRACE).into(), watcher.next()).await {
-                    Ok(next) => next,
-                    Err(_) => {
-                        cluster.replace(Known::Service, None, Vec::new(), false);
-                        empty_since = None;
-                        continue;
-                    }
-                }
-            }
-        };
-        let membership = match next {
-            Ok(membership) => membership,
+// === impl Follower ===
+
+impl<'a> Follower<'a> {
+    fn new(cluster: &'a Cluster, following: u64) -> Self {
+        Follower {
+            cluster,
+            following,
+            registry: &*cluster.registry,
+            belief: Belief::default(),
+            pace: Pace::default(),
+            failures: 0,
+            reported: None,
+            refused: HashSet::new(),
+            held: 0,
+        }
+    }
+
+    /// Follows one watcher until it fails.
+    async fn watch(&mut self) -> RegistryError {
+        let (registry, service) = (self.registry, self.cluster.service().clone());
+        let begun = ask(tokio::time::timeout(ANSWER, registry.watch(&service))).await;
+        let mut watcher = match begun.and_then(|begun| begun.unwrap_or_else(|_| Err(late("watch")))) {
+            Ok(watcher) => watcher,
             Err(error) => return error,
         };
-        *failures = 0;
-        let kept = cluster.members.get().nodes().len();
-        let (known, instances) = match membership {
-            Membership::Known(instances) => (Known::Service, cluster.usable(instances)),
-            Membership::Unknown => (Known::Unknown, Vec::new()),
-            Membership::Deleted => (Known::Deleted, Vec::new()),
-        };
-        // A registry that knows of nobody any more, or has forgotten the service, may have lost its memory.
-        if instances.is_empty() && kept > 0 && known != Known::Deleted {
-            if empty_since.is_none() {
-                empty_since = Some(Instant::now());
-                cluster.site.events.emit(Event::EmptySetHeld { service: cluster.service().clone(), kept });
-            }
-            continue;
+        let error = self.hear(&mut *watcher).await;
+        match catch(|| drop(watcher)) {
+            Ok(()) => error,
+            Err(panicked) => RegistryError::new(panicked.to_string()),
         }
-        let returned = empty_since.take().is_some();
-        let near = match known {
-            Known::Unknown => nearest_of(cluster.service(), registry).await,
-            Known::Service | Known::Deleted => None,
-        };
-        cluster.replace(known, near, instances, returned);
     }
+
+    async fn hear(&mut self, watcher: &mut dyn Watcher) -> RegistryError {
+        let first = ask(tokio::time::timeout(ANSWER, watcher.next())).await;
+        let mut next = first.and_then(|first| first.unwrap_or_else(|_| Err(late("tell what it knows"))));
+        loop {
+            match next {
+                Ok(said) => self.take_in(said).await,
+                Err(error) => return error,
+            }
+            // Others get their turn, also where a registry always has news.
+            tokio::task::yield_now().await;
+            next = match self.pace.take(Instant::now()) {
+                Some(until) => match self.newest(watcher, until).await {
+                    (Some(newest), Some(error)) => {
+                        self.take_in(newest).await;
+                        return error;
+                    }
+                    (None, Some(error)) => return error,
+                    (Some(newest), None) => Ok(newest),
+                    (None, None) => self.news(watcher).await,
+                },
+                None => self.news(watcher).await,
+            };
+        }
+    }
+
+    /// Waits for the registry's next word; meanwhile what is held runs out, or turns out to be gone.
+    async fn news(&mut self, watcher: &mut dyn Watcher) -> Result<Membership, RegistryError> {
+        let cluster = self.cluster;
+        loop {
+            // Listened for before looking, or what happens in between is missed.
+            let mut changed = std::pin::pin!(cluster.changed());
+            changed.as_mut().enable();
+            let gone = self.unreachable();
+            let news = self.belief.give_up(&gone);
+            self.apply(news, None);
+            let due = self.belief.due();
+            let over = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                next = ask(watcher.next()) => return next?,
+                () = over => {
+                    let news = self.belief.pass(Instant::now());
+                    self.apply(news, None);
+                }
+                () = changed, if self.belief.held() > 0 => {}
+            }
+        }
+    }
+
+    /// The newest of what is told before `until`, and the error that ended it.
+    async fn newest(
+        &mut self,
+        watcher: &mut dyn Watcher,
+        until: Instant,
+    ) -> (Option<Membership>, Option<RegistryError>) {
+        let (mut newest, mut passed) = (None, 0);
+        let mut over = std::pin::pin!(tokio::time::sleep_until(until.into()));
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut over => return (newest, None),
+                next = ask(watcher.next()), if passed < MOST_PASSED => match next.and_then(|next| next) {
+                    Ok(said) => (newest, passed) = (Some(said), passed + 1),
+                    Err(error) => return (newest, Some(error)),
+                },
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn take_in(&mut self, said: Membership) {
+        self.failures = 0;
+        self.reported = None;
+        let said = match said {
+            Membership::Known(instances) => Membership::Known(self.usable(instances)),
+            other => other,
+        };
+        let near = match said {
+            Membership::Unknown => nearest_of(self.cluster.service(), self.registry).await,
+            _ => None,
+        };
+        let news = self.belief.hear(said, Instant::now());
+        self.apply(news, near);
+    }
+
+    fn apply(&mut self, news: News, near: Option<Arc<str>>) {
+        let cluster = self.cluster;
+        let service = || cluster.service().clone();
+        match news {
+            News::None => {}
+            News::EmptyHeld(kept) => {
+                cluster.site.events.emit(Event::EmptySetHeld { service: service(), kept });
+            }
+            News::Set { known, returned, held } => {
+                cluster.replace(self.following, known, near, self.belief.set(), returned);
+                let held_before = std::mem::replace(&mut self.held, self.belief.held());
+                cluster.count_held(held_before, self.held);
+                if held > 0 {
+                    let left = self.belief.set().len() - self.belief.held();
+                    cluster.site.events.emit(Event::RemovalsHeld { service: service(), held, left });
+                    self.probe();
+                }
+            }
+        }
+    }
+
+    /// Connects to some of those that are held, if nobody else does: who can't be reached is gone.
+    fn probe(&self) {
+        let members = self.cluster.members();
+        let idle =
+            |node: &&Arc<super::Node>| self.belief.holds(node.id()) && node.connection() == Connection::Idle;
+        members.nodes().iter().filter(idle).take(PROBES).for_each(|node| node.wake());
+    }
+
+    /// Those of the held that can't be connected to.
+    fn unreachable(&self) -> Vec<String> {
+        if self.belief.held() == 0 {
+            return Vec::new();
+        }
+        let members = self.cluster.members();
+        let held = members.nodes().iter().filter(|node| self.belief.holds(node.id()));
+        let gone = held.filter(|node| node.connection() == Connection::TransientFailure);
+        gone.map(|node| node.id().to_owned()).collect()
+    }
+
+    fn report(&mut self, error: &RegistryError) {
+        self.failures = self.failures.saturating_add(1);
+        let (service, error, now) = (self.cluster.service().clone(), chain(error), Instant::now());
+        self.cluster.site.metrics.registry_failed();
+        let told = |(before, at): &(String, Instant)| *before == error && now < *at + REMINDER;
+        if !self.reported.as_ref().is_some_and(told) {
+            self.reported = Some((error.clone(), now));
+            // One document or one server is behind all services: one line tells it.
+            self.cluster
+                .site
+                .events
+                .emit_caused(&error.clone(), Event::RegistryUnreachable { service, error });
+        }
+    }
+
+    /// The instances that can be called over this cluster's protocol, each once.
+    fn usable(&mut self, mut instances: Vec<Arc<Instance>>) -> Vec<Arc<Instance>> {
+        let cluster = self.cluster;
+        let before = std::mem::take(&mut self.refused);
+        let (mut refused, mut new) = (HashSet::new(), 0);
+        let mut refuse = |id: &str, why: String| {
+            if !before.contains(&why) && !refused.contains(&why) {
+                new += 1;
+                cluster.site.metrics.instance_refused();
+                if new <= MOST_REFUSED {
+                    let (service, instance) = (cluster.service().clone(), id.to_owned());
+                    cluster
+                        .site
+                        .events
+                        .emit_caused(&why, Event::InstanceRefused { service, instance, why: why.clone() });
+                }
+            }
+            refused.insert(why);
+        };
+        let mut seen = HashSet::new();
+        instances.retain(|instance| {
+            if !instance.addresses.contains_key(cluster.protocol) {
+                return false;
+            }
+            if let Err(error) = instance.check_for(cluster.service()) {
+                refuse(&instance.id, error.to_string());
+                return false;
+            }
+            let first = seen.insert(instance.id.clone());
+            if !first {
+                refuse(&instance.id, format!("another instance has the id `{}`", instance.id));
+            }
+            first
+        });
+        if new > MOST_REFUSED {
+            let service = &**cluster.service();
+            tracing::warn!(target: "chassis", service, refused = new, "more instances were refused than are named");
+        }
+        self.refused = refused;
+        instances
+    }
+}
+
+// === impl Pace ===
+
+impl Pace {
+    /// Counts a change taken in at `now`; until when to wait with the next one, if at all.
+    fn take(&mut self, now: Instant) -> Option<Instant> {
+        let whole = self.whole.filter(|whole| *whole > now).unwrap_or(now) + PACE;
+        self.whole = Some(whole);
+        let until = whole.checked_sub(PACE * QUICK)?;
+        (until > now).then_some(until)
+    }
+}
+
+/// What user code answers; its panic is an error.
+async fn ask<T>(question: impl Future<Output = T>) -> Result<T, RegistryError> {
+    caught(question).await.map_err(|panicked| RegistryError::new(panicked.to_string()))
+}
+
+fn late(what: &str) -> RegistryError {
+    RegistryError::new(format!("it did not {what} within {ANSWER:?}"))
 }
 
 /// The service that may have been meant. A registry that can't tell at once is not waited for: calls wait.
 async fn nearest_of(name: &str, registry: &dyn Registry) -> Option<Arc<str>> {
-    let all = tokio::time::timeout(SERVICES_WAIT, registry.services()).await.ok()?;
+    let all = ask(tokio::time::timeout(SERVICES_WAIT, registry.services())).await.ok()?.ok()?;
     nearest(name, all).map(Into::into)
 }
 
@@ -106,26 +351,25 @@ fn chain(error: &RegistryError) -> String {
     text
 }
 
-impl Cluster {
-    /// The instances that can be called over this protocol, each once.
-    fn usable(&self, mut instances: Vec<Arc<Instance>>) -> Vec<Arc<Instance>> {
-        let service = &*self.common.service;
-        let mut seen = HashSet::new();
-        instances.retain(|instance| {
-            if !instance.addresses.contains_key(self.protocol) {
-                return false;
-            }
-            if let Err(error) = instance.check() {
-                tracing::warn!(target: "chassis", service, %error, "an instance is ignored");
-                return false;
-            }
-            let first = seen.insert(instance.id.clone());
-            if !first {
-                let id = &instance.id;
-                tracing::warn!(target: "chassis", service, id, "a second instance of the same id is ignored");
-            }
-            first
-        });
-        instances
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A row of changes is taken in at once, and what never ends at a pace.
+    #[test]
+    fn changes_have_a_pace() {
+        let mut pace = Pace::default();
+        let mut now = Instant::now();
+        let quick = (0..100).take_while(|_| pace.take(now).is_none()).count();
+        assert_eq!(quick, QUICK as usize);
+        let (began, mut taken) = (now, 0);
+        while now < began + Duration::from_secs(10) {
+            now = pace.take(now).unwrap_or(now);
+            taken += 1;
+        }
+        assert!((495..=505).contains(&taken), "{taken} in ten seconds");
+        // After a while of quiet there is a row again.
+        now += Duration::from_secs(1);
+        assert_eq!((0..100).take_while(|_| pace.take(now).is_none()).count(), QUICK as usize);
     }
 }

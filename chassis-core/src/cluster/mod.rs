@@ -2,6 +2,7 @@
 //!
 //! *Instance* is what the registry says; *node* is one instance over one protocol with its load, its
 //! circuit and its connection. Nodes outlive refreshes of the set, so nothing seen is forgotten.
+mod belief;
 mod follow;
 mod link;
 mod members;
@@ -11,9 +12,10 @@ mod rotation;
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use self::{
@@ -34,10 +36,9 @@ pub(crate) use self::{
 use crate::{
     Live,
     clock::Instant,
-    event::{Event, Events},
+    event::Event,
     layer::breaker::Circuit,
     load::{Load, UsualLatency},
-    metrics::Metrics,
     policy::Site,
     protocol::Transport,
     random::Random,
@@ -46,14 +47,43 @@ use crate::{
 };
 
 /// The nodes of one service over one protocol, following the registry.
+///
+/// One that has no nodes, and that nobody asks for, follows it no more until somebody asks: names that come
+/// from input leave nothing behind.
 pub struct Cluster {
     protocol: &'static str,
+    registry: Arc<dyn Registry>,
+    keeper: Weak<dyn Keeper>,
+    /// Odd while a task follows the registry; each following has a number of its own.
+    following: AtomicU64,
+    /// When a call was last turned away, or began to wait, for want of nodes: milliseconds after `begun`.
+    asked: AtomicU64,
+    begun: Instant,
+    /// Calls that wait for a node.
+    waiting: AtomicU64,
+    /// Tells the following that it is over.
+    over: tokio::sync::Notify,
+    /// Held by who changes the members: a following that is over changes them no more.
+    changing: Mutex<()>,
     members: Live<Members>,
     rotations: Arc<Rotations>,
     common: Arc<Common>,
     make: Box<dyn Fn(Link) -> Box<dyn AnyLeaf> + Send + Sync>,
     site: Arc<Site>,
 }
+
+/// Who owns clusters, as they see it.
+pub(crate) trait Keeper: Send + Sync {
+    /// Nobody asks for `cluster`, which has no nodes: ends its following with
+    /// [`retire`](Cluster::retire), unless it is to go on. `false`: it goes on.
+    fn retire(&self, cluster: &Arc<Cluster>) -> bool;
+}
+
+/// A call that waits for a node.
+pub(crate) struct Waiting<'a>(&'a Cluster);
+
+/// A service without instances is followed for so long after it was last asked for.
+pub(crate) const IDLE: Duration = Duration::from_secs(300);
 
 // === impl Cluster ===
 
@@ -63,8 +93,8 @@ impl Cluster {
         service: Arc<str>,
         transport: Arc<T>,
         registry: Arc<dyn Registry>,
-        events: Events,
-        metrics: Metrics,
+        keeper: Weak<dyn Keeper>,
+        site: Site,
         tasks: Tasks,
         random: Random,
     ) -> Arc<Self> {
@@ -73,21 +103,29 @@ impl Cluster {
         let members = Live::new(Members::new(None, None, Vec::new(), rotations.clone()));
         let cluster = Arc::new_cyclic(|cluster| Cluster {
             protocol,
+            registry,
+            keeper,
+            following: AtomicU64::new(0),
+            asked: AtomicU64::new(0),
+            begun: Instant::now(),
+            waiting: AtomicU64::new(0),
+            over: tokio::sync::Notify::new(),
+            changing: Mutex::default(),
             members,
             rotations,
             common: Arc::new(Common {
                 service,
                 changes: Changes::new(),
-                tasks: tasks.clone(),
+                tasks,
                 random,
                 usual: UsualLatency::default(),
                 cluster: cluster.clone(),
-                metrics: Some(metrics.clone()),
+                metrics: Some(site.metrics.clone()),
             }),
             make: Box::new(move |link| Box::new(transport.leaf(link))),
-            site: Arc::new(Site::new(metrics, events)),
+            site: Arc::new(site),
         });
-        tasks.spawn(follow(cluster.clone(), registry));
+        cluster.asked(cluster.begun);
         cluster
     }
 
@@ -129,12 +167,97 @@ impl Cluster {
         self.common.changes.epoch.load(Ordering::Acquire)
     }
 
+    /// A call finds no node at `now`: from here on the registry is followed, if it was no more.
+    pub(crate) fn asked(self: &Arc<Self>, now: Instant) {
+        self.asked.store(now.millis_since(self.begun), Ordering::Relaxed);
+        let before = self.following.load(Ordering::Acquire);
+        let begins = |before| {
+            self.following.compare_exchange(before, before + 1, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        };
+        if before.is_multiple_of(2) && begins(before) {
+            self.common.tasks.spawn(follow(self.clone(), before + 1));
+        }
+    }
+
+    /// A call begins to wait for a node.
+    pub(crate) fn wait(&self) -> Waiting<'_> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting(self)
+    }
+
+    /// When it was last asked for, if a service without nodes.
+    pub(crate) fn last_asked(&self) -> Instant {
+        self.begun + Duration::from_millis(self.asked.load(Ordering::Relaxed))
+    }
+
+    /// Does a task follow the registry?
+    pub(crate) fn is_followed(&self) -> bool {
+        self.following.load(Ordering::Acquire) % 2 == 1
+    }
+
+    /// Could it be retired now, as far as its calls go?
+    pub(crate) fn is_idle(&self) -> bool {
+        self.is_followed()
+            && self.waiting.load(Ordering::Relaxed) == 0
+            && self.members.with(|members| members.nodes().is_empty())
+    }
+
+    /// Ends its following, if it is idle. The next call begins another one.
+    pub(crate) fn retire(&self) -> bool {
+        let _changing = self.changing();
+        if !self.is_idle() {
+            return false;
+        }
+        self.following.fetch_add(1, Ordering::AcqRel);
+        self.members.set(Members::new(None, None, Vec::new(), self.rotations.clone()));
+        self.common.changes.bump();
+        self.over.notify_waiters();
+        true
+    }
+
+    /// Resolves when the following of this number is over: nobody asks for it any more.
+    async fn retired(self: &Arc<Self>, following: u64) {
+        let is_over = || self.following.load(Ordering::Acquire) != following;
+        loop {
+            // Listened for before looking, or what happens in between is missed.
+            let mut over = std::pin::pin!(self.over.notified());
+            over.as_mut().enable();
+            if is_over() {
+                return;
+            }
+            let now = Instant::now();
+            let due = self.last_asked() + IDLE;
+            let keeper = || self.keeper.upgrade();
+            if now >= due && self.is_idle() && keeper().is_some_and(|keeper| keeper.retire(self)) {
+                return;
+            }
+            let next = if now >= due { now + IDLE } else { due };
+            tokio::select! { () = over => {}, () = tokio::time::sleep_until(next.into()) => {} }
+        }
+    }
+
+    /// Nothing panics while it is held; a poisoned lock would be as good as new.
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// `returned`: they had been gone, and the last set was only held on to.
-    fn replace(&self, known: Known, near: Option<Arc<str>>, instances: Vec<Arc<Instance>>, returned: bool) {
+    fn replace(
+        &self,
+        following: u64,
+        known: Known,
+        near: Option<Arc<str>>,
+        instances: &[Arc<Instance>],
+        returned: bool,
+    ) {
+        let _changing = self.changing();
+        if self.following.load(Ordering::Acquire) != following {
+            return;
+        }
         let old = self.members.get();
         let mut by_id: HashMap<&str, &Arc<Node>> = old.nodes().iter().map(|n| (n.id(), n)).collect();
         let mut nodes = Vec::with_capacity(instances.len());
-        for instance in instances {
+        for instance in instances.iter().cloned() {
             let Some(address) = instance.addresses.get(self.protocol) else { continue };
             // Who comes back after a failure is another process: it is not to wait for a backoff.
             let stays = |node: &&Arc<Node>| {
@@ -150,13 +273,23 @@ impl Cluster {
         }
         let kept: HashSet<*const Node> = nodes.iter().map(Arc::as_ptr).collect();
         let gone: Vec<_> = old.nodes().iter().filter(|n| !kept.contains(&Arc::as_ptr(n))).cloned().collect();
-        self.site.metrics.endpoints(self.service(), self.protocol, nodes.len());
+        // Services that never had a node have no figure either: their names may be anything.
+        if nodes.len() + old.nodes().len() > 0 {
+            self.site.metrics.endpoints(self.service(), self.protocol, nodes.len());
+        }
         self.members.set(Members::new(Some(known), near, nodes, self.rotations.clone()));
         self.common.changes.bump();
         for node in gone {
             node.leaf.close();
             let (service, instance) = (self.service().clone(), node.id().to_owned());
             self.site.events.emit(Event::InstanceLeft { service, instance });
+        }
+    }
+
+    /// Says how many nodes are held that the registry says are gone; `before`: as many as were.
+    fn count_held(&self, before: usize, held: usize) {
+        if before != held {
+            self.site.metrics.endpoints_held(self.service(), self.protocol, held);
         }
     }
 
@@ -178,5 +311,13 @@ impl Cluster {
             counted: AtomicBool::new(false),
             site: self.site.clone(),
         })
+    }
+}
+
+// === impl Waiting ===
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,7 +1,7 @@
 //! From settings to policies: checks everything, resolves what is inherited, and finds the state.
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -151,6 +151,7 @@ impl Policies {
             called: Live::new(ByName::default()),
             environment: environment.clone(),
             settings: Arc::new(for_unnamed(settings)),
+            other: OnceLock::new(),
             faults,
         };
         if let Some(previous) = previous {
@@ -162,6 +163,9 @@ impl Policies {
     /// Operations that were called keep their policy, and with it their state.
     fn carry_over(&self, previous: &Policies) {
         previous.inbound.carry_over(&self.inbound);
+        if let Some(other) = previous.other.get() {
+            other.carry_over(self.other());
+        }
         let called = previous.called.get();
         let used = previous.named.iter().chain(called.iter()).filter(|(_, table)| table.used.load(Relaxed));
         for (name, table) in used {

@@ -107,7 +107,15 @@ pub struct Policies {
     environment: Arc<Environment>,
     /// What it was compiled from, for services that are called without being named.
     settings: Arc<Settings>,
+    /// That of services beyond [`MOST_SERVICES`].
+    other: OnceLock<Arc<Table>>,
     faults: Arc<[Arc<Fault>]>,
+}
+
+/// What is left of a service that is called no more, as long as calls of it are under way.
+pub(crate) struct Retired {
+    service: Arc<str>,
+    table: Option<Arc<Table>>,
 }
 
 /// The policies of one service.
@@ -163,6 +171,10 @@ pub struct Site {
 /// Operations of one service that have a policy of their own without being named: beyond it they
 /// share `_OTHER`'s, so that nobody can fill our memory by inventing names.
 pub const MOST_OPERATIONS: usize = 1024;
+
+/// Services that have policies of their own without being named: beyond it they share those of `_OTHER`, so
+/// that nobody can fill our memory by inventing names.
+pub const MOST_SERVICES: usize = 1024;
 
 /// Copies there are of the policies of one service: about half a megabyte. Threads share what else they call;
 /// of so many operations few are called by two at once.
@@ -240,19 +252,73 @@ impl Policies {
     pub fn all(&self) -> Vec<Arc<Policy>> {
         let mut tables: Vec<Arc<Table>> = self.named.values().cloned().collect();
         tables.extend(self.called.get().values().cloned());
+        tables.extend(self.other.get().cloned());
         let mut all = self.inbound.all();
         all.extend(tables.iter().flat_map(|table| table.all()));
         all
     }
 
+    /// Do the settings name `service`?
+    pub(crate) fn is_named(&self, service: &str) -> bool {
+        self.named.contains_key(service)
+    }
+
+    /// Do calls to `service` have policies of their own by now?
+    pub(crate) fn has(&self, service: &str) -> bool {
+        self.is_named(service) || self.called.with(|called| called.contains_key(service))
+    }
+
+    /// The rules of calls to operations of `service` that have none of their own; changes nothing, unlike a call.
+    pub(crate) fn outbound_now(&self, service: &str) -> Arc<Policy> {
+        let table = self.named.get(service).cloned();
+        let table = table.or_else(|| self.called.with(|called| called.get(service).cloned()));
+        table.unwrap_or_else(|| self.other().clone()).other.policy.clone()
+    }
+
+    /// Takes away the policies of a service that the settings do not name and that nobody calls any more. A call
+    /// makes them anew, with the state that calls under way still hold.
+    pub(crate) fn retire(&self, service: Arc<str>) -> Retired {
+        let table = self.called.with(|called| called.get(&service).cloned());
+        if table.is_some() {
+            self.called.update(|called| {
+                let mut called = called.clone();
+                called.remove(&service);
+                called
+            });
+        }
+        Retired { service, table }
+    }
+
     fn table(&self, service: &Arc<str>) -> Arc<Table> {
-        if let Some(table) = self.called.with(|called| called.get(service).cloned()) {
+        let found = self.called.with(|called| match called.get(service) {
+            Some(table) => Some(table.clone()),
+            None if called.len() >= MOST_SERVICES => Some(self.other().clone()),
+            None => None,
+        });
+        if let Some(table) = found {
             return table;
         }
         let table = Arc::new(self.compile_unnamed(service.clone()));
-        insert(&self.called, service.clone(), table.clone(), usize::MAX);
+        insert(&self.called, service.clone(), table, MOST_SERVICES);
         // Somebody may have been quicker; all use the one that is in the map.
-        self.called.with(|called| called.get(service).cloned()).unwrap_or(table)
+        self.called.with(|called| called.get(service).cloned()).unwrap_or_else(|| self.other().clone())
+    }
+
+    fn other(&self) -> &Arc<Table> {
+        self.other.get_or_init(|| Arc::new(self.compile_unnamed("_OTHER".into())))
+    }
+}
+
+// === impl Retired ===
+
+impl Retired {
+    pub(crate) fn service(&self) -> &Arc<str> {
+        &self.service
+    }
+
+    /// Does a call hold any of it?
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.table.as_ref().is_some_and(|table| table.is_in_use())
     }
 }
 
@@ -306,6 +372,13 @@ impl Table {
         Some(entry)
     }
 
+    /// Has anybody but this table one of its policies?
+    fn is_in_use(&self) -> bool {
+        let called = self.called.get();
+        let entries = self.named.values().chain(called.values().map(|entry| &**entry)).chain([&self.other]);
+        entries.into_iter().any(Entry::is_in_use)
+    }
+
     fn all(&self) -> Vec<Arc<Policy>> {
         let mut all: Vec<_> = self.named.values().map(|entry| entry.policy.clone()).collect();
         all.extend(self.called.get().values().map(|entry| entry.policy.clone()));
@@ -333,6 +406,14 @@ impl Table {
 impl Entry {
     fn new(policy: Policy) -> Self {
         Entry { policy: Arc::new(policy), owner: AtomicUsize::new(0), copies: PerShard::new() }
+    }
+
+    fn is_in_use(&self) -> bool {
+        // Where there are too many copies, a thread has the policy itself.
+        let own = |policy: &&Arc<Policy>| Arc::ptr_eq(policy, &self.policy);
+        let copies = self.copies.all().filter(|copy| !own(copy));
+        Arc::strong_count(&self.policy) > 1 + self.copies.all().filter(own).count()
+            || copies.into_iter().any(|copy| Arc::strong_count(copy) > 1)
     }
 
     /// The policy, or this thread's copy of it.

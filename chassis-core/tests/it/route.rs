@@ -129,10 +129,12 @@ async fn subsets_follow_the_registry() {
     let bench = bench();
     bench.stock(json!({ "routes": [{ "name": "c", "to": { "track": "canary" }, "fallback": "none" }] }));
     assert_eq!(canaries(&bench, 10, get).await, 10);
-    bench.registry.set("stock", Membership::known([instance("s1", "stable", "1")]));
+    let stable = |id| instance(id, "stable", "1");
+    bench.registry.set("stock", Membership::known(["s1", "s2", "s3"].map(stable)));
     settle().await;
     check(&bench.get().await, Code::Unavailable, Reason::NoRoute);
-    bench.registry.set("stock", Membership::known([instance("s1", "canary", "1")]));
+    let canary = instance("s1", "canary", "1");
+    bench.registry.set("stock", Membership::known([canary, stable("s2"), stable("s3")]));
     settle().await;
     assert_eq!(bench.get().await.unwrap().address.unwrap(), "memory:s1");
 }

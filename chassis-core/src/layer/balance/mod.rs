@@ -62,9 +62,8 @@ impl BalanceLayer {
 
     fn pick_of(&self, members: &Members, call: &Invocation, now: Instant) -> Pick {
         let chosen = match (members.known(), members.all().is_empty()) {
-            (None, _) => return Pick::Wait,
-            (Some(Known::Unknown), true) => return Pick::Refuse(self.unknown(members)),
-            (Some(_), true) => return Pick::Refuse(self.none("it has no instances")),
+            (known, true) => return self.without_nodes(members, known, now),
+            (None, false) => return Pick::Wait,
             (Some(_), false) => match resolve(members, call) {
                 Ok(chosen) => chosen,
                 Err(error) => return Pick::Refuse(error),
@@ -102,6 +101,17 @@ impl BalanceLayer {
         self.ask_all(&candidates)
     }
 
+    /// There is no node at all.
+    #[cold]
+    fn without_nodes(&self, members: &Members, known: Option<Known>, now: Instant) -> Pick {
+        self.cluster.asked(now);
+        match known {
+            None => Pick::Wait,
+            Some(Known::Unknown) => Pick::Refuse(self.unknown(members)),
+            Some(_) => Pick::Refuse(self.none("it has no instances")),
+        }
+    }
+
     /// Every node in turn, from a random one on; those that were tried before last.
     #[cold]
     fn ask_all(&self, candidates: &Candidates<'_>) -> Pick {
@@ -119,6 +129,7 @@ impl BalanceLayer {
 
     /// Waits for a node that lets the call in, as long as the call has time.
     async fn wait(&self, call: &Invocation) -> Result<(Arc<Node>, u64), Error> {
+        let _waiting = self.cluster.wait();
         let picked = async {
             loop {
                 // Listened for before looking, or what happens in between is missed.
