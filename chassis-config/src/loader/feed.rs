@@ -1,4 +1,7 @@
 //! One source, followed for good: asked again with a backoff when it can't be read.
+//!
+//! A source is somebody else's code: its panic is an error, and it is opened anew; one that never answers is
+//! given up; one that always has news is asked at a pace that leaves the thread to others.
 use std::{
     pin::Pin,
     sync::Arc,
@@ -6,7 +9,12 @@ use std::{
     time::Duration,
 };
 
-use chassis_core::config::{ConfigSource, ConfigWatcher, SourceError, Text};
+use chassis_core::{
+    config::{ConfigSource, ConfigWatcher, SourceError, Text},
+    random::Random,
+    tasks::{backoff, catch, caught},
+};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::{
     parse::parse,
@@ -32,18 +40,27 @@ type Answer = Pin<Box<dyn Future<Output = (Asker, Result<Text, SourceError>)> + 
 struct Asker {
     source: Arc<dyn ConfigSource>,
     watcher: Option<Box<dyn ConfigWatcher>>,
+    /// The watcher has answered: it may be silent for as long as nothing changes.
+    answered: bool,
     failures: u32,
+    /// Not before.
+    next_at: Option<Instant>,
+    random: Random,
 }
 
-/// Waits before asking again: 100 ms, doubled each time, up to this.
+/// The longest wait before a source that can't be read is asked again.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// A source that has neither begun to watch nor said what it knows by then can't be read.
+const ANSWER: Duration = Duration::from_secs(30);
+/// The least time between two answers of one source.
+const PACE: Duration = Duration::from_millis(25);
 
 // === impl Feed ===
 
 impl Feed {
     pub(super) fn new(layer: Layer, source: Arc<dyn ConfigSource>, needed: bool) -> Self {
         let name = source.name();
-        let answer = Box::pin(Asker { source, watcher: None, failures: 0 }.ask());
+        let answer = Box::pin(Asker::new(source).ask());
         Feed { name, layer, needed, answer, tree: None, trouble: None }
     }
 
@@ -84,21 +101,57 @@ impl Feed {
 // === impl Asker ===
 
 impl Asker {
+    fn new(source: Arc<dyn ConfigSource>) -> Self {
+        let random = Random::from_os();
+        Asker { source, watcher: None, answered: false, failures: 0, next_at: None, random }
+    }
+
     async fn ask(mut self) -> (Self, Result<Text, SourceError>) {
-        if let Some(doublings) = self.failures.checked_sub(1) {
-            let wait = Duration::from_millis(100) * 2_u32.pow(doublings.min(10));
-            tokio::time::sleep(wait.min(LONGEST_WAIT)).await;
+        match self.next_at {
+            _ if self.failures > 0 => sleep(backoff(self.failures, LONGEST_WAIT, &self.random)).await,
+            Some(at) => sleep_until(at).await,
+            None => {}
         }
         let answer = self.next().await;
+        self.next_at = Some(Instant::now() + PACE);
         self.failures = if answer.is_ok() { 0 } else { self.failures.saturating_add(1) };
         (self, answer)
     }
 
     async fn next(&mut self) -> Result<Text, SourceError> {
-        let watcher = match &mut self.watcher {
+        let mut watcher = match self.watcher.take() {
             Some(watcher) => watcher,
-            none => none.insert(self.source.watch().await?),
+            None => {
+                self.answered = false;
+                let source = &self.source;
+                let begun = caught(timeout(ANSWER, async { source.watch().await })).await;
+                begun.map_err(told)?.map_err(|_| late())??
+            }
         };
-        watcher.next().await
+        let answer = match self.answered {
+            true => caught(watcher.next()).await.map(Ok),
+            false => caught(timeout(ANSWER, watcher.next())).await,
+        };
+        // One that panicked, or is silent when it must not be, is not asked again.
+        let (answer, keep) = match answer {
+            Ok(Ok(answer)) => (answer, true),
+            Ok(Err(_)) => (Err(late()), false),
+            Err(panicked) => (Err(told(panicked)), false),
+        };
+        if keep {
+            self.watcher = Some(watcher);
+            self.answered = true;
+        } else if let Err(panicked) = catch(|| drop(watcher)) {
+            return Err(told(panicked));
+        }
+        answer
     }
+}
+
+fn told(panicked: chassis_core::tasks::Panicked) -> SourceError {
+    SourceError::new(panicked.to_string())
+}
+
+fn late() -> SourceError {
+    SourceError::new(format!("it has not answered within {ANSWER:?}"))
 }

@@ -214,3 +214,64 @@ async fn with_no_source_there_is_one_version() {
     assert_eq!((version.number, warnings), (1, vec!["warning: retries\n   none at all".to_string()]));
     assert!(is_quiet(&mut loader).await);
 }
+
+/// Says what it is told to by turns: a text, or a panic at `!`; hangs at the end. The first watcher as the first
+/// list has it.
+struct Scripted(std::sync::Mutex<VecDeque<Vec<&'static str>>>);
+struct ScriptedWatcher(VecDeque<&'static str>);
+
+#[async_trait::async_trait]
+impl ConfigSource for Scripted {
+    fn name(&self) -> String {
+        "scripted".into()
+    }
+    async fn watch(&self) -> Result<Box<dyn chassis_core::config::ConfigWatcher>, SourceError> {
+        let script = self.0.lock().unwrap().pop_front();
+        let script = script.unwrap_or_else(|| panic!("no more of it"));
+        Ok(Box::new(ScriptedWatcher(script.into())))
+    }
+}
+
+#[async_trait::async_trait]
+impl chassis_core::config::ConfigWatcher for ScriptedWatcher {
+    async fn next(&mut self) -> Result<chassis_core::config::Text, SourceError> {
+        match self.0.pop_front() {
+            Some("!") => panic!("out of cheese"),
+            Some(content) => {
+                let (content, format) = (content.to_owned(), Format::Yaml);
+                Ok(chassis_core::config::Text { content, format, origin: "scripted".into(), revision: None })
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for ScriptedWatcher {
+    fn drop(&mut self) {
+        assert!(self.0.pop_front() != Some("drop"), "not gone quietly");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_panics_is_opened_anew() {
+    let script = [vec!["retries: 1", "!"], vec!["!", "drop"], vec!["retries: 2"]];
+    let source = Scripted(std::sync::Mutex::new(script.into()));
+    let mut loader = loader().source(Layer::File, Arc::new(source));
+    assert_eq!(next(&mut loader).await, "1: retries unset -> 1 (scripted:1:10)");
+    let panicked = "unreadable, Some(1) stays: scripted: it panicked: ";
+    assert_eq!(next(&mut loader).await, format!("{panicked}out of cheese"));
+    assert_eq!(next(&mut loader).await, format!("{panicked}not gone quietly"));
+    assert_eq!(next(&mut loader).await, "2: retries 1 -> 2 (scripted:1:10)");
+    assert!(is_quiet(&mut loader).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_is_silent_from_the_start_is_given_up() {
+    let source = Scripted(std::sync::Mutex::new([vec![], vec!["retries: 2"]].into()));
+    let mut loader = loader().source(Layer::File, Arc::new(source));
+    let started = Instant::now();
+    assert_eq!(next(&mut loader).await, "unreadable, None stays: scripted: it has not answered within 30s");
+    assert_eq!(started.elapsed().as_secs(), 30);
+    assert_eq!(next(&mut loader).await, "1: retries unset -> 2 (scripted:1:10)");
+    assert!(is_quiet(&mut loader).await, "once it has answered it may be silent");
+}
