@@ -6,7 +6,12 @@ use chassis_config::{
     document::{Seen, pending_restart},
     tree::Node,
 };
-use chassis_core::{Runtime, event::Event, policy::Settings};
+use chassis_core::{
+    Runtime,
+    event::Event,
+    policy::Settings,
+    tasks::{backoff, caught},
+};
 use tokio::{
     runtime::{Handle, RuntimeFlavor},
     task::block_in_place,
@@ -21,6 +26,11 @@ pub(crate) type Applied = Version<Document, Settings>;
 /// How long a registry has to learn of the services that settings name, before somebody is warned.
 const LOOK: Duration = Duration::from_secs(10);
 
+/// How long a registry has to say which services there are.
+const SERVICES: Duration = Duration::from_secs(5);
+/// The longest wait before settings are followed on, after a panic.
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
+
 /// What a version changes outside the pipeline.
 pub(crate) struct Follower {
     pub(crate) runtime: Runtime,
@@ -34,8 +44,26 @@ pub(crate) struct Follower {
 
 impl Follower {
     /// Follows `loader`, whose last version was `latest`, for as long as it is polled.
+    ///
+    /// A panic is reported, and the next change is followed all the same: settings that nobody follows any more
+    /// would be found out when they are needed.
     pub(crate) async fn follow(self, mut loader: Loader<Document, Settings>, mut latest: Box<Applied>) {
-        let mut pending = Vec::new();
+        let (mut pending, mut failures) = (Vec::new(), 0);
+        while let Err(panicked) = caught(self.follow_on(&mut loader, &mut latest, &mut pending)).await {
+            failures += 1;
+            self.runtime.metrics().task_panicked("settings");
+            let (task, message) = ("settings".to_owned(), panicked.to_string());
+            self.runtime.events().emit(Event::TaskPanicked { task, message });
+            tokio::time::sleep(backoff(failures, LONGEST_WAIT, self.runtime.random())).await;
+        }
+    }
+
+    async fn follow_on(
+        &self,
+        loader: &mut Loader<Document, Settings>,
+        latest: &mut Box<Applied>,
+        pending: &mut Vec<String>,
+    ) {
         let mut look = Some(Instant::now() + LOOK);
         loop {
             let in_force = self.runtime.policies().get().version();
@@ -44,14 +72,14 @@ impl Follower {
                 change = aside(loader.next()) => change,
                 () = due, if look.is_some() => {
                     look = None;
-                    self.warn_of_unseen(&latest).await;
+                    self.warn_of_unseen(latest).await;
                     continue;
                 }
             };
             match change {
                 Change::Applied(version) => {
-                    aside(async { self.apply(&version, &mut pending) }).await;
-                    latest = version;
+                    aside(async { self.apply(&version, pending) }).await;
+                    *latest = version;
                     look = Some(Instant::now() + LOOK);
                 }
                 Change::Refused(refusal) => {
@@ -89,7 +117,10 @@ impl Follower {
             known
         };
         let mut seen = Seen::default();
-        for service in self.runtime.registry().services().await {
+        // A registry is somebody else's code: it may panic, and it may never answer.
+        let registry = self.runtime.registry();
+        let services = caught(tokio::time::timeout(SERVICES, async { registry.services().await })).await;
+        for service in services.into_iter().flatten().flatten() {
             seen.services.entry(service).or_default();
         }
         for cluster in self.runtime.clusters() {

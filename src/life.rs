@@ -4,6 +4,7 @@
 //! Stop: before-stop hooks → not ready → deregister → wait until others have heard → close listeners,
 //! GOAWAY, wait, cut what is left → close clients → after-stop hooks.
 use std::{
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -11,11 +12,12 @@ use std::{
 use chassis_core::{
     BoxError, BoxFuture,
     event::Event,
-    registry::{Instance, Registration, Registry},
+    registry::{Instance, Registration, Registry, RegistryError},
+    tasks::{Panicked, backoff, caught},
 };
 #[cfg(feature = "http")]
 use chassis_http::server::Server;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
 #[cfg(feature = "http")]
 use crate::app::Transports;
@@ -57,6 +59,14 @@ struct Registered {
 const HOOK: Duration = Duration::from_secs(5);
 /// Nor is the registry, at the start and at the end.
 const REGISTER: Duration = Duration::from_secs(5);
+/// A registry that has not registered by then is asked again.
+const REGISTER_TRY: Duration = Duration::from_secs(10);
+/// The longest wait before it is.
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
+/// Trouble with the registry is told again after this, if it is still the same.
+const REMINDER: Duration = Duration::from_secs(60);
+/// A hook of a start that takes longer is told of, again and again.
+const SLOW_HOOK: Duration = Duration::from_secs(10);
 const DEREGISTER: Duration = Duration::from_secs(2);
 /// Nor are background tasks.
 const TASKS: Duration = Duration::from_secs(1);
@@ -83,10 +93,20 @@ impl Hook {
 impl Running {
     pub(crate) async fn start(mut app: Chassis) -> Result<Self, StartError> {
         for hook in std::mem::take(&mut app.parts.hooks.before_start) {
-            hook.run().await.map_err(|error| StartError::Hook("before-start", error))?;
+            if let Err(error) = start_hook("before-start", hook, &app.parts.runtime).await {
+                app.parts.runtime.shutdown(TASKS).await;
+                return Err(StartError::Hook("before-start", error));
+            }
         }
         #[cfg(feature = "http")]
-        let (server, addresses) = listen(&mut app).await?;
+        let (server, addresses) = match listen(&mut app).await {
+            Ok(listening) => listening,
+            Err(error) => {
+                // Nothing is left that could speak after the error.
+                app.parts.runtime.shutdown(TASKS).await;
+                return Err(error);
+            }
+        };
         #[cfg(not(feature = "http"))]
         let addresses = Vec::new();
         #[cfg(feature = "grpc")]
@@ -109,9 +129,12 @@ impl Running {
                 tracing::warn!(target: "chassis", "{advice}");
             }
         }
-        running.register().await;
+        if let Err(error) = running.register().await {
+            running.stop().await;
+            return Err(StartError::Settings(format!("what is advertised can't be reached: {error}")));
+        }
         for hook in std::mem::take(&mut running.parts.hooks.after_start) {
-            if let Err(error) = hook.run().await {
+            if let Err(error) = start_hook("after-start", hook, &running.parts.runtime).await {
                 running.stop().await;
                 return Err(StartError::Hook("after-start", error));
             }
@@ -161,14 +184,17 @@ impl Running {
     /// Stops in order. It always ends: every step is bounded.
     pub async fn stop(mut self) {
         let shutdown = self.parts.shutdown.get();
-        stop_hooks("before-stop", std::mem::take(&mut self.parts.hooks.before_stop)).await;
+        let hooks = std::mem::take(&mut self.parts.hooks.before_stop);
+        stop_hooks("before-stop", hooks, &self.parts.runtime).await;
         #[cfg(feature = "grpc")]
         self.health.not_serving();
         if let Some(registered) = self.registered.take() {
             let (done, gone) = oneshot::channel();
             // The task answers when the registry has; a task that is gone has nothing to take down.
             let _ = registered.deregister.send(done);
-            let _ = tokio::time::timeout(DEREGISTER, gone).await;
+            if tokio::time::timeout(DEREGISTER, gone).await.is_err() {
+                tracing::warn!(target: "chassis", "still in the registry after {DEREGISTER:?}; going on without it");
+            }
         }
         let in_kubernetes = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
         let delay = shutdown.delay.map(|span| span.0);
@@ -184,12 +210,14 @@ impl Running {
             }
         }
         self.parts.runtime.shutdown(TASKS).await;
-        stop_hooks("after-stop", std::mem::take(&mut self.parts.hooks.after_stop)).await;
+        let hooks = std::mem::take(&mut self.parts.hooks.after_stop);
+        stop_hooks("after-stop", hooks, &self.parts.runtime).await;
         tracing::info!(target: "chassis", instance = self.parts.instance, "{} has stopped", self.parts.runtime.service());
     }
 
-    /// Puts this process into the registry; the first try is waited for, later ones go on behind.
-    async fn register(&mut self) {
+    /// Puts this process into the registry; the first try is waited for, later ones go on behind. An error says
+    /// that no registry could tell others of it.
+    async fn register(&mut self) -> Result<(), RegistryError> {
         let Parts { service, runtime, instance, .. } = &self.parts;
         let mut entry = Instance::new(runtime.service().to_string(), instance.clone());
         entry.version = service.version.clone().unwrap_or_default();
@@ -199,8 +227,9 @@ impl Running {
             entry.addresses.insert(protocol.clone(), address.clone());
         }
         if entry.addresses.is_empty() {
-            return; // nothing is served: nobody is to come
+            return Ok(()); // nothing is served: nobody is to come
         }
+        entry.check()?;
         let (deregister, asked) = oneshot::channel();
         let (first, tried) = oneshot::channel();
         let registry = runtime.registry().clone();
@@ -209,6 +238,7 @@ impl Running {
         self.parts.runtime.tasks().spawn(task);
         let _ = tokio::time::timeout(REGISTER, tried).await;
         self.registered = Some(Registered { deregister });
+        Ok(())
     }
 }
 
@@ -231,6 +261,8 @@ impl Drop for Running {
 }
 
 /// Owns the entry in the registry: puts it up, again until it is, and takes it down when asked.
+///
+/// A registry is somebody else's code: its panic is an error, and no try is waited for without end.
 async fn keep_registered(
     registry: Arc<dyn Registry>,
     entry: Instance,
@@ -238,31 +270,63 @@ async fn keep_registered(
     first: oneshot::Sender<()>,
     mut asked: oneshot::Receiver<oneshot::Sender<()>>,
 ) {
-    let mut first = Some(first);
-    let mut pause = Duration::from_millis(100);
+    let (mut first, mut failures) = (Some(first), 0);
+    let mut told: Option<(String, Instant)> = None;
     let (instance, name) = (entry.id.clone(), registry.name().to_owned());
     let registration: Box<dyn Registration> = loop {
-        match registry.register(entry.clone()).await {
-            Ok(registration) => break registration,
-            Err(error) => {
-                let service = runtime.service().clone();
-                runtime.events().emit(Event::RegistryUnreachable { service, error: error.to_string() });
+        let register = async { registry.register(entry.clone()).await };
+        let mut registering = pin!(caught(tokio::time::timeout(REGISTER_TRY, register)));
+        let tried = tokio::select! {
+            tried = &mut registering => tried,
+            done = &mut asked => {
+                // What is under way may be there in a moment, and would stay until its lease is over.
+                if let Ok(Ok(Ok(Ok(late)))) = tokio::time::timeout(DEREGISTER / 2, registering).await {
+                    deregister(late, &runtime, instance, name).await;
+                }
+                return drop(done.map(|done| done.send(())));
             }
+        };
+        let error = match tried {
+            Ok(Ok(Ok(registration))) => break registration,
+            Ok(Ok(Err(error))) => error.to_string(),
+            Ok(Err(_)) => format!("it did not register within {REGISTER_TRY:?}"),
+            Err(panicked) => panicked.to_string(),
+        };
+        runtime.metrics().registry_failed();
+        failures += 1;
+        let now = Instant::now();
+        if !told.as_ref().is_some_and(|(before, at)| *before == error && now < *at + REMINDER) {
+            told = Some((error.clone(), now));
+            let service = runtime.service().clone();
+            runtime.events().emit_caused(&error.clone(), Event::RegistryUnreachable { service, error });
         }
         first.take().map(|first| first.send(()));
         tokio::select! {
-            () = tokio::time::sleep(runtime.random().between(pause / 2, pause)) => pause = (pause * 2).min(Duration::from_secs(15)),
+            () = tokio::time::sleep(backoff(failures, LONGEST_WAIT, runtime.random())) => {}
             done = &mut asked => return drop(done.map(|done| done.send(()))),
         }
     };
-    runtime.events().emit(Event::Registered { instance: instance.clone(), registry: name.clone() });
+    let registered = Event::Registered { instance: instance.clone(), registry: name.clone() };
+    runtime.events().emit(registered);
     first.take().map(|first| first.send(()));
     if let Ok(done) = asked.await {
-        match registration.deregister().await {
-            Ok(()) => runtime.events().emit(Event::Deregistered { instance, registry: name }),
-            Err(error) => tracing::warn!(target: "chassis", %error, "could not be taken out of the registry"),
-        }
+        deregister(registration, &runtime, instance, name).await;
         let _ = done.send(());
+    }
+}
+
+async fn deregister(
+    registration: Box<dyn Registration>,
+    runtime: &chassis_core::Runtime,
+    instance: String,
+    registry: String,
+) {
+    match caught(registration.deregister()).await {
+        Ok(Ok(())) => runtime.events().emit(Event::Deregistered { instance, registry }),
+        Ok(Err(error)) => {
+            tracing::warn!(target: "chassis", %error, "could not be taken out of the registry");
+        }
+        Err(panicked) => report_panic(runtime, "registration", "registration".to_owned(), &panicked),
     }
 }
 
@@ -320,14 +384,49 @@ async fn listen(app: &mut Chassis) -> Result<(Server, Vec<(String, String)>), St
     Ok((server, addresses))
 }
 
-async fn stop_hooks(which: &'static str, hooks: Vec<Hook>) {
-    for hook in hooks {
-        match tokio::time::timeout(HOOK, hook.run()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(target: "chassis", %error, "a {which} hook failed"),
-            Err(_) => tracing::warn!(target: "chassis", "a {which} hook took longer than {HOOK:?}"),
+/// A hook of a start takes as long as it takes; that it does is told.
+async fn start_hook(
+    which: &'static str,
+    hook: Hook,
+    runtime: &chassis_core::Runtime,
+) -> Result<(), BoxError> {
+    let began = Instant::now();
+    let mut running = pin!(caught(async { hook.run().await }));
+    loop {
+        tokio::select! {
+            ended = &mut running => {
+                return ended.unwrap_or_else(|panicked| {
+                    report_panic(runtime, "hook", format!("the {which} hook"), &panicked);
+                    Err(panicked.into())
+                });
+            }
+            () = tokio::time::sleep(SLOW_HOOK) => {
+                tracing::warn!(target: "chassis", "a {which} hook still runs after {:?}", began.elapsed());
+            }
         }
     }
+}
+
+/// Each in a task of its own: one that blocks its thread does not hold up the stop where there are others.
+async fn stop_hooks(which: &'static str, hooks: Vec<Hook>, runtime: &chassis_core::Runtime) {
+    for hook in hooks {
+        let mut running = tokio::spawn(caught(async move { hook.run().await }));
+        match tokio::time::timeout(HOOK, &mut running).await {
+            Ok(Ok(Ok(Ok(())))) => {}
+            Ok(Ok(Ok(Err(error)))) => tracing::warn!(target: "chassis", %error, "a {which} hook failed"),
+            Ok(Ok(Err(panicked))) => report_panic(runtime, "hook", format!("the {which} hook"), &panicked),
+            Ok(Err(_)) => {} // the runtime ends, and this with it
+            Err(_) => {
+                running.abort();
+                tracing::warn!(target: "chassis", "a {which} hook took longer than {HOOK:?}");
+            }
+        }
+    }
+}
+
+fn report_panic(runtime: &chassis_core::Runtime, kind: &str, task: String, panicked: &Panicked) {
+    runtime.metrics().task_panicked(kind);
+    runtime.events().emit(Event::TaskPanicked { task, message: panicked.to_string() });
 }
 
 /// SIGTERM and SIGINT.

@@ -13,6 +13,7 @@ mod limits;
 mod options;
 mod panics;
 mod routes;
+mod rude;
 mod settings;
 mod streams;
 mod swaps;
