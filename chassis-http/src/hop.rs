@@ -114,6 +114,12 @@ pub(crate) fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> 
 /// May `host` be the authority of a request: a name or an address, perhaps a port, and no user
 /// (RFC 9112, 3.2; RFC 9113, 8.3.1)?
 pub(crate) fn is_host(host: &[u8]) -> bool {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
+    (!host.is_empty() && host.iter().all(is_plain)) || is_odd_host(host)
+}
+
+/// With a port, an IPv6 address, or what else a name may have.
+fn is_odd_host(host: &[u8]) -> bool {
     let (name, port) = match host {
         [b'[', rest @ ..] => match rest.iter().position(|byte| *byte == b']') {
             Some(end) => (&rest[..end], &rest[end + 1..]),
