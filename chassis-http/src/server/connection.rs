@@ -10,7 +10,7 @@ use std::{
 };
 
 use chassis_core::{BoxError, call::had_waited, tasks::Aside};
-use http::{Extensions, HeaderMap, HeaderValue, Request, Response, StatusCode, header::CONNECTION};
+use http::{Extensions, HeaderMap, Request, Response, StatusCode};
 use hyper::{body::Incoming, server::conn};
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -222,7 +222,7 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
         let is_grpc = is_grpc(&head.headers);
         let answering = match tidied {
             Ok(()) => self.answer(Request::from_parts(head, Received::h1(body)), is_grpc),
-            Err(refused) => self.refuse(refused),
+            Err(refused) => self.refuse(refused, false),
         };
         Answering { is_h1: true, ..answering }
     }
@@ -256,13 +256,10 @@ impl Requests {
         Answering { answer, in_flight, is_h1: false }
     }
 
-    /// Tells the caller why its request is served by nobody. Over HTTP/1.1 the connection ends with that: who
-    /// reads a head in another way may read other requests behind it, too.
+    /// Tells the caller why its request is served by nobody.
     #[cold]
-    pub(super) fn refuse(&self, refused: Refused) -> Answering {
-        let mut response = refused.into_problem().into_http().map(ServerBody::from);
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        let answer: Answer = Box::pin(std::future::ready(response));
+    pub(super) fn refuse(&self, refused: Refused, is_grpc: bool) -> Answering {
+        let answer: Answer = Box::pin(std::future::ready(refused.into_response(is_grpc)));
         Answering { answer: Some(answer), in_flight: Some(self.activity.begin()), is_h1: false }
     }
 
@@ -333,7 +330,7 @@ impl Future for Answering {
         self.answer = None;
         if response.status().is_informational() {
             // hyper would hand the connection to whoever took it over, and nobody does.
-            response = switches_no_protocol().into_http().map(ServerBody::from);
+            response = switches_no_protocol();
         }
         if self.is_h1 {
             hop::strip_answer(response.status(), response.headers_mut());

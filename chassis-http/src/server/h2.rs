@@ -147,7 +147,7 @@ impl Http2 {
         let answer = match tidied {
             _ if size > self.max_header_list as usize => self.requests.too_large(request, is_grpc, size),
             Ok(()) => self.requests.answer(request, is_grpc),
-            Err(refused) => self.requests.refuse(refused),
+            Err(refused) => self.requests.refuse(refused, is_grpc),
         };
         // It ends with its connection.
         let (state, most) = (State::Answering(answer), self.limit.get());

@@ -2,15 +2,16 @@
 //! connection. What cannot be made so, or would be read by others in another way, is refused.
 use std::borrow::Cow;
 
-use chassis_core::headers::contains;
+use chassis_core::{Code, headers::contains};
 use http::{
-    HeaderValue, Method, StatusCode, Version,
+    HeaderValue, Method, Response, StatusCode, Version,
     header::{CONNECTION, HOST, TRANSFER_ENCODING, UPGRADE},
     request::Parts,
     uri::{Authority, Scheme},
 };
 
-use crate::{Problem, hop};
+use super::{body::ServerBody, h2::refusal};
+use crate::hop;
 
 /// Why a request is not served.
 #[derive(Debug, PartialEq)]
@@ -30,9 +31,18 @@ impl Refused {
         Refused { status: StatusCode::NOT_IMPLEMENTED, words: words.into() }
     }
 
-    /// What the caller is told. An answer over HTTP/1.1 is the last one of its connection.
-    pub(super) fn into_problem(self) -> Problem {
-        Problem::new(self.status).detail(self.words)
+    /// What the caller is told, in HTTP's words or in gRPC's. Over HTTP/1.1 the connection ends with that: who reads
+    /// a head in another way may read other requests behind it, too.
+    pub(super) fn into_response(self, is_grpc: bool) -> Response<ServerBody> {
+        let code = match self.status {
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Code::ResourceExhausted,
+            // As gRPC's table has it.
+            StatusCode::BAD_REQUEST => Code::Internal,
+            _ => Code::Unimplemented,
+        };
+        let mut response = refusal(self.status, code.number(), self.words.into_owned(), is_grpc);
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        response
     }
 }
 
@@ -40,9 +50,9 @@ impl Refused {
 const MAX_FIELDS: usize = 100;
 const SWITCH: &str = "this server does not switch to another protocol: it speaks HTTP/1.1 and HTTP/2";
 
-/// Tells a handler's wish to switch to another protocol, which nobody could fulfil.
-pub(super) fn switches_no_protocol() -> Problem {
-    Refused::unknown(SWITCH).into_problem()
+/// Instead of a handler's wish to switch to another protocol, which nobody could fulfil.
+pub(super) fn switches_no_protocol() -> Response<ServerBody> {
+    Refused::unknown(SWITCH).into_response(false)
 }
 
 /// Tidies a head that came over HTTP/1.1.
@@ -214,6 +224,19 @@ mod tests {
         let mut tunnel = head("elsewhere:443", Version::HTTP_11, &[("host", "elsewhere:443")]);
         tunnel.method = Method::CONNECT;
         check(tidy_h1, tunnel, Err(501));
+    }
+
+    #[test]
+    fn grpc_has_codes_for_it() {
+        for (refused, status, code) in
+            [(Refused::malformed("no"), 400, "13"), (Refused::unknown("no"), 200, "12")]
+        {
+            let response = refused.into_response(true);
+            assert_eq!(
+                (response.status().as_u16(), &response.headers()["grpc-status"]),
+                (status, &code.parse().unwrap())
+            );
+        }
     }
 
     #[test]
