@@ -36,7 +36,14 @@ pub(crate) fn of_h2_answer(broken: Broken) -> Error {
             Error::remote(Reason::ConnectionLost, "the answer broke off").with_source(error)
         }
         Broken::Trailers { size, most } => of_large_answer(size, most),
+        Broken::Request(error) => of_request_body(error),
     }
+}
+
+/// The request's own body failed, and the stream was reset for it: no endpoint is to blame.
+pub(crate) fn of_request_body(error: Error) -> Error {
+    let failed = Error::local(error.reason(), error.message().to_owned()).with_code(error.code());
+    failed.with_maybe_executed(true).with_source(error)
 }
 
 /// An answer's headers or trailers have `size` bytes by HTTP/2's count, and may have `most`.

@@ -53,10 +53,14 @@ pub struct Abort(Option<Arc<AbortState>>);
 /// Hears of an [`Abort`].
 pub struct Aborted(Arc<AbortState>);
 
+/// What a request's body failed with, for whoever waits for the answer: see [`Abort::failure`].
+pub struct Failure(Arc<AbortState>);
+
 #[derive(Default)]
 struct AbortState {
     aborted: AtomicBool,
     waker: Mutex<Option<Waker>>,
+    failed: Mutex<Option<Error>>,
 }
 
 struct Abortable {
@@ -347,6 +351,11 @@ impl Abort {
     /// Ends the body now.
     pub fn abort(self) {}
 
+    /// What [`Aborted::fail`] will be told, if anything.
+    pub fn failure(&self) -> Option<Failure> {
+        self.0.clone().map(Failure)
+    }
+
     /// Lets the body be: it was not sent, and will be another time.
     pub fn release(mut self) {
         self.0 = None;
@@ -380,8 +389,20 @@ impl Aborted {
         Poll::Ready(())
     }
 
+    /// The body failed with `error`: that is why the call has no answer, or not all of it.
+    pub fn fail(&self, error: Error) {
+        lock(&self.0.failed).get_or_insert(error);
+    }
+
     fn is_over(&self) -> bool {
         self.0.aborted.load(Ordering::Acquire)
+    }
+}
+
+impl Failure {
+    /// The error, once.
+    pub fn take(&self) -> Option<Error> {
+        lock(&self.0.failed).take()
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::time::Sleep;
 
 use self::completion::{Completion, Of};
 pub use self::{
-    body::{Abort, Aborted, Body, Replay},
+    body::{Abort, Aborted, Body, Failure, Replay},
     completion::{Listener, Outcome, Verdict, had_waited},
 };
 pub(crate) use self::{

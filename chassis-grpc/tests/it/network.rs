@@ -193,7 +193,33 @@ async fn an_answer_over_the_clients_limit_is_resource_exhausted() {
 
 #[tokio::test(start_paused = true)]
 async fn a_message_too_long_to_be_written_is_resource_exhausted() {
+    let world = World::new(Echo::default()).await;
+    let mut stub = world.stub().max_encoding_message_size(100);
     let long = || EchoRequest { payload: vec![0; 101], ..says("") };
+    let mut refused = vec![stub.call(long()).await.unwrap_err(), stub.download(long()).await.unwrap_err()];
+    let (send, requests) = tokio::sync::mpsc::channel(1);
+    let upload = stub.upload(tokio_stream::wrappers::ReceiverStream::new(requests));
+    let sending = async {
+        send.send(says("a")).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        send.send(long()).await.unwrap();
+    };
+    refused.push(tokio::join!(upload, sending).0.unwrap_err());
+    let (send, requests) = tokio::sync::mpsc::channel(1);
+    let mut stub = world.stub().max_encoding_message_size(100);
+    let mut replies =
+        stub.chat(tokio_stream::wrappers::ReceiverStream::new(requests)).await.unwrap().into_inner();
+    send.send(says("a")).await.unwrap();
+    assert_eq!(replies.message().await.unwrap().unwrap().message, "a");
+    send.send(long()).await.unwrap();
+    refused.push(replies.message().await.unwrap_err());
+    for status in refused {
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+        let error = chassis_grpc::error(&status).unwrap();
+        assert_eq!((error.reason(), error.origin()), (Reason::TooLarge, Origin::Local));
+        assert!(status.message().contains("encoded message length too large"), "{status:?}");
+    }
+
     let world = World::of(
         GrpcServices::default().add(EchoServer::new(Echo::default()).max_encoding_message_size(100)),
     );

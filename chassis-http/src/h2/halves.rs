@@ -29,6 +29,8 @@ pub(crate) enum Broken {
     Stream(h2::Error),
     /// Its trailers have `size` bytes, and may have `most`.
     Trailers { size: usize, most: u32 },
+    /// We ended it, because the request's own body failed.
+    Request(chassis_core::Error),
 }
 
 /// Sends a body as it comes, and as the peer takes it. What is there first is sent at once, however long
@@ -114,6 +116,7 @@ impl std::fmt::Display for Broken {
             Broken::Trailers { size, most } => {
                 write!(f, "the trailers have {size} bytes, and may have {most}")
             }
+            Broken::Request(_) => f.write_str("the request's body failed"),
         }
     }
 }
@@ -122,6 +125,7 @@ impl std::error::Error for Broken {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Broken::Stream(error) => Some(error),
+            Broken::Request(error) => Some(error),
             Broken::Trailers { .. } => None,
         }
     }
@@ -136,22 +140,22 @@ impl<B: HttpBody<Data = Bytes> + Unpin> Pump<B> {
     }
 
     /// Resolves when all is sent, or nothing more can be. Whoever drops it then is told by the stream's
-    /// other half how it ended.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// other half how it ended; an error is the body's own.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), B::Error>> {
         loop {
             if self.next.is_some() && ready!(self.poll_room(cx)).is_none() {
-                return Poll::Ready(());
+                return Poll::Ready(Ok(()));
             }
             if let Some(data) = self.next.take() {
                 self.is_whole = self.body.is_end_stream();
                 if self.to.send_data(data, self.is_whole).is_err() || self.is_whole {
-                    return Poll::Ready(());
+                    return Poll::Ready(Ok(()));
                 }
                 self.begun = true;
             }
             let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
                 // Nobody but this hears of a reset while there is nothing to send.
-                return self.to.poll_reset(cx).map(drop);
+                return self.to.poll_reset(cx).map(|_| Ok(()));
             };
             match frame.map(|frame| frame.map(Frame::into_data)) {
                 Some(Ok(Ok(data))) => self.next = Some(data),
@@ -161,14 +165,14 @@ impl<B: HttpBody<Data = Bytes> + Unpin> Pump<B> {
                     if self.is_whole {
                         let _ = self.to.send_trailers(trailers);
                     }
-                    return Poll::Ready(());
+                    return Poll::Ready(Ok(()));
                 }
                 None => {
                     self.is_whole = true;
                     let _ = self.to.send_data(Bytes::new(), true);
-                    return Poll::Ready(());
+                    return Poll::Ready(Ok(()));
                 }
-                Some(Err(_)) => return Poll::Ready(()),
+                Some(Err(error)) => return Poll::Ready(Err(error)),
             }
         }
     }

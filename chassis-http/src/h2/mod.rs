@@ -14,7 +14,7 @@ use std::{future::poll_fn, sync::Arc};
 
 use chassis_core::{
     Error,
-    call::{Body, Invocation, Reply},
+    call::{Abort, Body, Invocation, Reply},
     cluster::Link,
     protocol::{Leaf, LeafFuture},
 };
@@ -111,7 +111,10 @@ async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Er
         slot.awaits(call.attempt_started());
         let answer = match (&mut answer).await {
             Ok(response) => Ok(response),
-            Err(error) => Err(lost(error, answer.stream_id().as_u32(), &slot)),
+            Err(error) => match abort.as_ref().and_then(Abort::failure).and_then(|request| request.take()) {
+                Some(failed) => Err(failure::of_request_body(failed)),
+                None => Err(lost(error, answer.stream_id().as_u32(), &slot)),
+            },
         };
         slot.answered();
         let response = match answer {
@@ -125,11 +128,12 @@ async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Er
         if size > most as usize {
             return Err(call.refuse(failure::of_large_answer(size, most)));
         }
+        let request = abort.as_ref().and_then(Abort::failure);
         if let Some(abort) = abort {
             call.set_request_abort(abort);
         }
         let length = if endpoint.form.is_sized() { length(&head.headers) } else { None };
-        let body = Answer::new(Inbound::new(body, length, most), slot);
+        let body = Answer::new(Inbound::new(body, length, most), request, slot);
         let body = Body::eager(body, failure::of_h2_answer);
         return Ok(call.answered(head.status, head.headers, body));
     }

@@ -6,7 +6,7 @@ use std::{
 
 use bytes::Bytes;
 use chassis_core::{
-    call::{Abort, Aborted, Body},
+    call::{Abort, Aborted, Body, Failure},
     tasks::Tasks,
 };
 use h2::{Reason, SendStream};
@@ -21,6 +21,8 @@ use super::{
 /// The body of an answer, whose stream is in use until it ends.
 pub(super) struct Answer {
     body: Inbound,
+    /// Of the request, where not all of it had been sent when the answer began.
+    request: Option<Failure>,
     _slot: Slot,
 }
 
@@ -76,7 +78,11 @@ impl Future for Sending {
         // Also while it waits for room.
         match self.aborted.poll(cx) {
             Poll::Ready(()) => Poll::Ready(()),
-            Poll::Pending => self.pump.poll(cx),
+            Poll::Pending => self.pump.poll(cx).map(|ended| {
+                if let Err(error) = ended {
+                    self.aborted.fail(error);
+                }
+            }),
         }
     }
 }
@@ -84,8 +90,8 @@ impl Future for Sending {
 // === impl Answer ===
 
 impl Answer {
-    pub(super) fn new(body: Inbound, slot: Slot) -> Self {
-        Answer { body, _slot: slot }
+    pub(super) fn new(body: Inbound, request: Option<Failure>, slot: Slot) -> Self {
+        Answer { body, request, _slot: slot }
     }
 }
 
@@ -97,7 +103,14 @@ impl HttpBody for Answer {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let failed = |request: &mut Option<Failure>| request.take().and_then(|request| request.take());
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(Some(Err(broken))) => {
+                let error = failed(&mut self.request).map_or(broken, Broken::Request);
+                Poll::Ready(Some(Err(error)))
+            }
+            polled => polled,
+        }
     }
 
     fn is_end_stream(&self) -> bool {

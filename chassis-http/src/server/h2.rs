@@ -336,7 +336,7 @@ impl Future for Exchange {
         }
         match &mut this.state {
             State::Answering(_) => Poll::Pending,
-            State::Sending(pump) => pump.poll(cx),
+            State::Sending(pump) => pump.poll(cx).map(drop),
         }
     }
 }
