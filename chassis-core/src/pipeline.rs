@@ -167,6 +167,10 @@ impl Pipeline {
     }
 }
 
+/// Only a user's layer can have lost the node of a call.
+const WITHOUT_NODE: &str = "a layer at `Node` went on with a call that has no node, or one of another protocol: \
+                            pass on the call that it was given, or a `try_clone` of it";
+
 /// Hands the call to the leaf of the node that was picked.
 struct Connect<L>(PhantomData<fn() -> L>);
 
@@ -189,10 +193,10 @@ impl<L: Leaf> Service<Invocation> for Connect<L> {
         let node = call.node().cloned();
         match node.as_ref().and_then(|node| node.leaf::<L>()) {
             Some(leaf) => crate::layer::Decided::inner(leaf.call(call)),
-            // Only a user's layer that replaced the call can have lost its node.
-            None => crate::layer::Decided::refused(
-                call.refuse(Error::local(Reason::Internal, "the call reached the connection without a node")),
-            ),
+            None => {
+                let error = Error::local(Reason::Internal, WITHOUT_NODE).with_rule("layers");
+                crate::layer::Decided::refused(call.refuse(error))
+            }
         }
     }
 }

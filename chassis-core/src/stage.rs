@@ -1,6 +1,8 @@
 //! Where users put layers of their own: at named stages, for all services or for one.
 //!
-//! Between the user's layers and the built-in ones types are erased, once; an empty stage is a branch.
+//! Between the user's layers and the built-in ones types are erased, once; an empty stage is a branch. Who
+//! listens to a call does not go along into the user's layers: whatever they do with it, what was counted above
+//! them comes back.
 use std::{
     pin::Pin,
     sync::{Arc, Mutex},
@@ -13,7 +15,7 @@ use tower_service::Service;
 
 use crate::{
     BoxError, BoxFuture, Error,
-    call::{Invocation, Reply},
+    call::{Home, Invocation, Reply},
     clock::Instant,
     event::Side,
     shard::{Cells, Line},
@@ -51,7 +53,10 @@ pub struct Placement {
 
 /// What is inside a user's layer: calls it on, or not.
 ///
-/// Always ready. A layer may call it more than once, with a new [`Invocation`] each time.
+/// Always ready. A layer may call it more than once, with another [`Invocation`] each time: a
+/// [`try_clone`](Invocation::try_clone) of the one that it was given lives under the same rules, one made by
+/// [`new`](Invocation::new) under none. At [`Stage::Node`] a call needs the node that it was given with. The call
+/// ends as the answer or the error does that the layer returns.
 #[derive(Clone)]
 pub struct Next(Arc<dyn Erased>);
 
@@ -131,7 +136,11 @@ pin_project! {
         /// The inner service's own.
         Plain { #[pin] inner: F },
         /// Of the user's layers.
-        User { inner: BoxFuture<'static, Result<Reply, Error>> },
+        User {
+            inner: BoxFuture<'static, Result<Reply, Error>>,
+            // Those who listen to the call, until there is an answer.
+            home: Option<Home>,
+        },
     }
 }
 
@@ -413,10 +422,13 @@ where
         }
     }
 
-    fn call(&mut self, call: Invocation) -> Self::Future {
+    fn call(&mut self, mut call: Invocation) -> Self::Future {
         match self {
             Staged::Plain(inner) => StagedFuture::Plain { inner: inner.call(call) },
-            Staged::User(next) => StagedFuture::User { inner: next.run(call) },
+            Staged::User(next) => {
+                let home = Home::of(&mut call);
+                StagedFuture::User { inner: next.run(call), home }
+            }
         }
     }
 }
@@ -427,7 +439,16 @@ impl<F: Future<Output = Result<Reply, Error>>> Future for StagedFuture<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {
             StagedProjection::Plain { inner } => inner.poll(cx),
-            StagedProjection::User { inner } => inner.as_mut().poll(cx),
+            StagedProjection::User { inner, home } => {
+                let mut answer = std::task::ready!(inner.as_mut().poll(cx));
+                if let Some(home) = home.take() {
+                    match &mut answer {
+                        Ok(reply) => home.follow(reply),
+                        Err(_) => answer = answer.map_err(|error| home.fail(error)),
+                    }
+                }
+                Poll::Ready(answer)
+            }
         }
     }
 }

@@ -210,7 +210,21 @@ impl Scope {
         Scope { expires: other.expires, ended: true, ..Scope::new(other.started) }
     }
 
-    fn is_listened_to(&self) -> bool {
+    /// Of the same times as `other`, and as open as it is, but nobody listens yet.
+    pub(super) fn beside(other: &Scope) -> Self {
+        Scope { ended: other.ended, ..Self::like(other) }
+    }
+
+    /// Of the same times as `other`.
+    pub(super) fn like(other: &Scope) -> Self {
+        Scope { expires: other.expires, ..Scope::new(other.started) }
+    }
+
+    pub(super) fn is_ended(&self) -> bool {
+        self.ended
+    }
+
+    pub(super) fn is_listened_to(&self) -> bool {
         self.own != 0 || !self.listeners.is_empty()
     }
 

@@ -2,12 +2,15 @@
 //!
 //! Between it and its connection a call may get lost: in a layer of the user's, or where the time of an
 //! attempt is up. Then a twin is sent, and the call itself stays.
+use std::sync::Arc;
+
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use smallvec::SmallVec;
 
 use super::{
     Body, Call, Invocation, Reply, Verdict,
     completion::{Completion, Scope},
+    home::Home,
 };
 use crate::{Error, clock::Instant};
 
@@ -65,7 +68,7 @@ impl Invocation {
     }
 
     /// The same call without headers and body. Nobody listens to it, but its time is up when this one's is.
-    fn twin(&self) -> Invocation {
+    pub(super) fn twin(&self) -> Invocation {
         let of = &*self.0;
         let nobodys = Scope::nobodys(&of.completion.call);
         let attempt = Scope::nobodys(&of.completion.attempt);
@@ -120,12 +123,20 @@ impl Invocation {
 impl Reply {
     /// The attempt has won: how it ended is how the call did. Of a twin's answer `home` is the call.
     pub(crate) fn won(&mut self, home: Option<Invocation>) {
-        let own = &mut *self.0;
-        own.lent = false;
+        self.0.lent = false;
         if let Some(mut home) = home {
-            let nobodys = Scope::nobodys(&home.0.completion.call);
-            own.completion.call = std::mem::replace(&mut home.0.completion.call, nobodys);
+            let (own, call) = (&mut *self.0, &mut home.0.completion.call);
+            if Arc::ptr_eq(&own.policy, &home.0.policy) && !own.completion.call.is_listened_to() {
+                own.completion.call = std::mem::replace(call, Scope::nobodys(call));
+            } else {
+                // The answer to another call, which a layer of the user's put in the twin's place.
+                if own.completion.call.is_ended() {
+                    own.completion.call = Scope::like(call);
+                }
+                Home(home).follow(self);
+            }
         }
+        let own = &mut *self.0;
         own.completion.head_arrived(own.deadline);
         let known = own.completion.attempt.verdict();
         let mut now = own.completion.attempt.judged();

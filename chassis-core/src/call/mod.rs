@@ -1,6 +1,7 @@
 //! One call on its way through the pipeline, and its answer on the way back.
 mod body;
 mod completion;
+mod home;
 mod lend;
 
 use std::{
@@ -15,13 +16,14 @@ use http_body::{Body as _, Frame, SizeHint};
 use smallvec::SmallVec;
 use tokio::time::Sleep;
 
-use self::completion::{Completion, Of};
+use self::completion::{Completion, Of, Scope};
 pub use self::{
     body::{Abort, Aborted, Body, Failure, Replay},
     completion::{Listener, Outcome, Verdict, had_waited},
 };
 pub(crate) use self::{
     completion::{Own, while_panicked},
+    home::Home,
     lend::{Headers, Returned},
 };
 use crate::{
@@ -178,6 +180,21 @@ impl Invocation {
             lent: false,
             completion: Completion::new(now),
         }))
+    }
+
+    /// Another call that says the same, where its body is all there: under the same rules, within the same
+    /// time, to the same node if one is picked. Nobody listens to it, so it holds no permit and no place.
+    ///
+    /// For layers that pass a call on more than once.
+    pub fn try_clone(&self) -> Option<Invocation> {
+        let body = self.0.body.try_clone()?;
+        let mut other = self.twin();
+        other.0.metadata.clone_from(&self.0.metadata);
+        other.0.body = body;
+        other.0.node.clone_from(&self.0.node);
+        let own = &self.0.completion;
+        other.0.completion = Completion { call: Scope::like(&own.call), attempt: Scope::like(&own.attempt) };
+        Some(other)
     }
 
     /// Tells `listener` how the whole call ended; `token` comes back with it.

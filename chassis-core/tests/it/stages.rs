@@ -8,6 +8,7 @@ use chassis_core::{
     BoxFuture, Code, Error, Reason,
     call::{Invocation, Reply},
     event::Side,
+    layer::breaker::State,
     pipeline,
     stage::{Next, Stage, Stages},
     testing::{Answer, Upstream, run},
@@ -314,4 +315,278 @@ async fn a_layer_whose_errors_are_boxed_stands_anywhere() {
     bench.stock(json!({ "retry": { "when": "always", "on": ["deadline"], "backoff": "1ms" } }));
     bench.get().await.unwrap();
     assert_eq!(bench.upstream.total(), 2, "the attempt that took too long is tried again");
+}
+
+/// What a layer may do with a call.
+#[derive(Clone, Copy, Debug)]
+enum Does {
+    /// Goes on with another one, and drops it.
+    Another,
+    /// Goes on with another one, and keeps it for good.
+    AnotherAndKeeps,
+    /// Goes on with a copy, and drops it.
+    Clone,
+    /// Goes on with it and with a copy, and returns the answer to the copy.
+    Both,
+    /// The same, one after the other, and keeps the first answer unread.
+    BothAndKeeps,
+    /// Drops it, and answers by itself.
+    Answers,
+    /// Keeps it for good, and fails by itself.
+    FailsAndKeeps,
+    /// Keeps it for good, and never answers.
+    Hangs,
+    /// Answers with what another pipeline has to say.
+    Asks,
+    /// Puts it under no rules.
+    Unruled,
+    Panics,
+}
+
+const ALL: [Does; 11] = [
+    Does::Another,
+    Does::AnotherAndKeeps,
+    Does::Clone,
+    Does::Both,
+    Does::BothAndKeeps,
+    Does::Answers,
+    Does::FailsAndKeeps,
+    Does::Hangs,
+    Does::Asks,
+    Does::Unruled,
+    Does::Panics,
+];
+
+/// A layer that does this at `stage`, while it is on; what it keeps is in the list, and `other` is another pipeline.
+fn does(stage: Stage, what: Does, other: &Bench, kept: &Arc<Mutex<Vec<Kept>>>, on: &Toggle) -> Stages {
+    let mut stages = Stages::default();
+    let (other, kept, on) = (other.pipeline.clone(), kept.clone(), on.clone());
+    stages.add_fn(stage, "odd", None, move |mut call: Invocation, next: Next| {
+        let (other, kept, on) = (other.clone(), kept.clone(), on.is_on());
+        let keep = move |what: Kept| kept.lock().unwrap().push(what);
+        async move {
+            if !on {
+                return next.run(call).await;
+            }
+            let fresh = Invocation::new(call.protocol, call.target.clone());
+            match what {
+                Does::Another => {
+                    drop(call);
+                    next.run(fresh).await
+                }
+                Does::AnotherAndKeeps => {
+                    keep(Kept::Call(call));
+                    next.run(fresh).await
+                }
+                Does::Clone => {
+                    let copy = call.try_clone().unwrap();
+                    drop(call);
+                    next.run(copy).await
+                }
+                Does::Both => {
+                    let copy = call.try_clone().unwrap();
+                    let (_, answer) = tokio::join!(next.run(call), next.run(copy));
+                    answer
+                }
+                Does::BothAndKeeps => {
+                    let copy = call.try_clone().unwrap();
+                    keep(Kept::Answer(next.run(call).await));
+                    next.run(copy).await
+                }
+                Does::Answers => {
+                    drop(call);
+                    Ok(fresh.answered(StatusCode::OK, Default::default(), "by myself".to_owned().into_body()))
+                }
+                Does::FailsAndKeeps => {
+                    keep(Kept::Call(call));
+                    Err(Error::local(Reason::Internal, "no"))
+                }
+                Does::Hangs => {
+                    keep(Kept::Call(call));
+                    std::future::pending().await
+                }
+                Does::Asks => {
+                    keep(Kept::Call(call));
+                    other.run(get().build()).await
+                }
+                Does::Unruled => {
+                    call.set_policy(chassis_core::policy::Policy::none());
+                    next.run(call).await
+                }
+                Does::Panics => panic!("as asked for"),
+            }
+        }
+    });
+    stages
+}
+
+/// What a layer does not give back.
+#[allow(dead_code)]
+enum Kept {
+    Call(Invocation),
+    Answer(Result<Reply, Error>),
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_a_layer_does_with_a_call_all_that_was_taken_for_it_comes_back() {
+    for stage in [Stage::Call, Stage::Attempt, Stage::Node] {
+        for retry in [json!("off"), json!({ "attempts": 2, "per_try": "50ms" }), json!({ "attempts": 2 })] {
+            for what in ALL {
+                let about = format!("{what:?} at {stage:?}, retry {retry}");
+                let other = Bench::new(|_| Answer::ok("asked"));
+                other.stock(json!({ "concurrency": 1 }));
+                let (kept, on) = (Arc::<Mutex<Vec<Kept>>>::default(), Toggle::default());
+                on.set(true);
+                let bench = bench(does(stage, what, &other, &kept, &on), |_| Answer::ok("fine"));
+                let rules = |breaker| json!({ "concurrency": 2, "retry": retry, "breaker": breaker });
+                bench.stock(rules(json!({ "scope": "endpoint", "min_calls": 1 })));
+                // An answer that a layer keeps unread is under way, as far as it was counted below the layer.
+                let answers = || {
+                    kept.lock().unwrap().iter().filter(|k| matches!(k, Kept::Answer(Ok(_)))).count() as u32
+                };
+                for nth in 0..5 {
+                    let call = bench.spawn(get().timeout(100 * MS));
+                    let abort = call.abort_handle();
+                    // Above the deadline's layer nothing else ends a call.
+                    let answer = tokio::time::timeout(200 * MS, call).await.ok().and_then(Result::ok);
+                    abort.abort();
+                    settle().await;
+                    let reason = answer.and_then(Result::err).map(|error| error.reason());
+                    let is_full = stage == Stage::Call && answers() == 2;
+                    assert!(is_full || reason != Some(Reason::Overloaded), "{about}, call {nth}");
+                }
+                let permits = bench.runtime.inspect().concurrency[0].in_use;
+                assert_eq!(permits, if stage == Stage::Call { answers() } else { 0 }, "{about}");
+                let places: u32 = ["a", "b"].iter().map(|node| bench.node(node).in_flight).sum();
+                assert_eq!(places, if stage == Stage::Node { 0 } else { answers() }, "{about}");
+                kept.lock().unwrap().clear();
+                assert_eq!(bench.runtime.inspect().concurrency[0].in_use, 0, "{about}");
+                assert_eq!(["a", "b"].map(|node| bench.node(node).in_flight), [0, 0], "{about}");
+                assert_eq!(
+                    other.runtime.inspect().concurrency.first().map_or(0, |view| view.in_use),
+                    0,
+                    "{about}"
+                );
+                assert_eq!(other.node("a").in_flight, 0, "{about}");
+            }
+        }
+    }
+}
+
+/// A probe's place comes back too: as soon as layer and upstream do what they should, the circuit closes.
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_a_layer_keeps_is_given_back() {
+    for stage in [Stage::Attempt, Stage::Node] {
+        for (what, scope) in ALL.into_iter().flat_map(|what| [(what, "service"), (what, "endpoint")]) {
+            let about = format!("{what:?} at {stage:?}, {scope}");
+            let (other, kept, odd, well) =
+                (Bench::new(|_| Answer::ok("")), Arc::default(), Toggle::default(), Toggle::default());
+            let (stages, up) = (does(stage, what, &other, &kept, &odd), well.clone());
+            let upstream = Upstream::new(move |arrival| match up.is_on() || arrival.address == "memory:b" {
+                true => Answer::ok(""),
+                false => Answer::status(503),
+            });
+            let bench = Bench::build(upstream, |builder| builder.stages(stages));
+            match scope {
+                "service" => bench.registry.put("stock", ["a"]),
+                _ => bench.registry.put("stock", ["a", "b"]),
+            }
+            let breaker =
+                json!({ "scope": scope, "min_calls": 1, "failure_ratio": "10%", "open": "1s", "probes": 1 });
+            bench.stock(json!({ "retry": "off", "balance": "round_robin", "breaker": breaker }));
+            let state = || match scope {
+                "service" => bench.runtime.inspect().circuits[0].state,
+                _ => bench.node("a").circuit.unwrap(),
+            };
+            for _ in 0..10 {
+                let _ = bench.get().await;
+            }
+            assert_eq!(state(), State::Open, "{about}");
+            tokio::time::advance(S).await;
+            odd.set(true);
+            for _ in 0..4 {
+                let _ = bench.spawn(get().timeout(100 * MS)).await;
+            }
+            odd.set(false);
+            well.set(true);
+            // What the layer did may have counted as a failure: then it is open once more.
+            tokio::time::advance(S).await;
+            for _ in 0..10 {
+                let _ = bench.get().await;
+            }
+            assert_eq!(state(), State::Closed, "{about}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_loses_the_node_of_a_call_is_told_so() {
+    let other = Bench::new(|_| Answer::ok(""));
+    let on = Toggle::default();
+    on.set(true);
+    let bench = bench(does(Stage::Node, Does::Another, &other, &Arc::default(), &on), |_| Answer::ok(""));
+    let refused = bench.get().await;
+    check(&refused, Code::Internal, Reason::Internal);
+    assert!(refused.unwrap_err().message().contains("went on with a call that has no node"));
+}
+
+/// A caller that gives up at its deadline is one whose time was up, for whoever listens above the layer too.
+#[tokio::test(start_paused = true)]
+async fn above_a_layer_the_end_is_told_as_below_it() {
+    let mut stages = Stages::default();
+    stages.add_fn(
+        Stage::Call,
+        "slow",
+        None,
+        |call: Invocation, next: Next| async move { next.run(call).await },
+    );
+    let bench = bench(stages, |arrival| match arrival.total {
+        0 => Answer::hang(),
+        1 => Answer::trailers("", Code::DataLoss),
+        _ => Answer::ok(""),
+    });
+    bench.stock(json!({ "retry": "off" }));
+    let dropped = tokio::time::timeout(200 * MS, bench.send(get().timeout(100 * MS)));
+    check_reply(&dropped.await.unwrap().map(|_| ()), Code::DeadlineExceeded);
+    bench.get().await.unwrap();
+    bench.get().await.unwrap();
+    let calls = |code| bench.metric("chassis_client_call_duration_seconds", &[("code", code)]);
+    assert_eq!(["DEADLINE_EXCEEDED", "DATA_LOSS", "OK"].map(calls), [1.0, 1.0, 1.0]);
+}
+
+#[track_caller]
+fn check_reply(result: &Result<(), Error>, code: Code) {
+    assert_eq!(result.as_ref().map_err(Error::code), Err(code));
+}
+
+/// Handlers' layers on the server may do the same.
+#[tokio::test(start_paused = true)]
+async fn a_servers_permits_come_back_too() {
+    for stage in [Stage::ServerCall, Stage::Handler] {
+        for what in ALL {
+            let (other, kept, on) =
+                (Bench::new(|_| Answer::ok("")), Arc::<Mutex<Vec<Kept>>>::default(), Toggle::default());
+            on.set(true);
+            let bench = bench(does(stage, what, &other, &kept, &on), |_| Answer::ok(""));
+            bench.apply(json!({ "inbound": { "concurrency": 2 } }));
+            let handler = server(&bench.runtime, |call: Invocation| async {
+                Ok(call.answered(StatusCode::OK, Default::default(), Default::default()))
+            });
+            for _ in 0..4 {
+                let handler = handler.clone();
+                let call = tokio::spawn(async move { run(&handler, get().build()).await });
+                let abort = call.abort_handle();
+                let ended = tokio::time::timeout(S, call).await;
+                abort.abort();
+                settle().await;
+                let reason =
+                    ended.ok().and_then(Result::ok).and_then(Result::err).map(|error| error.reason());
+                // An answer that is kept unread holds its permit, where that was taken below the layer.
+                let held =
+                    kept.lock().unwrap().iter().filter(|kept| matches!(kept, Kept::Answer(Ok(_)))).count();
+                let is_full = stage == Stage::ServerCall && held == 2;
+                assert!(is_full || reason != Some(Reason::Overloaded), "{what:?} at {stage:?}");
+            }
+        }
+    }
 }

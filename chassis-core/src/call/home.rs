@@ -1,0 +1,118 @@
+//! Whoever listens to a call stays behind while the user's layers have it.
+//!
+//! A layer of the user's may go on with another [`Invocation`] than it was given, make several of them, answer
+//! with what another pipeline gave it, or keep the call for good. What was counted above it - a permit, a place at
+//! a node, a probe - must come back all the same. So the listeners do not go along: they stay with the future of
+//! the stage, and hear how the call ended from the answer or the error that the layers return, whichever call
+//! that belongs to. If the future is dropped, they hear it then.
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{
+    Invocation, Reply, Verdict,
+    completion::{Completion, Listener, Outcome, Scope},
+    lend::Returned,
+};
+use crate::Error;
+
+/// A twin of a call in the user's hands, with all who listened so far.
+pub(crate) struct Home(pub(super) Invocation);
+
+/// The same, once an answer is there that says how the call ends.
+struct Following(Mutex<Invocation>);
+
+/// Tokens: which scope it is that ended.
+const ATTEMPT: u64 = 0;
+const CALL: u64 = 1;
+
+// === impl Home ===
+
+impl Home {
+    /// `None` where nobody listens yet.
+    pub(crate) fn of(call: &mut Invocation) -> Option<Self> {
+        if !call.0.completion.is_listened_to() {
+            return None;
+        }
+        let mut home = call.twin();
+        home.0.node.clone_from(&call.0.node);
+        let own = &mut call.0.completion;
+        let goes_on = Completion { call: Scope::beside(&own.call), attempt: Scope::beside(&own.attempt) };
+        home.0.completion = std::mem::replace(own, goes_on);
+        // What bounds the call may stand below the layer; dropped after that, it was late.
+        if let Some(bound) = home.0.bound() {
+            home.0.completion.call.expires(bound);
+        }
+        Some(Home(home))
+    }
+
+    /// From here on the call ends as `reply` does.
+    pub(crate) fn follow(self, reply: &mut Reply) {
+        let Home(mut home) = self;
+        let own = &mut reply.0.completion;
+        // A layer that let the call wait is not what the attempt is measured by.
+        home.0.completion.attempt.starts(own.attempt.started());
+        let following = Arc::new(Following(Mutex::new(home)));
+        for (scope, token) in [(&mut own.attempt, ATTEMPT), (&mut own.call, CALL)] {
+            if let Some(verdict) = scope.verdict() {
+                following.home().judge_scope(token == CALL, verdict, scope.judged());
+            }
+            if scope.is_ended() {
+                following.ended(token);
+            } else {
+                scope.listen(following.clone(), token);
+            }
+        }
+    }
+
+    /// No answer came. A call that comes back with the error goes on, and takes along who listens to all of it.
+    pub(crate) fn fail(self, mut error: Error) -> Error {
+        let Home(mut home) = self;
+        match error.take_call() {
+            Some(Returned::Untouched(mut call)) => {
+                home.0.end_attempt(Verdict::of(&error));
+                call.0.completion.call.listen(Arc::new(Following(Mutex::new(home))), CALL);
+                error.returning(call)
+            }
+            _ => {
+                home.0.settle(Verdict::of(&error));
+                error.at(home.0.node.take())
+            }
+        }
+    }
+}
+
+// === impl Following ===
+
+impl Following {
+    /// A listener that panicked has been told; the others are told what follows.
+    fn home(&self) -> MutexGuard<'_, Invocation> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Listener for Following {
+    fn judged(&self, token: u64, outcome: &Outcome<'_>) {
+        self.home().judge_scope(token == CALL, outcome.verdict, Some(outcome.now));
+    }
+
+    fn ended(&self, token: u64) {
+        self.home().end_scope(token == CALL);
+    }
+}
+
+// === impl Invocation ===
+
+impl Invocation {
+    fn judge_scope(&mut self, is_call: bool, verdict: Verdict, mut now: Option<crate::clock::Instant>) {
+        let (of, completion) = self.0.told();
+        let scope = if is_call { &mut completion.call } else { &mut completion.attempt };
+        scope.judge(verdict, &of, &mut now);
+    }
+
+    fn end_scope(&mut self, is_call: bool) {
+        let (of, completion) = self.0.told();
+        match is_call {
+            true => completion.call.end(of.policy, None),
+            false => completion.attempt.end(of.policy, of.node),
+        }
+    }
+}
