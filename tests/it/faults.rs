@@ -206,3 +206,29 @@ both! {
         }
     }
 }
+
+both! {
+    /// An instance into which failures are injected is one that fails, for those who call it: no call is sent
+    /// twice for it, and it is avoided like any other that fails. Before, its circuit never heard of them.
+    async fn a_fault_of_an_instance_is_a_failure_for_its_callers(wire: Wire) {
+        for abort in ["abort: { code: UNAVAILABLE }", "abort: {}, delay: 1ms", "abort: {}, at: attempt"] {
+            let mesh = Mesh::seeded(5);
+            let faults = format!("faults: [ {{ name: down, {abort} }} ]");
+            let bad = mesh.server("stock", "bad").config(&faults).start().await;
+            let (one, two) = (mesh.start("stock", "one").await, mesh.start("stock", "two").await);
+            let breaker = "scope: endpoint, min_calls: 5, failure_ratio: 50%, open: 60s";
+            let settings = format!("outbound: {{ defaults: {{ balance: random, breaker: {{ {breaker} }} }} }}");
+            let caller = mesh.caller(&settings).await;
+            let outcomes = caller.calls(wire, 100, || Ask::to("stock")).await;
+            let failed = count(&outcomes, |outcome| !outcome.is_ok());
+            assert!((5.0..12.0).contains(&failed), "{abort}: {failed}");
+            assert_eq!((one.executed() + two.executed(), bad.executed()), (100 - failed as u64, 0));
+            let outcome = outcomes.iter().find(|outcome| !outcome.is_ok()).unwrap();
+            assert_eq!((outcome.reason, outcome.rule.as_deref()), (Some(Reason::FaultInjected), Some("down")));
+            assert_ne!(outcome.maybe_executed, Some(false));
+            let nodes = caller.view(wire, "stock").nodes;
+            let bad = nodes.iter().find(|node| node.id == "bad").unwrap();
+            assert!(bad.failure_share > 0.0, "{bad:?}");
+        }
+    }
+}

@@ -2,7 +2,8 @@
 //!
 //! At the `call` (the default) a fault is not hidden by retries, as in Envoy and gRPC. At the
 //! `attempt` it is judged like the upstream's answer, by retries and by the service's circuit; it
-//! blames no node.
+//! blames no node. What is injected into calls that come in is for their caller a failure like any other of
+//! this node, which may have been executed.
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
@@ -320,7 +321,9 @@ impl Fault {
         let message = abort.message.clone().unwrap_or_else(|| format!("injected by fault `{name}`"));
         // At the attempt it stands for the upstream's answer: that one may have been worked on.
         let error = match self.config.at {
-            At::Call => Error::local(Reason::FaultInjected, message),
+            At::Call => {
+                Error::local(Reason::FaultInjected, message).with_maybe_executed(self.config.to.is_none())
+            }
             At::Attempt => Error::remote(Reason::FaultInjected, message),
         };
         debug_assert_eq!(error.origin() == Origin::Local, self.config.at == At::Call);
