@@ -122,6 +122,7 @@ struct Inner {
     source: Option<BoxError>,
     call: Option<Returned>,
     node: Option<Arc<Node>>,
+    hop: Option<crate::call::Hop>,
 }
 
 // === impl Error ===
@@ -145,7 +146,8 @@ impl Error {
         maybe_executed: bool,
         message: Cow<'static, str>,
     ) -> Self {
-        let (rule, retry_after, details, source, call, node) = (None, None, None, None, None, None);
+        let (rule, retry_after, details, source, call, node, hop) =
+            (None, None, None, None, None, None, None);
         Error(Box::new(Inner {
             code,
             reason,
@@ -158,6 +160,7 @@ impl Error {
             source,
             call,
             node,
+            hop,
         }))
     }
 
@@ -258,6 +261,12 @@ impl Error {
         self
     }
 
+    /// The same, about the hop that a call came in by, unless it is about another one already.
+    pub(crate) fn of_hop(mut self, hop: impl FnOnce() -> Option<crate::call::Hop>) -> Self {
+        self.0.hop = self.0.hop.or_else(hop);
+        self
+    }
+
     /// The canonical code.
     pub fn code(&self) -> Code {
         self.0.code
@@ -298,6 +307,12 @@ impl Error {
         self.0.retry_after
     }
 
+    /// The hop that it is true of: what the attempt was sent with that it ended. `None` for an error that is
+    /// about no call, or about one whose caller has no name.
+    pub fn hop(&self) -> Option<&crate::call::Hop> {
+        self.0.hop.as_ref()
+    }
+
     /// What a fault wants to be answered.
     pub fn details(&self) -> Option<&crate::call::Details> {
         self.0.details.as_ref()
@@ -314,8 +329,19 @@ impl Error {
 
     /// The same words once more, without what lies beneath and without the call.
     pub(crate) fn repeat(&self) -> Self {
-        let Inner { code, reason, origin, maybe_executed, message, rule, retry_after, details, node, .. } =
-            &*self.0;
+        let Inner {
+            code,
+            reason,
+            origin,
+            maybe_executed,
+            message,
+            rule,
+            retry_after,
+            details,
+            node,
+            hop,
+            ..
+        } = &*self.0;
         Error(Box::new(Inner {
             code: *code,
             reason: *reason,
@@ -328,6 +354,7 @@ impl Error {
             source: None,
             call: None,
             node: node.clone(),
+            hop: hop.clone(),
         }))
     }
 

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::{
     BoxFuture, Code, Error,
-    call::{Body, Call, Invocation, Reply, Verdict},
+    call::{Body, Call, Hop, Invocation, Reply, Verdict},
     cluster::Link,
 };
 
@@ -28,7 +28,8 @@ pub trait Protocol: Send + Sync + 'static {
         None
     }
 
-    /// Writes a refusal: what the other side gets instead of an answer.
+    /// Writes a refusal: what the other side gets instead of an answer. That nothing was executed it may say
+    /// only together with the [hop](Error::hop) that this is true of.
     fn refuse(&self, error: &Error) -> (StatusCode, HeaderMap, Body);
 
     /// What a failing answer says in words.
@@ -39,6 +40,16 @@ pub trait Protocol: Send + Sync + 'static {
     /// What a failing answer says about trying again.
     fn pushback(&self, _metadata: &HeaderMap) -> Pushback {
         Pushback::None
+    }
+
+    /// Takes out of the head, or of the trailers, of an answer what a service says there of another hop than
+    /// `hop`, and tells whether it did. An answer that says so much passed through somebody else's hands, which
+    /// may have worked for the call: what is left of it is an answer like any other. `None`: of any hop.
+    ///
+    /// Asked only of answers whose verdict names a reason. To be implemented by protocols whose refusals
+    /// may be passed on by what does not know them.
+    fn strip_foreign(&self, _metadata: &mut HeaderMap, _hop: Option<&Hop>) -> bool {
+        false
     }
 
     /// Writes into the head of a failing answer that the call is not to be retried.

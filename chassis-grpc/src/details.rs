@@ -2,11 +2,15 @@
 //!
 //! It is a `google.rpc.Status` whose details hold an `ErrorInfo` of the domain `chassis`, and a
 //! `RetryInfo` where trying again later makes sense. Who finds that domain knows who spoke, and whether
-//! a handler may have seen the call.
+//! a handler may have seen the call. It names the [`Hop`] that this is true of: details travel on with a
+//! status that somebody passes on, and a caller takes off what is not about the attempt that it made.
+//!
+//! DEADLINE_EXCEEDED and CANCELLED go out without an `ErrorInfo`, since suites of conformance expect none of
+//! whatever ends a call by its deadline. There the reason travels as metadata, `x-chassis-reason`.
 use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
-use chassis_core::{Error, Origin, Reason, headers::find};
+use chassis_core::{Code, Error, Origin, Reason, call::Hop, headers::find};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use prost::Message;
 use prost_types::Any;
@@ -15,6 +19,14 @@ use tonic_types::pb;
 
 /// Whose `ErrorInfo` it is.
 pub(crate) const DOMAIN: &str = "chassis";
+
+/// The hop that an `ErrorInfo` is about, among its metadata.
+const HOP: &str = "hop";
+
+/// The reason, and the hop that it is about, of a status that has no `ErrorInfo`.
+const REASON: HeaderName = HeaderName::from_static("x-chassis-reason");
+/// The rule that spoke there.
+const RULE: HeaderName = HeaderName::from_static("x-chassis-rule");
 
 const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 const ERROR_INFO: &str = "google.rpc.ErrorInfo";
@@ -45,7 +57,21 @@ pub(crate) struct Refusal {
 impl Refusal {
     /// What the head or the trailers of an answer say; `None` if no chassis wrote them.
     pub(crate) fn read(metadata: &HeaderMap) -> Option<Self> {
-        Self::decode(&decode_header(metadata.get(DETAILS)?)?)
+        let details = metadata.get(DETAILS).and_then(decode_header);
+        details.and_then(|details| Self::decode(&details)).or_else(|| Self::read_bare(metadata))
+    }
+
+    /// What metadata say beside a status without an `ErrorInfo`.
+    pub(crate) fn read_bare(metadata: &HeaderMap) -> Option<Self> {
+        let said = metadata.get(REASON)?.to_str().ok()?;
+        let rule = metadata.get(RULE).and_then(|rule| rule.to_str().ok());
+        Some(Refusal {
+            reason: Reason::from_name(reason_and_hop(said).0).unwrap_or(Reason::Internal),
+            origin: Origin::Remote,
+            maybe_executed: true,
+            rule: rule.map(str::to_owned),
+            retry_after: read_retry_after(metadata),
+        })
     }
 
     /// What the details of a status say; `None` if no chassis wrote them.
@@ -77,9 +103,12 @@ pub(crate) fn encode(error: &Error, message: &str, reader: Reader) -> Bytes {
     if let Some(rule) = error.rule() {
         metadata.insert("rule".to_owned(), rule.to_owned());
     }
+    if let Some(hop) = error.hop().filter(|_| reader == Reader::There).and_then(Hop::text) {
+        metadata.insert(HOP.to_owned(), hop);
+    }
     let info =
         pb::ErrorInfo { reason: error.reason().name().to_owned(), domain: DOMAIN.to_owned(), metadata };
-    let mut details = vec![any(ERROR_INFO, &info)];
+    let mut details = if is_bare(error, reader) { Vec::new() } else { vec![any(ERROR_INFO, &info)] };
     if let Some(after) = error.retry_after() {
         let retry_delay = prost_types::Duration::try_from(after).ok();
         details.push(any(RETRY_INFO, &pb::RetryInfo { retry_delay }));
@@ -87,27 +116,102 @@ pub(crate) fn encode(error: &Error, message: &str, reader: Reader) -> Bytes {
     if let Some(text) = error.details().and_then(|details| details.body.clone()) {
         details.push(any(DEBUG_INFO, &pb::DebugInfo { stack_entries: Vec::new(), detail: text }));
     }
+    if details.is_empty() {
+        return Bytes::new();
+    }
     let code = i32::from(error.code().number());
     pb::Status { code, message: message.to_owned(), details }.encode_to_vec().into()
 }
 
+/// Does it go out without an `ErrorInfo`?
+fn is_bare(error: &Error, reader: Reader) -> bool {
+    reader == Reader::There && matches!(error.code(), Code::DeadlineExceeded | Code::Cancelled)
+}
+
+/// Writes what an `ErrorInfo` says of other errors.
+pub(crate) fn write_bare(error: &Error, reader: Reader, metadata: &mut HeaderMap) {
+    if !is_bare(error, reader) {
+        return;
+    }
+    let said = match error.hop().and_then(Hop::text) {
+        Some(hop) => [error.reason().name(), " ", &hop].concat(),
+        None => error.reason().name().to_owned(),
+    };
+    let value = |text: &str| HeaderValue::from_str(text).ok();
+    metadata.extend(value(&said).map(|said| (REASON, said)));
+    metadata.extend(error.rule().and_then(value).map(|rule| (RULE, rule)));
+}
+
+fn reason_and_hop(said: &str) -> (&str, Option<&str>) {
+    said.split_once(' ').map_or((said, None), |(reason, hop)| (reason, Some(hop)))
+}
+
 /// The delay of a `RetryInfo`, whoever wrote it.
 pub(crate) fn read_retry_after(metadata: &HeaderMap) -> Option<Duration> {
-    retry_delay(&pb::Status::decode(decode_header(metadata.get(DETAILS)?)?).ok()?)
+    decode_retry_after(&decode_header(metadata.get(DETAILS)?)?)
+}
+
+/// The same of the details of a status.
+pub(crate) fn decode_retry_after(details: &[u8]) -> Option<Duration> {
+    retry_delay(&pb::Status::decode(details).ok()?)
 }
 
 /// Takes out what a chassis said. A handler that passes on its upstream's refusal has itself been
 /// executed: left in, its caller would take the call for one that never was.
 pub(crate) fn strip(metadata: &mut HeaderMap) {
-    let Some(details) = find(metadata, &DETAILS).and_then(decode_header) else { return };
-    let Ok(mut status) = pb::Status::decode(details) else { return };
+    retain(metadata, |_, _| false);
+}
+
+/// Takes out what a chassis said of another hop than `hop`, and tells whether there was any. That a call was
+/// not executed is believed only of this very attempt; the rest, of any by this caller.
+pub(crate) fn strip_foreign(metadata: &mut HeaderMap, hop: Option<&Hop>) -> bool {
+    retain(metadata, |executed, said| {
+        match (hop, said) {
+            (Some(hop), Some(said)) => {
+                if executed {
+                    hop.is_about(said)
+                } else {
+                    hop.is(said)
+                }
+            }
+            // Of a caller without a name nothing can be repeated.
+            (None, None) => executed,
+            _ => false,
+        }
+    })
+}
+
+/// Takes out those of a chassis' own words that `keep` does not want, and tells whether there were any. It is
+/// asked by whether the call may have been executed, and by the hop that is named.
+fn retain(metadata: &mut HeaderMap, keep: impl Fn(bool, Option<&str>) -> bool) -> bool {
+    let said = find(metadata, &REASON);
+    let is_kept = |said: &HeaderValue| said.to_str().is_ok_and(|said| keep(true, reason_and_hop(said).1));
+    let strips = said.is_some_and(|said| !is_kept(said));
+    if strips {
+        metadata.remove(REASON);
+        metadata.remove(RULE);
+    }
+    strips
+        | retain_details(metadata, |info| {
+            let executed = info.metadata.get("maybe_executed").is_none_or(|value| value != "false");
+            keep(executed, info.metadata.get(HOP).map(String::as_str))
+        })
+}
+
+fn retain_details(metadata: &mut HeaderMap, keep: impl Fn(&pb::ErrorInfo) -> bool) -> bool {
+    let Some(details) = find(metadata, &DETAILS).and_then(decode_header) else { return false };
+    let Ok(mut status) = pb::Status::decode(details) else { return false };
     let all = status.details.len();
-    status.details.retain(|detail| error_info(detail).is_none_or(|info| info.domain != DOMAIN));
-    if status.details.is_empty() && all > 0 {
+    status
+        .details
+        .retain(|detail| error_info(detail).is_none_or(|info| info.domain != DOMAIN || keep(&info)));
+    let stripped = status.details.len() < all;
+    if stripped && status.details.is_empty() {
         metadata.remove(DETAILS);
-    } else if status.details.len() < all {
+    } else if stripped {
         metadata.insert(DETAILS, encode_header(&status.encode_to_vec()));
     }
+    stripped
 }
 
 /// Takes the details out if they are not base64: tonic's stubs panic over such.
@@ -150,6 +254,8 @@ fn encode_header(bytes: &[u8]) -> HeaderValue {
 
 #[cfg(test)]
 mod tests {
+    use chassis_core::call::{Invocation, Operation, Target};
+
     use super::*;
 
     fn header(details: Vec<Any>) -> HeaderMap {
@@ -158,7 +264,12 @@ mod tests {
     }
 
     fn info(domain: &str) -> Any {
-        let (reason, metadata) = ("RATE_LIMITED".to_owned(), HashMap::new());
+        about(domain, &[])
+    }
+
+    fn about(domain: &str, says: &[(&str, &str)]) -> Any {
+        let metadata = says.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let reason = "RATE_LIMITED".to_owned();
         any(ERROR_INFO, &pb::ErrorInfo { reason, domain: domain.to_owned(), metadata })
     }
 
@@ -217,6 +328,64 @@ mod tests {
             strip(&mut untouched);
             assert_eq!(untouched, before);
         }
+    }
+
+    /// The hop of a first attempt from `orders` at `stock`, as it was received.
+    fn hop() -> Hop {
+        let mut call = Invocation::new(&crate::GRPC, Target::new("stock", Operation::OTHER));
+        call.target.caller = Some(HeaderValue::from_static("orders"));
+        call.uri = "http://stock/stock.v1.Stock/Reserve".parse().unwrap();
+        call.refuse(Error::local(Reason::Overloaded, "no")).hop().unwrap().clone()
+    }
+
+    #[test]
+    fn without_an_error_info_metadata_say_the_same() {
+        let mut call = Invocation::new(&crate::GRPC, Target::new("stock", Operation::OTHER));
+        call.target.caller = Some(HeaderValue::from_static("orders"));
+        let error = call.refuse(Error::local(Reason::DeadlineExceeded, "late").with_rule("slow"));
+        for (hop, stays) in [(Some(hop()), true), (None, false)] {
+            let mut metadata = HeaderMap::new();
+            write_bare(&error, Reader::There, &mut metadata);
+            assert_eq!(metadata[REASON], "DEADLINE_EXCEEDED 0 ? orders");
+            assert_eq!(strip_foreign(&mut metadata, hop.as_ref()), !stays);
+            let said = Refusal::read(&metadata).map(|said| (said.reason, said.rule, said.maybe_executed));
+            assert_eq!(said, stays.then(|| (Reason::DeadlineExceeded, Some("slow".to_owned()), true)));
+            strip(&mut metadata);
+            assert!(metadata.is_empty());
+        }
+        for (error, reader) in
+            [(&error, Reader::Here), (&Error::local(Reason::Overloaded, "no"), Reader::There)]
+        {
+            let mut metadata = HeaderMap::new();
+            write_bare(error, reader, &mut metadata);
+            assert!(metadata.is_empty());
+        }
+    }
+
+    #[test]
+    fn only_what_is_about_this_attempt_is_left_in() {
+        let no = ("maybe_executed", "false");
+        for (says, stays) in [
+            (&[no, ("hop", "0 stock orders")][..], true),
+            (&[no, ("hop", "0 127.0.0.1:80 orders")], false),
+            (&[no, ("hop", "0 stock gateway")], false),
+            (&[no, ("hop", "1 stock orders")], false),
+            // Which authority it was is not known any more; nor can it be known that it was not executed.
+            (&[no, ("hop", "0 ? orders")], false),
+            (&[no], false),
+            (&[("hop", "0 ? orders")], true),
+            (&[("hop", "0 stock orders")], true),
+            (&[("hop", "0 ? gateway")], false),
+            (&[], false),
+        ] {
+            let mut metadata = header(vec![info("googleapis.com"), about(DOMAIN, says), retry(1, 0)]);
+            assert_eq!(strip_foreign(&mut metadata, Some(&hop())), !stays, "{says:?}");
+            assert_eq!(Refusal::read(&metadata).is_some(), stays, "{says:?}");
+            assert_eq!(read_retry_after(&metadata), Some(Duration::from_secs(1)), "that is anybody's to say");
+        }
+        let mut nobodys = header(vec![about(DOMAIN, &[no])]);
+        assert!(strip_foreign(&mut nobodys, None), "without a name no refusal is believed");
+        assert!(!strip_foreign(&mut header(vec![info(DOMAIN)]), None));
     }
 
     #[test]

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use chassis_core::{
     Code, Error, Reason,
-    call::{Body, Verdict},
+    call::{Body, Hop, Verdict},
     headers::find,
     protocol::{Protocol, Pushback},
 };
@@ -72,6 +72,10 @@ impl Protocol for Grpc {
             (Some(_), Some(_)) => Pushback::Never,
             (None, _) => details::read_retry_after(metadata).map_or(Pushback::None, Pushback::After),
         }
+    }
+
+    fn strip_foreign(&self, metadata: &mut HeaderMap, hop: Option<&Hop>) -> bool {
+        details::strip_foreign(metadata, hop)
     }
 
     fn forbid_retry(&self, metadata: &mut HeaderMap) {
@@ -291,7 +295,8 @@ mod tests {
     #[test]
     fn a_refusal_of_another_chassis_is_known_as_such() {
         let error = Error::local(Reason::RateLimited, "100/s is used up").with_rule("per-caller");
-        let (status, head, body) = Grpc.refuse(&error.with_retry_after(Duration::from_micros(2_000_001)));
+        let error = error.with_retry_after(Duration::from_micros(2_000_001));
+        let (status, head, body) = Grpc.refuse(&error);
         assert_eq!(status, StatusCode::OK);
         assert!(http_body::Body::is_end_stream(&body));
         let verdict = Grpc.judge_head(status, &head).unwrap();

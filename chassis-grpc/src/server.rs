@@ -15,7 +15,7 @@ use chassis_core::{
 };
 use chassis_http::server::{Answer as HttpAnswer, Connected, HttpService, Received};
 use http::{
-    HeaderMap, Method, Request, Response, StatusCode, Uri, Version,
+    HeaderMap, Method, Request, Response, StatusCode, Version,
     header::{ALLOW, HeaderValue},
     request::Parts,
     uri::PathAndQuery,
@@ -97,11 +97,12 @@ impl GrpcServer {
 
     fn invocation(&self, head: Parts, body: Body) -> Invocation {
         let said = Said::of(&head.headers);
-        let path = head.uri.into_parts().path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
-        let mut target = Target::new(self.service.clone(), self.services.operation(&path));
+        const ROOT: PathAndQuery = PathAndQuery::from_static("/");
+        let operation = self.services.operation(head.uri.path_and_query().unwrap_or(&ROOT));
+        let mut target = Target::new(self.service.clone(), operation);
         target.caller = said.caller.cloned();
         let mut call = Invocation::new(&GRPC, target);
-        call.uri = Uri::from(path);
+        call.uri = head.uri;
         call.peer = head.extensions.get().and_then(|at: &Connected| at.peer().ip());
         call.extensions = head.extensions;
         match said.timeout.map(timeout::read).transpose() {

@@ -34,18 +34,23 @@ pub fn status(error: &Error) -> Status {
 
 /// Which mechanism refused the call, here or at the other end; `None` if `status` is a handler's own.
 ///
+/// DEADLINE_EXCEEDED and CANCELLED come over the network without an `ErrorInfo`; there it is read from the
+/// metadata, and the call may have been executed.
+///
 /// Gives back the reason, the origin, the rule, `retry_after` and `maybe_executed`, so that a caller can
 /// tell an open circuit from a rate limit, and a call that may be repeated from one that may not.
 pub fn error(status: &Status) -> Option<Error> {
-    let said = Refusal::decode(status.details())?;
     let message = status.message().to_owned();
+    let said = Refusal::decode(status.details());
+    let said = said.or_else(|| Refusal::read_bare(&status.metadata().clone().into_headers()))?;
     let error = match said.origin {
         Origin::Local => Error::local(said.reason, message),
         Origin::Remote => Error::remote(said.reason, message),
     };
     let error = error.with_code(code(status)).with_maybe_executed(said.maybe_executed);
     let error = said.rule.into_iter().fold(error, Error::with_rule);
-    Some(said.retry_after.into_iter().fold(error, Error::with_retry_after))
+    let after = said.retry_after.or_else(|| details::decode_retry_after(status.details()));
+    Some(after.into_iter().fold(error, Error::with_retry_after))
 }
 
 /// What `status` says, in HTTP's words: for a REST handler that passes on how its call by gRPC failed.
@@ -102,6 +107,7 @@ impl Answer {
             let millis = after.as_nanos().div_ceil(1_000_000).min(i32::MAX.unsigned_abs().into());
             metadata.insert(PUSHBACK, HeaderValue::from(millis as u64));
         }
+        details::write_bare(error, reader, &mut metadata);
         let (details, metadata) =
             (details::encode(error, &message, reader), MetadataMap::from_headers(metadata));
         let status = Status::with_details_and_metadata(code, message, details, metadata);
@@ -177,6 +183,24 @@ mod tests {
     fn a_handlers_own_status_is_none_of_ours() {
         assert!(error(&Status::not_found("no such item")).is_none());
         assert!(error(&Status::with_details(tonic::Code::Aborted, "", "garbage".into())).is_none());
+    }
+
+    #[test]
+    fn the_time_that_was_up_goes_out_without_an_error_info() {
+        for reason in [Reason::DeadlineExceeded, Reason::Cancelled] {
+            let error = Error::local(reason, "no").with_rule("fault");
+            let status = Answer::of(&error, Reader::There).status;
+            assert!(status.details().is_empty());
+            let read = super::error(&status).unwrap();
+            assert_eq!((read.reason(), read.origin(), read.maybe_executed()), (reason, Origin::Remote, true));
+            assert_eq!(read.rule(), Some("fault"));
+            let later = Answer::of(&error.with_retry_after(Duration::from_secs(2)), Reader::There).status;
+            assert!(later.get_error_details().error_info().is_none());
+            assert_eq!(
+                later.get_error_details().retry_info().unwrap().retry_delay,
+                Some(Duration::from_secs(2))
+            );
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@ use std::time::{Duration, SystemTime};
 
 use chassis_core::{
     Code, Error, Origin, Reason,
-    call::{Body, Call, Verdict},
+    call::{Body, Call, Hop, Verdict},
     headers::find,
     protocol::{Protocol, Pushback},
 };
@@ -26,8 +26,12 @@ pub struct Http;
 pub static HTTP: Http = Http;
 
 /// Names the [`Reason`] of a refusal: nothing was executed. Only the edge of a server sets it; what a
-/// handler sets is taken off, since a handler that passes on a refusal has itself been executed.
+/// handler sets is taken off, since a handler that passes on a refusal has itself been executed. Beside it
+/// `x-chassis-hop` repeats what the refused attempt was sent with; a client takes off a refusal of another hop.
 pub const REFUSED: HeaderName = HeaderName::from_static("x-chassis-refused");
+
+/// The [`Hop`] that a refusal is true of.
+pub(crate) const HOP: HeaderName = HeaderName::from_static("x-chassis-hop");
 
 /// `never`, on a failing answer: do not retry, it was tried again below already.
 const RETRY: HeaderName = HeaderName::from_static("x-chassis-retry");
@@ -65,10 +69,33 @@ impl Protocol for Http {
         };
         // An injected fault shall look like what it stands for.
         let before_work = error.origin() == Origin::Local && !error.maybe_executed();
-        if before_work && error.reason() != Reason::FaultInjected {
+        if before_work
+            && error.reason() != Reason::FaultInjected
+            && let Some(hop) = error.hop().filter(|hop| hop.is_whole()).and_then(Hop::text)
+            && let Ok(hop) = HeaderValue::try_from(hop)
+        {
             head.headers.insert(REFUSED, HeaderValue::from_static(error.reason().name()));
+            head.headers.insert(HOP, hop);
         }
         (head.status, head.headers, Body::full(body))
+    }
+
+    fn strip_foreign(&self, metadata: &mut HeaderMap, hop: Option<&Hop>) -> bool {
+        let is_foreign = {
+            let mut reasons = metadata.get_all(REFUSED).iter();
+            let mut hops = metadata.get_all(HOP).iter();
+            let is_ours =
+                |said: &HeaderValue| said.to_str().is_ok_and(|said| hop.is_some_and(|hop| hop.is(said)));
+            match (reasons.next(), reasons.next(), hops.next(), hops.next()) {
+                (None, ..) => return false,
+                (Some(_), None, Some(said), None) => !is_ours(said),
+                _ => true,
+            }
+        };
+        if is_foreign {
+            take_refusal(metadata);
+        }
+        is_foreign
     }
 
     fn pushback(&self, metadata: &HeaderMap) -> Pushback {
@@ -101,6 +128,12 @@ pub(crate) fn has_no_body(method: &Method, status: StatusCode) -> bool {
     method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
+/// Takes out that a call was refused.
+pub(crate) fn take_refusal(headers: &mut HeaderMap) {
+    headers.remove(REFUSED);
+    headers.remove(HOP);
+}
+
 /// The status and the body that a fault asks for.
 fn fault(error: &Error, details: &chassis_core::call::Details) -> (http::response::Parts, bytes::Bytes) {
     let status = details.status.and_then(|status| StatusCode::from_u16(status).ok());
@@ -131,6 +164,9 @@ pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use chassis_core::call::{Invocation, Operation, Target};
+    use http::header::HOST;
+
     use super::*;
 
     fn headers(name: HeaderName, value: &str) -> HeaderMap {
@@ -154,14 +190,58 @@ mod tests {
     #[test]
     fn refusals_say_that_nothing_was_done_only_if_so() {
         let refuse = |error: &Error| HTTP.refuse(error);
-        let limited = Error::local(Reason::RateLimited, "used up");
-        let (status, head, _) = refuse(&limited);
+        // As a call says of itself that came in from `orders`.
+        let of_a_call = |error: Error| {
+            let mut call = Invocation::new(&HTTP, Target::new("stock", Operation::OTHER));
+            call.target.caller = Some(HeaderValue::from_static("orders"));
+            call.metadata.insert(HOST, HeaderValue::from_static("stock"));
+            call.refuse(error)
+        };
+        let limited = || Error::local(Reason::RateLimited, "used up");
+        let (status, head, _) = refuse(&of_a_call(limited()));
         assert_eq!((status.as_u16(), head[REFUSED].as_bytes()), (429, &b"RATE_LIMITED"[..]));
+        assert_eq!(head[HOP], "0 stock orders");
         let panicked = Error::local(Reason::Panicked, "boom").with_maybe_executed(true);
-        assert!(!refuse(&panicked).1.contains_key(REFUSED));
-        assert!(!refuse(&Error::remote(Reason::ConnectFailed, "no")).1.contains_key(REFUSED));
-        assert!(!refuse(&Error::local(Reason::FaultInjected, "no")).1.contains_key(REFUSED));
+        for error in
+            [panicked, Error::remote(Reason::ConnectFailed, "no"), Error::local(Reason::FaultInjected, "no")]
+        {
+            assert!(!refuse(&of_a_call(error)).1.contains_key(REFUSED));
+        }
+        assert!(!refuse(&limited()).1.contains_key(REFUSED), "of a call that nobody knows");
         assert_eq!(refuse(&Error::local(Reason::TooLarge, "big")).0, StatusCode::PAYLOAD_TOO_LARGE);
+    }
+
+    #[test]
+    fn a_refusal_of_another_hop_is_taken_off() {
+        let mut call = Invocation::new(&HTTP, Target::new("stock", Operation::OTHER));
+        call.target.caller = Some(HeaderValue::from_static("orders"));
+        for (reasons, hops, is_foreign) in [
+            (&["OVERLOADED"][..], &["0 stock orders"][..], false),
+            (&["OVERLOADED"], &["0 127.0.0.1:80 orders"], true),
+            (&["OVERLOADED"], &["0 stock gateway"], true),
+            (&["OVERLOADED"], &["1 stock orders"], true),
+            (&["OVERLOADED"], &[], true),
+            (&["OVERLOADED", "OVERLOADED"], &["0 stock orders"], true),
+            (&["OVERLOADED"], &["0 stock orders", "0 stock orders"], true),
+        ] {
+            let said = |name: HeaderName, values: &[&'static str]| {
+                values.iter().map(|value| (name.clone(), HeaderValue::from_static(value))).collect::<Vec<_>>()
+            };
+            let mut sent = Invocation::new(&HTTP, call.target.clone());
+            sent.previous_attempts = 0;
+            let mut head = HeaderMap::new();
+            said(REFUSED, reasons).into_iter().chain(said(HOP, hops)).for_each(|(name, value)| {
+                head.append(name, value);
+            });
+            let reply = sent.answered(StatusCode::SERVICE_UNAVAILABLE, head, Body::empty());
+            assert_eq!(reply.metadata.is_empty(), is_foreign, "{reasons:?} {hops:?}");
+            let verdict = reply.verdict().unwrap();
+            assert_eq!(
+                (verdict.maybe_executed, verdict.blames_nobody()),
+                (is_foreign, !is_foreign),
+                "{hops:?}"
+            );
+        }
     }
 
     #[tokio::test]

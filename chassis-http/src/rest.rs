@@ -32,7 +32,7 @@ use tower::{Layer, Service};
 use crate::{
     HTTP, Problem, REFUSED, ServerConfig,
     limited::{Limited, Over},
-    protocol::has_no_body,
+    protocol::{has_no_body, take_refusal},
     server::{Answer, Connected, HttpService, Received, ServerBody},
     settings::TIMEOUT,
 };
@@ -286,7 +286,7 @@ where
             }
             let (mut head, body) = response.into_parts();
             if contains(&head.headers, &REFUSED) {
-                head.headers.remove(REFUSED);
+                take_refusal(&mut head.headers);
             }
             let body = if is_nobodys(is_unmatched, &head, &call.method) && body.is_end_stream() {
                 explain(&mut head)

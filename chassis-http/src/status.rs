@@ -25,10 +25,18 @@ impl From<&Status> for Problem {
             }
             problem.rule = info.metadata.get("rule").cloned().map(Cow::Owned);
             problem.reason = Some(Cow::Owned(info.reason));
+        } else if let Some(said) = text(status, "x-chassis-reason") {
+            // Of DEADLINE_EXCEEDED and CANCELLED, which travel without an `ErrorInfo`.
+            problem.reason = said.split(' ').next().map(|reason| Cow::Owned(reason.to_owned()));
+            problem.rule = text(status, "x-chassis-rule").map(|rule| Cow::Owned(rule.to_owned()));
         }
         let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
         retry_after.into_iter().fold(problem, Problem::retry_after)
     }
+}
+
+fn text<'a>(status: &'a Status, name: &str) -> Option<&'a str> {
+    status.metadata().get(name)?.to_str().ok()
 }
 
 impl From<Status> for Problem {

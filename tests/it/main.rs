@@ -7,6 +7,7 @@ mod cancels;
 mod fallbacks;
 mod faults;
 mod figures;
+mod hops;
 mod joining;
 mod life;
 mod limits;

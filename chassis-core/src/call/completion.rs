@@ -408,6 +408,12 @@ impl Verdict {
         self.code == Code::Ok
     }
 
+    /// Does the answer name a mechanism, or speak of a cancellation? Such an answer is looked at again: it may
+    /// be about another hop, or say in other words that the time was up.
+    pub(crate) fn is_odd(&self) -> bool {
+        self.reason.is_some() || self.code == Code::Cancelled
+    }
+
     /// Does it say nothing of whoever was called? Local refusals, cancellations, panics on this side, and
     /// refusals of another chassis, which are told before any work and are about load or policy, not
     /// about health.

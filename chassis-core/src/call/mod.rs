@@ -2,6 +2,7 @@
 mod body;
 mod completion;
 mod home;
+mod hop;
 mod lend;
 
 use std::{
@@ -20,6 +21,7 @@ use self::completion::{Completion, Of, Scope};
 pub use self::{
     body::{Abort, Aborted, Body, Failure, Replay},
     completion::{Listener, Outcome, Verdict, had_waited},
+    hop::Hop,
 };
 pub(crate) use self::{
     completion::{Own, while_panicked},
@@ -265,13 +267,14 @@ impl Invocation {
     /// Refuses the call: everybody who listens hears it, and the error is what the layer returns. Below the
     /// retries only the attempt ends, and the error takes the call along to them.
     pub fn refuse(mut self, error: Error) -> Error {
+        let error = self.0.in_time(error);
         if self.0.lent {
             self.0.end_attempt(Verdict::of(&error));
             self.0.let_go();
             return error.at(self.0.node.take()).returning_used(self);
         }
         self.0.settle(Verdict::of(&error));
-        error.at(self.0.node.take())
+        error.of_hop(|| Hop::received(&self.0)).at(self.0.node.take())
     }
 
     /// Turns the call into its answer. The verdict is given as soon as the head or the body allow it.
@@ -284,12 +287,10 @@ impl Invocation {
             (true, _) => call.completion.attempt_has_head(),
             (false, deadline) => call.completion.head_arrived(deadline),
         }
-        let head = call.protocol.judge_head(status, &call.metadata);
-        let verdict = match (head, call.body.is_end_stream()) {
-            (Some(verdict), _) => Some(verdict),
-            (None, true) => Some(call.protocol.judge_end(status, None)),
-            (None, false) => call.body.ready_trailers().map(|t| call.protocol.judge_end(status, t)),
-        };
+        let mut verdict = call.judge_head();
+        if verdict.is_some_and(|verdict| verdict.is_odd()) {
+            verdict = call.judge_odd(verdict);
+        }
         match verdict {
             Some(verdict) => call.judge(verdict),
             None => call.begins_well(),
@@ -329,7 +330,8 @@ impl Reply {
         } else if call.completion.verdict().is_none() {
             left = call.protocol.length(&call);
             if left == Some(0) {
-                call.finish(None);
+                // Its head has been judged, and there is nothing else that could say that it is late.
+                let _ = call.finish(None);
             }
         }
         ReplyBody { call, timer: None, left }
@@ -371,12 +373,96 @@ impl Call {
         self.end();
     }
 
-    /// The answer is whole: what it says is the verdict, if that is not known already.
-    fn finish(&mut self, trailers: Option<&HeaderMap>) {
-        match self.completion.verdict() {
-            Some(_) => self.end(),
-            None => self.settle(self.protocol.judge_end(self.status, trailers)),
+    /// What the head, and what has come with it, say of how the call ended.
+    fn judge_head(&self) -> Option<Verdict> {
+        let head = self.protocol.judge_head(self.status, &self.metadata);
+        match (head, self.body.is_end_stream()) {
+            (Some(verdict), _) => Some(verdict),
+            (None, true) => Some(self.protocol.judge_end(self.status, None)),
+            (None, false) => self.body.ready_trailers().map(|t| self.protocol.judge_end(self.status, t)),
         }
+    }
+
+    /// The same where the answer says what is not to be believed unseen: takes off what is true of another hop,
+    /// and tells of a cancellation that the time was up where it was.
+    #[cold]
+    fn judge_odd(&mut self, verdict: Option<Verdict>) -> Option<Verdict> {
+        let hop = Hop::sent(self);
+        let mut stripped = self.protocol.strip_foreign(&mut self.metadata, hop.as_ref());
+        if let Some(trailers) = self.body.trailers_mut() {
+            stripped |= self.protocol.strip_foreign(trailers, hop.as_ref());
+        }
+        let verdict = if stripped { self.judge_head() } else { verdict };
+        if verdict.is_some_and(|verdict| self.is_late_cancel(&verdict)) {
+            let error = self.too_late();
+            (self.status, self.metadata, self.body) = self.protocol.refuse(&error);
+            return Some(Verdict::of(&error));
+        }
+        verdict
+    }
+
+    /// The answer is whole: what it says is the verdict, if that is not known already.
+    fn finish(&mut self, trailers: Option<&mut HeaderMap>) -> Result<(), Error> {
+        if self.completion.verdict().is_some() {
+            self.end();
+            return Ok(());
+        }
+        let verdict = self.protocol.judge_end(self.status, trailers.as_deref());
+        match verdict.is_odd() {
+            true => self.finish_odd(verdict, trailers),
+            false => {
+                self.settle(verdict);
+                Ok(())
+            }
+        }
+    }
+
+    #[cold]
+    fn finish_odd(&mut self, verdict: Verdict, trailers: Option<&mut HeaderMap>) -> Result<(), Error> {
+        if self.is_late_cancel(&verdict) {
+            let error = self.too_late();
+            self.settle(Verdict::of(&error));
+            return Err(error);
+        }
+        let hop = Hop::sent(self);
+        let mut verdict = verdict;
+        if let Some(trailers) = trailers
+            && self.protocol.strip_foreign(trailers, hop.as_ref())
+        {
+            verdict = self.protocol.judge_end(self.status, Some(trailers));
+        }
+        // A handler has answered, if only with a head.
+        self.settle(Verdict { maybe_executed: true, ..verdict });
+        Ok(())
+    }
+
+    /// Once its time is up, a call that was reset or cancelled ended for that: who is called watches the same
+    /// deadline, and may be the first to notice.
+    fn in_time(&self, error: Error) -> Error {
+        let may_be_late =
+            matches!(error.reason(), Reason::Cancelled | Reason::ConnectionLost | Reason::Internal);
+        match error.origin() == Origin::Remote && may_be_late && self.is_late() {
+            true => self.too_late().with_maybe_executed(error.maybe_executed()).with_source(error),
+            false => error,
+        }
+    }
+
+    fn is_late_cancel(&self, verdict: &Verdict) -> bool {
+        verdict.code == crate::Code::Cancelled && self.is_late()
+    }
+
+    fn is_late(&self) -> bool {
+        let now = Instant::now();
+        self.completion.is_expired(now) || self.deadline.is_some_and(|at| now >= at)
+    }
+
+    fn too_late(&self) -> Error {
+        Error::remote(Reason::DeadlineExceeded, "the call was broken off at its deadline")
+    }
+
+    /// The number of this attempt, as it is sent: the first one of a call that is made for a retry is none.
+    pub(crate) fn attempt_number(&self) -> u32 {
+        self.previous_attempts.max(u32::from(self.below_retry))
     }
 
     /// Nothing is sent any more, and nothing is read.
@@ -581,7 +667,7 @@ impl ReplyBody {
         let message = "the deadline passed before the answer was whole";
         let error = Error::remote(Reason::DeadlineExceeded, message);
         self.fail(&error);
-        error
+        error.of_hop(|| Hop::received(&self.call))
     }
 }
 
@@ -601,19 +687,21 @@ impl http_body::Body for ReplyBody {
             Poll::Ready(Some(Ok(_))) if this.call.body.is_streaming() && is_late(&this.call) => {
                 Poll::Ready(Some(Err(this.expire())))
             }
-            Poll::Ready(Some(Ok(frame))) => {
+            Poll::Ready(Some(Ok(mut frame))) => {
                 if this.deliver(&frame) || frame.is_trailers() || this.call.body.is_end_stream() {
-                    this.call.finish(frame.trailers_ref());
+                    this.call.finish(frame.trailers_mut())?;
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(None) => {
-                this.call.finish(None);
+                this.call.finish(None)?;
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(error))) => {
+                // Whoever has sent a head has worked for the call, however the rest of the answer ends.
+                let error = this.call.in_time(error).with_maybe_executed(true);
                 this.call.settle(Verdict::of(&error));
-                Poll::Ready(Some(Err(error)))
+                Poll::Ready(Some(Err(error.of_hop(|| Hop::received(&this.call)))))
             }
             Poll::Pending => {
                 let Some(deadline) = this.call.deadline else { return Poll::Pending };

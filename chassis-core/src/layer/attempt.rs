@@ -76,7 +76,7 @@ where
             call.metadata.insert(CALLER, caller);
         }
         // A first attempt that is made for a retry says so too, or whoever is further down would retry it.
-        let before = call.previous_attempts.max(u32::from(call.below_retry));
+        let before = call.attempt_number();
         if before > 0 {
             let name = call.protocol.attempts_header();
             call.metadata.insert(name, HeaderValue::from(before));

@@ -13,7 +13,7 @@ use tower_service::Service;
 
 use crate::{
     Error, Reason,
-    call::{Invocation, Reply, while_panicked},
+    call::{Hop, Invocation, Reply, while_panicked},
     event::{Event, Events},
     metrics::Metrics,
 };
@@ -37,6 +37,8 @@ pin_project! {
         #[pin]
         inner: Option<F>,
         operation: Arc<str>,
+        // The call itself is lost with what panicked.
+        hop: Option<Hop>,
         shared: Arc<(Events, Metrics)>,
     }
 }
@@ -66,9 +68,9 @@ where
     super::forward_ready!();
 
     fn call(&mut self, call: Invocation) -> Self::Future {
-        let operation = call.policy.operation.clone();
+        let (operation, hop) = (call.policy.operation.clone(), Hop::by_caller(&call));
         let inner = catch_unwind(AssertUnwindSafe(|| self.inner.call(call))).ok();
-        PanicFuture { inner, operation, shared: self.shared.clone() }
+        PanicFuture { inner, operation, hop, shared: self.shared.clone() }
     }
 }
 
@@ -87,6 +89,7 @@ impl<F: Future<Output = Result<Reply, Error>>> Future for PanicFuture<F> {
         let (events, metrics) = &**this.shared;
         metrics.handler_panicked();
         events.emit(Event::HandlerPanicked { operation: this.operation.to_string() });
-        Poll::Ready(Err(Error::remote(Reason::Panicked, "the handler panicked")))
+        let error = Error::remote(Reason::Panicked, "the handler panicked");
+        Poll::Ready(Err(error.of_hop(|| this.hop.take())))
     }
 }

@@ -2,11 +2,13 @@
 use std::{sync::Arc, time::Duration};
 
 use chassis_core::{
-    Code, Reason,
+    Code, Error, Reason,
     clock::Instant,
     context::Context,
-    testing::{Answer, CallBuilder, feed, read, run},
+    layer::breaker::State,
+    testing::{Answer, CallBuilder, STATUS, feed, read, run},
 };
+use http::HeaderMap;
 use serde_json::json;
 
 use crate::support::*;
@@ -235,4 +237,74 @@ async fn a_servers_bound_on_the_head_is_its_own() {
     let reply = tower_service::Service::call(&mut server, post().build()).await.unwrap();
     assert_eq!(read(reply).await.unwrap().text(), "well");
     assert_eq!(bench.upstream.last().deadline, None);
+}
+
+/// Who is called watches the same deadline, and may end the call a moment before our timer says so. It used to be
+/// CANCELLED then, which no breaker counts.
+#[tokio::test(start_paused = true)]
+async fn what_breaks_off_at_the_deadline_is_late_and_not_cancelled() {
+    let ends = [
+        (Some(Reason::Cancelled), Code::Cancelled),
+        (Some(Reason::Internal), Code::Internal),
+        (Some(Reason::ConnectionLost), Code::Unavailable),
+        (None, Code::Cancelled), // answered so
+    ];
+    for retry in [json!("off"), json!({ "attempts": 2 }), json!({ "attempts": 2, "per_try": "1s" })] {
+        for (reset, early) in ends {
+            for (after, code) in [(99 * MS, early), (100 * MS, Code::DeadlineExceeded)] {
+                let end = move || match reset {
+                    Some(reason) => Answer::error(Error::remote(reason, "the stream was reset")),
+                    None => Answer::status(499),
+                };
+                let bench = Bench::new(move |_| end().after(after));
+                let breaker = json!({ "min_calls": 1, "failures": ["deadline"] });
+                bench.stock(json!({ "retry": retry, "breaker": breaker }));
+                let began = Instant::now();
+                let ended = bench.run(post().timeout(100 * MS)).await;
+                let told = match &ended {
+                    Err(error) => error.code(),
+                    Ok(answered) => Code::from_http(answered.status),
+                };
+                assert_eq!((told, began.elapsed()), (code, after), "{early} after {after:?}, retry {retry}");
+                let opened = bench.runtime.inspect().circuits[0].state == State::Open;
+                assert_eq!(opened, code == Code::DeadlineExceeded, "{early} after {after:?}, retry {retry}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_breaks_off_at_its_deadline_is_late() {
+    for (after, code) in [(99 * MS, Code::Cancelled), (100 * MS, Code::DeadlineExceeded)] {
+        for by_trailers in [false, true] {
+            let bench = Bench::new(move |_| {
+                let (fed, body) = feed();
+                assert!(fed.send("tick"));
+                tokio::spawn(async move {
+                    tokio::time::sleep(after).await;
+                    match by_trailers {
+                        true => {
+                            fed.end_with(HeaderMap::from_iter([(STATUS, Code::Cancelled.number().into())]))
+                        }
+                        false => fed.fail(Error::remote(Reason::Cancelled, "reset")),
+                    }
+                });
+                Answer::streaming(body)
+            });
+            bench.stock(json!({ "breaker": { "min_calls": 1, "failures": ["deadline"] } }));
+            let mut body = bench.send(post().timeout(100 * MS)).await.unwrap().into_body();
+            frame(&mut body).await.unwrap().unwrap().unwrap();
+            let told = match frame(&mut body).await.unwrap() {
+                Err(error) => {
+                    assert!(error.maybe_executed());
+                    error.code()
+                }
+                Ok(frame) => Code::from_number(frame.unwrap_err()[STATUS].to_str().unwrap().parse().unwrap()),
+            };
+            assert_eq!(told, code, "{after:?}, by trailers: {by_trailers}");
+            drop(body);
+            let opened = bench.runtime.inspect().circuits[0].state == State::Open;
+            assert_eq!(opened, code == Code::DeadlineExceeded, "{after:?}, by trailers: {by_trailers}");
+        }
+    }
 }

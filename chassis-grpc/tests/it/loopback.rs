@@ -80,7 +80,11 @@ where
     let pipeline = pipeline_of(move |mut call| {
         let mut request = Request::new(std::mem::take(&mut call.body));
         *request.method_mut() = call.method.clone();
-        *request.uri_mut() = call.uri.clone();
+        // As the attempt layer and a transport write it.
+        *request.uri_mut() = format!("http://{}{}", call.target.service, call.uri).parse().unwrap();
+        let caller = HeaderValue::from_static("tests");
+        call.metadata.entry("x-chassis-caller").or_insert(caller.clone());
+        call.target.caller = Some(caller);
         *request.headers_mut() = std::mem::take(&mut call.metadata);
         let answered = answer(request);
         Box::pin(async move {

@@ -96,7 +96,7 @@ const TOLD: Duration = Duration::from_secs(1);
 const FAREWELL: Duration = Duration::from_secs(1);
 /// What they are told, whatever they speak: an HTTP/2 client sees that it is none of its frames.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
-    x-chassis-refused: OVERLOADED\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    retry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
 // === impl Server ===
 
