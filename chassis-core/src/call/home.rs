@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
     Invocation, Reply, Verdict,
-    completion::{Completion, Listener, Outcome, Scope},
+    completion::{Completion, Listener, Of, Outcome, Scope, Tried},
     lend::Returned,
 };
-use crate::Error;
+use crate::{Error, clock::Instant, cluster::Node};
 
 /// A twin of a call in the user's hands, with all who listened so far.
 pub(crate) struct Home(pub(super) Invocation);
@@ -47,19 +47,28 @@ impl Home {
     /// From here on the call ends as `reply` does.
     pub(crate) fn follow(self, reply: &mut Reply) {
         let Home(mut home) = self;
-        let own = &mut reply.0.completion;
+        let verdict = reply.0.completion.verdict();
+        let super::Call { completion: own, node, tried, .. } = &mut *reply.0;
         // A layer that let the call wait is not what the attempt is measured by.
         home.0.completion.attempt.starts(own.attempt.started());
         let following = Arc::new(Following(Mutex::new(home)));
         for (scope, token) in [(&mut own.attempt, ATTEMPT), (&mut own.call, CALL)] {
             if let Some(verdict) = scope.verdict() {
-                following.home().judge_scope(token == CALL, verdict, scope.judged());
+                following.home().judge_scope(
+                    token == CALL,
+                    verdict,
+                    scope.judged(),
+                    (node.as_deref(), tried),
+                );
             }
             if scope.is_ended() {
                 following.ended(token);
             } else {
                 scope.listen(following.clone(), token);
             }
+        }
+        if verdict.is_none() {
+            following.home().begins_well();
         }
     }
 
@@ -73,6 +82,9 @@ impl Home {
                 error.returning(call)
             }
             _ => {
+                if home.0.node.is_none() {
+                    home.0.node = error.node().cloned(); // picked below the layers
+                }
                 home.0.settle(Verdict::of(&error));
                 error.at(home.0.node.take())
             }
@@ -91,7 +103,8 @@ impl Following {
 
 impl Listener for Following {
     fn judged(&self, token: u64, outcome: &Outcome<'_>) {
-        self.home().judge_scope(token == CALL, outcome.verdict, Some(outcome.now));
+        let went = (outcome.node, outcome.tried);
+        self.home().judge_scope(token == CALL, outcome.verdict, Some(outcome.now), went);
     }
 
     fn ended(&self, token: u64) {
@@ -102,10 +115,25 @@ impl Listener for Following {
 // === impl Invocation ===
 
 impl Invocation {
-    fn judge_scope(&mut self, is_call: bool, verdict: Verdict, mut now: Option<crate::clock::Instant>) {
+    /// `went`: where the attempt, and those before it, were sent below the layers.
+    fn judge_scope(
+        &mut self,
+        is_call: bool,
+        verdict: Verdict,
+        mut now: Option<Instant>,
+        (node, tried): (Option<&Node>, &Tried),
+    ) {
         let (of, completion) = self.0.told();
-        let scope = if is_call { &mut completion.call } else { &mut completion.attempt };
-        scope.judge(verdict, &of, &mut now);
+        match is_call {
+            true => completion.call.judge(verdict, &Of { node, tried, ..of }, &mut now),
+            false => completion.attempt.judge(verdict, &of, &mut now),
+        }
+    }
+
+    fn begins_well(&mut self) {
+        let (of, completion) = self.0.told();
+        completion.attempt.begins_well(of.policy, of.node);
+        completion.call.begins_well(of.policy, None);
     }
 
     fn end_scope(&mut self, is_call: bool) {
