@@ -4,6 +4,8 @@
 //! end the connection, and we write no more than the peer allows.
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 
+use crate::hop;
+
 /// Bytes of a list up to which h2 reads all fields. Above, it leaves fields out; above four times as much it
 /// ends the connection. A list up to 64 KiB must reach us whole, and the same again is the room that its
 /// encoding may need.
@@ -69,8 +71,10 @@ pub(crate) fn fit_head(head: &mut HeaderMap, most: u32) -> bool {
     true
 }
 
-/// Makes trailers fit a peer that takes `most` bytes; `false`: they can't be made to.
+/// Makes trailers fit a peer that takes `most` bytes; `false`: they can't be made to. A field about the connection
+/// among them would cost the call, too.
 pub(crate) fn fit_trailers(trailers: &mut HeaderMap, most: u32) -> bool {
+    hop::strip_h2(trailers);
     let size = size(trailers);
     size < MOST_OF_STATUS.min(most as usize) || fit_large_trailers(trailers, size, most)
 }

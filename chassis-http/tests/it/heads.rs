@@ -1,12 +1,14 @@
 //! Heads of requests and answers as they cross a server: what is refused, and what ends here.
 use axum::{Router, extract::Request, response::IntoResponse, routing::any};
+use bytes::Bytes;
 use chassis_core::{Runtime, call::Body, protocol::Leaf};
 use chassis_http::{
     ClientConfig, H1Leaf, H2Leaf, HttpVersion, RestLayer, ServerConfig,
     connector::{Listener, Stream},
-    server::Server,
+    server::{Answer, Received, Server, ServerBody},
 };
-use http::{HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
@@ -222,6 +224,27 @@ async fn an_answer_says_nothing_of_its_connection() {
     assert_eq!(fields, ["set-cookie=a=1", "set-cookie=b=2"]);
     assert_eq!(read(reply).await.unwrap(), "200 ok");
     drop(answering);
+}
+
+/// They made the answer malformed, and its status was lost with it.
+#[tokio::test(start_paused = true)]
+async fn nor_do_trailers() {
+    let world = World::new();
+    let service = |_: http::Request<Received>| -> Answer {
+        let trailers = [("connection", "close"), ("keep-alive", "timeout=5"), ("x-status", "0")];
+        let trailers = trailers.map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)));
+        let trailers = std::future::ready(Some(Ok(HeaderMap::from_iter(trailers))));
+        let body = Full::new(Bytes::from_static(b"hello")).with_trailers(trailers);
+        Box::pin(std::future::ready(Response::new(ServerBody::new(body))))
+    };
+    let _server = world.serve(ServerConfig::default(), service);
+    let make = |link, connector, config| H2Leaf::new(link, connector, config, true);
+    let client = world.leaf(make, ClientConfig::default()).ready().await;
+    let reply = client.leaf.call(call(Method::GET, "/x", Body::empty())).await.unwrap();
+    let whole = reply.into_body().collect().await.unwrap();
+    let trailers: Vec<_> = whole.trailers().unwrap().keys().map(|name| name.as_str().to_owned()).collect();
+    assert_eq!(trailers, ["x-status"]);
+    assert_eq!(whole.to_bytes(), "hello");
 }
 
 /// The status of the answer to a GET of `/` with these fields, in HPACK, over HTTP/2; by its static table.
