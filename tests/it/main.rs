@@ -13,6 +13,7 @@ mod life;
 mod limits;
 mod options;
 mod panics;
+mod quick_failures;
 mod routes;
 mod rude;
 mod settings;

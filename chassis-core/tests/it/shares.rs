@@ -359,6 +359,20 @@ async fn a_service_that_fails_everywhere_still_opens_its_circuit() {
     assert!(share(&statuses, 503) < 0.15, "the rest was refused");
 }
 
+/// Nor one whose connection is lost or in doubt when its calls fail: then there is none that does well.
+#[tokio::test(start_paused = true)]
+async fn a_lone_node_that_loses_its_connection_opens_the_services_circuit() {
+    let bench = Bench::new(|_| Answer::lost().after(10 * MS));
+    bench.settle().await;
+    let calls: Vec<_> = (0..30).map(|_| bench.spawn(post())).collect();
+    settle().await;
+    bench.upstream.connect("memory:a", chassis_core::cluster::Connection::TransientFailure);
+    for call in calls {
+        call.await.unwrap().unwrap_err();
+    }
+    check(&bench.post().await, chassis_core::Code::Unavailable, chassis_core::Reason::CircuitOpen);
+}
+
 /// A node of a wrong version or without its keys: no failure that anybody counts, and quick.
 #[tokio::test(start_paused = true)]
 async fn quick_refusals_draw_no_more_than_their_share() {
@@ -374,7 +388,7 @@ async fn quick_refusals_draw_no_more_than_their_share() {
             for (i, refusal) in refusals.into_iter().enumerate() {
                 let bench = one_of_three(slow, refusal);
                 bench.stock(json!({ "retry": "off" }));
-                load.run(&bench, 6_000, get).await;
+                load.run(&bench, 3_000, get).await;
                 let share = share_of_bad(&bench);
                 assert!(share <= 0.5, "{load:?}, {slow:?}, refusal {i}: {share} instead of a third");
                 assert!(share >= 0.05, "{load:?}, {slow:?}, refusal {i}: {share}, it is no failure");
