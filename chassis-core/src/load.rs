@@ -219,7 +219,7 @@ impl Load {
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {
         // Shares and charges only fade from there: no need to compute how far.
-        self.counts.failures.last() < NEGLIGIBLE && self.counts.charged.is_none()
+        self.counts.failures.is_negligible() && self.counts.charged.is_none()
     }
 
     /// Do calls there fail rather than not, as far as the latest few seconds tell?
@@ -285,6 +285,13 @@ impl Average {
     fn get(&self, now: u32) -> f64 {
         let (value, then) = unpack(self.0.load(Relaxed));
         value * (-elapsed(then, now).as_secs_f64() / DECAY.as_secs_f64()).exp()
+    }
+
+    /// Was the value negligible when it was stored? Numbers above zero are in the order of their bits.
+    #[inline]
+    fn is_negligible(&self) -> bool {
+        const NEGLIGIBLE_BITS: u32 = (NEGLIGIBLE as f32).to_bits();
+        (self.0.load(Relaxed) >> 32) as u32 <= NEGLIGIBLE_BITS
     }
 
     /// The value as it was stored.

@@ -55,7 +55,11 @@ pub(super) enum UnderWay {
 
 /// Counts of one kind.
 #[derive(Debug, Default)]
-struct Buckets([AtomicU64; BUCKETS]);
+struct Buckets([Count; BUCKETS]);
+
+/// A [`Bucket`] in one atomic word.
+#[derive(Debug, Default)]
+struct Count(AtomicU64);
 
 /// What one word says: 32 bits of when it began, 32 of the count.
 #[derive(Clone, Copy)]
@@ -72,29 +76,32 @@ const LONGEST: u64 = 1 << 31;
 /// How far one thread's clock may be behind another's, in milliseconds: more is a clock that wrapped.
 const BEHIND: u32 = 60_000;
 
+/// In milliseconds.
+const DAY: u32 = 86_400_000;
+
 // === impl Window ===
 
 impl Window {
     /// Counts a call that starts at `millis` on the caller's clock, in a window of this length.
     pub(super) fn start(&self, millis: u64, length: Duration) {
-        self.calls.cell().started.add(millis, length);
+        self.calls.cell().started.add(millis, width(length));
     }
 
     /// Counts a call that ended at `millis`, and had started at `started`.
     pub(super) fn add(&self, failed: bool, started: u64, millis: u64, length: Duration) {
-        let calls = self.calls.cell();
-        calls.over.add_in(started, length);
+        let (calls, width) = (self.calls.cell(), width(length));
+        calls.over.add_in(started, width);
         if !failed {
-            return calls.successes.add(millis, length);
+            return calls.successes.add(millis, width);
         }
-        self.failures.add(millis, length);
+        self.failures.add(millis, width);
         // After the bucket, as `clear` has them the other way: a failure that is counted is known of.
         self.failed.fetch_max(millis.saturating_add(1), Relaxed);
     }
 
     /// A call that started at `started` is not under way any more, and has no outcome that counts.
     pub(super) fn cancel(&self, started: u64, length: Duration) {
-        self.calls.cell().over.add_in(started, length);
+        self.calls.cell().over.add_in(started, width(length));
     }
 
     /// May there be failures in what it holds at `millis`, looking back over `length`?
@@ -139,38 +146,35 @@ impl Window {
 // === impl Buckets ===
 
 impl Buckets {
-    fn add(&self, millis: u64, length: Duration) {
-        let width = width(length);
-        let began = (millis / width * width) as u32;
-        let word = &self.0[(millis / width) as usize % BUCKETS];
-        // Whoever comes late, with an older `millis`, counts into what is there.
-        let _ = word.fetch_update(Relaxed, Relaxed, |word| {
-            let bucket = Bucket::unpack(word);
-            let current = bucket.began.wrapping_sub(began) <= BEHIND;
-            let bucket = if current { bucket } else { Bucket { began, count: 0 } };
-            Some(Bucket { count: bucket.count.saturating_add(1), ..bucket }.pack())
-        });
+    /// Counts at `millis`, where buckets are so wide.
+    #[inline]
+    fn add(&self, millis: u64, width: u64) {
+        let (word, began) = self.bucket(millis, width);
+        if !word.has_counted(began) {
+            word.add(began);
+        }
     }
 
     /// Counts into the bucket of `millis`, unless that has made room for a later one.
-    fn add_in(&self, millis: u64, length: Duration) {
-        let width = width(length);
-        let began = (millis / width * width) as u32;
-        let word = &self.0[(millis / width) as usize % BUCKETS];
-        let _ = word.fetch_update(Relaxed, Relaxed, |word| {
-            let bucket = Bucket::unpack(word);
-            if is_later(bucket.began, began) {
-                return None;
-            }
-            let count = if bucket.began == began { bucket.count.saturating_add(1) } else { 1 };
-            Some(Bucket { began, count }.pack())
-        });
+    #[inline]
+    fn add_in(&self, millis: u64, width: u64) {
+        let (word, began) = self.bucket(millis, width);
+        if !word.has_counted(began) {
+            word.add_in(began);
+        }
+    }
+
+    /// The bucket of `millis`, and when that begins.
+    #[inline]
+    fn bucket(&self, millis: u64, width: u64) -> (&Count, u32) {
+        let nth = millis / width;
+        (&self.0[nth as usize % BUCKETS], (nth * width) as u32)
     }
 
     /// The counts at `millis` of buckets that began no longer than `length` ago, and before `before` if that is given.
     fn sum(&self, millis: u64, length: Duration, before: Option<u64>) -> u32 {
         let length = width(length) * BUCKETS as u64;
-        let buckets = self.0.iter().map(|word| Bucket::unpack(word.load(Relaxed)));
+        let buckets = self.0.iter().map(|count| Bucket::unpack(count.0.load(Relaxed)));
         buckets
             .filter(|bucket| u64::from(age(bucket.began, millis as u32)) < length)
             .filter(|bucket| before.is_none_or(|before| is_later(before as u32, bucket.began)))
@@ -178,7 +182,48 @@ impl Buckets {
     }
 
     fn clear(&self) {
-        self.0.iter().for_each(|word| word.store(0, Relaxed));
+        self.0.iter().for_each(|count| count.0.store(0, Relaxed));
+    }
+}
+
+// === impl Count ===
+
+impl Count {
+    /// Counts one more if this is the bucket that began then, as it mostly is. (Should another thread begin the next
+    /// bucket in between, the count goes there.)
+    #[inline]
+    fn has_counted(&self, began: u32) -> bool {
+        let Bucket { began: current, count } = Bucket::unpack(self.0.load(Relaxed));
+        let counts = current == began && count < u32::MAX / 2;
+        if counts {
+            self.0.fetch_add(1, Relaxed);
+        }
+        counts
+    }
+
+    /// Counts one more. Who comes late counts into what is there.
+    #[cold]
+    fn add(&self, began: u32) {
+        let _ = self.0.fetch_update(Relaxed, Relaxed, |word| {
+            let bucket = Bucket::unpack(word);
+            let current = bucket.began.wrapping_sub(began) <= BEHIND;
+            let bucket = if current { bucket } else { Bucket { began, count: 0 } };
+            Some(Bucket { count: bucket.count.saturating_add(1), ..bucket }.pack())
+        });
+    }
+
+    /// Counts one more, but not into a later bucket.
+    #[cold]
+    fn add_in(&self, began: u32) {
+        let _ = self.0.fetch_update(Relaxed, Relaxed, |word| {
+            let bucket = Bucket::unpack(word);
+            // Nothing was counted in 0, which after a few weeks looks later. Nor is a call as long as a day worth more.
+            if word != 0 && (1..=DAY).contains(&bucket.began.wrapping_sub(began)) {
+                return None;
+            }
+            let count = if bucket.began == began { bucket.count.saturating_add(1) } else { 1 };
+            Some(Bucket { began, count }.pack())
+        });
     }
 }
 
@@ -317,6 +362,19 @@ mod tests {
         check_under_way(&[0, 1, 1_500, 9_000], &[], 9_000, SinceBefore(9_000), 4);
         check_under_way(&[0, 1, 1_500, 9_000], &[], 9_000, SinceBefore(1_600), 2);
         check_under_way(&[0, 1, 1_500, 9_000], &[], 9_000, SinceBefore(900), 0);
+    }
+
+    #[test]
+    fn counts_what_is_under_way_after_weeks() {
+        for day in [0, 10, 30, 49, 51, 100] {
+            let (window, begin) = (Window::default(), day * u64::from(DAY));
+            for day in [0, 26, 27] {
+                let at = begin + day * u64::from(DAY);
+                (0..100).for_each(|i| window.start(at + i, TEN));
+                (0..90).for_each(|i| window.add(false, at + i, at + 100, TEN));
+                assert_eq!(window.tally(at + 100, TEN, UnderWay::All).under_way, 10, "{at}");
+            }
+        }
     }
 
     #[test]
