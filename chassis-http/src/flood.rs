@@ -30,6 +30,8 @@ pub(crate) enum Abuse {
     UnknownFrame,
     /// h2 found it out: CONTINUATION, empty DATA, tiny DATA, refused streams, resets provoked.
     Frames,
+    /// What is held for it is read too slowly.
+    SlowReader,
 }
 
 /// A bucket of tokens, each worth a byte that we write.
@@ -70,6 +72,7 @@ impl Abuse {
             Abuse::Headers => "headers_flood",
             Abuse::UnknownFrame => "unknown_frame_flood",
             Abuse::Frames => "frame_limits",
+            Abuse::SlowReader => "min_write_rate",
         }
     }
 }

@@ -49,6 +49,8 @@ pub(crate) struct Frames {
     kind: u8,
     /// A list of headers has begun, and has not ended.
     in_list: bool,
+    /// How many frames' headers have come.
+    count: u64,
     begun: bool,
     lost: bool,
 }
@@ -140,6 +142,11 @@ impl Frames {
         self.in_list
     }
 
+    /// Of how many frames something has come.
+    pub(crate) fn count(&self) -> u64 {
+        self.count + u64::from(!self.kept.is_empty())
+    }
+
     /// Has the peer stopped within a frame, or a list of headers?
     pub(crate) fn unfinished(&self) -> Unfinished {
         match self.kept.get(3) {
@@ -189,6 +196,7 @@ impl Frames {
             GOAWAY if payload.len() >= 8 => hear(Seen::GoAway { code: number(&payload[4..8]) }),
             _ => {}
         }
+        self.count += 1;
         self.kind = kind;
         self.skip = length - payload.len();
         self.kept.clear();

@@ -23,6 +23,7 @@ mod silence;
 mod status;
 mod transport;
 mod turns;
+mod write_rate;
 
 pub use self::{
     client::{HttpClient, RequestBuilder, Response},

@@ -3,7 +3,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 
 use chassis_core::{
     settings,
-    units::{PositiveSpan, Ratio, Size, Span},
+    units::{PositiveSpan, Ratio, Size, Span, Switch},
 };
 use http::HeaderName;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -104,6 +104,9 @@ settings! {
         /// written, cancels. A client that has sent more than the connection's window holds, and nobody reads it,
         /// is noticed only if it resets. Default `false`.
         pub half_close: bool = false,
+        /// Bytes a second that a client has to read, over 30 seconds in which something waits for it; else the
+        /// HTTP/2 stream is reset, or the connection closed. 1 to 4294967295, or `off`. Default 240.
+        pub min_write_rate: Switch<NonZeroU32> = Switch::On(NonZeroU32::new(240).expect("240 is not 0")),
     }
 }
 

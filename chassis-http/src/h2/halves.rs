@@ -8,8 +8,10 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, header::CONTENT_LENGTH};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::headers;
+use crate::write_rate::{Pace, WINDOW, WriteRate};
 
 /// What comes in on a stream.
 #[derive(Debug)]
@@ -33,20 +35,38 @@ pub(crate) enum Broken {
     Request(chassis_core::Error),
 }
 
-/// Sends a body as it comes, and as the peer takes it. What is there first is sent at once, however long
-/// it is: with h2 it takes no more memory than here. Where this ends before the body does, also by a
-/// panic of whoever makes that, the stream is reset.
+/// Sends a body as it comes, and as the peer takes it: h2 gets what there is room for. Where this ends before the
+/// body does, also by a panic of whoever makes that, the stream is reset.
 pub(crate) struct Pump<B> {
     to: SendStream<Bytes>,
     body: B,
     /// Waits for room.
     next: Option<Bytes>,
-    begun: bool,
+    sent: u64,
+    /// How fast the peer takes what waits.
+    waiting: Option<Box<Waiting>>,
     is_whole: bool,
     /// What the peer is told where it is not.
     broken: Reason,
     /// Bytes that the peer takes as trailers.
     most: u32,
+}
+
+/// What a body knows of the connection that it is sent on.
+pub(crate) trait Paced {
+    /// May `bytes` be given to h2 without a look at the windows, on a stream that had `sent` before?
+    fn take(&self, sent: u64, bytes: usize) -> bool;
+    /// Tells that so many bytes are given to h2, after a look.
+    fn hand(&self, bytes: usize);
+    /// Bytes a second that the peer has to take while some wait.
+    fn min_rate(&self) -> Option<u32>;
+    /// The peer does not.
+    fn is_too_slow(&self);
+}
+
+struct Waiting {
+    rate: WriteRate,
+    timer: Pin<Box<Sleep>>,
 }
 
 // === impl Inbound ===
@@ -133,27 +153,39 @@ impl std::error::Error for Broken {
 
 // === impl Pump ===
 
-impl<B: HttpBody<Data = Bytes> + Unpin> Pump<B> {
+impl<B: HttpBody<Data = Bytes> + Paced + Unpin> Pump<B> {
     /// `broken` is what the peer is told where the body breaks off, `most` how many bytes of trailers it takes.
     pub(crate) fn new(to: SendStream<Bytes>, body: B, broken: Reason, most: u32) -> Self {
-        Pump { to, body, next: None, begun: false, is_whole: false, broken, most }
+        Pump { to, body, next: None, sent: 0, waiting: None, is_whole: false, broken, most }
     }
 
     /// Resolves when all is sent, or nothing more can be. Whoever drops it then is told by the stream's
     /// other half how it ended; an error is the body's own.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), B::Error>> {
         loop {
-            if self.next.is_some() && ready!(self.poll_room(cx)).is_none() {
-                return Poll::Ready(Ok(()));
-            }
-            if let Some(data) = self.next.take() {
-                self.is_whole = self.body.is_end_stream();
+            while let Some(mut data) = self.next.take() {
+                let room = match self.body.take(self.sent, data.len()) {
+                    true => data.len(),
+                    false => match self.poll_room(cx, data.len()) {
+                        Poll::Ready(Some(room)) => room,
+                        Poll::Ready(None) => return Poll::Ready(Ok(())),
+                        Poll::Pending => {
+                            self.next = Some(data);
+                            return Poll::Pending;
+                        }
+                    },
+                };
+                if room < data.len() {
+                    self.next = Some(data.split_off(room));
+                }
+                self.sent += room as u64;
+                self.is_whole = self.next.is_none() && self.body.is_end_stream();
                 if self.to.send_data(data, self.is_whole).is_err() || self.is_whole {
                     return Poll::Ready(Ok(()));
                 }
-                self.begun = true;
             }
             let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+                self.waiting = None;
                 // Nobody but this hears of a reset while there is nothing to send.
                 return self.to.poll_reset(cx).map(|_| Ok(()));
             };
@@ -177,18 +209,44 @@ impl<B: HttpBody<Data = Bytes> + Unpin> Pump<B> {
         }
     }
 
-    /// Resolves when there is room for another chunk; `None` when the stream is over.
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Option<()>> {
-        if self.begun {
-            self.to.reserve_capacity(1);
-            while self.to.capacity() == 0 {
-                match ready!(self.to.poll_capacity(cx)) {
-                    Some(Ok(_)) => {}
-                    Some(Err(_)) | None => return Poll::Ready(None),
+    /// Resolves when there is room for some of `bytes`; `None` when the stream is over, or the peer too slow.
+    fn poll_room(&mut self, cx: &mut Context<'_>, bytes: usize) -> Poll<Option<usize>> {
+        self.to.reserve_capacity(bytes);
+        loop {
+            let room = self.to.capacity().min(bytes);
+            if room > 0 || bytes == 0 {
+                self.body.hand(room);
+                self.waiting.iter_mut().for_each(|waiting| waiting.rate.took(room));
+                return Poll::Ready(Some(room));
+            }
+            match self.to.poll_capacity(cx) {
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(None),
+                Poll::Pending => {
+                    ready!(self.poll_too_slow(cx));
+                    self.broken = Reason::ENHANCE_YOUR_CALM;
+                    self.body.is_too_slow();
+                    return Poll::Ready(None);
                 }
             }
         }
-        Poll::Ready(Some(()))
+    }
+
+    /// Resolves when the peer has taken too little for too long.
+    #[cold]
+    fn poll_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(least) = self.body.min_rate() else { return Poll::Pending };
+        let waiting = self.waiting.get_or_insert_with(|| {
+            let now = Instant::now();
+            Box::new(Waiting { rate: WriteRate::new(now), timer: Box::pin(sleep_until(now + WINDOW)) })
+        });
+        loop {
+            ready!(waiting.timer.as_mut().poll(cx));
+            match waiting.rate.look(Instant::now(), least) {
+                Pace::TooSlow => return Poll::Ready(()),
+                Pace::Wait(at) => waiting.timer.as_mut().reset(at),
+            }
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use chassis_core::{
     protocol::{Leaf, LeafFuture},
 };
 
-pub(crate) use self::halves::{Broken, Inbound, Pump, length};
+pub(crate) use self::halves::{Broken, Inbound, Paced, Pump, length};
 use self::{
     endpoint::{Endpoint, Slot},
     stream::Answer,

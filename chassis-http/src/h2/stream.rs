@@ -14,7 +14,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::{
     endpoint::Slot,
-    halves::{Broken, Inbound, Pump},
+    halves::{Broken, Inbound, Paced, Pump},
     headers,
 };
 
@@ -67,6 +67,19 @@ fn send_ready(mut to: SendStream<Bytes>, mut body: Body, most: u32) -> Result<()
             }
         }
     }
+}
+
+/// A request lasts as long as its caller waits. What is there first is sent at once, however long it is: with h2 it
+/// takes no more memory than here.
+impl Paced for Body {
+    fn take(&self, sent: u64, _: usize) -> bool {
+        sent == 0
+    }
+    fn hand(&self, _: usize) {}
+    fn min_rate(&self) -> Option<u32> {
+        None
+    }
+    fn is_too_slow(&self) {}
 }
 
 // === impl Sending ===

@@ -1,8 +1,9 @@
 //! What goes on on a connection, and when that, or its absence, ends it.
 use std::{
+    num::NonZeroU32,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering::*},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::*},
     },
     time::Duration,
 };
@@ -11,7 +12,11 @@ use chassis_core::random::Random;
 use tokio::time::Instant;
 
 use super::{FAREWELL, streams::Streams};
-use crate::{ServerConfig, frames::Unfinished};
+use crate::{
+    ServerConfig,
+    frames::Unfinished,
+    write_rate::{Pace, WriteRate},
+};
 
 /// Requests in flight, and since when a head has been coming in. Shared by a connection's parts.
 #[derive(Debug, Default)]
@@ -23,8 +28,24 @@ pub(super) struct Activity {
     head: Mutex<Option<Instant>>,
     /// The same of a frame, over HTTP/2; and whether it is of a request's body.
     frame: Mutex<Option<(Instant, bool)>>,
+    /// How fast the peer takes what waits to be written, if anything does.
+    writing: Mutex<Option<WriteRate>>,
     /// Of HTTP/2.
     pub(super) streams: Streams,
+    pub(super) windows: Windows,
+    /// Of each stream; `None`: no bound.
+    min_write_rate: Option<NonZeroU32>,
+}
+
+/// How much the peer of an HTTP/2 connection takes for certain, without a look at what h2 knows.
+#[derive(Debug)]
+pub(super) struct Windows {
+    /// Bytes of each stream, to begin with.
+    stream: AtomicU32,
+    /// Bytes of all streams together, so far.
+    granted: AtomicU64,
+    /// Bytes that h2 was given; those of streams that were reset, too.
+    handed: AtomicU64,
 }
 
 /// What goes on on all connections of a server.
@@ -58,11 +79,20 @@ pub(super) enum Act {
     Ask(Instant),
     /// Close it.
     Close,
+    /// Close it, since the peer reads too slowly.
+    CutOff,
 }
+
+/// What HTTP/2 begins with.
+const WINDOW: u32 = 65_535;
 
 // === impl Activity ===
 
 impl Activity {
+    fn new(config: &ServerConfig) -> Self {
+        Activity { min_write_rate: config.min_write_rate.on().copied(), ..Activity::default() }
+    }
+
     /// The head of a request is there.
     pub(super) fn begin(self: &Arc<Self>) -> InFlight {
         self.in_flight.fetch_add(1, AcqRel);
@@ -78,12 +108,40 @@ impl Activity {
         }
     }
 
-    /// What came in last ends within a frame that has just begun, or with one.
-    pub(super) fn set_unfinished(&self, what: Unfinished) {
-        *lock(&self.frame) = match what {
-            Unfinished::Nothing => None,
-            what => Some((Instant::now(), what == Unfinished::Data)),
+    /// What came in last ends within a frame, or with one. `goes_on`: nothing of another frame has come.
+    pub(super) fn set_unfinished(&self, what: Unfinished, goes_on: bool) {
+        let (mut frame, is_body) = (lock(&self.frame), what == Unfinished::Data);
+        *frame = match (what, *frame) {
+            (Unfinished::Nothing, _) => None,
+            (_, Some((since, _))) if goes_on => Some((since, is_body)),
+            _ => Some((Instant::now(), is_body)),
         };
+    }
+
+    /// Something has to wait until the peer has read.
+    #[cold]
+    pub(super) fn write_blocked(&self) {
+        lock(&self.writing).get_or_insert_with(|| WriteRate::new(Instant::now()));
+    }
+
+    /// The peer took so many bytes of what waits; nothing else is told of.
+    pub(super) fn wrote(&self, bytes: usize) {
+        lock(&self.writing).iter_mut().for_each(|rate| rate.took(bytes));
+    }
+
+    /// Nothing waits any more.
+    pub(super) fn write_unblocked(&self) {
+        *lock(&self.writing) = None;
+    }
+
+    fn is_writing(&self) -> bool {
+        lock(&self.writing).is_some()
+    }
+
+    /// Does the peer read too slowly; if not, when to look again?
+    fn pace(&self, now: Instant) -> Option<Pace> {
+        let least = self.min_write_rate?.get();
+        lock(&self.writing).as_mut().map(|rate| rate.look(now, least))
     }
 
     pub(super) fn in_flight(&self) -> usize {
@@ -105,6 +163,14 @@ impl InFlight {
     pub(super) fn streams(&self) -> &Streams {
         &self.0.streams
     }
+
+    pub(super) fn windows(&self) -> &Windows {
+        &self.0.windows
+    }
+
+    pub(super) fn min_write_rate(&self) -> Option<u32> {
+        self.0.min_write_rate.map(NonZeroU32::get)
+    }
 }
 
 impl Drop for InFlight {
@@ -113,12 +179,54 @@ impl Drop for InFlight {
     }
 }
 
+// === impl Windows ===
+
+impl Windows {
+    /// Says what the peer's settings say of a new stream.
+    pub(super) fn set_stream(&self, bytes: u32) {
+        self.stream.store(bytes, Relaxed);
+    }
+
+    /// More may be sent on all streams together.
+    pub(super) fn grant(&self, bytes: u32) {
+        self.granted.fetch_add(bytes.into(), Relaxed);
+    }
+
+    /// Gives `bytes` to h2, on a stream that had `sent` before, if the peer takes all of them for certain.
+    pub(super) fn take(&self, sent: u64, bytes: usize) -> bool {
+        let bytes = bytes as u64;
+        if sent + bytes > u64::from(self.stream.load(Relaxed)) {
+            return false;
+        }
+        let has_room = self.handed.fetch_add(bytes, Relaxed) + bytes <= self.granted.load(Relaxed);
+        if !has_room {
+            self.handed.fetch_sub(bytes, Relaxed);
+        }
+        has_room
+    }
+
+    /// Gives `bytes` to h2, which has room for them.
+    pub(super) fn hand(&self, bytes: usize) {
+        self.handed.fetch_add(bytes as u64, Relaxed);
+    }
+}
+
+impl Default for Windows {
+    fn default() -> Self {
+        Windows {
+            stream: AtomicU32::new(WINDOW),
+            granted: AtomicU64::new(WINDOW.into()),
+            handed: AtomicU64::new(0),
+        }
+    }
+}
+
 // === impl Activities ===
 
 impl Activities {
     /// That of a new connection.
-    pub(super) fn begin(&self) -> Arc<Activity> {
-        let activity = Arc::new(Activity::default());
+    pub(super) fn begin(&self, config: &ServerConfig) -> Arc<Activity> {
+        let activity = Arc::new(Activity::new(config));
         let mut all = lock(&self.0);
         if all.len() == all.capacity() {
             all.retain(|one| one.strong_count() > 0);
@@ -158,11 +266,16 @@ impl Watch {
     /// What to do at `now`. A peer that has nothing in flight goes soon after it was asked to.
     pub(super) fn look(&mut self, now: Instant, activity: &Activity) -> Act {
         let (in_flight, requests) = (activity.in_flight(), activity.requests.load(Acquire));
-        if in_flight > 0 || requests != self.idle.1 {
+        // An answer may be over for its handler, and still be read.
+        if in_flight > 0 || requests != self.idle.1 || activity.is_writing() {
             self.idle = (now, requests);
         }
         if activity.head().is_some_and(|since| now >= since + self.header_timeout) {
             return Act::Close;
+        }
+        let pace = activity.pace(now);
+        if pace == Some(Pace::TooSlow) {
+            return Act::CutOff;
         }
         match self.cut {
             Some(cut) if cut.is_some_and(|cut| now >= cut) || now >= self.idle.0 + FAREWELL => Act::Close,
@@ -175,7 +288,11 @@ impl Watch {
             None => {
                 let head = activity.head().unwrap_or(now) + self.header_timeout;
                 let idle = self.idle.0 + self.idle_timeout;
-                Act::Wait(self.expires.map_or(head.min(idle), |at| at.min(head).min(idle)))
+                let next = self.expires.map_or(head.min(idle), |at| at.min(head).min(idle));
+                Act::Wait(match pace {
+                    Some(Pace::Wait(at)) => next.min(at),
+                    _ => next,
+                })
             }
         }
     }

@@ -11,6 +11,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
 use super::activity::InFlight;
+use crate::h2::Paced;
 
 /// Bytes, an answer of the pipeline, or any other body.
 pub struct ServerBody(Kind);
@@ -26,7 +27,7 @@ enum Kind {
 /// A body whose request is in flight until it ends.
 pub(super) struct Tracked {
     body: ServerBody,
-    _in_flight: InFlight,
+    in_flight: InFlight,
 }
 
 pin_project_lite::pin_project! {
@@ -167,12 +168,30 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> Body for Erased<B> {
 
 impl Tracked {
     pub(super) fn new(body: ServerBody, in_flight: InFlight) -> Self {
-        Tracked { body, _in_flight: in_flight }
+        Tracked { body, in_flight }
     }
 
     /// Another body for the same request.
     pub(super) fn replaced_by(self, body: ServerBody) -> Self {
         Tracked { body, ..self }
+    }
+}
+
+impl Paced for Tracked {
+    fn take(&self, sent: u64, bytes: usize) -> bool {
+        self.in_flight.windows().take(sent, bytes)
+    }
+
+    fn hand(&self, bytes: usize) {
+        self.in_flight.windows().hand(bytes);
+    }
+
+    fn min_rate(&self) -> Option<u32> {
+        self.in_flight.min_write_rate()
+    }
+
+    fn is_too_slow(&self) {
+        self.in_flight.streams().slow_reader();
     }
 }
 

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     Problem, ServerConfig,
-    connector::{Hangup, Stream},
+    connector::{Hangup, Peer, Stream},
     flood::Abuse,
     frames::HeaderLimit,
     hop,
@@ -67,8 +67,9 @@ pub(super) async fn serve(port: Arc<Port>, stream: Stream) {
     let mut opening = Opening::new();
     let begun = Instant::now();
     let Some((stream, version)) = open(&port, stream, &mut opening).await else { return };
-    let activity = port.activities.begin();
-    let connected = Connected::new(stream.peer().clone(), port.name.clone(), port.config.max_body.get());
+    let activity = port.activities.begin(&port.config);
+    let peer = stream.peer().clone();
+    let connected = Connected::new(peer.clone(), port.name.clone(), port.config.max_body.get());
     let mut extensions = Extensions::new();
     extensions.insert(connected.clone());
     let requests = Requests { port: port.clone(), connected, extensions, activity: activity.clone() };
@@ -79,7 +80,7 @@ pub(super) async fn serve(port: Arc<Port>, stream: Stream) {
             let hangup = stream.hangup();
             let (io, lent) = Opened::new(stream, opening, Heard::Heads(activity.clone()));
             let connection = h1(&port.config, &hangup).serve_connection(TokioIo::new(io), requests);
-            (watch(&port, &activity, begun, hangup, Http1 { connection }).await, lent)
+            (watch(&port, &activity, &peer, begun, hangup, Http1 { connection }).await, lent)
         }
         Version::H2 => {
             let silence = Arc::new(Silence::new());
@@ -91,7 +92,7 @@ pub(super) async fn serve(port: Arc<Port>, stream: Stream) {
             let connection = timeout(port.config.header_timeout.get(), opened);
             let Ok(Ok(connection)) = connection.await else { return };
             // What comes in over HTTP/2 is always read, to its end.
-            (watch(&port, &activity, begun, Hangup::default(), connection).await, lent)
+            (watch(&port, &activity, &peer, begun, Hangup::default(), connection).await, lent)
         }
     };
     if ended {
@@ -129,6 +130,7 @@ async fn open(port: &Port, stream: Stream, opening: &mut Opening) -> Option<(Str
 async fn watch(
     port: &Port,
     activity: &Activity,
+    peer: &Peer,
     begun: Instant,
     hangup: Hangup,
     connection: impl Graceful,
@@ -174,6 +176,10 @@ async fn watch(
                 look = Aside::new(sleep_until(at));
             }
             Act::Close => return false,
+            Act::CutOff => {
+                port.closed_for(Abuse::SlowReader, peer);
+                return false;
+            }
         }
     }
 }
@@ -238,6 +244,12 @@ impl Requests {
         let grpc = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?));
         let rest = || headers.get(&self.port.config.timeout_header.0)?.to_str().ok()?.trim().parse().ok();
         grpc.or_else(|| rest().map(Duration::from_millis))
+    }
+
+    /// Counts streams that were reset for what the peer did.
+    #[cold]
+    pub(super) fn reset_for(&self, abuse: Abuse, streams: usize) {
+        self.port.reset_for(abuse, streams);
     }
 
     /// Tells that the connection is closed for what its peer did.

@@ -235,7 +235,12 @@ impl Future for Http2 {
                 None => return Poll::Ready(Ok(())),
             }
         }
-        this.resets = this.requests.activity().streams.resets();
+        let streams = &this.requests.activity().streams;
+        this.resets = streams.resets();
+        let slow = streams.take_slow();
+        if slow > 0 {
+            this.requests.reset_for(Abuse::SlowReader, slow);
+        }
         match ready!(Pin::new(&mut this.trouble).poll(cx)) {
             Some(error) => Poll::Ready(Err(error)),
             None => {

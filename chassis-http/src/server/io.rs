@@ -42,6 +42,8 @@ pub(super) struct Opened {
     stream: Option<Stream>,
     opening: Opening,
     heard: Heard,
+    /// What was to be written last has to wait.
+    blocked: bool,
     back: Option<oneshot::Sender<Stream>>,
 }
 
@@ -60,8 +62,8 @@ pub(super) struct Life {
     frames: Frames,
     limit: HeaderLimit,
     budget: FrameBudget,
-    /// What was unfinished after the last read, and whether it was a list of headers.
-    unfinished: (Unfinished, bool),
+    /// What was unfinished after the last read, whether it was a list of headers, and how many frames came before.
+    unfinished: (Unfinished, bool, u64),
 }
 
 /// Where the stream comes back to.
@@ -100,7 +102,7 @@ impl Opening {
 impl Opened {
     pub(super) fn new(stream: Stream, opening: Opening, heard: Heard) -> (Self, Lent) {
         let (back, lent) = oneshot::channel();
-        (Opened { stream: Some(stream), opening, heard, back: Some(back) }, Lent(lent))
+        (Opened { stream: Some(stream), opening, heard, blocked: false, back: Some(back) }, Lent(lent))
     }
 
     fn stream(&mut self) -> Pin<&mut Stream> {
@@ -108,10 +110,32 @@ impl Opened {
     }
 
     fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let (Poll::Ready(Ok(bytes)), Heard::Life(life)) = (&written, &mut self.heard) {
-            life.budget.earn(*bytes);
+        match &written {
+            Poll::Ready(Ok(bytes)) => {
+                if let Heard::Life(life) = &mut self.heard {
+                    life.budget.earn(*bytes);
+                }
+                if self.blocked {
+                    self.activity().wrote(*bytes);
+                }
+            }
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.block(),
         }
         written
+    }
+
+    fn block(&mut self) {
+        if !std::mem::replace(&mut self.blocked, true) {
+            self.activity().write_blocked();
+        }
+    }
+
+    fn activity(&self) -> &Activity {
+        match &self.heard {
+            Heard::Heads(activity) => activity,
+            Heard::Life(life) => &life.activity,
+        }
     }
 }
 
@@ -158,7 +182,19 @@ impl AsyncWrite for Opened {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream().poll_flush(cx)
+        // Both hyper and h2 flush once nothing is left to be written.
+        match self.stream().poll_flush(cx) {
+            Poll::Ready(flushed) => {
+                if std::mem::take(&mut self.blocked) {
+                    self.activity().write_unblocked();
+                }
+                Poll::Ready(flushed)
+            }
+            Poll::Pending => {
+                self.block();
+                Poll::Pending
+            }
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -196,7 +232,7 @@ impl Life {
             frames: Frames::default(),
             limit,
             budget,
-            unfinished: (Unfinished::Nothing, false),
+            unfinished: (Unfinished::Nothing, false, 0),
         }
     }
 
@@ -215,16 +251,20 @@ impl Life {
                         turns.end();
                     }
                 }
-                Seen::Settings { max_header_list, .. } => limit.set(max_header_list),
+                Seen::Settings { max_header_list, stream_window, .. } => {
+                    limit.set(max_header_list);
+                    stream_window.into_iter().for_each(|bytes| activity.windows.set_stream(bytes));
+                }
+                Seen::WindowUpdate { stream: 0, by } => activity.windows.grant(by),
                 _ => {}
             }
         });
         turns.read(bytes.len(), begun);
-        let unfinished = (frames.unfinished(), frames.is_in_list());
+        let unfinished = (frames.unfinished(), frames.is_in_list(), frames.count());
         // While the same frame, or list of headers, goes on, its first byte counts.
-        let goes_on = begun == 0 || (unfinished.1 && last.1);
+        let goes_on = unfinished.2 == last.2 || (unfinished.1 && last.1);
         if unfinished.0 != last.0 || (unfinished.0 != Unfinished::Nothing && !goes_on) {
-            activity.set_unfinished(unfinished.0);
+            activity.set_unfinished(unfinished.0, goes_on);
         }
         *last = unfinished;
     }

@@ -227,6 +227,13 @@ fn is_of_one_connection(kind: ErrorKind) -> bool {
 // === impl Port ===
 
 impl Port {
+    /// Counts streams that are reset for what their peer did.
+    fn reset_for(&self, abuse: Abuse, streams: usize) {
+        if let Some(metrics) = &self.metrics {
+            (0..streams).for_each(|_| metrics.stream_reset(Side::Server, abuse.name()));
+        }
+    }
+
     /// Counts a connection that is closed for what its peer did, and tells of one in a second.
     #[cold]
     fn closed_for(&self, abuse: Abuse, peer: &Peer) {

@@ -22,6 +22,8 @@ pub(super) struct Streams {
     /// Why the connection is to be closed, once it is.
     abuse: OnceLock<Abuse>,
     told: Notify,
+    /// How many were reset since their reader was too slow.
+    slow: AtomicUsize,
 }
 
 /// Counts streams that their peer reset before their answer began, and soon after they began.
@@ -91,6 +93,16 @@ impl Streams {
         if let Some(abuse) = abuse {
             self.give_up(abuse);
         }
+    }
+
+    /// One is reset, since its peer reads too slowly.
+    pub(super) fn slow_reader(&self) {
+        self.slow.fetch_add(1, Relaxed);
+    }
+
+    /// How many were reset for that since this was asked last.
+    pub(super) fn take_slow(&self) -> usize {
+        if self.slow.load(Relaxed) > 0 { self.slow.swap(0, Relaxed) } else { 0 }
     }
 
     /// The connection is to be closed. The first reason stays.

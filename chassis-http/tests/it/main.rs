@@ -11,6 +11,7 @@ mod heads;
 mod large;
 mod lengths;
 mod raw;
+mod readers;
 mod rest;
 mod restarts;
 mod server;

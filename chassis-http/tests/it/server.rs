@@ -60,6 +60,43 @@ async fn slow_and_silent_peers_are_hung_up_on() {
     assert!((20..=90).contains(&seconds), "{seconds}");
 }
 
+/// One byte each second, of a frame that has begun: 75 seconds passed before anybody minded.
+#[tokio::test(start_paused = true)]
+async fn a_frame_that_comes_byte_by_byte_is_hung_up_on() {
+    let opening = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, b"")].concat();
+    for (kind, flags, id) in [(HEADERS, END_HEADERS, 1), (PING, 0, 0), (SETTINGS, 0, 0), (0x42, 0, 0)] {
+        let world = World::new();
+        let server = world.serve(ServerConfig::default(), hello());
+        let mut stream = world.raw().await;
+        stream.write_all(&opening).await.unwrap();
+        sleep(3 * SECOND).await;
+        let begun = Instant::now();
+        for byte in frame(kind, flags, id, &[0; 200]) {
+            if stream.write_all(&[byte]).await.is_err() || server.connections() == 0 {
+                break;
+            }
+            sleep(SECOND).await;
+        }
+        let seconds = begun.elapsed().as_secs();
+        assert!((9..=14).contains(&seconds), "frame {kind}: {seconds}");
+    }
+}
+
+/// A request's body may come slowly, also within one frame.
+#[tokio::test(start_paused = true)]
+async fn a_body_may_come_byte_by_byte() {
+    let world = World::new();
+    let _server =
+        world.serve(ServerConfig::default(), crate::support::echo(|_, body| format!("{}", body.len())));
+    let mut stream = raw_h2(&world).await;
+    stream.write_all(&frame(HEADERS, END_HEADERS, 1, &HEAD)).await.unwrap();
+    for byte in frame(DATA, END_STREAM, 1, &[7; 100]) {
+        stream.write_all(&[byte]).await.unwrap();
+        sleep(SECOND).await;
+    }
+    until(&mut stream, DATA, 1).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn garbage_is_told_so() {
     for garbage in
