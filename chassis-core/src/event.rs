@@ -266,3 +266,57 @@ impl Pulse {
         due && self.0.compare_exchange(last, millis, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use tracing::{Level, Metadata, span};
+
+    use super::*;
+
+    /// Counts log lines at the level `warn`.
+    struct Warnings(Arc<AtomicUsize>);
+
+    impl tracing::Subscriber for Warnings {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+        fn event(&self, event: &tracing::Event<'_>) {
+            self.0.fetch_add(usize::from(*event.metadata().level() == Level::WARN), Ordering::SeqCst);
+        }
+        fn enter(&self, _: &span::Id) {}
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    /// A broken document of twenty services made forty-five lines in as many tries.
+    #[tokio::test(start_paused = true)]
+    async fn what_has_one_cause_is_logged_once() {
+        let warnings = Arc::new(AtomicUsize::new(0));
+        let _logged = tracing::subscriber::set_default(Warnings(warnings.clone()));
+        let (events, said) = (Events::new(), || warnings.load(Ordering::SeqCst));
+        let unreachable = |service: &str, error: &str| {
+            let event = Event::RegistryUnreachable { service: service.into(), error: error.into() };
+            events.emit_caused(error, event);
+        };
+        for n in 0..45 {
+            unreachable(&format!("service-{}", n % 20), "instances.json: expected value");
+        }
+        assert_eq!((said(), events.past().len()), (1, 45), "who subscribes hears all");
+        unreachable("stock", "no route to host");
+        assert_eq!(said(), 2);
+        tokio::time::sleep(LOGGED_EVERY).await;
+        unreachable("stock", "no route to host");
+        assert_eq!(said(), 3);
+        // Causes may be anything: they are bounded.
+        for n in 0..10 * MOST_CAUSES {
+            unreachable("stock", &n.to_string());
+        }
+        assert!(events.0.causes.lock().unwrap().len() <= MOST_CAUSES);
+    }
+}

@@ -1,7 +1,7 @@
 //! What is known of each service, within one process, and those who follow it.
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -15,9 +15,11 @@ pub(crate) struct Board {
 }
 
 struct BoardWatcher {
-    news: watch::Receiver<Membership>,
+    service: String,
+    /// `None` only while it is dropped.
+    news: Option<watch::Receiver<Membership>>,
     /// Keeps the sender alive, so that `news` never ends.
-    _board: Arc<Board>,
+    board: Arc<Board>,
 }
 
 // === impl Board ===
@@ -42,7 +44,18 @@ impl Board {
     pub(crate) fn follow(self: &Arc<Self>, service: &str) -> Box<dyn Watcher> {
         let mut news = slot(&mut self.lock(), service).subscribe();
         news.mark_changed(); // the first answer is what is known now
-        Box::new(BoardWatcher { news, _board: self.clone() })
+        Box::new(BoardWatcher { service: service.to_owned(), news: Some(news), board: self.clone() })
+    }
+
+    /// Forgets `service` if nothing is known of it and nobody follows it: names may come from input.
+    fn forget_unknown(&self, service: &str) {
+        let mut services = self.lock();
+        let is_unknown = |slot: &watch::Sender<Membership>| {
+            slot.receiver_count() == 0 && matches!(*slot.borrow(), Membership::Unknown)
+        };
+        if services.get(service).is_some_and(is_unknown) {
+            services.remove(service);
+        }
     }
 
     /// The services that have instances, or had.
@@ -52,8 +65,9 @@ impl Board {
         known.map(|(service, _)| service.clone()).collect()
     }
 
+    /// Nothing panics while it is held; a poisoned lock would be as good as new.
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, watch::Sender<Membership>>> {
-        self.services.lock().expect("nobody panics while holding it")
+        self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -69,7 +83,40 @@ fn slot<'a>(
 #[async_trait]
 impl Watcher for BoardWatcher {
     async fn next(&mut self) -> Result<Membership, RegistryError> {
-        self.news.changed().await.map_err(|e| RegistryError::new("the registry is gone").with_source(e))?;
-        Ok(self.news.borrow_and_update().clone())
+        let Some(news) = &mut self.news else { return Err(RegistryError::new("the watcher is gone")) };
+        news.changed().await.map_err(|e| RegistryError::new("the registry is gone").with_source(e))?;
+        Ok(news.borrow_and_update().clone())
+    }
+}
+
+impl Drop for BoardWatcher {
+    fn drop(&mut self) {
+        self.news = None; // or it would be counted
+        self.board.forget_unknown(&self.service);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn names_that_nobody_knows_are_forgotten_with_their_last_watcher() {
+        let board = Arc::new(Board::default());
+        let held = || board.lock().len();
+        for n in 0..100 {
+            let mut watcher = board.follow(&format!("name-{n}"));
+            assert_eq!(watcher.next().await.unwrap(), Membership::Unknown);
+        }
+        assert_eq!(held(), 0);
+        let (first, second) = (board.follow("stock"), board.follow("stock"));
+        drop(first);
+        assert_eq!(held(), 1);
+        // What is known is kept, and told to who follows it.
+        let mut second = second;
+        board.set("stock", Membership::Deleted);
+        assert_eq!(second.next().await.unwrap(), Membership::Deleted);
+        drop(second);
+        assert_eq!(held(), 1);
     }
 }

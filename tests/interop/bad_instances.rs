@@ -128,9 +128,17 @@ async fn a_hundred_thousand_instances() {
     let awake = world.nodes("crowd").into_iter().filter(|node| node.connection != "idle").count();
     assert!(awake < 1_000, "{awake} connections for 20 calls");
 
+    // That all but one are gone is not believed at once.
     let fewer = json!({ "services": { "crowd": [instance("i7", &address)] } });
+    let held = |event: &Event| matches!(event, Event::RemovalsHeld { held: 99_999, left: 1, .. });
+    world.write(fewer.to_string().as_bytes(), held).await;
+    world.call("crowd").await.unwrap();
+    assert_eq!(world.known("crowd").len(), 100_000);
+    // That the service is deleted is.
     let left = |event: &Event| matches!(event, Event::InstanceLeft { instance, .. } if instance == "i99999");
-    world.write(fewer.to_string().as_bytes(), left).await;
+    world.write(br#"{ "services": { "crowd": null } }"#, left).await;
+    let joined = |event: &Event| matches!(event, Event::InstanceJoined { instance, .. } if instance == "i7");
+    world.write(fewer.to_string().as_bytes(), joined).await;
     world.call("crowd").await.unwrap();
     assert_eq!(world.known("crowd"), ["i7"]);
 }

@@ -234,8 +234,11 @@ async fn ports_that_cannot_be() {
     let _there = mesh.start("stock", "stock-1").await;
     let mut plan = mesh.server("stock", "stock-1");
     let (app, _, _) = plan.serving().await;
+    let runtime = app.runtime().clone();
     let error = app.start().await.err().unwrap();
     assert!(matches!(error, StartError::Listen { .. }), "{error:?}");
+    // What follows the settings is over: at the end of the process it said that it was cancelled.
+    assert_eq!(runtime.tasks().running(), 0);
     assert_eq!(
         format!("{error:?}"),
         "`listen.grpc`: can't listen at memory:stock-1: memory:stock-1 is taken"
