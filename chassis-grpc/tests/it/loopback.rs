@@ -377,6 +377,27 @@ async fn answers_of_others_are_mapped_by_the_table() {
 }
 
 #[tokio::test]
+async fn a_handlers_details_arrive_byte_by_byte() {
+    // Of another domain, out of order, and with a field that no version of the message has.
+    let info =
+        [&b"\n(type.googleapis.com/google.rpc.ErrorInfo\x12\x14"[..], b"\n\x05STALE\x12\x0bexample.org"]
+            .concat();
+    let details = [&b"\x12\x0blost a race\x1a"[..], &[info.len() as u8], &info, b"\x08\x0a\x78\x01"].concat();
+    let sent = details.clone();
+    let fails: Fails = Arc::new(move || {
+        Some(tonic::Status::with_details(tonic::Code::Aborted, "lost a race", sent.clone().into()))
+    });
+    let mut stub = to(server(Echo { fails: Some(fails), ..Echo::default() }, &Sight::default()));
+    let by_head = stub.call(says("")).await.unwrap_err();
+    let mut replies = stub.download(EchoRequest { repeat: 1, ..says("") }).await.unwrap().into_inner();
+    replies.message().await.unwrap();
+    let by_trailers = replies.message().await.unwrap_err();
+    for status in [by_head, by_trailers] {
+        assert_eq!((status.code(), status.details()), (tonic::Code::Aborted, &details[..]));
+    }
+}
+
+#[tokio::test]
 async fn garbage_for_details_does_no_harm() {
     const GARBAGE: (&str, &str) = ("grpc-status-details-bin", "!not base64!");
     let head = [("grpc-status", "7"), GARBAGE];
