@@ -95,26 +95,26 @@ async fn connect(address: &str, budget: Duration) -> io::Result<Stream> {
     let budget = budget.saturating_sub(begun.elapsed());
     let pause = eyeballs::pause(addresses.len(), budget);
     let stream = eyeballs::first(addresses, pause, TcpStream::connect).await?;
-    watch(&stream);
     tcp(stream)
 }
 
 /// Has the kernel find out a peer that is gone. A system that can't is no reason to go without a connection.
+///
+/// There is no bound on how long what was sent may be unacknowledged (TCP_USER_TIMEOUT): Linux ends by it also
+/// connections whose peers live and read slowly.
 fn watch(stream: &TcpStream) {
-    let socket = SockRef::from(stream);
     let alive = TcpKeepalive::new().with_time(ASK_AFTER).with_interval(ASK_EVERY);
-    let _ = socket.set_tcp_keepalive(&alive);
-    #[cfg(target_os = "linux")]
-    let _ = socket.set_tcp_user_timeout(Some(GIVE_UP));
+    #[cfg(not(target_os = "openbsd"))]
+    let alive = alive.with_retries(ASK_TIMES);
+    let _ = SockRef::from(stream).set_tcp_keepalive(&alive);
 }
 
 /// A peer from which nothing came for so long is asked by the kernel whether it is there.
 const ASK_AFTER: Duration = Duration::from_secs(15);
-/// And then again.
+/// And then again, while it does not answer.
 const ASK_EVERY: Duration = Duration::from_secs(5);
-/// What a peer has not acknowledged for so long it never will: what was sent, or that it was asked.
-#[cfg(target_os = "linux")]
-const GIVE_UP: Duration = Duration::from_secs(30);
+/// So often.
+const ASK_TIMES: u32 = 3;
 
 // === impl Address ===
 
@@ -133,6 +133,7 @@ impl<'a> Address<'a> {
 /// Calls are small and wait for each other: no delay in the hope of more to send.
 fn tcp(stream: TcpStream) -> io::Result<Stream> {
     stream.set_nodelay(true)?;
+    watch(&stream);
     let peer = Peer::Tcp(stream.peer_addr()?);
     Ok(Stream::tcp(stream, peer))
 }
@@ -216,12 +217,17 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         watch(&stream);
-        let socket = SockRef::from(&stream);
-        assert!(socket.keepalive().unwrap());
-        #[cfg(target_os = "linux")]
-        {
-            assert_eq!(socket.tcp_keepalive_time().unwrap(), ASK_AFTER);
-            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(GIVE_UP));
+        let (accepted, _) = listener.accept().await.unwrap();
+        for stream in [stream, accepted] {
+            watch(&stream);
+            let socket = SockRef::from(&stream);
+            assert!(socket.keepalive().unwrap());
+            #[cfg(target_os = "linux")]
+            {
+                let set = (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap());
+                assert_eq!(set, (ASK_AFTER, ASK_EVERY));
+                assert_eq!(socket.tcp_keepalive_retries().unwrap(), ASK_TIMES);
+            }
         }
     }
 
