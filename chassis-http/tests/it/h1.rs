@@ -235,21 +235,31 @@ async fn the_next_idle_connection_is_tried_where_one_turns_out_to_be_closed() {
 async fn a_retried_call_goes_to_a_new_connection_in_place_of_an_idle_one() {
     let world = World::new();
     let mut listener = world.memory.listen("stock").unwrap();
-    let config = ClientConfig { pool: 1.try_into().unwrap(), ..ClientConfig::default() };
-    let client = client_with(&world, config);
-    let call = tokio::spawn(async move {
-        let first = client.get("/orders/1").send().await.unwrap().status();
-        (first, client.get("/orders/2").send().await.unwrap().status())
-    });
-    let mut idle = listener.accept().await.unwrap();
-    answer(&mut idle, 200).await;
-    answer(&mut idle, 503).await;
-    let mut new = timeout(SECOND, listener.accept()).await.expect("the idle one is not taken again").unwrap();
-    // There is room for one.
-    assert_eq!(timeout(SECOND, idle.read(&mut [0; 8])).await.expect("it is closed").unwrap(), 0);
-    answer(&mut new, 200).await;
-    let (first, second) = call.await.unwrap();
-    assert_eq!((first.as_u16(), second.as_u16()), (200, 200));
+    let client = client_with(&world, ClientConfig { pool: 2.try_into().unwrap(), ..ClientConfig::default() });
+    let begin = || {
+        let client = client.clone();
+        tokio::spawn(async move { client.get("/orders/1").send().await.unwrap().status().as_u16() })
+    };
+    let one = begin();
+    let mut eldest = listener.accept().await.unwrap();
+    sleep(SECOND).await;
+    let two = begin();
+    let mut youngest = listener.accept().await.unwrap();
+    answer(&mut eldest, 200).await;
+    assert_eq!(one.await.unwrap(), 200);
+    answer(&mut youngest, 200).await;
+    assert_eq!(two.await.unwrap(), 200);
+    sleep(SECOND).await;
+    // Both are idle. The call goes to one of them, and comes again.
+    let three = begin();
+    answer(&mut youngest, 503).await;
+    let new = timeout(SECOND, listener.accept()).await;
+    let mut new = new.expect("none of those that are idle is taken again").unwrap();
+    // There is room for two.
+    let closed = timeout(SECOND, eldest.read(&mut [0; 8])).await;
+    assert_eq!(closed.expect("it made room").unwrap(), 0);
+    answer(&mut new, 201).await;
+    assert_eq!(three.await.unwrap(), 201);
 }
 
 #[tokio::test(start_paused = true)]
