@@ -8,6 +8,8 @@ use http::{
     },
 };
 
+use crate::h2::headers;
+
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
@@ -27,11 +29,15 @@ pub(crate) fn is_field_h2(name: &str, value: &HeaderValue) -> bool {
 }
 
 /// Takes such fields out of what goes over HTTP/2. Hardly ever is there one: a look at each name costs less
-/// than looking for each of these.
-pub(crate) fn strip_h2(headers: &mut HeaderMap) {
-    if headers.iter().any(|(name, value)| is_field_h2(name.as_str(), value)) {
+/// than looking for each of these. Returns the size of the list, by HTTP/2's count.
+pub(crate) fn strip_h2(headers: &mut HeaderMap) -> usize {
+    let mut is_odd = false;
+    let size = headers::measure(headers, |name, value| is_odd |= is_field_h2(name, value));
+    if is_odd {
         take_out(headers, true);
+        return headers::size(headers);
     }
+    size
 }
 
 /// Takes such fields out of what came, or goes, over HTTP/1.1.

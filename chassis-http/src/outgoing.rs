@@ -7,7 +7,7 @@ use http::{
 };
 use http_body::Body as _;
 
-use crate::{ClientConfig, hop, settings::TIMEOUT};
+use crate::{ClientConfig, h2::headers, hop, settings::TIMEOUT};
 
 /// How requests to one endpoint are written.
 #[derive(Clone, Debug)]
@@ -32,7 +32,30 @@ pub(crate) struct OutgoingH2 {
     pub(crate) body: Body,
     /// The head is all there is. Not so for gRPC, which wants a DATA frame at the end.
     pub(crate) is_whole: bool,
+    /// The size of the call's metadata, by HTTP/2's count.
+    size: usize,
 }
+
+// === impl OutgoingH2 ===
+
+impl OutgoingH2 {
+    /// The size of the head, if it is too large for an endpoint that takes `most` bytes.
+    pub(crate) fn is_too_large(&self, most: u32) -> Option<usize> {
+        // What was said besides is little; where it matters all is counted.
+        let size = headers::size_of_request(self.head.method(), self.head.uri(), self.size + ADDED);
+        if headers::is_too_large(size, most) { self.count(most) } else { None }
+    }
+
+    #[cold]
+    fn count(&self, most: u32) -> Option<usize> {
+        let fields = headers::size(self.head.headers());
+        let size = headers::size_of_request(self.head.method(), self.head.uri(), fields);
+        headers::is_too_large(size, most).then_some(size)
+    }
+}
+
+/// More than its length, and where its timeout travels, add to a head.
+const ADDED: usize = 256;
 
 // === impl Form ===
 
@@ -56,11 +79,10 @@ impl Form {
     pub(crate) fn write_h2(&self, call: &mut Invocation) -> OutgoingH2 {
         let mut uri = http::uri::Parts::default();
         uri.scheme = Some(Scheme::HTTP);
-        let is_odd = |(name, value): (&HeaderName, &HeaderValue)| {
-            let name = name.as_str();
-            hop::is_field_h2(name, value) || name == "host"
-        };
-        uri.authority = Some(match call.metadata.iter().any(is_odd) {
+        let mut is_odd = false;
+        let look = |name: &str, value: &_| is_odd |= hop::is_field_h2(name, value) || name == "host";
+        let size = headers::measure(&call.metadata, look);
+        uri.authority = Some(match is_odd {
             true => self.tidy_h2(&mut call.metadata),
             false => self.authority.clone(),
         });
@@ -75,7 +97,7 @@ impl Form {
         *head.method_mut() = call.method.clone();
         *head.uri_mut() = uri;
         *head.headers_mut() = std::mem::take(&mut call.metadata);
-        OutgoingH2 { is_whole: self.sized && body.is_end_stream(), head, body }
+        OutgoingH2 { is_whole: self.sized && body.is_end_stream(), head, body, size }
     }
 
     /// Takes out what is about the connection, and the host, which is the authority there: HTTP/2 says it once.

@@ -109,7 +109,8 @@ async fn handshake(endpoint: &Arc<Endpoint>, stream: Stream) -> Result<Connectio
     let (tell, told) = oneshot::channel();
     let turns = Turns::default();
     let ear = Ear { endpoint: endpoint.clone(), health: health.clone(), tell: Some(tell) };
-    let stream = Watched::new(stream, ear, turns.clone());
+    let most_encoded = headers::most_encoded(config.max_header_list.as_u32());
+    let stream = Watched::new(stream, ear, turns.clone(), most_encoded);
     let (sender, mut connection) = builder(config).handshake(stream).await?;
     let interval = config.keep_alive_interval.0 * endpoint.ping_factor.load(Acquire);
     let bound = config.keep_alive_timeout.get();
@@ -144,7 +145,7 @@ fn builder(config: &ClientConfig) -> Builder {
     builder
         .enable_push(false)
         // What we allow is ours to say: h2 would end the connection, or leave fields out without a word.
-        .max_header_list_size(config.max_header_list.as_u32().max(headers::READ))
+        .max_header_list_size(headers::read(config.max_header_list.as_u32()))
         .initial_window_size(config.stream_window.as_u32())
         .initial_connection_window_size(config.connection_window.as_u32())
         // Answers may cross with our giving up on them. What h2 remembers to have reset it ignores for a
@@ -375,8 +376,11 @@ impl Health {
     async fn stays_in_doubt(&self, endpoint: &Endpoint) {
         loop {
             self.doubt.notified().await;
+            let since = Instant::now();
             sleep(DOUBT).await;
-            if self.doubted.load(Acquire) && !self.over.swap(true, AcqRel) {
+            // There may have been word, and another doubt since.
+            let heard = self.silence.heard() >= since;
+            if !heard && self.doubted.load(Acquire) && !self.over.swap(true, AcqRel) {
                 endpoint.lost();
             }
         }

@@ -2,18 +2,12 @@
 //!
 //! A list that is too large fails its own call and no other: we read more than we allow, so that h2 need not
 //! end the connection, and we write no more than the peer allows.
-use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
 use crate::hop;
 
-/// Bytes of a list up to which h2 reads all fields. Above, it leaves fields out; above four times as much it
-/// ends the connection. A list up to 64 KiB must reach us whole, and the same again is the room that its
-/// encoding may need.
-pub(crate) const READ: u32 = 128 * 1024;
-
-/// Encoded bytes of one list above which a client ends the connection: h2 may have left fields of such a list out
-/// without a word.
-pub(crate) const MOST_ENCODED: usize = 64 * 1024;
+/// Bytes of one list that fail its own call alone, in any case.
+const ALONE: u32 = 64 * 1024;
 
 /// Bytes of the list that ends a gRPC answer. Most peers and proxies take 8 KiB at least, whatever they say.
 const MOST_OF_STATUS: usize = 8_000;
@@ -29,23 +23,46 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const GRPC_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
+/// Bytes of a list up to which h2 is to read all fields, where we allow `most`. Above, it leaves fields out; above four
+/// times as much it ends the connection.
+pub(crate) fn read(most: u32) -> u32 {
+    most.max(ALONE).saturating_mul(2)
+}
+
+/// Encoded bytes of one list above which a client ends the connection: h2 may have left fields out of such a list
+/// without a word. Encoding saves three eighths of a text at most.
+pub(crate) fn most_encoded(most: u32) -> usize {
+    most.max(ALONE) as usize
+}
+
 /// The size of a list without pseudo-headers, as trailers are.
 pub(crate) fn size(list: &HeaderMap) -> usize {
-    list.iter().map(|(name, value)| FIELD + name.as_str().len() + value.len()).sum()
+    measure(list, |_, _| {})
 }
 
-/// The size of an answer's head.
-pub(crate) fn size_of_answer(list: &HeaderMap) -> usize {
-    STATUS_LINE + size(list)
+/// The same, for who looks at each field anyhow.
+#[inline]
+pub(crate) fn measure(list: &HeaderMap, mut look: impl FnMut(&str, &HeaderValue)) -> usize {
+    let mut size = 0;
+    for (name, value) in list {
+        let name = name.as_str();
+        look(name, value);
+        size += FIELD + name.len() + value.len();
+    }
+    size
 }
 
-/// The size of a request's head.
-pub(crate) fn size_of_request<B>(head: &Request<B>) -> usize {
-    let uri = head.uri();
+/// The size of an answer's head, whose fields have `fields` bytes.
+pub(crate) fn size_of_answer(fields: usize) -> usize {
+    STATUS_LINE + fields
+}
+
+/// The size of a request's head, whose fields have `fields` bytes.
+pub(crate) fn size_of_request(method: &Method, uri: &Uri, fields: usize) -> usize {
     let path = uri.path_and_query().map_or(1, |path| path.as_str().len());
     let authority = uri.authority().map_or(0, |authority| authority.as_str().len());
     let scheme = uri.scheme_str().map_or(0, str::len);
-    REQUEST_LINE + head.method().as_str().len() + scheme + authority + path + size(head.headers())
+    REQUEST_LINE + method.as_str().len() + scheme + authority + path + fields
 }
 
 /// Is a list of so many bytes too large for a peer that says it takes `most`? h2, which is at many an end, does not
@@ -54,9 +71,9 @@ pub(crate) fn is_too_large(size: usize, most: u32) -> bool {
     most != u32::MAX && size >= most as usize
 }
 
-/// Has the head of an answer to be looked at, for a peer that takes `most` bytes?
-pub(crate) fn is_large(head: &HeaderMap, most: u32) -> bool {
-    size_of_answer(head) >= MOST_OF_STATUS.min(most as usize)
+/// Has the head of an answer to be looked at, whose fields have `fields` bytes, for a peer that takes `most`?
+pub(crate) fn is_large(fields: usize, most: u32) -> bool {
+    size_of_answer(fields) >= MOST_OF_STATUS.min(most as usize)
 }
 
 /// Makes the head of an answer fit a peer that takes `most` bytes; `false`: it can't be made to.
@@ -65,7 +82,7 @@ pub(crate) fn is_large(head: &HeaderMap, most: u32) -> bool {
 #[cold]
 pub(crate) fn fit_head(head: &mut HeaderMap, most: u32) -> bool {
     if !head.contains_key(GRPC_STATUS) {
-        return !is_too_large(size_of_answer(head), most);
+        return !is_too_large(size_of_answer(size(head)), most);
     }
     cut(head, MOST_OF_STATUS.min(most as usize).saturating_sub(STATUS_LINE + 1));
     true
@@ -218,12 +235,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_encoded_in_few_enough_bytes_is_read_whole() {
+        for most in [1, 16 << 10, 64 << 10, 1 << 20, u32::MAX / 2] {
+            assert!(most_encoded(most) as u64 * 8 / 5 <= u64::from(read(most)));
+            assert!(read(most) > most);
+        }
+    }
+
+    #[test]
     fn counts_as_the_protocol_does() {
-        let head = Request::get("http://stock/items").header("a", "bc").body(()).unwrap();
+        let (uri, fields) = (Uri::from_static("http://stock/items"), list(&[("a", "bc".into())]));
         let counted = [(":method", "GET"), (":scheme", "http"), (":authority", "stock"), (":path", "/items")];
         let counted: usize =
             counted.iter().chain(&[("a", "bc")]).map(|(name, value)| name.len() + value.len() + 32).sum();
-        assert_eq!(size_of_request(&head), counted);
-        assert_eq!(size_of_answer(head.headers()), 35 + 42);
+        assert_eq!(size_of_request(&Method::GET, &uri, size(&fields)), counted);
+        assert_eq!(size_of_answer(size(&fields)), 35 + 42);
     }
 }

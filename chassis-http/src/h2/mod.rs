@@ -89,7 +89,7 @@ async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Er
                 continue;
             };
             let out = endpoint.form.write_h2(&mut call);
-            match is_too_large(&out.head, most) {
+            match out.is_too_large(most) {
                 Some(size) => Err(failure::of_large_request(size, most)),
                 None => match sender.send_request(out.head, out.is_whole) {
                     Ok((answer, stream)) => Ok((answer, stream, (!out.is_whole).then_some(out.body))),
@@ -124,7 +124,8 @@ async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Er
         };
         slot.served();
         let (head, body) = response.into_parts();
-        let (size, most) = (headers::size_of_answer(&head.headers), endpoint.config.max_header_list.as_u32());
+        let size = headers::size_of_answer(headers::size(&head.headers));
+        let most = endpoint.config.max_header_list.as_u32();
         if size > most as usize {
             return Err(call.refuse(failure::of_large_answer(size, most)));
         }
@@ -137,14 +138,6 @@ async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Er
         let body = Body::eager(body, failure::of_h2_answer);
         return Ok(call.answered(head.status, head.headers, body));
     }
-}
-
-/// The size of a head that is larger than an endpoint takes that says it takes `most` bytes.
-fn is_too_large(head: &http::Request<()>, most: u32) -> Option<usize> {
-    if most == u32::MAX {
-        return None;
-    }
-    Some(headers::size_of_request(head)).filter(|size| headers::is_too_large(*size, most))
 }
 
 /// Why no answer came to the request on `stream`.

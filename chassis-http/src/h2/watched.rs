@@ -11,7 +11,6 @@ use tokio::{
     time::Instant,
 };
 
-use super::headers;
 use crate::{
     flood::FrameBudget,
     frames::{Frames, Seen},
@@ -30,6 +29,8 @@ pub(super) struct Watched<S, L> {
     listener: L,
     turns: Turns,
     budget: FrameBudget,
+    /// Encoded bytes that a list of headers may have.
+    most_encoded: usize,
     /// What was read last, and h2 has not seen.
     held: Option<io::Result<Bytes>>,
 }
@@ -64,10 +65,38 @@ const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 // === impl Watched ===
 
 impl<S, L: Listener> Watched<S, L> {
-    pub(super) fn new(stream: S, listener: L, turns: Turns) -> Self {
+    /// A list of headers of more than `most_encoded` bytes ends the connection.
+    pub(super) fn new(stream: S, listener: L, turns: Turns, most_encoded: usize) -> Self {
         let sent = Sent { header: [0; HEADER], kept: 0, skip: PREFACE };
         let budget = FrameBudget::new(Instant::now());
-        Watched { stream, frames: Frames::default(), sent, listener, turns, budget, held: None }
+        Watched { stream, frames: Frames::default(), sent, listener, turns, budget, most_encoded, held: None }
+    }
+
+    /// Looks at what has left of `bytes`.
+    fn wrote(
+        &mut self,
+        cx: &Context<'_>,
+        written: io::Result<usize>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let Ok(mut left) = written else { return self.failed(cx, written) };
+        self.budget.earn(left);
+        for slice in bytes {
+            let part = &slice[..left.min(slice.len())];
+            left -= part.len();
+            self.sent.read(part, |stream| self.listener.sent(stream));
+        }
+        Poll::Ready(written)
+    }
+
+    #[cold]
+    fn failed(&mut self, cx: &Context<'_>, written: io::Result<usize>) -> Poll<io::Result<usize>> {
+        self.listener.ended();
+        if self.listener.must_wait() {
+            cx.waker().wake_by_ref();
+            return Poll::Pending; // it fails again
+        }
+        Poll::Ready(written)
     }
 
     /// Hands out what was held.
@@ -128,9 +157,9 @@ impl<S: AsyncRead + Unpin, L: Listener> AsyncRead for Watched<S, L> {
                 listener.hear(Seen::Abuse(abuse));
                 read = Err(io::Error::other(format!("the server was cut off: {}", abuse.name())));
             }
-            if this.frames.list() > headers::MOST_ENCODED {
-                read =
-                    Err(io::Error::new(io::ErrorKind::InvalidData, "a list of headers of more than 64 KiB"));
+            if this.frames.list() > this.most_encoded {
+                let words = format!("a list of headers of more than {} bytes", this.most_encoded);
+                read = Err(io::Error::new(io::ErrorKind::InvalidData, words));
                 this.listener.ended();
             }
         }
@@ -143,7 +172,9 @@ impl<S: AsyncRead + Unpin, L: Listener> AsyncRead for Watched<S, L> {
 
 impl<S: AsyncWrite + Unpin, L: Listener> AsyncWrite for Watched<S, L> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+        let this = self.get_mut();
+        let written = ready!(Pin::new(&mut this.stream).poll_write(cx, bytes));
+        this.wrote(cx, written, &[IoSlice::new(bytes)])
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -160,26 +191,8 @@ impl<S: AsyncWrite + Unpin, L: Listener> AsyncWrite for Watched<S, L> {
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        match ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, bytes)) {
-            Ok(written) => {
-                this.budget.earn(written);
-                let mut left = written;
-                for slice in bytes {
-                    let part = &slice[..left.min(slice.len())];
-                    left -= part.len();
-                    this.sent.read(part, |stream| this.listener.sent(stream));
-                }
-                Poll::Ready(Ok(written))
-            }
-            Err(error) => {
-                this.listener.ended();
-                if this.listener.must_wait() {
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending; // it fails again
-                }
-                Poll::Ready(Err(error))
-            }
-        }
+        let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, bytes));
+        this.wrote(cx, written, bytes)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -195,6 +208,14 @@ impl Sent {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
             bytes = &bytes[skipped..];
+            // Mostly a frame's header is whole.
+            if self.kept == 0
+                && let Some((header, rest)) = bytes.split_first_chunk::<HEADER>()
+            {
+                bytes = rest;
+                self.skip = frame(header, &mut sent);
+                continue;
+            }
             if bytes.is_empty() {
                 return;
             }
@@ -205,14 +226,20 @@ impl Sent {
             if self.kept < HEADER {
                 return;
             }
-            let [a, b, c, kind, _, stream @ ..] = self.header;
-            if kind == HEADERS {
-                sent(u32::from_be_bytes(stream));
-            }
-            self.skip = u32::from_be_bytes([0, a, b, c]) as usize;
+            self.skip = frame(&self.header, &mut sent);
             self.kept = 0;
         }
     }
+}
+
+/// How many bytes follow the header of a frame; `sent` is told of a head's.
+#[inline]
+fn frame(header: &[u8; HEADER], sent: &mut impl FnMut(u32)) -> usize {
+    let [a, b, c, kind, _, stream @ ..] = *header;
+    if kind == HEADERS {
+        sent(u32::from_be_bytes(stream));
+    }
+    u32::from_be_bytes([0, a, b, c]) as usize
 }
 
 #[cfg(test)]
@@ -269,7 +296,7 @@ mod tests {
         theirs.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
         let entered = Arc::new(AtomicBool::new(true));
         let listener = Busy { ends: false, entered: entered.clone() };
-        let mut stream = Watched::new(ours, listener, Turns::default());
+        let mut stream = Watched::new(ours, listener, Turns::default(), 1024);
         assert_eq!(stream.read(&mut [0; 64]).await.unwrap(), 9);
         peer(theirs).await;
         let read = tokio::spawn(async move {

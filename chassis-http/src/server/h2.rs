@@ -137,9 +137,11 @@ impl Http2 {
         if streams.resets() != self.resets && respond.poll_reset(cx).is_ready() {
             return self.skip(number, request.headers());
         }
-        let size = headers::size_of_request(&request);
         let (mut head, body) = request.into_parts();
-        let tidied = tidy_h2(&mut head);
+        let mut has_host = false;
+        let size = headers::measure(&head.headers, |name, _| has_host |= name == "host");
+        let size = headers::size_of_request(&head.method, &head.uri, size);
+        let tidied = tidy_h2(&mut head, has_host);
         let is_grpc = is_grpc(&head.headers);
         // gRPC has no use for these.
         let (length, dated) = if is_grpc { (None, false) } else { (length(&head.headers), true) };
@@ -261,7 +263,7 @@ fn builder(port: &Port) -> Builder {
         // counted in `streams.rs`.
         .max_pending_accept_reset_streams(MAX_HANDLERS.saturating_mul(config.max_streams.get() as usize))
         // What we allow is ours to say: h2 would end the connection, or leave fields out without a word.
-        .max_header_list_size(config.max_header_list.as_u32().max(headers::READ))
+        .max_header_list_size(headers::read(config.max_header_list.as_u32()))
         .initial_window_size(config.stream_window.as_u32())
         .initial_connection_window_size(config.connection_window.as_u32());
     builder
@@ -273,8 +275,8 @@ impl Exchange {
     /// Sends the head; gives back what sends the rest, if there is any.
     fn answer(&mut self, response: Response<Tracked>) -> Option<Pump<Tracked>> {
         let (mut head, mut body) = response.into_parts();
-        hop::strip_h2(&mut head.headers);
-        if headers::is_large(&head.headers, self.most) && !headers::fit_head(&mut head.headers, self.most) {
+        let size = hop::strip_h2(&mut head.headers);
+        if headers::is_large(size, self.most) && !headers::fit_head(&mut head.headers, self.most) {
             (head, body) = self.unsayable(head, body);
         }
         if self.dated {
@@ -297,7 +299,7 @@ impl Exchange {
     /// What is said in place of an answer whose headers the peer does not take.
     #[cold]
     fn unsayable(&self, head: response::Parts, body: Tracked) -> (response::Parts, Tracked) {
-        let size = headers::size_of_answer(&head.headers);
+        let size = headers::size_of_answer(headers::size(&head.headers));
         let words = format!("the headers of the answer are {size} bytes, and the caller takes {}", self.most);
         tracing::warn!(size, most = self.most, "an answer's headers are larger than its caller takes");
         let (head, said) = refusal(StatusCode::INTERNAL_SERVER_ERROR, 13, words, !self.dated).into_parts();
