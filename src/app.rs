@@ -57,6 +57,8 @@ pub(crate) struct Parts {
     #[cfg_attr(not(feature = "grpc"), expect(dead_code, reason = "descriptors are gRPC's"))]
     pub(crate) descriptors: Vec<Vec<u8>>,
     #[cfg(feature = "http")]
+    pub(crate) http_layers: Vec<crate::builder::HttpLayer>,
+    #[cfg(feature = "http")]
     pub(crate) network: Network,
     #[cfg(feature = "http")]
     pub(crate) connector: Arc<dyn Connector>,
@@ -203,7 +205,9 @@ impl Chassis {
     #[cfg(feature = "http")]
     pub fn serve_http_at(mut self, name: &str, router: axum::Router) -> Self {
         let timeout_header = self.server_config().timeout_header.0;
-        let server = RestLayer::new(&self.parts.runtime).timeout_header(timeout_header).serve(router);
+        let server = RestLayer::new(&self.parts.runtime).timeout_header(timeout_header);
+        let layers = self.parts.http_layers.iter().rev();
+        let server = server.serve_within(router, |router| layers.fold(router, |router, layer| layer(router)));
         let plan = self.ports.entry(name.to_owned()).or_default();
         plan.about.push("REST".to_owned());
         plan.mux.http = Some(Arc::new(server));

@@ -61,12 +61,18 @@ pub struct ChassisBuilder {
     pickers: HashMap<String, Arc<dyn Picker>>,
     fallbacks: HashMap<(String, Option<String>), Arc<FallbackFn>>,
     descriptors: Vec<Vec<u8>>,
+    #[cfg(feature = "http")]
+    http_layers: Vec<HttpLayer>,
     hooks: Hooks,
     #[cfg(feature = "http")]
     network: chassis_http::connector::Network,
     #[cfg(feature = "http")]
     connector: Option<Arc<dyn chassis_http::connector::Connector>>,
 }
+
+/// Puts a layer around a router.
+#[cfg(feature = "http")]
+pub(crate) type HttpLayer = Box<dyn Fn(axum::Router) -> axum::Router + Send + Sync>;
 
 /// Which file is read.
 enum File {
@@ -98,6 +104,8 @@ impl ChassisBuilder {
             pickers: HashMap::new(),
             fallbacks: HashMap::new(),
             descriptors: Vec::new(),
+            #[cfg(feature = "http")]
+            http_layers: Vec::new(),
             hooks: Hooks::default(),
             #[cfg(feature = "http")]
             network: Default::default(),
@@ -193,51 +201,6 @@ impl ChassisBuilder {
         self
     }
 
-    #[doc(hidden)]
-    pub fn layer_at<L>(mut self, stage: crate::Stage, name: &str, layer: L) -> Self
-    where
-        L: Layer<Next> + Send + Sync + 'static,
-        L::Service: Service<Invocation, Response = Reply> + Clone + Send + Sync + 'static,
-        <L::Service as Service<Invocation>>::Error: Into<BoxError>,
-        <L::Service as Service<Invocation>>::Future: Send + 'static,
-    {
-        self.stages.add_layer(stage, name, None, layer);
-        self
-    }
-
-    #[doc(hidden)]
-    pub fn layer_for<L>(mut self, service: &str, stage: crate::Stage, name: &str, layer: L) -> Self
-    where
-        L: Layer<Next> + Send + Sync + 'static,
-        L::Service: Service<Invocation, Response = Reply> + Clone + Send + Sync + 'static,
-        <L::Service as Service<Invocation>>::Error: Into<BoxError>,
-        <L::Service as Service<Invocation>>::Future: Send + 'static,
-    {
-        self.stages.add_layer(stage, name, Some(service), layer);
-        self
-    }
-
-    #[doc(hidden)]
-    pub fn layer_fn<F, Fut>(mut self, stage: crate::Stage, name: &str, function: F) -> Self
-    where
-        F: Fn(Invocation, Next) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<Reply, Error>> + Send + 'static,
-    {
-        self.stages.add_fn(stage, name, None, function);
-        self
-    }
-
-    #[doc(hidden)]
-    pub fn layer_fn_for<F, Fut>(mut self, service: &str, stage: crate::Stage, name: &str, function: F) -> Self
-    where
-        F: Fn(Invocation, Next) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<Reply, Error>> + Send + 'static,
-    {
-        self.stages.add_fn(stage, name, Some(service), function);
-        self
-    }
-
-    #[doc(hidden)]
     /// A picker of one's own, to be named in the settings: `balance: name`.
     pub fn picker(mut self, name: &str, picker: impl Picker) -> Self {
         self.pickers.insert(name.to_owned(), Arc::new(picker));
@@ -312,6 +275,45 @@ impl ChassisBuilder {
         Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
     {
         self.hooks.after_stop.push(Hook::new(hook));
+        self
+    }
+
+    /// A layer of HTTP around every router that is served, above the pipeline: CORS, an access log. Unlike the
+    /// router's own layers it sees what the pipeline refuses, too. The first that is added is outermost; the bounds
+    /// are those of axum's `Router::layer`. The extension [`Connected`](crate::http::server::Connected) of a request
+    /// says who sent it and at which port.
+    ///
+    /// ```
+    /// use axum::{extract::Request, http::HeaderValue, middleware::{Next, from_fn}, response::Response};
+    /// use chassis::Chassis;
+    ///
+    /// async fn allow_any_origin(request: Request, next: Next) -> Response {
+    ///     let mut answer = next.run(request).await;
+    ///     answer.headers_mut().insert("access-control-allow-origin", HeaderValue::from_static("*"));
+    ///     answer
+    /// }
+    ///
+    /// let builder = Chassis::builder("orders").http_layer(from_fn(allow_any_origin));
+    /// # let _ = builder;
+    /// ```
+    #[cfg(feature = "http")]
+    pub fn http_layer<L>(mut self, layer: L) -> Self
+    where
+        L: Layer<axum::routing::Route> + Clone + Send + Sync + 'static,
+        L::Service: Service<axum::extract::Request> + Clone + Send + Sync + 'static,
+        <L::Service as Service<axum::extract::Request>>::Response: axum::response::IntoResponse + 'static,
+        <L::Service as Service<axum::extract::Request>>::Error: Into<std::convert::Infallible> + 'static,
+        <L::Service as Service<axum::extract::Request>>::Future: Send + 'static,
+    {
+        self.http_layers.push(Box::new(move |router| router.layer(layer.clone())));
+        self
+    }
+
+    /// Panics of handlers are told by chassis' log line alone, with their text and place: the process's panic
+    /// hook, which prints to stderr unless another is set, is not called for them. It holds for the whole process.
+    /// Default: the hook is called, too.
+    pub fn quiet_panics(self) -> Self {
+        chassis_core::layer::panic::quiet_panics();
         self
     }
 
@@ -434,6 +436,8 @@ impl ChassisBuilder {
             hooks: self.hooks,
             advertised: Vec::new(),
             descriptors: self.descriptors,
+            #[cfg(feature = "http")]
+            http_layers: self.http_layers,
             #[cfg(feature = "http")]
             connector: self.connector.unwrap_or_else(|| Arc::new(self.network.clone())),
             #[cfg(feature = "http")]

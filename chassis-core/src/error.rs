@@ -119,6 +119,8 @@ struct Inner {
     rule: Option<Cow<'static, str>>,
     retry_after: Option<Duration>,
     details: Option<crate::call::Details>,
+    /// 0: none.
+    trace_id: u128,
     source: Option<BoxError>,
     call: Option<Returned>,
     node: Option<Arc<Node>>,
@@ -157,6 +159,7 @@ impl Error {
             rule,
             retry_after,
             details,
+            trace_id: 0,
             source,
             call,
             node,
@@ -228,6 +231,12 @@ impl Error {
     /// The same, with the answer a fault wants to be given in its protocol's own words.
     pub fn with_details(mut self, details: crate::call::Details) -> Self {
         self.0.details = Some(details);
+        self
+    }
+
+    /// The same, with the trace that the call is part of; 0 is none.
+    pub fn with_trace_id(mut self, trace_id: u128) -> Self {
+        self.0.trace_id = trace_id;
         self
     }
 
@@ -318,6 +327,11 @@ impl Error {
         self.0.details.as_ref()
     }
 
+    /// The trace that the call is part of, where it is part of one.
+    pub fn trace_id(&self) -> Option<u128> {
+        Some(self.0.trace_id).filter(|id| *id != 0)
+    }
+
     /// Did the call provably never reach a handler over there, though it was sent that way?
     pub fn unsent(&self) -> bool {
         self.0.origin == Origin::Remote && !self.0.maybe_executed
@@ -351,6 +365,7 @@ impl Error {
             rule: rule.clone(),
             retry_after: *retry_after,
             details: details.clone(),
+            trace_id: self.0.trace_id,
             source: None,
             call: None,
             node: node.clone(),

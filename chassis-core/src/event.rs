@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::broadcast;
 
-use crate::{Reason, clock::Instant, layer::breaker::State};
+use crate::{Error, Origin, Reason, clock::Instant, layer::breaker::State};
 
 /// One thing that happened. Closed, so that dashboards and tests can rely on it.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,8 +55,11 @@ pub enum Event {
     ConfigUnreadable { in_force: u64, error: String },
     /// These settings changed and take effect at the next start.
     RestartPending { paths: Vec<String> },
-    /// A handler panicked.
-    HandlerPanicked { operation: String },
+    /// A call that came in was refused, or failed for a reason of chassis' own. At most one a second for each
+    /// reason; what a rule refuses by its rate or its bound is told as [`Refusing`](Event::Refusing).
+    Refused { operation: String, reason: Reason, rule: Option<String>, message: String },
+    /// A handler panicked; the message has the text of the panic and, where it is known, its place.
+    HandlerPanicked { operation: String, message: String },
     /// A task in the background panicked, or a piece of the user's code that it ran; it is begun anew, if it is
     /// one that goes on. `task`: `settings`, `registration`, or which hook.
     TaskPanicked { task: String, message: String },
@@ -80,6 +83,9 @@ struct Inner {
     past: Mutex<VecDeque<(SystemTime, Arc<Event>)>>,
     /// When what has the same cause was last logged.
     causes: Mutex<HashMap<String, Instant>>,
+    /// One for each reason.
+    refusals: [Pulse; Reason::ALL.len()],
+    begun: Instant,
 }
 
 /// Events of one cause are logged once in this time, and otherwise at the level `debug`.
@@ -100,7 +106,14 @@ impl Events {
     /// Nobody subscribed yet.
     pub fn new() -> Self {
         let (live, _) = broadcast::channel(Self::KEPT);
-        Events(Arc::new(Inner { live, past: Mutex::default(), causes: Mutex::default() }))
+        let refusals = std::array::from_fn(|_| Pulse::default());
+        Events(Arc::new(Inner {
+            live,
+            past: Mutex::default(),
+            causes: Mutex::default(),
+            refusals,
+            begun: Instant::now(),
+        }))
     }
 
     /// Logs it, keeps it, and tells whoever subscribed.
@@ -136,6 +149,26 @@ impl Events {
         past.push_back((SystemTime::now(), event.clone()));
         // Under the lock, so that all see one order. Nobody listening is no error.
         let _ = self.0.live.send(event);
+    }
+
+    /// Tells of a call to `operation` of this process that ended by `error`: once a second for each reason.
+    #[cold]
+    pub fn refused(&self, operation: &str, error: &Error) {
+        let reason = error.reason();
+        let is_told = match reason {
+            // By the layer that counts them, with the rule.
+            Reason::RateLimited | Reason::Overloaded => {
+                error.origin() == Origin::Local && error.rule().is_some()
+            }
+            // By the guard, and of no interest.
+            Reason::Panicked | Reason::Cancelled => true,
+            _ => false,
+        };
+        let pulse = Reason::ALL.iter().position(|it| *it == reason).map(|at| &self.0.refusals[at]);
+        if !is_told && pulse.is_some_and(|pulse| pulse.beat(Instant::now(), self.0.begun)) {
+            let (operation, message) = (operation.to_owned(), error.message().to_owned());
+            self.emit(Event::Refused { operation, reason, rule: error.rule().map(str::to_owned), message });
+        }
     }
 
     /// Everything from now on; who is more than [`KEPT`](Self::KEPT) behind misses the oldest.
@@ -233,7 +266,15 @@ impl fmt::Display for Event {
                 write!(f, "config can't be read, still running version {in_force}: {error}")
             }
             RestartPending { paths } => write!(f, "pending restart: {}", paths.join(", ")),
-            HandlerPanicked { operation } => write!(f, "the handler of {operation} panicked"),
+            Refused { operation, reason, rule: Some(rule), message } => {
+                write!(f, "{operation} refused, {reason} by `{rule}`: {message}")
+            }
+            Refused { operation, reason, rule: None, message } => {
+                write!(f, "{operation} refused, {reason}: {message}")
+            }
+            HandlerPanicked { operation, message } => {
+                write!(f, "the handler of {operation} panicked: {message}")
+            }
             TaskPanicked { task, message } => write!(f, "{task}: {message}"),
         }
     }

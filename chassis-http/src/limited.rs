@@ -16,6 +16,7 @@ use http_body::{Frame, SizeHint};
 pub(crate) struct Limited {
     body: Body,
     left: usize,
+    most: usize,
     over: Over,
 }
 
@@ -28,7 +29,7 @@ pub(crate) struct Over(Arc<AtomicBool>);
 impl Limited {
     pub(crate) fn new(body: Body, most: usize) -> (Self, Over) {
         let over = Over::default();
-        (Limited { body, left: most, over: over.clone() }, over)
+        (Limited { body, left: most, most, over: over.clone() }, over)
     }
 }
 
@@ -46,7 +47,7 @@ impl http_body::Body for Limited {
                 None => {
                     this.over.0.store(true, Release);
                     this.body = Body::empty();
-                    return Poll::Ready(Some(Err(Over::error())));
+                    return Poll::Ready(Some(Err(Over::error(this.most))));
                 }
             }
         }
@@ -70,7 +71,9 @@ impl Over {
     }
 
     /// What the caller is told.
-    pub(crate) fn error() -> Error {
-        Error::local(Reason::TooLarge, "the request's body is over the limit")
+    #[cold]
+    pub(crate) fn error(most: usize) -> Error {
+        let words = format!("the request's body is over `server.max_body`, which is {most} bytes");
+        Error::local(Reason::TooLarge, words).with_rule("server.max_body")
     }
 }

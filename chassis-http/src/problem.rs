@@ -87,7 +87,8 @@ impl Problem {
         self
     }
 
-    /// The same, with the trace it happened in.
+    /// The same, with the trace it happened in. Default: that of the call which a handler answers by it, if it
+    /// has one.
     pub fn trace_id(mut self, id: impl Into<Cow<'static, str>>) -> Self {
         self.trace_id = Some(id.into());
         self
@@ -106,8 +107,7 @@ impl Problem {
         problem.reason = Some(Cow::Borrowed(error.reason().name()));
         problem.rule = error.rule().map(|rule| Cow::Owned(rule.to_owned()));
         problem.retry_after = error.retry_after();
-        let trace = Context::with(|context| context.trace.as_ref().map(|trace| trace.trace_id)).flatten();
-        problem.trace_id = trace.map(|id| Cow::Owned(format!("{id:032x}")));
+        problem.trace_id = error.trace_id().map(hex);
         problem
     }
 
@@ -159,9 +159,18 @@ impl Problem {
         self.rule.as_deref()
     }
 
+    /// The trace that it happened in, as 32 hexadecimal digits.
+    pub fn trace(&self) -> Option<&str> {
+        self.trace_id.as_deref()
+    }
+
     /// As an answer. The mechanism that refused is named in the document alone: as a header it would
     /// say that nothing was executed, which only the edge may.
-    pub fn into_http(self) -> Response<Bytes> {
+    pub fn into_http(mut self) -> Response<Bytes> {
+        if self.trace_id.is_none() {
+            let trace = Context::with(|context| context.trace.as_ref().map(|trace| trace.trace_id)).flatten();
+            self.trace_id = trace.map(hex);
+        }
         let body = serde_json::to_vec(&self).expect("a problem holds strings and numbers only");
         let mut response = Response::new(Bytes::from(body));
         *response.status_mut() = self.status;
@@ -261,6 +270,10 @@ pub(crate) fn code_of(reason: Reason, status: StatusCode) -> Code {
         code if code.http_status() == status || reason == Reason::TooLarge => code,
         _ => Code::from_http(status),
     }
+}
+
+fn hex(trace_id: u128) -> Cow<'static, str> {
+    Cow::Owned(format!("{trace_id:032x}"))
 }
 
 fn blank() -> Cow<'static, str> {

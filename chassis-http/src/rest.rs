@@ -20,12 +20,16 @@ use axum::{
 use chassis_core::{
     BoxFuture, Code, Error, Reason, Runtime,
     call::{Body, Invocation, Operation, Reply, Target},
+    event::Events,
     headers::{contains, find},
     layer::route::CALLER,
     pipeline::{self, Pipeline},
     protocol::Protocol,
 };
-use http::{HeaderMap, HeaderName, Method, StatusCode, header::CONTENT_LENGTH};
+use http::{
+    HeaderMap, HeaderName, Method, StatusCode,
+    header::{CONTENT_LENGTH, CONTENT_TYPE},
+};
 use http_body::Body as _;
 use tower::{Layer, Service};
 
@@ -65,6 +69,7 @@ struct Edge {
     pipeline: Pipeline,
     service: Arc<str>,
     timeout_header: HeaderName,
+    events: Events,
     /// A route mostly has one method and one path: its name is made once.
     name: OnceLock<(Method, MatchedPath, Operation)>,
 }
@@ -99,8 +104,14 @@ impl RestLayer {
 
     /// `router`, each route behind the pipeline.
     pub fn serve(self, router: Router) -> RestService {
+        self.serve_within(router, |router| router)
+    }
+
+    /// The same, within what `wrap` puts around it: layers of HTTP, which see every request and every answer, those
+    /// that the pipeline refuses too.
+    pub fn serve_within(self, router: Router, wrap: impl FnOnce(Router) -> Router) -> RestService {
         // With its state in place axum makes each route, and our layer around it, once; else for each call.
-        RestService(router.layer(self).with_state(()))
+        RestService(wrap(router.layer(self)).with_state(()))
     }
 }
 
@@ -116,6 +127,7 @@ where
             pipeline: pipeline::server(&self.runtime, Handler(Arc::new(route))),
             service: self.runtime.service().clone(),
             timeout_header: self.timeout_header.clone(),
+            events: self.runtime.events().clone(),
             name: OnceLock::new(),
         }))
     }
@@ -174,7 +186,11 @@ impl Service<Request> for RestEdge {
     fn call(&mut self, request: Request) -> RestFuture {
         match self.0.invocation(request) {
             Ok(call) => RestFuture(Ok(self.0.pipeline.run(call))),
-            Err(error) => RestFuture(Err(Some(error))),
+            Err(error) => {
+                let name = self.0.name.get().map(|(.., operation)| operation.as_str());
+                self.0.events.refused(name.unwrap_or(Operation::OTHER.as_str()), &error);
+                RestFuture(Err(Some(error)))
+            }
         }
     }
 }
@@ -273,7 +289,7 @@ where
         let default = || ServerConfig::default().max_body.get();
         let most = call.extensions.get().map_or_else(default, Connected::max_body);
         if call.body.size_hint().lower() > most as u64 {
-            return Box::pin(std::future::ready(Err(call.refuse(Over::error()))));
+            return Box::pin(std::future::ready(Err(call.refuse(Over::error(most)))));
         }
         let is_unmatched = call.extensions.get::<MatchedPath>().is_none();
         let (request, over) = request(&mut call, most);
@@ -282,7 +298,7 @@ where
             let Ok(()) = poll_fn(|cx| route.poll_ready(cx)).await;
             let Ok(response) = route.call(request).await;
             if over.is_some_and(|over| over.is_set()) {
-                return Err(call.refuse(Over::error().with_maybe_executed(true)));
+                return Err(call.refuse(Over::error(most).with_maybe_executed(true)));
             }
             let (mut head, body) = response.into_parts();
             if contains(&head.headers, &REFUSED) {
@@ -292,6 +308,8 @@ where
                 explain(&mut head)
             } else if call.method != Method::HEAD && has_no_body(&call.method, head.status) {
                 Body::empty()
+            } else if head.status.is_client_error() && is_plain_text(&head) {
+                of_extractor(&mut head, body).await
             } else {
                 // Of an answer to HEAD axum wants to know how long its body would be.
                 Body::eager(body, of_handler)
@@ -317,6 +335,68 @@ fn explain(head: &mut http::response::Parts) -> Body {
     head.headers.remove(CONTENT_LENGTH);
     head.headers.extend(problem.headers);
     Body::full(body)
+}
+
+/// How the texts begin that axum's extractors refuse a request with.
+const REJECTIONS: [&str; 10] = [
+    "Invalid URL: ",
+    "Failed to deserialize query string",
+    "Failed to deserialize form",
+    "Form requests must have `Content-Type: ",
+    "Failed to parse the request body as JSON",
+    "Failed to deserialize the JSON body into the target type",
+    "Expected request with `Content-Type: ",
+    "Failed to buffer the request body",
+    "Request body didn't contain valid UTF-8",
+    "Invalid `boundary` for `multipart/form-data` request",
+];
+/// No text of an extractor is longer, but for what it quotes.
+const LONGEST_REJECTION: u64 = 16 * 1024;
+
+fn is_plain_text(head: &http::response::Parts) -> bool {
+    find(&head.headers, &CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/plain"))
+}
+
+/// The body of a failing answer in plain text: of an extractor that refused the request it becomes a problem
+/// document, as of all who refuse; a handler's own words stay as they are.
+#[cold]
+async fn of_extractor(head: &mut http::response::Parts, body: axum::body::Body) -> Body {
+    if body.size_hint().exact().is_none_or(|size| size > LONGEST_REJECTION) {
+        return Body::eager(body, of_handler);
+    }
+    let bytes = match http_body_util::BodyExt::collect(body).await {
+        Ok(collected) => collected.to_bytes(),
+        Err(error) => return Body::eager(axum::body::Body::new(Broken(Some(error))), of_handler),
+    };
+    match std::str::from_utf8(&bytes).ok().filter(|text| REJECTIONS.iter().any(|it| text.starts_with(it))) {
+        None => Body::full(bytes),
+        Some(text) => {
+            let code = match head.status {
+                StatusCode::PAYLOAD_TOO_LARGE => Code::ResourceExhausted,
+                _ => Code::InvalidArgument,
+            };
+            let problem = Problem::new(head.status).detail(text.to_owned()).with_code(code);
+            let (problem, body) = problem.into_http().into_parts();
+            head.headers.remove(CONTENT_LENGTH);
+            head.headers.extend(problem.headers);
+            Body::full(body)
+        }
+    }
+}
+
+/// A body that breaks off at once.
+struct Broken(Option<axum::Error>);
+
+impl http_body::Body for Broken {
+    type Data = bytes::Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<bytes::Bytes>, axum::Error>>> {
+        Poll::Ready(self.0.take().map(Err))
+    }
 }
 
 /// Moves the request out of `call`. The bound on a body that still comes replaces axum's own.

@@ -13,7 +13,7 @@ use axum::{
     extract::{Path, State},
     routing::get,
 };
-use chassis::{Channel, Chassis, Problem, Stage, grpc::problem, inspect::Inspection};
+use chassis::{Channel, Chassis, Problem, Stage, from_fn, grpc::problem, inspect::Inspection};
 use chassis_protos::shop::{
     FILE_DESCRIPTOR_SET, Receipt, Reservation, Sku, StockLevel,
     stock_client::StockClient,
@@ -69,12 +69,16 @@ pub(crate) async fn orders() -> chassis::Result {
     let app = Chassis::builder("orders")
         .instance("orders-1")
         .descriptors(FILE_DESCRIPTOR_SET) // says that `Level` can be repeated without harm
-        .layer_fn(Stage::Call, "version", |call, next| async move {
-            let version = call.policy().version;
-            let mut reply = next.run(call).await?;
-            reply.metadata.insert(VERSION, version.into());
-            Ok(reply)
-        })
+        .layer(
+            Stage::Call,
+            "version",
+            from_fn(|call, next| async move {
+                let version = call.policy().version;
+                let mut reply = next.run(call).await?;
+                reply.metadata.insert(VERSION, version.into());
+                Ok(reply)
+            }),
+        )
         .build()
         .await?;
     let runtime = app.runtime().clone();

@@ -123,8 +123,10 @@ async fn starts_and_stops_in_order() {
         mesh.server("stock", "stock-1").config("shutdown: { delay: 3s, deadline: 20s }").with(|builder| {
             let builder = builder.registry(registry);
             let builder = builder.before_start(before_start).after_start(after_start);
-            let builder =
-                builder.layer_fn(Stage::Handler, "wait", move |call: chassis::call::Invocation, next| {
+            let builder = builder.layer(
+                Stage::Handler,
+                "wait",
+                chassis::from_fn(move |call: chassis::call::Invocation, next| {
                     let (diary, gate) = (answered.clone(), waits.clone());
                     async move {
                         if call.target.operation.as_str().ends_with("Echo/Call") {
@@ -133,7 +135,8 @@ async fn starts_and_stops_in_order() {
                         }
                         chassis::Next::run(&next, call).await
                     }
-                });
+                }),
+            );
             builder.before_stop(before_stop).after_stop(after_stop)
         });
     let stock = plan.start().await;

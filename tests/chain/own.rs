@@ -10,6 +10,7 @@ use std::{
 use chassis::{
     BoxError, Code, Error, Next, Reason, Stage,
     call::{Invocation, Reply},
+    from_fn,
     http::connector::{Acceptor, Connector, Network, Stream},
     layer::balance::{Candidates, Picker},
 };
@@ -74,10 +75,10 @@ both! {
         let (server, server_fn) = (of("server call"), noting("server fn", &log));
         let (handler, handler_fn) = (of("handler"), noting("handler fn", &log));
         let plan = mesh.server("stock", "stock-1").with(|builder| {
-            let builder = builder.layer_at(Stage::ServerCall, "server-call", server);
-            let builder = builder.layer_fn(Stage::ServerCall, "server-fn", server_fn);
-            let builder = builder.layer_at(Stage::Handler, "handler", handler);
-            builder.layer_fn(Stage::Handler, "handler-fn", handler_fn)
+            let builder = builder.layer(Stage::ServerCall, "server-call", server);
+            let builder = builder.layer(Stage::ServerCall, "server-fn", from_fn(server_fn));
+            let builder = builder.layer(Stage::Handler, "handler", handler);
+            builder.layer(Stage::Handler, "handler-fn", from_fn(handler_fn))
         });
         let stock = plan.start().await;
         let (call, call_fn) = (of("call"), noting("call fn", &log));
@@ -85,12 +86,12 @@ both! {
         let (node, node_fn) = (of("node"), noting("node fn", &log));
         let (only, only_fn) = (of("of ledger"), noting("of ledger", &log));
         let plan = mesh.server("tests", "tests").with(|builder| {
-            let builder = builder.layer_at(Stage::Call, "call", call).layer_fn(Stage::Call, "call-fn", call_fn);
-            let builder = builder.layer_for("ledger", Stage::Call, "only", only);
-            let builder = builder.layer_fn_for("ledger", Stage::Node, "only-fn", only_fn);
-            let builder = builder.layer_at(Stage::Attempt, "attempt", attempt);
-            let builder = builder.layer_fn(Stage::Attempt, "attempt-fn", attempt_fn);
-            builder.layer_at(Stage::Node, "node", node).layer_fn(Stage::Node, "node-fn", node_fn)
+            let builder = builder.layer(Stage::Call, "call", call).layer(Stage::Call, "call-fn", from_fn(call_fn));
+            let builder = builder.layer(Stage::Call.of("ledger"), "only", only);
+            let builder = builder.layer(Stage::Node.of("ledger"), "only-fn", from_fn(only_fn));
+            let builder = builder.layer(Stage::Attempt, "attempt", attempt);
+            let builder = builder.layer(Stage::Attempt, "attempt-fn", from_fn(attempt_fn));
+            builder.layer(Stage::Node, "node", node).layer(Stage::Node, "node-fn", from_fn(node_fn))
         });
         let caller = plan.caller().await;
         stock.does_next([Act::Fail(Code::Unavailable)]);
@@ -148,7 +149,7 @@ both! {
     async fn layers_do_as_they_like(wire: Wire) {
         let mesh = Mesh::new();
         let plan = mesh.server("stock", "stock-1").with(|builder| {
-            builder.layer_fn(Stage::Handler, "auth", async |call: Invocation, next: Next| {
+            builder.layer(Stage::Handler, "auth", from_fn(async |call: Invocation, next: Next| {
                 match call.metadata.get("x-token").is_some_and(|token| token == "s3cret") {
                     true => next.run(call).await,
                     false => {
@@ -156,7 +157,7 @@ both! {
                         Err(call.refuse(error.with_rule("auth")))
                     }
                 }
-            })
+            }))
         });
         let stock = plan.start().await;
         let stranger = mesh.caller("").await;
@@ -166,17 +167,17 @@ both! {
 
         let plan = mesh.server("tests", "tests").config("outbound: { defaults: { retry: { per_try: 20ms } } }");
         let plan = plan.with(|builder| {
-            let builder = builder.layer_fn(Stage::Call, "token", async |mut call: Invocation, next: Next| {
+            let builder = builder.layer(Stage::Call, "token", from_fn(async |mut call: Invocation, next: Next| {
                 call.metadata.insert("x-token", http::HeaderValue::from_static("s3cret"));
                 let mut reply = next.run(call).await?;
                 reply.metadata.insert("x-seen", http::HeaderValue::from_static("yes"));
                 Ok(reply)
-            });
+            }));
             // A wait is not the node's doing: no attempt's time passes.
-            builder.layer_fn_for("stock", Stage::Attempt, "slowly", async |call: Invocation, next: Next| {
+            builder.layer(Stage::Attempt.of("stock"), "slowly", from_fn(async |call: Invocation, next: Next| {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 next.run(call).await
-            })
+            }))
         });
         let caller = plan.caller().await;
         let outcome = caller.call(wire, Ask::to("stock")).await;

@@ -210,7 +210,7 @@ async fn a_layer_that_passes_a_head_on_does_not_pass_the_refusal_on() {
     let booked = Arc::new(AtomicUsize::new(0));
     let count = booked.clone();
     let plan = mesh.server("shop", "shop-1").with(move |builder| {
-        builder.layer_fn(Stage::Handler, "books", move |call: Invocation, _: Next| {
+        let books = chassis::from_fn(move |call: Invocation, _: Next| {
             count.fetch_add(1, SeqCst);
             // As `stock` answers this service.
             let head = [("x-chassis-refused", "OVERLOADED"), ("x-chassis-hop", "0 stock shop")];
@@ -219,7 +219,8 @@ async fn a_layer_that_passes_a_head_on_does_not_pass_the_refusal_on() {
             let reply =
                 call.answered(StatusCode::SERVICE_UNAVAILABLE, head.into_iter().collect(), Body::empty());
             std::future::ready(Ok(reply))
-        })
+        });
+        builder.layer(Stage::Handler, "books", books)
     });
     let _shop = plan.start().await;
     let outcome = mesh.caller("").await.call(Wire::Rest, Ask::to("shop")).await;

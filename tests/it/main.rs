@@ -19,4 +19,5 @@ mod rude;
 mod settings;
 mod streams;
 mod swaps;
+mod told;
 mod traces;

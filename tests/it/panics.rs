@@ -20,8 +20,12 @@ both! {
         all_well(&caller.calls(wire, 5, || Ask::to("stock")).await);
         assert_eq!(mesh.network.memory().connections("stock-1"), 1, "the connection is kept");
         assert_eq!(metric(stock.runtime(), "chassis_handler_panics_total"), 1.0);
-        let told = Event::HandlerPanicked { operation: wire.operation(Op::Call).to_owned() };
-        assert!(stock.runtime().events().past().iter().any(|(_, event)| **event == told));
+        let told = stock.runtime().events().past().into_iter().find_map(|(_, event)| match &*event {
+            Event::HandlerPanicked { operation, message } if operation == wire.operation(Op::Call) => Some(message.clone()),
+            _ => None,
+        });
+        let told = told.expect("the panic is told");
+        assert!(told.starts_with("as asked for") && told.contains("tests/it/mesh/") && told.contains(".rs:"), "{told}");
         assert_eq!(stock.running(), 0);
     }
 }
@@ -59,10 +63,10 @@ both! {
     async fn a_panic_of_a_layer_of_ones_own_costs_one_call_too(wire: Wire) {
         let mesh = Mesh::new();
         let stock = mesh.server("stock", "stock-1").with(|builder| {
-            builder.layer_fn(chassis::Stage::Handler, "shaky", |call, next: chassis::Next| async move {
+            builder.layer(chassis::Stage::Handler, "shaky", chassis::from_fn(|call, next: chassis::Next| async move {
                 assert!(!call.metadata.contains_key("x-panic"), "as asked for");
                 next.run(call).await
-            })
+            }))
         });
         let stock = stock.start().await;
         let caller = mesh.caller("outbound: { defaults: { retry: off } }").await;

@@ -92,7 +92,11 @@ async fn a_thousand_swaps_under_load() {
     let (inside, outside) = (Watch::default(), Watch::default());
     let (server_call, handler) = (inside.layer(), inside.layer());
     let stock = mesh.server("stock", "stock-1").config(&pair(0, "").0).with(|builder| {
-        builder.layer_fn(Stage::ServerCall, "watch", server_call).layer_fn(Stage::Handler, "watch", handler)
+        builder.layer(Stage::ServerCall, "watch", chassis::from_fn(server_call)).layer(
+            Stage::Handler,
+            "watch",
+            chassis::from_fn(handler),
+        )
     });
     let stock = stock.start().await;
     let broken = mesh.start("broken", "broken-1").await;
@@ -102,11 +106,10 @@ async fn a_thousand_swaps_under_load() {
                  spent: { rate_limits: [ { name: spent, rate: 1/h, burst: 3 } ] } }";
     let (call, attempt, node) = (outside.layer(), outside.layer(), outside.layer());
     let caller = mesh.server("tests", "tests").config(&pair(0, state).1).with(|builder| {
-        builder.layer_fn(Stage::Call, "watch", call).layer_fn(Stage::Attempt, "watch", attempt).layer_fn(
-            Stage::Node,
-            "watch",
-            node,
-        )
+        builder
+            .layer(Stage::Call, "watch", chassis::from_fn(call))
+            .layer(Stage::Attempt, "watch", chassis::from_fn(attempt))
+            .layer(Stage::Node, "watch", chassis::from_fn(node))
     });
     let caller = caller.caller().await;
     let _spent = mesh.start("spent", "spent-1").await;

@@ -3,12 +3,17 @@
 //! A registry is somebody else's code. Its panics and errors are reported and it is asked anew after a pause,
 //! with the last good set kept meanwhile; what never answers is given up; what always has news is heard at a
 //! pace that leaves the thread to others.
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     Cluster,
     belief::{Belief, News},
     link::Connection,
+    members::Hint,
 };
 use crate::{
     clock::Instant,
@@ -50,6 +55,8 @@ struct Follower<'a> {
     refused: HashSet<String>,
     /// How many were held when this was last told.
     held: usize,
+    /// What the instances of the last answer speak, if none speaks the protocol of the cluster.
+    others: Option<Arc<str>>,
 }
 
 /// How often changes are taken in.
@@ -96,6 +103,7 @@ impl<'a> Follower<'a> {
             reported: None,
             refused: HashSet::new(),
             held: 0,
+            others: None,
         }
     }
 
@@ -193,8 +201,14 @@ impl<'a> Follower<'a> {
         self.failures = 0;
         self.reported = None;
         let said = match said {
-            Membership::Known(instances) => Membership::Known(self.usable(instances)),
-            other => other,
+            Membership::Known(instances) => {
+                self.others = self.cluster.other_protocols(&instances);
+                Membership::Known(self.usable(instances))
+            }
+            other => {
+                self.others = None;
+                other
+            }
         };
         let near = match said {
             Membership::Unknown => nearest_of(self.cluster.service(), self.registry).await,
@@ -213,7 +227,9 @@ impl<'a> Follower<'a> {
                 cluster.site.events.emit(Event::EmptySetHeld { service: service(), kept });
             }
             News::Set { known, returned, held } => {
-                cluster.replace(self.following, known, near, self.belief.set(), returned);
+                let others = || self.others.clone().map(Hint::Protocols);
+                let hint = near.map(Hint::Name).or_else(others);
+                cluster.replace(self.following, known, hint, self.belief.set(), returned);
                 let held_before = std::mem::replace(&mut self.held, self.belief.held());
                 cluster.count_held(held_before, self.held);
                 if held > 0 {
@@ -349,6 +365,17 @@ fn chain(error: &RegistryError) -> String {
         source = cause.source();
     }
     text
+}
+
+impl Cluster {
+    /// What `instances` speak, if none of them speaks the protocol of this cluster.
+    fn other_protocols(&self, instances: &[Arc<Instance>]) -> Option<Arc<str>> {
+        if instances.iter().any(|instance| instance.addresses.contains_key(self.protocol)) {
+            return None;
+        }
+        let spoken: BTreeSet<_> = instances.iter().flat_map(|instance| instance.addresses.keys()).collect();
+        (!spoken.is_empty()).then(|| spoken.into_iter().collect::<Vec<_>>().join(", ").into())
+    }
 }
 
 #[cfg(test)]

@@ -26,8 +26,7 @@ use crate::{
 pub struct Members {
     /// What the registry said; `None` before its first answer.
     known: Option<Known>,
-    /// The name that may have been meant, where this one is unknown.
-    near: Option<Arc<str>>,
+    hint: Option<Hint>,
     /// Everybody, those of weight 0 too.
     nodes: Box<[Arc<Node>]>,
     all: Arc<Subset>,
@@ -51,6 +50,15 @@ pub enum Known {
     Unknown,
     /// The service was deleted.
     Deleted,
+}
+
+/// What to tell those who find nobody here.
+#[derive(Clone, Debug)]
+pub(super) enum Hint {
+    /// The name that may have been meant, where this one is unknown.
+    Name(Arc<str>),
+    /// What the instances speak, none of which speaks the protocol of this cluster.
+    Protocols(Arc<str>),
 }
 
 /// Nodes that were chosen: looked at where they are, or held on to where they were put together just now.
@@ -80,14 +88,14 @@ pub(super) const MOST_SUBSETS: usize = 256;
 impl Members {
     pub(super) fn new(
         known: Option<Known>,
-        near: Option<Arc<str>>,
+        hint: Option<Hint>,
         nodes: Vec<Arc<Node>>,
         rotations: Arc<Rotations>,
     ) -> Self {
         let all = Subset::new(nodes.clone(), rotations.of(&LabelSet::default()));
         Members {
             known,
-            near,
+            hint,
             nodes: nodes.into(),
             all,
             chosen: Live::new(HashMap::default()),
@@ -103,7 +111,18 @@ impl Members {
 
     /// The service that may have been meant, where the registry has never heard of this one.
     pub fn nearest_name(&self) -> Option<&str> {
-        self.near.as_deref()
+        match &self.hint {
+            Some(Hint::Name(name)) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// The protocols that its instances speak, where none of them speaks that of this cluster: `grpc, line`.
+    pub fn other_protocols(&self) -> Option<&str> {
+        match &self.hint {
+            Some(Hint::Protocols(protocols)) => Some(protocols),
+            _ => None,
+        }
     }
 
     /// Every node, those of weight 0 too.

@@ -21,6 +21,7 @@ use std::{
 use self::{
     follow::follow,
     link::{Changes, Common},
+    members::Hint,
     node::AnyLeaf,
     rotation::Rotations,
 };
@@ -246,7 +247,7 @@ impl Cluster {
         &self,
         following: u64,
         known: Known,
-        near: Option<Arc<str>>,
+        hint: Option<Hint>,
         instances: &[Arc<Instance>],
         returned: bool,
     ) {
@@ -277,7 +278,7 @@ impl Cluster {
         if nodes.len() + old.nodes().len() > 0 {
             self.site.metrics.endpoints(self.service(), self.protocol, nodes.len());
         }
-        self.members.set(Members::new(Some(known), near, nodes, self.rotations.clone()));
+        self.members.set(Members::new(Some(known), hint, nodes, self.rotations.clone()));
         self.common.changes.bump();
         for node in gone {
             node.leaf.close();

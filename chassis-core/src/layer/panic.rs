@@ -1,10 +1,18 @@
 //! Turns a handler's panic into an error of that one call: 500, or INTERNAL.
 //!
 //! What a panic says stays in the log; the caller learns only that there was one.
+//!
+//! Where it happened only a panic hook learns. Ours notes that down and calls the hook that was there before, so
+//! that what prints or reports panics goes on doing so; [`quiet_panics`] keeps it from those that are caught here.
 use std::{
+    any::Any,
+    cell::{Cell, RefCell},
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc, Once,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll},
 };
 
@@ -40,12 +48,70 @@ pin_project! {
         // The call itself is lost with what panicked.
         hop: Option<Hop>,
         shared: Arc<(Events, Metrics)>,
+        // What it said, if it panicked before there was a future.
+        panicked: Option<Box<str>>,
     }
+}
+
+/// Panics that are caught are not told to the hook.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// A panic on this thread is going to be caught here. Only kept where panics are quiet.
+    static IS_CAUGHT: Cell<bool> = const { Cell::new(false) };
+    /// Where this thread panicked last.
+    static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// From now on, panics of handlers are told by chassis' log line and event alone: the process's panic hook, which
+/// prints them to stderr unless another is set, is not called for them. For the whole process.
+pub fn quiet_panics() {
+    hook();
+    QUIET.store(true, Relaxed);
+}
+
+/// Runs `inner`; what a panic said, and where.
+pub fn caught<T>(inner: impl FnOnce() -> T) -> Result<T, String> {
+    let is_quiet = QUIET.load(Relaxed);
+    let before = is_quiet && IS_CAUGHT.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(inner));
+    if is_quiet {
+        IS_CAUGHT.set(before);
+    }
+    result.map_err(|payload| in_words(&*payload))
+}
+
+#[cold]
+fn in_words(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let text = text.unwrap_or("no text");
+    match PLACE.take() {
+        Some(place) => format!("{text} ({place})"),
+        None => text.to_owned(),
+    }
+}
+
+/// Puts our hook before the one that is there, once for the process.
+fn hook() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let place = panic.location().map(ToString::to_string);
+            // Gone while the thread ends.
+            let _ = PLACE.try_with(|noted| noted.replace(place));
+            if !IS_CAUGHT.try_with(Cell::get).unwrap_or(false) {
+                before(panic);
+            }
+        }));
+    });
 }
 
 impl PanicLayer {
     /// Panics are told to `events` and counted in `metrics`.
     pub fn new(events: Events, metrics: Metrics) -> Self {
+        hook();
         PanicLayer { shared: Arc::new((events, metrics)) }
     }
 }
@@ -69,8 +135,11 @@ where
 
     fn call(&mut self, call: Invocation) -> Self::Future {
         let (operation, hop) = (call.policy.operation.clone(), Hop::by_caller(&call));
-        let inner = catch_unwind(AssertUnwindSafe(|| self.inner.call(call))).ok();
-        PanicFuture { inner, operation, hop, shared: self.shared.clone() }
+        let (inner, panicked) = match caught(|| self.inner.call(call)) {
+            Ok(inner) => (Some(inner), None),
+            Err(words) => (None, Some(words.into_boxed_str())),
+        };
+        PanicFuture { inner, operation, hop, shared: self.shared.clone(), panicked }
     }
 }
 
@@ -79,16 +148,23 @@ impl<F: Future<Output = Result<Reply, Error>>> Future for PanicFuture<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        if let Some(inner) = this.inner.as_mut().as_pin_mut()
-            && let Ok(polled) = catch_unwind(AssertUnwindSafe(|| inner.poll(cx)))
-        {
-            return polled;
+        if let Some(inner) = this.inner.as_mut().as_pin_mut() {
+            match caught(|| inner.poll(cx)) {
+                Ok(Poll::Ready(Err(error))) => {
+                    this.shared.0.refused(this.operation, &error);
+                    return Poll::Ready(Err(error));
+                }
+                Ok(polled) => return polled,
+                Err(words) => *this.panicked = Some(words.into_boxed_str()),
+            }
         }
         // A future that panicked is not polled again; dropping it must not panic a second time.
         let _ = catch_unwind(AssertUnwindSafe(|| while_panicked(|| this.inner.set(None))));
         let (events, metrics) = &**this.shared;
         metrics.handler_panicked();
-        events.emit(Event::HandlerPanicked { operation: this.operation.to_string() });
+        let (operation, message) =
+            (this.operation.to_string(), this.panicked.take().unwrap_or_default().into());
+        events.emit(Event::HandlerPanicked { operation, message });
         let error = Error::remote(Reason::Panicked, "the handler panicked");
         Poll::Ready(Err(error.of_hop(|| this.hop.take())))
     }

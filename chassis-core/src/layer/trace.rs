@@ -56,6 +56,8 @@ pin_project! {
         inner: F,
         // Boxed, as hardly any call has one and the future is moved.
         span: Option<Box<tracing::Span>>,
+        // 0: none.
+        trace_id: u128,
     }
 }
 
@@ -115,26 +117,31 @@ where
 
     fn call(&mut self, mut call: Invocation) -> Self::Future {
         TraceLayer::stamp(&mut call);
+        let trace_id = call.trace.as_ref().map_or(0, |trace| trace.trace_id);
         let (side, target, trace) = (self.with.side.name(), &call.target, &call.trace);
         let span = tracing::debug_span!(
             target: "chassis::call", "call", side, service = %target.service, operation = %target.operation,
             trace_id = tracing::field::Empty, span_id = tracing::field::Empty,
         );
         if span.is_disabled() {
-            return TraceFuture { inner: self.inner.call(call), span: None };
+            return TraceFuture { inner: self.inner.call(call), span: None, trace_id };
         }
         record(&span, trace);
-        TraceFuture { inner: span.in_scope(|| self.inner.call(call)), span: Some(Box::new(span)) }
+        TraceFuture { inner: span.in_scope(|| self.inner.call(call)), span: Some(Box::new(span)), trace_id }
     }
 }
 
-impl<F: Future> Future for TraceFuture<F> {
+impl<F: Future<Output = Result<Reply, Error>>> Future for TraceFuture<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         let _entered = this.span.as_ref().map(|span| span.enter());
-        this.inner.poll(cx)
+        match this.inner.poll(cx) {
+            // Who is told of it may look for the trace.
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error.with_trace_id(*this.trace_id))),
+            polled => polled,
+        }
     }
 }
 

@@ -47,7 +47,7 @@ async fn opens_refuses_probes_and_closes() {
     assert_eq!((error.origin(), error.maybe_executed()), (Origin::Local, false));
     let message = error.message();
     assert!(message.starts_with("stock: circuit open for 3"), "{message}");
-    assert!(message.ends_with(" more (5 of 10 calls failed)"), "{message}");
+    assert!(message.ends_with(" more (opened as 5 of 10 calls had failed)"), "{message}");
     assert_eq!(bench.upstream.total(), 10, "the upstream was not reached");
     failing.set(false);
     tokio::time::sleep(4 * S).await;

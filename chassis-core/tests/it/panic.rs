@@ -44,7 +44,7 @@ async fn it_is_told_counted_and_over() {
     }
     assert_eq!(bench.metric("chassis_handler_panics_total", &[]), 2.0);
     let told = |of: &str| {
-        bench.count_events(|e| matches!(e, Event::HandlerPanicked { operation } if operation == of))
+        bench.count_events(|e| matches!(e, Event::HandlerPanicked { operation, .. } if operation == of))
     };
     assert_eq!((told("AtOnce"), told("Later")), (1, 1));
     let calls = |code| bench.metric("chassis_server_call_duration_seconds", &[("code", code)]);

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use chassis_core::{BoxError, call::had_waited, tasks::Aside};
+use chassis_core::{BoxError, call::had_waited, layer::panic::caught, tasks::Aside};
 use http::{Extensions, HeaderMap, Request, Response, StatusCode};
 use hyper::{body::Incoming, server::conn};
 use hyper_util::rt::TokioIo;
@@ -155,6 +155,7 @@ async fn watch(
             biased;
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
+                    tell_of_malformed(port, &*error);
                     tracing::debug!(port = &*port.name, error, "connection");
                 }
                 return true;
@@ -182,6 +183,17 @@ async fn watch(
             }
         }
     }
+}
+
+/// hyper answers a head that it can't read with a status alone, and ends the connection.
+#[cold]
+fn tell_of_malformed(port: &Port, error: &(dyn std::error::Error + 'static)) {
+    let Some(error) = error.downcast_ref::<hyper::Error>().filter(|error| error.is_parse()) else { return };
+    let (status, why) = match error.is_parse_too_large() {
+        true => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "; `server.max_header_list` bounds it"),
+        false => (StatusCode::BAD_REQUEST, ""),
+    };
+    port.refusals.tell(&port.name, status, &format!("{error}{why}"));
 }
 
 fn h1(config: &ServerConfig, hangup: &Hangup) -> conn::http1::Builder {
@@ -271,6 +283,7 @@ impl Requests {
     /// Tells the caller why its request is served by nobody.
     #[cold]
     pub(super) fn refuse(&self, refused: Refused, is_grpc: bool) -> Answering {
+        self.port.refusals.tell(&self.port.name, refused.status(), refused.words());
         let answer: Answer = Box::pin(std::future::ready(refused.into_response(is_grpc)));
         Answering { answer: Some(answer), in_flight: Some(self.activity.begin()), is_h1: false }
     }
@@ -281,7 +294,9 @@ impl Requests {
         let most = self.port.config.max_header_list;
         let words =
             format!("the headers of the request are {size} bytes, `server.max_header_list` is {most}");
-        let said = refusal(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, 8, words, is_grpc);
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        self.port.refusals.tell(&self.port.name, status, &words);
+        let said = refusal(status, 8, words, is_grpc);
         // The body is read on a little, as of any request that is refused.
         drop(request);
         let answer: Answer = Box::pin(std::future::ready(said));
@@ -328,13 +343,13 @@ impl Future for Answering {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         // The pipeline has its own guard; this one is for what is served without it.
         let answered = match &mut self.answer {
-            Some(answer) => catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(cx))).map_err(drop),
-            None => Err(()),
+            Some(answer) => caught(|| answer.as_mut().poll(cx)),
+            None => Err("before it answered".to_owned()),
         };
         let mut response = match answered {
             Ok(polled) => ready!(polled),
-            Err(()) => {
-                tracing::error!("a handler panicked");
+            Err(words) => {
+                tracing::error!("a handler panicked: {words}");
                 let problem = Problem::new(StatusCode::INTERNAL_SERVER_ERROR).detail("the handler panicked");
                 problem.into_http().map(ServerBody::from)
             }

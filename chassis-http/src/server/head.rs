@@ -31,6 +31,14 @@ impl Refused {
         Refused { status: StatusCode::NOT_IMPLEMENTED, words: words.into() }
     }
 
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    pub(super) fn words(&self) -> &str {
+        &self.words
+    }
+
     /// What the caller is told, in HTTP's words or in gRPC's. Over HTTP/1.1 the connection ends with that: who reads
     /// a head in another way may read other requests behind it, too.
     pub(super) fn into_response(self, is_grpc: bool) -> Response<ServerBody> {

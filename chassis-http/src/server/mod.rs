@@ -8,6 +8,7 @@ mod h2;
 mod head;
 mod io;
 mod received;
+mod refusals;
 mod service;
 mod streams;
 
@@ -21,13 +22,14 @@ use std::{
 };
 
 use chassis_core::{event::Side, metrics::Metrics, random::Random, tasks::Tasks};
+use http::StatusCode;
 use tokio::{
     io::AsyncWriteExt,
     time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::activity::Activities;
+use self::{activity::Activities, refusals::Refusals};
 pub use self::{
     body::ServerBody,
     received::Received,
@@ -81,6 +83,7 @@ struct Port {
     metrics: Option<Metrics>,
     /// When it was last told that a connection was closed for what its peer did.
     told: Mutex<Option<Instant>>,
+    refusals: Refusals,
 }
 
 /// Counts a connection while it is open.
@@ -142,6 +145,7 @@ impl Server {
             refusing: AtomicUsize::new(0),
             metrics: self.metrics.clone(),
             told: Mutex::new(None),
+            refusals: Refusals::default(),
         });
         let accept = accept(port, listener, self.tasks.clone(), self.connections.clone());
         self.tasks.spawn(self.connections.track_future(accept));
@@ -204,6 +208,8 @@ fn admit(port: &Arc<Port>, stream: Stream) -> Option<chassis_core::BoxFuture<'st
         }));
     }
     drop(counted);
+    let words = format!("`server.max_connections`, {}, are open", port.config.max_connections);
+    port.refusals.tell(&port.name, StatusCode::SERVICE_UNAVAILABLE, &words);
     if port.refusing.load(Acquire) >= REFUSING {
         return None;
     }

@@ -108,7 +108,7 @@ impl BalanceLayer {
         match known {
             None => Pick::Wait,
             Some(Known::Unknown) => Pick::Refuse(self.unknown(members)),
-            Some(_) => Pick::Refuse(self.none("it has no instances")),
+            Some(_) => Pick::Refuse(self.no_instances(members)),
         }
     }
 
@@ -227,6 +227,14 @@ impl BalanceLayer {
             None => format!("no service `{name}` is registered"),
         };
         Error::local(Reason::UnknownService, message)
+    }
+
+    fn no_instances(&self, members: &Members) -> Error {
+        let protocol = self.cluster.protocol();
+        match members.other_protocols() {
+            None => self.none("it has no instances"),
+            Some(others) => self.none(&format!("its instances do not offer {protocol}, only {others}")),
+        }
     }
 
     fn none(&self, why: &str) -> Error {

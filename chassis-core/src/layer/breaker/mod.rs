@@ -10,7 +10,7 @@ mod window;
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
+    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
 };
 
 use tower_service::Service;
@@ -57,8 +57,14 @@ pub struct Cell {
     scope: Scope,
     /// Counted among the circuits that are not closed.
     counted: AtomicBool,
+    opened: Opened,
     site: Arc<Site>,
 }
+
+/// Why a circuit opened last: failures and calls at that moment, for the window goes on. 0: a probe failed; no
+/// calls: failures in a row.
+#[derive(Default)]
+struct Opened(AtomicU64);
 
 impl<S> Service<Invocation> for Breaker<S>
 where
@@ -106,6 +112,33 @@ where
     }
 }
 
+// === impl Opened ===
+
+impl Opened {
+    const PROBE: u64 = 0;
+
+    #[cold]
+    fn set(&self, from: State, figures: CircuitFigures, config: &BreakerConfig) {
+        let few = figures.calls < config.min_calls.get();
+        let packed = match from {
+            State::HalfOpen => Self::PROBE,
+            // Too few for a ratio: it was a row of failures.
+            _ if few => u64::from(config.consecutive) << 32,
+            _ => u64::from(figures.failures) << 32 | u64::from(figures.calls),
+        };
+        self.0.store(packed, Relaxed);
+    }
+
+    fn in_words(&self) -> String {
+        let packed = self.0.load(Relaxed);
+        match (packed >> 32, packed & u64::from(u32::MAX)) {
+            _ if packed == Self::PROBE => "a probe failed".to_owned(),
+            (failures, 0) => format!("{failures} calls in a row failed"),
+            (failures, calls) => format!("opened as {failures} of {calls} calls had failed"),
+        }
+    }
+}
+
 // === impl Cell ===
 
 impl Cell {
@@ -118,7 +151,7 @@ impl Cell {
     ) -> Self {
         let circuit = Circuit::with_jitter(Instant::now(), random);
         let (of, service, site) = (of.clone(), service.clone(), site.clone());
-        Cell { circuit, of, service, scope, counted: AtomicBool::new(false), site }
+        Cell { circuit, of, service, scope, counted: AtomicBool::new(false), opened: Opened::default(), site }
     }
 
     fn error(&self, refused: Refused, config: &BreakerConfig, now: Instant) -> Error {
@@ -128,7 +161,6 @@ impl Cell {
             reason: Reason::CircuitOpen,
             rule: format!("breaker of {}", self.of),
         });
-        let CircuitFigures { calls, failures, .. } = self.circuit.figures(now, config);
         let message = match (refused.state, refused.retry_after) {
             (State::HalfOpen, _) => {
                 format!("{}: circuit half-open, all {} probes are out", self.of, config.probes)
@@ -136,7 +168,7 @@ impl Cell {
             (_, None) => format!("{}: circuit forced open", self.of),
             (_, Some(after)) => {
                 let after = Span(std::time::Duration::from_millis(after.as_millis() as u64));
-                format!("{}: circuit open for {after} more ({failures} of {calls} calls failed)", self.of)
+                format!("{}: circuit open for {after} more ({})", self.of, self.opened.in_words())
             }
         };
         let error = Error::local(Reason::CircuitOpen, message).with_rule("breaker");
@@ -182,6 +214,9 @@ impl Listener for Cell {
             return self.circuit.release(token, config);
         }
         if let Some(moved) = self.circuit.record(token, failed, outcome.now, config) {
+            if moved.to == State::Open {
+                self.opened.set(moved.from, self.circuit.figures(outcome.now, config), config);
+            }
             self.moved(moved);
         }
     }
