@@ -7,6 +7,7 @@ mod memory;
 mod network;
 
 use std::{
+    any::Any,
     fmt, io,
     net::{IpAddr, SocketAddr},
     pin::Pin,
@@ -118,9 +119,23 @@ impl Acceptor for Plain {
 // === impl Stream ===
 
 impl Stream {
-    /// `io`, with `peer` at its other end.
-    pub fn new(io: impl Io, peer: Peer) -> Self {
-        Stream { io: Kind::Other(Box::pin(io)), peer, hangup: Hangup::default() }
+    /// `io`, with `peer` at its other end. Of tokio's `TcpStream` and `UnixStream` as they are, a server notices
+    /// also while it does not read that the peer has left; likewise of what an [`Acceptor`] makes of them.
+    pub fn new<T: Io>(io: T, peer: Peer) -> Self {
+        let mut io = Some(io);
+        let any: &mut dyn Any = &mut io;
+        if let Some(stream) = any.downcast_mut().and_then(Option::take) {
+            return Stream::tcp(stream, peer);
+        }
+        if let Some(stream) = any.downcast_mut().and_then(Option::take) {
+            return Stream { peer, ..Stream::unix(stream) };
+        }
+        let io: Pin<Box<dyn Io>> = match io {
+            Some(io) => Box::pin(io),
+            // Only the two above are taken.
+            None => Box::pin(tokio::io::empty()),
+        };
+        Stream { io: Kind::Other(io), peer, hangup: Hangup::default() }
     }
 
     fn tcp(stream: TcpStream, peer: Peer) -> Self {

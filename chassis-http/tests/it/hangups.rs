@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 use chassis_core::{random::Random, tasks::Tasks, units::Span};
 use chassis_http::{
     ServerConfig,
-    connector::{Network, Stream},
+    connector::{Acceptor, Listener, Network, Peer, Stream},
     server::{Answer, Mux, Received, Server, ServerBody},
 };
 use http::{Request, Response};
@@ -183,4 +183,45 @@ async fn over_unix_sockets_too() {
     drop(stream);
     let dropped = timeout(Duration::from_secs(10), told.recv()).await.expect("nobody noticed");
     assert_eq!(dropped, Some(Told::Dropped));
+}
+
+/// A listener of the user's own, as for a socket that was handed over.
+struct Own(tokio::net::TcpListener);
+
+#[async_trait::async_trait]
+impl Listener for Own {
+    async fn accept(&mut self) -> std::io::Result<Stream> {
+        let (stream, peer) = self.0.accept().await?;
+        Ok(Stream::new(stream, Peer::Tcp(peer)))
+    }
+
+    fn address(&self) -> String {
+        self.0.local_addr().unwrap().to_string()
+    }
+}
+
+/// Makes another stream of it, as TLS does.
+struct Wraps;
+
+#[async_trait::async_trait]
+impl Acceptor for Wraps {
+    async fn accept(&self, stream: Stream) -> std::io::Result<Stream> {
+        let peer = stream.peer().clone();
+        Ok(Stream::new(tokio::io::BufStream::new(stream), peer))
+    }
+}
+
+#[tokio::test]
+async fn with_listeners_and_acceptors_of_ones_own_too() {
+    let acceptors: [Option<Arc<dyn Acceptor>>; 2] = [None, Some(Arc::new(Wraps))];
+    for acceptor in acceptors {
+        let (sender, told) = mpsc::unbounded_channel();
+        let server = Server::new(ServerConfig::default(), &Tasks::new(), Random::seeded(1));
+        let listener = Box::new(Own(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap()));
+        let address = listener.address();
+        server.serve("http", listener, Mux { http: Some(Arc::new(holds(sender))), grpc: None }, acceptor);
+        let mut tcp = Tcp { server, address, told };
+        drop(tcp.ask(UNREAD).await);
+        tcp.ends().await;
+    }
 }
