@@ -96,9 +96,12 @@ pub(crate) fn encode(error: &Error, message: &str, reader: Reader) -> Bytes {
         (Reader::Here, Origin::Local) => "local",
         _ => "remote",
     };
+    // What somebody further on refused was executed here, for all that its caller can know.
+    let maybe_executed =
+        error.maybe_executed() || (reader == Reader::There && error.origin() == Origin::Remote);
     let mut metadata = HashMap::from([
         ("origin".to_owned(), origin.to_owned()),
-        ("maybe_executed".to_owned(), error.maybe_executed().to_string()),
+        ("maybe_executed".to_owned(), maybe_executed.to_string()),
     ]);
     if let Some(rule) = error.rule() {
         metadata.insert("rule".to_owned(), rule.to_owned());

@@ -1,6 +1,7 @@
 //! The transport against itself and against raw peers, in memory and over TCP.
 #![allow(clippy::unwrap_used)]
 mod connectors;
+mod contract;
 mod cuts;
 mod ends;
 mod floods;
