@@ -421,3 +421,42 @@ async fn errors_name_the_endpoint() {
     let bench = Bench::new(|_| Answer::error(Error::remote(Reason::ConnectionLost, "reset")));
     assert_eq!(bench.post().await.unwrap_err().endpoint(), Some("memory:a"));
 }
+
+/// A node that lets a call in and refuses it at its circuit holds no place for it, and gives none back that it has
+/// not taken.
+#[tokio::test(start_paused = true)]
+async fn a_pick_that_a_circuit_refuses_leaves_the_count_alone() {
+    for balance in ["p2c", "round_robin", "random"] {
+        let (hold, fail) = (Toggle::default(), Toggle::default());
+        let (holds, fails) = (hold.clone(), fail.clone());
+        let bench = Bench::with(["a", "b"], move |arrival| match &*arrival.address {
+            _ if holds.is_on() => Answer::hang(),
+            "memory:a" if fails.is_on() => Answer::status(503),
+            _ => Answer::ok(""),
+        });
+        let breaker =
+            json!({ "scope": "endpoint", "min_calls": 1, "failure_ratio": "1%", "open": "60s", "probes": 1 });
+        bench.stock(json!({ "retry": "off", "timeout": "off", "balance": balance, "breaker": breaker }));
+        bench.settle().await;
+        // One call is under way at each, while the circuit of `a` opens.
+        hold.set(true);
+        let mut held = Vec::new();
+        while ["a", "b"].iter().any(|node| bench.node(node).in_flight == 0) {
+            held.push(bench.spawn(post()));
+            settle().await;
+        }
+        let before = ["a", "b"].map(|node| bench.node(node).in_flight);
+        hold.set(false);
+        fail.set(true);
+        while bench.node("a").circuit != Some(State::Open) {
+            let _ = bench.post().await;
+        }
+        for _ in 0..200 {
+            bench.post().await.unwrap();
+            assert_eq!(["a", "b"].map(|node| bench.node(node).in_flight), before, "{balance}");
+        }
+        held.iter().for_each(|call| call.abort());
+        settle().await;
+        assert_eq!(["a", "b"].map(|node| bench.node(node).in_flight), [0, 0], "{balance}");
+    }
+}

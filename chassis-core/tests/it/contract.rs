@@ -1,7 +1,8 @@
 //! The scripted upstream and registry are what the other tests stand on.
 use chassis_core::{
+    layer::balance::{Candidates, P2c, Picker, RandomPicker, RoundRobin},
     registry::{Membership, Registry},
-    testing::{Answer, ScriptedRegistry, Upstream},
+    testing::{Answer, ScriptedRegistry, Upstream, contract},
 };
 
 use crate::support::*;
@@ -47,4 +48,35 @@ async fn an_upstream_can_speak_any_protocol() {
     bench.registry.set("stock", Membership::known([instance]));
     let answered = bench.run(get().protocol(&LINE)).await.unwrap();
     assert_eq!(answered.address.as_deref(), Some("memory:l"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn our_pickers_keep_to_the_contract() {
+    contract::picker::picker(P2c, false).await;
+    contract::picker::picker(RoundRobin, false).await;
+    contract::picker::picker(RandomPicker, false).await;
+}
+
+/// As its documentation has it: always the first that is available.
+struct First;
+
+impl Picker for First {
+    fn pick(&self, candidates: &Candidates<'_>) -> usize {
+        (0..candidates.nodes().len()).find(|i| candidates.is_available(*i)).unwrap_or(0)
+    }
+}
+
+/// Proposes what is not there.
+struct Beyond;
+
+impl Picker for Beyond {
+    fn pick(&self, _: &Candidates<'_>) -> usize {
+        usize::MAX
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pickers_of_ones_own_are_held_to_it_by_the_layer() {
+    contract::picker::picker(First, true).await;
+    contract::picker::picker(Beyond, true).await;
 }

@@ -207,6 +207,49 @@ async fn a_budget_bounds_what_retries_add() {
     assert_eq!(bench.upstream.total() - before, 200);
 }
 
+/// A request that streams costs the budget what any other costs.
+#[tokio::test(start_paused = true)]
+async fn a_budget_bounds_retries_of_streams_too() {
+    for per_try in ["off", "1s"] {
+        let retry = json!({ "budget": { "share": "50%", "min": "0/s" }, "per_try": per_try });
+        let bench = bench(retry, |_| Answer::lost());
+        for _ in 0..100 {
+            let (up, body) = feed();
+            assert!(up.send("part"));
+            drop(up);
+            bench.run(get().streaming(body)).await.unwrap_err();
+        }
+        assert_eq!(bench.upstream.total(), 150, "per_try {per_try}");
+        assert_eq!((retries(&bench, "retried"), retries(&bench, "budget")), (50.0, 50.0));
+    }
+}
+
+/// Whoever has sent a head has worked for the call: what ends its answer never says otherwise.
+#[tokio::test(start_paused = true)]
+async fn what_is_reset_after_the_head_was_executed() {
+    for (retry, reason) in [json!("off"), json!({ "attempts": 2 }), json!({ "attempts": 2, "per_try": "1s" })]
+        .into_iter()
+        .flat_map(|retry| {
+            [Reason::StreamRefused, Reason::ConnectFailed, Reason::Cancelled].map(|r| (retry.clone(), r))
+        })
+    {
+        let bench = bench(retry.clone(), move |_| {
+            let (down, body) = feed();
+            assert!(down.send("part"));
+            tokio::spawn(async move {
+                tokio::time::sleep(MS).await;
+                down.fail(Error::remote(reason, "reset").with_maybe_executed(false))
+            });
+            Answer::streaming(body)
+        });
+        let mut body = bench.send(post()).await.unwrap().into_body();
+        frame(&mut body).await.unwrap().unwrap().unwrap();
+        let error = frame(&mut body).await.unwrap().unwrap_err();
+        assert!(error.maybe_executed() && !error.unsent(), "{reason:?}, retry {retry}: {error:?}");
+        assert_eq!(bench.upstream.total(), 1, "{reason:?}, retry {retry}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_failing_backend_is_not_stormed() {
     // 500 calls a second for a minute, to one that fails them all, by errors and by answers.

@@ -344,3 +344,51 @@ async fn copies_of_policies_are_bounded() {
     all.extend(kept.iter().map(Arc::as_ptr));
     assert!((1_000..=500 + 1_024).contains(&all.len()), "{}", all.len());
 }
+
+/// Settings that change while a call is under way are another call's: it is read once what a call lives under.
+#[tokio::test(start_paused = true)]
+async fn a_call_reads_its_settings_once() {
+    use std::sync::{Arc, Mutex, OnceLock};
+
+    use chassis_core::{
+        call::Invocation,
+        runtime::Runtime,
+        stage::{Next, Stage, Stages},
+        testing::{Answer, Upstream},
+    };
+
+    for swap_at in [Stage::Call, Stage::Attempt, Stage::Node] {
+        for per_try in ["off", "1s"] {
+            let (runtime, seen) = (Arc::new(OnceLock::<Runtime>::new()), Arc::new(Mutex::new(Vec::new())));
+            let mut stages = Stages::default();
+            for stage in [Stage::Call, Stage::Attempt, Stage::Node] {
+                let (runtime, seen) = (runtime.clone(), seen.clone());
+                stages.add_fn(stage, "swap", None, move |call: Invocation, next: Next| {
+                    seen.lock().unwrap().push((stage, call.policy().version));
+                    if stage == swap_at {
+                        let other = json!({ "outbound": { "services": { "stock": { "retry": "off" } } } });
+                        runtime.get().unwrap().apply(&settings(other), 7, "other").unwrap();
+                    }
+                    async move { next.run(call).await }
+                });
+            }
+            let bench =
+                Bench::build(Upstream::new(|_| Answer::status(503)), |builder| builder.stages(stages));
+            assert!(runtime.set(bench.runtime.clone()).is_ok());
+            bench.registry.put("stock", ["a"]);
+            bench.stock(
+                json!({ "breaker": "off", "retry": { "attempts": 3, "budget": "off", "per_try": per_try } }),
+            );
+            bench.get().await.unwrap();
+            // Three attempts, as the version says that it began under, which each layer sees.
+            let seen = std::mem::take(&mut *seen.lock().unwrap());
+            let (version, attempts) =
+                (seen[0].1, seen.iter().filter(|(stage, _)| *stage == Stage::Node).count());
+            assert_eq!((attempts, bench.upstream.total()), (3, 3), "{swap_at:?}, per_try {per_try}");
+            assert!(version != 7 && seen.iter().all(|(_, other)| *other == version), "{seen:?}");
+            // The next call is under the new ones.
+            bench.get().await.unwrap();
+            assert_eq!(bench.upstream.total(), 4);
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! What every [`Picker`] keeps to.
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{
+    cluster::Connection,
+    layer::balance::Picker,
+    pipeline::{self, Pipeline},
+    policy::Settings,
+    random::Random,
+    runtime::Runtime,
+    testing::{Answer, CallBuilder, ScriptedRegistry, Upstream, run},
+};
+
+/// Calls a suite makes to see who is picked.
+const CALLS: usize = 300;
+
+/// Holds a picker to what [`Picker`] and the layer around it promise together.
+///
+/// It proposes without a panic whatever there is to choose from: one node, many, none that is ready. What is not
+/// ready gets no call while something else is, and gets calls again once it is back; another attempt goes to
+/// another node; every node that is there is picked sooner or later, unless `may_starve`.
+///
+/// # Panics
+/// Where a promise is broken, naming it.
+pub async fn picker(picker: impl Picker, may_starve: bool) {
+    let registry = ScriptedRegistry::new();
+    let upstream = Upstream::new(|_| Answer::ok(""));
+    let runtime = Runtime::builder("contract")
+        .registry(Arc::new(registry.clone()))
+        .random(Random::seeded(11))
+        .picker("contract", Arc::new(picker));
+    let runtime = runtime.build().expect("a registry of metrics of its own");
+    let mut settings = Settings::default();
+    settings.outbound.defaults.balance = Some("contract".to_owned());
+    runtime.apply(&settings, 1, "contract").expect("the picker is known by its name");
+    let stock = pipeline::client(&runtime, "stock", &Arc::new(upstream.clone()));
+
+    registry.put("stock", ["a"]);
+    let alone = picked(&stock, &upstream).await;
+    assert_eq!(alone.get("memory:a"), Some(&CALLS), "a node that is alone is picked");
+
+    registry.put("stock", ["a", "b", "c", "d"]);
+    tokio::task::yield_now().await;
+    let all = picked(&stock, &upstream).await;
+    assert_eq!(all.values().sum::<usize>(), CALLS);
+    assert!(may_starve || all.len() == 4, "every node is picked sooner or later: {all:?}");
+
+    upstream.connect("memory:b", Connection::TransientFailure);
+    let without = picked(&stock, &upstream).await;
+    assert_eq!(without.get("memory:b"), None, "what is not ready is not picked: {without:?}");
+    assert_eq!(without.values().sum::<usize>(), CALLS);
+    upstream.connect("memory:b", Connection::Ready);
+    let back = picked(&stock, &upstream).await;
+    assert!(may_starve || back.contains_key("memory:b"), "what is back is picked again: {back:?}");
+
+    for node in ["a", "b", "c", "d"] {
+        upstream.connect(&format!("memory:{node}"), Connection::TransientFailure);
+    }
+    let none = run(&stock, CallBuilder::get("stock", "Pick").build()).await;
+    assert!(none.is_err_and(|error| !error.maybe_executed()), "where none is ready, none is called");
+}
+
+/// How many of [`CALLS`] calls went where.
+async fn picked(stock: &Pipeline, upstream: &Upstream) -> BTreeMap<String, usize> {
+    let before = upstream.total();
+    for _ in 0..CALLS {
+        let answer = run(stock, CallBuilder::post("stock", "Pick").build()).await;
+        answer.expect("a call is answered where a node is ready");
+    }
+    let mut all = BTreeMap::new();
+    upstream
+        .arrivals()
+        .into_iter()
+        .skip(before)
+        .for_each(|arrival| *all.entry(arrival.address).or_default() += 1);
+    all
+}
