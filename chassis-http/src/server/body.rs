@@ -1,6 +1,7 @@
 //! The body of an answer, as the server sends it.
 use std::{
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -58,6 +59,64 @@ impl ServerBody {
             true => ServerBody::empty(),
             false => ServerBody(Kind::Boxed(Box::pin(Erased { body }))),
         }
+    }
+}
+
+impl ServerBody {
+    /// Polls a body once that may panic, before its head is sent; `false`: it did. (Bodies of the pipeline were polled
+    /// by it, under its guard.)
+    pub(super) fn begins_well(&mut self, cx: &mut Context<'_>) -> bool {
+        let Kind::Boxed(body) = &mut self.0 else { return true };
+        match catch_unwind(AssertUnwindSafe(|| body.as_mut().poll_frame(cx))) {
+            Ok(Poll::Pending) => true,
+            Ok(Poll::Ready(first)) => {
+                let rest = std::mem::replace(&mut self.0, Kind::Bytes(None));
+                let (first, rest) = (Some(first), ServerBody(rest));
+                self.0 = Kind::Boxed(Box::pin(Preceded { first, rest }));
+                true
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+/// A body whose first frame has been taken.
+struct Preceded {
+    /// `Some(None)`: there was none.
+    first: Option<Option<Result<Frame<Bytes>, BoxError>>>,
+    rest: ServerBody,
+}
+
+impl Body for Preceded {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.first.take() {
+            Some(first) => Poll::Ready(first),
+            None => Pin::new(&mut self.rest).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.first {
+            Some(first) => first.is_none(),
+            None => self.rest.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let first = self.first.iter().flatten().flatten().filter_map(Frame::data_ref);
+        let first: u64 = first.map(|data| data.len() as u64).sum();
+        let (rest, mut hint) = (self.rest.size_hint(), SizeHint::new());
+        hint.set_lower(rest.lower().saturating_add(first));
+        if let Some(upper) = rest.upper().and_then(|upper| upper.checked_add(first)) {
+            hint.set_upper(upper);
+        }
+        hint
     }
 }
 

@@ -337,6 +337,12 @@ impl Answering {
     }
 }
 
+fn panicked(words: &str) -> Response<ServerBody> {
+    tracing::error!("a handler panicked: {words}");
+    let problem = Problem::new(StatusCode::INTERNAL_SERVER_ERROR).detail("the handler panicked");
+    problem.into_http().map(ServerBody::from)
+}
+
 impl Future for Answering {
     type Output = Result<Response<Tracked>, Infallible>;
 
@@ -348,12 +354,12 @@ impl Future for Answering {
         };
         let mut response = match answered {
             Ok(polled) => ready!(polled),
-            Err(words) => {
-                tracing::error!("a handler panicked: {words}");
-                let problem = Problem::new(StatusCode::INTERNAL_SERVER_ERROR).detail("the handler panicked");
-                problem.into_http().map(ServerBody::from)
-            }
+            Err(words) => panicked(&words),
         };
+        // hyper keeps a head back until it has polled the body: with a panic the caller would get nothing at all.
+        if self.is_h1 && !response.body_mut().begins_well(cx) {
+            response = panicked("its answer, at once");
+        }
         self.answer = None;
         if response.status().is_informational() {
             // hyper would hand the connection to whoever took it over, and nobody does.

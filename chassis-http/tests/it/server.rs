@@ -199,6 +199,35 @@ async fn a_panic_is_told_500_and_the_connection_kept() {
     assert_eq!(world.memory.connections("stock"), 2);
 }
 
+/// Panics when it is polled for the first time.
+struct Bomb;
+
+impl http_body::Body for Bomb {
+    type Data = bytes::Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<bytes::Bytes>, Self::Error>>> {
+        panic!("as asked for")
+    }
+}
+
+/// hyper keeps the head back until it has polled the body: not a byte was sent.
+#[tokio::test(start_paused = true)]
+async fn a_body_that_panics_at_once_is_told_500() {
+    let world = World::new();
+    let service =
+        |_: Request<Received>| -> Answer { Box::pin(async { Response::new(ServerBody::new(Bomb)) }) };
+    let _server = world.serve(ServerConfig::default(), service);
+    let client = h1(&world).ready().await;
+    assert!(client.get("/x").await.unwrap().starts_with("500 {"));
+    // Over HTTP/2 the head has left, and the stream is reset.
+    let client = h2(&world).ready().await;
+    assert_eq!(client.get("/x").await.unwrap_err().reason(), Reason::Internal);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_drain_lets_calls_finish_and_closes_the_rest_at_once() {
     let world = World::new();
