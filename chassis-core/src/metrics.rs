@@ -507,8 +507,11 @@ impl CallMetrics {
     fn histogram(&self, of: &ProtocolMetrics, verdict: &Verdict) -> Durations {
         let (families, side) = (&self.metrics.0, self.side as usize);
         let status = of.protocol.status_label(verdict);
+        let is_rest = of.protocol.name() == "http";
         let failed = match self.side {
             Side::Client => !verdict.is_success(),
+            // A client that has left is no error of the server's, but its call has not gone well either.
+            Side::Server if is_rest && verdict.reason == Some(Reason::Cancelled) => true,
             Side::Server => of.protocol.is_server_error(verdict),
         };
         let error = match (failed, verdict.reason) {
@@ -520,8 +523,12 @@ impl CallMetrics {
             "grpc" => families.rpc[side].with_label_values(&["grpc", &self.operation, &status, error]),
             "http" => {
                 let (method, route) = self.operation.split_once(' ').unwrap_or(("_OTHER", &self.operation));
-                let status = if verdict.status == 0 { "" } else { status.as_str() };
-                families.http[side].with_label_values(&[method, route, status, error, &self.service])
+                let status = match (verdict.status, self.side) {
+                    (0, Side::Client) => String::new(),
+                    (0, Side::Server) => told(verdict).to_string(),
+                    _ => status.clone(),
+                };
+                families.http[side].with_label_values(&[method, route, &status, error, &self.service])
             }
             name => families.other[side].with_label_values(&[
                 name,
@@ -530,6 +537,14 @@ impl CallMetrics {
                 verdict.code.name(),
             ]),
         }
+    }
+}
+
+/// The status that a caller over REST is told where no handler answers; 499 for one that has left.
+fn told(verdict: &Verdict) -> u16 {
+    match (verdict.reason, verdict.origin) {
+        (Some(Reason::TooLarge), crate::Origin::Local) => 413,
+        _ => verdict.code.http_status().as_u16(),
     }
 }
 

@@ -64,6 +64,34 @@ async fn http_durations() {
     }
 }
 
+/// What the server itself says, and callers that leave: none of it looks like a success.
+#[tokio::test(start_paused = true)]
+async fn what_no_handler_answers_has_a_status_too() {
+    let mesh = Mesh::new();
+    let stock = mesh.start("stock", "stock-1").await;
+    let caller = mesh.caller("outbound: { defaults: { retry: off, breaker: off } }").await;
+    stock.does_next([Act::Panic]);
+    caller.call(Wire::Rest, Ask::to("stock")).await;
+    let second = std::time::Duration::from_secs(1);
+    stock.does(Act::Delay(10 * second));
+    caller.call(Wire::Rest, Ask::to("stock").timeout(second)).await;
+    let left = tokio::time::timeout(second / 10, caller.call(Wire::Rest, Ask::to("stock"))).await;
+    assert!(left.is_err());
+    let found = || {
+        let name = "http_server_request_duration_seconds_count";
+        let all = series(&scrape(stock.runtime()), name);
+        let label = |one: &str, name: &str| {
+            one.split(&format!("{name}=\"")).nth(1).unwrap().split('"').next().unwrap().to_owned()
+        };
+        let pair = |one: &String| (label(one, "http_response_status_code"), label(one, "error_type"));
+        all.iter().map(pair).collect::<BTreeSet<_>>()
+    };
+    let expected = [("499", "CANCELLED"), ("500", "PANICKED"), ("504", "DEADLINE_EXCEEDED")];
+    let expected: BTreeSet<_> = expected.map(|(a, b)| (a.to_owned(), b.to_owned())).into();
+    until("all are over", || found().len() >= 3).await;
+    assert_eq!(found(), expected);
+}
+
 both! {
     async fn buckets_are_those_of_the_conventions(wire: Wire) {
         let mesh = Mesh::new();

@@ -54,6 +54,9 @@ both! {
         if wire == Wire::Grpc {
             assert_eq!(failed.code, Code::Internal, "{failed:?}");
         }
+        assert_eq!(metric(stock.runtime(), "chassis_handler_panics_total"), 1.0);
+        let told = |event: &Event| matches!(event, Event::HandlerPanicked { .. });
+        assert!(stock.runtime().events().past().iter().any(|(_, event)| told(event)));
         all_well(&caller.calls(wire, 5, || Ask::to("stock")).await);
         assert_eq!(stock.running(), 0);
     }

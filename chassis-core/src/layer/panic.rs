@@ -21,7 +21,7 @@ use tower_service::Service;
 
 use crate::{
     Error, Reason,
-    call::{Hop, Invocation, Reply, while_panicked},
+    call::{Body, Hop, Invocation, Reply, while_panicked},
     event::{Event, Events},
     metrics::Metrics,
 };
@@ -154,18 +154,78 @@ impl<F: Future<Output = Result<Reply, Error>>> Future for PanicFuture<F> {
                     this.shared.0.refused(this.operation, &error);
                     return Poll::Ready(Err(error));
                 }
-                Ok(polled) => return polled,
+                Ok(polled) => {
+                    return polled.map_ok(|reply| match reply.body.is_streaming() {
+                        true => guarded(reply, this.operation, this.shared),
+                        false => reply,
+                    });
+                }
                 Err(words) => *this.panicked = Some(words.into_boxed_str()),
             }
         }
         // A future that panicked is not polled again; dropping it must not panic a second time.
         let _ = catch_unwind(AssertUnwindSafe(|| while_panicked(|| this.inner.set(None))));
-        let (events, metrics) = &**this.shared;
-        metrics.handler_panicked();
-        let (operation, message) =
-            (this.operation.to_string(), this.panicked.take().unwrap_or_default().into());
-        events.emit(Event::HandlerPanicked { operation, message });
+        tell(this.operation, this.shared, this.panicked.take().unwrap_or_default().into());
         let error = Error::remote(Reason::Panicked, "the handler panicked");
         Poll::Ready(Err(error.of_hop(|| this.hop.take())))
+    }
+}
+
+/// Counts and tells a panic.
+fn tell(operation: &Arc<str>, shared: &Arc<(Events, Metrics)>, message: String) {
+    let (events, metrics) = &**shared;
+    metrics.handler_panicked();
+    events.emit(Event::HandlerPanicked { operation: operation.to_string(), message });
+}
+
+/// `reply`, whose body may panic too.
+fn guarded(mut reply: Reply, operation: &Arc<str>, shared: &Arc<(Events, Metrics)>) -> Reply {
+    let body = Some(std::mem::take(&mut reply.body));
+    let guarded = GuardedBody { body, operation: operation.clone(), shared: shared.clone() };
+    reply.body = Body::stream(guarded, |error| error);
+    reply
+}
+
+/// A handler's answer that still comes.
+struct GuardedBody {
+    /// `None` after a panic.
+    body: Option<Body>,
+    operation: Arc<str>,
+    shared: Arc<(Events, Metrics)>,
+}
+
+impl http_body::Body for GuardedBody {
+    type Data = bytes::Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<bytes::Bytes>, Error>>> {
+        let this = &mut *self;
+        let Some(body) = &mut this.body else { return Poll::Ready(None) };
+        let words = match caught(|| Pin::new(body).poll_frame(cx)) {
+            Ok(polled) => {
+                // A protocol may have caught it.
+                if let Poll::Ready(Some(Err(error))) = &polled
+                    && error.reason() == Reason::Panicked
+                {
+                    tell(&this.operation, &this.shared, error.message().to_owned());
+                }
+                return polled;
+            }
+            Err(words) => words,
+        };
+        let _ = catch_unwind(AssertUnwindSafe(|| while_panicked(|| this.body = None)));
+        tell(&this.operation, &this.shared, words);
+        Poll::Ready(Some(Err(Error::remote(Reason::Panicked, "the handler panicked within its answer"))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(http_body::Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.as_ref().map_or_else(http_body::SizeHint::default, http_body::Body::size_hint)
     }
 }
