@@ -64,6 +64,14 @@ impl Mesh {
             .random(Random::seeded(number))
     }
 
+    /// Lets every task go on that can: who registered just now is known to those who looked before when this
+    /// returns. A client that was made after the start of what it calls needs none.
+    pub async fn settle(&self) {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Who is registered. A test can change it behind the services' backs.
     pub fn registry(&self) -> &MemoryRegistry {
         &self.registry

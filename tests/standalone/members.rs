@@ -2,7 +2,7 @@
 use crate::made::{cargo, output, workspace};
 
 /// Every member, with its default features and with all; of chassis-rs there are more ways.
-const MEMBERS: [&str; 8] = [
+const MEMBERS: [&str; 9] = [
     "chassis-core",
     "chassis-config",
     "chassis-registry",
@@ -10,6 +10,7 @@ const MEMBERS: [&str; 8] = [
     "chassis-grpc",
     "chassis-rs",
     "chassis-bench",
+    "chassis-conformance",
     "chassis-protos",
 ];
 /// Members that have features of their own, each of which is to compile without the others.
