@@ -14,6 +14,7 @@ use chassis_core::{
     random::Random,
 };
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 /// The `registry` table, as a program might know it.
 #[derive(Debug, Default)]
@@ -627,6 +628,114 @@ error: chassis.yaml:3:27  matches.old.header.x-v.prefx
    allowed: exact, prefix, suffix, contains, regex, present, int, not
 "#,
     );
+}
+
+#[test]
+fn unknown_key_of_a_route() {
+    check(
+        "outbound:\n  services:\n    stock:\n      routes:\n        - { name: a, to: { track: canary }, fallbak: none }\n        - { name: b, match: { caller: { nmae: c } }, to: { track: stable } }\n",
+        r"
+error: chassis.yaml:5:45  outbound.services.stock.routes[0].fallbak
+    5 |         - { name: a, to: { track: canary }, fallbak: none }
+      |                                             ^^^^^^^ unknown key; did you mean `fallback`?
+   allowed: name, match, to, split, by, fallback
+error: chassis.yaml:6:41  outbound.services.stock.routes[1].match.caller.nmae
+    6 |         - { name: b, match: { caller: { nmae: c } }, to: { track: stable } }
+      |                                         ^^^^ unknown key; did you mean `name`?
+   allowed: name, labels
+",
+    );
+}
+
+/// Every table that there is, with all of its keys that are tables themselves.
+const TABLES: &str = r#"{
+  "service": { "name": "orders", "labels": { "track": "stable" } },
+  "listen": { "http": "127.0.0.1:8080" },
+  "registry": { "kind": "file", "path": "registry.yaml" },
+  "matches": {
+    "beta": {
+      "header": { "x-canary": { "prefix": "t" } }, "metadata": { "x-size": { "int": { "gt": 9 } } },
+      "query": { "page": { "not": { "exact": "1" } } },
+      "caller": { "name": "batch-*", "labels": { "track": "canary" } }, "caller_labels": { "zone": { "suffix": "a" } },
+      "any": [{ "method": "GET" }], "all": [{ "path": "/a" }], "not": { "path": "/b" }
+    }
+  },
+  "inbound": {
+    "concurrency": 512,
+    "rate_limits": [{ "name": "all", "rate": "1/s", "burst": 2, "key": { "header": "x-tenant" }, "match": { "path": "/c" } }],
+    "operations": { "GET /d": { "timeout": "1s" } }
+  },
+  "outbound": {
+    "defaults": {
+      "retry": { "attempts": 2, "budget": { "share": "20%" } },
+      "breaker": { "min_calls": 20 },
+      "routes": [{ "name": "rest", "to": { "track": "stable" } }]
+    },
+    "services": {
+      "stock": {
+        "rate_limits": [{ "name": "out", "rate": "1/s", "burst": 2 }],
+        "routes": [
+          { "name": "beta", "match": { "caller_labels": { "track": "canary" } }, "to": { "track": "canary" }, "fallback": "none" },
+          { "name": "split", "split": { "stable": 95, "canary": 5 }, "by": "track", "fallback": ["beta"] }
+        ],
+        "fallback": { "status": 200, "on": ["UNAVAILABLE"] },
+        "operations": { "GET /e": { "retry": { "budget": { "min": "1/s" } }, "breaker": { "min_calls": 20 } } }
+      }
+    }
+  },
+  "faults": [{ "name": "slow", "to": "stock", "delay": { "from": "1s", "to": "2s" }, "abort": { "status": 503 }, "match": "beta" }],
+  "shutdown": { "delay": "0s" }
+}"#;
+
+/// Tables whose keys are names that people choose.
+const NAMED_BY_PEOPLE: [&str; 10] = [
+    "labels",
+    "matches",
+    "header",
+    "metadata",
+    "query",
+    "caller_labels",
+    "operations",
+    "services",
+    "to",
+    "split",
+];
+
+/// The JSON pointers of all tables below `value` whose keys are known.
+fn tables(value: &Value, at: &str, found: &mut Vec<String>) {
+    match value {
+        Value::Object(table) => {
+            let name = at.rsplit('/').next().unwrap_or_default();
+            if !NAMED_BY_PEOPLE.contains(&name) {
+                found.push(at.to_owned());
+            }
+            table
+                .iter()
+                .for_each(|(key, value)| tables(value, &format!("{at}/{}", key.replace('/', "~1")), found));
+        }
+        Value::Array(list) => {
+            list.iter().enumerate().for_each(|(i, value)| tables(value, &format!("{at}/{i}"), found));
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn no_table_accepts_a_key_that_it_does_not_know() {
+    let whole: Value = serde_json::from_str(TABLES).expect("it is JSON");
+    let print =
+        |document: &Value| block_on(problems("chassis.json", Format::Json, &document.to_string(), &[]));
+    assert_eq!(print(&whole), "");
+    let mut found = Vec::new();
+    tables(&whole, "", &mut found);
+    assert!(found.len() >= 40, "{found:?}");
+    let accepted = found.iter().filter(|at| {
+        let mut document = whole.clone();
+        let table = document.pointer_mut(at).and_then(Value::as_object_mut).expect("it was found there");
+        table.insert("nonesuch".to_owned(), 1.into());
+        !print(&document).starts_with("error: ")
+    });
+    assert_eq!(accepted.collect::<Vec<_>>(), Vec::<&String>::new());
 }
 
 /// The document that shows everything, as in the documentation.

@@ -3,12 +3,14 @@
 mod mesh;
 
 mod breaker;
+mod callers;
 mod cancels;
 mod fallbacks;
 mod faults;
 mod figures;
 mod hops;
 mod joining;
+mod kinds;
 mod life;
 mod limits;
 mod options;

@@ -12,6 +12,8 @@ mod echo;
 mod load;
 #[path = "mesh/served.rs"]
 mod served;
+#[path = "mesh/stream.rs"]
+mod stream;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -40,6 +42,7 @@ pub(crate) use self::{
     ask::{Ask, Clients, Op, Outcome, Parts, Wire},
     echo::{Act, Echo, Failure, Gate, Seen, Work},
     load::{Load, all_well, share},
+    stream::{Failed, Kind, Stream},
 };
 
 /// One registry, one network, and the books of who executed what.
@@ -111,17 +114,37 @@ macro_rules! both {
 
             #[tokio::test(start_paused = true)]
             async fn grpc() {
-                scenario(Wire::Grpc).await;
+                $crate::mesh::ends(stringify!($name), scenario(Wire::Grpc)).await;
             }
 
             #[tokio::test(start_paused = true)]
             async fn rest() {
-                scenario(Wire::Rest).await;
+                $crate::mesh::ends(stringify!($name), scenario(Wire::Rest)).await;
             }
         }
     };
 }
 pub(crate) use both;
+
+/// What takes longer than this, on the paused clock, never ends: no test lets so much time pass.
+const ONE_WAIT: Duration = Duration::from_secs(2 * 60 * 60);
+const ONE_SCENARIO: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Waits for `future`, but not for ever: when nothing else is going on, the paused clock moves on to the bound,
+/// and the test fails with what it waited for.
+pub(crate) async fn within<T>(what: impl FnOnce() -> String, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(ONE_WAIT, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited in vain for {}", what()),
+    }
+}
+
+/// The same for a whole scenario: whatever it waits for that has no bound of its own.
+pub(crate) async fn ends(name: &str, scenario: impl Future<Output = ()>) {
+    if tokio::time::timeout(ONE_SCENARIO, scenario).await.is_err() {
+        panic!("`{name}` never ends: it waits for what does not come");
+    }
+}
 
 /// Waits for a condition that comes about without time passing.
 pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
@@ -365,6 +388,16 @@ impl Caller {
         parts: tokio::sync::mpsc::Receiver<String>,
     ) -> Outcome {
         self.clients(&ask.service).upload(wire, ask, parts).await
+    }
+
+    /// Sends what comes out of `parts`, and gets an answer to each.
+    pub(crate) async fn chat(
+        &self,
+        wire: Wire,
+        ask: Ask,
+        parts: tokio::sync::mpsc::Receiver<String>,
+    ) -> Result<Parts, Outcome> {
+        self.clients(&ask.service).chat(wire, ask, parts).await
     }
 
     /// Pushes settings, and waits for what becomes of them.

@@ -2,133 +2,18 @@
 use std::{sync::Arc, time::Duration};
 
 use chassis::{Code, Reason, event::Event};
-use chassis_protos::echo::{EchoReply, EchoRequest};
-use tokio::{sync::mpsc, task::JoinHandle, time::advance};
-use tokio_stream::{StreamExt, wrappers::ReceiverStream};
-use tonic::Streaming;
+use tokio::time::advance;
 
-use crate::mesh::{Act, Ask, Caller, Gate, Mesh, Outcome, Parts, Server, Wire, all_well, both, until};
-
-/// Which way messages stream.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
-    Down,
-    Up,
-    Both,
-}
-
-/// A stream that is under way: its first message has arrived.
-enum Held {
-    Down(Parts),
-    Up(mpsc::Sender<String>, JoinHandle<Outcome>),
-    Both(mpsc::Sender<String>, Box<Streaming<EchoReply>>),
-}
-
-/// Why a stream failed.
-type Failed = (Code, Option<Reason>);
-
-/// Those that there are over a protocol.
-fn kinds(wire: Wire) -> &'static [Kind] {
-    match wire {
-        Wire::Grpc => &[Kind::Down, Kind::Up, Kind::Both],
-        Wire::Rest => &[Kind::Down, Kind::Up],
-    }
-}
-
-fn failed(outcome: &Outcome) -> Failed {
-    (outcome.code, outcome.reason)
-}
+use crate::mesh::{Act, Ask, Caller, Failed, Gate, Kind, Mesh, Server, Stream, Wire, all_well, both, until};
 
 /// Begins a stream; one to the caller has three parts.
-async fn open(caller: &Arc<Caller>, stock: &Server, wire: Wire, kind: Kind) -> Result<Held, Failed> {
-    let ask = Ask::to("stock");
-    let (send, parts) = mpsc::channel(1);
-    match kind {
-        Kind::Down => {
-            let mut parts = caller.download(wire, ask, 3).await.map_err(|outcome| failed(&outcome))?;
-            match parts.next().await {
-                Some(Err(outcome)) => Err(failed(&outcome)),
-                first => {
-                    assert!(first.is_some(), "it begins");
-                    Ok(Held::Down(parts))
-                }
-            }
-        }
-        Kind::Up => {
-            let before = stock.executed();
-            let caller = caller.clone();
-            let call = tokio::spawn(async move { caller.upload(wire, ask, parts).await });
-            let _ = send.send("one".to_owned()).await;
-            until("it is there or refused", || call.is_finished() || stock.executed() > before).await;
-            match call.is_finished() {
-                true => Err(failed(&call.await.unwrap())),
-                false => Ok(Held::Up(send, call)),
-            }
-        }
-        Kind::Both => {
-            let parts =
-                ReceiverStream::new(parts).map(|message| EchoRequest { message, ..EchoRequest::default() });
-            send.send("one".to_owned()).await.unwrap();
-            let mut stub = caller.clients("stock").grpc;
-            let mut replies = match stub.chat(ask.grpc(parts)).await {
-                Ok(answer) => answer.into_inner(),
-                Err(status) => {
-                    let reason = chassis::grpc::error(&status).map(|error| error.reason());
-                    return Err((Code::from_number(i32::from(status.code()) as u16), reason));
-                }
-            };
-            assert_eq!(replies.message().await.unwrap().unwrap().message, "one");
-            Ok(Held::Both(send, Box::new(replies)))
-        }
-    }
-}
-
-impl Held {
-    /// Sends or reads what is left, to an end that is good or not.
-    async fn finish(self) -> Result<(), Failed> {
-        match self {
-            Held::Down(mut parts) => match parts.rest().await {
-                (_, Some(outcome)) => Err(failed(&outcome)),
-                (left, None) => {
-                    assert_eq!(left, 2);
-                    Ok(())
-                }
-            },
-            Held::Up(send, call) => {
-                for _ in 0..20 {
-                    send.send("more".to_owned()).await.unwrap();
-                }
-                drop(send);
-                let outcome = call.await.unwrap();
-                if !outcome.is_ok() {
-                    return Err(failed(&outcome));
-                }
-                assert_eq!(outcome.count, 21);
-                Ok(())
-            }
-            Held::Both(send, mut replies) => {
-                for _ in 0..20 {
-                    send.send("more".to_owned()).await.unwrap();
-                    assert_eq!(replies.message().await.unwrap().unwrap().message, "more");
-                }
-                drop(send);
-                assert!(replies.message().await.unwrap().is_none());
-                Ok(())
-            }
-        }
-    }
-
-    /// The caller leaves.
-    fn leave(self) {
-        if let Held::Up(_, call) = self {
-            call.abort();
-        }
-    }
+async fn open(caller: &Arc<Caller>, stock: &Server, wire: Wire, kind: Kind) -> Result<Stream, Failed> {
+    Stream::open(caller, &[stock], wire, kind, Ask::to("stock")).await
 }
 
 /// Two streams begin and a third is refused, on this side or over there; messages cost nothing.
 async fn rate_limited(wire: Wire, inbound: &str, outbound: &str) {
-    for &kind in kinds(wire) {
+    for kind in Kind::STREAMS {
         let mesh = Mesh::new();
         let stock = mesh.server("stock", "stock-1").config(inbound).start().await;
         let caller = mesh.caller(outbound).await;
@@ -172,8 +57,7 @@ fn moves(caller: &Caller) -> usize {
 
 both! {
     async fn streams_that_fail_in_their_midst_open_a_circuit(wire: Wire) {
-        // (The handler of streams both ways does not fail.)
-        for kind in [Kind::Down, Kind::Up] {
+        for kind in Kind::STREAMS {
             let mesh = Mesh::new();
             let stock = mesh.start("stock", "stock-1").await;
             let caller = mesh.caller(BREAKER).await;
@@ -187,7 +71,7 @@ both! {
                 };
                 assert_eq!(failed.map(|(code, _)| code), Some(Code::Unavailable), "{kind:?} {n}");
             }
-            for &kind in kinds(wire) {
+            for kind in Kind::STREAMS {
                 let refused = open(&caller, &stock, wire, kind).await.err();
                 assert_eq!(refused, Some((Code::Unavailable, Some(Reason::CircuitOpen))), "{kind:?}");
             }
@@ -203,7 +87,7 @@ both! {
         let stock = mesh.start("stock", "stock-1").await;
         let caller = mesh.caller(BREAKER).await;
         stock.does(Act::Hang);
-        for &kind in kinds(wire) {
+        for kind in Kind::STREAMS {
             for _ in 0..20 {
                 open(&caller, &stock, wire, kind).await.expect("it begins").leave();
             }
@@ -217,7 +101,7 @@ both! {
 
 both! {
     async fn streams_as_probes_close_a_circuit_as_they_begin(wire: Wire) {
-        for &kind in kinds(wire) {
+        for kind in Kind::STREAMS {
             if kind == Kind::Up {
                 continue; // its answer is its end
             }

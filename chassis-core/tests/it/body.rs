@@ -10,7 +10,7 @@ use chassis_core::{
     Error, Reason,
     call::{Body, Invocation, Replay},
     stage::{Stage, Stages},
-    testing::{Answer, Feed, STATUS, Upstream, feed, read},
+    testing::{Answer, Feed, STATUS, Upstream, feed},
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::Body as _;
@@ -65,7 +65,7 @@ async fn an_answer_nobody_reads_ends_the_request_too() {
     assert_eq!(pipe.await.unwrap().unwrap_err().reason(), Reason::Cancelled);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_is_ready_is_taken_and_the_rest_follows() {
     // Chunks that are there, then a wait, then more: in all ways a body can be taken in.
     for ready in 0..4 {
@@ -86,7 +86,7 @@ async fn what_is_ready_is_taken_and_the_rest_follows() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_known_size_stays_exact() {
     let sized = || Full::new(Bytes::from_static(b"0123456789")).map_err(|never| match never {});
     let mut body = Body::stream(sized(), |e: Error| e);
@@ -110,7 +110,7 @@ fn now(body: &mut Body) -> Option<Bytes> {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_replay_starts_over_up_to_its_cap() {
     let (fed, body) = feed();
     let replay = Replay::new(body, 6);
@@ -135,7 +135,7 @@ async fn a_replay_starts_over_up_to_its_cap() {
     assert!(!fed.send("i"), "what can't be sent again is not kept");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_replay_repeats_trailers_and_the_end() {
     let (fed, body) = feed();
     fed.send("a");
@@ -152,7 +152,7 @@ async fn a_replay_repeats_trailers_and_the_end() {
     assert_eq!(drain(replay.attempt().unwrap()).await.unwrap().0, b"a");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_replay_is_there_once_its_reader_has_gone() {
     let (fed, body) = feed();
     fed.send("a");
@@ -169,7 +169,7 @@ async fn a_replay_is_there_once_its_reader_has_gone() {
     assert_eq!(now(&mut waiting.await.unwrap().unwrap()).unwrap(), "a");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_broken_body_cannot_be_replayed() {
     let (fed, body) = feed();
     fed.fail(Error::remote(Reason::ConnectionLost, "reset"));

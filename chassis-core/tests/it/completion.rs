@@ -5,7 +5,7 @@ use chassis_core::{
     Code, Error, Reason,
     call::{Invocation, Reply},
     stage::{Next, Stage, Stages},
-    testing::{Answer, Arrival, CallBuilder, Upstream, feed, read, run},
+    testing::{Answer, Arrival, CallBuilder, Upstream, feed},
 };
 use serde_json::json;
 use tower_service::Service;

@@ -3,7 +3,7 @@ use chassis_core::{
     Code, Reason,
     call::Invocation,
     event::Event,
-    testing::{Answer, CallBuilder, feed, run},
+    testing::{Answer, CallBuilder, feed},
 };
 use http::StatusCode;
 use serde_json::json;

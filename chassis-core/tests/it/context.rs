@@ -7,7 +7,7 @@ use chassis_core::{
     context::Context,
     layer::trace::TraceContext,
     pipeline,
-    testing::{Answer, run},
+    testing::Answer,
     units::Ratio,
 };
 use http::{HeaderName, StatusCode};

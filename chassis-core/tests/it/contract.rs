@@ -40,7 +40,7 @@ async fn a_scripted_upstream_counts_and_remembers() {
     assert_eq!(last.nth + 1, bench.upstream.calls(&last.address));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_upstream_can_speak_any_protocol() {
     static LINE: chassis_core::testing::TestProtocol = chassis_core::testing::TestProtocol::named("line");
     let bench = Bench::build(Upstream::speaking(&LINE, |_| Answer::ok("hi")), |b| b);

@@ -6,7 +6,7 @@ use chassis_core::{
     clock::Instant,
     context::Context,
     layer::breaker::State,
-    testing::{Answer, CallBuilder, STATUS, feed, read, run},
+    testing::{Answer, CallBuilder, STATUS, feed},
 };
 use http::HeaderMap;
 use serde_json::json;

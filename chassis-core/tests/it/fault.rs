@@ -6,7 +6,7 @@ use chassis_core::{
     event::Event,
     layer::breaker::State,
     protocol::Protocol,
-    testing::{Answer, CallBuilder, TEST, run},
+    testing::{Answer, CallBuilder, TEST},
 };
 use http::StatusCode;
 use serde_json::{Value, json};

@@ -3,7 +3,7 @@ use chassis_core::{
     Code, Error,
     call::Invocation,
     registry::{Instance, Membership},
-    testing::{Answer, CallBuilder, TestProtocol, Upstream, feed, run},
+    testing::{Answer, CallBuilder, TestProtocol, Upstream, feed},
 };
 use http::StatusCode;
 use serde_json::json;

@@ -7,7 +7,7 @@ use chassis_core::{
     policy::MOST_SERVICES,
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
     runtime::MOST_UNKNOWN,
-    testing::{Answer, CallBuilder, ScriptedRegistry, Upstream, run},
+    testing::{Answer, CallBuilder, ScriptedRegistry, Upstream},
 };
 use serde_json::json;
 

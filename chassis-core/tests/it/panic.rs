@@ -4,7 +4,7 @@ use chassis_core::{
     call::Invocation,
     event::Event,
     pipeline::Pipeline,
-    testing::{Answer, CallBuilder, run},
+    testing::{Answer, CallBuilder},
 };
 use http::StatusCode;
 use serde_json::json;

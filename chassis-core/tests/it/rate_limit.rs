@@ -7,7 +7,7 @@ use chassis_core::{
     clock::Instant,
     event::Event,
     pipeline::Pipeline,
-    testing::{Answer, CallBuilder, run},
+    testing::{Answer, CallBuilder},
 };
 use http::StatusCode;
 use serde_json::{Value, json};

@@ -15,7 +15,7 @@ use chassis_core::{
     context::Context,
     event::Event,
     registry::Membership,
-    testing::{Answer, Arrival, CallBuilder, REASON, RETRY_AFTER, ScriptedRegistry, Upstream, feed, run},
+    testing::{Answer, Arrival, CallBuilder, REASON, RETRY_AFTER, ScriptedRegistry, Upstream, feed},
 };
 use http::StatusCode;
 use serde_json::{Value, json};

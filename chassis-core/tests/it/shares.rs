@@ -11,7 +11,7 @@ use std::{
 use chassis_core::{
     pipeline::{self, Pipeline},
     registry::Membership,
-    testing::{Answer, Arrival, CallBuilder, ScriptedRegistry, TestProtocol, Upstream, run},
+    testing::{Answer, Arrival, CallBuilder, ScriptedRegistry, TestProtocol, Upstream},
 };
 use serde_json::json;
 

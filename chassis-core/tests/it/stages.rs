@@ -11,7 +11,7 @@ use chassis_core::{
     layer::breaker::State,
     pipeline,
     stage::{Next, Stage, Stages},
-    testing::{Answer, Upstream, run},
+    testing::{Answer, Upstream},
 };
 use http::StatusCode;
 use serde_json::json;

@@ -18,7 +18,7 @@ use chassis_core::{
     policy::{Problem, Settings},
     random::Random,
     runtime::{Runtime, RuntimeBuilder},
-    testing::{Answer, Answered, Arrival, CallBuilder, ScriptedRegistry, Upstream, run},
+    testing::{self, Answer, Answered, Arrival, CallBuilder, ScriptedRegistry, Upstream},
 };
 use http::HeaderMap;
 use http_body::Body as _;
@@ -100,7 +100,7 @@ impl Bench {
 
     /// Sends `call`, and gives the answer back unread.
     pub(crate) async fn send(&self, call: CallBuilder) -> Result<Reply, Error> {
-        self.pipeline.clone().call(call.build()).await
+        within("the head of an answer", self.pipeline.clone().call(call.build())).await
     }
 
     /// Sends `call` in a task of its own.
@@ -172,6 +172,26 @@ pub(crate) fn post() -> CallBuilder {
     CallBuilder::post("stock", "Post")
 }
 
+/// Sends `call`, and reads the answer to its end.
+pub(crate) async fn run(pipeline: &Pipeline, call: Invocation) -> Result<Answered, Error> {
+    within("an answer and its end", testing::run(pipeline, call)).await
+}
+
+/// Reads an answer to its end.
+pub(crate) async fn read(reply: Reply) -> Result<Answered, Error> {
+    within("the end of an answer", testing::read(reply)).await
+}
+
+/// Waits for `future`, but not for ever: when nothing else is going on, the paused clock moves on to the bound,
+/// which is longer than any test lets pass, and the test fails with what it waited for.
+pub(crate) async fn within<T>(what: &'static str, future: impl Future<Output = T>) -> T {
+    const BOUND: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+    match tokio::time::timeout(BOUND, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited in vain for {what}"),
+    }
+}
+
 /// Lets everything happen that can happen without time.
 pub(crate) async fn settle() {
     for _ in 0..50 {
@@ -181,14 +201,17 @@ pub(crate) async fn settle() {
 
 /// The next frame of an answer: a chunk, the trailers, or the end.
 pub(crate) async fn frame(body: &mut ReplyBody) -> Option<Result<Result<Bytes, HeaderMap>, Error>> {
-    let frame = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await?;
+    let next = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
+    let frame = within("the next frame of an answer, or its end", next).await?;
     Some(frame.map(|frame| frame.into_data().map_err(|frame| frame.into_trailers().unwrap_or_default())))
 }
 
 /// What is left of a body, and its trailers.
 pub(crate) async fn drain(mut body: Body) -> Result<(Vec<u8>, Option<HeaderMap>), Error> {
     let (mut bytes, mut trailers) = (Vec::new(), None);
-    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+    loop {
+        let next = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
+        let Some(frame) = within("the end of a body", next).await else { break };
         match frame?.into_data() {
             Ok(data) => bytes.extend_from_slice(&data),
             Err(frame) => trailers = frame.into_trailers().ok(),

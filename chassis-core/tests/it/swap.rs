@@ -12,7 +12,7 @@ use chassis_core::{
     call::Invocation,
     layer::breaker::State,
     stage::{Next, Stage, Stages},
-    testing::{Answer, CallBuilder, Upstream, run},
+    testing::{Answer, CallBuilder, Upstream},
 };
 use http::StatusCode;
 use serde_json::json;

@@ -10,13 +10,14 @@ use chassis::{Channel, Chassis, Code, Error, HttpClient, Problem, Reason, grpc::
 use chassis_protos::echo::{EchoReply, EchoRequest, echo_client::EchoClient};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body_util::BodyExt;
-use tokio::time::Instant;
-use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tokio::{sync::mpsc::Receiver, time::Instant};
+use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Status, Streaming, metadata::MetadataMap};
 
 use super::{
     echo::{CALL_ID, INSTANCE, VIA},
     served::Reply,
+    within,
 };
 
 /// Over which protocol a call goes.
@@ -37,6 +38,8 @@ pub(crate) enum Op {
     Download,
     /// `Echo/Upload`, `POST /upload`.
     Upload,
+    /// `Echo/Chat`, `POST /chat`: every message is answered while more are sent.
+    Chat,
 }
 
 /// The clients of one service.
@@ -108,10 +111,12 @@ impl Wire {
             (Wire::Grpc, Op::Safe) => "chassis.test.v1.Echo/Safe",
             (Wire::Grpc, Op::Download) => "chassis.test.v1.Echo/Download",
             (Wire::Grpc, Op::Upload) => "chassis.test.v1.Echo/Upload",
+            (Wire::Grpc, Op::Chat) => "chassis.test.v1.Echo/Chat",
             (Wire::Rest, Op::Call) => "POST /echo",
             (Wire::Rest, Op::Safe) => "GET /safe/{message}",
             (Wire::Rest, Op::Download) => "GET /download/{message}",
             (Wire::Rest, Op::Upload) => "POST /upload",
+            (Wire::Rest, Op::Chat) => "POST /chat",
         }
     }
 
@@ -244,6 +249,17 @@ impl Ask {
     }
 }
 
+/// Messages as a stub sends them.
+fn messages(parts: Receiver<String>) -> impl Stream<Item = EchoRequest> + Send {
+    ReceiverStream::new(parts).map(|message| EchoRequest { message, ..EchoRequest::default() })
+}
+
+/// Messages as the lines of a body.
+fn lines(parts: Receiver<String>) -> impl http_body::Body<Data = Bytes, Error = Error> + Send {
+    let frame = |part: String| Ok(http_body::Frame::data(Bytes::from(part + "\n")));
+    http_body_util::StreamBody::new(ReceiverStream::new(parts).map(frame))
+}
+
 // === impl Clients ===
 
 impl Clients {
@@ -253,7 +269,14 @@ impl Clients {
 
     pub(crate) async fn call(&self, wire: Wire, ask: Ask) -> Outcome {
         let began = Instant::now();
-        let outcome = match (wire, ask.op) {
+        let (service, id) = (ask.service.clone(), ask.id.clone());
+        let call = self.call_once(wire, ask);
+        let outcome = within(|| format!("the answer of {service} to {id} over {wire:?}"), call).await;
+        Outcome { took: began.elapsed(), ..outcome }
+    }
+
+    async fn call_once(&self, wire: Wire, ask: Ask) -> Outcome {
+        match (wire, ask.op) {
             (Wire::Grpc, Op::Call) => Outcome::grpc(self.grpc.clone().call(ask.grpc(ask.says())).await),
             (Wire::Grpc, _) => Outcome::grpc(self.grpc.clone().safe(ask.grpc(ask.says())).await),
             (Wire::Rest, Op::Call) => {
@@ -264,11 +287,15 @@ impl Clients {
                 let request = self.rest.get("/safe/{message}").param("message", &ask.message);
                 Outcome::rest(ask.rest(request).send().await).await
             }
-        };
-        Outcome { took: began.elapsed(), ..outcome }
+        }
     }
 
     pub(crate) async fn download(&self, wire: Wire, ask: Ask, parts: u32) -> Result<Parts, Outcome> {
+        within(|| format!("the head of a download over {wire:?}"), self.begin_download(wire, ask, parts))
+            .await
+    }
+
+    async fn begin_download(&self, wire: Wire, ask: Ask, parts: u32) -> Result<Parts, Outcome> {
         match wire {
             Wire::Grpc => {
                 let request = EchoRequest { repeat: parts, ..ask.says() };
@@ -289,27 +316,40 @@ impl Clients {
         }
     }
 
-    pub(crate) async fn upload(
-        &self,
-        wire: Wire,
-        ask: Ask,
-        parts: tokio::sync::mpsc::Receiver<String>,
-    ) -> Outcome {
+    pub(crate) async fn upload(&self, wire: Wire, ask: Ask, parts: Receiver<String>) -> Outcome {
         let began = Instant::now();
-        let parts = ReceiverStream::new(parts);
-        let outcome = match wire {
-            Wire::Grpc => {
-                let parts = parts.map(|message| EchoRequest { message, ..EchoRequest::default() });
-                Outcome::grpc(self.grpc.clone().upload(ask.grpc(parts)).await)
-            }
-            Wire::Rest => {
-                let lines =
-                    parts.map(|part| Ok::<_, Error>(http_body::Frame::data(Bytes::from(part + "\n"))));
-                let request = self.rest.post("/upload").stream(http_body_util::StreamBody::new(lines));
-                Outcome::rest(ask.rest(request).send().await).await
+        let call = async {
+            match wire {
+                Wire::Grpc => Outcome::grpc(self.grpc.clone().upload(ask.grpc(messages(parts))).await),
+                Wire::Rest => {
+                    let request = self.rest.post("/upload").stream(lines(parts));
+                    Outcome::rest(ask.rest(request).send().await).await
+                }
             }
         };
+        let outcome = within(|| format!("the answer to an upload over {wire:?}"), call).await;
         Outcome { took: began.elapsed(), ..outcome }
+    }
+
+    pub(crate) async fn chat(&self, wire: Wire, ask: Ask, parts: Receiver<String>) -> Result<Parts, Outcome> {
+        let head = async {
+            match wire {
+                Wire::Grpc => match self.grpc.clone().chat(ask.grpc(messages(parts))).await {
+                    Ok(response) => Ok(Parts::Grpc(Box::new(response.into_inner()))),
+                    Err(status) => Err(Outcome::status(status)),
+                },
+                Wire::Rest => {
+                    let request = self.rest.post("/chat").stream(lines(parts));
+                    match ask.rest(request).send().await {
+                        Ok(response) if response.status().is_success() => {
+                            Ok(Parts::Rest(response.into_body(), VecDeque::new()))
+                        }
+                        failed => Err(Outcome::rest(failed).await),
+                    }
+                }
+            }
+        };
+        within(|| format!("the head of a chat over {wire:?}"), head).await
     }
 }
 
@@ -454,6 +494,10 @@ impl Outcome {
 impl Parts {
     /// The next part; `None` when it ended well.
     pub(crate) async fn next(&mut self) -> Option<Result<String, Outcome>> {
+        within(|| "the next part of a stream, or its end".to_owned(), self.part()).await
+    }
+
+    async fn part(&mut self) -> Option<Result<String, Outcome>> {
         match self {
             Parts::Grpc(parts) => match parts.message().await {
                 Ok(part) => Some(Ok(part?.message)),

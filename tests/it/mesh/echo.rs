@@ -183,7 +183,7 @@ impl Echo {
         (seen, act, Working(self.running.clone()))
     }
 
-    pub(super) async fn perform(self: &Arc<Self>, act: Act, seen: &Seen) -> Result<(), Failure> {
+    pub(crate) async fn perform(self: &Arc<Self>, act: Act, seen: &Seen) -> Result<(), Failure> {
         match act {
             Act::Answer => Ok(()),
             Act::Fail(code) => Err(self.failure(seen.wire, code)),

@@ -101,12 +101,11 @@ impl echo_server::Echo for Served {
         request: tonic::Request<Streaming<EchoRequest>>,
     ) -> Result<tonic::Response<Replies>, Status> {
         let (metadata, _, requests) = request.into_parts();
-        let (_, _, working) = self.0.begin(Wire::Grpc, Op::Upload, "", &metadata.into_headers());
+        let (seen, act, working) = self.0.begin(Wire::Grpc, Op::Chat, "", &metadata.into_headers());
         let mut count = 0;
-        let replies = requests.map(move |request| {
+        let replies = chat(self.0.clone(), seen, act, working, requests).map(move |message| {
             count += 1;
-            let _held = &working;
-            Ok(EchoReply { message: request?.message, count, ..EchoReply::default() })
+            Ok(EchoReply { message: message??.message, count, ..EchoReply::default() })
         });
         Ok(tonic::Response::new(Box::pin(replies)))
     }
@@ -138,6 +137,28 @@ fn parts(
             }
             drop(working); // the stream holds another
             Ok(part(&seen.message, number))
+        }
+    })
+}
+
+/// The messages of a chat, one by one. Before the second, the handler does as it was told.
+fn chat<T: Send>(
+    echo: Arc<Echo>,
+    seen: Seen,
+    act: Act,
+    working: Working,
+    messages: impl Stream<Item = T> + Send,
+) -> impl Stream<Item = Result<T, Failure>> + Send {
+    let (working, mut number) = (Arc::new(working), 0);
+    messages.then(move |message| {
+        number += 1;
+        let (echo, seen, act, working) = (echo.clone(), seen.clone(), act.clone(), working.clone());
+        async move {
+            if number == 2 {
+                echo.perform(act, &seen).await?;
+            }
+            drop(working); // the stream holds another
+            Ok(message)
         }
     })
 }
@@ -200,6 +221,7 @@ pub(super) fn router(echo: &Arc<Echo>) -> Router {
         .route("/safe/{message}", get(get_echo))
         .route("/download/{message}", get(get_download))
         .route("/upload", post(post_upload))
+        .route("/chat", post(post_chat))
         .with_state(echo.clone())
 }
 
@@ -250,4 +272,17 @@ async fn post_upload(
     let all: Vec<_> = std::str::from_utf8(&whole).unwrap().lines().map(str::to_owned).collect();
     echo.perform(act, &seen).await?;
     Ok(Json(uploaded(&echo.id, &all).into()))
+}
+
+async fn post_chat(
+    State(echo): State<Arc<Echo>>,
+    headers: HeaderMap,
+    body: axum::body::Body,
+) -> axum::body::Body {
+    let (seen, act, working) = echo.begin(Wire::Rest, Op::Chat, "", &headers);
+    let chunks = chat(echo, seen, act, working, body.into_data_stream()).map(|chunk| match chunk {
+        Ok(chunk) => chunk.map_err(std::io::Error::other),
+        Err(failure) => Err(std::io::Error::other(format!("{failure:?}"))),
+    });
+    axum::body::Body::from_stream(chunks)
 }
