@@ -52,9 +52,9 @@ async fn an_upstream_can_speak_any_protocol() {
 
 #[tokio::test(start_paused = true)]
 async fn our_pickers_keep_to_the_contract() {
-    contract::picker::picker(P2c, false).await;
-    contract::picker::picker(RoundRobin, false).await;
-    contract::picker::picker(RandomPicker, false).await;
+    within("the contract of pickers", contract::picker::picker(P2c, false)).await;
+    within("the contract of pickers", contract::picker::picker(RoundRobin, false)).await;
+    within("the contract of pickers", contract::picker::picker(RandomPicker, false)).await;
 }
 
 /// As its documentation has it: always the first that is available.
@@ -77,6 +77,6 @@ impl Picker for Beyond {
 
 #[tokio::test(start_paused = true)]
 async fn pickers_of_ones_own_are_held_to_it_by_the_layer() {
-    contract::picker::picker(First, true).await;
-    contract::picker::picker(Beyond, true).await;
+    within("the contract of pickers", contract::picker::picker(First, true)).await;
+    within("the contract of pickers", contract::picker::picker(Beyond, true)).await;
 }
