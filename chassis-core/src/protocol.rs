@@ -99,7 +99,8 @@ pub enum Pushback {
     Never,
 }
 
-/// How a protocol reaches endpoints.
+/// How a protocol reaches endpoints. Every implementation passes `testing::contract::transport` (feature
+/// `testing`).
 pub trait Transport: Send + Sync + 'static {
     /// What sends calls to one endpoint.
     type Leaf: Leaf;

@@ -15,6 +15,13 @@ use chassis::{
     pipeline::{self, Pipeline},
     protocol::{Leaf, LeafFuture, Protocol, Transport},
 };
+use chassis_core::{
+    tasks::Tasks,
+    testing::contract::{
+        self,
+        transport::{Endpoint, Handler},
+    },
+};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -278,4 +285,58 @@ async fn a_protocol_of_ones_own_has_all_of_it() {
         figures.contains("chassis_client_call_duration_seconds_count{code=\"OK\",operation=\"Count\""),
         "{figures}"
     );
+}
+
+/// A server of lines at `memory:stock`.
+struct LineEndpoint(Network, Tasks);
+
+#[async_trait::async_trait]
+impl Endpoint for LineEndpoint {
+    fn address(&self) -> String {
+        "memory:stock".to_owned()
+    }
+
+    fn call(&self, text: &'static str) -> Invocation {
+        let mut call = Invocation::new(&LINE, Target::new("stock", Operation::from_static("Count")));
+        call.body = Body::full(text);
+        call
+    }
+
+    async fn start(&mut self, handler: Handler) {
+        self.1 = Tasks::new();
+        let (mut listener, tasks) = (self.0.bind("memory:stock").await.unwrap(), self.1.clone());
+        self.1.spawn(async move {
+            while let Ok(stream) = listener.accept().await {
+                tasks.spawn(answer(stream, handler.clone()));
+            }
+        });
+    }
+
+    async fn stop(&mut self) {
+        self.1.end(Duration::from_secs(1)).await;
+    }
+
+    fn is_watched(&self) -> bool {
+        false
+    }
+}
+
+/// Answers one call, unless the caller leaves before.
+async fn answer(stream: Stream, handler: Handler) {
+    let mut stream = BufReader::new(stream);
+    let mut line = String::new();
+    stream.read_line(&mut line).await.unwrap();
+    let mut left = String::new();
+    let said = tokio::select! {
+        said = handler.handle(line.as_bytes()) => said,
+        _ = stream.read_line(&mut left) => return,
+    };
+    stream.write_all(format!("OK||{said}\n").as_bytes()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transport_of_ones_own_keeps_the_contract() {
+    let network = Network::default();
+    let endpoint = LineEndpoint(network.clone(), Tasks::new());
+    contract::transport::transport(LineTransport(network), endpoint).await;
 }

@@ -74,7 +74,8 @@ pub struct Answer {
     pub body: Body,
 }
 
-/// Sees the failure, and may answer instead: an error it returns is what the caller gets.
+/// Sees the failure, and may answer instead: an error it returns is what the caller gets. One that answers every
+/// failure passes `testing::contract::fallback` (feature `testing`).
 pub type FallbackFn = dyn Fn(Failed) -> BoxFuture<'static, Result<Answer, Error>> + Send + Sync;
 
 /// Where the answer of a policy comes from.

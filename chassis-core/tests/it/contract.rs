@@ -1,9 +1,17 @@
 //! The scripted upstream and registry are what the other tests stand on.
+use std::sync::Arc;
+
 use chassis_core::{
-    layer::balance::{Candidates, P2c, Picker, RandomPicker, RoundRobin},
+    Error, Reason,
+    call::Body,
+    layer::{
+        balance::{Candidates, P2c, Picker, RandomPicker, RoundRobin},
+        fallback::{Answer as Instead, FallbackConfig, FallbackFn},
+    },
     registry::{Membership, Registry},
-    testing::{Answer, ScriptedRegistry, Upstream, contract},
+    testing::{Answer, ScriptedRegistry, TEST, TestProtocol, Upstream, contract, feed},
 };
+use http::{HeaderMap, StatusCode};
 
 use crate::support::*;
 
@@ -79,4 +87,57 @@ impl Picker for Beyond {
 async fn pickers_of_ones_own_are_held_to_it_by_the_layer() {
     within("the contract of pickers", contract::picker::picker(First, true)).await;
     within("the contract of pickers", contract::picker::picker(Beyond, true)).await;
+}
+
+static GRPC: TestProtocol = TestProtocol::named("grpc");
+
+fn function<F>(answer: impl Fn() -> F + Send + Sync + 'static) -> Arc<FallbackFn>
+where
+    F: Future<Output = Result<Instead, Error>> + Send + 'static,
+{
+    Arc::new(move |_| Box::pin(answer()))
+}
+
+fn instead(status: StatusCode, body: Body) -> Result<Instead, Error> {
+    Ok(Instead { status, metadata: HeaderMap::new(), body })
+}
+
+#[tokio::test(start_paused = true)]
+async fn fallbacks_keep_to_the_contract() {
+    let from_cache = || std::future::ready(instead(StatusCode::OK, Body::full("old")));
+    contract::fallback::function(function(from_cache), &TEST).await;
+    contract::fallback::function(function(from_cache), &GRPC).await;
+    let config = FallbackConfig { message: Some("CAE=".to_owned()), ..FallbackConfig::default() };
+    contract::fallback::settings(config.clone(), &TEST).await;
+    contract::fallback::settings(config, &GRPC).await;
+}
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "a fallback answers a call that ends so: Lost")]
+async fn a_fallback_that_never_answers_breaks_it() {
+    contract::fallback::function(function(std::future::pending), &TEST).await;
+}
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "a fallback answers `Lost` with a success")]
+async fn a_fallback_that_answers_with_a_failure_breaks_it() {
+    let failing = || std::future::ready(instead(StatusCode::SERVICE_UNAVAILABLE, Body::empty()));
+    contract::fallback::function(function(failing), &TEST).await;
+}
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "the answer of a fallback is whole")]
+async fn a_fallback_whose_answer_breaks_off_breaks_it() {
+    let cut = || {
+        let (feed, body) = feed();
+        feed.fail(Error::local(Reason::Internal, "the cache is gone"));
+        std::future::ready(instead(StatusCode::OK, body))
+    };
+    contract::fallback::function(function(cut), &TEST).await;
+}
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "a fallback answers a call that ends so: Lost")]
+async fn settings_that_answer_another_protocol_break_it() {
+    contract::fallback::settings(FallbackConfig::default(), &GRPC).await;
 }

@@ -520,8 +520,3 @@ fn any_metadata_survives() {
 fn the_protocol_has_one_name() {
     assert_eq!(chassis_core::protocol::Protocol::name(&GRPC), "grpc");
 }
-
-#[test]
-fn grpc_is_a_protocol() {
-    chassis_core::testing::contract::protocol::protocol(&GRPC);
-}

@@ -1,5 +1,6 @@
 //! What stubs and services see of both edges.
 #![allow(clippy::unwrap_used)]
+mod contract;
 mod echo;
 mod loopback;
 mod network;

@@ -1,6 +1,8 @@
 //! Byte streams, by address: what connections are made of, on both sides, before HTTP begins.
 //!
 //! TLS goes in here: a [`Connector`] around another one on the client, an [`Acceptor`] on the server.
+#[cfg(feature = "testing")]
+pub mod contract;
 mod eyeballs;
 mod hangup;
 mod memory;
@@ -29,6 +31,7 @@ pub use self::{
 };
 
 /// Opens a stream to an address. Object-safe; must be cancel-safe: the caller bounds the time.
+/// Every implementation passes `connector::contract` (feature `testing`).
 ///
 /// ```
 /// use std::io;
