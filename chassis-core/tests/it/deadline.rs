@@ -31,7 +31,7 @@ async fn five_seconds_unless_told_otherwise() {
     check(&bench.get().await, Code::DeadlineExceeded, Reason::DeadlineExceeded);
     assert_eq!(began.elapsed(), 5 * S);
     bench.stock(json!({ "timeout": "off" }));
-    let call = tokio::time::timeout(1_000_000 * S, bench.get());
+    let call = tokio::time::timeout(100_000 * S, bench.get());
     assert!(call.await.is_err());
 }
 

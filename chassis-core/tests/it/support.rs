@@ -185,7 +185,7 @@ pub(crate) async fn read(reply: Reply) -> Result<Answered, Error> {
 /// Waits for `future`, but not for ever: when nothing else is going on, the paused clock moves on to the bound,
 /// which is longer than any test lets pass, and the test fails with what it waited for.
 pub(crate) async fn within<T>(what: &'static str, future: impl Future<Output = T>) -> T {
-    const BOUND: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+    const BOUND: Duration = Duration::from_secs(2 * 24 * 60 * 60);
     match tokio::time::timeout(BOUND, future).await {
         Ok(value) => value,
         Err(_) => panic!("waited in vain for {what}"),
