@@ -124,6 +124,7 @@ struct Inner {
     source: Option<BoxError>,
     call: Option<Returned>,
     node: Option<Arc<Node>>,
+    service: Option<Arc<str>>,
     hop: Option<crate::call::Hop>,
 }
 
@@ -148,8 +149,8 @@ impl Error {
         maybe_executed: bool,
         message: Cow<'static, str>,
     ) -> Self {
-        let (rule, retry_after, details, source, call, node, hop) =
-            (None, None, None, None, None, None, None);
+        let (rule, retry_after, details, source, call, node, hop, service) =
+            (None, None, None, None, None, None, None, None);
         Error(Box::new(Inner {
             code,
             reason,
@@ -164,6 +165,7 @@ impl Error {
             call,
             node,
             hop,
+            service,
         }))
     }
 
@@ -240,6 +242,12 @@ impl Error {
         self
     }
 
+    /// The same, of a call to `service`: whoever passes the error on says whose it is.
+    pub fn of_service(mut self, service: &Arc<str>) -> Self {
+        self.0.service.get_or_insert_with(|| service.clone());
+        self
+    }
+
     /// The same, with what lies beneath.
     pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
         self.0.source = Some(source.into());
@@ -311,6 +319,11 @@ impl Error {
         self.0.node.as_ref().map(|node| node.address())
     }
 
+    /// The service that was called, where this is the failure of a call that this process made.
+    pub fn service(&self) -> Option<&str> {
+        self.0.service.as_deref()
+    }
+
     /// When trying again makes sense.
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
@@ -354,6 +367,7 @@ impl Error {
             details,
             node,
             hop,
+            service,
             ..
         } = &*self.0;
         Error(Box::new(Inner {
@@ -370,6 +384,7 @@ impl Error {
             call: None,
             node: node.clone(),
             hop: hop.clone(),
+            service: service.clone(),
         }))
     }
 

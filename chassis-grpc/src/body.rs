@@ -10,6 +10,7 @@ use bytes::Bytes;
 use chassis_core::{
     Code, Error, Reason,
     call::{Body, ReplyBody},
+    headers::find,
 };
 use chassis_http::server::ServerBody;
 use http::HeaderMap;
@@ -19,6 +20,7 @@ use tonic::Status;
 use crate::{
     details::{self, Reader},
     message::{self, Lengths, TooLong},
+    protocol::GRPC_STATUS,
     status::{self, Answer},
 };
 
@@ -99,7 +101,7 @@ impl HttpBody for ResponseBody {
         let Some(body) = &mut this.body else {
             return Poll::Ready(this.ending.take().map(|trailers| Ok(Frame::trailers(*trailers))));
         };
-        let frame = match ready!(Pin::new(body).poll_frame(cx)) {
+        let frame = match ready!(Pin::new(&mut *body).poll_frame(cx)) {
             Some(Ok(mut frame)) if this.reader == Reader::Here => {
                 if let Some(data) = frame.data_ref() {
                     if let Err(beyond) = this.lengths.check(data) {
@@ -107,11 +109,15 @@ impl HttpBody for ResponseBody {
                     }
                 } else if let Some(trailers) = frame.trailers_mut() {
                     details::sanitize(trailers);
+                    if !is_ok(trailers) {
+                        details::write_upstream(trailers, &body.call().target.service);
+                    }
                 }
                 Some(Ok(frame))
             }
             Some(Ok(frame)) => Some(Ok(frame)),
             Some(Err(error)) => {
+                let error = error.of_service(&body.call().target.service);
                 this.body = None;
                 Some(Ok(Frame::trailers(Answer::of(&error, this.reader).into_trailers())))
             }
@@ -130,6 +136,10 @@ impl std::fmt::Debug for ResponseBody {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ResponseBody").finish_non_exhaustive()
     }
+}
+
+fn is_ok(trailers: &HeaderMap) -> bool {
+    find(trailers, &GRPC_STATUS).is_none_or(|status| status.as_bytes() == b"0")
 }
 
 // === impl RequestBody ===

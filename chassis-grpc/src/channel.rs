@@ -53,6 +53,7 @@ pub struct Channel {
 /// The answer to come.
 pub struct ResponseFuture {
     state: State,
+    service: Arc<str>,
     max_message: usize,
 }
 
@@ -141,7 +142,7 @@ impl Service<Request<tonic::body::Body>> for Channel {
             Ok(call) => State::Called(self.pipeline.run(call)),
             Err(error) => State::Refused(Some(error)),
         };
-        ResponseFuture { state, max_message: self.max_message }
+        ResponseFuture { state, service: self.service.clone(), max_message: self.max_message }
     }
 }
 
@@ -163,7 +164,7 @@ impl Future for ResponseFuture {
         };
         Poll::Ready(Ok(match answer {
             Ok(reply) => response(reply, self.max_message),
-            Err(error) => trailers_only(Answer::of(&error, Reader::Here)),
+            Err(error) => trailers_only(Answer::of(&error.of_service(&self.service), Reader::Here)),
         }))
     }
 }
@@ -172,10 +173,9 @@ impl Future for ResponseFuture {
 fn response(mut reply: Reply, max_message: usize) -> Response<ResponseBody> {
     let mut metadata = std::mem::take(&mut reply.metadata);
     let is_well = reply.verdict().is_some_and(|verdict| verdict.is_success());
-    if !is_well
-        && grpc_status(&metadata).is_none()
-        && let Some(code) = not_grpc(reply.status, &metadata)
-    {
+    if !is_well && grpc_status(&metadata).is_some() {
+        details::write_upstream(&mut metadata, &reply.target.service);
+    } else if !is_well && let Some(code) = not_grpc(reply.status, &metadata) {
         let code = tonic::Code::from_i32(i32::from(code.number()));
         let content_type = metadata.get(http::header::CONTENT_TYPE);
         let words =

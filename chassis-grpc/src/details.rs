@@ -28,6 +28,9 @@ const REASON: HeaderName = HeaderName::from_static("x-chassis-reason");
 /// The rule that spoke there.
 const RULE: HeaderName = HeaderName::from_static("x-chassis-rule");
 
+/// In this process alone: the service whose call ended with a status, for whoever passes it on.
+const UPSTREAM: HeaderName = HeaderName::from_static("x-chassis-upstream");
+
 const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 const ERROR_INFO: &str = "google.rpc.ErrorInfo";
 const RETRY_INFO: &str = "google.rpc.RetryInfo";
@@ -163,6 +166,19 @@ pub(crate) fn decode_retry_after(details: &[u8]) -> Option<Duration> {
 /// executed: left in, its caller would take the call for one that never was.
 pub(crate) fn strip(metadata: &mut HeaderMap) {
     retain(metadata, |_, _| false);
+    if find(metadata, &UPSTREAM).is_some() {
+        metadata.remove(UPSTREAM);
+    }
+}
+
+/// The service whose call ended with `status`, where a channel of this process said so.
+pub(crate) fn upstream(status: &tonic::Status) -> Option<&str> {
+    status.metadata().get(UPSTREAM.as_str())?.to_str().ok()
+}
+
+/// Says to the readers in this process that the status in `metadata` ended a call to `service`.
+pub(crate) fn write_upstream(metadata: &mut HeaderMap, service: &str) {
+    metadata.extend(HeaderValue::from_str(service).ok().map(|service| (UPSTREAM, service)));
 }
 
 /// Takes out what a chassis said of another hop than `hop`, and tells whether there was any. That a call was
@@ -323,8 +339,9 @@ mod tests {
         assert_eq!(both, header(vec![info("googleapis.com"), retry(1, 0)]));
 
         let mut only = header(vec![info(DOMAIN)]);
+        write_upstream(&mut only, "stock");
         strip(&mut only);
-        assert!(only.is_empty());
+        assert!(only.is_empty(), "what is said within the process stays there");
 
         for mut untouched in [header(vec![info("googleapis.com")]), header(vec![])] {
             let before = untouched.clone();

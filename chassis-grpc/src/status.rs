@@ -49,6 +49,10 @@ pub fn error(status: &Status) -> Option<Error> {
     };
     let error = error.with_code(code(status)).with_maybe_executed(said.maybe_executed);
     let error = said.rule.into_iter().fold(error, Error::with_rule);
+    let error = match details::upstream(status) {
+        Some(service) => error.of_service(&service.into()),
+        None => error,
+    };
     let after = said.retry_after.or_else(|| details::decode_retry_after(status.details()));
     Some(after.into_iter().fold(error, Error::with_retry_after))
 }
@@ -108,6 +112,9 @@ impl Answer {
             metadata.insert(PUSHBACK, HeaderValue::from(millis as u64));
         }
         details::write_bare(error, reader, &mut metadata);
+        if let (Reader::Here, Some(service)) = (reader, error.service()) {
+            details::write_upstream(&mut metadata, service);
+        }
         let (details, metadata) =
             (details::encode(error, &message, reader), MetadataMap::from_headers(metadata));
         let status = Status::with_details_and_metadata(code, message, details, metadata);

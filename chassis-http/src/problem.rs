@@ -42,6 +42,8 @@ pub struct Problem {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rule: Option<Cow<'static, str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) upstream: Option<Cow<'static, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     trace_id: Option<Cow<'static, str>>,
     #[serde(skip)]
     retry_after: Option<Duration>,
@@ -63,6 +65,7 @@ impl Problem {
             code: None,
             reason: None,
             rule: None,
+            upstream: None,
             trace_id: None,
             retry_after: None,
         }
@@ -107,6 +110,7 @@ impl Problem {
         problem.reason = Some(Cow::Borrowed(error.reason().name()));
         problem.rule = error.rule().map(|rule| Cow::Owned(rule.to_owned()));
         problem.retry_after = error.retry_after();
+        problem.upstream = error.service().map(|service| Cow::Owned(service.to_owned()));
         problem.trace_id = error.trace_id().map(hex);
         problem
     }
@@ -157,6 +161,12 @@ impl Problem {
     /// The rule that spoke, by its name in the configuration over there.
     pub fn rule(&self) -> Option<&str> {
         self.rule.as_deref()
+    }
+
+    /// The service that failed, where the one that answers passes on how its own call ended. Reason and rule are
+    /// then of that call. `None`: the failure is of the service that answers.
+    pub fn upstream(&self) -> Option<&str> {
+        self.upstream.as_deref()
     }
 
     /// The trace that it happened in, as 32 hexadecimal digits.

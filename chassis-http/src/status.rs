@@ -30,6 +30,7 @@ impl From<&Status> for Problem {
             problem.reason = said.split(' ').next().map(|reason| Cow::Owned(reason.to_owned()));
             problem.rule = text(status, "x-chassis-rule").map(|rule| Cow::Owned(rule.to_owned()));
         }
+        problem.upstream = text(status, "x-chassis-upstream").map(|service| Cow::Owned(service.to_owned()));
         let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
         retry_after.into_iter().fold(problem, Problem::retry_after)
     }

@@ -11,12 +11,13 @@ use axum::{
     routing::{get, post},
 };
 use chassis::{
-    Chassis, ChassisBuilder, Problem, Reason, Running, document::Environment, event::Event,
+    Chassis, ChassisBuilder, Code, Problem, Reason, Running, document::Environment, event::Event,
     http::connector::Network, registries::MemoryRegistry, registry::Instance,
 };
+use chassis_protos::echo::EchoRequest;
 use serde_json::{Value, json};
 
-use crate::mesh::{Act, Ask, Mesh, Wire, both, until};
+use crate::mesh::{Act, Ask, Mesh, Op, Wire, both, until};
 
 /// A service that calls itself, in memory.
 async fn stock(
@@ -203,5 +204,62 @@ both! {
         let lines = || told(&stock.running);
         until("it is told", || lines().len() == 1).await;
         assert_eq!(lines()[0].0, Reason::DeadlineExceeded);
+    }
+}
+
+both! {
+    /// A failure that a handler passes on is not taken for its own: it names the service that was called.
+    async fn a_problem_names_the_service_that_failed(wire: Wire) {
+        let mesh = Mesh::new();
+        let stock = mesh.server("stock", "stock-1").config(
+            "inbound: { operations: { 'chassis.test.v1.Echo/Safe': { rate_limits: [ { name: none, rate: 0/s, burst: 0 } ] },
+                                      'GET /safe/{message}': { rate_limits: [ { name: none, rate: 0/s, burst: 0 } ] } } }",
+        ).start().await;
+        stock.does(Act::Fail(Code::NotFound));
+        let caller = mesh.caller("outbound: { defaults: { retry: off } }").await;
+        let passed_on = async |service: &str, ask: Ask| {
+            let clients = caller.clients(service);
+            match wire {
+                Wire::Grpc => {
+                    let request = ask.grpc(EchoRequest::default());
+                    let mut stub = clients.grpc.clone();
+                    let answer = if ask.op == Op::Safe { stub.safe(request).await } else { stub.call(request).await };
+                    chassis::grpc::problem(&answer.unwrap_err())
+                }
+                Wire::Rest => {
+                    let request = match ask.op {
+                        Op::Safe => clients.rest.get("/safe/{message}").param("message", "a"),
+                        _ => clients.rest.post("/echo").json(&json!({ "message": "a" })),
+                    };
+                    match ask.rest(request).send().await {
+                        Ok(answer) => answer.ok().await.err().unwrap(),
+                        Err(error) => Problem::from(error),
+                    }
+                }
+            }
+        };
+        let its_own = passed_on("stock", Ask::to("stock")).await;
+        assert_eq!((its_own.upstream(), its_own.status().as_u16(), its_own.reason()), (Some("stock"), 404, None));
+        let refused = passed_on("stock", Ask::to("stock").safe()).await;
+        assert_eq!((refused.upstream(), refused.reason()), (Some("stock"), Some(Reason::RateLimited)));
+        let never_sent = passed_on("nobody", Ask::to("nobody")).await;
+        assert_eq!((never_sent.upstream(), never_sent.reason()), (Some("nobody"), Some(Reason::UnknownService)));
+        let document = String::from_utf8(refused.into_http().into_body().to_vec()).unwrap();
+        assert!(document.contains(r#""upstream":"stock""#), "{document}");
+
+        // In the midst of a stream too.
+        stock.does(Act::Delay(Duration::from_secs(1)));
+        caller.push("outbound: { defaults: { retry: off, total_timeout: 300ms } }").await.applied();
+        if wire == Wire::Grpc {
+            let request = EchoRequest { repeat: 3, ..EchoRequest::default() };
+            let mut parts = caller.clients("stock").grpc.clone().download(request).await.unwrap().into_inner();
+            let cut = loop {
+                match parts.message().await {
+                    Ok(part) => assert!(part.is_some(), "it is cut"),
+                    Err(status) => break chassis::grpc::problem(&status),
+                }
+            };
+            assert_eq!((cut.upstream(), cut.reason()), (Some("stock"), Some(Reason::DeadlineExceeded)));
+        }
     }
 }

@@ -99,7 +99,7 @@ impl HttpClient {
     }
 
     async fn send(mut self, call: Invocation) -> Result<Response, Error> {
-        let reply = self.pipeline.call(call).await?;
+        let reply = self.pipeline.call(call).await.map_err(|error| error.of_service(&self.service))?;
         Ok(Response::new(reply, self.max_body))
     }
 }

@@ -138,7 +138,9 @@ impl RequestBuilder {
     /// Sends it. An answer, also a failing one, is `Ok`; an error means that none came.
     pub async fn send(self) -> Result<Response, Error> {
         let (call, pipeline, max_body) = self.into_call()?;
-        Ok(Response::new(pipeline.run(call).await?, max_body))
+        let service = call.target.service.clone();
+        let answer = pipeline.run(call).await.map_err(|error| error.of_service(&service))?;
+        Ok(Response::new(answer, max_body))
     }
 
     /// The call, the way that it goes, and how much of its answer is read at once.

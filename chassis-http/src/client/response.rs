@@ -54,7 +54,9 @@ impl Response {
         }
         // What failed on the way to the details shall not hide the failure itself.
         let body = self.read().await.unwrap_or_default();
-        Err(Problem::read(self.status, &self.headers, &body))
+        let mut problem = Problem::read(self.status, &self.headers, &body);
+        problem.upstream = Some(self.body.call().target.service.to_string().into());
+        Err(problem)
     }
 
     /// The whole body, up to `max_body` bytes (default 4 MiB).
