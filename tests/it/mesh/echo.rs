@@ -39,6 +39,7 @@ pub(crate) type Work = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>
 
 /// How a handler fails.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "failures of tests are few")]
 pub(crate) enum Failure {
     Grpc(Status),
     Rest(Problem),
