@@ -4,10 +4,16 @@
 //! itself, and of no other: a gateway of another make which passes the answer on has worked for the call
 //! already. So a refusal repeats what the attempt was sent with, and the caller believes it only if that is
 //! what it sent: its own name and labels, the number of the attempt, and the authority. They travel with each
-//! attempt anyway; what a gateway sends for calls of its own differs in at least one of them.
-use http::{HeaderValue, header::HOST};
+//! attempt anyway; what a gateway sends for calls of its own differs in at least one of them, or says that it
+//! was forwarded (`via`, `forwarded`, `x-forwarded-for`, as most proxies do). A gateway that works for a call,
+//! sends on all that it got and says nothing of itself cannot be told from the caller.
+use http::{
+    HeaderName, HeaderValue,
+    header::{FORWARDED, HOST, VIA},
+};
 
 use super::Call;
+use crate::headers::contains;
 
 /// What an attempt was sent with, as far as a refusal repeats it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +26,8 @@ pub struct Hop {
 
 /// In place of an authority that is not known; no authority contains it.
 const UNKNOWN: &str = "?";
+/// What proxies write of themselves.
+const FORWARDED_BY: [HeaderName; 3] = [VIA, FORWARDED, HeaderName::from_static("x-forwarded-for")];
 /// Longer names are not repeated.
 const LONGEST: usize = 256;
 
@@ -33,8 +41,11 @@ impl Hop {
         Some(Hop { attempt: call.attempt_number(), authority, ..Self::by_caller(call)? })
     }
 
-    /// As the service knows it that is called.
+    /// As the service knows it that is called. What somebody forwarded is whole for nobody.
     pub(crate) fn received(call: &Call) -> Option<Self> {
+        if FORWARDED_BY.iter().any(|name| contains(&call.metadata, name)) {
+            return Self::by_caller(call);
+        }
         let host = || call.metadata.get(HOST)?.to_str().ok();
         let authority = call.uri.authority().map(|authority| authority.as_str()).or_else(host);
         let authority = authority.filter(|authority| authority.len() <= LONGEST).map(Into::into);
@@ -92,6 +103,19 @@ mod tests {
         let mut call = call(caller, attempts);
         call.metadata.insert(HOST, HeaderValue::from_static(host));
         Hop::received(&call).unwrap().text().unwrap()
+    }
+
+    #[test]
+    fn what_was_forwarded_is_not_this_hop() {
+        let sent = Hop::sent(&call("orders", 0)).unwrap();
+        for name in FORWARDED_BY {
+            let mut call = call("orders", 0);
+            call.metadata.insert(HOST, HeaderValue::from_static("stock"));
+            call.metadata.insert(&name, HeaderValue::from_static("10.0.0.7"));
+            let said = Hop::received(&call).unwrap();
+            assert!(!said.is_whole() && !sent.is(&said.text().unwrap()), "{name}");
+            assert!(sent.is_about(&said.text().unwrap()), "it was refused for this caller all the same");
+        }
     }
 
     #[test]
