@@ -11,11 +11,13 @@ use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use chassis_core::{Code, Error, Origin, Reason, call::Hop, headers::find};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
 use prost::Message;
 use prost_types::Any;
 use tonic::metadata::{BinaryMetadataValue, MetadataMap};
 use tonic_types::pb;
+
+use crate::protocol::GRPC_STATUS;
 
 /// Whose `ErrorInfo` it is.
 pub(crate) const DOMAIN: &str = "chassis";
@@ -165,6 +167,10 @@ pub(crate) fn decode_retry_after(details: &[u8]) -> Option<Duration> {
 /// Takes out what a chassis said. A handler that passes on its upstream's refusal has itself been
 /// executed: left in, its caller would take the call for one that never was.
 pub(crate) fn strip(metadata: &mut HeaderMap) {
+    // A good status and the head of an answer are mostly alone.
+    if metadata.len() == 1 && metadata.keys().all(|name| *name == GRPC_STATUS || *name == CONTENT_TYPE) {
+        return;
+    }
     retain(metadata, |_, _| false);
     if find(metadata, &UPSTREAM).is_some() {
         metadata.remove(UPSTREAM);

@@ -120,12 +120,27 @@ impl Frames {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
             bytes = &bytes[skipped..];
+            // Mostly a header, and what is wanted of its payload, are there at once.
+            if self.kept.is_empty()
+                && let Some((header, rest)) = bytes.split_first_chunk::<HEADER>()
+                && let Some((payload, rest)) = rest.split_at_checked(wanted_payload(header))
+            {
+                self.begins(header, payload, hear);
+                begun += 1;
+                bytes = rest;
+                continue;
+            }
             let wanted = self.wanted();
             let taken = (wanted - self.kept.len()).min(bytes.len());
             self.kept.extend_from_slice(&bytes[..taken]);
             bytes = &bytes[taken..];
             if self.kept.len() == wanted && self.wanted() == wanted {
-                self.end(hear);
+                let mut kept = std::mem::take(&mut self.kept);
+                if let Some((header, payload)) = kept.split_first_chunk::<HEADER>() {
+                    self.begins(header, payload, hear);
+                }
+                kept.clear();
+                self.kept = kept;
                 begun += 1;
             }
         }
@@ -161,16 +176,11 @@ impl Frames {
 
     /// How many bytes of the current frame to keep, as far as is known.
     fn wanted(&self) -> usize {
-        match self.kept.get(..HEADER) {
-            Some(header) if matches!(header[3], SETTINGS | GOAWAY | WINDOW_UPDATE) => {
-                HEADER + length(header).min(KEEP)
-            }
-            _ => HEADER,
-        }
+        HEADER + self.kept.first_chunk::<HEADER>().map_or(0, wanted_payload)
     }
 
-    fn end(&mut self, hear: &mut impl FnMut(Seen)) {
-        let (header, payload) = self.kept.split_at(HEADER);
+    /// A frame with this header, and so much of its payload as is wanted.
+    fn begins(&mut self, header: &[u8; HEADER], payload: &[u8], hear: &mut impl FnMut(Seen)) {
         let (kind, flags) = (header[3], header[4]);
         if !std::mem::replace(&mut self.begun, true) && kind != SETTINGS {
             self.lost = true;
@@ -199,11 +209,18 @@ impl Frames {
         self.count += 1;
         self.kind = kind;
         self.skip = length - payload.len();
-        self.kept.clear();
     }
 }
 
-fn length(header: &[u8]) -> usize {
+/// How many bytes of its payload are looked at.
+fn wanted_payload(header: &[u8; HEADER]) -> usize {
+    match header[3] {
+        SETTINGS | GOAWAY | WINDOW_UPDATE => length(header).min(KEEP),
+        _ => 0,
+    }
+}
+
+fn length(header: &[u8; HEADER]) -> usize {
     number(&header[..3]) as usize
 }
 
