@@ -11,7 +11,7 @@ use crate::{
     Code, Error, Origin, Reason,
     clock::Instant,
     cluster::{Node, UNGUARDED},
-    layer::breaker::Token,
+    layer::{breaker::Token, route::Choice},
     policy::Policy,
     protocol::Protocol,
 };
@@ -43,6 +43,8 @@ pub struct Outcome<'a> {
     /// Where the attempt was sent, and where attempts had been sent before.
     pub(crate) node: Option<&'a Node>,
     pub(crate) tried: &'a Tried,
+    /// Where it might go.
+    pub(crate) choice: Option<&'a Choice>,
 }
 
 /// How a call or an attempt ended, in words every protocol can say.
@@ -69,6 +71,8 @@ pub(crate) struct Of<'a> {
     pub(crate) node: Option<&'a Node>,
     /// Where attempts were sent before.
     pub(crate) tried: &'a Tried,
+    /// Where the call may go.
+    pub(crate) choice: Option<&'a Choice>,
 }
 
 /// Nodes that attempts of a call went to.
@@ -301,11 +305,20 @@ impl Scope {
         }
         self.verdict = Some(verdict);
         if self.is_listened_to() {
-            let Of { target, policy, protocol, node, tried } = *of;
+            let Of { target, policy, protocol, node, tried, choice } = *of;
             let now = *now.get_or_insert_with(Instant::now);
             self.judged = Some(now);
-            let outcome =
-                Outcome { verdict, target, policy, protocol, started: self.started, now, node, tried };
+            let outcome = Outcome {
+                verdict,
+                target,
+                policy,
+                protocol,
+                started: self.started,
+                now,
+                node,
+                tried,
+                choice,
+            };
             self.each(policy, node, |listener, token| listener.judged(token, &outcome));
         }
     }
@@ -367,11 +380,11 @@ impl Scope {
 // === impl Outcome ===
 
 impl Outcome<'_> {
-    /// Did the last attempt go to a node that fails while most others of its service don't?
+    /// Did the last attempt go to a node that fails while most others that the call could go to don't?
     #[cold]
     pub(crate) fn is_of_an_outlier(&self) -> bool {
         let last = self.node.or_else(|| self.tried.last().map(|node| &**node));
-        last.is_some_and(|node| node.is_outlier(self.now))
+        last.is_some_and(|node| node.is_outlier(self.now, self.choice.map(|choice| &*choice.labels)))
     }
 }
 

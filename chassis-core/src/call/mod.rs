@@ -486,8 +486,9 @@ impl Call {
 
     /// What listeners are told of the call, and who listens.
     fn told(&mut self) -> (Of<'_>, &mut Completion) {
-        let Call { target, policy, protocol, node, tried, completion, .. } = self;
-        (Of { target, policy, protocol: *protocol, node: node.as_deref(), tried }, completion)
+        let Call { target, policy, protocol, node, tried, choice, completion, .. } = self;
+        let (protocol, node, choice) = (*protocol, node.as_deref(), choice.as_ref());
+        (Of { target, policy, protocol, node, tried, choice }, completion)
     }
 
     /// The node an attempt goes to, once one is picked.

@@ -16,6 +16,7 @@ use crate::{
     call::{Listener, Outcome, Verdict},
     clock::Instant,
     event::Event,
+    labels::LabelSet,
     layer::breaker::{Circuit, CircuitFigures, State, Token, Transition, ended},
     load::Load,
     policy::{Policy, Site},
@@ -168,14 +169,17 @@ impl Node {
     }
 
     /// Does it fail, while at least half of the nodes that are ready for calls don't? Then the service does well
-    /// without it, and its failures are its own.
-    pub(crate) fn is_outlier(&self, now: Instant) -> bool {
+    /// without it, and its failures are its own. Of a call that may go to nodes with `labels` only, these count.
+    pub(crate) fn is_outlier(&self, now: Instant, labels: Option<&LabelSet>) -> bool {
         if !self.load.is_failing(now) {
             return false;
         }
         let Some(cluster) = self.cluster() else { return false };
         cluster.with_members(|members| {
-            let ready = members.all().nodes().iter().filter(|node| node.is_ready());
+            // A call whose rule found no node went to another one: to any.
+            let labels = labels.filter(|labels| labels.selects(&self.instance()));
+            let could = |node: &Node| labels.is_none_or(|labels| labels.selects(&node.instance()));
+            let ready = members.all().nodes().iter().filter(|node| node.is_ready() && could(node));
             // Itself is one of them, also if it is just not ready any more.
             let itself = usize::from(!self.is_ready());
             let (mut all, mut failing) = (itself, itself);

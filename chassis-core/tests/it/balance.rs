@@ -460,3 +460,24 @@ async fn a_pick_that_a_circuit_refuses_leaves_the_count_alone() {
         assert_eq!(["a", "b"].map(|node| bench.node(node).in_flight), [0, 0], "{balance}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_only_node_of_a_route_opens_the_circuit_of_its_service() {
+    let bench = Bench::new(|arrival| {
+        if arrival.address.starts_with("memory:c") { Answer::status(500) } else { Answer::ok("") }
+    });
+    let labelled = |id: &str, track: &str| ScriptedRegistry::instance("stock", id).with_label("track", track);
+    let all = [("c1", "canary"), ("s1", "stable"), ("s2", "stable"), ("s3", "stable")];
+    bench.registry.set("stock", Membership::known(all.map(|(id, track)| labelled(id, track))));
+    bench.stock(json!({ "retry": "off", "breaker": { "scope": "operation", "min_calls": 8 },
+        "routes": [{ "name": "canary", "match": { "operation": "Get" }, "to": { "track": "canary" } }] }));
+    let mut refused = 0;
+    for _ in 0..20 {
+        refused += usize::from(bench.get().await.is_err());
+    }
+    assert_eq!((count(&bench, "c1"), refused), (8, 12), "others do well, and the calls can't go there");
+    // Calls that may go anywhere do well without it.
+    for _ in 0..100 {
+        bench.post().await.unwrap();
+    }
+}
