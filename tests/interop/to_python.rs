@@ -46,8 +46,13 @@ struct Asked {
 
 impl World {
     async fn new() -> Result<Self, NotRun> {
+        Self::with(json!({})).await
+    }
+
+    async fn with(outbound: serde_json::Value) -> Result<Self, NotRun> {
         let (_server, address) = peer::http_server().await?;
-        let app = ours::caller(&address, json!({ "telemetry": { "sample": "100%" } })).await;
+        let settings = json!({ "telemetry": { "sample": "100%" }, "outbound": { "defaults": outbound } });
+        let app = ours::caller(&address, settings).await;
         Ok(World { app, _server })
     }
 
@@ -208,9 +213,10 @@ async fn a_connection_closed_after_each_answer_is_not_used_again() -> Ran {
     Ok(())
 }
 
-/// The next request races with the end of the connection, which was not announced.
+/// The next request races with the end of the connection, which was not announced. On a quick machine about half
+/// of them lose, which is more than a budget is for.
 async fn a_connection_closed_without_a_word_fails_no_get() -> Ran {
-    let world = World::new().await?;
+    let world = World::with(json!({ "retry": { "budget": "off" } })).await?;
     let callers = (0..4).map(|_| {
         let peer = world.peer();
         tokio::spawn(async move {

@@ -17,7 +17,7 @@ const MEMBERS: [&str; 9] = [
 const FEATURES: [(&str, &[&str]); 4] = [
     ("chassis-core", &["testing"]),
     ("chassis-registry", &["memory", "static", "file", "local"]),
-    ("chassis-http", &["tonic"]),
+    ("chassis-http", &["tonic", "testing"]),
     ("chassis-rs", &["grpc", "http", "local", "testing"]),
 ];
 
