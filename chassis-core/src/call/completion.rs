@@ -43,7 +43,7 @@ pub struct Outcome<'a> {
     /// Where the attempt was sent, and where attempts had been sent before.
     pub(crate) node: Option<&'a Node>,
     pub(crate) tried: &'a Tried,
-    /// Where it might go.
+    /// The labels that its node had to have, if its route or its caller chose some.
     pub(crate) choice: Option<&'a Choice>,
 }
 
@@ -71,7 +71,7 @@ pub(crate) struct Of<'a> {
     pub(crate) node: Option<&'a Node>,
     /// Where attempts were sent before.
     pub(crate) tried: &'a Tried,
-    /// Where the call may go.
+    /// The labels that its node has to have, if its route or its caller chose some.
     pub(crate) choice: Option<&'a Choice>,
 }
 
