@@ -17,14 +17,12 @@ use std::{
 
 use bytes::Bytes;
 use chassis::{
-    Chassis, Code, Error, Reason,
-    call::{Body, Invocation, Operation, Reply, Target, Verdict},
-    cluster::{Connection, Link},
-    layer::route::CALLER,
+    Body, Chassis, Code, Connection, Error, Invocation, Link, Operation, Reason, Reply, Target, Verdict,
     pipeline::{self, Pipeline},
     protocol::{Leaf, LeafFuture, Protocol, Transport},
     registries::MemoryRegistry,
     registry::{Instance, Registration, Registry},
+    wire::CALLER,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body_util::BodyExt;

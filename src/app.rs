@@ -6,7 +6,7 @@ use std::sync::Arc;
 #[cfg(feature = "http")]
 use chassis_config::Finding;
 use chassis_config::document::{Listen, ServiceSection, ShutdownSection};
-use chassis_core::{Live, Runtime, event::Side, pipeline};
+use chassis_core::{Live, Runtime, Side, pipeline};
 #[cfg(feature = "http")]
 use chassis_http::{
     ClientConfig, ClientPatch, HttpClient, HttpTransport, RestLayer, ServerConfig, ServerPatch,

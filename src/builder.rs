@@ -3,19 +3,15 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use chassis_config::{Change, Environment, FileSource, Finding, Loader, document::check_name, tree};
 use chassis_core::{
-    BoxError, BoxFuture, Error, Live, Runtime,
-    call::{Invocation, Reply},
+    BoxError, BoxFuture, Error, Events, Invocation, LabelSet, Live, Next, Placement, Random, Reply, Runtime,
+    Stages,
     config::ConfigSource,
-    event::Events,
-    labels::LabelSet,
     layer::{
         balance::Picker,
         fallback::{Answer, Failed, FallbackFn},
     },
-    policy::Settings,
-    random::Random,
     registry::Registry,
-    stage::{Next, Placement, Stages},
+    settings::Settings,
 };
 use tower_layer::Layer;
 use tower_service::Service;

@@ -7,9 +7,8 @@ use chassis_config::{
     tree::Node,
 };
 use chassis_core::{
-    Runtime,
-    event::Event,
-    policy::Settings,
+    Event, Runtime,
+    settings::Settings,
     tasks::{backoff, caught},
 };
 use tokio::{

@@ -2,7 +2,7 @@
 use std::net::{IpAddr, UdpSocket};
 
 /// Stays the same for the life of the process; no other process has it.
-pub(crate) fn instance_id(service: &str, random: &chassis_core::random::Random) -> String {
+pub(crate) fn instance_id(service: &str, random: &chassis_core::Random) -> String {
     format!("{service}-{:016x}", random.next_u64())
 }
 

@@ -15,7 +15,7 @@
 //! ```
 //!
 //! - [`Chassis`] is the running service: clients by name, servers, life.
-//! - [`layer`], [`call`] and [`Stage`] are for layers of one's own, [`registry`] and [`config`] for
+//! - [`layer`], [`Invocation`] and [`Stage`] are for layers of one's own, [`registry`] and [`config`] for
 //!   registries and config centers of one's own, [`protocol`] for protocols of one's own.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 mod app;
@@ -30,11 +30,23 @@ mod sections;
 pub mod testing;
 
 pub use chassis_config as document;
+// Ports, settings and what there is to see; each page of them says what it is for.
 pub use chassis_core::{
-    BoxError, BoxFuture, Code, Error, Live, Origin, Reason, Runtime, call, clock, cluster, config, context,
-    event, inspect, labels, layer, load, matching, metrics, pipeline, policy, protocol, random, registry,
-    stage::{Next, Placement, Stage, from_fn},
-    units,
+    clock, config, inspect, layer, matching, pipeline, protocol, registry, settings, units, wire,
+};
+// A call, its answer, and how it ended.
+pub use chassis_core::{
+    Abort, Aborted, Body, Call, CallOptions, Code, Context, Details, Error, Failure, Hop, Invocation,
+    LabelSet, Listener, Operation, Origin, Outcome, Reason, Replay, Reply, ReplyBody, Target, TraceContext,
+    Verdict,
+};
+// Layers of one's own.
+pub use chassis_core::{Next, Placement, Stage, from_fn};
+// The rules that calls live under, where calls go, and what all of them share.
+pub use chassis_core::{BoxError, BoxFuture};
+pub use chassis_core::{
+    Connection, Event, Events, Known, Link, Live, Load, MOST_OPERATIONS, MOST_SERVICES, Members, Metrics,
+    Node, Policies, Policy, Random, Runtime, Side,
 };
 #[cfg(feature = "grpc")]
 pub use chassis_grpc as grpc;

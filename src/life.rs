@@ -10,8 +10,7 @@ use std::{
 };
 
 use chassis_core::{
-    BoxError, BoxFuture,
-    event::Event,
+    BoxError, BoxFuture, Event,
     registry::{Instance, Registration, Registry, RegistryError},
     tasks::{Panicked, backoff, caught},
 };

@@ -10,7 +10,7 @@ use chassis_registry::MemoryRegistry;
 
 pub use chassis_core::testing::*;
 
-use crate::{Chassis, ChassisBuilder, document::Environment, random::Random};
+use crate::{Chassis, ChassisBuilder, Random, document::Environment};
 
 /// Services of one test: they share a registry and a network in memory, and nothing with any other test.
 ///

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use chassis::{
-    Channel, Chassis,
+    Channel, Chassis, Random,
     grpc::{GrpcServer, GrpcServices, GrpcTransport},
     http::{
         ClientConfig, ServerConfig,
@@ -20,7 +20,6 @@ use chassis::{
         server::{Mux, Server},
     },
     pipeline,
-    random::Random,
     registries::MemoryRegistry,
     registry::{Instance, Membership},
 };
@@ -192,7 +191,7 @@ async fn connections(count: usize) -> Result {
     let cluster = client.cluster("echo", &transport);
     let connected = || {
         let nodes = cluster.members();
-        nodes.nodes().iter().filter(|n| n.connection() == chassis::cluster::Connection::Ready).count()
+        nodes.nodes().iter().filter(|n| n.connection() == chassis::Connection::Ready).count()
     };
     while connected() < count {
         stub.call(CallRequest { payload: Bytes::from_static(b"hello"), repeat: 0 }).await?;
@@ -253,7 +252,7 @@ async fn calls(count: usize) -> Result {
     let pipeline = pipeline::server(
         &runtime,
         tower::service_fn(|call| async move {
-            let _call: chassis::call::Invocation = call;
+            let _call: chassis::Invocation = call;
             std::future::pending().await
         }),
     );

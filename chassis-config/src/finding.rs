@@ -79,8 +79,8 @@ impl Finding {
     }
 }
 
-impl From<chassis_core::policy::Problem> for Finding {
-    fn from(problem: chassis_core::policy::Problem) -> Self {
+impl From<chassis_core::settings::Problem> for Finding {
+    fn from(problem: chassis_core::settings::Problem) -> Self {
         Finding { allowed: problem.allowed, ..Finding::error(problem.path, problem.message) }
     }
 }

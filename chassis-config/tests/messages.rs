@@ -7,11 +7,9 @@ use chassis_config::{
     tree::Layer,
 };
 use chassis_core::{
+    Events, Metrics, Policies, Random, States,
     config::Format,
-    event::Events,
-    metrics::Metrics,
-    policy::{self, Policies, States},
-    random::Random,
+    policy::{self},
 };
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -874,7 +872,7 @@ outbound:
         text.contains(r#""share":"33.33333333%""#) && text.contains(r#""replay_bytes":"1536KiB""#),
         "{text}"
     );
-    assert_eq!(serde_json::from_str::<chassis_core::policy::OutboundSettings>(&text).ok(), Some(written));
+    assert_eq!(serde_json::from_str::<chassis_core::settings::OutboundSettings>(&text).ok(), Some(written));
 }
 
 #[test]

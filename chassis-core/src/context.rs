@@ -6,7 +6,7 @@
 //! ```
 //! # async fn work() {}
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
-//! use chassis_core::context::Context;
+//! use chassis_core::Context;
 //!
 //! let context = Context::current();
 //! tokio::spawn(context.scope(async { work().await })).await.unwrap();

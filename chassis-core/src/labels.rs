@@ -11,7 +11,7 @@ use crate::registry::Instance;
 /// has two. Changing it copies it.
 ///
 /// ```
-/// use chassis_core::labels::TextMap;
+/// use chassis_core::TextMap;
 ///
 /// let mut labels = TextMap::from([("track", "stable"), ("disk", "ssd")]);
 /// labels.insert("track", "canary");
@@ -25,7 +25,7 @@ pub struct TextMap(Box<[(Box<str>, Box<str>)]>);
 /// Labels that all have to be there, in the order of their names.
 ///
 /// ```
-/// use chassis_core::{labels::LabelSet, registry::Instance};
+/// use chassis_core::{LabelSet, registry::Instance};
 ///
 /// let canary = LabelSet::from_iter([("track", "canary")]);
 /// assert!(canary.selects(&Instance::new("stock", "a").with_label("track", "canary")));

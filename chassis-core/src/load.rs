@@ -10,7 +10,7 @@ use crate::{clock::Instant, shard::Cells};
 ///
 /// ```
 /// use std::time::Duration;
-/// use chassis_core::load::Load;
+/// use chassis_core::Load;
 /// use chassis_core::clock::Instant;
 ///
 /// let now = Instant::now();

@@ -25,7 +25,7 @@ use crate::{
 /// Splittable Pseudorandom Number Generators*, 2014).
 ///
 /// ```
-/// use chassis_core::random::Random;
+/// use chassis_core::Random;
 ///
 /// let (one, other) = (Random::seeded(7), Random::seeded(7));
 /// assert_eq!(one.next_u64(), other.next_u64());

@@ -66,7 +66,7 @@ type ClusterKey = (Arc<str>, &'static str, TypeId);
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
-/// use chassis_core::runtime::Runtime;
+/// use chassis_core::Runtime;
 ///
 /// let runtime = Runtime::builder("orders").build().unwrap();
 /// assert_eq!(runtime.inspect().version, 0);

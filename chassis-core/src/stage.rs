@@ -39,7 +39,7 @@ pub enum Stage {
 /// At which stage a user's layer stands, and for which calls: a [`Stage`] alone is for all services.
 ///
 /// ```
-/// use chassis_core::stage::{Placement, Stage};
+/// use chassis_core::{Placement, Stage};
 ///
 /// let everywhere: Placement = Stage::Call.into();
 /// let stock_only: Placement = Stage::Call.of("stock");

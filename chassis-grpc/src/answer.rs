@@ -1,5 +1,5 @@
 //! What a fallback answers over gRPC.
-use chassis_core::{call::Body, layer::fallback::Answer};
+use chassis_core::{Body, layer::fallback::Answer};
 use http::{HeaderMap, HeaderValue, StatusCode, header::CONTENT_TYPE};
 use prost::Message;
 

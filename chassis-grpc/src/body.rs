@@ -7,11 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use chassis_core::{
-    Code, Error, Reason,
-    call::{Body, ReplyBody},
-    headers::find,
-};
+use chassis_core::{Body, Code, Error, Reason, ReplyBody, wire::find};
 use chassis_http::server::ServerBody;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame};

@@ -7,10 +7,7 @@ use std::{
 };
 
 use chassis_core::{
-    BoxFuture, Error, Reason,
-    call::{Body, Invocation, Operation, Reply, Target},
-    headers::find,
-    pipeline::Pipeline,
+    Body, BoxFuture, Error, Invocation, Operation, Reason, Reply, Target, pipeline::Pipeline, wire::find,
 };
 use http::{HeaderValue, Request, Response, Uri, header::USER_AGENT, uri::PathAndQuery};
 use tonic::{GrpcMethod, Status};

@@ -10,7 +10,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
-use chassis_core::{Code, Error, Origin, Reason, call::Hop, headers::find};
+use chassis_core::{Code, Error, Hop, Origin, Reason, wire::find};
 use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
 use prost::Message;
 use prost_types::Any;
@@ -279,7 +279,7 @@ fn encode_header(bytes: &[u8]) -> HeaderValue {
 
 #[cfg(test)]
 mod tests {
-    use chassis_core::call::{Invocation, Operation, Target};
+    use chassis_core::{Invocation, Operation, Target};
 
     use super::*;
 

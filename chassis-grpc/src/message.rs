@@ -4,7 +4,7 @@
 //! tonic's codec checks the length too, but reports it, and a request without a message, with other codes
 //! than gRPC's `doc/statuscodes.md` lists for them; [`correct`] puts those right.
 use bytes::Bytes;
-use chassis_core::headers::find;
+use chassis_core::wire::find;
 use http::{HeaderMap, HeaderValue};
 use tonic::Code;
 

@@ -1,7 +1,7 @@
 //! What a caller asks for one call, written on the request of a tonic stub.
 use std::sync::Arc;
 
-use chassis_core::{call::CallOptions, labels::LabelSet};
+use chassis_core::{CallOptions, LabelSet};
 use tonic::Request;
 
 /// Options of one call, beyond tonic's own `set_timeout`.

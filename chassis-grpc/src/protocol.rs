@@ -2,10 +2,9 @@
 use std::time::Duration;
 
 use chassis_core::{
-    Code, Error, Reason,
-    call::{Body, Hop, Verdict},
-    headers::find,
+    Body, Code, Error, Hop, Reason, Verdict,
     protocol::{Protocol, Pushback},
+    wire::find,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
 
@@ -215,7 +214,7 @@ mod tests {
     /// What a proxy says of the length is no end: that is told by the trailers.
     #[test]
     fn a_length_says_nothing_of_how_a_call_went() {
-        use chassis_core::call::{Invocation, Operation, Target};
+        use chassis_core::{Invocation, Operation, Target};
         let call = Invocation::new(&GRPC, Target::new("stock", Operation::OTHER));
         let (_fed, body) = chassis_core::testing::feed();
         let reply = call.answered(StatusCode::OK, headers(&[("content-length", "5")]), body);

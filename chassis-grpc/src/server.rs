@@ -8,10 +8,9 @@ use std::{
 
 use bytes::Bytes;
 use chassis_core::{
-    BoxError, BoxFuture, Error, Reason, Runtime,
-    call::{Body, Invocation, Reply, Target},
-    layer::route::CALLER,
+    Body, BoxError, BoxFuture, Error, Invocation, Reason, Reply, Runtime, Target,
     pipeline::{self, Pipeline},
+    wire::CALLER,
 };
 use chassis_http::server::{Answer as HttpAnswer, Connected, HttpService, Received};
 use http::{

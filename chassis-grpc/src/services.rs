@@ -8,10 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use chassis_core::{
-    BoxFuture, Error, Reason,
-    call::{Body, Invocation, Operation, Reply},
-};
+use chassis_core::{Body, BoxFuture, Error, Invocation, Operation, Reason, Reply};
 use http::{Request, Response, uri::PathAndQuery};
 use prost::DecodeError;
 use tonic::{Status, body::Body as TonicBody, server::NamedService};

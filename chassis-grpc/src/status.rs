@@ -154,7 +154,7 @@ impl From<Status> for Answer {
 mod tests {
     use std::time::Duration;
 
-    use chassis_core::{Reason, call::Details};
+    use chassis_core::{Details, Reason};
     use tonic_types::StatusExt;
 
     use super::*;

@@ -2,7 +2,7 @@
 use std::sync::Arc;
 
 use chassis_core::{
-    cluster::Link,
+    Link,
     protocol::{Protocol, Transport},
 };
 use chassis_http::{ClientConfig, H2Leaf, H2Transport, connector::Connector};

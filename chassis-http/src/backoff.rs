@@ -1,7 +1,7 @@
 //! How long to wait before the next attempt to connect.
 use std::time::Duration;
 
-use chassis_core::random::Random;
+use chassis_core::Random;
 
 /// Waits that grow with each failure in a row.
 ///

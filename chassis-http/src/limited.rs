@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use chassis_core::{Error, Reason, call::Body};
+use chassis_core::{Body, Error, Reason};
 use http_body::{Frame, SizeHint};
 
 /// Yields an error once more than the bound has come.

@@ -1,5 +1,5 @@
 //! A call as it is sent, and back into a call if it was not.
-use chassis_core::call::{Abort, Body, Invocation};
+use chassis_core::{Abort, Body, Invocation};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Uri,
     header::{CONTENT_LENGTH, HOST},
@@ -166,7 +166,7 @@ fn path_of(uri: &Uri) -> PathAndQuery {
 mod tests {
     use super::*;
     use crate::{HTTP, Header};
-    use chassis_core::call::{Operation, Target};
+    use chassis_core::{Operation, Target};
 
     #[test]
     fn only_rest_says_at_once_that_its_body_is_empty() {

@@ -3,7 +3,7 @@ use std::{borrow::Cow, fmt, time::Duration};
 
 use axum::response::IntoResponse;
 use bytes::Bytes;
-use chassis_core::{Code, Error, Origin, Reason, context::Context};
+use chassis_core::{Code, Context, Error, Origin, Reason};
 use http::{
     HeaderMap, HeaderValue, Response, StatusCode,
     header::{CONTENT_TYPE, RETRY_AFTER},

@@ -2,10 +2,9 @@
 use std::time::{Duration, SystemTime};
 
 use chassis_core::{
-    Code, Error, Origin, Reason,
-    call::{Body, Call, Hop, Verdict},
-    headers::find,
+    Body, Call, Code, Error, Hop, Origin, Reason, Verdict,
     protocol::{Protocol, Pushback},
+    wire::find,
 };
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
@@ -135,7 +134,7 @@ pub(crate) fn take_refusal(headers: &mut HeaderMap) {
 }
 
 /// The status and the body that a fault asks for.
-fn fault(error: &Error, details: &chassis_core::call::Details) -> (http::response::Parts, bytes::Bytes) {
+fn fault(error: &Error, details: &chassis_core::Details) -> (http::response::Parts, bytes::Bytes) {
     let status = details.status.and_then(|status| StatusCode::from_u16(status).ok());
     let (mut head, mut body) = Problem::of(error).into_http().into_parts();
     if let Some(status) = status {
@@ -164,7 +163,7 @@ pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use chassis_core::call::{Invocation, Operation, Target};
+    use chassis_core::{Invocation, Operation, Target};
     use http::header::HOST;
 
     use super::*;
@@ -247,7 +246,7 @@ mod tests {
     #[tokio::test]
     async fn a_fault_says_what_it_was_told_to() {
         let details =
-            chassis_core::call::Details { status: Some(418), body: Some(String::from("short and stout")) };
+            chassis_core::Details { status: Some(418), body: Some(String::from("short and stout")) };
         let error = Error::local(Reason::FaultInjected, "teapot").with_details(details);
         let (status, head, body) = HTTP.refuse(&error);
         assert_eq!(status, StatusCode::IM_A_TEAPOT);

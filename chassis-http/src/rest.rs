@@ -18,13 +18,10 @@ use axum::{
     response::Response,
 };
 use chassis_core::{
-    BoxFuture, Code, Error, Reason, Runtime,
-    call::{Body, Invocation, Operation, Reply, Target},
-    event::Events,
-    headers::{contains, find},
-    layer::route::CALLER,
+    Body, BoxFuture, Code, Error, Events, Invocation, Operation, Reason, Reply, Runtime, Target,
     pipeline::{self, Pipeline},
     protocol::Protocol,
+    wire::{CALLER, contains, find},
 };
 use http::{
     HeaderMap, HeaderName, Method, StatusCode,

@@ -2,8 +2,7 @@
 use std::sync::Arc;
 
 use chassis_core::{
-    call::Invocation,
-    cluster::Link,
+    Invocation, Link,
     protocol::{Leaf, LeafFuture, Protocol, Transport},
 };
 

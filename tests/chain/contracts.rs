@@ -3,8 +3,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use chassis::{
+    Event,
     config::{ConfigSource, ConfigWatcher, Format, SourceError, Text},
-    event::Event,
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
 };
 use chassis_core::testing::contract;

@@ -4,7 +4,7 @@ use std::{
     time::Duration,
 };
 
-use chassis::{Code, Problem, Reason, context::Context};
+use chassis::{Code, Context, Problem, Reason};
 use tokio::time::Instant;
 
 use crate::mesh::{Act, Ask, Caller, Gate, Mesh, Seen, Server, Wire, both, metric, until};

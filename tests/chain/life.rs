@@ -126,7 +126,7 @@ async fn starts_and_stops_in_order() {
             let builder = builder.layer(
                 Stage::Handler,
                 "wait",
-                chassis::from_fn(move |call: chassis::call::Invocation, next| {
+                chassis::from_fn(move |call: chassis::Invocation, next| {
                     let (diary, gate) = (answered.clone(), waits.clone());
                     async move {
                         if call.target.operation.as_str().ends_with("Echo/Call") {

@@ -8,9 +8,7 @@ use std::{
 };
 
 use chassis::{
-    Code, Error, Reason,
-    call::{Body, Invocation, Operation, Reply, Target, Verdict},
-    cluster::{Connection, Link},
+    Body, Code, Connection, Error, Invocation, Link, Operation, Reason, Reply, Target, Verdict,
     http::connector::{Connector, Network, Stream},
     pipeline::{self, Pipeline},
     protocol::{Leaf, LeafFuture, Protocol, Transport},

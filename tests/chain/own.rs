@@ -8,9 +8,7 @@ use std::{
 };
 
 use chassis::{
-    BoxError, Code, Error, Next, Reason, Stage,
-    call::{Invocation, Reply},
-    from_fn,
+    BoxError, Code, Error, Invocation, Next, Reason, Reply, Stage, from_fn,
     http::connector::{Acceptor, Connector, Network, Stream},
     layer::balance::{Candidates, Picker},
 };

@@ -2,14 +2,13 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use chassis::{
-    Chassis,
+    Chassis, MOST_OPERATIONS,
     http::{ClientConfig, ServerConfig},
     layer::{
         breaker::BreakerConfig,
         fault::At,
         retry::{BudgetConfig, RetryConfig},
     },
-    policy::MOST_OPERATIONS,
 };
 
 const README: &str = include_str!("../../README.md");

@@ -2,7 +2,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use chassis::{Chassis, Running, random::Random};
+use chassis::{Chassis, Random, Running};
 use chassis_protos::echo::{EchoRequest, echo_client::EchoClient};
 use http::{HeaderMap, Method, Request};
 use http_body_util::{BodyExt, Full};

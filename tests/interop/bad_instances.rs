@@ -1,7 +1,7 @@
 //! Documents of instances that are wrong, in part or whole, and names that nobody has.
 use std::path::PathBuf;
 
-use chassis::{Chassis, Code, Reason, event::Event, inspect::NodeView};
+use chassis::{Chassis, Code, Event, Reason, inspect::NodeView};
 use chassis_protos::echo::echo_client::EchoClient;
 use serde_json::{Value, json};
 use tempfile::TempDir;

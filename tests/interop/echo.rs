@@ -1,7 +1,7 @@
 //! The Echo service of the tests, as its proto says.
 use std::{pin::Pin, time::Duration};
 
-use chassis::{clock::Instant, context::Context};
+use chassis::{Context, clock::Instant};
 use chassis_protos::echo::{
     EchoReply, EchoRequest,
     echo_server::{self, EchoServer},

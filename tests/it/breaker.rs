@@ -1,7 +1,7 @@
 //! Circuits: what opens and closes them, what passes while they are open, and what each of them guards.
 use std::{sync::Arc, time::Duration};
 
-use chassis::{Code, Reason, event::Event};
+use chassis::{Code, Event, Reason};
 use tokio::time::advance;
 
 use crate::mesh::{Act, Ask, Caller, Gate, Mesh, Op, Wire, all_well, both, until};

@@ -3,8 +3,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chassis::{
-    Code, Error, Reason,
-    call::Body,
+    Body, Code, Error, Reason,
     layer::fallback::{Answer, Failed},
 };
 use chassis_protos::echo::EchoReply;

@@ -9,8 +9,7 @@ use std::sync::{
 
 use bytes::Bytes;
 use chassis::{
-    Code, Next, Reason, Stage,
-    call::{Body, Invocation},
+    Body, Code, Invocation, Next, Reason, Stage,
     http::connector::{Connector, Listener, MemoryNetwork},
     registry::Instance,
 };

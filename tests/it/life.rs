@@ -6,8 +6,7 @@ use std::{
 
 use axum::{Router, routing::get};
 use chassis::{
-    Code, StartError,
-    event::Event,
+    Code, Event, StartError,
     http::connector::{Connector, Network},
     registries::MemoryRegistry,
     registry::{Instance as Entry, Membership, Registry},

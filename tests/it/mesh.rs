@@ -26,12 +26,10 @@ use std::{
 
 use axum::Router;
 use chassis::{
-    Chassis, Running, Runtime,
+    Chassis, Event, Random, Running, Runtime,
     config::Format,
     document::{Environment, TextSource},
-    event::Event,
     http::connector::Network,
-    random::Random,
     registries::MemoryRegistry,
     registry::Instance as Entry,
 };

@@ -1,7 +1,7 @@
 //! Handlers that panic: the call fails, and nothing else does.
 use std::sync::Arc;
 
-use chassis::{Code, Reason, event::Event};
+use chassis::{Code, Event, Reason};
 
 use crate::mesh::{Act, Ask, Gate, Mesh, Op, Wire, all_well, both, metric};
 

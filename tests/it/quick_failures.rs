@@ -1,7 +1,7 @@
 //! One node of three that fails, or refuses, before the others have begun to work.
 use std::time::Duration;
 
-use chassis::{Code, event::Event};
+use chassis::{Code, Event};
 
 use crate::mesh::{Act, Ask, Mesh, Wire, both};
 

@@ -10,9 +10,8 @@ use std::{
 
 use async_trait::async_trait;
 use chassis::{
-    StartError,
+    Event, StartError,
     config::{ConfigSource, ConfigWatcher, Format, SourceError, Text},
-    event::Event,
     registries::MemoryRegistry,
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
 };

@@ -1,7 +1,7 @@
 //! Streams of every kind under rate limits and circuits: to the caller, from it, and both ways.
 use std::{sync::Arc, time::Duration};
 
-use chassis::{Code, Reason, event::Event};
+use chassis::{Code, Event, Reason};
 use tokio::time::advance;
 
 use crate::mesh::{Act, Ask, Caller, Failed, Gate, Kind, Mesh, Server, Stream, Wire, all_well, both, until};

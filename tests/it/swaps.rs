@@ -9,11 +9,7 @@ use std::{
     time::Duration,
 };
 
-use chassis::{
-    Code, Error, Next, Reason, Stage,
-    call::{Invocation, Reply},
-    policy::Policy,
-};
+use chassis::{Code, Error, Invocation, Next, Policy, Reason, Reply, Stage};
 use tokio::time::advance;
 
 use crate::mesh::{Act, Ask, Load, Mesh, Pushed, Wire, all_well, both, metric};
@@ -271,7 +267,7 @@ both! {
         let unreadable = async {
             let mut events = caller.runtime().events().subscribe();
             loop {
-                if let chassis::event::Event::ConfigUnreadable { error, .. } = &*events.recv().await.unwrap() {
+                if let chassis::Event::ConfigUnreadable { error, .. } = &*events.recv().await.unwrap() {
                     return error.clone();
                 }
             }
@@ -303,7 +299,7 @@ both! {
         let pushed = stock.push("listen: { grpc: '127.0.0.1:50099' }\ninbound: { concurrency: 5 }").await;
         assert!(matches!(pushed, Pushed::Applied { .. }));
         let pending = loop {
-            if let chassis::event::Event::RestartPending { paths } = &*events.recv().await.unwrap() {
+            if let chassis::Event::RestartPending { paths } = &*events.recv().await.unwrap() {
                 break paths.clone();
             }
         };

@@ -11,7 +11,7 @@ use axum::{
     routing::{get, post},
 };
 use chassis::{
-    Chassis, ChassisBuilder, Code, Problem, Reason, Running, document::Environment, event::Event,
+    Chassis, ChassisBuilder, Code, Event, Problem, Reason, Running, document::Environment,
     http::connector::Network, registries::MemoryRegistry, registry::Instance,
 };
 use chassis_protos::echo::EchoRequest;

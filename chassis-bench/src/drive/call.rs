@@ -183,7 +183,7 @@ impl Caller {
 }
 
 /// Reads it all; the way is told in the first line.
-async fn first_line(body: chassis::call::ReplyBody) -> Result<Vec<Hop>, chassis::Error> {
+async fn first_line(body: chassis::ReplyBody) -> Result<Vec<Hop>, chassis::Error> {
     let all = body.collect().await?.to_bytes();
     let first = all.split(|byte| *byte == b'\n').next().unwrap_or_default();
     Ok(serde_json::from_slice::<Told>(first).map(|told| told.hops).unwrap_or_default())

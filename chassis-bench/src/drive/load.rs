@@ -5,7 +5,7 @@ use std::{
 };
 
 use chassis::{Chassis, Code};
-use chassis_core::metrics::CallCounter;
+use chassis_core::CallCounter;
 use serde::Serialize;
 use tokio::{
     task::JoinSet,

@@ -3,7 +3,7 @@ use chassis::{
     Document,
     config::{Format, Text},
     document::{parse, read, tree::Layer},
-    policy::Settings,
+    settings::Settings,
 };
 
 /// Everything configured as one would: routes, a balancer, limits, a breaker, retries with a budget, a

@@ -2,7 +2,7 @@
 use std::sync::Arc;
 
 use chassis::{
-    Channel, HttpClient, Runtime,
+    Channel, HttpClient, Random, Runtime,
     grpc::{GrpcServer, GrpcServices, GrpcTransport},
     http::{
         ClientConfig, HttpTransport, RestLayer, ServerConfig,
@@ -10,12 +10,11 @@ use chassis::{
         server::{Mux, Server},
     },
     pipeline,
-    random::Random,
     registries::MemoryRegistry,
     registry::Instance,
     units::Ratio,
 };
-use chassis_core::runtime::RuntimeBuilder;
+use chassis_core::RuntimeBuilder;
 
 use super::{
     bare,

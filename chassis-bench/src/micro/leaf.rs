@@ -7,9 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use chassis::{
-    Error,
-    call::{Body, Invocation, Operation, Reply, Target},
-    cluster::{Connection, Link},
+    Body, Connection, Error, Invocation, Link, Operation, Reply, Target,
     grpc::GRPC,
     protocol::{Leaf, Protocol, Transport},
 };

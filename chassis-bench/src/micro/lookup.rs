@@ -3,7 +3,7 @@ use std::{hint::black_box, sync::Arc};
 
 use chassis::{
     Runtime,
-    policy::{OperationSettings, ServiceSettings, Settings},
+    settings::{OperationSettings, ServiceSettings, Settings},
     units::{PositiveSpan, Switch},
 };
 

@@ -2,9 +2,7 @@
 use std::sync::Arc;
 
 use chassis::{
-    Error, Live, Runtime,
-    call::{Invocation, Reply},
-    event::Side,
+    Error, Invocation, Live, Reply, Runtime, Side,
     layer::{
         attempt::AttemptLayer,
         breaker::BreakerLayer,
@@ -22,10 +20,7 @@ use chassis::{
     },
     units::Ratio,
 };
-use chassis_core::{
-    policy::{Policies, Policy},
-    stage::Staged,
-};
+use chassis_core::{Policies, Policy, Staged};
 use tower_layer::Layer;
 use tower_service::Service;
 

@@ -7,12 +7,11 @@ use std::{
 };
 
 use chassis::{
-    Runtime,
-    call::Invocation,
+    Invocation, Runtime,
     clock::Instant,
     layer::balance::{Balance, BalanceLayer},
 };
-use chassis_core::policy::Policy;
+use chassis_core::Policy;
 use tower::{
     BoxError, ServiceExt,
     balance::p2c::Balance as TowerBalance,

@@ -2,13 +2,12 @@
 use std::sync::Arc;
 
 use chassis::{
-    Runtime, Stage,
-    call::Invocation,
+    Invocation, Runtime, Stage,
     pipeline::{self, Pipeline},
     registries::MemoryRegistry,
     registry::Instance,
 };
-use chassis_core::stage::{Next, Stages};
+use chassis_core::{Next, Stages};
 
 use super::leaf::{AtOnce, calls};
 use crate::layers::{

@@ -1,7 +1,7 @@
 //! Putting new settings in force: from types to policies, and from text to types.
 use std::{cell::Cell, fmt::Write};
 
-use chassis::{Runtime, policy::Settings};
+use chassis::{Runtime, settings::Settings};
 
 use super::lookup::named;
 use crate::layers::{

@@ -2,8 +2,7 @@
 use std::{fmt, str::FromStr, time::Duration};
 
 use chassis::{
-    Code,
-    random::Random,
+    Code, Random,
     units::{Ratio, Span},
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};

@@ -7,13 +7,7 @@ use std::{
     },
 };
 
-use chassis::{
-    Chassis, Code, Live,
-    call::{Operation, Target},
-    clock::Instant,
-    context::Context,
-    random::Random,
-};
+use chassis::{Chassis, Code, Context, Live, Operation, Random, Target, clock::Instant};
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 

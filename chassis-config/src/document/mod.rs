@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use chassis_core::{
     layer::fault::FaultConfig,
     matching::Match,
-    policy::{InboundSettings, OutboundSettings, Settings},
+    settings::{InboundSettings, OutboundSettings, Settings},
 };
 use serde::Deserialize;
 

@@ -10,8 +10,8 @@ use std::{
 };
 
 use chassis_core::{
+    Random,
     config::{ConfigSource, ConfigWatcher, SourceError, Text},
-    random::Random,
     tasks::{backoff, catch, caught},
 };
 use tokio::time::{Instant, sleep, sleep_until, timeout};

@@ -22,7 +22,7 @@ use crate::{Error, Reason};
 /// A message, or a stream of them, and the trailers behind.
 ///
 /// ```
-/// use chassis_core::call::Body;
+/// use chassis_core::Body;
 ///
 /// let body = Body::full("hello");
 /// assert!(body.try_clone().is_some()); // what is there already can be sent again

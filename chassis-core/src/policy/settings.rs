@@ -15,7 +15,7 @@ use crate::{
 /// Everything the pipeline lives by. An empty one means the defaults.
 ///
 /// ```
-/// use chassis_core::policy::{OperationSettings, ServiceSettings, Settings};
+/// use chassis_core::settings::{OperationSettings, ServiceSettings, Settings};
 /// use chassis_core::units::{PositiveSpan, Switch};
 ///
 /// let mut settings = Settings::default();

@@ -4,7 +4,7 @@
 //! ```
 //! use std::sync::Arc;
 //!
-//! use chassis_core::{pipeline, runtime::Runtime, testing::{Answer, CallBuilder, ScriptedRegistry, Upstream, run}};
+//! use chassis_core::{pipeline, Runtime, testing::{Answer, CallBuilder, ScriptedRegistry, Upstream, run}};
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
 //! let registry = ScriptedRegistry::new();

@@ -2,10 +2,10 @@
 use std::{sync::Arc, time::Duration};
 
 use chassis_core::{
-    Code, Error, Reason,
+    Code,
+    Connection::{Connecting, Idle, Ready, TransientFailure},
+    Error, Event, Reason,
     clock::Instant,
-    cluster::Connection::{Connecting, Idle, Ready, TransientFailure},
-    event::Event,
     layer::{
         balance::{Candidates, Picker},
         breaker::State,
@@ -56,7 +56,7 @@ async fn round_robin_starts_anywhere() {
     let mut first = std::collections::HashSet::new();
     for seed in 0..40 {
         let bench = Bench::build(Upstream::new(|_| Answer::ok("")), |builder| {
-            builder.random(chassis_core::random::Random::seeded(seed))
+            builder.random(chassis_core::Random::seeded(seed))
         });
         bench.registry.put("stock", NODES);
         bench.stock(json!({ "balance": "round_robin" }));
@@ -123,7 +123,7 @@ async fn p2c_prefers_the_less_loaded_to_the_end_of_the_body() {
 }
 
 /// Keeps a stream open for the rest of the test.
-fn streams_keep(reply: chassis_core::call::Reply) {
+fn streams_keep(reply: chassis_core::Reply) {
     tokio::spawn(async move {
         let _reply = reply;
         std::future::pending::<()>().await

@@ -7,9 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use chassis_core::{
-    Error, Reason,
-    call::{Body, Invocation, Replay},
-    stage::{Stage, Stages},
+    Body, Error, Invocation, Reason, Replay, Stage, Stages,
     testing::{Answer, Feed, STATUS, Upstream, feed},
 };
 use http::{HeaderMap, HeaderName, HeaderValue};

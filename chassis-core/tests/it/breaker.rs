@@ -2,9 +2,7 @@
 use std::sync::{Arc, Mutex};
 
 use chassis_core::{
-    Code, Error, Origin, Reason,
-    call::ReplyBody,
-    event::Event,
+    Code, Error, Event, Origin, Reason, ReplyBody,
     layer::breaker::State,
     testing::{Answer, Arrival, CallBuilder, Feed, REASON, Upstream, feed},
 };

@@ -2,9 +2,7 @@
 use std::sync::Arc;
 
 use chassis_core::{
-    Code, Error, Reason,
-    call::{Invocation, Reply},
-    stage::{Next, Stage, Stages},
+    Code, Error, Invocation, Next, Reason, Reply, Stage, Stages,
     testing::{Answer, Arrival, CallBuilder, Upstream, feed},
 };
 use serde_json::json;

@@ -1,8 +1,6 @@
 //! How many calls may be under way at once.
 use chassis_core::{
-    Code, Reason,
-    call::Invocation,
-    event::Event,
+    Code, Event, Invocation, Reason,
     testing::{Answer, CallBuilder, feed},
 };
 use http::StatusCode;

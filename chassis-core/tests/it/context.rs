@@ -2,13 +2,7 @@
 use std::sync::Arc;
 
 use chassis_core::{
-    BoxFuture, Error,
-    call::{Invocation, Reply},
-    context::Context,
-    layer::trace::TraceContext,
-    pipeline,
-    testing::Answer,
-    units::Ratio,
+    BoxFuture, Context, Error, Invocation, Reply, TraceContext, pipeline, testing::Answer, units::Ratio,
 };
 use http::{HeaderName, StatusCode};
 use serde_json::json;

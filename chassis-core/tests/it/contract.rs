@@ -2,8 +2,7 @@
 use std::sync::Arc;
 
 use chassis_core::{
-    Error, Reason,
-    call::Body,
+    Body, Error, Reason,
     layer::{
         balance::{Candidates, P2c, Picker, RandomPicker, RoundRobin},
         fallback::{Answer as Instead, FallbackConfig, FallbackFn},

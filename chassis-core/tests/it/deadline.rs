@@ -2,9 +2,8 @@
 use std::{sync::Arc, time::Duration};
 
 use chassis_core::{
-    Code, Error, Reason,
+    Code, Context, Error, Reason,
     clock::Instant,
-    context::Context,
     layer::breaker::State,
     testing::{Answer, CallBuilder, STATUS, feed},
 };
@@ -106,24 +105,19 @@ async fn no_length_of_time_is_too_long() {
 #[tokio::test(start_paused = true)]
 async fn what_is_sent_is_what_is_left() {
     // Of 1,000 ms: 200 held up by a fault, 100 by a layer of the user's, 300 waiting for a connection.
-    let mut stages = chassis_core::stage::Stages::default();
-    stages.add_fn(
-        chassis_core::stage::Stage::Attempt,
-        "slow",
-        None,
-        |call, next: chassis_core::stage::Next| async move {
-            tokio::time::sleep(100 * MS).await;
-            next.run(call).await
-        },
-    );
+    let mut stages = chassis_core::Stages::default();
+    stages.add_fn(chassis_core::Stage::Attempt, "slow", None, |call, next: chassis_core::Next| async move {
+        tokio::time::sleep(100 * MS).await;
+        next.run(call).await
+    });
     let upstream = chassis_core::testing::Upstream::new(|_| Answer::ok("").after(50 * MS));
-    let upstream = upstream.begin_as(chassis_core::cluster::Connection::Connecting);
+    let upstream = upstream.begin_as(chassis_core::Connection::Connecting);
     let bench = Bench::build(upstream, |builder| builder.stages(stages));
     bench.registry.put("stock", ["a"]);
     bench.apply(json!({ "faults": [{ "name": "slow", "to": "stock", "delay": "200ms" }] }));
     let call = bench.spawn(get().timeout(S));
     tokio::time::sleep(600 * MS).await;
-    bench.upstream.connect("memory:a", chassis_core::cluster::Connection::Ready);
+    bench.upstream.connect("memory:a", chassis_core::Connection::Ready);
     call.await.unwrap().unwrap();
     assert_eq!(bench.upstream.last().metadata["x-request-timeout-ms"], "400");
     let p50 = bench.node("a").p50.unwrap();
@@ -132,9 +126,9 @@ async fn what_is_sent_is_what_is_left() {
 
 #[tokio::test(start_paused = true)]
 async fn what_users_layers_wait_is_gone_too() {
-    for stage in [chassis_core::stage::Stage::Call, chassis_core::stage::Stage::Attempt] {
-        let mut stages = chassis_core::stage::Stages::default();
-        stages.add_fn(stage, "slow", None, |call, next: chassis_core::stage::Next| async move {
+    for stage in [chassis_core::Stage::Call, chassis_core::Stage::Attempt] {
+        let mut stages = chassis_core::Stages::default();
+        stages.add_fn(stage, "slow", None, |call, next: chassis_core::Next| async move {
             tokio::time::sleep(100 * MS).await;
             next.run(call).await
         });

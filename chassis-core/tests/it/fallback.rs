@@ -2,10 +2,8 @@
 use std::sync::Arc;
 
 use chassis_core::{
-    Code, Error, Reason,
-    call::Body,
+    Body, Code, Error, Event, Reason,
     clock::Instant,
-    event::Event,
     layer::fallback::{Answer as Instead, Failed, FallbackFn},
     testing::{Answer, CallBuilder, TestProtocol, Upstream},
 };

@@ -1,9 +1,7 @@
 //! Faults that are injected: for which calls, how many of them, how, and until when.
 use chassis_core::{
-    Code, Error, Origin, Reason,
-    call::Invocation,
+    Code, Error, Event, Invocation, Origin, Reason,
     clock::Instant,
-    event::Event,
     layer::breaker::State,
     protocol::Protocol,
     testing::{Answer, CallBuilder, TEST},

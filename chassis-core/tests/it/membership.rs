@@ -1,8 +1,7 @@
 //! Who is there: what the registry says, and what is made of it.
 use chassis_core::{
-    Code, Reason,
+    Code, Event, Reason,
     clock::Instant,
-    event::Event,
     registry::{Instance, Membership},
     testing::{Answer, CallBuilder, ScriptedRegistry, Upstream},
 };

@@ -1,7 +1,6 @@
 //! The figures: names and labels as the conventions have them, and nothing unbounded.
 use chassis_core::{
-    Code, Error,
-    call::Invocation,
+    Code, Error, Invocation,
     registry::{Instance, Membership},
     testing::{Answer, CallBuilder, TestProtocol, Upstream, feed},
 };
@@ -127,7 +126,7 @@ async fn invented_operations_fill_nothing() {
         run(&bench.pipeline, call).await.unwrap();
     }
     let series = series(&bench, "rpc_client_call_duration_seconds");
-    assert_eq!(series.len(), chassis_core::policy::MOST_OPERATIONS + 1);
+    assert_eq!(series.len(), chassis_core::MOST_OPERATIONS + 1);
     assert!(series.iter().any(|s| s.contains("rpc_method=_OTHER")));
 }
 

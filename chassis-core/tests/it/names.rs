@@ -2,11 +2,9 @@
 use std::{sync::Arc, time::Duration};
 
 use chassis_core::{
-    Code, Reason,
+    Code, MOST_SERVICES, MOST_UNKNOWN, Reason,
     pipeline::{self, Pipeline},
-    policy::MOST_SERVICES,
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
-    runtime::MOST_UNKNOWN,
     testing::{Answer, CallBuilder, ScriptedRegistry, Upstream},
 };
 use serde_json::json;

@@ -1,8 +1,6 @@
 //! A handler that panics fails one call, and nothing else.
 use chassis_core::{
-    Code, Reason,
-    call::Invocation,
-    event::Event,
+    Code, Event, Invocation, Reason,
     pipeline::Pipeline,
     testing::{Answer, CallBuilder},
 };

@@ -2,10 +2,8 @@
 use std::{net::IpAddr, time::Duration};
 
 use chassis_core::{
-    Code, Error, Origin, Reason,
-    call::Invocation,
+    Code, Error, Event, Invocation, Origin, Reason,
     clock::Instant,
-    event::Event,
     pipeline::Pipeline,
     testing::{Answer, CallBuilder},
 };
@@ -72,7 +70,7 @@ async fn nothing_gets_out_at_0() {
 #[tokio::test(start_paused = true)]
 async fn any_window_admits_no_more_than_burst_and_rate() {
     let bench = out(json!([{ "name": "all", "rate": "50/s", "burst": 10 }]));
-    let random = chassis_core::random::Random::seeded(3);
+    let random = chassis_core::Random::seeded(3);
     let began = Instant::now();
     let mut admitted = Vec::new();
     while began.elapsed() < 10 * S {

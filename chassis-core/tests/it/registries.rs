@@ -9,9 +9,7 @@ use std::{
 };
 
 use chassis_core::{
-    BoxFuture, Code, Reason,
-    cluster::Connection,
-    event::Event,
+    BoxFuture, Code, Connection, Event, Reason,
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
     testing::{Answer, ScriptedRegistry, Upstream},
 };

@@ -8,12 +8,10 @@ use std::{
 };
 
 use chassis_core::{
-    Code, Error, Reason,
-    call::Invocation,
+    Code,
+    Connection::TransientFailure,
+    Context, Error, Event, Invocation, Reason,
     clock::Instant,
-    cluster::Connection::TransientFailure,
-    context::Context,
-    event::Event,
     registry::Membership,
     testing::{Answer, Arrival, CallBuilder, REASON, RETRY_AFTER, ScriptedRegistry, Upstream, feed},
 };
@@ -132,7 +130,7 @@ async fn what_an_earlier_attempt_may_have_done_stays_said() {
         let call = bench.spawn(post());
         settle().await;
         for node in ["memory:a", "memory:b"] {
-            bench.upstream.connect(node, chassis_core::cluster::Connection::TransientFailure);
+            bench.upstream.connect(node, chassis_core::Connection::TransientFailure);
         }
         let result = call.await.unwrap();
         check(&result, Code::Unavailable, Reason::NoEndpoint); // which on its own never left
@@ -581,7 +579,7 @@ async fn the_first_frame_is_looked_at_but_not_waited_for() {
             match late.load(SeqCst) {
                 0 => {
                     fed.end_with(trailers);
-                    Answer::streaming(chassis_core::call::Body::eager(body, |e| e))
+                    Answer::streaming(chassis_core::Body::eager(body, |e| e))
                 }
                 _ => {
                     tokio::spawn(async move {

@@ -172,7 +172,7 @@ async fn rules_of_the_defaults_hold_for_services_nobody_names() {
 
 #[tokio::test(start_paused = true)]
 async fn the_caller_is_named_with_its_labels() {
-    let labels = chassis_core::labels::LabelSet::from_iter([("track", "stable"), ("zone", "eu")]);
+    let labels = chassis_core::LabelSet::from_iter([("track", "stable"), ("zone", "eu")]);
     let upstream = chassis_core::testing::Upstream::new(|_| Answer::ok(""));
     let bench = Bench::build(upstream, |builder| builder.labels(labels));
     bench.registry.put("stock", ["a"]);

@@ -186,7 +186,7 @@ async fn the_turns_of_a_node_that_is_away_go_to_all_others() {
     let bench = Bench::with(["a", "b", "c", "d"], |_| Answer::ok(""));
     bench.stock(json!({ "balance": "round_robin" }));
     bench.settle().await;
-    bench.upstream.connect("memory:b", chassis_core::cluster::Connection::TransientFailure);
+    bench.upstream.connect("memory:b", chassis_core::Connection::TransientFailure);
     for _ in 0..300 {
         bench.get().await.unwrap();
     }
@@ -313,8 +313,7 @@ async fn one_node_that_fails_at_once_costs_almost_no_call() {
                 let well = share(&statuses, 200);
                 assert!(well >= 0.99, "{load:?}, {slow:?}: {well}");
                 assert!(share_of_bad(&bench) < 0.1, "{load:?}, {slow:?}: {}", share_of_bad(&bench));
-                let moved =
-                    bench.count_events(|e| matches!(e, chassis_core::event::Event::CircuitMoved { .. }));
+                let moved = bench.count_events(|e| matches!(e, chassis_core::Event::CircuitMoved { .. }));
                 assert_eq!(moved, 0, "{load:?}, {slow:?}: its failures are its own");
             }
         }
@@ -353,7 +352,7 @@ async fn a_service_that_fails_everywhere_still_opens_its_circuit() {
     let bench = one_of_three(20 * MS, || Answer::status(503));
     bench.settle().await;
     for away in ["memory:b", "memory:c"] {
-        bench.upstream.connect(away, chassis_core::cluster::Connection::TransientFailure);
+        bench.upstream.connect(away, chassis_core::Connection::TransientFailure);
     }
     let statuses = closed_loop(&bench.pipeline, 20, 1_000, post).await;
     assert!(share(&statuses, 503) < 0.15, "the rest was refused");
@@ -366,7 +365,7 @@ async fn a_lone_node_that_loses_its_connection_opens_the_services_circuit() {
     bench.settle().await;
     let calls: Vec<_> = (0..30).map(|_| bench.spawn(post())).collect();
     settle().await;
-    bench.upstream.connect("memory:a", chassis_core::cluster::Connection::TransientFailure);
+    bench.upstream.connect("memory:a", chassis_core::Connection::TransientFailure);
     for call in calls {
         call.await.unwrap().unwrap_err();
     }

@@ -5,12 +5,9 @@ use std::{
 };
 
 use chassis_core::{
-    BoxFuture, Code, Error, Reason,
-    call::{Invocation, Reply},
-    event::Side,
+    BoxFuture, Code, Error, Invocation, Next, Reason, Reply, Side, Stage, Stages,
     layer::breaker::State,
     pipeline,
-    stage::{Next, Stage, Stages},
     testing::{Answer, Upstream},
 };
 use http::StatusCode;
@@ -175,12 +172,12 @@ async fn a_layer_may_answer_refuse_change_and_repeat() {
 }
 
 trait IntoBody {
-    fn into_body(self) -> chassis_core::call::Body;
+    fn into_body(self) -> chassis_core::Body;
 }
 
 impl IntoBody for String {
-    fn into_body(self) -> chassis_core::call::Body {
-        chassis_core::call::Body::full(self)
+    fn into_body(self) -> chassis_core::Body {
+        chassis_core::Body::full(self)
     }
 }
 
@@ -410,7 +407,7 @@ fn does(stage: Stage, what: Does, other: &Bench, kept: &Arc<Mutex<Vec<Kept>>>, o
                     other.run(get().build()).await
                 }
                 Does::Unruled => {
-                    call.set_policy(chassis_core::policy::Policy::none());
+                    call.set_policy(chassis_core::Policy::none());
                     next.run(call).await
                 }
                 Does::Panics => panic!("as asked for"),

@@ -11,13 +11,10 @@ use std::{
 
 use bytes::Bytes;
 use chassis_core::{
-    BoxFuture, Code, Error, Reason,
-    call::{Body, Invocation, Listener, Outcome, Reply, ReplyBody, Verdict},
-    event::Event,
+    Body, BoxFuture, Code, Error, Event, Invocation, Listener, Outcome, Random, Reason, Reply, ReplyBody,
+    Runtime, RuntimeBuilder, Verdict,
     pipeline::{self, Pipeline},
-    policy::{Problem, Settings},
-    random::Random,
-    runtime::{Runtime, RuntimeBuilder},
+    settings::{Problem, Settings},
     testing::{self, Answer, Answered, Arrival, CallBuilder, ScriptedRegistry, Upstream},
 };
 use http::HeaderMap;

@@ -8,10 +8,8 @@ use std::{
 };
 
 use chassis_core::{
-    Code, Error, Reason,
-    call::Invocation,
+    Code, Error, Invocation, Next, Reason, Stage, Stages,
     layer::breaker::State,
-    stage::{Next, Stage, Stages},
     testing::{Answer, CallBuilder, Upstream},
 };
 use http::StatusCode;
@@ -300,7 +298,7 @@ async fn nothing_piles_up_over_a_thousand_versions() {
 }
 
 /// Calls `look` with the policy that each of more threads than there are shards has of `operation`.
-fn policies_of_threads(bench: &Bench, operation: &str) -> Vec<Arc<chassis_core::policy::Policy>> {
+fn policies_of_threads(bench: &Bench, operation: &str) -> Vec<Arc<chassis_core::Policy>> {
     let policies = bench.runtime.policies().get();
     std::thread::scope(|scope| {
         let outbound = || policies.outbound(&"stock".into(), operation);
@@ -351,9 +349,7 @@ async fn a_call_reads_its_settings_once() {
     use std::sync::{Arc, Mutex, OnceLock};
 
     use chassis_core::{
-        call::Invocation,
-        runtime::Runtime,
-        stage::{Next, Stage, Stages},
+        Invocation, Next, Runtime, Stage, Stages,
         testing::{Answer, Upstream},
     };
 

@@ -2,8 +2,7 @@
 use std::{future::poll_fn, pin::Pin, sync::Arc};
 
 use chassis_core::{
-    call::{Body, Invocation, Operation, Target},
-    random::Random,
+    Body, Invocation, Operation, Random, Target,
     tasks::Tasks,
     testing::contract::{
         self,

@@ -1,7 +1,7 @@
 //! The service that the tests call.
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use chassis_core::context::Context;
+use chassis_core::Context;
 use chassis_protos::echo::{EchoReply, EchoRequest, echo_server};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status, Streaming};

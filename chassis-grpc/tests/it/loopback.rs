@@ -8,9 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use chassis_core::{
-    Code, Error, Origin, Reason, Runtime,
-    call::{Body, CallOptions, Invocation, Reply},
-    stage::{Next, Stage, Stages},
+    Body, CallOptions, Code, Error, Invocation, Next, Origin, Reason, Reply, Runtime, Stage, Stages,
 };
 use chassis_grpc::{Channel, GRPC, GrpcServer, GrpcServices, RequestExt};
 use chassis_protos::echo::{EchoReply, EchoRequest, echo_client::EchoClient, echo_server::EchoServer};

@@ -7,8 +7,7 @@ mod network;
 mod tools;
 
 use chassis_core::{
-    BoxFuture, Error, Runtime,
-    call::{Invocation, Reply},
+    BoxFuture, Error, Invocation, Reply, Runtime,
     pipeline::{self, Pipeline},
 };
 

@@ -1,5 +1,5 @@
 //! What tools ask of a server: health, and what it serves.
-use chassis_core::{call::Body, protocol::Protocol};
+use chassis_core::{Body, protocol::Protocol};
 use chassis_grpc::{Channel, GRPC, GrpcServices, Health};
 use chassis_protos::echo::echo_server::EchoServer;
 use tokio_stream::StreamExt;

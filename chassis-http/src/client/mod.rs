@@ -10,8 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use chassis_core::{
-    BoxError, BoxFuture, Error, Reason,
-    call::{Body, CallOptions, Invocation, Operation, ReplyBody, Target},
+    Body, BoxError, BoxFuture, CallOptions, Error, Invocation, Operation, Reason, ReplyBody, Target,
     pipeline::Pipeline,
 };
 use http::{Method, Request, header::HOST};

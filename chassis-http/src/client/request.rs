@@ -3,10 +3,7 @@ use std::{fmt::Display, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chassis_core::{
-    Code, Error, Reason,
-    call::{Body, CallOptions, Invocation, Operation, Target},
-    labels::LabelSet,
-    pipeline::Pipeline,
+    Body, CallOptions, Code, Error, Invocation, LabelSet, Operation, Reason, Target, pipeline::Pipeline,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header::CONTENT_TYPE};
 use serde::Serialize;

@@ -1,9 +1,6 @@
 //! What came back, well or not.
 use bytes::{Bytes, BytesMut};
-use chassis_core::{
-    Error, Reason,
-    call::{Reply, ReplyBody},
-};
+use chassis_core::{Error, Reason, Reply, ReplyBody};
 use http::{Extensions, HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;

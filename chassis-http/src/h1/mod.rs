@@ -12,9 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use chassis_core::{
-    Error,
-    call::{Body, Invocation, Reply},
-    cluster::Link,
+    Body, Error, Invocation, Link, Reply,
     protocol::{Leaf, LeafFuture},
 };
 use http_body::{Frame, SizeHint};

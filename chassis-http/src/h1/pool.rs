@@ -9,13 +9,7 @@ use std::{
     time::Duration,
 };
 
-use chassis_core::{
-    BoxError, Error,
-    call::Body,
-    clock::Instant,
-    cluster::{Connection as State, Link},
-    tasks::caught,
-};
+use chassis_core::{Body, BoxError, Connection as State, Error, Link, clock::Instant, tasks::caught};
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::{

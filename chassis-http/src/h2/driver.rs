@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use chassis_core::cluster::Connection as State;
+use chassis_core::Connection as State;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{

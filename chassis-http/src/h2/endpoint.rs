@@ -4,11 +4,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::*},
 };
 
-use chassis_core::{
-    Error, Live, Reason,
-    clock::Instant,
-    cluster::{Connection as State, Link},
-};
+use chassis_core::{Connection as State, Error, Link, Live, Reason, clock::Instant};
 use tokio::sync::Notify;
 
 use super::{

@@ -13,9 +13,7 @@ mod watched;
 use std::{future::poll_fn, sync::Arc};
 
 use chassis_core::{
-    Error,
-    call::{Abort, Body, Invocation, Reply},
-    cluster::Link,
+    Abort, Body, Error, Invocation, Link, Reply,
     protocol::{Leaf, LeafFuture},
 };
 

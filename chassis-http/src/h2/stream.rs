@@ -5,10 +5,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use chassis_core::{
-    call::{Abort, Aborted, Body, Failure},
-    tasks::Tasks,
-};
+use chassis_core::{Abort, Aborted, Body, Failure, tasks::Tasks};
 use h2::{Reason, SendStream};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use chassis_core::random::Random;
+use chassis_core::Random;
 use tokio::time::Instant;
 
 use super::{FAREWELL, streams::Streams};

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use chassis_core::{BoxError, Error, call::ReplyBody};
+use chassis_core::{BoxError, Error, ReplyBody};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 

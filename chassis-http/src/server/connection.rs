@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use chassis_core::{BoxError, call::had_waited, layer::panic::caught, tasks::Aside};
+use chassis_core::{BoxError, had_waited, layer::panic::caught, tasks::Aside};
 use http::{Extensions, HeaderMap, Request, Response, StatusCode};
 use hyper::{body::Incoming, server::conn};
 use hyper_util::rt::TokioIo;

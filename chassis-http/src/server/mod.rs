@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-use chassis_core::{event::Side, metrics::Metrics, random::Random, tasks::Tasks};
+use chassis_core::{Metrics, Random, Side, tasks::Tasks};
 use http::StatusCode;
 use tokio::{
     io::AsyncWriteExt,
@@ -45,7 +45,7 @@ use crate::{
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use chassis_core::{random::Random, tasks::Tasks};
+/// # use chassis_core::{Random, tasks::Tasks};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> std::io::Result<()> {
 /// use chassis_http::{ServerConfig, connector::Network, server::{Mux, Server}};

@@ -182,7 +182,7 @@ fn sum(counts: &[usize; 2]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use chassis_core::random::Random;
+    use chassis_core::Random;
 
     use super::*;
 

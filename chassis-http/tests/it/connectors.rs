@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use chassis_core::{Reason, call::Body, cluster::Connection, protocol::Leaf};
+use chassis_core::{Body, Connection, Reason, protocol::Leaf};
 use chassis_http::{
     ClientConfig, H1Leaf, H2Leaf, ServerConfig,
     connector::{Connector, Network, Stream},
@@ -34,7 +34,7 @@ impl Connector for Panics {
 
 /// The panic once ended the task that connects: the endpoint stayed `Connecting` for good, and calls waited.
 async fn a_panic_is_a_connection_that_failed<L: Leaf>(
-    make: impl FnOnce(chassis_core::cluster::Link, Arc<dyn Connector>, ClientConfig) -> L,
+    make: impl FnOnce(chassis_core::Link, Arc<dyn Connector>, ClientConfig) -> L,
 ) {
     let world = World::new();
     let _server = world.serve(ServerConfig::default(), hello());

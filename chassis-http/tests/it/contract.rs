@@ -7,11 +7,8 @@ use std::{
 };
 
 use chassis_core::{
-    BoxFuture, Error,
-    call::{Body, Invocation, Reply},
-    cluster::Link,
+    Body, BoxFuture, Error, Invocation, Link, Random, Reply,
     protocol::{Leaf, Protocol, Transport},
-    random::Random,
     tasks::Tasks,
     testing::contract::{
         self,

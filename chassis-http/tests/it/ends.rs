@@ -8,9 +8,7 @@ use std::{
 };
 
 use chassis_core::{
-    Reason,
-    call::Body,
-    cluster::Connection,
+    Body, Connection, Reason,
     protocol::Leaf,
     units::{Ratio, Span},
 };

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use chassis_core::{Reason, Runtime, cluster::Connection, protocol::Leaf};
+use chassis_core::{Connection, Reason, Runtime, protocol::Leaf};
 use chassis_http::{
     ClientConfig, H2Leaf, ServerConfig,
     connector::{Connector, Network, Stream},
@@ -346,7 +346,7 @@ async fn a_server_that_floods_its_client_is_given_up() {
         let world = World::new();
         let network = Network::default();
         let mut listener = network.bind("127.0.0.1:0").await.unwrap();
-        let link = chassis_core::cluster::Link::detached(
+        let link = chassis_core::Link::detached(
             "stock",
             &listener.address(),
             world.tasks.clone(),

@@ -1,7 +1,7 @@
 //! The HTTP/1.1 pool: reuse, bounds, and what becomes of connections that are closed over there.
 use std::{sync::Arc, time::Duration};
 
-use chassis_core::{Reason, call::Body, cluster::Connection, protocol::Leaf, units::PositiveSpan};
+use chassis_core::{Body, Connection, Reason, protocol::Leaf, units::PositiveSpan};
 use chassis_http::{
     ClientConfig, H1Leaf, ServerConfig,
     connector::{Fate, Listener, MemoryListener, Stream},

@@ -9,9 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use chassis_core::{
-    Error, Reason,
-    call::{Body, Reply},
-    cluster::{Connection, Link},
+    Body, Connection, Error, Link, Reason, Reply,
     protocol::Leaf,
     units::{PositiveSpan, Ratio, Span},
 };

@@ -1,7 +1,7 @@
 //! Clients that leave while nobody reads what they sent: their calls end.
 use std::{sync::Arc, time::Duration};
 
-use chassis_core::{random::Random, tasks::Tasks, units::Span};
+use chassis_core::{Random, tasks::Tasks, units::Span};
 use chassis_http::{
     ServerConfig,
     connector::{Acceptor, Listener, Network, Peer, Stream},

@@ -1,7 +1,7 @@
 //! Heads of requests and answers as they cross a server: what is refused, and what ends here.
 use axum::{Router, extract::Request, response::IntoResponse, routing::any};
 use bytes::Bytes;
-use chassis_core::{Runtime, call::Body, protocol::Leaf};
+use chassis_core::{Body, Runtime, protocol::Leaf};
 use chassis_http::{
     ClientConfig, H1Leaf, H2Leaf, HttpVersion, RestLayer, ServerConfig,
     connector::{Listener, Stream},

@@ -4,7 +4,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::SeqCst},
 };
 
-use chassis_core::{Origin, Reason, call::Body, cluster::Connection, protocol::Leaf};
+use chassis_core::{Body, Connection, Origin, Reason, protocol::Leaf};
 use chassis_http::{
     ClientConfig, H2Leaf, ServerConfig,
     connector::{Listener, Stream},

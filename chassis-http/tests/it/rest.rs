@@ -11,10 +11,8 @@ use axum::{
     routing::{any, get, post},
 };
 use chassis_core::{
-    Code, Error, Reason, Runtime,
-    call::{Body, Operation},
+    Body, Code, Context, Error, Operation, Reason, Runtime,
     clock::Instant,
-    context::Context,
     pipeline,
     protocol::Leaf,
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},

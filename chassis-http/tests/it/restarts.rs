@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use chassis_core::cluster::{Connection, Link};
+use chassis_core::{Connection, Link};
 use chassis_http::{
     ClientConfig, H2Leaf, ServerConfig,
     connector::Network,

@@ -12,7 +12,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use chassis_core::{Reason, protocol::Leaf, random::Random, tasks::Tasks};
+use chassis_core::{Random, Reason, protocol::Leaf, tasks::Tasks};
 use chassis_http::{
     ClientConfig, H1Leaf, H2Leaf, ServerConfig,
     connector::{Acceptor, Connector, Listener, Network, Peer, Stream},
@@ -119,12 +119,12 @@ async fn headers_over_the_limit_are_told_431() {
     let world = World::new();
     let _server = world.serve(ServerConfig::default(), hello());
     let client = h2(&world).ready().await;
-    let mut call = crate::support::call(http::Method::GET, "/x", chassis_core::call::Body::empty());
+    let mut call = crate::support::call(http::Method::GET, "/x", chassis_core::Body::empty());
     call.metadata.insert("x-large", "x".repeat(20_000).parse().unwrap());
     let told = crate::support::read(client.leaf.call(call).await.unwrap()).await.unwrap();
     assert!(told.starts_with("431 {"), "{told}");
     let with = async |fields: usize, name: fn(usize) -> String| {
-        let mut call = crate::support::call(http::Method::GET, "/x", chassis_core::call::Body::empty());
+        let mut call = crate::support::call(http::Method::GET, "/x", chassis_core::Body::empty());
         for n in 0..fields {
             call.metadata.append(http::HeaderName::try_from(name(n)).unwrap(), "1".parse().unwrap());
         }
@@ -168,9 +168,9 @@ async fn a_full_server_says_so() {
     assert_eq!(error, "503 ");
     let refused = h2(&world);
     refused.leaf.wake();
-    refused.until(chassis_core::cluster::Connection::TransientFailure).await;
+    refused.until(chassis_core::Connection::TransientFailure).await;
     drop(one);
-    refused.until(chassis_core::cluster::Connection::Ready).await;
+    refused.until(chassis_core::Connection::Ready).await;
     assert_eq!(refused.get("/x").await.unwrap(), "200 x");
 }
 

@@ -9,12 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use chassis_core::{
-    Reason,
-    call::{Body, Reply},
-    protocol::Leaf,
-    units::Span,
-};
+use chassis_core::{Body, Reason, Reply, protocol::Leaf, units::Span};
 use chassis_http::{
     ClientConfig, H2Leaf, ServerConfig,
     server::{Answer, HttpService, Received, Server, ServerBody},

@@ -3,12 +3,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chassis_core::{
-    Error,
-    call::{Body, Invocation, Operation, Reply, Target},
-    cluster::{Connection, Link},
-    protocol::Leaf,
-    random::Random,
-    tasks::Tasks,
+    Body, Connection, Error, Invocation, Link, Operation, Random, Reply, Target, protocol::Leaf, tasks::Tasks,
 };
 use chassis_http::{
     ClientConfig, HTTP, ServerConfig,

@@ -1,7 +1,7 @@
 //! A body is whole only if its stream ended, and with as many bytes as it said; in both directions.
 use std::time::Duration;
 
-use chassis_core::{Error, Reason, call::Body, protocol::Leaf};
+use chassis_core::{Body, Error, Reason, protocol::Leaf};
 use chassis_http::{
     ClientConfig, H1Leaf, H2Leaf, ServerConfig,
     connector::Listener,

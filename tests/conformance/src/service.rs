@@ -1,7 +1,7 @@
 //! The suite's `ConformanceService`: a request says how to answer it, and the answer says what of it arrived.
 use std::{pin::Pin, time::Duration};
 
-use chassis::{clock::Instant, context::Context};
+use chassis::{Context, clock::Instant};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use prost::{Message, Name};
 use prost_types::Any;

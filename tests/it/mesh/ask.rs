@@ -98,7 +98,7 @@ pub(crate) struct Outcome {
 /// An answer that comes in parts.
 pub(crate) enum Parts {
     Grpc(Box<Streaming<EchoReply>>),
-    Rest(chassis::call::ReplyBody, VecDeque<String>),
+    Rest(chassis::ReplyBody, VecDeque<String>),
 }
 
 // === impl Wire ===

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use chassis::{Code, Problem, clock::Instant, context::Context};
+use chassis::{Code, Context, Problem, clock::Instant};
 use chassis_protos::echo::EchoReply;
 use http::HeaderMap;
 use tokio::sync::watch;

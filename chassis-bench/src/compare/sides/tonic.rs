@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use chassis::random::Random;
+use chassis::Random;
 use tokio::net::TcpListener;
 use tonic::{
     body::Body,
