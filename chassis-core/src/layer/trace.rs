@@ -147,7 +147,7 @@ impl<F: Future<Output = Result<Reply, Error>>> Future for TraceFuture<F> {
 
 /// Opens the span of an attempt, if anybody looks at it, and writes the headers that name it.
 #[inline]
-pub(super) fn attempt_span(call: &mut Invocation) -> Option<Box<tracing::Span>> {
+pub(crate) fn attempt_span(call: &mut Invocation) -> Option<Box<tracing::Span>> {
     let call = &mut **call;
     let span = tracing::debug_span!(
         target: "chassis::attempt", "attempt", number = call.previous_attempts,

@@ -4,23 +4,8 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    clock::Instant,
-    settings,
-    shard::Cells,
-    units::{Rate, Ratio},
-};
-
-settings! {
-    /// How many retries a service gets, all its operations together: `budget`; `budget: off` for no bound.
-    pub struct BudgetConfig, BudgetPatch {
-        /// Retries as a share of the calls of the last ten seconds. Default `20%`; `0%` leaves the minimum.
-        pub share: Ratio = Ratio::percent(20),
-        /// Retries there may be besides, however few calls there are. Default `10/s`, to be had within ten
-        /// seconds at any times; `0/s` leaves the share.
-        pub min: Rate = Rate::per_second(10),
-    }
-}
+use super::BudgetConfig;
+use crate::{clock::Instant, shard::Cells};
 
 /// Counts calls and retries of the last ten seconds. In any such time there are no more retries than the
 /// share of the calls and ten seconds' worth of the minimum.

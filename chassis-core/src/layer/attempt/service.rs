@@ -1,7 +1,4 @@
-//! One attempt: its time bound, its figures, and the headers that are its own.
-//!
-//! It stands below retry and balance, so that what it writes - who calls, how often was tried before, what is
-//! left of the deadline, the trace - is written once per attempt, after retry has kept the headers.
+//! The layer and its service.
 use std::{
     pin::Pin,
     sync::Arc,
@@ -13,13 +10,12 @@ use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 use tower_service::Service;
 
-use super::{forward_ready, plain_layer};
 use crate::{
     Error, Reason,
     call::{Invocation, Own, Reply},
     clock::Instant,
     cluster::Node,
-    layer::route::CALLER,
+    layer::{forward_ready, plain_layer, route::CALLER, trace::attempt_span},
 };
 
 plain_layer! {
@@ -86,7 +82,7 @@ where
             protocol.write_deadline(&mut call.metadata, left);
         }
         let bound = bound.map(|at| (at, call.node().cloned()));
-        let span = super::trace::attempt_span(&mut call);
+        let span = attempt_span(&mut call);
         if bound.is_none() && span.is_none() {
             return AttemptFuture::Plain { inner: self.inner.call(call) };
         }
