@@ -131,3 +131,35 @@ both! {
         }
     }
 }
+
+both! {
+    /// They held a circuit half-open for a minute each, and nobody else was let through.
+    async fn uploads_as_probes_give_way_to_others(wire: Wire) {
+        let mesh = Mesh::new();
+        let stock = mesh.start("stock", "stock-1").await;
+        let settings = BREAKER.replace("retry: off,", "retry: off, timeout: off,");
+        let caller = mesh.caller(&settings).await;
+        stock.does(Act::Fail(Code::Unavailable));
+        for _ in 0..10 {
+            caller.call(wire, Ask::to("stock")).await;
+        }
+        advance(Duration::from_secs(5)).await;
+        stock.does(Act::Answer);
+        let mut held = Vec::new();
+        for _ in 0..2 {
+            held.push(open(&caller, &stock, wire, Kind::Up).await.expect("a probe"));
+        }
+        for outcome in caller.calls(wire, 20, || Ask::to("stock")).await {
+            outcome.refused(Reason::CircuitOpen);
+        }
+        advance(Duration::from_secs(5)).await;
+        all_well(&caller.calls(wire, 2, || Ask::to("stock")).await);
+        assert_eq!(moves(&caller), 3, "open, half-open, closed");
+        all_well(&caller.calls(wire, 20, || Ask::to("stock")).await);
+        assert_eq!(caller.view(wire, "stock").nodes[0].in_flight, 2, "they live on");
+        for stream in held {
+            stream.finish().await.unwrap();
+        }
+        assert_eq!(moves(&caller), 3);
+    }
+}

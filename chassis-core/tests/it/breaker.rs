@@ -4,9 +4,10 @@ use std::sync::{Arc, Mutex};
 use chassis_core::{
     Code, Error, Event, Origin, Reason, ReplyBody,
     layer::breaker::State,
-    testing::{Answer, Arrival, CallBuilder, Feed, REASON, Upstream, feed},
+    testing::{Answer, Answered, Arrival, CallBuilder, Feed, REASON, Upstream, feed},
 };
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 use crate::support::*;
 
@@ -188,6 +189,272 @@ async fn a_stream_that_is_whole_or_given_up_after_it_was_a_probe_counts_for_noth
         assert!(frame(&mut body).await.is_none());
         let circuits = bench.runtime.inspect().circuits;
         assert_eq!((circuits[0].state, circuits[0].calls), (State::Closed, 0), "{stock}");
+    }
+}
+
+/// How a call has no outcome for as long as a test wants.
+#[derive(Clone, Copy, Debug)]
+enum Without {
+    /// One message, and no answer.
+    Answer,
+    /// Messages that go on, and no answer until they end.
+    End,
+    /// Messages both ways, and no head of an answer.
+    Head,
+}
+
+/// A call without outcome that is under way.
+struct Held {
+    call: JoinHandle<Result<Answered, Error>>,
+    feed: Option<Feed>,
+}
+
+impl Without {
+    const ALL: [Without; 3] = [Without::Answer, Without::End, Without::Head];
+
+    fn begin(self, bench: &Bench) -> Held {
+        let (fed, body) = feed();
+        let (call, feed) = match self {
+            Without::Answer => (get_of("Hang"), None),
+            Without::End => (CallBuilder::post("stock", "Upload").streaming(body), Some(fed)),
+            Without::Head => (CallBuilder::post("stock", "Hang").streaming(body), Some(fed)),
+        };
+        Held { call: bench.spawn(call), feed }
+    }
+}
+
+fn get_of(operation: &'static str) -> CallBuilder {
+    CallBuilder::get("stock", operation)
+}
+
+/// `Bad` fails, `Hang` never answers, `Upload` when all of its messages are there, and others at once.
+fn held_bench(breaker: Value, retry: &Value) -> Bench {
+    let bench = Bench::new(|arrival| match &*arrival.operation {
+        "Bad" => Answer::status(500),
+        "Hang" => Answer::hang(),
+        _ => Answer::ok(""),
+    });
+    bench.stock(json!({ "timeout": "off", "retry": retry, "breaker": breaker }));
+    bench
+}
+
+/// Opens the circuit, waits until it is over, and has three calls without outcome as probes.
+async fn held_probes(bench: &Bench, without: Without) -> Vec<Held> {
+    for _ in 0..2 {
+        bench.run(CallBuilder::post("stock", "Bad")).await.unwrap();
+    }
+    tokio::time::sleep(5 * S).await;
+    let held = (0..3).map(|_| without.begin(bench)).collect();
+    settle().await;
+    assert_eq!(bench.upstream.total(), 5);
+    held
+}
+
+async fn is_refused(bench: &Bench) -> bool {
+    match bench.post().await {
+        Ok(_) => false,
+        Err(error) => {
+            assert_eq!(error.reason(), Reason::CircuitOpen, "{error:?}");
+            true
+        }
+    }
+}
+
+/// They held it half-open for a minute, and refused everybody meanwhile.
+#[tokio::test(start_paused = true)]
+async fn calls_without_outcome_as_probes_give_way_to_others() {
+    for without in Without::ALL {
+        for retry in [json!("off"), json!({ "attempts": 2 })] {
+            for scope in ["service", "endpoint"] {
+                let breaker = json!({ "consecutive": 2, "open": "5s", "probes": 3, "scope": scope });
+                let bench = held_bench(breaker, &retry);
+                let held = held_probes(&bench, without).await;
+                tokio::time::sleep(4 * S).await;
+                for _ in 0..50 {
+                    assert!(is_refused(&bench).await, "{without:?}, {scope}: the first round is young");
+                }
+                tokio::time::sleep(S).await;
+                for n in 0..20 {
+                    assert!(
+                        !is_refused(&bench).await,
+                        "{without:?}, {scope}, {n}: three succeed, and it is closed"
+                    );
+                }
+                assert_eq!(bench.metric("chassis_breaker_open", &[("scope", scope)]), 0.0);
+                assert_eq!(bench.node("a").in_flight, 3, "{without:?}: they live on");
+                held.into_iter().for_each(|held| held.call.abort());
+                settle().await;
+                assert_eq!(bench.node("a").in_flight, 0);
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_lost_its_place_counts_when_it_ends() {
+    let breaker = json!({ "consecutive": 2, "open": "5s", "probes": 3 });
+    for retry in [json!("off"), json!({})] {
+        let bench = held_bench(breaker.clone(), &retry);
+        let mut first = held_probes(&bench, Without::End).await;
+        tokio::time::sleep(5 * S).await;
+        let mut second: Vec<_> = (0..3).map(|_| Without::End.begin(&bench)).collect();
+        settle().await;
+        assert!(is_refused(&bench).await);
+        // Whichever round they are of: three that end well close it.
+        for held in [first.pop().unwrap(), second.pop().unwrap(), first.pop().unwrap()] {
+            assert_eq!(state(&bench, "stock"), State::HalfOpen);
+            drop(held.feed);
+            held.call.await.unwrap().unwrap();
+        }
+        assert_eq!(state(&bench, "stock"), State::Closed, "{retry}");
+        // One that its caller leaves says nothing, then as before.
+        first.pop().unwrap().call.abort();
+        second.pop().unwrap().call.abort();
+        settle().await;
+        assert_eq!(bench.runtime.inspect().circuits[0].failures, 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_lost_its_place_opens_the_circuit_when_it_fails() {
+    let bench = Bench::new(|arrival| match &*arrival.operation {
+        "Bad" => Answer::status(500),
+        "Late" => Answer::lost().after(12 * S),
+        _ => Answer::hang(),
+    });
+    let breaker = json!({ "consecutive": 2, "open": "5s", "probes": 2 });
+    bench.stock(json!({ "timeout": "off", "retry": "off", "breaker": breaker }));
+    for _ in 0..2 {
+        bench.run(get_of("Bad")).await.unwrap();
+    }
+    tokio::time::sleep(5 * S).await;
+    let late = [bench.spawn(get_of("Late")), bench.spawn(get_of("Hang"))];
+    tokio::time::sleep(5 * S).await;
+    let next = [bench.spawn(get_of("Hang")), bench.spawn(get_of("Hang"))];
+    settle().await;
+    assert_eq!((state(&bench, "stock"), bench.upstream.total()), (State::HalfOpen, 6));
+    tokio::time::sleep(4 * S).await;
+    assert_eq!(
+        state(&bench, "stock"),
+        State::HalfOpen,
+        "before the late one fails, the second round is young"
+    );
+    tokio::time::sleep(3 * S + MS).await;
+    assert_eq!(state(&bench, "stock"), State::Open);
+    late.into_iter().chain(next).for_each(|call| call.abort());
+}
+
+/// A thousand callers, of a service that answers none of them and then all.
+#[tokio::test(start_paused = true)]
+async fn many_callers_get_a_round_at_a_time() {
+    let working = Toggle::default();
+    let bench = {
+        let working = working.clone();
+        Bench::new(move |arrival| match &*arrival.operation {
+            "Bad" => Answer::status(500),
+            _ if working.is_on() => Answer::ok(""),
+            _ => Answer::hang(),
+        })
+    };
+    let breaker = json!({ "consecutive": 2, "open": "5s", "probes": 3 });
+    bench.stock(json!({ "timeout": "off", "retry": "off", "breaker": breaker }));
+    for _ in 0..2 {
+        bench.run(get_of("Bad")).await.unwrap();
+    }
+    tokio::time::sleep(5 * S).await;
+    let began = bench.upstream.total();
+    let mut calls = Vec::new();
+    for second in 0..180 {
+        for _ in 0..10 {
+            calls.push(bench.spawn(get()));
+        }
+        settle().await;
+        let admitted = bench.upstream.total() - began;
+        let rounds = match second {
+            0..50 => second / 5 + 1,
+            _ => 10 + (second - 45) / 60,
+        };
+        assert_eq!(admitted, 3 * rounds, "after {second} s");
+        assert_eq!(bench.node("a").in_flight as usize, admitted);
+        tokio::time::sleep(S).await;
+    }
+    // Those who leave make room at once.
+    calls.iter().for_each(|call| call.abort());
+    settle().await;
+    assert_eq!((bench.node("a").in_flight, state(&bench, "stock")), (0, State::HalfOpen));
+    working.set(true);
+    tokio::time::sleep(5 * S).await;
+    for _ in 0..100 {
+        bench.get().await.unwrap();
+    }
+    assert_eq!(state(&bench, "stock"), State::Closed);
+}
+
+/// Where three of four calls are uploads that live for long, the others decide within ten rounds.
+#[tokio::test(start_paused = true)]
+async fn few_calls_with_an_outcome_close_it() {
+    let bench = held_bench(json!({ "consecutive": 2, "open": "5s", "probes": 3 }), &json!("off"));
+    let mut held = held_probes(&bench, Without::End).await;
+    let began = tokio::time::Instant::now();
+    let random = chassis_core::random::Random::seeded(3);
+    while state(&bench, "stock") != State::Closed {
+        match random.below(4) {
+            0 => drop(bench.spawn(get())),
+            _ => held.push(Without::End.begin(&bench)),
+        }
+        tokio::time::sleep(100 * MS).await;
+    }
+    assert!(began.elapsed() <= 50 * S, "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn settings_that_change_while_probes_are_out_leak_none() {
+    let breaker = |with: Value| {
+        let mut all = json!({ "consecutive": 2, "open": "5s", "probes": 3 });
+        all.as_object_mut().unwrap().extend(with.as_object().unwrap().clone());
+        json!({ "timeout": "off", "retry": "off", "breaker": all })
+    };
+    let swaps = [
+        breaker(json!({ "probes": 1 })),
+        breaker(json!({ "probes": 5 })),
+        breaker(json!({ "open": "1s" })),
+        breaker(json!({ "open": "1h" })),
+        breaker(json!({ "scope": "operation" })),
+        breaker(json!({ "scope": "endpoint" })),
+        breaker(json!({ "force": "open" })),
+        breaker(json!({ "force": "closed" })),
+        json!({ "timeout": "off", "retry": "off", "breaker": "off" }),
+    ];
+    for swap in swaps {
+        let bench = held_bench(json!({}), &json!("off"));
+        bench.stock(breaker(json!({})));
+        let held = held_probes(&bench, Without::End).await;
+        bench.stock(swap.clone());
+        let mut others: Vec<_> = (0..8).map(|_| Without::End.begin(&bench)).collect();
+        tokio::time::sleep(3 * S).await;
+        others.extend((0..8).map(|_| Without::End.begin(&bench)));
+        settle().await;
+        bench.stock(breaker(json!({})));
+        // Some are left, some end.
+        let mut ended = 0;
+        for (n, held) in held.into_iter().chain(others).enumerate() {
+            match n % 2 {
+                0 => held.call.abort(),
+                _ => {
+                    drop(held.feed);
+                    ended += usize::from(held.call.await.unwrap().is_ok());
+                }
+            }
+        }
+        settle().await;
+        assert_eq!(bench.node("a").in_flight, 0, "{swap}");
+        assert!(ended > 0, "{swap}");
+        // However it stands now, three calls close it within one round.
+        tokio::time::sleep(5 * S).await;
+        for _ in 0..10 {
+            bench.get().await.unwrap();
+        }
+        assert_eq!(state(&bench, "stock"), State::Closed, "{swap}");
     }
 }
 

@@ -1,8 +1,8 @@
 //! The circuit itself: closed, open or half-open, and what moves it.
 use std::{
     sync::atomic::{
-        AtomicU64,
-        Ordering::{AcqRel, Acquire},
+        AtomicU32, AtomicU64,
+        Ordering::{AcqRel, Acquire, Relaxed},
     },
     time::Duration,
 };
@@ -38,17 +38,23 @@ pub enum State {
 /// be all that counts.
 ///
 /// Every admission is answered for exactly once: by [`Circuit::record`] when the outcome is known, or by
-/// [`Circuit::release`] when there is none. What was admitted before the latest move is not heard.
+/// [`Circuit::release`] when there is none. What was admitted before the latest move is not heard, except from
+/// probes.
 ///
-/// A half-open circuit admits `probes` calls and no more, closes when all of them succeeded and opens at
-/// the first that fails. A probe has succeeded with the head of a good answer ([`Circuit::answered`]): the rest,
-/// perhaps a stream that lives on, counts like that of any call if it fails. A probe that nobody has heard of for a
-/// minute gives its place to another and is not heard any more, so that it can't hold the circuit half-open.
+/// A half-open circuit admits a round of `probes` calls, closes when as many succeeded and opens at the first that
+/// fails. A probe has succeeded with the head of a good answer ([`Circuit::answered`]): the rest, perhaps a stream
+/// that lives on, counts like that of any call if it fails.
+///
+/// A round that has not decided after `open`, at least a second and at most a minute, gives its places to another
+/// round, so that calls without an outcome, long uploads for instance, do not hold the circuit half-open. That says
+/// nothing for or against those that lost their places: until the circuit opens again their outcomes count, and once
+/// it has closed, a failure of theirs is one of a call like any other. Ten rounds may be under way at once; where they
+/// are, the next one waits for a minute.
 ///
 /// Where its owner gives it a seed, an open circuit waits up to a tenth less than `open`, by chance: those of
 /// many processes that opened together must not send their probes together.
 ///
-/// After Resilience4j and failsafe-go.
+/// After Resilience4j and failsafe-go; another round after `open` as in Hystrix and Polly, which send one more probe.
 ///
 /// ```
 /// use chassis_core::layer::breaker::{BreakerConfig, Circuit, State};
@@ -67,6 +73,10 @@ pub struct Circuit {
     window: Window,
     /// What the jitter of its open times is drawn from; 0 for none.
     seed: u32,
+    /// Probes that were admitted and have neither outcome nor answer yet, of whichever round.
+    out: AtomicU32,
+    /// The era of the latest opening.
+    opened: AtomicU32,
 }
 
 /// A call may pass.
@@ -118,7 +128,7 @@ pub struct CircuitFigures {
     pub failures: u32,
     /// Failures in a row; 0 unless closed.
     pub consecutive: u32,
-    /// Probes under way; 0 unless half-open.
+    /// Probes under way, those of earlier rounds included; 0 unless half-open.
     pub probing: u32,
     /// How much longer it refuses; `None` unless open, or if held open by hand.
     pub retry_after: Option<Duration>,
@@ -140,7 +150,14 @@ impl Circuit {
     /// A closed circuit; `now` is where its clock starts.
     pub fn new(now: Instant) -> Self {
         let word = Word { era: 0, phase: Phase::Closed { consecutive: 0 } };
-        Circuit { epoch: now, word: AtomicU64::new(word.pack()), window: Window::default(), seed: 0 }
+        Circuit {
+            epoch: now,
+            word: AtomicU64::new(word.pack()),
+            window: Window::default(),
+            seed: 0,
+            out: AtomicU32::new(0),
+            opened: AtomicU32::new(0),
+        }
     }
 
     /// The same, with open times that are a little shorter by chance.
@@ -162,7 +179,7 @@ impl Circuit {
                 (Force::Auto, _) => {}
             }
             let at = self.millis(now);
-            let next = word.admitting(at, config, self.seed)?;
+            let next = self.admitting(word, at, config)?;
             if next.is_closed() {
                 self.window.clear();
             }
@@ -171,6 +188,7 @@ impl Circuit {
                 if next.is_closed() {
                     return Ok(self.started(next.era, now, config, moved));
                 }
+                self.out.fetch_add(1, Relaxed);
                 let token = Token { era: next.era, probe: true, answered: false, at };
                 return Ok(Admission { token, moved });
             }
@@ -183,7 +201,7 @@ impl Circuit {
         match (config.force, word.phase) {
             (Force::Open, _) => false,
             (Force::Closed, _) | (_, Phase::Closed { .. }) => true,
-            (Force::Auto, _) => word.admitting(self.millis(now), config, self.seed).is_ok(),
+            (Force::Auto, _) => self.admitting(word, self.millis(now), config).is_ok(),
         }
     }
 
@@ -195,6 +213,10 @@ impl Circuit {
         now: Instant,
         config: &BreakerConfig,
     ) -> Option<Transition> {
+        if token.probe {
+            self.out.fetch_sub(1, Relaxed);
+            return self.record_probe(token, failed, now, config);
+        }
         if token.answered {
             return if failed { self.fails_later(now, config) } else { None };
         }
@@ -203,16 +225,10 @@ impl Circuit {
         if word.era != token.era {
             return None;
         }
-        if token.probe && config.force != Force::Auto {
-            self.release(token, config);
-            return None;
-        }
-        if !token.probe {
-            self.window.add(failed, token.at, millis, length);
-            let at_rest = word.phase == Phase::Closed { consecutive: 0 };
-            if !failed && at_rest && !self.window.has_failures(millis, length) {
-                return None; // the usual case: nothing to trip over, and nothing to be forgotten
-            }
+        self.window.add(failed, token.at, millis, length);
+        let at_rest = word.phase == Phase::Closed { consecutive: 0 };
+        if !failed && at_rest && !self.window.has_failures(millis, length) {
+            return None; // the usual case: nothing to trip over, and nothing to be forgotten
         }
         loop {
             let (seen, word) = self.load();
@@ -230,20 +246,55 @@ impl Circuit {
                         false => Word { phase: Phase::Closed { consecutive }, ..word },
                     }
                 }
+                // A call fails that had succeeded as a probe.
                 Phase::HalfOpen { .. } if failed => word.opened(millis),
-                Phase::HalfOpen { probing, passed, since } => {
-                    let (probing, passed) = (probing.saturating_sub(1), passed + 1);
-                    match passed >= config.probes() {
-                        true => word.closed(),
-                        false => Word { phase: Phase::HalfOpen { probing, passed, since }, ..word },
-                    }
-                }
-                Phase::Open { .. } => return None, // nothing is admitted in the era of an open circuit
+                // Only probes are admitted to a half-open circuit, and nothing to an open one.
+                Phase::HalfOpen { .. } | Phase::Open { .. } => return None,
             };
             if next == word {
                 return None;
             }
-            if next.is_closed() && token.probe {
+            if self.swap(seen, next) {
+                return word.moved_to(next);
+            }
+        }
+    }
+
+    /// The outcome of a probe, of the present round or of an earlier one.
+    #[cold]
+    fn record_probe(
+        &self,
+        token: Token,
+        failed: bool,
+        now: Instant,
+        config: &BreakerConfig,
+    ) -> Option<Transition> {
+        loop {
+            let (seen, word) = self.load();
+            let has_place = word.era == token.era;
+            if !has_place && !self.is_since_opening(token, word) {
+                return None;
+            }
+            let next = match word.phase {
+                Phase::HalfOpen { probing, passed, since } => {
+                    let probing = probing.saturating_sub(u32::from(has_place));
+                    let decides = config.force == Force::Auto;
+                    match (decides, failed) {
+                        (true, true) => word.opened(self.millis(now)),
+                        (true, false) if passed + 1 >= config.probes() => word.closed(),
+                        (_, _) => {
+                            let passed = passed + u32::from(decides);
+                            Word { phase: Phase::HalfOpen { probing, passed, since }, ..word }
+                        }
+                    }
+                }
+                Phase::Closed { .. } if failed => return self.fails_later(now, config),
+                Phase::Closed { .. } | Phase::Open { .. } => return None,
+            };
+            if next == word {
+                return None;
+            }
+            if next.is_closed() {
                 self.window.clear(); // before anybody can see it closed, and count into it
             }
             if self.swap(seen, next) {
@@ -269,7 +320,7 @@ impl Circuit {
         }
     }
 
-    /// A call fails that had succeeded as a probe: now it counts like any other.
+    /// A call fails that had succeeded as a probe, or whose circuit has closed meanwhile: it counts like any other.
     #[cold]
     fn fails_later(&self, now: Instant, config: &BreakerConfig) -> Option<Transition> {
         let (_, word) = self.load();
@@ -291,11 +342,15 @@ impl Circuit {
             }
             return;
         }
+        self.out.fetch_sub(1, Relaxed);
         loop {
             let (seen, word) = self.load();
             let Phase::HalfOpen { probing, passed, since } = word.phase else { return };
+            if word.era != token.era {
+                return;
+            }
             let phase = Phase::HalfOpen { probing: probing.saturating_sub(1), passed, since };
-            if word.era != token.era || self.swap(seen, Word { phase, ..word }) {
+            if self.swap(seen, Word { phase, ..word }) {
                 return;
             }
         }
@@ -307,9 +362,7 @@ impl Circuit {
         match (config.force, word.phase) {
             (Force::Open, _) => State::Open,
             (Force::Closed, _) => State::Closed,
-            (Force::Auto, Phase::Open { .. })
-                if word.admitting(self.millis(now), config, self.seed).is_ok() =>
-            {
+            (Force::Auto, Phase::Open { .. }) if self.admitting(word, self.millis(now), config).is_ok() => {
                 State::HalfOpen
             }
             (Force::Auto, phase) => phase.state(),
@@ -324,10 +377,10 @@ impl Circuit {
         let state = self.state(now, config);
         let (consecutive, probing) = match word.phase {
             Phase::Closed { consecutive } => (consecutive, 0),
-            Phase::HalfOpen { probing, .. } => (0, probing),
+            Phase::HalfOpen { .. } => (0, self.out.load(Relaxed)),
             Phase::Open { .. } => (0, 0),
         };
-        let retry_after = match (config.force, word.admitting(self.millis(now), config, self.seed)) {
+        let retry_after = match (config.force, self.admitting(word, self.millis(now), config)) {
             (Force::Auto, Err(refused)) => refused.retry_after,
             _ => None,
         };
@@ -347,6 +400,16 @@ impl Circuit {
         Admission { token: Token { era, probe: false, answered: false, at }, moved }
     }
 
+    /// The word after one more call was admitted to `word`, unless that is forced.
+    fn admitting(&self, word: Word, millis: u64, config: &BreakerConfig) -> Result<Word, Refused> {
+        word.admitting(millis, config, self.seed, self.out.load(Relaxed))
+    }
+
+    /// Was this probe admitted after the circuit had opened for the last time?
+    fn is_since_opening(&self, token: Token, word: Word) -> bool {
+        word.eras_since(token.era) < word.eras_since(self.opened.load(Relaxed))
+    }
+
     fn millis(&self, now: Instant) -> u64 {
         now.millis_since(self.epoch)
     }
@@ -357,7 +420,12 @@ impl Circuit {
     }
 
     fn swap(&self, seen: u64, next: Word) -> bool {
-        self.word.compare_exchange_weak(seen, next.pack(), AcqRel, Acquire).is_ok()
+        let swapped = self.word.compare_exchange_weak(seen, next.pack(), AcqRel, Acquire).is_ok();
+        if swapped && matches!(next.phase, Phase::Open { .. }) {
+            // Read in later eras only, which begin `open` from here.
+            self.opened.store(next.era, Relaxed);
+        }
+        swapped
     }
 }
 
@@ -727,17 +795,156 @@ mod tests {
         assert_ne!(first, circuit.figures(now + 5 * S, &config).retry_after);
     }
 
+    /// Admits all that the circuit lets in at `at`.
+    fn round(circuit: &Circuit, at: Instant, config: &BreakerConfig) -> Vec<Token> {
+        let admitted = std::iter::from_fn(|| circuit.admit(at, config).ok());
+        admitted.map(|admission| admission.token).take_while(|token| token.is_probe()).collect()
+    }
+
     #[test]
-    fn a_probe_without_end_does_not_hold_it_half_open() {
-        let (config, now) = (three_in_a_row(), Instant::now());
+    fn a_round_of_probes_without_outcome_gives_way_to_another() {
+        let config = BreakerConfig { probes: count(2), ..three_in_a_row() };
+        for (open, length) in [(5_000, 5_000), (100, 1_000), (600_000, 60_000)] {
+            let open = Duration::from_millis(open);
+            let config = BreakerConfig { open: PositiveSpan::new(open).unwrap(), ..config.clone() };
+            let (length, mut now) = (Duration::from_millis(length), Instant::now());
+            let circuit = Circuit::new(now);
+            fail(&circuit, 3, now, &config);
+            now += open;
+            for n in 1..=10 {
+                assert_eq!(round(&circuit, now, &config).len(), 2, "round {n}");
+                assert_eq!(circuit.figures(now, &config).probing, 2 * n);
+                assert!(!circuit.admits(now + length - Duration::from_millis(65), &config), "round {n}");
+                now += length;
+            }
+            // Ten of them are the most, but for one a minute.
+            now = now - length + Duration::from_millis(59_935);
+            assert!(!circuit.admits(now, &config));
+            assert_eq!(round(&circuit, now + S, &config).len(), 2);
+            assert_eq!(circuit.state(now + S, &config), State::HalfOpen);
+        }
+    }
+
+    #[test]
+    fn probes_that_end_make_room_for_rounds() {
+        let (config, now) = (BreakerConfig { probes: count(2), ..three_in_a_row() }, Instant::now());
         let circuit = Circuit::new(now);
         fail(&circuit, 3, now, &config);
-        let lost = circuit.admit(now + 5 * S, &config).unwrap().token;
-        assert!(circuit.admit(now + 60 * S, &config).is_err());
-        let probe = circuit.admit(now + 65 * S, &config).unwrap();
-        assert_eq!(probe.moved, None);
-        assert_eq!(circuit.record(lost, true, now + 66 * S, &config), None, "nobody listens to it any more");
-        assert!(circuit.record(probe.token, false, now + 66 * S, &config).is_some());
+        for n in 1..100 {
+            for token in round(&circuit, now + 5 * n * S, &config) {
+                circuit.release(token, &config);
+                circuit.release(circuit.admit(now + 5 * n * S, &config).unwrap().token, &config);
+            }
+            assert_eq!(circuit.figures(now + 5 * n * S, &config).probing, 0);
+        }
+    }
+
+    /// A circuit of two probes in its second round, each round with one probe.
+    fn second_round(now: Instant) -> (BreakerConfig, Circuit, Token, Token) {
+        let config = BreakerConfig { probes: count(2), ..three_in_a_row() };
+        let circuit = Circuit::new(now);
+        fail(&circuit, 3, now, &config);
+        let first = round(&circuit, now + 5 * S, &config);
+        let second = round(&circuit, now + 10 * S, &config);
+        circuit.release(first[1], &config);
+        circuit.release(second[1], &config);
+        (config, circuit, first[0], second[0])
+    }
+
+    #[test]
+    fn a_probe_that_lost_its_place_counts_until_the_circuit_opens() {
+        let now = Instant::now();
+        let at = now + 11 * S;
+        // A success of it is one of the two.
+        let (config, circuit, late, probe) = second_round(now);
+        assert_eq!(circuit.record(late, false, at, &config), None);
+        assert_eq!(circuit.figures(at, &config).probing, 1);
+        assert!(!circuit.admits(at, &config), "one has succeeded, one is under way");
+        let moved = circuit.record(probe, false, at, &config);
+        assert_eq!(moved, Some(Transition { from: State::HalfOpen, to: State::Closed }));
+        // So is an answer that begins well, and its place is not given back twice.
+        let (config, circuit, late, _) = second_round(now);
+        let (answered, moved) = circuit.answered(late, at, &config);
+        assert_eq!((moved, circuit.record(answered, false, at, &config)), (None, None));
+        assert_eq!(circuit.figures(at, &config).probing, 1);
+        // A failure opens it, and what comes after that says nothing.
+        let (config, circuit, late, probe) = second_round(now);
+        let moved = circuit.record(late, true, at, &config);
+        assert_eq!(moved, Some(Transition { from: State::HalfOpen, to: State::Open }));
+        assert_eq!(circuit.record(probe, false, at, &config), None);
+        assert_eq!(circuit.figures(at, &config).retry_after, Some(5 * S));
+        // Also where it has become half-open since.
+        let (config, circuit, late, probe) = second_round(now);
+        circuit.record(probe, true, at, &config);
+        let later = round(&circuit, at + 5 * S, &config);
+        assert_eq!((later.len(), circuit.record(late, true, at + 5 * S, &config)), (2, None));
+        assert_eq!(circuit.state(at + 5 * S, &config), State::HalfOpen);
+        // Held by hand, nothing moves it.
+        let (config, circuit, late, _) = second_round(now);
+        let held = BreakerConfig { force: Force::Closed, ..config.clone() };
+        assert_eq!(circuit.record(late, true, at, &held), None);
+        assert_eq!(circuit.figures(at, &config).probing, 1);
+    }
+
+    #[test]
+    fn a_probe_whose_circuit_has_closed_counts_like_any_call() {
+        let (now, failures) = (Instant::now(), [true, false]);
+        for failed in failures {
+            let (config, circuit, late, probe) = second_round(now);
+            let at = now + 11 * S;
+            circuit.record(probe, false, at, &config);
+            let other = circuit.admit(at, &config).unwrap().token;
+            circuit.record(other, false, at, &config);
+            assert_eq!(circuit.state(at, &config), State::Closed);
+            assert_eq!(circuit.record(late, failed, at, &config), None);
+            let figures = circuit.figures(at, &config);
+            assert_eq!((figures.failures, figures.consecutive), (u32::from(failed), u32::from(failed)));
+            assert_eq!(circuit.out.load(SeqCst), 0);
+        }
+    }
+
+    #[test]
+    fn settings_change_while_rounds_are_under_way() {
+        let now = Instant::now();
+        let (mut config, circuit, late, probe) = second_round(now);
+        let at = now + 11 * S;
+        // Fewer probes: what has succeeded is enough.
+        circuit.record(late, false, at, &config);
+        config.probes = count(1);
+        let admission = circuit.admit(at, &config).unwrap();
+        assert_eq!(admission.moved, Some(Transition { from: State::HalfOpen, to: State::Closed }));
+        assert_eq!(circuit.record(probe, true, at, &config), None, "one failure of three");
+        assert_eq!(circuit.figures(at, &config).failures, 1);
+        // More of them: places at once. A shorter `open`: rounds that are shorter from now on.
+        let (mut config, circuit, ..) = second_round(now);
+        (config.probes, config.open) = (count(4), PositiveSpan::from_millis(2_000));
+        assert_eq!(round(&circuit, at, &config).len(), 3);
+        assert_eq!(round(&circuit, at + S, &config).len(), 4, "the round began a second before");
+        assert_eq!(circuit.figures(at, &config).probing, 9);
+    }
+
+    #[test]
+    fn threads_get_so_many_rounds_and_no_more() {
+        let config = BreakerConfig { probes: count(3), ..three_in_a_row() };
+        let start = Instant::now();
+        let circuit = Circuit::new(start);
+        fail(&circuit, 3, start, &config);
+        let admitted = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for millis in (5_000..100_000).step_by(500) {
+                        let now = start + Duration::from_millis(millis);
+                        while circuit.admit(now, &config).is_ok() {
+                            admitted.fetch_add(1, SeqCst);
+                        }
+                    }
+                });
+            }
+        });
+        let admitted = admitted.into_inner();
+        assert!((27..=30).contains(&admitted), "{admitted}: ten rounds of three");
+        assert_eq!(u64::from(circuit.out.load(SeqCst)), admitted);
     }
 
     #[test]

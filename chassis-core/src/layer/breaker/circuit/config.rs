@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     super::{failures::FailureSet, window::Tally},
-    word::MOST_PROBES,
+    word::{LONGEST_ROUND, MOST_PROBES, MOST_ROUNDS, SHORTEST_ROUND},
 };
 use crate::{
     settings,
@@ -30,7 +30,9 @@ settings! {
         /// those of many callers do not come together. Default `5s`; `0s` is refused.
         pub open: PositiveSpan = PositiveSpan::from_millis(5_000),
         /// Calls that a half-open circuit admits; when as many have succeeded, or have answers that begin
-        /// well, it closes. Default 3; at most 1,000; 0 is refused.
+        /// well, it closes. While they have no outcome it admits as many again after each `open` (at least 1 s, at
+        /// most 60 s), up to ten times as many at once, and then as many a minute. Default 3; at most 1,000; 0 is
+        /// refused.
         pub probes: NonZeroU32 = count(3),
         /// What has a circuit of its own. Default `service`.
         pub scope: Scope = Scope::Service,
@@ -82,6 +84,16 @@ impl BreakerConfig {
 
     pub(super) fn open_millis(&self) -> u64 {
         u64::try_from(self.open.get().as_micros().div_ceil(1000)).unwrap_or(u64::MAX)
+    }
+
+    /// How long a round of probes has before another one takes its places, where `passed` succeeded before and `out`
+    /// are under way.
+    pub(super) fn round_millis(&self, passed: u32, out: u32) -> u64 {
+        let (probes, longest) = (self.probes(), LONGEST_ROUND.as_millis() as u64);
+        match out.saturating_add(probes.saturating_sub(passed)) <= MOST_ROUNDS * probes {
+            true => self.open_millis().clamp(SHORTEST_ROUND.as_millis() as u64, longest),
+            false => longest,
+        }
     }
 
     /// Do these figures open a closed circuit?

@@ -7,7 +7,7 @@ use crate::random::mix;
 /// All that moves together, in one word, so that a move is one compare-and-swap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Word {
-    /// Counts moves. A token of another era is not heard; after a million moves numbers come again.
+    /// Counts moves and rounds of probes; after a million moves numbers come again.
     pub(super) era: u32,
     pub(super) phase: Phase,
 }
@@ -19,8 +19,13 @@ pub(super) enum Phase {
     HalfOpen { probing: u32, passed: u32, since: u64 },
 }
 
-/// How long a half-open circuit waits for a probe before it sends another in its place.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+/// A round of probes that has not decided after so long gives way to another, however many are under way.
+pub(super) const LONGEST_ROUND: Duration = Duration::from_secs(60);
+/// None gives way sooner than after this, whatever `open` says.
+pub(super) const SHORTEST_ROUND: Duration = Duration::from_secs(1);
+/// So many rounds may be under way at once for another one to begin after `open`: enough to find the few calls with
+/// an outcome among many without.
+pub(super) const MOST_ROUNDS: u32 = 10;
 
 /// The most probes that fit into a [`Word`]'s ten bits, and a round number.
 pub(super) const MOST_PROBES: u32 = 1_000;
@@ -37,8 +42,15 @@ pub(super) const UNHEARD: u32 = mask(ERA_BITS + 1) as u32;
 // === impl Word ===
 
 impl Word {
-    /// The word after one more call was admitted to a circuit that is not forced; `seed` is the circuit's.
-    pub(super) fn admitting(self, millis: u64, config: &BreakerConfig, seed: u32) -> Result<Word, Refused> {
+    /// The word after one more call was admitted to a circuit that is not forced; `seed` is the circuit's, and `out`
+    /// says how many of its probes are under way.
+    pub(super) fn admitting(
+        self,
+        millis: u64,
+        config: &BreakerConfig,
+        seed: u32,
+        out: u32,
+    ) -> Result<Word, Refused> {
         let half_open = |probing, passed, since| Phase::HalfOpen { probing, passed, since };
         match self.phase {
             Phase::Closed { .. } => Ok(self),
@@ -55,10 +67,12 @@ impl Word {
             // `probes` was lowered meanwhile.
             Phase::HalfOpen { passed, .. } if passed >= config.probes() => Ok(self.closed()),
             Phase::HalfOpen { probing, passed, since } if probing + passed < config.probes() => {
+                // A round begins with its first probe.
+                let since = if probing == 0 { millis } else { since };
                 Ok(Word { phase: half_open(probing + 1, passed, since), ..self })
             }
             Phase::HalfOpen { passed, since, .. }
-                if millis.saturating_sub(since) >= PATIENCE.as_millis() as u64 =>
+                if millis.saturating_sub(since) >= config.round_millis(passed, out) =>
             {
                 Ok(self.next(half_open(1, passed, millis)))
             }
@@ -85,6 +99,11 @@ impl Word {
 
     fn next(self, phase: Phase) -> Word {
         Word { era: (self.era + 1) & mask(ERA_BITS) as u32, phase }
+    }
+
+    /// How many moves ago `era` was.
+    pub(super) fn eras_since(self, era: u32) -> u32 {
+        self.era.wrapping_sub(era) & mask(ERA_BITS) as u32
     }
 
     pub(super) fn is_closed(self) -> bool {
