@@ -23,6 +23,7 @@ mod silence;
 mod status;
 mod transport;
 mod turns;
+mod unsent;
 mod write_rate;
 
 pub use self::{

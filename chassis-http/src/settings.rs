@@ -107,6 +107,11 @@ settings! {
         /// Bytes a second that a client has to read, over 30 seconds in which something waits for it; else the
         /// HTTP/2 stream is reset, or the connection closed. 1 to 4294967295, or `off`. Default 240.
         pub min_write_rate: Switch<NonZeroU32> = Switch::On(NonZeroU32::new(240).expect("240 is not 0")),
+        /// Bytes of answers that one HTTP/2 connection holds for a client that does not take them, on all its streams
+        /// together, beside what handlers hold themselves and the first two frames of each answer. Above it a stream
+        /// goes on only while its window is open, by one frame of its body at a time, and with at least 16 KiB.
+        /// Default `24MiB`.
+        pub send_buffer: Size = SEND_BUFFER,
     }
 }
 
@@ -174,6 +179,11 @@ const CONNECTION_WINDOW: Size = Size::from_kib(4 * 1024);
 /// An eighth more than a stream's, for the same reason, and no more than that: it paces clients. One that may
 /// send all it has at once has nothing to do while we work, nor have we while it sends. hyper's own is 1 MiB.
 const SERVER_CONNECTION_WINDOW: Size = Size::from_kib(1152);
+/// With 256 streams each may have 64 KiB in h2, as in other implementations of gRPC: what is on its way to the peer is in
+/// the kernel's buffer, and this one only has to be filled again before that is empty.
+const SEND_BUFFER: Size = Size::from_kib(24 * 1024);
+/// The same for each stream of a client.
+pub(crate) const CLIENT_SEND_BUFFER: usize = 64 * 1024;
 
 const fn nonzero(n: usize) -> NonZeroUsize {
     NonZeroUsize::new(n).expect("the defaults are not 0")

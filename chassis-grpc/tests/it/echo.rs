@@ -1,5 +1,12 @@
 //! The service that the tests call.
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use chassis_core::Context;
 use chassis_protos::echo::{EchoReply, EchoRequest, echo_server};
@@ -13,6 +20,8 @@ pub(crate) struct Echo {
     pub(crate) fails: Option<Fails>,
     /// The metadata of the request is that of the answer too.
     pub(crate) mirrors: bool,
+    /// How many messages downloads were asked for.
+    pub(crate) asked: Arc<AtomicUsize>,
 }
 
 pub(crate) type Fails = Arc<dyn Fn() -> Option<Status> + Send + Sync>;
@@ -62,7 +71,9 @@ impl echo_server::Echo for Echo {
     async fn download(&self, request: Request<EchoRequest>) -> Result<Response<Replies>, Status> {
         let request = request.into_inner();
         let last = self.fails.as_ref().and_then(|fails| fails()).or(failure(&request)).map(Err);
+        let asked = self.asked.clone();
         let replies = (1..=request.repeat).map(move |n| {
+            asked.fetch_add(1, SeqCst);
             assert!(n != 2 || request.message != "panic", "as asked for");
             Ok(reply(request.clone(), n))
         });

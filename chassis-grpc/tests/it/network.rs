@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use chassis_core::{
     Origin, Reason, Runtime, pipeline,
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
@@ -16,12 +17,13 @@ use chassis_grpc::{
 };
 use chassis_http::{
     ClientConfig, ServerConfig,
-    connector::Network,
+    connector::{Connector, Network},
     server::{Mux, Server},
 };
 use chassis_protos::echo::{
     EchoRequest, FILE_DESCRIPTOR_SET, echo_client::EchoClient, echo_server::EchoServer,
 };
+use prost::Message;
 use tokio::time::Instant;
 use tonic::{Code, Request, Status, metadata::BinaryMetadataValue};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -346,7 +348,7 @@ async fn a_panic_costs_one_call() {
 fn every_other_time(calls: &Arc<AtomicU32>) -> Echo {
     let calls = calls.clone();
     let fails = move || calls.fetch_add(1, SeqCst).is_multiple_of(2).then(|| Status::unavailable("not now"));
-    Echo { fails: Some(Arc::new(fails)), mirrors: true }
+    Echo { fails: Some(Arc::new(fails)), mirrors: true, ..Echo::default() }
 }
 
 #[tokio::test(start_paused = true)]
@@ -485,4 +487,53 @@ async fn large_metadata_of_an_answer_fails_its_call_alone() {
     assert!(status.message().contains("client.max_header_list"), "{status:?}");
     assert_eq!(stub.call(says("after")).await.unwrap().into_inner().message, "after");
     assert_eq!(world.network.memory().connections("echo"), 1);
+}
+
+/// A client that reads the connection, and lets no stream have more than its first window, four messages. Each stream
+/// would hold another one for it: 12 MiB.
+#[tokio::test(start_paused = true)]
+async fn streams_that_are_not_read_hold_so_much_together() {
+    const STREAMS: usize = 200;
+    const MESSAGE: usize = 64 * 1024;
+    /// A sixth of `server.send_buffer`.
+    const WAITING: usize = 4 * 1024 * 1024;
+    let echo = Echo::default();
+    let asked = echo.asked.clone();
+    let world = World::new(echo).await;
+    let stream = world.network.connect("memory:echo").await.unwrap();
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(4 * MESSAGE as u32).initial_connection_window_size(1 << 30);
+    let (client, connection) = builder.handshake::<_, Bytes>(stream).await.unwrap();
+    tokio::spawn(connection);
+    let download = async |payload: usize, repeat: u32| {
+        let asks =
+            EchoRequest { payload: vec![b'x'; payload], repeat, ..EchoRequest::default() }.encode_to_vec();
+        let frame = [&[0][..], &(asks.len() as u32).to_be_bytes(), &asks].concat();
+        let request = http::Request::post("http://echo/chassis.test.v1.Echo/Download");
+        let request = request.header("content-type", "application/grpc").header("te", "trailers");
+        let mut client = client.clone().ready().await.unwrap();
+        let (answer, mut to) = client.send_request(request.body(()).unwrap(), false).unwrap();
+        to.send_data(frame.into(), true).unwrap();
+        answer.await.unwrap().into_body()
+    };
+    let mut bodies = Vec::new();
+    for _ in 0..STREAMS {
+        // With its frame, its tags and its count.
+        bodies.push(download(MESSAGE - 11, 100).await);
+    }
+    let mut come = 0;
+    for body in &mut bodies {
+        while let Ok(data) = tokio::time::timeout(Duration::from_millis(10), body.data()).await {
+            come += data.unwrap().unwrap().len();
+        }
+    }
+    assert_eq!(come, STREAMS * 4 * MESSAGE);
+    assert_eq!(asked.load(SeqCst) * MESSAGE - come, WAITING);
+    // One of them is read on, to its end.
+    let mut last = bodies.pop().unwrap();
+    last.flow_control().release_capacity(4 * MESSAGE).unwrap();
+    while let Some(data) = last.data().await {
+        last.flow_control().release_capacity(data.unwrap().len()).unwrap();
+    }
+    assert_eq!(last.trailers().await.unwrap().unwrap()["grpc-status"], "0");
 }

@@ -34,6 +34,7 @@ use crate::{
     ClientConfig,
     connector::Stream,
     frames::{ENHANCE_YOUR_CALM, HeaderLimit, NO_ERROR, Seen},
+    settings::CLIENT_SEND_BUFFER,
     silence::Silence,
     turns::Turns,
 };
@@ -148,6 +149,7 @@ fn builder(config: &ClientConfig) -> Builder {
         .max_header_list_size(headers::read(config.max_header_list.as_u32()))
         .initial_window_size(config.stream_window.as_u32())
         .initial_connection_window_size(config.connection_window.as_u32())
+        .max_send_buffer_size(CLIENT_SEND_BUFFER)
         // Answers may cross with our giving up on them. What h2 remembers to have reset it ignores for a
         // second; anything else it counts as an error, and closes the connection after 1,024 of these.
         .max_concurrent_reset_streams(config.max_streams.get());

@@ -1,6 +1,7 @@
 //! The two halves of a stream, on either side of a connection: what comes in, and what goes out.
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -8,10 +9,16 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, header::CONTENT_LENGTH};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::{
+    sync::futures::OwnedNotified,
+    time::{Instant, Sleep, sleep_until},
+};
 
 use super::headers;
-use crate::write_rate::{Pace, WINDOW, WriteRate};
+use crate::{
+    unsent::{Share, Unsent},
+    write_rate::{Pace, WINDOW, WriteRate},
+};
 
 /// What comes in on a stream.
 #[derive(Debug)]
@@ -42,6 +49,10 @@ pub(crate) struct Pump<B> {
     body: B,
     /// Waits for room.
     next: Option<Bytes>,
+    /// What of that counts among what the connection holds.
+    share: Option<Share>,
+    /// Resolves when the connection holds less.
+    freed: Option<Pin<Box<OwnedNotified>>>,
     sent: u64,
     /// How fast the peer takes what waits.
     waiting: Option<Box<Waiting>>,
@@ -58,6 +69,8 @@ pub(crate) trait Paced {
     fn take(&self, sent: u64, bytes: usize) -> bool;
     /// Tells that so many bytes are given to h2, after a look.
     fn hand(&self, bytes: usize);
+    /// What the connection holds for its peer, where that is bounded.
+    fn unsent(&self) -> Option<&Arc<Unsent>>;
     /// Bytes a second that the peer has to take while some wait.
     fn min_rate(&self) -> Option<u32>;
     /// The peer does not.
@@ -156,7 +169,18 @@ impl std::error::Error for Broken {
 impl<B: HttpBody<Data = Bytes> + Paced + Unpin> Pump<B> {
     /// `broken` is what the peer is told where the body breaks off, `most` how many bytes of trailers it takes.
     pub(crate) fn new(to: SendStream<Bytes>, body: B, broken: Reason, most: u32) -> Self {
-        Pump { to, body, next: None, sent: 0, waiting: None, is_whole: false, broken, most }
+        Pump {
+            to,
+            body,
+            next: None,
+            share: None,
+            freed: None,
+            sent: 0,
+            waiting: None,
+            is_whole: false,
+            broken,
+            most,
+        }
     }
 
     /// Resolves when all is sent, or nothing more can be. Whoever drops it then is told by the stream's
@@ -165,7 +189,10 @@ impl<B: HttpBody<Data = Bytes> + Paced + Unpin> Pump<B> {
         loop {
             while let Some(mut data) = self.next.take() {
                 let room = match self.body.take(self.sent, data.len()) {
-                    true => data.len(),
+                    true => {
+                        self.hold(0);
+                        data.len()
+                    }
                     false => match self.poll_room(cx, data.len()) {
                         Poll::Ready(Some(room)) => room,
                         Poll::Ready(None) => return Poll::Ready(Ok(())),
@@ -182,6 +209,13 @@ impl<B: HttpBody<Data = Bytes> + Paced + Unpin> Pump<B> {
                 self.is_whole = self.next.is_none() && self.body.is_end_stream();
                 if self.to.send_data(data, self.is_whole).is_err() || self.is_whole {
                     return Poll::Ready(Ok(()));
+                }
+            }
+            if self.body.unsent().is_some_and(|unsent| !unsent.has_room()) && !self.has_no_data() {
+                match self.poll_turn(cx) {
+                    Poll::Ready(true) => {}
+                    Poll::Ready(false) => return Poll::Ready(Ok(())),
+                    Poll::Pending => return Poll::Pending,
                 }
             }
             let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
@@ -216,6 +250,7 @@ impl<B: HttpBody<Data = Bytes> + Paced + Unpin> Pump<B> {
             let room = self.to.capacity().min(bytes);
             if room > 0 || bytes == 0 {
                 self.body.hand(room);
+                self.hold(bytes - room);
                 self.waiting.iter_mut().for_each(|waiting| waiting.rate.took(room));
                 return Poll::Ready(Some(room));
             }
@@ -223,6 +258,7 @@ impl<B: HttpBody<Data = Bytes> + Paced + Unpin> Pump<B> {
                 Poll::Ready(Some(Ok(_))) => {}
                 Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(None),
                 Poll::Pending => {
+                    self.hold(bytes);
                     ready!(self.poll_too_slow(cx));
                     self.broken = Reason::ENHANCE_YOUR_CALM;
                     self.body.is_too_slow();
@@ -230,6 +266,50 @@ impl<B: HttpBody<Data = Bytes> + Paced + Unpin> Pump<B> {
                 }
             }
         }
+    }
+
+    /// Is it known that nothing comes but the end? It needs no window.
+    fn has_no_data(&self) -> bool {
+        self.body.size_hint().upper() == Some(0)
+    }
+
+    /// `bytes` wait for the peer.
+    fn hold(&mut self, bytes: usize) {
+        match &mut self.share {
+            None if bytes == 0 => {}
+            Some(_) if bytes == 0 => self.share = None,
+            Some(share) => share.set(bytes),
+            none => *none = self.body.unsent().map(|unsent| unsent.share(bytes)),
+        }
+    }
+
+    /// Resolves when the body may make another frame, though the connection holds all that it may: when the stream has
+    /// a window, or another one made room. `false`: the stream is over.
+    #[cold]
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        // Nothing of this stream is held.
+        self.waiting = None;
+        self.to.reserve_capacity(1);
+        while self.to.capacity() == 0 {
+            match self.to.poll_capacity(cx) {
+                Poll::Ready(Some(Ok(_))) => continue,
+                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(false),
+                Poll::Pending => {}
+            }
+            let Some(unsent) = self.body.unsent() else { break };
+            let freed = self.freed.get_or_insert_with(|| Box::pin(unsent.freed()));
+            let is_freed = freed.as_mut().poll(cx).is_ready();
+            if unsent.has_room() {
+                break;
+            }
+            if !is_freed {
+                return Poll::Pending;
+            }
+            // Another stream was faster.
+            self.freed = None;
+        }
+        self.freed = None;
+        Poll::Ready(true)
     }
 
     /// Resolves when the peer has taken too little for too long.

@@ -1,6 +1,7 @@
 //! One call on a connection: its request goes out, its answer comes in.
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
@@ -14,6 +15,7 @@ use super::{
     halves::{Broken, Inbound, Paced, Pump},
     headers,
 };
+use crate::unsent::Unsent;
 
 /// The body of an answer, whose stream is in use until it ends.
 pub(super) struct Answer {
@@ -73,6 +75,9 @@ impl Paced for Body {
         sent == 0
     }
     fn hand(&self, _: usize) {}
+    fn unsent(&self) -> Option<&Arc<Unsent>> {
+        None
+    }
     fn min_rate(&self) -> Option<u32> {
         None
     }

@@ -15,11 +15,12 @@ use super::{FAREWELL, streams::Streams};
 use crate::{
     ServerConfig,
     frames::Unfinished,
+    unsent::{Shares, Unsent},
     write_rate::{Pace, WriteRate},
 };
 
 /// Requests in flight, and since when a head has been coming in. Shared by a connection's parts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Activity {
     in_flight: AtomicUsize,
     /// Requests so far: whoever sees the same number twice knows that none came between.
@@ -33,6 +34,8 @@ pub(super) struct Activity {
     /// Of HTTP/2.
     pub(super) streams: Streams,
     pub(super) windows: Windows,
+    /// What waits for them.
+    unsent: Arc<Unsent>,
     /// Of each stream; `None`: no bound.
     min_write_rate: Option<NonZeroU32>,
 }
@@ -46,6 +49,10 @@ pub(super) struct Windows {
     granted: AtomicU64,
     /// Bytes that h2 was given; those of streams that were reset, too.
     handed: AtomicU64,
+    /// How many of them it no longer held when it had last written all that it could.
+    written: AtomicU64,
+    /// Bytes that it may hold, and be given more without a look.
+    untold: u64,
 }
 
 /// What goes on on all connections of a server.
@@ -85,12 +92,31 @@ pub(super) enum Act {
 
 /// What HTTP/2 begins with.
 const WINDOW: u32 = 65_535;
+/// Bytes at the beginning of a stream that h2 is given without a look: all of most answers. A peer that takes back a
+/// window that it has opened holds up no more.
+const MOST_UNTOLD: u32 = 1024 * 1024;
+
+/// How the bytes that a connection may hold are divided.
+pub(super) fn shares(config: &ServerConfig) -> Shares {
+    Shares::new(config.send_buffer.get(), config.max_streams.get())
+}
 
 // === impl Activity ===
 
 impl Activity {
     fn new(config: &ServerConfig) -> Self {
-        Activity { min_write_rate: config.min_write_rate.on().copied(), ..Activity::default() }
+        let shares = shares(config);
+        Activity {
+            in_flight: AtomicUsize::new(0),
+            requests: AtomicUsize::new(0),
+            head: Mutex::default(),
+            frame: Mutex::default(),
+            writing: Mutex::default(),
+            streams: Streams::default(),
+            windows: Windows::new(shares.untold),
+            unsent: Unsent::new(shares.waiting),
+            min_write_rate: config.min_write_rate.on().copied(),
+        }
     }
 
     /// The head of a request is there.
@@ -134,7 +160,8 @@ impl Activity {
         *lock(&self.writing) = None;
     }
 
-    fn is_writing(&self) -> bool {
+    /// Does anything wait until the peer has read?
+    pub(super) fn is_writing(&self) -> bool {
         lock(&self.writing).is_some()
     }
 
@@ -168,6 +195,10 @@ impl InFlight {
         &self.0.windows
     }
 
+    pub(super) fn unsent(&self) -> &Arc<Unsent> {
+        &self.0.unsent
+    }
+
     pub(super) fn min_write_rate(&self) -> Option<u32> {
         self.0.min_write_rate.map(NonZeroU32::get)
     }
@@ -182,6 +213,16 @@ impl Drop for InFlight {
 // === impl Windows ===
 
 impl Windows {
+    fn new(untold: usize) -> Self {
+        Windows {
+            stream: AtomicU32::new(WINDOW),
+            granted: AtomicU64::new(WINDOW.into()),
+            handed: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            untold: untold as u64,
+        }
+    }
+
     /// Says what the peer's settings say of a new stream.
     pub(super) fn set_stream(&self, bytes: u32) {
         self.stream.store(bytes, Relaxed);
@@ -192,13 +233,15 @@ impl Windows {
         self.granted.fetch_add(bytes.into(), Relaxed);
     }
 
-    /// Gives `bytes` to h2, on a stream that had `sent` before, if the peer takes all of them for certain.
+    /// Gives `bytes` to h2, on a stream that had `sent` before, if the peer takes all of them for certain, and h2 does
+    /// not hold too much.
     pub(super) fn take(&self, sent: u64, bytes: usize) -> bool {
         let bytes = bytes as u64;
-        if sent + bytes > u64::from(self.stream.load(Relaxed)) {
+        if sent + bytes > u64::from(self.stream.load(Relaxed).min(MOST_UNTOLD)) {
             return false;
         }
-        let has_room = self.handed.fetch_add(bytes, Relaxed) + bytes <= self.granted.load(Relaxed);
+        let most = self.written.load(Relaxed).saturating_add(self.untold).min(self.granted.load(Relaxed));
+        let has_room = self.handed.fetch_add(bytes, Relaxed) + bytes <= most;
         if !has_room {
             self.handed.fetch_sub(bytes, Relaxed);
         }
@@ -209,15 +252,15 @@ impl Windows {
     pub(super) fn hand(&self, bytes: usize) {
         self.handed.fetch_add(bytes as u64, Relaxed);
     }
-}
 
-impl Default for Windows {
-    fn default() -> Self {
-        Windows {
-            stream: AtomicU32::new(WINDOW),
-            granted: AtomicU64::new(WINDOW.into()),
-            handed: AtomicU64::new(0),
-        }
+    /// Bytes that h2 was given so far.
+    pub(super) fn handed(&self) -> u64 {
+        self.handed.load(Relaxed)
+    }
+
+    /// h2 has written all that it was given by the time at which `handed` bytes had been.
+    pub(super) fn set_written(&self, handed: u64) {
+        self.written.store(handed, Relaxed);
     }
 }
 
@@ -336,7 +379,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn idle_connections_are_asked_to_go_and_then_closed() {
-        let (now, activity) = (Instant::now(), Arc::new(Activity::default()));
+        let (now, activity) = (Instant::now(), Arc::new(Activity::new(&ServerConfig::default())));
         let mut watch = watch(now);
         let asked = now + 75 * SECOND;
         assert_eq!(first_act(&mut watch, now, &activity), (75, Act::Ask(asked + SECOND)));
@@ -345,7 +388,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_head_closes_even_while_idle_time_is_left() {
-        let (now, activity) = (Instant::now(), Arc::new(Activity::default()));
+        let (now, activity) = (Instant::now(), Arc::new(Activity::new(&ServerConfig::default())));
         let mut watch = watch(now);
         tokio::time::advance(3 * SECOND).await;
         activity.head_bytes();
@@ -354,7 +397,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn busy_connections_are_asked_to_go_at_their_age_and_their_calls_go_on() {
-        let (now, activity) = (Instant::now(), Arc::new(Activity::default()));
+        let (now, activity) = (Instant::now(), Arc::new(Activity::new(&ServerConfig::default())));
         let mut watch = watch(now);
         let busy = activity.begin();
         let (age, act) = first_act(&mut watch, now, &activity);
@@ -368,7 +411,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn busy_connections_are_cut_after_the_grace_that_is_set() {
-        let (now, activity) = (Instant::now(), Arc::new(Activity::default()));
+        let (now, activity) = (Instant::now(), Arc::new(Activity::new(&ServerConfig::default())));
         let config = ServerConfig { max_age_grace: Span(30 * SECOND), ..ServerConfig::default() };
         let mut watch = Watch::new(now, &config, &Random::seeded(1));
         let _busy = activity.begin();
@@ -378,7 +421,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_draining_connection_closes_once_its_last_request_is_answered() {
-        let (now, activity) = (Instant::now(), Arc::new(Activity::default()));
+        let (now, activity) = (Instant::now(), Arc::new(Activity::new(&ServerConfig::default())));
         let mut watch = watch(now);
         let busy = activity.begin();
         assert_eq!(watch.drain(now), Act::Ask(now + SECOND));

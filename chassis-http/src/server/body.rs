@@ -3,6 +3,7 @@ use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -12,7 +13,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
 use super::activity::InFlight;
-use crate::h2::Paced;
+use crate::{h2::Paced, unsent::Unsent};
 
 /// Bytes, an answer of the pipeline, or any other body.
 pub struct ServerBody(Kind);
@@ -243,6 +244,10 @@ impl Paced for Tracked {
 
     fn hand(&self, bytes: usize) {
         self.in_flight.windows().hand(bytes);
+    }
+
+    fn unsent(&self) -> Option<&Arc<Unsent>> {
+        Some(self.in_flight.unsent())
     }
 
     fn min_rate(&self) -> Option<u32> {

@@ -26,6 +26,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::{
     FAREWELL, Port,
+    activity::shares,
     body::{ServerBody, Tracked},
     connection::{Answering, Requests},
     head::tidy_h2,
@@ -222,6 +223,7 @@ impl Future for Http2 {
         if this.closing.is_some() {
             return this.poll_closing(cx);
         }
+        let handed = this.requests.activity().windows.handed();
         // Each look for another call reads, too.
         this.turns.begin();
         while let Poll::Ready(accepted) = this.connection.poll_accept(cx) {
@@ -237,7 +239,11 @@ impl Future for Http2 {
                 None => return Poll::Ready(Ok(())),
             }
         }
-        let streams = &this.requests.activity().streams;
+        let activity = this.requests.activity();
+        if !activity.is_writing() {
+            activity.windows.set_written(handed);
+        }
+        let streams = &activity.streams;
         this.resets = streams.resets();
         let slow = streams.take_slow();
         if slow > 0 {
@@ -265,7 +271,8 @@ fn builder(port: &Port) -> Builder {
         // What we allow is ours to say: h2 would end the connection, or leave fields out without a word.
         .max_header_list_size(headers::read(config.max_header_list.as_u32()))
         .initial_window_size(config.stream_window.as_u32())
-        .initial_connection_window_size(config.connection_window.as_u32());
+        .initial_connection_window_size(config.connection_window.as_u32())
+        .max_send_buffer_size(shares(config).stream);
     builder
 }
 

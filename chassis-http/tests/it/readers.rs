@@ -1,15 +1,28 @@
 //! Clients that read slowly, or not at all, while something is held for them.
-use std::time::Duration;
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
-use chassis_core::{Runtime, units::Switch};
+use chassis_core::{
+    Runtime,
+    units::{Size, Switch},
+};
 use chassis_http::{
     ServerConfig,
     connector::Stream,
     server::{Answer, HttpService, Mux, Received, Server, ServerBody},
 };
-use http::{Request, Response};
-use http_body_util::channel::Channel;
+use http::{HeaderMap, HeaderName, Request, Response};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Full, channel::Channel};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, split},
     time::{Instant, sleep, timeout},
@@ -21,18 +34,30 @@ use crate::{
 };
 
 const LARGE: usize = 4 << 20;
+/// A window for all of it, and for its end.
+const WHOLE: u32 = LARGE as u32 + 1;
+static PART: [u8; 64 * 1024] = [b'x'; 64 * 1024];
+/// What a connection may hold, and the part of it that frames have which wait for windows.
+const HELD: usize = 24 << 20;
+const WAITING: usize = HELD / 6;
 /// Of a stream, to begin with.
 const WINDOW: u16 = 4;
 const ENHANCE_YOUR_CALM: [u8; 4] = 11u32.to_be_bytes();
 
-/// `/large` is 4 MiB, `/silent` has a head and then nothing, all else is five bytes.
-fn files() -> impl HttpService {
-    |request: Request<Received>| -> Answer {
+/// `/large` is 4 MiB, `/parts` the same in frames, `/trailers` nothing but trailers, `/silent` has a head and then
+/// nothing, all else is five bytes. `asked` is what all of `/parts` were asked for.
+fn files(asked: Arc<AtomicUsize>) -> impl HttpService {
+    move |request: Request<Received>| -> Answer {
+        let asked = asked.clone();
         Box::pin(async move {
             Response::new(match request.uri().path() {
+                "/parts" => ServerBody::new(Parts { left: LARGE / PART.len(), asked }),
+                "/trailers" => ServerBody::new(Full::new(Bytes::new()).with_trailers(async {
+                    Some(Ok(HeaderMap::from_iter([(HeaderName::from_static("sum"), 1.into())])))
+                })),
                 "/large" => ServerBody::from(Bytes::from(vec![b'x'; LARGE])),
                 "/silent" => {
-                    let (tell, body) = Channel::<Bytes, std::convert::Infallible>::new(1);
+                    let (tell, body) = Channel::<Bytes, Infallible>::new(1);
                     tokio::spawn(async move {
                         sleep(3_600 * SECOND).await;
                         drop(tell);
@@ -45,8 +70,30 @@ fn files() -> impl HttpService {
     }
 }
 
+/// A body of so many frames more.
+struct Parts {
+    left: usize,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Body for Parts {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let Some(left) = self.left.checked_sub(1) else { return Poll::Ready(None) };
+        self.left = left;
+        self.asked.fetch_add(PART.len(), SeqCst);
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&PART)))))
+    }
+}
+
 struct Library {
     world: World,
+    asked: Arc<AtomicUsize>,
     runtime: Runtime,
     server: Server,
 }
@@ -57,8 +104,10 @@ impl Library {
         let server = Server::new(config, &world.tasks, world.random.clone());
         let server = server.metrics(runtime.metrics().clone());
         let listener = Box::new(world.memory.listen("stock").unwrap());
-        server.serve("http", listener, Mux { http: Some(std::sync::Arc::new(files())), grpc: None }, None);
-        Library { world, runtime, server }
+        let asked = Arc::<AtomicUsize>::default();
+        let files = Arc::new(files(asked.clone()));
+        server.serve("http", listener, Mux { http: Some(files), grpc: None }, None);
+        Library { world, asked, runtime, server }
     }
 
     /// How many were ended since they were too slow: streams, connections.
@@ -180,6 +229,129 @@ async fn a_connection_that_is_not_read_is_closed() {
         assert!(begun.elapsed() < 60 * SECOND);
     }
     assert!(begun.elapsed() >= 29 * SECOND, "{:?}", begun.elapsed());
+}
+
+/// A connection on which `streams` ask for `/parts`, none with a window: each may hold a frame, and there is room for 64.
+async fn without_windows(library: &Library, streams: usize) -> Stream {
+    let mut connection = library.connect(0).await;
+    let asks: Vec<u8> = (0..streams).flat_map(|call| ask(call, "/parts")).collect();
+    connection.write_all(&asks).await.unwrap();
+    for _ in 0..streams {
+        raw::read_until(&mut connection, HEADERS).await.unwrap();
+    }
+    sleep(SECOND).await;
+    connection
+}
+
+/// Reads until `stream` ends; returns how many bytes it brought. Others bring nothing.
+async fn read_to_end(connection: &mut Stream, stream: u32) -> usize {
+    let mut read = 0;
+    loop {
+        let frame = raw::read(connection).await.expect("the connection is kept");
+        assert!(frame.kind != RESET && (frame.kind != DATA || frame.stream == stream), "{frame:?}");
+        read += if frame.kind == DATA { frame.payload.len() } else { 0 };
+        if frame.stream == stream && frame.flags & END_STREAM > 0 {
+            return read;
+        }
+    }
+}
+
+/// One stream for each that the peer may have: 16 MiB would wait without a bound.
+#[tokio::test(start_paused = true)]
+async fn streams_without_windows_hold_so_much_together() {
+    let library = Library::new(ServerConfig::default());
+    let _connection = without_windows(&library, 256).await;
+    assert_eq!(library.asked.load(SeqCst), WAITING);
+}
+
+/// Those that hold something are the first; the last has nothing, and a window.
+#[tokio::test(start_paused = true)]
+async fn a_stream_with_a_window_goes_on_beside_those_that_wait() {
+    let library = Library::new(ServerConfig::default());
+    let mut connection = without_windows(&library, 200).await;
+    let last = stream(199);
+    connection.write_all(&[more(0, LARGE as u32), more(last, WHOLE)].concat()).await.unwrap();
+    assert_eq!(read_to_end(&mut connection, last).await, LARGE);
+    assert_eq!(library.asked.load(SeqCst), WAITING + LARGE);
+    // And a new one, which begins with a window.
+    let window = raw::settings(&[(WINDOW, 0)]);
+    connection.write_all(&[window, ask(200, "/large"), more(0, LARGE as u32)].concat()).await.unwrap();
+    connection.write_all(&more(stream(200), LARGE as u32)).await.unwrap();
+    assert_eq!(read_to_end(&mut connection, stream(200)).await, LARGE);
+}
+
+/// It gets little at a time, for longer than those beside it may hold up anything.
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_goes_on_beside_those_that_wait() {
+    let library = Library::new(ServerConfig::default());
+    let mut connection = without_windows(&library, 200).await;
+    let (slow, mut read, mut resets) = (stream(199), 0, 0);
+    for _ in 0..100 {
+        connection.write_all(&[more(0, 1_000), more(slow, 1_000)].concat()).await.unwrap();
+        let mut come = 0;
+        while come < 1_000 {
+            let frame = raw::read(&mut connection).await.expect("the connection is kept");
+            match frame.kind {
+                DATA => {
+                    assert_eq!(frame.stream, slow);
+                    come += frame.payload.len();
+                }
+                RESET => {
+                    assert_ne!(frame.stream, slow);
+                    resets += 1;
+                }
+                _ => {}
+            }
+        }
+        read += come;
+        sleep(SECOND).await;
+    }
+    // 64 wait for 30 seconds, then the next ones, which found no room before.
+    assert_eq!((read, resets), (100_000, 3 * 64));
+}
+
+/// It needs no window, only its turn.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_only_ends_goes_on_once_there_is_room() {
+    let library = Library::new(ServerConfig::default());
+    let mut connection = without_windows(&library, 64).await;
+    connection.write_all(&ask(64, "/trailers")).await.unwrap();
+    raw::read_until(&mut connection, HEADERS).await.unwrap();
+    sleep(SECOND).await;
+    connection.write_all(&raw::reset(stream(0), 8)).await.unwrap();
+    let end = timeout(SECOND, raw::read_until(&mut connection, HEADERS)).await.unwrap().unwrap();
+    assert_eq!((end.stream, end.flags & END_STREAM), (stream(64), END_STREAM));
+}
+
+/// Windows are wide open, but nothing is read of the connection's bytes. Once it is, everything comes.
+#[tokio::test(start_paused = true)]
+async fn streams_with_windows_hold_so_much_together() {
+    const STREAMS: usize = 16;
+    let library = Library::new(ServerConfig::default());
+    let mut connection = library.connect(i32::MAX as u32).await;
+    let asks: Vec<u8> = (0..STREAMS).flat_map(|call| ask(call, "/parts")).collect();
+    connection.write_all(&[more(0, 1 << 30), asks].concat()).await.unwrap();
+    sleep(SECOND).await;
+    let asked = library.asked.load(SeqCst);
+    assert!(asked <= HELD / 2, "{asked}");
+    let (mut read, mut ended) = (0, 0);
+    while ended < STREAMS {
+        let frame = raw::read(&mut connection).await.expect("the connection is kept");
+        assert_ne!(frame.kind, RESET);
+        read += if frame.kind == DATA { frame.payload.len() } else { 0 };
+        ended += usize::from(frame.stream > 0 && frame.flags & END_STREAM > 0);
+    }
+    assert_eq!(read, STREAMS * LARGE);
+}
+
+/// One frame is over the bound.
+#[tokio::test(start_paused = true)]
+async fn with_a_buffer_of_almost_nothing_streams_go_on() {
+    let library = Library::new(ServerConfig { send_buffer: Size::from_kib(1), ..ServerConfig::default() });
+    let mut connection = without_windows(&library, 100).await;
+    assert_eq!(library.asked.load(SeqCst), PART.len());
+    connection.write_all(&[more(0, LARGE as u32), more(3, WHOLE)].concat()).await.unwrap();
+    assert_eq!(read_to_end(&mut connection, 3).await, LARGE);
 }
 
 /// How long a client over HTTP/1.1 that reads `bytes` each second is served, or 120 seconds.

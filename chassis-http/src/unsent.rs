@@ -1,0 +1,135 @@
+//! What one HTTP/2 connection holds for a peer that does not take it: a bound in bytes, shared by its streams.
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::*},
+};
+
+use tokio::sync::{Notify, futures::OwnedNotified};
+
+/// Bytes of frames that bodies have made, and that wait for the peer's windows. Above the bound a body makes its next
+/// frame only while the window of its stream is open, so that no stream waits for another one's reader.
+#[derive(Debug)]
+pub(crate) struct Unsent {
+    bytes: AtomicUsize,
+    most: usize,
+    /// Is told when there is room again.
+    freed: Arc<Notify>,
+}
+
+/// The share of one stream; given back by dropping it.
+pub(crate) struct Share {
+    of: Arc<Unsent>,
+    bytes: usize,
+}
+
+/// How the bytes that a connection may hold are divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shares {
+    /// Those of frames that wait for windows.
+    pub(crate) waiting: usize,
+    /// Those that h2 is given without a look at what it knows.
+    pub(crate) untold: usize,
+    /// Those that h2 holds for each stream, with a look.
+    pub(crate) stream: usize,
+}
+
+/// h2's own bound for a stream: more is of no use.
+const MOST_OF_STREAM: usize = 400 * 1024;
+/// A DATA frame of the size that all peers take.
+const LEAST_OF_STREAM: usize = 16 * 1024;
+
+// === impl Unsent ===
+
+impl Unsent {
+    /// With room for `most` bytes, and one frame more.
+    pub(crate) fn new(most: usize) -> Arc<Self> {
+        Arc::new(Unsent { bytes: AtomicUsize::new(0), most, freed: Arc::default() })
+    }
+
+    /// May a body make a frame that has to wait?
+    pub(crate) fn has_room(&self) -> bool {
+        self.bytes.load(Acquire) < self.most
+    }
+
+    /// Resolves when there is room again; look after its first poll, for it notices only what comes later.
+    pub(crate) fn freed(&self) -> OwnedNotified {
+        self.freed.clone().notified_owned()
+    }
+
+    /// Counts `bytes` until they are given back.
+    pub(crate) fn share(self: &Arc<Self>, bytes: usize) -> Share {
+        let mut share = Share { of: self.clone(), bytes: 0 };
+        share.set(bytes);
+        share
+    }
+}
+
+// === impl Share ===
+
+impl Share {
+    /// So many bytes wait now.
+    pub(crate) fn set(&mut self, bytes: usize) {
+        let before = std::mem::replace(&mut self.bytes, bytes);
+        if bytes >= before {
+            self.of.bytes.fetch_add(bytes - before, AcqRel);
+            return;
+        }
+        let all = self.of.bytes.fetch_sub(before - bytes, AcqRel);
+        // Once, by the share that makes room.
+        if all >= self.of.most && all - (before - bytes) < self.of.most {
+            self.of.freed.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
+// === impl Shares ===
+
+impl Shares {
+    /// Of `bytes` of a connection with as many `streams`.
+    pub(crate) fn new(bytes: usize, streams: u32) -> Self {
+        let sixth = bytes / 6;
+        let stream = (bytes - 2 * sixth) / streams.max(1) as usize;
+        Shares { waiting: sixth, untold: sixth, stream: stream.clamp(LEAST_OF_STREAM, MOST_OF_STREAM) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    #[test]
+    fn a_share_that_is_dropped_makes_room_and_says_so() {
+        let unsent = Unsent::new(100);
+        let (mut one, two) = (unsent.share(60), unsent.share(60));
+        assert!(!unsent.has_room());
+        let (mut freed, cx) = (Box::pin(unsent.freed()), &mut Context::from_waker(Waker::noop()));
+        one.set(40);
+        assert!(!unsent.has_room());
+        assert_eq!(freed.as_mut().poll(cx), Poll::Pending);
+        drop(two);
+        assert!(unsent.has_room());
+        assert_eq!(freed.as_mut().poll(cx), Poll::Ready(()));
+        drop(one);
+        assert_eq!(unsent.bytes.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn the_shares_are_no_more_than_the_whole() {
+        let shares = |bytes, streams| {
+            let Shares { waiting, untold, stream } = Shares::new(bytes, streams);
+            (waiting, untold, stream)
+        };
+        const MIB: usize = 1 << 20;
+        assert_eq!(shares(24 * MIB, 256), (4 * MIB, 4 * MIB, 64 * 1024));
+        assert_eq!(shares(24 * MIB, 10), (4 * MIB, 4 * MIB, MOST_OF_STREAM));
+        assert_eq!(shares(0, 256), (0, 0, LEAST_OF_STREAM));
+    }
+}
