@@ -186,21 +186,33 @@ impl<F: Future> Aside<F> {
         let bell = Arc::new(Bell { rung: AtomicBool::new(true), task: Mutex::new(None) });
         Aside { future: Box::pin(future), rope: Waker::from(bell.clone()), bell, task: None }
     }
+
+    /// Polls the future if it asked to be. Tells the bell first which task to wake, where that is another one.
+    ///
+    /// Not inlined: keeps the path without news, which every call takes several times, to two comparisons.
+    #[cold]
+    fn look(&mut self, cx: &mut Context<'_>) -> Poll<F::Output> {
+        if self.task.as_ref().is_none_or(|task| !task.will_wake(cx.waker())) {
+            self.task = Some(cx.waker().clone());
+            self.bell.task().clone_from(&self.task);
+        }
+        match self.bell.rung.swap(false, AcqRel) {
+            true => self.future.as_mut().poll(&mut Context::from_waker(&self.rope)),
+            false => Poll::Pending,
+        }
+    }
 }
 
 impl<F: Future> Future for Aside<F> {
     type Output = F::Output;
 
+    #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let this = &mut *self;
-        if this.task.as_ref().is_none_or(|task| !task.will_wake(cx.waker())) {
-            this.task = Some(cx.waker().clone());
-            this.bell.task().clone_from(&this.task);
-        }
+        let is_known = self.task.as_ref().is_some_and(|task| task.will_wake(cx.waker()));
         // Who rings from here on wakes the task, which looks again. A look alone leaves the cache line be.
-        match this.bell.rung.load(Acquire) && this.bell.rung.swap(false, AcqRel) {
-            true => this.future.as_mut().poll(&mut Context::from_waker(&this.rope)),
-            false => Poll::Pending,
+        match is_known && !self.bell.rung.load(Acquire) {
+            true => Poll::Pending,
+            false => self.look(cx),
         }
     }
 }
