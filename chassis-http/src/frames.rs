@@ -82,9 +82,9 @@ pub(crate) const CONTINUATION: u8 = 9;
 const ACK: u8 = 1;
 pub(crate) const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
-const MAX_CONCURRENT_STREAMS: u32 = 3;
-const INITIAL_WINDOW_SIZE: u32 = 4;
-const MAX_HEADER_LIST_SIZE: u32 = 6;
+const MAX_CONCURRENT_STREAMS: u16 = 3;
+const INITIAL_WINDOW_SIZE: u16 = 4;
+const MAX_HEADER_LIST_SIZE: u16 = 6;
 /// More settings than exist, several times over.
 const KEEP: usize = 256;
 
@@ -181,14 +181,14 @@ impl Frames {
 
     /// A frame with this header, and so much of its payload as is wanted.
     fn begins(&mut self, header: &[u8; HEADER], payload: &[u8], hear: &mut impl FnMut(Seen)) {
-        let (kind, flags) = (header[3], header[4]);
+        let [a, b, c, kind, flags, stream @ ..] = *header;
         if !std::mem::replace(&mut self.begun, true) && kind != SETTINGS {
             self.lost = true;
             return hear(Seen::NotHttp2);
         }
-        let stream = number(&header[5..]) & (u32::MAX >> 1);
-        let length = length(header);
-        hear(Seen::Frame(FrameHead { kind, flags, length: length as u32, stream }));
+        let (length, stream) = (u32::from_be_bytes([0, a, b, c]), number(stream));
+        hear(Seen::Frame(FrameHead { kind, flags, length, stream }));
+        let length = length as usize;
         match kind {
             HEADERS | CONTINUATION => {
                 let before = if kind == HEADERS { 0 } else { self.list };
@@ -200,10 +200,16 @@ impl Frames {
                 max_header_list: setting(payload, MAX_HEADER_LIST_SIZE),
                 stream_window: setting(payload, INITIAL_WINDOW_SIZE),
             }),
-            WINDOW_UPDATE if payload.len() == 4 => {
-                hear(Seen::WindowUpdate { stream, by: number(payload) & (u32::MAX >> 1) });
+            WINDOW_UPDATE => {
+                if let Ok(by) = payload.try_into() {
+                    hear(Seen::WindowUpdate { stream, by: number(by) });
+                }
             }
-            GOAWAY if payload.len() >= 8 => hear(Seen::GoAway { code: number(&payload[4..8]) }),
+            GOAWAY => {
+                if let Some([_, _, _, _, code @ ..]) = payload.first_chunk::<8>() {
+                    hear(Seen::GoAway { code: u32::from_be_bytes(*code) });
+                }
+            }
             _ => {}
         }
         self.count += 1;
@@ -221,16 +227,21 @@ fn wanted_payload(header: &[u8; HEADER]) -> usize {
 }
 
 fn length(header: &[u8; HEADER]) -> usize {
-    number(&header[..3]) as usize
+    let [a, b, c, ..] = *header;
+    u32::from_be_bytes([0, a, b, c]) as usize
 }
 
-fn setting(settings: &[u8], id: u32) -> Option<u32> {
-    let one = |s: &[u8]| (number(&s[..2]) == id).then(|| number(&s[2..]));
+fn setting(settings: &[u8], id: u16) -> Option<u32> {
+    let one = |setting: &[u8]| {
+        let [high, low, value @ ..] = *setting.first_chunk::<6>()?;
+        (u16::from_be_bytes([high, low]) == id).then(|| u32::from_be_bytes(value))
+    };
     settings.chunks_exact(6).filter_map(one).next_back()
 }
 
-fn number(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0, |n, byte| n << 8 | u32::from(*byte))
+/// A number of 31 bits: the first bit is reserved.
+fn number(bytes: [u8; 4]) -> u32 {
+    u32::from_be_bytes(bytes) & (u32::MAX >> 1)
 }
 
 // === impl HeaderLimit ===
