@@ -96,7 +96,7 @@ impl Form {
         let mut head = Request::new(());
         *head.method_mut() = call.method.clone();
         *head.uri_mut() = uri;
-        *head.headers_mut() = std::mem::take(&mut call.metadata);
+        std::mem::swap(head.headers_mut(), &mut call.metadata);
         OutgoingH2 { is_whole: self.sized && body.is_end_stream(), head, body, size }
     }
 

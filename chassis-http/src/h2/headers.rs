@@ -42,7 +42,7 @@ pub(crate) fn size(list: &HeaderMap) -> usize {
 
 /// The same, for who looks at each field anyhow.
 #[inline]
-pub(crate) fn measure(list: &HeaderMap, mut look: impl FnMut(&str, &HeaderValue)) -> usize {
+pub(crate) fn measure<'a>(list: &'a HeaderMap, mut look: impl FnMut(&'a str, &'a HeaderValue)) -> usize {
     let mut size = 0;
     for (name, value) in list {
         let name = name.as_str();
@@ -91,8 +91,7 @@ pub(crate) fn fit_head(head: &mut HeaderMap, most: u32) -> bool {
 /// Makes trailers fit a peer that takes `most` bytes; `false`: they can't be made to. A field about the connection
 /// among them would cost the call, too.
 pub(crate) fn fit_trailers(trailers: &mut HeaderMap, most: u32) -> bool {
-    hop::strip_h2(trailers);
-    let size = size(trailers);
+    let size = hop::strip_h2(trailers);
     size < MOST_OF_STATUS.min(most as usize) || fit_large_trailers(trailers, size, most)
 }
 

@@ -32,7 +32,7 @@ use super::{
     head::tidy_h2,
     io::Opened,
     received::Received,
-    service::is_grpc,
+    service::names_grpc,
     streams::PREMATURE,
 };
 use crate::{
@@ -139,11 +139,15 @@ impl Http2 {
             return self.skip(number, request.headers());
         }
         let (mut head, body) = request.into_parts();
-        let mut has_host = false;
-        let size = headers::measure(&head.headers, |name, _| has_host |= name == "host");
+        let (mut has_host, mut content_type) = (false, None);
+        let size = headers::measure(&head.headers, |name, value| match name {
+            "host" => has_host = true,
+            "content-type" => content_type = content_type.or(Some(value)),
+            _ => {}
+        });
+        let is_grpc = content_type.is_some_and(names_grpc);
         let size = headers::size_of_request(&head.method, &head.uri, size);
         let tidied = tidy_h2(&mut head, has_host);
-        let is_grpc = is_grpc(&head.headers);
         // gRPC has no use for these.
         let (length, dated) = if is_grpc { (None, false) } else { (length(&head.headers), true) };
         let request = Request::from_parts(head, Received::h2(body, length, self.max_header_list));

@@ -125,6 +125,7 @@ impl Opened {
         written
     }
 
+    #[cold]
     fn block(&mut self) {
         if !std::mem::replace(&mut self.blocked, true) {
             self.activity().write_blocked();

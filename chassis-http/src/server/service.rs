@@ -2,7 +2,7 @@
 use std::sync::Arc;
 
 use chassis_core::BoxFuture;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 
 use super::{body::ServerBody, received::Received};
 use crate::{Problem, connector::Peer};
@@ -67,7 +67,12 @@ impl Mux {
 
 /// Whose is the request with this head?
 pub(super) fn is_grpc(head: &HeaderMap) -> bool {
-    head.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+    head.get(CONTENT_TYPE).is_some_and(names_grpc)
+}
+
+/// Is `content_type` one of gRPC's?
+pub(super) fn names_grpc(content_type: &HeaderValue) -> bool {
+    content_type.as_bytes().starts_with(b"application/grpc")
 }
 
 fn unmatched(is_grpc: bool, method: &Method) -> Answer {
