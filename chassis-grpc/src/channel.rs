@@ -104,7 +104,13 @@ impl Channel {
         let timeout = find(&head.headers, &GRPC_TIMEOUT).map(timeout::read).transpose().map_err(malformed)?;
         let path = head.uri.into_parts().path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
         let target = Target::new(self.service.clone(), Operation::from_path(path.clone()));
-        let mut call = Invocation::new(&GRPC, target);
+        if timeout.is_some() {
+            // Written anew per attempt, from what is left then.
+            head.headers.remove(GRPC_TIMEOUT);
+        }
+        head.headers.entry(USER_AGENT).or_insert(AGENT);
+        let body = Body::eager(body, of_a_message);
+        let mut call = Invocation::from_parts(&GRPC, target, Uri::from(path), head.headers, body);
         // What stubs put there for interceptors, and mostly nothing else; the target says the same.
         let has_method = head.extensions.get::<GrpcMethod<'static>>().is_some();
         if head.extensions.len() > usize::from(has_method) {
@@ -113,14 +119,8 @@ impl Channel {
             call.extensions = head.extensions;
         }
         if timeout.is_some() {
-            // Written anew per attempt, from what is left then.
-            head.headers.remove(GRPC_TIMEOUT);
             call.options.timeout = timeout;
         }
-        head.headers.entry(USER_AGENT).or_insert(AGENT);
-        call.uri = Uri::from(path);
-        call.metadata = head.headers;
-        call.body = Body::eager(body, of_a_message);
         Ok(call)
     }
 }

@@ -100,17 +100,16 @@ impl GrpcServer {
         let operation = self.services.operation(head.uri.path_and_query().unwrap_or(&ROOT));
         let mut target = Target::new(self.service.clone(), operation);
         target.caller = said.caller.cloned();
-        let mut call = Invocation::new(&GRPC, target);
-        call.uri = head.uri;
+        let timeout = said.timeout.map(timeout::read).transpose();
+        let previous_attempts = said.attempts.and_then(number).unwrap_or(0);
+        let mut call = Invocation::from_parts(&GRPC, target, head.uri, head.headers, body);
+        call.previous_attempts = previous_attempts;
         call.peer = head.extensions.get().and_then(|at: &Connected| at.peer().ip());
         call.extensions = head.extensions;
-        match said.timeout.map(timeout::read).transpose() {
+        match timeout {
             Ok(timeout) => call.deadline = timeout.and_then(|timeout| call.started.checked_add(timeout)),
             Err(words) => drop(call.extensions.insert(Malformed(words.into()))),
         }
-        call.previous_attempts = said.attempts.and_then(number).unwrap_or(0);
-        call.metadata = head.headers;
-        call.body = body;
         call
     }
 }
@@ -202,18 +201,21 @@ fn response(mut reply: Reply) -> Response<ResponseBody> {
 
 /// What to say in HTTP to whoever speaks no gRPC.
 fn not_grpc(head: &Parts) -> Option<Response<ResponseBody>> {
-    let mut response = Response::new(ResponseBody::empty());
-    if !is_grpc(&head.headers) {
-        if let Some(named) = names_grpc(&head.headers) {
-            let words = format!("messages are protobuf here: application/grpc+proto, not {named:?}");
-            return Some(refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, words));
-        }
-        *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-    } else if head.method != Method::POST {
-        *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
-    } else {
+    let is_grpc = is_grpc(&head.headers);
+    if is_grpc && head.method == Method::POST {
         return None;
+    }
+    if let Some(named) = names_grpc(&head.headers).filter(|_| !is_grpc) {
+        let words = format!("messages are protobuf here: application/grpc+proto, not {named:?}");
+        return Some(refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, words));
+    }
+    let mut response = Response::new(ResponseBody::empty());
+    *response.status_mut() = match is_grpc {
+        true => StatusCode::METHOD_NOT_ALLOWED,
+        false => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+    };
+    if is_grpc {
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
     }
     Some(response)
 }

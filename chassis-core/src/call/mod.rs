@@ -156,14 +156,26 @@ pub struct ReplyBody {
 impl Invocation {
     /// A call to `target`, starting now, under no rules yet.
     pub fn new(protocol: &'static dyn Protocol, target: Target) -> Self {
+        Self::from_parts(protocol, target, Uri::default(), HeaderMap::new(), Body::empty())
+    }
+
+    /// The same with the URI, the metadata and the body given, which costs less than setting these fields
+    /// afterwards.
+    pub fn from_parts(
+        protocol: &'static dyn Protocol,
+        target: Target,
+        uri: Uri,
+        metadata: HeaderMap,
+        body: Body,
+    ) -> Self {
         let now = Instant::now();
         Invocation(Box::new(Call {
             protocol,
             target,
             method: Method::POST,
-            uri: Uri::default(),
+            uri,
             status: StatusCode::OK,
-            metadata: HeaderMap::new(),
+            metadata,
             started: now,
             deadline: None,
             head_by: None,
@@ -177,7 +189,7 @@ impl Invocation {
             tried: SmallVec::new(),
             previous_attempts: 0,
             extensions: http::Extensions::new(),
-            body: Body::empty(),
+            body,
             request: None,
             lent: false,
             completion: Completion::new(now),
@@ -648,6 +660,11 @@ impl ReplyBody {
     /// The call it belongs to.
     pub fn call(&self) -> &Call {
         &self.call
+    }
+
+    /// The verdict, where it is known already.
+    pub fn verdict(&self) -> Option<Verdict> {
+        self.call.completion.verdict()
     }
 
     /// Ends the answer by `error`, which its reader found. What is still to come is not read.
