@@ -105,7 +105,8 @@ impl HttpBody for ResponseBody {
                     }
                 } else if let Some(trailers) = frame.trailers_mut() {
                     details::sanitize(trailers);
-                    if !is_ok(trailers) {
+                    let is_well = body.verdict().is_some_and(|verdict| verdict.is_success());
+                    if !is_well && !is_ok(trailers) {
                         details::write_upstream(trailers, &body.call().target.service);
                     }
                 }
