@@ -3,11 +3,7 @@ use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    BoxError,
-    call::{Invocation, Returned},
-    cluster::Node,
-};
+use crate::{BoxError, call::Invocation, cluster::Node};
 
 /// Why no answer came. An answer, also a failing one, is a [`Reply`](crate::call::Reply).
 ///
@@ -122,7 +118,7 @@ struct Inner {
     /// 0: none.
     trace_id: u128,
     source: Option<BoxError>,
-    call: Option<Returned>,
+    call: Option<Invocation>,
     node: Option<Arc<Node>>,
     service: Option<Arc<str>>,
     hop: Option<crate::call::Hop>,
@@ -262,13 +258,7 @@ impl Error {
 
     /// The same, giving the untouched call back, so that it can go to another endpoint.
     pub fn returning(mut self, call: Invocation) -> Self {
-        self.0.call = Some(Returned::Untouched(call));
-        self
-    }
-
-    /// The same, giving back a call at which an attempt has failed.
-    pub(crate) fn returning_used(mut self, call: Invocation) -> Self {
-        self.0.call = Some(Returned::Used(call));
+        self.0.call = Some(call);
         self
     }
 
@@ -390,17 +380,6 @@ impl Error {
 
     /// Takes the untouched call back, if the transport gave it back.
     pub fn take_unsent(&mut self) -> Option<Invocation> {
-        match self.0.call.take()? {
-            Returned::Untouched(call) => Some(call),
-            used => {
-                self.0.call = Some(used);
-                None
-            }
-        }
-    }
-
-    /// Takes the call back, as far as it is there.
-    pub(crate) fn take_call(&mut self) -> Option<Returned> {
         self.0.call.take()
     }
 }

@@ -41,7 +41,7 @@ pub mod units;
 // A call and its answer.
 pub use call::{Call, CallOptions, Invocation, Operation, Reply, ReplyBody, Target};
 // Its body, and what ends it early.
-pub use call::{Abort, Aborted, Body, Failure, Replay};
+pub use call::{Abort, Aborted, Body, Failure, Reader, Replay};
 // How it ended, and for whom.
 pub use call::{Details, Hop, Listener, Outcome, Verdict, had_waited};
 pub use error::{Code, Error, Origin, Reason};

@@ -43,10 +43,6 @@ pub fn client<T: Transport>(runtime: &Runtime, service: &str, transport: &Arc<T>
     let cluster = runtime.cluster(service, transport);
     let stages = runtime.stages();
 
-    // What is ours below the retries gives calls back.
-    let comes_back =
-        [Stage::Attempt, Stage::Node].iter().all(|stage| stages.names(*stage, service).is_empty());
-
     let node = ServiceBuilder::new()
         // below balance: what it marks and measures is one attempt at one node
         .layer(AttemptLayer)
@@ -70,7 +66,7 @@ pub fn client<T: Transport>(runtime: &Runtime, service: &str, transport: &Arc<T>
         // above retry: it judges what the caller sees, and an open circuit costs no attempts
         .layer(BreakerLayer)
         // above balance: another attempt goes to another node
-        .layer(RetryLayer::new(comes_back))
+        .layer(RetryLayer)
         .service(stages.at(Stage::Attempt, service, attempt));
     let client = ServiceBuilder::new()
         // first: everything below reads what it stamps

@@ -9,12 +9,13 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Wake, Waker},
 };
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use smallvec::SmallVec;
 use sync_wrapper::SyncWrapper;
 
 use crate::{Error, Reason};
@@ -68,33 +69,59 @@ struct Abortable {
     aborted: Aborted,
 }
 
-/// What has been read of a body so far, so that it can be sent again from the start.
+/// A body that several attempts read, each from its start, at the same time or one after another.
 ///
-/// Up to `cap` bytes are kept; above that the body goes on and can't be sent again.
-pub struct Replay(Arc<Mutex<Kept>>);
+/// They share what was read so far, up to `cap` bytes, and wait for the rest together: no attempt waits for
+/// another one to end. Above the cap the attempt that has read the most goes on alone, as in gRFC A6.
+pub struct Replay(Arc<Shared>);
+
+/// Names one attempt's way through a [`Replay`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reader(u32);
+
+struct Shared {
+    kept: Mutex<Kept>,
+    /// Apart from what is kept: the rest of the body holds a waker, and must not hold itself by it.
+    waiting: Arc<Waiting>,
+}
 
 struct Kept {
-    read: VecDeque<Bytes>,
+    chunks: VecDeque<Bytes>,
     trailers: Option<HeaderMap>,
     bytes: usize,
     cap: usize,
     /// How long the whole body is, where that is known.
     size: Option<u64>,
-    /// The part nobody has read; `None` while an attempt reads it, and after its end.
+    /// The part that no attempt has read; `None` after its end.
     rest: Option<Body>,
-    ended: bool,
-    spoilt: bool,
-    /// Wants another attempt, as soon as the last one has let go.
-    waiting: Option<Waker>,
+    /// What the body failed with.
+    failed: Option<Error>,
+    /// One attempt reads it alone, for it has won or has read more than is kept: nothing is kept any more.
+    is_sole: bool,
+    readers: SmallVec<[Position; 2]>,
+    next: u32,
 }
 
+/// How far an attempt is.
+struct Position {
+    reader: Reader,
+    /// The kept chunk that it reads next.
+    chunk: usize,
+    /// It has got the trailers, or the error.
+    has_ended: bool,
+}
+
+/// Readers that wait for the rest of the body: it wakes them all.
+#[derive(Default)]
+struct Waiting(Mutex<SmallVec<[(Reader, Waker); 2]>>);
+
+/// What polling a body gives.
+type Polled = Option<Result<Frame<Bytes>, Error>>;
+
 struct Replaying {
-    kept: Arc<Mutex<Kept>>,
+    shared: Arc<Shared>,
+    reader: Reader,
     size: Option<u64>,
-    /// How many of the kept chunks this attempt has sent.
-    position: usize,
-    rest: Option<Body>,
-    done: bool,
 }
 
 // === impl Body ===
@@ -434,47 +461,74 @@ impl HttpBody for Abortable {
 impl Replay {
     /// Starts to keep what is read of `body`, up to `cap` bytes.
     pub fn new(body: Body, cap: usize) -> Self {
-        Replay(Arc::new(Mutex::new(Kept {
-            read: VecDeque::new(),
+        let kept = Kept {
+            chunks: VecDeque::new(),
             trailers: None,
             bytes: 0,
             cap,
             size: body.size_hint().exact(),
             rest: Some(body),
-            ended: false,
-            spoilt: false,
-            waiting: None,
-        })))
+            failed: None,
+            is_sole: false,
+            readers: SmallVec::new(),
+            next: 0,
+        };
+        Replay(Arc::new(Shared { kept: Mutex::new(kept), waiting: Arc::default() }))
     }
 
-    /// The body from its start, or `None`: too much was read to keep, or it is being read right now.
-    pub fn attempt(&self) -> Option<Body> {
-        match self.poll_attempt(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(body) => body,
-            Poll::Pending => None,
+    /// The body from its start, for one more attempt; `None` where it can't be sent again.
+    pub fn attempt(&self) -> Option<(Body, Reader)> {
+        let mut kept = lock(&self.0.kept);
+        if !kept.can_repeat() {
+            return None;
         }
-    }
-
-    /// The same, once whoever reads it has dropped it: a transport may do so a little after the answer.
-    /// `None`: too much was read to keep.
-    pub fn poll_attempt(&self, cx: &mut Context<'_>) -> Poll<Option<Body>> {
-        let mut kept = lock(&self.0);
-        if kept.spoilt {
-            return Poll::Ready(None);
-        }
-        if kept.rest.is_none() && !kept.ended {
-            kept.waiting = Some(cx.waker().clone());
-            return Poll::Pending;
-        }
-        let (rest, size) = (kept.rest.take(), kept.size);
-        let replaying = Replaying { kept: self.0.clone(), size, position: 0, rest, done: false };
+        let (reader, size) = (Reader(kept.next), kept.size);
+        kept.next += 1;
+        kept.readers.push(Position { reader, chunk: 0, has_ended: false });
         drop(kept);
-        Poll::Ready(Some(Body { first: None, rest: Rest::boxed(replaying) }))
+        let body = Replaying { shared: self.0.clone(), reader, size };
+        Some((Body { first: None, rest: Rest::boxed(body) }, reader))
     }
 
-    /// Could another attempt be made, once the current one is dropped?
+    /// Can the body be sent again? Not if more of it was read than is kept, and not if it failed.
     pub fn is_possible(&self) -> bool {
-        !lock(&self.0).spoilt
+        lock(&self.0.kept).can_repeat()
+    }
+
+    /// Cuts off the attempt of `reader`, which another one follows: it reads an error from here on, also where a
+    /// transport still holds it. `false`, and nothing changes, where the body can't be sent again.
+    pub fn abandon(&self, reader: Reader) -> bool {
+        let mut kept = lock(&self.0.kept);
+        if !kept.can_repeat() {
+            return false;
+        }
+        kept.readers.retain(|position| position.reader != reader);
+        drop(kept);
+        self.0.waiting.wake_all();
+        true
+    }
+
+    /// The attempt of `reader` has won: it reads on, the others are cut off, and what it has read is freed.
+    pub fn commit(self, reader: Reader) {
+        let mut kept = lock(&self.0.kept);
+        kept.leave_to(reader);
+        drop(kept);
+        self.0.waiting.wake_all();
+    }
+}
+
+/// All attempts are over, unless one of them has won.
+impl Drop for Replay {
+    fn drop(&mut self) {
+        let mut kept = lock(&self.0.kept);
+        if std::mem::replace(&mut kept.is_sole, true) {
+            return;
+        }
+        kept.readers.clear();
+        let freed = (kept.rest.take(), std::mem::take(&mut kept.chunks));
+        drop(kept);
+        drop(freed); // not under the lock: a body of the user's may do anything
+        self.0.waiting.wake_all();
     }
 }
 
@@ -482,41 +536,23 @@ impl HttpBody for Replaying {
     type Data = Bytes;
     type Error = Error;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let this = &mut *self;
-        let mut kept = lock(&this.kept);
-        if let Some(chunk) = kept.read.get(this.position) {
-            this.position += 1;
-            return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Polled> {
+        let (waiting, reader) = (&self.shared.waiting, self.reader);
+        let mut kept = lock(&self.shared.kept);
+        if let Some(there) = kept.next(reader) {
+            return Poll::Ready(there);
         }
-        if kept.ended {
-            let trailers = if this.done { None } else { kept.trailers.clone() };
-            this.done = true;
-            return Poll::Ready(trailers.map(|t| Ok(Frame::trailers(t))));
-        }
-        let Some(rest) = &mut this.rest else { return Poll::Ready(None) };
-        let frame = std::task::ready!(Pin::new(rest).poll_frame(cx));
-        match &frame {
-            Some(Ok(frame)) => {
-                if let Some(data) = frame.data_ref() {
-                    kept.keep(data);
-                    this.position += 1;
-                } else if let Some(trailers) = frame.trailers_ref() {
-                    kept.trailers = Some(trailers.clone());
-                    kept.ended = true;
-                    this.done = true;
-                }
-            }
-            Some(Err(_)) => kept.spoilt = true,
-            None => {
-                kept.ended = true;
-                this.done = true;
-            }
-        }
-        Poll::Ready(frame)
+        let Some(rest) = &mut kept.rest else { return Poll::Ready(None) };
+        // Before it is asked, or what comes in between wakes none.
+        waiting.add(reader, cx.waker());
+        let waker = Waker::from(waiting.clone());
+        let polled = std::task::ready!(Pin::new(rest).poll_frame(&mut Context::from_waker(&waker)));
+        waiting.remove(reader);
+        let freed = kept.keep(reader, &polled);
+        drop(kept);
+        drop(freed);
+        waiting.wake_all(); // the others read what this one has read
+        Poll::Ready(polled)
     }
 
     /// Asked once, before it is read.
@@ -527,26 +563,115 @@ impl HttpBody for Replaying {
 
 impl Drop for Replaying {
     fn drop(&mut self) {
-        let mut kept = lock(&self.kept);
-        if !kept.ended && !kept.spoilt {
-            kept.rest = self.rest.take();
-        }
-        let waiting = kept.waiting.take();
+        self.shared.waiting.remove(self.reader);
+        let mut kept = lock(&self.shared.kept);
+        kept.readers.retain(|position| position.reader != self.reader);
+        // Who else could read it?
+        let freed = if !kept.can_repeat() && kept.readers.is_empty() { kept.rest.take() } else { None };
         drop(kept);
-        waiting.into_iter().for_each(Waker::wake);
+        drop(freed);
     }
 }
 
 impl Kept {
-    fn keep(&mut self, data: &Bytes) {
-        self.bytes += data.len();
+    fn can_repeat(&self) -> bool {
+        !self.is_sole && self.failed.is_none()
+    }
+
+    /// What there is for `reader` without asking the rest of the body; `None`: it has to be asked.
+    fn next(&mut self, reader: Reader) -> Option<Polled> {
+        let Some(position) = self.readers.iter_mut().find(|position| position.reader == reader) else {
+            return Some(Some(Err(Error::local(Reason::Cancelled, "the attempt is over"))));
+        };
+        let chunk = match self.is_sole {
+            true => self.chunks.pop_front(),
+            false => self.chunks.get(position.chunk).cloned(),
+        };
+        if let Some(chunk) = chunk {
+            position.chunk += 1;
+            return Some(Some(Ok(Frame::data(chunk))));
+        }
+        if self.rest.is_some() {
+            return None;
+        }
+        if std::mem::replace(&mut position.has_ended, true) {
+            return Some(None);
+        }
+        let failed = self.failed.as_ref().map(|error| Err(error.repeat()));
+        Some(failed.or_else(|| self.trailers.clone().map(|trailers| Ok(Frame::trailers(trailers)))))
+    }
+
+    /// Keeps what `reader` has got from the rest of the body, and gives that back once it has ended.
+    fn keep(&mut self, reader: Reader, polled: &Polled) -> Option<Body> {
+        match polled {
+            Some(Ok(frame)) => match (frame.data_ref(), frame.trailers_ref()) {
+                (Some(data), _) => {
+                    self.keep_data(reader, data);
+                    return None;
+                }
+                (None, trailers) => self.trailers = trailers.cloned(),
+            },
+            Some(Err(error)) => self.failed = Some(error.repeat()),
+            None => {}
+        }
+        let own = self.readers.iter_mut().find(|position| position.reader == reader);
+        own.into_iter().for_each(|position| position.has_ended = true);
+        self.rest.take()
+    }
+
+    fn keep_data(&mut self, reader: Reader, data: &Bytes) {
+        self.bytes = self.bytes.saturating_add(data.len());
         if self.bytes > self.cap {
-            self.spoilt = true;
+            self.leave_to(reader);
         }
-        match self.spoilt {
-            true => self.read.clear(),
-            false => self.read.push_back(data.clone()),
+        if self.is_sole {
+            return;
         }
+        self.chunks.push_back(data.clone());
+        let own = self.readers.iter_mut().find(|position| position.reader == reader);
+        own.into_iter().for_each(|position| position.chunk += 1);
+    }
+
+    /// Only `reader` reads on, and nothing is kept for others.
+    fn leave_to(&mut self, reader: Reader) {
+        if std::mem::replace(&mut self.is_sole, true) {
+            return;
+        }
+        self.readers.retain(|position| position.reader == reader);
+        let read = self.readers.first().map_or(self.chunks.len(), |position| position.chunk);
+        self.chunks.drain(..read);
+        self.chunks.shrink_to_fit();
+    }
+}
+
+// === impl Waiting ===
+
+impl Waiting {
+    fn add(&self, reader: Reader, waker: &Waker) {
+        let mut waiting = lock(&self.0);
+        match waiting.iter_mut().find(|(other, _)| *other == reader) {
+            Some((_, there)) => there.clone_from(waker),
+            None => waiting.push((reader, waker.clone())),
+        }
+    }
+
+    fn remove(&self, reader: Reader) {
+        lock(&self.0).retain(|(other, _)| *other != reader);
+    }
+
+    fn wake_all(&self) {
+        let waiting = std::mem::take(&mut *lock(&self.0));
+        waiting.into_iter().for_each(|(_, waker)| waker.wake());
+    }
+}
+
+impl Wake for Waiting {
+    fn wake(self: Arc<Self>) {
+        self.wake_all();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.wake_all();
     }
 }
 

@@ -91,15 +91,17 @@ pub(crate) struct Scope {
     judged: Option<Instant>,
     ended: bool,
     /// Which of those that hang on the policy, or on the call, listen: they need no reference of their own.
-    own: u8,
-    /// What its circuit, or the node's, gets back.
-    token: u64,
+    built_in: u8,
+    /// The token of the circuit that guards the call.
+    breaker: u64,
+    /// The token of the node that the attempt goes to.
+    node: u64,
     listeners: SmallVec<[(Arc<dyn Listener>, u64); 1]>,
 }
 
 /// A listener that hangs on the policy of a call, or on the call itself.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Own {
+pub(crate) enum BuiltIn {
     Metrics,
     Concurrency,
     /// With the token that its circuit gave.
@@ -166,10 +168,8 @@ impl Completion {
     }
 
     /// The caller let go: because the time was up, or for its own reasons, which blames nobody.
-    pub(crate) fn verdict_of_drop(&self, lent: bool) -> Verdict {
-        // What an attempt that is over said is not what the call did, where there may be another.
-        let known = if lent && self.attempt.ended { self.call.verdict } else { self.verdict() };
-        known.unwrap_or_else(|| {
+    pub(crate) fn verdict_of_drop(&self) -> Verdict {
+        self.verdict().unwrap_or_else(|| {
             WAITED.set(self.call.is_half_over(Instant::now()));
             if std::thread::panicking() || PANICKED.get() {
                 Verdict::failed(Reason::Panicked, Origin::Remote)
@@ -184,11 +184,6 @@ impl Completion {
     /// The head of the answer is here: only the deadline bounds what follows.
     pub(crate) fn head_arrived(&mut self, deadline: Option<Instant>) {
         self.call.expires = deadline;
-        self.attempt_has_head();
-    }
-
-    /// The same where the answer may still be an attempt's only.
-    pub(crate) fn attempt_has_head(&mut self) {
         self.attempt.expires = None;
     }
 }
@@ -203,15 +198,16 @@ impl Scope {
             verdict: None,
             judged: None,
             ended: false,
-            own: 0,
-            token: 0,
+            built_in: 0,
+            breaker: 0,
+            node: 0,
             listeners: SmallVec::new(),
         }
     }
 
-    /// Of the same times as `other`, but nobody listens.
-    pub(super) fn nobodys(other: &Scope) -> Self {
-        Scope { expires: other.expires, ended: true, ..Scope::new(other.started) }
+    /// One that is over, and that nothing listens to; its time is up at `expires`.
+    pub(super) fn closed(started: Instant, expires: Option<Instant>) -> Self {
+        Scope { expires, ended: true, ..Scope::new(started) }
     }
 
     /// Of the same times as `other`, and as open as it is, but nobody listens yet.
@@ -229,7 +225,7 @@ impl Scope {
     }
 
     pub(super) fn is_listened_to(&self) -> bool {
-        self.own != 0 || !self.listeners.is_empty()
+        self.built_in != 0 || !self.listeners.is_empty()
     }
 
     pub(crate) fn begin(&mut self, now: Instant) {
@@ -241,17 +237,17 @@ impl Scope {
         self.listeners.push((listener, token));
     }
 
-    pub(crate) fn listen_own(&mut self, own: Own) {
-        self.own |= match own {
-            Own::Metrics => METRICS,
-            Own::Concurrency => CONCURRENCY,
-            Own::Breaker(token) => {
-                self.token = token;
+    pub(crate) fn listen_built_in(&mut self, listener: BuiltIn) {
+        self.built_in |= match listener {
+            BuiltIn::Metrics => METRICS,
+            BuiltIn::Concurrency => CONCURRENCY,
+            BuiltIn::Breaker(token) => {
+                self.breaker = token;
                 BREAKER
             }
-            Own::Attempts => ATTEMPTS,
-            Own::Node(token) => {
-                self.token = token;
+            BuiltIn::Attempts => ATTEMPTS,
+            BuiltIn::Node(token) => {
+                self.node = token;
                 NODE
             }
         };
@@ -259,30 +255,30 @@ impl Scope {
 
     /// Calls `tell` with everybody who listens.
     fn each(&self, policy: &Policy, node: Option<&Node>, mut tell: impl FnMut(&dyn Listener, u64)) {
-        if self.own & METRICS != 0
+        if self.built_in & METRICS != 0
             && let Some(metrics) = &policy.metrics
         {
             tell(&**metrics, 0);
         }
-        if self.own & CONCURRENCY != 0
+        if self.built_in & CONCURRENCY != 0
             && let Some(bound) = &policy.concurrency
         {
             tell(&*bound.gauge, 0);
         }
-        if self.own & BREAKER != 0
+        if self.built_in & BREAKER != 0
             && let Some(breaker) = &policy.breaker
         {
-            tell(&*breaker.cell, self.token);
+            tell(&*breaker.cell, self.breaker);
         }
-        if self.own & ATTEMPTS != 0
+        if self.built_in & ATTEMPTS != 0
             && let Some(attempts) = &policy.attempts
         {
             tell(&**attempts, 0);
         }
-        if self.own & NODE != 0
+        if self.built_in & NODE != 0
             && let Some(node) = node
         {
-            tell(node, self.token);
+            tell(node, self.node);
         }
         for (listener, token) in &self.listeners {
             tell(&**listener, *token);
@@ -326,9 +322,9 @@ impl Scope {
     /// The answer begins well: a probe has done its work, however long the rest takes.
     #[inline]
     pub(crate) fn begins_well(&mut self, policy: &Policy, node: Option<&Node>) {
-        if self.own & (BREAKER | NODE) != 0
-            && self.token != UNGUARDED
-            && Token::from_bits(self.token).is_probe()
+        let is_probe = |token: u64| token != UNGUARDED && Token::from_bits(token).is_probe();
+        if (self.built_in & BREAKER != 0 && is_probe(self.breaker))
+            || (self.built_in & NODE != 0 && is_probe(self.node))
         {
             self.probe_answered(policy, node);
         }
@@ -336,28 +332,33 @@ impl Scope {
 
     #[cold]
     fn probe_answered(&mut self, policy: &Policy, node: Option<&Node>) {
-        if self.own & BREAKER != 0
+        if self.built_in & BREAKER != 0
             && let Some(breaker) = &policy.breaker
         {
-            self.token = breaker.cell.answered(self.token, &breaker.config);
+            self.breaker = breaker.cell.answered(self.breaker, &breaker.config);
         }
-        if self.own & NODE != 0
+        if self.built_in & NODE != 0
             && let Some(node) = node
         {
-            self.token = node.answered(self.token, policy);
+            self.node = node.answered(self.node, policy);
         }
     }
 
     pub(crate) fn end(&mut self, policy: &Policy, node: Option<&Node>) {
         if !std::mem::replace(&mut self.ended, true) && self.is_listened_to() {
             self.each(policy, node, |listener, token| listener.ended(token));
-            self.own = 0;
+            self.built_in = 0;
             self.listeners.clear();
         }
     }
 
     pub(crate) fn started(&self) -> Instant {
         self.started
+    }
+
+    /// When its time is up.
+    pub(crate) fn bound(&self) -> Option<Instant> {
+        self.expires
     }
 
     pub(crate) fn verdict(&self) -> Option<Verdict> {

@@ -8,14 +8,13 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
-    Invocation, Reply, Verdict,
+    Call, Invocation, Reply, Verdict,
     completion::{Completion, Listener, Of, Outcome, Scope, Tried},
-    lend::Returned,
 };
 use crate::{Error, clock::Instant, cluster::Node};
 
-/// A twin of a call in the user's hands, with all who listened so far.
-pub(crate) struct Home(pub(super) Invocation);
+/// A copy of a call in the user's hands, with all who listened so far.
+pub(crate) struct Home(Invocation);
 
 /// The same, once an answer is there that says how the call ends.
 struct Following(Mutex<Invocation>);
@@ -32,7 +31,7 @@ impl Home {
         if !call.0.completion.is_listened_to() {
             return None;
         }
-        let mut home = call.twin();
+        let mut home = Invocation(Box::new(call.0.copy()));
         home.0.node.clone_from(&call.0.node);
         let own = &mut call.0.completion;
         let goes_on = Completion { call: Scope::beside(&own.call), attempt: Scope::beside(&own.attempt) };
@@ -48,7 +47,7 @@ impl Home {
     pub(crate) fn follow(self, reply: &mut Reply) {
         let Home(mut home) = self;
         let verdict = reply.0.completion.verdict();
-        let super::Call { completion: own, node, tried, .. } = &mut *reply.0;
+        let Call { completion: own, node, tried, .. } = &mut *reply.0;
         // A layer that let the call wait is not what the attempt is measured by.
         home.0.completion.attempt.starts(own.attempt.started());
         let following = Arc::new(Following(Mutex::new(home)));
@@ -75,13 +74,13 @@ impl Home {
     /// No answer came. A call that comes back with the error goes on, and takes along who listens to all of it.
     pub(crate) fn fail(self, mut error: Error) -> Error {
         let Home(mut home) = self;
-        match error.take_call() {
-            Some(Returned::Untouched(mut call)) => {
+        match error.take_unsent() {
+            Some(mut call) => {
                 home.0.end_attempt(Verdict::of(&error));
                 call.0.completion.call.listen(Arc::new(Following(Mutex::new(home))), CALL);
                 error.returning(call)
             }
-            _ => {
+            None => {
                 if home.0.node.is_none() {
                     home.0.node = error.node().cloned(); // picked below the layers
                 }
@@ -89,6 +88,12 @@ impl Home {
                 error.at(home.0.node.take())
             }
         }
+    }
+}
+
+impl From<Call> for Home {
+    fn from(call: Call) -> Self {
+        Home(Invocation(Box::new(call)))
     }
 }
 

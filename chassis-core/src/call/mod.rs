@@ -1,9 +1,9 @@
 //! One call on its way through the pipeline, and its answer on the way back.
+mod attempt;
 mod body;
 mod completion;
 mod home;
 mod hop;
-mod lend;
 
 use std::{
     ops::{Deref, DerefMut},
@@ -18,15 +18,15 @@ use smallvec::SmallVec;
 use tokio::time::Sleep;
 
 use self::completion::{Completion, Of, Scope};
+pub(crate) use self::{
+    attempt::Headers,
+    completion::{BuiltIn, while_panicked},
+    home::Home,
+};
 pub use self::{
-    body::{Abort, Aborted, Body, Failure, Replay},
+    body::{Abort, Aborted, Body, Failure, Reader, Replay},
     completion::{Listener, Outcome, Verdict, had_waited},
     hop::Hop,
-};
-pub(crate) use self::{
-    completion::{Own, while_panicked},
-    home::Home,
-    lend::{Headers, Returned},
 };
 use crate::{
     Error, Origin, Reason,
@@ -91,8 +91,6 @@ pub struct Call {
     pub body: Body,
     /// Stops what is still being sent when the answer is over or unwanted.
     request: Option<Abort>,
-    /// To an attempt: how the call ends is decided by who lent it.
-    lent: bool,
     completion: Completion,
 }
 
@@ -191,7 +189,6 @@ impl Invocation {
             extensions: http::Extensions::new(),
             body,
             request: None,
-            lent: false,
             completion: Completion::new(now),
         }))
     }
@@ -202,7 +199,7 @@ impl Invocation {
     /// For layers that pass a call on more than once.
     pub fn try_clone(&self) -> Option<Invocation> {
         let body = self.0.body.try_clone()?;
-        let mut other = self.twin();
+        let mut other = Invocation(Box::new(self.0.copy()));
         other.0.metadata.clone_from(&self.0.metadata);
         other.0.body = body;
         other.0.node.clone_from(&self.0.node);
@@ -222,19 +219,19 @@ impl Invocation {
     }
 
     /// Tells a listener of the policy's own how the whole call ended.
-    pub(crate) fn listen_own(&mut self, own: Own) {
-        self.0.completion.call.listen_own(own);
+    pub(crate) fn listen_built_in(&mut self, listener: BuiltIn) {
+        self.0.completion.call.listen_built_in(listener);
     }
 
     /// The attempt goes to `node`, which gave `token` for it and hears how it ends.
     pub(crate) fn send_to(&mut self, node: Arc<Node>, token: u64) {
         self.0.node = Some(node);
-        self.0.completion.attempt.listen_own(Own::Node(token));
+        self.0.completion.attempt.listen_built_in(BuiltIn::Node(token));
     }
 
     /// Tells a listener of the policy's own how this attempt ended.
-    pub(crate) fn listen_attempt_own(&mut self, own: Own) {
-        self.0.completion.attempt.listen_own(own);
+    pub(crate) fn listen_attempt_built_in(&mut self, listener: BuiltIn) {
+        self.0.completion.attempt.listen_built_in(listener);
     }
 
     /// Puts the call under other rules, before anything that they bring has begun to count it.
@@ -279,14 +276,7 @@ impl Invocation {
     /// Refuses the call: everybody who listens hears it, and the error is what the layer returns. Below the
     /// retries only the attempt ends, and the error takes the call along to them.
     pub fn refuse(mut self, error: Error) -> Error {
-        let error = self.0.in_time(error);
-        if self.0.lent {
-            self.0.end_attempt(Verdict::of(&error));
-            self.0.let_go();
-            return error.at(self.0.node.take()).returning_used(self);
-        }
-        self.0.settle(Verdict::of(&error));
-        error.of_hop(|| Hop::received(&self.0)).at(self.0.node.take())
+        self.0.fail(error)
     }
 
     /// Turns the call into its answer. The verdict is given as soon as the head or the body allow it.
@@ -295,10 +285,7 @@ impl Invocation {
         call.status = status;
         call.metadata = metadata;
         call.body = body;
-        match (call.lent, call.deadline) {
-            (true, _) => call.completion.attempt_has_head(),
-            (false, deadline) => call.completion.head_arrived(deadline),
-        }
+        call.completion.head_arrived(call.deadline);
         let mut verdict = call.judge_head();
         if verdict.is_some_and(|verdict| verdict.is_odd()) {
             verdict = call.judge_odd(verdict);
@@ -360,24 +347,25 @@ impl Reply {
 // === impl Call ===
 
 impl Call {
+    /// Ends the call with `error`, and says in the error where it went.
+    pub(crate) fn fail(&mut self, error: Error) -> Error {
+        let error = self.in_time(error);
+        self.settle(Verdict::of(&error));
+        error.of_hop(|| Hop::received(self)).at(self.node.take())
+    }
+
     fn judge(&mut self, verdict: Verdict) {
-        let lent = self.lent;
         let (of, completion) = self.told();
         let mut now = None;
         completion.attempt.judge(verdict, &of, &mut now);
-        if !lent {
-            completion.call.judge(verdict, &of, &mut now);
-        }
+        completion.call.judge(verdict, &of, &mut now);
     }
 
     /// The head of a good answer is here, and not yet all of it.
     fn begins_well(&mut self) {
-        let lent = self.lent;
         let (of, completion) = self.told();
         completion.attempt.begins_well(of.policy, of.node);
-        if !lent {
-            completion.call.begins_well(of.policy, None);
-        }
+        completion.call.begins_well(of.policy, None);
     }
 
     fn settle(&mut self, verdict: Verdict) {
@@ -477,12 +465,6 @@ impl Call {
         self.previous_attempts.max(u32::from(self.below_retry))
     }
 
-    /// Nothing is sent any more, and nothing is read.
-    fn let_go(&mut self) {
-        self.body = Body::empty();
-        self.request = None;
-    }
-
     fn end_attempt(&mut self, verdict: Verdict) {
         let (of, completion) = self.told();
         completion.attempt.judge(verdict, &of, &mut None);
@@ -535,8 +517,7 @@ pub(crate) fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<In
 impl Drop for Call {
     fn drop(&mut self) {
         if !self.completion.is_settled() {
-            // Nobody has it any more, whoever lent it.
-            let verdict = self.completion.verdict_of_drop(std::mem::take(&mut self.lent));
+            let verdict = self.completion.verdict_of_drop();
             self.settle(verdict);
         }
     }

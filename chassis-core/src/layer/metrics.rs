@@ -6,7 +6,7 @@ use tower_service::Service;
 use super::{forward_ready, plain_layer};
 use crate::{
     Error,
-    call::{Invocation, Listener, Outcome, Own, Reply},
+    call::{BuiltIn, Invocation, Listener, Outcome, Reply},
     metrics::CallMetrics,
 };
 
@@ -28,7 +28,7 @@ where
     fn call(&mut self, mut call: Invocation) -> S::Future {
         if let Some(metrics) = &call.policy.metrics {
             metrics.started();
-            call.listen_own(Own::Metrics);
+            call.listen_built_in(BuiltIn::Metrics);
         }
         self.inner.call(call)
     }

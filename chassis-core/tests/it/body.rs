@@ -1,6 +1,7 @@
 //! Bodies pass as they are: chunks in order, trailers behind, nothing added, nothing lost.
 use std::{
     collections::VecDeque,
+    future::poll_fn,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -92,10 +93,10 @@ async fn a_known_size_stays_exact() {
     body.prefetch(); // counts what was taken once
     assert_eq!(body.size_hint().exact(), Some(10));
     let replay = Replay::new(Body::stream(sized(), |e: Error| e), 1_000);
-    let attempt = replay.attempt().unwrap();
+    let (attempt, _) = replay.attempt().unwrap();
     assert_eq!(attempt.size_hint().exact(), Some(10));
     drop(attempt);
-    assert_eq!(replay.attempt().unwrap().size_hint().exact(), Some(10));
+    assert_eq!(replay.attempt().unwrap().0.size_hint().exact(), Some(10));
     let (_fed, unsized_body) = feed();
     assert_eq!(unsized_body.size_hint().exact(), None);
 }
@@ -108,29 +109,139 @@ fn now(body: &mut Body) -> Option<Bytes> {
     }
 }
 
+/// All that is there, read now.
+fn all_now(body: &mut Body) -> Vec<Bytes> {
+    std::iter::from_fn(|| now(body)).collect()
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_replay_starts_over_up_to_its_cap() {
+async fn attempts_read_one_body_one_after_another_up_to_the_cap() {
     let (fed, body) = feed();
     let replay = Replay::new(body, 6);
-    let mut first = replay.attempt().unwrap();
+    let (mut first, reader) = replay.attempt().unwrap();
     fed.send("abc");
-    assert_eq!(now(&mut first).unwrap(), "abc");
-    assert!(replay.attempt().is_none(), "it is being read");
-    drop(first);
-    let mut second = replay.attempt().unwrap();
+    assert_eq!(all_now(&mut first), ["abc"]);
+    assert!(replay.abandon(reader));
+    let error = drain(first).await.unwrap_err();
+    assert_eq!(error.message(), "the attempt is over", "also where a transport still holds it");
+    let (mut second, reader) = replay.attempt().unwrap();
     fed.send("def");
-    assert_eq!((now(&mut second).unwrap(), now(&mut second).unwrap()), ("abc".into(), "def".into()));
+    assert_eq!(all_now(&mut second), ["abc", "def"]);
+    assert!(replay.abandon(reader));
     drop(second);
-    let mut third = replay.attempt().unwrap();
-    assert_eq!((now(&mut third).unwrap(), now(&mut third).unwrap()), ("abc".into(), "def".into()));
+    let (mut third, reader) = replay.attempt().unwrap();
+    assert_eq!(all_now(&mut third), ["abc", "def"]);
     fed.send("g");
-    assert_eq!(now(&mut third).unwrap(), "g"); // one byte too many to keep, but the body goes on
+    assert_eq!(all_now(&mut third), ["g"]); // one byte too many to keep, but the body goes on
     fed.send("h");
-    assert_eq!(now(&mut third).unwrap(), "h");
-    assert!(!replay.is_possible());
+    assert_eq!(all_now(&mut third), ["h"]);
+    assert!(!replay.is_possible() && !replay.abandon(reader) && replay.attempt().is_none());
+    fed.send("i");
+    assert_eq!(all_now(&mut third), ["i"], "an attempt that none can follow is not cut off");
     drop(third);
-    assert!(replay.attempt().is_none());
-    assert!(!fed.send("i"), "what can't be sent again is not kept");
+    assert!(!fed.send("j"), "what can't be sent again is not kept");
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_read_one_body_at_the_same_time() {
+    let (fed, body) = feed();
+    let replay = Replay::new(body, 100);
+    let read = |body: Body| tokio::spawn(drain(body));
+    fed.send("a");
+    let one = read(replay.attempt().unwrap().0);
+    settle().await;
+    let two = read(replay.attempt().unwrap().0);
+    // It asked last, and goes: those that asked before hear of what comes all the same.
+    let three = read(replay.attempt().unwrap().0);
+    settle().await;
+    three.abort();
+    settle().await;
+    // This one has asked, and asks no more, as a transport without room to send does.
+    let mut four = replay.attempt().unwrap().0;
+    assert_eq!(all_now(&mut four), ["a"]);
+    fed.send("b");
+    drop(fed);
+    for read in [one, two] {
+        assert_eq!(read.await.unwrap().unwrap().0, b"ab");
+    }
+    assert_eq!(all_now(&mut four), ["b"]);
+}
+
+/// As in gRFC A6: where more comes than is kept, the attempt that is ahead goes on.
+#[tokio::test(start_paused = true)]
+async fn above_the_cap_the_attempt_that_is_ahead_goes_on_alone() {
+    let (fed, body) = feed();
+    let replay = Replay::new(body, 3);
+    let (mut ahead, mut behind) = (replay.attempt().unwrap().0, replay.attempt().unwrap().0);
+    fed.send("ab");
+    assert_eq!(all_now(&mut ahead), ["ab"]);
+    fed.send("cd");
+    assert_eq!(all_now(&mut ahead), ["cd"]);
+    assert!(poll_fn(|cx| Pin::new(&mut behind).poll_frame(cx)).await.unwrap().is_err());
+    drop(fed);
+    assert_eq!(drain(ahead).await.unwrap().0, b"");
+}
+
+/// Bytes that say whether somebody still holds them.
+fn watched(text: &'static str) -> (Bytes, std::sync::Weak<&'static str>) {
+    struct Owner(std::sync::Arc<&'static str>);
+    impl AsRef<[u8]> for Owner {
+        fn as_ref(&self) -> &[u8] {
+            self.0.as_bytes()
+        }
+    }
+    let text = std::sync::Arc::new(text);
+    let weak = std::sync::Arc::downgrade(&text);
+    (Bytes::from_owner(Owner(text)), weak)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_kept_is_freed_as_soon_as_an_attempt_has_won() {
+    let (fed, body) = feed();
+    let replay = Replay::new(body, 100);
+    let (mut lost, (mut won, winner)) = (replay.attempt().unwrap().0, replay.attempt().unwrap());
+    let chunks: Vec<_> = ["a", "b", "c"]
+        .map(|text| {
+            let (chunk, weak) = watched(text);
+            fed.send(chunk);
+            weak
+        })
+        .into();
+    let alive = || chunks.iter().filter(|chunk| chunk.strong_count() > 0).count();
+    assert_eq!(all_now(&mut lost).len(), 3);
+    assert_eq!(now(&mut won).unwrap(), "a");
+    assert_eq!(alive(), 3, "for further attempts");
+    replay.commit(winner);
+    assert_eq!(alive(), 2, "what the winner has not read yet");
+    assert!(poll_fn(|cx| Pin::new(&mut lost).poll_frame(cx)).await.unwrap().is_err());
+    assert_eq!(now(&mut won).unwrap(), "b");
+    assert_eq!(alive(), 1);
+    fed.send("d");
+    assert_eq!(all_now(&mut won), ["c", "d"]);
+    assert_eq!(alive(), 0);
+    drop((lost, won));
+    assert!(fed.is_closed());
+}
+
+/// A body holds the waker of whoever waits for it: that must not hold the body in turn.
+#[tokio::test(start_paused = true)]
+async fn a_body_that_no_attempt_wants_any_more_is_dropped() {
+    for wins in [true, false] {
+        let (fed, body) = feed();
+        let replay = Replay::new(body, 100);
+        let (body, reader) = replay.attempt().unwrap();
+        let reading = tokio::spawn(drain(body));
+        settle().await;
+        match wins {
+            true => replay.commit(reader),
+            false => drop(replay),
+        }
+        settle().await;
+        assert_eq!(fed.is_closed(), !wins, "without a winner all attempts are over");
+        reading.abort();
+        settle().await;
+        assert!(fed.is_closed());
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -140,39 +251,26 @@ async fn a_replay_repeats_trailers_and_the_end() {
     fed.end_with(HeaderMap::from_iter([(STATUS, HeaderValue::from(0u16))]));
     let replay = Replay::new(body, 100);
     for _ in 0..3 {
-        let (bytes, trailers) = drain(replay.attempt().unwrap()).await.unwrap();
+        let (bytes, trailers) = drain(replay.attempt().unwrap().0).await.unwrap();
         assert_eq!((&bytes[..], trailers.unwrap().len()), (&b"a"[..], 1));
     }
     // Half of what is kept, then all of it, at the end.
-    let mut half = replay.attempt().unwrap();
+    let mut half = replay.attempt().unwrap().0;
     now(&mut half);
     drop(half);
-    assert_eq!(drain(replay.attempt().unwrap()).await.unwrap().0, b"a");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_replay_is_there_once_its_reader_has_gone() {
-    let (fed, body) = feed();
-    fed.send("a");
-    let replay = std::sync::Arc::new(Replay::new(body, 100));
-    let mut first = replay.attempt().unwrap();
-    now(&mut first);
-    let waiting = tokio::spawn({
-        let replay = replay.clone();
-        async move { std::future::poll_fn(|cx| replay.poll_attempt(cx)).await }
-    });
-    settle().await;
-    assert!(!waiting.is_finished());
-    drop(first);
-    assert_eq!(now(&mut waiting.await.unwrap().unwrap()).unwrap(), "a");
+    assert_eq!(drain(replay.attempt().unwrap().0).await.unwrap().0, b"a");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_broken_body_cannot_be_replayed() {
     let (fed, body) = feed();
+    fed.send("a");
     fed.fail(Error::remote(Reason::ConnectionLost, "reset"));
     let replay = Replay::new(body, 100);
-    assert!(drain(replay.attempt().unwrap()).await.is_err());
+    let beside = replay.attempt().unwrap().0;
+    for body in [replay.attempt().unwrap().0, beside] {
+        assert_eq!(drain(body).await.unwrap_err().reason(), Reason::ConnectionLost);
+    }
     assert!(!replay.is_possible() && replay.attempt().is_none());
 }
 

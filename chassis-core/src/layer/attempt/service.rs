@@ -12,7 +12,7 @@ use tower_service::Service;
 
 use crate::{
     Error, Reason,
-    call::{Invocation, Own, Reply},
+    call::{BuiltIn, Invocation, Reply},
     clock::Instant,
     cluster::Node,
     layer::{forward_ready, plain_layer, route::CALLER, trace::attempt_span},
@@ -66,7 +66,7 @@ where
             call.attempt_expires(bound);
         }
         if call.policy.attempts.is_some() {
-            call.listen_attempt_own(Own::Attempts);
+            call.listen_attempt_built_in(BuiltIn::Attempts);
         }
         if let Some(caller) = call.target.caller.clone() {
             call.metadata.insert(CALLER, caller);

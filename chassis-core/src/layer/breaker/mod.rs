@@ -25,7 +25,7 @@ pub use self::{
 use super::{Decided, forward_ready, plain_layer};
 use crate::{
     Error, Reason,
-    call::{Invocation, Listener, Outcome, Own, Reply, Verdict},
+    call::{BuiltIn, Invocation, Listener, Outcome, Reply, Verdict},
     clock::Instant,
     event::{Event, Side},
     policy::Site,
@@ -101,7 +101,7 @@ where
                 if let Some(moved) = moved {
                     cell.moved(moved);
                 }
-                call.listen_own(Own::Breaker(token.to_bits()));
+                call.listen_built_in(BuiltIn::Breaker(token.to_bits()));
                 Decided::inner(self.inner.call(call))
             }
             Err(refused) => {

@@ -13,7 +13,7 @@ pub use self::gauge::Gauge;
 use super::{Decided, forward_ready};
 use crate::{
     Error, Reason,
-    call::{Invocation, Listener, Outcome, Own, Reply},
+    call::{BuiltIn, Invocation, Listener, Outcome, Reply},
     event::{Event, Side},
     policy::Site,
 };
@@ -88,7 +88,7 @@ where
             if !bound.gauge.acquire(limit) {
                 return Decided::refused(refuse(call, self.side, limit));
             }
-            call.listen_own(Own::Concurrency);
+            call.listen_built_in(BuiltIn::Concurrency);
         }
         Decided::inner(self.inner.call(call))
     }

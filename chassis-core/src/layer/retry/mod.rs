@@ -10,6 +10,7 @@
 mod backoff;
 mod budget;
 mod config;
+mod owned;
 mod rule;
 mod service;
 

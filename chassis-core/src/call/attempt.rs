@@ -1,0 +1,143 @@
+//! Attempts at a call that may be made again.
+//!
+//! The retries own the call: everything that listens to it, its headers and its body. Each attempt is an
+//! [`Invocation`] of its own, which says the same, and whose end is the end of that attempt only. The call moves
+//! into the reply of the attempt that it ends with ([`Reply::commit`]); until then an attempt may fail, be dropped
+//! or end late, and the call does not change.
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use smallvec::SmallVec;
+
+use super::{
+    Body, Call, Invocation, Reply,
+    completion::{Completion, Scope},
+    home::Home,
+};
+use crate::clock::Instant;
+
+/// The headers of a call, kept for further attempts. A plain list is the cheapest copy: every call that may be
+/// tried again has one, and hardly any needs it.
+pub(crate) struct Headers(SmallVec<[(HeaderName, HeaderValue); HEADERS]>);
+
+/// So many are kept without an allocation: what a stub sends, and a few of the caller's.
+const HEADERS: usize = 4;
+
+// === impl Headers ===
+
+impl Headers {
+    /// Keeps those of `map`.
+    pub(crate) fn of(map: &HeaderMap) -> Self {
+        let mut headers = Headers(SmallVec::new());
+        for (name, value) in map {
+            headers.0.push((name.clone(), value.clone()));
+        }
+        headers
+    }
+
+    fn to_map(&self) -> HeaderMap {
+        let mut map = HeaderMap::with_capacity(self.0.len());
+        for (name, value) in &self.0 {
+            map.append(name.clone(), value.clone());
+        }
+        map
+    }
+}
+
+// === impl Invocation ===
+
+impl Invocation {
+    /// Takes the call out, with everything that listens to it; `self` goes on as its first attempt.
+    pub(crate) fn begin_first_attempt(&mut self) -> Call {
+        let mut call = self.0.copy();
+        std::mem::swap(&mut call.completion.call, &mut self.0.completion.call);
+        call
+    }
+}
+
+// === impl Call ===
+
+impl Call {
+    /// The same call without headers and body. Nothing listens to it, and it is over already; but its time is up
+    /// when this one's is.
+    pub(super) fn copy(&self) -> Call {
+        let closed = |scope: &Scope| Scope::closed(scope.started(), scope.bound());
+        Call {
+            protocol: self.protocol,
+            target: self.target.clone(),
+            method: self.method.clone(),
+            uri: self.uri.clone(),
+            status: StatusCode::OK,
+            metadata: HeaderMap::new(),
+            started: self.started,
+            deadline: self.deadline,
+            head_by: self.head_by,
+            peer: self.peer,
+            trace: self.trace.clone(),
+            below_retry: self.below_retry,
+            options: self.options.clone(),
+            policy: self.policy.clone(),
+            choice: self.choice.clone(),
+            node: None,
+            tried: self.tried.clone(),
+            previous_attempts: self.previous_attempts,
+            extensions: self.extensions.clone(),
+            body: Body::empty(),
+            request: None,
+            completion: Completion {
+                call: closed(&self.completion.call),
+                attempt: closed(&self.completion.attempt),
+            },
+        }
+    }
+
+    /// Another attempt, which starts `now`.
+    pub(crate) fn begin_attempt(&self, headers: &Headers, body: Body, now: Instant) -> Invocation {
+        let mut attempt = Box::new(self.copy());
+        attempt.metadata = headers.to_map();
+        attempt.body = body;
+        attempt.completion.attempt = Scope::new(now);
+        Invocation(attempt)
+    }
+}
+
+// === impl Reply ===
+
+impl Reply {
+    /// `call` ends as this attempt does: everything that listens to it moves here.
+    pub(crate) fn commit(&mut self, call: &mut Call) {
+        let own = &mut *self.0;
+        if !Arc::ptr_eq(&own.policy, &call.policy) || own.completion.call.is_listened_to() {
+            return self.commit_foreign(call);
+        }
+        let closed = Scope::closed(call.completion.call.started(), None);
+        own.completion.call = std::mem::replace(&mut call.completion.call, closed);
+        self.tell_call();
+    }
+
+    /// The same where a layer of the user's answered with the reply to another call.
+    #[cold]
+    fn commit_foreign(&mut self, call: &mut Call) {
+        let mut listening = call.copy();
+        std::mem::swap(&mut listening.completion.call, &mut call.completion.call);
+        let own = &mut self.0.completion.call;
+        if own.is_ended() {
+            *own = Scope::like(&listening.completion.call);
+        }
+        Home::from(listening).follow(self);
+        self.tell_call();
+    }
+
+    /// What is known of the attempt holds for the call.
+    fn tell_call(&mut self) {
+        let own = &mut *self.0;
+        own.completion.head_arrived(own.deadline);
+        let known = own.completion.attempt.verdict();
+        let mut now = own.completion.attempt.judged();
+        let (of, completion) = own.told();
+        match known {
+            Some(verdict) => completion.call.judge(verdict, &of, &mut now),
+            None => completion.call.begins_well(of.policy, None),
+        }
+    }
+}
