@@ -91,7 +91,7 @@ pub async fn layer(name: &str, on: bool) -> Box<dyn Case> {
         "concurrency" => alone!(ConcurrencyLayer { side: Side::Client }),
         "fault" => alone!(FaultLayer::new(At::Call)),
         "breaker" => alone!(BreakerLayer),
-        "retry" => alone!(RetryLayer::new(true)),
+        "retry" => alone!(RetryLayer),
         "trace" => alone!(TraceLayer::new(Side::Server)),
         "metrics" => alone!(MetricsLayer),
         "attempt" => alone!(AttemptLayer),

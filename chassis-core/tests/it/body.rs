@@ -182,19 +182,6 @@ async fn above_the_cap_the_attempt_that_is_ahead_goes_on_alone() {
     assert_eq!(drain(ahead).await.unwrap().0, b"");
 }
 
-/// Bytes that say whether somebody still holds them.
-fn watched(text: &'static str) -> (Bytes, std::sync::Weak<&'static str>) {
-    struct Owner(std::sync::Arc<&'static str>);
-    impl AsRef<[u8]> for Owner {
-        fn as_ref(&self) -> &[u8] {
-            self.0.as_bytes()
-        }
-    }
-    let text = std::sync::Arc::new(text);
-    let weak = std::sync::Arc::downgrade(&text);
-    (Bytes::from_owner(Owner(text)), weak)
-}
-
 #[tokio::test(start_paused = true)]
 async fn what_was_kept_is_freed_as_soon_as_an_attempt_has_won() {
     let (fed, body) = feed();

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // clippy takes helpers of integration tests for library code
 mod support;
 
+mod attempts;
 mod balance;
 mod body;
 mod breaker;

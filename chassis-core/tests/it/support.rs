@@ -196,6 +196,19 @@ pub(crate) async fn settle() {
     }
 }
 
+/// Bytes that say whether somebody still holds them.
+pub(crate) fn watched(text: &str) -> (Bytes, std::sync::Weak<str>) {
+    struct Owner(Arc<str>);
+    impl AsRef<[u8]> for Owner {
+        fn as_ref(&self) -> &[u8] {
+            self.0.as_bytes()
+        }
+    }
+    let text = Arc::<str>::from(text);
+    let weak = Arc::downgrade(&text);
+    (Bytes::from_owner(Owner(text)), weak)
+}
+
 /// The next frame of an answer: a chunk, the trailers, or the end.
 pub(crate) async fn frame(body: &mut ReplyBody) -> Option<Result<Result<Bytes, HeaderMap>, Error>> {
     let next = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));

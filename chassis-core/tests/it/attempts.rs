@@ -1,0 +1,245 @@
+//! A call and its attempts: which of them owns what, and when it is freed.
+use std::{
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    task::Poll,
+};
+
+use chassis_core::{
+    Body, Code, Connection, Error, Invocation, Next, Reason, Reply, Stage, Stages,
+    testing::{Answer, Arrival, STATUS, Upstream, feed},
+};
+use http::{HeaderMap, HeaderValue};
+use serde_json::json;
+use tower_service::Service;
+
+use crate::support::*;
+
+/// The first attempt is answered with a failure, the second one is lost, the third one is answered well; each of
+/// them after 10 ms.
+fn third_time_lucky(arrival: &Arrival) -> Answer {
+    match arrival.total {
+        0 => Answer::status(503).after(10 * MS),
+        1 => Answer::lost().after(10 * MS),
+        _ => Answer::ok("good").after(10 * MS),
+    }
+}
+
+/// A layer of the user's around each attempt, which takes 3 ms.
+fn slow(stages: &mut Stages) {
+    stages.add_fn(Stage::Attempt, "slow", None, |call, next: Next| async move {
+        tokio::time::sleep(3 * MS).await;
+        next.run(call).await
+    });
+}
+
+/// What a call waits for: a node, the delay of a fault, a layer of the user's, the upstream, and pauses.
+async fn waiting(per_try: &str, is_users: bool) -> Bench {
+    let mut stages = Stages::default();
+    if is_users {
+        slow(&mut stages);
+    }
+    let upstream = Upstream::new(third_time_lucky).begin_as(Connection::Connecting);
+    let bench = Bench::build(upstream, |builder| builder.stages(stages));
+    bench.registry.put("stock", ["a", "b"]);
+    bench.apply(json!({
+        "faults": [{ "name": "slow", "to": "stock", "delay": "5ms", "at": "attempt" }],
+        "outbound": { "services": { "stock": {
+            "concurrency": 1, "breaker": { "scope": "endpoint" }, "timeout": "1s",
+            "retry": { "attempts": 3, "backoff": "10ms", "per_try": per_try },
+        } } },
+    }));
+    settle().await;
+    let upstream = bench.upstream.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(20 * MS).await;
+        ["memory:a", "memory:b"].iter().for_each(|node| upstream.connect(node, Connection::Ready));
+    });
+    bench
+}
+
+/// Polls `future` so many times, each time it asks for that. `None`: it has not resolved by then.
+async fn polled<T>(mut future: Pin<&mut impl Future<Output = T>>, most: usize) -> Option<T> {
+    let mut polls = 0;
+    std::future::poll_fn(|cx| {
+        if polls == most {
+            return Poll::Ready(None);
+        }
+        polls += 1;
+        future.as_mut().poll(cx).map(Some)
+    })
+    .await
+}
+
+/// Wherever its caller drops it, a call is settled exactly once: as given up, or as late if its time was up.
+#[tokio::test(start_paused = true)]
+async fn a_call_is_settled_once_wherever_it_is_dropped() {
+    for (per_try, is_users, is_late) in [
+        ("off", false, false),
+        ("off", false, true),
+        ("5s", false, false),
+        ("off", true, true),
+        ("5s", true, false),
+    ] {
+        let mut most = 0;
+        loop {
+            let about = format!("per_try {per_try}, a user's layer {is_users}, late {is_late}, {most} polls");
+            let bench = waiting(per_try, is_users).await;
+            let ear = Ear::new();
+            let mut call = get().build();
+            call.listen(ear.clone(), 7);
+            let mut pipeline = bench.pipeline.clone();
+            let mut running = Box::pin(pipeline.call(call));
+            if let Some(answer) = polled(running.as_mut(), most).await {
+                assert_eq!(read(answer.unwrap()).await.unwrap().text(), "good", "{about}");
+                ear.heard(&[(Code::Ok, None)], 1);
+                break;
+            }
+            ear.heard(&[], 0);
+            if is_late {
+                tokio::time::advance(2 * S).await; // it is not polled meanwhile
+            }
+            drop(running);
+            let expected = if is_late { Reason::DeadlineExceeded } else { Reason::Cancelled };
+            assert_eq!(ear.judged.lock().unwrap()[0].1.reason, Some(expected), "{about}");
+            ear.heard(&[(expected.code(), Some(expected))], 1);
+            assert_eq!(bench.runtime.inspect().concurrency[0].in_use, 0, "{about}");
+            assert_eq!(["a", "b"].map(|node| bench.node(node).in_flight), [0, 0], "{about}");
+            most += 1;
+        }
+        assert!(most >= 6, "it waits for more than that: {most}");
+    }
+}
+
+/// What an attempt that failed still says, or how late it is dropped, is not about the call.
+#[tokio::test(start_paused = true)]
+async fn a_loser_that_ends_late_changes_nothing() {
+    // A layer keeps the answer to the first attempt, and says that it failed; later it goes on to read it.
+    let kept = Arc::<Mutex<Option<Reply>>>::default();
+    let mut stages = Stages::default();
+    let keeps = kept.clone();
+    stages.add_fn(Stage::Attempt, "keeps", None, move |call: Invocation, next: Next| {
+        let kept = keeps.clone();
+        async move {
+            let is_first = call.previous_attempts == 0;
+            let reply = next.run(call).await?;
+            match is_first {
+                true => {
+                    *kept.lock().unwrap() = Some(reply);
+                    Err(Error::remote(Reason::ConnectionLost, "or so it seems"))
+                }
+                false => Ok(reply),
+            }
+        }
+    });
+    let (down, late) = feed();
+    let late = Mutex::new(Some(late));
+    let upstream = Upstream::new(move |_| match late.lock().unwrap().take() {
+        Some(late) => Answer::streaming(late),
+        None => Answer::ok("good"),
+    });
+    let bench = Bench::build(upstream, |builder| builder.stages(stages));
+    bench.registry.put("stock", ["a", "b"]);
+    bench.stock(json!({ "concurrency": 1 }));
+    let ear = Ear::new();
+    let mut call = get().build();
+    call.listen(ear.clone(), 7);
+    let reply = bench.pipeline.clone().call(call).await.unwrap();
+    ear.heard(&[(Code::Ok, None)], 0);
+    let loser = kept.lock().unwrap().take().unwrap();
+    assert_eq!(bench.upstream.total(), 2);
+    down.end_with(HeaderMap::from_iter([(STATUS, HeaderValue::from(15u16))]));
+    read(loser).await.unwrap();
+    ear.heard(&[(Code::Ok, None)], 0);
+    assert_eq!(bench.runtime.inspect().concurrency[0].in_use, 1, "the call is under way");
+    read(reply).await.unwrap();
+    ear.heard(&[(Code::Ok, None)], 1);
+    assert_eq!(bench.runtime.inspect().concurrency[0].in_use, 0);
+}
+
+/// A long answer does not hold the request for all its time, as far as that was kept for further attempts.
+#[tokio::test(start_paused = true)]
+async fn headers_and_body_are_freed_once_an_attempt_has_won() {
+    for streams in [false, true] {
+        for fails_first in [false, true] {
+            let about = format!("streams {streams}, fails first {fails_first}");
+            let hangs = Arc::<Mutex<Vec<chassis_core::testing::Feed>>>::default();
+            let feeds = hangs.clone();
+            let upstream = Upstream::new(move |arrival| {
+                if fails_first && arrival.total == 0 {
+                    return Answer::lost();
+                }
+                let (down, body) = feed();
+                feeds.lock().unwrap().push(down);
+                Answer::streaming(body)
+            });
+            // The upstream notes what arrives, so it gets none of it.
+            let mut stages = Stages::default();
+            stages.add_fn(Stage::Node, "hide", None, |mut call: Invocation, next: Next| {
+                call.metadata.remove("x-own");
+                next.run(call)
+            });
+            let bench = Bench::build(upstream, |builder| builder.stages(stages));
+            bench.registry.put("stock", ["a", "b"]);
+            let (value, header) = watched("a header");
+            let (chunk, body) = watched("a body");
+            let mut call = get().build();
+            call.metadata.insert("x-own", HeaderValue::from_maybe_shared(value).unwrap());
+            call.body = match streams {
+                false => Body::full(chunk),
+                true => {
+                    let (up, body) = feed();
+                    up.send(chunk);
+                    body
+                }
+            };
+            let reply = bench.pipeline.clone().call(call).await.unwrap();
+            assert_eq!(bench.upstream.total(), 1 + usize::from(fails_first), "{about}");
+            assert_eq!(body.strong_count(), 0, "{about}: the body");
+            assert_eq!(header.strong_count(), 0, "{about}: the headers");
+            drop(reply);
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Mark(#[allow(dead_code)] Arc<()>);
+
+#[derive(Clone)]
+struct Tag;
+
+/// Each attempt has the caller's own values; what one attempt adds to them is its own.
+#[tokio::test(start_paused = true)]
+async fn every_attempt_has_extensions_of_its_own() {
+    let seen = Arc::<AtomicUsize>::default();
+    let mut stages = Stages::default();
+    let count = seen.clone();
+    stages.add_fn(Stage::Attempt, "tag", None, move |mut call: Invocation, next: Next| {
+        assert!(call.extensions.get::<Mark>().is_some(), "the caller's");
+        assert!(call.extensions.insert(Tag).is_none(), "of an attempt before");
+        count.fetch_add(1, SeqCst);
+        next.run(call)
+    });
+    let bench = Bench::build(Upstream::new(third_time_lucky), |builder| builder.stages(stages));
+    bench.registry.put("stock", ["a", "b"]);
+    bench.stock(json!({ "retry": { "attempts": 3 } }));
+    let mark = Arc::new(());
+    let mut call = get().build();
+    call.extensions.insert(Mark(mark.clone()));
+    let reply = bench.pipeline.clone().call(call).await.unwrap();
+    assert_eq!(seen.load(SeqCst), 3);
+    assert!(reply.extensions.get::<Tag>().is_some(), "the winner's");
+    assert_eq!(Arc::strong_count(&mark), 2, "the others are gone");
+}
+
+/// After an upgrade the connection is the caller's: nothing could be sent again.
+#[tokio::test(start_paused = true)]
+async fn an_upgrade_is_never_retried() {
+    let bench = Bench::with(["a", "b"], |_| Answer::status(101));
+    bench.stock(json!({ "retry": { "attempts": 3, "when": "always", "on": ["UNAVAILABLE", "connect"] } }));
+    assert_eq!(bench.post().await.unwrap().status, 101);
+    assert_eq!(bench.upstream.total(), 1);
+}
