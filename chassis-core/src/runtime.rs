@@ -2,7 +2,6 @@
 //!
 //! Cheap to clone. When the last clone is gone, or [`Runtime::shutdown`] is called, its tasks end.
 use std::{
-    any::TypeId,
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -59,8 +58,9 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// What calls still hold is tried again after this.
 const SWEEP_AGAIN: Duration = Duration::from_secs(60);
 
-/// A service, a protocol, and the transport that speaks it.
-type ClusterKey = (Arc<str>, &'static str, TypeId);
+/// A service, and the address of the transport that reaches it: the cluster keeps the transport, so no other
+/// one can come to stand there.
+type ClusterKey = (Arc<str>, usize);
 
 /// Makes a [`Runtime`].
 ///
@@ -236,13 +236,14 @@ impl Runtime {
         Policies::compile(settings, 0, &Arc::new(scratch), None).map(|_| ())
     }
 
-    /// The cluster of `service` over a transport's protocol: all clients of one transport share it.
+    /// The cluster of `service` over `transport`: clients of the same transport share it, with its connections.
+    /// Another transport has a cluster of its own, also one of the same type, which may have other credentials.
     ///
     /// Names may come from input. A service that neither the registry nor the settings know, and that nobody
     /// has called for five minutes, leaves no task, state or figure behind; at most [`MOST_UNKNOWN`] of them
     /// are followed at once, but for those that calls wait for.
     pub fn cluster<T: Transport>(&self, service: &str, transport: &Arc<T>) -> Arc<Cluster> {
-        let key = (Arc::<str>::from(service), transport.protocol().name(), TypeId::of::<T>());
+        let key = (Arc::<str>::from(service), Arc::as_ptr(transport).addr());
         let mut clusters = self.0.clusters();
         if clusters.len() >= MOST_UNKNOWN && !clusters.contains_key(&key) {
             self.0.make_room(&mut clusters);

@@ -1,4 +1,4 @@
-//! The nodes of one service over one protocol: who is there, and what we have seen of each.
+//! The nodes of one service over one transport: who is there, and what we have seen of each.
 //!
 //! *Instance* is what the registry says; *node* is one instance over one protocol with its load, its
 //! circuit and its connection. Nodes outlive refreshes of the set, so nothing seen is forgotten.

@@ -213,3 +213,17 @@ async fn scripted_names_are_told_apart_from_those_that_are_known() {
     }
     assert_eq!(bench.upstream.closes("memory:a"), 0, "known services are never in the way");
 }
+
+#[tokio::test(start_paused = true)]
+async fn transports_of_one_type_share_no_node_and_no_connection() {
+    let bench = Bench::new(|_| Answer::ok("as one"));
+    let other = Upstream::new(|_| Answer::ok("as the other"));
+    let pipeline = pipeline::client(&bench.runtime, "stock", &Arc::new(other.clone()));
+    assert_eq!(bench.get().await.unwrap().body, "as one");
+    assert_eq!(run(&pipeline, get().build()).await.unwrap().body, "as the other");
+    assert_eq!((bench.upstream.total(), other.total()), (1, 1));
+    // Clients of the same transport share them.
+    let transport = Arc::new(other.clone());
+    let one = bench.runtime.cluster("stock", &transport);
+    assert!(Arc::ptr_eq(&one, &bench.runtime.cluster("stock", &transport)));
+}
