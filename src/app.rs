@@ -58,6 +58,8 @@ pub(crate) struct Parts {
     pub(crate) descriptors: Vec<Vec<u8>>,
     #[cfg(feature = "http")]
     pub(crate) http_layers: Vec<crate::builder::HttpLayer>,
+    #[cfg(feature = "grpc")]
+    pub(crate) grpc_layers: Vec<crate::builder::GrpcLayer>,
     #[cfg(feature = "http")]
     pub(crate) network: Network,
     #[cfg(feature = "http")]
@@ -325,8 +327,23 @@ impl Chassis {
         names.sort_unstable();
         let plan = self.ports.entry("grpc".to_owned()).or_default();
         plan.about.extend(names);
-        plan.mux.grpc = Some(Arc::new(chassis_grpc::GrpcServer::new(&self.parts.runtime, services)));
+        let server = chassis_grpc::GrpcServer::new(&self.parts.runtime, services);
+        let layers = self.parts.grpc_layers.iter().rev();
+        plan.mux.grpc = Some(match layers.len() {
+            0 => Arc::new(server),
+            _ => Arc::new(layers.fold(chassis_grpc::GrpcEdge::new(server), |edge, layer| layer(edge))),
+        });
         Ok(())
+    }
+
+    /// What is no gRPC goes through the layers around it where nobody else answers.
+    #[cfg(feature = "http")]
+    pub(crate) fn layered(&self, mux: Mux) -> Mux {
+        #[cfg(feature = "grpc")]
+        if mux.http.is_none() && !self.parts.grpc_layers.is_empty() {
+            return Mux { http: mux.grpc.clone(), ..mux };
+        }
+        mux
     }
 
     #[cfg(feature = "http")]

@@ -59,6 +59,8 @@ pub struct ChassisBuilder {
     descriptors: Vec<Vec<u8>>,
     #[cfg(feature = "http")]
     http_layers: Vec<HttpLayer>,
+    #[cfg(feature = "grpc")]
+    grpc_layers: Vec<GrpcLayer>,
     hooks: Hooks,
     #[cfg(feature = "http")]
     network: chassis_http::connector::Network,
@@ -69,6 +71,10 @@ pub struct ChassisBuilder {
 /// Puts a layer around a router.
 #[cfg(feature = "http")]
 pub(crate) type HttpLayer = Box<dyn Fn(axum::Router) -> axum::Router + Send + Sync>;
+
+/// Puts a layer around a server of gRPC.
+#[cfg(feature = "grpc")]
+pub(crate) type GrpcLayer = Box<dyn Fn(chassis_grpc::GrpcEdge) -> chassis_grpc::GrpcEdge + Send + Sync>;
 
 /// Which file is read.
 enum File {
@@ -102,6 +108,8 @@ impl ChassisBuilder {
             descriptors: Vec::new(),
             #[cfg(feature = "http")]
             http_layers: Vec::new(),
+            #[cfg(feature = "grpc")]
+            grpc_layers: Vec::new(),
             hooks: Hooks::default(),
             #[cfg(feature = "http")]
             network: Default::default(),
@@ -305,6 +313,42 @@ impl ChassisBuilder {
         self
     }
 
+    /// A layer of HTTP around the gRPC services that are served, above the pipeline: an access log, request ids, gRPC-Web.
+    /// It sees what the pipeline refuses, too; a status of gRPC is among the headers of an answer without messages, and
+    /// else in the trailers. The first that is added is outermost. Layers of tower-http and middleware of axum work here
+    /// as in [`http_layer`](Self::http_layer), layers for tonic too: see [`GrpcEdge`](crate::grpc::GrpcEdge). Where no router
+    /// shares the port, requests that are no gRPC go through the layers, too, so that CORS can answer preflights.
+    ///
+    /// An error of the layer is told as the status that it is or holds, else as UNKNOWN. A panic is told as INTERNAL.
+    ///
+    /// ```
+    /// use axum::{extract::Request, middleware::{Next, from_fn}, response::Response};
+    /// use chassis::Chassis;
+    ///
+    /// async fn access_log(request: Request, next: Next) -> Response {
+    ///     let path = request.uri().path().to_owned();
+    ///     let answer = next.run(request).await;
+    ///     println!("{path}: {:?}", answer.headers().get("grpc-status"));
+    ///     answer
+    /// }
+    ///
+    /// let builder = Chassis::builder("orders").grpc_layer(from_fn(access_log));
+    /// # let _ = builder;
+    /// ```
+    #[cfg(feature = "grpc")]
+    pub fn grpc_layer<L, B>(mut self, layer: L) -> Self
+    where
+        L: Layer<chassis_grpc::GrpcEdge> + Send + Sync + 'static,
+        L::Service:
+            Service<axum::extract::Request, Response = http::Response<B>> + Clone + Send + Sync + 'static,
+        <L::Service as Service<axum::extract::Request>>::Error: Into<BoxError>,
+        <L::Service as Service<axum::extract::Request>>::Future: Send,
+        B: axum::body::HttpBody<Data = axum::body::Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
+        self.grpc_layers.push(Box::new(move |edge| edge.layer(&layer)));
+        self
+    }
+
     /// Panics of handlers are told by chassis' log line alone, with their text and place: the process's panic
     /// hook, which prints to stderr unless another is set, is not called for them. It holds for the whole process.
     /// Default: the hook is called, too.
@@ -434,6 +478,8 @@ impl ChassisBuilder {
             descriptors: self.descriptors,
             #[cfg(feature = "http")]
             http_layers: self.http_layers,
+            #[cfg(feature = "grpc")]
+            grpc_layers: self.grpc_layers,
             #[cfg(feature = "http")]
             connector: self.connector.unwrap_or_else(|| Arc::new(self.network.clone())),
             #[cfg(feature = "http")]

@@ -358,6 +358,7 @@ async fn listen(app: &mut Chassis) -> Result<(Server, Vec<(String, String)>), St
     let server = server.metrics(runtime.metrics().clone());
     let mut bound = Vec::new();
     for (key, (names, mux, about)) in shared {
+        let mux = app.layered(mux);
         let address = key.split('#').next().unwrap_or(&key).to_owned();
         let name = names[0].clone();
         let listener = app.parts.network.bind(&address).await;

@@ -1,7 +1,8 @@
 //! gRPC on the HTTP transport of chassis: channels for tonic stubs, tonic services, health, reflection.
 //!
 //! - [`Channel`] takes the place of tonic's: every stub that tonic generates works on it.
-//! - [`GrpcServices`] takes the place of tonic's router, and [`GrpcServer`] puts a pipeline before it.
+//! - [`GrpcServices`] takes the place of tonic's router, and [`GrpcServer`] puts a pipeline before it;
+//!   [`GrpcEdge`] puts layers of HTTP before that.
 //! - [`Grpc`] is what the pipeline has to know of the protocol, [`GrpcTransport`] how it reaches endpoints.
 //! - [`error`] gives a caller back why a call was refused; [`problem`] says it in HTTP's words.
 mod answer;
@@ -9,6 +10,7 @@ mod body;
 mod channel;
 mod descriptors;
 mod details;
+mod edge;
 mod health;
 mod message;
 mod options;
@@ -25,6 +27,7 @@ pub use self::{
     body::ResponseBody,
     channel::{Channel, ResponseFuture},
     descriptors::{idempotent_operations, operations},
+    edge::GrpcEdge,
     health::Health,
     options::RequestExt,
     protocol::{GRPC, Grpc},

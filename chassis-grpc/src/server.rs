@@ -79,7 +79,7 @@ impl GrpcServer {
         &self.services
     }
 
-    fn answer<B>(&self, request: Request<B>) -> ServerFuture
+    pub(crate) fn answer<B>(&self, request: Request<B>) -> ServerFuture
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
@@ -135,9 +135,7 @@ where
 impl HttpService for GrpcServer {
     fn call(&self, request: Request<Received>) -> HttpAnswer {
         if request.version() < Version::HTTP_2 {
-            let words = "gRPC needs HTTP/2; this request came over HTTP/1.1";
-            let response = refused(StatusCode::HTTP_VERSION_NOT_SUPPORTED, words.to_owned());
-            return Box::pin(std::future::ready(response.map(ResponseBody::served)));
+            return Box::pin(std::future::ready(needs_http2().map(ResponseBody::served)));
         }
         let answer = self.answer(request);
         Box::pin(async {
@@ -220,6 +218,13 @@ fn not_grpc(head: &Parts) -> Option<Response<ResponseBody>> {
     Some(response)
 }
 
+/// Over HTTP/1.1 the status of an answer can't be sent.
+#[cold]
+pub(crate) fn needs_http2() -> Response<ResponseBody> {
+    let words = "gRPC needs HTTP/2; this request came over HTTP/1.1";
+    refused(StatusCode::HTTP_VERSION_NOT_SUPPORTED, words.to_owned())
+}
+
 /// Says UNIMPLEMENTED to a caller that speaks gRPC, with a status of HTTP for what is between.
 #[cold]
 fn refused(status: StatusCode, words: String) -> Response<ResponseBody> {
@@ -234,6 +239,8 @@ fn number(value: &HeaderValue) -> Option<u32> {
 
 /// A transport of ours tells its errors in our own words.
 fn of_inbound(error: BoxError) -> Error {
+    // Within layers of HTTP it is in a box of axum's.
+    let error = error.downcast::<axum::Error>().map_or_else(|error| error, |error| error.into_inner());
     match error.downcast() {
         Ok(error) => *error,
         Err(error) => Error::remote(Reason::Cancelled, "the caller broke off its request").with_source(error),

@@ -11,6 +11,7 @@ mod figures;
 mod hops;
 mod joining;
 mod kinds;
+mod layers;
 mod life;
 mod limits;
 mod options;
