@@ -6,6 +6,7 @@ use chassis_core::{
     BoxError, BoxFuture, Error, Events, Invocation, LabelSet, Live, Next, Placement, Random, Reply, Runtime,
     Stages,
     config::ConfigSource,
+    contain,
     layer::{
         balance::Picker,
         fallback::{Answer, Failed, FallbackFn},
@@ -406,6 +407,7 @@ impl ChassisBuilder {
             File::None => loader,
         };
         for (layer, source) in self.sources {
+            let source = contain::config_source(source, &self.events, contain::BLOCKED_AFTER);
             loader = loader.source(layer, source);
         }
         let version = loop {

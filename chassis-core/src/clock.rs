@@ -44,6 +44,17 @@ fn epoch() -> std::time::Instant {
     })
 }
 
+/// Does tokio's clock stand still, as tests make it do? Takes a microsecond or two.
+pub(crate) fn is_paused() -> bool {
+    let before = tokio::time::Instant::now();
+    #[allow(clippy::disallowed_methods)] // the clock that nobody stops
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_micros(1) {
+        std::hint::spin_loop();
+    }
+    tokio::time::Instant::now() == before
+}
+
 // === impl Instant ===
 
 impl Instant {
@@ -173,6 +184,15 @@ mod tests {
         let start = Instant::now();
         tokio::time::sleep(S).await;
         assert_eq!(start.elapsed(), S);
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_stands_still_is_known() {
+        assert!((0..1_000).all(|_| !is_paused()));
+        tokio::time::pause();
+        assert!((0..1_000).all(|_| is_paused()));
+        tokio::time::resume();
+        assert!(!is_paused());
     }
 
     #[test]

@@ -67,6 +67,13 @@ pub trait ConfigSource: Send + Sync + 'static {
 
     /// Follows it. An error here says that it can't be followed at all.
     async fn watch(&self) -> Result<Box<dyn ConfigWatcher>, SourceError>;
+
+    /// Do its functions, and those of its watchers, return to the runtime at once wherever they have to wait? Then
+    /// they are polled by the threads of calls. Default `false`: by [threads of its own](crate::contain), so that one
+    /// that blocks its thread holds up no call.
+    fn never_blocks(&self) -> bool {
+        false
+    }
 }
 
 /// Follows one source.

@@ -63,6 +63,9 @@ pub enum Event {
     /// A task in the background panicked, or a piece of the user's code that it ran; it is begun anew, if it is
     /// one that goes on. `task`: `settings`, `registration`, or which hook.
     TaskPanicked { task: String, message: String },
+    /// A registry or a source of settings has blocked the thread that polls it for so long, and is reported again while
+    /// it still does. Calls go on. `call`: `watch`, `next` or another function of it.
+    PluginBlocked { plugin: String, call: String, lasts: Duration },
 }
 
 /// Which end of a call.
@@ -205,7 +208,8 @@ impl Event {
             | ConfigUnreadable { .. }
             | RestartPending { .. }
             | HandlerPanicked { .. }
-            | TaskPanicked { .. } => tracing::warn!(target: "chassis", "{self}"),
+            | TaskPanicked { .. }
+            | PluginBlocked { .. } => tracing::warn!(target: "chassis", "{self}"),
             FaultInjected { .. } | FellBack { .. } => tracing::debug!(target: "chassis", "{self}"),
             _ => tracing::info!(target: "chassis", "{self}"),
         }
@@ -276,6 +280,13 @@ impl fmt::Display for Event {
                 write!(f, "the handler of {operation} panicked: {message}")
             }
             TaskPanicked { task, message } => write!(f, "{task}: {message}"),
+            PluginBlocked { plugin, call, lasts } => {
+                let lasts = lasts.as_secs_f64();
+                write!(
+                    f,
+                    "{plugin} has blocked its thread in `{call}` for {lasts:.1} s; async code must not block"
+                )
+            }
         }
     }
 }

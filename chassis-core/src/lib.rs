@@ -13,6 +13,7 @@ pub mod call;
 pub mod clock;
 pub mod cluster;
 pub mod config;
+pub mod contain;
 pub mod context;
 pub mod error;
 pub mod event;

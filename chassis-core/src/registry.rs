@@ -99,6 +99,13 @@ pub trait Registry: Send + Sync + 'static {
     async fn services(&self) -> Vec<String> {
         Vec::new()
     }
+
+    /// Do all of its functions, and those of what it hands out, return to the runtime at once wherever they have to
+    /// wait? Then they are polled by the threads of calls. Default `false`: by [threads of its own](crate::contain),
+    /// so that one that blocks its thread holds up no call.
+    fn never_blocks(&self) -> bool {
+        false
+    }
 }
 
 /// A lease on an entry. Dropping it lets the entry go too, as soon as the registry can.
@@ -340,6 +347,9 @@ impl<R: Registry + ?Sized> Registry for Arc<R> {
     }
     async fn services(&self) -> Vec<String> {
         (**self).services().await
+    }
+    fn never_blocks(&self) -> bool {
+        (**self).never_blocks()
     }
 }
 

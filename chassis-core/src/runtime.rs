@@ -15,6 +15,7 @@ use http::HeaderValue;
 use crate::{
     Live,
     cluster::{Cluster, Keeper},
+    contain,
     event::Events,
     inspect::Inspection,
     labels::LabelSet,
@@ -94,7 +95,8 @@ impl RuntimeBuilder {
         self
     }
 
-    /// Where services are looked up. Default: nowhere, no service is known.
+    /// Where services are looked up. Default: nowhere, no service is known. One that may block its thread is polled
+    /// by [threads of its own](crate::contain).
     pub fn registry(mut self, registry: Arc<dyn Registry>) -> Self {
         self.registry = registry;
         self
@@ -153,6 +155,7 @@ impl RuntimeBuilder {
         for (name, value) in self.labels.iter() {
             caller.push_str(&format!(";{name}={value}"));
         }
+        let registry = contain::registry(self.registry, &self.events, contain::BLOCKED_AFTER);
         // A name that can't travel in a header does not travel.
         let common = Common { caller: lasting(caller), ..Common::new(self.random) };
         let environment = Arc::new(Environment {
@@ -173,7 +176,7 @@ impl RuntimeBuilder {
             environment,
             policies: Live::new(policies),
             applying: Mutex::default(),
-            registry: self.registry,
+            registry,
             stages: self.stages,
             clusters: Mutex::default(),
             retired: Mutex::default(),
@@ -465,6 +468,9 @@ impl Registry for Nowhere {
     }
     async fn watch(&self, _: &str) -> Result<Box<dyn Watcher>, RegistryError> {
         Ok(Box::new(Nothing(false)))
+    }
+    fn never_blocks(&self) -> bool {
+        true
     }
 }
 

@@ -158,6 +158,10 @@ impl Registry for MemoryRegistry {
     async fn services(&self) -> Vec<String> {
         self.board.services()
     }
+
+    fn never_blocks(&self) -> bool {
+        true
+    }
 }
 
 /// The instances, in the order of their ids, of a service that has been heard of from now on.

@@ -155,6 +155,10 @@ impl Registry for StaticRegistry {
     async fn services(&self) -> Vec<String> {
         self.board.services()
     }
+
+    fn never_blocks(&self) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]

@@ -2,8 +2,9 @@
 use std::{
     future::pending,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
+        mpsc::{Receiver, RecvTimeoutError},
     },
     time::Duration,
 };
@@ -17,7 +18,7 @@ use chassis::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::mesh::{Ask, Mesh, Pushed, Server, Wire, all_well, metric, until};
+use crate::mesh::{Ask, Mesh, Plan, Pushed, Server, Wire, all_well, metric, until};
 
 /// How something goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -349,4 +350,94 @@ async fn what_can_not_be_reached_is_not_advertised() {
         assert_eq!(runtime.tasks().running(), 0);
         assert!(!is_there(&mesh.registry).await);
     }
+}
+
+/// Blocks its thread from its second answer on, until it is freed, be it a registry or a source of settings.
+struct Blocking(MemoryRegistry, Arc<Mutex<Receiver<()>>>);
+
+struct BlockingWatcher<W>(W, Arc<Mutex<Receiver<()>>>, bool);
+
+impl<W> BlockingWatcher<W> {
+    fn block(&mut self) {
+        if std::mem::replace(&mut self.2, true) {
+            let freed = self.1.lock().unwrap().recv_timeout(Duration::from_secs(60));
+            assert_ne!(freed, Err(RecvTimeoutError::Timeout), "the threads of calls were held up");
+        }
+    }
+}
+
+#[async_trait]
+impl Registry for Blocking {
+    fn name(&self) -> &str {
+        "blocking"
+    }
+    async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
+        self.0.register(instance).await
+    }
+    async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
+        Ok(Box::new(BlockingWatcher(self.0.watch(service).await?, self.1.clone(), false)))
+    }
+}
+
+#[async_trait]
+impl Watcher for BlockingWatcher<Box<dyn Watcher>> {
+    async fn next(&mut self) -> Result<Membership, RegistryError> {
+        self.block();
+        self.0.next().await
+    }
+}
+
+#[async_trait]
+impl ConfigSource for Blocking {
+    fn name(&self) -> String {
+        "blocking".into()
+    }
+    async fn watch(&self) -> Result<Box<dyn ConfigWatcher>, SourceError> {
+        Ok(Box::new(BlockingWatcher((), self.1.clone(), false)))
+    }
+}
+
+#[async_trait]
+impl ConfigWatcher for BlockingWatcher<()> {
+    async fn next(&mut self) -> Result<Text, SourceError> {
+        self.block();
+        let content = "outbound: { defaults: { timeout: 2s } }".to_owned();
+        Ok(Text { content, format: Format::Yaml, origin: "blocking".into(), revision: None })
+    }
+}
+
+/// `plan` with a registry and a source of settings that block.
+fn blocking<'a>(freed: &Arc<Mutex<Receiver<()>>>, mesh: &Mesh, plan: Plan<'a>) -> Plan<'a> {
+    let [registry, source] = [(); 2].map(|()| Blocking(mesh.registry.clone(), freed.clone()));
+    plan.with(move |builder| builder.registry(registry).config(source))
+}
+
+/// A registry and a source that block their threads: calls go on over both protocols, and the stop is bounded.
+async fn blocked_plugins() {
+    let mesh = Mesh::new();
+    let (free, freed) = std::sync::mpsc::channel::<()>();
+    let freed = Arc::new(Mutex::new(freed));
+    let scenario = async {
+        let stock = blocking(&freed, &mesh, mesh.server("stock", "stock-1")).start().await;
+        let caller = blocking(&freed, &mesh, mesh.server("tests", "tests")).caller().await;
+        for wire in [Wire::Grpc, Wire::Rest] {
+            all_well(&caller.calls(wire, 50, || Ask::to("stock")).await);
+        }
+        assert!(caller.runtime().shutdown(Duration::from_secs(1)).await, "no task is left");
+        stock.stop().await;
+        assert!(!is_there(&mesh.registry).await, "taken down in order");
+    };
+    timeout(Duration::from_secs(30), scenario).await.expect("calls go on, and the stop is bounded");
+    drop(free);
+}
+
+/// They stopped the process.
+#[tokio::test]
+async fn plugins_that_block_hold_up_no_call_on_one_thread() {
+    blocked_plugins().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn plugins_that_block_hold_up_no_call_on_several() {
+    blocked_plugins().await;
 }

@@ -134,6 +134,10 @@ impl ConfigSource for FileSource {
             doubted: false,
         }))
     }
+
+    fn never_blocks(&self) -> bool {
+        true
+    }
 }
 
 /// Reading makes events too, our own reading among them.

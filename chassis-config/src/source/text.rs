@@ -55,6 +55,10 @@ impl ConfigSource for TextSource {
         heard.mark_changed(); // the first answer is what is there now
         Ok(Box::new(TextWatcher { source: self.clone(), heard, last: None }))
     }
+
+    fn never_blocks(&self) -> bool {
+        true
+    }
 }
 
 // === impl TextWatcher ===

@@ -84,6 +84,10 @@ impl Registry for ScriptedRegistry {
         let known = |said: &watch::Sender<Said>| matches!(&*said.borrow(), Some(Ok(Membership::Known(_))));
         self.slots().iter().filter(|(_, said)| known(said)).map(|(name, _)| name.clone()).collect()
     }
+
+    fn never_blocks(&self) -> bool {
+        true
+    }
 }
 
 #[async_trait]

@@ -4,6 +4,7 @@ mod support;
 
 mod attempts;
 mod balance;
+mod blocked;
 mod body;
 mod breaker;
 mod completion;

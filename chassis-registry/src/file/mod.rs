@@ -157,6 +157,10 @@ impl Registry for FileRegistry {
         let services = self.content().await.unwrap_or_default();
         services.iter().filter(|(_, all)| all.is_some()).map(|(service, _)| service.clone()).collect()
     }
+
+    fn never_blocks(&self) -> bool {
+        true
+    }
 }
 
 // === impl FileWatcher ===

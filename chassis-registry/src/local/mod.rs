@@ -215,6 +215,10 @@ impl Registry for LocalRegistry {
         });
         live.await.unwrap_or_default()
     }
+
+    fn never_blocks(&self) -> bool {
+        true
+    }
 }
 
 // === impl LocalRegistration ===
