@@ -1,6 +1,6 @@
 //! Our client calls grpc-go's interop server: the fourteen cases, as gRPC's
-//! `doc/interop-test-descriptions.md` demands them.
-use std::time::Duration;
+//! `doc/interop-test-descriptions.md` demands them, and many deadlines that both sides keep.
+use std::{collections::BTreeMap, time::Duration};
 
 use chassis::{Channel, Chassis};
 use chassis_protos::interop::{
@@ -33,6 +33,7 @@ trials! {
     cancel_after_begin
     cancel_after_first_response
     timeout_on_sleeping_server
+    timeouts_that_the_server_notices_first
     status_code_and_message
     special_status_message
     custom_metadata
@@ -196,6 +197,39 @@ async fn timeout_on_sleeping_server() -> Ran {
     };
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
     send.closed().await;
+    Ok(())
+}
+
+/// grpc-go ends a call by the same deadline, with a reset that may come before our timer has fired. Up to 100 ms
+/// `grpc-timeout` is sent in nanoseconds, above in microseconds.
+async fn timeouts_that_the_server_notices_first() -> Ran {
+    let world = World::new().await?;
+    world.stub().empty_call(Empty {}).await.unwrap(); // so that what follows has begun at once
+    let call = |millis| {
+        let mut stub = world.stub();
+        async move {
+            let (send, requests) = mpsc::channel(1);
+            send.send(wants(&[])).await.unwrap();
+            let mut request = Request::new(ReceiverStream::new(requests));
+            request.set_timeout(Duration::from_millis(millis));
+            let status = match stub.full_duplex_call(request).await {
+                Ok(replies) => replies.into_inner().message().await.unwrap_err(),
+                Err(status) => status,
+            };
+            send.closed().await;
+            status.code()
+        }
+    };
+    let mut codes = BTreeMap::new();
+    for millis in (5..50).step_by(3).chain((101..146).step_by(3)) {
+        let (one, two) = tokio::join!(call(millis), call(millis));
+        for code in [one, two] {
+            *codes.entry(code.to_string()).or_insert(0) += 1;
+        }
+    }
+    let code = Code::DeadlineExceeded;
+    assert_eq!(codes, BTreeMap::from([(code.to_string(), 60)]));
+    assert_eq!(world.ended_with("DEADLINE_EXCEEDED"), 60);
     Ok(())
 }
 

@@ -1,5 +1,5 @@
 //! The HTTP/1.1 pool: reuse, bounds, and what becomes of connections that are closed over there.
-use std::{sync::Arc, time::Duration};
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use chassis_core::{Body, Connection, Reason, protocol::Leaf, units::PositiveSpan};
 use chassis_http::{
@@ -10,6 +10,7 @@ use chassis_http::{
 use http::{Method, Request, Response};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    task::yield_now,
     time::{Instant, sleep, timeout},
 };
 
@@ -198,36 +199,72 @@ async fn answer(stream: &mut Stream, status: u16) {
     stream.write_all(words.as_bytes()).await.unwrap();
 }
 
-/// A client with two idle connections, and their other ends. The second is used next.
-async fn two_idle(world: &World) -> (Arc<Client<H1Leaf>>, MemoryListener, Stream, Stream) {
+/// A client with `count` idle connections, and their other ends. The last is used next.
+async fn idle<const COUNT: usize>(world: &World) -> (Arc<Client<H1Leaf>>, MemoryListener, [Stream; COUNT]) {
     let mut listener = world.memory.listen("stock").unwrap();
     let client = Arc::new(leaf(world, ClientConfig::default()));
-    let begin = |path| {
+    let mut begun = Vec::new();
+    for _ in 0..COUNT {
         let client = client.clone();
-        tokio::spawn(async move { client.get(path).await.unwrap() })
-    };
-    let one = begin("/one");
-    let mut first = listener.accept().await.unwrap();
-    let two = begin("/two");
-    let mut second = listener.accept().await.unwrap();
-    answer(&mut first, 200).await;
-    one.await.unwrap();
-    sleep(SECOND).await;
-    answer(&mut second, 200).await;
-    two.await.unwrap();
-    sleep(SECOND).await;
-    (client, listener, first, second)
+        let call = tokio::spawn(async move { client.get("/first").await.unwrap() });
+        begun.push((call, listener.accept().await.unwrap()));
+    }
+    let mut streams = Vec::new();
+    for (call, mut stream) in begun {
+        answer(&mut stream, 200).await;
+        call.await.unwrap();
+        sleep(SECOND).await;
+        streams.push(stream);
+    }
+    assert_eq!(world.memory.connections("stock"), COUNT as u64);
+    (client, listener, streams.try_into().unwrap_or_else(|_| unreachable!("`COUNT` streams")))
 }
 
+/// Two of three are closed, so that a client which tries only one of them opens a new connection.
 #[tokio::test(start_paused = true)]
 async fn the_next_idle_connection_is_tried_where_one_turns_out_to_be_closed() {
     let world = World::new();
-    let (client, _listener, mut first, second) = two_idle(&world).await;
-    // The client has not noticed yet.
-    drop(second);
-    let (told, ()) = tokio::join!(client.post("/order", "once"), answer(&mut first, 201));
-    assert_eq!(told.unwrap(), "201 ");
-    assert_eq!(world.memory.connections("stock"), 2);
+    let (client, _listener, [mut oldest, middle, newest]) = idle(&world).await;
+    // The client has not noticed yet, so it tries this one.
+    drop(newest);
+    let mut calling = pin!(client.post("/order", "once"));
+    assert!(poll_fn(|cx| Poll::Ready(calling.as_mut().poll(cx).is_pending())).await);
+    // It learns that this one is closed, and not yet that the next one is.
+    yield_now().await;
+    drop(middle);
+    let called = async { tokio::join!(calling, answer(&mut oldest, 201)).0 };
+    let called = timeout(SECOND, called).await.expect("the call goes to the oldest");
+    assert_eq!(called.unwrap(), "201 ");
+    assert_eq!(world.memory.connections("stock"), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_connections_that_are_known_to_be_closed_are_passed_over() {
+    let world = World::new();
+    let (client, _listener, [mut oldest, middle, newest]) = idle(&world).await;
+    drop((middle, newest));
+    sleep(SECOND).await;
+    let called = async { tokio::join!(client.post("/order", "once"), answer(&mut oldest, 201)).0 };
+    let called = timeout(SECOND, called).await.expect("the call goes to the oldest");
+    assert_eq!(called.unwrap(), "201 ");
+    assert_eq!(world.memory.connections("stock"), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_connection_is_opened_once_all_idle_ones_turn_out_to_be_closed() {
+    let world = World::new();
+    let (client, mut listener, streams) = idle::<3>(&world).await;
+    drop(streams);
+    let called = timeout(SECOND, async {
+        tokio::join!(client.post("/order", "once"), async {
+            let mut new = listener.accept().await.unwrap();
+            answer(&mut new, 201).await;
+            new
+        })
+    });
+    let (called, _new) = called.await.expect("a new connection is opened");
+    assert_eq!(called.unwrap(), "201 ");
+    assert_eq!(world.memory.connections("stock"), 4);
 }
 
 /// What made a call fail that comes again may be true of its connection, and of all that were opened with it.
@@ -265,7 +302,7 @@ async fn a_retried_call_goes_to_a_new_connection_in_place_of_an_idle_one() {
 #[tokio::test(start_paused = true)]
 async fn one_silent_death_makes_the_others_suspect_that_were_idle_since_before() {
     let world = World::new();
-    let (client, mut listener, first, _second) = two_idle(&world).await;
+    let (client, mut listener, [first, _second]) = idle(&world).await;
     assert!(timeout(SECOND, client.get("/dead")).await.is_err());
     let (told, _new) = tokio::join!(timeout(SECOND, client.get("/x")), async {
         let mut new = listener.accept().await.unwrap();
@@ -279,7 +316,7 @@ async fn one_silent_death_makes_the_others_suspect_that_were_idle_since_before()
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_spoke_since_is_not_suspect() {
     let world = World::new();
-    let (client, _listener, mut first, _second) = two_idle(&world).await;
+    let (client, _listener, [mut first, _second]) = idle(&world).await;
     let dead = timeout(SECOND, client.get("/dead"));
     let alive = async {
         sleep(SECOND / 2).await;
@@ -297,7 +334,7 @@ async fn a_connection_that_spoke_since_is_not_suspect() {
 #[tokio::test(start_paused = true)]
 async fn an_impatient_caller_makes_nothing_suspect() {
     let world = World::new();
-    let (client, _listener, mut first, _second) = two_idle(&world).await;
+    let (client, _listener, [mut first, _second]) = idle(&world).await;
     assert!(timeout(Duration::from_millis(50), client.get("/soon")).await.is_err());
     let (told, ()) = tokio::join!(client.get("/x"), answer(&mut first, 200));
     assert_eq!(told.unwrap(), "200 ");
