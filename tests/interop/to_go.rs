@@ -8,7 +8,7 @@ use chassis_protos::interop::{
     StreamingInputCallRequest, StreamingOutputCallRequest, StreamingOutputCallResponse,
     test_service_client::TestServiceClient, unimplemented_service_client::UnimplementedServiceClient,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
@@ -34,6 +34,7 @@ trials! {
     cancel_after_first_response
     timeout_on_sleeping_server
     timeouts_that_the_server_notices_first
+    timeouts_that_the_server_notices_first_open_the_circuit
     status_code_and_message
     special_status_message
     custom_metadata
@@ -55,8 +56,12 @@ const TRAILING_VALUE: &[u8] = b"\xab\xab\xab";
 
 impl World {
     async fn new() -> Result<Self, NotRun> {
+        Self::with(json!({})).await
+    }
+
+    async fn with(settings: Value) -> Result<Self, NotRun> {
         let (_server, address) = peer::go_server().await?;
-        let app = ours::caller(&address, json!({})).await;
+        let app = ours::caller(&address, settings).await;
         Ok(World { app, _server })
     }
 
@@ -203,34 +208,54 @@ async fn timeout_on_sleeping_server() -> Ran {
 /// grpc-go ends a call by the same deadline, with a reset that may come before our timer has fired. Up to 100 ms
 /// `grpc-timeout` is sent in nanoseconds, above in microseconds.
 async fn timeouts_that_the_server_notices_first() -> Ran {
-    let world = World::new().await?;
+    let world = World::with(json!({ "outbound": { "defaults": { "breaker": "off" } } })).await?;
     world.stub().empty_call(Empty {}).await.unwrap(); // so that what follows has begun at once
-    let call = |millis| {
-        let mut stub = world.stub();
-        async move {
-            let (send, requests) = mpsc::channel(1);
-            send.send(wants(&[])).await.unwrap();
-            let mut request = Request::new(ReceiverStream::new(requests));
-            request.set_timeout(Duration::from_millis(millis));
-            let status = match stub.full_duplex_call(request).await {
-                Ok(replies) => replies.into_inner().message().await.unwrap_err(),
-                Err(status) => status,
-            };
-            send.closed().await;
-            status.code()
-        }
-    };
     let mut codes = BTreeMap::new();
     for millis in (5..50).step_by(3).chain((101..146).step_by(3)) {
-        let (one, two) = tokio::join!(call(millis), call(millis));
+        let one = timed_out(world.stub(), millis, &[]);
+        let two = timed_out(world.stub(), millis, &[1]);
+        let (one, two) = tokio::join!(one, two);
         for code in [one, two] {
-            *codes.entry(code.to_string()).or_insert(0) += 1;
+            *codes.entry(format!("{code:?}")).or_insert(0) += 1;
         }
     }
-    let code = Code::DeadlineExceeded;
-    assert_eq!(codes, BTreeMap::from([(code.to_string(), 60)]));
+    assert_eq!(codes, BTreeMap::from([("DeadlineExceeded".to_owned(), 60)]));
     assert_eq!(world.ended_with("DEADLINE_EXCEEDED"), 60);
     Ok(())
+}
+
+/// The circuit of a server that is too slow opens, whichever side notices the deadline first.
+async fn timeouts_that_the_server_notices_first_open_the_circuit() -> Ran {
+    let world = World::new().await?;
+    world.stub().empty_call(Empty {}).await.unwrap(); // what waits for a connection says nothing of the server
+    let mut late = 0;
+    loop {
+        match timed_out(world.stub(), 20, &[]).await {
+            Code::DeadlineExceeded => late += 1,
+            code => break assert_eq!(code, Code::Unavailable, "after {late} that were late"),
+        }
+        assert!(late < 100, "the circuit is still closed");
+    }
+    assert!(late >= 19, "{late}, and one that went well, are fewer than `min_calls`");
+    Ok(())
+}
+
+/// How a call ends that the server answers with `sizes` at once, and with another reply in a minute.
+async fn timed_out(mut stub: TestServiceClient<Channel>, millis: u64, sizes: &[i32]) -> Code {
+    let late = ResponseParameters { size: 1, interval_us: 60_000_000, ..ResponseParameters::default() };
+    let mut wanted = wants(sizes);
+    wanted.response_parameters.push(late);
+    let mut request = Request::new(wanted);
+    request.set_timeout(Duration::from_millis(millis));
+    let mut replies = match stub.streaming_output_call(request).await {
+        Ok(replies) => replies.into_inner(),
+        Err(status) => return status.code(),
+    };
+    loop {
+        if let Err(status) = replies.message().await.map(|reply| reply.unwrap()) {
+            return status.code();
+        }
+    }
 }
 
 async fn status_code_and_message() -> Ran {
