@@ -24,6 +24,8 @@ enum Passes {
     Nothing,
     /// The headers of the request that came in.
     Headers,
+    /// Its authority too, and a header that says so.
+    Everything(&'static str),
 }
 
 /// Books what comes in, then asks the service behind it, and answers in its words: status, headers and trailers.
@@ -74,12 +76,19 @@ async fn relay(
     let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
     let driving = tokio::spawn(connection);
     let path = head.uri.path_and_query().unwrap().as_str();
-    let mut onward = Request::builder().method(head.method).uri(format!("http://127.0.0.1:8080{path}"));
+    let authority = match passes {
+        Passes::Everything(_) => "shop",
+        Passes::Nothing | Passes::Headers => "127.0.0.1:8080",
+    };
+    let mut onward = Request::builder().method(head.method).uri(format!("http://{authority}{path}"));
     for (name, value) in &head.headers {
         let needed = ["content-type", "te", "content-length"].contains(&name.as_str());
-        if needed || passes == Passes::Headers {
+        if needed || passes != Passes::Nothing {
             onward = onward.header(name, value);
         }
+    }
+    if let Passes::Everything(mark) = passes {
+        onward = onward.header(mark, "10.0.0.7");
     }
     let (answer, mut to) = client.send_request(onward.body(()).unwrap(), false).unwrap();
     let (whole, _) = all_of(body).await;
@@ -126,7 +135,8 @@ both! {
     /// A gateway has booked the order, and failed at a service behind it that refused. Before, every order was
     /// booked twice, and its circuit saw nothing.
     async fn an_order_is_booked_once(wire: Wire) {
-        for passes in [Passes::Nothing, Passes::Headers] {
+        let everything = ["x-forwarded-for", "x-forwarded-proto", "x-real-ip"].map(Passes::Everything);
+        for passes in [Passes::Nothing, Passes::Headers].into_iter().chain(everything) {
             let mesh = Mesh::new();
             let (_stock, held) = full(&mesh, wire).await;
             let gateway = Gateway::start(&mesh, wire, passes);

@@ -5,8 +5,8 @@
 //! already. So a refusal repeats what the attempt was sent with, and the caller believes it only if that is
 //! what it sent: its own name and labels, the number of the attempt, and the authority. They travel with each
 //! attempt anyway; what a gateway sends for calls of its own differs in at least one of them, or says that it
-//! was forwarded (`via`, `forwarded`, `x-forwarded-for`, as most proxies do). A gateway that works for a call,
-//! sends on all that it got and says nothing of itself cannot be told from the caller.
+//! was forwarded (`via`, `forwarded`, `x-forwarded-for` and others that proxies write). A gateway that works for a
+//! call, sends on all that it got and says nothing of itself cannot be told from the caller.
 use http::{
     HeaderName, HeaderValue,
     header::{FORWARDED, HOST, VIA},
@@ -26,8 +26,17 @@ pub struct Hop {
 
 /// In place of an authority that is not known; no authority contains it.
 const UNKNOWN: &str = "?";
-/// What proxies write of themselves.
-const FORWARDED_BY: [HeaderName; 3] = [VIA, FORWARDED, HeaderName::from_static("x-forwarded-for")];
+/// What proxies write of themselves. Not all of them name the client: Envoy writes `x-forwarded-for` only with
+/// `use_remote_address`, and nginx often gets `x-real-ip` in its place.
+const FORWARDED_BY: [HeaderName; 7] = [
+    VIA,
+    FORWARDED,
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-proto"),
+    HeaderName::from_static("x-real-ip"),
+    HeaderName::from_static("x-envoy-expected-rq-timeout-ms"),
+];
 /// Longer names are not repeated.
 const LONGEST: usize = 256;
 
