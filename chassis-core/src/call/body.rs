@@ -286,25 +286,21 @@ impl HttpBody for Body {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
-        match &mut self.rest {
-            Rest::End => Poll::Ready(None),
-            Rest::Trailers(trailers) => {
-                let trailers = std::mem::take(&mut **trailers);
-                self.rest = Rest::End;
-                Poll::Ready(Some(Ok(Frame::trailers(trailers))))
-            }
-            Rest::Stream(stream) => {
-                let frame = std::task::ready!(stream.body.get_mut().as_mut().poll_frame(cx));
-                match &frame {
-                    Some(Ok(frame)) => {
-                        let length = frame.data_ref().map_or(0, Bytes::len) as u64;
-                        stream.size = stream.size.and_then(|size| size.checked_sub(length));
-                    }
-                    _ => self.rest = Rest::End,
+        if let Rest::Stream(stream) = &mut self.rest {
+            let frame = std::task::ready!(stream.body.get_mut().as_mut().poll_frame(cx));
+            match &frame {
+                Some(Ok(frame)) => {
+                    let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+                    stream.size = stream.size.and_then(|size| size.checked_sub(length));
                 }
-                Poll::Ready(frame)
+                _ => self.rest = Rest::End,
             }
+            return Poll::Ready(frame);
         }
+        Poll::Ready(match std::mem::take(&mut self.rest) {
+            Rest::Trailers(trailers) => Some(Ok(Frame::trailers(*trailers))),
+            _ => None,
+        })
     }
 
     fn is_end_stream(&self) -> bool {
