@@ -92,6 +92,9 @@ async fn send(pool: Arc<Pool>, mut call: Invocation) -> Result<Reply, Error> {
         let Outgoing { request, abort } = pool.form.write_origin(&mut call);
         let answer = sender.try_send_request(request).await;
         unanswered.ended();
+        if !is_new {
+            pool.set_hasty(answer.is_err());
+        }
         match answer {
             Ok(response) => {
                 if let Some(abort) = abort {

@@ -36,6 +36,8 @@ pub(super) struct Pool {
     served: AtomicBool,
     woken: AtomicBool,
     closed: AtomicBool,
+    /// The endpoint closed a connection that had been idle under the last call that was sent on one.
+    is_hasty: AtomicBool,
     poke: Notify,
 }
 
@@ -60,6 +62,9 @@ struct Idle {
 
 /// A request may still be on its way out when its answer is whole. After so long the connection goes.
 const LINGER: Duration = Duration::from_secs(1);
+/// An endpoint that closes connections after each answer, and does not say so, has done it by then: its FIN is right
+/// behind the answer.
+const FIN: Duration = Duration::from_millis(2);
 /// A call that was given up sooner says nothing of its connection.
 const IMPATIENT: Duration = Duration::from_millis(100);
 
@@ -75,6 +80,7 @@ impl Pool {
             served: AtomicBool::new(false),
             woken: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            is_hasty: AtomicBool::new(false),
             poke: Notify::new(),
             link,
             connector,
@@ -188,6 +194,13 @@ impl Pool {
         }
     }
 
+    /// How a call on a connection that had been idle ended: did the endpoint close it without an answer?
+    pub(super) fn set_hasty(&self, is_hasty: bool) {
+        if self.is_hasty.load(Relaxed) != is_hasty {
+            self.is_hasty.store(is_hasty, Relaxed);
+        }
+    }
+
     fn is_closed(&self) -> bool {
         self.closed.load(Acquire)
     }
@@ -263,14 +276,19 @@ impl Lease {
         Lease { pool, sender, permit }
     }
 
-    /// Puts the connection back, as soon as it is ready for another request.
+    /// Puts the connection back, as soon as it is ready for another request; a moment later where the endpoint may be
+    /// about to close it.
     pub(super) fn give_back(self) {
         let Lease { pool, mut sender, permit } = self;
-        if sender.is_ready() {
+        let is_hasty = pool.is_hasty.load(Relaxed);
+        if sender.is_ready() && !is_hasty {
             pool.put_idle(sender);
         } else if !sender.is_closed() {
             let tasks = pool.link.tasks().clone();
             tasks.spawn(async move {
+                if is_hasty {
+                    sleep(FIN).await;
+                }
                 if let Ok(Ok(())) = timeout(LINGER, sender.ready()).await {
                     pool.put_idle(sender);
                 }
