@@ -1,5 +1,8 @@
 //! The scripted upstream and registry are what the other tests stand on.
-use std::sync::Arc;
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+};
 
 use chassis_core::{
     Body, Error, Reason,
@@ -86,6 +89,52 @@ impl Picker for Beyond {
 async fn pickers_of_ones_own_are_held_to_it_by_the_layer() {
     within("the contract of pickers", contract::picker::picker(First, true)).await;
     within("the contract of pickers", contract::picker::picker(Beyond, true)).await;
+}
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "every node is picked sooner or later")]
+async fn a_picker_must_starve_no_node_unless_it_says_so() {
+    contract::picker::picker(First, false).await;
+}
+
+/// Never goes back to a node that was out of order once.
+#[derive(Default)]
+struct Grudge(Mutex<BTreeSet<String>>);
+
+impl Picker for Grudge {
+    fn pick(&self, candidates: &Candidates<'_>) -> usize {
+        let mut shunned = self.0.lock().unwrap();
+        let ids = candidates.nodes().iter().map(|node| node.instance().id.clone()).enumerate();
+        let (here, out): (Vec<_>, Vec<_>) = ids.partition(|(index, _)| candidates.is_available(*index));
+        shunned.extend(out.into_iter().map(|(_, id)| id));
+        let kept: Vec<_> = here.into_iter().filter(|(_, id)| !shunned.contains(id)).collect();
+        let turn = candidates.turn();
+        kept.iter().find(|(index, _)| *index == turn).or(kept.first()).map_or(0, |(index, _)| *index)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "what is back is picked again")]
+async fn a_picker_must_go_back_to_a_node_that_is_back() {
+    contract::picker::picker(Grudge::default(), false).await;
+}
+
+/// Believes that there are always two to choose from.
+struct OfTwo;
+
+impl Picker for OfTwo {
+    fn pick(&self, candidates: &Candidates<'_>) -> usize {
+        let (one, other) = (candidates.draw(), candidates.draw());
+        let nodes = candidates.nodes();
+        let second = nodes.iter().position(|node| !Arc::ptr_eq(node, &nodes[one])).expect("there are two");
+        if candidates.is_available(one) { one } else { second.max(other) }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "a picker does not panic, but it panicked: there are two")]
+async fn a_picker_must_not_panic_whatever_there_is_to_choose_from() {
+    contract::picker::picker(OfTwo, true).await;
 }
 
 static GRPC: TestProtocol = TestProtocol::named("grpc");

@@ -4,11 +4,12 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use chassis_core::{
-    Body, BoxFuture, Error, Invocation, Link, Random, Reply,
-    protocol::{Leaf, Protocol, Transport},
+    Body, BoxFuture, Error, Hop, Invocation, Link, Random, Reply, Verdict,
+    protocol::{Leaf, Protocol, Pushback, Transport},
     tasks::Tasks,
     testing::contract::{
         self,
@@ -20,7 +21,7 @@ use chassis_http::{
     connector::{Connector, MemoryNetwork, Network, Stream, contract::connector},
     server::{Answer, Mux, Received, Server, ServerBody},
 };
-use http::{Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -218,6 +219,92 @@ async fn the_link_must_be_told() {
 #[should_panic(expected = "a leaf that was dropped has 1 tasks left")]
 async fn no_task_must_stay() {
     breaks(Fault::LeavesTasks).await;
+}
+
+/// How a protocol may break a promise.
+#[derive(Clone, Copy, PartialEq)]
+enum Slip {
+    RefusesWithSuccess,
+    AllowsRetries,
+    BelievesEveryHop,
+    SaysTheDeadlineTwice,
+}
+
+struct Slipping(Slip);
+
+impl Protocol for Slipping {
+    fn name(&self) -> &'static str {
+        HTTP.name()
+    }
+
+    fn judge_head(&self, status: StatusCode, metadata: &HeaderMap) -> Option<Verdict> {
+        HTTP.judge_head(status, metadata)
+    }
+
+    fn judge_end(&self, status: StatusCode, trailers: Option<&HeaderMap>) -> Verdict {
+        HTTP.judge_end(status, trailers)
+    }
+
+    fn refuse(&self, error: &Error) -> (StatusCode, HeaderMap, Body) {
+        match (HTTP.refuse(error), self.0) {
+            ((_, head, body), Slip::RefusesWithSuccess) => (StatusCode::OK, head, body),
+            (refusal, _) => refusal,
+        }
+    }
+
+    fn pushback(&self, metadata: &HeaderMap) -> Pushback {
+        HTTP.pushback(metadata)
+    }
+
+    fn strip_foreign(&self, metadata: &mut HeaderMap, hop: Option<&Hop>) -> bool {
+        self.0 != Slip::BelievesEveryHop && HTTP.strip_foreign(metadata, hop)
+    }
+
+    fn forbid_retry(&self, metadata: &mut HeaderMap) {
+        if self.0 != Slip::AllowsRetries {
+            HTTP.forbid_retry(metadata);
+        }
+    }
+
+    fn write_deadline(&self, metadata: &mut HeaderMap, remaining: Duration) {
+        let mut said = HeaderMap::new();
+        HTTP.write_deadline(&mut said, remaining);
+        for (name, value) in said {
+            let name = name.expect("each is there once");
+            match self.0 {
+                Slip::SaysTheDeadlineTwice => drop(metadata.append(name, value)),
+                _ => drop(metadata.insert(name, value)),
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "a refusal is a failure")]
+fn a_refusal_must_be_a_failure() {
+    static REFUSES: Slipping = Slipping(Slip::RefusesWithSuccess);
+    contract::protocol::protocol(&REFUSES);
+}
+
+#[test]
+#[should_panic(expected = "an answer that forbids retries is read so")]
+fn a_ban_on_retries_must_be_read() {
+    static ALLOWS: Slipping = Slipping(Slip::AllowsRetries);
+    contract::protocol::protocol(&ALLOWS);
+}
+
+#[test]
+#[should_panic(expected = "another hop's refusal is believed")]
+fn another_hop_must_not_be_believed() {
+    static BELIEVES: Slipping = Slipping(Slip::BelievesEveryHop);
+    contract::protocol::protocol(&BELIEVES);
+}
+
+#[test]
+#[should_panic(expected = "it is said once")]
+fn a_deadline_must_be_said_once() {
+    static TWICE: Slipping = Slipping(Slip::SaysTheDeadlineTwice);
+    contract::protocol::protocol(&TWICE);
 }
 
 // === connectors ===

@@ -8,6 +8,7 @@ use crate::{
     policy::Settings,
     random::Random,
     runtime::Runtime,
+    tasks::caught,
     testing::{Answer, CallBuilder, ScriptedRegistry, Upstream, run},
 };
 
@@ -64,7 +65,8 @@ pub async fn picker(picker: impl Picker, may_starve: bool) {
 async fn picked(stock: &Pipeline, upstream: &Upstream) -> BTreeMap<String, usize> {
     let before = upstream.total();
     for _ in 0..CALLS {
-        let answer = run(stock, CallBuilder::post("stock", "Pick").build()).await;
+        let answer = caught(run(stock, CallBuilder::post("stock", "Pick").build())).await;
+        let answer = answer.unwrap_or_else(|panicked| panic!("a picker does not panic, but {panicked}"));
         answer.expect("a call is answered where a node is ready");
     }
     let mut all = BTreeMap::new();
