@@ -1,10 +1,10 @@
 //! What a service is made of before it runs.
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
-use chassis_config::{Change, Environment, FileSource, Finding, Loader, document::check_name, tree};
+use chassis_config::{Change, Environment, FileSource, Finding, Loader, tree};
 use chassis_core::{
-    BoxError, BoxFuture, Error, Events, Invocation, LabelSet, Live, Next, Placement, Random, Reply, Runtime,
-    Stages,
+    BoxError, BoxFuture, Error, Events, Invocation, Kind, LabelSet, Live, Next, Placement, Random, Reply,
+    Runtime, Section, Stages,
     config::ConfigSource,
     contain,
     layer::{
@@ -14,16 +14,20 @@ use chassis_core::{
     registry::Registry,
     settings::Settings,
 };
+use serde::de::DeserializeOwned;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
     Chassis, Document, StartError,
     app::Parts,
+    document::{Reader, check_name},
     follow::Follower,
     identity,
+    kinds::Port,
     life::{Hook, Hooks},
-    sections::Made,
+    rest::{self, Rest},
+    rpc::{self, Declared, Rpc},
 };
 
 /// Makes a [`Chassis`]. What has no default is an argument of [`Chassis::builder`].
@@ -58,24 +62,11 @@ pub struct ChassisBuilder {
     pickers: HashMap<String, Arc<dyn Picker>>,
     fallbacks: HashMap<(String, Option<String>), Arc<FallbackFn>>,
     descriptors: Vec<Vec<u8>>,
-    #[cfg(feature = "http")]
-    http_layers: Vec<HttpLayer>,
-    #[cfg(feature = "grpc")]
-    grpc_layers: Vec<GrpcLayer>,
     hooks: Hooks,
-    #[cfg(feature = "http")]
-    network: chassis_http::connector::Network,
-    #[cfg(feature = "http")]
-    connector: Option<Arc<dyn chassis_http::connector::Connector>>,
+    reader: Reader,
+    pub(crate) rest: rest::Setup,
+    pub(crate) rpc: rpc::Setup,
 }
-
-/// Puts a layer around a router.
-#[cfg(feature = "http")]
-pub(crate) type HttpLayer = Box<dyn Fn(axum::Router) -> axum::Router + Send + Sync>;
-
-/// Puts a layer around a server of gRPC.
-#[cfg(feature = "grpc")]
-pub(crate) type GrpcLayer = Box<dyn Fn(chassis_grpc::GrpcEdge) -> chassis_grpc::GrpcEdge + Send + Sync>;
 
 /// Which file is read.
 enum File {
@@ -107,15 +98,10 @@ impl ChassisBuilder {
             pickers: HashMap::new(),
             fallbacks: HashMap::new(),
             descriptors: Vec::new(),
-            #[cfg(feature = "http")]
-            http_layers: Vec::new(),
-            #[cfg(feature = "grpc")]
-            grpc_layers: Vec::new(),
             hooks: Hooks::default(),
-            #[cfg(feature = "http")]
-            network: Default::default(),
-            #[cfg(feature = "http")]
-            connector: None,
+            reader: Reader::default(),
+            rest: rest::Setup::default(),
+            rpc: rpc::Setup::default(),
         }
     }
 
@@ -159,6 +145,78 @@ impl ChassisBuilder {
     /// A registry of one's own, in place of the one that the settings name.
     pub fn registry(mut self, registry: impl Registry) -> Self {
         self.registry = Some(Arc::new(registry));
+        self
+    }
+
+    /// A kind that the settings can choose by name, with settings of its own: `registry: { kind: table, … }`, an entry
+    /// of `pickers`. One of a name takes the place of what had it before, built-in kinds included.
+    ///
+    /// Which port it is, [`Kind::Made`] says: `Arc<dyn Registry>` or `Arc<dyn Picker>`.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use chassis::{Chassis, kind, registries::MemoryRegistry, registry::Registry};
+    ///
+    /// #[derive(serde::Deserialize)]
+    /// #[serde(deny_unknown_fields)]
+    /// struct TeamConfig {
+    ///     team: String,
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> chassis::Result {
+    /// let team = kind::from_fn("team", |config: &TeamConfig| {
+    ///     Ok(Arc::new(MemoryRegistry::shared(&config.team)) as Arc<dyn Registry>)
+    /// });
+    /// let app = Chassis::builder("orders")
+    ///     .settings(serde_json::json!({ "registry": { "kind": "team", "team": "shop" } }))
+    ///     .kind(team)
+    ///     .build()
+    ///     .await?;
+    /// # let _ = app;
+    /// # Ok(()) }
+    /// ```
+    pub fn kind<K: Kind>(mut self, kind: K) -> Self
+    where
+        K::Made: Port,
+    {
+        self.reader.kind(kind);
+        self
+    }
+
+    /// A section of the document: settings of a layer or a service of one's own, live as all others.
+    ///
+    /// Layers read it from the policy of a call, [`Policy::extension`](crate::Policy::extension); services
+    /// by [`Chassis::settings`]. Each has a name and a type of its own. Names that chassis has a table for are taken.
+    ///
+    /// ```
+    /// use chassis::{Chassis, Section, Stage, from_fn};
+    ///
+    /// #[derive(Default, serde::Deserialize)]
+    /// #[serde(default, deny_unknown_fields)]
+    /// struct Audit {
+    ///     /// Writes down calls of this tenant. Default: none.
+    ///     tenant: Option<String>,
+    /// }
+    ///
+    /// let builder = Chassis::builder("orders")
+    ///     .section(Section::<Audit>::new("x-audit"))
+    ///     .layer(Stage::Call, "audit", from_fn(|call, next| async move {
+    ///         if let Some(tenant) = call.policy().extension::<Audit>().and_then(|audit| audit.tenant.as_deref())
+    ///             && call.metadata.get("x-tenant").is_some_and(|value| value == tenant)
+    ///         {
+    ///             println!("{tenant}: {}", call.target.operation);
+    ///         }
+    ///         next.run(call).await
+    ///     }));
+    /// # let _ = builder;
+    /// ```
+    pub fn section<T, C>(mut self, section: Section<T, C>) -> Self
+    where
+        T: Send + Sync + 'static,
+        C: DeserializeOwned + 'static,
+    {
+        self.reader.section(section);
         self
     }
 
@@ -283,93 +341,11 @@ impl ChassisBuilder {
         self
     }
 
-    /// A layer of HTTP around every router that is served, above the pipeline: CORS, an access log. Unlike the
-    /// router's own layers it sees what the pipeline refuses, too. The first that is added is outermost; the bounds
-    /// are those of axum's `Router::layer`. The extension [`Connected`](crate::http::server::Connected) of a request
-    /// says who sent it and at which port.
-    ///
-    /// ```
-    /// use axum::{extract::Request, http::HeaderValue, middleware::{Next, from_fn}, response::Response};
-    /// use chassis::Chassis;
-    ///
-    /// async fn allow_any_origin(request: Request, next: Next) -> Response {
-    ///     let mut answer = next.run(request).await;
-    ///     answer.headers_mut().insert("access-control-allow-origin", HeaderValue::from_static("*"));
-    ///     answer
-    /// }
-    ///
-    /// let builder = Chassis::builder("orders").http_layer(from_fn(allow_any_origin));
-    /// # let _ = builder;
-    /// ```
-    #[cfg(feature = "http")]
-    pub fn http_layer<L>(mut self, layer: L) -> Self
-    where
-        L: Layer<axum::routing::Route> + Clone + Send + Sync + 'static,
-        L::Service: Service<axum::extract::Request> + Clone + Send + Sync + 'static,
-        <L::Service as Service<axum::extract::Request>>::Response: axum::response::IntoResponse + 'static,
-        <L::Service as Service<axum::extract::Request>>::Error: Into<std::convert::Infallible> + 'static,
-        <L::Service as Service<axum::extract::Request>>::Future: Send + 'static,
-    {
-        self.http_layers.push(Box::new(move |router| router.layer(layer.clone())));
-        self
-    }
-
-    /// A layer of HTTP around the gRPC services that are served, above the pipeline: an access log, request ids, gRPC-Web.
-    /// It sees what the pipeline refuses, too; a status of gRPC is among the headers of an answer without messages, and
-    /// else in the trailers. The first that is added is outermost. Layers of tower-http and middleware of axum work here
-    /// as in [`http_layer`](Self::http_layer), layers for tonic too: see [`GrpcEdge`](crate::grpc::GrpcEdge). Where no router
-    /// shares the port, requests that are no gRPC go through the layers, too, so that CORS can answer preflights.
-    ///
-    /// An error of the layer is told as the status that it is or holds, else as UNKNOWN. A panic is told as INTERNAL.
-    ///
-    /// ```
-    /// use axum::{extract::Request, middleware::{Next, from_fn}, response::Response};
-    /// use chassis::Chassis;
-    ///
-    /// async fn access_log(request: Request, next: Next) -> Response {
-    ///     let path = request.uri().path().to_owned();
-    ///     let answer = next.run(request).await;
-    ///     println!("{path}: {:?}", answer.headers().get("grpc-status"));
-    ///     answer
-    /// }
-    ///
-    /// let builder = Chassis::builder("orders").grpc_layer(from_fn(access_log));
-    /// # let _ = builder;
-    /// ```
-    #[cfg(feature = "grpc")]
-    pub fn grpc_layer<L, B>(mut self, layer: L) -> Self
-    where
-        L: Layer<chassis_grpc::GrpcEdge> + Send + Sync + 'static,
-        L::Service:
-            Service<axum::extract::Request, Response = http::Response<B>> + Clone + Send + Sync + 'static,
-        <L::Service as Service<axum::extract::Request>>::Error: Into<BoxError>,
-        <L::Service as Service<axum::extract::Request>>::Future: Send,
-        B: axum::body::HttpBody<Data = axum::body::Bytes, Error: Into<BoxError>> + Send + 'static,
-    {
-        self.grpc_layers.push(Box::new(move |edge| edge.layer(&layer)));
-        self
-    }
-
     /// Panics of handlers are told by chassis' log line alone, with their text and place: the process's panic
     /// hook, which prints to stderr unless another is set, is not called for them. It holds for the whole process.
     /// Default: the hook is called, too.
     pub fn quiet_panics(self) -> Self {
         chassis_core::layer::panic::quiet_panics();
-        self
-    }
-
-    /// The network to connect and listen on: share one between services to have them talk in memory.
-    #[cfg(feature = "http")]
-    pub fn network(mut self, network: chassis_http::connector::Network) -> Self {
-        self.network = network;
-        self
-    }
-
-    /// Opens the connections of all clients, in place of the network: TLS goes in here. Default: the
-    /// network itself.
-    #[cfg(feature = "http")]
-    pub fn connector(mut self, connector: impl chassis_http::connector::Connector) -> Self {
-        self.connector = Some(Arc::new(connector));
         self
     }
 
@@ -386,8 +362,16 @@ impl ChassisBuilder {
             checker = checker.picker(name, picker.clone());
         }
         let checker = checker.build().map_err(|error| setup("metrics", error.into()))?;
-        let mut loader =
-            Loader::new(move |document: &Document| check(&checker, document)).environment(self.environment);
+        if let [conflict, ..] = self.reader.conflicts() {
+            return Err(StartError::Settings(conflict.clone()));
+        }
+        let reader = Arc::new(self.reader);
+        let read = {
+            let reader = reader.clone();
+            move |tree: &tree::Node| reader.read(tree)
+        };
+        let mut loader = Loader::reading(read, move |document: &Document| check(&checker, document))
+            .environment(self.environment);
         for settings in &self.told {
             loader = loader.told(settings);
         }
@@ -421,9 +405,14 @@ impl ChassisBuilder {
             }
         };
         let document = &version.document;
-        let made = match self.registry {
-            Some(registry) => Made { registry, is_local: false, fixed: None },
-            None => document.registry.make().map_err(|error| setup("registry", error))?,
+        let (chosen, registry) = match self.registry {
+            Some(registry) => (None, registry),
+            None => {
+                let chosen =
+                    reader.registry(document, &version.tree).map_err(|error| setup("registry", error))?;
+                let registry = chosen.make().map_err(|error| setup("registry", error))?;
+                (Some(chosen), registry)
+            }
         };
         let name = document.service.name.clone().unwrap_or(self.name);
         check_name(&name).map_err(|why| StartError::Settings(format!("the builder's name: {why}")))?;
@@ -435,7 +424,7 @@ impl ChassisBuilder {
         }
         let mut runtime = Runtime::builder(&name)
             .labels(labels)
-            .registry(made.registry.clone())
+            .registry(registry)
             .random(self.random.clone())
             .events(self.events)
             .stages(self.stages);
@@ -448,49 +437,33 @@ impl ChassisBuilder {
         for ((service, operation), answer) in self.fallbacks {
             runtime = runtime.fallback(service, operation, answer);
         }
-        #[cfg_attr(not(feature = "grpc"), expect(unused_mut, reason = "descriptors are gRPC's"))]
-        let mut declared = Vec::new();
-        #[cfg(feature = "grpc")]
-        for encoded in &self.descriptors {
-            let operations = chassis_grpc::idempotent_operations(encoded);
-            runtime = runtime.idempotent(operations.map_err(|error| setup("descriptors", error.into()))?);
-            declared.extend(chassis_grpc::operations(encoded).unwrap_or_default());
-        }
-        let runtime = runtime.build().map_err(|error| setup("metrics", error.into()))?;
+        let declared = Declared::of(&self.descriptors)?;
+        let runtime = runtime
+            .idempotent(declared.idempotent)
+            .build()
+            .map_err(|error| setup("metrics", error.into()))?;
         let follower = Follower {
             runtime: runtime.clone(),
             started: version.tree.clone(),
-            fixed: made.fixed,
-            declared,
+            read_once: reader.read_once(chosen.as_ref()),
+            registry: chosen.map(|chosen| chosen.kind().to_owned()),
+            declared: declared.operations,
             shutdown: Live::new(document.shutdown.clone()),
         };
         let shutdown = follower.shutdown.clone();
         follower.apply(&version, &mut Vec::new());
-        let app = Chassis::new(Parts {
+        let rest = Rest::new(self.rest, &version);
+        let rpc = Rpc::new(self.rpc, &rest, self.descriptors);
+        let parts = Parts {
             instance: self.instance.unwrap_or_else(|| identity::instance_id(&name, &self.random)),
             runtime: runtime.clone(),
             service: document.service.clone(),
-            listen: document.listen.clone(),
-            #[cfg(feature = "http")]
-            tree: version.tree.clone(),
             shutdown,
-            is_local: made.is_local,
             hooks: self.hooks,
             advertised: Vec::new(),
-            descriptors: self.descriptors,
-            #[cfg(feature = "http")]
-            http_layers: self.http_layers,
-            #[cfg(feature = "grpc")]
-            grpc_layers: self.grpc_layers,
-            #[cfg(feature = "http")]
-            connector: self.connector.unwrap_or_else(|| Arc::new(self.network.clone())),
-            #[cfg(feature = "http")]
-            network: self.network,
-            #[cfg(feature = "http")]
-            client: document.client.clone(),
-            #[cfg(feature = "http")]
-            server: document.server.clone(),
-        });
+            sections: reader.sections().map(str::to_owned).collect(),
+        };
+        let app = Chassis { parts, rest, rpc };
         runtime.tasks().spawn(follower.follow(loader, version));
         Ok(app)
     }
@@ -502,11 +475,6 @@ fn check(checker: &Runtime, document: &Document) -> Result<(Settings, Vec<Findin
     let mut findings = document.check();
     if let Err(problems) = checker.check(&settings) {
         findings.extend(problems.into_iter().map(Finding::from));
-    }
-    if let crate::RegistrySection::Static(config) = &document.registry
-        && let Err(error) = config.instances()
-    {
-        findings.push(Finding::error("registry.services", error.to_string()));
     }
     match findings.is_empty() {
         true => Ok((settings, Vec::new())),

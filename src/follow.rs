@@ -1,11 +1,7 @@
 //! Puts versions of the settings in force as they come, and says what became of each.
-use std::{collections::BTreeSet, future::poll_fn, pin::pin, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, future::poll_fn, pin::pin, time::Duration};
 
-use chassis_config::{
-    Change, Loader, Version,
-    document::{Seen, pending_restart},
-    tree::Node,
-};
+use chassis_config::{Change, Loader, Version, tree::Node};
 use chassis_core::{
     Event, Runtime,
     settings::Settings,
@@ -17,7 +13,10 @@ use tokio::{
     time::Instant,
 };
 
-use crate::Document;
+use crate::{
+    Document,
+    document::{ReadOnce, Seen, ShutdownSection},
+};
 
 /// A version of the whole document.
 pub(crate) type Applied = Version<Document, Settings>;
@@ -35,10 +34,13 @@ pub(crate) struct Follower {
     pub(crate) runtime: Runtime,
     /// What the process was started with: what is read once is compared with it.
     pub(crate) started: Node,
-    pub(crate) fixed: Option<Arc<chassis_registry::StaticRegistry>>,
+    /// What of them waits for the next start.
+    pub(crate) read_once: ReadOnce,
+    /// The kind of registry that the settings chose at the start.
+    pub(crate) registry: Option<String>,
     /// Operations that the descriptors given to the builder declare.
     pub(crate) declared: Vec<String>,
-    pub(crate) shutdown: chassis_core::Live<chassis_config::document::ShutdownSection>,
+    pub(crate) shutdown: chassis_core::Live<ShutdownSection>,
 }
 
 impl Follower {
@@ -157,17 +159,16 @@ impl Follower {
         self.runtime.carried().set(version.document.propagate.0.clone());
         self.runtime.sample().set(version.document.telemetry.sample);
         self.shutdown.set(version.document.shutdown.clone());
-        if let (Some(fixed), crate::RegistrySection::Static(config)) =
-            (&self.fixed, &version.document.registry)
-            && let Err(error) = fixed.set(config.clone())
-        {
-            let (in_force, problems) = (version.number, vec![format!("registry.services: {error}")]);
+        let chosen = version.document.registry.as_ref();
+        let chosen = chosen.filter(|chosen| self.registry.as_deref() == Some(chosen.kind()));
+        if let Some(Err(error)) = chosen.map(|chosen| chosen.change()) {
+            let (in_force, problems) = (version.number, vec![format!("registry: {error}")]);
             self.runtime.events().emit(Event::ConfigRefused { in_force, problems });
         }
         let changed = version.changes.iter().map(ToString::to_string).collect();
         self.runtime.events().emit(Event::ConfigApplied { version: version.number, changed });
-        let paths: Vec<String> =
-            pending_restart(&self.started, &version.tree).iter().map(ToString::to_string).collect();
+        let waiting = self.read_once.pending(&self.started, &version.tree);
+        let paths: Vec<String> = waiting.iter().map(ToString::to_string).collect();
         if paths != *pending {
             if !paths.is_empty() {
                 self.runtime.events().emit(Event::RestartPending { paths: paths.clone() });

@@ -20,19 +20,24 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 mod app;
 mod builder;
+mod built_in;
 mod container;
+pub mod document;
 mod error;
 mod follow;
 mod identity;
+mod kinds;
 mod life;
-mod sections;
+#[cfg_attr(not(feature = "http"), path = "rest/off.rs")]
+mod rest;
+#[cfg_attr(not(feature = "grpc"), path = "rpc/off.rs")]
+mod rpc;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use chassis_config as document;
 // Ports, settings and what there is to see; each page of them says what it is for.
 pub use chassis_core::{
-    clock, config, inspect, layer, matching, pipeline, protocol, registry, settings, units, wire,
+    clock, config, inspect, kind, layer, matching, pipeline, protocol, registry, settings, units, wire,
 };
 // A call, its answer, and how it ended.
 pub use chassis_core::{
@@ -40,8 +45,8 @@ pub use chassis_core::{
     LabelSet, Listener, Operation, Origin, Outcome, Reason, Replay, Reply, ReplyBody, Target, TraceContext,
     Verdict,
 };
-// Layers of one's own.
-pub use chassis_core::{Next, Placement, Stage, from_fn};
+// Layers of one's own, and settings for them.
+pub use chassis_core::{Kind, LiveSection, Next, Placement, Section, Sections, Stage, from_fn};
 // The rules that calls live under, where calls go, and what all of them share.
 pub use chassis_core::{BoxError, BoxFuture};
 pub use chassis_core::{
@@ -58,13 +63,7 @@ pub use chassis_http as http;
 pub use chassis_http::{HttpClient, Problem};
 pub use chassis_registry as registries;
 
-pub use self::{
-    app::Chassis,
-    builder::ChassisBuilder,
-    error::StartError,
-    life::Running,
-    sections::{Document, RegistrySection},
-};
+pub use self::{app::Chassis, builder::ChassisBuilder, document::Document, error::StartError, life::Running};
 
 /// The crates whose types are in the interface, as chassis was built with them: for code that has to match.
 pub mod reexports {
@@ -79,7 +78,8 @@ pub mod reexports {
 /// What a `main` of a service returns.
 pub type Result<T = (), E = StartError> = std::result::Result<T, E>;
 
-/// The README's snippets, as documentation tests.
+/// The snippets of the README and of a page, as documentation tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
-struct Readme;
+#[doc = include_str!("../docs/extending.md")]
+struct Pages;

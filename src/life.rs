@@ -14,13 +14,16 @@ use chassis_core::{
     registry::{Instance, Registration, Registry, RegistryError},
     tasks::{Panicked, backoff, caught},
 };
-#[cfg(feature = "http")]
-use chassis_http::server::Server;
 use tokio::{sync::oneshot, time::Instant};
 
-#[cfg(feature = "http")]
-use crate::app::Transports;
-use crate::{Chassis, StartError, app::Parts, container::Container, identity};
+use crate::{
+    Chassis, StartError,
+    app::Parts,
+    container::Container,
+    identity,
+    rest::{self, Rest},
+    rpc::Rpc,
+};
 
 /// A hook of the user's. The lock is never contended: it lets services be shared whose hooks can't be.
 pub(crate) struct Hook(Mutex<Box<dyn FnOnce() -> HookFuture + Send>>);
@@ -38,12 +41,8 @@ pub(crate) struct Hooks {
 /// A service that runs.
 pub struct Running {
     parts: Parts,
-    #[cfg(feature = "http")]
-    server: Server,
-    #[cfg(feature = "http")]
-    transports: Transports,
-    #[cfg(feature = "grpc")]
-    health: chassis_grpc::Health,
+    pub(crate) rest: Rest,
+    pub(crate) rpc: Rpc,
     addresses: Vec<(String, String)>,
     advertised: Vec<(String, String)>,
     registered: Option<Registered>,
@@ -97,26 +96,18 @@ impl Running {
                 return Err(StartError::Hook("before-start", error));
             }
         }
-        #[cfg(feature = "http")]
-        let (server, addresses) = match listen(&mut app).await {
-            Ok(listening) => listening,
+        let addresses = match rest::listen(&mut app).await {
+            Ok(addresses) => addresses,
             Err(error) => {
                 // Nothing is left that could speak after the error.
                 app.parts.runtime.shutdown(TASKS).await;
                 return Err(error);
             }
         };
-        #[cfg(not(feature = "http"))]
-        let addresses = Vec::new();
-        #[cfg(feature = "grpc")]
-        app.health.serving();
+        app.rpc.serving();
         let mut running = Running {
-            #[cfg(feature = "http")]
-            server,
-            #[cfg(feature = "http")]
-            transports: app.transports,
-            #[cfg(feature = "grpc")]
-            health: app.health,
+            rest: app.rest,
+            rpc: app.rpc,
             advertised: advertised(&app.parts, &addresses),
             addresses,
             registered: None,
@@ -163,16 +154,15 @@ impl Running {
         &self.advertised
     }
 
-    /// A channel to `service`, for any stub that tonic generates.
-    #[cfg(feature = "grpc")]
-    pub fn grpc(&self, service: &str) -> chassis_grpc::Channel {
-        self.transports.channel(&self.parts.runtime, service)
-    }
-
-    /// A client of the REST service `service`.
-    #[cfg(feature = "http")]
-    pub fn http(&self, service: &str) -> chassis_http::HttpClient {
-        self.transports.client(&self.parts.runtime, service)
+    /// The section `name` of the settings, as it changes: see [`Chassis::settings`].
+    ///
+    /// # Errors
+    /// [`StartError::Settings`] where no section of this name and type was registered.
+    pub fn settings<T: Send + Sync + 'static>(
+        &self,
+        name: &str,
+    ) -> Result<chassis_core::LiveSection<T>, StartError> {
+        self.parts.section(name)
     }
 
     /// What the running service shares.
@@ -185,8 +175,7 @@ impl Running {
         let shutdown = self.parts.shutdown.get();
         let hooks = std::mem::take(&mut self.parts.hooks.before_stop);
         stop_hooks("before-stop", hooks, &self.parts.runtime).await;
-        #[cfg(feature = "grpc")]
-        self.health.not_serving();
+        self.rpc.not_serving();
         if let Some(registered) = self.registered.take() {
             let (done, gone) = oneshot::channel();
             // The task answers when the registry has; a task that is gone has nothing to take down.
@@ -199,10 +188,8 @@ impl Running {
         let delay = shutdown.delay.map(|span| span.0);
         tokio::time::sleep(delay.unwrap_or(if in_kubernetes { PROPAGATION } else { Duration::ZERO })).await;
         // Ends the streams of those who watch the health or have reflection open; they would hold up the drain.
-        #[cfg(feature = "grpc")]
-        self.health.close();
-        #[cfg(feature = "http")]
-        match self.server.drain(shutdown.deadline.0).await {
+        self.rpc.close();
+        match self.rest.drain(shutdown.deadline.0).await {
             0 => {}
             cut => {
                 tracing::warn!(target: "chassis", cut, "calls were still under way at the deadline, and were cut")
@@ -243,9 +230,9 @@ impl Running {
 
 /// Where others reach the protocols of this process, given the addresses that are listened at.
 fn advertised(parts: &Parts, addresses: &[(String, String)]) -> Vec<(String, String)> {
-    let mut advertised = parts.advertised.clone();
+    let (mut advertised, is_local) = (parts.advertised.clone(), parts.runtime.registry().is_local());
     for (name, address) in addresses.iter().filter(|(name, _)| matches!(name.as_str(), "grpc" | "http")) {
-        let address = identity::advertised(address, parts.service.advertise.as_deref(), parts.is_local);
+        let address = identity::advertised(address, parts.service.advertise.as_deref(), is_local);
         advertised.retain(|(protocol, _)| protocol != name);
         advertised.push((name.clone(), address));
     }
@@ -327,61 +314,6 @@ async fn deregister(
         }
         Err(panicked) => report_panic(runtime, "registration", "registration".to_owned(), &panicked),
     }
-}
-
-/// Binds every port before anything is served, so that a start fails whole.
-#[cfg(feature = "http")]
-async fn listen(app: &mut Chassis) -> Result<(Server, Vec<(String, String)>), StartError> {
-    use std::collections::BTreeMap;
-
-    use chassis_http::server::Mux;
-
-    let planned = app.plan()?;
-    // Names of one address share its port: gRPC and REST are told apart by their content-type.
-    let mut shared: BTreeMap<String, (Vec<String>, Mux, Vec<String>)> = BTreeMap::new();
-    for (name, address, plan) in planned {
-        let address_key = if address.ends_with(":0") { format!("{address}#{name}") } else { address };
-        let (names, mux, about) = shared.entry(address_key).or_default();
-        if (mux.grpc.is_some() && plan.mux.grpc.is_some()) || (mux.http.is_some() && plan.mux.http.is_some())
-        {
-            let message =
-                format!("listen.{name}: `listen.{}` serves the same protocol at this address", names[0]);
-            return Err(StartError::Settings(message));
-        }
-        names.push(name);
-        mux.grpc = mux.grpc.take().or(plan.mux.grpc);
-        mux.http = mux.http.take().or(plan.mux.http);
-        about.extend(plan.about);
-    }
-    let runtime = &app.parts.runtime;
-    let server = Server::new(app.server_config(), runtime.tasks(), runtime.random().clone());
-    let server = server.metrics(runtime.metrics().clone());
-    let mut bound = Vec::new();
-    for (key, (names, mux, about)) in shared {
-        let mux = app.layered(mux);
-        let address = key.split('#').next().unwrap_or(&key).to_owned();
-        let name = names[0].clone();
-        let listener = app.parts.network.bind(&address).await;
-        let listener = listener.map_err(|source| StartError::Listen { name, address, source })?;
-        bound.push((names, mux, about, listener));
-    }
-    let mut addresses = Vec::new();
-    for (names, mux, about, listener) in bound {
-        let address = listener.address();
-        tracing::info!(target: "chassis", "listening at {address} for {}: {}", names.join(" and "), about.join(", "));
-        addresses.extend(names.iter().map(|name| (name.clone(), address.clone())));
-        server.serve(&names[0], listener, mux, app.acceptor.clone());
-    }
-    let [out, inward] = app.chains("*");
-    tracing::info!(target: "chassis", "calls that come in: {inward}");
-    tracing::info!(target: "chassis", "calls that go out: {out}");
-    for cluster in app.parts.runtime.clusters() {
-        let [own, _] = app.chains(cluster.service());
-        if own != out {
-            tracing::info!(target: "chassis", "calls to {}: {own}", cluster.service());
-        }
-    }
-    Ok((server, addresses))
 }
 
 /// A hook of a start takes as long as it takes; that it does is told.

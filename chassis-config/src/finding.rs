@@ -47,6 +47,16 @@ impl Finding {
         self
     }
 
+    /// The same, of a table that stands at `part`.
+    pub fn within(mut self, part: &Path) -> Self {
+        self.path = match self.path.is_empty() {
+            true => part.to_string(),
+            false if self.path.starts_with('[') => format!("{part}{}", self.path),
+            false => format!("{part}.{}", self.path),
+        };
+        self
+    }
+
     /// With its place in the tree that was checked.
     pub fn place(self, tree: &Node) -> Problem {
         let (found, rest) = tree.follow(&self.path);

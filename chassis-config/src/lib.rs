@@ -1,11 +1,10 @@
-//! The document people write, from its text to the version in force.
+//! Documents people write, from their texts to the version in force. Which document it is, is the caller's type.
 //!
 //! [`parse`] reads YAML, TOML and JSON into a [`tree`] that knows where everything stands; [`merge`]
 //! lays the layers over each other; [`read`] turns the result into types, and what is wrong into
-//! [`Problem`]s that quote the line. A [`Loader`] does all of it, again whenever a source changes, and
-//! hands out whole [`Version`]s or none.
+//! [`Problem`]s that quote the line; [`read_part`] does so for a table whose type is known at run time only. A
+//! [`Loader`] does all of it, again whenever a source changes, and hands out whole [`Version`]s or none.
 mod de;
-pub mod document;
 mod env;
 mod finding;
 mod loader;
@@ -17,7 +16,7 @@ mod source;
 pub mod tree;
 mod version;
 
-pub use de::read;
+pub use de::{read, read_part};
 pub use env::Environment;
 pub use finding::Finding;
 pub use loader::{Change, Loader, Refusal, Unreadable};
@@ -25,4 +24,4 @@ pub use merge::merge;
 pub use parse::{MAX_BYTES, MAX_DEPTH, MAX_NODES, parse};
 pub use problem::{Problem, Severity, nearest};
 pub use source::{FileSource, TextSource};
-pub use version::{Moved, Version};
+pub use version::{Moved, Version, changes};

@@ -317,6 +317,11 @@ impl PartialEq for Value {
 // === impl Path ===
 
 impl Path {
+    /// The way through these keys.
+    pub fn of<'a>(keys: impl IntoIterator<Item = &'a str>) -> Self {
+        Path(keys.into_iter().map(|key| Segment::Key(key.to_owned())).collect())
+    }
+
     /// One step further.
     pub fn then(&self, segment: Segment) -> Self {
         let mut longer = self.clone();

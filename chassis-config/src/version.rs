@@ -55,7 +55,7 @@ impl<D, T> Version<D, T> {
 // === impl Moved ===
 
 /// What is different between two trees, in the order of the new one; what is gone comes last.
-pub(crate) fn changes(old: &Node, new: &Node) -> Vec<Moved> {
+pub fn changes(old: &Node, new: &Node) -> Vec<Moved> {
     let mut found = Vec::new();
     compare(old, new, &Path::default(), &mut found);
     found

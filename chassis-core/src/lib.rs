@@ -20,6 +20,7 @@ pub mod event;
 pub mod files;
 pub mod headers;
 pub mod inspect;
+pub mod kind;
 pub mod labels;
 pub mod layer;
 pub mod live;
@@ -32,6 +33,7 @@ pub mod protocol;
 pub mod random;
 pub mod registry;
 pub mod runtime;
+pub mod section;
 mod shard;
 pub mod stage;
 pub mod tasks;
@@ -67,14 +69,18 @@ pub use stage::{Next, Placement, Stage, Staged, Stages, from_fn};
 pub use event::{Event, Events, Side};
 pub use metrics::{CallCounter, Metrics};
 
+// What the settings hold beside the rules of calls.
+pub use kind::Kind;
+pub use section::{LiveSection, Section, Sections};
+
 pub use random::Random;
 
 /// What people write: the settings of calls, before they are compiled to [`Policies`]. Those of each
 /// concern stand with it in [`layer`].
 pub mod settings {
     pub use crate::policy::{
-        InboundOperationSettings, InboundSettings, OperationSettings, OutboundSettings, Problem,
-        ServiceSettings, Settings,
+        BUILT_IN_PICKERS, InboundOperationSettings, InboundSettings, OperationSettings, OutboundSettings,
+        Pickers, Problem, ServiceSettings, Settings,
     };
 }
 

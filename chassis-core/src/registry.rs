@@ -95,6 +95,11 @@ pub trait Registry: Send + Sync + 'static {
     /// Follows the instances of `service`, whether or not there are any yet.
     async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError>;
 
+    /// Do only processes of this machine look here? Then loopback is an address to give. Default: no.
+    fn is_local(&self) -> bool {
+        false
+    }
+
     /// The services it knows now, for *did you mean*. Empty where it can't tell.
     async fn services(&self) -> Vec<String> {
         Vec::new()

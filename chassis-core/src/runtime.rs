@@ -27,6 +27,7 @@ use crate::{
     protocol::Transport,
     random::Random,
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
+    section::LiveSection,
     stage::Stages,
     tasks::Tasks,
 };
@@ -281,6 +282,11 @@ impl Runtime {
     /// The newest rules.
     pub fn policies(&self) -> &Live<Policies> {
         &self.0.policies
+    }
+
+    /// The section `name` of the settings, as it changes; `None` if there is none of this name and type.
+    pub fn section<T: Send + Sync + 'static>(&self, name: &str) -> Option<LiveSection<T>> {
+        LiveSection::new(self.0.policies.clone(), name)
     }
 
     /// The registry.

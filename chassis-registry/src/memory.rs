@@ -5,7 +5,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use chassis_core::registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher};
+use chassis_core::{
+    kind::{self, Kind},
+    registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
+};
 
 use serde::Deserialize;
 
@@ -67,6 +70,13 @@ struct Lease {
 // === impl MemoryRegistry ===
 
 impl MemoryRegistry {
+    /// The kind that settings choose by `registry: { kind: memory }`.
+    pub fn kind() -> impl Kind<Config = MemoryConfig, Made = Arc<dyn Registry>> {
+        kind::from_fn("memory", |config: &MemoryConfig| {
+            Ok(Arc::new(MemoryRegistry::shared(&config.name)) as Arc<dyn Registry>)
+        })
+    }
+
     /// An empty one.
     pub fn new() -> Self {
         Self::default()
@@ -132,6 +142,10 @@ impl MemoryRegistry {
 impl Registry for MemoryRegistry {
     fn name(&self) -> &str {
         "memory"
+    }
+
+    fn is_local(&self) -> bool {
+        true
     }
 
     async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {

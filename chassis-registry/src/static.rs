@@ -5,7 +5,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use chassis_core::registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher};
+use chassis_core::{
+    BoxError,
+    kind::Kind,
+    registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
+    settings::Problem,
+};
 use serde::Deserialize;
 
 use crate::board::Board;
@@ -69,33 +74,53 @@ pub struct StaticRegistry {
     board: Arc<Board>,
 }
 
+/// The kind `static`. Its instances can change while the process runs, so it keeps the registry that it makes.
+struct StaticKind(StaticRegistry);
+
 // === impl StaticConfig ===
 
 impl StaticConfig {
     /// The instances it names, by service, or the first that makes no sense: a bad address, an id given
     /// twice. The message has its place: `services.stock[1]`.
     pub fn instances(&self) -> Result<BTreeMap<String, Vec<Instance>>, RegistryError> {
-        self.services.iter().map(|(service, all)| Ok((service.clone(), resolve(service, all)?))).collect()
+        self.resolve().map_err(|problems| {
+            let first = problems.first().map(ToString::to_string);
+            RegistryError::new(first.unwrap_or_default())
+        })
+    }
+
+    /// The same, or all that makes no sense.
+    fn resolve(&self) -> Result<BTreeMap<String, Vec<Instance>>, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let resolved = self
+            .services
+            .iter()
+            .map(|(service, all)| (service.clone(), resolve(service, all, &mut problems)));
+        let resolved = resolved.collect();
+        if problems.is_empty() { Ok(resolved) } else { Err(problems) }
     }
 }
 
-fn resolve(service: &str, all: &[StaticInstance]) -> Result<Vec<Instance>, RegistryError> {
+fn resolve(service: &str, all: &[StaticInstance], problems: &mut Vec<Problem>) -> Vec<Instance> {
     let mut ids = BTreeSet::new();
     let mut instances = Vec::with_capacity(all.len());
     for (at, written) in all.iter().enumerate() {
         let instance = written.resolve(service);
-        let place =
-            |why: &dyn std::fmt::Display| RegistryError::new(format!("services.{service}[{at}]: {why}"));
-        if instance.addresses.is_empty() {
-            return Err(place(&"no address; write addresses: { grpc: host:port }"));
+        let why = if instance.addresses.is_empty() {
+            Some("no address; write addresses: { grpc: host:port }".to_owned())
+        } else if let Err(why) = crate::check(&instance) {
+            Some(why.to_string())
+        } else if !ids.insert(instance.id.clone()) {
+            Some(format!("another instance has the id `{}`", instance.id))
+        } else {
+            None
+        };
+        match why {
+            Some(why) => problems.push(Problem::new(format!("services.{service}[{at}]"), why)),
+            None => instances.push(instance),
         }
-        crate::check(&instance).map_err(|why| place(&why))?;
-        if !ids.insert(instance.id.clone()) {
-            return Err(place(&format!("another instance has the id `{}`", instance.id)));
-        }
-        instances.push(instance);
     }
-    Ok(instances)
+    instances
 }
 
 // === impl StaticInstance ===
@@ -118,6 +143,11 @@ impl StaticInstance {
 // === impl StaticRegistry ===
 
 impl StaticRegistry {
+    /// The kind that settings choose by `registry: { kind: static }`. `services` can change while the process runs.
+    pub fn kind() -> impl Kind<Config = StaticConfig, Made = Arc<dyn Registry>> {
+        StaticKind(StaticRegistry::default())
+    }
+
     /// With the instances of `config`, or what makes no sense in it.
     pub fn new(config: StaticConfig) -> Result<Self, RegistryError> {
         let registry = StaticRegistry::default();
@@ -158,6 +188,34 @@ impl Registry for StaticRegistry {
 
     fn never_blocks(&self) -> bool {
         true
+    }
+}
+
+// === impl StaticKind ===
+
+impl Kind for StaticKind {
+    type Config = StaticConfig;
+    type Made = Arc<dyn Registry>;
+
+    fn name(&self) -> &str {
+        "static"
+    }
+
+    fn check(&self, config: &StaticConfig) -> Vec<Problem> {
+        config.resolve().err().unwrap_or_default()
+    }
+
+    fn make(&self, config: &StaticConfig) -> Result<Arc<dyn Registry>, BoxError> {
+        self.change(config)?;
+        Ok(Arc::new(self.0.clone()))
+    }
+
+    fn live(&self) -> &[&str] {
+        &["services"]
+    }
+
+    fn change(&self, config: &StaticConfig) -> Result<(), BoxError> {
+        Ok(self.0.set(config.clone())?)
     }
 }
 

@@ -103,7 +103,7 @@ async fn the_defaults_are_those_in_force() {
             && inbound.concurrency.is_none()
             && [At::Call, At::Attempt].iter().all(|at| out.faults.at(*at).is_empty())
     );
-    let shutdown = chassis::document::document::ShutdownSection::default();
+    let shutdown = chassis::document::ShutdownSection::default();
     row("shutdown", &format!("`{}`", shutdown.deadline));
 
     row("server.max_connections", &server.max_connections.to_string());

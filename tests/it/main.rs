@@ -15,6 +15,7 @@ mod layers;
 mod life;
 mod limits;
 mod options;
+mod own_kinds;
 mod panics;
 mod quick_failures;
 mod routes;

@@ -138,6 +138,14 @@ fn members_share_the_lints() {
     refuse("manifests without the workspace's lints", manifests.into_iter().map(|file| file.path).collect());
 }
 
+/// What a build has is decided for whole modules, and at the one place where kinds and sections are registered.
+#[test]
+fn the_facade_asks_for_features_at_few_places() {
+    let mut findings = source::lines_with(&["rs"], &["feature = \""]);
+    findings.retain(|finding| finding.starts_with("src/") && finding.contains("cfg"));
+    assert!(findings.len() <= 16, "{} places: {findings:#?}", findings.len());
+}
+
 #[test]
 fn no_test_is_ignored_and_nothing_is_left_to_do() {
     let words = ["#[ignore", "todo!(", "unimplemented!("];

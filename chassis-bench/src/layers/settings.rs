@@ -2,7 +2,7 @@
 use chassis::{
     Document,
     config::{Format, Text},
-    document::{parse, read, tree::Layer},
+    document::{parse, tree::Layer},
     settings::Settings,
 };
 
@@ -52,7 +52,7 @@ pub fn settings(yaml: &str) -> Settings {
 pub fn document(yaml: &str) -> Document {
     let text = Text { content: yaml.into(), format: Format::Yaml, origin: "bench".into(), revision: None };
     let tree = parse(&text, Layer::File).expect("our document can be parsed");
-    let (document, problems) = read::<Document>(&tree);
+    let (document, problems) = Document::read(&tree);
     assert!(problems.is_empty(), "{problems:?}");
     document.expect("a document without problems can be read")
 }

@@ -62,12 +62,13 @@ impl Fault {
         (path, node.at.clone())
     }
 
-    pub(super) fn into_problem(self, path: Path, at: Span) -> Problem {
+    /// `others` could stand beside the key it is about, too.
+    pub(super) fn into_problem(self, path: Path, at: Span, others: &[&str]) -> Problem {
         let secret = path.is_secret();
         let problem = |message: String| Problem::error(path, Some(at), message);
         match self.kind {
             Kind::UnknownKey { key, allowed } => {
-                problem("unknown key".into()).instead(&key, allowed.iter().copied())
+                problem("unknown key".into()).instead(&key, allowed.iter().chain(others).copied())
             }
             _ if secret => problem("this is no value for it (it is not shown)".into()),
             Kind::UnknownWord { word, allowed } => {

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use self::place::Place;
 use crate::{
     problem::Problem,
-    tree::{Layer, Node, Path, Segment},
+    tree::{Layer, Node, Path, Segment, Value},
 };
 
 /// So many errors are told at once.
@@ -24,15 +24,37 @@ const MAX_SKIPS: usize = 1_000;
 /// passed over wherever keys are fixed; in the environment it is a warning, since other programs' names
 /// are there too.
 pub fn read<D: DeserializeOwned>(tree: &Node) -> (Option<D>, Vec<Problem>) {
-    let (mut problems, mut skipped) = (Vec::new(), Vec::<Path>::new());
-    while skipped.len() < MAX_SKIPS {
-        let mut fault = match D::deserialize(Place::top(tree, &skipped)) {
+    read_part(tree, &Path::default(), &[])
+}
+
+/// Reads what stands at `part` of `tree` as a `D`, but for what stands at `aside`, which others read. Where nothing
+/// stands there, it is read from nothing.
+///
+/// ```
+/// use chassis_config::{merge, read_part, tree::{Layer, Node, Origin, Path}};
+///
+/// #[derive(serde::Deserialize)]
+/// #[serde(deny_unknown_fields)]
+/// struct Disk { path: String }
+///
+/// let json = serde_json::json!({ "store": { "kind": "disk", "path": "/var/lib" } });
+/// let tree = Node::from_json(&Origin::new("builder", Layer::Builder, ""), &json);
+/// let (disk, problems) = read_part::<Disk>(&tree, &Path::of(["store"]), &[Path::of(["store", "kind"])]);
+/// assert!(problems.is_empty());
+/// assert_eq!(disk.unwrap().path, "/var/lib");
+/// ```
+pub fn read_part<D: DeserializeOwned>(tree: &Node, part: &Path, aside: &[Path]) -> (Option<D>, Vec<Problem>) {
+    let nothing = Node { value: Value::Null, at: tree.at.clone() };
+    let node = tree.at(part).unwrap_or(&nothing);
+    let (mut problems, mut skipped) = (Vec::new(), aside.to_vec());
+    while skipped.len() < MAX_SKIPS + aside.len() {
+        let mut fault = match D::deserialize(Place::at(node, part, &skipped)) {
             Ok(_) if problems.iter().any(Problem::is_error) => return (None, problems),
             Ok(document) => return (Some(document), problems),
             Err(fault) => fault,
         };
         fault.path.reverse(); // it was gathered from the inside out
-        let path = Path(std::mem::take(&mut fault.path));
+        let path = Path(part.0.iter().cloned().chain(std::mem::take(&mut fault.path)).collect());
         let (path, at) = fault.locate(tree, path);
         let own = matches!(path.0.last(), Some(Segment::Key(key)) if key.starts_with("x-"));
         let consequence =
@@ -41,16 +63,29 @@ pub fn read<D: DeserializeOwned>(tree: &Node) -> (Option<D>, Vec<Problem>) {
         let told = problems.iter().any(consequence) || (own && fault.is_unknown_key());
         if !told {
             let from_environment = at.origin.layer == Layer::Environment && fault.is_unknown_key();
-            let problem = fault.into_problem(path.clone(), at);
+            let others: Vec<_> = aside.iter().filter_map(|other| beside(other, &path)).collect();
+            let mut problem = fault.into_problem(path.clone(), at, &others);
+            if tree.at(part).is_none() {
+                problem.at = None; // nobody wrote it
+            }
             problems.push(if from_environment { crate::env::unknown(problem) } else { problem });
         }
         let errors = problems.iter().filter(|p| p.is_error()).count();
-        if errors >= MAX_ERRORS || tree.at(&path).is_none() || path.0.is_empty() || skipped.contains(&path) {
+        if errors >= MAX_ERRORS || tree.at(&path).is_none() || path == *part || skipped.contains(&path) {
             return (None, problems);
         }
         skipped.push(path);
     }
     (None, problems)
+}
+
+/// The key of `other`, where it is in the same map as `path`.
+fn beside<'a>(other: &'a Path, path: &Path) -> Option<&'a str> {
+    let (Some((Segment::Key(key), above)), Some((_, of))) = (other.0.split_last(), path.0.split_last())
+    else {
+        return None;
+    };
+    (above == of).then_some(key)
 }
 
 #[cfg(test)]

@@ -55,8 +55,8 @@ struct Variant<'a>(Option<(Place<'a>, &'a str)>);
 // === impl Place ===
 
 impl<'a> Place<'a> {
-    pub(super) fn top(node: &'a Node, skipped: &'a [Path]) -> Self {
-        Place { node, path: Path::default(), skipped }
+    pub(super) fn at(node: &'a Node, path: &Path, skipped: &'a [Path]) -> Self {
+        Place { node, path: path.clone(), skipped }
     }
 
     fn enter(&self, node: &'a Node, segment: impl FnOnce() -> Segment) -> Self {

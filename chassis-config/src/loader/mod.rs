@@ -55,6 +55,7 @@ pub struct Loader<D, T> {
     told: Vec<Node>,
     feeds: Vec<Feed>,
     environment: Environment,
+    read: Read<D>,
     check: Check<D, T>,
     /// Something arrived that no version was made of yet.
     dirty: bool,
@@ -66,6 +67,9 @@ pub struct Loader<D, T> {
     /// When a source that nobody insists on is no longer waited for.
     patience: Option<Instant>,
 }
+
+/// Makes a document of a tree.
+type Read<D> = Box<dyn Fn(&Node) -> (Option<D>, Vec<Problem>) + Send + Sync>;
 
 /// Makes a value of a document: with warnings, or errors why not.
 type Check<D, T> = Box<dyn Fn(&D) -> Result<(T, Vec<Finding>), Vec<Finding>> + Send + Sync>;
@@ -86,12 +90,24 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 // === impl Loader ===
 
-impl<D: DeserializeOwned, T> Loader<D, T> {
+impl<D: DeserializeOwned + 'static, T> Loader<D, T> {
     /// Without any source yet: `check` makes the value of a document, or says why it can't be used.
     pub fn new(
         check: impl Fn(&D) -> Result<(T, Vec<Finding>), Vec<Finding>> + Send + Sync + 'static,
     ) -> Self {
+        Loader::reading(crate::de::read::<D>, check)
+    }
+}
+
+impl<D, T> Loader<D, T> {
+    /// The same for a document that serde alone can't read, because what it holds is known at run time only: `read`
+    /// makes it of a tree, with warnings, or says why not.
+    pub fn reading(
+        read: impl Fn(&Node) -> (Option<D>, Vec<Problem>) + Send + Sync + 'static,
+        check: impl Fn(&D) -> Result<(T, Vec<Finding>), Vec<Finding>> + Send + Sync + 'static,
+    ) -> Self {
         Loader {
+            read: Box::new(read),
             told: Vec::new(),
             feeds: Vec::new(),
             environment: Environment::default(),
@@ -240,7 +256,7 @@ impl<D: DeserializeOwned, T> Loader<D, T> {
         let below = merge(self.told.iter().chain(texts.filter_map(|t| t.as_ref().ok())));
         let (environment, mut problems) = self.environment.over(&below);
         let mut tree = merge([&below, &environment]);
-        let (document, more) = crate::de::read::<D>(&tree);
+        let (document, more) = (self.read)(&tree);
         crate::env::without_unknown(&mut tree, &more);
         problems.extend(more);
         let Some(document) = document.filter(|_| !problems.iter().any(Problem::is_error)) else {

@@ -179,6 +179,10 @@ impl Registry for Contained<dyn Registry> {
         self.inner.name()
     }
 
+    fn is_local(&self) -> bool {
+        self.inner.is_local()
+    }
+
     async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
         let registry = self.inner.clone();
         let registering = async move { registry.register(instance).await };

@@ -1,6 +1,6 @@
 //! From settings to policies: checks everything, resolves what is inherited, and finds the state.
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -28,6 +28,7 @@ use crate::{
     },
     matching::{Match, MatchRef, Matcher},
     metrics::{AttemptMetrics, Metrics},
+    section::Sections,
     units::{PositiveSpan, Switch},
 };
 
@@ -60,6 +61,7 @@ pub(super) struct Base {
     routes: Arc<[Rule]>,
     faults: Faults,
     picker: Arc<dyn Picker>,
+    sections: Sections,
     environment: Arc<Environment>,
     /// What the keys of its states begin with.
     key: Box<str>,
@@ -105,13 +107,22 @@ struct Compiler<'a> {
     retunes: Vec<Arc<Limit>>,
 }
 
+/// The names that `balance` knows without being told.
+pub const BUILT_IN_PICKERS: [&str; 3] = ["p2c", "random", "round_robin"];
+
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_INBOUND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What services that are not named are compiled from.
 fn for_unnamed(settings: &Settings) -> Settings {
     let outbound = OutboundSettings { defaults: settings.outbound.defaults.clone(), ..Default::default() };
-    Settings { matches: settings.matches.clone(), outbound, ..Default::default() }
+    Settings {
+        matches: settings.matches.clone(),
+        outbound,
+        pickers: settings.pickers.clone(),
+        sections: settings.sections.clone(),
+        ..Default::default()
+    }
 }
 
 impl Policies {
@@ -248,6 +259,7 @@ impl Base {
             metrics: Some(metrics),
             attempts,
             common: environment.common.clone(),
+            sections: self.sections.clone(),
         }
     }
 
@@ -400,6 +412,7 @@ impl Compiler<'_> {
             routes: Arc::new([]),
             faults: Self::faults_of(faults, None),
             picker: Arc::new(P2c),
+            sections: self.settings.sections.clone(),
             environment: self.environment.clone(),
         };
         let mut named = ByName::default();
@@ -468,9 +481,7 @@ impl Compiler<'_> {
         let base = self.outbound_base(service, path, settings, faults);
         let mut owns = Vec::new();
         let defaults = &self.settings.outbound.defaults.operations;
-        for name in
-            defaults.keys().chain(settings.operations.keys()).collect::<std::collections::BTreeSet<_>>()
-        {
+        for name in defaults.keys().chain(settings.operations.keys()).collect::<BTreeSet<_>>() {
             if let Some(message) = crate::matching::misspelt_operation(name) {
                 let at = if settings.operations.contains_key(name) { path } else { "outbound.defaults" };
                 self.problem(format!("{at}.operations.{name}"), message);
@@ -526,8 +537,8 @@ impl Compiler<'_> {
         let faults = Self::faults_of(faults, Some(&service));
         let environment = self.environment.clone();
         let (key, sites) = (key_of(Side::Client, &service), self.sites());
-        let (side, version) = (Side::Client, self.version);
-        Base { side, service, version, own, routes, faults, picker, environment, key, sites }
+        let (side, version, sections) = (Side::Client, self.version, self.settings.sections.clone());
+        Base { side, service, version, own, routes, faults, picker, sections, environment, key, sites }
     }
 
     /// Puts a layer of settings over what holds so far. Of what it is, and its path, are seldom asked.
@@ -598,12 +609,13 @@ impl Compiler<'_> {
             "p2c" => Arc::new(P2c),
             "random" => Arc::new(RandomPicker),
             "round_robin" => Arc::new(RoundRobin),
-            name => match environment.pickers.get(name) {
+            name => match self.settings.pickers.0.get(name).or_else(|| environment.pickers.get(name)) {
                 Some(picker) => picker.clone(),
                 None => {
-                    let mut allowed: Vec<String> =
-                        ["p2c", "random", "round_robin"].map(str::to_owned).to_vec();
-                    allowed.extend(environment.pickers.keys().cloned());
+                    let mut allowed: Vec<String> = BUILT_IN_PICKERS.map(str::to_owned).to_vec();
+                    let own: BTreeSet<&String> =
+                        self.settings.pickers.0.keys().chain(environment.pickers.keys()).collect();
+                    allowed.extend(own.into_iter().cloned());
                     let message = format!("no picker is called `{name}`");
                     self.problems.push(Problem { path: path.to_owned(), message, allowed });
                     Arc::new(P2c)

@@ -22,10 +22,10 @@ pub(crate) use self::common::lasting;
 use self::compile::Base;
 pub use self::{
     common::{Carried, Common, Sample},
-    compile::Environment,
+    compile::{BUILT_IN_PICKERS, Environment},
     settings::{
-        InboundOperationSettings, InboundSettings, OperationSettings, OutboundSettings, ServiceSettings,
-        Settings,
+        InboundOperationSettings, InboundSettings, OperationSettings, OutboundSettings, Pickers,
+        ServiceSettings, Settings,
     },
     states::States,
 };
@@ -44,6 +44,7 @@ use crate::{
         route::Rule,
     },
     metrics::{CallMetrics, Metrics},
+    section::Sections,
     shard::{self, PerShard},
 };
 
@@ -90,6 +91,8 @@ pub struct Policy {
     pub attempts: Option<Arc<crate::metrics::AttemptMetrics>>,
     /// What all policies of a process have in common.
     pub common: Arc<Common>,
+    /// Sections of others, of the same version.
+    pub(crate) sections: Sections,
 }
 
 /// Looked into by every call. The hash is quick and seeded at random; names that callers make up are bounded
@@ -211,7 +214,14 @@ impl Policy {
             metrics: None,
             attempts: None,
             common,
+            sections: Sections::default(),
         }
+    }
+
+    /// The section of this type, as the version of the settings has it that this call lives under; `None` if none
+    /// was registered. Costs a look at each section there is, and counts no reference.
+    pub fn extension<T: Send + Sync + 'static>(&self) -> Option<&T> {
+        self.sections.get()
     }
 }
 
@@ -221,6 +231,11 @@ impl Policies {
     /// The version of the settings it was compiled from.
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// The sections of others.
+    pub fn sections(&self) -> &Sections {
+        &self.settings.sections
     }
 
     /// Operations that were called without being named in the settings: of `service`, or those that

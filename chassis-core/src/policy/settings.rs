@@ -1,14 +1,15 @@
 //! What people write about calls: the parts of the document that the pipeline lives by.
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     layer::{
-        breaker::BreakerPatch, concurrency::ConcurrencyConfig, fallback::FallbackConfig, fault::FaultConfig,
-        rate_limit::RateLimitConfig, retry::RetryPatch, route::RouteConfig,
+        balance::Picker, breaker::BreakerPatch, concurrency::ConcurrencyConfig, fallback::FallbackConfig,
+        fault::FaultConfig, rate_limit::RateLimitConfig, retry::RetryPatch, route::RouteConfig,
     },
     matching::Match,
+    section::Sections,
     units::{PositiveSpan, Switch},
 };
 
@@ -32,6 +33,31 @@ pub struct Settings {
     pub outbound: OutboundSettings,
     /// Faults to inject.
     pub faults: Vec<FaultConfig>,
+    /// Pickers by name, for `balance` to name. They stand over those that a runtime was built with.
+    pub pickers: Pickers,
+    /// Sections of others, compiled.
+    pub sections: Sections,
+}
+
+/// Pickers that settings have made, by name.
+#[derive(Clone, Default)]
+pub struct Pickers(pub BTreeMap<String, Arc<dyn Picker>>);
+
+// === impl Pickers ===
+
+/// The same pickers, not only such of one kind.
+impl PartialEq for Pickers {
+    fn eq(&self, other: &Self) -> bool {
+        let place = |picker: &Arc<dyn Picker>| Arc::as_ptr(picker).cast::<()>();
+        self.0.len() == other.0.len()
+            && self.0.iter().all(|(name, picker)| other.0.get(name).map(place) == Some(place(picker)))
+    }
+}
+
+impl fmt::Debug for Pickers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 /// Calls that come in.
@@ -92,8 +118,8 @@ macro_rules! outbound {
         #[serde(default, deny_unknown_fields)]
         pub struct ServiceSettings {
             $( $(#[$meta])* #[serde(skip_serializing_if = "Option::is_none")] pub $field: Option<$ty>, )*
-            /// How one of several nodes is picked: `round_robin`, `random`, `p2c`, or the name of a
-            /// picker of one's own. Default `p2c`.
+            /// How one of several nodes is picked: `round_robin`, `random`, `p2c`, or the name of an entry of
+            /// `pickers` or of a picker of one's own. Default `p2c`.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub balance: Option<String>,
             /// Where calls go, in order; the first rule that matches decides. Default: anywhere.

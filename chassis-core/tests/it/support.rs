@@ -158,6 +158,7 @@ pub(crate) fn settings(document: Value) -> Settings {
         inbound: part(&document, "inbound"),
         outbound: part(&document, "outbound"),
         faults: part(&document, "faults"),
+        ..Settings::default()
     }
 }
 

@@ -6,6 +6,7 @@ use std::{future::pending, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use chassis_core::{
+    kind::{self, Kind},
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
     units::PositiveSpan,
 };
@@ -109,6 +110,13 @@ fn one_second() -> PositiveSpan {
 // === impl FileRegistry ===
 
 impl FileRegistry {
+    /// The kind that settings choose by `registry: { kind: file }`.
+    pub fn kind() -> impl Kind<Config = FileConfig, Made = Arc<dyn Registry>> {
+        kind::from_fn("file", |config: &FileConfig| {
+            Ok(Arc::new(FileRegistry::new(config.clone())) as Arc<dyn Registry>)
+        })
+    }
+
     /// Touches nothing until somebody watches.
     pub fn new(config: FileConfig) -> Self {
         FileRegistry { config: Arc::new(config), last: Arc::default() }

@@ -8,6 +8,7 @@ use std::{future::pending, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use chassis_core::{
+    kind::{self, Kind},
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
     units::PositiveSpan,
 };
@@ -128,6 +129,13 @@ impl Default for LocalConfig {
 // === impl LocalRegistry ===
 
 impl LocalRegistry {
+    /// The kind that settings choose by `registry: { kind: local }`.
+    pub fn kind() -> impl Kind<Config = LocalConfig, Made = Arc<dyn Registry>> {
+        kind::from_fn("local", |config: &LocalConfig| {
+            Ok(Arc::new(LocalRegistry::new(config.clone())) as Arc<dyn Registry>)
+        })
+    }
+
     /// Touches nothing until somebody registers or watches.
     pub fn new(config: LocalConfig) -> Self {
         LocalRegistry { config: Arc::new(config) }
@@ -157,6 +165,10 @@ async fn blocking<T: Send + 'static>(
 impl Registry for LocalRegistry {
     fn name(&self) -> &str {
         "local"
+    }
+
+    fn is_local(&self) -> bool {
+        true
     }
 
     async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {

@@ -1,5 +1,5 @@
 //! Headers that go on along a chain of hops.
-use http::HeaderName;
+use chassis_core::reexports::http::HeaderName;
 use serde::{Deserialize, Deserializer, de};
 
 /// The `propagate` list: headers of a call that comes in that are put on the calls its handler makes.

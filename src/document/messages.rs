@@ -1,58 +1,15 @@
 //! What people read when a document is wrong, letter for letter.
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
-use chassis_config::{
-    Change, Environment, FileSource, Finding, Loader, Problem, TextSource, Version,
-    document::{Document, Kinds, Seen, SeenService, read_kind},
-    tree::Layer,
-};
-use chassis_core::{
-    Events, Metrics, Policies, Random, States,
-    config::Format,
-    policy::{self},
-};
-use serde::{Deserialize, Deserializer};
+use chassis_core::{Events, Metrics, Policies, Random, States, config::Format, policy};
 use serde_json::Value;
 
-/// The `registry` table, as a program might know it.
-#[derive(Debug, Default)]
-enum Registry {
-    #[default]
-    Local,
-    File(#[expect(dead_code, reason = "only read")] At),
-}
+use super::{
+    Change, Document, Environment, FileSource, Finding, Loader, Problem, Reader, Seen, SeenService,
+    TextSource, Version, tree::Layer,
+};
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "only read")]
-struct At {
-    path: PathBuf,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Nothing {}
-
-impl Kinds for Registry {
-    const KINDS: &'static [&'static str] = &["local", "file"];
-    const WHAT: &'static str = "a registry";
-    fn read<'de, D: Deserializer<'de>>(kind: &str, rest: D) -> Result<Self, D::Error> {
-        match kind {
-            "file" => At::deserialize(rest).map(Registry::File),
-            _ => Nothing::deserialize(rest).map(|_| Registry::Local),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Registry {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        read_kind(from)
-    }
-}
-
-type Written = Document<Registry>;
-
-fn loader(file: TextSource, environment: Environment) -> Loader<Written, Policies> {
+fn loader(file: TextSource, environment: Environment) -> Loader<Document, Policies> {
     let with = Arc::new(policy::Environment {
         service: "orders".into(),
         states: States::default(),
@@ -63,7 +20,7 @@ fn loader(file: TextSource, environment: Environment) -> Loader<Written, Policie
         fallbacks: HashMap::new(),
         idempotent: Default::default(),
     });
-    let check = move |document: &Written| {
+    let check = move |document: &Document| {
         let mut found = document.check();
         match Policies::compile(&document.settings(), 1, &with, None) {
             Ok(policies) if found.is_empty() => return Ok((policies, Vec::new())),
@@ -72,10 +29,12 @@ fn loader(file: TextSource, environment: Environment) -> Loader<Written, Policie
         }
         Err(found)
     };
-    Loader::new(check).environment(environment).source(Layer::File, Arc::new(file))
+    let reader = Reader::default();
+    let loader = Loader::reading(move |tree| reader.read(tree), check);
+    loader.environment(environment).source(Layer::File, Arc::new(file))
 }
 
-async fn version(content: &str) -> Box<Version<Written, Policies>> {
+async fn version(content: &str) -> Box<Version<Document, Policies>> {
     match loader(TextSource::new("chassis.yaml", Format::Yaml, content), Environment::default()).next().await
     {
         Change::Applied(version) => version,
@@ -290,8 +249,8 @@ fn missing_file() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("chassis.yaml"), "").unwrap();
     let file = FileSource::new(dir.path().join("chassis.yml"));
-    let mut loader: Loader<Written, ()> =
-        Loader::new(|_: &Written| Ok(((), Vec::new()))).source(Layer::File, Arc::new(file));
+    let mut loader: Loader<Document, ()> =
+        Loader::new(|_: &Document| Ok(((), Vec::new()))).source(Layer::File, Arc::new(file));
     let Change::Unreadable(unreadable) = block_on(loader.next()) else { panic!("it is not there") };
     assert!(unreadable.needed);
     let shown = unreadable.to_string().replace(&format!("{}/", dir.path().display()), "");
@@ -306,7 +265,7 @@ fn several_at_once() {
 error: chassis.yaml:1:1  outbond
     1 | outbond: {}
       | ^^^^^^^ unknown key; did you mean `outbound`?
-   allowed: service, listen, registry, matches, inbound, outbound, faults, client, server, telemetry, propagate, shutdown
+   allowed: service, listen, registry, matches, pickers, inbound, outbound, faults, telemetry, propagate, shutdown, client, server
 error: chassis.yaml:3:24  outbound.defaults.timeout
     3 |   defaults: { timeout: 1 }
       |                        ^ `1` has no unit; write 1ms or 1s
@@ -372,7 +331,7 @@ error: environment  outbound.defaults.timeout
 warning: environment  outbund
       | CHASSIS_OUTBUND__DEFAULTS__TIMEOUT=2s
       |         ^^^^^^^ no setting has this name; did you mean `CHASSIS_OUTBOUND__DEFAULTS__TIMEOUT`?
-   allowed: service, listen, registry, matches, inbound, outbound, faults, client, server, telemetry, propagate, shutdown
+   allowed: service, listen, registry, matches, pickers, inbound, outbound, faults, telemetry, propagate, shutdown, client, server
 ",
     );
     check_environment(
@@ -394,7 +353,7 @@ fn secrets_stay_secret() {
 error: chassis.yaml:1:35  registry.pasword
     1 | registry: { kind: file, path: /a, pasword: ******* *
       |                                   ^^^^^^^ unknown key
-   allowed: path
+   allowed: path, poll, kind
 error: chassis.yaml:2:18  listen.token
     2 | listen: { token: ******* *
       |                  ^^^^^^^ this is no value for it (it is not shown)
@@ -480,7 +439,7 @@ fn kinds_of_registry() {
 error: chassis.yaml:1:19  registry.kind
     1 | registry: { kind: fiel }
       |                   ^^^^ `fiel` is not known here; did you mean `file`?
-   allowed: local, file
+   allowed: local, static, file, memory
 ",
     );
     check(
@@ -489,7 +448,7 @@ error: chassis.yaml:1:19  registry.kind
 error: chassis.yaml:1:13  registry.pth
     1 | registry: { pth: /etc/instances.json, kind: file }
       |             ^^^ unknown key; did you mean `path`?
-   allowed: path
+   allowed: path, poll, kind
 ",
     );
     check(

@@ -1,13 +1,14 @@
 //! Names in the document that nobody has met yet: misspelt, or just not there yet.
 use std::collections::{BTreeMap, BTreeSet};
 
+use chassis_config::Finding;
+
 use super::Document;
-use crate::finding::Finding;
 
 /// What a running process has met so far. What is empty says nothing: no warning comes of it.
 ///
 /// ```
-/// use chassis_config::document::{Seen, SeenService};
+/// use chassis::document::{Seen, SeenService};
 ///
 /// let mut seen = Seen::default();
 /// let stock = SeenService { labels: ["track".to_string()].into(), operations: Default::default() };
@@ -35,7 +36,7 @@ const ALWAYS: [&str; 2] = ["version", "zone"];
 
 // === impl Document ===
 
-impl<R, C, S> Document<R, C, S> {
+impl Document {
     /// Warns of services, labels and operations that were not seen yet: a registry may still learn of
     /// them, so nothing is refused. Ask again when more is known.
     pub fn unseen(&self, seen: &Seen) -> Vec<Finding> {

@@ -1,9 +1,8 @@
 //! Where a service listens.
 use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr};
 
+use chassis_config::Finding;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-
-use crate::finding::Finding;
 
 /// The `listen` table: an address by the name of what is served there, `grpc` and `http` first of all.
 ///

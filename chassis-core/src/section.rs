@@ -1,0 +1,224 @@
+//! Sections: tables of the settings that belong to others than the pipeline.
+use std::{
+    any::{Any, TypeId},
+    fmt,
+    sync::Arc,
+};
+
+use crate::{Live, policy::Policies, policy::Problem};
+
+/// A table of the document that a crate or a program adds: its name, its type, and its check.
+///
+/// `C` is what people write, read by serde; `T` is what it is compiled to, and what layers and services see. A
+/// section is part of a version of the settings: where it is refused, nothing of that version takes effect.
+///
+/// A section that is not written is read from nothing, so a `C` with defaults needs no table. A program that does
+/// not register a section passes over its table where the name starts with `x-`, and refuses it otherwise.
+///
+/// ```
+/// use chassis_core::{Section, settings::Problem};
+///
+/// #[derive(serde::Deserialize)]
+/// #[serde(default, deny_unknown_fields)]
+/// struct Audit {
+///     /// Calls of which one is written down. Default 1: every call; 0 is refused.
+///     one_of: u32,
+/// }
+///
+/// impl Default for Audit {
+///     fn default() -> Self {
+///         Audit { one_of: 1 }
+///     }
+/// }
+///
+/// let section = Section::<Audit>::new("x-audit").check(|audit| match audit.one_of {
+///     0 => Err(vec![Problem::new("one_of", "0 is refused; leave the layer out, or switch it off")]),
+///     _ => Ok(()),
+/// });
+/// assert_eq!(section.name(), "x-audit");
+/// ```
+pub struct Section<T, C = T> {
+    name: String,
+    compile: Box<Compile<T, C>>,
+    read_once: bool,
+}
+
+type Compile<T, C> = dyn Fn(C) -> Result<T, Vec<Problem>> + Send + Sync;
+
+/// The compiled sections of one version, by type. Clones share them.
+#[derive(Clone, Default)]
+pub struct Sections(Arc<[Entry]>);
+
+#[derive(Clone)]
+struct Entry {
+    of: TypeId,
+    name: Arc<str>,
+    value: Arc<dyn Any + Send + Sync>,
+}
+
+/// The newest accepted value of a section; clones share it.
+///
+/// It reads the same version that calls take their rules from: there is no moment in which a section is newer or
+/// older than the other settings.
+pub struct LiveSection<T> {
+    policies: Live<Policies>,
+    name: Arc<str>,
+    /// Where a later version has no such section, which only code that applies settings by hand can bring about.
+    first: Arc<T>,
+}
+
+// === impl Section ===
+
+impl<T: Send + Sync + 'static> Section<T> {
+    /// Seen as it is written.
+    pub fn new(name: impl Into<String>) -> Self {
+        Section::compiled(name, Ok)
+    }
+}
+
+impl<T: Send + Sync + 'static, C: 'static> Section<T, C> {
+    /// Seen as `compile` makes it of what is written. Its problems have paths relative to the section.
+    pub fn compiled(
+        name: impl Into<String>,
+        compile: impl Fn(C) -> Result<T, Vec<Problem>> + Send + Sync + 'static,
+    ) -> Self {
+        Section { name: name.into(), compile: Box::new(compile), read_once: false }
+    }
+
+    /// The same, refused where `check` says so. Paths of problems are relative to the section.
+    pub fn check(self, check: impl Fn(&T) -> Result<(), Vec<Problem>> + Send + Sync + 'static) -> Self {
+        let compile = self.compile;
+        let checked = move |written| {
+            let value = compile(written)?;
+            check(&value).map(|()| value)
+        };
+        Section { compile: Box::new(checked), ..self }
+    }
+
+    /// The same, for settings that are read at the start alone: a change is reported as waiting for a restart.
+    /// Default: changes take effect at once.
+    pub fn read_once(self) -> Self {
+        Section { read_once: true, ..self }
+    }
+
+    /// Its key at the top of the document.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Do changes wait for a restart?
+    pub fn is_read_once(&self) -> bool {
+        self.read_once
+    }
+
+    /// What is seen of what was written.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn compile(&self, written: C) -> Result<T, Vec<Problem>> {
+        (self.compile)(written)
+    }
+}
+
+impl<T, C> fmt::Debug for Section<T, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Section").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+// === impl Sections ===
+
+impl Sections {
+    /// The same, with `value` as the section `name`, in place of one of its type.
+    pub fn with<T: Send + Sync + 'static>(&self, name: impl Into<Arc<str>>, value: Arc<T>) -> Self {
+        let entry = Entry { of: TypeId::of::<T>(), name: name.into(), value };
+        let others = self.0.iter().filter(|other| other.of != entry.of).cloned();
+        Sections(others.chain([entry.clone()]).collect())
+    }
+
+    /// The section of this type.
+    pub fn get<T: Send + Sync + 'static>(&self) -> Option<&T> {
+        self.entry(TypeId::of::<T>())?.value.downcast_ref()
+    }
+
+    /// The same, shared.
+    pub fn shared<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
+        self.entry(TypeId::of::<T>())?.value.clone().downcast().ok()
+    }
+
+    /// The section of this type, if it has this name.
+    pub fn named<T: Send + Sync + 'static>(&self, name: &str) -> Option<Arc<T>> {
+        let entry = self.entry(TypeId::of::<T>()).filter(|entry| *entry.name == *name)?;
+        entry.value.clone().downcast().ok()
+    }
+
+    /// The names of all.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|entry| &*entry.name)
+    }
+
+    /// Few: a look at each is quicker than a hash.
+    fn entry(&self, of: TypeId) -> Option<&Entry> {
+        self.0.iter().find(|entry| entry.of == of)
+    }
+}
+
+/// The same values, not only equal ones.
+impl PartialEq for Sections {
+    fn eq(&self, other: &Self) -> bool {
+        let same = |(a, b): (&Entry, &Entry)| a.of == b.of && Arc::ptr_eq(&a.value, &b.value);
+        self.0.len() == other.0.len() && self.0.iter().zip(other.0.iter()).all(same)
+    }
+}
+
+impl fmt::Debug for Sections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.names()).finish()
+    }
+}
+
+// === impl LiveSection ===
+
+impl<T: Send + Sync + 'static> LiveSection<T> {
+    pub(crate) fn new(policies: Live<Policies>, name: &str) -> Option<Self> {
+        let first = policies.with(|policies| policies.sections().named(name))?;
+        Some(LiveSection { policies, name: name.into(), first })
+    }
+
+    /// The current value. Take it once for each piece of work: two takes may straddle a swap.
+    pub fn get(&self) -> Arc<T> {
+        let now = self.policies.with(|policies| policies.sections().named(&self.name));
+        now.unwrap_or_else(|| self.first.clone())
+    }
+}
+
+impl<T> Clone for LiveSection<T> {
+    fn clone(&self) -> Self {
+        LiveSection { policies: self.policies.clone(), name: self.name.clone(), first: self.first.clone() }
+    }
+}
+
+impl<T> fmt::Debug for LiveSection<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LiveSection").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq)]
+    struct Price(u32);
+
+    #[test]
+    fn a_section_is_found_by_its_type() {
+        let sections = Sections::default().with("shop", Arc::new(Price(1))).with("x-on", Arc::new(true));
+        assert_eq!((sections.get::<Price>(), sections.get::<u8>()), (Some(&Price(1)), None));
+        assert_eq!(sections.named::<Price>("shop"), Some(Arc::new(Price(1))));
+        assert_eq!(sections.named::<Price>("x-on"), None);
+        let newer = sections.with("shop", Arc::new(Price(2)));
+        assert_eq!((newer.get::<Price>(), sections.get::<Price>()), (Some(&Price(2)), Some(&Price(1))));
+        assert_eq!(newer.names().count(), 2);
+    }
+}

@@ -1,0 +1,221 @@
+//! The document people write, `chassis.yaml` and the same in TOML and JSON, and everything of
+//! [`chassis_config`] that reads it.
+mod listen;
+#[cfg(test)]
+mod messages;
+mod propagate;
+mod read;
+mod service;
+mod unseen;
+
+use std::collections::BTreeMap;
+
+pub use chassis_config::*;
+use chassis_core::{
+    Sections,
+    layer::fault::FaultConfig,
+    matching::Match,
+    settings::{InboundSettings, OutboundSettings, Pickers, Settings},
+};
+use serde::Deserialize;
+
+pub(crate) use self::read::Reader;
+use self::tree::{Node, Path};
+pub use self::{
+    listen::{Address, Listen},
+    propagate::Propagate,
+    service::{ServiceSection, ShutdownSection, TelemetrySection, check_name},
+    unseen::{Seen, SeenService},
+};
+use crate::kinds::Chosen;
+
+/// All that can be set. An empty document is a sound one.
+///
+/// What holds the settings of a kind (`registry`, `pickers`) and the sections that were registered (`client` and
+/// `server` among them) are read by a builder, which knows them: see [`kind`](crate::ChassisBuilder::kind) and
+/// [`section`](crate::ChassisBuilder::section).
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Document {
+    /// Who this process says it is.
+    pub service: ServiceSection,
+    /// Where it listens.
+    pub listen: Listen,
+    /// Where it learns of others, and they of it.
+    #[serde(deserialize_with = "read::later")]
+    pub(crate) registry: Option<Chosen>,
+    /// Matches by name, to be used by routes, limits and faults. Default none.
+    pub matches: BTreeMap<String, Match>,
+    /// Pickers by name, to be used by `balance`. Default none.
+    #[serde(deserialize_with = "read::later")]
+    pub pickers: Pickers,
+    /// Calls that come in.
+    pub inbound: InboundSettings,
+    /// Calls that go out.
+    pub outbound: OutboundSettings,
+    /// Faults to inject. Default none.
+    pub faults: Vec<FaultConfig>,
+    /// What is told of calls to whoever looks at them later.
+    pub telemetry: TelemetrySection,
+    /// Headers carried on along a chain of hops.
+    pub propagate: Propagate,
+    /// How long a stop may take.
+    pub shutdown: ShutdownSection,
+    /// Sections of others, compiled.
+    #[serde(skip)]
+    pub sections: Sections,
+}
+
+/// Sections of the document itself that are read once, at the start.
+const READ_ONCE: [&str; 3] = ["service", "listen", "registry"];
+
+/// The tables of the document itself: no section of others has such a name.
+pub(crate) const TABLES: [&str; 11] = [
+    "service",
+    "listen",
+    "registry",
+    "matches",
+    "pickers",
+    "inbound",
+    "outbound",
+    "faults",
+    "telemetry",
+    "propagate",
+    "shutdown",
+];
+
+// === impl Document ===
+
+impl Document {
+    /// Reads a tree, with the kinds and sections that are built in: with warnings, or all that is wrong.
+    ///
+    /// ```
+    /// use chassis::{Document, document::{tree::{Layer, Node, Origin}}};
+    ///
+    /// let settings = serde_json::json!({ "registry": { "kind": "memory" }, "inbound": { "timeout": "1s" } });
+    /// let tree = Node::from_json(&Origin::new("example", Layer::Builder, ""), &settings);
+    /// let (document, problems) = Document::read(&tree);
+    /// assert!(problems.is_empty());
+    /// assert_eq!(document.expect("it is sound").registry_kind(), Some("memory"));
+    /// ```
+    pub fn read(tree: &Node) -> (Option<Document>, Vec<Problem>) {
+        Reader::default().read(tree)
+    }
+
+    /// The part that the pipeline lives by.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            matches: self.matches.clone(),
+            inbound: self.inbound.clone(),
+            outbound: self.outbound.clone(),
+            faults: self.faults.clone(),
+            pickers: self.pickers.clone(),
+            sections: self.sections.clone(),
+        }
+    }
+
+    /// The kind of registry that is named.
+    pub fn registry_kind(&self) -> Option<&str> {
+        self.registry.as_ref().map(Chosen::kind)
+    }
+
+    /// What is wrong with it beside the part that the pipeline lives by, and what a [`Reader`] finds.
+    pub(crate) fn check(&self) -> Vec<Finding> {
+        let mut found = self.listen.check();
+        if let Some(Err(why)) = self.service.name.as_deref().map(check_name) {
+            found.push(Finding::error("service.name", why));
+        }
+        found
+    }
+}
+
+/// What of a document takes effect at the next start only.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ReadOnce {
+    /// Sections that were registered as such.
+    pub(crate) sections: Vec<String>,
+    /// Keys of the registry's table that can change, as its kind says.
+    pub(crate) live: Vec<String>,
+}
+
+// === impl ReadOnce ===
+
+impl ReadOnce {
+    /// What is different from the tree a process `started` with and waits for its next start.
+    pub(crate) fn pending(&self, started: &Node, now: &Node) -> Vec<Moved> {
+        let mut found = changes(started, now);
+        found.retain(|moved| self.waits(&moved.path));
+        found
+    }
+
+    fn waits(&self, path: &Path) -> bool {
+        let key = |at: usize| match path.0.get(at) {
+            Some(tree::Segment::Key(key)) => key.as_str(),
+            _ => "",
+        };
+        let is_live = key(0) == "registry" && self.live.iter().any(|live| live == key(1));
+        !is_live && (READ_ONCE.contains(&key(0)) || self.sections.iter().any(|section| section == key(0)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chassis_core::config::{Format, Text};
+
+    use self::tree::Layer;
+    use super::*;
+
+    fn yaml(content: &str) -> Node {
+        let text = Text { content: content.into(), format: Format::Yaml, origin: "c".into(), revision: None };
+        parse(&text, Layer::File).expect("the test's YAML is sound")
+    }
+
+    #[track_caller]
+    fn check(started: &str, now: &str, expected: &[&str]) {
+        let once = ReadOnce { sections: vec!["client".to_owned()], live: vec!["services".to_owned()] };
+        let found = once.pending(&yaml(started), &yaml(now));
+        assert_eq!(found.iter().map(Moved::to_string).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn what_is_read_once_waits_for_a_restart() {
+        check(
+            "listen: {http: 'a:1'}",
+            "listen: {http: 'a:2'}\noutbound: {}\nshop: {}",
+            &["listen.http a:1 -> a:2 (c:1:16)"],
+        );
+        check("", "registry: {kind: local}", &["registry unset -> { kind: local } (c:1:11)"]);
+        check("registry: {kind: static, services: {}}", "registry: {kind: static, services: {a: []}}", &[]);
+        check("service: {name: a}\nshutdown: {}", "service: {name: a}", &[]);
+        check(
+            "client: {connections: 1}",
+            "client: {connections: 2}",
+            &["client.connections 1 -> 2 (c:1:23)"],
+        );
+    }
+
+    #[test]
+    fn every_table_of_the_document_is_known_as_one() {
+        let (_, problems) = read::<Document>(&yaml("nonesuch: 1"));
+        assert_eq!(problems[0].allowed, TABLES);
+    }
+
+    #[test]
+    fn headers_of_one_hop_stay_there() {
+        let read = |content| read::<Document>(&yaml(content));
+        let (document, _) = read("propagate: [x-tenant, Accept-Language]");
+        let names: Vec<_> =
+            document.expect("it is sound").propagate.0.iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["x-tenant", "accept-language"]);
+        let (_, problems) = read("propagate: [a, te, 'b c']");
+        let told: Vec<_> = problems.iter().map(Problem::in_a_line).collect();
+        let te = "c:1:16 propagate[1]: `te` is about one hop and can't be carried on";
+        assert_eq!(told, [te, "c:1:20 propagate[2]: `b c` can't be the name of a header"]);
+    }
+
+    #[test]
+    fn an_empty_document_is_a_sound_one() {
+        let (document, problems) = read::<Document>(&yaml("x-mine: { anything: goes }"));
+        assert_eq!((document, problems), (Some(Document::default()), Vec::new()));
+    }
+}

@@ -1,0 +1,553 @@
+//! What the document holds beside its own tables: kinds that it chooses by name, and sections of others.
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use chassis_config::{
+    Finding, Problem, read_part,
+    tree::{Node, Path, Segment, Value},
+};
+use chassis_core::{
+    BoxError, Kind, Section, Sections,
+    layer::balance::Picker,
+    registry::Registry,
+    settings::{self, BUILT_IN_PICKERS, Pickers},
+};
+use serde::de::DeserializeOwned;
+
+use crate::document::TABLES;
+
+/// All that can be chosen by name, and all sections.
+#[derive(Default)]
+pub struct Kinds {
+    registries: Table<Arc<dyn Registry>>,
+    pickers: Table<Arc<dyn Picker>>,
+    sections: Vec<Box<dyn ReadSection>>,
+    /// Pickers that settings made, and from what: the same settings have the same picker, with what it remembers.
+    made: Mutex<Vec<Made>>,
+    /// What was registered twice.
+    pub(crate) conflicts: Vec<String>,
+}
+
+/// A picker that settings made: where they stand, and what they are.
+type Made = (Path, Value, Weak<dyn Picker>);
+
+/// The kinds of one port.
+struct Table<M>(Vec<Arc<dyn ReadKind<M>>>);
+
+/// A port that has kinds: `Arc<dyn Registry>` and `Arc<dyn Picker>`.
+pub trait Port: Sized + Send + Sync + 'static {
+    /// Keeps the kind with those of its port.
+    #[doc(hidden)]
+    fn add(kinds: &mut Kinds, kind: impl Kind<Made = Self>);
+}
+
+/// A kind, and how its settings are read.
+trait ReadKind<M>: Send + Sync {
+    fn name(&self) -> &str;
+    /// Reads the table at `part`, or says what is wrong with it.
+    fn read(self: Arc<Self>, tree: &Node, part: &Path) -> Result<Chosen<M>, Vec<Problem>>;
+}
+
+/// A section, and how it is read.
+trait ReadSection: Send + Sync {
+    fn name(&self) -> &str;
+    fn is_read_once(&self) -> bool;
+    /// Adds the section to `sections`, or says what is wrong with it.
+    fn read(&self, tree: &Node, sections: &mut Sections) -> Result<(), Vec<Problem>>;
+}
+
+/// A kind with its settings: what a table chose.
+pub(crate) struct Chosen<M = Arc<dyn Registry>> {
+    kind: Arc<str>,
+    live: Arc<[String]>,
+    make: Arc<Make<M>>,
+    change: Arc<Make<()>>,
+}
+
+type Make<M> = dyn Fn() -> Result<M, BoxError> + Send + Sync;
+
+/// Kinds that a build can be without, and the cargo feature that has them.
+const OPTIONAL_KINDS: [(&str, &str); 1] = [("local", "local")];
+/// The same of sections.
+const OPTIONAL_SECTIONS: [(&str, &str); 2] = [("client", "http"), ("server", "http")];
+
+const KIND: &str = "kind";
+
+// === the ports ===
+
+impl Port for Arc<dyn Registry> {
+    fn add(kinds: &mut Kinds, kind: impl Kind<Made = Self>) {
+        kinds.registries.add(kind);
+    }
+}
+
+impl Port for Arc<dyn Picker> {
+    fn add(kinds: &mut Kinds, kind: impl Kind<Made = Self>) {
+        kinds.pickers.add(kind);
+    }
+}
+
+// === impl Kinds ===
+
+impl Kinds {
+    /// Adds a section; each has a name and a type of its own.
+    pub(crate) fn section<T, C>(&mut self, section: Section<T, C>)
+    where
+        T: Send + Sync + 'static,
+        C: DeserializeOwned + 'static,
+    {
+        let name = section.name();
+        if self.section_names().any(|other| other == name) {
+            self.conflicts.push(format!("two sections are called `{name}`"));
+        }
+        if TABLES.contains(&name) {
+            self.conflicts.push(format!("`{name}` is a table of chassis' own; a section has another name"));
+        }
+        self.sections.push(Box::new(section));
+    }
+
+    pub(crate) fn section_names(&self) -> impl Iterator<Item = &str> {
+        self.sections.iter().map(|section| section.name())
+    }
+
+    /// Those that are read at the start alone.
+    pub(crate) fn read_once(&self) -> impl Iterator<Item = &str> {
+        self.sections.iter().filter(|section| section.is_read_once()).map(|section| section.name())
+    }
+
+    pub(crate) fn read_sections(&self, tree: &Node, problems: &mut Vec<Problem>) -> Sections {
+        let mut sections = Sections::default();
+        for section in &self.sections {
+            if let Err(wrong) = section.read(tree, &mut sections) {
+                problems.extend(wrong);
+            }
+        }
+        sections
+    }
+
+    /// The registry that the `registry` table chooses; `None` without such a table.
+    pub(crate) fn read_registry(&self, tree: &Node, problems: &mut Vec<Problem>) -> Option<Chosen> {
+        let part = Path::of(["registry"]);
+        tree.at(&part).filter(|node| !matches!(node.value, Value::Null))?;
+        self.registries.read(tree, &part).map_err(|wrong| problems.extend(wrong)).ok()
+    }
+
+    /// The pickers of the `pickers` table, and those kinds that need no settings, under their own names.
+    pub(crate) fn read_pickers(&self, tree: &Node, problems: &mut Vec<Problem>) -> Pickers {
+        let mut pickers = BTreeMap::new();
+        let part = Path::of(["pickers"]);
+        for kind in &self.pickers.0 {
+            // One that needs settings is there only where it has them.
+            let own = part.then(Segment::Key(kind.name().to_owned()));
+            if tree.at(&own).is_none()
+                && let Ok(chosen) = kind.clone().read(tree, &own)
+                && let Ok(picker) = self.picker(&own, &Value::Null, &chosen)
+            {
+                pickers.insert(kind.name().to_owned(), picker);
+            }
+        }
+        let Some(table) = tree.at(&part) else { return Pickers(pickers) };
+        if !matches!(table.value, Value::Map(_) | Value::Null) {
+            problems.push(wrong_type(table, part.clone(), "a map of pickers by name"));
+        }
+        for entry in table.entries() {
+            let part = part.then(Segment::Key(entry.key.clone()));
+            if BUILT_IN_PICKERS.contains(&entry.key.as_str()) {
+                let message = format!("`{}` is built in; a picker of one's own has another name", entry.key);
+                problems.push(Problem::error(part, Some(entry.key_at.clone()), message));
+                continue;
+            }
+            let made = self.pickers.read(tree, &part).and_then(|chosen| {
+                let failed = |error: BoxError| vec![failed(tree, &part, &*error)];
+                self.picker(&part, &entry.node.value, &chosen).map_err(failed)
+            });
+            match made {
+                Ok(picker) => drop(pickers.insert(entry.key.clone(), picker)),
+                Err(wrong) => problems.extend(wrong),
+            }
+        }
+        Pickers(pickers)
+    }
+
+    /// The picker of these settings: the one that was made before, while anybody has it.
+    fn picker(
+        &self,
+        part: &Path,
+        written: &Value,
+        chosen: &Chosen<Arc<dyn Picker>>,
+    ) -> Result<Arc<dyn Picker>, BoxError> {
+        let find = |made: &mut Vec<Made>| {
+            made.retain(|(.., picker)| picker.strong_count() > 0);
+            let same = made.iter().find(|(path, from, _)| path == part && from == written);
+            same.and_then(|(.., picker)| picker.upgrade())
+        };
+        // A kind is somebody else's code: it may panic, which leaves the list as it was.
+        if let Some(picker) = find(&mut self.made.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return Ok(picker);
+        }
+        let picker = chosen.make()?;
+        let entry = (part.clone(), written.clone(), Arc::downgrade(&picker));
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+        Ok(picker)
+    }
+
+    /// The registry that is used where the settings name none.
+    ///
+    /// # Errors
+    /// There is none, or it would find nobody.
+    pub(crate) fn default_registry(&self, tree: &Node) -> Result<Chosen, BoxError> {
+        if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
+            return Err("inside Kubernetes `registry.kind` has to be set: `static` or `file`".into());
+        }
+        let Some(local) = self.registries.0.iter().find(|kind| kind.name() == "local") else {
+            let known: Vec<_> = self.registries.names().map(|name| format!("`{name}`")).collect();
+            return Err(format!(
+                "`registry.kind` has to be set: this build of chassis has no `local`, which the cargo feature `local` \
+                 adds; there are {}",
+                known.join(", ")
+            )
+            .into());
+        };
+        local.clone().read(tree, &Path::of(["registry"])).map_err(|wrong| {
+            let wrong: Vec<_> = wrong.iter().map(Problem::in_a_line).collect();
+            wrong.join("; ").into()
+        })
+    }
+
+    /// Says of a section that this build is without which cargo feature has it.
+    pub(crate) fn explain_left_out(&self, problems: &mut [Problem]) {
+        for problem in problems {
+            let [Segment::Key(key)] = &*problem.path.0 else { continue };
+            let left_out = OPTIONAL_SECTIONS.iter().find(|(section, _)| section == key);
+            if let Some((section, feature)) =
+                left_out.filter(|_| self.section_names().all(|name| name != key))
+            {
+                problem.message = left_out_message(section, feature);
+                problem.nearest = None;
+            }
+        }
+    }
+}
+
+fn left_out_message(name: &str, feature: &str) -> String {
+    format!("this build of chassis has no `{name}`: the cargo feature `{feature}` adds it")
+}
+
+fn failed(tree: &Node, part: &Path, error: &(dyn std::error::Error + 'static)) -> Problem {
+    let mut message = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        message = format!("{message}: {cause}");
+        source = cause.source();
+    }
+    Finding::error("", message).within(part).place(tree)
+}
+
+fn wrong_type(node: &Node, part: Path, wanted: &str) -> Problem {
+    let found = match &node.value {
+        Value::Null => "nothing".to_owned(),
+        Value::Plain(word) | Value::Quoted(word) => format!("`{word}`"),
+        Value::List(_) => "a list".to_owned(),
+        Value::Map(_) => "a map".to_owned(),
+    };
+    Problem::error(part, Some(node.at.clone()), format!("{wanted} belongs here, not {found}"))
+}
+
+fn placed(tree: &Node, part: &Path, wrong: Vec<settings::Problem>) -> Vec<Problem> {
+    wrong.into_iter().map(|problem| Finding::from(problem).within(part).place(tree)).collect()
+}
+
+// === impl Table ===
+
+impl<M> Default for Table<M> {
+    fn default() -> Self {
+        Table(Vec::new())
+    }
+}
+
+impl<M: 'static> Table<M> {
+    /// The last of a name holds: a program may put its own in the place of one that is built in.
+    fn add(&mut self, kind: impl Kind<Made = M>) {
+        self.0.retain(|other| other.name() != kind.name());
+        self.0.push(Arc::new(Readable(kind)));
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|kind| kind.name())
+    }
+
+    /// Reads the table at `part` as its `kind` says.
+    fn read(&self, tree: &Node, part: &Path) -> Result<Chosen<M>, Vec<Problem>> {
+        let Some(table) = tree.at(part) else { return Err(Vec::new()) };
+        if !matches!(table.value, Value::Map(_)) {
+            return Err(vec![wrong_type(table, part.clone(), "a map with a `kind`")]);
+        }
+        let at = part.then(Segment::Key(KIND.to_owned()));
+        let Some(entry) = table.entry(KIND) else {
+            return Err(vec![Finding::error("", "missing `kind`").within(part).place(tree)]);
+        };
+        let (Value::Plain(word) | Value::Quoted(word)) = &entry.node.value else {
+            return Err(vec![wrong_type(&entry.node, at, "the name of a kind")]);
+        };
+        if let Some(kind) = self.0.iter().find(|kind| kind.name() == word) {
+            return kind.clone().read(tree, part);
+        }
+        let place = Some(entry.node.at.clone());
+        Err(vec![match OPTIONAL_KINDS.iter().find(|(kind, _)| kind == word) {
+            Some((kind, feature)) => {
+                let allowed = self.names().map(str::to_owned).collect();
+                Problem { allowed, ..Problem::error(at, place, left_out_message(kind, feature)) }
+            }
+            None => {
+                Problem::error(at, place, format!("`{word}` is not known here")).instead(word, self.names())
+            }
+        }])
+    }
+}
+
+// === impl Readable ===
+
+/// A kind whose settings are read by [`read_part`], which needs to know their type.
+struct Readable<K>(K);
+
+impl<K: Kind> ReadKind<K::Made> for Readable<K> {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn read(self: Arc<Self>, tree: &Node, part: &Path) -> Result<Chosen<K::Made>, Vec<Problem>> {
+        let (config, problems) =
+            read_part::<K::Config>(tree, part, &[part.then(Segment::Key(KIND.to_owned()))]);
+        let Some(config) = config else { return Err(problems) };
+        let wrong = self.0.check(&config);
+        if !wrong.is_empty() {
+            return Err(placed(tree, part, wrong));
+        }
+        let config = Arc::new(config);
+        let (kind, live) =
+            (self.0.name().into(), self.0.live().iter().map(|key| (*key).to_owned()).collect());
+        let (this, of) = (self.clone(), config.clone());
+        Ok(Chosen {
+            kind,
+            live,
+            make: Arc::new(move || this.0.make(&of)),
+            change: Arc::new(move || self.0.change(&config)),
+        })
+    }
+}
+
+// === impl Section ===
+
+impl<T: Send + Sync + 'static, C: DeserializeOwned + 'static> ReadSection for Section<T, C> {
+    fn name(&self) -> &str {
+        self.name()
+    }
+
+    fn is_read_once(&self) -> bool {
+        self.is_read_once()
+    }
+
+    fn read(&self, tree: &Node, sections: &mut Sections) -> Result<(), Vec<Problem>> {
+        let part = Path::of([self.name()]);
+        let (written, problems) = read_part::<C>(tree, &part, &[]);
+        let Some(written) = written else { return Err(problems) };
+        let value = self.compile(written).map_err(|wrong| placed(tree, &part, wrong))?;
+        if sections.get::<T>().is_some() {
+            let message = "another section has the same type; layers find a section by its type, so give it one of \
+                           its own";
+            return Err(vec![Finding::error("", message).within(&part).place(tree)]);
+        }
+        *sections = sections.with(self.name(), Arc::new(value));
+        Ok(())
+    }
+}
+
+// === impl Chosen ===
+
+impl<M> Chosen<M> {
+    pub(crate) fn kind(&self) -> &str {
+        &self.kind
+    }
+
+    /// Keys that can change while it is in use.
+    pub(crate) fn live(&self) -> &[String] {
+        &self.live
+    }
+
+    pub(crate) fn make(&self) -> Result<M, BoxError> {
+        (self.make)()
+    }
+
+    /// Puts these settings in force in the one that was made.
+    pub(crate) fn change(&self) -> Result<(), BoxError> {
+        (self.change)()
+    }
+}
+
+impl<M> Clone for Chosen<M> {
+    fn clone(&self) -> Self {
+        let Chosen { kind, live, make, change } = self;
+        Chosen { kind: kind.clone(), live: live.clone(), make: make.clone(), change: change.clone() }
+    }
+}
+
+/// The same choice, not only an equal one.
+impl<M> PartialEq for Chosen<M> {
+    fn eq(&self, other: &Self) -> bool {
+        self.kind == other.kind && Arc::ptr_eq(&self.make, &other.make)
+    }
+}
+
+impl<M> fmt::Debug for Chosen<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Chosen").field(&self.kind).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chassis_core::config::{Format, Text};
+    use chassis_core::kind;
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::document::{parse, tree::Layer};
+
+    fn yaml(content: &str) -> Node {
+        let text = Text { content: content.into(), format: Format::Yaml, origin: "c".into(), revision: None };
+        parse(&text, Layer::File).expect("the test's YAML is sound")
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Seed {
+        seed: u64,
+    }
+
+    struct Seeded(u64);
+
+    impl Picker for Seeded {
+        fn pick(&self, _: &chassis_core::layer::balance::Candidates<'_>) -> usize {
+            self.0 as usize
+        }
+    }
+
+    fn seeded() -> Kinds {
+        let mut kinds = Kinds::default();
+        Port::add(
+            &mut kinds,
+            kind::from_fn("seeded", |seed: &Seed| match seed.seed {
+                13 => Err("13 brings bad luck".into()),
+                seed => Ok(Arc::new(Seeded(seed)) as Arc<dyn Picker>),
+            }),
+        );
+        kinds
+    }
+
+    #[track_caller]
+    fn pickers(kinds: &Kinds, content: &str, expected: &[&str]) -> Pickers {
+        let mut problems = Vec::new();
+        let pickers = kinds.read_pickers(&yaml(content), &mut problems);
+        assert_eq!(problems.iter().map(Problem::in_a_line).collect::<Vec<_>>(), expected);
+        pickers
+    }
+
+    #[test]
+    fn what_a_build_is_without_is_named_with_its_feature() {
+        let mut problems = Vec::new();
+        let kinds = Kinds::default();
+        kinds.read_registry(&yaml("registry: { kind: local, lease: 5s }"), &mut problems);
+        let left_out = "this build of chassis has no `local`: the cargo feature `local` adds it";
+        assert_eq!(problems[0].in_a_line(), format!("c:1:19 registry.kind: {left_out}"));
+
+        let mut problems = vec![Problem::error(Path::of(["server"]), None, "unknown key")];
+        kinds.explain_left_out(&mut problems);
+        let left_out = "this build of chassis has no `server`: the cargo feature `http` adds it";
+        assert_eq!(problems[0].in_a_line(), format!("server: {left_out}"));
+    }
+
+    #[test]
+    fn what_a_table_of_a_kind_holds_is_read_at_its_place() {
+        let kinds = seeded();
+        pickers(
+            &kinds,
+            "pickers: { a: { kind: seeded, seed: x } }",
+            &["c:1:37 pickers.a.seed: a whole number belongs here, not `x`"],
+        );
+        pickers(
+            &kinds,
+            "pickers: { a: { kind: seeded, sed: 1 } }",
+            &["c:1:31 pickers.a.sed: unknown key; did you mean `seed`?"],
+        );
+        pickers(
+            &kinds,
+            "pickers: { a: { kind: seded } }",
+            &["c:1:23 pickers.a.kind: `seded` is not known here; did you mean `seeded`?"],
+        );
+        pickers(
+            &kinds,
+            "pickers: { a: { kind: seeded, seed: 13 } }",
+            &["c:1:12 pickers.a: 13 brings bad luck"],
+        );
+        pickers(
+            &kinds,
+            "pickers: { a: seeded }",
+            &["c:1:15 pickers.a: a map with a `kind` belongs here, not `seeded`"],
+        );
+        pickers(
+            &kinds,
+            "pickers: { a: { kind: [seeded] } }",
+            &["c:1:23 pickers.a.kind: the name of a kind belongs here, not a list"],
+        );
+        pickers(
+            &kinds,
+            "pickers: [ a ]",
+            &["c:1:10 pickers: a map of pickers by name belongs here, not a list"],
+        );
+        pickers(
+            &kinds,
+            "pickers: { p2c: { kind: seeded, seed: 1 } }",
+            &["c:1:12 pickers.p2c: `p2c` is built in; a picker of one's own has another name"],
+        );
+    }
+
+    #[test]
+    fn the_same_settings_have_the_same_picker() {
+        let kinds = seeded();
+        let read = |content| pickers(&kinds, content, &[]);
+        let first = read("pickers: { a: { kind: seeded, seed: 1 } }");
+        assert_eq!(first.0.len(), 1, "one that needs settings is not there without");
+        assert_eq!(first, read("pickers: { a: { seed: 1, kind: 'seeded' } } # the same"));
+        assert_ne!(first, read("pickers: { a: { kind: seeded, seed: 2 } }"));
+        assert_eq!(first, read("pickers: { a: { kind: seeded, seed: 1 } }"), "it was in use meanwhile");
+        drop(first);
+        assert_eq!(
+            kinds.made.lock().unwrap().iter().filter(|(.., picker)| picker.strong_count() > 0).count(),
+            0
+        );
+    }
+
+    #[test]
+    fn sections_that_clash_are_noted() {
+        let mut kinds = Kinds::default();
+        kinds.section(Section::<u8>::new("x-a"));
+        kinds.section(Section::<u16>::new("x-a"));
+        kinds.section(Section::<u32>::new("outbound"));
+        assert_eq!(
+            kinds.conflicts,
+            [
+                "two sections are called `x-a`",
+                "`outbound` is a table of chassis' own; a section has another name",
+            ]
+        );
+        let mut kinds = Kinds::default();
+        kinds.section(Section::<Vec<u8>>::new("x-a"));
+        kinds.section(Section::<Vec<u8>>::new("x-b"));
+        let mut problems = Vec::new();
+        kinds.read_sections(&yaml(""), &mut problems);
+        assert!(problems[0].message.contains("another section has the same type"), "{problems:?}");
+    }
+}

@@ -1,0 +1,47 @@
+//! A build without gRPC: nothing is served by it, and descriptors say nothing.
+use chassis_core::Runtime;
+
+use crate::{StartError, rest::Rest};
+
+#[derive(Default)]
+pub(crate) struct Setup {}
+
+pub(crate) struct Rpc;
+
+#[derive(Default)]
+pub(crate) struct Declared {
+    pub(crate) idempotent: Vec<String>,
+    pub(crate) operations: Vec<String>,
+}
+
+// === impl Declared ===
+
+impl Declared {
+    pub(crate) fn of(_: &[Vec<u8>]) -> Result<Self, StartError> {
+        Ok(Declared::default())
+    }
+}
+
+// === impl Rpc ===
+
+impl Rpc {
+    pub(crate) fn new(_: Setup, _: &Rest, _: Vec<Vec<u8>>) -> Self {
+        Rpc
+    }
+
+    #[allow(dead_code, reason = "called where something listens")]
+    pub(crate) fn plan<P>(&mut self, _: &Runtime, _: &mut P) -> Result<(), StartError> {
+        Ok(())
+    }
+
+    #[allow(dead_code, reason = "called where something listens")]
+    pub(crate) fn layered<M>(&self, mux: M) -> M {
+        mux
+    }
+
+    pub(crate) fn serving(&self) {}
+
+    pub(crate) fn not_serving(&self) {}
+
+    pub(crate) fn close(&self) {}
+}

@@ -1,0 +1,205 @@
+//! Kinds of one's own, as a crate outside has them: chosen by name, with settings of their own.
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use chassis::{
+    BoxError, Chassis, Kind, StartError,
+    document::Environment,
+    kind,
+    layer::balance::{Candidates, Picker},
+    registries::MemoryRegistry,
+    registry::{Instance, Registry},
+    settings::Problem,
+};
+use serde::Deserialize;
+
+use crate::mesh::{Ask, Caller, Mesh, Pushed, Wire, both};
+
+/// A registry of addresses by service, in the settings.
+#[derive(Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct TableConfig {
+    /// A file that is not there; only for what a change of it says.
+    path: String,
+    addresses: BTreeMap<String, Vec<String>>,
+}
+
+#[derive(Clone, Default)]
+struct Table(MemoryRegistry);
+
+impl Table {
+    fn set(&self, config: &TableConfig) {
+        for (service, addresses) in &config.addresses {
+            let instance = |address: &String| {
+                let instance = Instance::new(service.clone(), address.clone());
+                instance.with_address("grpc", address.clone()).with_address("http", address.clone())
+            };
+            self.0.set(service, chassis::registry::Membership::known(addresses.iter().map(instance)));
+        }
+    }
+}
+
+impl Kind for Table {
+    type Config = TableConfig;
+    type Made = Arc<dyn Registry>;
+
+    fn name(&self) -> &str {
+        "table"
+    }
+
+    fn check(&self, config: &TableConfig) -> Vec<Problem> {
+        let wrong = config.addresses.iter().flat_map(|(service, addresses)| {
+            let wrong = addresses.iter().enumerate().filter(|(_, address)| !address.contains(':'));
+            wrong
+                .map(move |(i, _)| Problem::new(format!("addresses.{service}[{i}]"), "an address has a port"))
+        });
+        wrong.collect()
+    }
+
+    fn make(&self, config: &TableConfig) -> Result<Arc<dyn Registry>, BoxError> {
+        self.set(config);
+        Ok(Arc::new(self.0.clone()))
+    }
+
+    fn live(&self) -> &[&str] {
+        &["addresses"]
+    }
+
+    fn change(&self, config: &TableConfig) -> Result<(), BoxError> {
+        self.set(config);
+        Ok(())
+    }
+}
+
+/// The node whose id comes first or last, and who was picked for.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EndConfig {
+    end: End,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum End {
+    First,
+    Last,
+}
+
+struct EndPicker(End);
+
+impl Picker for EndPicker {
+    fn pick(&self, candidates: &Candidates<'_>) -> usize {
+        let ids = candidates.nodes().iter().map(|node| node.instance().id.clone()).enumerate();
+        let picked = match self.0 {
+            End::First => ids.min_by(|(_, a), (_, b)| a.cmp(b)),
+            End::Last => ids.max_by(|(_, a), (_, b)| a.cmp(b)),
+        };
+        picked.map_or(0, |(index, _)| index)
+    }
+}
+
+fn end() -> impl Kind<Config = EndConfig, Made = Arc<dyn Picker>> {
+    kind::from_fn("end", |config: &EndConfig| Ok(Arc::new(EndPicker(config.end)) as Arc<dyn Picker>))
+}
+
+async fn caller(mesh: &Mesh, config: &str) -> Arc<Caller> {
+    let plan = mesh.server("tests", "tests").own_registry().config(config);
+    plan.with(|builder| builder.kind(Table::default()).kind(end())).caller().await
+}
+
+/// Why a start with these settings is refused.
+async fn refused(settings: &str) -> String {
+    let source = chassis::document::TextSource::new("c", chassis::config::Format::Yaml, settings);
+    let builder = Chassis::builder("tests").without_file().environment(Environment::default()).config(source);
+    match builder.kind(Table::default()).kind(end()).build().await {
+        Err(StartError::Settings(why)) => why,
+        other => panic!("it is refused for its settings: {:?}", other.err()),
+    }
+}
+
+both! {
+    async fn a_registry_of_ones_own_is_chosen_by_name(wire: Wire) {
+        let mesh = Mesh::new();
+        let (_one, _two) = (mesh.start("stock", "stock-1").await, mesh.start("stock", "stock-2").await);
+        let table = |path: &str, address: &str| {
+            format!("registry: {{ kind: table, path: {path}, addresses: {{ stock: ['memory:{address}'] }} }}")
+        };
+        let caller = caller(&mesh, &table("/a", "stock-1")).await;
+        assert_eq!(caller.call(wire, Ask::to("stock")).await.instance.as_deref(), Some("stock-1"));
+        // What its kind says can change does; the rest waits.
+        caller.push(&table("/b", "stock-2")).await.applied();
+        assert_eq!(caller.call(wire, Ask::to("stock")).await.instance.as_deref(), Some("stock-2"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_wrong_with_the_settings_of_a_kind_is_shown_at_its_place() {
+    let why = refused("registry:\n  kind: table\n  adresses: {}\n").await;
+    assert!(why.contains("c:3:3  registry.adresses"), "{why}");
+    assert!(why.contains("unknown key; did you mean `addresses`?"), "{why}");
+
+    let why = refused("registry:\n  kind: table\n  addresses:\n    stock: ['a:1', b]\n").await;
+    assert!(why.contains("c:4:20  registry.addresses.stock[1]"), "{why}");
+    assert!(why.contains("an address has a port"), "{why}");
+
+    let why = refused("registry: { kind: tabel }\n").await;
+    assert!(why.contains("`tabel` is not known here; did you mean `table`?"), "{why}");
+    assert!(why.contains("allowed: local, static, file, memory, table"), "{why}");
+
+    let why = refused("pickers: { near: { kind: end, end: frist } }\n").await;
+    assert!(why.contains("c:1:36  pickers.near.end"), "{why}");
+    assert!(why.contains("`frist` is not known here; did you mean `first`?"), "{why}");
+
+    let why =
+        refused("outbound: { defaults: { balance: naer } }\npickers: { near: { kind: end, end: last } }\n")
+            .await;
+    assert!(why.contains("no picker is called `naer`; did you mean `near`?"), "{why}");
+    assert!(why.contains("allowed: p2c, random, round_robin, near"), "{why}");
+}
+
+both! {
+    async fn a_picker_of_ones_own_is_chosen_by_name(wire: Wire) {
+        let mesh = Mesh::new();
+        let (_one, _two) = (mesh.start("stock", "stock-1").await, mesh.start("stock", "stock-2").await);
+        let settings = |end: &str| {
+            format!(
+                "pickers: {{ edge: {{ kind: end, end: {end} }} }}\n\
+                 outbound: {{ services: {{ stock: {{ balance: edge }} }} }}\n\
+                 registry: {{ kind: table, addresses: {{ stock: ['memory:stock-1', 'memory:stock-2'] }} }}"
+            )
+        };
+        let caller = caller(&mesh, &settings("first")).await;
+        let by = async |count| {
+            let outcomes = caller.calls(wire, count, || Ask::to("stock")).await;
+            outcomes.into_iter().map(|outcome| outcome.instance.unwrap_or_default()).collect::<Vec<_>>()
+        };
+        assert_eq!(by(4).await, ["stock-1"; 4]);
+        caller.push(&settings("last")).await.applied();
+        assert_eq!(by(4).await, ["stock-2"; 4]);
+        // A picker that can't be made changes nothing.
+        let Pushed::Refused(why) = caller.push(&settings("middle")).await else { panic!("there is no such end") };
+        assert!(why[0].contains("pickers.edge.end"), "{why:?}");
+        assert_eq!(by(4).await, ["stock-2"; 4]);
+    }
+}
+
+/// One that is handed to the builder has no settings, and is named as it is.
+#[tokio::test(start_paused = true)]
+async fn kinds_of_the_same_name_take_the_place_of_those_before() {
+    let made = Arc::new(Mutex::new(Vec::new()));
+    let noting = |name: &'static str| {
+        let made = made.clone();
+        kind::from_fn("memory", move |_: &BTreeMap<String, String>| {
+            made.lock().unwrap().push(name);
+            Ok(Arc::new(MemoryRegistry::new()) as Arc<dyn Registry>)
+        })
+    };
+    let builder = Chassis::builder("tests")
+        .without_file()
+        .environment(Environment::default())
+        .settings(serde_json::json!({ "registry": { "kind": "memory" } }));
+    builder.kind(noting("first")).kind(noting("second")).build().await.unwrap();
+    assert_eq!(*made.lock().unwrap(), ["second"]);
+}
