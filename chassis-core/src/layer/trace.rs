@@ -20,7 +20,7 @@ use crate::{
     call::{Invocation, Reply},
     event::Side,
     headers,
-    random::Random,
+    random::{Random, mix},
 };
 
 /// The trace a call is part of, and the span that calls made for it are children of.
@@ -169,13 +169,6 @@ fn record(span: &tracing::Span, trace: &Option<Arc<TraceContext>>) {
         span.record("trace_id", tracing::field::display(format_args!("{:032x}", trace.trace_id)));
         span.record("span_id", tracing::field::display(format_args!("{:016x}", trace.span_id)));
     }
-}
-
-/// The finalizer of splitmix64 (Steele, Lea, Flood 2014): spreads near numbers far.
-fn mix(n: u64) -> u64 {
-    let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    n ^ (n >> 31)
 }
 
 // === impl TraceContext ===

@@ -1,5 +1,8 @@
 //! Paths with holes: `/stock/{id}`. The template names the operation, the parameters fill the holes.
-use std::fmt::Write;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+/// All but the unreserved characters of RFC 3986, 2.3.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Fills the holes of `template`. A hole that begins with a star (`{*path}`) may hold slashes.
 ///
@@ -66,21 +69,8 @@ fn push(path: &mut String, value: &str, slashes: bool) -> Result<(), &'static st
     Ok(())
 }
 
-/// All but the unreserved characters of RFC 3986, 2.3.
 fn encode(to: &mut String, text: &str) {
-    if text.bytes().all(is_unreserved) {
-        return to.push_str(text);
-    }
-    for byte in text.bytes() {
-        match is_unreserved(byte) {
-            true => to.push(char::from(byte)),
-            false => write!(to, "%{byte:02X}").expect("a string takes all that is written"),
-        }
-    }
-}
-
-fn is_unreserved(byte: u8) -> bool {
-    matches!(byte, b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~')
+    to.extend(utf8_percent_encode(text, RESERVED));
 }
 
 #[cfg(test)]

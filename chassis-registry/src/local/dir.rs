@@ -12,6 +12,7 @@ use std::{
 };
 
 use chassis_core::registry::RegistryError;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 /// A directory that nobody but this user can write to or read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,15 +132,14 @@ pub(super) const TEMP_PREFIX: &str = ".tmp-chassis-";
 
 // === names ===
 
+/// What is encoded in the name of a file, apart from a first `.`.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
+
 /// `name` as one component of a path: `%XX` for every byte that is no letter, digit, `-`, `_` or inner `.`.
 pub(super) fn file_name(name: &str) -> Result<String, RegistryError> {
-    let mut encoded = String::with_capacity(name.len());
-    for (at, byte) in name.bytes().enumerate() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => encoded.push(byte.into()),
-            b'.' if at > 0 => encoded.push('.'),
-            _ => encoded.push_str(&format!("%{byte:02X}")),
-        }
+    let mut encoded = utf8_percent_encode(name, RESERVED).to_string();
+    if encoded.starts_with('.') {
+        encoded.replace_range(..1, "%2E");
     }
     match encoded.len() {
         0 => Err(RegistryError::new("an empty name")),
@@ -154,20 +154,7 @@ fn start(name: &str) -> String {
 
 /// The name that [`file_name`] made `encoded` of; `None` if it made it of none.
 fn name(encoded: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(encoded.len());
-    let mut rest = encoded.as_bytes();
-    while let [byte, after @ ..] = rest {
-        rest = after;
-        bytes.push(match byte {
-            b'%' => {
-                let digits = std::str::from_utf8(rest.get(..2)?).ok()?;
-                rest = &rest[2..];
-                u8::from_str_radix(digits, 16).ok()?
-            }
-            byte => *byte,
-        });
-    }
-    let name = String::from_utf8(bytes).ok()?;
+    let name = percent_decode_str(encoded).decode_utf8().ok()?.into_owned();
     (file_name(&name).ok()? == encoded).then_some(name)
 }
 
