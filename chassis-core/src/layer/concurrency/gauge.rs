@@ -1,18 +1,14 @@
-//! How many are under way.
+//! Counts the calls under way against a limit.
 use std::sync::atomic::{
-    AtomicU32, AtomicU64,
-    Ordering::{Relaxed, SeqCst},
+    AtomicU32,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
-use crate::shard::Cells;
-
 /// Counts permits. The limit is an argument, so that it can change while permits are out: lowered below
-/// what is out, it admits nobody until enough came back.
+/// the number that is out, it admits no call until enough came back.
 ///
-/// Never more than the limit are out, and nobody is refused while fewer are; but for a moment in which the
-/// limit was lowered and two threads take back what others keep: then one may be. Far below the limit a thread
-/// keeps a few permits that came back for its next calls, so that threads need not take the count from each
-/// other; where there is no other left, they are used by whoever needs them.
+/// The count is exact at every moment: never more than the limit are out, and no call is refused while fewer
+/// are. That is why all threads share one counter.
 ///
 /// ```
 /// use chassis_core::layer::concurrency::Gauge;
@@ -25,89 +21,28 @@ use crate::shard::Cells;
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub struct Gauge {
-    /// Permits that are out, and those that are kept.
+    /// Permits that are out.
     taken: AtomicU32,
-    /// The limit that was last asked for.
-    limit: AtomicU32,
-    kept: Cells<Kept>,
 }
-
-/// Permits that a shard keeps, 32 bits; above them how often one was put there.
-#[derive(Debug, Default)]
-struct Kept(AtomicU64);
-
-/// A shard keeps this share of the limit; so many shards as there are keep a quarter of it.
-const KEEPS: u32 = 4 * crate::shard::SHARDS as u32;
-
-const PUT: u64 = 1 << 32;
 
 // === impl Gauge ===
 
 impl Gauge {
-    /// Takes a permit if fewer than `limit` are out. A limit of 0 admits nobody.
+    /// Takes a permit if fewer than `limit` are out. A limit of 0 admits no call.
     pub fn acquire(&self, limit: u32) -> bool {
-        if self.limit.load(Relaxed) != limit {
-            self.limit.store(limit, Relaxed);
-        }
-        let kept = limit >= KEEPS && self.taken.load(Relaxed) <= limit && self.kept.cell().take();
-        kept || self.take(limit)
-    }
-
-    /// Returns a permit. Once for every one taken.
-    pub fn release(&self) {
-        let (limit, taken) = (self.limit.load(Relaxed), self.taken.load(Relaxed));
-        let keep = limit >= KEEPS && (1..=limit / 2).contains(&taken);
-        if !keep || !self.kept.cell().put(limit / KEEPS) {
-            // One too many would wrap to four billion: a limit that admits nobody any more.
-            let _ = self.taken.fetch_update(SeqCst, SeqCst, |taken| taken.checked_sub(1));
-        }
-    }
-
-    /// One that nobody has, or else one that a thread keeps.
-    fn take(&self, limit: u32) -> bool {
         let under = |taken| (taken < limit).then(|| taken + 1);
-        let over = |taken| (taken > limit).then(|| taken - 1);
-        loop {
-            if self.taken.fetch_update(SeqCst, SeqCst, under).is_ok() {
-                return true;
-            }
-            let puts = self.puts();
-            while self.kept.cells().any(Kept::take) {
-                // It goes back where the limit was lowered below all that are taken.
-                if self.taken.fetch_update(SeqCst, SeqCst, over).is_err() {
-                    return true;
-                }
-            }
-            // None is kept, and none was put there since: all that are taken are out.
-            if self.taken.load(SeqCst) >= limit && self.puts() == puts {
-                return false;
-            }
-        }
+        self.taken.fetch_update(AcqRel, Relaxed, under).is_ok()
     }
 
-    /// How many permits are out.
+    /// Returns a permit: once for every one taken.
+    pub fn release(&self) {
+        // One too many would wrap to four billion, a count that no limit admits a call above.
+        let _ = self.taken.fetch_update(Release, Relaxed, |taken| taken.checked_sub(1));
+    }
+
+    /// The number of permits that are out.
     pub fn in_use(&self) -> u32 {
-        let kept = self.kept.cells().map(|kept| kept.0.load(SeqCst) as u32).sum();
-        self.taken.load(SeqCst).saturating_sub(kept)
-    }
-
-    fn puts(&self) -> u64 {
-        self.kept.cells().map(|kept| kept.0.load(SeqCst) >> 32).sum()
-    }
-}
-
-// === impl Kept ===
-
-impl Kept {
-    #[inline]
-    fn take(&self) -> bool {
-        self.0.fetch_update(SeqCst, SeqCst, |kept| (kept as u32 > 0).then(|| kept - 1)).is_ok()
-    }
-
-    #[inline]
-    fn put(&self, most: u32) -> bool {
-        let put = |kept: u64| ((kept as u32) < most).then(|| kept.wrapping_add(PUT + 1));
-        self.0.fetch_update(SeqCst, SeqCst, put).is_ok()
+        self.taken.load(Acquire)
     }
 }
 
@@ -136,29 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn permits_that_a_thread_keeps_are_there_for_all() {
-        let gauge = Gauge::default();
-        let on_a_thread = |work: &(dyn Fn() + Sync)| {
-            std::thread::scope(|scope| scope.spawn(work).join().unwrap());
-        };
-        for limit in [64, 1_000, 100] {
-            for _ in 0..20 {
-                on_a_thread(&|| {
-                    (0..limit / 2).for_each(|_| assert!(gauge.acquire(limit)));
-                    (0..limit / 2).for_each(|_| gauge.release());
-                });
-                assert_eq!(gauge.in_use(), 0);
-            }
-            (0..limit).for_each(|i| assert!(gauge.acquire(limit), "{i} of {limit}"));
-            assert!(!gauge.acquire(limit));
-            assert_eq!(gauge.in_use(), limit);
-            on_a_thread(&|| (0..limit).for_each(|_| gauge.release()));
-            assert_eq!(gauge.in_use(), 0);
-        }
-    }
-
-    #[test]
-    fn nobody_is_refused_while_there_is_room() {
+    fn no_call_is_refused_while_there_is_room() {
         const LIMIT: u32 = 64;
         let gauge = Gauge::default();
         std::thread::scope(|scope| {
