@@ -21,9 +21,7 @@ use crate::{
     labels::LabelSet,
     layer::{balance::Picker, fallback::FallbackFn},
     metrics::Metrics,
-    policy::{
-        Carried, Common, Environment, Policies, Problem, Retired, Sample, Settings, Site, States, lasting,
-    },
+    policy::{Carried, Common, Environment, Policies, Problem, Retired, Sample, Settings, Site, States},
     protocol::Transport,
     random::Random,
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
@@ -157,8 +155,7 @@ impl RuntimeBuilder {
             caller.push_str(&format!(";{name}={value}"));
         }
         let registry = contain::registry(self.registry, &self.events, contain::BLOCKED_AFTER);
-        // A name that can't travel in a header does not travel.
-        let common = Common { caller: lasting(caller), ..Common::new(self.random) };
+        let common = Common::new(self.random).called(caller);
         let environment = Arc::new(Environment {
             service: self.service.clone(),
             states: States::default(),
@@ -335,7 +332,7 @@ impl Runtime {
 
     /// What this service calls itself on the wire.
     pub fn caller(&self) -> Option<HeaderValue> {
-        self.0.environment.common.caller.clone()
+        self.0.environment.common.caller()
     }
 
     /// Everything there is to see now: services, nodes, circuits, limits, rules, the version.

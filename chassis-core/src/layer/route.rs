@@ -143,7 +143,7 @@ impl RouteLayer {
     fn stamp_outgoing(&self, call: &mut Invocation) {
         call.policy =
             self.policies.with(|all| all.outbound(&call.target.service, call.target.operation.as_str()));
-        call.target.caller = call.policy.common.caller.clone();
+        call.target.caller = call.policy.common.caller();
         let started = call.started;
         // A bound too far away to be told as a time is none.
         let after = |timeout: Option<Duration>| timeout.and_then(|timeout| started.checked_add(timeout));

@@ -1,32 +1,33 @@
 //! What all policies of a process have in common, and layers take from there: layers are cloned for each
 //! thread and each further attempt, and what hangs on the policy costs that nothing.
-use std::{
-    collections::HashSet,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{
-            AtomicBool, AtomicU64,
-            Ordering::{Acquire, Relaxed, Release},
-        },
-    },
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
 };
 
-use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 
-use crate::{Live, random::Random, units::Ratio};
+use crate::{Live, random::Random, shard::PerShard, units::Ratio};
 
 /// Randomness, this service's name on the wire, which calls begin a trace, and what is carried on.
 #[derive(Debug)]
 pub struct Common {
     /// For everything that is drawn.
     pub random: Random,
-    /// What this service calls itself on the wire: `orders;track=stable`.
-    pub caller: Option<HeaderValue>,
+    /// The name of this service on the wire, with its labels: `orders;track=stable`.
+    caller: Option<Caller>,
     /// The share of calls without a trace that begin one.
     pub sample: Sample,
     /// Headers that are carried on along a chain of hops.
     pub carried: Carried,
+}
+
+/// A name of which threads have copies: each call counts several references to it, and threads that count in
+/// one place wait for each other.
+#[derive(Debug)]
+struct Caller {
+    name: HeaderValue,
+    copies: PerShard<HeaderValue>,
 }
 
 /// A share that can be set while calls look at it.
@@ -43,9 +44,22 @@ pub struct Carried {
 // === impl Common ===
 
 impl Common {
-    /// Draws from `random`; nobody by name, and no traces.
+    /// Draws from `random`; without a name, and without traces.
     pub fn new(random: Random) -> Self {
         Common { random, caller: None, sample: Sample::default(), carried: Carried::default() }
+    }
+
+    /// The same for a service called `caller` on the wire. A name that no header can carry does not travel.
+    pub fn called(self, caller: String) -> Self {
+        let caller = HeaderValue::try_from(caller).ok();
+        Common { caller: caller.map(|name| Caller { name, copies: PerShard::new() }), ..self }
+    }
+
+    /// The name of this service on the wire, with its labels: `orders;track=stable`.
+    #[inline]
+    pub fn caller(&self) -> Option<HeaderValue> {
+        let caller = self.caller.as_ref()?;
+        Some(caller.copies.mine(|| apart(&caller.name)).clone())
     }
 
     /// Does a call without a trace begin one?
@@ -61,19 +75,9 @@ impl Default for Common {
     }
 }
 
-/// `name` as a value that lasts as long as the process, once for each name: calls carry several copies of
-/// it, whose references would be counted in one place by all threads.
-pub(crate) fn lasting(name: String) -> Option<HeaderValue> {
-    static NAMES: Mutex<Option<HashSet<&'static str>>> = Mutex::new(None);
-    HeaderValue::try_from(&name).ok()?;
-    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
-    let names = names.get_or_insert_default();
-    let name = names.get(&*name).copied().unwrap_or_else(|| {
-        let name: &'static str = name.leak();
-        names.insert(name);
-        name
-    });
-    HeaderValue::from_maybe_shared(Bytes::from_static(name.as_bytes())).ok()
+/// The same value with a count of references of its own.
+fn apart(value: &HeaderValue) -> HeaderValue {
+    HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone())
 }
 
 // === impl Sample ===

@@ -18,7 +18,6 @@ use std::{
     time::Duration,
 };
 
-pub(crate) use self::common::lasting;
 use self::compile::Base;
 pub use self::{
     common::{Carried, Common, Sample},
