@@ -62,6 +62,7 @@ impl Watcher for Told {
 /// A server, a stub of it, and what keeps them alive.
 struct World {
     network: Network,
+    transport: Arc<GrpcTransport>,
     client: Runtime,
     server: Server,
     _runtime: Runtime,
@@ -82,7 +83,8 @@ impl World {
         server.serve("grpc", listener, Mux { grpc: Some(Arc::new(edge)), http: None }, None);
         let client = Runtime::builder("tests").registry(Arc::new(OneInstance));
         let client = client.idempotent(idempotent_operations(FILE_DESCRIPTOR_SET).unwrap()).build().unwrap();
-        World { network, client, server, _runtime: runtime }
+        let transport = GrpcTransport::new(Arc::new(network.clone()), ClientConfig::default());
+        World { network, transport: Arc::new(transport), client, server, _runtime: runtime }
     }
 
     fn stub(&self) -> EchoClient<Channel> {
@@ -90,9 +92,7 @@ impl World {
     }
 
     fn channel(&self) -> Channel {
-        let transport = GrpcTransport::new(Arc::new(self.network.clone()), ClientConfig::default());
-        let pipeline = pipeline::client(&self.client, "echo", &Arc::new(transport));
-        Channel::new("echo", pipeline)
+        Channel::new("echo", pipeline::client(&self.client, "echo", &self.transport))
     }
 }
 
@@ -387,10 +387,7 @@ async fn pushback_is_obeyed() {
 #[tokio::test(start_paused = true)]
 async fn an_unknown_method_is_unimplemented() {
     let world = World::new(Echo::default()).await;
-    let transport = GrpcTransport::new(Arc::new(world.network.clone()), ClientConfig::default());
-    let pipeline = pipeline::client(&world.client, "echo", &Arc::new(transport));
-    let channel = Channel::new("echo", pipeline);
-    let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
+    let mut health = tonic_health::pb::health_client::HealthClient::new(world.channel());
     assert_eq!(
         health.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap_err().code(),
         Code::Unimplemented
