@@ -20,7 +20,7 @@ use std::sync::{
 use http::HeaderMap;
 use tokio::task::futures::TaskLocalFuture;
 
-use crate::{clock::Instant, layer::trace::TraceContext};
+use crate::{clock::Instant, types::TraceContext};
 
 /// Handed down from a call to the calls made for it. Empty outside a handler.
 #[derive(Clone, Debug, Default)]

@@ -11,7 +11,11 @@ use std::{
 
 use tokio::sync::broadcast;
 
-use crate::{Error, Origin, Reason, clock::Instant, layer::breaker::State};
+use crate::{
+    algorithm::circuit::State,
+    clock::Instant,
+    types::{Error, Origin, Reason, Side},
+};
 
 /// One thing that happened. Closed, so that dashboards and tests can rely on it.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,15 +72,6 @@ pub enum Event {
     PluginBlocked { plugin: String, call: String, lasts: Duration },
 }
 
-/// Which end of a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Side {
-    /// Calls that go out.
-    Client,
-    /// Calls that come in.
-    Server,
-}
-
 /// Where events go; clones share it.
 #[derive(Clone)]
 pub struct Events(Arc<Inner>);
@@ -98,7 +93,7 @@ const MOST_CAUSES: usize = 256;
 
 /// Lets one through a second: for events that would otherwise come once a call.
 #[derive(Debug, Default)]
-pub struct Pulse(AtomicU64);
+pub(crate) struct Pulse(AtomicU64);
 
 // === impl Events ===
 
@@ -297,21 +292,11 @@ impl fmt::Display for Side {
     }
 }
 
-impl Side {
-    /// `client` or `server`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Side::Client => "client",
-            Side::Server => "server",
-        }
-    }
-}
-
 // === impl Pulse ===
 
 impl Pulse {
     /// Is it the first within a second before `now`?
-    pub fn beat(&self, now: Instant, epoch: Instant) -> bool {
+    pub(crate) fn beat(&self, now: Instant, epoch: Instant) -> bool {
         let millis = now.millis_since(epoch) + 1;
         let last = self.0.load(Ordering::Relaxed);
         let due = last == 0 || millis.saturating_sub(last) >= Duration::from_secs(1).as_millis() as u64;

@@ -4,9 +4,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use serde::Serialize;
 
 use crate::{
+    algorithm::circuit::State,
     clock::Instant,
     cluster::{Cluster, Node},
-    layer::{breaker::State, rate_limit::Buckets},
+    layer::rate_limit::Buckets,
     policy::Policy,
     runtime::Runtime,
 };

@@ -9,65 +9,64 @@
 //! - To be implemented by others: [`registry`], [`config`], [`protocol`], layers at a [`Stage`],
 //!   [pickers](layer::balance::Picker) and [fallbacks](layer::fallback::FallbackFn).
 #![cfg_attr(docsrs, feature(doc_cfg))]
-pub mod call;
+mod algorithm;
+mod call;
 pub mod clock;
-pub mod cluster;
-pub mod config;
+mod cluster;
 pub mod contain;
-pub mod context;
-pub mod error;
-pub mod event;
+mod context;
+mod event;
 pub mod files;
-pub mod headers;
 pub mod inspect;
 pub mod kind;
-pub mod labels;
 pub mod layer;
-pub mod live;
-pub mod load;
-pub mod matching;
-pub mod metrics;
+mod live;
+mod metrics;
 pub mod pipeline;
-pub mod policy;
+mod plugin;
+mod policy;
 pub mod protocol;
-pub mod random;
-pub mod registry;
-pub mod runtime;
+mod random;
+mod runtime;
 pub mod section;
 mod shard;
-pub mod stage;
+mod site;
+mod stage;
 pub mod tasks;
 #[cfg(feature = "testing")]
 pub mod testing;
-pub mod units;
+mod types;
 
 // A call and its answer.
-pub use call::{Call, CallOptions, Invocation, Operation, Reply, ReplyBody, Target};
+pub use call::{Call, CallOptions, Invocation, Reply, ReplyBody};
+pub use types::{Operation, Target};
 // Its body, and what ends it early.
-pub use call::{Abort, Aborted, Body, Failure, Reader, Replay};
+pub use types::{Abort, Aborted, Body, Failure, Reader, Replay};
 // How it ended, and for whom.
-pub use call::{Details, Hop, Listener, Outcome, Verdict, had_waited};
-pub use error::{Code, Error, Origin, Reason};
+pub use call::{Listener, Outcome, had_waited};
+pub use types::{Code, Details, Error, Hop, Origin, Reason, Verdict};
 // What travels with it from hop to hop.
 pub use context::Context;
-pub use labels::{LabelSet, TextMap};
-pub use layer::trace::TraceContext;
+pub use types::wire;
+pub use types::{LabelSet, TextMap, TraceContext};
 
 // The rules that calls live under, and the one place where they are swapped.
 pub use live::Live;
-pub use policy::{Environment, MOST_OPERATIONS, MOST_SERVICES, Policies, Policy, States};
+pub use policy::{MOST_OPERATIONS, MOST_SERVICES, Policies, Policy, States};
+pub use types::{matching, units};
 
-// Where calls go.
-pub use cluster::{Connection, Known, Link, Members, Node};
-pub use load::Load;
+// Where calls go, and where that and the settings are said.
+pub use cluster::{Connection, Known, Link, Load, Members, Node};
+pub use plugin::{config_source as config, registry};
 
 // The pipeline, and layers of one's own in it.
 pub use runtime::{MOST_UNKNOWN, Runtime, RuntimeBuilder};
 pub use stage::{Next, Placement, Stage, Staged, Stages, from_fn};
 
 // Watching it.
-pub use event::{Event, Events, Side};
+pub use event::{Event, Events};
 pub use metrics::{CallCounter, Metrics};
+pub use types::Side;
 
 // What the settings hold beside the rules of calls.
 pub use kind::Kind;
@@ -75,20 +74,12 @@ pub use section::{LiveSection, Section, Sections};
 
 pub use random::Random;
 
-/// What people write: the settings of calls, before they are compiled to [`Policies`]. Those of each
-/// concern stand with it in [`layer`].
+/// What people write: the settings of calls, and what they are compiled to [`Policies`] with. The settings of
+/// each concern stand with it in [`layer`].
 pub mod settings {
     pub use crate::policy::{
-        BUILT_IN_PICKERS, InboundOperationSettings, InboundSettings, OperationSettings, OutboundSettings,
-        Pickers, Problem, ServiceSettings, Settings,
-    };
-}
-
-/// Names on the wire that all protocols have in common, and quick looks for a header.
-pub mod wire {
-    pub use crate::{
-        headers::{contains, find},
-        layer::route::CALLER,
+        BUILT_IN_PICKERS, Common, Environment, InboundOperationSettings, InboundSettings, OperationSettings,
+        OutboundSettings, Pickers, Problem, ServiceSettings, Settings,
     };
 }
 

@@ -10,9 +10,8 @@ use tower::ServiceBuilder;
 use tower_service::Service;
 
 use crate::{
-    BoxFuture, Error, Reason,
+    BoxFuture,
     call::{Invocation, Reply},
-    event::Side,
     layer::{
         attempt::AttemptLayer,
         balance::BalanceLayer,
@@ -32,6 +31,7 @@ use crate::{
     protocol::{Leaf, Transport},
     runtime::Runtime,
     stage::{Next, Stage},
+    types::{Error, Reason, Side},
 };
 
 /// A whole pipeline, types erased: always ready, cheap to clone.

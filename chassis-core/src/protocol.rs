@@ -5,9 +5,10 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::{
-    BoxFuture, Code, Error,
-    call::{Body, Call, Hop, Invocation, Reply, Verdict},
+    BoxFuture,
+    call::{Call, Invocation, Reply},
     cluster::Link,
+    types::{Body, Code, Error, Hop, Verdict, wire},
 };
 
 /// A protocol's own words, as far as the pipeline needs them.
@@ -62,15 +63,13 @@ pub trait Protocol: Send + Sync + 'static {
 
     /// Where the number of attempts made before travels.
     fn attempts_header(&self) -> HeaderName {
-        const NAME: HeaderName = HeaderName::from_static("x-chassis-attempt");
-        NAME
+        wire::ATTEMPT
     }
 
     /// Writes what remains of the deadline.
     fn write_deadline(&self, metadata: &mut HeaderMap, remaining: Duration) {
         let millis = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX);
-        const NAME: HeaderName = HeaderName::from_static("x-request-timeout-ms");
-        metadata.insert(NAME, HeaderValue::from(millis));
+        metadata.insert(wire::TIMEOUT, HeaderValue::from(millis));
     }
 
     /// The label of an operation's own code in metrics: an HTTP status, a gRPC code's name.

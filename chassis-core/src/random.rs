@@ -13,7 +13,7 @@ use rand::TryRngCore;
 
 use crate::{
     shard::{self, Line, SHARDS},
-    units::Ratio,
+    types::units::Ratio,
 };
 
 /// A cheap source of randomness that clones and threads share without locks. Not for secrets.

@@ -18,16 +18,17 @@ use crate::{
     contain,
     event::Events,
     inspect::Inspection,
-    labels::LabelSet,
     layer::{balance::Picker, fallback::FallbackFn},
     metrics::Metrics,
-    policy::{Carried, Common, Environment, Policies, Problem, Retired, Sample, Settings, Site, States},
+    plugin::registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
+    policy::{Carried, Common, Environment, Policies, Problem, Retired, Sample, Settings, States},
     protocol::Transport,
     random::Random,
-    registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
     section::LiveSection,
+    site::Site,
     stage::Stages,
     tasks::Tasks,
+    types::LabelSet,
 };
 
 /// What a running chassis shares.

@@ -14,11 +14,11 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    BoxError, BoxFuture, Error,
+    BoxError, BoxFuture,
     call::{Home, Invocation, Reply},
     clock::Instant,
-    event::Side,
     shard::{Cells, Line},
+    types::{Error, Side},
 };
 
 /// A place in the pipeline where a user's layer can stand.
@@ -106,11 +106,7 @@ pub enum Staged<S> {
 /// Makes a tower layer of an async function over the call and what is inside, as axum's `from_fn` does.
 ///
 /// ```
-/// use chassis_core::{
-///     Error,
-///     call::{Invocation, Reply},
-///     stage::{Next, Stage, Stages, from_fn},
-/// };
+/// use chassis_core::{Error, Invocation, Next, Reply, Stage, Stages, from_fn};
 ///
 /// async fn audit(call: Invocation, next: Next) -> Result<Reply, Error> {
 ///     println!("{}", call.target.operation);

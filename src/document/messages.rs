@@ -1,7 +1,7 @@
 //! What people read when a document is wrong, letter for letter.
 use std::{collections::HashMap, sync::Arc};
 
-use chassis_core::{Events, Metrics, Policies, Random, States, config::Format, policy};
+use chassis_core::{Events, Metrics, Policies, Random, States, config::Format, settings};
 use serde_json::Value;
 
 use super::{
@@ -10,12 +10,12 @@ use super::{
 };
 
 fn loader(file: TextSource, environment: Environment) -> Loader<Document, Policies> {
-    let with = Arc::new(policy::Environment {
+    let with = Arc::new(settings::Environment {
         service: "orders".into(),
         states: States::default(),
         metrics: Metrics::new(prometheus::Registry::new()).expect("the names are sound"),
         events: Events::new(),
-        common: Arc::new(policy::Common::new(Random::seeded(7))),
+        common: Arc::new(settings::Common::new(Random::seeded(7))),
         pickers: HashMap::new(),
         fallbacks: HashMap::new(),
         idempotent: Default::default(),

@@ -11,7 +11,7 @@ use super::{
     Call, Invocation, Reply, Verdict,
     completion::{Completion, Listener, Of, Outcome, Scope, Tried},
 };
-use crate::{Error, clock::Instant, cluster::Node};
+use crate::{clock::Instant, cluster::Node, types::Error};
 
 /// A copy of a call in the user's hands, with all who listened so far.
 pub(crate) struct Home(Invocation);
@@ -82,7 +82,7 @@ impl Home {
             }
             None => {
                 if home.0.node.is_none() {
-                    home.0.node = error.node().cloned(); // picked below the layers
+                    home.0.node = error.node(); // picked below the layers
                 }
                 home.0.settle(Verdict::of(&error));
                 error.at(home.0.node.take())

@@ -1,9 +1,9 @@
 //! One call on its way through the pipeline, and its answer on the way back.
 mod attempt;
-mod body;
 mod completion;
 mod home;
 mod hop;
+mod returned;
 
 use std::{
     ops::{Deref, DerefMut},
@@ -18,24 +18,21 @@ use smallvec::SmallVec;
 use tokio::time::Sleep;
 
 use self::completion::{Completion, Of, Scope};
+pub use self::completion::{Listener, Outcome, had_waited};
 pub(crate) use self::{
     attempt::Headers,
     completion::{BuiltIn, while_panicked},
     home::Home,
 };
-pub use self::{
-    body::{Abort, Aborted, Body, Failure, Reader, Replay},
-    completion::{Listener, Outcome, Verdict, had_waited},
-    hop::Hop,
-};
 use crate::{
-    Error, Origin, Reason,
     clock::Instant,
     cluster::Node,
-    labels::LabelSet,
-    layer::{route::Choice, trace::TraceContext},
     policy::Policy,
     protocol::Protocol,
+    types::{
+        Abort, Body, Choice, Code, Error, Hop, LabelSet, Origin, Reason, Target, TraceContext, Verdict,
+        matching::Subject,
+    },
 };
 
 /// A call on its way to where it is answered. One pointer moves through the layers.
@@ -94,29 +91,6 @@ pub struct Call {
     completion: Completion,
 }
 
-/// Whom a call is for and from.
-#[derive(Clone, Debug)]
-pub struct Target {
-    /// The logical service, as the registry knows it.
-    pub service: Arc<str>,
-    /// The operation, from a closed set of names.
-    pub operation: Operation,
-    /// The service that calls, with its labels: `orders;track=stable`. `None` where nobody said.
-    pub caller: Option<http::HeaderValue>,
-}
-
-/// `stock.v1.Stock/Reserve` or `GET /stock/{id}`: never a raw path.
-#[derive(Clone)]
-pub struct Operation(Repr);
-
-#[derive(Clone)]
-enum Repr {
-    Static(&'static str),
-    Shared(Arc<str>),
-    /// A gRPC path: its leading slash is no part of the name.
-    Path(http::uri::PathAndQuery),
-}
-
 /// What a caller asks for one call, on top of what the configuration says.
 #[derive(Clone, Debug, Default)]
 pub struct CallOptions {
@@ -130,15 +104,6 @@ pub struct CallOptions {
     pub no_retry: bool,
     /// Not bound by the deadline of the call that is being handled here.
     pub detached: bool,
-}
-
-/// What a fault answers in its protocol's own words.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Details {
-    /// HTTP status, where it shall not be the code's own.
-    pub status: Option<u16>,
-    /// HTTP body, or the details' text over gRPC.
-    pub body: Option<String>,
 }
 
 /// The body of an answer as it leaves the pipeline: hears its end, enforces the deadline until then.
@@ -448,7 +413,7 @@ impl Call {
     }
 
     fn is_late_cancel(&self, verdict: &Verdict) -> bool {
-        verdict.code == crate::Code::Cancelled && self.is_late()
+        verdict.code == Code::Cancelled && self.is_late()
     }
 
     fn is_late(&self) -> bool {
@@ -563,78 +528,6 @@ impl std::fmt::Debug for Reply {
     }
 }
 
-// === impl Operation ===
-
-impl Operation {
-    /// What is not known by name: an unmatched path, an unknown method.
-    pub const OTHER: Operation = Operation(Repr::Static("_OTHER"));
-
-    /// A name known when the program was compiled.
-    pub const fn from_static(name: &'static str) -> Self {
-        Operation(Repr::Static(name))
-    }
-
-    /// A gRPC path, `/package.Service/Method`.
-    pub fn from_path(path: http::uri::PathAndQuery) -> Self {
-        Operation(Repr::Path(path))
-    }
-
-    /// The name.
-    pub fn as_str(&self) -> &str {
-        match &self.0 {
-            Repr::Static(name) => name,
-            Repr::Shared(name) => name,
-            Repr::Path(path) => path.path().strip_prefix('/').unwrap_or(path.path()),
-        }
-    }
-}
-
-impl From<Arc<str>> for Operation {
-    fn from(name: Arc<str>) -> Self {
-        Operation(Repr::Shared(name))
-    }
-}
-
-impl From<&str> for Operation {
-    fn from(name: &str) -> Self {
-        Operation(Repr::Shared(name.into()))
-    }
-}
-
-impl std::fmt::Debug for Operation {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.as_str().fmt(f)
-    }
-}
-
-impl std::fmt::Display for Operation {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl Target {
-    /// `operation` of `service`, called by nobody in particular.
-    pub fn new(service: impl Into<Arc<str>>, operation: Operation) -> Self {
-        Target { service: service.into(), operation, caller: None }
-    }
-
-    /// The calling service's name, without its labels.
-    pub fn caller_name(&self) -> Option<&str> {
-        let all = self.caller.as_ref()?.to_str().ok()?;
-        Some(all.split(';').next().unwrap_or(all).trim())
-    }
-
-    /// A label of the calling service.
-    pub fn caller_label(&self, name: &str) -> Option<&str> {
-        let all = self.caller.as_ref()?.to_str().ok()?;
-        all.split(';').skip(1).find_map(|pair| {
-            let (key, value) = pair.split_once('=')?;
-            (key.trim() == name).then(|| value.trim())
-        })
-    }
-}
-
 // === impl ReplyBody ===
 
 impl ReplyBody {
@@ -738,12 +631,7 @@ impl Reply {
 
 impl Call {
     /// The call as matchers see it.
-    pub(crate) fn subject(&self) -> crate::matching::Subject<'_> {
-        crate::matching::Subject {
-            target: &self.target,
-            method: &self.method,
-            uri: &self.uri,
-            metadata: &self.metadata,
-        }
+    pub(crate) fn subject(&self) -> Subject<'_> {
+        Subject { target: &self.target, method: &self.method, uri: &self.uri, metadata: &self.metadata }
     }
 }

@@ -12,7 +12,7 @@ use std::{
 use super::Known;
 use crate::{
     clock::Instant,
-    registry::{Instance, Membership},
+    plugin::registry::{Instance, Membership},
 };
 
 /// What is believed of one service's instances.

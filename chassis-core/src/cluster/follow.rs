@@ -18,7 +18,7 @@ use super::{
 use crate::{
     clock::Instant,
     event::Event,
-    registry::{Instance, Membership, Registry, RegistryError, Watcher},
+    plugin::registry::{Instance, Membership, Registry, RegistryError, Watcher},
     tasks::{backoff, catch, caught},
 };
 
@@ -350,7 +350,7 @@ fn nearest(name: &str, all: Vec<String>) -> Option<String> {
     let far = name.len().max(3) / 3;
     all.into_iter()
         .filter(|other| other != name)
-        .map(|other| (crate::matching::edit_distance(name, &other), other))
+        .map(|other| (crate::algorithm::edit_distance(name, &other), other))
         .filter(|(distance, _)| *distance <= far)
         .min()
         .map(|(_, other)| other)

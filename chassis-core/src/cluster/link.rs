@@ -6,8 +6,8 @@ use std::sync::{
 
 use tokio::sync::Notify;
 
-use super::Cluster;
-use crate::{event::Side, load::UsualLatency, metrics::Metrics, random::Random, tasks::Tasks};
+use super::{Cluster, load::UsualLatency};
+use crate::{metrics::Metrics, random::Random, tasks::Tasks, types::Side};
 
 /// What the connection to an endpoint is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

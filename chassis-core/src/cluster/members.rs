@@ -14,12 +14,12 @@ use super::{
 };
 use crate::{
     Live,
+    algorithm::circuit::{Force, State},
     clock::Instant,
-    labels::LabelSet,
-    layer::breaker::{Force, State},
     policy::Policy,
     random::Random,
     shard::PerShard,
+    types::LabelSet,
 };
 
 /// Who is there, as of one snapshot of the registry.

@@ -5,6 +5,7 @@
 mod belief;
 mod follow;
 mod link;
+mod load;
 mod members;
 mod node;
 mod rotation;
@@ -21,29 +22,30 @@ use std::{
 use self::{
     follow::follow,
     link::{Changes, Common},
+    load::UsualLatency,
     members::Hint,
     node::AnyLeaf,
     rotation::Rotations,
 };
 pub use self::{
     link::{Connection, Link},
-    members::{Known, Members, Subset},
+    load::Load,
+    members::{Known, Members},
     node::Node,
 };
 pub(crate) use self::{
-    members::Chosen,
+    members::{Chosen, Subset},
     node::{Admitted, UNGUARDED},
 };
 use crate::{
     Live,
+    algorithm::circuit::Circuit,
     clock::Instant,
     event::Event,
-    layer::breaker::Circuit,
-    load::{Load, UsualLatency},
-    policy::Site,
+    plugin::registry::{Instance, Registry},
     protocol::Transport,
     random::Random,
-    registry::{Instance, Registry},
+    site::Site,
     tasks::Tasks,
 };
 

@@ -10,18 +10,19 @@ use std::{
 use super::{
     Cluster,
     link::{Common, Connection, Link},
+    load::Load,
 };
 use crate::{
-    Live, Origin,
-    call::{Listener, Outcome, Verdict},
+    Live,
+    algorithm::circuit::{Circuit, CircuitFigures, State, Token, Transition},
+    call::{Listener, Outcome},
     clock::Instant,
     event::Event,
-    labels::LabelSet,
-    layer::breaker::{Circuit, CircuitFigures, State, Token, Transition, ended},
-    load::Load,
-    policy::{Policy, Site},
+    plugin::registry::Instance,
+    policy::Policy,
     protocol::Leaf,
-    registry::Instance,
+    site::Site,
+    types::{Endpoint, LabelSet, Origin, Verdict, ended},
 };
 
 /// One instance over one protocol.
@@ -253,6 +254,13 @@ impl Listener for Node {
 
     fn ended(&self, _: u64) {
         self.load.ended();
+    }
+}
+
+/// Errors name the node that their attempt went to.
+impl Endpoint for Node {
+    fn address(&self) -> &str {
+        self.address()
     }
 }
 

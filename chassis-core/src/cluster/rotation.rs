@@ -9,8 +9,8 @@ use std::{
 
 use super::members::MOST_SUBSETS;
 use crate::{
-    labels::LabelSet,
     random::{Random, mix},
+    types::LabelSet,
 };
 
 /// Where the round robin over one set of nodes is. It goes on when the set or a weight changes.

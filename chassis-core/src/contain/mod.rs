@@ -20,9 +20,11 @@ use async_trait::async_trait;
 use self::threads::{Offloaded, Threads, Watch};
 use crate::{
     clock,
-    config::{ConfigSource, ConfigWatcher, SourceError, Text},
     event::{Event, Events},
-    registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
+    plugin::{
+        config_source::{ConfigSource, ConfigWatcher, SourceError, Text},
+        registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
+    },
 };
 
 /// A poll of a plugin that lasts for longer than this is reported.

@@ -12,15 +12,14 @@ use pin_project_lite::pin_project;
 use tokio::task::futures::TaskLocalFuture;
 use tower_service::Service;
 
-use super::{
-    forward_ready, plain_layer,
-    trace::{BAGGAGE, LONGEST},
-};
+use super::{forward_ready, plain_layer};
 use crate::{
-    Error,
     call::{Invocation, Reply},
     context::{CarriedHeaders, Context, InVain},
-    headers,
+    types::{
+        Error,
+        wire::{BAGGAGE, LONGEST_CARRIED, contains},
+    },
 };
 
 plain_layer! {
@@ -71,7 +70,7 @@ where
 /// What goes on along a chain of hops: the headers that the settings name, and baggage.
 fn carried(call: &Invocation) -> CarriedHeaders {
     let named = call.policy.common.carried.any();
-    let baggage = headers::contains(&call.metadata, &BAGGAGE);
+    let baggage = contains(&call.metadata, &BAGGAGE);
     if !named && !baggage {
         return CarriedHeaders::default();
     }
@@ -84,7 +83,7 @@ fn carried(call: &Invocation) -> CarriedHeaders {
     if baggage && !headers.contains_key(BAGGAGE) {
         let baggage = call.metadata.get_all(BAGGAGE);
         let length: usize = baggage.iter().map(|value| value.len()).sum();
-        if length <= LONGEST {
+        if length <= LONGEST_CARRIED {
             headers.extend(baggage.iter().map(|value| (BAGGAGE, value.clone())));
         }
     }

@@ -14,9 +14,9 @@ use tower_service::Service;
 
 use super::{forward_ready, plain_layer};
 use crate::{
-    Error, Reason,
     call::{Invocation, Reply},
     clock::Instant,
+    types::{Error, Reason},
 };
 
 plain_layer! {

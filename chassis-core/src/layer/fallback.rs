@@ -17,16 +17,13 @@ use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use tower_service::Service;
 
-use super::{
-    Decided,
-    breaker::{Ended, FailureSet, ended},
-    forward_ready,
-};
+use super::{Decided, forward_ready};
 use crate::{
-    BoxFuture, Code, Error,
-    call::{Body, Invocation, Reply, Target, Verdict},
+    BoxFuture,
+    call::{Invocation, Reply},
     event::Event,
-    policy::Site,
+    site::Site,
+    types::{Body, Code, Ended, Error, FailureSet, Target, Verdict, ended},
 };
 
 /// An answer from the settings: `fallback: { status: 200, body: "{}" }`.

@@ -14,14 +14,16 @@ use tower_service::Service;
 
 use super::{Decided, forward_ready};
 use crate::{
-    Code, Error, Origin, Reason,
-    call::{Details, Invocation, Reply},
+    call::{Invocation, Reply},
     clock::Instant,
     event::Event,
-    matching::{MatchRef, Matcher},
-    policy::Site,
     random::Random,
-    units::{Ratio, Span},
+    site::Site,
+    types::{
+        Code, Details, Error, Origin, Reason,
+        matching::{MatchRef, Matcher},
+        units::{Ratio, Span},
+    },
 };
 
 /// One fault, as people write it in `faults`.
@@ -372,7 +374,7 @@ impl std::fmt::Display for Until {
     }
 }
 
-crate::units::text!(Until: "a time as in 2026-11-21T18:00:00Z, or a length of time as in 2h");
+crate::types::units::text!(Until: "a time as in 2026-11-21T18:00:00Z, or a length of time as in 2h");
 
 #[cfg(test)]
 mod tests {

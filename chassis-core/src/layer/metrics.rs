@@ -5,9 +5,9 @@ use tower_service::Service;
 
 use super::{forward_ready, plain_layer};
 use crate::{
-    Error,
     call::{BuiltIn, Invocation, Listener, Outcome, Reply},
     metrics::CallMetrics,
+    types::Error,
 };
 
 plain_layer! {

@@ -23,7 +23,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use crate::{BoxFuture, Error, call::Reply};
+use crate::{BoxFuture, call::Reply, types::Error};
 
 pin_project_lite::pin_project! {
     #[allow(missing_docs)]

@@ -20,10 +20,10 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use crate::{
-    Error, Reason,
-    call::{Body, Hop, Invocation, Reply, while_panicked},
+    call::{Invocation, Reply, while_panicked},
     event::{Event, Events},
     metrics::Metrics,
+    types::{Body, Error, Hop, Reason},
 };
 
 /// Guards against panics of what is inside.

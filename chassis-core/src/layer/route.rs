@@ -9,15 +9,16 @@ use tower_service::Service;
 
 use super::forward_ready;
 use crate::{
-    Error, Live,
+    Live,
     call::{Invocation, Reply, earlier},
     context::Context,
-    event::Side,
-    labels::LabelSet,
-    matching::{MatchRef, Matcher},
     metrics::CallCounter,
     policy::{Policies, Policy},
     random::Random,
+    types::{
+        Choice, Error, Fallback, LabelSet, Side,
+        matching::{MatchRef, Matcher},
+    },
 };
 
 /// One rule of a service's `routes`, tried in order; the first that matches decides.
@@ -81,28 +82,6 @@ enum Targets {
     One(Arc<LabelSet>),
     /// Running sums of the weights.
     Split(Box<[(u64, Arc<LabelSet>)]>),
-}
-
-/// Where a call goes whose rule finds no instance.
-#[derive(Clone, Debug)]
-pub enum Fallback {
-    /// To any instance.
-    Any,
-    /// Nowhere.
-    None,
-    /// To the first of these that has instances.
-    Sets(Arc<[Arc<LabelSet>]>),
-}
-
-/// What a rule, or the caller, chose for a call.
-#[derive(Clone, Debug)]
-pub struct Choice {
-    /// The rule's name; `pinned` for the caller's own choice.
-    pub rule: Arc<str>,
-    /// Only instances with these.
-    pub labels: Arc<LabelSet>,
-    /// And if there are none?
-    pub fallback: Fallback,
 }
 
 /// Stamps policy, deadline and choice on calls.
@@ -193,9 +172,6 @@ fn choose(call: &Invocation) -> Option<Choice> {
     let labels = rule.targets.draw(&call.policy.common.random);
     Some(Choice { rule: rule.name.clone(), labels, fallback: rule.fallback.clone() })
 }
-
-/// Where the calling service's name travels.
-pub const CALLER: http::HeaderName = http::HeaderName::from_static("x-chassis-caller");
 
 impl<S> tower_layer::Layer<S> for RouteLayer {
     type Service = Route<S>;

@@ -7,7 +7,7 @@ use std::sync::atomic::{
 
 use http::{HeaderName, HeaderValue};
 
-use crate::{Live, random::Random, shard::PerShard, units::Ratio};
+use crate::{Live, random::Random, shard::PerShard, types::units::Ratio};
 
 /// Randomness, this service's name on the wire, which calls begin a trace, and what is carried on.
 #[derive(Debug)]

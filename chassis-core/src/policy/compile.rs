@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    ByName, Common, Entry, Policies, Policy, Problem, Site, States, Table,
+    ByName, Common, Entry, Policies, Policy, Problem, States, Table,
     settings::{
         InboundOperationSettings, InboundSettings, OperationSettings, OutboundSettings, ServiceSettings,
         Settings,
@@ -14,11 +14,12 @@ use super::{
 };
 use crate::{
     Live,
+    algorithm::circuit::BreakerConfig,
     clock::Instant,
-    event::{Events, Side},
+    event::Events,
     layer::{
         balance::{P2c, Picker, RandomPicker, RoundRobin},
-        breaker::{self, BreakerConfig, FailureSet, Guard},
+        breaker::{self, Guard},
         concurrency::{self, Bound, ConcurrencyConfig, Gauge},
         fallback::{Fallback, FallbackFn, Source},
         fault::{Fault, FaultConfig, Faults},
@@ -26,10 +27,14 @@ use crate::{
         retry::{Budget, Retries, RetryConfig},
         route::Rule,
     },
-    matching::{Match, MatchRef, Matcher},
     metrics::{AttemptMetrics, Metrics},
     section::Sections,
-    units::{PositiveSpan, Switch},
+    site::Site,
+    types::{
+        FailureSet, Side,
+        matching::{Match, MatchRef, Matcher},
+        units::{PositiveSpan, Switch},
+    },
 };
 
 /// What policies are compiled with, apart from the settings.
@@ -417,7 +422,7 @@ impl Compiler<'_> {
         };
         let mut named = ByName::default();
         for (name, operation) in &settings.operations {
-            if let Some(message) = crate::matching::misspelt_operation(name) {
+            if let Some(message) = crate::types::matching::misspelt_operation(name) {
                 self.problem(format!("inbound.operations.{name}"), message);
             }
             let own = self.inbound_own(&base, name, operation);
@@ -482,7 +487,7 @@ impl Compiler<'_> {
         let mut owns = Vec::new();
         let defaults = &self.settings.outbound.defaults.operations;
         for name in defaults.keys().chain(settings.operations.keys()).collect::<BTreeSet<_>>() {
-            if let Some(message) = crate::matching::misspelt_operation(name) {
+            if let Some(message) = crate::types::matching::misspelt_operation(name) {
                 let at = if settings.operations.contains_key(name) { path } else { "outbound.defaults" };
                 self.problem(format!("{at}.operations.{name}"), message);
             }

@@ -18,9 +18,10 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use self::common::{Carried, Sample};
 use self::compile::Base;
 pub use self::{
-    common::{Carried, Common, Sample},
+    common::Common,
     compile::{BUILT_IN_PICKERS, Environment},
     settings::{
         InboundOperationSettings, InboundSettings, OperationSettings, OutboundSettings, Pickers,
@@ -30,11 +31,10 @@ pub use self::{
 };
 use crate::{
     Live,
-    clock::Instant,
-    event::{Event, Events, Pulse},
+    algorithm::circuit::BreakerConfig,
     layer::{
         balance::{P2c, Picker},
-        breaker::{BreakerConfig, FailureSet, Guard},
+        breaker::Guard,
         concurrency::Bound,
         fallback::Fallback,
         fault::{Fault, Faults},
@@ -42,9 +42,10 @@ use crate::{
         retry::Retries,
         route::Rule,
     },
-    metrics::{CallMetrics, Metrics},
+    metrics::CallMetrics,
     section::Sections,
     shard::{self, PerShard},
+    types::FailureSet,
 };
 
 /// The rules one call lives under, with the state they share. What is `None` or empty is off.
@@ -158,16 +159,6 @@ pub struct Problem {
     pub message: String,
     /// What would be right, where that is a short list.
     pub allowed: Vec<String>,
-}
-
-/// Where something speaks up: figures, events, and at most one event a second.
-pub struct Site {
-    /// The figures.
-    pub metrics: Metrics,
-    /// The events.
-    pub events: Events,
-    epoch: Instant,
-    pulse: Pulse,
 }
 
 /// Operations of one service that have a policy of their own without being named: beyond it they
@@ -475,21 +466,5 @@ impl Problem {
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.path, self.message)
-    }
-}
-
-// === impl Site ===
-
-impl Site {
-    /// A place that has said nothing yet.
-    pub fn new(metrics: Metrics, events: Events) -> Self {
-        Site { metrics, events, epoch: Instant::now(), pulse: Pulse::default() }
-    }
-
-    /// Emits what `event` makes, unless this place emitted something within the last second.
-    pub fn pulse(&self, now: Instant, event: impl FnOnce() -> Event) {
-        if self.pulse.beat(now, self.epoch) {
-            self.events.emit(event());
-        }
     }
 }

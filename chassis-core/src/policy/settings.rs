@@ -4,13 +4,16 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    algorithm::circuit::BreakerPatch,
     layer::{
-        balance::Picker, breaker::BreakerPatch, concurrency::ConcurrencyConfig, fallback::FallbackConfig,
-        fault::FaultConfig, rate_limit::RateLimitConfig, retry::RetryPatch, route::RouteConfig,
+        balance::Picker, concurrency::ConcurrencyConfig, fallback::FallbackConfig, fault::FaultConfig,
+        rate_limit::RateLimitConfig, retry::RetryPatch, route::RouteConfig,
     },
-    matching::Match,
     section::Sections,
-    units::{PositiveSpan, Switch},
+    types::{
+        matching::Match,
+        units::{PositiveSpan, Switch},
+    },
 };
 
 /// Everything the pipeline lives by. An empty one means the defaults.

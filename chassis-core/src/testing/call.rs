@@ -8,11 +8,10 @@ use tower_service::Service;
 
 use super::TEST;
 use crate::{
-    Error,
-    call::{Body, CallOptions, Invocation, Operation, Reply, Target},
-    labels::LabelSet,
+    call::{CallOptions, Invocation, Reply},
     pipeline::Pipeline,
     protocol::Protocol,
+    types::{Body, Error, LabelSet, Operation, Target},
 };
 
 /// Puts a call together. The clock starts with [`build`](Self::build).

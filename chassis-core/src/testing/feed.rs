@@ -9,7 +9,7 @@ use http::HeaderMap;
 use http_body::Frame;
 use tokio::sync::mpsc;
 
-use crate::{Error, call::Body};
+use crate::types::{Body, Error};
 
 /// Feeds a body; dropping it ends the body.
 #[derive(Debug)]

@@ -4,9 +4,9 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::CONTENT_LENGTH};
 
 use crate::{
-    Code, Error, Reason,
-    call::{Body, Call, Verdict},
+    call::Call,
     protocol::{Protocol, Pushback},
+    types::{Body, Code, Error, Reason, Verdict},
 };
 
 /// Speaks in HTTP statuses: one from 400 on fails with the head, any other one is known at the end of

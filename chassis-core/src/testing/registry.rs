@@ -7,7 +7,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use crate::registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher};
+use crate::plugin::registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher};
 
 /// Says nothing of a service until told; then what it was told last. Clones share it.
 ///

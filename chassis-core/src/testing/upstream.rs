@@ -13,11 +13,11 @@ use http_body::Body as _;
 
 use super::{STATUS, TEST};
 use crate::{
-    Code, Error, Reason,
-    call::{Body, Invocation, Reply},
+    call::{Invocation, Reply},
     clock::Instant,
     cluster::{Connection, Link},
     protocol::{Leaf, LeafFuture, Protocol, Transport},
+    types::{Body, Code, Error, Reason},
 };
 
 /// A transport to endpoints that a test scripts. Clones share it.

@@ -396,7 +396,7 @@ async fn few_calls_with_an_outcome_close_it() {
     let bench = held_bench(json!({ "consecutive": 2, "open": "5s", "probes": 3 }), &json!("off"));
     let mut held = held_probes(&bench, Without::End).await;
     let began = tokio::time::Instant::now();
-    let random = chassis_core::random::Random::seeded(3);
+    let random = chassis_core::Random::seeded(3);
     while state(&bench, "stock") != State::Closed {
         match random.below(4) {
             0 => drop(bench.spawn(get())),

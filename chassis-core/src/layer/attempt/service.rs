@@ -11,11 +11,11 @@ use tokio::time::Sleep;
 use tower_service::Service;
 
 use crate::{
-    Error, Reason,
     call::{BuiltIn, Invocation, Reply},
     clock::Instant,
     cluster::Node,
-    layer::{forward_ready, plain_layer, route::CALLER, trace::attempt_span},
+    layer::{forward_ready, plain_layer, trace::attempt_span},
+    types::{Error, Reason, wire::CALLER},
 };
 
 plain_layer! {

@@ -12,12 +12,11 @@ use tower_service::Service;
 pub use self::picker::{Candidates, P2c, Picker, RandomPicker, RoundRobin};
 use super::{Decided, forward_ready};
 use crate::{
-    Code, Error, Reason,
     call::{Call, Invocation, Reply},
     clock::Instant,
     cluster::{Admitted, Chosen, Cluster, Connection, Known, Members, Node, Subset},
-    event::{Event, Side},
-    layer::route::Fallback,
+    event::Event,
+    types::{Choice, Code, Error, Fallback, Reason, Side},
 };
 
 /// Sends every attempt to a node of `cluster`.
@@ -275,7 +274,7 @@ fn resolve<'a>(members: &'a Members, call: &Call) -> Result<Chosen<'a>, Error> {
     }
 }
 
-fn nowhere(choice: &super::route::Choice, call: &Call) -> Error {
+fn nowhere(choice: &Choice, call: &Call) -> Error {
     let message = format!("{}: no instance has {}", call.policy.service, choice.labels);
     Error::local(Reason::NoRoute, message).with_rule(choice.rule.to_string())
 }

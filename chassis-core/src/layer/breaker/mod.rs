@@ -4,10 +4,6 @@
 //! one, and a node with an open circuit is not picked (see `balance`). What is refused locally or
 //! cancelled counts for nothing, and gives a probe's place back. So does what failed at a node that fails
 //! while most others of the service don't: picks pass over that node, the service goes on without it.
-mod circuit;
-mod failures;
-mod window;
-
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -15,22 +11,21 @@ use std::sync::{
 
 use tower_service::Service;
 
-pub use self::{
-    circuit::{
+use super::{Decided, forward_ready, plain_layer};
+pub use crate::{
+    algorithm::circuit::{
         Admission, BreakerConfig, BreakerPatch, Circuit, CircuitFigures, Force, Refused, Scope, State, Token,
         Transition,
     },
-    failures::{Ended, FailureSet},
+    types::{Ended, FailureSet},
 };
-use super::{Decided, forward_ready, plain_layer};
 use crate::{
-    Error, Reason,
-    call::{BuiltIn, Invocation, Listener, Outcome, Reply, Verdict},
+    call::{BuiltIn, Invocation, Listener, Outcome, Reply},
     clock::Instant,
-    event::{Event, Side},
-    policy::Site,
+    event::Event,
     random::Random,
-    units::Span,
+    site::Site,
+    types::{Error, Reason, Side, ended, units::Span},
 };
 
 plain_layer! {
@@ -222,45 +217,4 @@ impl Listener for Cell {
     }
 
     fn ended(&self, _: u64) {}
-}
-
-/// A verdict as failure sets see it.
-pub(crate) fn ended(verdict: &Verdict) -> Ended {
-    Ended {
-        code: verdict.code,
-        // gRPC codes are below 100; they are told by their names.
-        status: if verdict.status >= 100 { verdict.status } else { 0 },
-        connect: verdict.reason == Some(Reason::ConnectFailed),
-        deadline: verdict.reason == Some(Reason::DeadlineExceeded),
-    }
-}
-
-// === impl State, Scope ===
-
-impl State {
-    /// `closed`, `open` or `half-open`.
-    pub fn name(self) -> &'static str {
-        match self {
-            State::Closed => "closed",
-            State::Open => "open",
-            State::HalfOpen => "half-open",
-        }
-    }
-}
-
-impl std::fmt::Display for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl Scope {
-    /// `service`, `operation` or `endpoint`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Scope::Service => "service",
-            Scope::Operation => "operation",
-            Scope::Endpoint => "endpoint",
-        }
-    }
 }

@@ -12,10 +12,10 @@ use tower_service::Service;
 pub use self::gauge::Gauge;
 use super::{Decided, forward_ready};
 use crate::{
-    Error, Reason,
     call::{BuiltIn, Invocation, Listener, Outcome, Reply},
-    event::{Event, Side},
-    policy::Site,
+    event::Event,
+    site::Site,
+    types::{Error, Reason, Side},
 };
 
 /// How many at once: `concurrency: 64`, or `{ limit: 64, scope: operation }`. Off by default.

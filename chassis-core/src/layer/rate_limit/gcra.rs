@@ -4,7 +4,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{clock::Instant, units::Rate};
+use crate::{clock::Instant, types::units::Rate};
 
 /// A bucket that holds `burst` calls and fills up again at `rate`; both are arguments, so they can change
 /// from one call to the next. It starts full, and costs one compare-and-swap a call. Over any time `t` it

@@ -15,7 +15,7 @@ use super::{
     gcra::{Gcra, Wait},
     network,
 };
-use crate::{clock::Instant, units::Rate};
+use crate::{clock::Instant, types::units::Rate};
 
 /// Buckets by key, of a bounded number: keys come from the network, and nobody may fill our memory.
 ///

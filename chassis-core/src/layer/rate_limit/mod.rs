@@ -23,14 +23,16 @@ pub use self::{
 };
 use super::{Decided, forward_ready};
 use crate::{
-    Error, Reason,
     call::{Invocation, Reply},
     clock::Instant,
-    event::{Event, Side},
-    matching::{MatchRef, Matcher},
+    event::Event,
     metrics::CallCounter,
-    policy::Site,
-    units::{Rate, Span},
+    site::Site,
+    types::{
+        Error, Reason, Side,
+        matching::{MatchRef, Matcher},
+        units::{Rate, Span},
+    },
 };
 
 /// One rate limit, as people write it in `rate_limits`.

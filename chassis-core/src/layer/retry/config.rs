@@ -4,10 +4,11 @@ use std::num::NonZeroU32;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Code,
-    layer::breaker::FailureSet,
     settings,
-    units::{Patch, PositiveSpan, Rate, Ratio, Size, Switch},
+    types::{
+        Code, FailureSet,
+        units::{Patch, PositiveSpan, Rate, Ratio, Size, Switch},
+    },
 };
 
 settings! {

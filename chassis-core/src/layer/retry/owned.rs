@@ -7,13 +7,13 @@ use super::{
     config::MOST_ATTEMPTS,
 };
 use crate::{
-    Error,
-    call::{Body, Call, Headers, Invocation, Reader, Replay, Reply, Verdict},
+    call::{Call, Headers, Invocation, Reply},
     clock::Instant,
     context::Context as Handled,
     event::Event,
-    layer::{balance::has_another, breaker::ended},
+    layer::balance::has_another,
     protocol::Pushback,
+    types::{Body, Error, Reader, Replay, Verdict, ended},
 };
 
 /// A call that may be attempted again, and what its attempts are made of. It is settled here, whatever becomes of
@@ -79,7 +79,7 @@ impl Owned {
     pub(super) fn was_at(&mut self, error: &Error, untouched: Option<&Invocation>) {
         match untouched {
             Some(attempt) => self.call.tried.clone_from(&attempt.tried),
-            None => self.call.tried.extend(error.node().cloned()),
+            None => self.call.tried.extend(error.node()),
         }
     }
 
@@ -89,7 +89,7 @@ impl Owned {
         let policy = call.policy().clone();
         let retries = policy.retry.as_ref()?;
         let config = &retries.config;
-        if verdict.origin == crate::Origin::Local || !config.on.contains(ended(verdict)) {
+        if verdict.origin == crate::types::Origin::Local || !config.on.contains(ended(verdict)) {
             return None;
         }
         if *attempts >= config.attempts.get().min(MOST_ATTEMPTS) {

@@ -2,7 +2,7 @@
 use std::sync::Arc;
 
 use super::{Budget, BudgetConfig, RetryConfig};
-use crate::policy::Site;
+use crate::site::Site;
 
 /// The retries of one policy: their numbers, and the budget they share.
 #[derive(Clone)]

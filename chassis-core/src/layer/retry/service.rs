@@ -13,11 +13,11 @@ use tower_service::Service;
 
 use super::owned::Owned;
 use crate::{
-    Error, Reason,
-    call::{Invocation, Reply, Verdict},
+    call::{Invocation, Reply},
     clock::Instant,
     layer::forward_ready,
     protocol::Pushback,
+    types::{Error, Reason, Verdict},
 };
 
 /// Tries again what the policy of a call lets be tried again.

@@ -3,7 +3,7 @@ use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use async_trait::async_trait;
 
-use crate::config::{ConfigSource, ConfigWatcher, SourceError, Text};
+use crate::plugin::config_source::{ConfigSource, ConfigWatcher, SourceError, Text};
 
 /// How long an answer may take before the suite gives up: far above what any source needs.
 const CAP: Duration = Duration::from_secs(30);

@@ -5,15 +5,14 @@ use http::HeaderValue;
 use tokio::time::{Instant, timeout};
 
 use crate::{
-    Error, Reason,
     layer::fallback::{FallbackConfig, FallbackFn, TIME_LIMIT},
     pipeline::{self, Pipeline},
+    plugin::registry::{Instance, Membership},
     policy::Settings,
     protocol::Protocol,
-    registry::{Instance, Membership},
     runtime::Runtime,
     testing::{Answer, CallBuilder, ScriptedRegistry, Upstream, read},
-    units::Switch,
+    types::{Error, Reason, units::Switch},
 };
 
 /// How long a call of the suite waits for its answer: less than a function may take.

@@ -5,9 +5,9 @@ use http::{HeaderMap, HeaderValue, StatusCode, header::HOST};
 use http_body::Body as _;
 
 use crate::{
-    Code, Error, Origin, Reason,
-    call::{Body, Invocation, Operation, Target, Verdict},
+    call::Invocation,
     protocol::{Protocol, Pushback},
+    types::{Body, Code, Error, Operation, Origin, Reason, Target, Verdict},
 };
 
 /// Holds a protocol to what [`Protocol`] promises.

@@ -13,7 +13,6 @@ use async_trait::async_trait;
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 use crate::{
-    Error,
     call::{Invocation, Listener, Outcome, Reply},
     clock::Instant,
     cluster::{Connection, Link},
@@ -21,6 +20,7 @@ use crate::{
     random::Random,
     tasks::Tasks,
     testing::read,
+    types::Error,
 };
 
 /// How long anything may take before the suite gives up: far above what any transport needs.

@@ -2,7 +2,7 @@
 use super::{config::count, word::*, *};
 use crate::{
     random::Random,
-    units::{PositiveSpan, Ratio},
+    types::units::{PositiveSpan, Ratio},
 };
 
 /// The same circuit as one would write it down for one thread, with a list for a window.

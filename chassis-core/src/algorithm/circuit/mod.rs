@@ -12,7 +12,7 @@ use serde::Serialize;
 
 pub use self::config::{BreakerConfig, BreakerPatch, Force, Scope};
 use self::word::{ERA_BITS, Phase, UNHEARD, Word, mask};
-use super::window::{Tally, UnderWay, Window};
+use crate::algorithm::window::{Tally, UnderWay, Window};
 
 mod config;
 #[cfg(test)]
@@ -450,6 +450,36 @@ impl Token {
     }
 }
 
+// === impl State, Scope ===
+
+impl State {
+    /// `closed`, `open` or `half-open`.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Closed => "closed",
+            State::Open => "open",
+            State::HalfOpen => "half-open",
+        }
+    }
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Scope {
+    /// `service`, `operation` or `endpoint`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scope::Service => "service",
+            Scope::Operation => "operation",
+            Scope::Endpoint => "endpoint",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
@@ -457,7 +487,7 @@ mod tests {
     use super::{config::count, *};
     use crate::{
         random::Random,
-        units::{PositiveSpan, Ratio},
+        types::units::{PositiveSpan, Ratio},
     };
 
     const S: Duration = Duration::from_secs(1);

@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, fmt, ops::Index};
 
 use serde::{Deserialize, Serialize};
 
-use crate::registry::Instance;
+use crate::plugin::registry::Instance;
 
 /// A map from text to text with a few entries, in the order of their names: labels, addresses by protocol.
 ///

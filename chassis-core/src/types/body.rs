@@ -18,7 +18,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use smallvec::SmallVec;
 use sync_wrapper::SyncWrapper;
 
-use crate::{Error, Reason};
+use crate::types::{Error, Reason};
 
 /// A message, or a stream of them, and the trailers behind.
 ///

@@ -7,7 +7,7 @@ use std::{
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::{BoxError, labels::TextMap};
+use crate::{BoxError, types::TextMap};
 
 /// One running process of a service, as its registry tells it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -332,9 +332,9 @@ impl RegistryError {
     }
 }
 
-impl From<RegistryError> for crate::Error {
+impl From<RegistryError> for crate::types::Error {
     fn from(error: RegistryError) -> Self {
-        crate::Error::local(crate::Reason::NoEndpoint, error.to_string())
+        crate::types::Error::local(crate::types::Reason::NoEndpoint, error.to_string())
             .with_source(Box::new(error) as BoxError)
     }
 }

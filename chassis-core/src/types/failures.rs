@@ -3,7 +3,7 @@ use std::{fmt, ops::RangeInclusive};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser::SerializeSeq};
 
-use crate::error::Code;
+use super::{Code, Reason, Verdict};
 
 /// Endings of a call, written as a list of words: `[UNAVAILABLE, 5xx, 429, connect, deadline]`.
 ///
@@ -214,6 +214,17 @@ impl<'de> Deserialize<'de> for Word {
             }
         }
         from.deserialize_any(Visitor)
+    }
+}
+
+/// A verdict as failure sets see it.
+pub(crate) fn ended(verdict: &Verdict) -> Ended {
+    Ended {
+        code: verdict.code,
+        // gRPC codes are below 100; they are told by their names.
+        status: if verdict.status >= 100 { verdict.status } else { 0 },
+        connect: verdict.reason == Some(Reason::ConnectFailed),
+        deadline: verdict.reason == Some(Reason::DeadlineExceeded),
     }
 }
 

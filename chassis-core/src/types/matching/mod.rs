@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use self::value::{IntMatch, ValueMatch};
 use self::{glob::Glob, read::text_or_map, value::Value};
-use crate::{call::Target, headers};
+use crate::types::{Target, wire};
 
 /// Calls of which all that is said here is true. Nothing said, it is all calls.
 ///
@@ -180,7 +180,7 @@ impl Test {
             }
             Test::Caller(glob) => call.target.caller_name().is_some_and(|name| glob.matches(name)),
             Test::CallerLabel(name, value) => value.matches(|| call.target.caller_label(name).into_iter()),
-            Test::Header(name, value) if headers::contains(call.metadata, name) => {
+            Test::Header(name, value) if wire::contains(call.metadata, name) => {
                 value.matches(|| call.metadata.get_all(name).into_iter())
             }
             Test::Header(_, value) => value.matches_none(),
@@ -424,22 +424,6 @@ impl<'de> Deserialize<'de> for CallerMatch {
         let table = |CallerTable { name, labels }| CallerMatch { name, labels };
         text_or_map(from, "a glob for a service's name, or a map of name and labels", named, table)
     }
-}
-
-/// How many letters have to be put in, left out or changed to get from one to the other (Levenshtein): for
-/// *did you mean*.
-pub fn edit_distance(one: &str, other: &str) -> usize {
-    let other: Vec<char> = other.chars().collect();
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (i, a) in one.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, b) in other.iter().enumerate() {
-            let changed = diagonal + usize::from(a != *b);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[other.len()]
 }
 
 #[cfg(test)]

@@ -3,13 +3,14 @@ use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    super::{failures::FailureSet, window::Tally},
-    word::{LONGEST_ROUND, MOST_PROBES, MOST_ROUNDS, SHORTEST_ROUND},
-};
+use super::word::{LONGEST_ROUND, MOST_PROBES, MOST_ROUNDS, SHORTEST_ROUND};
 use crate::{
+    algorithm::window::Tally,
     settings,
-    units::{PositiveSpan, Ratio},
+    types::{
+        FailureSet,
+        units::{PositiveSpan, Ratio},
+    },
 };
 
 settings! {
@@ -129,7 +130,7 @@ mod tests {
         let read = |json| serde_json::from_str::<BreakerPatch>(json);
         let patch = read(r#"{ "scope": "endpoint", "failure_ratio": "20%", "force": "open" }"#).unwrap();
         let mut config = BreakerConfig::default();
-        crate::units::Patch::apply(&patch, &mut config);
+        crate::types::units::Patch::apply(&patch, &mut config);
         assert_eq!((config.scope, config.force), (Scope::Endpoint, Force::Open));
         assert_eq!(config.min_calls, count(20));
         assert!(read(r#"{ "min_calls": 0 }"#).is_err() && read(r#"{ "probe": 1 }"#).is_err());

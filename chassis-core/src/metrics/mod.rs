@@ -23,16 +23,16 @@ use prometheus::{
 };
 
 use self::durations::{Durations, DurationsVec};
-pub use crate::shard::Sum;
+pub(crate) use crate::shard::Sum;
 use crate::{
-    Live, Reason,
-    call::{Outcome, Verdict},
-    event::Side,
+    Live,
+    call::Outcome,
     protocol::Protocol,
+    types::{Reason, Side, Verdict},
 };
 
 /// Bucket bounds of durations in seconds, as the semantic conventions advise for RPC and HTTP.
-pub const DURATION_BUCKETS: [f64; 14] =
+pub(crate) const DURATION_BUCKETS: [f64; 14] =
     [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
 /// Every figure a process has; clones share them.
@@ -265,7 +265,7 @@ impl Metrics {
     }
 
     /// The counter of attempts that ended with `code`.
-    pub fn attempts(&self, service: &str, code: crate::Code) -> CallCounter {
+    pub fn attempts(&self, service: &str, code: crate::types::Code) -> CallCounter {
         self.0.attempts.with_label_values(&[service, code.name()])
     }
 
@@ -475,7 +475,7 @@ impl CallMetrics {
             self.record_other(of, verdict, took, same);
         }
         // Who gives up is not refused.
-        if verdict.origin == crate::Origin::Local
+        if verdict.origin == crate::types::Origin::Local
             && let Some(reason) = verdict.reason.filter(|reason| *reason != Reason::Cancelled)
         {
             self.metrics.rejected(self.side, &self.service, reason);
@@ -543,7 +543,7 @@ impl CallMetrics {
 /// The status that a caller over REST is told where no handler answers; 499 for one that has left.
 fn told(verdict: &Verdict) -> u16 {
     match (verdict.reason, verdict.origin) {
-        (Some(Reason::TooLarge), crate::Origin::Local) => 413,
+        (Some(Reason::TooLarge), crate::types::Origin::Local) => 413,
         _ => verdict.code.http_status().as_u16(),
     }
 }
@@ -555,7 +555,7 @@ pub struct AttemptMetrics([CallCounter; 17]);
 
 impl AttemptMetrics {
     pub(crate) fn new(metrics: &Metrics, service: &str) -> Self {
-        AttemptMetrics(crate::Code::ALL.map(|code| metrics.attempts(service, code)))
+        AttemptMetrics(crate::types::Code::ALL.map(|code| metrics.attempts(service, code)))
     }
 }
 

@@ -1,0 +1,7 @@
+//! Mechanisms that several concerns are built on, as plain values: no async, no clock, no I/O. `now`, settings
+//! and randomness come in.
+pub(crate) mod circuit;
+mod edit_distance;
+mod window;
+
+pub(crate) use self::edit_distance::edit_distance;

@@ -1,0 +1,3 @@
+//! What others implement: where instances and settings come from.
+pub mod config_source;
+pub mod registry;

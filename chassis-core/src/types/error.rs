@@ -1,0 +1,343 @@
+//! Why a call failed, in words every protocol can say.
+use std::{any::Any, borrow::Cow, fmt, sync::Arc, time::Duration};
+
+use super::{Code, Hop, Origin, Reason};
+use crate::BoxError;
+
+/// Why no answer came. An answer, also a failing one, is a [`Reply`](crate::call::Reply).
+///
+/// ```
+/// use chassis_core::{Error, Reason};
+///
+/// let error = Error::local(Reason::RateLimited, "stock: 100/s is used up").with_rule("per-caller");
+/// assert_eq!(error.rule(), Some("per-caller"));
+/// assert!(!error.maybe_executed());
+/// ```
+pub struct Error(Box<Inner>);
+
+/// What a fault answers in its protocol's own words.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Details {
+    /// HTTP status, where it shall not be the code's own.
+    pub status: Option<u16>,
+    /// HTTP body, or the details' text over gRPC.
+    pub body: Option<String>,
+}
+
+/// The endpoint that an attempt went to, as far as errors know it. They stand below clusters.
+pub(crate) trait Endpoint: Any + Send + Sync {
+    /// Where it is reached.
+    fn address(&self) -> &str;
+}
+
+struct Inner {
+    code: Code,
+    reason: Reason,
+    origin: Origin,
+    maybe_executed: bool,
+    message: Cow<'static, str>,
+    rule: Option<Cow<'static, str>>,
+    retry_after: Option<Duration>,
+    details: Option<Details>,
+    /// 0: none.
+    trace_id: u128,
+    source: Option<BoxError>,
+    /// The call, where none of it was sent. Errors stand below calls; `call` puts it in and takes it out.
+    call: Option<Box<dyn Any + Send + Sync>>,
+    node: Option<Arc<dyn Endpoint>>,
+    service: Option<Arc<str>>,
+    hop: Option<Hop>,
+}
+
+// === impl Error ===
+
+impl Error {
+    /// This process refused, before the call went anywhere.
+    pub fn local(reason: Reason, message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(reason.code(), reason, Origin::Local, false, message.into())
+    }
+
+    /// The endpoint or the network failed; `maybe_executed` unless the call provably never left.
+    pub fn remote(reason: Reason, message: impl Into<Cow<'static, str>>) -> Self {
+        let unsent = matches!(reason, Reason::ConnectFailed | Reason::StreamRefused);
+        Self::new(reason.code(), reason, Origin::Remote, !unsent, message.into())
+    }
+
+    fn new(
+        code: Code,
+        reason: Reason,
+        origin: Origin,
+        maybe_executed: bool,
+        message: Cow<'static, str>,
+    ) -> Self {
+        let (rule, retry_after, details, source, call, node, hop, service) =
+            (None, None, None, None, None, None, None, None);
+        Error(Box::new(Inner {
+            code,
+            reason,
+            origin,
+            maybe_executed,
+            message,
+            rule,
+            retry_after,
+            details,
+            trace_id: 0,
+            source,
+            call,
+            node,
+            hop,
+            service,
+        }))
+    }
+
+    /// What the error of a user's tower layer says.
+    ///
+    /// An `Error` is taken out again, from below other errors too. A time-out of tower's or tokio's is
+    /// [`Reason::DeadlineExceeded`], a refusal of tower's `LoadShed` is [`Reason::Overloaded`], anything else
+    /// [`Reason::Internal`]; each keeps the layer's error as its source. Unless the layer refused, the handler
+    /// may have seen the call.
+    ///
+    /// ```
+    /// use chassis_core::{BoxError, Code, Error, Reason};
+    ///
+    /// let error: BoxError = Box::new(Error::local(Reason::RateLimited, "100/s is used up"));
+    /// assert_eq!(Error::from_layer(error).reason(), Reason::RateLimited);
+    ///
+    /// let error = Error::from_layer(tower::timeout::error::Elapsed::new());
+    /// assert_eq!((error.code(), error.maybe_executed()), (Code::DeadlineExceeded, true));
+    ///
+    /// let error = Error::from_layer(std::io::Error::other("the disk is full"));
+    /// assert_eq!(error.code(), Code::Internal);
+    /// assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "the disk is full");
+    /// ```
+    pub fn from_layer(error: impl Into<BoxError>) -> Self {
+        let error = match error.into().downcast::<Error>() {
+            Ok(error) => return *error,
+            Err(other) => other,
+        };
+        let mut beneath = error.source();
+        while let Some(source) = beneath {
+            if let Some(own) = source.downcast_ref::<Error>() {
+                return own.repeat().with_source(error);
+            }
+            beneath = source.source();
+        }
+        if error.is::<tower::timeout::error::Elapsed>() || error.is::<tokio::time::error::Elapsed>() {
+            // As where chassis' own time is up: whoever was waited for gave no answer.
+            let elapsed = Error::remote(Reason::DeadlineExceeded, "no answer within the time of a layer");
+            return elapsed.with_source(error);
+        }
+        if error.is::<tower::load_shed::error::Overloaded>() {
+            return Error::local(Reason::Overloaded, "a layer sheds load").with_source(error);
+        }
+        Error::local(Reason::Internal, "a layer failed").with_maybe_executed(true).with_source(error)
+    }
+
+    /// The same, with another code than the reason's own.
+    pub fn with_code(mut self, code: Code) -> Self {
+        self.0.code = code;
+        self
+    }
+
+    /// The same, naming the rule that spoke: its name in the configuration.
+    pub fn with_rule(mut self, rule: impl Into<Cow<'static, str>>) -> Self {
+        self.0.rule = Some(rule.into());
+        self
+    }
+
+    /// The same, with the time after which trying again makes sense.
+    pub fn with_retry_after(mut self, after: Duration) -> Self {
+        self.0.retry_after = Some(after);
+        self
+    }
+
+    /// The same, with the answer a fault wants to be given in its protocol's own words.
+    pub fn with_details(mut self, details: Details) -> Self {
+        self.0.details = Some(details);
+        self
+    }
+
+    /// The same, with the trace that the call is part of; 0 is none.
+    pub fn with_trace_id(mut self, trace_id: u128) -> Self {
+        self.0.trace_id = trace_id;
+        self
+    }
+
+    /// The same, of a call to `service`: whoever passes the error on says whose it is.
+    pub fn of_service(mut self, service: &Arc<str>) -> Self {
+        self.0.service.get_or_insert_with(|| service.clone());
+        self
+    }
+
+    /// The same, with what lies beneath.
+    pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    /// The same, saying whether the handler may have seen the call.
+    pub fn with_maybe_executed(mut self, maybe: bool) -> Self {
+        self.0.maybe_executed = maybe;
+        self
+    }
+
+    /// The same, with the call that it gives back.
+    pub(crate) fn with_call(mut self, call: Box<dyn Any + Send + Sync>) -> Self {
+        self.0.call = Some(call);
+        self
+    }
+
+    /// The same, naming the node that the attempt went to, if it went to one.
+    pub(crate) fn at<E: Endpoint>(mut self, node: Option<Arc<E>>) -> Self {
+        self.0.node = self.0.node.or(node.map(|node| node as _));
+        self
+    }
+
+    /// The same, about the hop that a call came in by, unless it is about another one already.
+    pub(crate) fn of_hop(mut self, hop: impl FnOnce() -> Option<Hop>) -> Self {
+        self.0.hop = self.0.hop.or_else(hop);
+        self
+    }
+
+    /// The canonical code.
+    pub fn code(&self) -> Code {
+        self.0.code
+    }
+
+    /// The mechanism that spoke.
+    pub fn reason(&self) -> Reason {
+        self.0.reason
+    }
+
+    /// Who gave up.
+    pub fn origin(&self) -> Origin {
+        self.0.origin
+    }
+
+    /// May the handler have seen the call? `false` only where that is certain.
+    pub fn maybe_executed(&self) -> bool {
+        self.0.maybe_executed
+    }
+
+    /// This level in words; what lies beneath is the [source](std::error::Error::source).
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// The rule that spoke, by its name in the configuration.
+    pub fn rule(&self) -> Option<&str> {
+        self.0.rule.as_deref()
+    }
+
+    /// The address of the endpoint that the last attempt went to, where it went to one.
+    pub fn endpoint(&self) -> Option<&str> {
+        self.0.node.as_ref().map(|node| node.address())
+    }
+
+    /// The service that was called, where this is the failure of a call that this process made.
+    pub fn service(&self) -> Option<&str> {
+        self.0.service.as_deref()
+    }
+
+    /// When trying again makes sense.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.retry_after
+    }
+
+    /// The hop that it is true of: what the attempt was sent with that it ended. `None` for an error that is
+    /// about no call, or about one whose caller has no name.
+    pub fn hop(&self) -> Option<&Hop> {
+        self.0.hop.as_ref()
+    }
+
+    /// What a fault wants to be answered.
+    pub fn details(&self) -> Option<&Details> {
+        self.0.details.as_ref()
+    }
+
+    /// The trace that the call is part of, where it is part of one.
+    pub fn trace_id(&self) -> Option<u128> {
+        Some(self.0.trace_id).filter(|id| *id != 0)
+    }
+
+    /// Did the call provably never reach a handler over there, though it was sent that way?
+    pub fn unsent(&self) -> bool {
+        self.0.origin == Origin::Remote && !self.0.maybe_executed
+    }
+
+    /// The endpoint that the last attempt went to, if it went to one and that is an `E`.
+    pub(crate) fn node<E: Endpoint>(&self) -> Option<Arc<E>> {
+        let node: Arc<dyn Any + Send + Sync> = self.0.node.clone()?;
+        node.downcast().ok()
+    }
+
+    /// The same words once more, without what lies beneath and without the call.
+    pub(crate) fn repeat(&self) -> Self {
+        let Inner {
+            code,
+            reason,
+            origin,
+            maybe_executed,
+            message,
+            rule,
+            retry_after,
+            details,
+            node,
+            hop,
+            service,
+            ..
+        } = &*self.0;
+        Error(Box::new(Inner {
+            code: *code,
+            reason: *reason,
+            origin: *origin,
+            maybe_executed: *maybe_executed,
+            message: message.clone(),
+            rule: rule.clone(),
+            retry_after: *retry_after,
+            details: details.clone(),
+            trace_id: self.0.trace_id,
+            source: None,
+            call: None,
+            node: node.clone(),
+            hop: hop.clone(),
+            service: service.clone(),
+        }))
+    }
+
+    /// Takes out the call that it gives back.
+    pub(crate) fn take_call<C: Any>(&mut self) -> Option<Box<C>> {
+        self.0.call.take()?.downcast().ok()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let e = &self.0;
+        let mut out = f.debug_struct("Error");
+        out.field("code", &e.code).field("reason", &e.reason).field("origin", &e.origin);
+        out.field("maybe_executed", &e.maybe_executed).field("message", &e.message);
+        if let Some(rule) = &e.rule {
+            out.field("rule", rule);
+        }
+        if let Some(endpoint) = self.endpoint() {
+            out.field("endpoint", &endpoint);
+        }
+        if let Some(source) = &e.source {
+            out.field("source", source);
+        }
+        out.finish()
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_deref().map(|s| s as _)
+    }
+}

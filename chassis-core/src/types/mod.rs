@@ -1,0 +1,35 @@
+//! What calls, rules and errors are made of: data, which knows nothing of what works on it.
+mod body;
+mod choice;
+mod code;
+mod error;
+mod failures;
+mod hop;
+mod labels;
+pub mod matching;
+mod reason;
+mod side;
+mod target;
+mod trace;
+pub mod units;
+mod verdict;
+pub mod wire;
+
+pub use self::{
+    body::{Abort, Aborted, Body, Failure, Reader, Replay},
+    code::Code,
+    error::{Details, Error},
+    failures::{Ended, FailureSet},
+    hop::Hop,
+    labels::{LabelSet, TextMap},
+    reason::{Origin, Reason},
+    side::Side,
+    target::{Operation, Target},
+    trace::TraceContext,
+    verdict::Verdict,
+};
+pub(crate) use self::{
+    choice::{Choice, Fallback},
+    error::Endpoint,
+    failures::ended,
+};
