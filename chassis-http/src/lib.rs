@@ -1,5 +1,14 @@
 //! The HTTP transport of chassis: client pools and accept loop over hyper and h2, the REST adapter, axum
 //! routers.
+//!
+//! | to | use |
+//! | --- | --- |
+//! | call a REST service by its name | [`HttpClient`] |
+//! | serve an axum router through the pipeline | [`RestLayer`] |
+//! | answer with a problem document, or convert an error to one | [`Problem`], [`error`] |
+//! | accept connections | [`server`] |
+//! | open connections another way, or accept TLS | [`connector`] |
+//! | build a protocol on HTTP/2, as `chassis-grpc` is | [`H2Transport`], [`server::HttpService`] |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 pub mod connector;
 pub mod server;
@@ -26,13 +35,18 @@ mod turns;
 mod unsent;
 mod write_rate;
 
+// REST: what callers and handlers use.
 pub use self::{
     client::{HttpClient, RequestBuilder, Response},
-    h1::H1Leaf,
-    h2::H2Leaf,
     problem::{Problem, error},
     protocol::{HTTP, Http, REFUSED},
     rest::{RestEdge, RestFuture, RestLayer, RestService},
-    settings::{ClientConfig, ClientPatch, Header, HttpVersion, ServerConfig, ServerPatch},
+};
+// Transports: how a pipeline reaches an endpoint.
+pub use self::{
+    h1::H1Leaf,
+    h2::H2Leaf,
     transport::{H2Transport, HttpLeaf, HttpTransport},
 };
+// Settings, as the document has them.
+pub use self::settings::{ClientConfig, ClientPatch, Header, HttpVersion, ServerConfig, ServerPatch};
