@@ -10,37 +10,33 @@
 //! | open connections another way, or accept TLS | [`connector`] |
 //! | build a protocol on HTTP/2, as `chassis-grpc` is | [`H2Transport`], [`server::HttpService`] |
 #![cfg_attr(docsrs, feature(doc_cfg))]
-pub mod connector;
 pub mod server;
 
-mod backoff;
-mod client;
 mod failure;
-mod flood;
-mod frames;
 mod h1;
 mod h2;
 mod hop;
-mod limited;
+mod net;
 mod outgoing;
-mod problem;
-mod protocol;
 mod rest;
 mod settings;
-mod silence;
-#[cfg(feature = "tonic")]
-mod status;
 mod transport;
-mod turns;
-mod unsent;
-mod write_rate;
+
+/// Byte streams, by address: what connections are made of, on both sides, before HTTP begins.
+///
+/// TLS goes in here: a [`Connector`] around another one on the client, an [`Acceptor`] on the server.
+pub mod connector {
+    #[cfg(feature = "testing")]
+    pub use crate::net::contract;
+    pub use crate::net::{
+        Acceptor, Connector, Fate, Io, Listener, MemoryListener, MemoryNetwork, Network, Peer, Plain, Stream,
+    };
+}
 
 // REST: what callers and handlers use.
-pub use self::{
-    client::{HttpClient, RequestBuilder, Response},
-    problem::{Problem, error},
-    protocol::{HTTP, Http, REFUSED},
-    rest::{RestEdge, RestFuture, RestLayer, RestService},
+pub use self::rest::{
+    HTTP, Http, HttpClient, Problem, REFUSED, RequestBuilder, Response, RestEdge, RestFuture, RestLayer,
+    RestService, error,
 };
 // Transports: how a pipeline reaches an endpoint.
 pub use self::{

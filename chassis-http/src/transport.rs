@@ -6,7 +6,7 @@ use chassis_core::{
     protocol::{Leaf, LeafFuture, Protocol, Transport},
 };
 
-use crate::{ClientConfig, HttpVersion, connector::Connector, h1::H1Leaf, h2::H2Leaf, protocol::HTTP};
+use crate::{ClientConfig, HTTP, HttpVersion, h1::H1Leaf, h2::H2Leaf, net::Connector};
 
 /// Reaches REST endpoints, in the version of HTTP that the settings name.
 #[derive(Clone)]

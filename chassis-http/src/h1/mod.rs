@@ -3,6 +3,7 @@
 //! The pool grows on the way of a call, within the connect timeout; in the background a first
 //! connection tells whether the endpoint can be reached at all.
 mod pool;
+mod server;
 
 use std::{
     pin::Pin,
@@ -19,10 +20,10 @@ use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 
 use self::pool::{Lease, Pool, Unanswered};
+pub(crate) use self::server::Http1;
 use crate::{
-    ClientConfig,
-    connector::Connector,
-    failure, hop,
+    ClientConfig, failure, hop,
+    net::Connector,
     outgoing::{self, Outgoing},
 };
 

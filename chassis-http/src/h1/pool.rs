@@ -17,7 +17,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{ClientConfig, backoff::Backoff, connector::Connector, failure, outgoing::Form};
+use crate::{
+    ClientConfig, failure,
+    net::{Connector, backoff::Backoff},
+    outgoing::Form,
+};
 
 pub(super) type Sender = SendRequest<Body>;
 

@@ -14,11 +14,11 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-use super::headers;
-use crate::{
+use super::{
+    headers,
     unsent::{Share, Unsent},
-    write_rate::{Pace, WINDOW, WriteRate},
 };
+use crate::net::write_rate::{Pace, WINDOW, WriteRate};
 
 /// What comes in on a stream.
 #[derive(Debug)]

@@ -1,152 +1,23 @@
-//! Calls over HTTP/2, on connections that are kept up in the background.
+//! HTTP/2, both sides: frames, keep-alive, the read budget, bounds on floods and headers, bodies.
 //!
-//! A call never connects: it takes a stream of a connection that is there, waits for one only while
-//! all are in use, and comes back unsent where there is none.
-mod connection;
-mod driver;
-mod endpoint;
+//! `client` keeps the connections of an endpoint up, `server` serves one that was accepted.
+mod client;
+mod flood;
+mod frames;
 mod halves;
 pub(crate) mod headers;
-mod stream;
-mod watched;
+mod keep_alive;
+mod read_budget;
+mod server;
+mod unsent;
 
-use std::{future::poll_fn, sync::Arc};
-
-use chassis_core::{
-    Abort, Body, Error, Invocation, Link, Reply,
-    protocol::{Leaf, LeafFuture},
+pub use self::client::H2Leaf;
+pub(crate) use self::{
+    flood::Abuse,
+    frames::{HeaderLimit, Unfinished},
+    halves::{Broken, Inbound, Paced, length},
+    keep_alive::Silence,
+    read_budget::Turns,
+    server::{Http2, Life, Streams, Windows, refusal},
+    unsent::{Shares, Unsent},
 };
-
-pub(crate) use self::halves::{Broken, Inbound, Paced, Pump, length};
-use self::{
-    endpoint::{Endpoint, Slot},
-    stream::Answer,
-};
-use crate::{ClientConfig, connector::Connector, failure, outgoing::Form};
-
-/// Sends calls to one endpoint over HTTP/2.
-pub struct H2Leaf(Arc<Endpoint>);
-
-// === impl H2Leaf ===
-
-impl H2Leaf {
-    /// For the endpoint of `link`; `sized` requests say how long their body is, where that is known. Endpoints
-    /// of one config share it.
-    pub fn new(
-        link: Link,
-        connector: Arc<dyn Connector>,
-        config: impl Into<Arc<ClientConfig>>,
-        sized: bool,
-    ) -> Self {
-        let config = config.into();
-        let form = Form::new(link.service(), sized, &config);
-        H2Leaf(Arc::new(Endpoint::new(link, connector, config, form)))
-    }
-}
-
-impl Leaf for H2Leaf {
-    type Future = LeafFuture;
-
-    fn call(&self, call: Invocation) -> LeafFuture {
-        Box::pin(send(self.0.clone(), call))
-    }
-
-    fn wake(&self) {
-        self.0.wake();
-    }
-
-    fn close(&self) {
-        self.0.close();
-    }
-}
-
-impl Drop for H2Leaf {
-    fn drop(&mut self) {
-        self.0.close();
-    }
-}
-
-/// On the first connection that takes it.
-async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Error> {
-    loop {
-        let Some(mut slot) = endpoint.slot().await else {
-            endpoint.wake();
-            let error = endpoint.unreachable();
-            call.fail_attempt(&error);
-            return Err(error.returning(call));
-        };
-        let mut sender = slot.sender();
-        if poll_fn(|cx| sender.poll_ready(cx)).await.is_err() {
-            slot.retire();
-            continue;
-        }
-        let most = slot.max_header_list();
-        let begun = {
-            let Some(_entered) = slot.enter() else {
-                slot.retire();
-                continue;
-            };
-            let out = endpoint.form.write_h2(&mut call);
-            match out.is_too_large(most) {
-                Some(size) => Err(failure::of_large_request(size, most)),
-                None => match sender.send_request(out.head, out.is_whole) {
-                    Ok((answer, stream)) => Ok((answer, stream, (!out.is_whole).then_some(out.body))),
-                    // It was there a moment ago; if it is no more, nothing was sent.
-                    Err(error) => {
-                        if failure::is_of_connection(&error) {
-                            slot.retire();
-                        }
-                        Err(failure::of_unsent(error))
-                    }
-                },
-            }
-        };
-        let (mut answer, stream, body) = match begun {
-            Ok(begun) => begun,
-            Err(error) => return Err(call.refuse(error)),
-        };
-        let abort = body.and_then(|body| stream::send(stream, body, most, endpoint.link.tasks()));
-        slot.awaits(call.attempt_started());
-        let answer = match (&mut answer).await {
-            Ok(response) => Ok(response),
-            Err(error) => match abort.as_ref().and_then(Abort::failure).and_then(|request| request.take()) {
-                Some(failed) => Err(failure::of_request_body(failed)),
-                None => Err(lost(error, answer.stream_id().as_u32(), &slot)),
-            },
-        };
-        slot.answered();
-        let response = match answer {
-            Ok(response) => response,
-            // Even if it was refused, its headers are gone: whoever kept those may send it again.
-            Err(error) => return Err(call.refuse(error)),
-        };
-        slot.served();
-        let (head, body) = response.into_parts();
-        let size = headers::size_of_answer(headers::size(&head.headers));
-        let most = endpoint.config.max_header_list.as_u32();
-        if size > most as usize {
-            return Err(call.refuse(failure::of_large_answer(size, most)));
-        }
-        let request = abort.as_ref().and_then(Abort::failure);
-        if let Some(abort) = abort {
-            call.set_request_abort(abort);
-        }
-        let length = if endpoint.form.is_sized() { length(&head.headers) } else { None };
-        let body = Answer::new(Inbound::new(body, length, most), request, slot);
-        let body = Body::eager(body, failure::of_h2_answer);
-        return Ok(call.answered(head.status, head.headers, body));
-    }
-}
-
-/// Why no answer came to the request on `stream`.
-#[cold]
-fn lost(error: h2::Error, stream: u32, slot: &Slot) -> Error {
-    let said = match slot.is_silent() {
-        true => failure::of_silence(),
-        false => failure::of_stream(&error),
-    };
-    // What had not left when the connection ended nobody has seen.
-    let unsent = failure::is_of_connection(&error) && !slot.has_sent(stream);
-    let said = if unsent { said.with_maybe_executed(false) } else { said };
-    said.with_source(error)
-}

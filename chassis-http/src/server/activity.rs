@@ -3,7 +3,7 @@ use std::{
     num::NonZeroU32,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::*},
+        atomic::{AtomicUsize, Ordering::*},
     },
     time::Duration,
 };
@@ -11,17 +11,16 @@ use std::{
 use chassis_core::Random;
 use tokio::time::Instant;
 
-use super::{FAREWELL, streams::Streams};
+use super::FAREWELL;
 use crate::{
     ServerConfig,
-    frames::Unfinished,
-    unsent::{Shares, Unsent},
-    write_rate::{Pace, WriteRate},
+    h2::{Shares, Streams, Unfinished, Unsent, Windows},
+    net::write_rate::{Pace, WriteRate},
 };
 
 /// Requests in flight, and since when a head has been coming in. Shared by a connection's parts.
 #[derive(Debug)]
-pub(super) struct Activity {
+pub(crate) struct Activity {
     in_flight: AtomicUsize,
     /// Requests so far: whoever sees the same number twice knows that none came between.
     requests: AtomicUsize,
@@ -32,39 +31,24 @@ pub(super) struct Activity {
     /// How fast the peer takes what waits to be written, if anything does.
     writing: Mutex<Option<WriteRate>>,
     /// Of HTTP/2.
-    pub(super) streams: Streams,
-    pub(super) windows: Windows,
+    pub(crate) streams: Streams,
+    pub(crate) windows: Windows,
     /// What waits for them.
     unsent: Arc<Unsent>,
     /// Of each stream; `None`: no bound.
     min_write_rate: Option<NonZeroU32>,
 }
 
-/// How much the peer of an HTTP/2 connection takes for certain, without a look at what h2 knows.
-#[derive(Debug)]
-pub(super) struct Windows {
-    /// Bytes of each stream, to begin with.
-    stream: AtomicU32,
-    /// Bytes of all streams together, so far.
-    granted: AtomicU64,
-    /// Bytes that h2 was given; those of streams that were reset, too.
-    handed: AtomicU64,
-    /// How many of them it no longer held when it had last written all that it could.
-    written: AtomicU64,
-    /// Bytes that it may hold, and be given more without a look.
-    untold: u64,
-}
-
 /// What goes on on all connections of a server.
 #[derive(Default)]
-pub(super) struct Activities(Mutex<Vec<Weak<Activity>>>);
+pub(crate) struct Activities(Mutex<Vec<Weak<Activity>>>);
 
 /// A request in flight; dropped at the end of its answer.
-pub(super) struct InFlight(Arc<Activity>);
+pub(crate) struct InFlight(Arc<Activity>);
 
 /// Decides when a connection has to go. It is asked every now and then, not on every event.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(crate) struct Watch {
     header_timeout: Duration,
     idle_timeout: Duration,
     /// How long calls may go on once the connection is too old; `None`: as long as they live.
@@ -79,7 +63,7 @@ pub(super) struct Watch {
 
 /// What to do with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Act {
+pub(crate) enum Act {
     /// Look again then.
     Wait(Instant),
     /// Ask it to go: GOAWAY, or no more keep-alive; and look again then.
@@ -90,14 +74,8 @@ pub(super) enum Act {
     CutOff,
 }
 
-/// What HTTP/2 begins with.
-const WINDOW: u32 = 65_535;
-/// Bytes at the beginning of a stream that h2 is given without a look: all of most answers. A peer that takes back a
-/// window that it has opened holds up no more.
-const MOST_UNTOLD: u32 = 1024 * 1024;
-
 /// How the bytes that a connection may hold are divided.
-pub(super) fn shares(config: &ServerConfig) -> Shares {
+pub(crate) fn shares(config: &ServerConfig) -> Shares {
     Shares::new(config.send_buffer.get(), config.max_streams.get())
 }
 
@@ -120,7 +98,7 @@ impl Activity {
     }
 
     /// The head of a request is there.
-    pub(super) fn begin(self: &Arc<Self>) -> InFlight {
+    pub(crate) fn begin(self: &Arc<Self>) -> InFlight {
         self.in_flight.fetch_add(1, AcqRel);
         self.requests.fetch_add(1, AcqRel);
         *lock(&self.head) = None;
@@ -128,14 +106,14 @@ impl Activity {
     }
 
     /// Bytes have come in that belong to no request in flight: those of a head.
-    pub(super) fn head_bytes(&self) {
+    pub(crate) fn head_bytes(&self) {
         if self.in_flight() == 0 {
             lock(&self.head).get_or_insert_with(Instant::now);
         }
     }
 
     /// What came in last ends within a frame, or with one. `goes_on`: nothing of another frame has come.
-    pub(super) fn set_unfinished(&self, what: Unfinished, goes_on: bool) {
+    pub(crate) fn set_unfinished(&self, what: Unfinished, goes_on: bool) {
         let (mut frame, is_body) = (lock(&self.frame), what == Unfinished::Data);
         *frame = match (what, *frame) {
             (Unfinished::Nothing, _) => None,
@@ -146,22 +124,22 @@ impl Activity {
 
     /// Something has to wait until the peer has read.
     #[cold]
-    pub(super) fn write_blocked(&self) {
+    pub(crate) fn write_blocked(&self) {
         lock(&self.writing).get_or_insert_with(|| WriteRate::new(Instant::now()));
     }
 
     /// The peer took so many bytes of what waits; nothing else is told of.
-    pub(super) fn wrote(&self, bytes: usize) {
+    pub(crate) fn wrote(&self, bytes: usize) {
         lock(&self.writing).iter_mut().for_each(|rate| rate.took(bytes));
     }
 
     /// Nothing waits any more.
-    pub(super) fn write_unblocked(&self) {
+    pub(crate) fn write_unblocked(&self) {
         *lock(&self.writing) = None;
     }
 
     /// Does anything wait until the peer has read?
-    pub(super) fn is_writing(&self) -> bool {
+    pub(crate) fn is_writing(&self) -> bool {
         lock(&self.writing).is_some()
     }
 
@@ -171,7 +149,7 @@ impl Activity {
         lock(&self.writing).as_mut().map(|rate| rate.look(now, least))
     }
 
-    pub(super) fn in_flight(&self) -> usize {
+    pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.load(Acquire)
     }
 
@@ -187,19 +165,19 @@ impl Activity {
 }
 
 impl InFlight {
-    pub(super) fn streams(&self) -> &Streams {
+    pub(crate) fn streams(&self) -> &Streams {
         &self.0.streams
     }
 
-    pub(super) fn windows(&self) -> &Windows {
+    pub(crate) fn windows(&self) -> &Windows {
         &self.0.windows
     }
 
-    pub(super) fn unsent(&self) -> &Arc<Unsent> {
+    pub(crate) fn unsent(&self) -> &Arc<Unsent> {
         &self.0.unsent
     }
 
-    pub(super) fn min_write_rate(&self) -> Option<u32> {
+    pub(crate) fn min_write_rate(&self) -> Option<u32> {
         self.0.min_write_rate.map(NonZeroU32::get)
     }
 }
@@ -210,65 +188,11 @@ impl Drop for InFlight {
     }
 }
 
-// === impl Windows ===
-
-impl Windows {
-    fn new(untold: usize) -> Self {
-        Windows {
-            stream: AtomicU32::new(WINDOW),
-            granted: AtomicU64::new(WINDOW.into()),
-            handed: AtomicU64::new(0),
-            written: AtomicU64::new(0),
-            untold: untold as u64,
-        }
-    }
-
-    /// Says what the peer's settings say of a new stream.
-    pub(super) fn set_stream(&self, bytes: u32) {
-        self.stream.store(bytes, Relaxed);
-    }
-
-    /// More may be sent on all streams together.
-    pub(super) fn grant(&self, bytes: u32) {
-        self.granted.fetch_add(bytes.into(), Relaxed);
-    }
-
-    /// Gives `bytes` to h2, on a stream that had `sent` before, if the peer takes all of them for certain, and h2 does
-    /// not hold too much.
-    pub(super) fn take(&self, sent: u64, bytes: usize) -> bool {
-        let bytes = bytes as u64;
-        if sent + bytes > u64::from(self.stream.load(Relaxed).min(MOST_UNTOLD)) {
-            return false;
-        }
-        let most = self.written.load(Relaxed).saturating_add(self.untold).min(self.granted.load(Relaxed));
-        let has_room = self.handed.fetch_add(bytes, Relaxed) + bytes <= most;
-        if !has_room {
-            self.handed.fetch_sub(bytes, Relaxed);
-        }
-        has_room
-    }
-
-    /// Gives `bytes` to h2, which has room for them.
-    pub(super) fn hand(&self, bytes: usize) {
-        self.handed.fetch_add(bytes as u64, Relaxed);
-    }
-
-    /// Bytes that h2 was given so far.
-    pub(super) fn handed(&self) -> u64 {
-        self.handed.load(Relaxed)
-    }
-
-    /// h2 has written all that it was given by the time at which `handed` bytes had been.
-    pub(super) fn set_written(&self, handed: u64) {
-        self.written.store(handed, Relaxed);
-    }
-}
-
 // === impl Activities ===
 
 impl Activities {
     /// That of a new connection.
-    pub(super) fn begin(&self, config: &ServerConfig) -> Arc<Activity> {
+    pub(crate) fn begin(&self, config: &ServerConfig) -> Arc<Activity> {
         let activity = Arc::new(Activity::new(config));
         let mut all = lock(&self.0);
         if all.len() == all.capacity() {
@@ -279,7 +203,7 @@ impl Activities {
     }
 
     /// Requests in flight on all of them.
-    pub(super) fn in_flight(&self) -> usize {
+    pub(crate) fn in_flight(&self) -> usize {
         lock(&self.0).iter().filter_map(Weak::upgrade).map(|one| one.in_flight()).sum()
     }
 }
@@ -292,7 +216,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 // === impl Watch ===
 
 impl Watch {
-    pub(super) fn new(now: Instant, config: &ServerConfig, random: &Random) -> Self {
+    pub(crate) fn new(now: Instant, config: &ServerConfig, random: &Random) -> Self {
         let age = config.max_age.0;
         let jitter = age.mul_f64(config.max_age_jitter.get());
         let age = random.between(age.saturating_sub(jitter), age.saturating_add(jitter));
@@ -307,7 +231,7 @@ impl Watch {
     }
 
     /// What to do at `now`. A peer that has nothing in flight goes soon after it was asked to.
-    pub(super) fn look(&mut self, now: Instant, activity: &Activity) -> Act {
+    pub(crate) fn look(&mut self, now: Instant, activity: &Activity) -> Act {
         let (in_flight, requests) = (activity.in_flight(), activity.requests.load(Acquire));
         // An answer may be over for its handler, and still be read.
         if in_flight > 0 || requests != self.idle.1 || activity.is_writing() {
@@ -342,7 +266,7 @@ impl Watch {
 
     /// The server drains: a peer that has nothing in flight has a moment to go, others until the server cuts what
     /// is left.
-    pub(super) fn drain(&mut self, now: Instant) -> Act {
+    pub(crate) fn drain(&mut self, now: Instant) -> Act {
         self.expires = None;
         self.ask(now, None)
     }

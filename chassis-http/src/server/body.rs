@@ -13,7 +13,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
 use super::activity::InFlight;
-use crate::{h2::Paced, unsent::Unsent};
+use crate::h2::{Paced, Unsent};
 
 /// Bytes, an answer of the pipeline, or any other body.
 pub struct ServerBody(Kind);
@@ -27,7 +27,7 @@ enum Kind {
 }
 
 /// A body whose request is in flight until it ends.
-pub(super) struct Tracked {
+pub(crate) struct Tracked {
     body: ServerBody,
     in_flight: InFlight,
 }
@@ -66,7 +66,7 @@ impl ServerBody {
 impl ServerBody {
     /// Polls a body once that may panic, before its head is sent; `false`: it did. (Bodies of the pipeline were polled
     /// by it, under its guard.)
-    pub(super) fn begins_well(&mut self, cx: &mut Context<'_>) -> bool {
+    pub(crate) fn begins_well(&mut self, cx: &mut Context<'_>) -> bool {
         let Kind::Boxed(body) = &mut self.0 else { return true };
         match catch_unwind(AssertUnwindSafe(|| body.as_mut().poll_frame(cx))) {
             Ok(Poll::Pending) => true,
@@ -227,12 +227,12 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> Body for Erased<B> {
 // === impl Tracked ===
 
 impl Tracked {
-    pub(super) fn new(body: ServerBody, in_flight: InFlight) -> Self {
+    pub(crate) fn new(body: ServerBody, in_flight: InFlight) -> Self {
         Tracked { body, in_flight }
     }
 
     /// Another body for the same request.
-    pub(super) fn replaced_by(self, body: ServerBody) -> Self {
+    pub(crate) fn replaced_by(self, body: ServerBody) -> Self {
         Tracked { body, ..self }
     }
 }

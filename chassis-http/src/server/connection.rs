@@ -11,32 +11,27 @@ use std::{
 
 use chassis_core::{BoxError, had_waited, layer::panic::caught, tasks::Aside};
 use http::{Extensions, HeaderMap, Request, Response, StatusCode};
-use hyper::{body::Incoming, server::conn};
-use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
     FAREWELL, Port,
     activity::{Act, Activity, InFlight, Watch},
     body::{ServerBody, Tracked},
-    h2::{Http2, refusal},
-    head::{Refused, switches_no_protocol, tidy_h1},
-    io::{Heard, Life, Opened, Opening, Version},
+    head::{Refused, switches_no_protocol},
+    io::{Heard, Opened, Opening, Version},
     received::Received,
-    service::{Answer, Connected, is_grpc},
+    service::{Answer, Connected},
 };
 use crate::{
-    Problem, ServerConfig,
-    connector::{Hangup, Peer, Stream},
-    flood::Abuse,
-    frames::HeaderLimit,
+    Problem,
+    h1::Http1,
+    h2::{Abuse, HeaderLimit, Http2, Life, Silence, Turns, refusal},
     hop,
-    silence::Silence,
-    turns::Turns,
+    net::{Hangup, Peer, Stream},
 };
 
 /// The requests of one connection.
-pub(super) struct Requests {
+pub(crate) struct Requests {
     port: Arc<Port>,
     connected: Connected,
     /// With nothing but that.
@@ -45,7 +40,7 @@ pub(super) struct Requests {
 }
 
 /// An answer that is being made.
-pub(super) struct Answering {
+pub(crate) struct Answering {
     answer: Option<Answer>,
     in_flight: Option<InFlight>,
     /// Over HTTP/1.1 hyper writes what is about the connection, and nobody else.
@@ -53,17 +48,12 @@ pub(super) struct Answering {
 }
 
 /// A connection that can be asked to go.
-trait Graceful: Future<Output = Result<(), BoxError>> {
+pub(crate) trait Graceful: Future<Output = Result<(), BoxError>> {
     fn ask(self: Pin<&mut Self>);
 }
 
-pin_project_lite::pin_project! {
-    /// A connection of hyper's.
-    struct Http1 { #[pin] connection: conn::http1::Connection<TokioIo<Opened>, Requests> }
-}
-
 /// Serves `stream` until it is over.
-pub(super) async fn serve(port: Arc<Port>, stream: Stream) {
+pub(crate) async fn serve(port: Arc<Port>, stream: Stream) {
     let mut opening = Opening::new();
     let begun = Instant::now();
     let Some((stream, version)) = open(&port, stream, &mut opening).await else { return };
@@ -79,8 +69,8 @@ pub(super) async fn serve(port: Arc<Port>, stream: Stream) {
             let stream = stream.watched();
             let hangup = stream.hangup();
             let (io, lent) = Opened::new(stream, opening, Heard::Heads(activity.clone()));
-            let connection = h1(&port.config, &hangup).serve_connection(TokioIo::new(io), requests);
-            (watch(&port, &activity, &peer, begun, hangup, Http1 { connection }).await, lent)
+            let connection = Http1::new(&port.config, &hangup, io, requests);
+            (watch(&port, &activity, &peer, begun, hangup, connection).await, lent)
         }
         Version::H2 => {
             let silence = Arc::new(Silence::new());
@@ -196,63 +186,15 @@ fn tell_of_malformed(port: &Port, error: &(dyn std::error::Error + 'static)) {
     port.refusals.tell(&port.name, status, &format!("{error}{why}"));
 }
 
-fn h1(config: &ServerConfig, hangup: &Hangup) -> conn::http1::Builder {
-    let mut builder = conn::http1::Builder::new();
-    // The watch has an eye on slow heads: hyper's timer would also end connections that are idle.
-    builder
-        .header_read_timeout(None)
-        .max_header_size(config.max_header_list.get())
-        // Where the watch notices a FIN, hyper need not: it would give up also what it could answer at once.
-        .half_close(config.half_close || hangup.notices_fin());
-    builder
-}
-
-impl Future for Http1 {
-    type Output = Result<(), BoxError>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.project().connection.poll(cx).map_err(Into::into)
-    }
-}
-
-impl Graceful for Http1 {
-    fn ask(self: Pin<&mut Self>) {
-        self.project().connection.graceful_shutdown();
-    }
-}
-
-impl Graceful for Http2 {
-    fn ask(self: Pin<&mut Self>) {
-        self.get_mut().ask();
-    }
-}
-
 // === impl Requests ===
 
-impl hyper::service::Service<Request<Incoming>> for Requests {
-    type Response = Response<Tracked>;
-    type Error = Infallible;
-    type Future = Answering;
-
-    fn call(&self, request: Request<Incoming>) -> Answering {
-        let (mut head, body) = request.into_parts();
-        let tidied = tidy_h1(&mut head);
-        let is_grpc = is_grpc(&head.headers);
-        let answering = match tidied {
-            Ok(()) => self.answer(Request::from_parts(head, Received::h1(body)), is_grpc),
-            Err(refused) => self.refuse(refused, false),
-        };
-        Answering { is_h1: true, ..answering }
-    }
-}
-
 impl Requests {
-    pub(super) fn activity(&self) -> &Arc<Activity> {
+    pub(crate) fn activity(&self) -> &Arc<Activity> {
         &self.activity
     }
 
     /// How long the caller of a request with these headers waits, as far as it says so.
-    pub(super) fn allowed(&self, headers: &HeaderMap) -> Option<Duration> {
+    pub(crate) fn allowed(&self, headers: &HeaderMap) -> Option<Duration> {
         let grpc = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?));
         let rest = || headers.get(&self.port.config.timeout_header.0)?.to_str().ok()?.trim().parse().ok();
         grpc.or_else(|| rest().map(Duration::from_millis))
@@ -260,16 +202,16 @@ impl Requests {
 
     /// Counts streams that were reset for what the peer did.
     #[cold]
-    pub(super) fn reset_for(&self, abuse: Abuse, streams: usize) {
+    pub(crate) fn reset_for(&self, abuse: Abuse, streams: usize) {
         self.port.reset_for(abuse, streams);
     }
 
     /// Tells that the connection is closed for what its peer did.
-    pub(super) fn closed_for(&self, abuse: Abuse) {
+    pub(crate) fn closed_for(&self, abuse: Abuse) {
         self.port.closed_for(abuse, self.connected.peer());
     }
 
-    pub(super) fn answer(&self, mut request: Request<Received>, is_grpc: bool) -> Answering {
+    pub(crate) fn answer(&self, mut request: Request<Received>, is_grpc: bool) -> Answering {
         let in_flight = Some(self.activity.begin());
         // A copy of what is the same for each costs half of putting it in anew.
         match request.extensions_mut() {
@@ -282,7 +224,7 @@ impl Requests {
 
     /// Tells the caller why its request is served by nobody.
     #[cold]
-    pub(super) fn refuse(&self, refused: Refused, is_grpc: bool) -> Answering {
+    pub(crate) fn refuse(&self, refused: Refused, is_grpc: bool) -> Answering {
         self.port.refusals.tell(&self.port.name, refused.status(), refused.words());
         let answer: Answer = Box::pin(std::future::ready(refused.into_response(is_grpc)));
         Answering { answer: Some(answer), in_flight: Some(self.activity.begin()), is_h1: false }
@@ -290,7 +232,7 @@ impl Requests {
 
     /// Refuses a request whose headers are `size` bytes.
     #[cold]
-    pub(super) fn too_large(&self, request: Request<Received>, is_grpc: bool, size: usize) -> Answering {
+    pub(crate) fn too_large(&self, request: Request<Received>, is_grpc: bool, size: usize) -> Answering {
         let most = self.port.config.max_header_list;
         let words =
             format!("the headers of the request are {size} bytes, `server.max_header_list` is {most}");
@@ -323,9 +265,14 @@ fn grpc_timeout(text: &str) -> Option<Duration> {
 // === impl Answering ===
 
 impl Answering {
+    /// The same answer, for hyper to write over HTTP/1.1.
+    pub(crate) fn over_h1(self) -> Self {
+        Answering { is_h1: true, ..self }
+    }
+
     /// The peer no longer wants the answer of its stream `number`, which began at `began`.
     #[cold]
-    pub(super) fn reset(&mut self, number: usize, began: Instant) {
+    pub(crate) fn reset(&mut self, number: usize, began: Instant) {
         let answer = self.answer.take();
         let had_waited = had_waited(|| drop(answer));
         let now = Instant::now();

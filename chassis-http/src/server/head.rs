@@ -10,12 +10,12 @@ use http::{
     uri::{Authority, Scheme},
 };
 
-use super::{body::ServerBody, h2::refusal};
-use crate::hop;
+use super::body::ServerBody;
+use crate::{h2::refusal, hop};
 
 /// Why a request is not served.
 #[derive(Debug, PartialEq)]
-pub(super) struct Refused {
+pub(crate) struct Refused {
     status: StatusCode,
     words: Cow<'static, str>,
 }
@@ -31,17 +31,17 @@ impl Refused {
         Refused { status: StatusCode::NOT_IMPLEMENTED, words: words.into() }
     }
 
-    pub(super) fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         self.status
     }
 
-    pub(super) fn words(&self) -> &str {
+    pub(crate) fn words(&self) -> &str {
         &self.words
     }
 
     /// What the caller is told, in HTTP's words or in gRPC's. Over HTTP/1.1 the connection ends with that: who reads
     /// a head in another way may read other requests behind it, too.
-    pub(super) fn into_response(self, is_grpc: bool) -> Response<ServerBody> {
+    pub(crate) fn into_response(self, is_grpc: bool) -> Response<ServerBody> {
         let code = match self.status {
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Code::ResourceExhausted,
             // As gRPC's table has it.
@@ -59,12 +59,12 @@ const MAX_FIELDS: usize = 100;
 const SWITCH: &str = "this server does not switch to another protocol: it speaks HTTP/1.1 and HTTP/2";
 
 /// Instead of a handler's wish to switch to another protocol, which nobody could fulfil.
-pub(super) fn switches_no_protocol() -> Response<ServerBody> {
+pub(crate) fn switches_no_protocol() -> Response<ServerBody> {
     Refused::unknown(SWITCH).into_response(false)
 }
 
 /// Tidies a head that came over HTTP/1.1.
-pub(super) fn tidy_h1(head: &mut Parts) -> Result<(), Refused> {
+pub(crate) fn tidy_h1(head: &mut Parts) -> Result<(), Refused> {
     let (mut hosts, mut is_plain) = (0, true);
     for (name, value) in &head.headers {
         match name.as_str() {
@@ -83,7 +83,7 @@ pub(super) fn tidy_h1(head: &mut Parts) -> Result<(), Refused> {
 }
 
 /// Tidies a head that came over HTTP/2, perhaps with a `Host`. h2 itself refuses fields that are about the connection.
-pub(super) fn tidy_h2(head: &mut Parts, has_host: bool) -> Result<(), Refused> {
+pub(crate) fn tidy_h2(head: &mut Parts, has_host: bool) -> Result<(), Refused> {
     let is_repeated = head.headers.len() > head.headers.keys_len();
     let has_user = head.uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
     let is_odd = is_repeated || has_user || has_host || head.headers.len() > MAX_FIELDS;

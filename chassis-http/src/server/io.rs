@@ -10,27 +10,21 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     sync::oneshot,
-    time::{Instant, timeout},
+    time::timeout,
 };
 
 use super::activity::Activity;
-use crate::{
-    connector::Stream,
-    flood::FrameBudget,
-    frames::{Frames, HeaderLimit, RESET, Seen, Unfinished},
-    silence::Silence,
-    turns::Turns,
-};
+use crate::{h2::Life, net::Stream};
 
 /// What a connection is spoken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Version {
+pub(crate) enum Version {
     H1,
     H2,
 }
 
 /// The first bytes of a connection.
-pub(super) struct Opening {
+pub(crate) struct Opening {
     bytes: [u8; PREFACE.len()],
     read: usize,
     /// How many of them were handed on.
@@ -38,7 +32,7 @@ pub(super) struct Opening {
 }
 
 /// A stream that begins with its opening again, and outlives whom it is lent to.
-pub(super) struct Opened {
+pub(crate) struct Opened {
     stream: Option<Stream>,
     opening: Opening,
     heard: Heard,
@@ -48,26 +42,15 @@ pub(super) struct Opened {
 }
 
 /// Who is told that bytes came in.
-pub(super) enum Heard {
+pub(crate) enum Heard {
     /// Over HTTP/1.1: those of heads can come slowly.
     Heads(Arc<Activity>),
     /// Over HTTP/2: the peer lives. It is read in turns, and its frames are looked at.
     Life(Life),
 }
 
-pub(super) struct Life {
-    silence: Arc<Silence>,
-    turns: Turns,
-    activity: Arc<Activity>,
-    frames: Frames,
-    limit: HeaderLimit,
-    budget: FrameBudget,
-    /// What was unfinished after the last read, whether it was a list of headers, and how many frames came before.
-    unfinished: (Unfinished, bool, u64),
-}
-
 /// Where the stream comes back to.
-pub(super) struct Lent(oneshot::Receiver<Stream>);
+pub(crate) struct Lent(oneshot::Receiver<Stream>);
 
 /// What is read for nothing at a connection's end: a peer that sends more than this is busy sending.
 const ON_ITS_WAY: usize = 2 * 1024 * 1024;
@@ -77,12 +60,12 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 // === impl Opening ===
 
 impl Opening {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Opening { bytes: [0; PREFACE.len()], read: 0, given: 0 }
     }
 
     /// Reads until the version is clear. `None`: the peer closed without a word.
-    pub(super) async fn read(&mut self, stream: &mut Stream) -> io::Result<Option<Version>> {
+    pub(crate) async fn read(&mut self, stream: &mut Stream) -> io::Result<Option<Version>> {
         while self.read < PREFACE.len() {
             let n = stream.read(&mut self.bytes[self.read..]).await?;
             if n == 0 && self.read == 0 {
@@ -100,7 +83,7 @@ impl Opening {
 // === impl Opened ===
 
 impl Opened {
-    pub(super) fn new(stream: Stream, opening: Opening, heard: Heard) -> (Self, Lent) {
+    pub(crate) fn new(stream: Stream, opening: Opening, heard: Heard) -> (Self, Lent) {
         let (back, lent) = oneshot::channel();
         (Opened { stream: Some(stream), opening, heard, blocked: false, back: Some(back) }, Lent(lent))
     }
@@ -113,7 +96,7 @@ impl Opened {
         match &written {
             Poll::Ready(Ok(bytes)) => {
                 if let Heard::Life(life) = &mut self.heard {
-                    life.budget.earn(*bytes);
+                    life.wrote(*bytes);
                 }
                 if self.blocked {
                     self.activity().wrote(*bytes);
@@ -135,7 +118,7 @@ impl Opened {
     fn activity(&self) -> &Activity {
         match &self.heard {
             Heard::Heads(activity) => activity,
-            Heard::Life(life) => &life.activity,
+            Heard::Life(life) => life.activity(),
         }
     }
 }
@@ -161,7 +144,7 @@ impl AsyncRead for Opened {
         let before = to.filled().len();
         let stream = Pin::new(this.stream.as_mut().expect("only taken out when dropped"));
         if let Heard::Life(life) = &this.heard
-            && life.turns.is_over(cx)
+            && life.is_over(cx)
         {
             return Poll::Pending;
         }
@@ -216,61 +199,6 @@ impl AsyncWrite for Opened {
     }
 }
 
-// === impl Life ===
-
-impl Life {
-    pub(super) fn new(
-        silence: Arc<Silence>,
-        turns: Turns,
-        activity: Arc<Activity>,
-        limit: HeaderLimit,
-    ) -> Self {
-        let budget = FrameBudget::new(Instant::now());
-        Life {
-            silence,
-            turns,
-            activity,
-            frames: Frames::default(),
-            limit,
-            budget,
-            unfinished: (Unfinished::Nothing, false, 0),
-        }
-    }
-
-    fn read(&mut self, bytes: &[u8]) {
-        let Life { silence, turns, activity, frames, limit, budget, unfinished: last } = self;
-        silence.break_now();
-        let begun = frames.read(bytes, &mut |seen| {
-            match seen {
-                Seen::Frame(frame) => {
-                    if frame.kind == RESET {
-                        activity.streams.reset();
-                    }
-                    if let Err(abuse) = budget.spend(&frame, Instant::now) {
-                        activity.streams.give_up(abuse);
-                        // The connection's task looks at it before it reads on.
-                        turns.end();
-                    }
-                }
-                Seen::Settings { max_header_list, stream_window, .. } => {
-                    limit.set(max_header_list);
-                    stream_window.into_iter().for_each(|bytes| activity.windows.set_stream(bytes));
-                }
-                Seen::WindowUpdate { stream: 0, by } => activity.windows.grant(by),
-                _ => {}
-            }
-        });
-        turns.read(bytes.len(), begun);
-        let unfinished = (frames.unfinished(), frames.is_in_list(), frames.count());
-        // While the same frame, or list of headers, goes on, its first byte counts.
-        let goes_on = unfinished.2 == last.2 || (unfinished.1 && last.1);
-        if unfinished.0 != last.0 || (unfinished.0 != Unfinished::Nothing && !goes_on) {
-            activity.set_unfinished(unfinished.0, goes_on);
-        }
-        *last = unfinished;
-    }
-}
-
 // === impl Lent ===
 
 impl Lent {
@@ -278,7 +206,7 @@ impl Lent {
     ///
     /// Closing with bytes unread resets the connection: then the peer may never see what it was told
     /// last, above all which of its streams were never begun.
-    pub(super) async fn close(mut self, bound: Duration) {
+    pub(crate) async fn close(mut self, bound: Duration) {
         if let Ok(mut stream) = self.0.try_recv() {
             let _ = timeout(bound, finish(&mut stream)).await;
         }
@@ -286,7 +214,7 @@ impl Lent {
 }
 
 /// Says that nothing more comes, and reads on until the peer says so too, or has sent what may have been on its way.
-pub(super) async fn finish(stream: &mut Stream) -> io::Result<()> {
+pub(crate) async fn finish(stream: &mut Stream) -> io::Result<()> {
     stream.shutdown().await?;
     let (mut ignored, mut left) = ([0; 4096], ON_ITS_WAY);
     while left > 0 {

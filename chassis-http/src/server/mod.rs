@@ -1,16 +1,14 @@
 //! The accept loop: who gets in, what for, and how long they may stay.
 //!
 //! Slow, silent and hostile peers are bounded by time and number; a drain always ends.
-mod activity;
-mod body;
-mod connection;
-mod h2;
-mod head;
-mod io;
-mod received;
+pub(crate) mod activity;
+pub(crate) mod body;
+pub(crate) mod connection;
+pub(crate) mod head;
+pub(crate) mod io;
+pub(crate) mod received;
 mod refusals;
-mod service;
-mod streams;
+pub(crate) mod service;
 
 use std::{
     io::ErrorKind,
@@ -37,8 +35,8 @@ pub use self::{
 };
 use crate::{
     ServerConfig,
-    connector::{Acceptor, Listener, Peer, Stream},
-    flood::Abuse,
+    h2::Abuse,
+    net::{Acceptor, Listener, Peer, Stream},
 };
 
 /// Serves any number of ports, and drains them together.
@@ -69,9 +67,9 @@ pub struct Server {
 }
 
 /// One port, as its connections see it.
-struct Port {
+pub(crate) struct Port {
     name: Arc<str>,
-    config: Arc<ServerConfig>,
+    pub(crate) config: Arc<ServerConfig>,
     mux: Mux,
     acceptor: Option<Arc<dyn Acceptor>>,
     random: Random,
@@ -96,7 +94,7 @@ const REFUSING: usize = 64;
 /// Connections closed for what their peers do are told of once in so long.
 const TOLD: Duration = Duration::from_secs(1);
 /// How long a peer has to take note of what it is told last.
-const FAREWELL: Duration = Duration::from_secs(1);
+pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
 /// What they are told, whatever they speak: an HTTP/2 client sees that it is none of its frames.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     retry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";

@@ -42,12 +42,12 @@ const LINGER_BYTES: usize = 64 * 1024;
 // === impl Received ===
 
 impl Received {
-    pub(super) fn h1(body: Incoming) -> Self {
+    pub(crate) fn h1(body: Incoming) -> Self {
         Received(Kind::H1(body))
     }
 
     /// Behind a head that says `length` of it; its trailers may have `most` bytes.
-    pub(super) fn h2(body: RecvStream, length: Option<u64>, most: u32) -> Self {
+    pub(crate) fn h2(body: RecvStream, length: Option<u64>, most: u32) -> Self {
         Received(Kind::H2(Inbound::new(body, length, most)))
     }
 }

@@ -5,7 +5,7 @@ use chassis_core::BoxFuture;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 
 use super::{body::ServerBody, received::Received};
-use crate::{Problem, connector::Peer};
+use crate::{Problem, net::Peer};
 
 /// The answer to a request, in time.
 pub type Answer = BoxFuture<'static, Response<ServerBody>>;
@@ -56,7 +56,7 @@ impl<F: Fn(Request<Received>) -> Answer + Send + Sync + 'static> HttpService for
 // === impl Mux ===
 
 impl Mux {
-    pub(super) fn call(&self, request: Request<Received>, is_grpc: bool) -> Answer {
+    pub(crate) fn call(&self, request: Request<Received>, is_grpc: bool) -> Answer {
         match (is_grpc, &self.grpc, &self.http) {
             (true, Some(grpc), _) => grpc.call(request),
             (false, _, Some(http)) => http.call(request),
@@ -66,12 +66,12 @@ impl Mux {
 }
 
 /// Whose is the request with this head?
-pub(super) fn is_grpc(head: &HeaderMap) -> bool {
+pub(crate) fn is_grpc(head: &HeaderMap) -> bool {
     head.get(CONTENT_TYPE).is_some_and(names_grpc)
 }
 
 /// Is `content_type` one of gRPC's?
-pub(super) fn names_grpc(content_type: &HeaderValue) -> bool {
+pub(crate) fn names_grpc(content_type: &HeaderValue) -> bool {
     content_type.as_bytes().starts_with(b"application/grpc")
 }
 
@@ -89,7 +89,7 @@ fn unmatched(is_grpc: bool, method: &Method) -> Answer {
 // === impl Connected ===
 
 impl Connected {
-    pub(super) fn new(peer: Peer, port: Arc<str>, max_body: usize) -> Self {
+    pub(crate) fn new(peer: Peer, port: Arc<str>, max_body: usize) -> Self {
         Connected(Arc::new(Inner { peer, port, max_body }))
     }
 

@@ -12,7 +12,7 @@ use super::{
     connection::{Connection, open},
     endpoint::Endpoint,
 };
-use crate::backoff::Backoff;
+use crate::net::backoff::Backoff;
 
 /// How the last connection ended.
 enum Loss {

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU32, Ordering::Relaxed},
 };
 
-use crate::flood::Abuse;
+use super::flood::Abuse;
 
 /// What was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

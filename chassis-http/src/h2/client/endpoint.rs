@@ -11,7 +11,7 @@ use super::{
     connection::{Connection, Entered, Sender},
     driver::drive,
 };
-use crate::{ClientConfig, connector::Connector, failure, outgoing::Form};
+use crate::{ClientConfig, failure, net::Connector, outgoing::Form};
 
 /// What calls and the background share of one endpoint.
 pub(super) struct Endpoint {

@@ -11,10 +11,10 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{
+use crate::h2::{
     flood::FrameBudget,
     frames::{Frames, Seen},
-    turns::Turns,
+    read_budget::Turns,
 };
 
 /// A stream whose frames are watched, both ways.

@@ -10,11 +10,11 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use crate::flood::Abuse;
+use crate::h2::flood::Abuse;
 
 /// Shared by a connection and the tasks of its streams.
 #[derive(Debug, Default)]
-pub(super) struct Streams {
+pub(crate) struct Streams {
     begun: AtomicUsize,
     /// Frames that reset one, so far.
     resets: AtomicUsize,
@@ -41,7 +41,7 @@ struct ResetCounts {
 }
 
 /// Resets after this are no haste: the peer waited.
-pub(super) const PREMATURE: Duration = Duration::from_secs(1);
+pub(crate) const PREMATURE: Duration = Duration::from_secs(1);
 /// As many streams are looked at, or up to twice as many.
 const BLOCK: usize = 500;
 /// So many of them over half are chance, or callers in step: with 1,000 streams, four standard deviations.
@@ -59,7 +59,7 @@ const HALF_SECOND: u128 = 500;
 
 impl Streams {
     /// One more has begun; returns its number.
-    pub(super) fn begin(&self) -> usize {
+    pub(crate) fn begin(&self) -> usize {
         // Only the connection itself counts.
         let number = self.begun.load(Relaxed);
         self.begun.store(number + 1, Relaxed);
@@ -67,16 +67,16 @@ impl Streams {
     }
 
     /// A frame has come that resets one.
-    pub(super) fn reset(&self) {
+    pub(crate) fn reset(&self) {
         self.resets.store(self.resets() + 1, Relaxed);
     }
 
-    pub(super) fn resets(&self) -> usize {
+    pub(crate) fn resets(&self) -> usize {
         self.resets.load(Relaxed)
     }
 
     /// Stream `number` was reset before its answer began, when it had lived for so long.
-    pub(super) fn reset_early(&self, number: usize, lived: Duration, now: Instant) {
+    pub(crate) fn reset_early(&self, number: usize, lived: Duration, now: Instant) {
         if lived > PREMATURE {
             return;
         }
@@ -88,7 +88,7 @@ impl Streams {
 
     /// A stream was reset before we looked at it, and its caller had said that it would wait for less than
     /// [`PREMATURE`].
-    pub(super) fn over_its_time(&self, now: Instant) {
+    pub(crate) fn over_its_time(&self, now: Instant) {
         let abuse = self.counts().over_its_time(now);
         if let Some(abuse) = abuse {
             self.give_up(abuse);
@@ -96,28 +96,28 @@ impl Streams {
     }
 
     /// One is reset, since its peer reads too slowly.
-    pub(super) fn slow_reader(&self) {
+    pub(crate) fn slow_reader(&self) {
         self.slow.fetch_add(1, Relaxed);
     }
 
     /// How many were reset for that since this was asked last.
-    pub(super) fn take_slow(&self) -> usize {
+    pub(crate) fn take_slow(&self) -> usize {
         if self.slow.load(Relaxed) > 0 { self.slow.swap(0, Relaxed) } else { 0 }
     }
 
     /// The connection is to be closed. The first reason stays.
-    pub(super) fn give_up(&self, abuse: Abuse) {
+    pub(crate) fn give_up(&self, abuse: Abuse) {
         if self.abuse.set(abuse).is_ok() {
             self.told.notify_one();
         }
     }
 
-    pub(super) fn abuse(&self) -> Option<Abuse> {
+    pub(crate) fn abuse(&self) -> Option<Abuse> {
         self.abuse.get().copied()
     }
 
     /// Resolves when the connection is to be closed.
-    pub(super) async fn abused(&self) {
+    pub(crate) async fn abused(&self) {
         while self.abuse().is_none() {
             self.told.notified().await;
         }

@@ -10,7 +10,7 @@ use http::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::{REFUSED, retry_after};
+use super::protocol::{REFUSED, retry_after};
 
 /// A problem: what handlers return when they fail, and what callers read of a failing answer.
 ///

@@ -27,16 +27,18 @@ use tokio::{
 
 use super::{
     endpoint::Endpoint,
-    headers,
-    watched::{Listener, Watched},
+    sniffer::{Listener, Watched},
 };
 use crate::{
     ClientConfig,
-    connector::Stream,
-    frames::{ENHANCE_YOUR_CALM, HeaderLimit, NO_ERROR, Seen},
+    h2::{
+        frames::{ENHANCE_YOUR_CALM, HeaderLimit, NO_ERROR, Seen},
+        headers,
+        keep_alive::Silence,
+        read_budget::Turns,
+    },
+    net::Stream,
     settings::CLIENT_SEND_BUFFER,
-    silence::Silence,
-    turns::Turns,
 };
 
 pub(super) type Sender = SendRequest<Bytes>;

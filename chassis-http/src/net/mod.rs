@@ -1,12 +1,14 @@
 //! Byte streams, by address: what connections are made of, on both sides, before HTTP begins.
 //!
 //! TLS goes in here: a [`Connector`] around another one on the client, an [`Acceptor`] on the server.
+pub(crate) mod backoff;
 #[cfg(feature = "testing")]
 pub mod contract;
 mod eyeballs;
 mod hangup;
 mod memory;
 mod network;
+pub(crate) mod write_rate;
 
 use std::{
     any::Any,

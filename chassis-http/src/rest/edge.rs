@@ -30,10 +30,12 @@ use http::{
 use http_body::Body as _;
 use tower::{Layer, Service};
 
-use crate::{
-    HTTP, Problem, REFUSED, ServerConfig,
+use super::{
     limited::{Limited, Over},
     protocol::{has_no_body, take_refusal},
+};
+use crate::{
+    HTTP, Problem, REFUSED, ServerConfig,
     server::{Answer, Connected, HttpService, Received, ServerBody},
     settings::TIMEOUT,
 };

@@ -5,7 +5,7 @@ use http::{Extensions, HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 
-use crate::problem::{self, Problem};
+use crate::rest::problem::{self, Problem};
 
 /// An answer. Also a failing one: [`ok`](Self::ok) turns that into a [`Problem`].
 pub struct Response {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::frames::{FrameHead, GOAWAY, HEADERS, PING, PRIORITY, RESET, SETTINGS, WINDOW_UPDATE};
+use super::frames::{FrameHead, GOAWAY, HEADERS, PING, PRIORITY, RESET, SETTINGS, WINDOW_UPDATE};
 
 /// Why a connection, or a stream, is ended before its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,7 +146,7 @@ impl FrameBudget {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frames::{DATA, END_STREAM};
+    use crate::h2::frames::{DATA, END_STREAM};
 
     fn head(kind: u8, flags: u8) -> FrameHead {
         FrameHead { kind, flags, length: 8, stream: 1 }

@@ -10,12 +10,12 @@ use chassis_core::{Abort, Aborted, Body, Failure, tasks::Tasks};
 use h2::{Reason, SendStream};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use super::{
-    endpoint::Slot,
+use super::endpoint::Slot;
+use crate::h2::{
     halves::{Broken, Inbound, Paced, Pump},
     headers,
+    unsent::Unsent,
 };
-use crate::unsent::Unsent;
 
 /// The body of an answer, whose stream is in use until it ends.
 pub(super) struct Answer {

@@ -2,6 +2,10 @@
 //!
 //! It is `h2`'s own, as on the side of the client, and not hyper's: an answer that is there goes out
 //! whole, head, message and trailers, without another look at it.
+mod life;
+mod streams;
+mod windows;
+
 use std::{
     cell::RefCell,
     pin::Pin,
@@ -24,29 +28,35 @@ use http::{
 use http_body::Body as _;
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::{
-    FAREWELL, Port,
-    activity::shares,
-    body::{ServerBody, Tracked},
-    connection::{Answering, Requests},
-    head::tidy_h2,
-    io::Opened,
-    received::Received,
-    service::names_grpc,
-    streams::PREMATURE,
+pub(crate) use self::{
+    life::Life,
+    streams::{PREMATURE, Streams},
+    windows::Windows,
 };
-use crate::{
-    Problem,
+use super::{
     flood::Abuse,
     frames::HeaderLimit,
-    h2::{Pump, headers, length},
-    hop,
-    silence::Silence,
-    turns::Turns,
+    halves::{Pump, length},
+    headers,
+    keep_alive::Silence,
+    read_budget::Turns,
+};
+use crate::{
+    Problem, hop,
+    server::{
+        FAREWELL, Port, ServerBody,
+        activity::shares,
+        body::Tracked,
+        connection::{Answering, Graceful, Requests},
+        head::tidy_h2,
+        io::Opened,
+        received::Received,
+        service::names_grpc,
+    },
 };
 
 /// One connection; it is over when all its streams are, when its peer fell silent, or when it is cut off.
-pub(super) struct Http2 {
+pub(crate) struct Http2 {
     connection: Connection<Opened, Bytes>,
     requests: Requests,
     /// `Some`: the peer fell silent; `None`: it is to be cut off.
@@ -90,7 +100,7 @@ const MAX_HANDLERS: usize = 4;
 impl Http2 {
     /// Begins to speak it on `io`; `heard` is told by that of what comes in, and it is read
     /// in `turns`.
-    pub(super) async fn begin(
+    pub(crate) async fn begin(
         port: &Port,
         io: Opened,
         heard: Arc<Silence>,
@@ -128,7 +138,7 @@ impl Http2 {
     }
 
     /// Says GOAWAY, and lets streams end that were begun.
-    pub(super) fn ask(&mut self) {
+    pub(crate) fn ask(&mut self) {
         self.connection.graceful_shutdown();
     }
 
@@ -263,6 +273,12 @@ impl Future for Http2 {
     }
 }
 
+impl Graceful for Http2 {
+    fn ask(self: Pin<&mut Self>) {
+        self.get_mut().ask();
+    }
+}
+
 fn builder(port: &Port) -> Builder {
     let config = &port.config;
     let mut builder = Builder::new();
@@ -319,7 +335,7 @@ impl Exchange {
 }
 
 /// A refusal in HTTP's words, or in gRPC's, which has a code for it.
-pub(super) fn refusal(status: StatusCode, code: u16, words: String, is_grpc: bool) -> Response<ServerBody> {
+pub(crate) fn refusal(status: StatusCode, code: u16, words: String, is_grpc: bool) -> Response<ServerBody> {
     if !is_grpc {
         return Problem::new(status).detail(words).into_http().map(ServerBody::from);
     }

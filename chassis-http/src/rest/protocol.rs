@@ -12,10 +12,8 @@ use http::{
 };
 use http_body::Body as _;
 
-use crate::{
-    h2,
-    problem::{Problem, code_of},
-};
+use super::problem::{Problem, code_of};
+use crate::h2;
 
 /// REST over HTTP, in any version.
 #[derive(Clone, Copy, Debug, Default)]

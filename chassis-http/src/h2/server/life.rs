@@ -1,0 +1,97 @@
+//! What the bytes that come in say of a server's connection.
+use std::{sync::Arc, task::Context};
+
+use tokio::time::Instant;
+
+use crate::{
+    h2::{
+        flood::FrameBudget,
+        frames::{Frames, HeaderLimit, RESET, Seen, Unfinished},
+        keep_alive::Silence,
+        read_budget::Turns,
+    },
+    server::activity::Activity,
+};
+
+/// Over HTTP/2: the peer lives. It is read in turns, and its frames are looked at.
+pub(crate) struct Life {
+    silence: Arc<Silence>,
+    turns: Turns,
+    activity: Arc<Activity>,
+    frames: Frames,
+    limit: HeaderLimit,
+    budget: FrameBudget,
+    /// What was unfinished after the last read, whether it was a list of headers, and how many frames came before.
+    unfinished: (Unfinished, bool, u64),
+}
+
+// === impl Life ===
+
+impl Life {
+    pub(crate) fn new(
+        silence: Arc<Silence>,
+        turns: Turns,
+        activity: Arc<Activity>,
+        limit: HeaderLimit,
+    ) -> Self {
+        let budget = FrameBudget::new(Instant::now());
+        Life {
+            silence,
+            turns,
+            activity,
+            frames: Frames::default(),
+            limit,
+            budget,
+            unfinished: (Unfinished::Nothing, false, 0),
+        }
+    }
+
+    /// The connection's activity.
+    pub(crate) fn activity(&self) -> &Arc<Activity> {
+        &self.activity
+    }
+
+    /// So many bytes were written.
+    pub(crate) fn wrote(&mut self, bytes: usize) {
+        self.budget.earn(bytes);
+    }
+
+    /// Is it the turn of something else? Then the task is polled again soon.
+    pub(crate) fn is_over(&self, cx: &mut Context<'_>) -> bool {
+        self.turns.is_over(cx)
+    }
+
+    /// These bytes came in.
+    pub(crate) fn read(&mut self, bytes: &[u8]) {
+        let Life { silence, turns, activity, frames, limit, budget, unfinished: last } = self;
+        silence.break_now();
+        let begun = frames.read(bytes, &mut |seen| {
+            match seen {
+                Seen::Frame(frame) => {
+                    if frame.kind == RESET {
+                        activity.streams.reset();
+                    }
+                    if let Err(abuse) = budget.spend(&frame, Instant::now) {
+                        activity.streams.give_up(abuse);
+                        // The connection's task looks at it before it reads on.
+                        turns.end();
+                    }
+                }
+                Seen::Settings { max_header_list, stream_window, .. } => {
+                    limit.set(max_header_list);
+                    stream_window.into_iter().for_each(|bytes| activity.windows.set_stream(bytes));
+                }
+                Seen::WindowUpdate { stream: 0, by } => activity.windows.grant(by),
+                _ => {}
+            }
+        });
+        turns.read(bytes.len(), begun);
+        let unfinished = (frames.unfinished(), frames.is_in_list(), frames.count());
+        // While the same frame, or list of headers, goes on, its first byte counts.
+        let goes_on = unfinished.2 == last.2 || (unfinished.1 && last.1);
+        if unfinished.0 != last.0 || (unfinished.0 != Unfinished::Nothing && !goes_on) {
+            activity.set_unfinished(unfinished.0, goes_on);
+        }
+        *last = unfinished;
+    }
+}
