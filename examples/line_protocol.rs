@@ -119,8 +119,7 @@ impl Leaf for TcpLeaf {
                 Ok(stream) => stream,
                 Err(error) => {
                     let failed = Error::remote(Reason::ConnectFailed, "no connection").with_source(error);
-                    call.fail_attempt(&failed);
-                    return Err(failed.returning(call)); // it was not sent: another node may have it
+                    return Err(call.give_back(failed)); // it was not sent: another node may have it
                 }
             };
             let exchanged = async {

@@ -3,8 +3,8 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use chassis_config::{Change, Environment, FileSource, Finding, Loader, tree};
 use chassis_core::{
-    BoxError, BoxFuture, Error, Events, Invocation, Kind, LabelSet, Live, Next, Placement, Random, Reply,
-    Runtime, Section, Stages,
+    BoxError, BoxFuture, CallError, Error, Events, Invocation, Kind, LabelSet, Live, Next, Placement, Random,
+    Reply, Runtime, Section, Stages,
     config::ConfigSource,
     contain,
     layer::{
@@ -252,9 +252,10 @@ impl ChassisBuilder {
     ///     .layer(Stage::Call.of("stock"), "impatient", TimeoutLayer::new(Duration::from_millis(50)));
     /// # let _ = builder;
     /// ```
-    pub fn layer<L>(mut self, at: impl Into<Placement>, name: &str, layer: L) -> Self
+    pub fn layer<E, L>(mut self, at: impl Into<Placement<E>>, name: &str, layer: L) -> Self
     where
-        L: Layer<Next> + Send + Sync + 'static,
+        E: CallError,
+        L: Layer<Next<E>> + Send + Sync + 'static,
         L::Service: Service<Invocation, Response = Reply> + Clone + Send + Sync + 'static,
         <L::Service as Service<Invocation>>::Error: Into<BoxError>,
         <L::Service as Service<Invocation>>::Future: Send + 'static,

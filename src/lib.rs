@@ -41,9 +41,9 @@ pub use chassis_core::{
 };
 // A call, its answer, and how it ended.
 pub use chassis_core::{
-    Abort, Aborted, Body, Call, CallOptions, Code, Context, Details, Error, Failure, Hop, Invocation,
-    LabelSet, Listener, Operation, Origin, Outcome, Reason, Replay, Reply, ReplyBody, Target, TraceContext,
-    Verdict,
+    Abort, Aborted, Body, Call, CallError, CallOptions, Code, Context, Details, Error, Failed, Failure, Hop,
+    Invocation, LabelSet, Listener, Operation, Origin, Outcome, Reason, Replay, Reply, ReplyBody, Target,
+    TraceContext, Verdict,
 };
 // Layers of one's own, and settings for them.
 pub use chassis_core::{Kind, LiveSection, Next, Placement, Section, Sections, Stage, from_fn};

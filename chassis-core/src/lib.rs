@@ -43,7 +43,7 @@ pub use types::{Operation, Target};
 // Its body, and what ends it early.
 pub use types::{Abort, Aborted, Body, Failure, Reader, Replay};
 // How it ended, and for whom.
-pub use call::{Listener, Outcome, had_waited};
+pub use call::{CallError, Failed, Listener, Outcome, had_waited};
 pub use types::{Code, Details, Error, Hop, Origin, Reason, Verdict};
 // What travels with it from hop to hop.
 pub use context::Context;

@@ -11,7 +11,7 @@ use tower_service::Service;
 
 use crate::{
     BoxFuture,
-    call::{Invocation, Reply},
+    call::{Failed, Invocation, Reply},
     layer::{
         attempt::AttemptLayer,
         balance::BalanceLayer,
@@ -113,30 +113,28 @@ where
 
 /// The effective chain of a side, outermost first: what is printed at start-up.
 pub fn chain(runtime: &Runtime, side: Side, service: &str) -> String {
-    let own = |stage| {
-        runtime.stages().names(stage, service).iter().map(|name| format!("[{name}]")).collect::<Vec<_>>()
-    };
+    let stages = runtime.stages();
     let mut names: Vec<String> = Vec::new();
-    let mut add = |built_in: &[&str], stage: Option<Stage>| {
+    let mut add = |built_in: &[&str], own: Vec<Arc<str>>| {
         names.extend(built_in.iter().map(|name| (*name).to_owned()));
-        names.extend(stage.map(own).unwrap_or_default());
+        names.extend(own.iter().map(|name| format!("[{name}]")));
     };
     match side {
         Side::Client => {
-            add(&["route", "trace", "metrics"], Some(Stage::Call));
+            add(&["route", "trace", "metrics"], stages.names(Stage::Call, service));
             let call =
                 ["fallback", "deadline", "rate_limit", "concurrency", "fault(call)", "breaker", "retry"];
-            add(&call, Some(Stage::Attempt));
-            add(&["fault(attempt)", "balance", "attempt"], Some(Stage::Node));
-            add(&["connect"], None);
+            add(&call, stages.names(Stage::Attempt, service));
+            add(&["fault(attempt)", "balance", "attempt"], stages.names(Stage::Node, service));
+            add(&["connect"], Vec::new());
         }
         Side::Server => {
-            add(&["route", "trace", "metrics"], Some(Stage::ServerCall));
+            add(&["route", "trace", "metrics"], stages.names(Stage::ServerCall, service));
             add(
                 &["panic", "deadline", "rate_limit", "concurrency", "fault", "context"],
-                Some(Stage::Handler),
+                stages.names(Stage::Handler, service),
             );
-            add(&["handler"], None);
+            add(&["handler"], Vec::new());
         }
     }
     names.join(" → ")
@@ -178,10 +176,10 @@ impl<L> Clone for Connect<L> {
 
 impl<L: Leaf> Service<Invocation> for Connect<L> {
     type Response = Reply;
-    type Error = Error;
-    type Future = crate::layer::Decided<L::Future>;
+    type Error = Failed;
+    type Future = crate::layer::Decided<L::Future, Failed>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failed>> {
         Poll::Ready(Ok(()))
     }
 

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::{
     BoxFuture,
-    call::{Call, Invocation, Reply},
+    call::{Call, Failed, Invocation, Reply},
     cluster::Link,
     types::{Body, Code, Error, Hop, Verdict, wire},
 };
@@ -114,13 +114,13 @@ pub trait Transport: Send + Sync + 'static {
 
 /// Sends calls to one endpoint over connections that it keeps up in the background.
 pub trait Leaf: Send + Sync + 'static {
-    /// The answer. An error may [give the call back](Error::returning) if none of it was sent.
-    type Future: Future<Output = Result<Reply, Error>> + Send + 'static;
+    /// The answer, or why there is none.
+    type Future: Future<Output = Result<Reply, Failed>> + Send + 'static;
 
-    /// Sends one call. It answers the call with [`Invocation::answered`], or returns an error after
-    /// [`Invocation::refuse`] or [`Invocation::fail_attempt`] (the latter when it gives the call back). It may move
-    /// headers and body out of the call; the rest stays where it is, for the next attempt. A call that is dropped
-    /// is one that its caller gave up: it is not tried again.
+    /// Sends one attempt at a call. It ends with [`Invocation::answered`], with [`Invocation::refuse`], or, where
+    /// nothing of it was sent, with [`Invocation::give_back`], which needs headers and body where they were: without
+    /// that, a stream that cannot be repeated is lost. If the future is dropped, the caller gave up: what is under
+    /// way ends then.
     fn call(&self, call: Invocation) -> Self::Future;
 
     /// A call would like to go here: start to connect, unless that is under way.
@@ -131,4 +131,4 @@ pub trait Leaf: Send + Sync + 'static {
 }
 
 /// A leaf's future where it has no name.
-pub type LeafFuture = BoxFuture<'static, Result<Reply, Error>>;
+pub type LeafFuture = BoxFuture<'static, Result<Reply, Failed>>;

@@ -4,6 +4,8 @@
 //! listens to a call does not go along into the user's layers: whatever they do with it, what was counted above
 //! them comes back.
 use std::{
+    any::Any,
+    marker::PhantomData,
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
@@ -15,24 +17,23 @@ use tower_service::Service;
 
 use crate::{
     BoxError, BoxFuture,
-    call::{Home, Invocation, Reply},
+    call::{CallError, Failed, Home, Invocation, Reply},
     clock::Instant,
     shard::{Cells, Line},
     types::{Error, Side},
 };
 
 /// A place in the pipeline where a user's layer can stand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Stage {
-    /// Client: just below the metrics, around everything that may refuse or retry.
+///
+/// `E` is the error that services have there: [`Error`], or below the retries [`Failed`].
+pub struct Stage<E = Error>(Place, PhantomData<fn() -> E>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
     Call,
-    /// Client: just below the retries, once for each attempt, before a node is picked.
     Attempt,
-    /// Client: just above the connection, with the node picked.
     Node,
-    /// Server: just below the metrics.
     ServerCall,
-    /// Server: just above the handler.
     Handler,
 }
 
@@ -45,9 +46,8 @@ pub enum Stage {
 /// let stock_only: Placement = Stage::Call.of("stock");
 /// # let _ = (everywhere, stock_only);
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Placement {
-    stage: Stage,
+pub struct Placement<E = Error> {
+    stage: Stage<E>,
     service: Option<Arc<str>>,
 }
 
@@ -57,20 +57,21 @@ pub struct Placement {
 /// [`try_clone`](Invocation::try_clone) of the one that it was given lives under the same rules, one made by
 /// [`new`](Invocation::new) under none. At [`Stage::Node`] a call needs the node that it was given with. The call
 /// ends as the answer or the error does that the layer returns.
-#[derive(Clone)]
-pub struct Next(Arc<dyn Erased>);
+///
+/// `E` is the error of the [`Stage`].
+pub struct Next<E = Error>(Arc<dyn Erased<E>>);
 
-trait Erased: Send + Sync {
-    fn call(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, Error>>;
+trait Erased<E>: Send + Sync {
+    fn call(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, E>>;
 }
 
 /// A tower layer that is an async function: see [`from_fn`].
-pub struct FnLayer<F>(Arc<F>);
+pub struct FnLayer<F, E = Error>(Arc<F>, PhantomData<fn() -> E>);
 
 /// The service of [`FnLayer`].
-pub struct FnService<F> {
+pub struct FnService<F, E = Error> {
     function: Arc<F>,
-    next: Next,
+    next: Next<E>,
 }
 
 /// Layers of ours, which a call goes through at once and leaves as they were. So threads have some of their
@@ -88,19 +89,21 @@ pub struct Stages(Arc<Vec<Entry>>);
 
 #[derive(Clone)]
 struct Entry {
-    stage: Stage,
+    place: Place,
     name: Arc<str>,
     service: Option<Arc<str>>,
-    wrap: Arc<dyn Fn(Next) -> Next + Send + Sync>,
+    /// A `Wrap` over the error of its place.
+    wrap: Arc<dyn Any + Send + Sync>,
 }
 
+struct Wrap<E>(Box<dyn Fn(Next<E>) -> Next<E> + Send + Sync>);
+
 /// A stage with the user's layers around it, or without any.
-#[derive(Clone)]
-pub enum Staged<S> {
+pub enum Staged<S, E = Error> {
     /// None: the inner service itself.
     Plain(S),
     /// The outermost of the user's layers.
-    User(Next),
+    User(Next<E>),
 }
 
 /// Makes a tower layer of an async function over the call and what is inside, as axum's `from_fn` does.
@@ -116,24 +119,42 @@ pub enum Staged<S> {
 /// let mut stages = Stages::default();
 /// stages.add_layer(Stage::Call, "audit", None, from_fn(audit));
 /// ```
-pub fn from_fn<F, Fut>(function: F) -> FnLayer<F>
+///
+/// Below the retries, at `Stage::Attempt` and `Stage::Node`, its error is [`Failed`]:
+///
+/// ```
+/// use chassis_core::{Failed, Invocation, Next, Reply, Stage, Stages, from_fn};
+///
+/// async fn watch(call: Invocation, next: Next<Failed>) -> Result<Reply, Failed> {
+///     let reply = next.run(call).await;
+///     if let Err(failed) = &reply {
+///         println!("{:?}: {failed}", failed.endpoint());
+///     }
+///     reply
+/// }
+///
+/// let mut stages = Stages::default();
+/// stages.add_layer(Stage::Attempt, "watch", None, from_fn(watch));
+/// ```
+pub fn from_fn<F, Fut, E>(function: F) -> FnLayer<F, E>
 where
-    F: Fn(Invocation, Next) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<Reply, Error>> + Send + 'static,
+    F: Fn(Invocation, Next<E>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Reply, E>> + Send + 'static,
+    E: CallError,
 {
-    FnLayer(Arc::new(function))
+    FnLayer(Arc::new(function), PhantomData)
 }
 
 pin_project! {
     #[allow(missing_docs)]
     /// The future of a [`Staged`].
     #[project = StagedProjection]
-    pub enum StagedFuture<F> {
+    pub enum StagedFuture<F, E = Error> {
         /// The inner service's own.
         Plain { #[pin] inner: F },
         /// Of the user's layers.
         User {
-            inner: BoxFuture<'static, Result<Reply, Error>>,
+            inner: BoxFuture<'static, Result<Reply, E>>,
             // Those who listen to the call, until there is an answer.
             home: Option<Home>,
         },
@@ -142,18 +163,18 @@ pin_project! {
 
 // === impl Next ===
 
-impl Next {
+impl<E> Next<E> {
     /// Erases `service`, which has to be always ready.
     pub fn new<S>(service: S) -> Self
     where
-        S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + Sync + 'static,
+        S: Service<Invocation, Response = Reply, Error = E> + Clone + Send + Sync + 'static,
         S::Future: Send + 'static,
     {
         Next(Arc::new(Erase::new(service)))
     }
 
     /// Passes the call on.
-    pub fn run(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, Error>> {
+    pub fn run(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, E>> {
         self.0.call(call)
     }
 }
@@ -164,12 +185,12 @@ impl<S> Erase<S> {
     }
 }
 
-impl<S> Erased for Erase<S>
+impl<S, E> Erased<E> for Erase<S>
 where
-    S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + Sync + 'static,
+    S: Service<Invocation, Response = Reply, Error = E> + Clone + Send + Sync + 'static,
     S::Future: Send + 'static,
 {
-    fn call(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, Error>> {
+    fn call(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, E>> {
         let own = self.own.mine(|| Box::new(Line(Mutex::new(self.service.clone()))));
         match own.try_lock() {
             Ok(mut own) => Box::pin(own.call(call)),
@@ -178,12 +199,12 @@ where
     }
 }
 
-impl Service<Invocation> for Next {
+impl<E> Service<Invocation> for Next<E> {
     type Response = Reply;
-    type Error = Error;
-    type Future = BoxFuture<'static, Result<Reply, Error>>;
+    type Error = E;
+    type Future = BoxFuture<'static, Result<Reply, E>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), E>> {
         Poll::Ready(Ok(()))
     }
 
@@ -192,7 +213,13 @@ impl Service<Invocation> for Next {
     }
 }
 
-impl std::fmt::Debug for Next {
+impl<E> Clone for Next<E> {
+    fn clone(&self) -> Self {
+        Next(self.0.clone())
+    }
+}
+
+impl<E> std::fmt::Debug for Next<E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Next")
     }
@@ -204,9 +231,10 @@ impl Stages {
     /// Adds a tower layer at `stage`, for calls to `service` or for all. Its service is made ready before
     /// each call, so layers that wait in `poll_ready` work too. [`Error::from_layer`] tells what its errors
     /// become.
-    pub fn add_layer<L>(&mut self, stage: Stage, name: &str, service: Option<&str>, layer: L)
+    pub fn add_layer<E, L>(&mut self, stage: Stage<E>, name: &str, service: Option<&str>, layer: L)
     where
-        L: Layer<Next> + Send + Sync + 'static,
+        E: CallError,
+        L: Layer<Next<E>> + Send + Sync + 'static,
         L::Service: Service<Invocation, Response = Reply> + Clone + Send + Sync + 'static,
         <L::Service as Service<Invocation>>::Error: Into<BoxError>,
         <L::Service as Service<Invocation>>::Future: Send + 'static,
@@ -215,10 +243,11 @@ impl Stages {
     }
 
     /// Adds an async function over the call and what is inside: cheaper by a clone than [`from_fn`].
-    pub fn add_fn<F, Fut>(&mut self, stage: Stage, name: &str, service: Option<&str>, function: F)
+    pub fn add_fn<E, F, Fut>(&mut self, stage: Stage<E>, name: &str, service: Option<&str>, function: F)
     where
-        F: Fn(Invocation, Next) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<Reply, Error>> + Send + 'static,
+        E: CallError,
+        F: Fn(Invocation, Next<E>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Reply, E>> + Send + 'static,
     {
         let function = Arc::new(function);
         self.push(stage, name, service, move |next| {
@@ -226,67 +255,112 @@ impl Stages {
         });
     }
 
-    fn push(
+    fn push<E: 'static>(
         &mut self,
-        stage: Stage,
+        stage: Stage<E>,
         name: &str,
         service: Option<&str>,
-        wrap: impl Fn(Next) -> Next + Send + Sync + 'static,
+        wrap: impl Fn(Next<E>) -> Next<E> + Send + Sync + 'static,
     ) {
-        let entry =
-            Entry { stage, name: name.into(), service: service.map(Into::into), wrap: Arc::new(wrap) };
-        Arc::make_mut(&mut self.0).push(entry);
+        let (name, service) = (name.into(), service.map(Into::into));
+        let wrap = Arc::new(Wrap(Box::new(wrap)));
+        Arc::make_mut(&mut self.0).push(Entry { place: stage.0, name, service, wrap });
     }
 
     /// Puts the layers of `stage` around `inner`.
-    pub(crate) fn at<S>(&self, stage: Stage, service: &str, inner: S) -> Staged<S>
+    pub(crate) fn at<E, S>(&self, stage: Stage<E>, service: &str, inner: S) -> Staged<S, E>
     where
-        S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + Sync + 'static,
+        E: CallError,
+        S: Service<Invocation, Response = Reply, Error = E> + Clone + Send + Sync + 'static,
         S::Future: Send + 'static,
     {
-        let mut entries = self.of(stage, service).rev();
-        match entries.next() {
+        let wraps = self.of(stage, service).filter_map(|entry| entry.wrap.downcast_ref::<Wrap<E>>());
+        let mut wraps = wraps.rev();
+        match wraps.next() {
             None => Staged::Plain(inner),
-            Some(innermost) => {
-                let first = (innermost.wrap)(Next(Arc::new(Below(Erase::new(inner)))));
-                Staged::User(entries.fold(first, |next, entry| (entry.wrap)(next)))
+            Some(Wrap(innermost)) => {
+                let first = innermost(Next(Arc::new(Below(Erase::new(inner)))));
+                Staged::User(wraps.fold(first, |next, Wrap(wrap)| wrap(next)))
             }
         }
     }
 
     /// The names of the layers at `stage`, outermost first.
-    pub fn names(&self, stage: Stage, service: &str) -> Vec<Arc<str>> {
+    pub fn names<E>(&self, stage: Stage<E>, service: &str) -> Vec<Arc<str>> {
         self.of(stage, service).map(|entry| entry.name.clone()).collect()
     }
 
-    fn of(&self, stage: Stage, service: &str) -> impl DoubleEndedIterator<Item = &Entry> {
+    fn of<E>(&self, stage: Stage<E>, service: &str) -> impl DoubleEndedIterator<Item = &Entry> {
+        let place = stage.0;
         let applies = move |entry: &&Entry| {
-            entry.stage == stage && entry.service.as_deref().is_none_or(|only| only == service)
+            entry.place == place && entry.service.as_deref().is_none_or(|only| only == service)
         };
         self.0.iter().filter(applies)
     }
 }
 
+// === impl Stage ===
+
+#[allow(non_upper_case_globals)] // one set of names, in two types
 impl Stage {
+    /// Client: just below the metrics, around everything that may refuse or retry.
+    pub const Call: Stage = Stage(Place::Call, PhantomData);
+    /// Server: just below the metrics.
+    pub const ServerCall: Stage = Stage(Place::ServerCall, PhantomData);
+    /// Server: just above the handler.
+    pub const Handler: Stage = Stage(Place::Handler, PhantomData);
+}
+
+#[allow(non_upper_case_globals)] // as above
+impl Stage<Failed> {
+    /// Client: just below the retries, once for each attempt, before a node is picked.
+    pub const Attempt: Stage<Failed> = Stage(Place::Attempt, PhantomData);
+    /// Client: just above the connection, with the node picked.
+    pub const Node: Stage<Failed> = Stage(Place::Node, PhantomData);
+}
+
+impl<E> Stage<E> {
     /// Which end of a call it is on.
     pub fn side(self) -> Side {
-        match self {
-            Stage::Call | Stage::Attempt | Stage::Node => Side::Client,
-            Stage::ServerCall | Stage::Handler => Side::Server,
+        match self.0 {
+            Place::Call | Place::Attempt | Place::Node => Side::Client,
+            Place::ServerCall | Place::Handler => Side::Server,
         }
     }
 
     /// This stage of the calls to `service` alone. At the server's stages the service is the server's own.
-    pub fn of(self, service: &str) -> Placement {
+    pub fn of(self, service: &str) -> Placement<E> {
         Placement { stage: self, service: Some(service.into()) }
+    }
+}
+
+impl<E> Clone for Stage<E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E> Copy for Stage<E> {}
+
+impl<E, F> PartialEq<Stage<F>> for Stage<E> {
+    fn eq(&self, other: &Stage<F>) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl<E> Eq for Stage<E> {}
+
+impl<E> std::fmt::Debug for Stage<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
     }
 }
 
 // === impl Placement ===
 
-impl Placement {
+impl<E> Placement<E> {
     /// The stage.
-    pub fn stage(&self) -> Stage {
+    pub fn stage(&self) -> Stage<E> {
         self.stage
     }
 
@@ -296,21 +370,34 @@ impl Placement {
     }
 }
 
-impl From<Stage> for Placement {
-    fn from(stage: Stage) -> Self {
+impl<E> From<Stage<E>> for Placement<E> {
+    fn from(stage: Stage<E>) -> Self {
         Placement { stage, service: None }
+    }
+}
+
+impl<E> Clone for Placement<E> {
+    fn clone(&self) -> Self {
+        Placement { stage: self.stage, service: self.service.clone() }
+    }
+}
+
+impl<E> std::fmt::Debug for Placement<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut out = f.debug_struct("Placement");
+        out.field("stage", &self.stage).field("service", &self.service).finish()
     }
 }
 
 /// What is below the user's layers, which may have let the call wait.
 struct Below<S>(Erase<S>);
 
-impl<S> Erased for Below<S>
+impl<S, E> Erased<E> for Below<S>
 where
-    S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + Sync + 'static,
+    S: Service<Invocation, Response = Reply, Error = E> + Clone + Send + Sync + 'static,
     S::Future: Send + 'static,
 {
-    fn call(&self, mut call: Invocation) -> BoxFuture<'static, Result<Reply, Error>> {
+    fn call(&self, mut call: Invocation) -> BoxFuture<'static, Result<Reply, E>> {
         call.attempt_waited(Instant::now());
         self.0.call(call)
     }
@@ -319,19 +406,19 @@ where
 /// A user's tower service: made ready on a clone of its own for each call.
 struct Foreign<S>(S);
 
-impl<S> Erased for Foreign<S>
+impl<S, E> Erased<E> for Foreign<S>
 where
     S: Service<Invocation, Response = Reply> + Clone + Send + Sync + 'static,
     S::Error: Into<BoxError>,
     S::Future: Send + 'static,
+    E: CallError,
 {
-    fn call(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, Error>> {
+    fn call(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, E>> {
         let mut service = self.0.clone();
         Box::pin(async move {
-            let ready = std::future::poll_fn(|cx| service.poll_ready(cx)).await.map_err(Error::from_layer);
-            match ready {
-                Ok(()) => service.call(call).await.map_err(Error::from_layer),
-                Err(error) => Err(call.refuse(error.with_maybe_executed(false))),
+            match std::future::poll_fn(|cx| service.poll_ready(cx)).await.map_err(Failed::from_layer) {
+                Ok(()) => service.call(call).await.map_err(|error| Failed::from_layer(error).into()),
+                Err(failed) => Err(call.refuse(failed.into_error().with_maybe_executed(false))),
             }
         })
     }
@@ -339,21 +426,21 @@ where
 
 // === impl FnLayer ===
 
-impl<F> Clone for FnLayer<F> {
+impl<F, E> Clone for FnLayer<F, E> {
     fn clone(&self) -> Self {
-        FnLayer(self.0.clone())
+        FnLayer(self.0.clone(), PhantomData)
     }
 }
 
-impl<F> Layer<Next> for FnLayer<F> {
-    type Service = FnService<F>;
+impl<F, E> Layer<Next<E>> for FnLayer<F, E> {
+    type Service = FnService<F, E>;
 
-    fn layer(&self, next: Next) -> FnService<F> {
+    fn layer(&self, next: Next<E>) -> FnService<F, E> {
         FnService { function: self.0.clone(), next }
     }
 }
 
-impl<F> std::fmt::Debug for FnLayer<F> {
+impl<F, E> std::fmt::Debug for FnLayer<F, E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("FnLayer")
     }
@@ -361,22 +448,22 @@ impl<F> std::fmt::Debug for FnLayer<F> {
 
 // === impl FnService ===
 
-impl<F> Clone for FnService<F> {
+impl<F, E> Clone for FnService<F, E> {
     fn clone(&self) -> Self {
         FnService { function: self.function.clone(), next: self.next.clone() }
     }
 }
 
-impl<F, Fut> Service<Invocation> for FnService<F>
+impl<F, Fut, E> Service<Invocation> for FnService<F, E>
 where
-    F: Fn(Invocation, Next) -> Fut,
-    Fut: Future<Output = Result<Reply, Error>>,
+    F: Fn(Invocation, Next<E>) -> Fut,
+    Fut: Future<Output = Result<Reply, E>>,
 {
     type Response = Reply;
-    type Error = Error;
+    type Error = E;
     type Future = Fut;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), E>> {
         Poll::Ready(Ok(()))
     }
 
@@ -385,33 +472,43 @@ where
     }
 }
 
-impl<F> std::fmt::Debug for FnService<F> {
+impl<F, E> std::fmt::Debug for FnService<F, E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("FnService")
     }
 }
 
-impl<F, Fut> Erased for FnService<F>
+impl<F, Fut, E> Erased<E> for FnService<F, E>
 where
-    F: Fn(Invocation, Next) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<Reply, Error>> + Send + 'static,
+    F: Fn(Invocation, Next<E>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Reply, E>> + Send + 'static,
 {
-    fn call(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, Error>> {
+    fn call(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, E>> {
         Box::pin((self.function)(call, self.next.clone()))
     }
 }
 
 // === impl Staged ===
 
-impl<S> Service<Invocation> for Staged<S>
+impl<S: Clone, E> Clone for Staged<S, E> {
+    fn clone(&self) -> Self {
+        match self {
+            Staged::Plain(inner) => Staged::Plain(inner.clone()),
+            Staged::User(next) => Staged::User(next.clone()),
+        }
+    }
+}
+
+impl<S, E> Service<Invocation> for Staged<S, E>
 where
-    S: Service<Invocation, Response = Reply, Error = Error>,
+    S: Service<Invocation, Response = Reply, Error = E>,
+    E: CallError,
 {
     type Response = Reply;
-    type Error = Error;
-    type Future = StagedFuture<S::Future>;
+    type Error = E;
+    type Future = StagedFuture<S::Future, E>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), E>> {
         match self {
             Staged::Plain(inner) => inner.poll_ready(cx),
             Staged::User(_) => Poll::Ready(Ok(())),
@@ -429,8 +526,8 @@ where
     }
 }
 
-impl<F: Future<Output = Result<Reply, Error>>> Future for StagedFuture<F> {
-    type Output = Result<Reply, Error>;
+impl<F: Future<Output = Result<Reply, E>>, E: CallError> Future for StagedFuture<F, E> {
+    type Output = Result<Reply, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {

@@ -361,7 +361,7 @@ mod tests {
         let mut call = Invocation::new(&crate::GRPC, Target::new("stock", Operation::OTHER));
         call.target.caller = Some(HeaderValue::from_static("orders"));
         call.uri = "http://stock/stock.v1.Stock/Reserve".parse().unwrap();
-        call.refuse(Error::local(Reason::Overloaded, "no")).hop().unwrap().clone()
+        call.refuse::<Error>(Error::local(Reason::Overloaded, "no")).hop().unwrap().clone()
     }
 
     #[test]

@@ -105,8 +105,7 @@ impl Leaf for LineLeaf {
                 Ok(stream) => stream,
                 Err(why) => {
                     let error = Error::remote(Reason::ConnectFailed, "nobody is there").with_source(why);
-                    call.fail_attempt(&error);
-                    return Err(error.returning(call));
+                    return Err(call.give_back(error));
                 }
             };
             match ask(stream, &mut call).await {

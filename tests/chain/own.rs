@@ -8,7 +8,7 @@ use std::{
 };
 
 use chassis::{
-    BoxError, Code, Error, Invocation, Next, Reason, Reply, Stage, from_fn,
+    BoxError, CallError, Code, Error, Failed, Invocation, Next, Reason, Reply, Stage, from_fn,
     http::connector::{Acceptor, Connector, Network, Stream},
     layer::balance::{Candidates, Picker},
 };
@@ -54,10 +54,10 @@ impl<S: Service<Invocation>> Service<Invocation> for Noted<S> {
 }
 
 /// The same as an async function.
-fn noting(
+fn noting<E: CallError>(
     name: &'static str,
     log: &Log,
-) -> impl Fn(Invocation, Next) -> chassis::BoxFuture<'static, Result<Reply, Error>> + use<> {
+) -> impl Fn(Invocation, Next<E>) -> chassis::BoxFuture<'static, Result<Reply, E>> + use<E> {
     let log = log.clone();
     move |call, next| {
         log.lock().unwrap().push(name);
@@ -114,22 +114,27 @@ both! {
     }
 }
 
+async fn impatient_at<E: CallError>(wire: Wire, stage: Stage<E>) {
+    let mesh = Mesh::new();
+    let (stock, _ledger) = (mesh.start("stock", "stock-1").await, mesh.start("ledger", "ledger-1").await);
+    stock.does(Act::Hang);
+    let caller = mesh.server("tests", "tests").config("outbound: { defaults: { retry: off } }");
+    let impatient = TimeoutLayer::new(Duration::from_millis(50));
+    let caller = caller.with(move |builder| builder.layer(stage.of("stock"), "impatient", impatient));
+    let caller = caller.caller().await;
+    let outcome = caller.call(wire, Ask::to("stock")).await;
+    outcome.refused(Reason::DeadlineExceeded);
+    assert_eq!((outcome.took.as_millis(), outcome.maybe_executed), (50, Some(true)), "{stage:?}");
+    assert!(caller.call(wire, Ask::to("ledger")).await.is_ok());
+}
+
 both! {
     /// Tower's own layers work as they are, though their errors are boxed: at each stage, for one service.
     async fn a_time_out_of_towers_is_one(wire: Wire) {
         let impatient = || TimeoutLayer::new(Duration::from_millis(50));
-        for stage in [Stage::Call, Stage::Attempt, Stage::Node] {
-            let mesh = Mesh::new();
-            let (stock, _ledger) = (mesh.start("stock", "stock-1").await, mesh.start("ledger", "ledger-1").await);
-            stock.does(Act::Hang);
-            let caller = mesh.server("tests", "tests").config("outbound: { defaults: { retry: off } }");
-            let caller = caller.with(move |builder| builder.layer(stage.of("stock"), "impatient", impatient()));
-            let caller = caller.caller().await;
-            let outcome = caller.call(wire, Ask::to("stock")).await;
-            outcome.refused(Reason::DeadlineExceeded);
-            assert_eq!((outcome.took.as_millis(), outcome.maybe_executed), (50, Some(true)), "{stage:?}");
-            assert!(caller.call(wire, Ask::to("ledger")).await.is_ok());
-        }
+        impatient_at(wire, Stage::Call).await;
+        impatient_at(wire, Stage::Attempt).await;
+        impatient_at(wire, Stage::Node).await;
         for stage in [Stage::ServerCall, Stage::Handler] {
             let mesh = Mesh::new();
             let stock = mesh.server("stock", "stock-1");
@@ -172,7 +177,7 @@ both! {
                 Ok(reply)
             }));
             // A wait is not the node's doing: no attempt's time passes.
-            builder.layer(Stage::Attempt.of("stock"), "slowly", from_fn(async |call: Invocation, next: Next| {
+            builder.layer(Stage::Attempt.of("stock"), "slowly", from_fn(async |call: Invocation, next: Next<Failed>| {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 next.run(call).await
             }))

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use chassis::{Code, Error, Invocation, Next, Policy, Reason, Reply, Stage};
+use chassis::{CallError, Code, Invocation, Next, Policy, Reason, Reply, Stage};
 use tokio::time::advance;
 
 use crate::mesh::{Act, Ask, Load, Mesh, Pushed, Wire, all_well, both, metric};
@@ -25,7 +25,7 @@ struct Watched {
     versions: Mutex<BTreeSet<u64>>,
 }
 
-type Work = Pin<Box<dyn Future<Output = Result<Reply, Error>> + Send>>;
+type Work<E> = Pin<Box<dyn Future<Output = Result<Reply, E>> + Send>>;
 
 /// The policy that a call was first seen under.
 #[derive(Clone)]
@@ -42,7 +42,7 @@ fn pair(n: u64, more: &str) -> (String, String) {
 
 impl Watch {
     /// An async function over the call, for any stage.
-    fn layer(&self) -> impl Fn(Invocation, Next) -> Work + Send + Sync + use<> {
+    fn layer<E: CallError>(&self) -> impl Fn(Invocation, Next<E>) -> Work<E> + Send + Sync + use<E> {
         let watch = self.clone();
         move |mut call, next| {
             let watch = watch.clone();
@@ -50,7 +50,7 @@ impl Watch {
                 watch.look(call.policy(), call.extensions.get::<First>());
                 let first = First(call.policy().clone());
                 call.extensions.insert(first.clone());
-                let reply: Result<Reply, Error> = next.run(call).await;
+                let reply: Result<Reply, E> = next.run(call).await;
                 if let Ok(reply) = &reply {
                     watch.look(reply.policy(), Some(&first));
                 }

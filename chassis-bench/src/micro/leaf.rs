@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use chassis::{
-    Body, Connection, Error, Invocation, Link, Operation, Reply, Target,
+    Body, Connection, Error, Failed, Invocation, Link, Operation, Reply, Target,
     grpc::GRPC,
     protocol::{Leaf, Protocol, Transport},
 };
@@ -36,6 +36,10 @@ pub struct Maker {
 pub struct AtOnce {
     message: Bytes,
 }
+
+/// The same as a service below the retries.
+#[derive(Clone, Debug)]
+pub struct Connected(pub AtOnce);
 
 /// Making a call, answering it, reading the answer: what is no pipeline's.
 struct Making;
@@ -108,7 +112,7 @@ impl Default for AtOnce {
 }
 
 impl Leaf for AtOnce {
-    type Future = Ready<Result<Reply, Error>>;
+    type Future = Ready<Result<Reply, Failed>>;
 
     fn call(&self, call: Invocation) -> Self::Future {
         ready(Ok(self.answer(call)))
@@ -142,6 +146,20 @@ impl Service<Invocation> for AtOnce {
     }
 }
 
+impl Service<Invocation> for Connected {
+    type Response = Reply;
+    type Error = Failed;
+    type Future = Ready<Result<Reply, Failed>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Invocation) -> Self::Future {
+        Leaf::call(&self.0, call)
+    }
+}
+
 // === impl Making ===
 
 /// What every row of this module has in it.
@@ -159,11 +177,12 @@ impl Case for Making {
 }
 
 /// Makes calls, has each answered by what `caller` made for its task, and reads the answers.
-pub fn calls<'a, M, F, Fut>(times: usize, callers: usize, caller: M) -> Local<'a>
+pub fn calls<'a, M, F, Fut, E>(times: usize, callers: usize, caller: M) -> Local<'a>
 where
     M: Fn() -> F + 'a,
     F: FnMut(Invocation) -> Fut + Send + 'static,
-    Fut: Future<Output = Result<Reply, Error>> + Send,
+    Fut: Future<Output = Result<Reply, E>> + Send,
+    E: std::fmt::Debug,
 {
     Box::pin(by_callers(times, callers, move |times| {
         let (maker, mut answer) = (Maker::new(), caller());

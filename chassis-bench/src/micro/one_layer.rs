@@ -2,7 +2,7 @@
 use std::sync::Arc;
 
 use chassis::{
-    Error, Invocation, Live, Reply, Runtime, Side,
+    Invocation, Live, Reply, Runtime, Side,
     layer::{
         attempt::AttemptLayer,
         breaker::BreakerLayer,
@@ -24,7 +24,7 @@ use chassis_core::{Policies, Policy, Staged};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::leaf::{AtOnce, calls};
+use super::leaf::{AtOnce, Connected, calls};
 use crate::layers::{
     case::{Case, Local},
     settings::{ON, settings},
@@ -76,12 +76,10 @@ pub async fn layer(name: &str, on: bool) -> Box<dyn Case> {
     let policy = on.then_some(policy);
     macro_rules! alone {
         ($layer:expr) => {
-            Box::new(Alone {
-                service: $layer.layer(AtOnce::new()),
-                policy,
-                bounded,
-                _runtime: runtime.clone(),
-            })
+            alone!($layer, AtOnce::new())
+        };
+        ($layer:expr, $inner:expr) => {
+            Box::new(Alone { service: $layer.layer($inner), policy, bounded, _runtime: runtime.clone() })
         };
     }
     match name {
@@ -91,10 +89,10 @@ pub async fn layer(name: &str, on: bool) -> Box<dyn Case> {
         "concurrency" => alone!(ConcurrencyLayer { side: Side::Client }),
         "fault" => alone!(FaultLayer::new(At::Call)),
         "breaker" => alone!(BreakerLayer),
-        "retry" => alone!(RetryLayer),
+        "retry" => alone!(RetryLayer, Connected(AtOnce::new())),
         "trace" => alone!(TraceLayer::new(Side::Server)),
         "metrics" => alone!(MetricsLayer),
-        "attempt" => alone!(AttemptLayer),
+        "attempt" => alone!(AttemptLayer, Connected(AtOnce::new())),
         "route" => alone!(RouteLayer::new(Side::Client, policies.clone())),
         "panic" => alone!(PanicLayer::new(events, metrics)),
         "context" => alone!(ContextLayer),
@@ -110,7 +108,7 @@ pub async fn empty_stage() -> Box<dyn Case> {
 
 impl<S> Case for Alone<S>
 where
-    S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + 'static,
+    S: Service<Invocation, Response = Reply, Error: std::fmt::Debug> + Clone + Send + 'static,
     S::Future: Send,
 {
     fn run(&self, times: usize, callers: usize) -> Local<'_> {

@@ -22,7 +22,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{
-    leaf::{AtOnce, calls},
+    leaf::{AtOnce, Connected, calls},
     pipelines::registry,
 };
 use crate::layers::{
@@ -33,7 +33,7 @@ use crate::layers::{
 
 /// Our balancer over leaves that answer at once.
 struct Ours {
-    service: Balance<AtOnce>,
+    service: Balance<Connected>,
     policy: Arc<Policy>,
     _runtime: Runtime,
 }
@@ -59,7 +59,7 @@ pub async fn ours(endpoints: usize) -> Box<dyn Case> {
     }
     let policy = runtime.policies().with(|all| all.outbound(&"echo".into(), "bench.v1.Echo/Call"));
     let layer = BalanceLayer::new(cluster);
-    Box::new(Ours { service: layer.layer(AtOnce::new()), policy, _runtime: runtime })
+    Box::new(Ours { service: layer.layer(Connected(AtOnce::new())), policy, _runtime: runtime })
 }
 
 impl Case for Ours {

@@ -8,10 +8,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
-    Call, Invocation, Reply, Verdict,
+    Call, CallError, Failed, Invocation, Reply, Verdict,
     completion::{Completion, Listener, Of, Outcome, Scope, Tried},
 };
-use crate::{clock::Instant, cluster::Node, types::Error};
+use crate::{clock::Instant, cluster::Node};
 
 /// A copy of a call in the user's hands, with all who listened so far.
 pub(crate) struct Home(Invocation);
@@ -71,21 +71,23 @@ impl Home {
         }
     }
 
-    /// No answer came. A call that comes back with the error goes on, and takes along who listens to all of it.
-    pub(crate) fn fail(self, mut error: Error) -> Error {
+    /// No answer came. A call that comes back with the error goes on, and takes along what listens to all of it.
+    pub(crate) fn fail<E: CallError>(self, error: E) -> E {
         let Home(mut home) = self;
-        match error.take_unsent() {
+        let mut failed: Failed = error.into();
+        let verdict = Verdict::of(&failed);
+        match failed.take_unsent() {
             Some(mut call) => {
-                home.0.end_attempt(Verdict::of(&error));
+                home.0.end_attempt(verdict);
                 call.0.completion.call.listen(Arc::new(Following(Mutex::new(home))), CALL);
-                error.returning(call)
+                failed.returning(call).into()
             }
             None => {
                 if home.0.node.is_none() {
-                    home.0.node = error.node(); // picked below the layers
+                    home.0.node = failed.node().cloned(); // picked below the layers
                 }
-                home.0.settle(Verdict::of(&error));
-                error.at(home.0.node.take())
+                home.0.settle(verdict);
+                failed.or_at(home.0.node.take()).into()
             }
         }
     }

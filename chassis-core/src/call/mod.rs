@@ -1,9 +1,9 @@
 //! One call on its way through the pipeline, and its answer on the way back.
 mod attempt;
 mod completion;
+mod failed;
 mod home;
 mod hop;
-mod returned;
 
 use std::{
     ops::{Deref, DerefMut},
@@ -18,11 +18,14 @@ use smallvec::SmallVec;
 use tokio::time::Sleep;
 
 use self::completion::{Completion, Of, Scope};
-pub use self::completion::{Listener, Outcome, had_waited};
 pub(crate) use self::{
     attempt::Headers,
     completion::{BuiltIn, while_panicked},
     home::Home,
+};
+pub use self::{
+    completion::{Listener, Outcome, had_waited},
+    failed::{CallError, Failed},
 };
 use crate::{
     clock::Instant,
@@ -231,17 +234,23 @@ impl Invocation {
         self.0.completion.attempt.started()
     }
 
-    /// Ends the current attempt with `error`, and keeps the call: its node is one that was tried.
-    pub fn fail_attempt(&mut self, error: &Error) {
-        self.0.end_attempt(Verdict::of(error));
-        let node = self.0.node.take();
-        self.0.tried.extend(node);
+    /// Refuses the call: what listens to it is told, and the error is what the layer returns - an [`Error`], or
+    /// below the retries, where only the attempt may end, a [`Failed`].
+    pub fn refuse<E: CallError>(mut self, error: Error) -> E {
+        let (error, node) = self.0.fail(error);
+        E::at(error, node)
     }
 
-    /// Refuses the call: everybody who listens hears it, and the error is what the layer returns. Below the
-    /// retries only the attempt ends, and the error takes the call along to them.
-    pub fn refuse(mut self, error: Error) -> Error {
-        self.0.fail(error)
+    /// Ends the attempt with `error`, which gives the call back, so that it can go to another endpoint: for a
+    /// transport that has sent nothing of it, and has put back what it had taken out.
+    pub fn give_back(self, error: Error) -> Failed {
+        Failed::from(error).returning(self)
+    }
+
+    /// Ends the attempt with `error`; the call goes on. The node that it was to go to.
+    fn end_unsent(&mut self, error: &Error) -> Option<Arc<Node>> {
+        self.0.end_attempt(Verdict::of(error));
+        self.0.node.take()
     }
 
     /// Turns the call into its answer. The verdict is given as soon as the head or the body allow it.
@@ -312,11 +321,11 @@ impl Reply {
 // === impl Call ===
 
 impl Call {
-    /// Ends the call with `error`, and says in the error where it went.
-    pub(crate) fn fail(&mut self, error: Error) -> Error {
+    /// Ends the call with `error`; the node that it had gone to.
+    pub(crate) fn fail(&mut self, error: Error) -> (Error, Option<Arc<Node>>) {
         let error = self.in_time(error);
         self.settle(Verdict::of(&error));
-        error.of_hop(|| Hop::received(self)).at(self.node.take())
+        (error.of_hop(|| Hop::received(self)), self.node.take())
     }
 
     fn judge(&mut self, verdict: Verdict) {

@@ -22,7 +22,7 @@ use crate::{
     policy::Policy,
     protocol::Leaf,
     site::Site,
-    types::{Endpoint, LabelSet, Origin, Verdict, ended},
+    types::{LabelSet, Origin, Verdict, ended},
 };
 
 /// One instance over one protocol.
@@ -42,7 +42,7 @@ pub(crate) struct Admitted {
     /// To be handed to the node with the attempt's outcome.
     pub(crate) token: u64,
     /// Only because circuits are ignored.
-    pub(crate) in_panic: bool,
+    pub(crate) forced: bool,
 }
 
 /// The token of a call that no circuit watches.
@@ -137,16 +137,16 @@ impl Node {
             return None;
         }
         let Some(breaker) = policy.node_breaker.as_deref() else {
-            return Some(Admitted { token: UNGUARDED, in_panic: false });
+            return Some(Admitted { token: UNGUARDED, forced: false });
         };
         match self.circuit.admit(now, breaker) {
             Ok(admission) => {
                 if let Some(moved) = admission.moved {
                     self.moved(moved);
                 }
-                Some(Admitted { token: admission.token.to_bits(), in_panic: false })
+                Some(Admitted { token: admission.token.to_bits(), forced: false })
             }
-            Err(_) if ignore_circuit => Some(Admitted { token: UNGUARDED, in_panic: true }),
+            Err(_) if ignore_circuit => Some(Admitted { token: UNGUARDED, forced: true }),
             Err(_) => {
                 self.load.ended();
                 None
@@ -254,13 +254,6 @@ impl Listener for Node {
 
     fn ended(&self, _: u64) {
         self.load.ended();
-    }
-}
-
-/// Errors name the node that their attempt went to.
-impl Endpoint for Node {
-    fn address(&self) -> &str {
-        self.address()
     }
 }
 

@@ -14,7 +14,7 @@ use tower_service::Service;
 
 use super::{Decided, forward_ready};
 use crate::{
-    call::{Invocation, Reply},
+    call::{CallError, Invocation, Reply},
     clock::Instant,
     event::Event,
     random::Random,
@@ -203,12 +203,12 @@ impl<S> tower_layer::Layer<S> for FaultLayer {
 
 impl<S> Service<Invocation> for InjectFault<S>
 where
-    S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + 'static,
+    S: Service<Invocation, Response = Reply, Error: CallError> + Clone + Send + 'static,
     S::Future: Send,
 {
     type Response = Reply;
-    type Error = Error;
-    type Future = Decided<S::Future>;
+    type Error = S::Error;
+    type Future = Decided<S::Future, S::Error>;
 
     forward_ready!();
 
@@ -223,12 +223,12 @@ where
 
 impl<S> InjectFault<S>
 where
-    S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + 'static,
+    S: Service<Invocation, Response = Reply, Error: CallError> + Clone + Send + 'static,
     S::Future: Send,
 {
     /// Draws whether a fault hits. Apart, so that a layer without faults is a branch.
     #[inline(never)]
-    fn drawn(&mut self, mut call: Invocation) -> Decided<S::Future> {
+    fn drawn(&mut self, mut call: Invocation) -> Decided<S::Future, S::Error> {
         if !self.with.is_about(&call) {
             return Decided::inner(self.inner.call(call));
         }

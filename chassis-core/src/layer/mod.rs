@@ -29,21 +29,21 @@ pin_project_lite::pin_project! {
     #[allow(missing_docs)]
     /// What a layer decided: refused at once, passed on, or passed on after a wait.
     #[project = DecidedProjection]
-    pub enum Decided<F> {
+    pub enum Decided<F, E = Error> {
         /// Refused.
-        Refused { error: Option<Error> },
+        Refused { error: Option<E> },
         /// Passed on.
         Inner { #[pin] inner: F },
         /// Something else first: the one case that is boxed.
-        Later { later: BoxFuture<'static, Result<Reply, Error>> },
+        Later { later: BoxFuture<'static, Result<Reply, E>> },
     }
 }
 
 // === impl Decided ===
 
-impl<F> Decided<F> {
+impl<F, E> Decided<F, E> {
     /// Refused at once.
-    pub fn refused(error: Error) -> Self {
+    pub fn refused(error: E) -> Self {
         Decided::Refused { error: Some(error) }
     }
 
@@ -53,13 +53,13 @@ impl<F> Decided<F> {
     }
 
     /// Passed on later, or not at all.
-    pub fn later(later: impl Future<Output = Result<Reply, Error>> + Send + 'static) -> Self {
+    pub fn later(later: impl Future<Output = Result<Reply, E>> + Send + 'static) -> Self {
         Decided::Later { later: Box::pin(later) }
     }
 }
 
-impl<F: Future<Output = Result<Reply, Error>>> Future for Decided<F> {
-    type Output = Result<Reply, Error>;
+impl<F: Future<Output = Result<Reply, E>>, E> Future for Decided<F, E> {
+    type Output = Result<Reply, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {
@@ -79,7 +79,7 @@ macro_rules! forward_ready {
         fn poll_ready(
             &mut self,
             cx: &mut std::task::Context<'_>,
-        ) -> std::task::Poll<Result<(), $crate::Error>> {
+        ) -> std::task::Poll<Result<(), Self::Error>> {
             self.inner.poll_ready(cx)
         }
     };

@@ -13,7 +13,7 @@ use http_body::Body as _;
 
 use super::{STATUS, TEST};
 use crate::{
-    call::{Invocation, Reply},
+    call::{Failed, Invocation, Reply},
     clock::Instant,
     cluster::{Connection, Link},
     protocol::{Leaf, LeafFuture, Protocol, Transport},
@@ -189,11 +189,10 @@ impl Upstream {
         (arrival.total, (self.0.script)(&arrival))
     }
 
-    async fn answer(self, index: usize, answer: Answer, mut call: Invocation) -> Result<Reply, Error> {
+    async fn answer(self, index: usize, answer: Answer, mut call: Invocation) -> Result<Reply, Failed> {
         let Answer { delay, frames, hold, then } = answer;
         if let Then::Return(error) = then {
-            call.fail_attempt(&error);
-            return Err(error.returning(call));
+            return Err(call.give_back(error));
         }
         let mut request = std::mem::take(&mut call.body);
         self.receive(index, &mut request, frames).await;

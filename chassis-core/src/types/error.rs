@@ -1,5 +1,5 @@
 //! Why a call failed, in words every protocol can say.
-use std::{any::Any, borrow::Cow, fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use super::{Code, Hop, Origin, Reason};
 use crate::BoxError;
@@ -24,12 +24,6 @@ pub struct Details {
     pub body: Option<String>,
 }
 
-/// The endpoint that an attempt went to, as far as errors know it. They stand below clusters.
-pub(crate) trait Endpoint: Any + Send + Sync {
-    /// Where it is reached.
-    fn address(&self) -> &str;
-}
-
 struct Inner {
     code: Code,
     reason: Reason,
@@ -42,9 +36,8 @@ struct Inner {
     /// 0: none.
     trace_id: u128,
     source: Option<BoxError>,
-    /// The call, where none of it was sent. Errors stand below calls; `call` puts it in and takes it out.
-    call: Option<Box<dyn Any + Send + Sync>>,
-    node: Option<Arc<dyn Endpoint>>,
+    /// The address of the endpoint that the last attempt went to.
+    endpoint: Option<Box<str>>,
     service: Option<Arc<str>>,
     hop: Option<Hop>,
 }
@@ -70,8 +63,8 @@ impl Error {
         maybe_executed: bool,
         message: Cow<'static, str>,
     ) -> Self {
-        let (rule, retry_after, details, source, call, node, hop, service) =
-            (None, None, None, None, None, None, None, None);
+        let (rule, retry_after, details, source, endpoint, hop, service) =
+            (None, None, None, None, None, None, None);
         Error(Box::new(Inner {
             code,
             reason,
@@ -83,8 +76,7 @@ impl Error {
             details,
             trace_id: 0,
             source,
-            call,
-            node,
+            endpoint,
             hop,
             service,
         }))
@@ -181,15 +173,9 @@ impl Error {
         self
     }
 
-    /// The same, with the call that it gives back.
-    pub(crate) fn with_call(mut self, call: Box<dyn Any + Send + Sync>) -> Self {
-        self.0.call = Some(call);
-        self
-    }
-
-    /// The same, naming the node that the attempt went to, if it went to one.
-    pub(crate) fn at<E: Endpoint>(mut self, node: Option<Arc<E>>) -> Self {
-        self.0.node = self.0.node.or(node.map(|node| node as _));
+    /// The same, of an attempt that went to the endpoint at `address`, unless it names one already.
+    pub(crate) fn with_endpoint(mut self, address: &str) -> Self {
+        self.0.endpoint.get_or_insert_with(|| address.into());
         self
     }
 
@@ -231,7 +217,7 @@ impl Error {
 
     /// The address of the endpoint that the last attempt went to, where it went to one.
     pub fn endpoint(&self) -> Option<&str> {
-        self.0.node.as_ref().map(|node| node.address())
+        self.0.endpoint.as_deref()
     }
 
     /// The service that was called, where this is the failure of a call that this process made.
@@ -265,13 +251,7 @@ impl Error {
         self.0.origin == Origin::Remote && !self.0.maybe_executed
     }
 
-    /// The endpoint that the last attempt went to, if it went to one and that is an `E`.
-    pub(crate) fn node<E: Endpoint>(&self) -> Option<Arc<E>> {
-        let node: Arc<dyn Any + Send + Sync> = self.0.node.clone()?;
-        node.downcast().ok()
-    }
-
-    /// The same words once more, without what lies beneath and without the call.
+    /// The same words once more, without what lies beneath.
     pub(crate) fn repeat(&self) -> Self {
         let Inner {
             code,
@@ -282,7 +262,7 @@ impl Error {
             rule,
             retry_after,
             details,
-            node,
+            endpoint,
             hop,
             service,
             ..
@@ -298,16 +278,10 @@ impl Error {
             details: details.clone(),
             trace_id: self.0.trace_id,
             source: None,
-            call: None,
-            node: node.clone(),
+            endpoint: endpoint.clone(),
             hop: hop.clone(),
             service: service.clone(),
         }))
-    }
-
-    /// Takes out the call that it gives back.
-    pub(crate) fn take_call<C: Any>(&mut self) -> Option<Box<C>> {
-        self.0.call.take()?.downcast().ok()
     }
 }
 

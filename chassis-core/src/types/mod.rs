@@ -30,6 +30,5 @@ pub use self::{
 };
 pub(crate) use self::{
     choice::{Choice, Fallback},
-    error::Endpoint,
     failures::ended,
 };

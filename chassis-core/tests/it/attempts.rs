@@ -9,7 +9,7 @@ use std::{
 };
 
 use chassis_core::{
-    Body, Code, Connection, Error, Invocation, Next, Reason, Reply, Stage, Stages,
+    Body, Code, Connection, Error, Failed, Invocation, Next, Reason, Reply, Stage, Stages,
     testing::{Answer, Arrival, STATUS, Upstream, feed},
 };
 use http::{HeaderMap, HeaderValue};
@@ -30,7 +30,7 @@ fn third_time_lucky(arrival: &Arrival) -> Answer {
 
 /// A layer of the user's around each attempt, which takes 3 ms.
 fn slow(stages: &mut Stages) {
-    stages.add_fn(Stage::Attempt, "slow", None, |call, next: Next| async move {
+    stages.add_fn(Stage::Attempt, "slow", None, |call, next| async move {
         tokio::time::sleep(3 * MS).await;
         next.run(call).await
     });
@@ -121,7 +121,7 @@ async fn a_loser_that_ends_late_changes_nothing() {
     let kept = Arc::<Mutex<Option<Reply>>>::default();
     let mut stages = Stages::default();
     let keeps = kept.clone();
-    stages.add_fn(Stage::Attempt, "keeps", None, move |call: Invocation, next: Next| {
+    stages.add_fn(Stage::Attempt, "keeps", None, move |call: Invocation, next: Next<Failed>| {
         let kept = keeps.clone();
         async move {
             let is_first = call.previous_attempts == 0;
@@ -129,7 +129,7 @@ async fn a_loser_that_ends_late_changes_nothing() {
             match is_first {
                 true => {
                     *kept.lock().unwrap() = Some(reply);
-                    Err(Error::remote(Reason::ConnectionLost, "or so it seems"))
+                    Err(Error::remote(Reason::ConnectionLost, "or so it seems").into())
                 }
                 false => Ok(reply),
             }
@@ -178,7 +178,7 @@ async fn headers_and_body_are_freed_once_an_attempt_has_won() {
             });
             // The upstream notes what arrives, so it gets none of it.
             let mut stages = Stages::default();
-            stages.add_fn(Stage::Node, "hide", None, |mut call: Invocation, next: Next| {
+            stages.add_fn(Stage::Node, "hide", None, |mut call: Invocation, next| {
                 call.metadata.remove("x-own");
                 next.run(call)
             });
@@ -217,7 +217,7 @@ async fn every_attempt_has_extensions_of_its_own() {
     let seen = Arc::<AtomicUsize>::default();
     let mut stages = Stages::default();
     let count = seen.clone();
-    stages.add_fn(Stage::Attempt, "tag", None, move |mut call: Invocation, next: Next| {
+    stages.add_fn(Stage::Attempt, "tag", None, move |mut call: Invocation, next| {
         assert!(call.extensions.get::<Mark>().is_some(), "the caller's");
         assert!(call.extensions.insert(Tag).is_none(), "of an attempt before");
         count.fetch_add(1, SeqCst);
@@ -242,4 +242,108 @@ async fn an_upgrade_is_never_retried() {
     bench.stock(json!({ "retry": { "attempts": 3, "when": "always", "on": ["UNAVAILABLE", "connect"] } }));
     assert_eq!(bench.post().await.unwrap().status, 101);
     assert_eq!(bench.upstream.total(), 1);
+}
+
+/// Layers that pass calls on in any way they may: tower's own with its boxed errors, ours, an async function, and
+/// one that says in other words why there is no answer.
+fn in_between(stages: &mut Stages, stage: Stage<Failed>, how: &str) {
+    let service = Some("stock");
+    match how {
+        "tower" => stages.add_layer(stage, how, service, tower::timeout::TimeoutLayer::new(S)),
+        "function" => stages.add_fn(stage, how, service, |call, next| async move { next.run(call).await }),
+        "map" => stages.add_fn(stage, how, service, |call, next| async move {
+            next.run(call).await.map_err(|failed| failed.map(|error| error.with_rule("in other words")))
+        }),
+        _ => {}
+    }
+}
+
+/// A stream can't be sent again from a copy. It is resent all the same where nothing of it was sent, for the leaf
+/// gives it back: through any layer in between.
+#[tokio::test(start_paused = true)]
+async fn a_refused_stream_is_resent_through_layers_of_the_users() {
+    for (how, stage) in [("none", Stage::Node), ("tower", Stage::Attempt), ("tower", Stage::Node)]
+        .into_iter()
+        .chain([("function", Stage::Attempt), ("function", Stage::Node), ("map", Stage::Node)])
+    {
+        for retry in [json!("off"), json!({ "attempts": 1 }), json!({ "replay_bytes": "off" }), json!({})] {
+            let about = format!("{how} at {stage:?}, retry {retry}");
+            let (ear, mut stages) = (Ear::new(), Stages::default());
+            in_between(&mut stages, stage, how);
+            let upstream =
+                Upstream::new(|a| if a.total == 0 { Answer::unsent() } else { Answer::ok("well") });
+            let bench = Bench::build(upstream, |builder| builder.stages(stages));
+            bench.registry.put("stock", ["a", "b"]);
+            bench.stock(json!({ "retry": retry, "concurrency": 1 }));
+            let (up, body) = feed();
+            let mut call = post().streaming(body).build();
+            call.listen(ear.clone(), 7);
+            let sending = tokio::spawn(async move {
+                tokio::time::sleep(MS).await; // while the first attempt is over
+                up.send("all of it")
+            });
+            let reply = within("an answer", bench.pipeline.clone().call(call)).await.unwrap();
+            assert!(sending.await.unwrap(), "{about}");
+            assert_eq!(read(reply).await.unwrap().text(), "well", "{about}");
+            let arrivals = bench.upstream.arrivals();
+            assert_eq!((arrivals.len(), &arrivals[1].body[..]), (2, &b"all of it"[..]), "{about}");
+            assert_ne!(arrivals[0].address, arrivals[1].address, "{about}: it knows where it was");
+            ear.heard(&[(Code::Ok, None)], 1);
+            assert_eq!(bench.runtime.inspect().concurrency[0].in_use, 0, "{about}");
+            assert_eq!(["a", "b"].map(|node| bench.node(node).in_flight), [0, 0], "{about}");
+        }
+    }
+}
+
+/// The node of the last attempt is told with the error, and what was tried is passed over, whatever stands between.
+#[tokio::test(start_paused = true)]
+async fn an_error_keeps_the_address_of_its_last_node() {
+    let answers: [fn() -> Answer; 4] = [Answer::lost, Answer::unsent, Answer::refused, Answer::hang];
+    for (answer, how) in
+        answers.into_iter().flat_map(|answer| ["none", "tower", "map"].map(|how| (answer, how)))
+    {
+        for attempts in [1, 3] {
+            let mut stages = Stages::default();
+            in_between(&mut stages, Stage::Node, how);
+            let bench = Bench::build(Upstream::new(move |_| answer()), |builder| builder.stages(stages));
+            bench.registry.put("stock", ["a", "b", "c", "d"]);
+            let retry = json!({ "attempts": attempts, "per_try": "100ms", "budget": "off" });
+            bench.stock(json!({ "breaker": "off", "retry": retry }));
+            let error = bench.get().await.unwrap_err();
+            let arrivals: Vec<_> = bench.upstream.arrivals().into_iter().map(|a| a.address).collect();
+            assert_eq!(error.endpoint(), arrivals.last().map(String::as_str), "{how}, {error:?}");
+            let visited: std::collections::BTreeSet<_> = arrivals.iter().collect();
+            assert_eq!(visited.len(), arrivals.len(), "{how}, {error:?}: {arrivals:?}");
+        }
+    }
+}
+
+/// A layer may give a call back that it was not given, or that nothing has ended: no place at a node is lost by it.
+#[tokio::test(start_paused = true)]
+async fn whichever_call_is_given_back_all_that_was_taken_comes_back() {
+    for (stage, is_copy) in
+        [(Stage::Attempt, false), (Stage::Attempt, true), (Stage::Node, false), (Stage::Node, true)]
+    {
+        let mut stages = Stages::default();
+        stages.add_fn(stage, "gives back", None, move |call: Invocation, next: Next<Failed>| async move {
+            if !call.tried.is_empty() {
+                return next.run(call).await;
+            }
+            let given = if is_copy { call.try_clone().unwrap() } else { call };
+            Err(Failed::from(Error::remote(Reason::StreamRefused, "not here")).returning(given))
+        });
+        let bench = Bench::build(Upstream::new(|_| Answer::ok("well")), |builder| builder.stages(stages));
+        bench.registry.put("stock", ["a", "b"]);
+        settle().await;
+        for retry in [json!("off"), json!({})] {
+            bench.stock(json!({ "retry": retry, "concurrency": 1, "breaker": { "scope": "endpoint" } }));
+            let _ = bench.get().await;
+            assert_eq!(bench.runtime.inspect().concurrency[0].in_use, 0, "{stage:?} {is_copy} {retry}");
+            assert_eq!(
+                ["a", "b"].map(|node| bench.node(node).in_flight),
+                [0, 0],
+                "{stage:?} {is_copy} {retry}"
+            );
+        }
+    }
 }

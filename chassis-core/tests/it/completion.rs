@@ -2,7 +2,7 @@
 use std::sync::Arc;
 
 use chassis_core::{
-    Code, Error, Invocation, Next, Reason, Reply, Stage, Stages,
+    Code, Error, Invocation, Reason, Reply, Stage, Stages,
     testing::{Answer, Arrival, CallBuilder, Upstream, feed},
 };
 use serde_json::json;
@@ -21,7 +21,7 @@ async fn listen(bench: &Bench, builder: CallBuilder, call: &Arc<Ear>) -> Result<
 fn attempts(ear: &Arc<Ear>, upstream: Upstream) -> Bench {
     let mut stages = Stages::default();
     let ear = ear.clone();
-    stages.add_fn(Stage::Attempt, "ear", None, move |mut call: Invocation, next: Next| {
+    stages.add_fn(Stage::Attempt, "ear", None, move |mut call: Invocation, next| {
         call.listen_attempt(ear.clone(), u64::from(call.previous_attempts));
         next.run(call)
     });
@@ -347,12 +347,12 @@ async fn is_what_the_last_attempt_was() {
 #[tokio::test(start_paused = true)]
 async fn is_not_over_when_a_users_layer_drops_an_attempt() {
     let mut stages = Stages::default();
-    stages.add_fn(Stage::Attempt, "impatient", None, |call: Invocation, next: Next| async move {
+    stages.add_fn(Stage::Attempt, "impatient", None, |call: Invocation, next| async move {
         if call.previous_attempts > 0 {
             return next.run(call).await;
         }
         drop(call);
-        Err(Error::remote(Reason::DeadlineExceeded, "too long for me"))
+        Err(Error::remote(Reason::DeadlineExceeded, "too long for me").into())
     });
     let bench = Bench::build(Upstream::new(|_| Answer::ok("good")), |builder| builder.stages(stages));
     bench.registry.put("stock", ["a", "b"]);

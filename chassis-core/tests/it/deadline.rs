@@ -106,7 +106,7 @@ async fn no_length_of_time_is_too_long() {
 async fn what_is_sent_is_what_is_left() {
     // Of 1,000 ms: 200 held up by a fault, 100 by a layer of the user's, 300 waiting for a connection.
     let mut stages = chassis_core::Stages::default();
-    stages.add_fn(chassis_core::Stage::Attempt, "slow", None, |call, next: chassis_core::Next| async move {
+    stages.add_fn(chassis_core::Stage::Attempt, "slow", None, |call, next| async move {
         tokio::time::sleep(100 * MS).await;
         next.run(call).await
     });
@@ -126,19 +126,22 @@ async fn what_is_sent_is_what_is_left() {
 
 #[tokio::test(start_paused = true)]
 async fn what_users_layers_wait_is_gone_too() {
-    for stage in [chassis_core::Stage::Call, chassis_core::Stage::Attempt] {
-        let mut stages = chassis_core::Stages::default();
-        stages.add_fn(stage, "slow", None, |call, next: chassis_core::Next| async move {
-            tokio::time::sleep(100 * MS).await;
-            next.run(call).await
-        });
-        let upstream = chassis_core::testing::Upstream::new(|_| Answer::ok(""));
-        let bench = Bench::build(upstream, |builder| builder.stages(stages));
-        bench.registry.put("stock", ["a"]);
-        settle().await; // the node is there: nothing else waits
-        bench.run(get().timeout(S)).await.unwrap();
-        assert_eq!(bench.upstream.last().metadata["x-request-timeout-ms"], "900", "{stage:?}");
-    }
+    is_gone_at(chassis_core::Stage::Call).await;
+    is_gone_at(chassis_core::Stage::Attempt).await;
+}
+
+async fn is_gone_at<E: chassis_core::CallError>(stage: chassis_core::Stage<E>) {
+    let mut stages = chassis_core::Stages::default();
+    stages.add_fn(stage, "slow", None, |call, next| async move {
+        tokio::time::sleep(100 * MS).await;
+        next.run(call).await
+    });
+    let upstream = chassis_core::testing::Upstream::new(|_| Answer::ok(""));
+    let bench = Bench::build(upstream, |builder| builder.stages(stages));
+    bench.registry.put("stock", ["a"]);
+    settle().await; // the node is there: nothing else waits
+    bench.run(get().timeout(S)).await.unwrap();
+    assert_eq!(bench.upstream.last().metadata["x-request-timeout-ms"], "900", "{stage:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,7 @@ use std::{
 };
 
 use chassis_core::{
-    BoxFuture, Code, Error, Invocation, Next, Reason, Reply, Side, Stage, Stages,
+    BoxFuture, CallError, Code, Error, Invocation, Next, Reason, Reply, Side, Stage, Stages,
     layer::breaker::State,
     pipeline,
     testing::{Answer, Upstream},
@@ -62,9 +62,15 @@ where
 }
 
 /// A function that does the same.
-fn note(stages: &mut Stages, stage: Stage, name: &'static str, service: Option<&str>, trail: &Trail) {
+fn note<E: CallError>(
+    stages: &mut Stages,
+    stage: Stage<E>,
+    name: &'static str,
+    service: Option<&str>,
+    trail: &Trail,
+) {
     let trail = trail.clone();
-    stages.add_fn(stage, name, service, move |call: Invocation, next: Next| {
+    stages.add_fn(stage, name, service, move |call: Invocation, next| {
         let trail = trail.clone();
         async move {
             trail.lock().unwrap().push(name.to_owned());
@@ -153,7 +159,7 @@ async fn a_layer_may_answer_refuse_change_and_repeat() {
             }
         }
     });
-    stages.add_fn(Stage::Node, "header", None, |call: Invocation, next: Next| async move {
+    stages.add_fn(Stage::Node, "header", None, |call: Invocation, next| async move {
         let mut reply = next.run(call).await?;
         reply.metadata.insert("x-seen", "yes".parse().unwrap());
         Ok(reply)
@@ -355,10 +361,16 @@ const ALL: [Does; 11] = [
 ];
 
 /// A layer that does this at `stage`, while it is on; what it keeps is in the list, and `other` is another pipeline.
-fn does(stage: Stage, what: Does, other: &Bench, kept: &Arc<Mutex<Vec<Kept>>>, on: &Toggle) -> Stages {
+fn does<E: CallError>(
+    stage: Stage<E>,
+    what: Does,
+    other: &Bench,
+    kept: &Arc<Mutex<Vec<Kept>>>,
+    on: &Toggle,
+) -> Stages {
     let mut stages = Stages::default();
     let (other, kept, on) = (other.pipeline.clone(), kept.clone(), on.clone());
-    stages.add_fn(stage, "odd", None, move |mut call: Invocation, next: Next| {
+    stages.add_fn(stage, "odd", None, move |mut call: Invocation, next: Next<E>| {
         let (other, kept, on) = (other.clone(), kept.clone(), on.is_on());
         let keep = move |what: Kept| kept.lock().unwrap().push(what);
         async move {
@@ -387,7 +399,7 @@ fn does(stage: Stage, what: Does, other: &Bench, kept: &Arc<Mutex<Vec<Kept>>>, o
                 }
                 Does::BothAndKeeps => {
                     let copy = call.try_clone().unwrap();
-                    keep(Kept::Answer(next.run(call).await));
+                    keep(Kept::Answer(next.run(call).await.map_err(Into::into)));
                     next.run(copy).await
                 }
                 Does::Answers => {
@@ -396,7 +408,7 @@ fn does(stage: Stage, what: Does, other: &Bench, kept: &Arc<Mutex<Vec<Kept>>>, o
                 }
                 Does::FailsAndKeeps => {
                     keep(Kept::Call(call));
-                    Err(Error::local(Reason::Internal, "no"))
+                    Err(Error::local(Reason::Internal, "no").into())
                 }
                 Does::Hangs => {
                     keep(Kept::Call(call));
@@ -404,7 +416,7 @@ fn does(stage: Stage, what: Does, other: &Bench, kept: &Arc<Mutex<Vec<Kept>>>, o
                 }
                 Does::Asks => {
                     keep(Kept::Call(call));
-                    other.run(get().build()).await
+                    other.run(get().build()).await.map_err(E::from)
                 }
                 Does::Unruled => {
                     call.set_policy(chassis_core::Policy::none());
@@ -426,7 +438,12 @@ enum Kept {
 
 #[tokio::test(start_paused = true)]
 async fn whatever_a_layer_does_with_a_call_all_that_was_taken_for_it_comes_back() {
-    for stage in [Stage::Call, Stage::Attempt, Stage::Node] {
+    all_comes_back([Stage::Call]).await;
+    all_comes_back([Stage::Attempt, Stage::Node]).await;
+}
+
+async fn all_comes_back<E: CallError, const N: usize>(stages: [Stage<E>; N]) {
+    for stage in stages {
         for retry in [json!("off"), json!({ "attempts": 2, "per_try": "50ms" }), json!({ "attempts": 2 })] {
             for what in ALL {
                 let about = format!("{what:?} at {stage:?}, retry {retry}");

@@ -8,7 +8,7 @@ use std::{
 };
 
 use chassis_core::{
-    Code, Error, Invocation, Next, Reason, Stage, Stages,
+    CallError, Code, Error, Invocation, Reason, Stage, Stages,
     layer::breaker::State,
     testing::{Answer, CallBuilder, Upstream},
 };
@@ -42,25 +42,32 @@ fn consistent(call: &Invocation) -> u64 {
     policy.version
 }
 
+/// A layer at `stage` that counts calls, and those of them which are under another version than before.
+fn look<E: CallError>(stages: &mut Stages, stage: Stage<E>, [seen, torn]: [&Arc<AtomicUsize>; 2]) {
+    let (seen, torn) = (seen.clone(), torn.clone());
+    stages.add_fn(stage, "same", None, move |mut call: Invocation, next| {
+        let (seen, torn) = (seen.clone(), torn.clone());
+        async move {
+            let version = consistent(&call);
+            let before = call.extensions.insert(version);
+            torn.fetch_add(usize::from(before.is_some_and(|before| before != version)), SeqCst);
+            tokio::task::yield_now().await; // a version may come in between
+            seen.fetch_add(1, SeqCst);
+            next.run(call).await
+        }
+    });
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_versions_under_load_fail_no_call() {
     let (seen, torn) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let mut stages = Stages::default();
-    for stage in [Stage::Call, Stage::Attempt, Stage::Node, Stage::ServerCall, Stage::Handler] {
-        let (seen, torn) = (seen.clone(), torn.clone());
-        stages.add_fn(stage, "same", None, move |call: Invocation, next: Next| {
-            let (seen, torn) = (seen.clone(), torn.clone());
-            async move {
-                let version = consistent(&call);
-                let before = call.extensions.get::<u64>().copied();
-                torn.fetch_add(usize::from(before.is_some_and(|before| before != version)), SeqCst);
-                let mut call = call;
-                call.extensions.insert(version);
-                tokio::task::yield_now().await; // a version may come in between
-                seen.fetch_add(1, SeqCst);
-                next.run(call).await
-            }
-        });
+    let looks = [&seen, &torn];
+    for stage in [Stage::Call, Stage::ServerCall, Stage::Handler] {
+        look(&mut stages, stage, looks);
+    }
+    for stage in [Stage::Attempt, Stage::Node] {
+        look(&mut stages, stage, looks);
     }
     // The first attempt at every third call fails.
     let upstream = Upstream::new(|arrival| match arrival.metadata.contains_key("x-chassis-attempt") {
@@ -349,25 +356,34 @@ async fn a_call_reads_its_settings_once() {
     use std::sync::{Arc, Mutex, OnceLock};
 
     use chassis_core::{
-        Invocation, Next, Runtime, Stage, Stages,
+        CallError, Invocation, Runtime, Stage, Stages,
         testing::{Answer, Upstream},
     };
 
-    for swap_at in [Stage::Call, Stage::Attempt, Stage::Node] {
-        for per_try in ["off", "1s"] {
-            let (runtime, seen) = (Arc::new(OnceLock::<Runtime>::new()), Arc::new(Mutex::new(Vec::new())));
-            let mut stages = Stages::default();
-            for stage in [Stage::Call, Stage::Attempt, Stage::Node] {
-                let (runtime, seen) = (runtime.clone(), seen.clone());
-                stages.add_fn(stage, "swap", None, move |call: Invocation, next: Next| {
-                    seen.lock().unwrap().push((stage, call.policy().version));
-                    if stage == swap_at {
-                        let other = json!({ "outbound": { "services": { "stock": { "retry": "off" } } } });
-                        runtime.get().unwrap().apply(&settings(other), 7, "other").unwrap();
-                    }
-                    async move { next.run(call).await }
-                });
+    /// The runtime, where in it to swap, and which versions were seen where.
+    type World = (Arc<OnceLock<Runtime>>, &'static str, Arc<Mutex<Vec<(String, u64)>>>);
+
+    fn look<E: CallError>(stages: &mut Stages, stage: Stage<E>, (runtime, swap_at, seen): &World) {
+        let (runtime, swap_at, seen, stage_name) =
+            (runtime.clone(), *swap_at, seen.clone(), format!("{stage:?}"));
+        stages.add_fn(stage, "swap", None, move |call: Invocation, next| {
+            seen.lock().unwrap().push((stage_name.clone(), call.policy().version));
+            if stage_name == swap_at {
+                let other = json!({ "outbound": { "services": { "stock": { "retry": "off" } } } });
+                runtime.get().unwrap().apply(&settings(other), 7, "other").unwrap();
             }
+            async move { next.run(call).await }
+        });
+    }
+
+    for swap_at in ["Call", "Attempt", "Node"] {
+        for per_try in ["off", "1s"] {
+            let world: World = (Arc::default(), swap_at, Arc::default());
+            let mut stages = Stages::default();
+            look(&mut stages, Stage::Call, &world);
+            look(&mut stages, Stage::Attempt, &world);
+            look(&mut stages, Stage::Node, &world);
+            let (runtime, _, seen) = world;
             let bench =
                 Bench::build(Upstream::new(|_| Answer::status(503)), |builder| builder.stages(stages));
             assert!(runtime.set(bench.runtime.clone()).is_ok());
@@ -378,8 +394,7 @@ async fn a_call_reads_its_settings_once() {
             bench.get().await.unwrap();
             // Three attempts, as the version says that it began under, which each layer sees.
             let seen = std::mem::take(&mut *seen.lock().unwrap());
-            let (version, attempts) =
-                (seen[0].1, seen.iter().filter(|(stage, _)| *stage == Stage::Node).count());
+            let (version, attempts) = (seen[0].1, seen.iter().filter(|(stage, _)| stage == "Node").count());
             assert_eq!((attempts, bench.upstream.total()), (3, 3), "{swap_at:?}, per_try {per_try}");
             assert!(version != 7 && seen.iter().all(|(_, other)| *other == version), "{seen:?}");
             // The next call is under the new ones.

@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use chassis_core::{
-    Body, Error, Invocation, Link, Reply,
+    Body, Failed, Invocation, Link, Reply,
     protocol::{Leaf, LeafFuture},
 };
 use http_body::{Frame, SizeHint};
@@ -72,7 +72,7 @@ impl Drop for H1Leaf {
 ///
 /// A call that was here before gets a new one at once: what ended the connection it was on may have ended
 /// all that are idle, and behind one address there may be many that answer.
-async fn send(pool: Arc<Pool>, mut call: Invocation) -> Result<Reply, Error> {
+async fn send(pool: Arc<Pool>, mut call: Invocation) -> Result<Reply, Failed> {
     let mut permit = Some(pool.permit().await);
     let was_here = call.node().is_some_and(|node| call.tried.iter().any(|t| Arc::ptr_eq(t, node)));
     if was_here {
@@ -87,7 +87,7 @@ async fn send(pool: Arc<Pool>, mut call: Invocation) -> Result<Reply, Error> {
         };
         let mut sender = match sender {
             Ok(sender) => sender,
-            Err(error) => return Err(give_back(call, error)),
+            Err(error) => return Err(call.give_back(error)),
         };
         let unanswered = Unanswered::new(&pool, (!is_new).then(|| call.attempt_started()));
         let Outgoing { request, abort } = pool.form.write_origin(&mut call);
@@ -112,18 +112,13 @@ async fn send(pool: Arc<Pool>, mut call: Invocation) -> Result<Reply, Error> {
                     outgoing::restore(&mut call, request, abort);
                     if is_new {
                         let error = failure::of_connect(pool.address(), failed.into_error());
-                        return Err(give_back(call, error));
+                        return Err(call.give_back(error));
                     }
                 }
                 None => return Err(call.refuse(failure::of_request(failed.into_error()))),
             },
         }
     }
-}
-
-fn give_back(mut call: Invocation, error: Error) -> Error {
-    call.fail_attempt(&error);
-    error.returning(call)
 }
 
 // === impl Held ===

@@ -8,7 +8,7 @@ use std::{
 };
 
 use chassis_core::{
-    Body, BoxFuture, Error, Hop, Invocation, Link, Random, Reply, Verdict,
+    Body, BoxFuture, Error, Failed, Hop, Invocation, Link, Random, Reply, Verdict,
     protocol::{Leaf, Protocol, Pushback, Transport},
     tasks::Tasks,
     testing::contract::{
@@ -133,7 +133,7 @@ impl Transport for Broken {
 }
 
 impl Leaf for BrokenLeaf {
-    type Future = BoxFuture<'static, Result<Reply, Error>>;
+    type Future = BoxFuture<'static, Result<Reply, Failed>>;
 
     fn call(&self, call: Invocation) -> Self::Future {
         let fault = self.1;
@@ -159,7 +159,7 @@ impl Leaf for BrokenLeaf {
                 }
                 (Fault::KeepsTheCall, Some(_)) => Err(error),
                 (_, Some(call)) => Err(error.returning(call)),
-                (Fault::DeniesExecution, None) => Err(error.with_maybe_executed(false)),
+                (Fault::DeniesExecution, None) => Err(error.map(|error| error.with_maybe_executed(false))),
                 (_, None) => Err(error),
             }
         })

@@ -66,7 +66,7 @@ async fn answer_with(words: Vec<u8>, hang_up: bool) -> Error {
         }
     });
     let client = leaf(&world, ClientConfig::default()).ready().await;
-    client.post("/order", "one").await.unwrap_err()
+    client.post("/order", "one").await.unwrap_err().into()
 }
 
 #[tokio::test(start_paused = true)]

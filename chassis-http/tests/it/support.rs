@@ -3,7 +3,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chassis_core::{
-    Body, Connection, Error, Invocation, Link, Operation, Random, Reply, Target, protocol::Leaf, tasks::Tasks,
+    Body, Connection, Error, Failed, Invocation, Link, Operation, Random, Reply, Target, protocol::Leaf,
+    tasks::Tasks,
 };
 use chassis_http::{
     ClientConfig, HTTP, ServerConfig,
@@ -71,12 +72,12 @@ impl<L: Leaf> Client<L> {
         }
     }
 
-    pub(crate) async fn get(&self, path: &str) -> Result<String, Error> {
-        read(self.leaf.call(call(Method::GET, path, Body::empty())).await?).await
+    pub(crate) async fn get(&self, path: &str) -> Result<String, Failed> {
+        Ok(read(self.leaf.call(call(Method::GET, path, Body::empty())).await?).await?)
     }
 
-    pub(crate) async fn post(&self, path: &str, body: &'static str) -> Result<String, Error> {
-        read(self.leaf.call(call(Method::POST, path, Body::full(body))).await?).await
+    pub(crate) async fn post(&self, path: &str, body: &'static str) -> Result<String, Failed> {
+        Ok(read(self.leaf.call(call(Method::POST, path, Body::full(body))).await?).await?)
     }
 }
 

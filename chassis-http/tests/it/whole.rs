@@ -1,7 +1,7 @@
 //! A body is whole only if its stream ended, and with as many bytes as it said; in both directions.
 use std::time::Duration;
 
-use chassis_core::{Body, Error, Reason, protocol::Leaf};
+use chassis_core::{Body, Failed, Reason, protocol::Leaf};
 use chassis_http::{
     ClientConfig, H1Leaf, H2Leaf, ServerConfig,
     connector::Listener,
@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// What a call over HTTP/2 comes to, whose server answers with `words` once it has the head of stream 1.
-async fn h2_answer(words: Vec<Vec<u8>>) -> Result<String, Error> {
+async fn h2_answer(words: Vec<Vec<u8>>) -> Result<String, Failed> {
     let world = World::new();
     let mut listener = world.memory.listen("stock").unwrap();
     world.tasks.spawn(async move {
@@ -47,7 +47,7 @@ fn data(text: &str, end: bool) -> Vec<u8> {
 }
 
 #[track_caller]
-fn check_broken(answer: Result<String, Error>, reason: Reason) {
+fn check_broken(answer: Result<String, Failed>, reason: Reason) {
     let error = answer.expect_err("not taken for whole");
     assert_eq!((error.reason(), error.maybe_executed()), (reason, true), "{error:?}");
 }

@@ -11,7 +11,7 @@ use tokio::time::Sleep;
 use tower_service::Service;
 
 use crate::{
-    call::{BuiltIn, Invocation, Reply},
+    call::{BuiltIn, CallError, Failed, Invocation, Reply},
     clock::Instant,
     cluster::Node,
     layer::{forward_ready, plain_layer, trace::attempt_span},
@@ -46,10 +46,10 @@ pin_project! {
 
 impl<S> Service<Invocation> for Attempt<S>
 where
-    S: Service<Invocation, Response = Reply, Error = Error>,
+    S: Service<Invocation, Response = Reply, Error = Failed>,
 {
     type Response = Reply;
-    type Error = Error;
+    type Error = Failed;
     type Future = AttemptFuture<S::Future>;
 
     forward_ready!();
@@ -94,8 +94,8 @@ where
     }
 }
 
-impl<F: Future<Output = Result<Reply, Error>>> Future for AttemptFuture<F> {
-    type Output = Result<Reply, Error>;
+impl<F: Future<Output = Result<Reply, Failed>>> Future for AttemptFuture<F> {
+    type Output = Result<Reply, Failed>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let node = match self.as_mut().project() {
@@ -114,6 +114,6 @@ impl<F: Future<Output = Result<Reply, Error>>> Future for AttemptFuture<F> {
         };
         self.set(AttemptFuture::Over);
         let error = Error::remote(Reason::DeadlineExceeded, "no answer within `per_try`");
-        Poll::Ready(Err(error.at(node)))
+        Poll::Ready(Err(Failed::at(error, node)))
     }
 }

@@ -12,7 +12,7 @@ use tower_service::Service;
 pub use self::picker::{Candidates, P2c, Picker, RandomPicker, RoundRobin};
 use super::{Decided, forward_ready};
 use crate::{
-    call::{Call, Invocation, Reply},
+    call::{Call, Failed, Invocation, Reply},
     clock::Instant,
     cluster::{Admitted, Chosen, Cluster, Connection, Known, Members, Node, Subset},
     event::Event,
@@ -123,7 +123,7 @@ impl BalanceLayer {
                 return picked;
             }
         }
-        self.nobody(subset, call, now, panicking)
+        self.none_admitted(subset, call, now, panicking)
     }
 
     /// Waits for a node that lets the call in, as long as the call has time.
@@ -153,16 +153,16 @@ impl BalanceLayer {
     }
 
     fn admit(&self, node: &Arc<Node>, call: &Invocation, now: Instant, panicking: bool) -> Option<Pick> {
-        let Admitted { token, in_panic } = node.admit(now, &call.policy, panicking)?;
-        if in_panic {
+        let Admitted { token, forced } = node.admit(now, &call.policy, panicking)?;
+        if forced {
             self.cluster.site().metrics.panic_pick(&call.policy.service);
             self.cluster.site().pulse(now, || Event::PanicPick { service: call.policy.service.clone() });
         }
         Some(Pick::Node(node.clone(), token))
     }
 
-    /// Nobody let the call in: is one about to be ready, or is it hopeless?
-    fn nobody(&self, subset: &Subset, call: &Invocation, now: Instant, panicking: bool) -> Pick {
+    /// No node let the call in: is one about to be ready, or none?
+    fn none_admitted(&self, subset: &Subset, call: &Invocation, now: Instant, panicking: bool) -> Pick {
         let (mut ready, mut full, mut connecting, mut idle) = (false, false, 0, 0);
         for node in subset.nodes() {
             match node.connection() {
@@ -288,12 +288,12 @@ impl<S> tower_layer::Layer<S> for BalanceLayer {
 
 impl<S> Service<Invocation> for Balance<S>
 where
-    S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + 'static,
+    S: Service<Invocation, Response = Reply, Error = Failed> + Clone + Send + 'static,
     S::Future: Send,
 {
     type Response = Reply;
-    type Error = Error;
-    type Future = Decided<S::Future>;
+    type Error = Failed;
+    type Future = Decided<S::Future, Failed>;
 
     forward_ready!();
 

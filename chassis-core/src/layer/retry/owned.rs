@@ -13,7 +13,7 @@ use crate::{
     event::Event,
     layer::balance::has_another,
     protocol::Pushback,
-    types::{Body, Error, Reader, Replay, Verdict, ended},
+    types::{Body, Reader, Replay, Verdict, ended},
 };
 
 /// A call that may be attempted again, and what its attempts are made of. It is settled here, whatever becomes of
@@ -72,14 +72,6 @@ impl Owned {
         reply.commit(&mut self.call);
         if let (BodySource::Stream(replay), Some(reader)) = (self.source, self.reader) {
             replay.commit(reader);
-        }
-    }
-
-    /// The attempt that ended with `error` went to a node.
-    pub(super) fn was_at(&mut self, error: &Error, untouched: Option<&Invocation>) {
-        match untouched {
-            Some(attempt) => self.call.tried.clone_from(&attempt.tried),
-            None => self.call.tried.extend(error.node()),
         }
     }
 

@@ -13,9 +13,8 @@ use tower_service::Service;
 
 use super::owned::Owned;
 use crate::{
-    call::{Invocation, Reply},
+    call::{Failed, Invocation, Reply},
     clock::Instant,
-    layer::forward_ready,
     protocol::Pushback,
     types::{Error, Reason, Verdict},
 };
@@ -72,13 +71,15 @@ impl<S: Clone> Clone for Retry<S> {
 
 impl<S> Service<Invocation> for Retry<S>
 where
-    S: Service<Invocation, Response = Reply, Error = Error> + Clone,
+    S: Service<Invocation, Response = Reply, Error: Into<Failed>> + Clone,
 {
     type Response = Reply;
     type Error = Error;
     type Future = RetryFuture<S, S::Future>;
 
-    forward_ready!();
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.inner.poll_ready(cx).map_err(|error| Into::<Failed>::into(error).into_error())
+    }
 
     fn call(&mut self, mut call: Invocation) -> Self::Future {
         let mut owned = None;
@@ -97,7 +98,7 @@ where
 
 impl<S> Future for RetryFuture<S, S::Future>
 where
-    S: Service<Invocation, Response = Reply, Error = Error> + Clone,
+    S: Service<Invocation, Response = Reply, Error: Into<Failed>> + Clone,
 {
     type Output = Result<Reply, Error>;
 
@@ -121,7 +122,7 @@ where
                     Some(verdict) if !verdict.is_success() => this.after_failing(reply, verdict),
                     _ => this.commit(reply),
                 },
-                Err(error) => this.after_error(error),
+                Err(error) => this.after_failure(error.into()),
             };
             match next {
                 Next::Attempt(next) => this.attempt.set(Some(S::clone(this.again).call(next))),
@@ -134,7 +135,7 @@ where
 
 impl<S> RetryProjection<'_, S, S::Future>
 where
-    S: Service<Invocation, Response = Reply, Error = Error> + Clone,
+    S: Service<Invocation, Response = Reply, Error: Into<Failed>> + Clone,
 {
     /// The call ends as this attempt does. What was kept for others is freed.
     fn commit(&mut self, mut reply: Reply) -> Next {
@@ -162,17 +163,18 @@ where
 
     /// No answer came.
     #[cold]
-    fn after_error(&mut self, mut error: Error) -> Next {
-        let mut untouched = error.take_unsent();
-        if let Some(attempt) = &mut untouched {
-            attempt.fail_attempt(&error); // by a leaf that has not done so
-        }
+    fn after_failure(&mut self, mut failed: Failed) -> Next {
+        let untouched = failed.take_unsent();
         if let Some(owned) = self.owned {
-            owned.was_at(&error, untouched.as_ref());
+            owned.call.tried.extend(failed.node().cloned());
         }
-        if error.unsent() && !std::mem::replace(self.resent, true) {
+        if failed.unsent() && !std::mem::replace(self.resent, true) {
             let next = match (untouched, self.owned.as_mut()) {
-                (Some(mut attempt), _) => {
+                (Some(mut attempt), owned) => {
+                    match owned {
+                        Some(owned) => attempt.tried.clone_from(&owned.call.tried),
+                        None => attempt.tried.extend(failed.node().cloned()),
+                    }
                     attempt.begin_attempt(Instant::now());
                     Some(attempt)
                 }
@@ -181,22 +183,23 @@ where
             };
             return match next {
                 Some(next) => Next::Attempt(next),
-                None => Next::End(Err(self.give_up(error))),
+                None => Next::End(Err(self.give_up(failed.into_error()))),
             };
         }
         let Some(owned) = self.owned else {
+            let error = failed.into_error();
             return Next::End(Err(match untouched {
                 Some(call) => call.refuse(error),
                 None => error,
             }));
         };
-        let pushback = error.retry_after().map_or(Pushback::None, Pushback::After);
-        match owned.may_retry(&Verdict::of(&error), pushback) {
+        let pushback = failed.retry_after().map_or(Pushback::None, Pushback::After);
+        match owned.may_retry(&Verdict::of(&failed), pushback) {
             Some(pause) => {
-                owned.executed |= error.maybe_executed();
+                owned.executed |= failed.maybe_executed();
                 Next::Pause(pause)
             }
-            None => Next::End(Err(self.give_up(error))),
+            None => Next::End(Err(self.give_up(failed.into_error()))),
         }
     }
 
@@ -205,7 +208,7 @@ where
         match self.owned.take() {
             Some(mut owned) => {
                 let executed = error.maybe_executed() || owned.executed;
-                owned.call.fail(error.with_maybe_executed(executed))
+                owned.call.fail(error.with_maybe_executed(executed)).0
             }
             None => error,
         }

@@ -13,14 +13,13 @@ use async_trait::async_trait;
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 use crate::{
-    call::{Invocation, Listener, Outcome, Reply},
+    call::{Failed, Invocation, Listener, Outcome, Reply},
     clock::Instant,
     cluster::{Connection, Link},
     protocol::{Leaf, Transport},
     random::Random,
     tasks::Tasks,
     testing::read,
-    types::Error,
 };
 
 /// How long anything may take before the suite gives up: far above what any transport needs.
@@ -189,20 +188,20 @@ pub async fn transport(transport: impl Transport, mut endpoint: impl Endpoint) {
 }
 
 /// Sends `call`, and has somebody listen to how the attempt ends.
-fn begin(leaf: &impl Leaf, mut call: Invocation) -> (JoinHandle<Result<Reply, Error>>, Arc<Ears>) {
+fn begin(leaf: &impl Leaf, mut call: Invocation) -> (JoinHandle<Result<Reply, Failed>>, Arc<Ears>) {
     let ears = Arc::<Ears>::default();
     call.begin_attempt(Instant::now());
     call.listen_attempt(ears.clone(), 0);
     (tokio::spawn(leaf.call(call)), ears)
 }
 
-async fn send(leaf: &impl Leaf, call: Invocation) -> (Result<Reply, Error>, Arc<Ears>) {
+async fn send(leaf: &impl Leaf, call: Invocation) -> (Result<Reply, Failed>, Arc<Ears>) {
     let (call, ears) = begin(leaf, call);
     (bounded("the end of a call", call).await.expect("a leaf does not panic"), ears)
 }
 
 /// Reads the answer to its end.
-async fn answered(result: Result<Reply, Error>, what: &str) {
+async fn answered(result: Result<Reply, Failed>, what: &str) {
     let reply = result.unwrap_or_else(|error| panic!("{what} is answered: {error:?}"));
     assert!(reply.as_error().is_none(), "{what} is answered with a success: {reply:?}");
     let read = bounded("the rest of an answer", read(reply)).await;

@@ -11,7 +11,7 @@ mod stream;
 use std::{future::poll_fn, sync::Arc};
 
 use chassis_core::{
-    Abort, Body, Error, Invocation, Link, Reply,
+    Abort, Body, Error, Failed, Invocation, Link, Reply,
     protocol::{Leaf, LeafFuture},
 };
 
@@ -68,13 +68,12 @@ impl Drop for H2Leaf {
 }
 
 /// On the first connection that takes it.
-async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Error> {
+async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Failed> {
     loop {
         let Some(mut slot) = endpoint.slot().await else {
             endpoint.wake();
             let error = endpoint.unreachable();
-            call.fail_attempt(&error);
-            return Err(error.returning(call));
+            return Err(call.give_back(error));
         };
         let mut sender = slot.sender();
         if poll_fn(|cx| sender.poll_ready(cx)).await.is_err() {

@@ -1,0 +1,174 @@
+//! The error of attempts: of everything below the retries.
+use std::{error::Error as StdError, fmt, ops::Deref, sync::Arc};
+
+use super::Invocation;
+use crate::{BoxError, cluster::Node, types::Error};
+
+/// Why an attempt at a call has no answer: the error of transports, and of layers below the retries.
+///
+/// It is an [`Error`], to which it derefs, with what the retries need besides: the call, where nothing of it was
+/// sent ([`Invocation::give_back`]), and the node that the attempt went to. A layer at
+/// [`Stage::Attempt`](crate::Stage::Attempt) or [`Stage::Node`](crate::Stage::Node) passes it on as it is, changes
+/// its error by [`map`](Self::map), or makes one of an `Error`.
+///
+/// ```
+/// use chassis_core::{Error, Failed, Reason};
+///
+/// let failed = Failed::from(Error::local(Reason::RateLimited, "100/s is used up"));
+/// assert_eq!((failed.reason(), failed.endpoint()), (Reason::RateLimited, None));
+/// ```
+pub struct Failed(Box<Inner>);
+
+struct Inner {
+    error: Error,
+    call: Option<Invocation>,
+    node: Option<Arc<Node>>,
+}
+
+/// The error of a service in the pipeline: [`Error`], or [`Failed`] below the retries.
+///
+/// Layers that stand on either side of the retries are generic over it. No other type implements it.
+pub trait CallError:
+    From<Error> + From<Failed> + Into<Failed> + Into<Error> + StdError + Send + Sync + sealed::Sealed + 'static
+{
+    /// `error`, which ended an attempt at `node`, if one had been picked.
+    #[doc(hidden)]
+    fn at(error: Error, node: Option<Arc<Node>>) -> Self;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for crate::types::Error {}
+    impl Sealed for super::Failed {}
+}
+
+// === impl Failed ===
+
+impl Failed {
+    /// What the error of a user's tower layer says, as [`Error::from_layer`] has it. A `Failed` is taken out again
+    /// as it is, with the call that it gives back; from below other errors, without that.
+    pub fn from_layer(error: impl Into<BoxError>) -> Self {
+        let error = match error.into().downcast::<Failed>() {
+            Ok(failed) => return *failed,
+            Err(other) => other,
+        };
+        let mut beneath = error.source();
+        while let Some(source) = beneath {
+            if let Some(Failed(inner)) = source.downcast_ref::<Failed>() {
+                let node = inner.node.clone();
+                return Failed::at(inner.error.repeat().with_source(error), node);
+            }
+            beneath = source.source();
+        }
+        Error::from_layer(error).into()
+    }
+
+    /// The same with another error; the call and the node stay.
+    pub fn map(mut self, change: impl FnOnce(Error) -> Error) -> Self {
+        self.0.error = change(self.0.error);
+        self
+    }
+
+    /// The same, giving the untouched call back, so that it can go to another endpoint: the attempt ends here.
+    pub fn returning(mut self, mut call: Invocation) -> Self {
+        let node = call.end_unsent(&self.0.error);
+        self.0.node = self.0.node.or(node);
+        self.0.call = Some(call);
+        self
+    }
+
+    /// The same, at `node` if it is at none.
+    pub(crate) fn or_at(mut self, node: Option<Arc<Node>>) -> Self {
+        self.0.node = self.0.node.or(node);
+        self
+    }
+
+    /// Takes the untouched call out, if it was given back.
+    pub fn take_unsent(&mut self) -> Option<Invocation> {
+        self.0.call.take()
+    }
+
+    /// The error as the caller gets it: without the call, and with the address of the node.
+    pub fn into_error(self) -> Error {
+        let Inner { error, node, .. } = *self.0;
+        Error::at(error, node)
+    }
+
+    /// The node that the attempt went to, where it went to one.
+    pub fn node(&self) -> Option<&Arc<Node>> {
+        self.0.node.as_ref()
+    }
+
+    /// The address of that node.
+    pub fn endpoint(&self) -> Option<&str> {
+        self.node().map(|node| node.address()).or(self.0.error.endpoint())
+    }
+}
+
+impl CallError for Failed {
+    fn at(error: Error, node: Option<Arc<Node>>) -> Self {
+        Failed(Box::new(Inner { error, call: None, node }))
+    }
+}
+
+impl CallError for Error {
+    fn at(error: Error, node: Option<Arc<Node>>) -> Self {
+        match node {
+            Some(node) => error.with_endpoint(node.address()),
+            None => error,
+        }
+    }
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Failed::at(error, None)
+    }
+}
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Self {
+        failed.into_error()
+    }
+}
+
+impl Deref for Failed {
+    type Target = Error;
+    fn deref(&self) -> &Error {
+        &self.0.error
+    }
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.error.fmt(f)
+    }
+}
+
+impl fmt::Debug for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Failed");
+        out.field("error", &self.0.error).field("node", &self.0.node).field("unsent", &self.0.call.is_some());
+        out.finish()
+    }
+}
+
+impl StdError for Failed {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.error.source()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::Reply;
+
+    /// It moves through every layer below the retries, in each answer.
+    #[test]
+    fn is_as_small_as_an_error() {
+        assert_eq!(size_of::<Failed>(), size_of::<usize>());
+        assert_eq!(size_of::<Option<Failed>>(), size_of::<usize>());
+        assert_eq!(size_of::<Result<Reply, Failed>>(), 2 * size_of::<usize>());
+    }
+}
