@@ -33,14 +33,14 @@ pub struct Context {
     pub headers: CarriedHeaders,
     /// Is the call a retry of its caller's?
     pub is_retry: bool,
-    /// Was a call made for this one retried in vain? Then its own failure says: do not retry.
-    pub in_vain: InVain,
+    /// Was a call made for this one retried without success? Then its own failure says: do not retry.
+    pub retries_exhausted: RetriesExhausted,
 }
 
 /// Set by calls made for another that failed and are not to be retried further up: each layer of a chain
 /// that tries again what the layer below has tried again multiplies the load of what fails.
 #[derive(Debug, Default)]
-pub struct InVain(AtomicBool);
+pub struct RetriesExhausted(AtomicBool);
 
 /// Headers in the size of a pointer: hardly any call carries some, and each poll of a task in a context
 /// moves that in and out. `map.into()` makes them, and they can be looked at as the map.
@@ -97,9 +97,9 @@ impl std::ops::Deref for CarriedHeaders {
     }
 }
 
-// === impl InVain ===
+// === impl RetriesExhausted ===
 
-impl InVain {
+impl RetriesExhausted {
     /// A call made for this one was retried, or would have been, and failed all the same.
     pub fn set(&self) {
         self.0.store(true, Relaxed);
@@ -112,8 +112,8 @@ impl InVain {
 }
 
 /// A copy starts from what is known so far, and goes its own way.
-impl Clone for InVain {
+impl Clone for RetriesExhausted {
     fn clone(&self) -> Self {
-        InVain(AtomicBool::new(self.is_set()))
+        RetriesExhausted(AtomicBool::new(self.is_set()))
     }
 }

@@ -1,6 +1,6 @@
 //! Makes a call's deadline, trace, baggage and chosen headers those of the calls its handler makes.
 //!
-//! And the other way: where such a call was retried in vain, a failing answer tells the caller not to
+//! And the other way: where such a call was retried without success, a failing answer tells the caller not to
 //! retry. Of a chain of services only the one above what fails tries again, instead of each.
 use std::{
     pin::Pin,
@@ -15,7 +15,7 @@ use tower_service::Service;
 use super::{forward_ready, plain_layer};
 use crate::{
     call::{Invocation, Reply},
-    context::{CarriedHeaders, Context, InVain},
+    context::{CarriedHeaders, Context, RetriesExhausted},
     types::{
         Error,
         wire::{BAGGAGE, LONGEST_CARRIED, contains},
@@ -60,7 +60,7 @@ where
             trace: call.trace.clone(),
             headers: carried(&call),
             is_retry: call.previous_attempts > 0,
-            in_vain: InVain::default(),
+            retries_exhausted: RetriesExhausted::default(),
         };
         let handling = Handling::Before { start: Some((self.inner.clone(), call)) };
         ContextFuture { inner: context.scope(handling) }
@@ -103,7 +103,7 @@ where
         let mut answer = task::ready!(inner.as_mut().poll(cx));
         if let Ok(reply) = &mut answer
             && reply.verdict().is_some_and(|verdict| !verdict.is_success())
-            && inner.take_value().is_some_and(|context| context.in_vain.is_set())
+            && inner.take_value().is_some_and(|context| context.retries_exhausted.is_set())
         {
             let protocol = reply.protocol;
             protocol.forbid_retry(&mut reply.metadata);

@@ -139,7 +139,7 @@ async fn with_streams_as_probes(stock: Value, scope: &str) -> (Bench, Vec<(Feed,
     (bench, streams)
 }
 
-/// Lent calls, twins, and none of them.
+/// Calls that go out themselves, and calls by attempts, without and with a bound on each.
 fn all_retries() -> [Value; 3] {
     [json!({ "retry": "off" }), json!({}), json!({ "retry": { "per_try": "4s" } })]
 }

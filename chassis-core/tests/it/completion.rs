@@ -292,8 +292,7 @@ async fn a_panic_of_ours_blames_no_endpoint() {
     assert_eq!((node.calls, node.successes, node.in_flight), (1, 1, 0));
 }
 
-/// Nothing of the user's stands below the retries, so that the call itself goes out; but with a time for each
-/// try a twin of it does.
+/// `per_try`: without and with a bound on each attempt.
 const WAYS: [&str; 2] = ["off", "5s"];
 
 fn retried(per_try: &str, script: fn(&Arrival) -> Answer) -> Bench {

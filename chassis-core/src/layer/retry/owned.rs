@@ -39,7 +39,7 @@ enum BodySource {
 /// Tells the call that is being handled here that one made for it was retried without success: the answer to it
 /// then says that it is not to be retried either.
 fn retries_exhausted() {
-    Handled::with(|handled| handled.in_vain.set());
+    Handled::with(|handled| handled.retries_exhausted.set());
 }
 
 fn is_safe(call: &Call, verdict: &Verdict, config: &RetryConfig) -> bool {
