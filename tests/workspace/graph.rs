@@ -127,8 +127,28 @@ impl Graph {
     }
 }
 
+/// The crates that a default build of `member` compiles on this platform, itself included.
+pub(crate) fn default_build(member: &str) -> BTreeSet<String> {
+    let tree = |flags: &[&str]| {
+        let mut cargo = cargo();
+        cargo.args(["tree", "--package", member, "--edges", "normal,build", "--prefix", "none", "--locked"]);
+        cargo.args(flags).current_dir(env!("CARGO_MANIFEST_DIR"));
+        cargo.output().expect("cargo runs, since it runs this test")
+    };
+    let offline = tree(&["--offline"]);
+    let output = if offline.status.success() { offline } else { tree(&[]) };
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "cargo tree failed: {complaint}");
+    let lines = String::from_utf8_lossy(&output.stdout);
+    lines.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+}
+
+fn cargo() -> Command {
+    Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
 fn metadata(flags: &[&str]) -> Output {
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = cargo();
     cargo.args(["metadata", "--format-version", "1", "--locked", "--all-features"]).args(flags);
     cargo.current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("cargo runs, since it runs this test")
 }

@@ -94,6 +94,15 @@ fn users_of_the_facade_compile_no_protos() {
     refuse("the façade depends on", reached.into_iter().filter(|it| barred.contains(&it.as_str())).collect());
 }
 
+/// The default build stays small: a crate that not every service needs goes behind a cargo feature.
+#[test]
+fn the_default_build_has_few_crates() {
+    const MOST: usize = 130;
+    let crates = graph::default_build("chassis-rs");
+    assert!(crates.contains("tonic") && crates.contains("axum"), "the tree was not read: {crates:?}");
+    assert!(crates.len() <= MOST, "{} crates, {MOST} are allowed: {crates:?}", crates.len());
+}
+
 #[test]
 fn members_state_edition_version_and_licence() {
     let graph = Graph::load();
