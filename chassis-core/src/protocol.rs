@@ -1,9 +1,10 @@
 //! What a protocol supplies: how to read a verdict, how to write a refusal. (How to make an
 //! [`Invocation`] is its edge, how to connect its [`Transport`].)
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
+pub use crate::types::{CallLabels, DurationFamilies, Family};
 use crate::{
     BoxFuture,
     call::{Call, Failed, Invocation, Reply},
@@ -78,6 +79,20 @@ pub trait Protocol: Send + Sync + 'static {
             0 => verdict.code.name().to_owned(),
             status => status.to_string(),
         }
+    }
+
+    /// The histograms that count the durations of its calls. Default: `chassis_client_call_duration_seconds`
+    /// and `chassis_server_call_duration_seconds`, by protocol, service, operation and code.
+    ///
+    /// Protocols that give the same names share the families.
+    fn durations(&self) -> &'static DurationFamilies {
+        &DurationFamilies::NEUTRAL
+    }
+
+    /// The values of the labels of these histograms for one kind of outcome, in the order of
+    /// [`DurationFamilies::labels`]. Values have to be from closed sets: each set of values is a series.
+    fn label_values<'a>(&self, call: &CallLabels<'a>) -> Vec<Cow<'a, str>> {
+        call.neutral(self.name())
     }
 
     /// Does this verdict count as an error of the server, in its metrics and spans?

@@ -1,9 +1,9 @@
 //! What gRPC says: where the verdict of a call stands, and how a refusal is written.
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use chassis_core::{
     Body, Code, Error, Hop, Reason, Verdict,
-    protocol::{Protocol, Pushback},
+    protocol::{CallLabels, DurationFamilies, Family, Protocol, Pushback},
     wire::find,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
@@ -33,6 +33,14 @@ pub(crate) const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-push
 pub(crate) const ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
 pub(crate) const CONTENT_TYPE_GRPC: HeaderValue = HeaderValue::from_static(PLAIN);
 const PLAIN: &str = "application/grpc";
+
+/// After OpenTelemetry's semantic conventions for RPC, in their Prometheus spelling.
+static RPC: DurationFamilies = DurationFamilies {
+    client: Family { name: "rpc_client_call_duration_seconds", help: "Duration of outgoing RPCs." },
+    server: Family { name: "rpc_server_call_duration_seconds", help: "Duration of incoming RPCs." },
+    labels: &["rpc_system_name", "rpc_method", "rpc_status_code", "error_type"],
+    service: None,
+};
 
 // === impl Grpc ===
 
@@ -91,6 +99,14 @@ impl Protocol for Grpc {
 
     fn status_label(&self, verdict: &Verdict) -> String {
         verdict.code.name().to_owned()
+    }
+
+    fn durations(&self) -> &'static DurationFamilies {
+        &RPC
+    }
+
+    fn label_values<'a>(&self, call: &CallLabels<'a>) -> Vec<Cow<'a, str>> {
+        vec!["grpc".into(), call.operation.into(), call.status.into(), call.error.into()]
     }
 }
 

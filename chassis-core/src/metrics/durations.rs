@@ -59,6 +59,11 @@ impl Durations {
         MetricVec::create(proto::MetricType::HISTOGRAM, Make, Opts::new(name, help).variable_labels(labels))
     }
 
+    /// A histogram that belongs to no family.
+    pub(super) fn detached() -> Self {
+        Durations(Arc::new(Counted { labels: Vec::new(), cells: Cells::new() }))
+    }
+
     /// One call more, which took so many nanoseconds.
     pub(super) fn observe(&self, nanos: u64) {
         let counts = self.0.cells.cell();

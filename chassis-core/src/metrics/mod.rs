@@ -9,7 +9,7 @@ mod durations;
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicI64, AtomicU64},
     },
 };
@@ -27,7 +27,7 @@ pub(crate) use crate::shard::Sum;
 use crate::{
     Live,
     call::Outcome,
-    protocol::Protocol,
+    protocol::{CallLabels, DurationFamilies, Family, Protocol},
     types::{Reason, Side, Verdict},
 };
 
@@ -49,9 +49,10 @@ type CallGaugeVec = GenericGaugeVec<Sum<AtomicI64>>;
 /// The families, named in the code as on the wire.
 struct Families {
     registry: Registry,
-    rpc: [DurationsVec; 2],
-    http: [DurationsVec; 2],
-    other: [DurationsVec; 2],
+    /// The durations of calls, which protocols name.
+    durations: Live<Vec<Arc<ProtocolDurations>>>,
+    /// One family at a time is registered.
+    registering: Mutex<()>,
     in_flight: CallGaugeVec,
     rejected: IntCounterVec,
     attempts: CallCounterVec,
@@ -83,12 +84,21 @@ pub struct CallMetrics {
     side: Side,
     service: Arc<str>,
     operation: Arc<str>,
-    protocols: [OnceLock<ProtocolMetrics>; 3],
+    /// Hardly any operation is called over more than one protocol.
+    first: OnceLock<ProtocolMetrics>,
+    further: Live<Vec<Arc<ProtocolMetrics>>>,
     in_flight: CallGauge,
+}
+
+/// The durations of calls out and in, in the families of one protocol, or of several that share them.
+struct ProtocolDurations {
+    names: &'static DurationFamilies,
+    sides: [DurationsVec; 2],
 }
 
 struct ProtocolMetrics {
     protocol: &'static dyn Protocol,
+    durations: Arc<ProtocolDurations>,
     /// The first verdict there was, usually that all went well.
     usual: OnceLock<(Verdict, Durations)>,
     others: Live<Vec<(Verdict, Durations)>>,
@@ -100,44 +110,9 @@ impl Metrics {
     /// Registers all families with `registry`; an error says which name is taken there.
     pub fn new(registry: Registry) -> Result<Self, prometheus::Error> {
         let make = Make(&registry);
-        let rpc = ["rpc_system_name", "rpc_method", "rpc_status_code", "error_type"];
-        let http = [
-            "http_request_method",
-            "http_route",
-            "http_response_status_code",
-            "error_type",
-            "server_address",
-        ];
-        let other = ["protocol", "service", "operation", "code"];
         let families = Families {
-            rpc: [
-                make.histogram("rpc_client_call_duration_seconds", "Duration of outgoing RPCs.", &rpc)?,
-                make.histogram("rpc_server_call_duration_seconds", "Duration of incoming RPCs.", &rpc)?,
-            ],
-            http: [
-                make.histogram(
-                    "http_client_request_duration_seconds",
-                    "Duration of outgoing HTTP requests.",
-                    &http,
-                )?,
-                make.histogram(
-                    "http_server_request_duration_seconds",
-                    "Duration of incoming HTTP requests.",
-                    &http,
-                )?,
-            ],
-            other: [
-                make.histogram(
-                    "chassis_client_call_duration_seconds",
-                    "Duration of other outgoing calls.",
-                    &other,
-                )?,
-                make.histogram(
-                    "chassis_server_call_duration_seconds",
-                    "Duration of other incoming calls.",
-                    &other,
-                )?,
-            ],
+            durations: Live::new(Vec::new()),
+            registering: Mutex::default(),
             in_flight: make.call_gauge(
                 "chassis_in_flight",
                 "Calls under way, to the end of their bodies.",
@@ -247,6 +222,50 @@ impl Metrics {
         &self.0.registry
     }
 
+    /// Registers the families of `protocol`; an error says which name is taken. Without it, they are registered
+    /// with the first call over the protocol.
+    pub fn register(&self, protocol: &'static dyn Protocol) -> Result<(), prometheus::Error> {
+        self.durations(protocol.durations()).map(drop)
+    }
+
+    fn durations(
+        &self,
+        names: &'static DurationFamilies,
+    ) -> Result<Arc<ProtocolDurations>, prometheus::Error> {
+        let find = |all: &[Arc<ProtocolDurations>]| {
+            all.iter().find(|of| of.names.client.name == names.client.name).cloned()
+        };
+        if let Some(found) = self.0.durations.with(|all| find(all)) {
+            return Ok(found);
+        }
+        let _one = self.0.registering.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = self.0.durations.with(|all| find(all)) {
+            return Ok(found);
+        }
+        let made = Arc::new(ProtocolDurations::new(names)?);
+        // A family that cannot be registered is counted all the same, and not made again with each call.
+        let registered =
+            made.sides.iter().try_for_each(|side| self.0.registry.register(Box::new(side.clone())));
+        self.0.durations.update(|all| {
+            let mut all = all.clone();
+            all.push(made.clone());
+            all
+        });
+        registered.map(|()| made)
+    }
+
+    /// The same where no one can be given an error: the first call over a protocol.
+    fn durations_of_calls(&self, protocol: &'static dyn Protocol) -> Arc<ProtocolDurations> {
+        let names = protocol.durations();
+        match self.durations(names) {
+            Ok(durations) => durations,
+            Err(error) => {
+                tracing::warn!(%error, protocol = protocol.name(), "durations of calls are not exported");
+                self.durations(names).unwrap_or_else(|_| Arc::new(ProtocolDurations::unnamed()))
+            }
+        }
+    }
+
     /// The handles of one operation.
     pub fn call(&self, side: Side, service: &Arc<str>, operation: &Arc<str>) -> CallMetrics {
         CallMetrics {
@@ -254,7 +273,8 @@ impl Metrics {
             side,
             service: service.clone(),
             operation: operation.clone(),
-            protocols: [OnceLock::new(), OnceLock::new(), OnceLock::new()],
+            first: OnceLock::new(),
+            further: Live::new(Vec::new()),
             in_flight: self.0.in_flight.with_label_values(&[side.name(), service]),
         }
     }
@@ -346,8 +366,13 @@ impl Metrics {
     pub fn forget(&self, services: &[Arc<str>]) {
         let gone: HashSet<&str> = services.iter().map(|service| &**service).collect();
         let all = &*self.0;
-        all.http.iter().for_each(|family| forget(family, "server_address", &gone));
-        all.other.iter().for_each(|family| forget(family, "service", &gone));
+        all.durations.with(|all| {
+            for of in all.iter() {
+                if let Some(label) = of.names.service {
+                    of.sides.iter().for_each(|family| forget(family, label, &gone));
+                }
+            }
+        });
         forget(&all.in_flight, "service", &gone);
         for family in [&all.attempts, &all.routes] {
             forget(family, "service", &gone);
@@ -411,9 +436,6 @@ impl Make<'_> {
         self.0.register(Box::new(family.clone()))?;
         Ok(family)
     }
-    fn histogram(&self, name: &str, help: &str, labels: &[&str]) -> Result<DurationsVec, prometheus::Error> {
-        self.put(Durations::by(name, help, labels)?)
-    }
     fn call_counter(
         &self,
         name: &str,
@@ -454,21 +476,47 @@ impl CallMetrics {
 
     /// Records how a call ended and how long that took.
     pub fn record(&self, protocol: &'static dyn Protocol, outcome: &Outcome<'_>) {
-        let slot = match protocol.name() {
-            "grpc" => &self.protocols[0],
-            "http" => &self.protocols[1],
-            _ => &self.protocols[2],
-        };
-        let of = slot.get_or_init(|| ProtocolMetrics {
+        let first = self.first.get_or_init(|| self.of(protocol));
+        match first.protocol.name() == protocol.name() {
+            true => self.record_of(first, outcome),
+            false => self.record_of(&self.further(protocol), outcome),
+        }
+    }
+
+    fn of(&self, protocol: &'static dyn Protocol) -> ProtocolMetrics {
+        ProtocolMetrics {
             protocol,
+            durations: self.metrics.durations_of_calls(protocol),
             usual: OnceLock::new(),
             others: Live::new(Vec::new()),
+        }
+    }
+
+    #[cold]
+    fn further(&self, protocol: &'static dyn Protocol) -> Arc<ProtocolMetrics> {
+        let find = |all: &[Arc<ProtocolMetrics>]| {
+            all.iter().find(|of| of.protocol.name() == protocol.name()).cloned()
+        };
+        if let Some(found) = self.further.with(|all| find(all)) {
+            return found;
+        }
+        let made = Arc::new(self.of(protocol));
+        self.further.update(|all| {
+            let mut all = all.clone();
+            if find(&all).is_none() {
+                all.push(made.clone());
+            }
+            all
         });
+        self.further.with(|all| find(all)).unwrap_or(made)
+    }
+
+    fn record_of(&self, of: &ProtocolMetrics, outcome: &Outcome<'_>) {
         let took = outcome.now.nanos_since(outcome.started);
         let verdict = outcome.verdict;
         let same =
             |v: &Verdict| (v.code, v.status, v.reason) == (verdict.code, verdict.status, verdict.reason);
-        let (usual, histogram) = of.usual.get_or_init(|| (verdict, self.histogram(of, &verdict)));
+        let (usual, histogram) = of.usual.get_or_init(|| (verdict, self.histogram(of, verdict)));
         if same(usual) {
             histogram.observe(took);
         } else {
@@ -494,7 +542,7 @@ impl CallMetrics {
             found.map(|(_, histogram)| histogram.observe(took)).is_some()
         });
         if !known {
-            let histogram = self.histogram(of, &verdict);
+            let histogram = self.histogram(of, verdict);
             histogram.observe(took);
             of.others.update(|all| {
                 let mut all = all.clone();
@@ -504,47 +552,46 @@ impl CallMetrics {
         }
     }
 
-    fn histogram(&self, of: &ProtocolMetrics, verdict: &Verdict) -> Durations {
-        let (families, side) = (&self.metrics.0, self.side as usize);
-        let status = of.protocol.status_label(verdict);
-        let is_rest = of.protocol.name() == "http";
+    fn histogram(&self, of: &ProtocolMetrics, verdict: Verdict) -> Durations {
+        let status = of.protocol.status_label(&verdict);
         let failed = match self.side {
             Side::Client => !verdict.is_success(),
-            // A client that has left is no error of the server's, but its call has not gone well either.
-            Side::Server if is_rest && verdict.reason == Some(Reason::Cancelled) => true,
-            Side::Server => of.protocol.is_server_error(verdict),
+            Side::Server => of.protocol.is_server_error(&verdict),
         };
         let error = match (failed, verdict.reason) {
             (false, _) => "",
             (true, Some(reason)) => reason.name(),
             (true, None) => &status,
         };
-        match of.protocol.name() {
-            "grpc" => families.rpc[side].with_label_values(&["grpc", &self.operation, &status, error]),
-            "http" => {
-                let (method, route) = self.operation.split_once(' ').unwrap_or(("_OTHER", &self.operation));
-                let status = match (verdict.status, self.side) {
-                    (0, Side::Client) => String::new(),
-                    (0, Side::Server) => told(verdict).to_string(),
-                    _ => status.clone(),
-                };
-                families.http[side].with_label_values(&[method, route, &status, error, &self.service])
-            }
-            name => families.other[side].with_label_values(&[
-                name,
-                &self.service,
-                &self.operation,
-                verdict.code.name(),
-            ]),
-        }
+        let labels = CallLabels {
+            side: self.side,
+            service: &self.service,
+            operation: &self.operation,
+            verdict,
+            status: &status,
+            error,
+        };
+        let values = of.protocol.label_values(&labels);
+        let family = &of.durations.sides[self.side as usize];
+        family.get_metric_with_label_values(&values).unwrap_or_else(|error| {
+            // A protocol of somebody else's: its calls are counted, and not exported.
+            tracing::warn!(%error, protocol = of.protocol.name(), "a protocol does not fill its labels");
+            Durations::detached()
+        })
     }
 }
 
-/// The status that a caller over REST is told where no handler answers; 499 for one that has left.
-fn told(verdict: &Verdict) -> u16 {
-    match (verdict.reason, verdict.origin) {
-        (Some(Reason::TooLarge), crate::types::Origin::Local) => 413,
-        _ => verdict.code.http_status().as_u16(),
+// === impl ProtocolDurations ===
+
+impl ProtocolDurations {
+    fn new(names: &'static DurationFamilies) -> Result<Self, prometheus::Error> {
+        let make = |family: &Family| Durations::by(family.name, family.help, names.labels);
+        Ok(ProtocolDurations { names, sides: [make(&names.client)?, make(&names.server)?] })
+    }
+
+    /// For a protocol whose names are none.
+    fn unnamed() -> Self {
+        ProtocolDurations::new(&DurationFamilies::NEUTRAL).expect("these names are sound")
     }
 }
 

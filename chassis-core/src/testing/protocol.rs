@@ -1,11 +1,11 @@
 //! A protocol that is nothing but what the pipeline needs of one.
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::CONTENT_LENGTH};
 
 use crate::{
     call::Call,
-    protocol::{Protocol, Pushback},
+    protocol::{CallLabels, DurationFamilies, Protocol, Pushback},
     types::{Body, Code, Error, Reason, Verdict},
 };
 
@@ -14,6 +14,7 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub struct TestProtocol {
     name: &'static str,
+    durations: &'static DurationFamilies,
 }
 
 /// The test protocol by its own name, `test`.
@@ -31,7 +32,12 @@ pub const RETRY_AFTER: HeaderName = HeaderName::from_static("retry-after");
 impl TestProtocol {
     /// The test protocol under another name, for what goes by names: metrics, fallbacks.
     pub const fn named(name: &'static str) -> Self {
-        TestProtocol { name }
+        TestProtocol { name, durations: &DurationFamilies::NEUTRAL }
+    }
+
+    /// The same, whose calls are counted in `families`: by service, status and error, if these have three labels.
+    pub const fn counted_by(self, families: &'static DurationFamilies) -> Self {
+        TestProtocol { durations: families, ..self }
     }
 }
 
@@ -82,6 +88,17 @@ impl Protocol for TestProtocol {
             Some(after) => {
                 after.parse().map_or(Pushback::None, |seconds| Pushback::After(Duration::from_secs(seconds)))
             }
+        }
+    }
+
+    fn durations(&self) -> &'static DurationFamilies {
+        self.durations
+    }
+
+    fn label_values<'a>(&self, call: &CallLabels<'a>) -> Vec<Cow<'a, str>> {
+        match self.durations.labels.len() {
+            3 => vec![call.service.into(), call.status.into(), call.error.into()],
+            _ => call.neutral(self.name),
         }
     }
 

@@ -2,6 +2,7 @@
 mod body;
 mod choice;
 mod code;
+mod durations;
 mod error;
 mod failures;
 mod hop;
@@ -18,6 +19,7 @@ pub mod wire;
 pub use self::{
     body::{Abort, Aborted, Body, Failure, Reader, Replay},
     code::Code,
+    durations::{CallLabels, DurationFamilies, Family},
     error::{Details, Error},
     failures::{Ended, FailureSet},
     hop::Hop,

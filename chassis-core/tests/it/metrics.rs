@@ -1,6 +1,7 @@
 //! The figures: names and labels as the conventions have them, and nothing unbounded.
 use chassis_core::{
     Code, Error, Invocation,
+    protocol::{DurationFamilies, Family},
     registry::{Instance, Membership},
     testing::{Answer, CallBuilder, TestProtocol, Upstream, feed},
 };
@@ -9,8 +10,20 @@ use serde_json::json;
 
 use crate::support::*;
 
-static GRPC: TestProtocol = TestProtocol::named("grpc");
-static HTTP: TestProtocol = TestProtocol::named("http");
+static LINE: TestProtocol = TestProtocol::named("line");
+static OTHER: TestProtocol = TestProtocol::named("other");
+static THIRD: TestProtocol = TestProtocol::named("third");
+static NAMED: TestProtocol = TestProtocol::named("named").counted_by(&FAMILIES);
+
+static FAMILIES: DurationFamilies = DurationFamilies {
+    client: Family { name: "named_client_seconds", help: "Calls out." },
+    server: Family { name: "named_server_seconds", help: "Calls in." },
+    labels: &["of", "status", "error"],
+    service: Some("of"),
+};
+
+const CLIENT: &str = "chassis_client_call_duration_seconds";
+const SERVER: &str = "chassis_server_call_duration_seconds";
 
 fn bench(protocol: &'static TestProtocol, script: fn(&chassis_core::testing::Arrival) -> Answer) -> Bench {
     let bench = Bench::build(Upstream::speaking(protocol, script), |builder| builder);
@@ -34,67 +47,69 @@ fn series(bench: &Bench, name: &str) -> Vec<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rpc_durations_by_method_and_code() {
-    let bench = bench(&GRPC, |arrival| match arrival.nth {
+async fn durations_by_protocol_operation_and_code() {
+    let bench = bench(&LINE, |arrival| match arrival.nth {
         0 => Answer::ok("").after(30 * MS),
         1 => Answer::trailers("", Code::NotFound),
         _ => Answer::lost(),
     });
     for _ in 0..3 {
-        let _ = bench.run(CallBuilder::post("stock", "stock.v1.Stock/Reserve").protocol(&GRPC)).await;
+        let _ = bench.run(CallBuilder::post("stock", "Reserve").protocol(&LINE)).await;
     }
-    assert_eq!(
-        series(&bench, "rpc_client_call_duration_seconds"),
-        [
-            "error_type=,rpc_method=stock.v1.Stock/Reserve,rpc_status_code=200,rpc_system_name=grpc",
-            "error_type=5,rpc_method=stock.v1.Stock/Reserve,rpc_status_code=5,rpc_system_name=grpc",
-            "error_type=CONNECTION_LOST,rpc_method=stock.v1.Stock/Reserve,rpc_status_code=UNAVAILABLE,rpc_system_name=grpc",
-        ]
-    );
+    let of = |code| format!("code={code},operation=Reserve,protocol=line,service=stock");
+    assert_eq!(series(&bench, CLIENT), [of("NOT_FOUND"), of("OK"), of("UNAVAILABLE")]);
     let families = bench.runtime.metrics().registry().gather();
-    let family = families.iter().find(|f| f.name() == "rpc_client_call_duration_seconds").unwrap();
-    let first = family.get_metric()[0].get_histogram();
-    assert!(
-        (first.get_sample_sum() - 0.03).abs() < 0.002,
-        "to the end of the body: {}",
-        first.get_sample_sum()
-    );
-    let bounds: Vec<_> = first.get_bucket().iter().map(|b| b.upper_bound()).take(14).collect();
+    let family = families.iter().find(|f| f.name() == CLIENT).unwrap();
+    let ok = family.get_metric()[1].get_histogram();
+    assert!((ok.get_sample_sum() - 0.03).abs() < 0.002, "to the end of the body: {}", ok.get_sample_sum());
+    let bounds: Vec<_> = ok.get_bucket().iter().map(|b| b.upper_bound()).take(14).collect();
     assert_eq!(bounds, [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0]);
 }
 
+/// One service, one operation, three protocols: each call is counted under its own.
 #[tokio::test(start_paused = true)]
-async fn http_durations_by_method_route_and_status() {
-    let bench = bench(&HTTP, |arrival| if arrival.nth == 0 { Answer::ok("") } else { Answer::status(404) });
-    for _ in 0..2 {
-        bench
-            .run(CallBuilder::get("stock", "GET /stock/{id}").protocol(&HTTP).uri("/stock/42"))
-            .await
-            .unwrap();
+async fn protocols_of_one_s_own_are_told_apart() {
+    let bench = bench(&LINE, |_| Answer::ok(""));
+    let server = server(&bench.runtime, |call: Invocation| async {
+        Ok::<_, Error>(call.answered(StatusCode::OK, Default::default(), Default::default()))
+    });
+    for (protocol, calls) in [(&LINE, 1), (&OTHER, 2), (&THIRD, 3)] {
+        for _ in 0..calls {
+            run(&server, CallBuilder::get("orders", "Ping").protocol(protocol).build()).await.unwrap();
+        }
     }
-    let of = |status, error| {
-        format!(
-            "error_type={error},http_request_method=GET,http_response_status_code={status},http_route=/stock/{{id}},\
-             server_address=stock"
-        )
+    let families = bench.runtime.metrics().registry().gather();
+    let family = families.iter().find(|f| f.name() == SERVER).unwrap();
+    let count = |protocol: &str| {
+        let has = |m: &&prometheus::proto::Metric| m.get_label().iter().any(|l| l.value() == protocol);
+        family.get_metric().iter().find(has).unwrap().get_histogram().get_sample_count()
     };
-    assert_eq!(series(&bench, "http_client_request_duration_seconds"), [of(200, ""), of(404, "404")]);
+    assert_eq!((count("line"), count("other"), count("third")), (1, 2, 3));
 }
 
 #[tokio::test(start_paused = true)]
 async fn servers_count_their_own_errors_only() {
-    let bench = bench(&HTTP, |_| Answer::ok(""));
+    let bench = bench(&NAMED, |_| Answer::ok(""));
     let server = server(&bench.runtime, |call: Invocation| async {
         let status =
             if call.uri.path() == "/bad" { StatusCode::NOT_FOUND } else { StatusCode::INTERNAL_SERVER_ERROR };
         Ok::<_, Error>(call.answered(status, Default::default(), Default::default()))
     });
     for uri in ["/bad", "/worse"] {
-        run(&server, CallBuilder::get("orders", "GET /{x}").protocol(&HTTP).uri(uri).build()).await.unwrap();
+        run(&server, CallBuilder::get("orders", "GET /{x}").protocol(&NAMED).uri(uri).build()).await.unwrap();
     }
-    let series = series(&bench, "http_server_request_duration_seconds");
-    assert!(series[0].starts_with("error_type=,") && series[0].contains("status_code=404"), "{series:?}");
-    assert!(series[1].starts_with("error_type=500,") && series[1].contains("status_code=500"), "{series:?}");
+    let of = |status, error| format!("error={error},of=orders,status={status}");
+    assert_eq!(series(&bench, "named_server_seconds"), [of(404, ""), of(500, "500")]);
+}
+
+/// A name that is taken keeps no call from being answered, and is told to whoever registers the protocol.
+#[tokio::test(start_paused = true)]
+async fn names_of_a_protocol_that_are_taken() {
+    let bench = bench(&NAMED, |_| Answer::ok(""));
+    let taken = prometheus::IntCounter::new("named_client_seconds", "of somebody else").unwrap();
+    bench.runtime.metrics().registry().register(Box::new(taken)).unwrap();
+    assert!(bench.runtime.metrics().register(&NAMED).is_err());
+    bench.run(get().protocol(&NAMED)).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -119,20 +134,20 @@ async fn attempts_in_flight_and_endpoints() {
 
 #[tokio::test(start_paused = true)]
 async fn invented_operations_fill_nothing() {
-    let bench = bench(&GRPC, |_| Answer::ok(""));
+    let bench = bench(&LINE, |_| Answer::ok(""));
     for n in 0..2_000 {
-        let mut call = get().protocol(&GRPC).build();
+        let mut call = get().protocol(&LINE).build();
         call.target.operation = format!("Invented{n}").as_str().into();
         run(&bench.pipeline, call).await.unwrap();
     }
-    let series = series(&bench, "rpc_client_call_duration_seconds");
+    let series = series(&bench, CLIENT);
     assert_eq!(series.len(), chassis_core::MOST_OPERATIONS + 1);
-    assert!(series.iter().any(|s| s.contains("rpc_method=_OTHER")));
+    assert!(series.iter().any(|s| s.contains("operation=_OTHER")));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_fresh_process_shows_no_service_that_is_none() {
-    let bench = bench(&GRPC, |_| Answer::ok(""));
+    let bench = bench(&LINE, |_| Answer::ok(""));
     bench.stock(json!({}));
     for family in bench.runtime.metrics().registry().gather() {
         for metric in family.get_metric() {
@@ -154,7 +169,7 @@ async fn taken_names_are_said() {
 
 #[tokio::test(start_paused = true)]
 async fn versions_are_shown() {
-    let bench = bench(&GRPC, |_| Answer::ok(""));
+    let bench = bench(&LINE, |_| Answer::ok(""));
     bench.stock(json!({}));
     let shown = series(&bench, "chassis_config_info");
     assert_eq!(shown, ["sha256=hash,version=2"], "the one in force and no other");

@@ -1,9 +1,12 @@
 //! HTTP's own words for what the pipeline says: verdicts by status, refusals as problem documents.
-use std::time::{Duration, SystemTime};
+use std::{
+    borrow::Cow,
+    time::{Duration, SystemTime},
+};
 
 use chassis_core::{
-    Body, Call, Code, Error, Hop, Origin, Reason, Verdict,
-    protocol::{Protocol, Pushback},
+    Body, Call, Code, Error, Hop, Origin, Reason, Side, Verdict,
+    protocol::{CallLabels, DurationFamilies, Family, Protocol, Pushback},
     wire::find,
 };
 use http::{
@@ -32,6 +35,26 @@ pub(crate) const HOP: HeaderName = HeaderName::from_static("x-chassis-hop");
 
 /// `never`, on a failing answer: do not retry, it was tried again below already.
 const RETRY: HeaderName = HeaderName::from_static("x-chassis-retry");
+
+/// After OpenTelemetry's semantic conventions for HTTP, in their Prometheus spelling.
+static REQUESTS: DurationFamilies = DurationFamilies {
+    client: Family {
+        name: "http_client_request_duration_seconds",
+        help: "Duration of outgoing HTTP requests.",
+    },
+    server: Family {
+        name: "http_server_request_duration_seconds",
+        help: "Duration of incoming HTTP requests.",
+    },
+    labels: &[
+        "http_request_method",
+        "http_route",
+        "http_response_status_code",
+        "error_type",
+        "server_address",
+    ],
+    service: Some("server_address"),
+};
 
 impl Protocol for Http {
     fn name(&self) -> &'static str {
@@ -111,18 +134,42 @@ impl Protocol for Http {
         method.is_idempotent()
     }
 
-    /// 5xx; 4xx are the caller's.
+    /// 5xx; 4xx are the caller's. A client that has left is no error of the server's, but its call has not gone
+    /// well either.
     fn is_server_error(&self, verdict: &Verdict) -> bool {
         match verdict.status {
+            _ if verdict.reason == Some(Reason::Cancelled) => true,
             0 => verdict.code != Code::Cancelled && !verdict.is_success(),
             status => status >= 500,
         }
+    }
+
+    fn durations(&self) -> &'static DurationFamilies {
+        &REQUESTS
+    }
+
+    fn label_values<'a>(&self, call: &CallLabels<'a>) -> Vec<Cow<'a, str>> {
+        let (method, route) = call.operation.split_once(' ').unwrap_or(("_OTHER", call.operation));
+        let status = match (call.verdict.status, call.side) {
+            (0, Side::Client) => String::new(),
+            (0, Side::Server) => answered_status(&call.verdict).to_string(),
+            _ => call.status.to_owned(),
+        };
+        vec![method.into(), route.into(), status.into(), call.error.into(), call.service.into()]
     }
 }
 
 /// Does an answer end with its head, whatever that says of a body (RFC 9110, 6.4.1)?
 pub(crate) fn has_no_body(method: &Method, status: StatusCode) -> bool {
     method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
+/// The status that a caller gets where no handler answers; 499 for one that has left.
+fn answered_status(verdict: &Verdict) -> u16 {
+    match (verdict.reason, verdict.origin) {
+        (Some(Reason::TooLarge), Origin::Local) => 413,
+        _ => verdict.code.http_status().as_u16(),
+    }
 }
 
 /// Takes out that a call was refused.
