@@ -443,6 +443,9 @@ impl ChassisBuilder {
             .idempotent(declared.idempotent)
             .build()
             .map_err(|error| setup("metrics", error.into()))?;
+        for protocol in crate::rest::PROTOCOLS.iter().chain(crate::rpc::PROTOCOLS) {
+            runtime.metrics().register(*protocol).map_err(|error| setup("metrics", error.into()))?;
+        }
         let follower = Follower {
             runtime: runtime.clone(),
             started: version.tree.clone(),

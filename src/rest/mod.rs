@@ -59,6 +59,9 @@ pub(crate) struct PortPlan {
 /// Where is listened unless the settings say otherwise: on loopback only, nobody else gets in by chance.
 const DEFAULT_PORTS: [(&str, &str); 2] = [("grpc", "127.0.0.1:50051"), ("http", "127.0.0.1:8080")];
 
+/// Their metrics are registered when a chassis is built.
+pub(crate) const PROTOCOLS: &[&'static dyn chassis_core::protocol::Protocol] = &[&chassis_http::HTTP];
+
 // === impl Rest ===
 
 impl Rest {

@@ -11,6 +11,8 @@ pub(crate) struct Setup {}
 
 pub(crate) struct Rest;
 
+pub(crate) const PROTOCOLS: &[&'static dyn chassis_core::protocol::Protocol] = &[];
+
 // === impl Rest ===
 
 impl Rest {

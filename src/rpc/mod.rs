@@ -58,6 +58,9 @@ fn setup(error: impl std::error::Error + Send + Sync + 'static) -> StartError {
     StartError::Setup("descriptors".to_owned(), Box::new(error))
 }
 
+/// Their metrics are registered when a chassis is built.
+pub(crate) const PROTOCOLS: &[&'static dyn chassis_core::protocol::Protocol] = &[&chassis_grpc::GRPC];
+
 // === impl Rpc ===
 
 impl Rpc {

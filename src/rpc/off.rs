@@ -22,6 +22,8 @@ impl Declared {
     }
 }
 
+pub(crate) const PROTOCOLS: &[&'static dyn chassis_core::protocol::Protocol] = &[];
+
 // === impl Rpc ===
 
 impl Rpc {
