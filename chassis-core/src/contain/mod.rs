@@ -2,7 +2,7 @@
 //!
 //! A plugin is code that others wrote. One that sleeps, loops or uses a synchronous client in an async function would
 //! stop every task of its thread, and on a runtime of one thread the process. So its futures are polled by
-//! [threads of its own](threads), and a poll that lasts for too long is reported by name.
+//! threads of its own, and a poll that lasts for too long is reported by name.
 //!
 //! A plugin that says that it never blocks is polled in place. So is every one on a clock that stands still: time
 //! would move on while other threads work.
