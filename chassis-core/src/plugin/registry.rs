@@ -7,7 +7,10 @@ use std::{
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::{BoxError, types::TextMap};
+use crate::{
+    BoxError,
+    types::{LabelSet, TextMap},
+};
 
 /// One running process of a service, as its registry tells it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -355,6 +358,15 @@ impl<R: Registry + ?Sized> Registry for Arc<R> {
     }
     fn never_blocks(&self) -> bool {
         (**self).never_blocks()
+    }
+}
+
+// === impl LabelSet ===
+
+impl LabelSet {
+    /// Does `instance` have all of them?
+    pub fn selects(&self, instance: &Instance) -> bool {
+        self.iter().all(|(name, value)| instance.label(name) == Some(value))
     }
 }
 

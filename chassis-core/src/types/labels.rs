@@ -3,8 +3,6 @@ use std::{collections::BTreeMap, fmt, ops::Index};
 
 use serde::{Deserialize, Serialize};
 
-use crate::plugin::registry::Instance;
-
 /// A map from text to text with a few entries, in the order of their names: labels, addresses by protocol.
 ///
 /// What a `BTreeMap<String, String>` would be, at a fifth of its memory. Every instance of every service
@@ -147,11 +145,6 @@ impl fmt::Debug for TextMap {
 // === impl LabelSet ===
 
 impl LabelSet {
-    /// Does `instance` have all of them?
-    pub fn selects(&self, instance: &Instance) -> bool {
-        self.iter().all(|(name, value)| instance.label(name) == Some(value))
-    }
-
     /// These and `other`'s, whose values win.
     pub fn and(&self, other: &LabelSet) -> LabelSet {
         self.iter().chain(other.iter()).collect()
