@@ -358,7 +358,7 @@ impl ChassisBuilder {
     pub async fn build(self) -> Result<Chassis, StartError> {
         let setup = |what: &str, error: BoxError| StartError::Setup(what.to_owned(), error);
         // Checks settings before there is anything to apply them to.
-        let mut checker = Runtime::builder(&self.name);
+        let mut checker = Runtime::builder(&self.name).stages(self.stages.clone());
         for (name, picker) in &self.pickers {
             checker = checker.picker(name, picker.clone());
         }

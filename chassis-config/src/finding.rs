@@ -66,10 +66,12 @@ impl Finding {
             Value::List(items) => items.is_empty(),
             _ => true,
         };
-        // A map or list that is at fault as a whole is shown by its key.
+        // A map or list that is at fault as a whole is shown by its key, and so is a key that is at fault itself.
         if let Some((Segment::Key(key), above)) = found.0.split_last() {
             let entry = tree.at(&Path(above.to_vec())).and_then(|map| map.entry(key));
-            if let Some(entry) = entry.filter(|e| !empty(&e.node.value) || !rest.is_empty()) {
+            if let Some(entry) = entry
+                .filter(|e| !empty(&e.node.value) || !rest.is_empty() || self.found.as_ref() == Some(key))
+            {
                 at = Some(entry.key_at.clone());
             }
         }
@@ -91,6 +93,10 @@ impl Finding {
 
 impl From<chassis_core::settings::Problem> for Finding {
     fn from(problem: chassis_core::settings::Problem) -> Self {
-        Finding { allowed: problem.allowed, ..Finding::error(problem.path, problem.message) }
+        Finding {
+            found: problem.found,
+            allowed: problem.allowed,
+            ..Finding::error(problem.path, problem.message)
+        }
     }
 }

@@ -78,8 +78,8 @@ pub use random::Random;
 /// each concern stand with it in [`layer`].
 pub mod settings {
     pub use crate::policy::{
-        BUILT_IN_PICKERS, Common, Environment, InboundOperationSettings, InboundSettings, OperationSettings,
-        OutboundSettings, Pickers, Problem, ServiceSettings, Settings,
+        BUILT_IN_PICKERS, Common, Environment, InboundOperationSettings, InboundSettings, LayerSwitch,
+        ListenerSettings, OperationSettings, OutboundSettings, Pickers, Problem, ServiceSettings, Settings,
     };
 }
 

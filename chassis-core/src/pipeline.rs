@@ -46,7 +46,7 @@ pub fn client<T: Transport>(runtime: &Runtime, service: &str, transport: &Arc<T>
     let node = ServiceBuilder::new()
         // below balance: what it marks and measures is one attempt at one node
         .layer(AttemptLayer)
-        .service(stages.at(Stage::Node, service, Connect::<T::Leaf>(PhantomData)));
+        .service(stages.at(Stage::Node, service, None, Connect::<T::Leaf>(PhantomData)));
     let attempt = ServiceBuilder::new()
         // above balance: an injected answer blames no node
         .layer(FaultLayer::new(At::Attempt))
@@ -67,7 +67,7 @@ pub fn client<T: Transport>(runtime: &Runtime, service: &str, transport: &Arc<T>
         .layer(BreakerLayer)
         // above balance: another attempt goes to another node
         .layer(RetryLayer)
-        .service(stages.at(Stage::Attempt, service, attempt));
+        .service(stages.at(Stage::Attempt, service, None, attempt));
     let client = ServiceBuilder::new()
         // first: everything below reads what it stamps
         .layer(RouteLayer::new(Side::Client, runtime.policies().clone()))
@@ -75,7 +75,7 @@ pub fn client<T: Transport>(runtime: &Runtime, service: &str, transport: &Arc<T>
         .layer(TraceLayer::new(Side::Client))
         // above all that refuses: refusals are counted too
         .layer(MetricsLayer)
-        .service(stages.at(Stage::Call, service, call));
+        .service(stages.at(Stage::Call, service, None, call));
     Pipeline(Next::new(client))
 }
 
@@ -85,6 +85,16 @@ where
     S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + Sync + 'static,
     S::Future: Send + 'static,
 {
+    server_at(runtime, None, handler)
+}
+
+/// The same for calls that come in at `listener`, by its name in the settings.
+pub fn server_at<S>(runtime: &Runtime, listener: Option<&str>, handler: S) -> Pipeline
+where
+    S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+{
+    let listener: Option<Arc<str>> = listener.map(Into::into);
     let (stages, service) = (runtime.stages(), runtime.service());
     let call = ServiceBuilder::new()
         // above everything of ours and the user's that runs for this call
@@ -99,7 +109,7 @@ where
         .layer(FaultLayer::new(At::Attempt))
         // just above the handler: calls that it makes inherit deadline, trace and chosen headers
         .layer(ContextLayer)
-        .service(stages.at(Stage::Handler, service, handler));
+        .service(stages.at(Stage::Handler, service, listener.as_ref(), handler));
     let server = ServiceBuilder::new()
         // first: everything below reads what it stamps
         .layer(RouteLayer::new(Side::Server, runtime.policies().clone()))
@@ -107,7 +117,7 @@ where
         .layer(TraceLayer::new(Side::Server))
         // above all that refuses: refusals are counted too
         .layer(MetricsLayer)
-        .service(stages.at(Stage::ServerCall, service, call));
+        .service(stages.at(Stage::ServerCall, service, listener.as_ref(), call));
     Pipeline(Next::new(server))
 }
 

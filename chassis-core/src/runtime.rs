@@ -165,6 +165,7 @@ impl RuntimeBuilder {
             common: Arc::new(common),
             pickers: self.pickers,
             fallbacks: self.fallbacks,
+            layers: self.stages.distinct(),
             idempotent: self.idempotent,
         });
         let policies = match Policies::compile(&Settings::default(), 0, &environment, None) {
@@ -233,6 +234,7 @@ impl Runtime {
             common: self.0.environment.common.clone(),
             pickers: self.0.environment.pickers.clone(),
             fallbacks: HashMap::new(),
+            layers: self.0.environment.layers.clone(),
             idempotent: Default::default(),
         };
         Policies::compile(settings, 0, &Arc::new(scratch), None).map(|_| ())

@@ -91,12 +91,22 @@ pub struct Stages(Arc<Vec<Entry>>);
 struct Entry {
     place: Place,
     name: Arc<str>,
+    /// The number of its name: layers of one name are switched together.
+    number: usize,
     service: Option<Arc<str>>,
     /// A `Wrap` over the error of its place.
     wrap: Arc<dyn Any + Send + Sync>,
 }
 
 struct Wrap<E>(Box<dyn Fn(Next<E>) -> Next<E> + Send + Sync>);
+
+/// A layer that settings can switch off, and what is inside it.
+struct Switchable<E> {
+    on: Next<E>,
+    off: Next<E>,
+    number: usize,
+    listener: Option<Arc<str>>,
+}
 
 /// A stage with the user's layers around it, or without any.
 pub enum Staged<S, E = Error> {
@@ -262,27 +272,50 @@ impl Stages {
         service: Option<&str>,
         wrap: impl Fn(Next<E>) -> Next<E> + Send + Sync + 'static,
     ) {
+        let names = self.distinct();
+        let number = names.iter().position(|other| **other == *name).unwrap_or(names.len());
         let (name, service) = (name.into(), service.map(Into::into));
         let wrap = Arc::new(Wrap(Box::new(wrap)));
-        Arc::make_mut(&mut self.0).push(Entry { place: stage.0, name, service, wrap });
+        Arc::make_mut(&mut self.0).push(Entry { place: stage.0, name, number, service, wrap });
     }
 
-    /// Puts the layers of `stage` around `inner`.
-    pub(crate) fn at<E, S>(&self, stage: Stage<E>, service: &str, inner: S) -> Staged<S, E>
+    /// The names of all layers, each once, by their numbers.
+    pub(crate) fn distinct(&self) -> Vec<Arc<str>> {
+        let mut names: Vec<Arc<str>> = Vec::new();
+        for entry in self.0.iter() {
+            if !names.contains(&entry.name) {
+                names.push(entry.name.clone());
+            }
+        }
+        names
+    }
+
+    /// Puts the layers of `stage` around `inner`; of calls that come in, `listener` is where they do.
+    pub(crate) fn at<E, S>(
+        &self,
+        stage: Stage<E>,
+        service: &str,
+        listener: Option<&Arc<str>>,
+        inner: S,
+    ) -> Staged<S, E>
     where
         E: CallError,
         S: Service<Invocation, Response = Reply, Error = E> + Clone + Send + Sync + 'static,
         S::Future: Send + 'static,
     {
-        let wraps = self.of(stage, service).filter_map(|entry| entry.wrap.downcast_ref::<Wrap<E>>());
-        let mut wraps = wraps.rev();
-        match wraps.next() {
-            None => Staged::Plain(inner),
-            Some(Wrap(innermost)) => {
-                let first = innermost(Next(Arc::new(Below(Erase::new(inner)))));
-                Staged::User(wraps.fold(first, |next, Wrap(wrap)| wrap(next)))
-            }
+        let wraps = self.of(stage, service).filter_map(|entry| {
+            let Wrap(wrap) = entry.wrap.downcast_ref::<Wrap<E>>()?;
+            Some((wrap, entry.number))
+        });
+        let mut wraps = wraps.rev().peekable();
+        if wraps.peek().is_none() {
+            return Staged::Plain(inner);
         }
+        let inner = Next(Arc::new(Below(Erase::new(inner))));
+        Staged::User(wraps.fold(inner, |next, (wrap, number)| {
+            let on = wrap(next.clone());
+            Next(Arc::new(Switchable { on, off: next, number, listener: listener.cloned() }))
+        }))
     }
 
     /// The names of the layers at `stage`, outermost first.
@@ -400,6 +433,15 @@ where
     fn call(&self, mut call: Invocation) -> BoxFuture<'static, Result<Reply, E>> {
         call.attempt_waited(Instant::now());
         self.0.call(call)
+    }
+}
+
+impl<E: 'static> Erased<E> for Switchable<E> {
+    fn call(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, E>> {
+        match call.policy().layers.is_off(self.number, self.listener.as_deref()) {
+            false => self.on.0.call(call),
+            true => self.off.0.call(call),
+        }
     }
 }
 

@@ -67,10 +67,10 @@ struct Said<'a> {
 // === impl GrpcServer ===
 
 impl GrpcServer {
-    /// Puts the server pipeline of `runtime` before `services`.
+    /// Puts the server pipeline of `runtime` before `services`. Its listener is called `grpc` in the settings.
     pub fn new(runtime: &Runtime, services: GrpcServices) -> Self {
         let services = services.finished();
-        let pipeline = pipeline::server(runtime, services.clone());
+        let pipeline = pipeline::server_at(runtime, Some("grpc"), services.clone());
         GrpcServer { service: runtime.service().clone(), services, pipeline }
     }
 

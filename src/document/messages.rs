@@ -18,6 +18,7 @@ fn loader(file: TextSource, environment: Environment) -> Loader<Document, Polici
         common: Arc::new(settings::Common::new(Random::seeded(7))),
         pickers: HashMap::new(),
         fallbacks: HashMap::new(),
+        layers: Vec::new(),
         idempotent: Default::default(),
     });
     let check = move |document: &Document| {
@@ -265,7 +266,7 @@ fn several_at_once() {
 error: chassis.yaml:1:1  outbond
     1 | outbond: {}
       | ^^^^^^^ unknown key; did you mean `outbound`?
-   allowed: service, listen, registry, matches, pickers, inbound, outbound, faults, telemetry, propagate, shutdown, client, server
+   allowed: service, listen, registry, matches, pickers, inbound, outbound, layers, faults, telemetry, propagate, shutdown, client, server
 error: chassis.yaml:3:24  outbound.defaults.timeout
     3 |   defaults: { timeout: 1 }
       |                        ^ `1` has no unit; write 1ms or 1s
@@ -331,7 +332,7 @@ error: environment  outbound.defaults.timeout
 warning: environment  outbund
       | CHASSIS_OUTBUND__DEFAULTS__TIMEOUT=2s
       |         ^^^^^^^ no setting has this name; did you mean `CHASSIS_OUTBOUND__DEFAULTS__TIMEOUT`?
-   allowed: service, listen, registry, matches, pickers, inbound, outbound, faults, telemetry, propagate, shutdown, client, server
+   allowed: service, listen, registry, matches, pickers, inbound, outbound, layers, faults, telemetry, propagate, shutdown, client, server
 ",
     );
     check_environment(

@@ -15,7 +15,7 @@ use chassis_core::{
     Sections,
     layer::fault::FaultConfig,
     matching::Match,
-    settings::{InboundSettings, OutboundSettings, Pickers, Settings},
+    settings::{InboundSettings, LayerSwitch, OutboundSettings, Pickers, Settings},
 };
 use serde::Deserialize;
 
@@ -53,6 +53,8 @@ pub struct Document {
     pub inbound: InboundSettings,
     /// Calls that go out.
     pub outbound: OutboundSettings,
+    /// Layers of one's own that are switched, by name. Default: each is on.
+    pub layers: BTreeMap<String, LayerSwitch>,
     /// Faults to inject. Default none.
     pub faults: Vec<FaultConfig>,
     /// What is told of calls to whoever looks at them later.
@@ -70,7 +72,7 @@ pub struct Document {
 const READ_ONCE: [&str; 3] = ["service", "listen", "registry"];
 
 /// The tables of the document itself: no section of others has such a name.
-pub(crate) const TABLES: [&str; 11] = [
+pub(crate) const TABLES: [&str; 12] = [
     "service",
     "listen",
     "registry",
@@ -78,6 +80,7 @@ pub(crate) const TABLES: [&str; 11] = [
     "pickers",
     "inbound",
     "outbound",
+    "layers",
     "faults",
     "telemetry",
     "propagate",
@@ -110,6 +113,7 @@ impl Document {
             outbound: self.outbound.clone(),
             faults: self.faults.clone(),
             pickers: self.pickers.clone(),
+            layers: self.layers.clone(),
             sections: self.sections.clone(),
         }
     }
@@ -124,6 +128,14 @@ impl Document {
         let mut found = self.listen.check();
         if let Some(Err(why)) = self.service.name.as_deref().map(check_name) {
             found.push(Finding::error("service.name", why));
+        }
+        for name in self.inbound.listeners.keys() {
+            let known = self.listen.0.keys().map(String::as_str).chain(["grpc", "http"]);
+            let known: std::collections::BTreeSet<&str> = known.collect();
+            if !known.contains(name.as_str()) {
+                let message = "`listen` has no such name";
+                found.push(Finding::error(format!("inbound.listeners.{name}"), message).instead(name, known));
+            }
         }
         found
     }

@@ -204,7 +204,7 @@ impl Chassis {
     /// Serves an axum router at another name of `listen`.
     pub fn serve_http_at(mut self, name: &str, router: axum::Router) -> Self {
         let timeout_header = self.rest.server_config.timeout_header.0.clone();
-        let server = RestLayer::new(&self.parts.runtime).timeout_header(timeout_header);
+        let server = RestLayer::new(&self.parts.runtime).timeout_header(timeout_header).listener(name);
         let layers = self.rest.layers.iter().rev();
         let server = server.serve_within(router, |router| layers.fold(router, |router, layer| layer(router)));
         let plan = self.rest.ports.entry(name.to_owned()).or_default();

@@ -16,6 +16,7 @@ mod life;
 mod limits;
 mod options;
 mod own_kinds;
+mod own_settings;
 mod panics;
 mod quick_failures;
 mod routes;

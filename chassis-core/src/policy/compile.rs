@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    ByName, Common, Entry, Policies, Policy, Problem, States, Table,
+    ByName, Common, Entry, LayerSwitch, Policies, Policy, Problem, States, Switched, Table,
     settings::{
         InboundOperationSettings, InboundSettings, OperationSettings, OutboundSettings, ServiceSettings,
         Settings,
@@ -53,6 +53,8 @@ pub struct Environment {
     pub pickers: HashMap<String, Arc<dyn Picker>>,
     /// Fallback functions by service, and by operation where one is named.
     pub fallbacks: HashMap<(String, Option<String>), Arc<FallbackFn>>,
+    /// The names of the user's layers, by their numbers.
+    pub layers: Vec<Arc<str>>,
     /// Operations that are declared idempotent.
     pub idempotent: HashSet<String>,
 }
@@ -93,6 +95,7 @@ struct Own {
     rate_limits: Arc<[Arc<Limit>]>,
     fallback: Option<Fallback>,
     idempotent: Option<bool>,
+    layers: Switched,
 }
 
 /// The keys of states, written into one text: thousands of operations are compiled at a time.
@@ -125,6 +128,7 @@ fn for_unnamed(settings: &Settings) -> Settings {
         matches: settings.matches.clone(),
         outbound,
         pickers: settings.pickers.clone(),
+        layers: settings.layers.clone(),
         sections: settings.sections.clone(),
         ..Default::default()
     }
@@ -250,6 +254,7 @@ impl Base {
             timeout: own.timeout,
             total_timeout: own.total_timeout,
             idempotent: own.idempotent.unwrap_or_else(|| environment.idempotent.contains(&*operation)),
+            layers: own.layers.clone(),
             routes: self.routes.clone(),
             faults: self.faults.clone(),
             rate_limits: own.rate_limits.clone(),
@@ -395,6 +400,14 @@ impl Compiler<'_> {
             "inbound",
             settings.rate_limits.as_deref().unwrap_or_default(),
         );
+        let mut layers = self.switched(&Switched::default(), "layers", &self.settings.layers);
+        layers = self.switched(&layers, "inbound.layers", &settings.layers);
+        for (listener, own) in &settings.listeners {
+            let at = format!("inbound.listeners.{listener}.layers");
+            let (environment, problems) = (self.environment, &mut self.problems);
+            let unknown = |name: &str| problems.push(unknown_layer(environment, &at, name));
+            layers = layers.over_listener(&environment.layers, listener, &own.layers, unknown);
+        }
         let own = Own {
             timeout: span(&settings.timeout, Some(DEFAULT_INBOUND_TIMEOUT)),
             total_timeout: span(&settings.total_timeout, None),
@@ -406,6 +419,7 @@ impl Compiler<'_> {
             rate_limits,
             fallback: None,
             idempotent: None,
+            layers,
         };
         let base = Base {
             key: key_of(Side::Server, &service),
@@ -450,6 +464,8 @@ impl Compiler<'_> {
             own.concurrency = concurrency.on().copied();
             own.concurrency_is_own = true;
         }
+        own.layers =
+            self.switched(&own.layers, &format!("inbound.operations.{name}.layers"), &settings.layers);
         if let Some(limits) = &settings.rate_limits {
             let of = format!("{}/{name}", base.service);
             own.rate_limits = self.limits(Side::Server, &of, &format!("inbound.operations.{name}"), limits);
@@ -524,6 +540,7 @@ impl Compiler<'_> {
             rate_limits: Arc::new([]),
             fallback: None,
             idempotent: None,
+            layers: self.switched(&Switched::default(), "layers", &self.settings.layers),
         };
         self.over(&mut own, &defaults.common(), || service.to_string(), || "outbound.defaults".into(), false);
         self.over(&mut own, &settings.common(), || service.to_string(), || path.into(), false);
@@ -582,6 +599,9 @@ impl Compiler<'_> {
             let source = fallback.on().map(|config| Source::Settings(Arc::new(config.clone())));
             own.fallback = source.map(|source| Fallback::new(source, self.site()));
         }
+        if let Some(layers) = &settings.layers {
+            own.layers = self.switched(&own.layers, &format!("{}.layers", path()), layers);
+        }
         own.idempotent = settings.idempotent.or(own.idempotent);
     }
 
@@ -608,6 +628,12 @@ impl Compiler<'_> {
         rules.into()
     }
 
+    /// Overlays `layers`, which stand at `path`.
+    fn switched(&mut self, below: &Switched, path: &str, layers: &BTreeMap<String, LayerSwitch>) -> Switched {
+        let (environment, problems) = (self.environment, &mut self.problems);
+        below.over(&environment.layers, layers, |name| problems.push(unknown_layer(environment, path, name)))
+    }
+
     fn picker(&mut self, path: &str, name: &str) -> Arc<dyn Picker> {
         let environment = self.environment;
         match name {
@@ -622,12 +648,18 @@ impl Compiler<'_> {
                         self.settings.pickers.0.keys().chain(environment.pickers.keys()).collect();
                     allowed.extend(own.into_iter().cloned());
                     let message = format!("no picker is called `{name}`");
-                    self.problems.push(Problem { path: path.to_owned(), message, allowed });
+                    self.problems.push(Problem { allowed, ..Problem::new(path, message) });
                     Arc::new(P2c)
                 }
             },
         }
     }
+}
+
+fn unknown_layer(environment: &Environment, path: &str, name: &str) -> Problem {
+    let message = format!("no layer of one's own is called `{name}`");
+    let allowed = environment.layers.iter().map(ToString::to_string).collect();
+    Problem { found: Some(name.to_owned()), allowed, ..Problem::new(format!("{path}.{name}"), message) }
 }
 
 fn key_of(side: Side, service: &str) -> Box<str> {

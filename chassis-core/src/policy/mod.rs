@@ -8,6 +8,7 @@ mod common;
 mod compile;
 mod settings;
 mod states;
+mod switch;
 
 use std::{
     collections::HashMap,
@@ -20,14 +21,16 @@ use std::{
 
 pub(crate) use self::common::{Carried, Sample};
 use self::compile::Base;
+pub(crate) use self::switch::Switched;
 pub use self::{
     common::Common,
     compile::{BUILT_IN_PICKERS, Environment},
     settings::{
-        InboundOperationSettings, InboundSettings, OperationSettings, OutboundSettings, Pickers,
-        ServiceSettings, Settings,
+        InboundOperationSettings, InboundSettings, ListenerSettings, OperationSettings, OutboundSettings,
+        Pickers, ServiceSettings, Settings,
     },
     states::States,
+    switch::LayerSwitch,
 };
 use crate::{
     Live,
@@ -93,6 +96,8 @@ pub struct Policy {
     pub common: Arc<Common>,
     /// Sections of others, of the same version.
     pub(crate) sections: Sections,
+    /// Layers of the user's own that it passes by.
+    pub(crate) layers: Switched,
 }
 
 /// Looked into by every call. The hash is quick and seeded at random; names that callers make up are bounded
@@ -157,6 +162,8 @@ pub struct Problem {
     pub path: String,
     /// What is wrong.
     pub message: String,
+    /// The word that is wrong, where it is not the value at the path: a key.
+    pub found: Option<String>,
     /// What would be right, where that is a short list.
     pub allowed: Vec<String>,
 }
@@ -205,6 +212,7 @@ impl Policy {
             attempts: None,
             common,
             sections: Sections::default(),
+            layers: Switched::default(),
         }
     }
 
@@ -459,7 +467,7 @@ fn insert<T>(map: &Live<ByName<Arc<T>>>, key: Arc<str>, value: Arc<T>, most: usi
 impl Problem {
     /// `message` about the key at `path`.
     pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Problem { path: path.into(), message: message.into(), allowed: Vec::new() }
+        Problem { path: path.into(), message: message.into(), found: None, allowed: Vec::new() }
     }
 }
 

@@ -3,6 +3,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+use super::LayerSwitch;
 use crate::{
     algorithm::circuit::BreakerPatch,
     layer::{
@@ -38,8 +39,20 @@ pub struct Settings {
     pub faults: Vec<FaultConfig>,
     /// Pickers by name, for `balance` to name. They stand over those that a runtime was built with.
     pub pickers: Pickers,
+    /// Layers of one's own that calls pass by, by name. What inbound, outbound, a service, a listener or an operation
+    /// says stands over it. Default: each is on.
+    pub layers: BTreeMap<String, LayerSwitch>,
     /// Sections of others, compiled.
     pub sections: Sections,
+}
+
+/// What is different for calls that come in at one listener.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ListenerSettings {
+    /// Layers of one's own that are switched. Default: as for all.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub layers: BTreeMap<String, LayerSwitch>,
 }
 
 /// Pickers that settings have made, by name.
@@ -79,6 +92,12 @@ pub struct InboundSettings {
     /// Rates that calls are admitted at, all of which have to admit a call. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limits: Option<Vec<RateLimitConfig>>,
+    /// Layers of one's own that are switched, by name. Default: as `layers` of the document says.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub layers: BTreeMap<String, LayerSwitch>,
+    /// What is different at single listeners, by their names in `listen`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub listeners: BTreeMap<String, ListenerSettings>,
     /// What is different for single operations.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub operations: BTreeMap<String, InboundOperationSettings>,
@@ -100,6 +119,9 @@ pub struct InboundOperationSettings {
     /// Rates of its own, in place of those for all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limits: Option<Vec<RateLimitConfig>>,
+    /// Layers of one's own that are switched, by name: over what its listener says.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub layers: BTreeMap<String, LayerSwitch>,
 }
 
 /// Calls that go out: what holds for all services, and what is different for some.
@@ -165,6 +187,8 @@ outbound! {
     rate_limits: Vec<RateLimitConfig>,
     /// What to answer where a call fails. Default `off`. A function given to the builder wins.
     fallback: Switch<FallbackConfig>,
+    /// Layers of one's own that are switched, by name. Default: as the document's `layers` says.
+    layers: BTreeMap<String, LayerSwitch>,
     /// Can calls be executed twice without harm? Default: as HTTP methods and protos say.
     idempotent: bool,
 }

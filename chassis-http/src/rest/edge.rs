@@ -57,6 +57,7 @@ use crate::{
 pub struct RestLayer {
     runtime: Runtime,
     timeout_header: HeaderName,
+    listener: Arc<str>,
 }
 
 /// The service of [`RestLayer`]: what is around one route.
@@ -92,12 +93,18 @@ const AXUMS_BOUND: u64 = 2 * 1024 * 1024;
 impl RestLayer {
     /// For the server of `runtime`.
     pub fn new(runtime: &Runtime) -> Self {
-        RestLayer { runtime: runtime.clone(), timeout_header: TIMEOUT }
+        RestLayer { runtime: runtime.clone(), timeout_header: TIMEOUT, listener: "http".into() }
     }
 
     /// The header that tells how many milliseconds the caller waits. Default `x-request-timeout-ms`.
     pub fn timeout_header(mut self, name: HeaderName) -> Self {
         self.timeout_header = name;
+        self
+    }
+
+    /// The name of the listener in the settings. Default `http`.
+    pub fn listener(mut self, name: &str) -> Self {
+        self.listener = name.into();
         self
     }
 
@@ -123,7 +130,7 @@ where
 
     fn layer(&self, route: S) -> RestEdge {
         RestEdge(Arc::new(Edge {
-            pipeline: pipeline::server(&self.runtime, Handler(Arc::new(route))),
+            pipeline: pipeline::server_at(&self.runtime, Some(&self.listener), Handler(Arc::new(route))),
             service: self.runtime.service().clone(),
             timeout_header: self.timeout_header.clone(),
             events: self.runtime.events().clone(),

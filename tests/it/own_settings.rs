@@ -1,0 +1,222 @@
+//! Settings of layers and services of one's own: sections of the document, and the switch of each layer.
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use chassis::{
+    Chassis, ChassisBuilder, Error, Invocation, Next, Reply, Section, Stage, StartError,
+    document::Environment, from_fn, settings::Problem,
+};
+use serde::Deserialize;
+
+use crate::mesh::{Ask, Mesh, Pushed, Wire, both};
+
+/// A section whose number is also that of the retries' time-out, in the settings that the tests push.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Audit {
+    number: u64,
+    note: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Shop {
+    discount: u8,
+}
+
+/// What is made of a section, in place of what is written.
+struct Words(Vec<String>);
+
+/// Calls that the layer saw, and those whose section was not of the version of their rules.
+#[derive(Default)]
+struct Seen {
+    calls: AtomicUsize,
+    torn: AtomicUsize,
+    last: AtomicU64,
+}
+
+fn shop() -> Section<Shop> {
+    Section::<Shop>::new("shop").check(|shop| match shop.discount {
+        0..=100 => Ok(()),
+        more => Err(vec![Problem::new("discount", format!("{more} percent is more than the price"))]),
+    })
+}
+
+/// A layer that compares its section with a setting of chassis' own: the time-out in milliseconds is 1000 more.
+fn watching(seen: &Arc<Seen>) -> impl FnOnce(ChassisBuilder) -> ChassisBuilder + 'static {
+    let seen = seen.clone();
+    let audit = move |call: Invocation, next: Next| {
+        let audit = call.policy().extension::<Audit>().expect("it was registered");
+        let timeout = call.policy().timeout.unwrap_or_default();
+        seen.calls.fetch_add(1, Relaxed);
+        seen.last.store(audit.number, Relaxed);
+        if timeout != Duration::from_millis(1_000 + audit.number) {
+            seen.torn.fetch_add(1, Relaxed);
+        }
+        async move { next.run(call).await }
+    };
+    move |builder| {
+        let builder = builder.section(Section::<Audit>::new("x-audit")).section(shop());
+        builder.layer(Stage::Call, "audit", from_fn(audit))
+    }
+}
+
+fn settings(number: u64) -> String {
+    format!(
+        "x-audit: {{ number: {number} }}\nshop: {{ discount: {} }}\noutbound: {{ defaults: {{ timeout: {}ms }} }}\n",
+        number % 100,
+        1_000 + number
+    )
+}
+
+both! {
+    async fn a_section_is_of_the_version_of_the_rules(wire: Wire) {
+        let mesh = Mesh::new();
+        let _stock = mesh.start("stock", "stock-1").await;
+        let seen = Arc::<Seen>::default();
+        let caller = mesh.server("tests", "tests").config(&settings(1)).with(watching(&seen)).caller().await;
+        let shop = caller.app.settings::<Shop>("shop").unwrap();
+        let load = tokio::spawn({
+            let caller = caller.clone();
+            async move {
+                loop {
+                    assert!(caller.call(wire, Ask::to("stock")).await.instance.is_some());
+                    tokio::time::sleep(Duration::from_millis(1)).await; // the paused clock moves on
+                }
+            }
+        });
+        for number in 2..40 {
+            let before = seen.calls.load(Relaxed);
+            caller.push(&settings(number)).await.applied();
+            assert_eq!(u64::from(shop.get().discount), number % 100);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            assert!(seen.calls.load(Relaxed) > before + 5, "calls go on");
+            assert_eq!(seen.last.load(Relaxed), number);
+        }
+        load.abort();
+        assert_eq!(seen.torn.load(Relaxed), 0, "of {} calls", seen.calls.load(Relaxed));
+    }
+}
+
+both! {
+    /// Whichever section is at fault, no setting of that version takes effect.
+    async fn a_section_that_is_refused_keeps_the_version_in_force(wire: Wire) {
+        let mesh = Mesh::new();
+        let _stock = mesh.start("stock", "stock-1").await;
+        let seen = Arc::<Seen>::default();
+        let caller = mesh.server("tests", "tests").config(&settings(1)).with(watching(&seen)).caller().await;
+        let shop = caller.app.settings::<Shop>("shop").unwrap();
+        let version = caller.runtime().policies().get().version();
+        for (wrong, place, why) in [
+            ("x-audit: { number: 2 }\nshop: { discount: 101 }", "pushed:2:19  shop.discount", "101 percent is more"),
+            ("x-audit: { number: two }\nshop: {}", "pushed:1:20  x-audit.number", "a whole number belongs here"),
+            ("x-audit: { nmuber: 2 }", "pushed:1:12  x-audit.nmuber", "did you mean `number`?"),
+            ("x-audit: [2]", "pushed:1:10  x-audit", "a map belongs here, not a list"),
+        ] {
+            let wrong = format!("{wrong}\noutbound: {{ defaults: {{ timeout: 9s }} }}\n");
+            let Pushed::Refused(problems) = caller.push(&wrong).await else { panic!("{wrong} was accepted") };
+            assert!(problems[0].contains(place) && problems[0].contains(why), "{problems:?}");
+            assert!(caller.call(wire, Ask::to("stock")).await.instance.is_some());
+            assert_eq!((shop.get().discount, seen.last.load(Relaxed)), (1, 1));
+        }
+        // Nor does a section of its own stand where another table is at fault.
+        let Pushed::Refused(_) = caller.push("shop: { discount: 7 }\noutbound: { defaults: { timeuot: 1s } }").await
+        else { panic!("it was accepted") };
+        assert_eq!((shop.get().discount, seen.torn.load(Relaxed)), (1, 0));
+        assert_eq!(caller.runtime().policies().get().version(), version);
+    }
+}
+
+/// Counts what passes it.
+fn counting(
+    count: &Arc<AtomicUsize>,
+) -> impl Fn(Invocation, Next) -> chassis::BoxFuture<'static, Result<Reply, Error>> + use<> {
+    let count = count.clone();
+    move |call, next| {
+        count.fetch_add(1, Relaxed);
+        next.run(call)
+    }
+}
+
+both! {
+    async fn a_layer_is_switched_off_and_on_while_calls_go_on(wire: Wire) {
+        let mesh = Mesh::new();
+        let [out, inward] = [Arc::<AtomicUsize>::default(), Arc::default()];
+        let of_server = from_fn(counting(&inward));
+        let plan = mesh.server("stock", "stock-1");
+        let stock = plan.with(|builder| builder.layer(Stage::Handler, "gate", of_server)).start().await;
+        let of_client = from_fn(counting(&out));
+        let plan = mesh.server("tests", "tests");
+        let caller = plan.with(|builder| builder.layer(Stage::Call, "audit", of_client)).caller().await;
+        let passes = async || {
+            let before = (out.load(Relaxed), inward.load(Relaxed));
+            assert!(caller.call(wire, Ask::to("stock")).await.instance.is_some());
+            (out.load(Relaxed) - before.0, inward.load(Relaxed) - before.1)
+        };
+        assert_eq!(passes().await, (1, 1));
+        for (settings, expected) in [
+            ("layers: { audit: off }", 0),
+            ("layers: { audit: on }", 1),
+            ("outbound: { services: { stock: { layers: { audit: off } } } }", 0),
+            ("outbound: { services: { other: { layers: { audit: off } } } }", 1),
+            ("layers: { audit: off }\noutbound: { services: { stock: { layers: { audit: on } } } }", 1),
+            ("outbound: { defaults: { layers: { audit: off } } }", 0),
+            ("shutdown: { delay: 0s }", 1),
+        ] {
+            caller.push(settings).await.applied();
+            assert_eq!(passes().await.0, expected, "{settings}");
+        }
+        let (here, other) = match wire { Wire::Grpc => ("grpc", "http"), Wire::Rest => ("http", "grpc") };
+        let operation = wire.operation(Ask::to("stock").op);
+        for (settings, expected) in [
+            ("inbound: { layers: { gate: off } }".to_owned(), 0),
+            (format!("inbound: {{ listeners: {{ {here}: {{ layers: {{ gate: off }} }} }} }}"), 0),
+            (format!("inbound: {{ listeners: {{ {other}: {{ layers: {{ gate: off }} }} }} }}"), 1),
+            (format!("layers: {{ gate: off }}\ninbound: {{ listeners: {{ {here}: {{ layers: {{ gate: on }} }} }} }}"), 1),
+            (format!("inbound: {{ operations: {{ '{operation}': {{ layers: {{ gate: off }} }} }} }}"), 0),
+            ("shutdown: { delay: 0s }".to_owned(), 1),
+        ] {
+            stock.push(&settings).await.applied();
+            assert_eq!(passes().await.1, expected, "{settings}");
+        }
+        let Pushed::Refused(why) = caller.push("layers: { adit: off }").await else { panic!("there is no such") };
+        assert!(why[0].contains("pushed:1:11  layers.adit"), "{why:?}");
+        assert!(why[0].contains("no layer of one's own is called `adit`; did you mean `audit`?"), "{why:?}");
+        let Pushed::Refused(why) = caller.push("layers: { audit: of }").await else { panic!("it is no word") };
+        assert!(why[0].contains("`on` or `off` belongs here, not `of`"), "{why:?}");
+        let wrong = "inbound: { listeners: { htpp: { layers: { gate: off } } } }";
+        let Pushed::Refused(why) = stock.push(wrong).await else { panic!("there is no such listener") };
+        assert!(why[0].contains("did you mean `http`?"), "{why:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn sections_are_compiled_and_found_by_name_and_type() {
+    let builder = || {
+        Chassis::builder("tests")
+            .without_file()
+            .environment(Environment::default())
+            .settings(serde_json::json!({ "registry": { "kind": "memory" }, "x-words": "a b", "layers": {} }))
+    };
+    let words = || {
+        Section::compiled("x-words", |text: String| Ok(Words(text.split(' ').map(str::to_owned).collect())))
+    };
+    let app = builder().section(words()).section(shop()).build().await.unwrap();
+    assert_eq!(app.settings::<Words>("x-words").unwrap().get().0, ["a", "b"]);
+    assert_eq!(app.settings::<Shop>("shop").unwrap().get().discount, 0, "it is not written");
+    let Err(StartError::Settings(why)) = app.settings::<Shop>("shpo") else { panic!("there is none") };
+    assert!(
+        why.contains("no section `shpo`") && why.contains("there are: client, server, x-words, shop"),
+        "{why}"
+    );
+
+    let Err(StartError::Settings(why)) = builder().section(shop()).section(shop()).build().await else {
+        panic!("two of a name")
+    };
+    assert_eq!(why, "two sections are called `shop`");
+}
