@@ -1,5 +1,8 @@
 //! A look into a running process: what a table, an admin page or a test reads.
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use serde::Serialize;
 
@@ -7,31 +10,75 @@ use crate::{
     algorithm::circuit::State,
     clock::Instant,
     cluster::{Cluster, Node},
-    layer::rate_limit::Buckets,
-    policy::Policy,
+    layer,
+    policy::{Policies, Policy, concerns},
+    rule::{Look, Visible},
     runtime::Runtime,
 };
 
-/// Everything there is to see at one moment.
-#[derive(Clone, Debug, Serialize)]
-pub struct Inspection {
-    /// This service.
-    pub service: String,
-    /// The version of the settings in force; 0 for the defaults.
-    pub version: u64,
-    /// The hash of their content.
-    pub hash: String,
-    /// Services that are called, by name and protocol.
-    pub services: Vec<ServiceView>,
-    /// Circuits above the retries, of services and operations.
-    pub circuits: Vec<CircuitView>,
-    /// Rate limits, of calls out and in.
-    pub limits: Vec<LimitView>,
-    /// Bounds on concurrent calls.
-    pub concurrency: Vec<ConcurrencyView>,
-    /// Pieces of state that outlive versions: grows with what is called and named, not with time.
-    pub cells: usize,
+pub use crate::layer::{breaker::CircuitView, concurrency::ConcurrencyView, rate_limit::LimitView};
+
+macro_rules! inspection {
+    (both { $($both:tt)* } outbound { $($outbound:tt)* } service { $($service:tt)* }) => {
+        inspection_of! { $($both)* $($outbound)* $($service)* }
+    };
 }
+
+/// Declares the inspection, with what each concern shows of its rules.
+macro_rules! inspection_of {
+    (
+        $(
+            $(#[$doc:meta])* $key:ident: $written:ty => {
+                $( $(#[$field_doc:meta])* $vis:vis $field:ident: $type:ty ),+
+            } by $concern:ty $(, seen as $(#[$view_doc:meta])* $view:ident: $view_type:ty)? ;
+        )*
+    ) => {
+        /// Everything there is to see at one moment.
+        #[derive(Clone, Debug, Serialize)]
+        pub struct Inspection {
+            /// This service.
+            pub service: String,
+            /// The version of the settings in force; 0 for the defaults.
+            pub version: u64,
+            /// The hash of their content.
+            pub hash: String,
+            /// Services that are called, by name and protocol.
+            pub services: Vec<ServiceView>,
+            $( $( $(#[$view_doc])* pub $view: Vec<$view_type>, )? )*
+            /// Pieces of state that outlive versions: grows with what is called and named, not with time.
+            pub cells: usize,
+        }
+
+        impl Inspection {
+            pub(crate) fn of(runtime: &Runtime, hash: String) -> Self {
+                let now = Instant::now();
+                let policies = runtime.policies().get();
+                let (all, mut seen) = (policies.all(), HashSet::new());
+                $( view! { all, now, seen, [$($field),+], $concern, $($view)? } )*
+                let services = services(runtime, &policies, now);
+                let service = runtime.service().to_string();
+                let (version, cells) = (policies.version(), runtime.states().len());
+                Inspection { service, version, hash, services, $( $( $view, )? )* cells }
+            }
+        }
+    };
+}
+
+/// What one concern shows of the rules of all policies, as a local variable; nothing for one that shows nothing.
+macro_rules! view {
+    ($all:ident, $now:ident, $seen:ident, [$($field:ident),+], $concern:ty,) => {};
+    ($all:ident, $now:ident, $seen:ident, [$($field:ident),+], $concern:ty, $view:ident) => {
+        let mut $view = Vec::new();
+        for policy in &$all {
+            let mut look = Look::new(&policy.service, &policy.operation, $now, &mut $seen);
+            #[allow(unused_parens)] // concerns with one field
+            let rule = ($(policy.$field.clone()),+);
+            $view.extend(<$concern as Visible>::view(&rule, &mut look));
+        }
+    };
+}
+
+concerns!(inspection);
 
 /// A service that is called.
 #[derive(Clone, Debug, Serialize)]
@@ -84,96 +131,17 @@ pub struct RuleView {
     pub hits: u64,
 }
 
-/// A circuit above the retries.
-#[derive(Clone, Debug, Serialize)]
-pub struct CircuitView {
-    /// The service called.
-    pub service: String,
-    /// What it guards: the service, or an operation.
-    pub of: String,
-    /// Its state.
-    pub state: State,
-    /// Calls in the window.
-    pub calls: u32,
-    /// Failures among them.
-    pub failures: u32,
-    /// How much longer it stays open.
-    pub retry_after: Option<Duration>,
+fn services(runtime: &Runtime, policies: &Policies, now: Instant) -> Vec<ServiceView> {
+    let mut services: Vec<_> = runtime
+        .clusters()
+        .iter()
+        .map(|cluster| ServiceView::of(cluster, &policies.outbound_now(cluster.service()), now))
+        .collect();
+    services.sort_by(|a, b| (&a.name, a.protocol).cmp(&(&b.name, b.protocol)));
+    services
 }
 
-/// A rate limit.
-#[derive(Clone, Debug, Serialize)]
-pub struct LimitView {
-    /// The service called, or this one.
-    pub service: String,
-    /// The rule.
-    pub rule: String,
-    /// Its rate.
-    pub rate: String,
-    /// Its burst.
-    pub burst: u32,
-    /// What one bucket for all would admit now.
-    pub available: Option<u32>,
-    /// How many keys have a bucket.
-    pub keys: Option<usize>,
-}
-
-/// A bound on concurrent calls.
-#[derive(Clone, Debug, Serialize)]
-pub struct ConcurrencyView {
-    /// The service called, or this one.
-    pub service: String,
-    /// The operation, where it is the operation's own.
-    pub operation: String,
-    /// The most at once.
-    pub limit: u32,
-    /// Under way.
-    pub in_use: u32,
-}
-
-// === impl Inspection ===
-
-impl Inspection {
-    pub(crate) fn of(runtime: &Runtime, hash: String) -> Self {
-        let now = Instant::now();
-        let policies = runtime.policies().get();
-        let all = policies.all();
-        let mut seen = Seen::default();
-        let circuits = all.iter().filter(|p| p.breaker.as_ref().is_some_and(|b| seen.first(&b.cell)));
-        let circuits = circuits.filter_map(|policy| CircuitView::of(policy, now)).collect();
-        let limits = all.iter().flat_map(|p| p.rate_limits.iter().map(move |limit| (p, limit)));
-        let limits = limits.filter(|(_, limit)| seen.first(&limit.buckets));
-        let limits = limits.map(|(policy, limit)| LimitView::of(policy, limit, now)).collect();
-        let bounds = all.iter().filter_map(|p| p.concurrency.as_ref().map(|bound| (p, bound)));
-        let bounds =
-            bounds.filter(|(_, bound)| seen.first(&bound.gauge)).map(|(policy, bound)| ConcurrencyView {
-                service: policy.service.to_string(),
-                operation: policy.operation.to_string(),
-                limit: bound.config.limit.get(),
-                in_use: bound.gauge.in_use(),
-            });
-        let concurrency = bounds.collect();
-        let mut services: Vec<_> = runtime
-            .clusters()
-            .iter()
-            .map(|cluster| ServiceView::of(cluster, &policies.outbound_now(cluster.service()), now))
-            .collect();
-        services.sort_by(|a, b| (&a.name, a.protocol).cmp(&(&b.name, b.protocol)));
-        let service = runtime.service().to_string();
-        let (version, cells) = (policies.version(), runtime.states().len());
-        Inspection { service, version, hash, services, circuits, limits, concurrency, cells }
-    }
-}
-
-/// Cells shared by several policies are shown once.
-#[derive(Default)]
-struct Seen(std::collections::HashSet<usize>);
-
-impl Seen {
-    fn first<T>(&mut self, cell: &Arc<T>) -> bool {
-        self.0.insert(Arc::as_ptr(cell) as usize)
-    }
-}
+// === impl ServiceView ===
 
 impl ServiceView {
     fn of(cluster: &Cluster, policy: &Policy, now: Instant) -> Self {
@@ -212,38 +180,6 @@ impl NodeView {
             p50: figures.p50,
             p99: figures.p99,
             failure_share: figures.failure_share,
-        }
-    }
-}
-
-impl CircuitView {
-    fn of(policy: &Policy, now: Instant) -> Option<Self> {
-        let guard = policy.breaker.as_ref()?;
-        let figures = guard.cell.circuit.figures(now, &guard.config);
-        Some(CircuitView {
-            service: policy.service.to_string(),
-            of: guard.cell.of.to_string(),
-            state: figures.state,
-            calls: figures.calls,
-            failures: figures.failures,
-            retry_after: figures.retry_after,
-        })
-    }
-}
-
-impl LimitView {
-    fn of(policy: &Policy, limit: &crate::layer::rate_limit::Limit, now: Instant) -> Self {
-        let (available, keys) = match &*limit.buckets {
-            Buckets::One(bucket) => (Some(bucket.available(now, limit.config.burst)), None),
-            Buckets::Keyed(keyed) => (None, Some(keyed.len())),
-        };
-        LimitView {
-            service: policy.service.to_string(),
-            rule: limit.config.name.clone(),
-            rate: limit.config.rate.to_string(),
-            burst: limit.config.burst,
-            available,
-            keys,
         }
     }
 }

@@ -27,6 +27,7 @@ mod plugin;
 mod policy;
 pub mod protocol;
 mod random;
+mod rule;
 mod runtime;
 pub mod section;
 mod shard;

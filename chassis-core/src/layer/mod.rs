@@ -12,6 +12,7 @@ pub mod deadline;
 pub mod fallback;
 pub mod fault;
 pub mod metrics;
+pub mod own;
 pub mod panic;
 pub mod rate_limit;
 pub mod retry;

@@ -4,11 +4,10 @@
 //! cells that are shared between versions: same key, same cell. So a swap changes numbers, and no
 //! history is lost. Operations that no settings name get their policy when they are first called, a
 //! bounded number of them; the rest share that of `_OTHER`.
-mod common;
 mod compile;
+mod concerns;
+mod resolved;
 mod settings;
-mod states;
-mod switch;
 
 use std::{
     collections::HashMap,
@@ -19,86 +18,85 @@ use std::{
     time::Duration,
 };
 
-pub(crate) use self::common::{Carried, Sample};
 use self::compile::Base;
-pub(crate) use self::switch::Switched;
-pub use self::{
-    common::Common,
-    compile::{BUILT_IN_PICKERS, Environment},
-    settings::{
-        InboundOperationSettings, InboundSettings, ListenerSettings, OperationSettings, OutboundSettings,
-        Pickers, ServiceSettings, Settings,
-    },
-    states::States,
-    switch::LayerSwitch,
+pub(crate) use self::concerns::concerns;
+pub use self::settings::{
+    InboundOperationSettings, InboundSettings, ListenerSettings, OperationSettings, OutboundSettings,
+    Pickers, ServiceSettings, Settings,
 };
+pub use crate::layer::{balance::BUILT_IN_PICKERS, own::LayerSwitch};
+pub(crate) use crate::rule::{Carried, Sample};
+pub use crate::rule::{Common, Environment, Problem, States};
 use crate::{
     Live,
-    algorithm::circuit::BreakerConfig,
     layer::{
-        balance::{P2c, Picker},
-        breaker::Guard,
-        concurrency::Bound,
-        fallback::Fallback,
+        self,
         fault::{Fault, Faults},
-        rate_limit::Limit,
-        retry::Retries,
         route::Rule,
     },
-    metrics::CallMetrics,
+    metrics::{AttemptMetrics, CallMetrics},
+    rule::Concern,
     section::Sections,
     shard::{self, PerShard},
-    types::FailureSet,
 };
 
-/// The rules one call lives under, with the state they share. What is `None` or empty is off.
-#[derive(Clone)]
-pub struct Policy {
-    /// The service called; on the server this one.
-    pub service: Arc<str>,
-    /// The operation, or `_OTHER`.
-    pub operation: Arc<str>,
-    /// The version of the settings.
-    pub version: u64,
-    /// To the head of the answer.
-    pub timeout: Option<Duration>,
-    /// To the end of the body; sent on.
-    pub total_timeout: Option<Duration>,
-    /// Does executing it twice do no harm?
-    pub idempotent: bool,
-    /// Where calls go.
-    pub(crate) routes: Arc<[Rule]>,
-    /// Faults to inject, by where they are.
-    pub faults: Faults,
-    /// Rates to admit at.
-    pub rate_limits: Arc<[Arc<Limit>]>,
-    /// How many at once.
-    pub concurrency: Option<Bound>,
-    /// How many at once at each node.
-    pub node_concurrency: Option<u32>,
-    /// The circuit above the retries.
-    pub breaker: Option<Guard>,
-    /// The numbers of the circuits of nodes.
-    pub node_breaker: Option<Arc<BreakerConfig>>,
-    /// What weighs on a node when it is picked.
-    pub failures: FailureSet,
-    /// Trying again.
-    pub retry: Option<Retries>,
-    /// Which node.
-    pub picker: Arc<dyn Picker>,
-    /// Answering instead.
-    pub fallback: Option<Fallback>,
-    /// Its figures.
-    pub metrics: Option<Arc<CallMetrics>>,
-    /// The figures of its attempts.
-    pub attempts: Option<Arc<crate::metrics::AttemptMetrics>>,
-    /// What all policies of a process have in common.
-    pub common: Arc<Common>,
-    /// Sections of others, of the same version.
-    pub(crate) sections: Sections,
-    /// Layers of the user's own that it passes by.
-    pub(crate) layers: Switched,
+macro_rules! policy {
+    (both { $($both:tt)* } outbound { $($outbound:tt)* } service { $($service:tt)* }) => {
+        policy_of! { $($both)* $($outbound)* $($service)* }
+    };
 }
+
+macro_rules! policy_of {
+    (
+        $(
+            $(#[$doc:meta])* $key:ident: $written:ty => {
+                $( $(#[$field_doc:meta])* $vis:vis $field:ident: $type:ty ),+
+            } by $concern:ty $(, seen as $(#[$view_doc:meta])* $view:ident: $view_type:ty)? ;
+        )*
+    ) => {
+        /// The rules one call lives under, with the state they share. What is `None` or empty is off.
+        #[derive(Clone)]
+        pub struct Policy {
+            /// The service called; on the server this one.
+            pub service: Arc<str>,
+            /// The operation, or `_OTHER`.
+            pub operation: Arc<str>,
+            /// The version of the settings.
+            pub version: u64,
+            /// Faults to inject, by where they are.
+            pub faults: Faults,
+            /// Its figures.
+            pub metrics: Option<Arc<CallMetrics>>,
+            /// The figures of its attempts.
+            pub attempts: Option<Arc<AttemptMetrics>>,
+            /// What all policies of a process have in common.
+            pub common: Arc<Common>,
+            /// Sections of others, of the same version.
+            pub(crate) sections: Sections,
+            $( $( $(#[$field_doc])* $vis $field: $type, )+ )*
+        }
+
+        impl Policy {
+            #[allow(unused_parens)] // concerns with one field
+            fn empty() -> Self {
+                $( let ($($field),+) = <$concern as Concern>::none(); )*
+                Policy {
+                    service: "".into(),
+                    operation: "".into(),
+                    version: 0,
+                    faults: Faults::default(),
+                    metrics: None,
+                    attempts: None,
+                    common: Arc::default(),
+                    sections: Sections::default(),
+                    $( $($field,)+ )*
+                }
+            }
+        }
+    };
+}
+
+concerns!(policy);
 
 /// Looked into by every call. The hash is quick and seeded at random; names that callers make up are bounded
 /// ([`MOST_OPERATIONS`]).
@@ -155,19 +153,6 @@ struct Copies {
     routes: PerShard<Arc<[Rule]>>,
 }
 
-/// Something that is wrong with settings, and where.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// The key, as in `outbound.services.stock.routes[0].match`.
-    pub path: String,
-    /// What is wrong.
-    pub message: String,
-    /// The word that is wrong, where it is not the value at the path: a key.
-    pub found: Option<String>,
-    /// What would be right, where that is a short list.
-    pub allowed: Vec<String>,
-}
-
 /// Operations of one service that have a policy of their own without being named: beyond it they
 /// share `_OTHER`'s, so that nobody can fill our memory by inventing names.
 pub const MOST_OPERATIONS: usize = 1024;
@@ -186,34 +171,7 @@ impl Policy {
     /// No rules at all: what a call lives under before the route layer.
     pub fn none() -> Arc<Self> {
         static NONE: PerShard<Arc<Policy>> = PerShard::new();
-        NONE.mine(|| Arc::new(Policy::empty("".into(), "".into(), 0, Arc::default()))).clone()
-    }
-
-    fn empty(service: Arc<str>, operation: Arc<str>, version: u64, common: Arc<Common>) -> Self {
-        Policy {
-            service,
-            operation,
-            version,
-            timeout: None,
-            total_timeout: None,
-            idempotent: false,
-            routes: Arc::new([]),
-            faults: Faults::default(),
-            rate_limits: Arc::new([]),
-            concurrency: None,
-            node_concurrency: None,
-            breaker: None,
-            node_breaker: None,
-            failures: FailureSet::server_faults(),
-            retry: None,
-            picker: Arc::new(P2c),
-            fallback: None,
-            metrics: None,
-            attempts: None,
-            common,
-            sections: Sections::default(),
-            layers: Switched::default(),
-        }
+        NONE.mine(|| Arc::new(Policy::empty())).clone()
     }
 
     /// The section of this type, as the version of the settings has it that this call lives under; `None` if none
@@ -460,19 +418,4 @@ fn insert<T>(map: &Live<ByName<Arc<T>>>, key: Arc<str>, value: Arc<T>, most: usi
         }
         new
     });
-}
-
-// === impl Problem ===
-
-impl Problem {
-    /// `message` about the key at `path`.
-    pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Problem { path: path.into(), message: message.into(), found: None, allowed: Vec::new() }
-    }
-}
-
-impl std::fmt::Display for Problem {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.path, self.message)
-    }
 }

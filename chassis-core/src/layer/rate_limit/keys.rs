@@ -2,7 +2,7 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     hash::{BuildHasher, RandomState},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     num::NonZeroU64,
     sync::{
         Mutex, PoisonError,
@@ -11,10 +11,7 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    gcra::{Gcra, Wait},
-    network,
-};
+use super::gcra::{Gcra, Wait};
 use crate::{clock::Instant, types::units::Rate};
 
 /// Buckets by key, of a bounded number: keys come from the network, and nobody may fill our memory.
@@ -81,6 +78,17 @@ const SHARED: usize = 64;
 
 /// How many buckets a new key looks at to find a full one: bounds the time that others wait for it.
 const LOOKS: usize = 256;
+
+/// What one machine has: an address of IPv4, a /64 of IPv6.
+pub(super) fn network(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        v4 => v4,
+    }
+}
 
 // === impl Keyed ===
 

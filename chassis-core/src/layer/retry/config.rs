@@ -72,7 +72,7 @@ fn default_on() -> FailureSet {
 
 impl RetryConfig {
     /// Refuses numbers that make no sense together.
-    pub(crate) fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), String> {
         match self.attempts.get() {
             n if n > MOST_ATTEMPTS => {
                 Err(format!("{n} attempts are too many; it goes from 1 to {MOST_ATTEMPTS}"))
@@ -82,7 +82,7 @@ impl RetryConfig {
     }
 
     /// The numbers of the budget; `None` for no bound.
-    pub(crate) fn bounds(&self) -> Option<BudgetConfig> {
+    pub(super) fn bounds(&self) -> Option<BudgetConfig> {
         self.budget.on().map(|patch| {
             let mut bounds = BudgetConfig::default();
             patch.apply(&mut bounds);

@@ -1,8 +1,15 @@
-//! What the retries of one policy are compiled to.
+//! What `retry` and `idempotent` are compiled to.
+//!
+//! State: the budget, one for all retries of a service; its key is the service.
 use std::sync::Arc;
 
-use super::{Budget, BudgetConfig, RetryConfig};
-use crate::site::Site;
+use super::{Budget, BudgetConfig, RetryConfig, RetryPatch};
+use crate::{
+    clock::Instant,
+    rule::{Binding, Concern, Level, Of},
+    site::Site,
+    types::{Side, units::Switch},
+};
 
 /// The retries of one policy: their numbers, and the budget they share.
 #[derive(Clone)]
@@ -14,4 +21,76 @@ pub struct Retries {
     /// One for all retries of a service, across versions.
     pub budget: Arc<Budget>,
     pub(crate) site: Arc<Site>,
+}
+
+/// Compiles `retry`.
+pub(crate) struct RetryRule;
+
+/// What holds of `retry`, everything inherited.
+#[derive(Clone)]
+pub(crate) struct Resolved {
+    config: Option<Arc<RetryConfig>>,
+    site: Arc<Site>,
+}
+
+/// Compiles `idempotent`.
+pub(crate) struct IdempotentRule;
+
+// === impl RetryRule ===
+
+impl Concern for RetryRule {
+    type Written = Switch<RetryPatch>;
+    type Resolved = Resolved;
+    type Rule = Option<Retries>;
+
+    fn none() -> Self::Rule {
+        None
+    }
+
+    fn unwritten(level: &Level<'_>) -> Resolved {
+        let config = (level.side == Side::Client).then(Arc::default);
+        Resolved { config, site: level.site() }
+    }
+
+    fn overlay(resolved: &mut Resolved, written: &Self::Written, level: &mut Level<'_>) {
+        let below = resolved.config.as_deref().cloned();
+        resolved.config = Switch::over(Some(written), below).map(Arc::new);
+        if let Some(Err(message)) = resolved.config.as_deref().map(RetryConfig::check) {
+            level.problem(".attempts", message);
+        }
+    }
+
+    fn rule(resolved: &Resolved, binding: &mut Binding<'_>) -> Self::Rule {
+        resolved.config.as_ref().map(|config| Retries {
+            config: config.clone(),
+            bounds: config.bounds(),
+            budget: binding.state(Of::Service, "budget", || Budget::new(Instant::now())),
+            site: resolved.site.clone(),
+        })
+    }
+}
+
+// === impl IdempotentRule ===
+
+impl Concern for IdempotentRule {
+    type Written = bool;
+    type Resolved = Option<bool>;
+    type Rule = bool;
+
+    fn none() -> bool {
+        false
+    }
+
+    fn unwritten(_: &Level<'_>) -> Self::Resolved {
+        None
+    }
+
+    fn overlay(resolved: &mut Self::Resolved, written: &bool, _: &mut Level<'_>) {
+        *resolved = Some(*written);
+    }
+
+    /// Where nothing is written, as the operation's proto says.
+    fn rule(resolved: &Self::Resolved, binding: &mut Binding<'_>) -> bool {
+        resolved.unwrap_or_else(|| binding.environment.idempotent.contains(&**binding.operation))
+    }
 }

@@ -1,9 +1,7 @@
-//! Counts calls and attempts and measures how long they took, through handles resolved ahead.
-//!
-//! It only registers listeners: the duration of a call is that to the end of its body.
+//! The layer and its service.
 use tower_service::Service;
 
-use super::{forward_ready, plain_layer};
+use crate::layer::{forward_ready, plain_layer};
 use crate::{
     call::{BuiltIn, Invocation, Listener, Outcome, Reply},
     metrics::CallMetrics,

@@ -1,7 +1,4 @@
-//! Carries W3C trace context in and out, and opens a span for each call and each attempt.
-//!
-//! A trace that came in goes on; a new one is begun only for the sampled share of calls, so that calls
-//! nobody traces carry no header.
+//! The layer and its service.
 use std::{
     pin::Pin,
     sync::Arc,
@@ -11,7 +8,7 @@ use std::{
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use super::forward_ready;
+use crate::layer::forward_ready;
 use crate::{
     call::{Invocation, Reply},
     random::mix,

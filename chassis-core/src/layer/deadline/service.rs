@@ -1,8 +1,4 @@
-//! Enforces when a call is over: the deadline to the end of the body, `timeout` to its head.
-//!
-//! Route works both out; this is the one place that acts on them. Every wait, delay and backoff
-//! below is dropped when the time is up, and whoever listens hears that it was. The part behind the
-//! head is enforced by [`ReplyBody`](crate::call::ReplyBody), which knows when the body ends.
+//! The layer and its service.
 use std::{
     pin::Pin,
     task::{Context, Poll},
@@ -12,7 +8,7 @@ use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 use tower_service::Service;
 
-use super::{forward_ready, plain_layer};
+use crate::layer::{forward_ready, plain_layer};
 use crate::{
     call::{Invocation, Reply},
     clock::Instant,

@@ -1,9 +1,4 @@
-//! Turns a handler's panic into an error of that one call: 500, or INTERNAL.
-//!
-//! What a panic says stays in the log; the caller learns only that there was one.
-//!
-//! Where it happened only a panic hook learns. Ours notes that down and calls the hook that was there before, so
-//! that what prints or reports panics goes on doing so; [`quiet_panics`] keeps it from those that are caught here.
+//! The layer and its service.
 use std::{
     any::Any,
     cell::{Cell, RefCell},
@@ -131,7 +126,7 @@ where
     type Error = Error;
     type Future = PanicFuture<S::Future>;
 
-    super::forward_ready!();
+    crate::layer::forward_ready!();
 
     fn call(&mut self, call: Invocation) -> Self::Future {
         let (operation, hop) = (call.policy.operation.clone(), Hop::by_caller(&call));

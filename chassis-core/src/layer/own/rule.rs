@@ -1,16 +1,8 @@
-//! Which of the user's layers calls pass by.
+//! What `layers` are compiled to: which of the user's layers calls pass by. It keeps no state.
 use std::{collections::BTreeMap, sync::Arc};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-
-/// Whether a layer is gone through, as settings say: `on` or `off`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LayerSwitch {
-    /// It is; what holds for each layer unless settings say otherwise.
-    On,
-    /// It is not: calls go to what is inside it.
-    Off,
-}
+use super::LayerSwitch;
+use crate::rule::{Binding, Concern, Level};
 
 /// Which layers calls pass by, by their numbers; and for calls that come in, those of single listeners.
 #[derive(Clone, Default)]
@@ -22,38 +14,51 @@ pub(crate) struct Switched {
 /// A listener, and which layers its calls pass by.
 type OfListener = (Arc<str>, Arc<[bool]>);
 
-// === impl LayerSwitch ===
+/// Compiles `layers`.
+pub(crate) struct LayersRule;
 
-impl<'de> Deserialize<'de> for LayerSwitch {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Word;
-        impl de::Visitor<'_> for Word {
-            type Value = LayerSwitch;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("`on` or `off`")
-            }
-            fn visit_bool<E: de::Error>(self, on: bool) -> Result<LayerSwitch, E> {
-                Ok(if on { LayerSwitch::On } else { LayerSwitch::Off })
-            }
-            fn visit_str<E: de::Error>(self, word: &str) -> Result<LayerSwitch, E> {
-                match word {
-                    "on" => Ok(LayerSwitch::On),
-                    "off" => Ok(LayerSwitch::Off),
-                    word => Err(E::invalid_value(de::Unexpected::Str(word), &self)),
-                }
-            }
-        }
-        from.deserialize_any(Word)
+// === impl LayersRule ===
+
+impl Concern for LayersRule {
+    type Written = BTreeMap<String, LayerSwitch>;
+    type Resolved = Switched;
+    type Rule = Switched;
+
+    fn none() -> Switched {
+        Switched::default()
+    }
+
+    fn unwritten(_: &Level<'_>) -> Switched {
+        Switched::default()
+    }
+
+    fn overlay(resolved: &mut Switched, written: &Self::Written, level: &mut Level<'_>) {
+        let environment = level.environment;
+        *resolved = resolved.over(&environment.layers, written, |name| unknown(level, name));
+    }
+
+    fn rule(resolved: &Switched, _: &mut Binding<'_>) -> Switched {
+        resolved.clone()
     }
 }
 
-impl Serialize for LayerSwitch {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(match self {
-            LayerSwitch::On => "on",
-            LayerSwitch::Off => "off",
-        })
+impl LayersRule {
+    /// Overlays what is written for calls that come in at `listener`.
+    pub(crate) fn overlay_listener(
+        resolved: &mut Switched,
+        listener: &str,
+        written: &BTreeMap<String, LayerSwitch>,
+        level: &mut Level<'_>,
+    ) {
+        let environment = level.environment;
+        *resolved =
+            resolved.over_listener(&environment.layers, listener, written, |name| unknown(level, name));
     }
+}
+
+fn unknown(level: &mut Level<'_>, name: &str) {
+    let allowed = level.environment.layers.iter().map(ToString::to_string).collect();
+    level.problem_with_key(name, format!("no layer of one's own is called `{name}`"), allowed);
 }
 
 // === impl Switched ===

@@ -1,7 +1,4 @@
-//! Makes a call's deadline, trace, baggage and chosen headers those of the calls its handler makes.
-//!
-//! And the other way: where such a call was retried without success, a failing answer tells the caller not to
-//! retry. Of a chain of services only the one above what fails tries again, instead of each.
+//! The layer and its service.
 use std::{
     pin::Pin,
     task::{self, Poll},
@@ -12,7 +9,7 @@ use pin_project_lite::pin_project;
 use tokio::task::futures::TaskLocalFuture;
 use tower_service::Service;
 
-use super::{forward_ready, plain_layer};
+use crate::layer::{forward_ready, plain_layer};
 use crate::{
     call::{Invocation, Reply},
     context::{CarriedHeaders, Context, RetriesExhausted},

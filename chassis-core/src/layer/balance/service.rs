@@ -1,0 +1,317 @@
+//! The layer and its service.
+
+use std::sync::Arc;
+
+use tower_service::Service;
+
+use super::Candidates;
+use crate::layer::{Decided, forward_ready};
+use crate::{
+    call::{Call, Failed, Invocation, Reply},
+    clock::Instant,
+    cluster::{Admitted, Chosen, Cluster, Connection, Known, Members, Node, Subset},
+    event::Event,
+    types::{Choice, Code, Error, Fallback, Reason, Side},
+};
+
+/// Sends every attempt to a node of `cluster`.
+#[derive(Clone)]
+pub struct BalanceLayer {
+    cluster: Arc<Cluster>,
+}
+
+/// The service of [`BalanceLayer`].
+#[derive(Clone)]
+pub struct Balance<S> {
+    inner: S,
+    with: BalanceLayer,
+}
+
+enum Pick {
+    /// This node has let the call in.
+    Node(Arc<Node>, u64),
+    /// None can take it yet, one may soon.
+    Wait,
+    /// None will.
+    Refuse(Error),
+}
+
+/// Proposals of the picker before all nodes are looked at, after Finagle's `maxEffort`: 0.25⁴ < 1 %.
+const MOST_PROPOSALS: usize = 4;
+/// So many nodes connect at once for calls that find none ready; the next ones once these have failed.
+/// All of a small set, and of a hundred thousand not more than a process has sockets.
+const MOST_CONNECTING: usize = 32;
+
+// === impl BalanceLayer ===
+
+impl BalanceLayer {
+    /// Picks among the nodes of `cluster`, drawing from `random`.
+    pub fn new(cluster: Arc<Cluster>) -> Self {
+        BalanceLayer { cluster }
+    }
+
+    fn pick(&self, call: &Invocation, now: Instant) -> Pick {
+        self.cluster.with_members(|members| self.pick_of(members, call, now))
+    }
+
+    fn pick_of(&self, members: &Members, call: &Invocation, now: Instant) -> Pick {
+        let chosen = match (members.known(), members.all().is_empty()) {
+            (known, true) => return self.without_nodes(members, known, now),
+            (None, false) => return Pick::Wait,
+            (Some(_), false) => match resolve(members, call) {
+                Ok(chosen) => chosen,
+                Err(error) => return Pick::Refuse(error),
+            },
+        };
+        let (subset, nodes) = (&*chosen, chosen.nodes());
+        let policy = &*call.policy;
+        // Circuits are ignored where too many are open.
+        let panicking = subset.is_panicking(self.cluster.epoch(), now, policy);
+        let candidates = Candidates {
+            nodes,
+            subset,
+            call,
+            tried: &call.tried,
+            now,
+            panicking,
+            random: &policy.common.random,
+        };
+        for _ in 0..MOST_PROPOSALS {
+            let node = &nodes[policy.picker.pick(&candidates).min(nodes.len() - 1)];
+            let admit = || match candidates.was_tried(node) {
+                true => None,
+                false => self.admit(node, call, now, panicking),
+            };
+            if let Some(picked) = admit() {
+                return picked;
+            }
+            if node.connection() == Connection::Idle {
+                node.wake();
+                if let Some(picked) = admit() {
+                    return picked;
+                }
+            }
+        }
+        self.ask_all(&candidates)
+    }
+
+    /// There is no node at all.
+    #[cold]
+    fn without_nodes(&self, members: &Members, known: Option<Known>, now: Instant) -> Pick {
+        self.cluster.asked(now);
+        match known {
+            None => Pick::Wait,
+            Some(Known::Unknown) => Pick::Refuse(self.unknown(members)),
+            Some(_) => Pick::Refuse(self.no_instances(members)),
+        }
+    }
+
+    /// Every node in turn, from a random one on; those that were tried before last.
+    #[cold]
+    fn ask_all(&self, candidates: &Candidates<'_>) -> Pick {
+        let Candidates { nodes, subset, call, now, panicking, .. } = *candidates;
+        let start = candidates.draw();
+        let turn = || nodes[start..].iter().chain(&nodes[..start]);
+        let fresh = turn().filter(|node| !candidates.was_tried(node));
+        for node in fresh.chain(turn().filter(|node| candidates.was_tried(node))) {
+            if let Some(picked) = self.admit(node, call, now, panicking) {
+                return picked;
+            }
+        }
+        self.none_admitted(subset, call, now, panicking)
+    }
+
+    /// Waits for a node that lets the call in, as long as the call has time.
+    async fn wait(&self, call: &Invocation) -> Result<(Arc<Node>, u64), Error> {
+        let _waiting = self.cluster.wait();
+        let picked = async {
+            loop {
+                // Listened for before looking, or what happens in between is missed.
+                let mut changed = std::pin::pin!(self.cluster.changed());
+                changed.as_mut().enable();
+                match self.pick(call, Instant::now()) {
+                    Pick::Node(node, token) => return Ok((node, token)),
+                    Pick::Refuse(error) => return Err(error),
+                    Pick::Wait => changed.await,
+                }
+            }
+        };
+        let Some(bound) = call.bound() else { return picked.await };
+        let late = |_| {
+            let why = match self.cluster.members().known() {
+                None => "its registry had not answered before the deadline",
+                Some(_) => "none of its endpoints was ready before the deadline",
+            };
+            Err(self.none(why).with_code(Code::DeadlineExceeded))
+        };
+        tokio::time::timeout_at(bound.into(), picked).await.unwrap_or_else(late)
+    }
+
+    fn admit(&self, node: &Arc<Node>, call: &Invocation, now: Instant, panicking: bool) -> Option<Pick> {
+        let Admitted { token, forced } = node.admit(now, &call.policy, panicking)?;
+        if forced {
+            self.cluster.site().metrics.panic_pick(&call.policy.service);
+            self.cluster.site().pulse(now, || Event::PanicPick { service: call.policy.service.clone() });
+        }
+        Some(Pick::Node(node.clone(), token))
+    }
+
+    /// No node let the call in: is one about to be ready, or none?
+    fn none_admitted(&self, subset: &Subset, call: &Invocation, now: Instant, panicking: bool) -> Pick {
+        let (mut ready, mut full, mut connecting, mut idle) = (false, false, 0, 0);
+        for node in subset.nodes() {
+            match node.connection() {
+                Connection::Ready => {
+                    // Ready only since it was asked, or with room again: it is asked once more.
+                    if let Some(picked) = self.admit(node, call, now, panicking) {
+                        return picked;
+                    }
+                    ready = true;
+                    full |= node.is_full(&call.policy);
+                }
+                Connection::Connecting => connecting += 1,
+                Connection::TransientFailure => {}
+                Connection::Idle => idle += 1,
+            }
+        }
+        if ready {
+            let reason = if full { Reason::Overloaded } else { Reason::CircuitOpen };
+            self.refusing(reason, now);
+            let message = match full {
+                true => format!("{}: every endpoint that is ready is full", self.cluster.service()),
+                false => {
+                    format!("{}: every endpoint that is ready has an open circuit", self.cluster.service())
+                }
+            };
+            return Pick::Refuse(Error::local(reason, message).with_rule("balance"));
+        }
+        if connecting + idle > 0 {
+            if idle > 0 {
+                self.wake(subset, MOST_CONNECTING.saturating_sub(connecting));
+            }
+            return Pick::Wait;
+        }
+        self.refusing(Reason::NoEndpoint, now);
+        let nodes = subset.nodes().iter().take(3).map(|n| n.address()).collect::<Vec<_>>().join(", ");
+        Pick::Refuse(
+            self.none(&format!(
+                "none of its {} endpoints can be connected to ({nodes})",
+                subset.nodes().len()
+            )),
+        )
+    }
+
+    /// Has up to `most` idle nodes connect, from a random one on.
+    fn wake(&self, subset: &Subset, most: usize) {
+        let (before, from) = subset.nodes().split_at(subset.draw(self.cluster.random()));
+        let idle = from.iter().chain(before).filter(|node| node.connection() == Connection::Idle);
+        idle.take(most).for_each(|node| node.wake());
+    }
+
+    fn refusing(&self, reason: Reason, now: Instant) {
+        let service = self.cluster.service().clone();
+        let rule = "balance".to_owned();
+        self.cluster.site().pulse(now, || Event::Refusing { side: Side::Client, service, reason, rule });
+    }
+
+    fn unknown(&self, members: &Members) -> Error {
+        let name = self.cluster.service();
+        let message = match members.nearest_name() {
+            Some(near) => format!("no service `{name}` is registered; did you mean `{near}`?"),
+            None => format!("no service `{name}` is registered"),
+        };
+        Error::local(Reason::UnknownService, message)
+    }
+
+    fn no_instances(&self, members: &Members) -> Error {
+        let protocol = self.cluster.protocol();
+        match members.other_protocols() {
+            None => self.none("it has no instances"),
+            Some(others) => self.none(&format!("its instances do not offer {protocol}, only {others}")),
+        }
+    }
+
+    fn none(&self, why: &str) -> Error {
+        Error::local(
+            Reason::NoEndpoint,
+            format!("{} ({}): {why}", self.cluster.service(), self.cluster.protocol()),
+        )
+    }
+}
+
+/// Could another attempt at `call` go out now to a node that has had none of it?
+pub(crate) fn has_another(call: &Call, now: Instant) -> bool {
+    let Some(cluster) = call.tried.last().and_then(|node| node.cluster()) else { return false };
+    let is_new = |node: &&Arc<Node>| !call.tried.iter().any(|tried| Arc::ptr_eq(tried, node));
+    cluster.with_members(|members| {
+        let Ok(chosen) = resolve(members, call) else { return false };
+        chosen.nodes().iter().filter(is_new).any(|node| node.is_available(now, &call.policy, false))
+    })
+}
+
+/// The nodes that the routes, or the caller, want; by the rule's fallback where there are none.
+fn resolve<'a>(members: &'a Members, call: &Call) -> Result<Chosen<'a>, Error> {
+    let Some(choice) = &call.choice else { return Ok(Chosen::There(members.all())) };
+    let subset = match call.options.labels {
+        None => members.with_labels_of(&choice.labels),
+        Some(_) => Chosen::Held(members.with_labels(&choice.labels)),
+    };
+    if !subset.is_empty() {
+        return Ok(subset);
+    }
+    match &choice.fallback {
+        Fallback::Any => Ok(Chosen::There(members.all())),
+        Fallback::None => Err(nowhere(choice, call)),
+        Fallback::Sets(sets) => {
+            let found = sets.iter().map(|set| members.with_labels(set)).find(|subset| !subset.is_empty());
+            found.map(Chosen::Held).ok_or_else(|| nowhere(choice, call))
+        }
+    }
+}
+
+fn nowhere(choice: &Choice, call: &Call) -> Error {
+    let message = format!("{}: no instance has {}", call.policy.service, choice.labels);
+    Error::local(Reason::NoRoute, message).with_rule(choice.rule.to_string())
+}
+
+impl<S> tower_layer::Layer<S> for BalanceLayer {
+    type Service = Balance<S>;
+    fn layer(&self, inner: S) -> Balance<S> {
+        Balance { inner, with: self.clone() }
+    }
+}
+
+impl<S> Service<Invocation> for Balance<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Failed> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Reply;
+    type Error = Failed;
+    type Future = Decided<S::Future, Failed>;
+
+    forward_ready!();
+
+    fn call(&mut self, mut call: Invocation) -> Self::Future {
+        match self.with.pick(&call, call.attempt_started()) {
+            Pick::Node(node, token) => {
+                call.send_to(node, token);
+                Decided::inner(self.inner.call(call))
+            }
+            Pick::Refuse(error) => Decided::refused(call.refuse(error)),
+            Pick::Wait => {
+                let (with, mut inner) = (self.with.clone(), self.inner.clone());
+                Decided::later(async move {
+                    match with.wait(&call).await {
+                        Ok((node, token)) => {
+                            call.attempt_waited(Instant::now()); // its latency is the node's, not the wait's
+                            call.send_to(node, token);
+                            inner.call(call).await
+                        }
+                        Err(error) => Err(call.refuse(error)),
+                    }
+                })
+            }
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! What `breaker` is compiled to.
+//!
+//! State: the circuit, with its window. Its key is the service, or the operation where the circuit is the operation's
+//! own. At the scope `endpoint` every node has one.
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use serde::Serialize;
+
+use super::{
+    BreakerConfig, BreakerPatch, Circuit, CircuitFigures, FailureSet, Refused, Scope, State, Token,
+    Transition,
+};
+use crate::{
+    clock::Instant,
+    event::Event,
+    rule::{Binding, Concern, Environment, Level, Look, Of, Visible},
+    site::Site,
+    types::{
+        Error, Reason, Side,
+        units::{Span, Switch},
+    },
+};
+
+/// The circuit one policy lives under, and its numbers.
+#[derive(Clone)]
+pub struct Guard {
+    /// What is in force.
+    pub config: Arc<BreakerConfig>,
+    /// The circuit; shared by all policies of the same scope, across versions.
+    pub cell: Arc<Cell>,
+}
+
+/// A circuit that says what it guards, and tells when it moves.
+pub struct Cell {
+    /// The circuit.
+    pub circuit: Circuit,
+    /// The service or the operation.
+    pub of: Arc<str>,
+    service: Arc<str>,
+    scope: Scope,
+    /// Counted among the circuits that are not closed.
+    counted: AtomicBool,
+    pub(super) opened: Opened,
+    site: Arc<Site>,
+}
+
+/// Why a circuit opened last: failures and calls at that moment, for the window goes on. 0: a probe failed; no
+/// calls: failures in a row.
+#[derive(Default)]
+pub(super) struct Opened(AtomicU64);
+
+impl Opened {
+    const PROBE: u64 = 0;
+
+    #[cold]
+    pub(super) fn set(&self, from: State, figures: CircuitFigures, config: &BreakerConfig) {
+        let few = figures.calls < config.min_calls.get();
+        let packed = match from {
+            State::HalfOpen => Self::PROBE,
+            // Too few for a ratio: it was a row of failures.
+            _ if few => u64::from(config.consecutive) << 32,
+            _ => u64::from(figures.failures) << 32 | u64::from(figures.calls),
+        };
+        self.0.store(packed, Relaxed);
+    }
+
+    fn in_words(&self) -> String {
+        let packed = self.0.load(Relaxed);
+        match (packed >> 32, packed & u64::from(u32::MAX)) {
+            _ if packed == Self::PROBE => "a probe failed".to_owned(),
+            (failures, 0) => format!("{failures} calls in a row failed"),
+            (failures, calls) => format!("opened as {failures} of {calls} calls had failed"),
+        }
+    }
+}
+
+impl Cell {
+    fn new(service: &Arc<str>, of: &Arc<str>, scope: Scope, environment: &Environment) -> Self {
+        let circuit = Circuit::with_jitter(Instant::now(), &environment.common.random);
+        let (of, service, site) = (of.clone(), service.clone(), environment.site());
+        Cell { circuit, of, service, scope, counted: AtomicBool::new(false), opened: Opened::default(), site }
+    }
+
+    pub(super) fn error(&self, refused: Refused, config: &BreakerConfig, now: Instant) -> Error {
+        self.site.pulse(now, || Event::Refusing {
+            side: Side::Client,
+            service: self.service.clone(),
+            reason: Reason::CircuitOpen,
+            rule: format!("breaker of {}", self.of),
+        });
+        let message = match (refused.state, refused.retry_after) {
+            (State::HalfOpen, _) => {
+                format!("{}: circuit half-open, all {} probes are out", self.of, config.probes)
+            }
+            (_, None) => format!("{}: circuit forced open", self.of),
+            (_, Some(after)) => {
+                let after = Span(std::time::Duration::from_millis(after.as_millis() as u64));
+                format!("{}: circuit open for {after} more ({})", self.of, self.opened.in_words())
+            }
+        };
+        let error = Error::local(Reason::CircuitOpen, message).with_rule("breaker");
+        match refused.retry_after {
+            Some(after) => error.with_retry_after(after),
+            None => error,
+        }
+    }
+
+    /// The answer to the call of `token` begins well: the token that takes its place.
+    pub(crate) fn answered(&self, token: u64, config: &BreakerConfig) -> u64 {
+        let (token, moved) = self.circuit.answered(Token::from_bits(token), Instant::now(), config);
+        if let Some(moved) = moved {
+            self.moved(moved);
+        }
+        token.to_bits()
+    }
+
+    pub(super) fn moved(&self, Transition { from, to }: Transition) {
+        let open = i64::from(to != State::Closed) - i64::from(from != State::Closed);
+        self.counted.store(to != State::Closed, Relaxed);
+        self.site.metrics.circuit(&self.service, self.scope.name(), to.name(), open);
+        let (service, of) = (self.service.clone(), self.of.to_string());
+        self.site.events.emit(Event::CircuitMoved { service, of, from, to });
+    }
+}
+
+impl Drop for Cell {
+    fn drop(&mut self) {
+        if self.counted.load(Relaxed) {
+            self.site.metrics.circuit_gone(&self.service, self.scope.name());
+        }
+    }
+}
+
+/// A circuit above the retries, as `inspect` shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct CircuitView {
+    /// The service called.
+    pub service: String,
+    /// What it guards: the service, or an operation.
+    pub of: String,
+    /// Its state.
+    pub state: State,
+    /// Calls in the window.
+    pub calls: u32,
+    /// Failures among them.
+    pub failures: u32,
+    /// How much longer it stays open.
+    pub retry_after: Option<Duration>,
+}
+
+/// Compiles `breaker`.
+pub(crate) struct BreakerRule;
+
+/// What holds of `breaker`, everything inherited.
+#[derive(Clone)]
+pub(crate) struct Resolved {
+    config: Option<Arc<BreakerConfig>>,
+    /// The operation has settings, and so a circuit, of its own.
+    is_own: bool,
+}
+
+// === impl BreakerRule ===
+
+impl Concern for BreakerRule {
+    type Written = Switch<BreakerPatch>;
+    type Resolved = Resolved;
+    /// The circuit here, the numbers of the circuits of nodes, and what weighs on nodes.
+    type Rule = (Option<Guard>, Option<Arc<BreakerConfig>>, FailureSet);
+
+    fn none() -> Self::Rule {
+        (None, None, FailureSet::server_faults())
+    }
+
+    fn unwritten(level: &Level<'_>) -> Resolved {
+        Resolved { config: (level.side == Side::Client).then(Arc::default), is_own: false }
+    }
+
+    fn overlay(resolved: &mut Resolved, written: &Self::Written, level: &mut Level<'_>) {
+        let below = resolved.config.as_deref().cloned();
+        resolved.config = Switch::over(Some(written), below).map(Arc::new);
+        resolved.is_own = level.is_operation();
+    }
+
+    fn rule(resolved: &Resolved, binding: &mut Binding<'_>) -> Self::Rule {
+        let Some(config) = &resolved.config else { return Self::none() };
+        let failures = config.failures;
+        if config.scope == Scope::Endpoint {
+            return (None, Some(config.clone()), failures);
+        }
+        let (of, name) = match resolved.is_own || config.scope == Scope::Operation {
+            true => (Of::Operation, binding.operation),
+            false => (Of::Service, binding.service),
+        };
+        let (service, environment) = (binding.service, binding.environment);
+        let make = || Cell::new(service, name, config.scope, environment);
+        let cell = binding.state(of, "breaker", make);
+        (Some(Guard { config: config.clone(), cell }), None, failures)
+    }
+}
+
+impl Visible for BreakerRule {
+    type View = CircuitView;
+
+    fn view((guard, ..): &Self::Rule, look: &mut Look<'_>) -> Vec<CircuitView> {
+        let Some(guard) = guard.as_ref().filter(|guard| look.is_first(&guard.cell)) else {
+            return Vec::new();
+        };
+        let figures = guard.cell.circuit.figures(look.now, &guard.config);
+        vec![CircuitView {
+            service: look.service.to_owned(),
+            of: guard.cell.of.to_string(),
+            state: figures.state,
+            calls: figures.calls,
+            failures: figures.failures,
+            retry_after: figures.retry_after,
+        }]
+    }
+}

@@ -1,0 +1,60 @@
+//! What people write: `concurrency`, a number of calls or a map; off by default.
+use std::num::NonZeroU32;
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+/// How many at once: `concurrency: 64`, or `{ limit: 64, scope: operation }`. Off by default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ConcurrencyConfig {
+    /// The most calls under way at once. 0 is refused; `off` lifts the bound.
+    pub limit: NonZeroU32,
+    /// What they are counted over. Default `service`.
+    pub scope: Scope,
+}
+
+/// What calls are counted over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// All operations together.
+    #[default]
+    Service,
+    /// Each operation.
+    Operation,
+    /// Each node.
+    Endpoint,
+}
+
+impl<'de> Deserialize<'de> for ConcurrencyConfig {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            limit: NonZeroU32,
+            #[serde(default)]
+            scope: Scope,
+        }
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = ConcurrencyConfig;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a number of calls, or a map of limit and scope")
+            }
+            fn visit_u64<E: de::Error>(self, limit: u64) -> Result<Self::Value, E> {
+                let limit = u32::try_from(limit).ok().and_then(NonZeroU32::new);
+                let limit = limit.ok_or_else(|| {
+                    E::custom("a bound on concurrent calls goes from 1 to 4294967295; write `off` to lift it")
+                })?;
+                Ok(ConcurrencyConfig { limit, scope: Scope::Service })
+            }
+            fn visit_i64<E: de::Error>(self, limit: i64) -> Result<Self::Value, E> {
+                self.visit_u64(u64::try_from(limit).unwrap_or(0))
+            }
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                let Table { limit, scope } = Table::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(ConcurrencyConfig { limit, scope })
+            }
+        }
+        from.deserialize_any(Visitor)
+    }
+}

@@ -1,0 +1,109 @@
+//! What `fallback` is compiled to. It keeps no state.
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+use super::{FallbackConfig, FallbackFn};
+use crate::{
+    rule::{Binding, Concern, Level},
+    site::Site,
+    types::{Code, Ended, Side, Verdict, ended, units::Switch},
+};
+
+/// Where the answer of a policy comes from.
+#[derive(Clone)]
+pub struct Fallback {
+    pub(crate) source: Source,
+    pub(crate) site: Arc<Site>,
+    /// Was it said that gRPC calls find no `message`?
+    pub(crate) warned: Arc<AtomicBool>,
+}
+
+#[derive(Clone)]
+pub(crate) enum Source {
+    Function(Arc<FallbackFn>),
+    Settings(Arc<FallbackConfig>),
+}
+
+impl Fallback {
+    fn new(source: Source, site: Arc<Site>) -> Self {
+        Fallback { source, site, warned: Arc::default() }
+    }
+
+    pub(super) fn answers(&self, verdict: &Verdict, code: Code) -> bool {
+        match &self.source {
+            Source::Function(_) => true,
+            Source::Settings(config) => {
+                config.on.is_none_or(|on| on.contains(ended(verdict)) || on.contains(Ended::with_code(code)))
+            }
+        }
+    }
+
+    /// Once for each version of the settings: an outage brings thousands of calls.
+    pub(super) fn warn_of_no_message(&self, service: &str) {
+        if !self.warned.swap(true, Relaxed) {
+            tracing::warn!(
+                target: "chassis", service,
+                "a fallback without `message` answers no gRPC call: these keep their own error"
+            );
+        }
+    }
+}
+
+impl fmt::Debug for Fallback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match &self.source {
+            Source::Function(_) => "Fallback(function)",
+            Source::Settings(_) => "Fallback(settings)",
+        })
+    }
+}
+
+/// Compiles `fallback`.
+pub(crate) struct FallbackRule;
+
+// === impl FallbackRule ===
+
+impl Concern for FallbackRule {
+    type Written = Switch<FallbackConfig>;
+    type Resolved = Option<Fallback>;
+    type Rule = Option<Fallback>;
+
+    fn none() -> Self::Rule {
+        None
+    }
+
+    fn unwritten(_: &Level<'_>) -> Self::Resolved {
+        None
+    }
+
+    fn overlay(resolved: &mut Self::Resolved, written: &Self::Written, level: &mut Level<'_>) {
+        if let Some(Err((key, message))) = written.on().map(|config| config.check()) {
+            level.problem(&format!(".{key}"), message);
+        }
+        let source = written.on().map(|config| Source::Settings(Arc::new(config.clone())));
+        *resolved = source.map(|source| Fallback::new(source, level.site()));
+    }
+
+    /// A function that the builder was given wins.
+    fn rule(resolved: &Self::Resolved, binding: &mut Binding<'_>) -> Self::Rule {
+        match function(binding) {
+            Some(function) => Some(Fallback::new(Source::Function(function), binding.site())),
+            None => resolved.clone(),
+        }
+    }
+}
+
+/// The function that the builder was given for the operation, or for its service.
+fn function(binding: &Binding<'_>) -> Option<Arc<FallbackFn>> {
+    let all = &binding.environment.fallbacks;
+    if all.is_empty() || binding.side == Side::Server {
+        return None;
+    }
+    let function = |operation| all.get(&(binding.service.to_string(), operation)).cloned();
+    function(Some(binding.operation.to_string())).or_else(|| function(None))
+}

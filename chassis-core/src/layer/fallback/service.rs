@@ -1,0 +1,112 @@
+//! The layer and its service.
+use std::time::Duration;
+
+use tower_service::Service;
+
+use super::{Failed, Fallback, rule::Source};
+use crate::layer::{Decided, forward_ready};
+use crate::{
+    call::{Invocation, Reply},
+    event::Event,
+    types::{Error, Verdict},
+};
+
+/// Answers instead of calls that failed, where their policy says how.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FallbackLayer;
+
+/// The service of [`FallbackLayer`].
+#[derive(Clone, Debug)]
+pub struct WithFallback<S> {
+    inner: S,
+}
+
+/// A function that takes longer is given up; the call's own error, or failing answer, stands.
+pub const TIME_LIMIT: Duration = Duration::from_secs(1);
+
+impl<S> tower_layer::Layer<S> for FallbackLayer {
+    type Service = WithFallback<S>;
+    fn layer(&self, inner: S) -> WithFallback<S> {
+        WithFallback { inner }
+    }
+}
+
+impl<S> Service<Invocation> for WithFallback<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Error>,
+    S::Future: Send + 'static,
+{
+    type Response = Reply;
+    type Error = Error;
+    type Future = Decided<S::Future>;
+
+    forward_ready!();
+
+    #[inline]
+    fn call(&mut self, call: Invocation) -> Self::Future {
+        match call.policy.fallback.clone() {
+            None => Decided::inner(self.inner.call(call)),
+            Some(fallback) => self.with(fallback, call),
+        }
+    }
+}
+
+impl<S> WithFallback<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Error>,
+    S::Future: Send + 'static,
+{
+    /// Has `fallback` answer where the call fails. Apart, so that a layer without one is a branch.
+    #[inline(never)]
+    fn with(&mut self, fallback: Fallback, call: Invocation) -> Decided<S::Future> {
+        let (protocol, target, policy) = (call.protocol, call.target.clone(), call.policy.clone());
+        let metadata = call.metadata.clone();
+        let inner = self.inner.call(call);
+        Decided::later(async move {
+            let (reply, error) = match inner.await {
+                Err(error) => (None, error),
+                Ok(reply) => match reply.as_error() {
+                    None => return Ok(reply),
+                    Some(error) => (Some(reply), error),
+                },
+            };
+            let verdict = reply.as_ref().and_then(Reply::verdict).unwrap_or_else(|| Verdict::of(&error));
+            if !fallback.answers(&verdict, error.code()) {
+                return reply.ok_or(error);
+            }
+            let reason = error.reason();
+            let answer = match &fallback.source {
+                Source::Settings(config) => match config.answer(protocol.name()) {
+                    Some(answer) => Ok(answer),
+                    None => {
+                        fallback.warn_of_no_message(&policy.service);
+                        return reply.ok_or(error);
+                    }
+                },
+                Source::Function(function) => {
+                    let kept = error.repeat();
+                    let failed = Failed { target: target.clone(), metadata, error };
+                    match tokio::time::timeout(TIME_LIMIT, function(failed)).await {
+                        Ok(answer) => answer,
+                        Err(_) => {
+                            let service = &*policy.service;
+                            tracing::warn!(target: "chassis", service, "a fallback took longer than {TIME_LIMIT:?}");
+                            return reply.ok_or(kept);
+                        }
+                    }
+                }
+            }?;
+            fallback.site.metrics.fallback(&policy.service, reason);
+            fallback.site.pulse(crate::clock::Instant::now(), || Event::FellBack {
+                service: policy.service.clone(),
+                operation: policy.operation.clone(),
+                reason,
+            });
+            let mut call = Invocation::new(protocol, target);
+            call.set_policy(policy);
+            Ok(call.answered(answer.status, answer.metadata, answer.body))
+        })
+    }
+}
+
+// === impl FallbackConfig ===

@@ -1,0 +1,135 @@
+//! What faults are compiled to.
+use std::{sync::Arc, time::SystemTime};
+
+use super::{Abort, At, Delay, DelayRange, FaultConfig, Until};
+use crate::{
+    clock::Instant,
+    event::Event,
+    rule::Level,
+    site::Site,
+    types::{Code, Details, Error, Origin, Reason, matching::Matcher},
+};
+
+/// A fault as compiled.
+pub struct Fault {
+    /// What is in force.
+    pub config: FaultConfig,
+    pub(super) matcher: Matcher,
+    ends: Option<Instant>,
+    /// Held, so that the next version finds when it all began.
+    _applied: Arc<Instant>,
+    counters: [prometheus::IntCounter; 2],
+    site: Arc<Site>,
+}
+
+/// The faults of a policy, by where they are injected.
+#[derive(Clone, Default)]
+pub struct Faults {
+    call: Arc<[Arc<Fault>]>,
+    attempt: Arc<[Arc<Fault>]>,
+}
+
+impl Faults {
+    /// Those of `all` that hit calls to `service`; `None`: calls that come in.
+    pub(crate) fn of(all: &[Arc<Fault>], service: Option<&str>) -> Self {
+        all.iter().filter(|fault| fault.config.to.as_deref() == service).cloned().collect()
+    }
+
+    /// Those that are injected there.
+    pub fn at(&self, at: At) -> &[Arc<Fault>] {
+        match at {
+            At::Call => &self.call,
+            At::Attempt => &self.attempt,
+        }
+    }
+}
+
+impl FromIterator<Arc<Fault>> for Faults {
+    fn from_iter<I: IntoIterator<Item = Arc<Fault>>>(faults: I) -> Self {
+        let (call, attempt): (Vec<_>, Vec<_>) =
+            faults.into_iter().partition(|fault| fault.config.at == At::Call);
+        Faults { call: call.into(), attempt: attempt.into() }
+    }
+}
+
+impl Fault {
+    /// `applied` is when a fault of this name was first applied.
+    fn new(
+        config: FaultConfig,
+        matcher: Matcher,
+        applied: Arc<Instant>,
+        site: Arc<Site>,
+    ) -> Result<Self, String> {
+        if config.delay.is_none() && config.abort.is_none() {
+            return Err("a fault needs a delay or an abort".to_owned());
+        }
+        if let Some(Delay::Range(DelayRange { from, to, .. })) = &config.delay
+            && from > to
+        {
+            return Err(format!("a delay from {from} to {to} ends before it starts"));
+        }
+        if let Some(status) = config.abort.as_ref().and_then(|abort| abort.status)
+            && !(200..600).contains(&status)
+        {
+            return Err(format!("{status} is no HTTP status to answer with; it goes from 200 to 599"));
+        }
+        // An end too far away to be told as a time is none.
+        let ends = config.until.and_then(|until| match until {
+            Until::After(span) => applied.checked_add(span),
+            Until::Time(time) => {
+                Instant::now().checked_add(time.duration_since(SystemTime::now()).unwrap_or_default())
+            }
+        });
+        let counters = ["delay", "abort"].map(|kind| site.metrics.fault(&config.name, kind));
+        Ok(Fault { config, matcher, ends, _applied: applied, counters, site })
+    }
+
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.ends.is_some_and(|ends| now >= ends)
+    }
+
+    pub(super) fn injected(&self, kind: usize, now: Instant) {
+        self.counters[kind].inc();
+        self.site.pulse(now, || Event::FaultInjected { rule: self.config.name.clone() });
+    }
+
+    pub(super) fn error(&self, abort: &Abort) -> Error {
+        let name = &self.config.name;
+        let from_status =
+            |status| http::StatusCode::from_u16(status).map_or(Code::Unavailable, Code::from_http);
+        let code = abort.code.or(abort.status.map(from_status)).unwrap_or(Code::Unavailable);
+        let message = abort.message.clone().unwrap_or_else(|| format!("injected by fault `{name}`"));
+        // At the attempt it stands for the upstream's answer: that one may have been worked on.
+        let error = match self.config.at {
+            At::Call => {
+                Error::local(Reason::FaultInjected, message).with_maybe_executed(self.config.to.is_none())
+            }
+            At::Attempt => Error::remote(Reason::FaultInjected, message),
+        };
+        debug_assert_eq!(error.origin() == Origin::Local, self.config.at == At::Call);
+        let details = Details { status: abort.status, body: abort.body.clone() };
+        error.with_code(code).with_rule(name.clone()).with_details(details)
+    }
+}
+
+/// Compiles the faults of a version, for all services.
+///
+/// State: when a fault was first applied, by its name and its end. An end that is a length of time counts from then.
+pub(crate) fn rules(configs: &[FaultConfig], level: &mut Level<'_>) -> Arc<[Arc<Fault>]> {
+    let mut faults = Vec::new();
+    for (i, config) in configs.iter().enumerate() {
+        if configs[..i].iter().any(|earlier| earlier.name == config.name) {
+            let message = format!("a second fault is called `{}`; names tell rules apart", config.name);
+            level.problem(&format!("[{i}].name"), message);
+        }
+        let matcher = level.matcher(&format!("[{i}].match"), config.matching.as_ref());
+        let until = config.until.map(|until| until.to_string()).unwrap_or_default();
+        let key = format!("fault/{}/{until}", config.name);
+        let applied = level.environment.states.cell(&key, Instant::now);
+        match Fault::new(config.clone(), matcher, applied, level.site()) {
+            Ok(fault) => faults.push(Arc::new(fault)),
+            Err(message) => level.problem(&format!("[{i}]"), message),
+        }
+    }
+    faults.into()
+}

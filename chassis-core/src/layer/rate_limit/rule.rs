@@ -1,0 +1,170 @@
+//! What `rate_limits` are compiled to.
+//!
+//! State: the bucket of each rule, or its buckets by key. Their key is the service, or the operation that has rules
+//! of its own, with the name of the rule and what it counts by. A changed rate keeps the level.
+use std::sync::Arc;
+
+use http::HeaderName;
+use serde::Serialize;
+
+use super::{Gcra, Key, Keyed, RateLimitConfig};
+use crate::{
+    clock::Instant,
+    metrics::CallCounter,
+    rule::{Binding, Concern, Level, Look, Visible},
+    site::Site,
+    types::{Side, matching::Matcher},
+};
+
+/// A rule as compiled: its numbers, and the bucket it shares across versions.
+pub struct Limit {
+    /// What is in force.
+    pub config: RateLimitConfig,
+    /// The bucket, or buckets.
+    pub buckets: Arc<Buckets>,
+    pub(super) matcher: Matcher,
+    pub(super) header: Option<HeaderName>,
+    pub(super) counters: [CallCounter; 2],
+    pub(super) site: Arc<Site>,
+    pub(super) side: Side,
+}
+
+/// One bucket, or one for each key. What all calls write shares its cache line with nothing that they read.
+#[repr(align(64))]
+pub enum Buckets {
+    /// For all calls.
+    One(Gcra),
+    /// For each key.
+    Keyed(Box<Keyed>),
+}
+
+/// A rate limit, as `inspect` shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct LimitView {
+    /// The service called, or this one.
+    pub service: String,
+    /// The rule.
+    pub rule: String,
+    /// Its rate.
+    pub rate: String,
+    /// Its burst.
+    pub burst: u32,
+    /// What one bucket for all would admit now.
+    pub available: Option<u32>,
+    /// How many keys have a bucket.
+    pub keys: Option<usize>,
+}
+
+/// Compiles `rate_limits`.
+pub(crate) struct RateLimitRule;
+
+// === impl RateLimitRule ===
+
+impl Concern for RateLimitRule {
+    type Written = Vec<RateLimitConfig>;
+    type Resolved = Arc<[Arc<Limit>]>;
+    type Rule = Arc<[Arc<Limit>]>;
+
+    fn none() -> Self::Rule {
+        Arc::new([])
+    }
+
+    fn unwritten(_: &Level<'_>) -> Self::Resolved {
+        Arc::new([])
+    }
+
+    fn overlay(resolved: &mut Self::Resolved, written: &Self::Written, level: &mut Level<'_>) {
+        let mut limits = Vec::new();
+        for (i, config) in written.iter().enumerate() {
+            if written[..i].iter().any(|earlier| earlier.name == config.name) {
+                let message =
+                    format!("a second rate limit is called `{}`; names tell rules apart", config.name);
+                level.problem(&format!("[{i}].name"), message);
+            }
+            let matcher = level.matcher(&format!("[{i}].match"), config.matching.as_ref());
+            let state = format!("limit/{}/{:?}", config.name, config.key);
+            let buckets = level.state(&state, || Buckets::new(config, Instant::now()));
+            match Limit::new(config.clone(), matcher, buckets, level.side, level.site()) {
+                Ok(limit) => limits.push(Arc::new(limit)),
+                Err(message) => level.problem(&format!("[{i}].key"), message),
+            }
+        }
+        *resolved = limits.into();
+        let limits = resolved.clone();
+        level.on_accepted(move |now| {
+            limits.iter().for_each(|limit| limit.buckets.retune(now, &limit.config));
+        });
+    }
+
+    fn rule(resolved: &Self::Resolved, _: &mut Binding<'_>) -> Self::Rule {
+        resolved.clone()
+    }
+}
+
+impl Visible for RateLimitRule {
+    type View = LimitView;
+
+    fn view(limits: &Self::Rule, look: &mut Look<'_>) -> Vec<LimitView> {
+        let limits = limits.iter().filter(|limit| look.is_first(&limit.buckets));
+        let limits: Vec<_> = limits.cloned().collect();
+        limits.iter().map(|limit| limit.view(look)).collect()
+    }
+}
+
+// === impl Limit ===
+
+impl Limit {
+    fn new(
+        config: RateLimitConfig,
+        matcher: Matcher,
+        buckets: Arc<Buckets>,
+        side: Side,
+        site: Arc<Site>,
+    ) -> Result<Self, String> {
+        let header = match &config.key {
+            Key::Header(name) => {
+                let parsed = HeaderName::try_from(name.as_str());
+                Some(parsed.map_err(|_| format!("`{name}` is no name of a header"))?)
+            }
+            _ => None,
+        };
+        let counters = site.metrics.limit(side, &config.name);
+        Ok(Limit { config, buckets, matcher, header, counters, site, side })
+    }
+
+    fn view(&self, look: &Look<'_>) -> LimitView {
+        let (available, keys) = match &*self.buckets {
+            Buckets::One(bucket) => (Some(bucket.available(look.now, self.config.burst)), None),
+            Buckets::Keyed(keyed) => (None, Some(keyed.len())),
+        };
+        LimitView {
+            service: look.service.to_owned(),
+            rule: self.config.name.clone(),
+            rate: self.config.rate.to_string(),
+            burst: self.config.burst,
+            available,
+            keys,
+        }
+    }
+}
+
+// === impl Buckets ===
+
+impl Buckets {
+    fn new(config: &RateLimitConfig, now: Instant) -> Self {
+        match config.key {
+            Key::Global => Buckets::One(Gcra::new(now)),
+            _ => Buckets::Keyed(Box::new(Keyed::new(now, config.most_keys()))),
+        }
+    }
+
+    fn retune(&self, now: Instant, config: &RateLimitConfig) {
+        match self {
+            Buckets::One(bucket) => bucket.retune(now, config.rate),
+            Buckets::Keyed(keyed) => {
+                keyed.set_most(config.most_keys());
+                keyed.retune(now, config.rate);
+            }
+        }
+    }
+}

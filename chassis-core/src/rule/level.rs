@@ -1,0 +1,163 @@
+//! One level of the settings, as a concern sees it while its rules are compiled.
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{Environment, Problem};
+use crate::{
+    clock::Instant,
+    layer::balance::Picker,
+    site::Site,
+    types::{
+        Side,
+        matching::{Match, MatchRef, Matcher},
+    },
+};
+
+/// One key at one level of the settings: all services, one service, or one operation.
+pub(crate) struct Level<'a> {
+    pub(crate) side: Side,
+    /// Whom the settings are compiled for; on the server this service.
+    pub(crate) service: &'a Arc<str>,
+    pub(crate) environment: &'a Arc<Environment>,
+    place: Place<'a>,
+    key: &'static str,
+    named: Named<'a>,
+    findings: &'a mut Findings,
+}
+
+/// What settings give a name, for others to refer to.
+#[derive(Clone, Copy)]
+pub(crate) struct Named<'a> {
+    pub(crate) matches: &'a BTreeMap<String, Match>,
+    pub(crate) pickers: &'a BTreeMap<String, Arc<dyn Picker>>,
+}
+
+/// Where a level stands in the document.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// `inbound`, `outbound.defaults`, `outbound.services.stock`.
+    pub(crate) path: &'a str,
+    /// The operation whose level it is, if it is not that of a whole service.
+    pub(crate) operation: Option<&'a str>,
+}
+
+/// What compiling a version finds: all that is wrong with it, and what is to be done if nothing is.
+#[derive(Default)]
+pub(crate) struct Findings {
+    pub(crate) problems: Vec<Problem>,
+    accepted: Vec<Box<dyn FnOnce(Instant)>>,
+}
+
+// === impl Level ===
+
+impl<'a> Level<'a> {
+    /// The level at `place`, compiled for calls of `service` on `side`; no key yet.
+    pub(crate) fn new(
+        side: Side,
+        service: &'a Arc<str>,
+        place: Place<'a>,
+        environment: &'a Arc<Environment>,
+        named: Named<'a>,
+        findings: &'a mut Findings,
+    ) -> Self {
+        Level { side, service, environment, place, key: "", named, findings }
+    }
+
+    /// From here on it is about `key`.
+    pub(crate) fn at(&mut self, key: &'static str) -> &mut Self {
+        self.key = key;
+        self
+    }
+
+    /// Is it the level of one operation?
+    pub(crate) fn is_operation(&self) -> bool {
+        self.place.operation.is_some()
+    }
+
+    /// Reports `message` about what stands `below` the key: `.scope`, `[0].name`, or nothing for the key itself.
+    pub(crate) fn problem(&mut self, below: &str, message: impl Into<String>) {
+        self.report(Problem::new(self.path(below), message));
+    }
+
+    /// Reports that `message`; `allowed` is what would be right.
+    pub(crate) fn problem_among(&mut self, below: &str, message: impl Into<String>, allowed: Vec<String>) {
+        self.report(Problem { allowed, ..Problem::new(self.path(below), message) });
+    }
+
+    /// Reports that `message` of a key that stands below; `allowed` are those that would be right.
+    pub(crate) fn problem_with_key(&mut self, key: &str, message: impl Into<String>, allowed: Vec<String>) {
+        let problem = Problem::new(self.path(&format!(".{key}")), message);
+        self.report(Problem { found: Some(key.to_owned()), allowed, ..problem });
+    }
+
+    /// The matcher written `below` the key; one that matches every call where none is written.
+    pub(crate) fn matcher(&mut self, below: &str, matching: Option<&MatchRef>) -> Matcher {
+        let Some(matching) = matching else { return Matcher::any() };
+        Matcher::compile(matching, self.named.matches).unwrap_or_else(|problem| {
+            let dot = if problem.path.is_empty() || problem.path.starts_with('[') { "" } else { "." };
+            let path = format!("{}{dot}{}", self.path(below), problem.path);
+            self.report(Problem { allowed: problem.allowed, ..Problem::new(path, problem.message) });
+            Matcher::any()
+        })
+    }
+
+    /// Pickers that have a name: those of the settings stand over those of the builder.
+    pub(crate) fn pickers(&self) -> BTreeMap<&'a String, &'a Arc<dyn Picker>> {
+        self.environment.pickers.iter().chain(self.named.pickers).collect()
+    }
+
+    /// The state of this name that belongs to the service, or to the operation whose level this is.
+    pub(crate) fn state<T: Send + Sync + 'static>(&self, name: &str, make: impl FnOnce() -> T) -> Arc<T> {
+        let (side, service) = (self.side, self.service);
+        let key = match self.place.operation {
+            None => format!("{side}/{service}/{name}"),
+            Some(operation) => format!("{side}/{service}/{operation}/{name}"),
+        };
+        self.environment.states.cell(&key, make)
+    }
+
+    /// Does `act` once the whole version is accepted: settings that are refused change no state.
+    pub(crate) fn on_accepted(&mut self, act: impl FnOnce(Instant) + 'static) {
+        self.findings.accepted.push(Box::new(act));
+    }
+
+    /// A new place to report from: figures, events, and at most one event a second.
+    pub(crate) fn site(&self) -> Arc<Site> {
+        self.environment.site()
+    }
+
+    fn path(&self, below: &str) -> String {
+        let Level { place: Place { path, operation }, key, .. } = self;
+        match (operation, path.is_empty()) {
+            (Some(operation), _) => format!("{path}.operations.{operation}.{key}{below}"),
+            (None, false) => format!("{path}.{key}{below}"),
+            (None, true) => format!("{key}{below}"),
+        }
+    }
+
+    fn report(&mut self, problem: Problem) {
+        self.findings.problems.push(problem);
+    }
+}
+
+// === impl Place ===
+
+impl<'a> Place<'a> {
+    /// The level of a whole service, or of all.
+    pub(crate) fn new(path: &'a str) -> Self {
+        Place { path, operation: None }
+    }
+
+    /// The level of `operation` below it.
+    pub(crate) fn of(self, operation: &'a str) -> Self {
+        Place { operation: Some(operation), ..self }
+    }
+}
+
+// === impl Findings ===
+
+impl Findings {
+    /// Does what was to be done once the version is accepted.
+    pub(crate) fn accept(self, now: Instant) {
+        self.accepted.into_iter().for_each(|act| act(now));
+    }
+}
