@@ -30,6 +30,16 @@ pub trait Protocol: Send + Sync + 'static {
         None
     }
 
+    /// Reads on through `chunk`, a part of a body, to where a message begins: so many bytes of it come before. It has
+    /// read the first byte of the message then, and goes on with the next byte. `None`, also the default: none
+    /// begins in it, and all of it was read. `position` is 0 at the start of a body; between the chunks the protocol
+    /// keeps there what it needs to know.
+    ///
+    /// To be implemented by protocols whose bodies are streams of messages, so that these can be bounded.
+    fn next_message(&self, _position: &mut u64, _chunk: &[u8]) -> Option<usize> {
+        None
+    }
+
     /// Writes a refusal: what the other side gets instead of an answer. That nothing was executed it may say
     /// only together with the [hop](Error::hop) that this is true of.
     fn refuse(&self, error: &Error) -> (StatusCode, HeaderMap, Body);

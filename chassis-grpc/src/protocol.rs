@@ -63,6 +63,11 @@ impl Protocol for Grpc {
         }
     }
 
+    /// Messages begin with their prefix: a byte of flags, four of the length.
+    fn next_message(&self, position: &mut u64, chunk: &[u8]) -> Option<usize> {
+        next_message(position, chunk)
+    }
+
     fn refuse(&self, error: &Error) -> (StatusCode, HeaderMap, Body) {
         let (status, headers) = Answer::of(error, Reader::There).into_head();
         (status, headers, Body::empty())
@@ -107,6 +112,37 @@ impl Protocol for Grpc {
 
     fn label_values<'a>(&self, call: &CallLabels<'a>) -> Vec<Cow<'a, str>> {
         vec!["grpc".into(), call.operation.into(), call.status.into(), call.error.into()]
+    }
+}
+
+/// [`Protocol::next_message`]: the low half of `position` is the length as far as it is read, then what is left of the
+/// message; above it stands how many bytes of the prefix are read, 0 between messages.
+fn next_message(position: &mut u64, chunk: &[u8]) -> Option<usize> {
+    const PREFIX: u64 = 5;
+    let mut at = 0;
+    loop {
+        let (read, mut length) = (*position >> 32, *position as u32);
+        match read {
+            0 => {
+                chunk.get(at)?;
+                *position = 1 << 32;
+                return Some(at);
+            }
+            PREFIX => {
+                let step = (chunk.len() - at).min(length as usize);
+                (at, length) = (at + step, length - step as u32);
+                *position = if length == 0 { 0 } else { PREFIX << 32 | u64::from(length) };
+                if length > 0 {
+                    return None;
+                }
+            }
+            _ => {
+                length = length << 8 | u32::from(*chunk.get(at)?);
+                at += 1;
+                let is_empty = read + 1 == PREFIX && length == 0;
+                *position = if is_empty { 0 } else { (read + 1) << 32 | u64::from(length) };
+            }
+        }
     }
 }
 

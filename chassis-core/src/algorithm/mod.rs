@@ -2,6 +2,7 @@
 //! and randomness come in.
 pub(crate) mod circuit;
 mod edit_distance;
+pub(crate) mod gcra;
 mod window;
 
 pub(crate) use self::edit_distance::edit_distance;

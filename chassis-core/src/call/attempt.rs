@@ -84,6 +84,7 @@ impl Call {
             extensions: self.extensions.clone(),
             body: Body::empty(),
             request: None,
+            checks: self.checks.as_ref().map(|checks| Box::new(checks.again())),
             completion: Completion {
                 call: closed(&self.completion.call),
                 attempt: closed(&self.completion.attempt),

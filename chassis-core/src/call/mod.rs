@@ -1,5 +1,6 @@
 //! One call on its way through the pipeline, and its answer on the way back.
 mod attempt;
+mod check;
 mod completion;
 mod failed;
 mod home;
@@ -17,9 +18,11 @@ use http_body::{Body as _, Frame, SizeHint};
 use smallvec::SmallVec;
 use tokio::time::Sleep;
 
+use self::check::Checks;
 use self::completion::{Completion, Of, Scope};
 pub(crate) use self::{
     attempt::Headers,
+    check::CallCheck,
     completion::{BuiltIn, while_panicked},
     home::Home,
 };
@@ -91,6 +94,8 @@ pub struct Call {
     pub body: Body,
     /// Stops what is still being sent when the answer is over or unwanted.
     request: Option<Abort>,
+    /// What layers want to know of the answer before it is judged; `None` for most calls.
+    checks: Option<Box<Checks>>,
     completion: Completion,
 }
 
@@ -157,6 +162,7 @@ impl Invocation {
             extensions: http::Extensions::new(),
             body,
             request: None,
+            checks: None,
             completion: Completion::new(now),
         }))
     }
@@ -260,8 +266,9 @@ impl Invocation {
         call.metadata = metadata;
         call.body = body;
         call.completion.head_arrived(call.deadline);
-        let mut verdict = call.judge_head();
-        if verdict.is_some_and(|verdict| verdict.is_odd()) {
+        let refused = call.checks.is_some().then(|| call.check_answer()).flatten();
+        let mut verdict = refused.or_else(|| call.judge_head());
+        if refused.is_none() && verdict.is_some_and(|verdict| verdict.is_odd()) {
             verdict = call.judge_odd(verdict);
         }
         match verdict {
@@ -491,7 +498,7 @@ pub(crate) fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<In
 impl Drop for Call {
     fn drop(&mut self) {
         if !self.completion.is_settled() {
-            let verdict = self.completion.verdict_of_drop();
+            let verdict = self.checked_drop().unwrap_or_else(|| self.completion.verdict_of_drop());
             self.settle(verdict);
         }
     }

@@ -71,6 +71,18 @@ impl Protocol for TestProtocol {
         call.metadata.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
     }
 
+    /// Messages end in a newline.
+    fn next_message(&self, position: &mut u64, chunk: &[u8]) -> Option<usize> {
+        for (at, byte) in chunk.iter().enumerate() {
+            let begins = *position == 0;
+            *position = u64::from(*byte != b'\n');
+            if begins {
+                return Some(at);
+            }
+        }
+        None
+    }
+
     fn refuse(&self, error: &Error) -> (StatusCode, HeaderMap, Body) {
         let mut metadata = HeaderMap::new();
         metadata.insert(REASON, HeaderValue::from_static(error.reason().name()));

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use super::gcra::{Gcra, Wait};
+use super::{Gcra, Wait};
 use crate::{clock::Instant, types::units::Rate};
 
 /// Buckets by key, of a bounded number: keys come from the network, and nobody may fill our memory.

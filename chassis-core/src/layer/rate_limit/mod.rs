@@ -4,7 +4,6 @@
 //! bucket. Rules are asked in order and all that match have to admit; what was taken for a call that
 //! is then refused, or given up while it waits, goes back.
 mod config;
-mod gcra;
 mod keys;
 mod rule;
 mod service;
@@ -12,8 +11,8 @@ mod service;
 pub(crate) use self::rule::RateLimitRule;
 pub use self::{
     config::{Key, RateLimitConfig},
-    gcra::{Gcra, Wait},
     keys::{Keyed, MostKeys},
     rule::{Buckets, Limit, LimitView},
     service::{RateLimit, RateLimitLayer},
 };
+pub use crate::algorithm::gcra::{Gcra, Wait};
