@@ -61,6 +61,8 @@ pub fn client<T: Transport>(runtime: &Runtime, service: &str, transport: &Arc<T>
         // above breaker and retry: what is refused here reached nobody and costs no attempt
         .layer(RateLimitLayer)
         .layer(ConcurrencyLayer { side: Side::Client })
+        // above retry: what a call may carry is bounded over all of its attempts; below what refuses it unread
+        .layer(crate::layer::message_limits::MessageLimitsLayer)
         // above retry, which would hide it; below limits, which it must not get around
         .layer(FaultLayer::new(At::Call))
         // above retry: it judges what the caller sees, and an open circuit costs no attempts
@@ -104,6 +106,8 @@ where
         // before anything that costs: who is over the limit is told at once
         .layer(RateLimitLayer)
         .layer(ConcurrencyLayer { side: Side::Server })
+        // below what refuses calls unread, around everything that reads or answers them
+        .layer(crate::layer::message_limits::MessageLimitsLayer)
         // inside the limits, as the handler it stands for is
         .layer(FaultLayer::new(At::Call))
         .layer(FaultLayer::new(At::Attempt))
@@ -132,8 +136,16 @@ pub fn chain(runtime: &Runtime, side: Side, service: &str) -> String {
     match side {
         Side::Client => {
             add(&["route", "trace", "metrics"], stages.names(Stage::Call, service));
-            let call =
-                ["fallback", "deadline", "rate_limit", "concurrency", "fault(call)", "breaker", "retry"];
+            let call = [
+                "fallback",
+                "deadline",
+                "rate_limit",
+                "concurrency",
+                "message_limits",
+                "fault(call)",
+                "breaker",
+                "retry",
+            ];
             add(&call, stages.names(Stage::Attempt, service));
             add(&["fault(attempt)", "balance", "attempt"], stages.names(Stage::Node, service));
             add(&["connect"], Vec::new());
@@ -141,7 +153,7 @@ pub fn chain(runtime: &Runtime, side: Side, service: &str) -> String {
         Side::Server => {
             add(&["route", "trace", "metrics"], stages.names(Stage::ServerCall, service));
             add(
-                &["panic", "deadline", "rate_limit", "concurrency", "fault", "context"],
+                &["panic", "deadline", "rate_limit", "concurrency", "message_limits", "fault", "context"],
                 stages.names(Stage::Handler, service),
             );
             add(&["handler"], Vec::new());

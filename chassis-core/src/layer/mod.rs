@@ -11,6 +11,7 @@ pub mod context;
 pub mod deadline;
 pub mod fallback;
 pub mod fault;
+pub mod message_limits;
 pub mod metrics;
 pub mod own;
 pub mod panic;

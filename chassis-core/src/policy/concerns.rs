@@ -45,6 +45,13 @@ macro_rules! concerns {
                     /// Layers of the user's own that it passes by.
                     pub(crate) layers: layer::own::Switched
                 } by layer::own::LayersRule;
+                /// What one call may carry: bytes of its answer, number and rate of its messages. Default `off`.
+                message_limits: Switch<layer::message_limits::MessageLimitsPatch> => {
+                    /// What one call may carry.
+                    pub message_limits: Option<Arc<layer::message_limits::MessageLimits>>
+                } by layer::message_limits::MessageLimitsRule, seen as
+                    /// Bounds on answers and messages.
+                    message_limits: layer::message_limits::MessageLimitsView;
             }
             // Keys of calls that go out: of services and of operations.
             outbound {

@@ -16,6 +16,7 @@ mod fallback;
 mod fault;
 mod inspect;
 mod membership;
+mod message_limits;
 mod metrics;
 mod names;
 mod panic;

@@ -119,7 +119,7 @@ async fn tower_layers_and_functions_stand_in_the_order_they_were_added() {
     bench.post().await.unwrap_err();
     assert_eq!(take(&trail), ["one", "two", "three", "three: UNAVAILABLE", "one: UNAVAILABLE"]);
     let stock = "route → trace → metrics → [one] → [two] → [three] → fallback → deadline → rate_limit → \
-                 concurrency → fault(call) → breaker → retry → fault(attempt) → balance → attempt → connect";
+                 concurrency → message_limits → fault(call) → breaker → retry → fault(attempt) → balance → attempt → connect";
     assert_eq!(chain(&bench, "stock"), stock);
     assert!(chain(&bench, "billing").contains("[one] → [not for this service] → [three]"));
 }
@@ -139,7 +139,7 @@ async fn servers_have_stages_too() {
     assert_eq!(take(&trail), ["outer", "inner", "outer: OK"]);
     assert_eq!(
         pipeline::chain(&bench.runtime, Side::Server, "orders"),
-        "route → trace → metrics → [outer] → panic → deadline → rate_limit → concurrency → fault → context → \
+        "route → trace → metrics → [outer] → panic → deadline → rate_limit → concurrency → message_limits → fault → context → \
          [inner] → handler"
     );
 }

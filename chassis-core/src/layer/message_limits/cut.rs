@@ -1,0 +1,70 @@
+//! What the two halves of a call share: a request that is over a bound ends its answer too.
+use std::{
+    mem,
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use crate::types::{Error, Verdict};
+
+/// Whether the request was cut off, for those who wait for the answer or read it.
+#[derive(Default)]
+pub(super) struct Cut(Mutex<State>);
+
+enum State {
+    /// With the one who waits for the answer, or reads it.
+    Open(Option<Waker>),
+    /// With the error, until it was taken.
+    Cut(Verdict, Option<Error>),
+}
+
+// === impl Cut ===
+
+impl Cut {
+    /// The request was cut off for `error`.
+    pub(super) fn set(&self, error: Error) {
+        let before = mem::replace(&mut *self.state(), State::Cut(Verdict::of(&error), Some(error)));
+        if let State::Open(Some(waker)) = before {
+            waker.wake();
+        }
+    }
+
+    /// Resolves with the error once the request is cut off; once.
+    pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<Error> {
+        match &mut *self.state() {
+            State::Open(waker) => match waker {
+                Some(waker) => waker.clone_from(cx.waker()),
+                None => *waker = Some(cx.waker().clone()),
+            },
+            State::Cut(_, error) => return error.take().map_or(Poll::Pending, Poll::Ready),
+        }
+        Poll::Pending
+    }
+
+    /// The error, if the request was cut off and nobody has taken it.
+    pub(super) fn take(&self) -> Option<Error> {
+        match &mut *self.state() {
+            State::Open(_) => None,
+            State::Cut(_, error) => error.take(),
+        }
+    }
+
+    /// How the call ends, if the request was cut off.
+    pub(super) fn verdict(&self) -> Option<Verdict> {
+        match &*self.state() {
+            State::Open(_) => None,
+            State::Cut(verdict, _) => Some(*verdict),
+        }
+    }
+
+    /// Nothing panics while it is held.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        State::Open(None)
+    }
+}
