@@ -1,7 +1,7 @@
 //! What hyper's and h2's errors mean for a call: above all, whether it may have been executed.
 use chassis_core::{BoxError, Code, Error, Reason};
 
-use crate::h2::Broken;
+use crate::h2::{Broken, goaway};
 
 /// Before the head of the answer came, over HTTP/1.1.
 pub(crate) fn of_request(error: hyper::Error) -> Error {
@@ -66,23 +66,16 @@ pub(crate) fn of_silence() -> Error {
 
 /// h2 did not take the request: the connection was gone, or the headers are none that HTTP/2 has.
 pub(crate) fn of_unsent(error: h2::Error) -> Error {
-    let said = match is_of_connection(&error) {
+    let said = match goaway::is_of_connection(&error) {
         true => Error::remote(Reason::ConnectionLost, "the connection was gone").with_maybe_executed(false),
         false => Error::local(Reason::Internal, "the request could not be sent"),
     };
     said.with_source(error)
 }
 
-/// Is the connection over, rather than this request wrong?
-pub(crate) fn is_of_connection(error: &h2::Error) -> bool {
-    error.is_io() || error.is_go_away()
-}
-
 /// Before the head of the answer came, over HTTP/2.
 ///
-/// Executed it was certainly not when the server refused the stream, or said GOAWAY with a last
-/// stream below it: then h2 ends the stream with that GOAWAY as its error, whereas streams that the
-/// server still works on end with an I/O error, should the connection break.
+/// It was certainly not executed when the server refused the stream, by a reset or by GOAWAY.
 pub(crate) fn of_stream(error: &h2::Error) -> Error {
     use h2::Reason as H2;
     let by_peer = error.is_remote();
@@ -91,7 +84,7 @@ pub(crate) fn of_stream(error: &h2::Error) -> Error {
         _ if error.is_reset() && !by_peer && !error.is_library() => {
             Error::local(Reason::Cancelled, "the request broke off").with_maybe_executed(true)
         }
-        _ if error.is_go_away() && by_peer => {
+        _ if goaway::has_refused(error) => {
             Error::remote(Reason::StreamRefused, "the endpoint is going away and never saw the call")
         }
         Some(H2::REFUSED_STREAM) if error.is_reset() && by_peer => {
@@ -112,7 +105,7 @@ pub(crate) fn of_stream(error: &h2::Error) -> Error {
                 _ => Error::remote(Reason::Internal, message).with_code(code_of_reset(reason)),
             }
         }
-        Some(_) if error.is_go_away() => {
+        Some(_) if goaway::is_ours(error) => {
             Error::remote(Reason::Malformed, "the endpoint broke HTTP/2's rules")
         }
         _ => Error::remote(Reason::ConnectionLost, "the connection broke before the answer came"),

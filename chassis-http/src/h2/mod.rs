@@ -12,6 +12,7 @@ mod server;
 mod unsent;
 
 pub use self::client::H2Leaf;
+pub(crate) use self::client::goaway;
 pub(crate) use self::{
     flood::Abuse,
     frames::{HeaderLimit, Unfinished},

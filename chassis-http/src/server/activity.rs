@@ -11,7 +11,7 @@ use std::{
 use chassis_core::Random;
 use tokio::time::Instant;
 
-use super::FAREWELL;
+use super::CLOSE_GRACE;
 use crate::{
     ServerConfig,
     h2::{Shares, Streams, Unfinished, Unsent, Windows},
@@ -245,13 +245,13 @@ impl Watch {
             return Act::CutOff;
         }
         match self.cut {
-            Some(cut) if cut.is_some_and(|cut| now >= cut) || now >= self.idle.0 + FAREWELL => Act::Close,
-            Some(cut) => Act::Wait(cut.map_or(now + FAREWELL, |cut| cut.min(now + FAREWELL))),
+            Some(cut) if cut.is_some_and(|cut| now >= cut) || now >= self.idle.0 + CLOSE_GRACE => Act::Close,
+            Some(cut) => Act::Wait(cut.map_or(now + CLOSE_GRACE, |cut| cut.min(now + CLOSE_GRACE))),
             None if self.expires.is_some_and(|at| now >= at) => {
                 self.expires = None;
                 self.ask(now, self.grace)
             }
-            None if now >= self.idle.0 + self.idle_timeout => self.ask(now, Some(FAREWELL)),
+            None if now >= self.idle.0 + self.idle_timeout => self.ask(now, Some(CLOSE_GRACE)),
             None => {
                 let head = activity.head().unwrap_or(now) + self.header_timeout;
                 let idle = self.idle.0 + self.idle_timeout;
@@ -274,7 +274,7 @@ impl Watch {
     fn ask(&mut self, now: Instant, bound: Option<Duration>) -> Act {
         self.cut = Some(bound.map(|bound| now + bound));
         self.idle.0 = now;
-        Act::Ask(now + bound.map_or(FAREWELL, |bound| bound.min(FAREWELL)))
+        Act::Ask(now + bound.map_or(CLOSE_GRACE, |bound| bound.min(CLOSE_GRACE)))
     }
 }
 

@@ -14,7 +14,7 @@ use http::{Extensions, HeaderMap, Request, Response, StatusCode};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
-    FAREWELL, Port,
+    CLOSE_GRACE, Port,
     activity::{Act, Activity, InFlight, Watch},
     body::{ServerBody, Tracked},
     head::{Refused, switches_no_protocol},
@@ -86,7 +86,7 @@ pub(crate) async fn serve(port: Arc<Port>, stream: Stream) {
         }
     };
     if ended {
-        lent.close(FAREWELL).await;
+        lent.close(CLOSE_GRACE).await;
     }
 }
 

@@ -94,7 +94,7 @@ const REFUSING: usize = 64;
 /// Connections closed for what their peers do are told of once in so long.
 const TOLD: Duration = Duration::from_secs(1);
 /// How long a peer has to take note of what it is told last.
-pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
+pub(crate) const CLOSE_GRACE: Duration = Duration::from_secs(1);
 /// What they are told, whatever they speak: an HTTP/2 client sees that it is none of its frames.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     retry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
@@ -158,7 +158,7 @@ impl Server {
             return 0;
         }
         let cut = self.activities.in_flight();
-        self.tasks.end(FAREWELL).await;
+        self.tasks.end(CLOSE_GRACE).await;
         cut
     }
 
@@ -214,7 +214,7 @@ fn admit(port: &Arc<Port>, stream: Stream) -> Option<chassis_core::BoxFuture<'st
     port.refusing.fetch_add(1, AcqRel);
     let port = port.clone();
     Some(Box::pin(async move {
-        let _ = timeout(FAREWELL, tell_full(stream)).await;
+        let _ = timeout(CLOSE_GRACE, tell_full(stream)).await;
         port.refusing.fetch_sub(1, AcqRel);
     }))
 }

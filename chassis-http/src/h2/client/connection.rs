@@ -27,12 +27,13 @@ use tokio::{
 
 use super::{
     endpoint::Endpoint,
+    goaway::GoAway,
     sniffer::{Listener, Watched},
 };
 use crate::{
     ClientConfig,
     h2::{
-        frames::{ENHANCE_YOUR_CALM, HeaderLimit, NO_ERROR, Seen},
+        frames::{HeaderLimit, Seen},
         headers,
         keep_alive::Silence,
         read_budget::Turns,
@@ -60,8 +61,7 @@ pub(super) struct Entered<'a>(&'a Health);
 /// What its stream of bytes says of a connection.
 struct Health {
     over: AtomicBool,
-    /// The server said GOAWAY without an error, and nothing else was wrong.
-    orderly: AtomicBool,
+    goaway: GoAway,
     /// A call's time was up without a byte from the server: it has to say something before it gets more calls.
     doubted: AtomicBool,
     doubt: Notify,
@@ -115,7 +115,7 @@ async fn handshake(endpoint: &Arc<Endpoint>, stream: Stream) -> Result<Connectio
     let most_encoded = headers::most_encoded(config.max_header_list.as_u32());
     let stream = Watched::new(stream, ear, turns.clone(), most_encoded);
     let (sender, mut connection) = builder(config).handshake(stream).await?;
-    let interval = config.keep_alive_interval.0 * endpoint.ping_factor.load(Acquire);
+    let interval = endpoint.pings.interval(config.keep_alive_interval.0);
     let bound = config.keep_alive_timeout.get();
     let (ended, watched, ping) = (endpoint.clone(), health.clone(), connection.ping_pong());
     endpoint.link.tasks().spawn(async move {
@@ -182,10 +182,7 @@ impl Listener for Ear {
                 }
             }
             Seen::GoAway { code } => {
-                if code == ENHANCE_YOUR_CALM {
-                    endpoint.calm_down();
-                }
-                health.orderly.store(code == NO_ERROR, Release);
+                health.goaway.received(code, endpoint);
                 self.ended();
             }
             Seen::Abuse(abuse) => {
@@ -339,9 +336,9 @@ impl Connection {
         self.health.silent.load(Acquire)
     }
 
-    /// Is it over because the server said so, without an error?
+    /// Is it over without a failure, because the server announced it?
     pub(super) fn was_orderly(&self) -> bool {
-        self.health.orderly.load(Acquire)
+        self.health.goaway.is_orderly(self.has_served(), self.has_begun(), self.age())
     }
 }
 
@@ -364,7 +361,7 @@ impl Health {
     fn new(max_streams: usize) -> Self {
         Health {
             over: AtomicBool::new(false),
-            orderly: AtomicBool::new(false),
+            goaway: GoAway::default(),
             doubted: AtomicBool::new(false),
             doubt: Notify::new(),
             silent: AtomicBool::new(false),

@@ -92,7 +92,7 @@ impl Endpoint {
         if served {
             backoff.reset();
         }
-        let orderly = over.iter().all(|one| went_in_order(one));
+        let orderly = over.iter().all(|one| one.was_orderly());
         // Nothing is lost with a connection that went in good order and without a call: the next call brings the
         // next one.
         let is_needed = match orderly {
@@ -181,13 +181,3 @@ impl Endpoint {
         }
     }
 }
-
-/// Did the server say that it goes, without an error, and had it been of use? One that sends away what it has just
-/// let in is as good as none.
-fn went_in_order(connection: &Connection) -> bool {
-    let of_use = connection.has_served() || (!connection.has_begun() && connection.age() >= OF_USE);
-    connection.was_orderly() && of_use
-}
-
-/// A connection without calls that lasted so long did what it was there for.
-const OF_USE: Duration = Duration::from_secs(1);

@@ -1,7 +1,7 @@
 //! The connections to one endpoint, as calls see them: pick one, take a stream.
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::*},
+    atomic::{AtomicBool, AtomicUsize, Ordering::*},
 };
 
 use chassis_core::{Connection as State, Error, Link, Live, Reason, clock::Instant};
@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use super::{
     connection::{Connection, Entered, Sender},
     driver::drive,
+    goaway::PingPace,
 };
 use crate::{ClientConfig, failure, net::Connector, outgoing::Form};
 
@@ -24,8 +25,7 @@ pub(super) struct Endpoint {
     pub(super) wanted: AtomicBool,
     /// Tells the driver to look again.
     pub(super) poke: Notify,
-    /// How many times slower than configured the pings go, since the server complained.
-    pub(super) ping_factor: AtomicU32,
+    pub(super) pings: PingPace,
     driven: AtomicBool,
     closed: AtomicBool,
     /// Calls that wait for a stream, and what tells the first of them to look again.
@@ -52,9 +52,6 @@ enum Pick {
 /// Counts a call among those that wait.
 struct Waiting<'a>(&'a Endpoint);
 
-/// Pings never get slower than this many times the configured interval: with 10 s, 10 minutes.
-const SLOWEST_PINGS: u32 = 64;
-
 // === impl Endpoint ===
 
 impl Endpoint {
@@ -72,7 +69,7 @@ impl Endpoint {
             open: Live::new(Vec::new()),
             wanted: AtomicBool::new(false),
             poke: Notify::new(),
-            ping_factor: AtomicU32::new(1),
+            pings: PingPace::default(),
             driven: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
@@ -147,11 +144,6 @@ impl Endpoint {
             self.link.set(State::Ready);
         }
         self.tell_waiting();
-    }
-
-    /// Pings more slowly from the next connection on (gRPC's rule, proposal A8).
-    pub(super) fn calm_down(&self) {
-        let _ = self.ping_factor.fetch_update(AcqRel, Acquire, |n| (n < SLOWEST_PINGS).then_some(n * 2));
     }
 
     /// Lets a call that waits look again. Each wakes the next, so that none is missed.

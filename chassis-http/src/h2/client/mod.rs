@@ -5,6 +5,7 @@
 mod connection;
 mod driver;
 mod endpoint;
+pub(crate) mod goaway;
 mod sniffer;
 mod stream;
 
@@ -93,7 +94,7 @@ async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Fa
                     Ok((answer, stream)) => Ok((answer, stream, (!out.is_whole).then_some(out.body))),
                     // It was there a moment ago; if it is no more, nothing was sent.
                     Err(error) => {
-                        if failure::is_of_connection(&error) {
+                        if goaway::is_of_connection(&error) {
                             slot.retire();
                         }
                         Err(failure::of_unsent(error))
@@ -146,7 +147,7 @@ fn lost(error: h2::Error, stream: u32, slot: &Slot) -> Error {
         false => failure::of_stream(&error),
     };
     // What had not left when the connection ended nobody has seen.
-    let unsent = failure::is_of_connection(&error) && !slot.has_sent(stream);
+    let unsent = goaway::is_of_connection(&error) && !slot.has_sent(stream);
     let said = if unsent { said.with_maybe_executed(false) } else { said };
     said.with_source(error)
 }

@@ -2,6 +2,7 @@
 //!
 //! It is `h2`'s own, as on the side of the client, and not hyper's: an answer that is there goes out
 //! whole, head, message and trailers, without another look at it.
+mod goaway;
 mod life;
 mod streams;
 mod windows;
@@ -26,8 +27,9 @@ use http::{
     response,
 };
 use http_body::Body as _;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::Instant;
 
+use self::goaway::GoAway;
 pub(crate) use self::{
     life::Life,
     streams::{PREMATURE, Streams},
@@ -44,7 +46,7 @@ use super::{
 use crate::{
     Problem, hop,
     server::{
-        FAREWELL, Port, ServerBody,
+        Port, ServerBody,
         activity::shares,
         body::Tracked,
         connection::{Answering, Graceful, Requests},
@@ -71,8 +73,7 @@ pub(crate) struct Http2 {
     max_handlers: usize,
     /// How many resets had come when no stream was left to begin.
     resets: usize,
-    /// The peer has so long to take note that it is cut off.
-    closing: Option<Pin<Box<Sleep>>>,
+    goaway: GoAway,
 }
 
 /// One stream: first its answer is made, then it is sent. Both end early when the peer resets it.
@@ -122,7 +123,6 @@ impl Http2 {
         let max_handlers = MAX_HANDLERS.saturating_mul(port.config.max_streams.get() as usize);
         let trouble = Aside::new(trouble);
         let max_header_list = port.config.max_header_list.as_u32();
-        let (resets, closing) = (0, None);
         Ok(Http2 {
             connection,
             requests,
@@ -132,14 +132,9 @@ impl Http2 {
             limit,
             max_header_list,
             max_handlers,
-            resets,
-            closing,
+            resets: 0,
+            goaway: GoAway::default(),
         })
-    }
-
-    /// Says GOAWAY, and lets streams end that were begun.
-    pub(crate) fn ask(&mut self) {
-        self.connection.graceful_shutdown();
     }
 
     fn serve(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>, cx: &mut Context<'_>) {
@@ -190,39 +185,19 @@ impl Http2 {
         activity.streams.abuse().is_some()
     }
 
-    /// Tells the peer why it is cut off; all its streams end.
+    /// Cuts the peer off; all its streams end.
     #[cold]
     fn cut_off(&mut self) {
         if let Some(abuse) = self.requests.activity().streams.abuse() {
             self.requests.closed_for(abuse);
         }
-        self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
-        self.closing = Some(Box::pin(sleep(FAREWELL)));
-    }
-
-    /// Resolves once the peer was told, or took too long to read it.
-    #[cold]
-    fn poll_closing(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        // What was begun by then is not served.
-        while let Some(accepted) = match self.connection.poll_accept(cx) {
-            Poll::Ready(None) => return Poll::Ready(Ok(())),
-            Poll::Ready(accepted) => accepted,
-            Poll::Pending => None,
-        } {
-            drop(accepted?);
-        }
-        match &mut self.closing {
-            Some(over) => {
-                over.as_mut().poll(cx).map(|()| Err("the peer does not read why it is cut off".into()))
-            }
-            None => Poll::Pending,
-        }
+        self.goaway.cut_off(&mut self.connection);
     }
 
     /// h2 has its own bounds on floods.
     #[cold]
     fn failed(&self, error: h2::Error) -> BoxError {
-        if error.is_library() && error.is_go_away() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM) {
+        if goaway::is_of_flood(&error) {
             self.requests.closed_for(Abuse::Frames);
         }
         error.into()
@@ -234,8 +209,8 @@ impl Future for Http2 {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        if this.closing.is_some() {
-            return this.poll_closing(cx);
+        if this.goaway.is_cut_off() {
+            return this.goaway.poll_cut_off(&mut this.connection, cx);
         }
         let handed = this.requests.activity().windows.handed();
         // Each look for another call reads, too.
@@ -267,7 +242,7 @@ impl Future for Http2 {
             Some(error) => Poll::Ready(Err(error)),
             None => {
                 this.cut_off();
-                this.poll_closing(cx)
+                this.goaway.poll_cut_off(&mut this.connection, cx)
             }
         }
     }
@@ -275,7 +250,7 @@ impl Future for Http2 {
 
 impl Graceful for Http2 {
     fn ask(self: Pin<&mut Self>) {
-        self.get_mut().ask();
+        GoAway::announce(&mut self.get_mut().connection);
     }
 }
 
