@@ -3,7 +3,7 @@ use chassis_core::{Body, layer::fallback::Answer};
 use http::{HeaderMap, HeaderValue, StatusCode, header::CONTENT_TYPE};
 use prost::Message;
 
-use crate::protocol::{CONTENT_TYPE_GRPC, GRPC_STATUS};
+use crate::wire::{CONTENT_TYPE_GRPC, GRPC_STATUS};
 
 /// `message` as the answer of a fallback: in its frame, and with the trailers of success.
 ///

@@ -16,8 +16,8 @@ use tonic::Status;
 use crate::{
     details::{self, Reader},
     message::{self, Lengths, TooLong},
-    protocol::GRPC_STATUS,
     status::{self, Answer},
+    wire::GRPC_STATUS,
 };
 
 /// An answer as it leaves the pipeline. It never fails: an error on the way ends it with trailers that

@@ -19,7 +19,8 @@ use crate::{
     message::MAX_MESSAGE,
     protocol::{GRPC, grpc_status, not_grpc},
     status::Answer,
-    timeout::{self, GRPC_TIMEOUT},
+    timeout,
+    wire::GRPC_TIMEOUT,
 };
 
 /// Calls one service by its logical name, for any stub that tonic generates, unary and streaming.

@@ -11,32 +11,15 @@ use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use chassis_core::{Code, Error, Hop, Origin, Reason, wire::find};
-use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE};
 use prost::Message;
 use prost_types::Any;
 use tonic::metadata::{BinaryMetadataValue, MetadataMap};
 use tonic_types::pb;
 
-use crate::protocol::GRPC_STATUS;
-
-/// Whose `ErrorInfo` it is.
-pub(crate) const DOMAIN: &str = "chassis";
-
-/// The hop that an `ErrorInfo` is about, among its metadata.
-const HOP: &str = "hop";
-
-/// The reason, and the hop that it is about, of a status that has no `ErrorInfo`.
-const REASON: HeaderName = HeaderName::from_static("x-chassis-reason");
-/// The rule that spoke there.
-const RULE: HeaderName = HeaderName::from_static("x-chassis-rule");
-
-/// In this process alone: the service whose call ended with a status, for whoever passes it on.
-const UPSTREAM: HeaderName = HeaderName::from_static("x-chassis-upstream");
-
-const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
-const ERROR_INFO: &str = "google.rpc.ErrorInfo";
-const RETRY_INFO: &str = "google.rpc.RetryInfo";
-const DEBUG_INFO: &str = "google.rpc.DebugInfo";
+use crate::wire::{
+    DEBUG_INFO, ERROR_DOMAIN, ERROR_INFO, GRPC_DETAILS, GRPC_STATUS, HOP, REASON, RETRY_INFO, RULE, UPSTREAM,
+};
 
 /// From where a status is read: that decides whose refusal it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +45,7 @@ pub(crate) struct Refusal {
 impl Refusal {
     /// What the head or the trailers of an answer say; `None` if no chassis wrote them.
     pub(crate) fn read(metadata: &HeaderMap) -> Option<Self> {
-        let details = metadata.get(DETAILS).and_then(decode_header);
+        let details = metadata.get(GRPC_DETAILS).and_then(decode_header);
         details.and_then(|details| Self::decode(&details)).or_else(|| Self::read_bare(metadata))
     }
 
@@ -82,7 +65,7 @@ impl Refusal {
     /// What the details of a status say; `None` if no chassis wrote them.
     pub(crate) fn decode(details: &[u8]) -> Option<Self> {
         let status = pb::Status::decode(details).ok()?;
-        let info = status.details.iter().filter_map(error_info).find(|info| info.domain == DOMAIN)?;
+        let info = status.details.iter().filter_map(error_info).find(|info| info.domain == ERROR_DOMAIN)?;
         let says = |key: &str, value: &str| info.metadata.get(key).is_some_and(|v| v == value);
         Some(Refusal {
             // A newer chassis may know more reasons.
@@ -115,7 +98,7 @@ pub(crate) fn encode(error: &Error, message: &str, reader: Reader) -> Bytes {
         metadata.insert(HOP.to_owned(), hop);
     }
     let info =
-        pb::ErrorInfo { reason: error.reason().name().to_owned(), domain: DOMAIN.to_owned(), metadata };
+        pb::ErrorInfo { reason: error.reason().name().to_owned(), domain: ERROR_DOMAIN.to_owned(), metadata };
     let mut details = if is_bare(error, reader) { Vec::new() } else { vec![any(ERROR_INFO, &info)] };
     if let Some(after) = error.retry_after() {
         let retry_delay = prost_types::Duration::try_from(after).ok();
@@ -156,7 +139,7 @@ fn reason_and_hop(said: &str) -> (&str, Option<&str>) {
 
 /// The delay of a `RetryInfo`, whoever wrote it.
 pub(crate) fn read_retry_after(metadata: &HeaderMap) -> Option<Duration> {
-    decode_retry_after(&decode_header(metadata.get(DETAILS)?)?)
+    decode_retry_after(&decode_header(metadata.get(GRPC_DETAILS)?)?)
 }
 
 /// The same of the details of a status.
@@ -224,25 +207,25 @@ fn retain(metadata: &mut HeaderMap, keep: impl Fn(bool, Option<&str>) -> bool) -
 }
 
 fn retain_details(metadata: &mut HeaderMap, keep: impl Fn(&pb::ErrorInfo) -> bool) -> bool {
-    let Some(details) = find(metadata, &DETAILS).and_then(decode_header) else { return false };
+    let Some(details) = find(metadata, &GRPC_DETAILS).and_then(decode_header) else { return false };
     let Ok(mut status) = pb::Status::decode(details) else { return false };
     let all = status.details.len();
     status
         .details
-        .retain(|detail| error_info(detail).is_none_or(|info| info.domain != DOMAIN || keep(&info)));
+        .retain(|detail| error_info(detail).is_none_or(|info| info.domain != ERROR_DOMAIN || keep(&info)));
     let stripped = status.details.len() < all;
     if stripped && status.details.is_empty() {
-        metadata.remove(DETAILS);
+        metadata.remove(GRPC_DETAILS);
     } else if stripped {
-        metadata.insert(DETAILS, encode_header(&status.encode_to_vec()));
+        metadata.insert(GRPC_DETAILS, encode_header(&status.encode_to_vec()));
     }
     stripped
 }
 
 /// Takes the details out if they are not base64: tonic's stubs panic over such.
 pub(crate) fn sanitize(metadata: &mut HeaderMap) {
-    if find(metadata, &DETAILS).is_some_and(|value| decode_header(value).is_none()) {
-        metadata.remove(DETAILS);
+    if find(metadata, &GRPC_DETAILS).is_some_and(|value| decode_header(value).is_none()) {
+        metadata.remove(GRPC_DETAILS);
     }
 }
 
@@ -268,8 +251,8 @@ fn any(name: &str, message: &impl Message) -> Any {
 /// tonic knows gRPC's base64, with and without padding.
 fn decode_header(value: &HeaderValue) -> Option<Bytes> {
     let mut one = HeaderMap::with_capacity(1);
-    one.insert(DETAILS, value.clone());
-    MetadataMap::from_headers(one).get_bin(DETAILS.as_str())?.to_bytes().ok()
+    one.insert(GRPC_DETAILS, value.clone());
+    MetadataMap::from_headers(one).get_bin(GRPC_DETAILS.as_str())?.to_bytes().ok()
 }
 
 fn encode_header(bytes: &[u8]) -> HeaderValue {
@@ -285,7 +268,7 @@ mod tests {
 
     fn header(details: Vec<Any>) -> HeaderMap {
         let status = pb::Status { code: 14, message: "no".to_owned(), details };
-        HeaderMap::from_iter([(DETAILS, encode_header(&status.encode_to_vec()))])
+        HeaderMap::from_iter([(GRPC_DETAILS, encode_header(&status.encode_to_vec()))])
     }
 
     fn info(domain: &str) -> Any {
@@ -327,7 +310,7 @@ mod tests {
     fn only_a_chassis_refuses() {
         assert_eq!(Refusal::read(&HeaderMap::new()), None);
         assert_eq!(Refusal::read(&header(vec![info("googleapis.com"), retry(1, 0)])), None);
-        let read = Refusal::read(&header(vec![info("googleapis.com"), info(DOMAIN)])).unwrap();
+        let read = Refusal::read(&header(vec![info("googleapis.com"), info(ERROR_DOMAIN)])).unwrap();
         assert!(read.maybe_executed, "unless it says that it was not");
     }
 
@@ -335,16 +318,16 @@ mod tests {
     fn a_delay_is_read_from_anybody_and_never_negative() {
         assert_eq!(read_retry_after(&header(vec![retry(1, 5)])), Some(Duration::new(1, 5)));
         assert_eq!(read_retry_after(&header(vec![retry(-1, 0)])), None);
-        assert_eq!(read_retry_after(&header(vec![info(DOMAIN)])), None);
+        assert_eq!(read_retry_after(&header(vec![info(ERROR_DOMAIN)])), None);
     }
 
     #[test]
     fn strips_its_own_and_leaves_the_rest() {
-        let mut both = header(vec![info("googleapis.com"), info(DOMAIN), retry(1, 0)]);
+        let mut both = header(vec![info("googleapis.com"), info(ERROR_DOMAIN), retry(1, 0)]);
         strip(&mut both);
         assert_eq!(both, header(vec![info("googleapis.com"), retry(1, 0)]));
 
-        let mut only = header(vec![info(DOMAIN)]);
+        let mut only = header(vec![info(ERROR_DOMAIN)]);
         write_upstream(&mut only, "stock");
         strip(&mut only);
         assert!(only.is_empty(), "what is said within the process stays there");
@@ -404,20 +387,20 @@ mod tests {
             (&[("hop", "0 ? gateway")], false),
             (&[], false),
         ] {
-            let mut metadata = header(vec![info("googleapis.com"), about(DOMAIN, says), retry(1, 0)]);
+            let mut metadata = header(vec![info("googleapis.com"), about(ERROR_DOMAIN, says), retry(1, 0)]);
             assert_eq!(strip_foreign(&mut metadata, Some(&hop())), !stays, "{says:?}");
             assert_eq!(Refusal::read(&metadata).is_some(), stays, "{says:?}");
             assert_eq!(read_retry_after(&metadata), Some(Duration::from_secs(1)), "that is anybody's to say");
         }
-        let mut nobodys = header(vec![about(DOMAIN, &[no])]);
+        let mut nobodys = header(vec![about(ERROR_DOMAIN, &[no])]);
         assert!(strip_foreign(&mut nobodys, None), "without a name no refusal is believed");
-        assert!(!strip_foreign(&mut header(vec![info(DOMAIN)]), None));
+        assert!(!strip_foreign(&mut header(vec![info(ERROR_DOMAIN)]), None));
     }
 
     #[test]
     fn garbage_is_taken_out_for_stubs_and_passed_by_servers() {
         for (value, stays) in [("AAEC", true), ("AAECAw", true), ("AAECAw==", true), ("!garbage", false)] {
-            let mut metadata = HeaderMap::from_iter([(DETAILS, HeaderValue::from_static(value))]);
+            let mut metadata = HeaderMap::from_iter([(GRPC_DETAILS, HeaderValue::from_static(value))]);
             strip(&mut metadata);
             assert_eq!(metadata.len(), 1, "{value}");
             assert_eq!(Refusal::read(&metadata), None);

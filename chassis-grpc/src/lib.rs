@@ -21,6 +21,7 @@ mod services;
 mod status;
 mod timeout;
 mod transport;
+mod wire;
 
 pub use self::{
     answer::answer,

@@ -8,7 +8,10 @@ use chassis_core::wire::find;
 use http::{HeaderMap, HeaderValue};
 use tonic::Code;
 
-use crate::protocol::{GRPC_MESSAGE, GRPC_STATUS, percent_decode};
+use crate::{
+    protocol::percent_decode,
+    wire::{GRPC_MESSAGE, GRPC_STATUS},
+};
 
 /// tonic's limit, and that of most implementations: 4 MiB.
 pub(crate) const MAX_MESSAGE: usize = 4 * 1024 * 1024;

@@ -12,6 +12,7 @@ use crate::{
     details::{self, Reader, Refusal},
     status::Answer,
     timeout,
+    wire::{ATTEMPTS, GRPC_MEDIA_TYPE, GRPC_MESSAGE, GRPC_STATUS, GRPC_TIMEOUT, PUSHBACK},
 };
 
 /// gRPC over HTTP/2, after `doc/PROTOCOL-HTTP2.md` of the gRPC project.
@@ -26,13 +27,6 @@ pub struct Grpc;
 
 /// The one `Grpc` there need be.
 pub static GRPC: Grpc = Grpc;
-
-pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-pub(crate) const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-pub(crate) const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
-pub(crate) const ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
-pub(crate) const CONTENT_TYPE_GRPC: HeaderValue = HeaderValue::from_static(PLAIN);
-const PLAIN: &str = "application/grpc";
 
 /// After OpenTelemetry's semantic conventions for RPC, in their Prometheus spelling.
 static RPC: DurationFamilies = DurationFamilies {
@@ -99,7 +93,7 @@ impl Protocol for Grpc {
     }
 
     fn write_deadline(&self, metadata: &mut HeaderMap, remaining: Duration) {
-        metadata.insert(timeout::GRPC_TIMEOUT, timeout::format(remaining));
+        metadata.insert(GRPC_TIMEOUT, timeout::format(remaining));
     }
 
     fn status_label(&self, verdict: &Verdict) -> String {
@@ -172,7 +166,7 @@ pub(crate) fn not_grpc(status: StatusCode, metadata: &HeaderMap) -> Option<Code>
 /// parameters? (gRPC-Web is another protocol, and JSON another encoding.)
 pub(crate) fn is_grpc(metadata: &HeaderMap) -> bool {
     match find(metadata, &CONTENT_TYPE).map(HeaderValue::as_bytes) {
-        Some(value) if value == PLAIN.as_bytes() => true,
+        Some(value) if value == GRPC_MEDIA_TYPE.as_bytes() => true,
         Some(value) => subtype(value).is_some_and(|subtype| {
             let subtype = subtype.split(|byte| matches!(byte, b';' | b' ')).next().unwrap_or_default();
             subtype.is_empty() || subtype.eq_ignore_ascii_case(b"+proto")
@@ -188,8 +182,8 @@ pub(crate) fn names_grpc(metadata: &HeaderMap) -> Option<&HeaderValue> {
 
 /// What follows `application/grpc` in a content-type: nothing, `+` and an encoding, or parameters.
 fn subtype(content_type: &[u8]) -> Option<&[u8]> {
-    let (start, rest) = content_type.split_at_checked(PLAIN.len())?;
-    let is_grpc = start.eq_ignore_ascii_case(PLAIN.as_bytes());
+    let (start, rest) = content_type.split_at_checked(GRPC_MEDIA_TYPE.len())?;
+    let is_grpc = start.eq_ignore_ascii_case(GRPC_MEDIA_TYPE.as_bytes());
     (is_grpc && matches!(rest.first(), None | Some(b'+' | b';' | b' '))).then_some(rest)
 }
 

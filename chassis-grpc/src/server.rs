@@ -27,10 +27,11 @@ use crate::{
     body::ResponseBody,
     channel::trailers_only,
     details::Reader,
-    protocol::{ATTEMPTS, GRPC, is_grpc, names_grpc},
+    protocol::{GRPC, is_grpc, names_grpc},
     services::{GrpcServices, Malformed},
     status::Answer,
-    timeout::{self, GRPC_TIMEOUT},
+    timeout,
+    wire::{ATTEMPTS, GRPC_TIMEOUT},
 };
 
 /// Answers requests of gRPC with the services of a server, through its pipeline.

@@ -8,7 +8,8 @@ use tonic::{Status, metadata::MetadataMap};
 
 use crate::{
     details::{self, Reader, Refusal},
-    protocol::{CONTENT_TYPE_GRPC, GRPC_STATUS, PUSHBACK, http_status},
+    protocol::http_status,
+    wire::{CONTENT_TYPE_GRPC, GRPC_STATUS, PUSHBACK},
 };
 
 /// What is answered instead of a handler's reply.

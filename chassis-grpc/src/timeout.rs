@@ -1,10 +1,7 @@
 //! `grpc-timeout`: how long the caller is going to wait, in at most eight digits and a unit.
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue};
-
-/// Where the deadline travels, as what remains of it.
-pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+use http::HeaderValue;
 
 /// The units from the finest on, and their length in nanoseconds.
 const UNITS: [(u8, u64); 6] = [

@@ -21,6 +21,7 @@ mod outgoing;
 mod rest;
 mod settings;
 mod transport;
+pub mod wire;
 
 /// Byte streams, by address: what connections are made of, on both sides, before HTTP begins.
 ///
@@ -35,10 +36,11 @@ pub mod connector {
 
 // REST: what callers and handlers use.
 pub use self::rest::{
-    HTTP, Http, HttpClient, Problem, REFUSED, RequestBuilder, Response, RestEdge, RestFuture, RestLayer,
-    RestService, error,
+    HTTP, Http, HttpClient, Problem, RequestBuilder, Response, RestEdge, RestFuture, RestLayer, RestService,
+    error,
 };
 // Transports: how a pipeline reaches an endpoint.
+pub use self::wire::REFUSED;
 pub use self::{
     h1::H1Leaf,
     h2::H2Leaf,

@@ -7,7 +7,7 @@ use http::{
 };
 use http_body::Body as _;
 
-use crate::{ClientConfig, h2::headers, hop, settings::TIMEOUT};
+use crate::{ClientConfig, h2::headers, hop, wire::TIMEOUT};
 
 /// How requests to one endpoint are written.
 #[derive(Clone, Debug)]

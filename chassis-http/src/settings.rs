@@ -8,6 +8,8 @@ use chassis_core::{
 use http::HeaderName;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::wire::TIMEOUT;
+
 settings! {
     /// How a client reaches one endpoint.
     ///
@@ -128,9 +130,6 @@ pub enum HttpVersion {
     /// HTTP/2, by prior knowledge.
     Two,
 }
-
-/// Where REST calls say how many milliseconds their caller still waits, unless settings name another.
-pub(crate) const TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 
 impl Serialize for HttpVersion {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {

@@ -4,7 +4,10 @@
 //! end the connection, and we write no more than the peer allows.
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
-use crate::hop;
+use crate::{
+    hop,
+    wire::{GRPC_DETAILS, GRPC_MESSAGE, GRPC_STATUS},
+};
 
 /// Bytes of one list that fail its own call alone, in any case.
 const ALONE: u32 = 64 * 1024;
@@ -18,10 +21,6 @@ const FIELD: usize = 32;
 const STATUS_LINE: usize = FIELD + ":status".len() + 3;
 /// The four pseudo-headers of a request, without their values.
 const REQUEST_LINE: usize = 4 * FIELD + ":method:scheme:authority:path".len();
-
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-const GRPC_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
 /// Bytes of a list up to which h2 is to read all fields, where we allow `most`. Above, it leaves fields out; above four
 /// times as much it ends the connection.

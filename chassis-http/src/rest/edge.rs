@@ -35,9 +35,9 @@ use super::{
     protocol::{has_no_body, take_refusal},
 };
 use crate::{
-    HTTP, Problem, REFUSED, ServerConfig,
+    HTTP, Problem, ServerConfig,
     server::{Answer, Connected, HttpService, Received, ServerBody},
-    settings::TIMEOUT,
+    wire::{REFUSED, TIMEOUT},
 };
 
 /// Puts the server's pipeline around every route of a router.

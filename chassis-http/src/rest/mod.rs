@@ -11,5 +11,5 @@ pub use self::{
     client::{HttpClient, RequestBuilder, Response},
     edge::{RestEdge, RestFuture, RestLayer, RestService},
     problem::{Problem, error},
-    protocol::{HTTP, Http, REFUSED},
+    protocol::{HTTP, Http},
 };

@@ -10,7 +10,8 @@ use http::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::protocol::{REFUSED, retry_after};
+use super::protocol::retry_after;
+use crate::wire::{PROBLEM_JSON, REFUSED};
 
 /// A problem: what handlers return when they fail, and what callers read of a failing answer.
 ///
@@ -48,9 +49,6 @@ pub struct Problem {
     #[serde(skip)]
     retry_after: Option<Duration>,
 }
-
-/// The media type of a problem.
-const PROBLEM_JSON: &str = "application/problem+json";
 
 // === impl Problem ===
 

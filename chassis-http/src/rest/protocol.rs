@@ -10,13 +10,16 @@ use chassis_core::{
     wire::find,
 };
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
+    HeaderMap, HeaderValue, Method, StatusCode,
     header::{CONTENT_TYPE, RETRY_AFTER},
 };
 use http_body::Body as _;
 
 use super::problem::{Problem, code_of};
-use crate::h2;
+use crate::{
+    h2,
+    wire::{HOP, JSON, REFUSED, RETRY},
+};
 
 /// REST over HTTP, in any version.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,17 +27,6 @@ pub struct Http;
 
 /// The one there is.
 pub static HTTP: Http = Http;
-
-/// Names the [`Reason`] of a refusal: nothing was executed. Only the edge of a server sets it; what a
-/// handler sets is taken off, since a handler that passes on a refusal has itself been executed. Beside it
-/// `x-chassis-hop` repeats what the refused attempt was sent with; a client takes off a refusal of another hop.
-pub const REFUSED: HeaderName = HeaderName::from_static("x-chassis-refused");
-
-/// The [`Hop`] that a refusal is true of.
-pub(crate) const HOP: HeaderName = HeaderName::from_static("x-chassis-hop");
-
-/// `never`, on a failing answer: do not retry, it was tried again below already.
-const RETRY: HeaderName = HeaderName::from_static("x-chassis-retry");
 
 /// After OpenTelemetry's semantic conventions for HTTP, in their Prometheus spelling.
 static REQUESTS: DurationFamilies = DurationFamilies {
@@ -187,7 +179,7 @@ fn fault(error: &Error, details: &chassis_core::Details) -> (http::response::Par
     }
     if let Some(text) = &details.body {
         let kind = match serde_json::from_str::<serde::de::IgnoredAny>(text) {
-            Ok(_) => "application/json",
+            Ok(_) => JSON,
             Err(_) => "text/plain; charset=utf-8",
         };
         head.headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -208,6 +200,8 @@ pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
+
     use chassis_core::{Invocation, Operation, Target};
     use http::header::HOST;
 

@@ -2,14 +2,14 @@
 use std::borrow::Cow;
 
 use chassis_core::{Code, Reason};
-use http::StatusCode;
+use http::{HeaderName, StatusCode};
 use tonic::Status;
 use tonic_types::StatusExt;
 
-use crate::Problem;
-
-/// Whose `ErrorInfo` names a mechanism, a rule and an origin that a [`Problem`] has words for.
-const DOMAIN: &str = "chassis";
+use crate::{
+    Problem,
+    wire::{ERROR_DOMAIN, REASON, RULE, UPSTREAM},
+};
 
 /// The code and message, when trying again makes sense, and, where a chassis refused, the reason and the
 /// rule.
@@ -18,26 +18,26 @@ impl From<&Status> for Problem {
         let code = u16::try_from(i32::from(status.code())).map_or(Code::Unknown, Code::from_number);
         let mut problem =
             Problem::new(code.http_status()).detail(status.message().to_owned()).with_code(code);
-        if let Some(info) = status.get_details_error_info().filter(|info| info.domain == DOMAIN) {
+        if let Some(info) = status.get_details_error_info().filter(|info| info.domain == ERROR_DOMAIN) {
             let is_local = info.metadata.get("origin").is_some_and(|origin| origin == "local");
             if is_local && info.reason == Reason::TooLarge.name() {
                 problem.status = StatusCode::PAYLOAD_TOO_LARGE;
             }
             problem.rule = info.metadata.get("rule").cloned().map(Cow::Owned);
             problem.reason = Some(Cow::Owned(info.reason));
-        } else if let Some(said) = text(status, "x-chassis-reason") {
+        } else if let Some(said) = text(status, &REASON) {
             // Of DEADLINE_EXCEEDED and CANCELLED, which travel without an `ErrorInfo`.
             problem.reason = said.split(' ').next().map(|reason| Cow::Owned(reason.to_owned()));
-            problem.rule = text(status, "x-chassis-rule").map(|rule| Cow::Owned(rule.to_owned()));
+            problem.rule = text(status, &RULE).map(|rule| Cow::Owned(rule.to_owned()));
         }
-        problem.upstream = text(status, "x-chassis-upstream").map(|service| Cow::Owned(service.to_owned()));
+        problem.upstream = text(status, &UPSTREAM).map(|service| Cow::Owned(service.to_owned()));
         let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
         retry_after.into_iter().fold(problem, Problem::retry_after)
     }
 }
 
-fn text<'a>(status: &'a Status, name: &str) -> Option<&'a str> {
-    status.metadata().get(name)?.to_str().ok()
+fn text<'a>(status: &'a Status, name: &HeaderName) -> Option<&'a str> {
+    status.metadata().get(name.as_str())?.to_str().ok()
 }
 
 impl From<Status> for Problem {

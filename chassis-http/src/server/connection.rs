@@ -28,6 +28,7 @@ use crate::{
     h2::{Abuse, HeaderLimit, Http2, Life, Silence, Turns, refusal},
     hop,
     net::{Hangup, Peer, Stream},
+    wire::GRPC_TIMEOUT,
 };
 
 /// The requests of one connection.
@@ -195,7 +196,7 @@ impl Requests {
 
     /// How long the caller of a request with these headers waits, as far as it says so.
     pub(crate) fn allowed(&self, headers: &HeaderMap) -> Option<Duration> {
-        let grpc = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?));
+        let grpc = headers.get(GRPC_TIMEOUT).and_then(|value| grpc_timeout(value.to_str().ok()?));
         let rest = || headers.get(&self.port.config.timeout_header.0)?.to_str().ok()?.trim().parse().ok();
         grpc.or_else(|| rest().map(Duration::from_millis))
     }

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::activity::Activity;
-use crate::{h2::Life, net::Stream};
+use crate::{h2::Life, net::Stream, wire::PREFACE};
 
 /// What a connection is spoken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,8 +54,6 @@ pub(crate) struct Lent(oneshot::Receiver<Stream>);
 
 /// What is read for nothing at a connection's end: a peer that sends more than this is busy sending.
 const ON_ITS_WAY: usize = 2 * 1024 * 1024;
-/// What every HTTP/2 connection begins with.
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 // === impl Opening ===
 

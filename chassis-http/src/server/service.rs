@@ -5,7 +5,7 @@ use chassis_core::BoxFuture;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 
 use super::{body::ServerBody, received::Received};
-use crate::{Problem, net::Peer};
+use crate::{Problem, net::Peer, wire::GRPC_MEDIA_TYPE};
 
 /// The answer to a request, in time.
 pub type Answer = BoxFuture<'static, Response<ServerBody>>;
@@ -72,7 +72,7 @@ pub(crate) fn is_grpc(head: &HeaderMap) -> bool {
 
 /// Is `content_type` one of gRPC's?
 pub(crate) fn names_grpc(content_type: &HeaderValue) -> bool {
-    content_type.as_bytes().starts_with(b"application/grpc")
+    content_type.as_bytes().starts_with(GRPC_MEDIA_TYPE.as_bytes())
 }
 
 fn unmatched(is_grpc: bool, method: &Method) -> Answer {

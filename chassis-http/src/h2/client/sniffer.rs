@@ -11,10 +11,13 @@ use tokio::{
     time::Instant,
 };
 
-use crate::h2::{
-    flood::FrameBudget,
-    frames::{Frames, Seen},
-    read_budget::Turns,
+use crate::{
+    h2::{
+        flood::FrameBudget,
+        frames::{Frames, Seen},
+        read_budget::Turns,
+    },
+    wire::PREFACE,
 };
 
 /// A stream whose frames are watched, both ways.
@@ -59,15 +62,13 @@ struct Sent {
 
 const HEADER: usize = 9;
 const HEADERS: u8 = 1;
-/// What comes before the first frame.
-const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 
 // === impl Watched ===
 
 impl<S, L: Listener> Watched<S, L> {
     /// A list of headers of more than `most_encoded` bytes ends the connection.
     pub(super) fn new(stream: S, listener: L, turns: Turns, most_encoded: usize) -> Self {
-        let sent = Sent { header: [0; HEADER], kept: 0, skip: PREFACE };
+        let sent = Sent { header: [0; HEADER], kept: 0, skip: PREFACE.len() };
         let budget = FrameBudget::new(Instant::now());
         Watched { stream, frames: Frames::default(), sent, listener, turns, budget, most_encoded, held: None }
     }
@@ -256,7 +257,7 @@ mod tests {
     #[test]
     fn finds_the_heads_that_left_in_pieces_of_any_size() {
         let frames = [
-            &[b'P'; PREFACE][..],
+            &[b'P'; PREFACE.len()][..],
             &[0, 0, 0, 4, 0, 0, 0, 0, 0],
             &[0, 0, 3, HEADERS, 4, 0, 0, 0, 1, 1, 1, 1],
             &[0, 0, 2, 0, 1, 0, 0, 0, 1, HEADERS, HEADERS],
@@ -265,7 +266,8 @@ mod tests {
         ]
         .concat();
         for size in 1..=frames.len() {
-            let (mut found, mut watched) = (Vec::new(), Sent { header: [0; HEADER], kept: 0, skip: PREFACE });
+            let (mut found, mut watched) =
+                (Vec::new(), Sent { header: [0; HEADER], kept: 0, skip: PREFACE.len() });
             frames.chunks(size).for_each(|piece| watched.read(piece, |stream| found.push(stream)));
             assert_eq!(found, [1, 259], "in pieces of {size}");
         }

@@ -22,7 +22,7 @@ use h2::{
     server::{Builder, Connection, SendResponse},
 };
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode,
+    HeaderMap, HeaderValue, Request, Response, StatusCode,
     header::{CONTENT_LENGTH, CONTENT_TYPE, DATE},
     response,
 };
@@ -55,6 +55,7 @@ use crate::{
         received::Received,
         service::names_grpc,
     },
+    wire::{GRPC_MEDIA_TYPE, GRPC_MESSAGE, GRPC_STATUS},
 };
 
 /// One connection; it is over when all its streams are, when its peer fell silent, or when it is cut off.
@@ -317,12 +318,10 @@ pub(crate) fn refusal(status: StatusCode, code: u16, words: String, is_grpc: boo
     let mut response = Response::new(ServerBody::empty());
     *response.status_mut() = if status.is_server_error() { StatusCode::OK } else { status };
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert("grpc-status", code.into());
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(GRPC_MEDIA_TYPE));
+    headers.insert(GRPC_STATUS, code.into());
     // Our own words are ASCII, and have no `%`.
-    headers.extend(
-        HeaderValue::try_from(words).ok().map(|words| (HeaderName::from_static("grpc-message"), words)),
-    );
+    headers.extend(HeaderValue::try_from(words).ok().map(|words| (GRPC_MESSAGE, words)));
     response
 }
 

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header::CONTENT_TYPE
 use serde::Serialize;
 
 use super::{HttpClient, Response, template};
-use crate::HTTP;
+use crate::{HTTP, wire::JSON};
 
 /// A request in the making; nothing is sent before [`send`](Self::send), which also tells what was
 /// wrong with it.
@@ -74,7 +74,7 @@ impl RequestBuilder {
         match serde_json::to_vec(value) {
             Ok(json) => {
                 self.body = Body::full(json);
-                self.headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
+                self.headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static(JSON));
             }
             Err(wrong) => self.is_wrong(format!("the body cannot be written as JSON: {wrong}")),
         }
