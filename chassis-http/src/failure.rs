@@ -60,7 +60,7 @@ pub(crate) fn of_large_request(size: usize, most: u32) -> Error {
 }
 
 /// The endpoint did not answer a ping in time, and the connection was given up.
-pub(crate) fn of_silence() -> Error {
+pub(crate) fn of_ping_timeout() -> Error {
     Error::remote(Reason::ConnectionLost, "the endpoint no longer answers pings")
 }
 

@@ -1,4 +1,4 @@
-//! Registries for chassis: where services say that they are there, and others learn of it.
+//! Registries for chassis: services register their instances, and clients find them.
 //!
 //! Each is behind the cargo feature of its name:
 //! - `memory`: `MemoryRegistry`, within one process, for tests and single-process use;
@@ -6,21 +6,21 @@
 //! - `file`: `FileRegistry`, a watched document of instances that something else writes;
 //! - `local` (Unix): `LocalRegistry`, lease files in a per-user directory. Needs nothing installed.
 //!
-//! All of them only tell what their source says. Keeping the last good set, distrusting an empty one and
-//! asking again after an error are the work of whoever watches.
+//! Each one reports what its source says, and no more. Core's cluster keeps the last good set, distrusts an empty one
+//! and asks again after an error.
 #![cfg_attr(docsrs, feature(doc_cfg))]
-#[cfg(any(feature = "memory", feature = "static"))]
-mod board;
-#[cfg(any(feature = "static", feature = "file"))]
-mod elsewhere;
 #[cfg(feature = "file")]
 mod file;
 #[cfg(all(feature = "local", unix))]
 mod local;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(any(feature = "static", feature = "file"))]
+mod noop;
 #[cfg(feature = "static")]
 mod r#static;
+#[cfg(any(feature = "memory", feature = "static"))]
+mod store;
 
 #[cfg(feature = "file")]
 pub use file::{FileConfig, FileRegistry};
@@ -31,7 +31,7 @@ pub use memory::{MemoryConfig, MemoryRegistry};
 #[cfg(feature = "static")]
 pub use r#static::{StaticConfig, StaticInstance, StaticRegistry};
 
-/// May `instance` be put up? Beyond what every instance must have, it must say whose it is.
+/// Checks an instance before it is registered: every instance needs an address, and here the name of its service too.
 #[cfg(any(feature = "memory", feature = "static", feature = "file", feature = "local"))]
 fn check(instance: &chassis_core::registry::Instance) -> Result<(), chassis_core::registry::RegistryError> {
     if instance.service.is_empty() {

@@ -12,7 +12,7 @@ use chassis_core::{
 
 use serde::Deserialize;
 
-use crate::board::Board;
+use crate::store::MembershipStore;
 
 /// Which one: the `registry` table when its `kind` is `memory`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -47,7 +47,7 @@ pub struct MemoryConfig {
 /// ```
 #[derive(Clone, Default)]
 pub struct MemoryRegistry {
-    board: Arc<Board>,
+    store: Arc<MembershipStore>,
     leases: Arc<Mutex<Leases>>,
 }
 
@@ -59,7 +59,7 @@ struct Leases {
 }
 
 /// A registry that others hold.
-type Held = (Weak<Board>, Weak<Mutex<Leases>>);
+type Held = (Weak<MembershipStore>, Weak<Mutex<Leases>>);
 
 struct Lease {
     registry: MemoryRegistry,
@@ -98,20 +98,20 @@ impl MemoryRegistry {
         static SHARED: Mutex<BTreeMap<String, Held>> = Mutex::new(BTreeMap::new());
         // Nothing panics while it is held; a poisoned lock would be as good as new.
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = shared.get(name).and_then(|(board, leases)| board.upgrade().zip(leases.upgrade()));
-        if let Some((board, leases)) = held {
-            return MemoryRegistry { board, leases };
+        let held = shared.get(name).and_then(|(store, leases)| store.upgrade().zip(leases.upgrade()));
+        if let Some((store, leases)) = held {
+            return MemoryRegistry { store, leases };
         }
-        shared.retain(|_, (board, leases)| board.strong_count() > 0 && leases.strong_count() > 0);
+        shared.retain(|_, (store, leases)| store.strong_count() > 0 && leases.strong_count() > 0);
         let new = MemoryRegistry::new();
-        shared.insert(name.to_owned(), (Arc::downgrade(&new.board), Arc::downgrade(&new.leases)));
+        shared.insert(name.to_owned(), (Arc::downgrade(&new.store), Arc::downgrade(&new.leases)));
         new
     }
 
     /// Adds `instance`, or replaces the one of its id.
     pub fn put(&self, instance: Instance) {
         let instance = Arc::new(instance);
-        self.board.change(&instance.service, |known| {
+        self.store.change(&instance.service, |known| {
             let all = entries(known);
             match find(all, &instance.id) {
                 Ok(at) => all[at] = instance.clone(),
@@ -123,7 +123,7 @@ impl MemoryRegistry {
 
     /// Takes the instance `id` of `service` away, as if it had gone. Was it there?
     pub fn remove(&self, service: &str, id: &str) -> bool {
-        self.board.change(service, |known| match known {
+        self.store.change(service, |known| match known {
             Membership::Known(all) => find(all, id).map(|at| all.remove(at)).is_ok(),
             Membership::Unknown | Membership::Deleted => false,
         })
@@ -134,7 +134,7 @@ impl MemoryRegistry {
         if let Membership::Known(all) = &mut membership {
             all.sort_by(|a, b| a.id.cmp(&b.id)); // as `find` expects
         }
-        self.board.set(service, membership);
+        self.store.set(service, membership);
     }
 }
 
@@ -152,7 +152,7 @@ impl Registry for MemoryRegistry {
         crate::check(&instance)?;
         let entry = (instance.service.clone(), instance.id.clone());
         let mut leases = self.leases.lock().expect("nobody panics while holding it");
-        let added = self.board.change(&entry.0, |known| {
+        let added = self.store.change(&entry.0, |known| {
             let all = entries(known);
             find(all, &entry.1).map_err(|at| all.insert(at, Arc::new(instance))).is_err()
         });
@@ -166,11 +166,11 @@ impl Registry for MemoryRegistry {
     }
 
     async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
-        Ok(self.board.follow(service))
+        Ok(self.store.follow(service))
     }
 
     async fn services(&self) -> Vec<String> {
-        self.board.services()
+        self.store.services()
     }
 
     fn never_blocks(&self) -> bool {

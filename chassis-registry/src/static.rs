@@ -13,7 +13,7 @@ use chassis_core::{
 };
 use serde::Deserialize;
 
-use crate::board::Board;
+use crate::store::MembershipStore;
 
 /// Which instances run: the `registry` table when its `kind` is `static`.
 ///
@@ -71,7 +71,7 @@ pub struct StaticInstance {
 /// ```
 #[derive(Clone, Default)]
 pub struct StaticRegistry {
-    board: Arc<Board>,
+    store: Arc<MembershipStore>,
 }
 
 /// The kind `static`. Its instances can change while the process runs, so it keeps the registry that it makes.
@@ -158,11 +158,11 @@ impl StaticRegistry {
     /// Replaces the configuration; one that makes no sense changes nothing.
     pub fn set(&self, config: StaticConfig) -> Result<(), RegistryError> {
         let mut instances = config.instances()?;
-        for gone in self.board.services().into_iter().filter(|service| !instances.contains_key(service)) {
-            self.board.set(&gone, Membership::Deleted);
+        for gone in self.store.services().into_iter().filter(|service| !instances.contains_key(service)) {
+            self.store.set(&gone, Membership::Deleted);
         }
         while let Some((service, all)) = instances.pop_first() {
-            self.board.set(&service, Membership::known(all));
+            self.store.set(&service, Membership::known(all));
         }
         Ok(())
     }
@@ -175,15 +175,15 @@ impl Registry for StaticRegistry {
     }
 
     async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
-        crate::elsewhere::register(&instance, self.name())
+        crate::noop::register(&instance, self.name())
     }
 
     async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
-        Ok(self.board.follow(service))
+        Ok(self.store.follow(service))
     }
 
     async fn services(&self) -> Vec<String> {
-        self.board.services()
+        self.store.services()
     }
 
     fn never_blocks(&self) -> bool {

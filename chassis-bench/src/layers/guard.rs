@@ -27,8 +27,9 @@ type Record = BTreeMap<String, Recorded>;
 /// Above what is recorded by this much is too much.
 const TOLERANCE: f64 = 0.02;
 
-/// So many instructions are no more than where names happen to fall in a hash table, seeded anew in each run.
-const LUCK: f64 = 50.0;
+/// Instructions by which two runs differ because names fall into other slots of a hash table, which is seeded anew in
+/// each run.
+const HASH_ORDER_INSTRUCTIONS: f64 = 50.0;
 
 /// Counts of allocations are exact but for what happens once in many calls: a table that grows.
 const PARTIAL_ALLOCATION: f64 = 0.5;
@@ -81,7 +82,7 @@ fn exceeding(recorded: &Record, now: &Record) -> Vec<String> {
         };
         let most = recorded.instructions * (1.0 + TOLERANCE);
         if now.ratio > recorded.ratio * (1.0 + TOLERANCE)
-            && now.instructions > most.max(recorded.instructions + LUCK)
+            && now.instructions > most.max(recorded.instructions + HASH_ORDER_INSTRUCTIONS)
         {
             found.push(format!(
                 "{row}: {} of bare tonic's instructions, recorded {}; {} in all, recorded {}",

@@ -65,10 +65,10 @@ struct Idle {
 }
 
 /// A request may still be on its way out when its answer is whole. After so long the connection goes.
-const LINGER: Duration = Duration::from_secs(1);
+const REUSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// An endpoint that closes connections after each answer, and does not say so, has done it by then: its FIN is right
 /// behind the answer.
-const FIN: Duration = Duration::from_millis(2);
+const FIN_DELAY: Duration = Duration::from_millis(2);
 /// A call that was given up sooner says nothing of its connection.
 const IMPATIENT: Duration = Duration::from_millis(100);
 
@@ -291,9 +291,9 @@ impl Lease {
             let tasks = pool.link.tasks().clone();
             tasks.spawn(async move {
                 if is_hasty {
-                    sleep(FIN).await;
+                    sleep(FIN_DELAY).await;
                 }
-                if let Ok(Ok(())) = timeout(LINGER, sender.ready()).await {
+                if let Ok(Ok(())) = timeout(REUSE_TIMEOUT, sender.ready()).await {
                     pool.put_idle(sender);
                 }
                 drop(permit);

@@ -9,7 +9,7 @@ use super::flood::Abuse;
 
 /// What was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Seen {
+pub(crate) enum FrameEvent {
     /// Anything at all.
     Bytes,
     /// A frame has begun.
@@ -38,7 +38,7 @@ pub(crate) struct FrameHead {
 
 /// Finds the frames in the bytes, which come in pieces of any size.
 #[derive(Debug, Default)]
-pub(crate) struct Frames {
+pub(crate) struct FrameParser {
     /// The current frame's header, then what is kept of its payload.
     kept: Vec<u8>,
     /// Bytes of the current frame that are skipped.
@@ -110,11 +110,11 @@ impl FrameHead {
     }
 }
 
-// === impl Frames ===
+// === impl FrameParser ===
 
-impl Frames {
+impl FrameParser {
     /// Goes on with `bytes`; returns how many frames begin in them.
-    pub(crate) fn read(&mut self, mut bytes: &[u8], hear: &mut impl FnMut(Seen)) -> usize {
+    pub(crate) fn read(&mut self, mut bytes: &[u8], emit: &mut impl FnMut(FrameEvent)) -> usize {
         let mut begun = 0;
         while !bytes.is_empty() && !self.lost {
             let skipped = self.skip.min(bytes.len());
@@ -125,7 +125,7 @@ impl Frames {
                 && let Some((header, rest)) = bytes.split_first_chunk::<HEADER>()
                 && let Some((payload, rest)) = rest.split_at_checked(wanted_payload(header))
             {
-                self.begins(header, payload, hear);
+                self.begins(header, payload, emit);
                 begun += 1;
                 bytes = rest;
                 continue;
@@ -137,7 +137,7 @@ impl Frames {
             if self.kept.len() == wanted && self.wanted() == wanted {
                 let mut kept = std::mem::take(&mut self.kept);
                 if let Some((header, payload)) = kept.split_first_chunk::<HEADER>() {
-                    self.begins(header, payload, hear);
+                    self.begins(header, payload, emit);
                 }
                 kept.clear();
                 self.kept = kept;
@@ -180,14 +180,14 @@ impl Frames {
     }
 
     /// A frame with this header, and so much of its payload as is wanted.
-    fn begins(&mut self, header: &[u8; HEADER], payload: &[u8], hear: &mut impl FnMut(Seen)) {
+    fn begins(&mut self, header: &[u8; HEADER], payload: &[u8], emit: &mut impl FnMut(FrameEvent)) {
         let [a, b, c, kind, flags, stream @ ..] = *header;
         if !std::mem::replace(&mut self.begun, true) && kind != SETTINGS {
             self.lost = true;
-            return hear(Seen::NotHttp2);
+            return emit(FrameEvent::NotHttp2);
         }
         let (length, stream) = (u32::from_be_bytes([0, a, b, c]), number(stream));
-        hear(Seen::Frame(FrameHead { kind, flags, length, stream }));
+        emit(FrameEvent::Frame(FrameHead { kind, flags, length, stream }));
         let length = length as usize;
         match kind {
             HEADERS | CONTINUATION => {
@@ -195,19 +195,19 @@ impl Frames {
                 self.list = before.saturating_add(length);
                 self.in_list = flags & END_HEADERS == 0;
             }
-            SETTINGS if flags & ACK == 0 => hear(Seen::Settings {
+            SETTINGS if flags & ACK == 0 => emit(FrameEvent::Settings {
                 max_streams: setting(payload, MAX_CONCURRENT_STREAMS),
                 max_header_list: setting(payload, MAX_HEADER_LIST_SIZE),
                 stream_window: setting(payload, INITIAL_WINDOW_SIZE),
             }),
             WINDOW_UPDATE => {
                 if let Ok(by) = payload.try_into() {
-                    hear(Seen::WindowUpdate { stream, by: number(by) });
+                    emit(FrameEvent::WindowUpdate { stream, by: number(by) });
                 }
             }
             GOAWAY => {
                 if let Some([_, _, _, _, code @ ..]) = payload.first_chunk::<8>() {
-                    hear(Seen::GoAway { code: u32::from_be_bytes(*code) });
+                    emit(FrameEvent::GoAway { code: u32::from_be_bytes(*code) });
                 }
             }
             _ => {}
@@ -275,42 +275,46 @@ mod tests {
 
     /// Whatever the pieces, the same is seen.
     #[track_caller]
-    fn check(frames: &[&[u8]], expected: &[Seen]) {
+    fn check(frames: &[&[u8]], expected: &[FrameEvent]) {
         let bytes = frames.concat();
         for size in 1..=bytes.len() {
-            let (mut watched, mut seen) = (Frames::default(), Vec::new());
+            let (mut parser, mut seen) = (FrameParser::default(), Vec::new());
             let pieces = bytes.chunks(size);
             let mut heads = 0;
-            let hear = &mut |one| match one {
-                Seen::Frame(_) => heads += 1,
+            let emit = &mut |one| match one {
+                FrameEvent::Frame(_) => heads += 1,
                 one => seen.push(one),
             };
-            let begun: usize = pieces.map(|piece| watched.read(piece, hear)).sum();
+            let begun: usize = pieces.map(|piece| parser.read(piece, emit)).sum();
             assert_eq!(seen, expected, "in pieces of {size}");
-            assert_eq!(begun, if watched.lost { 1 } else { frames.len() });
-            assert_eq!(heads, if watched.lost { 0 } else { frames.len() });
+            assert_eq!(begun, if parser.lost { 1 } else { frames.len() });
+            assert_eq!(heads, if parser.lost { 0 } else { frames.len() });
         }
     }
 
     #[test]
     fn finds_settings_and_goaway() {
         let settings =
-            |max_streams| Seen::Settings { max_streams, max_header_list: None, stream_window: None };
+            |max_streams| FrameEvent::Settings { max_streams, max_header_list: None, stream_window: None };
         check(&[&EMPTY, &ACKED], &[settings(None)]);
         check(&[&HUNDRED, &PING, &EMPTY], &[settings(Some(100)), settings(None)]);
-        check(&[&EMPTY, &PING, &CALM, &PING], &[settings(None), Seen::GoAway { code: ENHANCE_YOUR_CALM }]);
+        check(
+            &[&EMPTY, &PING, &CALM, &PING],
+            &[settings(None), FrameEvent::GoAway { code: ENHANCE_YOUR_CALM }],
+        );
     }
 
     #[test]
     fn tells_what_is_not_http2() {
-        check(&[b"HTTP/1.1 400 Bad Request\r\n\r\n"], &[Seen::NotHttp2]);
-        check(&[&PING, &EMPTY], &[Seen::NotHttp2]);
+        check(&[b"HTTP/1.1 400 Bad Request\r\n\r\n"], &[FrameEvent::NotHttp2]);
+        check(&[&PING, &EMPTY], &[FrameEvent::NotHttp2]);
     }
 
     #[test]
     fn a_large_frame_is_skipped() {
         let data = [&[0, 1, 0, 0, 0, 0, 0, 0, 1][..], &[SETTINGS; 256][..]].concat();
-        let seen = |max_streams| Seen::Settings { max_streams, max_header_list: None, stream_window: None };
+        let seen =
+            |max_streams| FrameEvent::Settings { max_streams, max_header_list: None, stream_window: None };
         check(&[&EMPTY, &data, &HUNDRED], &[seen(None), seen(Some(100))]);
         let settings = [&[0, 4, 0, SETTINGS, 0, 0, 0, 0, 0][..], &[9; 1024][..]].concat();
         check(&[&settings, &HUNDRED], &[seen(None), seen(Some(100))]);
@@ -321,13 +325,17 @@ mod tests {
         let both = [0, 0, 12, SETTINGS, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 100, 0, 6, 0, 0, 0x20, 0];
         check(
             &[&both],
-            &[Seen::Settings { max_streams: Some(100), max_header_list: Some(8192), stream_window: None }],
+            &[FrameEvent::Settings {
+                max_streams: Some(100),
+                max_header_list: Some(8192),
+                stream_window: None,
+            }],
         );
     }
 
     #[test]
     fn measures_a_list_over_all_its_frames() {
-        let mut frames = Frames::default();
+        let mut frames = FrameParser::default();
         let mut read = |bytes: &[u8]| {
             frames.read(bytes, &mut |_| {});
             frames.list()
@@ -346,8 +354,12 @@ mod tests {
         check(
             &[&window, &more],
             &[
-                Seen::Settings { max_streams: None, max_header_list: None, stream_window: Some(1 << 16) },
-                Seen::WindowUpdate { stream: 3, by: 256 },
+                FrameEvent::Settings {
+                    max_streams: None,
+                    max_header_list: None,
+                    stream_window: Some(1 << 16),
+                },
+                FrameEvent::WindowUpdate { stream: 3, by: 256 },
             ],
         );
     }
@@ -358,7 +370,7 @@ mod tests {
         let more = [0, 0, 1, CONTINUATION, END_HEADERS, 0, 0, 0, 1, 0x88];
         let data = [0, 0, 2, DATA, 0, 0, 0, 0, 1, 7, 7];
         let bytes = [&EMPTY[..], &headers, &more, &data, &PING].concat();
-        let mut frames = Frames::default();
+        let mut frames = FrameParser::default();
         let unfinished = bytes.iter().map(|byte| {
             frames.read(&[*byte], &mut |_| {});
             match frames.unfinished() {

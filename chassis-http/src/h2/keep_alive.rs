@@ -1,4 +1,4 @@
-//! How an HTTP/2 connection whose peer fell silent is found out: it is asked, by pings.
+//! Keep-alive of an HTTP/2 connection: pings find out that its peer no longer answers.
 use std::{
     future::{pending, poll_fn},
     sync::atomic::{AtomicU64, Ordering::*},
@@ -11,66 +11,66 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-/// When a connection was heard of last.
+/// Records when the last bytes came in, and sends pings when none do.
 #[derive(Debug)]
-pub(crate) struct Silence {
+pub(crate) struct KeepAlive {
     begun: Instant,
-    /// In milliseconds since it was begun.
-    heard: AtomicU64,
-    /// Somebody wants to know now.
-    asked: Notify,
+    /// When the last bytes came in, in milliseconds since `begun`.
+    received: AtomicU64,
+    /// A ping is to be sent at once.
+    ping_wanted: Notify,
 }
 
-// === impl Silence ===
+// === impl KeepAlive ===
 
-impl Silence {
+impl KeepAlive {
     pub(crate) fn new() -> Self {
-        Silence { begun: Instant::now(), heard: AtomicU64::new(0), asked: Notify::new() }
+        KeepAlive { begun: Instant::now(), received: AtomicU64::new(0), ping_wanted: Notify::new() }
     }
 
-    /// Something came in.
-    pub(crate) fn break_now(&self) {
-        self.heard.store(self.begun.elapsed().as_millis() as u64, Relaxed);
+    /// Records that bytes came in now.
+    pub(crate) fn received(&self) {
+        self.received.store(self.begun.elapsed().as_millis() as u64, Relaxed);
     }
 
-    /// When something came in last, to the millisecond.
-    pub(crate) fn heard(&self) -> chassis_core::clock::Instant {
-        self.last().into()
+    /// When the last bytes came in, to the millisecond.
+    pub(crate) fn last_received(&self) -> chassis_core::clock::Instant {
+        self.last_received_tokio().into()
     }
 
     /// The same on tokio's clock.
-    pub(crate) fn last(&self) -> Instant {
-        self.begun + Duration::from_millis(self.heard.load(Relaxed))
+    pub(crate) fn last_received_tokio(&self) -> Instant {
+        self.begun + Duration::from_millis(self.received.load(Relaxed))
     }
 
-    /// Has a ping sent now, unless one is on its way.
-    pub(crate) fn ask(&self) {
-        self.asked.notify_one();
+    /// Has a ping sent now, unless one is under way.
+    pub(crate) fn ping_now(&self) {
+        self.ping_wanted.notify_one();
     }
 
-    /// Resolves once a ping is not answered within `bound`, and nothing else came either. Pings go out
-    /// whenever nothing came in for `interval`, also without calls: a dead connection is to be found out
-    /// before it is needed. An interval of zero: never.
-    pub(crate) async fn lasts(&self, ping: Option<PingPong>, interval: Duration, bound: Duration) {
+    /// Resolves once a ping is not answered within `bound`, and no other bytes came in either. A ping is sent whenever
+    /// no bytes came in for `interval`, also without calls, so that a dead connection is found before it is needed. An
+    /// interval of zero: never.
+    pub(crate) async fn timed_out(&self, ping: Option<PingPong>, interval: Duration, bound: Duration) {
         let Some(mut ping) = ping.filter(|_| !interval.is_zero()) else { return pending().await };
-        let mut is_asked = false;
+        let mut is_sent = false;
         loop {
-            let heard = self.heard.load(Relaxed);
-            let due = self.begun + Duration::from_millis(heard) + interval;
+            let received = self.received.load(Relaxed);
+            let due = self.begun + Duration::from_millis(received) + interval;
             if Instant::now() < due {
                 tokio::select! {
                     () = sleep_until(due) => continue,
-                    () = self.asked.notified(), if !is_asked => {}
+                    () = self.ping_wanted.notified(), if !is_sent => {}
                 }
             }
-            if !std::mem::replace(&mut is_asked, true) && ping.send_ping(Ping::opaque()).is_err() {
-                return pending().await; // the connection is over, which itself will tell
+            if !std::mem::replace(&mut is_sent, true) && ping.send_ping(Ping::opaque()).is_err() {
+                return pending().await; // the connection has ended, and its own future reports that
             }
             match timeout(bound, poll_fn(|cx| ping.poll_pong(cx))).await {
-                Ok(Ok(_)) => is_asked = false,
+                Ok(Ok(_)) => is_sent = false,
                 Ok(Err(_)) => return pending().await,
-                // The answer may stand behind much else.
-                Err(_) if self.heard.load(Relaxed) != heard => {}
+                // The pong may stand behind many other frames.
+                Err(_) if self.received.load(Relaxed) != received => {}
                 Err(_) => return,
             }
         }

@@ -17,8 +17,8 @@ pub(crate) use self::{
     flood::Abuse,
     frames::{HeaderLimit, Unfinished},
     halves::{Broken, Inbound, Paced, length},
-    keep_alive::Silence,
-    read_budget::Turns,
-    server::{Http2, Life, Streams, Windows, refusal},
+    keep_alive::KeepAlive,
+    read_budget::ReadBudget,
+    server::{FrameMonitor, Http2, Streams, Windows, refusal},
     unsent::{Shares, Unsent},
 };

@@ -1,10 +1,10 @@
-//! Reading and writing in turns, on one HTTP/2 connection.
+//! A budget of reads for one poll of an HTTP/2 connection, so that it writes in between.
 //!
-//! h2 writes only once there is nothing more to read. Where much comes in, that is late: tokio has a task
-//! pause after 128 reads and writes, all of which are reads then. So a busy connection would read all that
-//! its peer may have on its way before it writes the first answer; and with such a connection at either
-//! end, one waits while the other works. Small calls come by the dozen in one read, so turns are measured by
-//! what a read brought too: with few calls in a turn, two processors do the work of both ends at once.
+//! h2 writes only once there is nothing more to read. Under load that is late: tokio's cooperative budget pauses a task
+//! after 128 reads and writes, all of which are reads then. A busy connection would read all that its peer has sent
+//! before it writes the first answer, and with such a connection at either end, one side waits while the other works.
+//! One read can bring dozens of small calls, so a read costs more the more it brings: with few calls in one poll, two
+//! processors work on both ends at once.
 use std::{
     sync::{
         Arc,
@@ -13,61 +13,62 @@ use std::{
     task::Context,
 };
 
-/// Breaks off when a turn has brought enough: that is begun, and what waits is written. Shared by a stream
-/// and the task that polls its connection.
+/// Makes `poll_read` return `Pending` once this poll has read enough, so that h2 starts the calls and writes. A stream
+/// shares it with the task that polls its connection. It counts what was spent.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Turns(Arc<AtomicUsize>);
+pub(crate) struct ReadBudget(Arc<AtomicUsize>);
 
-/// How much a turn may bring: sixteen reads of large frames, four of others, one or two full of small calls.
-/// Little enough that the peer soon has something to do, and enough that writes are worth their while: with
-/// four times as much two processors do half as many small calls.
-const TURN: usize = 64;
+/// The budget of one poll: sixteen reads of large frames, four of others, one or two that are full of small calls.
+/// Little enough that the peer soon has something to do, and enough that each write is worth its cost: four times as
+/// much, and two processors do half as many small calls.
+const BUDGET: usize = 64;
 const READ: usize = 16;
-/// One that brings much in few frames: a large message takes several of them, and answering each by itself
-/// costs a quarter more.
+/// The price of a read that brings much in few frames. A large message takes several reads, and an answer to each by
+/// itself costs a quarter more.
 const LARGE_READ: usize = 4;
-/// Bytes that come with each frame of a large read, or more.
+/// A read is large if it brings at least this many bytes for each frame.
 const LARGE: usize = 2048;
-/// What a frame adds to the read that brought it, and a call that was begun.
+/// What each frame adds to the price of its read.
 const FRAME: usize = 1;
+/// The price of a call that begins.
 const CALL: usize = 2;
 
-// === impl Turns ===
+// === impl ReadBudget ===
 
-impl Turns {
-    /// The task is polled anew.
-    pub(crate) fn begin(&self) {
+impl ReadBudget {
+    /// Fills the budget, at the beginning of a poll.
+    pub(crate) fn refill(&self) {
         self.0.store(0, Relaxed);
     }
 
-    /// Ends the turn.
-    pub(crate) fn end(&self) {
-        self.0.store(TURN, Relaxed);
+    /// Spends all that is left.
+    pub(crate) fn exhaust(&self) {
+        self.0.store(BUDGET, Relaxed);
     }
 
-    /// Is it the turn of something else? Then the task is polled again soon.
-    pub(crate) fn is_over(&self, cx: &mut Context<'_>) -> bool {
-        let over = self.0.load(Relaxed) >= TURN;
-        if over {
+    /// Is nothing left? Then the task is woken, to be polled again soon.
+    pub(crate) fn is_spent(&self, cx: &mut Context<'_>) -> bool {
+        let spent = self.0.load(Relaxed) >= BUDGET;
+        if spent {
             cx.waker().wake_by_ref();
         }
-        over
+        spent
     }
 
-    /// A read brought so many bytes, in which so many frames began.
-    pub(crate) fn read(&self, bytes: usize, frames: usize) {
+    /// Pays for a read of `bytes` in which `frames` frames begin.
+    pub(crate) fn spend_read(&self, bytes: usize, frames: usize) {
         let large = bytes >= LARGE * frames.max(1);
-        self.brought(if large { LARGE_READ } else { READ } + frames * FRAME);
+        self.spend(if large { LARGE_READ } else { READ } + frames * FRAME);
     }
 
-    /// A call was begun.
-    pub(crate) fn call(&self) {
-        self.brought(CALL);
+    /// Pays for a call that begins.
+    pub(crate) fn spend_call(&self) {
+        self.spend(CALL);
     }
 
-    /// One task at a time reads and begins calls.
-    fn brought(&self, more: usize) {
-        self.0.store(self.0.load(Relaxed) + more, Relaxed);
+    /// Only one task at a time reads and begins calls, so that a load and a store suffice.
+    fn spend(&self, price: usize) {
+        self.0.store(self.0.load(Relaxed) + price, Relaxed);
     }
 }
 
@@ -89,39 +90,39 @@ mod tests {
         }
     }
 
-    /// How many times the same can come in one turn.
+    /// Compares how many times `spend` fits into one poll.
     #[track_caller]
-    fn check(expected: usize, bring: impl Fn(&Turns)) {
+    fn check(expected: usize, spend: impl Fn(&ReadBudget)) {
         let cx = &mut Context::from_waker(Waker::noop());
-        let turns = Turns::default();
-        turns.begin();
-        let came = (0..1_000).take_while(|_| !turns.is_over(cx)).inspect(|_| bring(&turns)).count();
-        assert_eq!(came, expected);
+        let budget = ReadBudget::default();
+        budget.refill();
+        let spent = (0..1_000).take_while(|_| !budget.is_spent(cx)).inspect(|_| spend(&budget)).count();
+        assert_eq!(spent, expected);
     }
 
     #[test]
-    fn who_is_broken_off_is_polled_again() {
-        let (woken, turns) = (Arc::new(Count::default()), Turns::default());
+    fn a_task_that_has_to_pause_is_polled_again() {
+        let (woken, budget) = (Arc::new(Count::default()), ReadBudget::default());
         let waker = Waker::from(woken.clone());
         let cx = &mut Context::from_waker(&waker);
         for round in 1..=3 {
-            turns.begin();
-            for _ in 0..TURN / READ {
-                assert!(!turns.is_over(cx));
-                turns.read(100, 1);
+            budget.refill();
+            for _ in 0..BUDGET / READ {
+                assert!(!budget.is_spent(cx));
+                budget.spend_read(100, 1);
             }
-            assert!(turns.is_over(cx));
+            assert!(budget.is_spent(cx));
             assert_eq!(woken.0.load(SeqCst), round);
         }
     }
 
     #[test]
-    fn a_turn_is_measured_by_what_it_brings() {
-        check(4, |turns| turns.read(0, 0));
-        check(4, |turns| turns.read(500, 1));
-        check(1, |turns| turns.read(8 << 10, 60)); // full of small messages
-        check(1, |turns| (0..TURN / CALL).for_each(|_| turns.call()));
-        check(16, |turns| turns.read(8 << 10, 0)); // from within a large frame
-        check(13, |turns| turns.read(16 << 10, 1));
+    fn a_read_costs_by_what_it_brings() {
+        check(4, |budget| budget.spend_read(0, 0));
+        check(4, |budget| budget.spend_read(500, 1));
+        check(1, |budget| budget.spend_read(8 << 10, 60)); // full of small messages
+        check(1, |budget| (0..BUDGET / CALL).for_each(|_| budget.spend_call()));
+        check(16, |budget| budget.spend_read(8 << 10, 0)); // from within a large frame
+        check(13, |budget| budget.spend_read(16 << 10, 1));
     }
 }

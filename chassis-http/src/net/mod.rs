@@ -72,7 +72,7 @@ pub trait Listener: Send + 'static {
     fn address(&self) -> String;
 }
 
-/// Turns an accepted stream into the one HTTP is spoken on: TLS, a PROXY header. It runs in the
+/// ReadBudget an accepted stream into the one HTTP is spoken on: TLS, a PROXY header. It runs in the
 /// connection's own task, and the server bounds its time.
 #[async_trait]
 pub trait Acceptor: Send + Sync + 'static {

@@ -200,10 +200,8 @@ pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderName;
-
     use chassis_core::{Invocation, Operation, Target};
-    use http::header::HOST;
+    use http::{HeaderName, header::HOST};
 
     use super::*;
 

@@ -18,14 +18,14 @@ use super::{
     activity::{Act, Activity, InFlight, Watch},
     body::{ServerBody, Tracked},
     head::{Refused, switches_no_protocol},
-    io::{Heard, Opened, Opening, Version},
+    io::{Observer, Opened, Opening, Version},
     received::Received,
     service::{Answer, Connected},
 };
 use crate::{
     Problem,
     h1::Http1,
-    h2::{Abuse, HeaderLimit, Http2, Life, Silence, Turns, refusal},
+    h2::{Abuse, FrameMonitor, HeaderLimit, Http2, KeepAlive, ReadBudget, refusal},
     hop,
     net::{Hangup, Peer, Stream},
     wire::GRPC_TIMEOUT,
@@ -64,30 +64,31 @@ pub(crate) async fn serve(port: Arc<Port>, stream: Stream) {
     let mut extensions = Extensions::new();
     extensions.insert(connected.clone());
     let requests = Requests { port: port.clone(), connected, extensions, activity: activity.clone() };
-    let (ended, lent) = match version {
+    let (ended, returned) = match version {
         Version::H1 => {
             activity.head_bytes();
             let stream = stream.watched();
             let hangup = stream.hangup();
-            let (io, lent) = Opened::new(stream, opening, Heard::Heads(activity.clone()));
+            let (io, returned) = Opened::new(stream, opening, Observer::Http1(activity.clone()));
             let connection = Http1::new(&port.config, &hangup, io, requests);
-            (watch(&port, &activity, &peer, begun, hangup, connection).await, lent)
+            (watch(&port, &activity, &peer, begun, hangup, connection).await, returned)
         }
         Version::H2 => {
-            let silence = Arc::new(Silence::new());
-            let turns = Turns::default();
+            let keep_alive = Arc::new(KeepAlive::new());
+            let read_budget = ReadBudget::default();
             let limit = HeaderLimit::default();
-            let heard = Life::new(silence.clone(), turns.clone(), activity.clone(), limit.clone());
-            let (io, lent) = Opened::new(stream, opening, Heard::Life(heard));
-            let opened = Http2::begin(&port, io, silence, turns, limit, requests);
+            let monitor =
+                FrameMonitor::new(keep_alive.clone(), read_budget.clone(), activity.clone(), limit.clone());
+            let (io, returned) = Opened::new(stream, opening, Observer::Http2(monitor));
+            let opened = Http2::begin(&port, io, keep_alive, read_budget, limit, requests);
             let connection = timeout(port.config.header_timeout.get(), opened);
             let Ok(Ok(connection)) = connection.await else { return };
             // What comes in over HTTP/2 is always read, to its end.
-            (watch(&port, &activity, &peer, begun, Hangup::default(), connection).await, lent)
+            (watch(&port, &activity, &peer, begun, Hangup::default(), connection).await, returned)
         }
     };
     if ended {
-        lent.close(CLOSE_GRACE).await;
+        returned.close(CLOSE_GRACE).await;
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::activity::Activity;
-use crate::{h2::Life, net::Stream, wire::PREFACE};
+use crate::{h2::FrameMonitor, net::Stream, wire::PREFACE};
 
 /// What a connection is spoken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,29 +31,29 @@ pub(crate) struct Opening {
     given: usize,
 }
 
-/// A stream that begins with its opening again, and outlives whom it is lent to.
+/// A stream that begins with its opening again, and outlives whom it is returned to.
 pub(crate) struct Opened {
     stream: Option<Stream>,
     opening: Opening,
-    heard: Heard,
+    observer: Observer,
     /// What was to be written last has to wait.
     blocked: bool,
     back: Option<oneshot::Sender<Stream>>,
 }
 
 /// Who is told that bytes came in.
-pub(crate) enum Heard {
+pub(crate) enum Observer {
     /// Over HTTP/1.1: those of heads can come slowly.
-    Heads(Arc<Activity>),
+    Http1(Arc<Activity>),
     /// Over HTTP/2: the peer lives. It is read in turns, and its frames are looked at.
-    Life(Life),
+    Http2(FrameMonitor),
 }
 
 /// Where the stream comes back to.
-pub(crate) struct Lent(oneshot::Receiver<Stream>);
+pub(crate) struct ReturnedStream(oneshot::Receiver<Stream>);
 
 /// What is read for nothing at a connection's end: a peer that sends more than this is busy sending.
-const ON_ITS_WAY: usize = 2 * 1024 * 1024;
+const DISCARD_BYTES: usize = 2 * 1024 * 1024;
 
 // === impl Opening ===
 
@@ -81,9 +81,12 @@ impl Opening {
 // === impl Opened ===
 
 impl Opened {
-    pub(crate) fn new(stream: Stream, opening: Opening, heard: Heard) -> (Self, Lent) {
-        let (back, lent) = oneshot::channel();
-        (Opened { stream: Some(stream), opening, heard, blocked: false, back: Some(back) }, Lent(lent))
+    pub(crate) fn new(stream: Stream, opening: Opening, observer: Observer) -> (Self, ReturnedStream) {
+        let (back, returned) = oneshot::channel();
+        (
+            Opened { stream: Some(stream), opening, observer, blocked: false, back: Some(back) },
+            ReturnedStream(returned),
+        )
     }
 
     fn stream(&mut self) -> Pin<&mut Stream> {
@@ -93,8 +96,8 @@ impl Opened {
     fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &written {
             Poll::Ready(Ok(bytes)) => {
-                if let Heard::Life(life) = &mut self.heard {
-                    life.wrote(*bytes);
+                if let Observer::Http2(monitor) = &mut self.observer {
+                    monitor.wrote(*bytes);
                 }
                 if self.blocked {
                     self.activity().wrote(*bytes);
@@ -114,9 +117,9 @@ impl Opened {
     }
 
     fn activity(&self) -> &Activity {
-        match &self.heard {
-            Heard::Heads(activity) => activity,
-            Heard::Life(life) => life.activity(),
+        match &self.observer {
+            Observer::Http1(activity) => activity,
+            Observer::Http2(monitor) => monitor.activity(),
         }
     }
 }
@@ -141,17 +144,17 @@ impl AsyncRead for Opened {
         }
         let before = to.filled().len();
         let stream = Pin::new(this.stream.as_mut().expect("only taken out when dropped"));
-        if let Heard::Life(life) = &this.heard
-            && life.is_over(cx)
+        if let Observer::Http2(monitor) = &this.observer
+            && monitor.is_spent(cx)
         {
             return Poll::Pending;
         }
         ready!(stream.poll_read(cx, to))?;
         let read = &to.filled()[before..];
-        match &mut this.heard {
+        match &mut this.observer {
             _ if read.is_empty() => {}
-            Heard::Heads(activity) => activity.head_bytes(),
-            Heard::Life(life) => life.read(read),
+            Observer::Http1(activity) => activity.head_bytes(),
+            Observer::Http2(monitor) => monitor.read(read),
         }
         Poll::Ready(Ok(()))
     }
@@ -197,9 +200,9 @@ impl AsyncWrite for Opened {
     }
 }
 
-// === impl Lent ===
+// === impl ReturnedStream ===
 
-impl Lent {
+impl ReturnedStream {
     /// Closes the stream once the peer has, or `bound` is over.
     ///
     /// Closing with bytes unread resets the connection: then the peer may never see what it was told
@@ -214,7 +217,7 @@ impl Lent {
 /// Says that nothing more comes, and reads on until the peer says so too, or has sent what may have been on its way.
 pub(crate) async fn finish(stream: &mut Stream) -> io::Result<()> {
     stream.shutdown().await?;
-    let (mut ignored, mut left) = ([0; 4096], ON_ITS_WAY);
+    let (mut ignored, mut left) = ([0; 4096], DISCARD_BYTES);
     while left > 0 {
         match stream.read(&mut ignored).await? {
             0 => break,

@@ -90,9 +90,9 @@ struct Counted(Arc<AtomicUsize>);
 /// After an error of accept that another try would only repeat (no file descriptors left).
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// So many peers at once are told that the server is full; more are just closed.
-const REFUSING: usize = 64;
+const MAX_REFUSING: usize = 64;
 /// Connections closed for what their peers do are told of once in so long.
-const TOLD: Duration = Duration::from_secs(1);
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a peer has to take note of what it is told last.
 pub(crate) const CLOSE_GRACE: Duration = Duration::from_secs(1);
 /// What they are told, whatever they speak: an HTTP/2 client sees that it is none of its frames.
@@ -208,7 +208,7 @@ fn admit(port: &Arc<Port>, stream: Stream) -> Option<chassis_core::BoxFuture<'st
     drop(counted);
     let words = format!("`server.max_connections`, {}, are open", port.config.max_connections);
     port.refusals.tell(&port.name, StatusCode::SERVICE_UNAVAILABLE, &words);
-    if port.refusing.load(Acquire) >= REFUSING {
+    if port.refusing.load(Acquire) >= MAX_REFUSING {
         return None;
     }
     port.refusing.fetch_add(1, AcqRel);
@@ -247,7 +247,7 @@ impl Port {
         }
         let now = Instant::now();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_none_or(|at| now >= at + TOLD) {
+        if told.is_none_or(|at| now >= at + LOG_INTERVAL) {
             *told = Some(now);
             tracing::warn!(target: "chassis", port = &*self.name, %peer, reason, "connection closed for what its peer did");
         }

@@ -35,9 +35,9 @@ enum Kind {
 }
 
 /// A message that follows its head is there soon; whoever still sends after that is told to stop.
-const LINGER: Duration = Duration::from_secs(1);
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 /// The message of most calls; more is not read for nothing.
-const LINGER_BYTES: usize = 64 * 1024;
+const DISCARD_BYTES: usize = 64 * 1024;
 
 // === impl Received ===
 
@@ -91,13 +91,13 @@ impl Drop for Received {
         if !body.is_end_stream()
             && let Ok(runtime) = Handle::try_current()
         {
-            runtime.spawn(timeout(LINGER, read_on(body)));
+            runtime.spawn(timeout(DISCARD_TIMEOUT, read_on(body)));
         }
     }
 }
 
 async fn read_on(mut body: Inbound) {
-    let mut left = LINGER_BYTES;
+    let mut left = DISCARD_BYTES;
     while let Some(Ok(frame)) = body.frame().await {
         match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
             Some(less) => left = less,

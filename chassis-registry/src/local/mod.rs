@@ -3,7 +3,7 @@
 //! - `dir`: which directory, who may reach it, and names that are safe in it;
 //! - `lease`: the file of one instance, from its start to its end, however it ends;
 //! - `scan`: one look at the files of a service;
-//! - `stir`: when there is something to look at.
+//! - `dir_watcher`: file events of that directory, so that a scan runs soon after a change.
 use std::{future::pending, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
@@ -20,15 +20,15 @@ use tokio::{
 
 use self::{
     dir::Dir,
+    dir_watcher::DirWatcher,
     lease::{Entry, Lease, Refused},
     scan::Scan,
-    stir::Stir,
 };
 
 mod dir;
+mod dir_watcher;
 mod lease;
 mod scan;
-mod stir;
 
 /// Where lease files live and how long they hold: the `registry` table when its `kind` is `local`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -89,8 +89,8 @@ struct LocalRegistration {
 struct LocalWatcher {
     dir: Dir,
     poll: Duration,
-    stir: Stir,
-    /// When to look next, if nothing stirs before; `None` is now.
+    dir_watcher: DirWatcher,
+    /// The time of the next scan, if no event comes before; `None` is now.
     look_at: Option<Instant>,
     /// When it was looked last.
     looked: Option<Instant>,
@@ -105,13 +105,13 @@ struct LocalWatcher {
     answered: Option<Result<Vec<Arc<Instance>>, String>>,
 }
 
-/// Several events tell of one change; it is looked at when they are over.
+/// One change makes several events; the scan waits this long for the last of them.
 const SETTLE: Duration = Duration::from_millis(10);
-/// However much stirs, there is so long between two looks.
+/// The least time between two scans, however many events come.
 const BETWEEN: Duration = Duration::from_millis(50);
-/// So long between looks where nothing would be heard.
-const DEAF: Duration = Duration::from_millis(200);
-/// How often an id is tried for that seems taken: whoever looks at a dead process's file locks it for a moment.
+/// The time between two scans where the system reports no file events.
+const UNWATCHED_POLL: Duration = Duration::from_millis(200);
+/// Attempts to take an id that seems taken: a scan locks the file of a dead process for a moment.
 const TRIES: usize = 5;
 
 // === impl LocalConfig ===
@@ -196,12 +196,12 @@ impl Registry for LocalRegistry {
     async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
         let dir = self.open().await?;
         let (service, path) = (service.to_string(), dir.service(service)?);
-        let (poll, stir, look_at, looked) = (self.config.poll.get(), Stir::new(), None, None);
+        let (poll, dir_watcher, look_at, looked) = (self.config.poll.get(), DirWatcher::new(), None, None);
         let (scan, looking, heard, answered) = (None, None, false, None);
         Ok(Box::new(LocalWatcher {
             dir,
             poll,
-            stir,
+            dir_watcher,
             look_at,
             looked,
             service,
@@ -298,7 +298,7 @@ impl LocalWatcher {
         while let Some(at) = self.look_at.filter(|at| *at > Instant::now()) {
             tokio::select! {
                 biased;
-                () = self.stir.heard() => {
+                () = self.dir_watcher.changed() => {
                     let soon = Instant::now() + SETTLE;
                     let rested = self.looked.map_or(soon, |looked| looked + BETWEEN);
                     self.look_at = Some(at.min(soon.max(rested)));
@@ -314,7 +314,11 @@ impl LocalWatcher {
             None => {
                 self.rest().await;
                 // Before looking, or what happens in between would be missed.
-                let pause = if self.stir.follow(&self.path) { self.poll } else { self.poll.min(DEAF) };
+                let pause = if self.dir_watcher.follow(&self.path) {
+                    self.poll
+                } else {
+                    self.poll.min(UNWATCHED_POLL)
+                };
                 self.look_at = Some(Instant::now() + pause);
                 self.looked = Some(Instant::now());
                 let scan = self.scan.take().unwrap_or_else(|| Scan::new(&*self.service, self.path.clone()));

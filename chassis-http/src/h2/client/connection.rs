@@ -28,15 +28,15 @@ use tokio::{
 use super::{
     endpoint::Endpoint,
     goaway::GoAway,
-    sniffer::{Listener, Watched},
+    sniffer::{FrameObserver, FrameSniffer},
 };
 use crate::{
     ClientConfig,
     h2::{
-        frames::{HeaderLimit, Seen},
+        frames::{FrameEvent, HeaderLimit},
         headers,
-        keep_alive::Silence,
-        read_budget::Turns,
+        keep_alive::KeepAlive,
+        read_budget::ReadBudget,
     },
     net::Stream,
     settings::CLIENT_SEND_BUFFER,
@@ -74,21 +74,21 @@ struct Health {
     /// How many streams the server allows, or we do.
     max_streams: AtomicUsize,
     max_header_list: HeaderLimit,
-    silence: Silence,
+    keep_alive: KeepAlive,
 }
 
 /// Hears what the frames say.
-struct Ear {
+struct HealthObserver {
     endpoint: Arc<Endpoint>,
     health: Arc<Health>,
-    /// Is told whether the first frame was one of HTTP/2.
-    tell: Option<oneshot::Sender<bool>>,
+    /// Is is_http2 whether the first frame was one of HTTP/2.
+    first_frame: Option<oneshot::Sender<bool>>,
 }
 
 /// A call that was given up sooner says nothing of its connection.
-const IMPATIENT: Duration = Duration::from_millis(100);
+const MIN_WAIT: Duration = Duration::from_millis(100);
 /// How long a connection in doubt has to say anything: a pause of a garbage collector is shorter, mostly.
-const DOUBT: Duration = Duration::from_millis(250);
+const DOUBT_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Opens a connection, within the connect timeout: it is there once the server has sent its settings.
 pub(super) async fn open(endpoint: &Arc<Endpoint>) -> Result<Connection, BoxError> {
@@ -109,22 +109,23 @@ pub(super) async fn open(endpoint: &Arc<Endpoint>) -> Result<Connection, BoxErro
 async fn handshake(endpoint: &Arc<Endpoint>, stream: Stream) -> Result<Connection, BoxError> {
     let config = &endpoint.config;
     let health = Arc::new(Health::new(config.max_streams.get()));
-    let (tell, told) = oneshot::channel();
-    let turns = Turns::default();
-    let ear = Ear { endpoint: endpoint.clone(), health: health.clone(), tell: Some(tell) };
+    let (first_frame, is_http2) = oneshot::channel();
+    let read_budget = ReadBudget::default();
+    let observer =
+        HealthObserver { endpoint: endpoint.clone(), health: health.clone(), first_frame: Some(first_frame) };
     let most_encoded = headers::most_encoded(config.max_header_list.as_u32());
-    let stream = Watched::new(stream, ear, turns.clone(), most_encoded);
+    let stream = FrameSniffer::new(stream, observer, read_budget.clone(), most_encoded);
     let (sender, mut connection) = builder(config).handshake(stream).await?;
     let interval = endpoint.pings.interval(config.keep_alive_interval.0);
     let bound = config.keep_alive_timeout.get();
     let (ended, watched, ping) = (endpoint.clone(), health.clone(), connection.ping_pong());
     endpoint.link.tasks().spawn(async move {
         // Both have news hardly ever.
-        let silent = Aside::new(watched.silence.lasts(ping, interval, bound));
+        let silent = Aside::new(watched.keep_alive.timed_out(ping, interval, bound));
         let doubts = Aside::new(watched.stays_in_doubt(&ended));
         let mut connection = pin!(connection);
         let driven = poll_fn(|cx| {
-            turns.begin();
+            read_budget.refill();
             connection.as_mut().poll(cx)
         });
         tokio::select! {
@@ -136,7 +137,7 @@ async fn handshake(endpoint: &Arc<Endpoint>, stream: Stream) -> Result<Connectio
         watched.over.store(true, Release);
         ended.lost();
     });
-    match told.await {
+    match is_http2.await {
         Ok(true) => Ok(Connection::new(sender, health)),
         Ok(false) => Err("what answers does not speak HTTP/2".into()),
         Err(_) => Err("the connection closed before the server said anything".into()),
@@ -158,60 +159,60 @@ fn builder(config: &ClientConfig) -> Builder {
     builder
 }
 
-// === impl Ear ===
+// === impl HealthObserver ===
 
-impl Listener for Ear {
-    fn hear(&mut self, seen: Seen) {
+impl FrameObserver for HealthObserver {
+    fn on_event(&mut self, event: FrameEvent) {
         let (endpoint, health) = (&self.endpoint, &self.health);
-        match seen {
-            Seen::Bytes => {
-                health.silence.break_now();
+        match event {
+            FrameEvent::Bytes => {
+                health.keep_alive.received();
                 if health.doubted.load(Acquire) {
                     health.doubted.store(false, Release);
                     endpoint.found();
                 }
             }
-            Seen::Settings { max_streams, max_header_list, .. } => {
+            FrameEvent::Settings { max_streams, max_header_list, .. } => {
                 if let Some(most) = max_streams {
                     let most = usize::try_from(most).unwrap_or(usize::MAX);
                     health.max_streams.store(most.min(endpoint.config.max_streams.get()), Release);
                 }
                 health.max_header_list.set(max_header_list);
-                if let Some(tell) = self.tell.take() {
-                    let _ = tell.send(true);
+                if let Some(first_frame) = self.first_frame.take() {
+                    let _ = first_frame.send(true);
                 }
             }
-            Seen::GoAway { code } => {
+            FrameEvent::GoAway { code } => {
                 health.goaway.received(code, endpoint);
-                self.ended();
+                self.on_end();
             }
-            Seen::Abuse(abuse) => {
+            FrameEvent::Abuse(abuse) => {
                 let (service, address, reason) =
                     (endpoint.link.service(), endpoint.link.address(), abuse.name());
                 tracing::warn!(target: "chassis", service, address, reason, "connection closed for what the endpoint did");
                 endpoint.link.closed_for(reason);
-                self.ended();
+                self.on_end();
             }
-            Seen::Frame(_) | Seen::WindowUpdate { .. } => {}
-            Seen::NotHttp2 => {
-                if let Some(tell) = self.tell.take() {
-                    let _ = tell.send(false);
+            FrameEvent::Frame(_) | FrameEvent::WindowUpdate { .. } => {}
+            FrameEvent::NotHttp2 => {
+                if let Some(first_frame) = self.first_frame.take() {
+                    let _ = first_frame.send(false);
                 }
             }
         }
     }
 
-    fn sent(&mut self, stream: u32) {
+    fn on_head_sent(&mut self, stream: u32) {
         self.health.sent.store(stream, Release);
     }
 
-    fn ended(&mut self) {
+    fn on_end(&mut self) {
         if !self.health.over.swap(true, SeqCst) {
             self.endpoint.lost();
         }
     }
 
-    fn must_wait(&self) -> bool {
+    fn must_hold(&self) -> bool {
         self.health.over.load(SeqCst) && self.health.entered.load(SeqCst) > 0
     }
 }
@@ -266,10 +267,11 @@ impl Connection {
     /// the connection may be dead, and has to show that it is not before it gets more calls.
     pub(super) fn doubt(&self, since: Instant) -> bool {
         let health = &self.health;
-        let doubted = self.is_usable() && since.elapsed() >= IMPATIENT && health.silence.heard() < since;
+        let doubted =
+            self.is_usable() && since.elapsed() >= MIN_WAIT && health.keep_alive.last_received() < since;
         if doubted {
             health.doubted.store(true, Release);
-            health.silence.ask();
+            health.keep_alive.ping_now();
             health.doubt.notify_one();
         }
         doubted
@@ -369,7 +371,7 @@ impl Health {
             sent: AtomicU32::new(0),
             max_streams: AtomicUsize::new(max_streams),
             max_header_list: HeaderLimit::default(),
-            silence: Silence::new(),
+            keep_alive: KeepAlive::new(),
         }
     }
 
@@ -378,9 +380,9 @@ impl Health {
         loop {
             self.doubt.notified().await;
             let since = Instant::now();
-            sleep(DOUBT).await;
+            sleep(DOUBT_TIMEOUT).await;
             // There may have been word, and another doubt since.
-            let heard = self.silence.heard() >= since;
+            let heard = self.keep_alive.last_received() >= since;
             if !heard && self.doubted.load(Acquire) && !self.over.swap(true, AcqRel) {
                 endpoint.lost();
             }

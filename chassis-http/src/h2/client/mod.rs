@@ -143,7 +143,7 @@ async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Fa
 #[cold]
 fn lost(error: h2::Error, stream: u32, slot: &Slot) -> Error {
     let said = match slot.is_silent() {
-        true => failure::of_silence(),
+        true => failure::of_ping_timeout(),
         false => failure::of_stream(&error),
     };
     // What had not left when the connection ended nobody has seen.

@@ -14,8 +14,8 @@ use tokio::{
 use crate::{
     h2::{
         flood::FrameBudget,
-        frames::{Frames, Seen},
-        read_budget::Turns,
+        frames::{FrameEvent, FrameParser},
+        read_budget::ReadBudget,
     },
     wire::PREFACE,
 };
@@ -23,31 +23,31 @@ use crate::{
 /// A stream whose frames are watched, both ways.
 ///
 /// A request that h2 refuses because the connection has just ended is lost with its headers. So h2 learns that a
-/// connection ends (by GOAWAY, its end, or an error) only once the [`Listener`] knows and no request is being
+/// connection ends (by GOAWAY, its end, or an error) only once the [`FrameObserver`] knows and no request is being
 /// handed over.
-pub(super) struct Watched<S, L> {
+pub(super) struct FrameSniffer<S, L> {
     stream: S,
-    frames: Frames,
+    frames: FrameParser,
     sent: Sent,
-    listener: L,
-    turns: Turns,
+    observer: L,
+    read_budget: ReadBudget,
     budget: FrameBudget,
     /// Encoded bytes that a list of headers may have.
     most_encoded: usize,
-    /// What was read last, and h2 has not seen.
+    /// What was read last, and h2 has not event.
     held: Option<io::Result<Bytes>>,
 }
 
 /// What is told of the frames.
-pub(super) trait Listener: Unpin {
+pub(super) trait FrameObserver: Unpin {
     /// This came in.
-    fn hear(&mut self, seen: Seen);
+    fn on_event(&mut self, event: FrameEvent);
     /// The head of this stream has left.
-    fn sent(&mut self, stream: u32);
+    fn on_head_sent(&mut self, stream: u32);
     /// Nothing more comes in.
-    fn ended(&mut self);
+    fn on_end(&mut self);
     /// Takes the connection no more requests, while one is being handed over that does not know?
-    fn must_wait(&self) -> bool;
+    fn must_hold(&self) -> bool;
 }
 
 /// Finds the heads in what goes out.
@@ -63,14 +63,23 @@ struct Sent {
 const HEADER: usize = 9;
 const HEADERS: u8 = 1;
 
-// === impl Watched ===
+// === impl FrameSniffer ===
 
-impl<S, L: Listener> Watched<S, L> {
+impl<S, L: FrameObserver> FrameSniffer<S, L> {
     /// A list of headers of more than `most_encoded` bytes ends the connection.
-    pub(super) fn new(stream: S, listener: L, turns: Turns, most_encoded: usize) -> Self {
+    pub(super) fn new(stream: S, observer: L, read_budget: ReadBudget, most_encoded: usize) -> Self {
         let sent = Sent { header: [0; HEADER], kept: 0, skip: PREFACE.len() };
         let budget = FrameBudget::new(Instant::now());
-        Watched { stream, frames: Frames::default(), sent, listener, turns, budget, most_encoded, held: None }
+        FrameSniffer {
+            stream,
+            frames: FrameParser::default(),
+            sent,
+            observer,
+            read_budget,
+            budget,
+            most_encoded,
+            held: None,
+        }
     }
 
     /// Looks at what has left of `bytes`.
@@ -85,15 +94,15 @@ impl<S, L: Listener> Watched<S, L> {
         for slice in bytes {
             let part = &slice[..left.min(slice.len())];
             left -= part.len();
-            self.sent.read(part, |stream| self.listener.sent(stream));
+            self.sent.read(part, |stream| self.observer.on_head_sent(stream));
         }
         Poll::Ready(written)
     }
 
     #[cold]
     fn failed(&mut self, cx: &Context<'_>, written: io::Result<usize>) -> Poll<io::Result<usize>> {
-        self.listener.ended();
-        if self.listener.must_wait() {
+        self.observer.on_end();
+        if self.observer.must_hold() {
             cx.waker().wake_by_ref();
             return Poll::Pending; // it fails again
         }
@@ -126,10 +135,10 @@ impl<S, L: Listener> Watched<S, L> {
     }
 }
 
-impl<S: AsyncRead + Unpin, L: Listener> AsyncRead for Watched<S, L> {
+impl<S: AsyncRead + Unpin, L: FrameObserver> AsyncRead for FrameSniffer<S, L> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.held.is_some() && this.listener.must_wait() {
+        if this.held.is_some() && this.observer.must_hold() {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -137,41 +146,41 @@ impl<S: AsyncRead + Unpin, L: Listener> AsyncRead for Watched<S, L> {
             return this.give(held, to);
         }
         let before = to.filled().len();
-        if this.turns.is_over(cx) {
+        if this.read_budget.is_spent(cx) {
             return Poll::Pending;
         }
         let mut read = ready!(Pin::new(&mut this.stream).poll_read(cx, to));
         let bytes = &to.filled()[before..];
         if read.is_err() || bytes.is_empty() {
-            this.listener.ended();
+            this.observer.on_end();
         } else {
-            this.listener.hear(Seen::Bytes);
-            let (listener, budget, mut paid) = (&mut this.listener, &mut this.budget, Ok(()));
-            let frames = this.frames.read(bytes, &mut |seen| {
-                if let Seen::Frame(frame) = &seen {
+            this.observer.on_event(FrameEvent::Bytes);
+            let (observer, budget, mut paid) = (&mut this.observer, &mut this.budget, Ok(()));
+            let frames = this.frames.read(bytes, &mut |event| {
+                if let FrameEvent::Frame(frame) = &event {
                     paid = paid.and_then(|()| budget.spend(frame, Instant::now));
                 }
-                listener.hear(seen);
+                observer.on_event(event);
             });
-            this.turns.read(bytes.len(), frames);
+            this.read_budget.spend_read(bytes.len(), frames);
             if let Err(abuse) = paid {
-                listener.hear(Seen::Abuse(abuse));
+                observer.on_event(FrameEvent::Abuse(abuse));
                 read = Err(io::Error::other(format!("the server was cut off: {}", abuse.name())));
             }
             if this.frames.list() > this.most_encoded {
                 let words = format!("a list of headers of more than {} bytes", this.most_encoded);
                 read = Err(io::Error::new(io::ErrorKind::InvalidData, words));
-                this.listener.ended();
+                this.observer.on_end();
             }
         }
-        if this.listener.must_wait() {
+        if this.observer.must_hold() {
             return this.hold(cx, read, to, before);
         }
         Poll::Ready(read)
     }
 }
 
-impl<S: AsyncWrite + Unpin, L: Listener> AsyncWrite for Watched<S, L> {
+impl<S: AsyncWrite + Unpin, L: FrameObserver> AsyncWrite for FrameSniffer<S, L> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = ready!(Pin::new(&mut this.stream).poll_write(cx, bytes));
@@ -279,15 +288,15 @@ mod tests {
         entered: Arc<AtomicBool>,
     }
 
-    impl Listener for Busy {
-        fn hear(&mut self, seen: Seen) {
-            self.ends |= matches!(seen, Seen::GoAway { .. });
+    impl FrameObserver for Busy {
+        fn on_event(&mut self, event: FrameEvent) {
+            self.ends |= matches!(event, FrameEvent::GoAway { .. });
         }
-        fn sent(&mut self, _: u32) {}
-        fn ended(&mut self) {
+        fn on_head_sent(&mut self, _: u32) {}
+        fn on_end(&mut self) {
             self.ends = true;
         }
-        fn must_wait(&self) -> bool {
+        fn must_hold(&self) -> bool {
             self.ends && self.entered.load(SeqCst)
         }
     }
@@ -297,8 +306,8 @@ mod tests {
         let (ours, mut theirs) = duplex(1024);
         theirs.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
         let entered = Arc::new(AtomicBool::new(true));
-        let listener = Busy { ends: false, entered: entered.clone() };
-        let mut stream = Watched::new(ours, listener, Turns::default(), 1024);
+        let observer = Busy { ends: false, entered: entered.clone() };
+        let mut stream = FrameSniffer::new(ours, observer, ReadBudget::default(), 1024);
         assert_eq!(stream.read(&mut [0; 64]).await.unwrap(), 9);
         peer(theirs).await;
         let read = tokio::spawn(async move {

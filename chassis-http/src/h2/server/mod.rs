@@ -3,7 +3,7 @@
 //! It is `h2`'s own, as on the side of the client, and not hyper's: an answer that is there goes out
 //! whole, head, message and trailers, without another look at it.
 mod goaway;
-mod life;
+mod monitor;
 mod streams;
 mod windows;
 
@@ -31,7 +31,7 @@ use tokio::time::Instant;
 
 use self::goaway::GoAway;
 pub(crate) use self::{
-    life::Life,
+    monitor::FrameMonitor,
     streams::{PREMATURE, Streams},
     windows::Windows,
 };
@@ -40,8 +40,8 @@ use super::{
     frames::HeaderLimit,
     halves::{Pump, length},
     headers,
-    keep_alive::Silence,
-    read_budget::Turns,
+    keep_alive::KeepAlive,
+    read_budget::ReadBudget,
 };
 use crate::{
     Problem, hop,
@@ -64,8 +64,8 @@ pub(crate) struct Http2 {
     requests: Requests,
     /// `Some`: the peer fell silent; `None`: it is to be cut off.
     trouble: Aside<BoxFuture<'static, Option<BoxError>>>,
-    heard: Arc<Silence>,
-    turns: Turns,
+    keep_alive: Arc<KeepAlive>,
+    read_budget: ReadBudget,
     /// Bytes of headers that the peer takes.
     limit: HeaderLimit,
     /// Bytes of headers that we take.
@@ -100,25 +100,25 @@ const MAX_HANDLERS: usize = 4;
 // === impl Http2 ===
 
 impl Http2 {
-    /// Begins to speak it on `io`; `heard` is told by that of what comes in, and it is read
-    /// in `turns`.
+    /// Begins to speak it on `io`; `keep_alive` is told by that of what comes in, and it is read
+    /// in `read_budget`.
     pub(crate) async fn begin(
         port: &Port,
         io: Opened,
-        heard: Arc<Silence>,
-        turns: Turns,
+        keep_alive: Arc<KeepAlive>,
+        read_budget: ReadBudget,
         limit: HeaderLimit,
         requests: Requests,
     ) -> Result<Self, h2::Error> {
         let mut connection = builder(port).handshake(io).await?;
         let (interval, bound) = (port.config.keep_alive_interval.0, port.config.keep_alive_timeout.get());
         let ping = connection.ping_pong();
-        let (silence, activity) = (heard.clone(), requests.activity().clone());
+        let (pings, activity) = (keep_alive.clone(), requests.activity().clone());
         let trouble: BoxFuture<'static, Option<BoxError>> = Box::pin(async move {
             tokio::select! {
                 biased;
                 () = activity.streams.abused() => None,
-                () = silence.lasts(ping, interval, bound) => Some("the peer no longer answers pings".into()),
+                () = pings.timed_out(ping, interval, bound) => Some("the peer no longer answers pings".into()),
             }
         });
         let max_handlers = MAX_HANDLERS.saturating_mul(port.config.max_streams.get() as usize);
@@ -128,8 +128,8 @@ impl Http2 {
             connection,
             requests,
             trouble,
-            heard,
-            turns,
+            keep_alive,
+            read_budget,
             limit,
             max_header_list,
             max_handlers,
@@ -140,7 +140,7 @@ impl Http2 {
 
     fn serve(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>, cx: &mut Context<'_>) {
         let streams = &self.requests.activity().streams;
-        let (number, began) = (streams.begin(), self.heard.last());
+        let (number, began) = (streams.begin(), self.keep_alive.last_received_tokio());
         if streams.resets() != self.resets && respond.poll_reset(cx).is_ready() {
             return self.skip(number, request.headers());
         }
@@ -215,11 +215,11 @@ impl Future for Http2 {
         }
         let handed = this.requests.activity().windows.handed();
         // Each look for another call reads, too.
-        this.turns.begin();
+        this.read_budget.refill();
         while let Poll::Ready(accepted) = this.connection.poll_accept(cx) {
             match accepted {
                 Some(Ok((request, respond))) => {
-                    this.turns.call();
+                    this.read_budget.spend_call();
                     this.serve(request, respond, cx);
                     if this.is_abused() {
                         break;

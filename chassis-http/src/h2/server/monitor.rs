@@ -6,40 +6,40 @@ use tokio::time::Instant;
 use crate::{
     h2::{
         flood::FrameBudget,
-        frames::{Frames, HeaderLimit, RESET, Seen, Unfinished},
-        keep_alive::Silence,
-        read_budget::Turns,
+        frames::{FrameEvent, FrameParser, HeaderLimit, RESET, Unfinished},
+        keep_alive::KeepAlive,
+        read_budget::ReadBudget,
     },
     server::activity::Activity,
 };
 
-/// Over HTTP/2: the peer lives. It is read in turns, and its frames are looked at.
-pub(crate) struct Life {
-    silence: Arc<Silence>,
-    turns: Turns,
+/// Over HTTP/2: the peer lives. It is read in read_budget, and its frames are looked at.
+pub(crate) struct FrameMonitor {
+    keep_alive: Arc<KeepAlive>,
+    read_budget: ReadBudget,
     activity: Arc<Activity>,
-    frames: Frames,
+    frames: FrameParser,
     limit: HeaderLimit,
     budget: FrameBudget,
     /// What was unfinished after the last read, whether it was a list of headers, and how many frames came before.
     unfinished: (Unfinished, bool, u64),
 }
 
-// === impl Life ===
+// === impl FrameMonitor ===
 
-impl Life {
+impl FrameMonitor {
     pub(crate) fn new(
-        silence: Arc<Silence>,
-        turns: Turns,
+        keep_alive: Arc<KeepAlive>,
+        read_budget: ReadBudget,
         activity: Arc<Activity>,
         limit: HeaderLimit,
     ) -> Self {
         let budget = FrameBudget::new(Instant::now());
-        Life {
-            silence,
-            turns,
+        FrameMonitor {
+            keep_alive,
+            read_budget,
             activity,
-            frames: Frames::default(),
+            frames: FrameParser::default(),
             limit,
             budget,
             unfinished: (Unfinished::Nothing, false, 0),
@@ -57,35 +57,36 @@ impl Life {
     }
 
     /// Is it the turn of something else? Then the task is polled again soon.
-    pub(crate) fn is_over(&self, cx: &mut Context<'_>) -> bool {
-        self.turns.is_over(cx)
+    pub(crate) fn is_spent(&self, cx: &mut Context<'_>) -> bool {
+        self.read_budget.is_spent(cx)
     }
 
     /// These bytes came in.
     pub(crate) fn read(&mut self, bytes: &[u8]) {
-        let Life { silence, turns, activity, frames, limit, budget, unfinished: last } = self;
-        silence.break_now();
+        let FrameMonitor { keep_alive, read_budget, activity, frames, limit, budget, unfinished: last } =
+            self;
+        keep_alive.received();
         let begun = frames.read(bytes, &mut |seen| {
             match seen {
-                Seen::Frame(frame) => {
+                FrameEvent::Frame(frame) => {
                     if frame.kind == RESET {
                         activity.streams.reset();
                     }
                     if let Err(abuse) = budget.spend(&frame, Instant::now) {
                         activity.streams.give_up(abuse);
                         // The connection's task looks at it before it reads on.
-                        turns.end();
+                        read_budget.exhaust();
                     }
                 }
-                Seen::Settings { max_header_list, stream_window, .. } => {
+                FrameEvent::Settings { max_header_list, stream_window, .. } => {
                     limit.set(max_header_list);
                     stream_window.into_iter().for_each(|bytes| activity.windows.set_stream(bytes));
                 }
-                Seen::WindowUpdate { stream: 0, by } => activity.windows.grant(by),
+                FrameEvent::WindowUpdate { stream: 0, by } => activity.windows.grant(by),
                 _ => {}
             }
         });
-        turns.read(bytes.len(), begun);
+        read_budget.spend_read(bytes.len(), begun);
         let unfinished = (frames.unfinished(), frames.is_in_list(), frames.count());
         // While the same frame, or list of headers, goes on, its first byte counts.
         let goes_on = unfinished.2 == last.2 || (unfinished.1 && last.1);

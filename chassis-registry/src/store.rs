@@ -1,4 +1,4 @@
-//! What is known of each service, within one process, and those who follow it.
+//! The memberships of all services, within one process, and their watchers.
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -8,34 +8,34 @@ use async_trait::async_trait;
 use chassis_core::registry::{Membership, RegistryError, Watcher};
 use tokio::sync::watch;
 
-/// One membership a service. Followers see the newest, not every one in between.
+/// Holds one membership for each service. Watchers see the newest, not every one in between.
 #[derive(Default)]
-pub(crate) struct Board {
+pub(crate) struct MembershipStore {
     services: Mutex<BTreeMap<String, watch::Sender<Membership>>>,
 }
 
-struct BoardWatcher {
+struct StoreWatcher {
     service: String,
     /// `None` only while it is dropped.
     news: Option<watch::Receiver<Membership>>,
     /// Keeps the sender alive, so that `news` never ends.
-    board: Arc<Board>,
+    store: Arc<MembershipStore>,
 }
 
-// === impl Board ===
+// === impl MembershipStore ===
 
-impl Board {
-    /// Changes what is known of `service` by `change`, which says whether it changed anything.
+impl MembershipStore {
+    /// Changes the membership of `service` by `change`, which returns whether it changed anything.
     pub(crate) fn change(&self, service: &str, change: impl FnOnce(&mut Membership) -> bool) -> bool {
         slot(&mut self.lock(), service).send_if_modified(change)
     }
 
-    /// Replaces what is known of `service`; followers hear of it if it differs.
+    /// Replaces the membership of `service`; watchers see it if it differs.
     pub(crate) fn set(&self, service: &str, membership: Membership) {
         self.change(service, |known| {
             let differs = *known != membership;
             if differs {
-                *known = membership; // else the copy that followers have stays the only one
+                *known = membership; // else watchers keep the only copy
             }
             differs
         });
@@ -43,11 +43,11 @@ impl Board {
 
     pub(crate) fn follow(self: &Arc<Self>, service: &str) -> Box<dyn Watcher> {
         let mut news = slot(&mut self.lock(), service).subscribe();
-        news.mark_changed(); // the first answer is what is known now
-        Box::new(BoardWatcher { service: service.to_owned(), news: Some(news), board: self.clone() })
+        news.mark_changed(); // the first answer is the membership as it is now
+        Box::new(StoreWatcher { service: service.to_owned(), news: Some(news), store: self.clone() })
     }
 
-    /// Forgets `service` if nothing is known of it and nobody follows it: names may come from input.
+    /// Removes `service` if its membership is unknown and it has no watcher: names may come from input.
     fn forget_unknown(&self, service: &str) {
         let mut services = self.lock();
         let is_unknown = |slot: &watch::Sender<Membership>| {
@@ -78,10 +78,10 @@ fn slot<'a>(
     services.entry(service.into()).or_insert_with(|| watch::Sender::new(Membership::Unknown))
 }
 
-// === impl BoardWatcher ===
+// === impl StoreWatcher ===
 
 #[async_trait]
-impl Watcher for BoardWatcher {
+impl Watcher for StoreWatcher {
     async fn next(&mut self) -> Result<Membership, RegistryError> {
         let Some(news) = &mut self.news else { return Err(RegistryError::new("the watcher is gone")) };
         news.changed().await.map_err(|e| RegistryError::new("the registry is gone").with_source(e))?;
@@ -89,10 +89,10 @@ impl Watcher for BoardWatcher {
     }
 }
 
-impl Drop for BoardWatcher {
+impl Drop for StoreWatcher {
     fn drop(&mut self) {
         self.news = None; // or it would be counted
-        self.board.forget_unknown(&self.service);
+        self.store.forget_unknown(&self.service);
     }
 }
 
@@ -102,19 +102,19 @@ mod tests {
 
     #[tokio::test]
     async fn names_that_nobody_knows_are_forgotten_with_their_last_watcher() {
-        let board = Arc::new(Board::default());
-        let held = || board.lock().len();
+        let store = Arc::new(MembershipStore::default());
+        let held = || store.lock().len();
         for n in 0..100 {
-            let mut watcher = board.follow(&format!("name-{n}"));
+            let mut watcher = store.follow(&format!("name-{n}"));
             assert_eq!(watcher.next().await.unwrap(), Membership::Unknown);
         }
         assert_eq!(held(), 0);
-        let (first, second) = (board.follow("stock"), board.follow("stock"));
+        let (first, second) = (store.follow("stock"), store.follow("stock"));
         drop(first);
         assert_eq!(held(), 1);
         // What is known is kept, and told to who follows it.
         let mut second = second;
-        board.set("stock", Membership::Deleted);
+        store.set("stock", Membership::Deleted);
         assert_eq!(second.next().await.unwrap(), Membership::Deleted);
         drop(second);
         assert_eq!(held(), 1);

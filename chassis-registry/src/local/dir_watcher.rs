@@ -1,4 +1,4 @@
-//! Hears what stirs in a directory, so that it need not be looked at all the time.
+//! File events of one directory, so that it need not be scanned all the time.
 use std::{
     fs,
     os::unix::fs::MetadataExt,
@@ -12,32 +12,32 @@ use notify::{
 };
 use tokio::sync::Notify;
 
-/// Listens to one directory, or to where it will be made, as far as the system lets it.
-pub(super) struct Stir {
-    bell: Arc<Notify>,
+/// Watches one directory, or its parent until it exists, as far as the system allows.
+pub(super) struct DirWatcher {
+    change: Arc<Notify>,
     watch: Option<RecommendedWatcher>,
-    /// The directory that is listened to, and its inode.
+    /// The watched directory, and its inode.
     followed: Option<(PathBuf, u64)>,
 }
 
-// === impl Stir ===
+// === impl DirWatcher ===
 
-impl Stir {
+impl DirWatcher {
     pub(super) fn new() -> Self {
-        let bell = Arc::new(Notify::new());
-        let ring = bell.clone();
-        let heard = move |event: notify::Result<notify::Event>| {
-            if event.map_or(true, |event| is_news(event.kind)) {
-                ring.notify_one();
+        let change = Arc::new(Notify::new());
+        let notify = change.clone();
+        let on_event = move |event: notify::Result<notify::Event>| {
+            if event.map_or(true, |event| is_change(event.kind)) {
+                notify.notify_one();
             }
         };
-        let watch = notify::recommended_watcher(heard)
+        let watch = notify::recommended_watcher(on_event)
             .inspect_err(|e| tracing::debug!("no file events, looking more often instead: {e}"))
             .ok();
-        Stir { bell, watch, followed: None }
+        DirWatcher { change, watch, followed: None }
     }
 
-    /// Listens to `path`, whichever directory that is by now. `false` where nothing would be heard.
+    /// Watches the directory that `path` names now. Returns `false` where the system reports no events.
     pub(super) fn follow(&mut self, path: &Path) -> bool {
         let Some(watch) = &mut self.watch else { return false };
         let inode = |path: &Path| Some((path.to_path_buf(), fs::metadata(path).ok()?.ino()));
@@ -52,15 +52,15 @@ impl Stir {
         self.followed.is_some()
     }
 
-    /// Resolves when something has stirred since this was awaited last.
-    pub(super) async fn heard(&self) {
-        self.bell.notified().await;
+    /// Resolves when something has changed since this was awaited last.
+    pub(super) async fn changed(&self) {
+        self.change.notified().await;
     }
 }
 
-/// Reading makes events too, ours among them, and so does every renewal of a lease. The end of a process
-/// closes the file of its lease.
-fn is_news(kind: EventKind) -> bool {
+/// Is it more than a read, ours among them, or the renewal of a lease? The end of a process closes the file of its
+/// lease, which is an event of its own.
+fn is_change(kind: EventKind) -> bool {
     match kind {
         EventKind::Access(kind) => kind == AccessKind::Close(AccessMode::Write),
         EventKind::Modify(kind) => !matches!(kind, ModifyKind::Metadata(_)),
