@@ -1,4 +1,4 @@
-//! Instances within one process: for tests, and for services that live together in one.
+//! Instances within one process: for tests, and for several services in one process.
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError, Weak},
@@ -14,19 +14,19 @@ use serde::Deserialize;
 
 use crate::store::MembershipStore;
 
-/// Which one: the `registry` table when its `kind` is `memory`.
+/// The name of the registry: the `registry` table when its `kind` is `memory`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MemoryConfig {
-    /// Services of one process that give the same name share one registry. Default: the empty name, so that
-    /// all share one.
+    /// Services of one process with the same name share one registry. Default: the empty name, so all
+    /// services share one.
     pub name: String,
 }
 
-/// Knows what was registered with it or with a clone of it, and forgets it with the process.
+/// Holds the instances that were registered with it or with a clone of it, until the process ends.
 ///
-/// An id that is up can't be registered again. A test may also change things behind the backs of those
-/// who registered: [`put`](Self::put), [`remove`](Self::remove) and [`set`](Self::set) check nothing.
+/// An id that is registered cannot be registered again. A test may also change instances without a
+/// registration: [`put`](Self::put), [`remove`](Self::remove) and [`set`](Self::set) do not check it.
 ///
 /// ```
 /// use chassis_core::registry::{Instance, Membership, Registry};
@@ -51,7 +51,8 @@ pub struct MemoryRegistry {
     leases: Arc<Mutex<Leases>>,
 }
 
-/// Who registered which entry, so that a registration ends its own entry and no later one of that id.
+/// The current registration of each entry, so that a registration removes only its own entry and no later one
+/// with the same id.
 #[derive(Default)]
 struct Leases {
     newest: u64,
@@ -77,12 +78,12 @@ impl MemoryRegistry {
         })
     }
 
-    /// An empty one.
+    /// Creates an empty registry.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The one that all of this process share under `name`. It is forgotten once nothing holds it any more.
+    /// The registry that this process shares under `name`. It is removed once nothing holds it any more.
     ///
     /// ```
     /// use chassis_core::registry::{Instance, Registry};
@@ -96,7 +97,7 @@ impl MemoryRegistry {
     /// ```
     pub fn shared(name: &str) -> Self {
         static SHARED: Mutex<BTreeMap<String, Held>> = Mutex::new(BTreeMap::new());
-        // Nothing panics while it is held; a poisoned lock would be as good as new.
+        // No code panics while it holds this lock, so the value behind a poisoned lock is intact.
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         let held = shared.get(name).and_then(|(store, leases)| store.upgrade().zip(leases.upgrade()));
         if let Some((store, leases)) = held {
@@ -108,7 +109,7 @@ impl MemoryRegistry {
         new
     }
 
-    /// Adds `instance`, or replaces the one of its id.
+    /// Adds `instance`, or replaces the one with the same id.
     pub fn put(&self, instance: Instance) {
         let instance = Arc::new(instance);
         self.store.change(&instance.service, |known| {
@@ -121,7 +122,7 @@ impl MemoryRegistry {
         });
     }
 
-    /// Takes the instance `id` of `service` away, as if it had gone. Was it there?
+    /// Removes the instance `id` of `service`. Returns whether it existed.
     pub fn remove(&self, service: &str, id: &str) -> bool {
         self.store.change(service, |known| match known {
             Membership::Known(all) => find(all, id).map(|at| all.remove(at)).is_ok(),
@@ -129,10 +130,10 @@ impl MemoryRegistry {
         })
     }
 
-    /// Replaces all that is known of `service`: `Membership::Deleted` says that it was taken away.
+    /// Replaces the membership of `service`: `Membership::Deleted` marks it as deleted.
     pub fn set(&self, service: &str, mut membership: Membership) {
         if let Membership::Known(all) = &mut membership {
-            all.sort_by(|a, b| a.id.cmp(&b.id)); // as `find` expects
+            all.sort_by(|a, b| a.id.cmp(&b.id)); // `find` expects this order
         }
         self.store.set(service, membership);
     }
@@ -178,7 +179,7 @@ impl Registry for MemoryRegistry {
     }
 }
 
-/// The instances, in the order of their ids, of a service that has been heard of from now on.
+/// The instances, sorted by id. An unknown service becomes a known one.
 fn entries(known: &mut Membership) -> &mut Vec<Arc<Instance>> {
     if !matches!(known, Membership::Known(_)) {
         *known = Membership::Known(Vec::new());
@@ -198,7 +199,7 @@ fn find(all: &[Arc<Instance>], id: &str) -> Result<usize, usize> {
 #[async_trait]
 impl Registration for Lease {
     async fn deregister(self: Box<Self>) -> Result<(), RegistryError> {
-        Ok(()) // by drop
+        Ok(()) // `drop` removes the entry
     }
 }
 
@@ -247,7 +248,7 @@ mod tests {
         let (one, two) = (MemoryRegistry::shared(name), MemoryRegistry::shared(name));
         let lease = one.register(stock("a")).await.unwrap();
         assert_eq!(two.services().await, ["stock"]);
-        assert!(two.register(stock("a")).await.is_err(), "the id is taken, whoever registered it");
+        assert!(two.register(stock("a")).await.is_err(), "the id is taken, also for another handle of the registry");
         assert!(MemoryRegistry::shared("another").services().await.is_empty());
         drop((one, two));
         assert_eq!(MemoryRegistry::shared(name).services().await, ["stock"], "the lease holds it");
@@ -256,7 +257,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_test_can_change_things_behind_everybodys_back() {
+    async fn a_test_can_change_things_without_a_registration() {
         let registry = MemoryRegistry::new();
         let mut watcher = registry.watch("stock").await.unwrap();
         assert_eq!(watcher.next().await.unwrap(), Membership::Unknown);

@@ -1,4 +1,4 @@
-//! Instances that the configuration names, for services whose addresses are fixed elsewhere.
+//! Instances named in the configuration, for services with fixed addresses.
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use crate::store::MembershipStore;
 
-/// Which instances run: the `registry` table when its `kind` is `static`.
+/// The instances that run: the `registry` table when its `kind` is `static`.
 ///
 /// ```yaml
 /// registry:
@@ -28,8 +28,8 @@ use crate::store::MembershipStore;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StaticConfig {
-    /// The instances of each service. Default none. A service with an empty list is known to have none; one
-    /// that is not named is unknown.
+    /// The instances of each service. Default none. A service with an empty list has no instances; a service
+    /// that is not listed is unknown.
     pub services: BTreeMap<String, Vec<StaticInstance>>,
 }
 
@@ -37,27 +37,27 @@ pub struct StaticConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StaticInstance {
-    /// What messages and metrics call it; no two of a service share one. Default: its first address, in the
-    /// order of the protocols' names.
+    /// Id in messages and metrics, unique within the service. Default: its first address, in the order of the
+    /// protocols' names.
     pub id: Option<String>,
     /// Address by protocol: `grpc: 10.0.0.5:50051`, `http: unix:/run/stock.sock`. At least one.
     pub addresses: BTreeMap<String, String>,
-    /// What runs there. Default: nobody said.
+    /// Version that runs there. Default: not stated.
     pub version: String,
-    /// Where it runs. Default: nobody said.
+    /// Zone where it runs. Default: not stated.
     pub zone: String,
     /// Share of the calls relative to others. Default 1; 0 takes no new calls.
     pub weight: Option<u32>,
-    /// What routes choose by. Default none.
+    /// Labels that routes can match. Default none.
     pub labels: BTreeMap<String, String>,
 }
 
-/// Tells what the configuration says; a new configuration is told to all who watch.
+/// Reports the instances of the configuration; every watcher receives a new configuration.
 ///
-/// Registering is accepted and changes nothing: where this process can be reached is written in the
-/// configuration of those who call it.
+/// Registering is accepted and changes nothing: the addresses of this process are written in the
+/// configuration of its callers.
 ///
-/// A service that a new configuration no longer names was taken away on purpose: `Deleted`.
+/// A service that a new configuration no longer names counts as deleted on purpose: `Deleted`.
 ///
 /// ```
 /// use chassis_registry::{StaticConfig, StaticInstance, StaticRegistry};
@@ -74,14 +74,14 @@ pub struct StaticRegistry {
     store: Arc<MembershipStore>,
 }
 
-/// The kind `static`. Its instances can change while the process runs, so it keeps the registry that it makes.
+/// The kind `static`. Its instances can change while the process runs, so it keeps the registry it makes.
 struct StaticKind(StaticRegistry);
 
 // === impl StaticConfig ===
 
 impl StaticConfig {
-    /// The instances it names, by service, or the first that makes no sense: a bad address, an id given
-    /// twice. The message has its place: `services.stock[1]`.
+    /// The instances by service, or the first error: an invalid address, a duplicate id. The message names
+    /// the place: `services.stock[1]`.
     pub fn instances(&self) -> Result<BTreeMap<String, Vec<Instance>>, RegistryError> {
         self.resolve().map_err(|problems| {
             let first = problems.first().map(ToString::to_string);
@@ -89,7 +89,7 @@ impl StaticConfig {
         })
     }
 
-    /// The same, or all that makes no sense.
+    /// The instances by service, or all errors.
     fn resolve(&self) -> Result<BTreeMap<String, Vec<Instance>>, Vec<Problem>> {
         let mut problems = Vec::new();
         let resolved = self
@@ -148,14 +148,14 @@ impl StaticRegistry {
         StaticKind(StaticRegistry::default())
     }
 
-    /// With the instances of `config`, or what makes no sense in it.
+    /// Creates a registry with the instances of `config`, or returns the errors in it.
     pub fn new(config: StaticConfig) -> Result<Self, RegistryError> {
         let registry = StaticRegistry::default();
         registry.set(config)?;
         Ok(registry)
     }
 
-    /// Replaces the configuration; one that makes no sense changes nothing.
+    /// Replaces the configuration; an invalid one changes nothing.
     pub fn set(&self, config: StaticConfig) -> Result<(), RegistryError> {
         let mut instances = config.instances()?;
         for gone in self.store.services().into_iter().filter(|service| !instances.contains_key(service)) {

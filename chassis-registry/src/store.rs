@@ -16,7 +16,7 @@ pub(crate) struct MembershipStore {
 
 struct StoreWatcher {
     service: String,
-    /// `None` only while it is dropped.
+    /// `None` only while the watcher is being dropped.
     news: Option<watch::Receiver<Membership>>,
     /// Keeps the sender alive, so that `news` never ends.
     store: Arc<MembershipStore>,
@@ -58,14 +58,14 @@ impl MembershipStore {
         }
     }
 
-    /// The services that have instances, or had.
+    /// The services that have instances or had some.
     pub(crate) fn services(&self) -> Vec<String> {
         let services = self.lock();
         let known = services.iter().filter(|(_, slot)| matches!(*slot.borrow(), Membership::Known(_)));
         known.map(|(service, _)| service.clone()).collect()
     }
 
-    /// Nothing panics while it is held; a poisoned lock would be as good as new.
+    /// No code panics while it holds this lock, so the value behind a poisoned lock is intact.
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, watch::Sender<Membership>>> {
         self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -112,7 +112,7 @@ mod tests {
         let (first, second) = (store.follow("stock"), store.follow("stock"));
         drop(first);
         assert_eq!(held(), 1);
-        // What is known is kept, and told to who follows it.
+        // The membership is kept, and watchers receive it.
         let mut second = second;
         store.set("stock", Membership::Deleted);
         assert_eq!(second.next().await.unwrap(), Membership::Deleted);

@@ -1,6 +1,6 @@
-//! Every registry keeps the contract; those that only read do so with a pen put beside them.
+//! Every registry passes the contract suite; for read-only ones the test writes their source.
 #![allow(clippy::unwrap_used)]
-#[allow(unreachable_pub)] // it is public where it lives
+#[allow(unreachable_pub)] // public in the module where it is defined
 #[path = "../../chassis-core/src/testing/contract/registry.rs"]
 mod contract;
 
@@ -22,14 +22,14 @@ use tempfile::TempDir;
 
 const POLL: PositiveSpan = PositiveSpan::from_millis(2);
 
-/// A registry that only reads, and the text it reads.
+/// A read-only registry and the text it reads.
 struct Written<R> {
     registry: R,
     pen: Arc<Pen>,
     _dir: TempDir,
 }
 
-/// Writes the text anew for every change.
+/// Writes the whole text again for every change.
 struct Pen {
     services: Mutex<Services>,
     write: Box<dyn Fn(&Services) + Send + Sync>,
@@ -149,7 +149,7 @@ impl<R: Registry + Clone> Registration for Line<R> {
         let (registry, instance) = (self.registry.clone(), self.instance.clone());
         drop(self);
         let mut watcher = registry.watch(&instance.service).await?;
-        while matches!(watcher.next().await?, Membership::Known(all) if all.iter().any(|told| **told == instance))
+        while matches!(watcher.next().await?, Membership::Known(all) if all.iter().any(|one| **one == instance))
         {
         }
         Ok(())
@@ -165,7 +165,7 @@ impl<R> Drop for Line<R> {
 
 // === the contract itself ===
 
-/// How a registry may break a promise.
+/// One way in which a registry breaks the contract.
 #[derive(Clone, Copy, PartialEq)]
 enum Fault {
     KeepsWhatIsDropped,
@@ -179,7 +179,7 @@ struct Broken(MemoryRegistry, Fault);
 struct BrokenWatcher(Box<dyn Watcher>, Fault, bool);
 struct Kept(Option<Box<dyn Registration>>);
 
-/// Virtual time: what the contract waits for in vain is over at once.
+/// Virtual time: the long waits of the contract end at once.
 async fn breaks(fault: Fault) {
     contract::registry(async || Arc::new(Broken(MemoryRegistry::new(), fault)) as _).await;
 }
@@ -225,14 +225,14 @@ impl Registry for Broken {
             instance.labels = Default::default();
         }
         if self.1 == Fault::MixesServices {
-            self.0.put(Instance { service: "everybody".into(), ..instance.clone() });
+            self.0.put(Instance { service: "all-services".into(), ..instance.clone() });
         }
         let up = self.0.register(instance).await?;
         Ok(if self.1 == Fault::KeepsWhatIsDropped { Box::new(Kept(Some(up))) } else { up })
     }
 
     async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
-        let service = if self.1 == Fault::MixesServices { "everybody" } else { service };
+        let service = if self.1 == Fault::MixesServices { "all-services" } else { service };
         Ok(Box::new(BrokenWatcher(self.0.watch(service).await?, self.1, false)))
     }
 }

@@ -1,4 +1,4 @@
-//! The document of the `file` registry: what is told of it, and what of a bad one.
+//! The document of the `file` registry: its results, and the errors of an invalid document.
 #![allow(clippy::unwrap_used)]
 use std::{
     fs::{self, File},
@@ -93,7 +93,7 @@ async fn a_document_that_cannot_be_read_is_no_news_until_it_can() {
         Err(format!("{path}: EOF while parsing an object at line 1 column 73"))
     );
     document.write(&whole);
-    assert_eq!(next(&mut watcher).await, known(&["a"]), "told again: there is news again");
+    assert_eq!(next(&mut watcher).await, known(&["a"]), "reported again after the error");
 
     fs::remove_file(&document.path).unwrap();
     assert!(next(&mut watcher).await.unwrap_err().contains("No such file"));
@@ -108,8 +108,8 @@ async fn a_document_that_cannot_be_read_is_no_news_until_it_can() {
         (&format!(r#"{{ "services": {{ "stock": {} "#, "[".repeat(100_000)), "EOF"),
     ] {
         document.write(bad);
-        let told = next(&mut watcher).await.unwrap_err();
-        assert!(told.contains(why), "{told}");
+        let error = next(&mut watcher).await.unwrap_err();
+        assert!(error.contains(why), "{error}");
     }
     let huge = File::create(document.dir.path().join("huge")).unwrap();
     huge.set_len(65 << 20).unwrap();
@@ -171,7 +171,7 @@ async fn what_is_another_services_is_no_news() {
     document.write(&stock(&["a"]).replace("] }", r#"], "orders": [] }"#));
     assert_eq!(next(&mut orders).await, known(&[]));
     document.write(&stock(&["b"]));
-    assert_eq!(next(&mut stocks).await, known(&["b"]), "nothing was told in between");
+    assert_eq!(next(&mut stocks).await, known(&["b"]), "no answer in between");
 }
 
 #[tokio::test]

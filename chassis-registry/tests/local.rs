@@ -1,4 +1,4 @@
-//! The `local` registry among processes that are killed, hang, share an id, or leave garbage behind.
+//! The `local` registry with processes that are killed, hang, share an id, or leave invalid files.
 #![allow(clippy::unwrap_used)]
 use std::{
     env,
@@ -19,7 +19,7 @@ use chassis_registry::{LocalConfig, LocalRegistry};
 use tempfile::TempDir;
 use tokio::time::{Instant, timeout};
 
-/// A process of its own that has registered an instance; killed when dropped.
+/// A separate process with a registered instance; killed when dropped.
 struct Process(Child);
 
 /// A directory for lease files.
@@ -51,12 +51,12 @@ impl Place {
         self.registry(HOUR).watch("stock").await.unwrap()
     }
 
-    /// What somebody who looks for the first time is told.
+    /// The first answer of a new watcher.
     async fn look(&self) -> Vec<Instance> {
         match next(&mut self.watch().await).await {
             Membership::Known(all) => all.iter().map(|instance| (**instance).clone()).collect(),
             Membership::Unknown => Vec::new(),
-            Membership::Deleted => panic!("nobody deletes here"),
+            Membership::Deleted => panic!("no test deletes a service"),
         }
     }
 
@@ -67,7 +67,7 @@ impl Place {
         names
     }
 
-    /// An entry that holds for `lease`, written `age` ago by nobody who runs.
+    /// Writes an entry with a lease of `lease`, `age` ago, whose process does not run.
     fn leave(&self, instance: &Instance, lease: Duration, age: Duration) -> File {
         let entry =
             serde_json::json!({ "instance": instance, "lease_ms": lease.as_millis() as u64, "pid": 1 });
@@ -113,11 +113,11 @@ impl Drop for Process {
     }
 }
 
-/// Not a test but what [`Process`] runs; it ends with whoever started it.
+/// Not a test: the code that [`Process`] runs. It ends together with the process that started it.
 #[tokio::test]
 async fn as_a_process_of_its_own() {
-    let Ok(told) = env::var(CHILD) else { return };
-    let [dir, id, lease] = told.split('\n').collect::<Vec<_>>().try_into().unwrap();
+    let Ok(arguments) = env::var(CHILD) else { return };
+    let [dir, id, lease] = arguments.split('\n').collect::<Vec<_>>().try_into().unwrap();
     let lease = Duration::from_millis(lease.parse().unwrap());
     let _up = registry(Path::new(dir), lease).register(stock(id)).await.unwrap();
     tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new())).await.unwrap().unwrap();
@@ -139,7 +139,7 @@ async fn next(watcher: &mut Box<dyn Watcher>) -> Membership {
     timeout(CAP, watcher.next()).await.expect("an answer").unwrap()
 }
 
-/// Waits until these are there, in the order of their ids.
+/// Waits until exactly these instances run, in the order of their ids.
 async fn until(watcher: &mut Box<dyn Watcher>, expected: &[&str]) {
     let waited = timeout(CAP, async {
         loop {
@@ -169,7 +169,7 @@ async fn a_process_that_is_killed_is_missed_long_before_its_lease_is_over() {
     assert_eq!(place.files(), ["b.json"], "what is left of it is removed");
 }
 
-/// Nothing is looked at by the clock here: what is seen was heard of.
+/// No scan by the clock happens here: every change arrives as an event.
 #[tokio::test]
 async fn who_comes_and_who_is_killed_is_heard_of() {
     let place = Place::new();
@@ -222,7 +222,7 @@ async fn of_many_who_want_an_id_at_once_one_gets_it() {
     let place = Place::new();
     for round in 0..30 {
         if round % 2 == 0 {
-            place.leave(&stock("a"), HOUR, Duration::ZERO); // by one that crashed
+            place.leave(&stock("a"), HOUR, Duration::ZERO); // of a process that crashed
         }
         let mut looking = place.watch().await;
         let looking = tokio::spawn(async move { while looking.next().await.is_ok() {} });
@@ -274,7 +274,7 @@ async fn only_a_renewed_lease_or_an_answer_keeps_an_entry() {
 
     let mut watcher = place.watch().await;
     next(&mut watcher).await;
-    locked[2].set_modified(SystemTime::now()).unwrap(); // renewed: believed again without asking
+    locked[2].set_modified(SystemTime::now()).unwrap(); // renewed: counts as running again without a check
     until(&mut watcher, &["1-fresh-closed", "2-late-open", "3-late-closed", "4-late-unix", "5-late-memory"])
         .await;
     drop(locked);
@@ -303,18 +303,18 @@ async fn what_is_no_entry_is_left_alone_and_spoils_nothing() {
     fs::write(place.dir().join("not a service"), "").unwrap();
     let before = place.files();
 
-    place.write(".tmp-chassis-1-1-2", "", old); // unfinished, by a process that is gone
+    place.write(".tmp-chassis-1-1-2", "", old); // incomplete, of a process that has ended
     place.leave(&stock("crashed"), HOUR, Duration::ZERO);
     assert_eq!(place.look().await, [stock("a")]);
     assert_eq!(place.files(), before, "only what dead processes left is removed");
     assert_eq!(place.registry(HOUR).services().await, ["stock"]);
-    // An id is free whatever lies at its path.
+    // An id is free if its path holds no valid entry.
     let _garbage = place.registry(HOUR).register(stock("garbage")).await.unwrap();
     assert_eq!(place.look().await, [stock("a"), stock("garbage")]);
 }
 
 #[tokio::test]
-async fn an_entry_that_somebody_removed_comes_back() {
+async fn a_removed_entry_is_written_again() {
     let place = Place::new();
     let up = place.registry(SOON).register(stock("a")).await.unwrap();
     let mut watcher = place.watch().await;
@@ -358,8 +358,8 @@ async fn a_directory_that_becomes_open_to_others_is_no_news() {
     let mut watcher = place.watch().await;
     until(&mut watcher, &["a"]).await;
     fs::set_permissions(place.dir(), fs::Permissions::from_mode(0o755)).unwrap();
-    let told = timeout(CAP, watcher.next()).await.unwrap().unwrap_err();
-    assert!(told.to_string().contains("is open to others (chmod 700 it)"), "{told}");
+    let error = timeout(CAP, watcher.next()).await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("is open to others (chmod 700 it)"), "{error}");
     let registry = place.registry(HOUR);
     assert!(registry.register(stock("b")).await.is_err());
     assert!(registry.watch("stock").await.is_err());

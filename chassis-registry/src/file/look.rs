@@ -1,4 +1,4 @@
-//! One look at the document: as little work as its change demands, and nothing of it that makes no sense.
+//! One read of the document: parses only if the content changed, and refuses invalid instances.
 use std::{
     collections::{BTreeMap, HashSet},
     fs,
@@ -16,40 +16,40 @@ use chassis_core::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// The file as it stood, and what was in it.
+/// The file's stamp and content at the last read.
 #[derive(Clone)]
 pub(super) struct Look {
-    /// `None` if it could not be read at all.
+    /// `None` if the file could not be read.
     read: Option<(Stamp, u64)>,
     pub(super) content: Result<Arc<Services>, Arc<str>>,
 }
 
-/// What changes when somebody writes the file, unless they write twice within the clock's resolution.
+/// The metadata that changes with every write, unless two writes fall within the clock's resolution.
 #[derive(Clone, PartialEq, Eq)]
 struct Stamp {
     modified: SystemTime,
     length: u64,
-    /// Long enough ago that the next writing has another time.
+    /// True if the time is old enough that the next write must have another one.
     settled: bool,
 }
 
-/// The instances of each service; `None` where it was deleted.
+/// The instances of each service; `None` for a deleted service.
 pub(super) type Services = BTreeMap<String, Option<Vec<Arc<Instance>>>>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document<'a> {
-    /// Instances not looked into yet, so that a bad one spoils nothing but itself.
+    /// Parsed one by one later, so that an invalid instance affects no other.
     #[serde(borrow)]
     services: BTreeMap<String, Option<Vec<&'a RawValue>>>,
 }
 
-/// A document of 10⁵ instances has about 20 MB.
+/// A document of 10⁵ instances takes about 20 MB.
 const MAX_LENGTH: u64 = 64 << 20;
-/// A file this old when it was read can't have been written again with the same time. File systems tell
-/// times to 2 s at worst (FAT).
+/// Once a file is this old when it is read, a later write has another time. The coarsest file system, FAT,
+/// stores times in steps of 2 s.
 const SETTLED: Duration = Duration::from_secs(2);
-/// Warnings a document, so that 10⁵ bad entries don't fill the log.
+/// Maximum of warnings per document, so that 10⁵ invalid entries do not fill the log.
 const MAX_WARNINGS: usize = 10;
 
 // === impl Look ===
@@ -65,7 +65,7 @@ impl Look {
         Look { read: None, content: Err(why.into()) }
     }
 
-    /// Looks again. Blocks.
+    /// Reads the file again if it changed. Blocks.
     pub(super) fn again(self, path: &Path) -> Look {
         match self.read(path) {
             Ok(look) => look,
@@ -79,7 +79,7 @@ impl Look {
             return Ok(self);
         }
         let file = files::open(path)?;
-        let stamp = Stamp::of(&file.metadata()?)?; // of what is read, which may be another by now
+        let stamp = Stamp::of(&file.metadata()?)?; // of the open file; the path may already name another one
         let text = files::read_open(&file, MAX_LENGTH)?;
         let mut hasher = DefaultHasher::new();
         hasher.write(&text);
@@ -116,7 +116,7 @@ fn parse(text: &[u8]) -> Result<Services, serde_json::Error> {
     Ok(services)
 }
 
-/// Those that make sense; of several with one id the first.
+/// The valid instances. If several have the same id, the first one is kept.
 fn sift(service: &str, written: Vec<&RawValue>, refused: &mut usize) -> Vec<Arc<Instance>> {
     let mut ids = HashSet::with_capacity(written.len());
     let mut instances = Vec::with_capacity(written.len());

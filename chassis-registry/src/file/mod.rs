@@ -1,7 +1,7 @@
-//! A document of instances that something else writes: a deployment script, a sidecar, a person.
+//! Reads a document of instances that something else writes: a deployment script, a sidecar, a person.
 //!
-//! The file is looked at every `poll`, at most once for all who watch, and parsed only when its content is
-//! another. There is no task: watching does the work, and when nobody watches none is done.
+//! All watchers together check the file at most once per `poll` and parse it only if its content changed.
+//! There is no background task: `Watcher::next` does the work, so without watchers the file is not read.
 use std::{future::pending, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
@@ -21,20 +21,20 @@ use self::look::{Look, Services};
 
 mod look;
 
-/// Where the document is: the `registry` table when its `kind` is `file`.
+/// Path and poll interval of the document: the `registry` table when its `kind` is `file`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileConfig {
-    /// The document. It may not be there yet.
+    /// Path of the document. The file may not exist yet.
     pub path: PathBuf,
-    /// How often the file is looked at. Default `1s`.
+    /// How often the file is checked for changes. Default `1s`.
     #[serde(default = "one_second")]
     pub poll: PositiveSpan,
 }
 
-/// Tells what a document says, and follows it.
+/// Reads the instances from a JSON document and follows its changes.
 ///
-/// The document is JSON. `services` must be there, and no other key beside it:
+/// `services` is required, and no other key may stand beside it:
 ///
 /// ```json
 /// { "services": {
@@ -47,19 +47,19 @@ pub struct FileConfig {
 /// } }
 /// ```
 ///
-/// | in the document | is told as |
+/// | in the document | result |
 /// |---|---|
 /// | a list | these instances |
-/// | `[]`, or no longer named | no instances; those who call it may hold on to the last ones for a while |
-/// | `null` | deleted: believed at once |
+/// | `[]`, or no longer named | no instances; callers may keep the last ones for a while |
+/// | `null` | deleted: takes effect at once |
 /// | never named | unknown |
 ///
-/// An instance that makes no sense (port 0, no id, an id given before, an unknown key, another service's
-/// name) is refused with a warning; the rest is used. A document that can't be read whole (half-written,
-/// gone, no regular file, no JSON, over 64 MiB) is an error, told once: no news until it can be read again. Best written
-/// under another name and renamed.
+/// An invalid instance (port 0, no id, a duplicate id, an unknown key, another service's name) is refused
+/// with a warning; the rest is used. A document that cannot be read as a whole (half-written, missing, no
+/// regular file, no JSON, over 64 MiB) is reported once as an error, and the watcher then waits until it can
+/// be read again. To replace the document, write it under another name and rename it.
 ///
-/// Registering is accepted and changes nothing: the document is not ours to write.
+/// Registering is accepted and changes nothing: chassis does not write the document.
 ///
 /// ```
 /// use chassis_registry::{FileConfig, FileRegistry};
@@ -76,20 +76,20 @@ struct FileWatcher {
     registry: FileRegistry,
     service: String,
     tick: Interval,
-    /// The tick was heard, and what it was for not done yet.
+    /// The interval has elapsed, and the check of the file is not finished.
     due: bool,
-    /// The service was named in the document before.
+    /// True once the document has named the service.
     heard: bool,
-    /// What was answered from: the same content has no news, and need not be copied and compared.
+    /// The content of the last answer: the same content cannot bring a change and is not compared again.
     seen: Option<Arc<Services>>,
     answered: Option<Result<Membership, Arc<str>>>,
 }
 
-/// The last look at the file.
+/// The last read of the file.
 #[derive(Default)]
 struct Last {
     at: Option<Instant>,
-    /// A look that has begun; it outlives the future that began it.
+    /// The read in progress. It continues if the future that started it is dropped.
     looking: Option<JoinHandle<Look>>,
     look: Look,
 }
@@ -97,7 +97,7 @@ struct Last {
 // === impl FileConfig ===
 
 impl FileConfig {
-    /// The document at `path`, looked at every second.
+    /// The document at `path`, checked every second.
     pub fn at(path: impl Into<PathBuf>) -> Self {
         FileConfig { path: path.into(), poll: one_second() }
     }
@@ -117,12 +117,12 @@ impl FileRegistry {
         })
     }
 
-    /// Touches nothing until somebody watches.
+    /// Does not access the file before the first watcher asks.
     pub fn new(config: FileConfig) -> Self {
         FileRegistry { config: Arc::new(config), last: Arc::default() }
     }
 
-    /// The content as it is now, or was when another watcher looked within half a `poll`.
+    /// The current content, or the one that another watcher read within the last half of a `poll`.
     async fn content(&self) -> Result<Arc<Services>, Arc<str>> {
         let mut last = self.last.lock().await;
         let Last { at, looking, look } = &mut *last;
@@ -133,7 +133,7 @@ impl FileRegistry {
             };
             let result = looking.get_or_insert_with(begin).await;
             if result.as_ref().is_err_and(|e| e.is_cancelled()) {
-                pending::<()>().await; // the process ends: that is no news of the document
+                pending::<()>().await; // the runtime is shutting down; this is not an error of the document
             }
             *looking = None;
             *at = Some(Instant::now());
@@ -178,7 +178,7 @@ impl Watcher for FileWatcher {
     async fn next(&mut self) -> Result<Membership, RegistryError> {
         loop {
             if !self.due {
-                self.tick.tick().await; // the first one is over at once
+                self.tick.tick().await; // the first tick completes at once
                 self.due = true;
             }
             let content = self.registry.content().await;

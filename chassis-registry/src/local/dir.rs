@@ -1,4 +1,4 @@
-//! The directory that lease files live in, and what a service or an instance is called in it.
+//! The directory of the lease files, and the file names of services and instances.
 use std::{
     env,
     ffi::OsString,
@@ -14,33 +14,34 @@ use std::{
 use chassis_core::registry::RegistryError;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-/// A directory that nobody but this user can write to or read from.
+/// A directory that only this user can read or write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Dir {
     path: PathBuf,
-    /// This process's user, as the kernel notes it on new files.
+    /// The user id of this process, as the kernel stores it on new files.
     user: u32,
 }
 
-/// File names end at 255 bytes nearly everywhere; leaves room for `.json`.
+/// Most file systems limit a file name to 255 bytes; this leaves room for `.json`.
 const MAX_NAME: usize = 240;
 
 // === impl Dir ===
 
 impl Dir {
-    /// `$XDG_RUNTIME_DIR/chassis`, which goes when the user logs out; where that is not set or another
-    /// user's (as under `sudo -E`), `chassis-<uid>` in the directory for temporary files.
+    /// `$XDG_RUNTIME_DIR/chassis`, which the system removes at logout. If the variable is not set, or the
+    /// directory is another user's (as under `sudo -E`): `chassis-<uid>` in the directory for temporary
+    /// files.
     pub(super) fn default_path() -> Result<PathBuf, RegistryError> {
         default_path(env::var_os("XDG_RUNTIME_DIR"), &env::temp_dir())
     }
 
-    /// Makes the directory unless it is there, and makes sure that it is ours alone.
+    /// Creates the directory if it is missing, and checks that only this user can access it.
     pub(super) fn open(path: &Path) -> Result<Dir, RegistryError> {
-        let path: PathBuf = path.components().collect(); // no trailing slash, which would follow a symlink
+        let path: PathBuf = path.components().collect(); // no trailing slash: it would follow a symlink
         let failed = |e: io::Error| unusable(&path, "can't be written to").with_source(e);
         DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
         let metadata = fs::symlink_metadata(&path).map_err(failed)?;
-        // Looked at before anything is written there, and again with the user known.
+        // Checked before anything is written there, and once more when the user id is known.
         refuse(&metadata, metadata.uid()).map_err(|why| unusable(&path, why))?;
         let user = user_of_new_files(&path).map_err(failed)?;
         let dir = Dir { path, user };
@@ -48,8 +49,8 @@ impl Dir {
         Ok(dir)
     }
 
-    /// Is it still the directory it was? Anybody may put another one in the place of one that was removed.
-    /// One that is missing is no danger.
+    /// Checks that the path is still the same directory: after a removal any user may create another one
+    /// there. A missing directory is safe.
     pub(super) fn check(&self) -> Result<(), RegistryError> {
         match fs::symlink_metadata(&self.path) {
             Ok(metadata) => refuse(&metadata, self.user).map_err(|why| unusable(&self.path, why)),
@@ -58,17 +59,17 @@ impl Dir {
         }
     }
 
-    /// Where the lease files of `service` are.
+    /// The directory with the lease files of `service`.
     pub(super) fn service(&self, service: &str) -> Result<PathBuf, RegistryError> {
         Ok(self.path.join(file_name(service)?))
     }
 
-    /// Where the lease file of an instance is.
+    /// The path of an instance's lease file.
     pub(super) fn instance(&self, service: &str, id: &str) -> Result<PathBuf, RegistryError> {
         Ok(self.service(service)?.join(format!("{}.json", file_name(id)?)))
     }
 
-    /// The services that have a directory, whether or not anything lives in it.
+    /// The services that have a directory, with or without running instances.
     pub(super) fn services(&self) -> Result<Vec<String>, RegistryError> {
         self.check()?;
         let entries = match fs::read_dir(&self.path) {
@@ -110,7 +111,8 @@ fn refuse(metadata: &fs::Metadata, user: u32) -> Result<(), &'static str> {
     }
 }
 
-/// The standard library can't tell who we are; the owner of a file we make can.
+/// The user id of this process. The standard library has no call for it; the owner of a new file is the same
+/// id.
 fn user_of_new_files(dir: &Path) -> io::Result<u32> {
     let path = temp_path(dir);
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
@@ -119,8 +121,8 @@ fn user_of_new_files(dir: &Path) -> io::Result<u32> {
     user
 }
 
-/// A path nobody else uses, told apart from every entry by its leading dot. The time is in it since process
-/// ids come again, in a container nearly always.
+/// A unique path for a temporary file; its leading dot separates it from every entry. It contains the time
+/// because process ids repeat, in a container almost always.
 pub(super) fn temp_path(dir: &Path) -> PathBuf {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let (process, number) = (process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -132,10 +134,10 @@ pub(super) const TEMP_PREFIX: &str = ".tmp-chassis-";
 
 // === names ===
 
-/// What is encoded in the name of a file, apart from a first `.`.
+/// The characters that are percent-encoded in a file name, apart from a leading `.`.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
 
-/// `name` as one component of a path: `%XX` for every byte that is no letter, digit, `-`, `_` or inner `.`.
+/// `name` as one path component: `%XX` for every byte that is no letter, digit, `-`, `_` or inner `.`.
 pub(super) fn file_name(name: &str) -> Result<String, RegistryError> {
     let mut encoded = utf8_percent_encode(name, RESERVED).to_string();
     if encoded.starts_with('.') {
@@ -152,7 +154,7 @@ fn start(name: &str) -> String {
     name.chars().take(32).collect()
 }
 
-/// The name that [`file_name`] made `encoded` of; `None` if it made it of none.
+/// The name that [`file_name`] encoded as `encoded`; `None` if no name has this encoding.
 fn name(encoded: &str) -> Option<String> {
     let name = percent_decode_str(encoded).decode_utf8().ok()?.into_owned();
     (file_name(&name).ok()? == encoded).then_some(name)

@@ -44,7 +44,7 @@ impl DirWatcher {
         let there = inode(path).or_else(|| inode(path.parent()?));
         if self.followed != there {
             if let Some((old, _)) = self.followed.take() {
-                watch.unwatch(&old).ok(); // it may have gone by itself
+                watch.unwatch(&old).ok(); // the system may have ended the watch already
             }
             let listens = |(path, _): &(PathBuf, u64)| watch.watch(path, RecursiveMode::NonRecursive).is_ok();
             self.followed = there.filter(listens);

@@ -1,13 +1,13 @@
-//! One entry: a file that lives no longer than the process that wrote it.
+//! The lease file of one instance, which is valid only while the process that wrote it runs.
 //!
-//! The file's owner holds a lock on it (`flock`) as long as it runs, and the kernel lets go of the lock when
-//! the process ends, whatever ended it. So everybody can tell the entries of the living from those of the
-//! dead at once, without process ids, which are used again and mean nothing in another container. The
-//! file's time is the lease: it speaks for processes that are alive and hang.
+//! The owner holds a lock (`flock`) on the file while it runs, and the kernel releases the lock when the
+//! process ends for any reason. Every process can therefore check at once whether the owner of an entry runs.
+//! Process ids could not show this: they are reused and mean nothing in another container. The file's
+//! modification time is the start of the lease; it detects processes that run but hang.
 //!
-//! Whoever removes a dead process's file holds its lock, and made sure that the file is still the one at
-//! that path; an entry gets its path by a hard link, which fails where there is one. So of two processes
-//! with one id one is told, and nobody removes the file of a living one.
+//! A process that removes a dead process's file first takes its lock and then checks that the path still
+//! names that file. An entry gets its path by a hard link, which fails if the path exists. So of two
+//! processes with one id the second gets an error, and no process removes the file of a running one.
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Write},
@@ -23,26 +23,26 @@ use serde::{Deserialize, Serialize};
 
 use super::dir::temp_path;
 
-/// What is written in the file.
+/// The content of the file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Entry {
     pub(super) instance: Arc<Instance>,
-    /// How long the entry holds after the file's time, in milliseconds.
+    /// Duration of the lease after the file's modification time, in milliseconds.
     lease_ms: u64,
-    /// For people to look up; nothing is decided by it.
+    /// For people who read the file; no code uses it.
     pid: u32,
 }
 
-/// The file of an entry of ours. Dropping it removes the file.
+/// The lease file of an instance of this process. Dropping it removes the file.
 pub(super) struct Lease {
     path: PathBuf,
     text: Vec<u8>,
-    /// Open and locked; `None` once ended.
+    /// Open and locked; `None` after the end of the lease.
     file: Mutex<Option<File>>,
 }
 
-/// Why there is no lease.
+/// The reason why a lease was not granted.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refused {
     #[error("a running process has this id already")]
@@ -51,7 +51,7 @@ pub(super) enum Refused {
     Io(#[from] io::Error),
 }
 
-/// Removes a file that was not finished.
+/// Removes a temporary file that was not completed.
 struct Unfinished(PathBuf);
 
 // === impl Entry ===
@@ -73,28 +73,28 @@ impl Entry {
 // === impl Lease ===
 
 impl Lease {
-    /// Puts `entry` up at `path`, in the place of one whose process is gone.
+    /// Creates the entry at `path`. Replaces an entry whose process no longer runs.
     pub(super) fn take(path: PathBuf, entry: &Entry) -> Result<Lease, Refused> {
         let text = serde_json::to_vec_pretty(entry).map_err(io::Error::other)?;
         let file = publish(&path, &text)?;
         Ok(Lease { path, text, file: Mutex::new(Some(file)) })
     }
 
-    /// Begins the lease anew; puts an entry that somebody removed up again.
+    /// Renews the lease. If the file was removed, creates it again.
     pub(super) fn renew(&self) -> Result<(), Refused> {
-        let mut held = self.file.lock().expect("nobody panics while holding it");
+        let mut held = self.file.lock().expect("no code panics while it holds this lock");
         match held.as_ref() {
             None => {}
             Some(file) if is_at(file, &self.path)? => file.set_modified(SystemTime::now())?,
             Some(_) => {
                 *held = Some(publish(&self.path, &self.text)?);
-                tracing::warn!(path = %self.path.display(), "somebody had removed the entry; it is up again");
+                tracing::warn!(path = %self.path.display(), "the lease file had been removed; it is written again");
             }
         }
         Ok(())
     }
 
-    /// The same, for those who can't tell anybody.
+    /// Ends the lease; for callers that cannot return an error.
     pub(super) fn end_or_warn(&self) {
         if let Err(error) = self.end() {
             tracing::warn!(path = %self.path.display(), %error, "an entry was not removed");
@@ -105,11 +105,12 @@ impl Lease {
         &self.path
     }
 
-    /// Removes the file, unless another one is in its place.
+    /// Removes the file, unless the path now names another one.
     pub(super) fn end(&self) -> io::Result<()> {
-        let mut held = self.file.lock().expect("nobody panics while holding it");
+        let mut held = self.file.lock().expect("no code panics while it holds this lock");
         match held.take() {
-            // Nobody else touches it between these two: it is locked until the end of this arm.
+            // No other process changes the file between these two calls: it is locked until the end of this
+            // arm.
             Some(file) if is_at(&file, &self.path)? => fs::remove_file(&self.path),
             _ => Ok(()),
         }
@@ -122,7 +123,7 @@ impl Drop for Lease {
     }
 }
 
-/// The file appears at `path` whole and locked, or not at all.
+/// Creates the file at `path` in one step, complete and locked.
 fn publish(path: &Path, text: &[u8]) -> Result<File, Refused> {
     let dir = path.parent().ok_or_else(|| io::Error::other("a path without a directory"))?;
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
@@ -138,7 +139,7 @@ fn publish(path: &Path, text: &[u8]) -> Result<File, Refused> {
     if linked { Ok(file) } else { Err(Refused::Taken) }
 }
 
-/// Removes the file at `path` if its process is gone. Is there none any more?
+/// Removes the file at `path` if its process no longer runs. Returns whether the path is now free.
 pub(super) fn remove_dead(path: &Path) -> io::Result<bool> {
     let file = match files::open(path) {
         Ok(file) => file,
@@ -149,11 +150,11 @@ pub(super) fn remove_dead(path: &Path) -> io::Result<bool> {
         Err(TryLockError::WouldBlock) => Ok(false),
         Err(TryLockError::Error(e)) => Err(e),
         Ok(()) if is_at(&file, path)? => fs::remove_file(path).map(|()| true),
-        Ok(()) => Ok(false), // another one came in between
+        Ok(()) => Ok(false), // another process created a new file meanwhile
     }
 }
 
-/// Does its process run? Whoever asks doesn't disturb others who ask.
+/// Returns whether the file's process runs. Several processes may check at the same time.
 pub(super) fn is_alive(file: &File) -> io::Result<bool> {
     match file.try_lock_shared() {
         Ok(()) => file.unlock().map(|()| false),
@@ -175,7 +176,7 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        // If it stays, whoever looks into the directory a minute later removes it.
+        // If this fails, a later scan of the directory removes the file after a minute.
         let _ = fs::remove_file(&self.0);
     }
 }

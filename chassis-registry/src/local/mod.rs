@@ -1,4 +1,4 @@
-//! Lease files in a directory of the user's: the registry that needs nothing installed.
+//! Lease files in a directory of the user: the registry that needs no other software.
 //!
 //! - `dir`: which directory, who may reach it, and names that are safe in it;
 //! - `lease`: the file of one instance, from its start to its end, however it ends;
@@ -30,32 +30,34 @@ mod dir_watcher;
 mod lease;
 mod scan;
 
-/// Where lease files live and how long they hold: the `registry` table when its `kind` is `local`.
+/// Directory of the lease files and duration of a lease: the `registry` table when its `kind` is `local`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LocalConfig {
     /// The directory. Default `$XDG_RUNTIME_DIR/chassis`, or else `chassis-<uid>` in the directory for
-    /// temporary files. It is made with mode 0700; one that others can reach is refused.
+    /// temporary files. It is created with mode 0700; a directory that other users can access is refused.
     pub dir: Option<PathBuf>,
-    /// How long an instance is believed in that doesn't renew its lease, which it does every third of this.
-    /// Only for processes that hang: those that end are missed at once. Default `10s`.
+    /// How long an instance counts as running without renewing its lease. A process renews every third of
+    /// this time. It matters only for processes that hang: a process that ends is noticed at once. Default
+    /// `10s`.
     pub lease: PositiveSpan,
-    /// How often a watcher looks even if it hears of no change. Default `5s`; where the system tells of no
-    /// changes at all, at least every 200 ms.
+    /// How often a watcher scans even if no change is reported. Default `5s`; where the system reports no
+    /// changes, at least every 200 ms.
     pub poll: PositiveSpan,
 }
 
-/// Tells which processes of this user, on this machine, run a service.
+/// Finds the processes of this user on this machine that run a service.
 ///
-/// An instance is a file, `<dir>/<service>/<id>.json`, that its process holds a lock on; so a process that
-/// is killed is missed at once, and its file removed by whoever sees it. One that hangs is left
-/// out when its lease has run out, or as soon as it does not renew it and its address refuses connections.
+/// An instance is a file, `<dir>/<service>/<id>.json`, that its process holds a lock on. A killed process is
+/// therefore noticed at once, and the next process that scans removes its file. A process that hangs is left
+/// out when its lease has expired, or as soon as it misses a renewal and its address refuses connections.
 ///
-/// An id that another running process (or this one) has registered is refused. The first answer of a
-/// watcher is `Unknown` where nobody runs; when the last instance goes it is an empty list; never `Deleted`.
+/// Registering fails if another running process (or this one) has registered the id. The first answer of a
+/// watcher is `Unknown` if no instance runs; after the last instance has gone it is an empty list; it is
+/// never `Deleted`.
 ///
-/// Names may hold anything; those longer than 240 bytes, a byte that is no letter or digit counting three,
-/// are refused. The directory must be on a file system with locks and hard links: any but FAT.
+/// Names may contain any character; names longer than 240 bytes are refused, where a byte that is no letter
+/// or digit counts as three. The directory must be on a file system with locks and hard links: any but FAT.
 ///
 /// ```
 /// use chassis_core::registry::{Instance, Membership, Registry};
@@ -92,15 +94,15 @@ struct LocalWatcher {
     dir_watcher: DirWatcher,
     /// The time of the next scan, if no event comes before; `None` is now.
     look_at: Option<Instant>,
-    /// When it was looked last.
+    /// Time of the last scan.
     looked: Option<Instant>,
     service: String,
     path: PathBuf,
-    /// Taken by the look that is under way.
+    /// `None` while a scan is in progress, which owns it.
     scan: Option<Scan>,
-    /// Outlives the future that began it, so that dropping that loses nothing.
+    /// The scan in progress. It continues if the future that started it is dropped, so no result is lost.
     looking: Option<JoinHandle<(Scan, Result<(), RegistryError>)>>,
-    /// There was an instance before.
+    /// True once an instance has been found.
     heard: bool,
     answered: Option<Result<Vec<Arc<Instance>>, String>>,
 }
@@ -136,7 +138,7 @@ impl LocalRegistry {
         })
     }
 
-    /// Touches nothing until somebody registers or watches.
+    /// Does not access the directory before the first registration or watcher.
     pub fn new(config: LocalConfig) -> Self {
         LocalRegistry { config: Arc::new(config) }
     }
@@ -156,7 +158,7 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, RegistryError> {
     let result = spawn_blocking(work).await;
     if result.as_ref().is_err_and(JoinError::is_cancelled) {
-        pending::<()>().await; // the process ends: that is no news of the directory
+        pending::<()>().await; // the runtime is shutting down; this is not an error of the directory
     }
     result.map_err(|e| RegistryError::new("interrupted").with_source(e))?
 }
@@ -180,7 +182,7 @@ impl Registry for LocalRegistry {
         let mut tries = TRIES;
         loop {
             let (path, entry) = (path.clone(), entry.clone());
-            // Should this future be dropped meanwhile, the lease is dropped when it comes.
+            // If this future is dropped meanwhile, the lease is dropped as soon as it is granted.
             match blocking(move || Ok(Lease::take(path, &entry))).await? {
                 Ok(taken) => return Ok(Box::new(LocalRegistration::new(taken, lease / 3))),
                 Err(Refused::Taken) if tries > 1 => tries -= 1,
@@ -244,7 +246,7 @@ impl LocalRegistration {
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 tick.tick().await;
-                // Three system calls that wait for no disk; not worth a thread.
+                // Three system calls that do not wait for a disk; too little work for a thread of its own.
                 if let Err(error) = renewed.renew() {
                     let path = renewed.path().display();
                     tracing::warn!(%path, error = &error as &dyn std::error::Error, "a lease was not renewed");
@@ -269,7 +271,7 @@ impl Registration for LocalRegistration {
 impl Drop for LocalRegistration {
     fn drop(&mut self) {
         self.renewal.abort();
-        self.lease.end_or_warn(); // now: the task may hold the lease a moment longer
+        self.lease.end_or_warn(); // at once: the aborted task may hold its copy of the lease a moment longer
     }
 }
 
@@ -293,7 +295,7 @@ impl Watcher for LocalWatcher {
 }
 
 impl LocalWatcher {
-    /// Until it is time to look again. Dropped and begun anew, it goes on.
+    /// Waits until the next scan is due. Cancel-safe: a new call continues the wait.
     async fn rest(&mut self) {
         while let Some(at) = self.look_at.filter(|at| *at > Instant::now()) {
             tokio::select! {
@@ -327,7 +329,7 @@ impl LocalWatcher {
         };
         let result = looking.await;
         if result.as_ref().is_err_and(JoinError::is_cancelled) {
-            pending::<()>().await; // the process ends: that is no news of the directory
+            pending::<()>().await; // the runtime is shutting down; this is not an error of the directory
         }
         self.looking = None;
         let (scan, looked) = result.map_err(|e| RegistryError::new("interrupted").with_source(e))?;
@@ -345,7 +347,7 @@ async fn look(dir: Dir, mut scan: Scan) -> (Scan, Result<(), RegistryError>) {
     let (mut scan, looked) = match looked.await {
         Ok(looked) => looked,
         Err(ended) if ended.is_cancelled() => pending().await,
-        // A panic in there is one here: the watcher starts anew.
+        // A panic of the scan continues here; the watcher is then started anew.
         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     };
     if looked.is_ok() {

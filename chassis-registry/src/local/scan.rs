@@ -1,4 +1,4 @@
-//! One look at the lease files of a service: who lives, who hangs, what is to be removed.
+//! One scan of a service's lease files: which instances run, which hang, which files to remove.
 use std::{
     collections::HashMap,
     ffi::OsString,
@@ -25,36 +25,37 @@ use super::{
     lease::{Entry, is_alive, remove_dead},
 };
 
-/// What is known of the lease files of one service; every look makes the next one cheaper.
+/// The known lease files of one service. A scan reads only the files that changed since the last one.
 pub(super) struct Scan {
     service: String,
     dir: PathBuf,
     files: HashMap<OsString, Seen>,
 }
 
-/// A file as it was read, until its stamp changes.
+/// A file's content, valid until its stamp changes.
 struct Seen {
     stamp: Stamp,
-    /// `None` if it is no entry of this service.
+    /// `None` if the file is no entry of this service.
     entry: Option<Entry>,
-    /// When last looked at, since the last renewal.
+    /// Time since the last renewal, as of the last scan.
     age: Duration,
-    /// Somebody answers at its address; asked once, and only if the lease was not renewed in time.
+    /// Whether its address accepts connections; checked once, and only if the lease was not renewed in time.
     answers: Option<bool>,
 }
 
-/// A renewal changes the time, a new entry the inode.
+/// A renewal changes the time, a new entry changes the inode.
 #[derive(PartialEq, Eq)]
 struct Stamp {
     inode: u64,
     modified: SystemTime,
 }
 
-/// An entry takes under 1 KB; labels may take some more.
+/// An entry takes less than 1 KB; labels may add some.
 const MAX_LENGTH: u64 = 64 << 10;
-/// How long a file may be unfinished before it is taken for a dead process's. Writing one takes no time.
+/// Age after which an incomplete file counts as a dead process's. Writing one takes milliseconds.
 const UNFINISHED: Duration = Duration::from_secs(60);
-/// Connecting within a machine takes microseconds; longer means a full backlog, so somebody is there.
+/// A connection within one machine takes microseconds; a timeout means a full backlog, so the address has a
+/// listener.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
 
 // === impl Scan ===
@@ -64,7 +65,7 @@ impl Scan {
         Scan { service: service.into(), dir, files: HashMap::new() }
     }
 
-    /// Reads the files, and removes those of processes that are gone. Blocks.
+    /// Reads the files and removes those of processes that have ended. Blocks.
     pub(super) fn look(&mut self) -> Result<(), RegistryError> {
         let failed = |e| RegistryError::new(format!("{} can't be read", self.dir.display())).with_source(e);
         let entries = match fs::read_dir(&self.dir) {
@@ -78,8 +79,8 @@ impl Scan {
             let seen = match self.look_at(&entry, before.remove(&name)) {
                 Ok(Some(seen)) => seen,
                 Ok(None) => continue,
-                // It went while we looked, or is not for us. Anything else (no more files can be opened) may
-                // hit all of them, and is no news.
+                // The file was removed meanwhile, or is not readable for this user. Any other error (such as
+                // too many open files) may affect all files, so it says nothing about this one.
                 Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
                     continue;
                 }
@@ -103,7 +104,7 @@ impl Scan {
         let file = files::open(&path)?;
         let metadata = file.metadata()?;
         let stamp = Stamp { inode: metadata.ino(), modified: metadata.modified()? };
-        // A time that lies ahead, since the clock was set back, is now.
+        // A time in the future, because the clock was set back, counts as now.
         let age = SystemTime::now().duration_since(stamp.modified).unwrap_or_default();
         if name.starts_with(TEMP_PREFIX) {
             if age > UNFINISHED {
@@ -123,7 +124,7 @@ impl Scan {
         Ok(Some(seen))
     }
 
-    /// An entry of this service, or a warning, once.
+    /// The entry, if it is one of this service; otherwise `None` and one warning per file.
     fn read(&self, file: &File, path: &Path) -> Option<Entry> {
         let refused = |why: String| tracing::warn!(path = %path.display(), %why, "not an instance; ignored");
         let result = files::read_open(file, MAX_LENGTH).map_err(|e| e.to_string());
@@ -143,7 +144,7 @@ impl Scan {
         }
     }
 
-    /// Asks those who did not renew their lease in time whether they are still there.
+    /// Checks the addresses of instances that did not renew their lease in time.
     pub(super) async fn probe(&mut self) {
         let mut probes = JoinSet::new();
         for (name, seen) in &self.files {
@@ -166,7 +167,7 @@ impl Scan {
         }
     }
 
-    /// The instances that live, in the order of their ids.
+    /// The running instances, sorted by id.
     pub(super) fn instances(&self) -> Vec<Arc<Instance>> {
         let lives =
             |seen: &Seen| seen.entry.as_ref().filter(|entry| seen.lives(entry)).map(|e| e.instance.clone());
@@ -183,13 +184,14 @@ impl Seen {
         self.age <= entry.lease() && self.answers != Some(false)
     }
 
-    /// Leases are renewed every third; one and a half of that is late. Was nobody asked why?
+    /// True if the lease missed its renewal (due after a third of its time, late after half) and the address has
+    /// not been checked since.
     fn is_late(&self, entry: &Entry) -> bool {
         self.lives(entry) && self.age > entry.lease() / 2 && self.answers.is_none()
     }
 }
 
-/// Only a refusal is proof that nobody is there; whatever else fails says nothing about the other side.
+/// Only a refused connection proves that nothing listens; other errors prove nothing about the other side.
 async fn answers(address: &str) -> bool {
     let connected = timeout(CONNECT_TIMEOUT, async {
         if let Some(path) = address.strip_prefix("unix:") {
