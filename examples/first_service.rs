@@ -1,4 +1,4 @@
-//! Stock over gRPC, and REST in front of it that finds it by name.
+//! The `stock` service over gRPC, and a REST service that finds it by name and calls it.
 use axum::{
     Router,
     extract::{Path, State},

@@ -1,5 +1,5 @@
-//! The first service without chassis: what is left when one leaves it. Handlers and stubs stay as they were,
-//! since they are axum's and tonic's; what is marked `was` is all that changes.
+//! The first service without chassis: the code that remains after chassis is removed. Handlers and stubs are
+//! unchanged, because they are axum's and tonic's; every changed line is marked `was`.
 use axum::{
     Router,
     extract::{Path, State},

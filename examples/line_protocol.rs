@@ -1,11 +1,11 @@
-//! A third protocol: lines over TCP, with the routing, limits and breakers that gRPC and REST have.
+//! A third protocol: lines over TCP, with the same routing, limits and breakers as gRPC and REST.
 //!
-//! `cargo run --example line_protocol` calls two servers of it, and shows that.
+//! `cargo run --example line_protocol` starts two servers of it, calls them and checks the results.
 //!
-//! A frame is its length in four bytes, then lines: what is called (an answer: how it went), then
-//! `name: value` as often as needed, an empty line, and the text. What makes it a protocol of chassis is
-//! [`Line`] (how answers are judged and refusals written), [`Tcp`] (how endpoints are reached), and the two
-//! edges, [`serve`] and [`Client`].
+//! A frame is its length in four bytes, then lines: the operation (in an answer: the status), then any number
+//! of `name: value` lines, an empty line, and the text. Four parts make it a protocol of chassis: [`Line`]
+//! (classifies answers and writes refusals), [`Tcp`] (reaches endpoints), and the two edges, [`serve`] and
+//! [`Client`].
 use std::{
     io::{Error as IoError, ErrorKind, Result as IoResult},
     sync::{
@@ -33,10 +33,10 @@ use tokio::{
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// How answers are judged, and refusals written.
+/// Classifies answers and writes refusals.
 struct Line;
 
-/// Reaches endpoints by a connection for each call.
+/// Reaches an endpoint with a new connection for each call.
 struct Tcp;
 
 struct TcpLeaf(Link);
@@ -55,13 +55,13 @@ struct Frame {
 }
 
 static LINE: Line = Line;
-/// In the metadata of an answer: how it went, by the name of a code.
+/// Metadata of an answer: the name of the status code.
 const CODE: HeaderName = HeaderName::from_static("code");
-/// In the metadata of a refusal: which mechanism spoke. Nothing was executed.
+/// Metadata of a refusal: the mechanism that refused. The call was not executed.
 const REFUSED: HeaderName = HeaderName::from_static("refused");
-/// In the metadata of a call: for how many milliseconds its caller waits.
+/// Metadata of a call: the caller's timeout in milliseconds.
 const WAITS: HeaderName = HeaderName::from_static("x-request-timeout-ms");
-/// Whoever sends more is cut off.
+/// Maximum length of a frame; a longer one ends the connection.
 const MOST_BYTES: usize = 1 << 20;
 
 // === impl Line ===
@@ -104,7 +104,7 @@ impl Transport for Tcp {
     }
 
     fn leaf(&self, link: Link) -> TcpLeaf {
-        link.set(Connection::Ready); // there is nothing to keep up
+        link.set(Connection::Ready); // there is no connection to maintain
         TcpLeaf(link)
     }
 }
@@ -119,7 +119,7 @@ impl Leaf for TcpLeaf {
                 Ok(stream) => stream,
                 Err(error) => {
                     let failed = Error::remote(Reason::ConnectFailed, "no connection").with_source(error);
-                    return Err(call.give_back(failed)); // it was not sent: another node may have it
+                    return Err(call.give_back(failed)); // it was not sent, so another node may take it
                 }
             };
             let exchanged = async {
@@ -142,12 +142,13 @@ impl Leaf for TcpLeaf {
 
 // === the server's edge ===
 
-/// Answers whoever connects, until `over`. `known` are the operations there are; others have no name.
+/// Accepts connections and answers calls until `over`. `known` lists the operations; any other one is
+/// reported as unknown.
 async fn serve(listener: TcpListener, pipeline: Pipeline, service: Arc<str>, known: &'static [&'static str]) {
     while let Ok((stream, _)) = listener.accept().await {
         let (pipeline, service) = (pipeline.clone(), service.clone());
         tokio::spawn(async move {
-            // A peer that breaks off has no answer to get.
+            // A peer that closed the connection gets no answer.
             let _ = answer(stream, &pipeline, &service, known).await;
         });
     }
@@ -203,7 +204,7 @@ impl Client {
 // === impl Frame ===
 
 impl Frame {
-    /// The next one; `None` at the end.
+    /// Reads the next frame; `None` at the end.
     async fn read(stream: &mut TcpStream) -> IoResult<Option<Self>> {
         let length = match stream.read_u32().await {
             Ok(length) => length as usize,
@@ -240,7 +241,7 @@ impl Frame {
         stream.write_all(&bytes).await
     }
 
-    /// The metadata of an answer, its code among them.
+    /// The metadata of an answer, including its code.
     fn answer(&self) -> HeaderMap {
         let mut metadata = self.metadata.clone();
         metadata.insert(CODE, self.head.parse().unwrap_or(HeaderValue::from_static("UNKNOWN")));
@@ -250,7 +251,7 @@ impl Frame {
 
 // === the demonstration ===
 
-/// What the servers can do.
+/// The operations of the servers.
 const OPERATIONS: &[&str] = &["Say", "Shout", "Sing"];
 
 #[tokio::main]
@@ -270,9 +271,9 @@ async fn main() -> Result<(), BoxError> {
     let app = app.registry(registry).build().await?;
     let voice = Client::new(&app, "voice");
 
-    let heard = [voice.call("Say", "hello").await?, voice.call("Shout", "hello").await?];
-    println!("routes:  {heard:?}");
-    assert_eq!(heard, ["quiet: hello", "loud: hello"]);
+    let replies = [voice.call("Say", "hello").await?, voice.call("Shout", "hello").await?];
+    println!("routes:  {replies:?}");
+    assert_eq!(replies, ["quiet: hello", "loud: hello"]);
 
     let mut refused = Vec::new();
     for _ in 0..8 {
@@ -295,7 +296,8 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// A server with a limit of its own, and its entry in the registry. It ends with them.
+/// Starts a server with a limit of its own and registers it. The server runs while the returned values are
+/// held.
 async fn start(
     volume: &'static str,
     registry: &MemoryRegistry,

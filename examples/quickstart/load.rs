@@ -1,4 +1,4 @@
-//! Calls to `orders`, at a steady rate, and how each of them went.
+//! Calls `orders` at a steady rate and records the outcome of each call.
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::shop::Order;
 
-/// Calls under way, and those that were answered.
+/// The calls in flight, and the finished ones.
 pub(crate) struct Load {
     shared: Arc<Shared>,
     task: JoinHandle<()>,
@@ -28,63 +28,63 @@ struct Shared {
     stop: AtomicBool,
 }
 
-/// A call that is over.
+/// A finished call.
 #[derive(Clone)]
 pub(crate) struct Call {
     pub(crate) sent: Instant,
     pub(crate) over: Instant,
-    /// Did it ask for the canary by header?
+    /// Whether the call asked for the canary by a header.
     pub(crate) asked: bool,
     pub(crate) ended: Ended,
 }
 
-/// How a call went.
+/// The outcome of a call.
 #[derive(Clone)]
 pub(crate) enum Ended {
-    /// Well.
+    /// The answer was right.
     Good {
-        /// The version of the settings it was made under.
+        /// The version of the settings that applied to the call.
         version: u64,
-        /// Did the canary answer?
+        /// Whether the canary answered.
         canary: bool,
     },
-    /// It was never sent: nobody is listening.
+    /// The call was not sent: nothing listens at the address.
     Unsent(String),
-    /// It was lost, or answered badly.
+    /// The call was lost, or its answer was wrong.
     Bad(String),
 }
 
-/// Calls a second.
+/// Calls per second.
 pub(crate) const RATE: u32 = 200;
-/// Every so many calls one asks for the canary.
+/// One call out of this many asks for the canary.
 const ASKING: u64 = 50;
-/// A caller waits no longer for an answer.
+/// Timeout of a call.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 // === impl Load ===
 
 impl Load {
-    /// Begins at once.
+    /// Starts the load at once.
     pub(crate) fn start(orders: HttpClient) -> Self {
         let shared = Arc::<Shared>::default();
         let task = tokio::spawn(run(orders, shared.clone()));
         Load { shared, task }
     }
 
-    /// Calls that are under way.
+    /// The number of calls in flight.
     pub(crate) fn in_flight(&self) -> usize {
         self.shared.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Looks at the calls that are over, in the order they ended.
+    /// Gives `look` the finished calls, in the order they ended.
     pub(crate) fn look<R>(&self, look: impl FnOnce(&[Call]) -> R) -> R {
         look(&self.shared.calls.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Sends no more, and waits for those under way.
+    /// Sends no more calls and waits for those in flight.
     pub(crate) async fn stop(self) -> Vec<Call> {
         self.shared.stop.store(true, Ordering::Relaxed);
-        let _ = self.task.await; // a panic shows as calls that are missing
+        let _ = self.task.await; // a panic shows as missing calls
         std::mem::take(&mut *self.shared.calls.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -1,16 +1,16 @@
-//! A shop of six processes under load: settings that change, a process that is killed, one that joins, and
-//! one that stops while calls come in.
+//! A shop of six processes under load. Meanwhile settings change, one process is killed, one joins, and one
+//! stops.
 //!
 //! ```text
-//! cargo run --example quickstart              about 20 s; the exit status says whether it held
-//! cargo run --example quickstart -- --serve   keeps the shop up, and prints lines to try
+//! cargo run --example quickstart              about 20 s; the exit status says whether all checks passed
+//! cargo run --example quickstart -- --serve   keeps the shop running, and prints commands to try
 //! ```
 //!
-//! - `shop`: the two services, `orders` (REST) and `stock` (gRPC), as they would be written anywhere;
-//! - `settings`: the `chassis.yaml` they live by;
+//! - `shop`: the two services, `orders` (REST) and `stock` (gRPC), written as in any project;
+//! - `settings`: their `chassis.yaml`;
 //! - `processes`: starts this program again for each of them, and ends them;
-//! - `load`: calls at a steady rate; `watch`: what `orders` says of itself; `table`: shows it;
-//! - `story`: what is done when; `verdict`: whether it held.
+//! - `load`: calls at a steady rate; `watch`: the inspection of `orders`; `table`: shows it;
+//! - `story`: the actions and their times; `verdict`: the checks.
 mod load;
 mod processes;
 mod settings;
@@ -27,7 +27,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::processes::Processes;
 
-/// Whatever goes wrong ends the quickstart with its message.
+/// Any error ends the quickstart with its message.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 #[tokio::main]
@@ -58,7 +58,7 @@ async fn as_child(service: impl Future<Output = chassis::Result>) -> Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
-/// The process that starts the others, calls them and watches.
+/// The process that starts the others, calls them and watches them.
 async fn drive(serve: bool) -> Result<ExitCode, BoxError> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut processes = Processes::new()?;
@@ -82,8 +82,8 @@ async fn play(processes: &mut Processes, serve: bool) -> Result<ExitCode, BoxErr
     match serve {
         true => story::keep_open(processes, &app).await,
         false => {
-            let told = story::tell(processes, &app).await?;
-            Ok(verdict::of(&told).print())
+            let record = story::run(processes, &app).await?;
+            Ok(verdict::of(&record).print())
         }
     }
 }

@@ -1,7 +1,7 @@
-//! This program, started again for each service of the shop, in a directory of their own.
+//! Starts this program again for each service of the shop, in a directory of their own.
 //!
-//! Each child reads its standard input, a pipe that nobody writes to: its end is the parent's, however that
-//! came about. So nothing is left behind, neither processes nor files.
+//! Each child reads its standard input, a pipe to which the parent writes nothing. The pipe closes when the
+//! parent ends for any reason, and the child then ends too. So neither processes nor files remain.
 use std::{
     fs::File,
     io,
@@ -24,21 +24,22 @@ pub(crate) struct Processes {
 struct Process {
     name: String,
     child: Child,
-    /// Held apart: waiting for the child would close it, and the child would not live to end in order.
+    /// Kept apart from the child: waiting for a child closes its standard input, and the child would end
+    /// before it has stopped in order.
     _alive: ChildStdin,
 }
 
-/// What the directory's name starts with.
+/// Prefix of the directory's name.
 const PREFIX: &str = "chassis-quickstart-";
-/// So many lines of each log are shown when something went wrong.
+/// Number of lines of each log to show after a failure.
 const LOG_LINES: usize = 12;
-/// A child that was told to end is waited for no longer.
+/// How long to wait for a child that was asked to end.
 const END: Duration = Duration::from_secs(5);
 
 // === impl Processes ===
 
 impl Processes {
-    /// None yet.
+    /// Creates the directory; no process runs yet.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Processes { dir: tempfile::Builder::new().prefix(PREFIX).tempdir()?, running: Vec::new() })
     }
@@ -53,13 +54,13 @@ impl Processes {
         self.start(id, &["stock", id, manner.word()])
     }
 
-    /// Ends one at once, as `kill -9` does.
+    /// Kills a process at once, as `kill -9` does.
     pub(crate) async fn kill(&mut self, name: &str) -> io::Result<()> {
         let at = self.position(name)?;
         self.running.remove(at).child.kill().await
     }
 
-    /// Asks one to stop, by SIGTERM.
+    /// Asks a process to stop, by SIGTERM.
     pub(crate) async fn terminate(&mut self, name: &str) -> Result<(), BoxError> {
         let at = self.position(name)?;
         let id = self.running[at].child.id().ok_or_else(|| format!("{name} has ended already"))?;
@@ -67,13 +68,13 @@ impl Processes {
         done.success().then_some(()).ok_or_else(|| format!("{name} could not be sent SIGTERM").into())
     }
 
-    /// How one ended that was asked to stop, if it has.
+    /// The exit status of a process that was asked to stop, or `None` while it runs.
     pub(crate) fn ended(&mut self, name: &str) -> io::Result<Option<ExitStatus>> {
         let at = self.position(name)?;
         self.running[at].child.try_wait()
     }
 
-    /// Fails if one has ended that should not have.
+    /// Fails if a process has ended unexpectedly.
     pub(crate) fn check(&mut self) -> Result<(), BoxError> {
         for process in &mut self.running {
             if let Some(status) = process.child.try_wait()? {
@@ -83,7 +84,7 @@ impl Processes {
         Ok(())
     }
 
-    /// Where their files are: settings, registry, logs.
+    /// The directory of settings, registry and logs.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -103,12 +104,12 @@ impl Processes {
         }
     }
 
-    /// Ends them all, and removes their files.
+    /// Ends all processes and removes their files.
     pub(crate) async fn end(self) {
         for Process { mut child, _alive, .. } in self.running {
             drop(_alive);
             if tokio::time::timeout(END, child.wait()).await.is_err() {
-                let _ = child.kill().await; // it may just have ended by itself
+                let _ = child.kill().await; // it may just have ended
             }
         }
     }
@@ -118,12 +119,12 @@ impl Processes {
         let mut command = Command::new(std::env::current_exe()?);
         for (variable, _) in std::env::vars_os() {
             if variable.to_string_lossy().starts_with("CHASSIS_") {
-                command.env_remove(variable); // settings of somebody else's
+                command.env_remove(variable); // it may belong to other settings
             }
         }
         let mut child = command
             .args(arguments)
-            .current_dir(self.dir()) // where `chassis.yaml` is
+            .current_dir(self.dir()) // the directory with `chassis.yaml`
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log)
@@ -140,13 +141,13 @@ impl Processes {
     }
 }
 
-/// Ends this process with its parent, and takes the directory along: whoever is last leaves none.
+/// Ends this process when its parent ends, and removes the directory: the last process leaves no files.
 pub(crate) fn end_with_parent() {
     std::thread::spawn(|| {
-        let _ = io::copy(&mut io::stdin(), &mut io::sink()); // an error ends it as well
+        let _ = io::copy(&mut io::stdin(), &mut io::sink()); // an error ends it too
         let dir = std::env::current_dir().unwrap_or_default();
         if dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX)) {
-            let _ = std::fs::remove_dir_all(dir); // another one may be quicker
+            let _ = std::fs::remove_dir_all(dir); // another process may have removed it
         }
         std::process::exit(0);
     });

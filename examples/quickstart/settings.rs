@@ -1,18 +1,19 @@
-//! The settings that the shop's processes live by, written to files as anybody would.
+//! Writes the settings of the shop's processes to files, as a person would.
 use std::{
     io,
     path::{Path, PathBuf},
 };
 
-/// The split that the shop opens with, and the one that it is moved to: shares of stable and canary.
+/// The shares of stable and canary at the start, and after the change.
 pub(crate) const BEFORE: [u32; 2] = [95, 5];
 pub(crate) const AFTER: [u32; 2] = [50, 50];
 
-/// Writes `chassis.yaml`: beside it and renamed, so that nobody ever reads a half.
+/// Writes `chassis.yaml`. It is written under another name and renamed, so that no process reads an
+/// incomplete file.
 pub(crate) fn write(dir: &Path, [stable, canary]: [u32; 2]) -> io::Result<()> {
     let registry = dir.join("registry");
     let content = format!(
-        r#"# What every process of the shop lives by. Routes, limits, timeouts … take effect as soon as this is saved.
+        r#"# The settings of every process of the shop. Routes, limits, timeouts … take effect as soon as this is saved.
 listen: {{ grpc: 127.0.0.1:0, http: 127.0.0.1:0 }} # any free ports
 registry: {{ kind: local, dir: {registry:?} }}
 propagate: [x-canary] # goes on from the callers of orders to stock
@@ -34,9 +35,9 @@ shutdown: {{ delay: 500ms, deadline: 10s }}
     std::fs::rename(path.with_extension("new"), path)
 }
 
-/// Writes what the driver lives by: it looks `orders` up as everybody does, and helps with nothing, so that
-/// each call it loses is seen. By HTTP/2, where a server that stops says which calls it will not answer: a
-/// connection of HTTP/1.1 may be closed for lack of use just when a call is on its way.
+/// Writes the settings of the driver. It finds `orders` through the registry like any client, but without
+/// retries, so that every lost call is visible. It uses HTTP/2, where a stopping server states which calls it
+/// will not answer; an idle HTTP/1.1 connection may be closed just when a call is sent on it.
 pub(crate) fn write_driver(dir: &Path) -> io::Result<PathBuf> {
     let registry = dir.join("registry");
     let content = format!(

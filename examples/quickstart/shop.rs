@@ -24,29 +24,29 @@ use tonic::{Request, Response, Status};
 
 use crate::BoxError;
 
-/// What `orders` answers.
+/// The answer of `orders`.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Order {
-    /// What was ordered.
+    /// The ordered article.
     pub(crate) sku: String,
-    /// How many are left.
+    /// The remaining quantity.
     pub(crate) left: u32,
-    /// Which instance of `stock` said so.
+    /// The instance of `stock` that answered.
     pub(crate) instance: String,
     /// That instance's release track.
     pub(crate) track: String,
-    /// The version of the settings that the call to `stock` lived under.
+    /// The version of the settings that applied to the call to `stock`.
     pub(crate) version: u64,
 }
 
-/// How an instance of `stock` behaves.
+/// The behaviour of an instance of `stock`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Manner {
-    /// As it should; the release that everybody gets.
+    /// Normal; the current release.
     Stable,
-    /// As it should; the next release.
+    /// Normal; the next release.
     Canary,
-    /// Takes its time.
+    /// Answers slowly.
     Slow,
     /// Fails a third of its calls.
     Flaky,
@@ -59,16 +59,16 @@ struct Shelves {
     calls: AtomicU64,
 }
 
-/// Carries the version of the settings from the pipeline to the handler.
+/// Header that carries the version of the settings from the pipeline to the handler.
 const VERSION: &str = "x-settings-version";
 
 // === orders ===
 
-/// The REST service: looks up what is left of an article, over gRPC.
+/// The REST service: reads the quantity of an article over gRPC.
 pub(crate) async fn orders() -> chassis::Result {
     let app = Chassis::builder("orders")
         .instance("orders-1")
-        .descriptors(FILE_DESCRIPTOR_SET) // says that `Level` can be repeated without harm
+        .descriptors(FILE_DESCRIPTOR_SET) // marks `Level` as safe to repeat
         .layer(
             Stage::Call,
             "version",
@@ -84,7 +84,7 @@ pub(crate) async fn orders() -> chassis::Result {
     let runtime = app.runtime().clone();
     let stock = StockClient::new(app.grpc("stock"));
     let routes = Router::new().route("/orders/{sku}", get(order)).with_state(stock);
-    // Reached from this machine only, as everything here: the settings say `127.0.0.1`.
+    // Only reachable from this machine, like everything here: the settings name `127.0.0.1`.
     let look =
         Router::new().route("/inspect", get(move || async move { Json::<Inspection>(runtime.inspect()) }));
     app.serve_http(routes.merge(look)).run().await
@@ -145,7 +145,7 @@ impl Shelves {
 // === impl Manner ===
 
 impl Manner {
-    /// The word for it on the command line.
+    /// The name of it on the command line.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Manner::Stable => "stable",

@@ -1,4 +1,4 @@
-//! What is done to the shop while it is called, and what is seen of it.
+//! The actions on the shop under load, and their observed effects.
 use std::{collections::BTreeMap, process::ExitStatus, time::Duration};
 
 use chassis::{Chassis, HttpClient};
@@ -14,24 +14,24 @@ use crate::{
     watch::Seen,
 };
 
-/// Everything that is known when the shop has closed.
-pub(crate) struct Told {
-    /// When the load began: times are told from here.
+/// The record of the whole run, complete when the shop has stopped.
+pub(crate) struct Record {
+    /// When the load began: all times count from here.
     pub(crate) began: Instant,
-    /// When the settings were rewritten.
+    /// When the new settings were written.
     pub(crate) swapped: Instant,
-    /// When `orders` was told to stop.
+    /// When `orders` was asked to stop.
     pub(crate) stopped: Instant,
-    /// When it had, and how.
+    /// When `orders` had stopped, and its exit status.
     pub(crate) left: Instant,
     pub(crate) status: ExitStatus,
     /// Every call.
     pub(crate) calls: Vec<Call>,
-    /// What was done and seen, and when.
+    /// Actions and observations with their times.
     pub(crate) happened: Vec<(Instant, String)>,
 }
 
-/// The part that grows while it happens.
+/// The part of the record that grows during the run.
 struct Diary {
     table: Table,
     happened: Vec<(Instant, String)>,
@@ -46,14 +46,14 @@ enum Act {
     Stop,
 }
 
-/// What is done when, from the first call on.
+/// The actions and their times after the first call.
 const SCRIPT: [(Duration, Act); 4] = [
     (Duration::from_secs(7), Act::Swap),
     (Duration::from_secs(12), Act::Kill),
     (Duration::from_secs(14), Act::Start),
     (Duration::from_secs(18), Act::Stop),
 ];
-/// The shop as it opens.
+/// The instances at the start.
 const OPENING: [(&str, Manner); 5] = [
     ("stock-1", Manner::Stable),
     ("stock-2", Manner::Stable),
@@ -63,14 +63,14 @@ const OPENING: [(&str, Manner); 5] = [
 ];
 const FLAKY: &str = "stock-flaky";
 const NEWCOMER: &str = "stock-3";
-/// How often `orders` is looked into.
+/// How often the inspection of `orders` is read.
 const LOOK: Duration = Duration::from_millis(200);
-/// A machine with other things to do may need a while to start six processes.
+/// A busy machine may need this long to start six processes.
 const OPENS_WITHIN: Duration = Duration::from_secs(60);
-/// The settings give a stop 10.5 s.
+/// The settings allow 10.5 s for a stop.
 const STOPS_WITHIN: Duration = Duration::from_secs(20);
 
-/// Starts the shop, and returns when `orders` knows all of `stock`.
+/// Starts the shop and returns when `orders` knows all instances of `stock`.
 pub(crate) async fn open(processes: &mut Processes, app: &Chassis) -> Result<(), BoxError> {
     println!("starting orders and {} instances of stock in {}", OPENING.len(), processes.dir().display());
     processes.orders()?;
@@ -91,8 +91,8 @@ pub(crate) async fn open(processes: &mut Processes, app: &Chassis) -> Result<(),
     opened.await.map_err(|_| format!("the shop did not open within {OPENS_WITHIN:?}"))?
 }
 
-/// Calls the shop, plays the script, and returns when `orders` has stopped.
-pub(crate) async fn tell(processes: &mut Processes, app: &Chassis) -> Result<Told, BoxError> {
+/// Calls the shop, executes the script, and returns when `orders` has stopped.
+pub(crate) async fn run(processes: &mut Processes, app: &Chassis) -> Result<Record, BoxError> {
     let orders = app.http("orders");
     let load = Load::start(orders.clone());
     let began = Instant::now();
@@ -134,10 +134,10 @@ pub(crate) async fn tell(processes: &mut Processes, app: &Chassis) -> Result<Tol
     let status = status.map_err(|_| format!("orders did not stop within {STOPS_WITHIN:?}"))??;
     let left = Instant::now();
     diary.note(format!("orders is gone: {status}"));
-    Ok(Told { began, swapped, stopped, left, status, calls: load.stop().await, happened: diary.happened })
+    Ok(Record { began, swapped, stopped, left, status, calls: load.stop().await, happened: diary.happened })
 }
 
-/// Prints lines that work, until it is told to end.
+/// Prints commands to try, and keeps the shop running until a signal ends it.
 pub(crate) async fn keep_open<T>(processes: &mut Processes, app: &Chassis) -> Result<T, BoxError> {
     let orders = app.http("orders");
     let seen = Seen::ask(&orders).await.ok_or("orders has no answer")?;
@@ -187,7 +187,7 @@ impl Diary {
         self.happened.push((Instant::now(), line));
     }
 
-    /// Shows what `orders` says of itself, and notes what is new.
+    /// Shows the inspection of `orders`, and notes changes.
     async fn look(&mut self, orders: &HttpClient, load: &Load, began: Instant, split: [u32; 2]) {
         let Some(seen) = Seen::ask(orders).await else { return };
         if let Some(last) = self.last.take() {

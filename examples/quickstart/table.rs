@@ -9,26 +9,26 @@ use tokio::time::Instant;
 
 use crate::watch::Seen;
 
-/// Where the table is shown.
+/// The output of the table.
 pub(crate) struct Table {
     in_place: bool,
-    /// Lines that are on the terminal, to be drawn over.
+    /// Lines on the terminal that the next drawing replaces.
     drawn: usize,
     next: Option<Instant>,
 }
 
-/// How often it is printed where it can't be drawn in place.
+/// How often it is printed where it cannot be drawn in place.
 const EVERY: Duration = Duration::from_secs(4);
 
 // === impl Table ===
 
 impl Table {
-    /// On standard output.
+    /// Writes to standard output.
     pub(crate) fn new() -> Self {
         Table { in_place: std::io::stdout().is_terminal(), drawn: 0, next: None }
     }
 
-    /// Shows `seen` under a line that says what else there is to know.
+    /// Shows `seen` under the line `head`.
     pub(crate) fn show(&mut self, now: Instant, head: &str, seen: &Seen) {
         if !self.in_place && self.next.is_some_and(|next| now < next) {
             return;
@@ -37,9 +37,9 @@ impl Table {
         let text = render(head, seen);
         let mut out = std::io::stdout().lock();
         if self.in_place && self.drawn > 0 {
-            let _ = write!(out, "\x1b[{}A\x1b[J", self.drawn); // up, and clear to the end
+            let _ = write!(out, "\x1b[{}A\x1b[J", self.drawn); // move up, and clear to the end
         }
-        // A reader that is gone is no reason to stop: the exit status still tells how it went.
+        // A closed output is no reason to stop: the exit status still reports the result.
         let _ = out.write_all(text.as_bytes());
         let _ = out.flush();
         self.drawn = text.lines().count();
@@ -47,7 +47,7 @@ impl Table {
 }
 
 fn render(head: &str, seen: &Seen) -> String {
-    // Fits a terminal of 80 columns: a line that wraps could not be drawn over.
+    // Fits a terminal of 80 columns: a wrapped line could not be replaced.
     let mut text = format!(
         "\n{head}\n  {:<12} {:<6} {:>6} {:>8} {:>8} {:>9} {:>9}  {}\n",
         "stock", "track", "calls", "success", "p50", "p99", "in flight", "circuit"
@@ -60,7 +60,7 @@ fn render(head: &str, seen: &Seen) -> String {
         let millis = |span: Option<Duration>| {
             span.map_or("-".to_owned(), |span| format!("{:.1} ms", span.as_secs_f64() * 1e3))
         };
-        // Writing to a string can't fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(
             text,
             "  {:<12} {:<6} {:>6} {success:>8} {:>8} {:>9} {:>9}  {}",

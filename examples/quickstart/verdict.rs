@@ -1,4 +1,4 @@
-//! Whether it held: what is asked of the shop, and what came of it.
+//! The checks of the run, and their results.
 use std::process::ExitCode;
 
 use tokio::time::Instant;
@@ -6,45 +6,46 @@ use tokio::time::Instant;
 use crate::{
     load::{Call, Ended},
     settings::{AFTER, BEFORE},
-    story::Told,
+    story::Record,
 };
 
-/// What is asked, one by one, with whether it held.
+/// The checks, each with whether it passed.
 pub(crate) struct Verdict {
     happened: Vec<String>,
     asked: Vec<(bool, String)>,
-    /// What callers were told instead of an answer.
+    /// The errors that callers received.
     wrong: Vec<String>,
 }
 
-/// The least share of calls that have to be answered well.
+/// The smallest share of calls that must be answered well.
 const GOOD: f64 = 0.999;
-/// The shares have followed when so many calls in a row are within so much of the new ones.
+/// The shares have followed the change when the share over `RECENT` calls in a row is within `NEAR` of the
+/// new one.
 const RECENT: usize = 100;
 const NEAR: f64 = 0.10;
-/// They have to within so many seconds.
+/// Seconds within which the shares must follow.
 const FOLLOWED: f64 = 5.0;
-/// Draws stray by so many standard deviations once in 15,000 times.
+/// A random share deviates by this many standard deviations once in 15,000 runs.
 const SIGMAS: f64 = 4.0;
 
-/// Judges.
-pub(crate) fn of(told: &Told) -> Verdict {
+/// Runs all checks.
+pub(crate) fn of(record: &Record) -> Verdict {
     let mut verdict = Verdict { happened: Vec::new(), asked: Vec::new(), wrong: Vec::new() };
-    let at = |at: Instant| at.saturating_duration_since(told.began).as_secs_f64();
+    let at = |at: Instant| at.saturating_duration_since(record.began).as_secs_f64();
     verdict.happened =
-        told.happened.iter().map(|(when, line)| format!("{:5.1} s  {line}", at(*when))).collect();
-    verdict.answers(told);
-    verdict.version(told);
-    verdict.shares(told);
-    verdict.header(told);
-    verdict.stop(told);
+        record.happened.iter().map(|(when, line)| format!("{:5.1} s  {line}", at(*when))).collect();
+    verdict.answers(record);
+    verdict.version(record);
+    verdict.shares(record);
+    verdict.header(record);
+    verdict.stop(record);
     verdict
 }
 
 // === impl Verdict ===
 
 impl Verdict {
-    /// Prints all of it.
+    /// Prints the record and the checks; the exit code is a failure if a check failed.
     pub(crate) fn print(&self) -> ExitCode {
         println!("\nwhat happened");
         self.happened.iter().for_each(|line| println!("  {line}"));
@@ -63,40 +64,41 @@ impl Verdict {
         self.asked.push((held, line));
     }
 
-    /// Calls that were refused unsent after the stop had begun are no calls of the shop's any more.
-    fn answers(&mut self, told: &Told) {
-        let counted: Vec<&Call> = told.calls.iter().filter(|call| !is_after_the_end(call, told)).collect();
+    /// Calls that were refused unsent after the stop began do not count as calls of the shop.
+    fn answers(&mut self, record: &Record) {
+        let counted: Vec<&Call> =
+            record.calls.iter().filter(|call| !is_after_the_end(call, record)).collect();
         let good = counted.iter().filter(|call| is_good(call)).count();
         let share = share(good, counted.len());
         let line = format!("{good} of {} calls answered well: {:.2} %", counted.len(), 100.0 * share);
         self.ask(share >= GOOD, format!("{line} (at least {} %)", 100.0 * GOOD));
         for call in counted {
             if let Ended::Bad(why) | Ended::Unsent(why) = &call.ended {
-                let sent = call.sent.saturating_duration_since(told.began).as_secs_f64();
+                let sent = call.sent.saturating_duration_since(record.began).as_secs_f64();
                 self.wrong.push(format!("{sent:.3} s: {why}"));
             }
         }
     }
 
-    /// Whoever sends a call after somebody was answered under the new version lives by it too.
-    fn version(&mut self, told: &Told) {
-        let old = told.calls.iter().filter(|call| call.over < told.swapped).filter_map(version).max();
+    /// Once an answer carries the new version, every call that is sent later must carry it too.
+    fn version(&mut self, record: &Record) {
+        let old = record.calls.iter().filter(|call| call.over < record.swapped).filter_map(version).max();
         let is_new = |call: &&Call| version(call) > old;
-        let Some(first) = told.calls.iter().filter(is_new).map(|call| call.over).min() else {
+        let Some(first) = record.calls.iter().filter(is_new).map(|call| call.over).min() else {
             return self.ask(false, "no call carried the new version".to_owned());
         };
-        let later = || told.calls.iter().filter(|call| call.sent > first && is_good(call));
+        let later = || record.calls.iter().filter(|call| call.sent > first && is_good(call));
         let (all, new) = (later().count(), later().filter(is_new).count());
-        let after = (first - told.swapped).as_secs_f64();
+        let after = (first - record.swapped).as_secs_f64();
         let line = format!("{new} of {all} calls sent after the swap carried the new version");
         self.ask(all > 0 && new == all, format!("{line}, which took {after:.2} s to be in force"));
     }
 
-    fn shares(&mut self, told: &Told) {
+    fn shares(&mut self, record: &Record) {
         let [wanted_before, wanted_after] =
             [BEFORE, AFTER].map(|[stable, canary]| f64::from(canary) / f64::from(stable + canary));
-        let old = told.calls.iter().filter(|call| call.over < told.swapped).filter_map(version).max();
-        let drawn: Vec<&Call> = told.calls.iter().filter(|call| is_good(call) && !call.asked).collect();
+        let old = record.calls.iter().filter(|call| call.over < record.swapped).filter_map(version).max();
+        let drawn: Vec<&Call> = record.calls.iter().filter(|call| is_good(call) && !call.asked).collect();
         let of = |is_old: bool| -> Vec<&Call> {
             drawn.iter().copied().filter(|call| (version(call) <= old) == is_old).collect()
         };
@@ -105,7 +107,7 @@ impl Verdict {
         let held = is_near(was, wanted_before, before.len()) && is_near(is, wanted_after, after.len());
         let followed = drawn.windows(RECENT).find_map(|recent| {
             let last = recent[RECENT - 1].over;
-            (last > told.swapped && (canaries(recent) - wanted_after).abs() <= NEAR).then_some(last)
+            (last > record.swapped && (canaries(recent) - wanted_after).abs() <= NEAR).then_some(last)
         });
         let line = format!(
             "the canary's share was {:.1} % of {} calls, then {:.1} % of {}",
@@ -114,7 +116,7 @@ impl Verdict {
             100.0 * is,
             after.len()
         );
-        match followed.map(|at| (at - told.swapped).as_secs_f64()) {
+        match followed.map(|at| (at - record.swapped).as_secs_f64()) {
             None => self.ask(false, format!("{line}; it never followed")),
             Some(seconds) => {
                 let line = format!("{line}; it followed in {seconds:.2} s (at most {FOLLOWED} s)");
@@ -123,25 +125,25 @@ impl Verdict {
         }
     }
 
-    fn header(&mut self, told: &Told) {
-        let asked = told.calls.iter().filter(|call| call.asked && is_good(call));
+    fn header(&mut self, record: &Record) {
+        let asked = record.calls.iter().filter(|call| call.asked && is_good(call));
         let all = asked.clone().count();
         let got = asked.filter(|call| matches!(call.ended, Ended::Good { canary: true, .. })).count();
         self.ask(got == all, format!("{got} of {all} calls that asked for the canary by a header got it"));
     }
 
-    fn stop(&mut self, told: &Told) {
-        let late: Vec<&Call> = told.calls.iter().filter(|call| call.over >= told.stopped).collect();
+    fn stop(&mut self, record: &Record) {
+        let late: Vec<&Call> = record.calls.iter().filter(|call| call.over >= record.stopped).collect();
         let good = late.iter().filter(|call| is_good(call)).count();
-        let refused = late.iter().filter(|call| is_after_the_end(call, told)).count();
+        let refused = late.iter().filter(|call| is_after_the_end(call, record)).count();
         let lost = late.len() - good - refused;
         let line = format!(
             "{good} calls answered after SIGTERM, {lost} lost, {refused} refused unsent when orders was gone; \
              it took {:.2} s to stop, {}",
-            (told.left - told.stopped).as_secs_f64(),
-            told.status
+            (record.left - record.stopped).as_secs_f64(),
+            record.status
         );
-        self.ask(good > 0 && lost == 0 && told.status.success(), line);
+        self.ask(good > 0 && lost == 0 && record.status.success(), line);
     }
 }
 
@@ -149,8 +151,8 @@ fn is_good(call: &Call) -> bool {
     matches!(call.ended, Ended::Good { .. })
 }
 
-fn is_after_the_end(call: &Call, told: &Told) -> bool {
-    matches!(call.ended, Ended::Unsent(_)) && call.over >= told.stopped
+fn is_after_the_end(call: &Call, record: &Record) -> bool {
+    matches!(call.ended, Ended::Unsent(_)) && call.over >= record.stopped
 }
 
 fn version(call: &Call) -> Option<u64> {
@@ -170,7 +172,7 @@ fn share(some: usize, all: usize) -> f64 {
     some as f64 / all.max(1) as f64
 }
 
-/// Could `seen` of `calls` draws come of the share `wanted`?
+/// Whether `seen` of `calls` random draws is plausible for the share `wanted`.
 fn is_near(seen: f64, wanted: f64, calls: usize) -> bool {
     (seen - wanted).abs() <= SIGMAS * (wanted * (1.0 - wanted) / calls.max(1) as f64).sqrt()
 }

@@ -1,10 +1,10 @@
-//! What `orders` says of itself: the part of its inspection that is shown.
+//! The part of `orders`' inspection that the quickstart shows.
 use std::{collections::BTreeMap, time::Duration};
 
 use chassis::HttpClient;
 use serde::Deserialize;
 
-/// A look into `orders`.
+/// One inspection of `orders`.
 #[derive(Clone, Deserialize)]
 pub(crate) struct Seen {
     /// The version of its settings.
@@ -19,7 +19,7 @@ struct Service {
     rules: Vec<Rule>,
 }
 
-/// An instance of `stock`, as `orders` sees it.
+/// An instance of `stock`, in the inspection of `orders`.
 #[derive(Clone, Deserialize)]
 pub(crate) struct Node {
     pub(crate) id: String,
@@ -44,7 +44,7 @@ pub(crate) struct Rule {
 // === impl Seen ===
 
 impl Seen {
-    /// Asks `orders`; `None` if it has no answer.
+    /// Reads the inspection of `orders`; `None` without an answer.
     pub(crate) async fn ask(orders: &HttpClient) -> Option<Self> {
         let response = orders.get("/inspect").timeout(Duration::from_secs(2)).send().await.ok()?;
         response.ok().await.ok()?.json().await.ok()
@@ -57,12 +57,12 @@ impl Seen {
         nodes
     }
 
-    /// One of them.
+    /// The instance with this id.
     pub(crate) fn node(&self, id: &str) -> Option<&Node> {
         self.stock().flat_map(|service| &service.nodes).find(|node| node.id == id)
     }
 
-    /// The rules, in order.
+    /// The rules in their order.
     pub(crate) fn rules(&self) -> Vec<&Rule> {
         self.stock().flat_map(|service| &service.rules).collect()
     }
@@ -73,7 +73,7 @@ impl Seen {
 }
 
 impl Node {
-    /// Is its circuit open?
+    /// Whether its circuit is open.
     pub(crate) fn is_open(&self) -> bool {
         self.circuit.as_deref() == Some("open")
     }
