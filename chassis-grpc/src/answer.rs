@@ -1,11 +1,11 @@
-//! What a fallback answers over gRPC.
+//! Answers of fallbacks over gRPC.
 use chassis_core::{Body, layer::fallback::Answer};
 use http::{HeaderMap, HeaderValue, StatusCode, header::CONTENT_TYPE};
 use prost::Message;
 
 use crate::wire::{CONTENT_TYPE_GRPC, GRPC_STATUS};
 
-/// `message` as the answer of a fallback: in its frame, and with the trailers of success.
+/// Encodes `message` as the answer of a fallback, with its message frame and the trailers of success.
 ///
 /// ```
 /// use chassis_core::{Error, layer::fallback::{Answer, Failed}};
@@ -17,7 +17,7 @@ use crate::wire::{CONTENT_TYPE_GRPC, GRPC_STATUS};
 /// ```
 pub fn answer<M: Message>(message: &M) -> Answer {
     let encoded = message.encode_to_vec();
-    // A message of 4 GiB is over every limit; its frame can't be written at all.
+    // A message of 4 GiB exceeds every limit; its frame cannot be written at all.
     let length = u32::try_from(encoded.len()).unwrap_or(u32::MAX).to_be_bytes();
     let frame = [&[0], &length[..], &encoded].concat();
     let metadata = HeaderMap::from_iter([(CONTENT_TYPE, CONTENT_TYPE_GRPC)]);

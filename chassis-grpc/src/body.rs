@@ -1,4 +1,4 @@
-//! Bodies at the edges: what a tonic stub or service reads, and what it hands over.
+//! Bodies at the edges: those that tonic stubs and services read, and those that they produce.
 use std::{
     convert::Infallible,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -20,50 +20,50 @@ use crate::{
     wire::GRPC_STATUS,
 };
 
-/// An answer as it leaves the pipeline. It never fails: an error on the way ends it with trailers that
-/// say what happened, so that its reader gets the exact code.
+/// The body of an answer as it leaves the pipeline. It never fails: an error ends it with trailers that hold
+/// the error, so that the reader gets the exact code.
 pub struct ResponseBody {
     body: Option<ReplyBody>,
     reader: Reader,
-    /// Of the messages that a stub reads; what a server sends is its caller's to bound.
+    /// Checks message lengths for a stub; for a server the limit is its caller's.
     lengths: Lengths,
-    /// The trailers of an answer that was cut, once what came before the cut is read.
+    /// The trailers of an answer that was cut, sent after the data that came before the cut.
     ending: Option<Box<HeaderMap>>,
 }
 
-/// A request's body, as a tonic service reads it.
+/// The body of a request, read by a tonic service.
 pub(crate) struct RequestBody(Body);
 
-/// What a handler answers, without what a chassis further on said of its own refusals. A panic in the
-/// midst of it ends this answer, and nothing else.
+/// The body of a handler's answer, without the refusal details of chassis processes further upstream. A panic
+/// in it ends this answer and no other call.
 pub(crate) struct HandlersBody(tonic::body::Body);
 
 // === impl ResponseBody ===
 
 impl ResponseBody {
-    /// As a stub reads it: a message longer than `max_message` bytes ends it.
+    /// The body for a stub: a message longer than `max_message` bytes ends it.
     pub(crate) fn read_here(body: ReplyBody, max_message: usize) -> Self {
         let lengths = Lengths::new(max_message);
         ResponseBody { body: Some(body), reader: Reader::Here, lengths, ending: None }
     }
 
-    /// As it goes to a caller.
+    /// The body for a remote caller.
     pub(crate) fn read_there(body: ReplyBody) -> Self {
         ResponseBody { body: Some(body), ..Self::empty() }
     }
 
-    /// As a server sends it.
+    /// The body in the form that a server sends.
     pub(crate) fn served(self) -> ServerBody {
         let trailers = |error: &Error| Answer::of(error, Reader::There).into_trailers();
         self.body.map_or_else(ServerBody::empty, |body| ServerBody::told(body, trailers))
     }
 
-    /// Of a trailers-only answer.
+    /// The body of a trailers-only answer.
     pub(crate) fn empty() -> Self {
         ResponseBody { body: None, reader: Reader::There, lengths: Lengths::new(0), ending: None }
     }
 
-    /// Ends the answer before a message that is too long. Returns what there is of it before.
+    /// Ends the answer before a message that is too long. Returns the part of `frame` before that message.
     #[cold]
     fn cut(&mut self, frame: Frame<Bytes>, beyond: &TooLong) -> Frame<Bytes> {
         let (length, limit) = (beyond.length, self.lengths.limit());
@@ -123,7 +123,7 @@ impl HttpBody for ResponseBody {
         Poll::Ready(frame)
     }
 
-    // No size hint: of an exact one hyper makes a `content-length`, which gRPC has no use for.
+    // No size hint: from an exact one hyper would write a `content-length`, which gRPC does not use.
     fn is_end_stream(&self) -> bool {
         self.ending.is_none() && self.body.as_ref().is_none_or(HttpBody::is_end_stream)
     }
@@ -156,7 +156,7 @@ impl HttpBody for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         Pin::new(&mut self.0).poll_frame(cx).map_err(|error| match error.code() {
-            // tonic takes CANCELLED for a good end of the stream; half an upload is none.
+            // tonic treats CANCELLED as a regular end of the stream, but an incomplete upload is an error.
             Code::Cancelled => Status::aborted(status::in_words(&error)),
             _ => status::status(&error),
         })
@@ -170,7 +170,7 @@ impl HttpBody for RequestBody {
 // === impl HandlersBody ===
 
 impl HandlersBody {
-    /// The answer's body; what is there already is taken at once.
+    /// The answer's body; data that is already available is taken at once.
     pub(crate) fn eager(body: tonic::body::Body) -> Body {
         Body::eager(HandlersBody(body), |error| error)
     }
@@ -188,7 +188,7 @@ impl HttpBody for HandlersBody {
         let Ok(polled) = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut *body).poll_frame(cx))) else {
             tracing::error!("a handler panicked in the midst of its answer");
             let broken = std::mem::take(body);
-            // What panicked once may do so again when it is dropped.
+            // After a panic, dropping the value may panic again.
             let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
             return Poll::Ready(Some(Err(Error::remote(Reason::Panicked, "the handler panicked"))));
         };
@@ -207,7 +207,7 @@ impl HttpBody for HandlersBody {
     }
 }
 
-/// What a stub or a handler could not put into its stream of messages.
+/// Maps an error of a stub or a handler inside its stream of messages.
 pub(crate) fn of_a_message(status: Status) -> Error {
     let code = message::corrected(status.code(), status.message());
     let reason = match code {

@@ -1,4 +1,4 @@
-//! A channel for tonic's stubs: each call goes through the pipeline of its service.
+//! A channel for tonic's stubs: each call goes through the client pipeline of its service.
 use std::{
     convert::Infallible,
     pin::Pin,
@@ -25,10 +25,10 @@ use crate::{
 
 /// Calls one service by its logical name, for any stub that tonic generates, unary and streaming.
 ///
-/// It is always ready, cheap to clone, and never fails itself: what the pipeline refuses comes out of
-/// the stub as a `tonic::Status` with details, which [`error`](crate::error) reads. The request's
-/// timeout (`set_timeout`) holds to the end of the answer and travels on as a deadline; further options
-/// of a call are those of [`RequestExt`](crate::RequestExt).
+/// It is always ready, cheap to clone, and its calls never fail with an error of its own: a refusal of the
+/// pipeline reaches the stub as a `tonic::Status` with details, which [`error`](crate::error) reads. The
+/// request's timeout (`set_timeout`) covers the call up to the end of the answer and is sent on as a
+/// deadline. [`RequestExt`](crate::RequestExt) has the other options of a call.
 ///
 /// ```no_run
 /// # mod stub {
@@ -48,7 +48,7 @@ pub struct Channel {
     max_message: usize,
 }
 
-/// The answer to come.
+/// The future of an answer.
 pub struct ResponseFuture {
     state: State,
     service: Arc<str>,
@@ -57,26 +57,26 @@ pub struct ResponseFuture {
 
 enum State {
     Called(BoxFuture<'static, Result<Reply, Error>>),
-    /// Refused before it became a call; empty once told.
+    /// Refused before it became a call; empty once the future has returned the error.
     Refused(Option<Error>),
 }
 
-/// As the protocol recommends: the language, the implementation, its version.
+/// In the form that the protocol recommends: language, implementation, version.
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("grpc-rust-chassis/", env!("CARGO_PKG_VERSION")));
 
 // === impl Channel ===
 
 impl Channel {
-    /// To `service`, as the registry knows it, through its client pipeline.
+    /// Creates a channel to `service`, by its name in the registry, through its client pipeline.
     pub fn new(service: impl Into<Arc<str>>, pipeline: Pipeline) -> Self {
         Channel { service: service.into(), pipeline, max_message: MAX_MESSAGE }
     }
 
-    /// Bytes that one message of an answer may have. Default 4 MiB, or `client.max_message` of the settings;
-    /// a longer one is RESOURCE_EXHAUSTED, and nothing of it is kept.
+    /// Maximum bytes of one message of an answer. Default 4 MiB, or `client.max_message` of the settings. A
+    /// longer message fails with RESOURCE_EXHAUSTED and is not buffered.
     ///
-    /// A stub has a limit of its own, with the same default, beyond which it says OUT_OF_RANGE. A stub that
-    /// is to read longer messages needs both raised:
+    /// A stub has a limit of its own with the same default; beyond it a call fails with OUT_OF_RANGE. To read
+    /// longer messages raise both limits:
     ///
     /// ```
     /// # struct StockClient<T>(T);
@@ -94,7 +94,7 @@ impl Channel {
         self
     }
 
-    /// The service it leads to.
+    /// The service that the channel calls.
     pub fn service(&self) -> &str {
         &self.service
     }
@@ -106,13 +106,13 @@ impl Channel {
         let path = head.uri.into_parts().path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
         let target = Target::new(self.service.clone(), Operation::from_path(path.clone()));
         if timeout.is_some() {
-            // Written anew per attempt, from what is left then.
+            // Written again for each attempt, with the time that remains then.
             head.headers.remove(GRPC_TIMEOUT);
         }
         head.headers.entry(USER_AGENT).or_insert(AGENT);
         let body = Body::eager(body, of_a_message);
         let mut call = Invocation::from_parts(&GRPC, target, Uri::from(path), head.headers, body);
-        // What stubs put there for interceptors, and mostly nothing else; the target says the same.
+        // Stubs put it there for interceptors; the target has the same information.
         let has_method = head.extensions.get::<GrpcMethod<'static>>().is_some();
         if head.extensions.len() > usize::from(has_method) {
             head.extensions.remove::<GrpcMethod<'static>>();
@@ -167,7 +167,7 @@ impl Future for ResponseFuture {
     }
 }
 
-/// A reply as a stub reads it.
+/// Converts a reply to the response that a stub reads.
 fn response(mut reply: Reply, max_message: usize) -> Response<ResponseBody> {
     let mut metadata = std::mem::take(&mut reply.metadata);
     let is_well = reply.verdict().is_some_and(|verdict| verdict.is_success());
@@ -189,7 +189,7 @@ fn response(mut reply: Reply, max_message: usize) -> Response<ResponseBody> {
     response
 }
 
-/// An answer that consists of its status alone.
+/// An answer that consists of its status only.
 pub(crate) fn trailers_only(answer: Answer) -> Response<ResponseBody> {
     let (status, head) = answer.into_head();
     let mut response = Response::new(ResponseBody::empty());

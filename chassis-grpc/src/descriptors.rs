@@ -1,11 +1,11 @@
-//! What the descriptors of a proto file tell: its methods, and which of them may be executed twice.
+//! Reads proto descriptors: the methods of a file, and which of them may be executed twice.
 use prost::{DecodeError, Message};
 use prost_types::{FileDescriptorSet, method_options::IdempotencyLevel};
 
-/// The operations that a proto declares with `idempotency_level` as `NO_SIDE_EFFECTS` or `IDEMPOTENT`,
-/// in the form `package.Service/Method`: those that may be retried though they may have been executed.
+/// The operations that a proto declares with `idempotency_level` `NO_SIDE_EFFECTS` or `IDEMPOTENT`, in the
+/// form `package.Service/Method`: they may be retried even if they may have been executed.
 ///
-/// `descriptors` is an encoded `google.protobuf.FileDescriptorSet`, as compilers of protos write it.
+/// `descriptors` is an encoded `google.protobuf.FileDescriptorSet`, as proto compilers write it.
 pub fn idempotent_operations(descriptors: &[u8]) -> Result<Vec<String>, DecodeError> {
     let methods = methods(descriptors)?.into_iter();
     Ok(methods.filter(|method| method.idempotent).map(|method| method.operation).collect())
@@ -16,7 +16,7 @@ pub fn operations(descriptors: &[u8]) -> Result<Vec<String>, DecodeError> {
     Ok(methods(descriptors)?.into_iter().map(|method| method.operation).collect())
 }
 
-/// A method as its proto declares it.
+/// A method, as declared in its proto.
 pub(crate) struct Method {
     /// `package.Service/Method`.
     pub(crate) operation: String,

@@ -1,12 +1,13 @@
-//! `grpc-status-details-bin`: how chassis says which mechanism refused a call, and reads it again.
+//! `grpc-status-details-bin`: transmits which mechanism of chassis refused a call, and reads it back.
 //!
-//! It is a `google.rpc.Status` whose details hold an `ErrorInfo` of the domain `chassis`, and a
-//! `RetryInfo` where trying again later makes sense. Who finds that domain knows who spoke, and whether
-//! a handler may have seen the call. It names the [`Hop`] that this is true of: details travel on with a
-//! status that somebody passes on, and a caller takes off what is not about the attempt that it made.
+//! The header holds a `google.rpc.Status` whose details are an `ErrorInfo` of the domain `chassis`, and a
+//! `RetryInfo` where a later retry makes sense. A reader that finds this domain knows the mechanism and
+//! whether a handler may have seen the call. The `ErrorInfo` names the [`Hop`] it is valid for: a handler
+//! that forwards a status forwards its details too, so a caller removes those that are not about its own
+//! attempt.
 //!
-//! DEADLINE_EXCEEDED and CANCELLED go out without an `ErrorInfo`, since suites of conformance expect none of
-//! whatever ends a call by its deadline. There the reason travels as metadata, `x-chassis-reason`.
+//! DEADLINE_EXCEEDED and CANCELLED are sent without an `ErrorInfo`, because conformance suites expect none
+//! when a call ends by its deadline. For these the reason is sent as metadata, `x-chassis-reason`.
 use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
@@ -21,16 +22,16 @@ use crate::wire::{
     DEBUG_INFO, ERROR_DOMAIN, ERROR_INFO, GRPC_DETAILS, GRPC_STATUS, HOP, REASON, RETRY_INFO, RULE, UPSTREAM,
 };
 
-/// From where a status is read: that decides whose refusal it is.
+/// The place where a status is read. It decides whether a refusal counts as local or remote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reader {
-    /// In this process: its own refusals are local.
+    /// In this process: refusals of this process are local.
     Here,
-    /// At the other end of the connection: whatever comes from here is remote.
+    /// At the other end of the connection: all refusals of this process are remote.
     There,
 }
 
-/// What chassis says of a call that it refused.
+/// The details of a call that chassis refused.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Refusal {
     pub(crate) reason: Reason,
@@ -43,13 +44,13 @@ pub(crate) struct Refusal {
 // === impl Refusal ===
 
 impl Refusal {
-    /// What the head or the trailers of an answer say; `None` if no chassis wrote them.
+    /// Reads the head or the trailers of an answer; `None` if no chassis wrote details there.
     pub(crate) fn read(metadata: &HeaderMap) -> Option<Self> {
         let details = metadata.get(GRPC_DETAILS).and_then(decode_header);
         details.and_then(|details| Self::decode(&details)).or_else(|| Self::read_bare(metadata))
     }
 
-    /// What metadata say beside a status without an `ErrorInfo`.
+    /// Reads the metadata of a status without an `ErrorInfo`.
     pub(crate) fn read_bare(metadata: &HeaderMap) -> Option<Self> {
         let said = metadata.get(REASON)?.to_str().ok()?;
         let rule = metadata.get(RULE).and_then(|rule| rule.to_str().ok());
@@ -62,13 +63,13 @@ impl Refusal {
         })
     }
 
-    /// What the details of a status say; `None` if no chassis wrote them.
+    /// Reads the details of a status; `None` if no chassis wrote them.
     pub(crate) fn decode(details: &[u8]) -> Option<Self> {
         let status = pb::Status::decode(details).ok()?;
         let info = status.details.iter().filter_map(error_info).find(|info| info.domain == ERROR_DOMAIN)?;
         let says = |key: &str, value: &str| info.metadata.get(key).is_some_and(|v| v == value);
         Some(Refusal {
-            // A newer chassis may know more reasons.
+            // A newer chassis may send reasons that this one does not know.
             reason: Reason::from_name(&info.reason).unwrap_or(Reason::Internal),
             origin: if says("origin", "local") { Origin::Local } else { Origin::Remote },
             maybe_executed: !says("maybe_executed", "false"),
@@ -78,13 +79,13 @@ impl Refusal {
     }
 }
 
-/// The details of `error`, encoded. They repeat `message`, which some clients insist on.
+/// Encodes the details of `error`. They repeat `message` because some clients require it.
 pub(crate) fn encode(error: &Error, message: &str, reader: Reader) -> Bytes {
     let origin = match (reader, error.origin()) {
         (Reader::Here, Origin::Local) => "local",
         _ => "remote",
     };
-    // What somebody further on refused was executed here, for all that its caller can know.
+    // A refusal by a service further upstream: for the caller, this service has executed the call.
     let maybe_executed =
         error.maybe_executed() || (reader == Reader::There && error.origin() == Origin::Remote);
     let mut metadata = HashMap::from([
@@ -114,12 +115,12 @@ pub(crate) fn encode(error: &Error, message: &str, reader: Reader) -> Bytes {
     pb::Status { code, message: message.to_owned(), details }.encode_to_vec().into()
 }
 
-/// Does it go out without an `ErrorInfo`?
+/// Whether `error` is sent without an `ErrorInfo`.
 fn is_bare(error: &Error, reader: Reader) -> bool {
     reader == Reader::There && matches!(error.code(), Code::DeadlineExceeded | Code::Cancelled)
 }
 
-/// Writes what an `ErrorInfo` says of other errors.
+/// Writes reason and rule as metadata, for an error without an `ErrorInfo`.
 pub(crate) fn write_bare(error: &Error, reader: Reader, metadata: &mut HeaderMap) {
     if !is_bare(error, reader) {
         return;
@@ -137,20 +138,20 @@ fn reason_and_hop(said: &str) -> (&str, Option<&str>) {
     said.split_once(' ').map_or((said, None), |(reason, hop)| (reason, Some(hop)))
 }
 
-/// The delay of a `RetryInfo`, whoever wrote it.
+/// The delay of a `RetryInfo`, from any server.
 pub(crate) fn read_retry_after(metadata: &HeaderMap) -> Option<Duration> {
     decode_retry_after(&decode_header(metadata.get(GRPC_DETAILS)?)?)
 }
 
-/// The same of the details of a status.
+/// The delay of a `RetryInfo` in the details of a status.
 pub(crate) fn decode_retry_after(details: &[u8]) -> Option<Duration> {
     retry_delay(&pb::Status::decode(details).ok()?)
 }
 
-/// Takes out what a chassis said. A handler that passes on its upstream's refusal has itself been
-/// executed: left in, its caller would take the call for one that never was.
+/// Removes the details of chassis. A handler that forwards its upstream's refusal has been executed itself;
+/// with the details left in, its caller would assume that it was not.
 pub(crate) fn strip(metadata: &mut HeaderMap) {
-    // A good status and the head of an answer are mostly alone.
+    // Shortcut for a successful status and for most heads: they hold nothing else.
     if metadata.len() == 1 && metadata.keys().all(|name| *name == GRPC_STATUS || *name == CONTENT_TYPE) {
         return;
     }
@@ -160,18 +161,18 @@ pub(crate) fn strip(metadata: &mut HeaderMap) {
     }
 }
 
-/// The service whose call ended with `status`, where a channel of this process said so.
+/// The service whose call ended with `status`, if a channel of this process recorded it.
 pub(crate) fn upstream(status: &tonic::Status) -> Option<&str> {
     status.metadata().get(UPSTREAM.as_str())?.to_str().ok()
 }
 
-/// Says to the readers in this process that the status in `metadata` ended a call to `service`.
+/// Records for readers in this process that a call to `service` ended with the status in `metadata`.
 pub(crate) fn write_upstream(metadata: &mut HeaderMap, service: &str) {
     metadata.extend(HeaderValue::from_str(service).ok().map(|service| (UPSTREAM, service)));
 }
 
-/// Takes out what a chassis said of another hop than `hop`, and tells whether there was any. That a call was
-/// not executed is believed only of this very attempt; the rest, of any by this caller.
+/// Removes the details of chassis that are about another hop than `hop`. Returns whether there were any. "Not
+/// executed" is only accepted about this very attempt, the rest about any attempt of this caller.
 pub(crate) fn strip_foreign(metadata: &mut HeaderMap, hop: Option<&Hop>) -> bool {
     retain(metadata, |executed, said| {
         match (hop, said) {
@@ -182,15 +183,15 @@ pub(crate) fn strip_foreign(metadata: &mut HeaderMap, hop: Option<&Hop>) -> bool
                     hop.is(said)
                 }
             }
-            // Of a caller without a name nothing can be repeated.
+            // Without the caller's name no statement can be matched to it.
             (None, None) => executed,
             _ => false,
         }
     })
 }
 
-/// Takes out those of a chassis' own words that `keep` does not want, and tells whether there were any. It is
-/// asked by whether the call may have been executed, and by the hop that is named.
+/// Removes those details of chassis that `keep` rejects. Returns whether there were any. The arguments of
+/// `keep`: whether the call may have been executed, and the hop that is named.
 fn retain(metadata: &mut HeaderMap, keep: impl Fn(bool, Option<&str>) -> bool) -> bool {
     let said = find(metadata, &REASON);
     let is_kept = |said: &HeaderValue| said.to_str().is_ok_and(|said| keep(true, reason_and_hop(said).1));
@@ -222,7 +223,7 @@ fn retain_details(metadata: &mut HeaderMap, keep: impl Fn(&pb::ErrorInfo) -> boo
     stripped
 }
 
-/// Takes the details out if they are not base64: tonic's stubs panic over such.
+/// Removes details that are not base64: tonic's stubs panic on them.
 pub(crate) fn sanitize(metadata: &mut HeaderMap) {
     if find(metadata, &GRPC_DETAILS).is_some_and(|value| decode_header(value).is_none()) {
         metadata.remove(GRPC_DETAILS);
@@ -248,7 +249,7 @@ fn any(name: &str, message: &impl Message) -> Any {
     Any { type_url: format!("type.googleapis.com/{name}"), value: message.encode_to_vec() }
 }
 
-/// tonic knows gRPC's base64, with and without padding.
+/// Decodes base64 as tonic does, with and without padding.
 fn decode_header(value: &HeaderValue) -> Option<Bytes> {
     let mut one = HeaderMap::with_capacity(1);
     one.insert(GRPC_DETAILS, value.clone());
@@ -330,7 +331,7 @@ mod tests {
         let mut only = header(vec![info(ERROR_DOMAIN)]);
         write_upstream(&mut only, "stock");
         strip(&mut only);
-        assert!(only.is_empty(), "what is said within the process stays there");
+        assert!(only.is_empty(), "the upstream's name stays within the process");
 
         for mut untouched in [header(vec![info("googleapis.com")]), header(vec![])] {
             let before = untouched.clone();
@@ -379,7 +380,7 @@ mod tests {
             (&[no, ("hop", "0 127.0.0.1:80 orders")], false),
             (&[no, ("hop", "0 stock gateway")], false),
             (&[no, ("hop", "1 stock orders")], false),
-            // Which authority it was is not known any more; nor can it be known that it was not executed.
+            // The authority is unknown, and so is whether the call was executed.
             (&[no, ("hop", "0 ? orders")], false),
             (&[no], false),
             (&[("hop", "0 ? orders")], true),
@@ -390,7 +391,7 @@ mod tests {
             let mut metadata = header(vec![info("googleapis.com"), about(ERROR_DOMAIN, says), retry(1, 0)]);
             assert_eq!(strip_foreign(&mut metadata, Some(&hop())), !stays, "{says:?}");
             assert_eq!(Refusal::read(&metadata).is_some(), stays, "{says:?}");
-            assert_eq!(read_retry_after(&metadata), Some(Duration::from_secs(1)), "that is anybody's to say");
+            assert_eq!(read_retry_after(&metadata), Some(Duration::from_secs(1)), "any server may send it");
         }
         let mut nobodys = header(vec![about(ERROR_DOMAIN, &[no])]);
         assert!(strip_foreign(&mut nobodys, None), "without a name no refusal is believed");

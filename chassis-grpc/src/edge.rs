@@ -1,4 +1,4 @@
-//! Layers of HTTP around a server of gRPC, above its pipeline.
+//! HTTP layers around a gRPC server, above its pipeline.
 use std::{
     convert::Infallible,
     future::{Ready, poll_fn, ready},
@@ -25,14 +25,14 @@ use crate::{
     status::Answer,
 };
 
-/// A server of gRPC with layers of HTTP around it: an access log, request ids, gRPC-Web.
+/// A gRPC server with HTTP layers around it: an access log, request ids, gRPC-Web.
 ///
-/// The layers stand above the pipeline: they see every request and every answer, those that the pipeline refuses too.
-/// A refusal is an answer without a body and with `grpc-status` among its headers; the status of other answers is in
-/// the trailers, which are the last frame of the body.
+/// The layers stand above the pipeline: they see every request and every answer, also those that the pipeline
+/// refuses. A refusal is an answer without a body and with `grpc-status` in its headers; other answers have
+/// their status in the trailers, the last frame of the body.
 ///
-/// As a [`Service`] it takes requests with bodies of axum, and of tonic, and answers with the same: layers of tower-http
-/// work on either, middleware of axum and layers for tonic on their own.
+/// As a [`Service`] it accepts requests with bodies of axum and of tonic, and answers with the same type.
+/// Layers of tower-http work on both, axum's middleware and tonic's layers on their own type.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -52,30 +52,30 @@ use crate::{
 #[derive(Clone)]
 pub struct GrpcEdge(Arc<dyn Inner>);
 
-/// What is served, of any type, erased once for each layer.
+/// A layered service of any type, with its type erased once per layer.
 trait Inner: Send + Sync {
     fn call(&self, request: Request<Body>) -> BoxFuture<'static, Response<Body>>;
 }
 
 struct Layered<S>(S);
 
-/// A request of gRPC that came over HTTP/1.1. (gRPC-Web may.)
+/// Marks a gRPC request that arrived over HTTP/1.1. (gRPC-Web may.)
 #[derive(Clone)]
 struct OverHttp1;
 
 // === impl GrpcEdge ===
 
 impl GrpcEdge {
-    /// Without any layer.
+    /// A server without layers.
     pub fn new(server: GrpcServer) -> Self {
         GrpcEdge(Arc::new(server))
     }
 
-    /// The same within `layer`: the last that is added is outermost. An error of the layer is told as the status that it
-    /// is, or holds, else as UNKNOWN; a panic as INTERNAL.
+    /// Adds `layer`; the last one added is outermost. An error of the layer becomes the status that it is or
+    /// contains, otherwise UNKNOWN; a panic becomes INTERNAL.
     ///
-    /// Each layer has its own future and its body on the heap; several that are stacked by a `tower::ServiceBuilder`
-    /// have one together.
+    /// Each layer has its own boxed future and body; several layers combined by a `tower::ServiceBuilder`
+    /// share one.
     pub fn layer<L, B>(self, layer: L) -> Self
     where
         L: Layer<GrpcEdge>,
@@ -183,7 +183,7 @@ fn at_once(response: Response<ResponseBody>) -> BoxFuture<'static, Response<Body
     Box::pin(answer)
 }
 
-/// Boxes a body, unless nothing is in it, or it is in a box.
+/// Boxes a body, unless it is empty or already boxed.
 fn body<B>(body: B) -> Body
 where
     B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
@@ -191,7 +191,7 @@ where
     if body.is_end_stream() { Body::empty() } else { Body::new(body) }
 }
 
-/// What is told in place of an answer that a layer did not give.
+/// The answer in place of one that a layer failed to give.
 #[cold]
 fn failed(error: BoxError) -> Response<ResponseBody> {
     trailers_only(match error.downcast::<Error>() {

@@ -1,7 +1,7 @@
-//! `grpc.health.v1`: tells load balancers and probes whether to send calls here, as the lifecycle has it.
+//! `grpc.health.v1`: reports to load balancers and probes whether this process takes calls.
 //!
-//! tonic-health's own reporter leaves watches open for ever; here they end when the process drains, so
-//! that a watching client does not hold up the stop.
+//! The reporter of tonic-health leaves watches open for ever. Here they end when the process drains, so that
+//! a watching client does not delay the stop.
 use std::{
     collections::BTreeMap,
     pin::Pin,
@@ -18,14 +18,14 @@ use tonic_health::pb::{
     health_server::{self, HealthServer},
 };
 
-/// Whether the process and each of its services take calls. Clones share it.
+/// Whether the process and each of its services take calls. Clones share the state.
 ///
-/// At first nothing is served, until [`serving`](Self::serving) is called.
+/// Initially NOT_SERVING, until [`serving`](Self::serving) is called.
 ///
 /// ```
 /// let health = chassis_grpc::Health::default();
 /// health.serving();
-/// health.set("shop.v1.Orders", false); // not this one: its database is away
+/// health.set("shop.v1.Orders", false); // except this one: its database is down
 /// ```
 #[derive(Clone, Debug)]
 pub struct Health(Arc<watch::Sender<Statuses>>);
@@ -34,15 +34,15 @@ pub struct Health(Arc<watch::Sender<Statuses>>);
 struct Statuses {
     serving: bool,
     closed: bool,
-    /// Which services there are, and whether each would serve if the process did.
+    /// The services, each with whether it would serve if the process did.
     services: Arc<BTreeMap<String, bool>>,
 }
 
-/// One service's status, whenever it changes, until the process drains.
+/// The status changes of one service, until the process drains.
 struct Watch {
     service: String,
     statuses: WatchStream<Statuses>,
-    told: Option<ServingStatus>,
+    last: Option<ServingStatus>,
     closed: bool,
 }
 
@@ -55,29 +55,29 @@ pub(crate) struct Closing {
 // === impl Health ===
 
 impl Health {
-    /// The process takes calls.
+    /// The process takes calls from now on.
     pub fn serving(&self) {
         self.0.send_modify(|all| all.serving = true);
     }
 
-    /// The process takes no more calls: whoever watches hears it. Those under way go on.
+    /// The process takes no more calls; watchers are notified. Calls in flight continue.
     pub fn not_serving(&self) {
         self.0.send_modify(|all| all.serving = false);
     }
 
-    /// Ends all watches, after they were told that nothing is served any more, and open streams of reflection.
+    /// Ends all watches, after a last NOT_SERVING, and all open reflection streams.
     pub fn close(&self) {
         self.0.send_modify(|all| (all.serving, all.closed) = (false, true));
     }
 
-    /// Does `service` take calls, as long as the process does? For what a handler knows of itself.
+    /// Sets whether `service` takes calls while the process does. For conditions that only a handler knows.
     pub fn set(&self, service: &str, serving: bool) {
         self.0.send_modify(|all| {
             Arc::make_mut(&mut all.services).insert(service.to_owned(), serving);
         });
     }
 
-    /// Knows these services from now on; those it does not know yet serve.
+    /// Adds these services; new ones are serving.
     pub(crate) fn cover<'a>(&self, services: impl Iterator<Item = &'a str>) {
         self.0.send_modify(|all| {
             let known = Arc::make_mut(&mut all.services);
@@ -87,12 +87,12 @@ impl Health {
         });
     }
 
-    /// Ready once [`close`](Self::close) was called.
+    /// Ready after [`close`](Self::close) was called.
     pub(crate) fn closing(&self) -> Closing {
         Closing { statuses: WatchStream::new(self.0.subscribe()), closed: false }
     }
 
-    /// The service that tells of it.
+    /// The tonic service that reports this health.
     pub(crate) fn service(&self) -> HealthServer<Health> {
         HealthServer::new(self.clone())
     }
@@ -127,7 +127,7 @@ impl health_server::Health for Health {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let service = request.into_inner().service;
         let statuses = WatchStream::new(self.0.subscribe());
-        Ok(Response::new(Box::pin(Watch { service, statuses, told: None, closed: false })))
+        Ok(Response::new(Box::pin(Watch { service, statuses, last: None, closed: false })))
     }
 }
 
@@ -138,7 +138,7 @@ fn says(status: ServingStatus) -> HealthCheckResponse {
 // === impl Statuses ===
 
 impl Statuses {
-    /// Of a service, or by the empty name of the process.
+    /// The status of a service, or of the process for the empty name.
     fn of(&self, service: &str) -> ServingStatus {
         let would = if service.is_empty() { Some(&true) } else { self.services.get(service) };
         match would {
@@ -172,7 +172,7 @@ impl Stream for Watch {
             let Some(all) = ready!(Pin::new(&mut this.statuses).poll_next(cx)) else { break };
             this.closed = all.closed;
             let status = all.of(&this.service);
-            if this.told.replace(status) != Some(status) {
+            if this.last.replace(status) != Some(status) {
                 return Poll::Ready(Some(Ok(says(status))));
             }
         }

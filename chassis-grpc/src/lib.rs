@@ -1,10 +1,10 @@
-//! gRPC on the HTTP transport of chassis: channels for tonic stubs, tonic services, health, reflection.
+//! gRPC on chassis' HTTP transport: channels for tonic stubs, tonic services, health, reflection.
 //!
-//! - [`Channel`] takes the place of tonic's: every stub that tonic generates works on it.
-//! - [`GrpcServices`] takes the place of tonic's router, and [`GrpcServer`] puts a pipeline before it;
-//!   [`GrpcEdge`] puts layers of HTTP before that.
-//! - [`Grpc`] is what the pipeline has to know of the protocol, [`GrpcTransport`] how it reaches endpoints.
-//! - [`error`] gives a caller back why a call was refused; [`problem`] says it in HTTP's words.
+//! - [`Channel`] replaces tonic's: every stub that tonic generates works on it.
+//! - [`GrpcServices`] replaces tonic's router. [`GrpcServer`] puts a pipeline before it, and [`GrpcEdge`]
+//!   puts HTTP layers before that.
+//! - [`Grpc`] describes the protocol to the pipeline; [`GrpcTransport`] reaches endpoints.
+//! - [`error`] returns why a call was refused; [`problem`] converts it to an HTTP answer.
 mod answer;
 mod body;
 mod channel;

@@ -1,8 +1,8 @@
-//! Messages in a body: each has a prefix of five bytes, a flag and its length. What is too long is refused
-//! by that prefix, before anything of it is kept.
+//! Messages in a body: each has a prefix of five bytes, a flag and its length. A message that is too long is
+//! refused by its prefix, before any of it is buffered.
 //!
-//! tonic's codec checks the length too, but reports it, and a request without a message, with other codes
-//! than gRPC's `doc/statuscodes.md` lists for them; [`correct`] puts those right.
+//! tonic's codec checks the length too. But for this error, and for a request without a message, it uses
+//! other codes than gRPC's `doc/statuscodes.md`; [`correct`] replaces them.
 use bytes::Bytes;
 use chassis_core::wire::find;
 use http::{HeaderMap, HeaderValue};
@@ -13,18 +13,18 @@ use crate::{
     wire::{GRPC_MESSAGE, GRPC_STATUS},
 };
 
-/// tonic's limit, and that of most implementations: 4 MiB.
+/// The limit of tonic and of most implementations: 4 MiB.
 pub(crate) const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 
 const PREFIX: usize = 5;
 
-/// Follows the lengths of the messages of a body through its frames, which may cut them anywhere.
+/// Follows the lengths of a body's messages through its frames. A frame may end anywhere in a message.
 #[derive(Debug)]
 pub(crate) struct Lengths {
     limit: usize,
-    /// Bytes of the current message that are still to come.
+    /// Remaining bytes of the current message.
     left: usize,
-    /// The part of a prefix that earlier frames brought.
+    /// The part of a prefix that earlier frames contained.
     begun: [u8; PREFIX],
     begun_len: usize,
 }
@@ -32,12 +32,12 @@ pub(crate) struct Lengths {
 /// A message that is longer than the limit.
 #[derive(Debug, PartialEq)]
 pub(crate) struct TooLong {
-    /// How many bytes of the frame belong to what came before it.
+    /// Bytes of the frame that belong to earlier messages.
     pub(crate) before: usize,
     pub(crate) length: usize,
 }
 
-/// What tonic says, its code, and the code that gRPC has for it.
+/// tonic's message, its code, and the code that gRPC specifies.
 const CORRECTIONS: [(&str, Code, Code); 3] = [
     ("Error, decoded message length too large", Code::OutOfRange, Code::ResourceExhausted),
     ("Error, encoded message length too large", Code::OutOfRange, Code::ResourceExhausted),
@@ -47,7 +47,7 @@ const CORRECTIONS: [(&str, Code, Code); 3] = [
 // === impl Lengths ===
 
 impl Lengths {
-    /// Lets messages of up to `limit` bytes pass.
+    /// Accepts messages of up to `limit` bytes.
     pub(crate) fn new(limit: usize) -> Self {
         Lengths { limit, left: 0, begun: [0; PREFIX], begun_len: 0 }
     }
@@ -56,7 +56,7 @@ impl Lengths {
         self.limit
     }
 
-    /// Looks at the next bytes of the body.
+    /// Checks the next bytes of the body.
     pub(crate) fn check(&mut self, data: &Bytes) -> Result<(), TooLong> {
         let mut rest = &data[..];
         loop {
@@ -76,7 +76,7 @@ impl Lengths {
             }
             self.begun_len = 0;
             let [_, length @ ..] = self.begun;
-            // No platform has a smaller `usize`; a length that did not fit would be too long in any case.
+            // No platform has a smaller `usize`; a length beyond it would be too long in any case.
             let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
             if length > self.limit {
                 return Err(TooLong { before, length });
@@ -88,9 +88,9 @@ impl Lengths {
 
 // === tonic's codes ===
 
-/// Puts the code of a head or of trailers right where tonic's codec spoke.
+/// Corrects the code of a head or of trailers that tonic's codec set.
 pub(crate) fn correct(metadata: &mut HeaderMap) {
-    // A status that says something has a message beside it, which most answers lack.
+    // A status of tonic's codec has a message beside it, which most answers lack.
     if metadata.len() > 1
         && let Some(status) = find(metadata, &GRPC_STATUS)
         && matches!(status.as_bytes(), b"11" | b"13")
@@ -99,7 +99,7 @@ pub(crate) fn correct(metadata: &mut HeaderMap) {
     }
 }
 
-/// The same of a status.
+/// The code that gRPC specifies for a status of tonic's codec.
 pub(crate) fn corrected(code: Code, message: &str) -> Code {
     let found = CORRECTIONS.iter().find(|(words, wrong, _)| *wrong == code && message.starts_with(words));
     found.map_or(code, |(_, _, right)| *right)
@@ -126,7 +126,8 @@ mod tests {
         [&[0], &prefix[..], &vec![7; length]].concat()
     }
 
-    /// Checks a body of such messages, cut into frames of `size` bytes. Returns how much of it passed.
+    /// Checks a body of these messages, cut into frames of `size` bytes. Returns how many bytes were
+    /// accepted.
     fn passed(lengths: &[usize], limit: usize, size: usize) -> Result<usize, (usize, usize)> {
         let body: Vec<u8> = lengths.iter().flat_map(|length| message(*length)).collect();
         let mut checked = Lengths::new(limit);
@@ -171,7 +172,7 @@ mod tests {
                 Some(at) => {
                     let before: usize = lengths[..at].iter().map(|length| PREFIX + length).sum();
                     let (passed, length) = passed(&lengths, limit, size).unwrap_err();
-                    // A prefix may have begun in the frame before, which then has passed already.
+                    // A prefix may have begun in the frame before, which was accepted already.
                     prop_assert!((before..before + PREFIX).contains(&passed), "{} and {}", before, passed);
                     prop_assert_eq!(length, lengths[at]);
                 }

@@ -1,4 +1,4 @@
-//! What a caller asks for one call, written on the request of a tonic stub.
+//! Options of one call, set on the request of a tonic stub.
 use std::sync::Arc;
 
 use chassis_core::{CallOptions, LabelSet};
@@ -13,17 +13,17 @@ use tonic::Request;
 /// # let _ = request;
 /// ```
 pub trait RequestExt: Sized {
-    /// Goes only to instances that carry this label, whatever the routes say. Several labels all have
-    /// to be there. With no such instance the call is refused.
+    /// Restricts the call to instances with this label, regardless of the routes. Several labels must all
+    /// match. Without such an instance the call is refused.
     fn pin(self, label: &str, value: &str) -> Self;
 
-    /// The call may be executed twice without harm, hence retried though it may have been executed.
+    /// The call may be executed twice without harm, so it is retried even if it may have been executed.
     fn idempotent(self) -> Self;
 
-    /// The call is never retried. (What provably never left is still resent.)
+    /// The call is never retried. (A call that provably never left is still resent.)
     fn no_retry(self) -> Self;
 
-    /// The call is not bound by the deadline of the one that is being handled here.
+    /// The call is not limited by the deadline of the call that is being handled here.
     fn detached(self) -> Self;
 }
 

@@ -1,4 +1,4 @@
-//! What gRPC says: where the verdict of a call stands, and how a refusal is written.
+//! The gRPC protocol for the pipeline: where the status of a call is, and how a refusal is written.
 use std::{borrow::Cow, time::Duration};
 
 use chassis_core::{
@@ -15,17 +15,17 @@ use crate::{
     wire::{ATTEMPTS, GRPC_MEDIA_TYPE, GRPC_MESSAGE, GRPC_STATUS, GRPC_TIMEOUT, PUSHBACK},
 };
 
-/// gRPC over HTTP/2, after `doc/PROTOCOL-HTTP2.md` of the gRPC project.
+/// gRPC over HTTP/2, as specified in `doc/PROTOCOL-HTTP2.md` of the gRPC project.
 ///
-/// - The verdict is `grpc-status`, in the head (trailers-only) or in the trailers. Without one it is
-///   UNKNOWN, or follows from the HTTP status by the table of `doc/http-grpc-status-mapping.md`.
-/// - A refusal is a trailers-only answer whose `grpc-status-details-bin` holds an `ErrorInfo` of the
-///   domain `chassis`.
-/// - What remains of the deadline travels as `grpc-timeout`.
+/// - The verdict is `grpc-status`, in the head (trailers-only) or in the trailers. Without one it is UNKNOWN,
+///   or follows from the HTTP status by the table of `doc/http-grpc-status-mapping.md`.
+/// - A refusal is a trailers-only answer whose `grpc-status-details-bin` holds an `ErrorInfo` of the domain
+///   `chassis`.
+/// - The remaining time until the deadline is sent as `grpc-timeout`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Grpc;
 
-/// The one `Grpc` there need be.
+/// The shared instance of `Grpc`, which has no state.
 pub static GRPC: Grpc = Grpc;
 
 /// After OpenTelemetry's semantic conventions for RPC, in their Prometheus spelling.
@@ -109,8 +109,8 @@ impl Protocol for Grpc {
     }
 }
 
-/// [`Protocol::next_message`]: the low half of `position` is the length as far as it is read, then what is left of the
-/// message; above it stands how many bytes of the prefix are read, 0 between messages.
+/// Implements [`Protocol::next_message`]. The low half of `position` is the part of the length read so far, then the
+/// remaining bytes of the message. The high half is the number of prefix bytes read, 0 between messages.
 fn next_message(position: &mut u64, chunk: &[u8]) -> Option<usize> {
     const PREFIX: u64 = 5;
     let mut at = 0;
@@ -140,7 +140,7 @@ fn next_message(position: &mut u64, chunk: &[u8]) -> Option<usize> {
     }
 }
 
-/// The code of a head or of trailers, if there is one. What is no known number is UNKNOWN.
+/// The code of a head or of trailers, if there is one. An unknown value counts as UNKNOWN.
 pub(crate) fn grpc_status(metadata: &HeaderMap) -> Option<Code> {
     let number = match find(metadata, &GRPC_STATUS)?.as_bytes() {
         b"0" => Some(0),
@@ -149,7 +149,7 @@ pub(crate) fn grpc_status(metadata: &HeaderMap) -> Option<Code> {
     Some(number.map_or(Code::Unknown, Code::from_number))
 }
 
-/// The code of an answer that is no gRPC: from something on the way, a proxy or a web server.
+/// The code of an answer that is not gRPC: from a proxy or a web server on the way.
 pub(crate) fn not_grpc(status: StatusCode, metadata: &HeaderMap) -> Option<Code> {
     match status.as_u16() {
         200 if is_grpc(metadata) => None,
@@ -162,8 +162,8 @@ pub(crate) fn not_grpc(status: StatusCode, metadata: &HeaderMap) -> Option<Code>
     }
 }
 
-/// Is it gRPC with messages in protobuf: `application/grpc`, or `application/grpc+proto`, with or without
-/// parameters? (gRPC-Web is another protocol, and JSON another encoding.)
+/// Whether it is gRPC with protobuf messages: `application/grpc`, or `application/grpc+proto`, with or
+/// without parameters. (gRPC-Web is another protocol, and JSON another encoding.)
 pub(crate) fn is_grpc(metadata: &HeaderMap) -> bool {
     match find(metadata, &CONTENT_TYPE).map(HeaderValue::as_bytes) {
         Some(value) if value == GRPC_MEDIA_TYPE.as_bytes() => true,
@@ -175,19 +175,20 @@ pub(crate) fn is_grpc(metadata: &HeaderMap) -> bool {
     }
 }
 
-/// The content-type, if it is gRPC's, whatever the messages are encoded in.
+/// The content-type, if it is gRPC's, with any encoding of messages.
 pub(crate) fn names_grpc(metadata: &HeaderMap) -> Option<&HeaderValue> {
     find(metadata, &CONTENT_TYPE).filter(|value| subtype(value.as_bytes()).is_some())
 }
 
-/// What follows `application/grpc` in a content-type: nothing, `+` and an encoding, or parameters.
+/// The part after `application/grpc` in a content-type: nothing, `+` and an encoding, or parameters.
 fn subtype(content_type: &[u8]) -> Option<&[u8]> {
     let (start, rest) = content_type.split_at_checked(GRPC_MEDIA_TYPE.len())?;
     let is_grpc = start.eq_ignore_ascii_case(GRPC_MEDIA_TYPE.as_bytes());
     (is_grpc && matches!(rest.first(), None | Some(b'+' | b';' | b' '))).then_some(rest)
 }
 
-/// HTTP says OK whatever gRPC says, except of what was not understood: there both say it, as in grpc-go.
+/// The HTTP status is 200 for every gRPC status, except for malformed requests: there it is 400, as in
+/// grpc-go.
 pub(crate) fn http_status(reason: Reason) -> StatusCode {
     match reason {
         Reason::Malformed => StatusCode::BAD_REQUEST,
@@ -204,14 +205,14 @@ fn judge(code: Code, metadata: &HeaderMap) -> Verdict {
     }
 }
 
-/// A number of milliseconds from 0 to 2³¹−1, as gRFC A6 has it. `None`: negative, or garbage.
+/// A number of milliseconds from 0 to 2³¹−1, as in gRFC A6. `None` if it is negative or not a number.
 fn millis(value: &HeaderValue) -> Option<Duration> {
     let digits = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()))?;
     let millis = digits.parse().ok().filter(|millis| *millis <= u64::from(i32::MAX.unsigned_abs()))?;
     Some(Duration::from_millis(millis))
 }
 
-/// Undoes what gRPC does to `grpc-message`; what is not encoded well stays as it is.
+/// Decodes `grpc-message`; invalid encoding stays as it is.
 pub(crate) fn percent_decode(text: &[u8]) -> String {
     percent_encoding::percent_decode(text).decode_utf8_lossy().into_owned()
 }
@@ -238,7 +239,7 @@ mod tests {
         }
     }
 
-    /// What a proxy says of the length is no end: that is told by the trailers.
+    /// A `content-length` from a proxy does not end the call: the trailers do.
     #[test]
     fn a_length_says_nothing_of_how_a_call_went() {
         use chassis_core::{Invocation, Operation, Target};

@@ -1,7 +1,7 @@
-//! Reflection, v1 and v1alpha: tells tools such as grpcurl what is served, by the protos' descriptors.
+//! Reflection, v1 and v1alpha: lists the services for tools such as grpcurl, from the protos' descriptors.
 //!
-//! A tool may leave its stream open for as long as it runs. So that it does not hold up a stop, the stream's
-//! requests end when the process drains: the service answers those it has, and closes.
+//! A tool may leave its stream open for as long as it runs. So that the stream does not delay a stop, its
+//! requests end when the process drains: the service answers the ones it has and closes.
 use std::{
     pin::Pin,
     sync::{Arc, OnceLock},
@@ -33,13 +33,13 @@ struct Drains<S> {
     health: Arc<OnceLock<Health>>,
 }
 
-/// The requests of a stream until then.
+/// The requests of a stream, until the process drains.
 struct UntilClosed {
     body: Body,
     closing: Closing,
 }
 
-/// Adds it to `services`, listing what they serve and itself.
+/// Adds reflection to `services`; it lists them and itself.
 pub(crate) fn add(services: GrpcServices) -> Result<GrpcServices, DescriptorError> {
     let mut names: Vec<&str> = services.names().chain([V1, V1_ALPHA]).collect();
     names.sort_unstable();

@@ -1,4 +1,4 @@
-//! The edge of a gRPC server: requests become calls, and their answers responses.
+//! The edge of a gRPC server: converts requests to calls, and their answers to responses.
 use std::{
     convert::Infallible,
     pin::Pin,
@@ -34,14 +34,15 @@ use crate::{
     wire::{ATTEMPTS, GRPC_TIMEOUT},
 };
 
-/// Answers requests of gRPC with the services of a server, through its pipeline.
+/// Answers gRPC requests with the services of a server, through its pipeline.
 ///
-/// - The operation is the path, if the service is known and its descriptors, if given, know the method.
-/// - `grpc-timeout` becomes the deadline. A malformed one is refused as grpc-go does: HTTP 400 with
-///   INTERNAL, which says what was expected.
-/// - What is no gRPC is refused in HTTP: 415 for another content-type, 405 for another method than POST.
-/// - What is gRPC, but not as it is spoken here, is refused in both: HTTP 415 with UNIMPLEMENTED for messages
-///   in another encoding than protobuf (`application/grpc+json`), HTTP 505 with UNIMPLEMENTED over HTTP/1.1.
+/// - The operation is the path, if the service is known and its descriptors, if given, contain the method.
+/// - `grpc-timeout` becomes the deadline. A malformed one is refused as in grpc-go: HTTP 400 with INTERNAL
+///   and a message that names the expected form.
+/// - A request that is not gRPC is refused in HTTP: 415 for another content-type, 405 for another method than
+///   POST.
+/// - A gRPC request that is not supported is refused in both: HTTP 415 with UNIMPLEMENTED for messages in
+///   another encoding than protobuf (`application/grpc+json`), HTTP 505 with UNIMPLEMENTED over HTTP/1.1.
 #[derive(Clone)]
 pub struct GrpcServer {
     service: Arc<str>,
@@ -49,7 +50,7 @@ pub struct GrpcServer {
     pipeline: Pipeline,
 }
 
-/// The answer to come.
+/// The future of an answer.
 pub struct ServerFuture(State);
 
 enum State {
@@ -57,7 +58,7 @@ enum State {
     NotGrpc(Option<Response<ResponseBody>>),
 }
 
-/// What the pipeline is to know of a head, found in one look at its names.
+/// The headers that the pipeline needs, collected in one pass over the head.
 #[derive(Default)]
 struct Said<'a> {
     timeout: Option<&'a HeaderValue>,
@@ -75,7 +76,7 @@ impl GrpcServer {
         GrpcServer { service: runtime.service().clone(), services, pipeline }
     }
 
-    /// What it serves.
+    /// The services of this server.
     pub fn services(&self) -> &GrpcServices {
         &self.services
     }
@@ -155,7 +156,7 @@ impl std::fmt::Debug for GrpcServer {
 // === impl Said ===
 
 impl<'a> Said<'a> {
-    /// The first value of each.
+    /// Takes the first value of each header.
     fn of(head: &'a HeaderMap) -> Self {
         let (timeout, caller, attempts) = (&GRPC_TIMEOUT, &CALLER, &ATTEMPTS);
         let mut said = Said::default();
@@ -198,7 +199,7 @@ fn response(mut reply: Reply) -> Response<ResponseBody> {
     response
 }
 
-/// What to say in HTTP to whoever speaks no gRPC.
+/// The HTTP refusal of a request that is not gRPC; `None` for gRPC.
 fn not_grpc(head: &Parts) -> Option<Response<ResponseBody>> {
     let is_grpc = is_grpc(&head.headers);
     if is_grpc && head.method == Method::POST {
@@ -219,14 +220,14 @@ fn not_grpc(head: &Parts) -> Option<Response<ResponseBody>> {
     Some(response)
 }
 
-/// Over HTTP/1.1 the status of an answer can't be sent.
+/// Over HTTP/1.1 the status of an answer cannot be sent.
 #[cold]
 pub(crate) fn needs_http2() -> Response<ResponseBody> {
     let words = "gRPC needs HTTP/2; this request came over HTTP/1.1";
     refused(StatusCode::HTTP_VERSION_NOT_SUPPORTED, words.to_owned())
 }
 
-/// Says UNIMPLEMENTED to a caller that speaks gRPC, with a status of HTTP for what is between.
+/// Answers a gRPC caller with UNIMPLEMENTED, and with an HTTP status for proxies in between.
 #[cold]
 fn refused(status: StatusCode, words: String) -> Response<ResponseBody> {
     let mut response = trailers_only(Answer::from(Status::unimplemented(words)));
@@ -238,9 +239,9 @@ fn number(value: &HeaderValue) -> Option<u32> {
     value.to_str().ok()?.parse().ok()
 }
 
-/// A transport of ours tells its errors in our own words.
+/// Recovers an error of a chassis transport, which reports its errors as `Error`.
 fn of_inbound(error: BoxError) -> Error {
-    // Within layers of HTTP it is in a box of axum's.
+    // HTTP layers put it into a box of axum's.
     let error = error.downcast::<axum::Error>().map_or_else(|error| error, |error| error.into_inner());
     match error.downcast() {
         Ok(error) => *error,

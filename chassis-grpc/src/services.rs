@@ -1,4 +1,4 @@
-//! The services of a server, by name, and how a call reaches the handler of one.
+//! The services of a server by name, and the dispatch of a call to a handler.
 use std::{
     collections::{HashMap, HashSet},
     convert::Infallible,
@@ -24,8 +24,8 @@ use crate::{
 
 /// The tonic services that one server offers.
 ///
-/// They are found by their names in a table of our own; what it does not know is UNIMPLEMENTED. As a
-/// service of [`Invocation`]s it is the handler at the inner end of a server's pipeline.
+/// They are found by name in a table; a name that is not in it is UNIMPLEMENTED. As a service of
+/// [`Invocation`]s this is the handler at the inner end of a server's pipeline.
 ///
 /// ```
 /// use chassis_grpc::{GrpcServices, Health};
@@ -37,30 +37,30 @@ use crate::{
 /// ```
 #[derive(Clone, Default)]
 pub struct GrpcServices {
-    /// By name, in order: a server has a few services, and names are compared sooner than hashed.
+    /// Sorted by name: a server has few services, and comparing names is faster than hashing them.
     table: Arc<Vec<(&'static str, Entry)>>,
     descriptors: Vec<Bytes>,
-    /// What tells reflection that the process drains; empty without health. Clones share it, so that the
-    /// order does not matter in which both are added.
+    /// Reports to reflection that the process drains; empty without health. Clones share it, so both may be
+    /// added in either order.
     health: Arc<OnceLock<Health>>,
 }
 
-/// Descriptors that are none: not an encoded `google.protobuf.FileDescriptorSet`.
+/// The error of invalid descriptors: not an encoded `google.protobuf.FileDescriptorSet`.
 #[derive(Debug)]
 pub struct DescriptorError(Box<dyn std::error::Error + Send + Sync>);
 
-/// Why a call that came in is refused by its handler's place, after all that counts and traces it.
+/// Why an incoming call is refused in place of its handler, so that metrics and traces still cover it.
 #[derive(Clone)]
 pub(crate) struct Malformed(pub(crate) Arc<str>);
 
 #[derive(Clone)]
 struct Entry {
     service: Arc<dyn Handler>,
-    /// Its methods, where descriptors tell them: other names are not worth a statistic of their own.
+    /// Its methods, if descriptors list them: other names get no statistics of their own.
     methods: Option<HashSet<String>>,
 }
 
-/// A service of any type, erased once.
+/// A service of any type, with its type erased once.
 trait Handler: Send + Sync {
     fn call(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, Error>>;
 }
@@ -70,7 +70,7 @@ struct Typed<S>(S);
 // === impl GrpcServices ===
 
 impl GrpcServices {
-    /// The same with `service`, as tonic generates it. One of the same name takes its place.
+    /// Adds `service`, as tonic generates it. It replaces one of the same name.
     #[expect(clippy::should_implement_trait, reason = "it adds a service, as tonic's router says it")]
     pub fn add<S>(mut self, service: S) -> Self
     where
@@ -87,8 +87,8 @@ impl GrpcServices {
         self
     }
 
-    /// The same with the descriptors of protos, as their compiler encodes them: for reflection, and so
-    /// that only names of methods that exist become operations of their own.
+    /// Adds the descriptors of protos, as their compiler encodes them: for reflection, and so that only names
+    /// of existing methods become operations of their own.
     pub fn descriptors(mut self, encoded: impl Into<Bytes>) -> Result<Self, DescriptorError> {
         let encoded = encoded.into();
         descriptors::methods(&encoded)?;
@@ -96,24 +96,24 @@ impl GrpcServices {
         Ok(self)
     }
 
-    /// The same with `grpc.health.v1`, telling of `health`. Call it after the services were added: it
-    /// is told by their names too.
+    /// Adds `grpc.health.v1`, which reports `health`. Call it after the services were added: it reports each
+    /// of them by name too.
     pub fn health(self, health: &Health) -> Self {
         health.cover(self.names());
-        // The first one stays: a server has one health.
+        // A second one is ignored: a server has one health.
         let _ = self.health.set(health.clone());
         let mut with = self.add(health.service());
         with.descriptors.push(Bytes::from_static(tonic_health::pb::FILE_DESCRIPTOR_SET));
         with
     }
 
-    /// The same with reflection, v1 and v1alpha, by the [`descriptors`](Self::descriptors) given. Call
-    /// it last: it lists the services added so far. Its streams end when [`Health::close`] is called.
+    /// Adds reflection, v1 and v1alpha, from the given [`descriptors`](Self::descriptors). Call it last: it
+    /// lists the services added so far. Its streams end when [`Health::close`] is called.
     pub fn reflection(self) -> Result<Self, DescriptorError> {
         reflection::add(self)
     }
 
-    /// What it serves, in alphabetical order.
+    /// The names of its services, in alphabetical order.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
         self.table.iter().map(|(name, _)| *name)
     }
@@ -126,7 +126,7 @@ impl GrpcServices {
         &self.descriptors
     }
 
-    /// The same once all is added: cheap to clone, and ready to be asked for operations.
+    /// Completes the table after all services were added; cheap to clone, and ready to resolve operations.
     pub(crate) fn finished(mut self) -> Self {
         let descriptors = std::mem::take(&mut self.descriptors);
         let methods = descriptors.iter().filter_map(|set| descriptors::methods(set).ok()).flatten();
@@ -147,7 +147,7 @@ impl GrpcServices {
         Some(&self.table[at].1)
     }
 
-    /// What a path calls, by a name from a bounded set.
+    /// The operation of a path, by a name from a bounded set.
     pub(crate) fn operation(&self, path: &PathAndQuery) -> Operation {
         let found = split(path.path()).and_then(|(service, method)| Some((self.entry(service)?, method)));
         match found {
@@ -188,7 +188,7 @@ impl std::fmt::Debug for GrpcServices {
     }
 }
 
-/// `/package.Service/Method` in its two parts; a name with a slash in it is nobody's.
+/// The two parts of `/package.Service/Method`; a name with another slash matches no service.
 fn split(path: &str) -> Option<(&str, &str)> {
     let (service, method) = path.strip_prefix('/')?.rsplit_once('/')?;
     (!method.is_empty()).then_some((service, method))
@@ -222,7 +222,7 @@ where
     }
 }
 
-/// Moves out of `call` what a tonic service reads.
+/// Moves the parts that a tonic service reads out of `call`.
 fn request(call: &mut Invocation) -> Request<TonicBody> {
     let mut request = Request::new(RequestBody::tonic(std::mem::take(&mut call.body)));
     *request.method_mut() = call.method.clone();

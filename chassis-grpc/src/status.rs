@@ -1,4 +1,4 @@
-//! Errors of the pipeline as statuses of gRPC, and back.
+//! Converts errors of the pipeline to gRPC statuses, and back.
 use std::{error::Error as _, fmt::Write as _};
 
 use chassis_core::{Code, Error, Origin};
@@ -12,15 +12,15 @@ use crate::{
     wire::{CONTENT_TYPE_GRPC, GRPC_STATUS, PUSHBACK},
 };
 
-/// What is answered instead of a handler's reply.
+/// An answer in place of a handler's reply.
 pub(crate) struct Answer {
     http: StatusCode,
     status: Status,
 }
 
-/// The status that says what `error` says: its code and message, and as details an `ErrorInfo` of the
-/// domain `chassis` (reason, rule, origin, `maybe_executed`), a `RetryInfo` where it has a `retry_after`,
-/// and a `DebugInfo` with the text of an injected fault.
+/// Converts `error` to a status: its code and message, and as details an `ErrorInfo` of the domain `chassis`
+/// (reason, rule, origin, `maybe_executed`), a `RetryInfo` if it has a `retry_after`, and a `DebugInfo` with
+/// the text of an injected fault.
 ///
 /// ```
 /// use chassis_core::{Error, Reason};
@@ -33,13 +33,13 @@ pub fn status(error: &Error) -> Status {
     Answer::of(error, Reader::Here).status
 }
 
-/// Which mechanism refused the call, here or at the other end; `None` if `status` is a handler's own.
+/// The refusal by chassis that `status` carries, local or remote; `None` if the status is a handler's own.
 ///
-/// DEADLINE_EXCEEDED and CANCELLED come over the network without an `ErrorInfo`; there it is read from the
-/// metadata, and the call may have been executed.
+/// Over the network DEADLINE_EXCEEDED and CANCELLED come without an `ErrorInfo`; there the refusal is read
+/// from the metadata, and the call may have been executed.
 ///
-/// Gives back the reason, the origin, the rule, `retry_after` and `maybe_executed`, so that a caller can
-/// tell an open circuit from a rate limit, and a call that may be repeated from one that may not.
+/// Returns the reason, the origin, the rule, `retry_after` and `maybe_executed`, so that a caller can
+/// distinguish an open circuit from a rate limit, and a call that may be repeated from one that may not.
 pub fn error(status: &Status) -> Option<Error> {
     let message = status.message().to_owned();
     let said = Refusal::decode(status.details());
@@ -58,10 +58,10 @@ pub fn error(status: &Status) -> Option<Error> {
     Some(after.into_iter().fold(error, Error::with_retry_after))
 }
 
-/// What `status` says, in HTTP's words: for a REST handler that passes on how its call by gRPC failed.
+/// Converts `status` to an HTTP problem: for a REST handler that reports the failure of its gRPC call.
 ///
-/// Its code and message, when trying again makes sense, and, where a chassis refused, the reason and
-/// the rule. In a handler that returns [`Problem`], `?` does it too.
+/// It has the code and message, the time after which a retry makes sense, and, where chassis refused, the
+/// reason and the rule. In a handler that returns [`Problem`], `?` does the same.
 ///
 /// ```
 /// use chassis_http::Problem;
@@ -80,17 +80,17 @@ pub(crate) fn code(status: &Status) -> Code {
     canonical(status.code())
 }
 
-/// A code of tonic's in the words of core.
+/// Converts tonic's code to core's.
 pub(crate) fn canonical(code: tonic::Code) -> Code {
     u16::try_from(i32::from(code)).map_or(Code::Unknown, Code::from_number)
 }
 
-/// `error` and what lies beneath it in words, for whoever is in this process and may know.
+/// The text of `error` and of its sources, for readers within this process.
 pub(crate) fn in_words(error: &Error) -> String {
     let mut words = error.message().to_owned();
     let mut source = error.source();
     while let Some(beneath) = source {
-        // Writing to a string can't fail.
+        // Writing to a string cannot fail.
         let _ = write!(words, ": {beneath}");
         source = beneath.source();
     }
@@ -108,7 +108,7 @@ impl Answer {
         };
         let mut metadata = HeaderMap::new();
         if let Some(after) = error.retry_after() {
-            // Rounded up: nobody shall come back too early.
+            // Rounded up, so that no caller returns too early.
             let millis = after.as_nanos().div_ceil(1_000_000).min(i32::MAX.unsigned_abs().into());
             metadata.insert(PUSHBACK, HeaderValue::from(millis as u64));
         }
@@ -122,7 +122,7 @@ impl Answer {
         Answer { http: http_status(error.reason()), status }
     }
 
-    /// As a trailers-only answer.
+    /// Converts to a trailers-only answer.
     pub(crate) fn into_head(self) -> (StatusCode, HeaderMap) {
         let mut headers = HeaderMap::with_capacity(6);
         headers.insert(CONTENT_TYPE, CONTENT_TYPE_GRPC);
@@ -130,7 +130,7 @@ impl Answer {
         (self.http, headers)
     }
 
-    /// As trailers, after an answer that began well.
+    /// Converts to trailers, after an answer that began successfully.
     pub(crate) fn into_trailers(self) -> HeaderMap {
         let mut trailers = HeaderMap::with_capacity(4);
         self.write(&mut trailers);
@@ -139,7 +139,8 @@ impl Answer {
 
     fn write(&self, headers: &mut HeaderMap) {
         if self.status.add_header(headers).is_err() {
-            // Percent-encoding and base64 leave nothing a header can't say; the code goes out in any case.
+            // Percent-encoding and base64 leave only characters that a header allows; the code is sent in any
+            // case.
             headers.insert(GRPC_STATUS, HeaderValue::from(i32::from(self.status.code())));
         }
     }
@@ -233,19 +234,22 @@ mod tests {
     #[test]
     fn rest_handlers_can_pass_it_on() {
         let refused = Error::local(Reason::RateLimited, "100/s is used up").with_rule("per-caller");
-        let told = problem(&status(&refused.with_retry_after(Duration::from_secs(3))));
+        let problem = super::problem(&status(&refused.with_retry_after(Duration::from_secs(3))));
         assert_eq!(
-            (told.status().as_u16(), told.code(), told.rule()),
+            (problem.status().as_u16(), problem.code(), problem.rule()),
             (429, Code::ResourceExhausted, Some("per-caller"))
         );
         assert_eq!(
-            (told.reason(), told.into_http().headers()["retry-after"].as_bytes()),
+            (problem.reason(), problem.into_http().headers()["retry-after"].as_bytes()),
             (Some(Reason::RateLimited), &b"3"[..])
         );
 
-        let told = problem(&Status::not_found("no such item"));
-        assert_eq!((told.status().as_u16(), told.code(), told.reason()), (404, Code::NotFound, None));
-        assert_eq!(told.detail_text(), Some("no such item"));
+        let problem = super::problem(&Status::not_found("no such item"));
+        assert_eq!(
+            (problem.status().as_u16(), problem.code(), problem.reason()),
+            (404, Code::NotFound, None)
+        );
+        assert_eq!(problem.detail_text(), Some("no such item"));
     }
 
     #[test]

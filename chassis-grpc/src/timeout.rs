@@ -1,9 +1,9 @@
-//! `grpc-timeout`: how long the caller is going to wait, in at most eight digits and a unit.
+//! `grpc-timeout`: how long the caller will wait, in at most eight digits and a unit.
 use std::time::Duration;
 
 use http::HeaderValue;
 
-/// The units from the finest on, and their length in nanoseconds.
+/// The units from the finest on, with their length in nanoseconds.
 const UNITS: [(u8, u64); 6] = [
     (b'n', 1),
     (b'u', 1_000),
@@ -13,19 +13,19 @@ const UNITS: [(u8, u64); 6] = [
     (b'H', 3_600_000_000_000),
 ];
 
-/// What eight digits can say.
+/// The largest value of eight digits.
 const MOST: u64 = 99_999_999;
 
-/// The timeout that a header says; an error in words if it says none.
+/// The timeout in a header; the error is a message for the caller.
 pub(crate) fn read(value: &HeaderValue) -> Result<Duration, String> {
     let malformed =
         || format!("malformed grpc-timeout {value:?}: expected 1 to 8 digits and one of H M S m u n");
     parse(value.as_bytes()).ok_or_else(malformed)
 }
 
-/// Writes `remaining` in the finest unit that holds it, never as more than it is.
+/// Writes `remaining` in the finest unit that holds it, rounded down.
 pub(crate) fn format(remaining: Duration) -> HeaderValue {
-    // What doesn't fit is over 584 years.
+    // A value that does not fit is over 584 years.
     let nanos = u64::try_from(remaining.as_nanos()).unwrap_or(u64::MAX);
     let fits = UNITS.iter().find(|(_, unit)| nanos / unit <= MOST);
     let (unit, mut number) = fits.map_or((b'H', MOST), |(name, unit)| (*name, nanos / unit));
@@ -43,7 +43,7 @@ pub(crate) fn format(remaining: Duration) -> HeaderValue {
     HeaderValue::from_bytes(&text[start..]).expect("digits and a letter are a header's value")
 }
 
-/// One to eight digits and a unit: strictly, no sign, no space.
+/// Parses one to eight digits and a unit: strictly, no sign, no space.
 fn parse(value: &[u8]) -> Option<Duration> {
     let (unit, digits) = value.split_last()?;
     let (_, unit) = UNITS.iter().find(|(name, _)| name == unit)?;
@@ -127,7 +127,7 @@ mod tests {
             let remaining = Duration::new(secs >> shift, nanos);
             let read = parse(format(remaining).as_bytes()).unwrap();
             prop_assert!(read <= remaining);
-            // The next unit is up to a thousand times as long, so that six digits are left at least.
+            // The next unit is up to a thousand times as long, so at least six digits remain.
             let held = remaining.min(Duration::from_nanos(u64::MAX));
             prop_assert!(held - read <= held / 100_000, "{remaining:?} became {read:?}");
         }

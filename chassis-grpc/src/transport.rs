@@ -1,4 +1,4 @@
-//! How endpoints that speak gRPC are reached: over HTTP/2, on connections kept up in the background.
+//! The transport to gRPC endpoints: HTTP/2, on connections that are maintained in the background.
 use std::sync::Arc;
 
 use chassis_core::{
@@ -9,14 +9,14 @@ use chassis_http::{ClientConfig, H2Leaf, H2Transport, connector::Connector};
 
 use crate::protocol::GRPC;
 
-/// Reaches the gRPC addresses of instances.
+/// Reaches instances at their gRPC addresses.
 #[derive(Clone)]
 pub struct GrpcTransport(H2Transport);
 
 // === impl GrpcTransport ===
 
 impl GrpcTransport {
-    /// Connects by `connector`.
+    /// Creates a transport that connects through `connector`.
     pub fn new(connector: Arc<dyn Connector>, config: ClientConfig) -> Self {
         GrpcTransport(H2Transport::new(&GRPC, connector, config))
     }

@@ -1,4 +1,4 @@
-//! What the ports promise: gRPC is a protocol, and has a transport.
+//! The contract suites for gRPC's protocol and transport.
 use std::{future::poll_fn, pin::Pin, sync::Arc};
 
 use chassis_core::{
@@ -74,7 +74,7 @@ impl Endpoint for Stock {
     }
 }
 
-/// As much as arrives.
+/// Reads the body to its end.
 async fn whole(mut body: Received) -> Vec<u8> {
     let mut whole = Vec::new();
     while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
@@ -83,7 +83,7 @@ async fn whole(mut body: Received) -> Vec<u8> {
     whole
 }
 
-/// As a message travels.
+/// A message in its frame, as it is transmitted.
 fn frame(text: &str) -> Vec<u8> {
     let length = u32::try_from(text.len()).unwrap().to_be_bytes();
     [&[0], &length[..], text.as_bytes()].concat()

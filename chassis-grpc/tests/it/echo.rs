@@ -1,4 +1,4 @@
-//! The service that the tests call.
+//! The echo service that the tests call.
 use std::{
     pin::Pin,
     sync::{
@@ -13,14 +13,14 @@ use chassis_protos::echo::{EchoReply, EchoRequest, echo_server};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status, Streaming};
 
-/// Answers as the proto says, and lets a test see and decide the rest.
+/// Answers as the proto describes; a test can observe calls and change answers.
 #[derive(Clone, Default)]
 pub(crate) struct Echo {
-    /// What the handler fails with, in place of an answer; asked anew for each call.
+    /// The failure in place of an answer; called for each call.
     pub(crate) fails: Option<Fails>,
-    /// The metadata of the request is that of the answer too.
+    /// If set, the answer gets the metadata of the request.
     pub(crate) mirrors: bool,
-    /// How many messages downloads were asked for.
+    /// Counts the messages that downloads were asked for.
     pub(crate) asked: Arc<AtomicUsize>,
 }
 
@@ -105,7 +105,7 @@ impl echo_server::Echo for Echo {
     }
 }
 
-/// A message that asks for nothing special.
+/// A message without special wishes.
 pub(crate) fn says(message: &str) -> EchoRequest {
     EchoRequest { message: message.to_owned(), ..EchoRequest::default() }
 }

@@ -1,4 +1,4 @@
-//! Both edges with nothing between them: what one writes the other reads.
+//! Client and server edge connected directly: one reads the output of the other.
 use std::{
     pin::Pin,
     sync::{Arc, Mutex},
@@ -25,7 +25,7 @@ use crate::{
 
 type Stub = EchoClient<Channel>;
 
-/// What a test sees of a call on its way.
+/// A test's view of a call in the pipeline.
 #[derive(Clone, Debug, Default)]
 struct Seen {
     operation: String,
@@ -60,7 +60,7 @@ fn server(echo: Echo, sight: &Sight) -> GrpcServer {
     GrpcServer::new(&runtime(look), services)
 }
 
-/// One whose server pipeline begins with `layer`.
+/// A runtime whose server pipeline begins with `layer`.
 fn runtime<F>(layer: impl Fn(Invocation, Next) -> F + Send + Sync + 'static) -> Runtime
 where
     F: Future<Output = Result<Reply, Error>> + Send + 'static,
@@ -70,7 +70,7 @@ where
     Runtime::builder("echo").stages(stages).build().unwrap()
 }
 
-/// A stub whose calls are answered by `answer`.
+/// A stub whose calls `answer` answers.
 fn stub<F>(answer: impl Fn(Request<Body>) -> F + Clone + Send + Sync + 'static) -> Stub
 where
     F: Future<Output = Response<Body>> + Send + 'static,
@@ -78,7 +78,7 @@ where
     let pipeline = pipeline_of(move |mut call| {
         let mut request = Request::new(std::mem::take(&mut call.body));
         *request.method_mut() = call.method.clone();
-        // As the attempt layer and a transport write it.
+        // In the form that the attempt layer and a transport write.
         *request.uri_mut() = format!("http://{}{}", call.target.service, call.uri).parse().unwrap();
         let caller = HeaderValue::from_static("tests");
         call.metadata.entry("x-chassis-caller").or_insert(caller.clone());
@@ -93,7 +93,7 @@ where
     EchoClient::new(Channel::new("echo", pipeline))
 }
 
-/// A stub of `server`.
+/// A stub that calls `server`.
 fn to(server: GrpcServer) -> Stub {
     stub(move |request| {
         let answered = server.clone().call(request);
@@ -105,7 +105,7 @@ fn to(server: GrpcServer) -> Stub {
     })
 }
 
-/// A stub that is always answered by this head, and no body.
+/// A stub that always gets this head and no body.
 fn answered_by(status: u16, head: &[(&'static str, &'static str)]) -> Stub {
     let mut response = Response::builder().status(status);
     for (name, value) in head {
@@ -115,7 +115,7 @@ fn answered_by(status: u16, head: &[(&'static str, &'static str)]) -> Stub {
     stub(move |_| std::future::ready(Response::from_parts(head.clone(), Body::empty())))
 }
 
-/// A stub whose pipeline refuses.
+/// A stub whose pipeline refuses every call.
 fn refused(error: impl Fn() -> Error + Clone + Send + Sync + 'static) -> Stub {
     let pipeline = pipeline_of(move |call| Box::pin(std::future::ready(Err(call.refuse(error())))));
     EchoClient::new(Channel::new("echo", pipeline))
@@ -362,21 +362,21 @@ async fn answers_of_others_are_mapped_by_the_table() {
         (200, Unknown),
         (500, Unknown),
     ] {
-        let said = answered_by(status, &html).call(says("")).await.unwrap_err();
-        assert_eq!(said.code(), code, "{status}");
+        let actual = answered_by(status, &html).call(says("")).await.unwrap_err();
+        assert_eq!(actual.code(), code, "{status}");
         assert!(
-            said.message().contains("text/html") && said.message().contains(&status.to_string()),
-            "{said:?}"
+            actual.message().contains("text/html") && actual.message().contains(&status.to_string()),
+            "{actual:?}"
         );
     }
     assert_eq!(answered_by(200, &grpc).call(says("")).await.unwrap_err().code(), Unknown, "no grpc-status");
-    let said = answered_by(502, &[("grpc-status", "5")]).call(says("")).await.unwrap_err();
-    assert_eq!(said.code(), tonic::Code::NotFound, "a grpc-status counts whatever HTTP says");
+    let actual = answered_by(502, &[("grpc-status", "5")]).call(says("")).await.unwrap_err();
+    assert_eq!(actual.code(), tonic::Code::NotFound, "a grpc-status overrides the HTTP status");
 }
 
 #[tokio::test]
 async fn a_handlers_details_arrive_byte_by_byte() {
-    // Of another domain, out of order, and with a field that no version of the message has.
+    // Of another domain, with fields out of order and one that no version of the message has.
     let info =
         [&b"\n(type.googleapis.com/google.rpc.ErrorInfo\x12\x14"[..], b"\n\x05STALE\x12\x0bexample.org"]
             .concat();
@@ -461,7 +461,7 @@ async fn an_answer_that_breaks_off_has_its_exact_code() {
 async fn a_panic_in_the_midst_of_an_answer_is_internal() {
     let mut stub = to(server(Echo::default(), &Sight::default()));
     let request = EchoRequest { repeat: 3, ..says("panic") };
-    // The first reply is written together with the second, in whose making the panic is.
+    // The first reply is written together with the second, whose creation panics.
     let status = stub.download(request).await.unwrap().into_inner().message().await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::Internal);
     assert_eq!(chassis_grpc::error(&status).unwrap().reason(), Reason::Panicked);

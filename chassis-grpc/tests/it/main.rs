@@ -1,4 +1,4 @@
-//! What stubs and services see of both edges.
+//! Both edges as stubs and services see them.
 #![allow(clippy::unwrap_used)]
 mod contract;
 mod echo;
@@ -11,7 +11,7 @@ use chassis_core::{
     pipeline::{self, Pipeline},
 };
 
-/// A pipeline at whose end calls are answered by `answer`.
+/// A pipeline whose innermost service is `answer`.
 fn pipeline_of(
     answer: impl Fn(Invocation) -> BoxFuture<'static, Result<Reply, Error>> + Clone + Send + Sync + 'static,
 ) -> Pipeline {

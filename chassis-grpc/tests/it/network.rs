@@ -1,4 +1,4 @@
-//! Stubs and services with the whole way between them: pipelines, HTTP/2, a network within the process.
+//! Stubs and services with the complete path between them: pipelines, HTTP/2, a network within the process.
 use std::{
     sync::{
         Arc, Mutex,
@@ -33,7 +33,7 @@ use crate::echo::{Echo, says};
 
 /// One instance of `echo`, at `memory:echo`.
 struct OneInstance;
-struct Told(bool);
+struct WatchOnce(bool);
 
 #[async_trait::async_trait]
 impl Registry for OneInstance {
@@ -44,12 +44,12 @@ impl Registry for OneInstance {
         Err(RegistryError::unsupported("there is one instance"))
     }
     async fn watch(&self, _: &str) -> Result<Box<dyn Watcher>, RegistryError> {
-        Ok(Box::new(Told(false)))
+        Ok(Box::new(WatchOnce(false)))
     }
 }
 
 #[async_trait::async_trait]
-impl Watcher for Told {
+impl Watcher for WatchOnce {
     async fn next(&mut self) -> Result<Membership, RegistryError> {
         if std::mem::replace(&mut self.0, true) {
             std::future::pending::<()>().await;
@@ -59,7 +59,7 @@ impl Watcher for Told {
     }
 }
 
-/// A server, a stub of it, and what keeps them alive.
+/// A server, a stub of it, and the values that keep them running.
 struct World {
     network: Network,
     transport: Arc<GrpcTransport>,
@@ -140,7 +140,7 @@ async fn a_large_message_both_ways() {
     assert!(world.stub().call(request).await.unwrap().into_inner().payload == payload);
 }
 
-/// tonic's decoder says OUT_OF_RANGE of it.
+/// tonic's decoder would answer OUT_OF_RANGE.
 #[tokio::test(start_paused = true)]
 async fn a_request_over_the_services_limit_is_resource_exhausted() {
     let long = || EchoRequest { payload: vec![0; 4 * 1024 * 1024 + 1], ..says("") };
@@ -297,7 +297,7 @@ async fn the_deadline_holds_to_the_end_of_a_stream() {
     assert_eq!(replies.message().await.unwrap().unwrap().message, "a");
     assert_eq!(replies.message().await.unwrap_err().code(), Code::DeadlineExceeded);
     assert_eq!(began.elapsed().as_millis(), 100);
-    // The request's pipe is cut too: nobody reads it any more.
+    // The request stream is closed too: no reader is left.
     send.closed().await;
 }
 
@@ -344,7 +344,7 @@ async fn a_panic_costs_one_call() {
     assert_eq!(world.network.memory().connections("echo"), 1, "the connection is kept");
 }
 
-/// A service that is unavailable every other time, from the first on.
+/// A service that is unavailable at every second call, beginning with the first.
 fn every_other_time(calls: &Arc<AtomicU32>) -> Echo {
     let calls = calls.clone();
     let fails = move || calls.fetch_add(1, SeqCst).is_multiple_of(2).then(|| Status::unavailable("not now"));
@@ -356,7 +356,7 @@ async fn what_is_idempotent_is_tried_again() {
     let calls = Arc::new(AtomicU32::new(0));
     let world = World::new(every_other_time(&calls)).await;
     let mut stub = world.stub();
-    // By its proto, then by the caller's word.
+    // Safe to repeat by its proto, then by the caller's option.
     for response in [stub.safe(says("a")).await, stub.call(Request::new(says("b")).idempotent()).await] {
         assert_eq!(response.unwrap().metadata().get("grpc-previous-rpc-attempts").unwrap(), "1");
     }
@@ -394,7 +394,7 @@ async fn an_unknown_method_is_unimplemented() {
     );
 }
 
-/// Three calls that wait for their answers while `odd` goes on, and one that comes after it.
+/// Three calls that wait for their answers while `odd` runs, and one that follows it.
 async fn beside_neighbours<T>(world: &World, odd: impl Future<Output = T>) -> T {
     let neighbours: Vec<_> = (0..3)
         .map(|_| {
@@ -413,7 +413,7 @@ async fn beside_neighbours<T>(world: &World, odd: impl Future<Output = T>) -> T 
     came_of_it
 }
 
-/// The code of a status arrives however long its message is, and no other call suffers.
+/// The code of a status arrives even if its message is very long, and no other call is affected.
 #[tokio::test(start_paused = true)]
 async fn a_long_message_is_cut_and_ends_no_other_call() {
     for letter in ["f", "\u{e9}", "\u{20ac} "] {
@@ -439,7 +439,7 @@ async fn a_long_message_is_cut_and_ends_no_other_call() {
     }
 }
 
-/// Details are a message of their own, which half of is worth nothing.
+/// Details are one message, and a truncated one is useless.
 #[tokio::test(start_paused = true)]
 async fn large_details_go_before_the_code_does() {
     for (size, kept) in [(100, 100), (9_000, 0), (100_000, 0)] {
@@ -452,7 +452,8 @@ async fn large_details_go_before_the_code_does() {
     }
 }
 
-/// What a caller says of more than a server takes is refused in gRPC's words, and alone.
+/// A request with larger headers than a server accepts is refused as a gRPC status; no other call is
+/// affected.
 #[tokio::test(start_paused = true)]
 async fn large_metadata_of_a_request_is_refused_alone() {
     for size in [17_000, 40_000, 60_000] {
@@ -466,7 +467,7 @@ async fn large_metadata_of_a_request_is_refused_alone() {
     }
 }
 
-/// The same of an answer, which its caller does not take.
+/// The same for an answer with larger headers than its caller accepts.
 #[tokio::test(start_paused = true)]
 async fn large_metadata_of_an_answer_fails_its_call_alone() {
     let world = World::new(Echo { mirrors: true, ..Echo::default() }).await;
@@ -486,13 +487,13 @@ async fn large_metadata_of_an_answer_fails_its_call_alone() {
     assert_eq!(world.network.memory().connections("echo"), 1);
 }
 
-/// A client that reads the connection, and lets no stream have more than its first window, four messages. Each stream
-/// would hold another one for it: 12 MiB.
+/// A client that reads the connection but never enlarges a stream's window of four messages. Each stream then
+/// buffers another one: 12 MiB in total.
 #[tokio::test(start_paused = true)]
 async fn streams_that_are_not_read_hold_so_much_together() {
     const STREAMS: usize = 200;
     const MESSAGE: usize = 64 * 1024;
-    /// A sixth of `server.send_buffer`.
+    /// One sixth of `server.send_buffer`.
     const WAITING: usize = 4 * 1024 * 1024;
     let echo = Echo::default();
     let asked = echo.asked.clone();
@@ -515,7 +516,7 @@ async fn streams_that_are_not_read_hold_so_much_together() {
     };
     let mut bodies = Vec::new();
     for _ in 0..STREAMS {
-        // With its frame, its tags and its count.
+        // Plus its frame, its tags and its length.
         bodies.push(download(MESSAGE - 11, 100).await);
     }
     let mut come = 0;
@@ -526,7 +527,7 @@ async fn streams_that_are_not_read_hold_so_much_together() {
     }
     assert_eq!(come, STREAMS * 4 * MESSAGE);
     assert_eq!(asked.load(SeqCst) * MESSAGE - come, WAITING);
-    // One of them is read on, to its end.
+    // One of them is read to its end.
     let mut last = bodies.pop().unwrap();
     last.flow_control().release_capacity(4 * MESSAGE).unwrap();
     while let Some(data) = last.data().await {

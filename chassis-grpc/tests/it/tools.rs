@@ -1,4 +1,4 @@
-//! What tools ask of a server: health, and what it serves.
+//! Requests that tools send to a server: health, and the list of its services.
 use chassis_core::{Body, protocol::Protocol};
 use chassis_grpc::{Channel, GRPC, GrpcServices, Health};
 use chassis_protos::echo::echo_server::EchoServer;
@@ -14,7 +14,7 @@ use tower_service::Service;
 
 use crate::{echo::Echo, pipeline_of};
 
-/// A channel whose calls go straight to the handlers.
+/// A channel whose calls go directly to the handlers.
 fn straight_to(services: GrpcServices) -> Channel {
     Channel::new("echo", pipeline_of(move |call| services.clone().call(call)))
 }
