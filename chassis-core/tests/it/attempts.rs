@@ -1,4 +1,4 @@
-//! A call and its attempts: which of them owns what, and when it is freed.
+//! A call and its attempts: ownership of bodies, headers and permits, and when they are freed.
 use std::{
     pin::Pin,
     sync::{
@@ -18,8 +18,8 @@ use tower_service::Service;
 
 use crate::support::*;
 
-/// The first attempt is answered with a failure, the second one is lost, the third one is answered well; each of
-/// them after 10 ms.
+/// The first attempt gets a failure, the second one is lost, the third one succeeds; each of them after 10
+/// ms.
 fn third_time_lucky(arrival: &Arrival) -> Answer {
     match arrival.total {
         0 => Answer::status(503).after(10 * MS),
@@ -28,7 +28,7 @@ fn third_time_lucky(arrival: &Arrival) -> Answer {
     }
 }
 
-/// A layer of the user's around each attempt, which takes 3 ms.
+/// A user's layer around each attempt, which takes 3 ms.
 fn slow(stages: &mut Stages) {
     stages.add_fn(Stage::Attempt, "slow", None, |call, next| async move {
         tokio::time::sleep(3 * MS).await;
@@ -36,7 +36,7 @@ fn slow(stages: &mut Stages) {
     });
 }
 
-/// What a call waits for: a node, the delay of a fault, a layer of the user's, the upstream, and pauses.
+/// A bench whose calls wait for a node, the delay of a fault, a user's layer, the upstream, and backoffs.
 async fn waiting(per_try: &str, is_users: bool) -> Bench {
     let mut stages = Stages::default();
     if is_users {
@@ -61,7 +61,7 @@ async fn waiting(per_try: &str, is_users: bool) -> Bench {
     bench
 }
 
-/// Polls `future` so many times, each time it asks for that. `None`: it has not resolved by then.
+/// Polls `future` at most `most` times, each time after a wake-up. `None` if it has not resolved by then.
 async fn polled<T>(mut future: Pin<&mut impl Future<Output = T>>, most: usize) -> Option<T> {
     let mut polls = 0;
     std::future::poll_fn(|cx| {
@@ -74,7 +74,8 @@ async fn polled<T>(mut future: Pin<&mut impl Future<Output = T>>, most: usize) -
     .await
 }
 
-/// Wherever its caller drops it, a call is settled exactly once: as given up, or as late if its time was up.
+/// A call that is dropped at any await point is settled exactly once: as cancelled, or as late if its
+/// deadline had passed.
 #[tokio::test(start_paused = true)]
 async fn a_call_is_settled_once_wherever_it_is_dropped() {
     for (per_try, is_users, is_late) in [
@@ -114,10 +115,10 @@ async fn a_call_is_settled_once_wherever_it_is_dropped() {
     }
 }
 
-/// What an attempt that failed still says, or how late it is dropped, is not about the call.
+/// The late answer of a failed attempt, or the late drop of it, does not change the call's outcome.
 #[tokio::test(start_paused = true)]
 async fn a_loser_that_ends_late_changes_nothing() {
-    // A layer keeps the answer to the first attempt, and says that it failed; later it goes on to read it.
+    // A layer keeps the answer of the first attempt and reports a failure; later it reads that answer on.
     let kept = Arc::<Mutex<Option<Reply>>>::default();
     let mut stages = Stages::default();
     let keeps = kept.clone();
@@ -160,7 +161,7 @@ async fn a_loser_that_ends_late_changes_nothing() {
     assert_eq!(bench.runtime.inspect().concurrency[0].in_use, 0);
 }
 
-/// A long answer does not hold the request for all its time, as far as that was kept for further attempts.
+/// A long answer does not keep the request in memory, as far as it was kept for further attempts.
 #[tokio::test(start_paused = true)]
 async fn headers_and_body_are_freed_once_an_attempt_has_won() {
     for streams in [false, true] {
@@ -176,7 +177,7 @@ async fn headers_and_body_are_freed_once_an_attempt_has_won() {
                 feeds.lock().unwrap().push(down);
                 Answer::streaming(body)
             });
-            // The upstream notes what arrives, so it gets none of it.
+            // The upstream records the requests it receives, so this layer passes none of the body on.
             let mut stages = Stages::default();
             stages.add_fn(Stage::Node, "hide", None, |mut call: Invocation, next| {
                 call.metadata.remove("x-own");
@@ -211,7 +212,7 @@ struct Mark(#[allow(dead_code)] Arc<()>);
 #[derive(Clone)]
 struct Tag;
 
-/// Each attempt has the caller's own values; what one attempt adds to them is its own.
+/// Each attempt has the caller's extension values; values that one attempt adds stay its own.
 #[tokio::test(start_paused = true)]
 async fn every_attempt_has_extensions_of_its_own() {
     let seen = Arc::<AtomicUsize>::default();
@@ -235,7 +236,7 @@ async fn every_attempt_has_extensions_of_its_own() {
     assert_eq!(Arc::strong_count(&mark), 2, "the others are gone");
 }
 
-/// After an upgrade the connection is the caller's: nothing could be sent again.
+/// After an upgrade the connection is the caller's, so nothing can be sent again.
 #[tokio::test(start_paused = true)]
 async fn an_upgrade_is_never_retried() {
     let bench = Bench::with(["a", "b"], |_| Answer::status(101));

@@ -1,4 +1,4 @@
-//! Which node a call goes to, and what it does where there is none.
+//! The choice of a node for a call, and the result where there is none.
 use std::{sync::Arc, time::Duration};
 
 use chassis_core::{
@@ -23,7 +23,7 @@ fn count(bench: &Bench, id: &str) -> usize {
     bench.upstream.calls(&format!("memory:{id}"))
 }
 
-/// Calls, 10 ms apart, until it is so.
+/// Sends calls, 10 ms apart, until `so` holds.
 async fn until(bench: &Bench, so: impl Fn() -> bool) {
     for _ in 0..10_000 {
         if so() {
@@ -132,7 +132,7 @@ fn streams_keep(reply: chassis_core::Reply) {
 
 #[tokio::test(start_paused = true)]
 async fn failures_weigh() {
-    // One of four fails in no time: least-loaded alone would send it the most.
+    // One of four fails at once: least-loaded alone would send it the most calls.
     let bench = Bench::with(NODES, |arrival| match &*arrival.address {
         "memory:a" => Answer::status(500),
         _ => Answer::ok("").after(5 * MS),
@@ -210,7 +210,7 @@ async fn never_more_than_half_are_out() {
     let ignored = bench.metric("chassis_panic_picks_total", &[("service", "stock")]);
     assert!((200.0..=400.0).contains(&ignored), "only picks of open ones are counted: {ignored}");
     assert_eq!(bench.count_events(|e| matches!(e, Event::PanicPick { .. })), 1, "at most one a second");
-    // And they come back from there, though circuits are ignored: probes go out when it is time.
+    // And they recover from there, although circuits are ignored: probes go out when they are due.
     broken.store(false, std::sync::atomic::Ordering::SeqCst);
     tokio::time::sleep(5 * S).await;
     for _ in 0..200 {
@@ -220,7 +220,7 @@ async fn never_more_than_half_are_out() {
     assert_eq!(bench.metric("chassis_breaker_open", &[]), 0.0);
 }
 
-/// Half of what is ready may be out, and no more: at exactly half circuits still count.
+/// At most half of the ready nodes may be left out: at exactly half circuits still count.
 #[tokio::test(start_paused = true)]
 async fn circuits_are_obeyed_at_exactly_half() {
     for (weights, bad) in [([1, 1, 1, 1], &["a", "b"][..]), ([3, 1, 1, 1], &["a"]), ([1, 1, 2, 0], &["c"])] {
@@ -242,7 +242,7 @@ async fn circuits_are_obeyed_at_exactly_half() {
             failing.set(true);
             let open = || bad.iter().all(|node| bench.node(node).circuit == Some(State::Open));
             until(&bench, open).await;
-            failing.set(false); // so that a call that does go there is no reason to leave it out
+            failing.set(false); // so that a call that does go there gives no reason to leave it out
             let before: usize = bad.iter().map(|node| count(&bench, node)).sum();
             for _ in 0..200 {
                 bench.get().await.unwrap();
@@ -263,7 +263,7 @@ async fn the_last_one_is_never_out() {
     }
     assert_eq!((count(&bench, "a"), bench.node("a").circuit), (20, Some(State::Open)));
     bench.stock(json!({ "retry": "off", "breaker": { "scope": "endpoint", "force": "open" } }));
-    check(&bench.get().await, Code::Unavailable, Reason::CircuitOpen); // held open by hand, it is
+    check(&bench.get().await, Code::Unavailable, Reason::CircuitOpen); // held open by an override
     assert_eq!(count(&bench, "a"), 20);
 }
 
@@ -304,7 +304,7 @@ async fn a_full_node_is_not_picked() {
     check(&refused, Code::Unavailable, Reason::Overloaded);
     assert!(refused.unwrap_err().message().contains("full"));
     streams.remove(0);
-    streams.push(bench.send(get()).await.unwrap()); // permits are back with the end of the body
+    streams.push(bench.send(get()).await.unwrap()); // permits are returned at the end of the body
     check(&bench.get().await, Code::Unavailable, Reason::Overloaded);
 }
 
@@ -377,7 +377,7 @@ async fn a_call_that_waits_is_refused_when_hope_is_gone() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failing_node_is_left_out_however_it_fails() {
-    // Two of four never connect: nobody notices.
+    // Two of four never connect: no call fails.
     let bench = Bench::with(NODES, fails_at("memory:none"));
     bench.settle().await;
     bench.upstream.connect("memory:a", Idle);
@@ -389,7 +389,7 @@ async fn a_failing_node_is_left_out_however_it_fails() {
     assert!(bench.upstream.wakes("memory:a") > 0, "it is woken for those to come");
 }
 
-/// Always the first that is available.
+/// A picker that always takes the first available node.
 struct First;
 
 impl Picker for First {
@@ -422,8 +422,8 @@ async fn errors_name_the_endpoint() {
     assert_eq!(bench.post().await.unwrap_err().endpoint(), Some("memory:a"));
 }
 
-/// A node that lets a call in and refuses it at its circuit holds no place for it, and gives none back that it has
-/// not taken.
+/// A node that admits a call and refuses it at its circuit keeps no permit for it, and returns none that it
+/// has not taken.
 #[tokio::test(start_paused = true)]
 async fn a_pick_that_a_circuit_refuses_leaves_the_count_alone() {
     for balance in ["p2c", "round_robin", "random"] {
@@ -438,7 +438,7 @@ async fn a_pick_that_a_circuit_refuses_leaves_the_count_alone() {
             json!({ "scope": "endpoint", "min_calls": 1, "failure_ratio": "1%", "open": "60s", "probes": 1 });
         bench.stock(json!({ "retry": "off", "timeout": "off", "balance": balance, "breaker": breaker }));
         bench.settle().await;
-        // One call is under way at each, while the circuit of `a` opens.
+        // One call is in flight at each, while the circuit of `a` opens.
         hold.set(true);
         let mut held = Vec::new();
         while ["a", "b"].iter().any(|node| bench.node(node).in_flight == 0) {
@@ -476,7 +476,7 @@ async fn the_only_node_of_a_route_opens_the_circuit_of_its_service() {
         refused += usize::from(bench.get().await.is_err());
     }
     assert_eq!((count(&bench, "c1"), refused), (8, 12), "others do well, and the calls can't go there");
-    // Calls that may go anywhere do well without it.
+    // Calls that may go to any node succeed without it.
     for _ in 0..100 {
         bench.post().await.unwrap();
     }

@@ -1,6 +1,7 @@
-//! Registries that block their thread: calls go on, the block is reported by name, and a stop does not wait.
+//! Registries that block their thread: calls continue, the block is reported by name, and a stop does not
+//! wait.
 //!
-//! On the clock of the machine: on one that stands still a plugin is polled in place.
+//! They use the machine's clock: under a paused clock a plugin is polled in place.
 use std::{
     sync::{
         Arc, Condvar, Mutex,
@@ -20,11 +21,11 @@ use tokio::{sync::broadcast::Receiver, time::timeout};
 
 use crate::support::*;
 
-/// What blocks a thread until it is opened, or a test has failed.
+/// Blocks a thread until it is opened, or a test has failed.
 #[derive(Clone, Default)]
 struct Gate(Arc<(Mutex<bool>, Condvar)>, Arc<AtomicUsize>);
 
-/// Where a registry blocks.
+/// The method in which a registry blocks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum In {
     Watch,
@@ -37,12 +38,12 @@ enum In {
     Nothing,
 }
 
-/// Blocks in one place; says `a`, and then `b`.
+/// Blocks in one method; its watcher answers `a`, and then `b`.
 struct Blocking(In, Gate);
 
 struct Part(In, Gate, usize);
 
-/// Longer than anything here takes.
+/// Longer than any step of these tests takes.
 const BOUND: Duration = Duration::from_secs(30);
 /// The longest poll that is not reported.
 const AFTER: Duration = Duration::from_millis(20);
@@ -55,7 +56,7 @@ impl Gate {
         assert!(!bound.1.timed_out(), "the threads of calls were held up");
     }
 
-    /// So many are blocked, or were.
+    /// The number of threads that are blocked or were.
     fn reached(&self) -> usize {
         self.1.load(SeqCst)
     }
@@ -127,16 +128,16 @@ impl Watcher for Part {
 
 fn bench(place: In) -> (Bench, Gate, Receiver<Arc<Event>>) {
     let (gate, events) = (Gate::default(), Events::new());
-    let heard = events.subscribe();
+    let received = events.subscribe();
     let registry = contain::registry(Arc::new(Blocking(place, gate.clone())), &events, AFTER);
     let upstream = Upstream::new(|_| Answer::ok(""));
-    (Bench::build(upstream, |builder| builder.registry(registry).events(events)), gate, heard)
+    (Bench::build(upstream, |builder| builder.registry(registry).events(events)), gate, received)
 }
 
-async fn hear(heard: &mut Receiver<Arc<Event>>, which: impl Fn(&Event) -> bool) -> Arc<Event> {
+async fn wait_for(received: &mut Receiver<Arc<Event>>, which: impl Fn(&Event) -> bool) -> Arc<Event> {
     let found = async {
         loop {
-            match heard.recv().await {
+            match received.recv().await {
                 Ok(event) if which(&event) => return event,
                 Ok(_) => {}
                 Err(error) => panic!("{error}"),
@@ -146,11 +147,11 @@ async fn hear(heard: &mut Receiver<Arc<Event>>, which: impl Fn(&Event) -> bool) 
     timeout(BOUND, found).await.expect("no such event")
 }
 
-/// The report of a block, by name.
-async fn report(heard: &mut Receiver<Arc<Event>>, function: &str) {
-    // A machine that is busy may take so long for what does not block.
+/// Waits for the report of a block, by name.
+async fn report(received: &mut Receiver<Arc<Event>>, function: &str) {
+    // On a busy machine a call that does not block may take this long too.
     let is_it = |event: &Event| matches!(event, Event::PluginBlocked { call, .. } if call == function);
-    let event = hear(heard, is_it).await;
+    let event = wait_for(received, is_it).await;
     let Event::PluginBlocked { plugin, call, lasts } = &*event else { unreachable!() };
     assert_eq!((&**plugin, &**call), ("registry `etcd`", function));
     assert!((AFTER..BOUND).contains(lasts), "{lasts:?}");
@@ -170,31 +171,34 @@ async fn reaches_the_gate(gate: &Gate) {
     timeout(BOUND, reached).await.expect("it never blocks");
 }
 
-/// Calls go on while news are awaited by a thread that blocks, and the news arrive when it does no more.
+/// Calls continue while a blocked thread waits for news, and the news arrive once it is unblocked.
 async fn while_it_waits_for_news() {
-    let (bench, gate, mut heard) = bench(In::Second);
+    let (bench, gate, mut received) = bench(In::Second);
     assert_eq!(bench.get().await.unwrap().address.unwrap(), "memory:a");
-    report(&mut heard, "next").await;
+    report(&mut received, "next").await;
     for _ in 0..100 {
         bench.get().await.unwrap();
     }
     gate.open();
-    hear(&mut heard, |event| matches!(event, Event::InstanceJoined { instance, .. } if instance == "b"))
-        .await;
+    wait_for(
+        &mut received,
+        |event| matches!(event, Event::InstanceJoined { instance, .. } if instance == "b"),
+    )
+    .await;
     assert!(timeout(BOUND, bench.runtime.shutdown(S)).await.unwrap());
 }
 
-/// A stop waits neither for what blocks nor for what is dropped.
+/// A stop waits neither for blocked threads nor for dropped futures.
 async fn at_a_stop(place: In) {
-    let (bench, gate, mut heard) = bench(place);
+    let (bench, gate, mut received) = bench(place);
     match place {
         In::Second | In::Drop => drop(bench.get().await.unwrap()),
         _ => drop(bench.spawn(get())),
     }
     match place {
-        In::Watch => report(&mut heard, "watch").await,
-        In::First | In::Second => report(&mut heard, "next").await,
-        In::Services => report(&mut heard, "services").await,
+        In::Watch => report(&mut received, "watch").await,
+        In::First | In::Second => report(&mut received, "next").await,
+        In::Services => report(&mut received, "services").await,
         _ => {}
     }
     let ended = timeout(BOUND / 2, bench.runtime.shutdown(S)).await.expect("the stop is bounded");
@@ -205,7 +209,7 @@ async fn at_a_stop(place: In) {
 }
 
 async fn registering(place: In) {
-    let (bench, gate, mut heard) = bench(place);
+    let (bench, gate, mut received) = bench(place);
     let registry = bench.runtime.registry().clone();
     let entry = ScriptedRegistry::instance("orders", "o");
     let life = async {
@@ -213,7 +217,7 @@ async fn registering(place: In) {
         registered.deregister().await.unwrap();
     };
     let calls = async {
-        report(&mut heard, if place == In::Register { "register" } else { "deregister" }).await;
+        report(&mut received, if place == In::Register { "register" } else { "deregister" }).await;
         for _ in 0..100 {
             bench.get().await.unwrap();
         }
@@ -232,7 +236,7 @@ async fn everything() {
     }
 }
 
-/// It stopped the whole process.
+/// Regression: it stopped the whole process.
 #[tokio::test]
 async fn a_registry_that_blocks_holds_up_no_call_on_one_thread() {
     everything().await;
@@ -243,10 +247,10 @@ async fn a_registry_that_blocks_holds_up_no_call_on_several() {
     everything().await;
 }
 
-/// Forty watchers that block take the registry's threads, of which there are 32, and no others.
+/// Forty blocked watchers use the registry's threads, of which there are 32, and no others.
 #[tokio::test]
 async fn threads_that_are_blocked_are_bounded() {
-    let (bench, gate, mut heard) = bench(In::Second);
+    let (bench, gate, mut received) = bench(In::Second);
     let registry = bench.runtime.registry().clone();
     let mut watchers = Vec::new();
     for n in 0..40 {
@@ -261,7 +265,7 @@ async fn threads_that_are_blocked_are_bounded() {
     let waiting: Vec<_> =
         watchers.into_iter().map(|mut watcher| tokio::spawn(async move { watcher.next().await })).collect();
     for _ in 0..40 {
-        hear(&mut heard, |event| matches!(event, Event::PluginBlocked { .. })).await;
+        wait_for(&mut received, |event| matches!(event, Event::PluginBlocked { .. })).await;
     }
     assert_eq!(gate.reached(), 32);
     gate.open();
@@ -270,26 +274,26 @@ async fn threads_that_are_blocked_are_bounded() {
     }
 }
 
-/// The caller of a watcher may drop its question and ask again.
+/// The caller of a watcher may drop the future of `next` and call it again.
 #[tokio::test]
 async fn a_question_that_is_dropped_goes_on() {
     let gate = Gate::default();
     let registry = contain::registry(Arc::new(Blocking(In::Second, gate.clone())), &Events::new(), AFTER);
     let mut watcher = registry.watch("stock").await.unwrap();
-    let says = |said: Membership| match said {
+    let first_id = |membership: Membership| match membership {
         Membership::Known(all) => all[0].id.clone(),
         other => panic!("{other:?}"),
     };
-    assert_eq!(says(watcher.next().await.unwrap()), "a");
+    assert_eq!(first_id(watcher.next().await.unwrap()), "a");
     for _ in 0..3 {
         assert!(timeout(AFTER, watcher.next()).await.is_err());
     }
     gate.open();
-    assert_eq!(says(timeout(BOUND, watcher.next()).await.unwrap().unwrap()), "b");
+    assert_eq!(first_id(timeout(BOUND, watcher.next()).await.unwrap().unwrap()), "b");
     assert_eq!(gate.reached(), 1, "asked once");
 }
 
-/// A panic comes out where the answer is awaited, and timers work there.
+/// A panic surfaces where the answer is awaited, and timers work there.
 #[tokio::test]
 async fn what_happens_there_is_as_it_was() {
     struct Odd;
@@ -354,11 +358,11 @@ impl ConfigWatcher for Part {
 async fn so_is_a_source_of_settings() {
     for (place, function) in [(In::Watch, "watch"), (In::First, "next")] {
         let (gate, events) = (Gate::default(), Events::new());
-        let mut heard = events.subscribe();
+        let mut received = events.subscribe();
         let source = contain::config_source(Arc::new(Blocking(place, gate.clone())), &events, AFTER);
         let said = tokio::spawn(async move { source.watch().await?.next().await });
         let is_it = |event: &Event| matches!(event, Event::PluginBlocked { call, .. } if call == function);
-        let event = hear(&mut heard, is_it).await.to_string();
+        let event = wait_for(&mut received, is_it).await.to_string();
         assert!(
             event.starts_with(&format!("config source `center` has blocked its thread in `{function}`")),
             "{event}"

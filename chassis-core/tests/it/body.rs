@@ -1,4 +1,4 @@
-//! Bodies pass as they are: chunks in order, trailers behind, nothing added, nothing lost.
+//! Bodies pass unchanged: chunks in order, trailers at the end, nothing added, nothing lost.
 use std::{
     collections::VecDeque,
     future::poll_fn,
@@ -22,7 +22,7 @@ use crate::support::*;
 
 #[tokio::test(start_paused = true)]
 async fn both_directions_stream_at_once() {
-    // An echo: what is sent comes back before more is sent.
+    // An echo: each chunk returns before the next one is sent.
     for attempts in [1, 2] {
         let (up, request) = feed();
         let mut stages = Stages::default();
@@ -66,7 +66,7 @@ async fn an_answer_nobody_reads_ends_the_request_too() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_ready_is_taken_and_the_rest_follows() {
-    // Chunks that are there, then a wait, then more: in all ways a body can be taken in.
+    // Chunks that are available, then a wait, then more: in all ways a body can be read.
     for ready in 0..4 {
         for eager in [true, false] {
             let (fed, body) = feed();
@@ -90,7 +90,7 @@ async fn a_known_size_stays_exact() {
     let sized = || Full::new(Bytes::from_static(b"0123456789")).map_err(|never| match never {});
     let mut body = Body::stream(sized(), |e: Error| e);
     assert_eq!(body.size_hint().exact(), Some(10));
-    body.prefetch(); // counts what was taken once
+    body.prefetch(); // counts each chunk once
     assert_eq!(body.size_hint().exact(), Some(10));
     let replay = Replay::new(Body::stream(sized(), |e: Error| e), 1_000);
     let (attempt, _) = replay.attempt().unwrap();
@@ -101,7 +101,7 @@ async fn a_known_size_stays_exact() {
     assert_eq!(unsized_body.size_hint().exact(), None);
 }
 
-/// Reads one frame that is there.
+/// Reads one frame that is available.
 fn now(body: &mut Body) -> Option<Bytes> {
     match Pin::new(body).poll_frame(&mut Context::from_waker(std::task::Waker::noop())) {
         Poll::Ready(frame) => frame.map(|frame| frame.unwrap().into_data().unwrap()),
@@ -109,7 +109,7 @@ fn now(body: &mut Body) -> Option<Bytes> {
     }
 }
 
-/// All that is there, read now.
+/// Reads all frames that are available.
 fn all_now(body: &mut Body) -> Vec<Bytes> {
     std::iter::from_fn(|| now(body)).collect()
 }
@@ -132,7 +132,7 @@ async fn attempts_read_one_body_one_after_another_up_to_the_cap() {
     let (mut third, reader) = replay.attempt().unwrap();
     assert_eq!(all_now(&mut third), ["abc", "def"]);
     fed.send("g");
-    assert_eq!(all_now(&mut third), ["g"]); // one byte too many to keep, but the body goes on
+    assert_eq!(all_now(&mut third), ["g"]); // one byte too many to keep, but the body continues
     fed.send("h");
     assert_eq!(all_now(&mut third), ["h"]);
     assert!(!replay.is_possible() && !replay.abandon(reader) && replay.attempt().is_none());
@@ -151,12 +151,12 @@ async fn attempts_read_one_body_at_the_same_time() {
     let one = read(replay.attempt().unwrap().0);
     settle().await;
     let two = read(replay.attempt().unwrap().0);
-    // It asked last, and goes: those that asked before hear of what comes all the same.
+    // It polled last and is dropped: the readers that polled before are still woken.
     let three = read(replay.attempt().unwrap().0);
     settle().await;
     three.abort();
     settle().await;
-    // This one has asked, and asks no more, as a transport without room to send does.
+    // This one polled once and polls no more, like a transport without room to send.
     let mut four = replay.attempt().unwrap().0;
     assert_eq!(all_now(&mut four), ["a"]);
     fed.send("b");
@@ -167,7 +167,7 @@ async fn attempts_read_one_body_at_the_same_time() {
     assert_eq!(all_now(&mut four), ["b"]);
 }
 
-/// As in gRFC A6: where more comes than is kept, the attempt that is ahead goes on.
+/// As in gRFC A6: where the body exceeds the replay limit, the attempt that is ahead continues.
 #[tokio::test(start_paused = true)]
 async fn above_the_cap_the_attempt_that_is_ahead_goes_on_alone() {
     let (fed, body) = feed();
@@ -210,7 +210,7 @@ async fn what_was_kept_is_freed_as_soon_as_an_attempt_has_won() {
     assert!(fed.is_closed());
 }
 
-/// A body holds the waker of whoever waits for it: that must not hold the body in turn.
+/// A body holds the waker of its reader: that waker must not hold the body in turn.
 #[tokio::test(start_paused = true)]
 async fn a_body_that_no_attempt_wants_any_more_is_dropped() {
     for wins in [true, false] {
@@ -241,7 +241,7 @@ async fn a_replay_repeats_trailers_and_the_end() {
         let (bytes, trailers) = drain(replay.attempt().unwrap().0).await.unwrap();
         assert_eq!((&bytes[..], trailers.unwrap().len()), (&b"a"[..], 1));
     }
-    // Half of what is kept, then all of it, at the end.
+    // Half of the replay limit, then all of it, at the end.
     let mut half = replay.attempt().unwrap().0;
     now(&mut half);
     drop(half);
@@ -274,7 +274,7 @@ fn headers() -> impl Strategy<Value = HeaderMap> {
     })
 }
 
-/// Every name with its values, in the order they came in.
+/// Every name with its values, in the order of arrival.
 fn listed(headers: &HeaderMap) -> Vec<(String, Vec<Vec<u8>>)> {
     let mut all: Vec<_> = headers
         .keys()
@@ -289,7 +289,7 @@ fn listed(headers: &HeaderMap) -> Vec<(String, Vec<Vec<u8>>)> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// There and back, with and without a retry on the way: headers repeated and binary, chunks, trailers.
+    /// Request and answer, with and without a retry: headers repeated and binary, chunks, trailers.
     #[test]
     fn nothing_is_lost_on_the_way(
         metadata in headers(),
@@ -332,7 +332,7 @@ proptest! {
     }
 }
 
-/// A stream of frames that are all there.
+/// A stream of frames that are all available.
 struct Frames(VecDeque<Frame<Bytes>>);
 
 impl http_body::Body for Frames {

@@ -1,4 +1,4 @@
-//! Circuits above the retries, of services and operations. (Those of nodes: `balance`.)
+//! Circuits above the retries, of services and operations. (Circuits of nodes: `balance`.)
 use std::sync::{Arc, Mutex};
 
 use chassis_core::{
@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use crate::support::*;
 
-/// Fails while the test says so.
+/// Fails while the test's toggle is set.
 fn bench(breaker: Value) -> (Bench, Toggle) {
     let toggle = Toggle::default();
     let bench = {
@@ -40,7 +40,7 @@ async fn opens_refuses_probes_and_closes() {
     let refused = bench.get().await;
     check(&refused, Code::Unavailable, Reason::CircuitOpen);
     let error = refused.unwrap_err();
-    // Up to a tenth of the five seconds less, by chance.
+    // Up to a tenth of the five seconds less, because of jitter.
     let after = error.retry_after().unwrap();
     assert!(error.rule() == Some("breaker") && after > 3_400 * MS && after <= 4 * S, "{after:?}");
     assert_eq!((error.origin(), error.maybe_executed()), (Origin::Local, false));
@@ -108,7 +108,7 @@ async fn a_cancelled_probe_gives_its_place_back() {
     assert_eq!(state(&bench, "stock"), State::Closed);
 }
 
-/// Fails until its circuit is open, then answers with streams; gives them, each with its feed.
+/// Fails until its circuit is open, then answers with streams; returns them, each with its feed.
 async fn with_streams_as_probes(stock: Value, scope: &str) -> (Bench, Vec<(Feed, ReplyBody)>) {
     let feeds: Arc<Mutex<Vec<Feed>>> = Arc::default();
     let bench = {
@@ -139,7 +139,7 @@ async fn with_streams_as_probes(stock: Value, scope: &str) -> (Bench, Vec<(Feed,
     (bench, streams)
 }
 
-/// Calls that go out themselves, and calls by attempts, without and with a bound on each.
+/// Retry settings: off, the default, and with a limit on each attempt.
 fn all_retries() -> [Value; 3] {
     [json!({ "retry": "off" }), json!({}), json!({ "retry": { "per_try": "4s" } })]
 }
@@ -165,7 +165,7 @@ async fn long_streams_as_probes_do_not_hold_it_half_open() {
     }
 }
 
-/// What breaks off afterwards counts as one failure, which two of make a row.
+/// A stream that breaks off afterwards counts as one failure, and two of them make a row.
 #[tokio::test(start_paused = true)]
 async fn the_rest_of_a_probes_stream_is_judged_apart() {
     for stock in all_retries() {
@@ -192,18 +192,18 @@ async fn a_stream_that_is_whole_or_given_up_after_it_was_a_probe_counts_for_noth
     }
 }
 
-/// How a call has no outcome for as long as a test wants.
+/// The way in which a call stays without an outcome.
 #[derive(Clone, Copy, Debug)]
 enum Without {
     /// One message, and no answer.
     Answer,
-    /// Messages that go on, and no answer until they end.
+    /// A stream of messages, and no answer until it ends.
     End,
-    /// Messages both ways, and no head of an answer.
+    /// Messages in both directions, and no response head.
     Head,
 }
 
-/// A call without outcome that is under way.
+/// A call in flight without an outcome.
 struct Held {
     call: JoinHandle<Result<Answered, Error>>,
     feed: Option<Feed>,
@@ -227,7 +227,7 @@ fn get_of(operation: &'static str) -> CallBuilder {
     CallBuilder::get("stock", operation)
 }
 
-/// `Bad` fails, `Hang` never answers, `Upload` when all of its messages are there, and others at once.
+/// `Bad` fails, `Hang` never answers, `Upload` answers after all of its messages, and others at once.
 fn held_bench(breaker: Value, retry: &Value) -> Bench {
     let bench = Bench::new(|arrival| match &*arrival.operation {
         "Bad" => Answer::status(500),
@@ -238,7 +238,7 @@ fn held_bench(breaker: Value, retry: &Value) -> Bench {
     bench
 }
 
-/// Opens the circuit, waits until it is over, and has three calls without outcome as probes.
+/// Opens the circuit, waits until its open time is over, and sends three calls without outcome as probes.
 async fn held_probes(bench: &Bench, without: Without) -> Vec<Held> {
     for _ in 0..2 {
         bench.run(CallBuilder::post("stock", "Bad")).await.unwrap();
@@ -260,7 +260,7 @@ async fn is_refused(bench: &Bench) -> bool {
     }
 }
 
-/// They held it half-open for a minute, and refused everybody meanwhile.
+/// Regression: they kept it half-open for a minute, and every other call was refused meanwhile.
 #[tokio::test(start_paused = true)]
 async fn calls_without_outcome_as_probes_give_way_to_others() {
     for without in Without::ALL {
@@ -300,14 +300,14 @@ async fn an_upload_that_lost_its_place_counts_when_it_ends() {
         let mut second: Vec<_> = (0..3).map(|_| Without::End.begin(&bench)).collect();
         settle().await;
         assert!(is_refused(&bench).await);
-        // Whichever round they are of: three that end well close it.
+        // In any mix of the rounds: three that succeed close it.
         for held in [first.pop().unwrap(), second.pop().unwrap(), first.pop().unwrap()] {
             assert_eq!(state(&bench, "stock"), State::HalfOpen);
             drop(held.feed);
             held.call.await.unwrap().unwrap();
         }
         assert_eq!(state(&bench, "stock"), State::Closed, "{retry}");
-        // One that its caller leaves says nothing, then as before.
+        // A probe that its caller cancels counts neither way; then as before.
         first.pop().unwrap().call.abort();
         second.pop().unwrap().call.abort();
         settle().await;
@@ -344,7 +344,7 @@ async fn a_call_that_lost_its_place_opens_the_circuit_when_it_fails() {
     late.into_iter().chain(next).for_each(|call| call.abort());
 }
 
-/// A thousand callers, of a service that answers none of them and then all.
+/// A thousand callers of a service that answers none of them and then all.
 #[tokio::test(start_paused = true)]
 async fn many_callers_get_a_round_at_a_time() {
     let working = Toggle::default();
@@ -378,7 +378,7 @@ async fn many_callers_get_a_round_at_a_time() {
         assert_eq!(bench.node("a").in_flight as usize, admitted);
         tokio::time::sleep(S).await;
     }
-    // Those who leave make room at once.
+    // Callers that cancel make room at once.
     calls.iter().for_each(|call| call.abort());
     settle().await;
     assert_eq!((bench.node("a").in_flight, state(&bench, "stock")), (0, State::HalfOpen));
@@ -390,7 +390,7 @@ async fn many_callers_get_a_round_at_a_time() {
     assert_eq!(state(&bench, "stock"), State::Closed);
 }
 
-/// Where three of four calls are uploads that live for long, the others decide within ten rounds.
+/// If three of four calls are long uploads, the others decide within ten rounds.
 #[tokio::test(start_paused = true)]
 async fn few_calls_with_an_outcome_close_it() {
     let bench = held_bench(json!({ "consecutive": 2, "open": "5s", "probes": 3 }), &json!("off"));
@@ -435,7 +435,7 @@ async fn settings_that_change_while_probes_are_out_leak_none() {
         others.extend((0..8).map(|_| Without::End.begin(&bench)));
         settle().await;
         bench.stock(breaker(json!({})));
-        // Some are left, some end.
+        // Some are cancelled, some end.
         let mut ended = 0;
         for (n, held) in held.into_iter().chain(others).enumerate() {
             match n % 2 {
@@ -449,7 +449,7 @@ async fn settings_that_change_while_probes_are_out_leak_none() {
         settle().await;
         assert_eq!(bench.node("a").in_flight, 0, "{swap}");
         assert!(ended > 0, "{swap}");
-        // However it stands now, three calls close it within one round.
+        // In any state of the circuit, three calls close it within one round.
         tokio::time::sleep(5 * S).await;
         for _ in 0..10 {
             bench.get().await.unwrap();
@@ -465,7 +465,7 @@ async fn an_operation_has_a_circuit_of_its_own() {
         _ => Answer::ok(""),
     };
     let bad = || CallBuilder::get("stock", "Bad");
-    // By scope, and where an operation has breaker settings of its own.
+    // By scope, and with breaker settings of one operation's own.
     for stock in [
         json!({ "retry": "off", "breaker": { "scope": "operation", "consecutive": 2 } }),
         json!({ "retry": "off", "operations": { "Bad": { "breaker": { "consecutive": 2 } } } }),
@@ -529,7 +529,7 @@ async fn what_counts_is_adjustable() {
 
 #[tokio::test(start_paused = true)]
 async fn what_says_nothing_of_health_counts_for_nothing() {
-    // Refused here, refused over there before any work, cancelled.
+    // Refused locally, refused by the server before any work, cancelled.
     let bench = Bench::new(|arrival| match arrival.nth % 2 {
         0 => Answer::status(503).with(REASON, "OVERLOADED"),
         _ => Answer::hang(),
@@ -570,7 +570,7 @@ async fn faults_at_the_attempt_open_the_services_circuit_and_blame_no_node() {
 
 #[tokio::test(start_paused = true)]
 async fn it_judges_what_the_caller_sees() {
-    // Every first attempt fails, every retry works: nothing opens.
+    // Every first attempt fails and every retry succeeds: no circuit opens.
     let bench = Bench::new(|arrival| match arrival.nth % 2 {
         0 => Answer::error(Error::remote(Reason::ConnectionLost, "reset")),
         _ => Answer::ok(""),

@@ -1,4 +1,4 @@
-//! How a call ended is told exactly once to everybody who wants to know.
+//! Every listener gets the outcome of a call exactly once.
 use std::sync::Arc;
 
 use chassis_core::{
@@ -10,14 +10,14 @@ use tower_service::Service;
 
 use crate::support::*;
 
-/// Sends a call that `call` and each of whose attempts `attempt` listen to.
+/// Sends a call to which `call` listens, and to each of whose attempts `attempt` listens.
 async fn listen(bench: &Bench, builder: CallBuilder, call: &Arc<Ear>) -> Result<Reply, Error> {
     let mut invocation = builder.build();
     invocation.listen(call.clone(), 7);
     bench.pipeline.clone().call(invocation).await
 }
 
-/// A bench whose attempts `ear` listens to.
+/// A bench with `ear` as a listener of its attempts.
 fn attempts(ear: &Arc<Ear>, upstream: Upstream) -> Bench {
     let mut stages = Stages::default();
     let ear = ear.clone();
@@ -106,8 +106,8 @@ async fn streams_are_judged_by_trailers_errors_or_their_end() {
     }
 }
 
-/// Over HTTP/1.1 nobody reads on behind the last byte of a body whose length is known: each download was
-/// taken for one that its reader had given up.
+/// Regression: over HTTP/1.1 no reader polls after the last byte of a body with known length; each download
+/// counted as cancelled by its reader.
 #[tokio::test(start_paused = true)]
 async fn whoever_stops_at_the_length_has_the_whole_answer() {
     const CANCELLED: (Code, Option<Reason>) = (Code::Cancelled, Some(Reason::Cancelled));
@@ -157,7 +157,7 @@ async fn dropped_before_its_time_blames_nobody() {
 
 #[tokio::test(start_paused = true)]
 async fn black_holes_are_blamed() {
-    // Also where the attempt was split off the call, whose deadline it does not hold itself.
+    // Also where the attempt is a copy of the call and does not hold its deadline itself.
     for retry in [json!("off"), json!({ "attempts": 3 })] {
         for settings in
             [json!({ "timeout": "1s", "retry": retry }), json!({ "total_timeout": "1s", "retry": retry })]
@@ -189,7 +189,7 @@ async fn a_stream_that_outlives_the_bounds_on_its_head_is_not_late() {
         drop(reply);
         ear.heard(&[(Code::Cancelled, Some(Reason::Cancelled))], 1);
     }
-    assert_eq!(bench.node("a").calls, 0, "nobody is to blame");
+    assert_eq!(bench.node("a").calls, 0, "no node counts a failure");
     let ear = Ear::new();
     let reply = listen(&bench, get().timeout(5 * S), &ear).await.unwrap();
     tokio::time::sleep(5 * S).await;
@@ -283,7 +283,7 @@ async fn a_panic_of_ours_blames_no_endpoint() {
     let task = tokio::spawn(async move {
         let (_fed, body) = feed();
         let mut call = get().build();
-        call.body = body; // never ends: the call is under way
+        call.body = body; // never ends: the call is in flight
         let _sent = pipeline.clone().call(call);
         panic!("while a call is under way");
     });
@@ -292,7 +292,7 @@ async fn a_panic_of_ours_blames_no_endpoint() {
     assert_eq!((node.calls, node.successes, node.in_flight), (1, 1, 0));
 }
 
-/// `per_try`: without and with a bound on each attempt.
+/// Values of `per_try`: without and with a limit on each attempt.
 const WAYS: [&str; 2] = ["off", "5s"];
 
 fn retried(per_try: &str, script: fn(&Arrival) -> Answer) -> Bench {

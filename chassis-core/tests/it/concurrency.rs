@@ -1,4 +1,4 @@
-//! How many calls may be under way at once.
+//! Limits on the number of calls in flight.
 use chassis_core::{
     Code, Event, Invocation, Reason,
     testing::{Answer, CallBuilder, feed},

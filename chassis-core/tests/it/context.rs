@@ -1,4 +1,4 @@
-//! What a call that is being handled hands down to the calls its handler makes.
+//! Values of the call being handled that the handler's own calls inherit.
 use std::sync::Arc;
 
 use chassis_core::{
@@ -10,7 +10,7 @@ use tower_service::Service;
 
 use crate::support::*;
 
-/// A server whose handler calls `stock` and answers what that does.
+/// A server whose handler calls `stock` and returns its answer.
 fn calling(bench: &Arc<Bench>) -> pipeline::Pipeline {
     let bench = bench.clone();
     server(&bench.runtime.clone(), move |call| {
@@ -54,7 +54,7 @@ async fn deadline_trace_and_chosen_headers_go_on() {
         (&arrived.metadata["tracestate"], &arrived.metadata["baggage"]),
         (&"a=b".parse().unwrap(), &"k=v".parse().unwrap())
     );
-    // Outside of it, nothing does.
+    // Outside of a handler nothing is inherited.
     bench.get().await.unwrap();
     let arrived = bench.upstream.last();
     assert!(arrived.deadline.is_none() && !arrived.metadata.contains_key("x-tenant"));

@@ -1,4 +1,4 @@
-//! The scripted upstream and registry are what the other tests stand on.
+//! The scripted upstream and registry, which the other tests rely on, and the contract of pickers.
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex},
@@ -67,7 +67,7 @@ async fn our_pickers_keep_to_the_contract() {
     within("the contract of pickers", contract::picker::picker(RandomPicker, false)).await;
 }
 
-/// As its documentation has it: always the first that is available.
+/// As in its documentation: always takes the first available node.
 struct First;
 
 impl Picker for First {
@@ -76,7 +76,7 @@ impl Picker for First {
     }
 }
 
-/// Proposes what is not there.
+/// Picks an index beyond the end.
 struct Beyond;
 
 impl Picker for Beyond {
@@ -97,7 +97,7 @@ async fn a_picker_must_starve_no_node_unless_it_says_so() {
     contract::picker::picker(First, false).await;
 }
 
-/// Never goes back to a node that was out of order once.
+/// Never picks a node again that was unavailable once.
 #[derive(Default)]
 struct Grudge(Mutex<BTreeSet<String>>);
 
@@ -119,7 +119,7 @@ async fn a_picker_must_go_back_to_a_node_that_is_back() {
     contract::picker::picker(Grudge::default(), false).await;
 }
 
-/// Believes that there are always two to choose from.
+/// Assumes that there are always two nodes to choose from.
 struct OfTwo;
 
 impl Picker for OfTwo {

@@ -1,4 +1,4 @@
-//! When a call is over: for its head, for its whole answer, and along a chain of hops.
+//! Deadlines: for the head, for the whole answer, and along a chain of hops.
 use std::{sync::Arc, time::Duration};
 
 use chassis_core::{
@@ -104,7 +104,7 @@ async fn no_length_of_time_is_too_long() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_sent_is_what_is_left() {
-    // Of 1,000 ms: 200 held up by a fault, 100 by a layer of the user's, 300 waiting for a connection.
+    // Of 1,000 ms: 200 for a fault's delay, 100 for a user's layer, 300 waiting for a connection.
     let mut stages = chassis_core::Stages::default();
     stages.add_fn(chassis_core::Stage::Attempt, "slow", None, |call, next| async move {
         tokio::time::sleep(100 * MS).await;
@@ -139,7 +139,7 @@ async fn is_gone_at<E: chassis_core::CallError>(stage: chassis_core::Stage<E>) {
     let upstream = chassis_core::testing::Upstream::new(|_| Answer::ok(""));
     let bench = Bench::build(upstream, |builder| builder.stages(stages));
     bench.registry.put("stock", ["a"]);
-    settle().await; // the node is there: nothing else waits
+    settle().await; // the node is there: the call waits for nothing else
     bench.run(get().timeout(S)).await.unwrap();
     assert_eq!(bench.upstream.last().metadata["x-request-timeout-ms"], "900", "{stage:?}");
 }
@@ -173,7 +173,7 @@ async fn every_hop_sees_less_and_nothing_works_on_after_it() {
     assert_eq!(back.node("a").in_flight, 0);
 }
 
-/// Calls `stock` from within a handler that has `deadline` left.
+/// Calls `stock` within a handler that has `deadline` left.
 async fn inherited(deadline: Option<Duration>, call: impl FnOnce() -> CallBuilder) -> Option<Duration> {
     let bench = Bench::new(|_| Answer::ok(""));
     let now = Instant::now();
@@ -211,7 +211,7 @@ async fn servers_end_calls_too() {
 
 #[tokio::test(start_paused = true)]
 async fn a_servers_bound_on_the_head_is_its_own() {
-    // The handler answers at once, streams for long, and calls on while it does.
+    // The handler answers at once, streams for long, and makes further calls meanwhile.
     let bench = Arc::new(Bench::new(|_| Answer::ok("")));
     bench.apply(json!({ "inbound": { "timeout": "200ms" } }));
     let server = {
@@ -236,15 +236,15 @@ async fn a_servers_bound_on_the_head_is_its_own() {
     assert_eq!(bench.upstream.last().deadline, None);
 }
 
-/// Who is called watches the same deadline, and may end the call a moment before our timer says so. It used to be
-/// CANCELLED then, which no breaker counts.
+/// The server observes the same deadline, and may end the call a moment before the local timer fires.
+/// Regression: it was CANCELLED then, which no breaker counts.
 #[tokio::test(start_paused = true)]
 async fn what_breaks_off_at_the_deadline_is_late_and_not_cancelled() {
     let ends = [
         (Some(Reason::Cancelled), Code::Cancelled),
         (Some(Reason::Internal), Code::Internal),
         (Some(Reason::ConnectionLost), Code::Unavailable),
-        (None, Code::Cancelled), // answered so
+        (None, Code::Cancelled), // that is its answer
     ];
     for retry in [json!("off"), json!({ "attempts": 2 }), json!({ "attempts": 2, "per_try": "1s" })] {
         for (reset, early) in ends {
@@ -258,11 +258,15 @@ async fn what_breaks_off_at_the_deadline_is_late_and_not_cancelled() {
                 bench.stock(json!({ "retry": retry, "breaker": breaker }));
                 let began = Instant::now();
                 let ended = bench.run(post().timeout(100 * MS)).await;
-                let told = match &ended {
+                let code_seen = match &ended {
                     Err(error) => error.code(),
                     Ok(answered) => Code::from_http(answered.status),
                 };
-                assert_eq!((told, began.elapsed()), (code, after), "{early} after {after:?}, retry {retry}");
+                assert_eq!(
+                    (code_seen, began.elapsed()),
+                    (code, after),
+                    "{early} after {after:?}, retry {retry}"
+                );
                 let opened = bench.runtime.inspect().circuits[0].state == State::Open;
                 assert_eq!(opened, code == Code::DeadlineExceeded, "{early} after {after:?}, retry {retry}");
             }
@@ -291,14 +295,14 @@ async fn a_stream_that_breaks_off_at_its_deadline_is_late() {
             bench.stock(json!({ "breaker": { "min_calls": 1, "failures": ["deadline"] } }));
             let mut body = bench.send(post().timeout(100 * MS)).await.unwrap().into_body();
             frame(&mut body).await.unwrap().unwrap().unwrap();
-            let told = match frame(&mut body).await.unwrap() {
+            let code_seen = match frame(&mut body).await.unwrap() {
                 Err(error) => {
                     assert!(error.maybe_executed());
                     error.code()
                 }
                 Ok(frame) => Code::from_number(frame.unwrap_err()[STATUS].to_str().unwrap().parse().unwrap()),
             };
-            assert_eq!(told, code, "{after:?}, by trailers: {by_trailers}");
+            assert_eq!(code_seen, code, "{after:?}, by trailers: {by_trailers}");
             drop(body);
             let opened = bench.runtime.inspect().circuits[0].state == State::Open;
             assert_eq!(opened, code == Code::DeadlineExceeded, "{after:?}, by trailers: {by_trailers}");

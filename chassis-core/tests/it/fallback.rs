@@ -1,4 +1,4 @@
-//! Answering instead, where a call failed.
+//! Fallbacks: an answer in place of a failed call.
 use std::sync::Arc;
 
 use chassis_core::{
@@ -66,7 +66,7 @@ async fn a_function_sees_the_failure_and_answers() {
             (post(), Code::DataLoss, Reason::Internal),
         ]
     );
-    // Everybody else heard the truth. (What was not found is no failure of the node's.)
+    // All other observers get the real outcome. (NOT_FOUND is no failure of the node.)
     let node = bench.node("a");
     assert_eq!((node.calls, node.successes, node.in_flight), (4, 2, 0));
     let calls =
@@ -127,7 +127,7 @@ async fn over_grpc_a_static_answer_is_a_message_in_base64() {
     let answered = bench.run(post().protocol(&GRPC)).await.unwrap();
     assert_eq!(&answered.body[..], [0, 0, 0, 0, 2, 8, 7]);
     assert_eq!(answered.trailers.unwrap()["grpc-status"], "0");
-    // An answer for REST alone leaves a gRPC call its own error.
+    // An answer for REST only leaves a gRPC call its own error.
     bench.stock(json!({ "fallback": { "status": 200, "body": "{}", "on": ["UNAVAILABLE"] } }));
     check(&bench.run(post().protocol(&GRPC)).await, Code::Unavailable, Reason::ConnectionLost);
     let settings = json!({ "outbound": { "defaults": { "fallback": { "message": "no Base64" } } } });

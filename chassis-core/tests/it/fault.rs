@@ -1,4 +1,4 @@
-//! Faults that are injected: for which calls, how many of them, how, and until when.
+//! Injected faults: which calls they match, their share, their effect, and their end.
 use chassis_core::{
     Code, Error, Event, Invocation, Origin, Reason,
     clock::Instant,
@@ -30,8 +30,8 @@ async fn aborts_with_code_message_and_details() {
         check(&refused, code, Reason::FaultInjected);
         let error = refused.unwrap_err();
         assert_eq!((error.rule(), error.origin(), error.maybe_executed()), (Some("f"), Origin::Local, false));
-        let (told, _, text) = TEST.refuse(&error); // as a server's edge would write it
-        assert_eq!((told.as_u16(), drain(text).await.unwrap().0), (status, body.as_bytes().to_vec()));
+        let (status_sent, _, text) = TEST.refuse(&error); // in the form that a server's edge writes it
+        assert_eq!((status_sent.as_u16(), drain(text).await.unwrap().0), (status, body.as_bytes().to_vec()));
         assert_eq!(bench.upstream.total(), 0);
     }
 }
@@ -137,7 +137,7 @@ async fn at_the_attempt_it_is_judged_like_the_upstreams_answer() {
     assert!((4..25).contains(&failed), "each attempt draws anew, one in 32 fails: {failed}");
     assert_eq!((bench.node("a").calls + bench.node("b").calls) as usize, bench.upstream.total());
     assert_eq!(bench.upstream.total() as u32, 400 - failed);
-    // A call that must not be executed twice is not retried: the attempt may have been worked on.
+    // A call that must not be executed twice is not retried: the attempt may have been executed.
     let error = loop {
         if let Err(error) = bench.post().await {
             break error;
@@ -166,7 +166,7 @@ async fn it_ends_when_it_is_to_end_through_any_number_of_versions() {
     for n in 1..6 {
         tokio::time::sleep(599 * S).await;
         check(&bench.get().await, Code::Unavailable, Reason::FaultInjected);
-        bench.apply(faults(n)); // does not begin anew
+        bench.apply(faults(n)); // the history is kept
     }
     tokio::time::sleep(606 * S).await;
     bench.get().await.unwrap();
@@ -206,7 +206,7 @@ async fn what_makes_no_sense_is_refused_with_its_path() {
         (json!([{ "name": "f", "delay": { "from": "2s", "to": "1s" } }]), "faults[0]"),
         (json!([{ "name": "f", "abort": { "status": 99 } }]), "faults[0]"),
         (json!([{ "name": "f", "abort": {} }, { "name": "f", "abort": {} }]), "faults[1].name"),
-        (json!([{ "name": "f", "abort": {}, "match": "nobody" }]), "faults[0].match"),
+        (json!([{ "name": "f", "abort": {}, "match": "no-match" }]), "faults[0].match"),
     ] {
         let problems = bench.try_apply(json!({ "faults": faults })).unwrap_err();
         assert_eq!(problems[0].path, path, "{problems:?}");

@@ -1,4 +1,4 @@
-//! What there is to see of a running process.
+//! The inspection of a running process.
 use chassis_core::{
     layer::breaker::State,
     registry::{Instance, Membership},

@@ -1,5 +1,5 @@
-//! What the pipeline promises, on a paused clock over scripted upstreams.
-#![allow(clippy::unwrap_used)] // clippy takes helpers of integration tests for library code
+//! The behaviour of the pipeline, on a paused clock with scripted upstreams.
+#![allow(clippy::unwrap_used)] // clippy treats helpers of integration tests as library code
 mod support;
 
 mod attempts;

@@ -1,4 +1,4 @@
-//! Who is there: what the registry says, and what is made of it.
+//! Membership: the registry's answers, and the nodes that result from them.
 use chassis_core::{
     Code, Event, Reason,
     clock::Instant,
@@ -22,7 +22,7 @@ async fn calls_wait_for_the_registrys_first_word() {
     bench.registry.put("stock", ["a"]);
     call.await.unwrap().unwrap();
     let bench = self::bench();
-    let refused = bench.get().await; // and no longer than they have time
+    let refused = bench.get().await; // and no longer than its deadline
     check(&refused, Code::DeadlineExceeded, Reason::NoEndpoint);
 }
 
@@ -58,7 +58,7 @@ async fn what_was_seen_of_a_node_outlives_refreshes() {
         let instance = ScriptedRegistry::instance("stock", "a").with_weight(weight);
         Instance { zone: zone.into(), ..instance }
     };
-    // Also at weight 0, where it takes no calls, and back.
+    // Also with weight 0, where it takes no calls, and back.
     let other = ScriptedRegistry::instance("stock", "b");
     for (weight, zone) in [(1, "eu-1"), (0, "eu-1"), (0, "eu-2"), (5, "eu-2")] {
         bench.registry.set("stock", Membership::known([instance(weight, zone), other.clone()]));
@@ -94,7 +94,7 @@ async fn an_empty_set_is_held_for_a_while() {
         bench.registry.set("stock", nothing.clone());
         let is_of_another_protocol = format!("{nothing:?}").contains("http-only");
         tokio::time::sleep(30 * S).await;
-        bench.registry.set("stock", nothing); // said again: the time goes on
+        bench.registry.set("stock", nothing); // reported again: the grace period continues
         tokio::time::sleep(29 * S).await;
         bench.get().await.unwrap();
         assert_eq!(bench.count_events(|e| matches!(e, Event::EmptySetHeld { kept: 1, .. })), 1);
@@ -159,7 +159,7 @@ async fn an_unknown_service_is_told_the_nearest_name() {
     bench.registry.set("stock", Membership::Unknown);
     bench.settle().await;
     assert_eq!(bench.get().await.unwrap_err().message(), "no service `stock` is registered");
-    bench.registry.put("stock", ["a"]); // it may come to be
+    bench.registry.put("stock", ["a"]); // the service may appear later
     bench.settle().await;
     bench.get().await.unwrap();
 }
@@ -171,10 +171,10 @@ async fn an_error_is_no_news() {
     bench.registry.fail("stock", "no route to host");
     tokio::time::sleep(3600 * S).await;
     bench.get().await.unwrap();
-    let told = bench.count_events(
+    let events = bench.count_events(
         |e| matches!(e, Event::RegistryUnreachable { error, .. } if error == "no route to host"),
     );
-    assert!((50..=61).contains(&told), "told once a minute: {told}");
+    assert!((50..=61).contains(&events), "reported once a minute: {events}");
     let asked = bench.metric("chassis_registry_errors_total", &[]);
     assert!((100.0..1_000.0).contains(&asked), "asked again with a backoff: {asked}");
     bench.registry.put("stock", ["b"]);

@@ -1,4 +1,4 @@
-//! The figures: names and labels as the conventions have them, and nothing unbounded.
+//! The metrics: names and labels as in the conventions, and a bounded number of series.
 use chassis_core::{
     Code, Error, Invocation,
     protocol::{DurationFamilies, Family},
@@ -34,7 +34,7 @@ fn bench(protocol: &'static TestProtocol, script: fn(&chassis_core::testing::Arr
     bench
 }
 
-/// Every series of a family, as Prometheus writes it, without values.
+/// Every series of a family, in the format of Prometheus, without values.
 fn series(bench: &Bench, name: &str) -> Vec<String> {
     let families = bench.runtime.metrics().registry().gather();
     let family = families.iter().find(|f| f.name() == name).unwrap_or_else(|| panic!("no {name}"));

@@ -1,4 +1,4 @@
-//! Names of services that come from input: what they leave behind.
+//! Names of services that come from input: the state that they leave behind.
 use std::{sync::Arc, time::Duration};
 
 use chassis_core::{
@@ -11,14 +11,14 @@ use serde_json::json;
 
 use crate::support::*;
 
-/// Has never heard of any service.
-struct Nobody;
+/// A registry that knows no service.
+struct Empty;
 struct Never(bool);
 
 #[async_trait::async_trait]
-impl Registry for Nobody {
+impl Registry for Empty {
     fn name(&self) -> &str {
-        "nobody"
+        "empty"
     }
     async fn register(&self, _: Instance) -> Result<Box<dyn Registration>, RegistryError> {
         Err(RegistryError::unsupported("never"))
@@ -49,17 +49,17 @@ fn bench(registry: impl Registry) -> Bench {
     Bench::build(Upstream::new(|_| Answer::ok("")), |builder| builder.registry(registry))
 }
 
-/// How many series there are of services whose names begin so.
+/// The number of series of services whose names begin with `prefix`.
 fn series(bench: &Bench, prefix: &str) -> usize {
     let families = bench.runtime.metrics().registry().gather();
     let metrics = families.iter().flat_map(|family| family.get_metric());
     metrics.filter(|m| m.get_label().iter().any(|label| label.value().starts_with(prefix))).count()
 }
 
-/// They were 2,000 tasks and 10,000 cells for ever.
+/// Regression: they kept 2,000 tasks and 10,000 metric cells for ever.
 #[tokio::test(start_paused = true)]
 async fn names_that_nobody_knows_leave_nothing_behind() {
-    let bench = bench(Nobody);
+    let bench = bench(Empty);
     check(&bench.get().await, Code::Unavailable, Reason::UnknownService);
     let cells = bench.runtime.inspect().cells;
     for n in 0..2_000 {
@@ -75,7 +75,7 @@ async fn names_that_nobody_knows_leave_nothing_behind() {
     let kept = bench.runtime.inspect().cells;
     assert!(kept <= cells + 6 * most, "{kept} cells");
     assert!(series(&bench, "name-") > 0, "what was called just now is seen");
-    // Settings that are swapped keep what is in use, and no more.
+    // A swap of settings keeps state that is in use, and no more.
     bench.apply(json!({ "outbound": { "defaults": { "timeout": "1s" } } }));
     assert!(bench.runtime.inspect().cells <= kept);
 
@@ -84,7 +84,7 @@ async fn names_that_nobody_knows_leave_nothing_behind() {
     assert_eq!(series(&bench, "name-"), 0);
     assert_eq!(series(&bench, "stock"), 0);
     assert!(bench.runtime.inspect().cells < cells, "{} of {cells}", bench.runtime.inspect().cells);
-    // Only those somebody has a client of; it works as before.
+    // Only services with a client remain; it works as before.
     assert_eq!(bench.runtime.clusters().len(), 1);
     check(&bench.get().await, Code::Unavailable, Reason::UnknownService);
     assert_eq!(bench.runtime.tasks().running(), 1);
@@ -120,7 +120,7 @@ async fn a_client_that_was_not_used_for_long_follows_again() {
     assert_eq!(bench.runtime.tasks().running(), 0);
     bench.registry.put("stock", ["a"]);
     bench.get().await.unwrap();
-    // Neither is who has nodes forgotten, nor who was called a moment ago.
+    // Neither is a service with nodes removed, nor one that was called a moment ago.
     tokio::time::sleep(10 * LONG).await;
     assert_eq!((bench.runtime.tasks().running(), series(&bench, "stock") > 0), (1, true));
     bench.registry.set("stock", Membership::Deleted);
@@ -133,7 +133,7 @@ async fn a_client_that_was_not_used_for_long_follows_again() {
 
 #[tokio::test(start_paused = true)]
 async fn names_in_the_settings_are_followed_for_good() {
-    let bench = bench(Nobody);
+    let bench = bench(Empty);
     bench.stock(json!({ "timeout": "1s" }));
     check(&bench.get().await, Code::Unavailable, Reason::UnknownService);
     tokio::time::sleep(10 * LONG).await;
@@ -152,7 +152,7 @@ async fn what_a_call_still_holds_is_kept_until_it_ends() {
     tokio::time::sleep(LONG).await;
     let in_flight = || bench.metric("chassis_in_flight", &[("side", "client"), ("service", "stock")]);
     assert_eq!(in_flight(), 1.0);
-    // A call that comes meanwhile finds the count that this one holds.
+    // A call that arrives meanwhile finds the count that this one holds.
     let refused = bench.get().await;
     check(&refused, Code::Unavailable, Reason::NoEndpoint);
     assert_eq!(bench.runtime.inspect().concurrency[0].in_use, 1);
@@ -162,7 +162,7 @@ async fn what_a_call_still_holds_is_kept_until_it_ends() {
     assert_eq!((series(&bench, "stock"), bench.runtime.tasks().running()), (0, 0));
 }
 
-/// Beyond it they share what `_OTHER` has, also where many threads make them up at once.
+/// Beyond it they share the state of `_OTHER`, also where many threads create them at once.
 #[test]
 fn policies_of_invented_names_are_bounded() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
@@ -188,7 +188,7 @@ fn policies_of_invented_names_are_bounded() {
     assert_eq!(own.count(), MOST_SERVICES);
     let cells = chassis.inspect().cells;
     assert!(cells <= 10 * (MOST_SERVICES + 1), "{cells}");
-    // A swap keeps them, and `_OTHER`'s; those who were too late leave nothing.
+    // A swap keeps them, and the one of `_OTHER`; the names beyond the limit leave nothing.
     let other =
         |runtime: &chassis_core::Runtime| runtime.policies().get().outbound(&"too late".into(), "Get");
     let before = other(&chassis);

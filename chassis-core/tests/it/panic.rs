@@ -1,4 +1,4 @@
-//! A handler that panics fails one call, and nothing else.
+//! A handler that panics fails one call and affects nothing else.
 use chassis_core::{
     Code, Event, Invocation, Reason,
     pipeline::Pipeline,
@@ -35,20 +35,20 @@ async fn it_is_told_counted_and_over() {
         let result = run(&server, call).await;
         check(&result, Code::Internal, Reason::Panicked);
         let error = result.unwrap_err();
-        assert_eq!((error.message(), error.maybe_executed()), ("the handler panicked", true)); // no more than that
+        assert_eq!((error.message(), error.maybe_executed()), ("the handler panicked", true)); // no further details
         ear.heard(&[(Code::Internal, Some(Reason::Panicked))], 1);
         assert_eq!(bench.runtime.inspect().concurrency[0].in_use, 0, "its permit is back");
         run(&server, CallBuilder::post("orders", "Fine").build()).await.unwrap();
     }
     assert_eq!(bench.metric("chassis_handler_panics_total", &[]), 2.0);
-    let told = |of: &str| {
+    let count = |of: &str| {
         bench.count_events(|e| matches!(e, Event::HandlerPanicked { operation, .. } if operation == of))
     };
-    assert_eq!((told("AtOnce"), told("Later")), (1, 1));
+    assert_eq!((count("AtOnce"), count("Later")), (1, 1));
     let calls = |code| bench.metric("chassis_server_call_duration_seconds", &[("code", code)]);
     assert_eq!((calls("INTERNAL"), calls("OK")), (2.0, 2.0));
     assert_eq!(bench.metric("chassis_rejected_total", &[]), 0.0, "nothing was refused");
-    // What is dropped on this thread from now on has not panicked.
+    // A value that is dropped on this thread from now on has not panicked.
     let ear = Ear::new();
     let mut call = post().build();
     call.listen(ear.clone(), 0);

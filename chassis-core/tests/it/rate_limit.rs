@@ -1,4 +1,4 @@
-//! Rates that calls are let out, or in, at.
+//! Rate limits of outgoing and incoming calls.
 use std::{net::IpAddr, time::Duration};
 
 use chassis_core::{
@@ -18,7 +18,7 @@ fn out(limits: Value) -> Bench {
     bench
 }
 
-/// How many of `calls` calls are let through now.
+/// The number of `calls` calls that are admitted now.
 async fn through(bench: &Bench, calls: usize) -> usize {
     let mut through = 0;
     for _ in 0..calls {
@@ -50,10 +50,10 @@ async fn lets_the_burst_out_and_then_the_rate() {
         )
     };
     assert_eq!((decided("allowed"), decided("refused")), (30.0, 71.0));
-    let told = bench.count_events(
+    let events = bench.count_events(
         |e| matches!(e, Event::Refusing { reason: Reason::RateLimited, rule, .. } if rule == "all"),
     );
-    assert_eq!(told, 2, "at most one a second");
+    assert_eq!(events, 2, "at most one a second");
 }
 
 #[tokio::test(start_paused = true)]
@@ -100,7 +100,7 @@ async fn calls_may_wait_for_their_turn() {
     let late = Err(Reason::RateLimited);
     assert_eq!(took, [Ok(0), Ok(100), Ok(200), late, late]);
     assert_eq!(bench.node("a").in_flight, 0);
-    // No longer than it has time: refused at once rather than late.
+    // No longer than its deadline: refused at once rather than late.
     let (began, timeout) = (Instant::now(), 50 * MS);
     check(&bench.run(get().timeout(timeout)).await, Code::ResourceExhausted, Reason::RateLimited);
     assert!(began.elapsed().is_zero());
@@ -116,8 +116,8 @@ async fn who_gives_up_waiting_gives_its_turn_back() {
     }
     let began = Instant::now();
     bench.get().await.unwrap();
-    assert!(began.elapsed() < S, "nobody else is waiting: {:?}", began.elapsed());
-    // Where others wait behind, nothing goes back, or two would go out at once.
+    assert!(began.elapsed() < S, "no other call waits: {:?}", began.elapsed());
+    // With other calls waiting behind, no token is returned, or two would go out at once.
     let (first, second) = (bench.spawn(get()), bench.spawn(get()));
     settle().await;
     first.abort();
@@ -144,7 +144,7 @@ async fn all_rules_that_match_have_to_admit() {
     bench.post().await.unwrap();
     assert_eq!(bench.post().await.unwrap_err().rule(), Some("writes"));
     assert_eq!(bench.run(post().header("x-user", "eve")).await.unwrap_err().rule(), Some("writes"));
-    // What earlier rules took for calls that later ones refused has gone back: of 10, 4 and 1 are gone.
+    // Tokens that earlier rules took for calls that later ones refused are returned: of 10, 4 and 1 are gone.
     let mut left = 0;
     while bench.run(of(&format!("user {left}"))).await.is_ok() {
         left += 1;
@@ -221,7 +221,7 @@ async fn servers_tell_callers_operations_headers_and_peers_apart() {
         arrive(&server, other).await.unwrap();
         assert_eq!(bench.runtime.inspect().limits[0].keys, Some(2), "{key}");
     }
-    // A caller's labels make it no other caller.
+    // A caller with other labels is still the same caller.
     let (_bench, server) = inside(limit(json!("caller")));
     arrive(&server, |call| call.target.caller = Some("billing;track=a".parse().unwrap())).await.unwrap();
     arrive(&server, |call| call.target.caller = Some("billing;track=b".parse().unwrap())).await.unwrap_err();

@@ -1,4 +1,4 @@
-//! Registries that misbehave: that panic, are silent, are never silent, or say what can't be.
+//! Registries that fail: they panic, never answer, answer without end, or report impossible data.
 use std::{
     collections::VecDeque,
     sync::{
@@ -16,15 +16,15 @@ use chassis_core::{
 
 use crate::support::*;
 
-/// What a watcher does when it is asked.
+/// The action of a watcher when it is polled.
 type Act = Box<dyn Fn() -> BoxFuture<'static, Result<Membership, RegistryError>> + Send + Sync>;
 
-/// A registry whose watchers do as they are told, the first as the first list says.
+/// A registry whose watchers follow a script, the first one the first list.
 #[derive(Default)]
 struct Rude {
     watchers: Mutex<VecDeque<VecDeque<Act>>>,
     watched: AtomicUsize,
-    /// What `watch` itself does, before it gives a watcher.
+    /// The actions of `watch` itself, before it returns a watcher.
     opens: Mutex<VecDeque<Act>>,
     panics_in_drop: bool,
     panics_in_services: bool,
@@ -116,7 +116,8 @@ fn unreachable(bench: &Bench, why: &str) -> usize {
 
 const PANICKED: &str = "it panicked: out of cheese";
 
-/// The task that followed it was gone, and the membership stayed what it was for good, without a word.
+/// Regression: the task that followed it ended, and the membership stayed the same for ever, without a
+/// message.
 #[tokio::test(start_paused = true)]
 async fn a_registry_that_panics_is_asked_anew() {
     let (bench, registry) = bench(Rude::new([vec![has(["a"]), panics()], vec![panics()], vec![has(["b"])]]));
@@ -133,7 +134,7 @@ async fn a_registry_that_panics_is_asked_anew() {
 
 #[tokio::test(start_paused = true)]
 async fn it_may_panic_anywhere() {
-    // When it begins to watch, when a watcher is dropped, and when it is asked which services there are.
+    // When the watch begins, when a watcher is dropped, and when `services` is called.
     let registry = Rude {
         opens: Mutex::new([panics()].into()),
         panics_in_drop: true,
@@ -147,7 +148,7 @@ async fn it_may_panic_anywhere() {
     assert_eq!(registry.watched.load(SeqCst), 3);
 }
 
-/// Also over our own code: what a transport makes of an address may panic.
+/// Also in the code that handles the answer: a transport may panic on an address.
 #[tokio::test(start_paused = true)]
 async fn a_pause_grows_while_it_panics_and_is_bounded() {
     let panicking = (0..10_000).map(|_| vec![panics()]);
@@ -156,8 +157,8 @@ async fn a_pause_grows_while_it_panics_and_is_bounded() {
     tokio::time::sleep(3600 * S).await;
     let watched = registry.watched.load(SeqCst);
     assert!((240..600).contains(&watched), "{watched} times in an hour, 7.5 to 15 s apart");
-    let told = unreachable(&bench, PANICKED);
-    assert!((50..=61).contains(&told), "told once a minute: {told}");
+    let events = unreachable(&bench, PANICKED);
+    assert!((50..=61).contains(&events), "reported once a minute: {events}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -175,15 +176,15 @@ async fn a_registry_that_never_answers_is_given_up() {
     assert_eq!(registry.watched.load(SeqCst), 3);
     assert_eq!(unreachable(&bench, "it did not watch within 30s"), 1);
     assert_eq!(unreachable(&bench, "it did not tell what it knows within 30s"), 1);
-    // Once it has answered it may be silent for as long as nothing changes.
+    // After the first answer it may be silent for as long as nothing changes.
     tokio::time::sleep(3600 * S).await;
     assert_eq!(registry.watched.load(SeqCst), 3);
 }
 
-/// Always has news, and never waits for anything.
+/// Always has news, and is ready at each poll.
 struct Eager {
     asked: Arc<AtomicUsize>,
-    /// It was asked so often without anybody else's turn in between.
+    /// The number of polls in a row without another task's turn in between.
     in_a_row: Arc<AtomicUsize>,
     changes: bool,
 }
@@ -206,14 +207,14 @@ impl Registry for Eager {
 impl Watcher for Eager {
     async fn next(&mut self) -> Result<Membership, RegistryError> {
         let asked = self.asked.fetch_add(1, SeqCst) as u32;
-        // A verdict rather than a test that hangs.
-        assert!(self.in_a_row.fetch_add(1, SeqCst) < 100_000, "nobody else gets a turn");
+        // A failure rather than a test that hangs.
+        assert!(self.in_a_row.fetch_add(1, SeqCst) < 100_000, "no other task gets a turn");
         let weight = if self.changes { asked } else { 1 };
         Ok(Membership::known([ScriptedRegistry::instance("stock", "a").with_weight(weight + 1)]))
     }
 }
 
-/// It starved a runtime of one thread, and a stop never ended.
+/// Regression: it starved a single-threaded runtime, and a stop never ended.
 #[tokio::test(start_paused = true)]
 async fn a_registry_that_always_has_news_leaves_others_their_turn() {
     for changes in [true, false] {
@@ -228,7 +229,7 @@ async fn a_registry_that_always_has_news_leaves_others_their_turn() {
         }
         let asked_in_10_s = asked.load(SeqCst);
         assert!((400..50_000).contains(&asked_in_10_s), "{asked_in_10_s}");
-        // The newest counts: it is not more than one step behind.
+        // The newest answer counts: the membership is at most one step behind.
         tokio::time::sleep(21 * MS).await;
         let behind = asked.load(SeqCst) as u32 + 1 - bench.node("a").weight;
         assert!(!changes || behind <= 200, "{behind}");
@@ -239,7 +240,7 @@ async fn a_registry_that_always_has_news_leaves_others_their_turn() {
     }
 }
 
-/// Each of them began a grace of its own, and the set was held for ever.
+/// Regression: each of them began a new grace period, and the set was kept for ever.
 #[tokio::test(start_paused = true)]
 async fn empty_and_unreachable_by_turns_is_believed_in_the_end() {
     let bench = Bench::new(|_| Answer::ok(""));
@@ -256,7 +257,8 @@ async fn empty_and_unreachable_by_turns_is_believed_in_the_end() {
     }
     check(&bench.get().await, Code::Unavailable, Reason::NoEndpoint);
     assert_eq!(bench.count_events(|e| matches!(e, Event::EmptySetHeld { .. })), 1);
-    // What is away when the time is over has said nothing more: it is kept until the registry is back.
+    // A registry that is unreachable when the grace period ends has reported nothing new: the set is kept
+    // until it is back.
     let bench = Bench::new(|_| Answer::ok(""));
     bench.get().await.unwrap();
     bench.registry.put("stock", []);
@@ -269,7 +271,7 @@ async fn empty_and_unreachable_by_turns_is_believed_in_the_end() {
     check(&bench.get().await, Code::Unavailable, Reason::NoEndpoint);
 }
 
-/// They were called: an order went to the wrong service.
+/// Regression: they were called, and an order went to the wrong service.
 #[tokio::test(start_paused = true)]
 async fn instances_of_another_service_are_refused() {
     let bench = Bench::build(Upstream::new(|_| Answer::ok("")), |builder| builder);
@@ -349,7 +351,7 @@ async fn who_is_held_and_can_not_be_reached_is_gone() {
     bench.settle().await;
     bench.registry.put("stock", ["a"]);
     bench.settle().await;
-    // Nobody had called them: they are connected to, to see.
+    // They had no call yet: connecting to them shows whether they run.
     for id in ["b", "c", "d", "e"] {
         assert_eq!(bench.upstream.wakes(&format!("memory:{id}")), 1, "{id}");
     }
@@ -366,7 +368,7 @@ async fn who_is_held_and_can_not_be_reached_is_gone() {
     bench.upstream.connect("memory:e", Connection::TransientFailure);
     bench.settle().await;
     assert_eq!(held(&bench), 1.0);
-    // Back in the registry, it is held no more.
+    // Back in the registry, the set is no longer kept by the grace period.
     bench.registry.put("stock", ["a", "b"]);
     bench.settle().await;
     assert_eq!((held(&bench), bench.upstream.closes("memory:b")), (0.0, 0));

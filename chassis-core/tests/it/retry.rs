@@ -1,4 +1,4 @@
-//! What is tried again, how often, when, where, and what never is.
+//! Retries: which calls are retried, how often, when, and on which node.
 use std::{
     sync::{
         Arc,
@@ -20,10 +20,10 @@ use serde_json::{Value, json};
 
 use crate::support::*;
 
-/// Always the same.
+/// A script that always gives the same answer.
 type Script = fn() -> Answer;
 
-/// Two nodes and no breaker, under these retries.
+/// Two nodes and no breaker, with these retry settings.
 fn bench(retry: Value, script: impl Fn(&Arrival) -> Answer + Send + Sync + 'static) -> Bench {
     let bench = Bench::with(["a", "b"], script);
     bench.stock(json!({ "breaker": "off", "retry": retry }));
@@ -34,7 +34,7 @@ fn retries(bench: &Bench, outcome: &str) -> f64 {
     bench.metric("chassis_retry_attempts_total", &[("service", "stock"), ("outcome", outcome)])
 }
 
-/// How many attempts reach an upstream that always answers like this.
+/// The number of attempts that reach an upstream that always gives `answer`.
 async fn attempts(retry: Value, call: CallBuilder, answer: Script) -> usize {
     let bench = bench(retry, move |_| answer());
     let _ = bench.run(call).await;
@@ -49,7 +49,11 @@ async fn only_what_does_no_harm() {
     for answer in ambiguous {
         assert_eq!(attempts(json!({}), get(), answer).await, 2, "idempotent by method");
         assert_eq!(attempts(json!({}), post(), answer).await, 1, "may have been executed");
-        assert_eq!(attempts(json!({}), post().idempotent(), answer).await, 2, "the caller says so");
+        assert_eq!(
+            attempts(json!({}), post().idempotent(), answer).await,
+            2,
+            "the caller marked it as idempotent"
+        );
         assert_eq!(attempts(json!({ "when": "always" }), post(), answer).await, 2);
         assert_eq!(attempts(json!("off"), get(), answer).await, 1);
         assert_eq!(attempts(json!({ "attempts": 1 }), get(), answer).await, 1);
@@ -133,7 +137,7 @@ async fn what_an_earlier_attempt_may_have_done_stays_said() {
             bench.upstream.connect(node, chassis_core::Connection::TransientFailure);
         }
         let result = call.await.unwrap();
-        check(&result, Code::Unavailable, Reason::NoEndpoint); // which on its own never left
+        check(&result, Code::Unavailable, Reason::NoEndpoint); // which never left the process
         assert!(result.unwrap_err().maybe_executed());
     }
 }
@@ -149,7 +153,7 @@ async fn each_try_has_its_time_and_all_of_them_theirs() {
     assert_eq!((error.message(), error.endpoint().is_some()), ("no answer within `per_try`", true));
     assert_eq!((bench.upstream.total(), began.elapsed().as_millis() / 10), (3, 30));
     assert_eq!(bench.node("a").calls + bench.node("b").calls, 3, "late attempts are blamed");
-    // The call's own time is not the attempt's: nothing is tried after it.
+    // The call's own deadline is not the attempt's: no retry follows it.
     let bench = self::bench(json!({ "attempts": 5, "per_try": "100ms", "backoff": "1us" }), hang);
     let began = Instant::now();
     let result = bench.run(get().timeout(250 * MS)).await;
@@ -191,7 +195,7 @@ async fn a_budget_bounds_what_retries_add() {
     assert_eq!(bench.upstream.total(), 150);
     assert_eq!((retries(&bench, "retried"), retries(&bench, "budget")), (50.0, 50.0));
     assert!(bench.count_events(|e| matches!(e, Event::RetryBudgetExhausted { .. })) > 0);
-    // One budget for all operations of the service, which a new version leaves as it is.
+    // One budget for all operations of the service, which a new version of the settings keeps.
     bench.stock(json!({ "breaker": "off", "retry": { "budget": { "share": "50%", "min": "0/s" } },
         "operations": { "Other": { "retry": { "attempts": 5 } } } }));
     let before = bench.upstream.total();
@@ -205,7 +209,7 @@ async fn a_budget_bounds_what_retries_add() {
     assert_eq!(bench.upstream.total() - before, 200);
 }
 
-/// A request that streams costs the budget what any other costs.
+/// A streaming request costs the budget the same as any other.
 #[tokio::test(start_paused = true)]
 async fn a_budget_bounds_retries_of_streams_too() {
     for per_try in ["off", "1s"] {
@@ -222,7 +226,7 @@ async fn a_budget_bounds_retries_of_streams_too() {
     }
 }
 
-/// Whoever has sent a head has worked for the call: what ends its answer never says otherwise.
+/// A server that has sent a head has worked for the call: the error that ends its answer never denies it.
 #[tokio::test(start_paused = true)]
 async fn what_is_reset_after_the_head_was_executed() {
     for (retry, reason) in [json!("off"), json!({ "attempts": 2 }), json!({ "attempts": 2, "per_try": "1s" })]
@@ -250,7 +254,7 @@ async fn what_is_reset_after_the_head_was_executed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failing_backend_is_not_stormed() {
-    // 500 calls a second for a minute, to one that fails them all, by errors and by answers.
+    // 500 calls a second for a minute, to a server that fails them all, by errors and by answers.
     let bench = bench(json!({}), |a| if a.total % 2 == 0 { Answer::lost() } else { Answer::status(503) });
     let began = Instant::now();
     let mut calls = 0;
@@ -282,15 +286,15 @@ async fn a_retry_goes_elsewhere() {
             let total = visited.len();
             visited.sort();
             visited.dedup();
-            // Where nothing left, it is resent once besides: the fifth time there is nowhere new.
+            // A call that never left is resent once more: the fifth time there is no new node.
             assert_eq!((visited.len(), total.min(4)), (4, 4), "{balance}: {total}");
         }
     }
     let bench = Bench::new(|arrival| if arrival.nth == 0 { Answer::lost() } else { Answer::ok("") });
-    bench.get().await.unwrap(); // where there is nowhere else, to the same one
+    bench.get().await.unwrap(); // with no other node, to the same one
 }
 
-/// One node and no breaker, under these retries.
+/// One node and no breaker, with these retry settings.
 fn alone(retry: Value, script: impl Fn(&Arrival) -> Answer + Send + Sync + 'static) -> Bench {
     let bench = Bench::new(script);
     bench.stock(json!({ "breaker": "off", "retry": retry }));
@@ -337,7 +341,7 @@ async fn one_nodes_pushback_does_not_hold_back_a_retry_at_another() {
             assert!(began.elapsed() <= 25 * MS, "{:?}", began.elapsed());
             let arrivals = two.upstream.arrivals();
             assert_ne!(arrivals[0].address, arrivals[1].address);
-            // Where the other is not there, or is not one that the call may go to, the first is waited for.
+            // If the other node is away, or excluded by the route, the call waits for the first one.
             for away in ["connection", "route"] {
                 let two = bench(json!({ "per_try": per_try }), script);
                 two.settle().await;
@@ -422,7 +426,7 @@ async fn bodies_are_sent_again_up_to_the_cap() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_goes_on_where_the_first_attempt_left_it() {
-    // The first reads one chunk and fails, while the caller still writes.
+    // The first attempt reads one chunk and fails, while the caller still writes.
     let bench = bench(json!({}), |arrival| match arrival.total {
         0 => Answer::lost().reading(1),
         _ => Answer::ok(""),
@@ -438,7 +442,8 @@ async fn a_stream_goes_on_where_the_first_attempt_left_it() {
     assert_eq!(bodies, ["one ", "one two three"]);
 }
 
-/// An attempt that waited for the one before to drop the body once hung: it held that itself.
+/// Regression: an attempt that waited for the drop of the previous body hung, because it held that body
+/// itself.
 #[tokio::test(start_paused = true)]
 async fn a_stream_of_which_nothing_was_read_is_sent_again() {
     for per_try in ["off", "4s"] {
@@ -464,7 +469,7 @@ async fn a_stream_of_which_nothing_was_read_is_sent_again() {
 
 #[tokio::test(start_paused = true)]
 async fn half_consumed_streams_are_never_replayed() {
-    // Beyond the cap, cut after any number of chunks: what arrives first is all that ever does.
+    // Beyond the replay limit, cut after any number of chunks: only the first attempt's part ever arrives.
     for cut in 0..12 {
         let bench =
             bench(json!({ "replay_bytes": 40, "when": "always" }), move |arrival| match arrival.total {
@@ -488,7 +493,7 @@ async fn half_consumed_streams_are_never_replayed() {
     }
 }
 
-/// A transport may drop the body of an attempt only later, or never: the next attempt reads beside it.
+/// A transport may drop the body of an attempt late or never: the next attempt reads beside it.
 #[tokio::test(start_paused = true)]
 async fn no_attempt_waits_for_another_to_drop_the_body() {
     for answer in [|| Answer::lost(), || Answer::refused(), || Answer::status(503)] as [Script; 3] {
@@ -528,7 +533,7 @@ async fn a_call_below_a_retry_is_not_retried_again() {
     assert_eq!(within(plain.clone()).await, 1);
     assert_eq!(retries(&plain, "chained"), 1.0);
     assert_eq!(within(Arc::new(bench(json!({ "chained": true }), |_| Answer::lost()))).await, 2);
-    // What never left is resent all the same.
+    // A call that never left is resent in any case.
     assert_eq!(within(Arc::new(bench(json!({}), |_| Answer::unsent()))).await, 2);
 }
 
@@ -542,7 +547,7 @@ async fn what_never_left_is_resent_once_whatever_the_settings() {
         (no_budget.clone(), post(), Answer::unsent, 2),
         (no_budget.clone(), post(), Answer::refused, 2),
         (json!({ "on": [] }), post(), Answer::refused, 2),
-        // Not given back, and no copy kept.
+        // Not returned by the transport, and no copy kept.
         (json!("off"), post(), Answer::refused, 1),
         // And then the retries that the settings allow.
         (json!({ "attempts": 3 }), post(), Answer::unsent, 4),
@@ -553,7 +558,7 @@ async fn what_never_left_is_resent_once_whatever_the_settings() {
         assert!(!error.maybe_executed());
         assert_eq!(bench.upstream.total(), expected, "{retry}");
         let resent = &bench.upstream.arrivals()[expected.min(2) - 1];
-        assert_eq!(resent.metadata.get("x-chassis-attempt"), None, "nobody has seen it before");
+        assert_eq!(resent.metadata.get("x-chassis-attempt"), None, "no server has seen it before");
         assert_eq!((bench.node("a").in_flight, bench.node("b").in_flight), (0, 0));
     }
 }
@@ -573,7 +578,7 @@ async fn a_stream_that_never_left_is_resent_whole() {
 
 #[tokio::test(start_paused = true)]
 async fn the_first_frame_is_looked_at_but_not_waited_for() {
-    // A trailing status with no message is retried if it is there with the head.
+    // A trailing status without a message is retried if it arrives with the head.
     let late = Arc::new(AtomicUsize::new(0));
     let bench = {
         let late = late.clone();
@@ -602,7 +607,7 @@ async fn the_first_frame_is_looked_at_but_not_waited_for() {
     assert_eq!(bench.upstream.total(), 3, "a stream that began is not held up");
 }
 
-/// What a server says about retrying whose handler passes on that `stock` fails.
+/// The retry header of a server whose handler forwards the failure of `stock`.
 async fn said_about_retrying(retry: Value, answer: Script) -> (Option<String>, usize) {
     let bench = Arc::new(bench(retry, move |_| answer()));
     let calling = {
@@ -620,7 +625,7 @@ async fn said_about_retrying(retry: Value, answer: Script) -> (Option<String>, u
     (said, bench.upstream.total())
 }
 
-/// Three services that each tried three times put 27 calls on the one that fails.
+/// Regression: three services with three attempts each sent 27 calls to the failing one.
 #[tokio::test(start_paused = true)]
 async fn what_was_retried_in_vain_is_not_retried_above() {
     let never = Some("never".to_owned());
@@ -629,9 +634,9 @@ async fn what_was_retried_in_vain_is_not_retried_above() {
     assert_eq!(said_about_retrying(json!({}), Answer::lost).await, (never.clone(), 2));
     let spent = json!({ "budget": { "share": "0%", "min": "0/s" } });
     assert_eq!(said_about_retrying(spent, failing).await, (never.clone(), 1));
-    let told = || Answer::status(503).with(RETRY_AFTER, "never");
-    assert_eq!(said_about_retrying(json!({}), told).await, (never, 1));
-    // Who does not retry leaves it to those above; and what went well or can't be helped says nothing.
+    let never_again = || Answer::status(503).with(RETRY_AFTER, "never");
+    assert_eq!(said_about_retrying(json!({}), never_again).await, (never, 1));
+    // A server without retries leaves them to its callers; a success or a permanent failure sets no header.
     assert_eq!(said_about_retrying(json!("off"), failing).await, (None, 1));
     assert_eq!(said_about_retrying(json!({ "attempts": 1 }), failing).await, (None, 1));
     assert_eq!(said_about_retrying(json!({}), || Answer::ok("")).await, (None, 1));

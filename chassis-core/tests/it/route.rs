@@ -1,4 +1,4 @@
-//! Where calls go: the first rule that matches decides.
+//! Routes: the first rule that matches decides.
 use chassis_core::{
     Code, Reason,
     registry::{Instance, Membership},
@@ -28,7 +28,7 @@ fn instance(id: &str, track: &str, version: &str) -> Instance {
     Instance { version: version.into(), ..instance }
 }
 
-/// How many of `calls` calls went to the canary.
+/// The number of `calls` calls that went to the canary.
 async fn canaries(bench: &Bench, calls: usize, call: impl Fn() -> CallBuilder) -> usize {
     let mut canaries = 0;
     for _ in 0..calls {
@@ -219,8 +219,11 @@ async fn what_makes_no_sense_is_refused_with_its_path() {
     ] {
         let problems =
             bench.try_apply(json!({ "outbound": { "services": { "stock": route(rule) } } })).unwrap_err();
-        let told = (problems[0].path.as_str(), problems[0].message.as_str());
-        assert_eq!((problems.len(), told), (1, (&*format!("outbound.services.stock.routes{path}"), message)));
+        let first = (problems[0].path.as_str(), problems[0].message.as_str());
+        assert_eq!(
+            (problems.len(), first),
+            (1, (&*format!("outbound.services.stock.routes{path}"), message))
+        );
     }
     let unknown = route(json!({ "name": "b", "match": "beta", "to": { "x": "y" } }));
     let problems = bench.try_apply(json!({ "outbound": { "services": { "stock": unknown } } })).unwrap_err();

@@ -1,4 +1,4 @@
-//! Which share of the calls each node gets: by turns, by weights, by few callers and by many.
+//! The share of the calls of each node: by turns, by weights, with few callers and with many.
 use std::{
     collections::BTreeMap,
     sync::{
@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::support::*;
 
-/// How many calls arrived at each address, attempts of `which` kind only.
+/// The number of calls that arrived at each address; only attempts that `which` accepts.
 fn arrived(upstream: &Upstream, which: impl Fn(&Arrival) -> bool) -> BTreeMap<String, usize> {
     let mut all = BTreeMap::new();
     for arrival in upstream.arrivals().iter().filter(|arrival| which(arrival)) {
@@ -38,7 +38,8 @@ fn weighed(id: &str, weight: u32) -> chassis_core::registry::Instance {
     ScriptedRegistry::instance("stock", id).with_weight(weight)
 }
 
-/// So many callers, each with one call at a time, until `calls` were made; gives the answers' statuses.
+/// Runs closed-loop callers, each with one call at a time, until `calls` were made; returns the answers'
+/// statuses.
 async fn closed_loop(
     pipeline: &Pipeline,
     callers: usize,
@@ -60,7 +61,7 @@ async fn closed_loop(
     running.join_all().await.into_iter().flatten().collect()
 }
 
-/// A call every two milliseconds, whatever becomes of those before; gives the answers' statuses.
+/// Sends a call every two milliseconds, regardless of earlier ones; returns the answers' statuses.
 async fn open_loop(pipeline: &Pipeline, calls: usize, call: fn() -> CallBuilder) -> Vec<Option<u16>> {
     let mut running = tokio::task::JoinSet::new();
     for _ in 0..calls {
@@ -113,7 +114,7 @@ async fn retries_take_no_turns() {
     assert_eq!(arrived(&bench.upstream, |a| !is_first(a)), even(&["b"], 500));
 }
 
-/// What never left is resent: that is no turn either.
+/// A resend of a call that never left takes no turn.
 #[tokio::test(start_paused = true)]
 async fn resent_calls_take_no_turns() {
     let bench = Bench::with(["a", "b", "c"], |arrival| match &*arrival.address {
@@ -196,7 +197,7 @@ async fn the_turns_of_a_node_that_is_away_go_to_all_others() {
 
 #[tokio::test(start_paused = true)]
 async fn labels_that_callers_make_up_are_spread_too() {
-    // More label sets than are kept: each call then draws, and no state is kept for it.
+    // Beyond the maximum of label sets with state, each call draws at random.
     let bench = Bench::with(["a", "b"], |_| Answer::ok(""));
     bench.settle().await;
     let names: Vec<String> = (0..1_000).map(|i| i.to_string()).collect();
@@ -267,7 +268,7 @@ async fn a_heavy_node_that_is_slow_gets_less_than_its_weight() {
 
 // === quick failures ===
 
-/// How the calls of a test come.
+/// How the calls of a test arrive.
 #[derive(Clone, Copy, Debug)]
 enum Load {
     Open,
@@ -286,7 +287,7 @@ impl Load {
     }
 }
 
-/// Three nodes, two of which answer well after `slow`; `bad` answers like this after a millisecond.
+/// Three nodes, two of which answer well after `slow`; `bad` answers after a millisecond.
 fn one_of_three(slow: Duration, bad: impl Fn() -> Answer + Send + Sync + 'static) -> Bench {
     Bench::with(["bad", "b", "c"], move |arrival| match &*arrival.address {
         "memory:bad" => bad().after(MS),
@@ -302,7 +303,7 @@ fn share_of_bad(bench: &Bench) -> f64 {
     bench.upstream.calls("memory:bad") as f64 / bench.upstream.total() as f64
 }
 
-/// From the first call on, under the defaults.
+/// From the first call on, with the default settings.
 #[tokio::test(start_paused = true)]
 async fn one_node_that_fails_at_once_costs_almost_no_call() {
     for load in LOADS {
@@ -320,7 +321,7 @@ async fn one_node_that_fails_at_once_costs_almost_no_call() {
     }
 }
 
-/// What may not be retried fails where it was sent, but no more of it than the node's share.
+/// A call that may not be retried fails where it was sent, but at most the node's share of the calls does.
 #[tokio::test(start_paused = true)]
 async fn one_node_that_fails_at_once_does_not_open_the_services_circuit() {
     for load in LOADS {
@@ -348,7 +349,7 @@ async fn a_service_that_fails_everywhere_still_opens_its_circuit() {
         let refused = statuses.iter().filter(|status| status.is_none()).count();
         assert!(refused > 850, "{} nodes: {refused} of 1000 were refused", nodes.len());
     }
-    // Nor is a node alone to blame that is the only one there.
+    // The only node is not left out for its failures either.
     let bench = one_of_three(20 * MS, || Answer::status(503));
     bench.settle().await;
     for away in ["memory:b", "memory:c"] {
@@ -358,7 +359,8 @@ async fn a_service_that_fails_everywhere_still_opens_its_circuit() {
     assert!(share(&statuses, 503) < 0.15, "the rest was refused");
 }
 
-/// Nor one whose connection is lost or in doubt when its calls fail: then there is none that does well.
+/// Nor does a node suffer whose peers' connections are lost or in doubt when its calls fail: then no other
+/// node does well.
 #[tokio::test(start_paused = true)]
 async fn a_lone_node_that_loses_its_connection_opens_the_services_circuit() {
     let bench = Bench::new(|_| Answer::lost().after(10 * MS));
@@ -372,7 +374,7 @@ async fn a_lone_node_that_loses_its_connection_opens_the_services_circuit() {
     check(&bench.post().await, chassis_core::Code::Unavailable, chassis_core::Reason::CircuitOpen);
 }
 
-/// A node of a wrong version or without its keys: no failure that anybody counts, and quick.
+/// A node of a wrong version or without its keys: no failure for breakers, and quick.
 #[tokio::test(start_paused = true)]
 async fn quick_refusals_draw_no_more_than_their_share() {
     let refusals: [fn() -> Answer; 5] = [
@@ -396,7 +398,7 @@ async fn quick_refusals_draw_no_more_than_their_share() {
     }
 }
 
-/// Where many calls find nothing, everywhere, that is no reason to prefer one node.
+/// If many calls get NOT_FOUND everywhere, no node is preferred for it.
 #[tokio::test(start_paused = true)]
 async fn refusals_that_all_nodes_give_change_no_share() {
     let bench = Bench::with(["a", "b", "c", "d"], |arrival| match arrival.total % 3 {

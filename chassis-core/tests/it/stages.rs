@@ -1,4 +1,4 @@
-//! Layers of the user's own, as tower layers and as async functions.
+//! Layers of users, as tower layers and as async functions.
 use std::{
     sync::{Arc, Mutex},
     task::{Context, Poll},
@@ -20,7 +20,7 @@ use crate::support::*;
 
 type Trail = Arc<Mutex<Vec<String>>>;
 
-/// Notes that a call came by, and how it came back: a tower layer as anybody would write it.
+/// Records a call and its outcome: a tower layer as a user writes it.
 #[derive(Clone)]
 struct Note(&'static str, Trail);
 
@@ -98,7 +98,7 @@ async fn each_stage_is_where_it_says() {
     let bench = bench(stages, |arrival| if arrival.total == 0 { Answer::lost() } else { Answer::ok("") });
     bench.get().await.unwrap();
     assert_eq!(take(&trail), ["call", "attempt", "node", "attempt", "node"]);
-    // What is refused below the call's stage is seen there and goes no further.
+    // A refusal below the layer's stage is visible there and not further inside.
     bench.stock(json!({ "rate_limits": [{ "name": "n", "rate": "0/s", "burst": 0 }] }));
     bench.get().await.unwrap_err();
     assert_eq!(take(&trail), ["call"]);
@@ -187,7 +187,7 @@ impl IntoBody for String {
     }
 }
 
-/// Lets one call in at a time, as tower's own limit does: not ready while one is inside.
+/// Admits one call at a time, like tower's own limit: not ready while one is inside.
 #[derive(Clone)]
 struct OneAtATime;
 
@@ -199,7 +199,7 @@ struct Gate<S> {
 
 impl<S: Clone> Clone for Gate<S> {
     fn clone(&self) -> Self {
-        // Readiness is each clone's own.
+        // Readiness belongs to each clone.
         Gate { inner: self.inner.clone(), permits: self.permits.clone(), permit: None }
     }
 }
@@ -250,7 +250,7 @@ async fn a_layer_that_waits_to_be_ready_is_waited_for() {
     assert_eq!(began.elapsed(), 300 * MS);
 }
 
-/// Never ready.
+/// A service that is never ready.
 #[derive(Clone)]
 struct Broken;
 
@@ -284,7 +284,7 @@ async fn a_layer_that_fails_to_get_ready_refuses() {
     assert_eq!(bench.metric("chassis_rejected_total", &[("reason", "SHUTTING_DOWN")]), 1.0);
 }
 
-/// An error of a user's own, with one of ours beneath.
+/// A user's error with one of chassis beneath.
 #[derive(Debug, thiserror::Error)]
 #[error("the gate is shut")]
 struct Shut(#[source] Error);
@@ -292,19 +292,19 @@ struct Shut(#[source] Error);
 #[tokio::test(start_paused = true)]
 async fn errors_of_any_type_are_told_by_what_they_are() {
     use chassis_core::{BoxError, Origin};
-    let told = |error: BoxError| Error::from_layer(error);
+    let converted = |error: BoxError| Error::from_layer(error);
     let limited = || Error::local(Reason::RateLimited, "too much").with_rule("mine");
-    let own = told(Box::new(limited()));
+    let own = converted(Box::new(limited()));
     assert_eq!((own.reason(), own.rule(), own.message()), (Reason::RateLimited, Some("mine"), "too much"));
-    let beneath = told(Box::new(Shut(limited())));
+    let beneath = converted(Box::new(Shut(limited())));
     assert_eq!((beneath.reason(), beneath.rule()), (Reason::RateLimited, Some("mine")));
     assert_eq!(std::error::Error::source(&beneath).unwrap().to_string(), "the gate is shut");
     let elapsed = tokio::time::timeout(MS, std::future::pending::<()>()).await.unwrap_err();
-    let elapsed = told(Box::new(elapsed));
+    let elapsed = converted(Box::new(elapsed));
     assert_eq!((elapsed.code(), elapsed.origin()), (Code::DeadlineExceeded, Origin::Remote));
-    let shed = told(Box::new(tower::load_shed::error::Overloaded::new()));
+    let shed = converted(Box::new(tower::load_shed::error::Overloaded::new()));
     assert_eq!((shed.reason(), shed.maybe_executed()), (Reason::Overloaded, false));
-    let other = told("no such luck".into());
+    let other = converted("no such luck".into());
     assert_eq!((other.code(), other.maybe_executed()), (Code::Internal, true));
 }
 
@@ -320,28 +320,28 @@ async fn a_layer_whose_errors_are_boxed_stands_anywhere() {
     assert_eq!(bench.upstream.total(), 2, "the attempt that took too long is tried again");
 }
 
-/// What a layer may do with a call.
+/// The behaviour of a layer with a call.
 #[derive(Clone, Copy, Debug)]
 enum Does {
-    /// Goes on with another one, and drops it.
+    /// Continues with another call, and drops this one.
     Another,
-    /// Goes on with another one, and keeps it for good.
+    /// Continues with another call, and keeps this one for ever.
     AnotherAndKeeps,
-    /// Goes on with a copy, and drops it.
+    /// Continues with a copy, and drops this one.
     Clone,
-    /// Goes on with it and with a copy, and returns the answer to the copy.
+    /// Continues with this one and with a copy, and returns the answer to the copy.
     Both,
     /// The same, one after the other, and keeps the first answer unread.
     BothAndKeeps,
-    /// Drops it, and answers by itself.
+    /// Drops the call, and answers by itself.
     Answers,
-    /// Keeps it for good, and fails by itself.
+    /// Keeps the call for ever, and fails by itself.
     FailsAndKeeps,
-    /// Keeps it for good, and never answers.
+    /// Keeps the call for ever, and never answers.
     Hangs,
-    /// Answers with what another pipeline has to say.
+    /// Answers with the reply of another pipeline.
     Asks,
-    /// Puts it under no rules.
+    /// Removes the call's policy.
     Unruled,
     Panics,
 }
@@ -360,7 +360,8 @@ const ALL: [Does; 11] = [
     Does::Panics,
 ];
 
-/// A layer that does this at `stage`, while it is on; what it keeps is in the list, and `other` is another pipeline.
+/// A layer with this behaviour at `stage`, while `on` is set; it stores into `kept`, and `other` is another
+/// pipeline.
 fn does<E: CallError>(
     stage: Stage<E>,
     what: Does,
@@ -429,7 +430,7 @@ fn does<E: CallError>(
     stages
 }
 
-/// What a layer does not give back.
+/// A value that a layer keeps.
 #[allow(dead_code)]
 enum Kept {
     Call(Invocation),
@@ -454,14 +455,14 @@ async fn all_comes_back<E: CallError, const N: usize>(stages: [Stage<E>; N]) {
                 let bench = bench(does(stage, what, &other, &kept, &on), |_| Answer::ok("fine"));
                 let rules = |breaker| json!({ "concurrency": 2, "retry": retry, "breaker": breaker });
                 bench.stock(rules(json!({ "scope": "endpoint", "min_calls": 1 })));
-                // An answer that a layer keeps unread is under way, as far as it was counted below the layer.
+                // An answer that a layer keeps unread is in flight, as far as it was counted below the layer.
                 let answers = || {
                     kept.lock().unwrap().iter().filter(|k| matches!(k, Kept::Answer(Ok(_)))).count() as u32
                 };
                 for nth in 0..5 {
                     let call = bench.spawn(get().timeout(100 * MS));
                     let abort = call.abort_handle();
-                    // Above the deadline's layer nothing else ends a call.
+                    // Above the deadline's layer no timer ends a call.
                     let answer = tokio::time::timeout(200 * MS, call).await.ok().and_then(Result::ok);
                     abort.abort();
                     settle().await;
@@ -487,7 +488,7 @@ async fn all_comes_back<E: CallError, const N: usize>(stages: [Stage<E>; N]) {
     }
 }
 
-/// A probe's place comes back too: as soon as layer and upstream do what they should, the circuit closes.
+/// A probe's permit is returned too: once layer and upstream behave, the circuit closes.
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_a_layer_keeps_is_given_back() {
     for stage in [Stage::Attempt, Stage::Node] {
@@ -523,7 +524,7 @@ async fn a_probe_that_a_layer_keeps_is_given_back() {
             }
             odd.set(false);
             well.set(true);
-            // What the layer did may have counted as a failure: then it is open once more.
+            // The layer's behaviour may have counted as a failure: then it is open once more.
             tokio::time::advance(S).await;
             for _ in 0..10 {
                 let _ = bench.get().await;
@@ -544,7 +545,7 @@ async fn who_loses_the_node_of_a_call_is_told_so() {
     assert!(refused.unwrap_err().message().contains("went on with a call that has no node"));
 }
 
-/// A caller that gives up at its deadline is one whose time was up, for whoever listens above the layer too.
+/// A caller that cancels at its deadline counts as late, also for listeners above the layer.
 #[tokio::test(start_paused = true)]
 async fn above_a_layer_the_end_is_told_as_below_it() {
     let mut stages = Stages::default();
@@ -573,7 +574,7 @@ fn check_reply(result: &Result<(), Error>, code: Code) {
     assert_eq!(result.as_ref().map_err(Error::code), Err(code));
 }
 
-/// Handlers' layers on the server may do the same.
+/// Layers of handlers on the server may do the same.
 #[tokio::test(start_paused = true)]
 async fn a_servers_permits_come_back_too() {
     for stage in [Stage::ServerCall, Stage::Handler] {
@@ -595,7 +596,7 @@ async fn a_servers_permits_come_back_too() {
                 settle().await;
                 let reason =
                     ended.ok().and_then(Result::ok).and_then(Result::err).map(|error| error.reason());
-                // An answer that is kept unread holds its permit, where that was taken below the layer.
+                // An answer that is kept unread holds its permit, if the permit was taken below the layer.
                 let held =
                     kept.lock().unwrap().iter().filter(|kept| matches!(kept, Kept::Answer(Ok(_)))).count();
                 let is_full = stage == Stage::ServerCall && held == 2;

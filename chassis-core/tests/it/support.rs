@@ -1,4 +1,4 @@
-//! A service called `stock`, its upstream, and the settings it is called under.
+//! A service called `stock`, its upstream, and its settings.
 use std::{
     future::poll_fn,
     pin::Pin,
@@ -34,7 +34,7 @@ pub(crate) struct Bench {
     version: AtomicU64,
 }
 
-/// Hears how calls end.
+/// Records the outcomes of calls.
 #[derive(Default)]
 pub(crate) struct Ear {
     pub(crate) judged: Mutex<Vec<(u64, Verdict)>>,
@@ -42,12 +42,12 @@ pub(crate) struct Ear {
 }
 
 impl Bench {
-    /// With one node, `a`.
+    /// A bench with one node, `a`.
     pub(crate) fn new(script: impl Fn(&Arrival) -> Answer + Send + Sync + 'static) -> Self {
         Self::with(["a"], script)
     }
 
-    /// With these nodes.
+    /// A bench with these nodes.
     pub(crate) fn with<const N: usize>(
         nodes: [&str; N],
         script: impl Fn(&Arrival) -> Answer + Send + Sync + 'static,
@@ -66,7 +66,7 @@ impl Bench {
         Bench { runtime, registry, upstream, pipeline, version: AtomicU64::new(0) }
     }
 
-    /// Puts `settings` in force, written as the document has them.
+    /// Applies `settings`, in the form of the document.
     #[track_caller]
     pub(crate) fn apply(&self, document: Value) {
         self.try_apply(document).unwrap();
@@ -77,7 +77,7 @@ impl Bench {
         self.runtime.apply(&settings(document), version, "hash")
     }
 
-    /// Puts settings for calls to `stock` in force.
+    /// Applies settings for calls to `stock`.
     #[track_caller]
     pub(crate) fn stock(&self, stock: Value) {
         self.apply(json!({ "outbound": { "services": { "stock": stock } } }));
@@ -95,7 +95,7 @@ impl Bench {
         self.run(post()).await
     }
 
-    /// Sends `call`, and gives the answer back unread.
+    /// Sends `call` and returns the answer unread.
     pub(crate) async fn send(&self, call: CallBuilder) -> Result<Reply, Error> {
         within("the head of an answer", self.pipeline.clone().call(call.build())).await
     }
@@ -106,7 +106,7 @@ impl Bench {
         tokio::spawn(async move { run(&pipeline, call).await })
     }
 
-    /// Waits until the registry's word has arrived.
+    /// Waits until the registry's answer has arrived.
     pub(crate) async fn settle(&self) {
         settle().await;
     }
@@ -143,7 +143,7 @@ pub(crate) fn metric(runtime: &Runtime, name: &str, labels: &[(&str, &str)]) -> 
     family.get_metric().iter().filter(|m| has(m)).map(value).sum()
 }
 
-/// Settings as the document has them.
+/// Parses settings in the form of the document.
 #[track_caller]
 pub(crate) fn settings(document: Value) -> Settings {
     fn part<T: serde::de::DeserializeOwned + Default>(document: &Value, key: &str) -> T {
@@ -170,7 +170,7 @@ pub(crate) fn post() -> CallBuilder {
     CallBuilder::post("stock", "Post")
 }
 
-/// Sends `call`, and reads the answer to its end.
+/// Sends `call` and reads the answer to its end.
 pub(crate) async fn run(pipeline: &Pipeline, call: Invocation) -> Result<Answered, Error> {
     within("an answer and its end", testing::run(pipeline, call)).await
 }
@@ -180,24 +180,24 @@ pub(crate) async fn read(reply: Reply) -> Result<Answered, Error> {
     within("the end of an answer", testing::read(reply)).await
 }
 
-/// Waits for `future`, but not for ever: when nothing else is going on, the paused clock moves on to the bound,
-/// which is longer than any test lets pass, and the test fails with what it waited for.
+/// Waits for `future` with a limit: when no other task can run, the paused clock advances to the limit, which
+/// is longer than any test needs, and the test fails with the name of what it waited for.
 pub(crate) async fn within<T>(what: &'static str, future: impl Future<Output = T>) -> T {
     const BOUND: Duration = Duration::from_secs(2 * 24 * 60 * 60);
     match tokio::time::timeout(BOUND, future).await {
         Ok(value) => value,
-        Err(_) => panic!("waited in vain for {what}"),
+        Err(_) => panic!("timed out waiting for {what}"),
     }
 }
 
-/// Lets everything happen that can happen without time.
+/// Runs all tasks until they wait for time.
 pub(crate) async fn settle() {
     for _ in 0..50 {
         tokio::task::yield_now().await;
     }
 }
 
-/// Bytes that say whether somebody still holds them.
+/// Bytes, and a weak reference that shows whether they are still held.
 pub(crate) fn watched(text: &str) -> (Bytes, std::sync::Weak<str>) {
     struct Owner(Arc<str>);
     impl AsRef<[u8]> for Owner {
@@ -217,7 +217,7 @@ pub(crate) async fn frame(body: &mut ReplyBody) -> Option<Result<Result<Bytes, H
     Some(frame.map(|frame| frame.into_data().map_err(|frame| frame.into_trailers().unwrap_or_default())))
 }
 
-/// What is left of a body, and its trailers.
+/// The rest of a body, and its trailers.
 pub(crate) async fn drain(mut body: Body) -> Result<(Vec<u8>, Option<HeaderMap>), Error> {
     let (mut bytes, mut trailers) = (Vec::new(), None);
     loop {
@@ -276,11 +276,11 @@ impl Ear {
         Arc::default()
     }
 
-    /// The codes and reasons heard so far, and how often the end was.
+    /// Asserts the recorded codes and reasons, and the number of recorded ends.
     #[track_caller]
     pub(crate) fn heard(&self, judged: &[(Code, Option<Reason>)], ended: usize) {
-        let heard: Vec<_> = self.judged.lock().unwrap().iter().map(|(_, v)| (v.code, v.reason)).collect();
-        assert_eq!((heard.as_slice(), self.ended.lock().unwrap().len()), (judged, ended));
+        let recorded: Vec<_> = self.judged.lock().unwrap().iter().map(|(_, v)| (v.code, v.reason)).collect();
+        assert_eq!((recorded.as_slice(), self.ended.lock().unwrap().len()), (judged, ended));
     }
 }
 
@@ -294,7 +294,7 @@ impl Listener for Ear {
     }
 }
 
-/// Something a test turns on and off.
+/// A flag that a test turns on and off.
 #[derive(Clone, Default)]
 pub(crate) struct Toggle(Arc<std::sync::atomic::AtomicBool>);
 

@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::support::*;
 
-/// Two fields that always change together: the timeout is `version` seconds, and so many attempts
+/// Two settings that always change together: the timeout is `version` seconds, and the attempts are `version`
 /// modulo 5 plus 1.
 fn pair(version: u64) -> serde_json::Value {
     let timeout = format!("{}s", version + 1);
@@ -51,7 +51,7 @@ fn look<E: CallError>(stages: &mut Stages, stage: Stage<E>, [seen, torn]: [&Arc<
             let version = consistent(&call);
             let before = call.extensions.insert(version);
             torn.fetch_add(usize::from(before.is_some_and(|before| before != version)), SeqCst);
-            tokio::task::yield_now().await; // a version may come in between
+            tokio::task::yield_now().await; // a version may be applied in between
             seen.fetch_add(1, SeqCst);
             next.run(call).await
         }
@@ -69,7 +69,7 @@ async fn a_thousand_versions_under_load_fail_no_call() {
     for stage in [Stage::Attempt, Stage::Node] {
         look(&mut stages, stage, looks);
     }
-    // The first attempt at every third call fails.
+    // The first attempt of every third call fails.
     let upstream = Upstream::new(|arrival| match arrival.metadata.contains_key("x-chassis-attempt") {
         false if arrival.total % 3 == 0 => Answer::refused(),
         _ => Answer::ok("well"),
@@ -100,7 +100,7 @@ async fn a_thousand_versions_under_load_fail_no_call() {
                     .attempts;
                 match bench.get().await {
                     Ok(_) => {}
-                    // Only where the settings allow no retry may a refusal come through, after a resend.
+                    // A refusal may reach the caller only where the settings allow no retry, after a resend.
                     Err(error) if attempts.get() > 1 => failed.push(error),
                     Err(_) => {}
                 }
@@ -140,8 +140,8 @@ async fn a_call_ends_under_the_version_it_began_with() {
 
 #[tokio::test(start_paused = true)]
 async fn state_outlives_versions() {
-    // Circuits of service, operation and node, a bucket, a count, a budget, a failure weight, figures:
-    // of what the settings name, and of what was only ever called.
+    // Circuits of service, operation and node, a bucket, a count, a budget, a failure weight, metrics: for
+    // names in the settings, and for names that were only called.
     for named in [true, false] {
         let bench = Bench::with(["a", "b"], |a| match &*a.operation {
             "Bad" => Answer::status(500),
@@ -252,7 +252,7 @@ async fn a_version_applies_whole_or_not_at_all() {
     check(&bench.get().await, Code::DeadlineExceeded, Reason::DeadlineExceeded);
     assert_eq!(began.elapsed(), S);
     check(&bench.get().await, Code::DeadlineExceeded, Reason::DeadlineExceeded);
-    check(&bench.get().await, Code::ResourceExhausted, Reason::RateLimited); // and the bucket fills as before
+    check(&bench.get().await, Code::ResourceExhausted, Reason::RateLimited); // the bucket refills as before
 }
 
 #[tokio::test(start_paused = true)]
@@ -304,7 +304,7 @@ async fn nothing_piles_up_over_a_thousand_versions() {
     );
 }
 
-/// Calls `look` with the policy that each of more threads than there are shards has of `operation`.
+/// Calls `look` with the policy of `operation` on each of more threads than there are cache slots.
 fn policies_of_threads(bench: &Bench, operation: &str) -> Vec<Arc<chassis_core::Policy>> {
     let policies = bench.runtime.policies().get();
     std::thread::scope(|scope| {
@@ -335,7 +335,7 @@ async fn threads_have_copies_of_a_policy_and_share_its_state() {
         ];
         assert_eq!(same, [true; 5]);
     }
-    // One call, and every copy of the rule that matched has heard of it.
+    // After one call, every copy of the rule that matched has counted it.
     bench.get().await.unwrap();
     assert!(all.iter().all(|policy| policy.rules()[0].hits() == 1));
 }
@@ -350,7 +350,7 @@ async fn copies_of_policies_are_bounded() {
     assert!((1_000..=500 + 1_024).contains(&all.len()), "{}", all.len());
 }
 
-/// Settings that change while a call is under way are another call's: it is read once what a call lives under.
+/// Settings that change while a call is in flight apply to later calls: a call reads its policy once.
 #[tokio::test(start_paused = true)]
 async fn a_call_reads_its_settings_once() {
     use std::sync::{Arc, Mutex, OnceLock};
@@ -392,12 +392,12 @@ async fn a_call_reads_its_settings_once() {
                 json!({ "breaker": "off", "retry": { "attempts": 3, "budget": "off", "per_try": per_try } }),
             );
             bench.get().await.unwrap();
-            // Three attempts, as the version says that it began under, which each layer sees.
+            // Three attempts, as in the version at its start, visible to each layer.
             let seen = std::mem::take(&mut *seen.lock().unwrap());
             let (version, attempts) = (seen[0].1, seen.iter().filter(|(stage, _)| stage == "Node").count());
             assert_eq!((attempts, bench.upstream.total()), (3, 3), "{swap_at:?}, per_try {per_try}");
             assert!(version != 7 && seen.iter().all(|(_, other)| *other == version), "{seen:?}");
-            // The next call is under the new ones.
+            // The next call uses the new ones.
             bench.get().await.unwrap();
             assert_eq!(bench.upstream.total(), 4);
         }
