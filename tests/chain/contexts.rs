@@ -1,4 +1,4 @@
-//! What goes along a chain of services with a call: chosen headers, the trace, baggage, who calls.
+//! The context that a call carries along a chain of services: chosen headers, the trace, baggage, the caller.
 use std::collections::HashSet;
 
 use crate::mesh::{Ask, Mesh, Server, Wire, both};
@@ -11,7 +11,7 @@ async fn chain(mesh: &Mesh, config: &str) -> [Server; 3] {
     [start("front", &["stock"]).await, start("stock", &["ledger"]).await, start("ledger", &[]).await]
 }
 
-/// Along the chain, changing protocols on the way.
+/// A call along the chain, with changes of protocol on the way.
 fn along(wire: Wire) -> Ask {
     let other = if wire == Wire::Grpc { Wire::Rest } else { Wire::Grpc };
     Ask::to("front").via(&[(other, "stock"), (wire, "ledger")])
@@ -27,7 +27,7 @@ both! {
         let servers = chain(&mesh, "propagate: [x-tenant, accept-language]").await;
         let caller = mesh.caller("").await;
         let ask = along(wire).header("x-tenant", "acme").header("accept-language", "de").header("x-other", "1");
-        // Repeated ones with all their values.
+        // Repeated headers with all their values.
         let ask = ask.header("accept-language", "en;q=0.5");
         assert_eq!(caller.call(wire, ask).await.by(), "front-1");
         for server in &servers {
@@ -36,7 +36,7 @@ both! {
             assert_eq!(said(&seen, "accept-language"), ["de", "en;q=0.5"], "{}", server.id);
             assert_eq!(said(&seen, "x-other").is_empty(), server.id != "front-1", "{}", server.id);
         }
-        // Which they are can change while calls are under way.
+        // The list of these headers can change while calls are in flight.
         for server in &servers {
             server.push("propagate: [x-other]").await.applied();
         }
@@ -82,7 +82,7 @@ both! {
 }
 
 both! {
-    /// A trace begins where its share is drawn, and its attempts are spans of it.
+    /// A trace begins at the service that samples it, and its attempts are spans of it.
     async fn a_trace_that_begins_here(wire: Wire) {
         let mesh = Mesh::new();
         let servers = chain(&mesh, "").await;
@@ -110,7 +110,7 @@ both! {
 }
 
 both! {
-    /// Each hop hears the name and the labels of the one before.
+    /// Each hop receives the name and the labels of the one before.
     async fn each_says_who_calls(wire: Wire) {
         let mesh = Mesh::new();
         let servers = chain(&mesh, "").await;

@@ -1,4 +1,4 @@
-//! A registry and a source of settings of one's own: the contract suites hold them, and services run on them.
+//! A user's own registry and configuration source: they pass the contract suites, and services run on them.
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::mesh::{Ask, Mesh, Wire, both};
 
-/// Instances by service and id, on a board in memory.
+/// Instances by service and id, in memory.
 #[derive(Clone, Default)]
 struct Roster(Arc<watch::Sender<Book>>);
 
@@ -25,21 +25,21 @@ struct Entry {
     id: String,
 }
 
-/// Reads the roster for one service.
+/// Watches the roster for one service.
 struct Reader {
     service: String,
     book: watch::Receiver<Book>,
-    told: Option<Membership>,
+    last: Option<Membership>,
 }
 
-/// Settings on a slate: `None` while they are wiped off.
+/// Settings in memory: `None` after they were removed.
 #[derive(Clone, Default)]
 struct Slate(Arc<watch::Sender<Option<String>>>);
 
-/// Reads the slate.
+/// Watches the slate.
 struct Look {
     slate: watch::Receiver<Option<String>>,
-    told: Option<Option<String>>,
+    last: Option<Option<String>>,
 }
 
 // === impl Roster ===
@@ -59,8 +59,8 @@ impl Registry for Roster {
 
     async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
         let mut book = self.0.subscribe();
-        book.mark_changed(); // the first answer is what is there now
-        Ok(Box::new(Reader { service: service.to_owned(), book, told: None }))
+        book.mark_changed(); // the first answer is the current content
+        Ok(Box::new(Reader { service: service.to_owned(), book, last: None }))
     }
 
     async fn services(&self) -> Vec<String> {
@@ -71,7 +71,7 @@ impl Registry for Roster {
 #[async_trait]
 impl Registration for Entry {
     async fn deregister(self: Box<Self>) -> Result<(), RegistryError> {
-        Ok(()) // by being dropped
+        Ok(()) // `drop` removes the entry
     }
 }
 
@@ -92,7 +92,7 @@ impl Watcher for Reader {
                 None => Membership::Unknown,
                 Some(all) => Membership::known(all.values().cloned()),
             };
-            if self.told.replace(now.clone()) != Some(now.clone()) {
+            if self.last.replace(now.clone()) != Some(now.clone()) {
                 return Ok(now);
             }
         }
@@ -110,7 +110,7 @@ impl ConfigSource for Slate {
     async fn watch(&self) -> Result<Box<dyn ConfigWatcher>, SourceError> {
         let mut slate = self.0.subscribe();
         slate.mark_changed();
-        Ok(Box::new(Look { slate, told: None }))
+        Ok(Box::new(Look { slate, last: None }))
     }
 }
 
@@ -120,7 +120,7 @@ impl ConfigWatcher for Look {
         loop {
             self.slate.changed().await.map_err(|_| SourceError::new("the slate is gone"))?;
             let now = self.slate.borrow_and_update().clone();
-            if self.told.replace(now.clone()) == Some(now.clone()) {
+            if self.last.replace(now.clone()) == Some(now.clone()) {
                 continue;
             }
             let content = now.ok_or_else(|| SourceError::new("nothing is written there"))?;
@@ -156,7 +156,7 @@ async fn a_source_of_ones_own_keeps_the_contract() {
 }
 
 both! {
-    /// Services find each other by it.
+    /// Services find each other through it.
     async fn services_meet_in_a_registry_of_ones_own(wire: Wire) {
         let (mesh, roster) = (Mesh::new(), Roster::default());
         let server = |id: &str| {
@@ -179,7 +179,7 @@ both! {
 }
 
 both! {
-    /// What is written there is in force, and stands over what the program says.
+    /// Its settings apply, and override those of the program.
     async fn settings_come_from_a_source_of_ones_own(wire: Wire) {
         let (mesh, slate) = (Mesh::new(), Slate::default());
         slate.0.send_replace(Some("faults: [{ name: drill, abort: { code: ABORTED } }]".to_owned()));
@@ -193,7 +193,7 @@ both! {
         tokio::time::timeout(Duration::from_secs(5), applied).await.expect("it is in force");
         assert!(caller.call(wire, Ask::to("stock")).await.is_ok());
 
-        // Wiped off or spoilt, what was there last stays in force.
+        // After a removal or an error the last good settings stay in force.
         let version = stock.runtime().inspect().version;
         for bad in [None, Some("faults: [".to_owned()), Some("fault: []".to_owned())] {
             slate.0.send_replace(bad);

@@ -1,5 +1,5 @@
-//! Connections that break, at every byte: what may have been executed is never executed twice, unless
-//! that does no harm, and what an error says of it is true.
+//! Connections that break, at every byte: a call that is not idempotent is never executed twice, and errors
+//! state correctly whether a call may have been executed.
 use std::{sync::Arc, time::Duration};
 
 use chassis::Reason;
@@ -9,7 +9,7 @@ use crate::{
     mesh::{Act, Ask, Caller, Mesh, Op, Server, Wire, both, until},
 };
 
-/// One instance, and a caller whose connections break where they are told to.
+/// One instance, and a caller whose connections break where the test asks.
 struct World {
     mesh: Mesh,
     _stock: Server,
@@ -18,28 +18,28 @@ struct World {
     wire: Wire,
 }
 
-/// What became of calls whose connections broke.
+/// The results of calls whose connections broke.
 #[derive(Debug, Default)]
 struct Tally {
-    /// Connections that broke.
+    /// Number of broken connections.
     cuts: usize,
     answered: usize,
     /// Failed, and provably not executed.
     unsent: usize,
-    /// Failed, and said that they may have been executed.
+    /// Failed, and reported as maybe executed.
     unsure: usize,
 }
 
-/// How long a conversation is.
+/// The bytes of one exchange in each direction.
 #[derive(Clone, Copy, Debug)]
 struct Spans {
     to_server: usize,
     to_client: usize,
-    /// Of the answer.
+    /// Bytes of the answer up to the end of its head.
     head: usize,
 }
 
-/// Nothing but the transport decides.
+/// Only the transport decides; all other mechanisms are off.
 const CONFIG: &str = "outbound: { defaults: { breaker: off, timeout: 60s, retry: { budget: off } } }";
 
 impl World {
@@ -58,7 +58,7 @@ impl World {
         World { mesh, _stock: stock, caller, links, wire }
     }
 
-    /// Over a connection that has served a call: the next one finds it well, and comes back soon if it breaks.
+    /// On a connection that has served a call: the next call uses it, and a broken one is replaced soon.
     async fn warm(&self) {
         let cap = tokio::time::timeout(Duration::from_secs(600), async {
             while !self.caller.call(self.wire, Ask::to("stock").safe()).await.is_ok() {
@@ -68,8 +68,8 @@ impl World {
         cap.await.expect("it comes back");
     }
 
-    /// How many bytes an answered call takes each way, and how many of them at least are there before the
-    /// head of the answer is whole.
+    /// The bytes that an answered call takes in each direction, and a lower bound of those up to the end of
+    /// the answer's head.
     async fn measure(&self, ask: &Ask) -> Spans {
         self.warm().await;
         let before = [Way::ToServer, Way::ToClient].map(|way| self.links.bytes(way));
@@ -79,13 +79,13 @@ impl World {
         let (to_server, to_client) = (of(Way::ToServer), of(Way::ToClient));
         let head = match outcome.header("content-length") {
             Some(body) => to_client - body.parse::<usize>().unwrap(),
-            None => 9, // what every frame of HTTP/2 begins with
+            None => 9, // the length of every HTTP/2 frame header
         };
         Spans { to_server, to_client, head }
     }
 
-    /// Makes a call for each of `cuts`, its connection breaking there. One that `is_safe` has to be
-    /// answered, unless `spans` say that the head of its answer was there: that can't be taken back.
+    /// Makes a call for each of `cuts`, where its connection breaks. A call that `is_safe` must be answered,
+    /// unless by `spans` the head of its answer had arrived: that cannot be taken back.
     async fn cut(
         &self,
         ask: &Ask,
@@ -121,7 +121,7 @@ impl World {
                 None => panic!("cut {way:?} after {at}: {outcome:?}"),
             }
         }
-        // What is still under way over there has its time.
+        // Handlers that still run get time to finish.
         tokio::time::sleep(Duration::from_millis(100)).await;
         for (id, least, most) in claims {
             let executed = self.mesh.executions(&id);
@@ -134,14 +134,14 @@ impl World {
     }
 }
 
-/// Both ways, after every byte.
+/// Both directions, after every byte.
 fn everywhere(spans: Spans) -> impl Iterator<Item = (Way, usize)> {
     let to_server = (0..=spans.to_server).map(|at| (Way::ToServer, at));
     to_server.chain((0..=spans.to_client).map(|at| (Way::ToClient, at)))
 }
 
 both! {
-    /// A `POST` of some kilobytes, and a call of gRPC that nobody declared idempotent.
+    /// A `POST` of some kilobytes, and a gRPC call that is not declared idempotent.
     async fn what_is_not_idempotent_is_executed_once_at_most(wire: Wire) {
         let world = World::new(wire, None).await;
         let size = if wire == Wire::Rest { 4_900 } else { 500 };
@@ -167,7 +167,7 @@ both! {
 }
 
 both! {
-    /// The only instance, its first connection, the first call: another connection is waited for.
+    /// The only instance, its first connection, the first call: the call waits for another connection.
     async fn the_first_connection_breaks(wire: Wire) {
         for delay in [1, 50, 1_000] {
             let mesh = Mesh::new();
@@ -241,6 +241,6 @@ both! {
                 }
             }
         }
-        until("the handlers have heard of it", || stocks.iter().all(|stock| stock.running() == 0)).await;
+        until("the handlers have stopped", || stocks.iter().all(|stock| stock.running() == 0)).await;
     }
 }

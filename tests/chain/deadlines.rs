@@ -1,4 +1,4 @@
-//! One deadline for a chain of services: each hop has less of it, and at its end nobody works any more.
+//! One deadline for a chain of services: each hop has less time, and after it no handler runs.
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::mesh::{Act, Ask, Caller, Gate, Mesh, Seen, Server, Wire, both, metric, until};
 
-/// `edge` → `stock` → `ledger`: the caller speaks `wire`, those behind it gRPC.
+/// `edge` → `stock` → `ledger`: the caller uses `wire`, the services gRPC.
 struct Chain {
     _mesh: Mesh,
     edge: Server,
@@ -26,7 +26,7 @@ impl Chain {
         let edge = mesh.server("edge", "edge-1").calls(&["stock", "ledger"]).start().await;
         let caller = mesh.caller("").await;
         let chain = Chain { _mesh: mesh, edge, stock, ledger, caller };
-        // Connections are up: what is measured is the call.
+        // Connections are established first, so that only the call is measured.
         for wire in [Wire::Grpc, Wire::Rest] {
             assert!(chain.caller.call(wire, chain.ask()).await.is_ok());
         }
@@ -45,7 +45,7 @@ impl Chain {
         self.servers().map(|server| server.last().remaining.expect("a deadline has come along"))
     }
 
-    /// No handler runs, and no gauge of any service says that one did not end.
+    /// No handler runs, and no service counts a call as in flight.
     #[track_caller]
     fn assert_idle(&self) {
         for server in self.servers() {
@@ -65,19 +65,19 @@ both! {
         chain.ledger.does(Act::Hang);
         let outcome = chain.caller.call(wire, chain.ask().timeout(Duration::from_millis(100))).await;
         assert_eq!(outcome.code, Code::DeadlineExceeded, "{outcome:?}");
-        assert!((90..=100).contains(&outcome.took.as_millis()), "the last hops hear of it first: {outcome:?}");
+        assert!((90..=100).contains(&outcome.took.as_millis()), "the last hops end first: {outcome:?}");
         let [edge, stock, ledger] = chain.remaining();
         println!("{wire:?}: {edge:?} > {stock:?} > {ledger:?}");
         assert!(edge <= Duration::from_millis(100) && edge > stock && stock > ledger, "{edge:?} {stock:?} {ledger:?}");
         assert!(ledger > Duration::from_millis(80), "margins are small: {ledger:?}");
-        until("it is heard of everywhere", || chain.servers().iter().all(|server| server.running() == 0)).await;
+        until("every handler has stopped", || chain.servers().iter().all(|server| server.running() == 0)).await;
         tokio::time::sleep(Duration::from_millis(1)).await;
         chain.assert_idle();
         assert!(chain.ledger.last().at.elapsed().as_millis() <= 101, "without waiting for more");
     }
 }
 
-/// The caller only says how long it waits, and lets the edge act on it: 504.
+/// The caller only sends its timeout and leaves its enforcement to the edge: 504.
 #[tokio::test(start_paused = true)]
 async fn the_edge_answers_504() {
     let chain = Chain::new().await;
@@ -91,24 +91,24 @@ async fn the_edge_answers_504() {
 }
 
 both! {
-    /// A caller that goes away takes all that is done for it along.
+    /// A caller that cancels also ends all work that is done for it.
     async fn who_gives_up_early_stops_all_of_it(wire: Wire) {
         let chain = Chain::new().await;
         chain.ledger.does(Act::Hang);
         let call = chain.caller.spawn(wire, chain.ask());
         until("the last handler runs", || chain.ledger.running() == 1).await;
         call.abort();
-        until("nobody works any more", || chain.servers().iter().all(|server| server.running() == 0)).await;
+        until("every handler has stopped", || chain.servers().iter().all(|server| server.running() == 0)).await;
         tokio::time::sleep(Duration::from_millis(1)).await;
         chain.assert_idle();
     }
 }
 
-/// What a handler of `edge` does, telling what `ledger` saw of its deadline.
+/// The body of a handler of `edge`; it records the deadline that `ledger` saw.
 type Handler = fn(Arc<crate::mesh::Echo>) -> crate::mesh::Work;
 
 both! {
-    /// Detached calls, and work that a handler spawns with its context, without it, or without its deadline.
+    /// Detached calls, and tasks that a handler spawns with its context, without it, or without its deadline.
     async fn work_beside_the_call(wire: Wire) {
         let cases: [(&str, Handler, bool); 5] = [
             ("called by the handler", |edge| Box::pin(async move { call(edge, Ask::to("ledger")).await }), true),
@@ -153,17 +153,17 @@ async fn call(edge: Arc<crate::mesh::Echo>, ask: Ask) -> Result<(), crate::mesh:
 }
 
 both! {
-    /// What is detached goes on when the call it was begun for is over.
+    /// A detached call continues after the call that started it has ended.
     async fn detached_work_outlives_the_call(wire: Wire) {
         let chain = Chain::new().await;
         let (gate, done) = (Gate::shut(), Arc::new(Mutex::new(None)));
         chain.ledger.does(Act::Wait(gate.clone()));
-        let told = done.clone();
+        let result = done.clone();
         chain.edge.does(Act::Run(Arc::new(move |edge, _: Seen| {
-            let told = told.clone();
+            let result = result.clone();
             let work = async move {
                 let outcome = edge.clients("ledger").call(Wire::Grpc, Ask::to("ledger")).await;
-                *told.lock().unwrap() = Some(outcome.is_ok());
+                *result.lock().unwrap() = Some(outcome.is_ok());
             };
             tokio::spawn(Context::current().detached().scope(work));
             Box::pin(std::future::pending())
@@ -178,7 +178,7 @@ both! {
 }
 
 both! {
-    /// Two attempts, a pause and a hop that is slow share one deadline.
+    /// Two attempts, a backoff and a slow hop share one deadline.
     async fn attempts_share_it(wire: Wire) {
         let chain = Chain::new().await;
         chain.stock.does(Act::Fail(Code::Unavailable));

@@ -1,4 +1,4 @@
-//! Who says that a call was not executed, and who may.
+//! Statements that a call was not executed: which are made, and which are believed.
 use std::sync::{Arc, OnceLock};
 
 use axum::{Router, body::Body, response::IntoResponse, routing::post};
@@ -9,13 +9,13 @@ use crate::{
     mesh::{Act, Ask, Clients, Failure, Gate, Mesh, Server, Wire, both, until},
 };
 
-/// Calls `ledger`, and answers with whatever comes back.
+/// Calls `ledger` and forwards its failure.
 async fn pass_on_grpc(clients: Clients) -> Failure {
     let request = Ask::to("ledger").grpc(Default::default());
     Failure::Grpc(clients.grpc.clone().call(request).await.expect_err("it refuses"))
 }
 
-/// The same, head and body as they came.
+/// The same over REST, with head and body unchanged.
 async fn pass_on_rest(ledger: Arc<OnceLock<HttpClient>>) -> impl IntoResponse {
     let answer = ledger.get().unwrap().post("/echo").json(&serde_json::json!({ "message": "" })).send().await;
     match answer {
@@ -24,7 +24,7 @@ async fn pass_on_rest(ledger: Arc<OnceLock<HttpClient>>) -> impl IntoResponse {
     }
 }
 
-/// `front`, whose handlers pass on what `ledger` says, and how to call it.
+/// `front`, whose handlers forward the answers of `ledger`, and the client to call it.
 async fn front(mesh: &Mesh, config: &str) -> (Server, Arc<OnceLock<HttpClient>>) {
     let ledger = Arc::new(OnceLock::new());
     let shared = ledger.clone();
@@ -40,7 +40,7 @@ async fn front(mesh: &Mesh, config: &str) -> (Server, Arc<OnceLock<HttpClient>>)
 }
 
 both! {
-    /// `front` passes on the refusal of `ledger`, which did nothing; `front` itself was executed.
+    /// `front` forwards the refusal of `ledger`, which did nothing; `front` itself was executed.
     async fn a_handler_that_passes_on_a_refusal_was_executed(wire: Wire) {
         let mesh = Mesh::new();
         let ledger = mesh.server("ledger", "ledger-1").config("inbound: { concurrency: { limit: 1 } }").start().await;
@@ -51,7 +51,7 @@ both! {
         let held = caller.spawn(wire, Ask::to("ledger"));
         until("ledger is full", || ledger.running() == 1).await;
 
-        // Asked directly, it says that it did nothing: that is safe to try again, and was.
+        // Called directly, it reports that it did nothing: the call is safe to retry, and was retried.
         let outcome = caller.call(wire, Ask::to("ledger")).await;
         assert_eq!((outcome.refused(Reason::Overloaded).maybe_executed, ledger.executed()), (Some(false), 1), "{full}");
 
@@ -78,7 +78,7 @@ both! {
 }
 
 both! {
-    /// The same of a refusal of its own side of the call.
+    /// The same for a refusal on `front`'s own side of the call.
     async fn a_handler_whose_own_call_was_refused_was_executed(wire: Wire) {
         let mesh = Mesh::new();
         let ledger = mesh.start("ledger", "ledger-1").await;
@@ -115,7 +115,7 @@ outbound:
 }
 
 both! {
-    /// A stream of answers breaks off in its midst: what was read is not read again from the start.
+    /// A stream of answers breaks off: the part that was read is not read again from the start.
     async fn half_an_answer_is_never_begun_anew(wire: Wire) {
         let mesh = Mesh::new();
         let stocks = [mesh.start("stock", "stock-1").await, mesh.start("stock", "stock-2").await];
@@ -135,7 +135,7 @@ both! {
             assert_eq!((more, failed.code), (0, Code::Unavailable), "{failed:?}");
             assert_ne!(failed.maybe_executed, Some(false), "{failed:?}");
             assert_eq!(mesh.executions(&ask.id), 1, "round {round}");
-            // A call that was not begun finds its way.
+            // A call that has not started is sent to another instance.
             stocks.iter().for_each(|stock| stock.does(Act::Answer));
             while !caller.call(wire, Ask::to("stock").safe()).await.is_ok() {
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
@@ -146,7 +146,7 @@ both! {
 }
 
 both! {
-    /// A stream of requests breaks off when part of it is gone for good: the rest alone is no request.
+    /// A stream of requests breaks off when part of it is no longer kept: the rest alone is no request.
     async fn half_a_request_is_never_sent_for_a_whole_one(wire: Wire) {
         let mesh = Mesh::new();
         let stocks = [mesh.start("stock", "stock-1").await, mesh.start("stock", "stock-2").await];
@@ -155,7 +155,7 @@ both! {
         let config = "outbound: { defaults: { breaker: off, retry: { budget: off, replay_bytes: 3000 } } }";
         let caller = mesh.server("tests", "tests").config(config);
         let caller = caller.with(|builder| builder.connector(ours)).caller().await;
-        // Up to three parts of 1,000 bytes are kept, and sent again; more are not.
+        // Up to three parts of 1,000 bytes are kept and sent again; more are not.
         for (sent, is_kept) in [(1, true), (2, true), (4, false), (6, false)] {
             for _ in 0..4 {
                 assert!(caller.call(wire, Ask::to("stock").safe()).await.is_ok());
@@ -171,7 +171,7 @@ both! {
             }
             until("they are on their way", || links.bytes(Way::ToServer) - bytes > sent * 900).await;
             links.break_all();
-            // Its end is sent later, so that the break comes in its midst.
+            // Its end is sent later, so that the break comes before it.
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
             drop(send);
             let (id, outcome) = upload.await.unwrap();

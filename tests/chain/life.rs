@@ -1,4 +1,4 @@
-//! How a service starts and stops, step by step, and what signals do to it.
+//! The start and the stop of a service, step by step, and the effect of signals.
 use std::{
     io::{BufRead, BufReader, Lines},
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
@@ -17,11 +17,11 @@ use chassis::{
 
 use crate::mesh::{Ask, Gate, Mesh, Wire, until};
 
-/// What happened, in order.
+/// Records events in their order.
 #[derive(Clone, Default)]
 struct Diary(Arc<Mutex<Vec<String>>>);
 
-/// A registry that looks at the service at the moment it comes and goes.
+/// A registry that probes the service whenever it registers or deregisters.
 #[derive(Clone)]
 struct Looking {
     registry: MemoryRegistry,
@@ -34,7 +34,7 @@ struct Lease {
     looking: Looking,
 }
 
-/// Looks from outside: is somebody listening, and what does the health say?
+/// Probes from outside: whether the port is open, and the health status.
 #[derive(Clone)]
 struct Eye {
     network: Network,
@@ -91,14 +91,14 @@ impl Registration for Lease {
     }
 }
 
-/// In the order of the book: what is seen from outside at every step, with a call under way throughout.
+/// The steps in their documented order, probed from outside at each, with a call in flight throughout.
 #[tokio::test(start_paused = true)]
 async fn starts_and_stops_in_order() {
     let mesh = Mesh::new();
     let diary = Diary::default();
     let eye = Eye { network: mesh.network.clone(), client: Arc::default() };
     let registry = Looking { registry: mesh.registry.clone(), diary: diary.clone(), eye: eye.clone() };
-    // Somebody who looks without the registry.
+    // A probe that does not use the registry.
     let instance = serde_json::json!({ "id": "stock-1", "addresses": { "http": "memory:stock-1" } });
     let watcher = Chassis::builder("watcher").environment(Environment::default()).without_file();
     let watcher = watcher.network(mesh.network.clone()).settings(serde_json::json!({
@@ -150,7 +150,7 @@ async fn starts_and_stops_in_order() {
     let began = tokio::time::Instant::now();
     let seen = (diary.clone(), eye.clone());
     tokio::spawn(async move {
-        // While others have not heard yet, it still listens; after that, no more.
+        // While callers may not know of the stop yet, it still listens; after that, it does not.
         for (after, what) in [(2, "two seconds later"), (2, "four seconds later")] {
             tokio::time::sleep(Duration::from_secs(after)).await;
             seen.0.note(format!("{what}: {}", seen.1.look().await));
@@ -174,10 +174,11 @@ async fn starts_and_stops_in_order() {
     assert_eq!(*diary.0.lock().unwrap(), expected);
 }
 
-/// Says to this binary, started once more, that it is to be a service, and which.
+/// Environment variable that makes this binary run as a service in a process of its own, and names the
+/// service.
 const ROLE: &str = "CHAIN_TEST_ROLE";
 
-/// Not a test by itself: what [`Process`] runs. Its hooks say what they do on the standard output.
+/// Not a test: the code that [`Process`] runs. Its hooks print their names to standard output.
 #[test]
 fn a_process() {
     let Ok(role) = std::env::var(ROLE) else { return };
@@ -209,7 +210,7 @@ fn a_process() {
     println!("\n> served: {served:?}");
 }
 
-/// A service of its own process.
+/// A service in a process of its own.
 struct Process {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -226,7 +227,7 @@ impl Process {
         process
     }
 
-    /// The next thing it says; empty at its end.
+    /// The next printed line; empty at the end.
     fn said(&mut self) -> String {
         let lines = self.lines.by_ref().map(Result::unwrap);
         lines.filter_map(|line| line.strip_prefix("> ").map(str::to_owned)).next().unwrap_or_default()
@@ -259,7 +260,7 @@ fn a_signal_stops_in_order() {
     }
 }
 
-/// A hook hangs; whoever asks twice does not want to wait for it.
+/// A hook hangs; a second signal ends the process without waiting for it.
 #[test]
 fn a_second_signal_exits_now() {
     for (first, second, code) in [("TERM", "TERM", 143), ("TERM", "INT", 130), ("INT", "INT", 130)] {

@@ -1,4 +1,5 @@
-//! A protocol of one's own, in a hundred lines: routed, balanced, retried, broken and limited like the others.
+//! A user's own protocol, in a hundred lines: with routes, balancing, retries, breakers and limits like the
+//! others.
 use std::{
     sync::{
         Arc,
@@ -26,7 +27,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use crate::mesh::{Caller, Mesh};
 
-/// One line asks (`operation|milliseconds left|track|text`), one answers (`code|reason|text`).
+/// A request is one line (`operation|milliseconds left|track|text`), an answer too (`code|reason|text`).
 struct Line;
 
 static LINE: Line = Line;
@@ -95,7 +96,7 @@ impl Leaf for LineLeaf {
     type Future = LeafFuture;
 
     fn wake(&self) {
-        self.link.set(Connection::Ready); // whether it can be reached is seen when it is called
+        self.link.set(Connection::Ready); // calls show whether it can be reached
     }
 
     fn call(&self, mut call: Invocation) -> LeafFuture {
@@ -104,7 +105,7 @@ impl Leaf for LineLeaf {
             let stream = match network.connect(&address).await {
                 Ok(stream) => stream,
                 Err(why) => {
-                    let error = Error::remote(Reason::ConnectFailed, "nobody is there").with_source(why);
+                    let error = Error::remote(Reason::ConnectFailed, "nothing listens").with_source(why);
                     return Err(call.give_back(error));
                 }
             };
@@ -160,7 +161,7 @@ async fn serve(pipeline: Pipeline, stream: Stream, service: Arc<str>) -> std::io
     stream.write_all(answer.as_bytes()).await
 }
 
-/// An instance, whose handler says its name back, or fails if it is told to.
+/// An instance whose handler answers its name, or fails if the test asks for it.
 struct LineServer {
     executed: Arc<AtomicU64>,
     failing: Arc<AtomicU64>,
@@ -202,7 +203,7 @@ impl LineServer {
     }
 }
 
-/// A call by line; `Ok` is the instance's name.
+/// Makes a call; `Ok` is the instance's name.
 async fn call(caller: &Caller, transport: &Arc<LineTransport>, track: Option<&str>) -> Result<String, Code> {
     let mut call = Invocation::new(&LINE, Target::new("stock", Operation::from_static("Count")));
     call.options.idempotent = true;
@@ -246,7 +247,7 @@ async fn a_protocol_of_ones_own_has_all_of_it() {
         assert!(call(&caller, &transport, None).await.unwrap().starts_with("stable"));
     }
     assert!(stable.iter().all(|one| one.executed() > 5));
-    // Limited over there: the refusal comes without the handler.
+    // Limited at the server: the refusal comes without the handler.
     for _ in 0..10 {
         assert_eq!(call(&caller, &transport, Some("canary")).await.as_deref(), Ok("canary-1"));
     }
@@ -257,7 +258,7 @@ async fn a_protocol_of_ones_own_has_all_of_it() {
     for _ in 0..10 {
         assert_eq!(call(&caller, &transport, None).await.as_deref(), Ok("stable-2"));
     }
-    // Broken: refused without any attempt, until it is well again.
+    // Circuit open: refused without any attempt, until the node recovers.
     stable[1].fail(true);
     while call(&caller, &transport, None).await != Err(Code::Unavailable)
         || caller.runtime().inspect().circuits[0].state != chassis::layer::breaker::State::Open
@@ -272,7 +273,7 @@ async fn a_protocol_of_ones_own_has_all_of_it() {
     for _ in 0..10 {
         assert!(call(&caller, &transport, None).await.is_ok());
     }
-    // One that is gone is not called again, and what could not be sent is sent elsewhere.
+    // A removed node is not called again, and a call that could not be sent goes to another one.
     stable.remove(0).running.stop().await;
     for _ in 0..10 {
         assert_eq!(call(&caller, &transport, None).await.as_deref(), Ok("stable-2"));
@@ -284,7 +285,7 @@ async fn a_protocol_of_ones_own_has_all_of_it() {
     );
 }
 
-/// A server of lines at `memory:stock`.
+/// A server of this protocol at `memory:stock`.
 struct LineEndpoint(Network, Tasks);
 
 #[async_trait::async_trait]
@@ -318,7 +319,7 @@ impl Endpoint for LineEndpoint {
     }
 }
 
-/// Answers one call, unless the caller leaves before.
+/// Answers one call, unless the caller disconnects before.
 async fn answer(stream: Stream, handler: Handler) {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();

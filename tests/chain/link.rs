@@ -1,4 +1,4 @@
-//! A connector of our own: what it opens, a test measures and breaks, at any byte or all at once.
+//! A test connector: it counts bytes and breaks connections, at any byte or all at once.
 use std::{
     collections::HashMap,
     io,
@@ -10,30 +10,30 @@ use std::{
 use chassis::http::connector::{Connector, Network, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Opens connections by a network, and has them in hand. Clones share it.
+/// Opens connections through a network and keeps control of them. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Links {
     network: Network,
     book: Arc<Mutex<Book>>,
 }
 
-/// Which way bytes go.
+/// The direction of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
     ToServer = 0,
     ToClient = 1,
 }
 
-/// What went over all connections, and where the next of them breaks.
+/// The bytes of all connections, and where the next of them breaks.
 #[derive(Default)]
 struct Book {
     opened: u64,
     bytes: [usize; 2],
-    /// Once so many bytes have gone this way, the connection that carries more of them breaks.
+    /// After so many bytes in this direction, the connection that carries more of them breaks.
     cut: Option<(Way, usize)>,
     /// Connections with a number below this are broken.
     broken_below: u64,
-    /// Who reads a connection, by its number.
+    /// The waiting reader of each connection, by number.
     readers: HashMap<u64, Waker>,
 }
 
@@ -51,24 +51,24 @@ impl Links {
         Links { network: network.clone(), book: Arc::default() }
     }
 
-    /// The next connection that carries anything beyond `after` bytes this way breaks there.
+    /// Breaks the next connection that carries more than `after` bytes in this direction.
     pub(crate) fn cut(&self, way: Way, after: usize) {
         self.book().cut = Some((way, after));
     }
 
-    /// Nothing breaks any more. Had it come to the cut?
+    /// Cancels the break. Returns whether it had happened.
     pub(crate) fn mend(&self) -> bool {
         self.book().cut.take().is_none()
     }
 
-    /// Breaks every connection there is.
+    /// Breaks every open connection.
     pub(crate) fn break_all(&self) {
         let mut book = self.book();
         book.broken_below = book.opened;
         book.readers.drain().for_each(|(_, reader)| reader.wake());
     }
 
-    /// How many bytes went this way.
+    /// The number of bytes in this direction.
     pub(crate) fn bytes(&self, way: Way) -> usize {
         self.book().bytes[way as usize]
     }
@@ -93,7 +93,7 @@ impl Connector for Links {
 // === impl Book ===
 
 impl Book {
-    /// How many of `most` bytes may go this way; `None`: it comes to the cut.
+    /// How many of `most` bytes may pass in this direction; `None` at the break.
     fn admit(&mut self, way: Way, most: usize) -> Option<usize> {
         match self.cut {
             Some((of, 0)) if of == way => {
@@ -118,7 +118,7 @@ impl Book {
 // === impl Link ===
 
 impl Link {
-    /// The connection, unless it is broken.
+    /// The stream, unless it is broken.
     fn stream(&mut self) -> io::Result<Pin<&mut Stream>> {
         if self.number < self.book.lock().unwrap().broken_below {
             self.stream = None;
@@ -126,7 +126,7 @@ impl Link {
         self.stream.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::ConnectionReset.into())
     }
 
-    /// Breaks it: the other side sees its end.
+    /// Breaks the connection: the other side sees its end.
     fn cut(&mut self) -> io::Error {
         self.stream = None;
         io::ErrorKind::ConnectionReset.into()
@@ -140,7 +140,7 @@ impl AsyncRead for Link {
             let mut book = this.book.lock().unwrap();
             book.readers.insert(this.number, cx.waker().clone());
             match book.cut {
-                // One byte more than may come shows that there is one: silence breaks nothing.
+                // Allows one byte more than the limit, to see that there is one: silence breaks nothing.
                 Some((Way::ToClient, left)) => to.remaining().min(left.max(1)),
                 _ => to.remaining(),
             }

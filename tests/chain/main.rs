@@ -1,5 +1,5 @@
-//! What holds along a chain of services, and what users put into it: each scenario over gRPC and REST.
-#![allow(clippy::unwrap_used)] // clippy takes helpers of integration tests for library code
+//! Behaviour along a chain of services, and of users' own parts in it: each scenario over gRPC and REST.
+#![allow(clippy::unwrap_used)] // clippy treats helpers of integration tests as library code
 #[path = "../it/mesh.rs"]
 mod mesh;
 

@@ -1,4 +1,4 @@
-//! What users put into the pipeline: layers at named stages, pickers, transports of bytes.
+//! Users' own parts of the pipeline: layers at named stages, pickers, byte transports.
 use std::{
     io,
     pin::Pin,
@@ -17,10 +17,10 @@ use tower::{Layer, Service, timeout::TimeoutLayer};
 
 use crate::mesh::{Act, Ask, Mesh, Wire, both};
 
-/// Who was passed, in order.
+/// The names of passed layers, in order.
 type Log = Arc<Mutex<Vec<&'static str>>>;
 
-/// A plain tower layer: writes its name down and passes the call on.
+/// A plain tower layer: records its name and passes the call on.
 #[derive(Clone)]
 struct Note(&'static str, Log);
 
@@ -66,7 +66,7 @@ fn noting<E: CallError>(
 }
 
 both! {
-    /// Tower layers and async functions, at every stage: each where it says, as often as it says.
+    /// Tower layers and async functions, at every stage: each runs at its stage, as often as the stage does.
     async fn layers_stand_where_they_are_put(wire: Wire) {
         let (mesh, log) = (Mesh::new(), Log::default());
         let of = |name| Note(name, log.clone());
@@ -129,7 +129,7 @@ async fn impatient_at<E: CallError>(wire: Wire, stage: Stage<E>) {
 }
 
 both! {
-    /// Tower's own layers work as they are, though their errors are boxed: at each stage, for one service.
+    /// Tower's own layers work unchanged, although their errors are boxed: at each stage, for one service.
     async fn a_time_out_of_towers_is_one(wire: Wire) {
         let impatient = || TimeoutLayer::new(Duration::from_millis(50));
         impatient_at(wire, Stage::Call).await;
@@ -176,7 +176,7 @@ both! {
                 reply.metadata.insert("x-seen", http::HeaderValue::from_static("yes"));
                 Ok(reply)
             }));
-            // A wait is not the node's doing: no attempt's time passes.
+            // A wait outside the node: it takes no attempt's time.
             builder.layer(Stage::Attempt.of("stock"), "slowly", from_fn(async |call: Invocation, next: Next<Failed>| {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 next.run(call).await
@@ -189,7 +189,7 @@ both! {
     }
 }
 
-/// Sends each user to an instance of their own, as long as it is available.
+/// Sends each user to an instance of their own, while it is available.
 struct ByUser;
 
 impl Picker for ByUser {
@@ -211,7 +211,7 @@ both! {
         let by_user = "outbound: { services: { stock: { balance: by-user } } }";
         let plan = mesh.server("tests", "tests").config(by_user).with(|builder| builder.picker("by-user", ByUser));
         let caller = plan.caller().await;
-        // Until all are connected, a user may be sent elsewhere.
+        // Until all are connected, a user may be sent to another one.
         for _ in 0..10 {
             assert!(caller.call(wire, Ask::to("stock")).await.is_ok());
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -242,13 +242,13 @@ both! {
     }
 }
 
-/// Stands for TLS: what goes over the wire is unreadable to whoever has not the key.
+/// Stands for TLS: without the key the bytes on the wire are unreadable.
 struct Veiled {
     stream: Stream,
     key: u8,
 }
 
-/// Veils what it connects, or accepts.
+/// Encodes the connections that it opens or accepts.
 #[derive(Clone)]
 struct Veil(Network, u8);
 
@@ -301,7 +301,7 @@ impl Acceptor for Veil {
     }
 }
 
-/// Where TLS goes in, on both sides.
+/// The place of TLS, on both sides.
 #[tokio::test(start_paused = true)]
 async fn bytes_go_through_a_connector_and_an_acceptor() {
     let mesh = Mesh::new();
@@ -315,6 +315,6 @@ async fn bytes_go_through_a_connector_and_an_acceptor() {
     assert_eq!(answer.text().await.unwrap(), "hello");
     let plain = mesh.caller("").await;
     let failed: Result<_, BoxError> = plain.app.http("stock").get("/").send().await.map_err(Into::into);
-    assert!(failed.is_err(), "nobody gets in without the key");
+    assert!(failed.is_err(), "no connection without the key");
     running.stop().await;
 }

@@ -1,4 +1,4 @@
-//! Instances that stop in order while they are called: nobody notices.
+//! Instances that stop in order under load: no call fails.
 use std::{
     io::Write,
     sync::{Arc, Mutex},
@@ -10,9 +10,9 @@ use tokio::time::Instant;
 
 use crate::mesh::{Act, Ask, Gate, Load, Mesh, Server, Wire, all_well, both, until};
 
-/// So many calls are made while instances come and go.
+/// Number of calls while instances come and go.
 const CALLS: u64 = 30_000;
-/// An instance is restarted each time so many of them were answered.
+/// Number of answered calls between two restarts.
 const ROUND: u64 = 1_500;
 
 /// Three instances over TCP are restarted in turn, under 64 callers.
@@ -43,20 +43,20 @@ async fn rolling(wire: Wire, ask: fn() -> Ask) {
     assert!(stocks.iter().all(|stock| stock.executed() > 0), "newcomers are called");
 }
 
-/// Also what is not idempotent: GOAWAY says what was not executed.
+/// Also calls that are not idempotent: GOAWAY names those that were not executed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_loses_no_call_of_grpc() {
     rolling(Wire::Grpc, || Ask::to("stock")).await;
 }
 
-/// HTTP/1.1 can't say what it did not execute; a `GET` is sent again.
+/// HTTP/1.1 cannot name the calls that were not executed; a `GET` is sent again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_loses_no_get() {
     rolling(Wire::Rest, || Ask::to("stock").safe()).await;
 }
 
 both! {
-    /// What is under way when a stop begins is answered, and what comes then is turned away.
+    /// Calls in flight when a stop begins are answered, and later ones are refused.
     async fn a_stop_waits_for_what_is_under_way(wire: Wire) {
         let (mesh, gate) = (Mesh::new(), Gate::shut());
         let stock = mesh.start("stock", "stock-1").await;
@@ -67,7 +67,7 @@ both! {
         let stop = tokio::spawn(stock.stop());
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(!stop.is_finished());
-        assert!(!caller.call(wire, Ask::to("stock")).await.is_ok(), "nobody gets in any more");
+        assert!(!caller.call(wire, Ask::to("stock")).await.is_ok(), "no new call is accepted");
         gate.open();
         for call in calls {
             assert_eq!(call.await.unwrap().by(), "stock-1");
@@ -76,7 +76,7 @@ both! {
     }
 }
 
-/// What is logged.
+/// The captured log.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -92,7 +92,7 @@ impl Write for Log {
 }
 
 both! {
-    /// The exit comes at the deadline, and it is told how many were cut.
+    /// The process exits at the deadline and logs how many calls were cut.
     async fn stuck_streams_do_not_hold_the_exit(wire: Wire) {
         let log = Log::default();
         let writer = log.clone();
@@ -118,7 +118,7 @@ both! {
         }
         assert_eq!(echo.running(), 0, "its handlers are gone");
         let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-        let told = log.lines().find(|line| line.contains("were cut")).unwrap_or_else(|| panic!("{log}"));
-        assert!(told.contains("cut=3"), "{told}");
+        let line = log.lines().find(|line| line.contains("were cut")).unwrap_or_else(|| panic!("{log}"));
+        assert!(line.contains("cut=3"), "{line}");
     }
 }

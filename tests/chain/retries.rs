@@ -1,4 +1,4 @@
-//! What is tried again, how often, and what becomes of it along a chain.
+//! Retries: which calls, how often, and their effect along a chain.
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
@@ -10,7 +10,7 @@ use tonic::Status;
 
 use crate::mesh::{Act, Ask, Failure, Mesh, Outcome, Seen, Server, Wire, both};
 
-/// Every millisecond so many, until there were so many.
+/// Sends calls at this rate per millisecond, up to this number.
 async fn at_a_rate(
     per_second: u32,
     calls: u32,
@@ -29,7 +29,7 @@ async fn at_a_rate(
 }
 
 both! {
-    /// 500 calls a second for a minute, all of which fail: what retries add is the budget's share.
+    /// 500 calls a second for a minute, all of which fail: retries add the budget's share.
     async fn a_storm_is_bounded_by_the_budget(wire: Wire) {
         let mesh = Mesh::new();
         let stock = mesh.start("stock", "stock-1").await;
@@ -61,23 +61,23 @@ impl Chain {
         Chain { mesh, servers }
     }
 
-    /// How often each service was called.
+    /// The number of calls of each service.
     fn executed(&self) -> Vec<u64> {
         self.servers.iter().map(|server| server.executed()).collect()
     }
 }
 
-/// A call to the first service, which goes on to the others.
+/// A call to the first service, which calls the others.
 fn along(wire: Wire) -> Ask {
     Ask::to("front").safe().idempotent().via(&[(wire, "stock"), (wire, "ledger")])
 }
 
-/// Nothing but the number of attempts bounds retries.
+/// Only the number of attempts bounds retries.
 const UNBOUND: &str =
     "outbound: { defaults: { idempotent: true, breaker: off, retry: { budget: off, chained: CHAINED } } }";
 
 both! {
-    /// The first service is called by a retry; the last, two hops further, fails once.
+    /// A retry calls the first service; the last, two hops further, fails once.
     async fn a_retry_is_not_retried_again_downstream(wire: Wire) {
         for (chained, expected) in [("false", [2, 1, 1]), ("true", [2, 1, 2])] {
             let config = UNBOUND.replace("CHAINED", chained);
@@ -92,8 +92,9 @@ both! {
 }
 
 both! {
-    /// Retries on three levels would be 2³ calls at the end: who retried in vain says so.
-    async fn what_was_retried_in_vain_is_not_retried_above(wire: Wire) {
+    /// Retries on three levels would be 2³ calls at the end: a service whose retries failed reports it to its
+    /// caller.
+    async fn exhausted_retries_are_not_repeated_above(wire: Wire) {
         for chained in ["false", "true"] {
             let config = UNBOUND.replace("CHAINED", chained);
             let chain = Chain::new(&config).await;
@@ -106,7 +107,7 @@ both! {
 }
 
 both! {
-    /// As it is by default, under load: three services that retry add no more than one would.
+    /// With default settings, under load: three services that retry add no more than one would.
     async fn the_last_of_a_chain_sees_half_as_much_again_at_most(wire: Wire) {
         let config = "outbound: { defaults: { idempotent: true, breaker: off } }";
         let chain = Chain::new(config).await;
@@ -128,7 +129,7 @@ fn unavailable(wire: Wire) -> Failure {
     }
 }
 
-/// A failure that asks to be left alone for so many milliseconds.
+/// A failure that asks for a delay of so many milliseconds.
 fn pushes_back(wire: Wire, millis: &str) -> Failure {
     match unavailable(wire) {
         Failure::Grpc(mut status) => {
@@ -141,7 +142,7 @@ fn pushes_back(wire: Wire, millis: &str) -> Failure {
     }
 }
 
-/// Between the first attempt and the second.
+/// The time between the first attempt and the second.
 fn pause(seen: &[Seen]) -> Duration {
     assert_eq!(seen.len(), 2, "{seen:?}");
     seen[1].at - seen[0].at
@@ -153,13 +154,13 @@ both! {
         let stock = mesh.start("stock", "stock-1").await;
         let caller = mesh.caller("").await;
         assert!(caller.call(wire, Ask::to("stock").safe()).await.is_ok());
-        // Longer than any pause of our own, and within the call's time.
+        // Longer than any backoff of the settings, and within the call's deadline.
         stock.does_next([Act::FailWith(Arc::new(move || pushes_back(wire, "3000")))]);
         assert!(caller.call(wire, Ask::to("stock").safe()).await.is_ok());
         let pause = pause(&stock.seen()[1..]);
         assert!((3_000..3_770).contains(&pause.as_millis()), "{pause:?}");
 
-        // What would be too late is not waited for.
+        // A delay beyond the deadline is not waited for.
         stock.does_next([Act::FailWith(Arc::new(move || pushes_back(wire, "6000")))]);
         let before = stock.executed();
         let outcome = caller.call(wire, Ask::to("stock").safe()).await;
@@ -197,7 +198,8 @@ both! {
 }
 
 both! {
-    /// A stream is kept up to `replay_bytes`, to be sent again whole; what is longer goes on unkept.
+    /// A stream is kept up to `replay_bytes` and can be sent again as a whole; a longer one continues without
+    /// being kept.
     async fn a_stream_is_sent_again_while_all_of_it_is_kept(wire: Wire) {
         let mesh = Mesh::new();
         let stock = mesh.start("stock", "stock-1").await;
@@ -209,7 +211,7 @@ both! {
             let (send, stream) = tokio::sync::mpsc::channel(1);
             let sender = tokio::spawn(async move {
                 for n in 0..parts {
-                    // 1,000 bytes, with what the protocol puts around them or without.
+                    // 1,000 bytes, with or without the protocol's framing.
                     send.send(format!("{n:0>990}")).await.unwrap();
                 }
             });

@@ -1,4 +1,4 @@
-//! What is held for a call is held to the end of its stream.
+//! Permits and other resources of a call are held to the end of its stream.
 use std::time::Duration;
 
 use chassis::{Code, Reason};
@@ -8,7 +8,7 @@ use crate::mesh::{Act, Ask, Gate, Mesh, Wire, both, until};
 const BOUND: &str = "{ concurrency: { limit: 1 } }";
 
 both! {
-    /// Bounds of the client, of the server and of an endpoint count a stream until it ends, however.
+    /// Limits of the client, of the server and of an endpoint count a stream until it ends in any way.
     async fn a_place_is_taken_until_the_stream_ends(wire: Wire) {
         for (server, client) in [
             (format!("inbound: {BOUND}"), String::new()),
@@ -30,15 +30,15 @@ both! {
             assert_eq!(in_flight(), Some(1), "it weighs on the next pick");
             gate.open();
             assert!(matches!(parts.rest().await, (2, None)));
-            until("its end is heard of", || stock.running() == 0).await;
+            until("the handler has seen its end", || stock.running() == 0).await;
             assert_eq!(in_flight(), Some(0));
 
-            // Let go of in its midst, it gives its place back too.
+            // A stream that is dropped early returns its permit too.
             let mut parts = caller.download(wire, Ask::to("stock"), 3).await.unwrap_or_else(|no| panic!("{no:?}"));
             assert_eq!(parts.next().await.unwrap().unwrap(), "hello 1");
             caller.call(wire, Ask::to("stock")).await.refused(Reason::Overloaded);
             drop(parts);
-            until("the handler has heard", || stock.running() == 0).await;
+            until("the handler has stopped", || stock.running() == 0).await;
             tokio::time::sleep(Duration::from_millis(1)).await;
             assert!(caller.call(wire, Ask::to("stock")).await.is_ok(), "{server}{client}");
 
@@ -59,7 +59,7 @@ both! {
 }
 
 both! {
-    /// `timeout` is about the head; `total_timeout` cuts the stream, and both sides let go of it.
+    /// `timeout` covers the head; `total_timeout` ends the stream, and both sides free it.
     async fn total_timeout_holds_to_the_end(wire: Wire) {
         let mesh = Mesh::new();
         let stock = mesh.start("stock", "stock-1").await;
@@ -75,12 +75,12 @@ both! {
         assert_eq!((more, failed.map(|failed| failed.code)), (1, Some(Code::DeadlineExceeded)));
         assert_eq!(began.elapsed().as_millis(), 300);
         assert!(stock.last().remaining.is_some_and(|left| left <= Duration::from_millis(300)), "it travels");
-        until("the handler has heard", || stock.running() == 0).await;
+        until("the handler has stopped", || stock.running() == 0).await;
     }
 }
 
 both! {
-    /// The server's own, for callers that set none.
+    /// The server's own `total_timeout`, for callers that set none.
     async fn the_servers_total_timeout_cuts_what_it_streams(wire: Wire) {
         let mesh = Mesh::new();
         let stock = mesh.server("stock", "stock-1").config("inbound: { total_timeout: 300ms }").start().await;

@@ -1,6 +1,6 @@
 //! Compiles the protos of the gRPC conformance suite, which are part of its Go module and not of this
-//! repository. `scripts/setup` says in `CHASSIS_PEER_CONFORMANCE_PROTOS` where they are; without it the
-//! server has no service, and the suite is reported as not run.
+//! repository. `scripts/setup` sets their path in `CHASSIS_PEER_CONFORMANCE_PROTOS`; without it the server
+//! has no service, and the suite is reported as not run.
 
 use std::{env, error::Error, path::PathBuf};
 

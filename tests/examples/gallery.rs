@@ -45,7 +45,7 @@ async fn the_first_service_finds_itself_answers_and_stops_when_told() {
         }
     };
     let address = timeout(PATIENCE, up).await.expect("it does not register");
-    // It looks into its registry five times a second, and may have come up between two looks.
+    // It reads its registry five times a second, and may have started between two reads.
     until("it finds itself", async || get(&address, "/stock/apple").await.starts_with("HTTP/1.1 200")).await;
     let answer = get(&address, "/stock/apple").await;
     assert!(answer.ends_with("\r\n\r\n7 of apple left\n"), "{answer}");
@@ -56,7 +56,7 @@ async fn the_first_service_finds_itself_answers_and_stops_when_told() {
     assert_eq!(timeout(PATIENCE, stock.next()).await.unwrap().unwrap(), Membership::Known(vec![]));
 }
 
-/// The whole answer, as it came.
+/// The whole answer, unparsed.
 async fn get(address: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nhost: stock\r\nconnection: close\r\n\r\n");

@@ -1,4 +1,4 @@
-//! The examples, run as anybody would run them, and what the README shows of them.
+//! Runs the examples as a user does, and compares them with the README.
 #![allow(clippy::unwrap_used)]
 mod gallery;
 mod process;

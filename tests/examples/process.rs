@@ -1,4 +1,4 @@
-//! An example, or what it says to run, as a process that ends with its handle.
+//! An example, or a command that it prints, as a process that ends with its handle.
 use std::{
     path::{Path, PathBuf},
     process::{Output, Stdio},
@@ -11,16 +11,16 @@ use tokio::{
     time::{interval, timeout},
 };
 
-/// What takes longer than this never comes. The quickstart takes a third of it.
+/// A limit for each wait. The quickstart takes a third of it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A process that says what it does, line by line.
+/// A process whose output is read line by line.
 pub(crate) struct Process {
     lines: Lines<BufReader<ChildStdout>>,
     pub(crate) child: Child,
 }
 
-/// The example called `name`, with none of the settings that this process has in its environment.
+/// The command of the example `name`, without the settings in this process's environment.
 pub(crate) async fn example(name: &str) -> Command {
     let test = std::env::current_exe().unwrap();
     let path = test.parent().unwrap().parent().unwrap().join("examples").join(name);
@@ -38,7 +38,7 @@ pub(crate) async fn example(name: &str) -> Command {
     command
 }
 
-/// Runs `command` to its end, and returns what it printed and how it ended.
+/// Runs `command` to its end, and returns its output and its exit status.
 pub(crate) async fn finish(command: &mut Command) -> (String, Output) {
     let ended = timeout(PATIENCE, command.stdin(Stdio::null()).kill_on_drop(true).output()).await;
     let output = ended.unwrap_or_else(|_| panic!("{command:?} did not end")).unwrap();
@@ -46,14 +46,14 @@ pub(crate) async fn finish(command: &mut Command) -> (String, Output) {
     (String::from_utf8_lossy(&all).into_owned(), output)
 }
 
-/// Runs `command` to its end, and has it succeed. Returns what it printed.
+/// Runs `command` to its end and requires success. Returns its output.
 pub(crate) async fn succeed(command: &mut Command) -> String {
     let (printed, output) = finish(command).await;
     assert!(output.status.success(), "{command:?}: {}\n{printed}", output.status);
     printed
 }
 
-/// Asks again and again until it is so.
+/// Repeats the check until it holds.
 pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
     let asked = async {
         let mut tick = interval(Duration::from_millis(20));
@@ -64,7 +64,7 @@ pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
     timeout(PATIENCE, asked).await.unwrap_or_else(|_| panic!("not so: {what}"));
 }
 
-/// `cargo test` builds the examples; `cargo test --test examples` leaves them as they are.
+/// `cargo test` builds the examples; `cargo test --test examples` does not rebuild them.
 fn is_fresh(path: &Path, name: &str) -> bool {
     let changed = |path: &Path| path.metadata().and_then(|about| about.modified()).ok();
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
@@ -88,7 +88,7 @@ impl Process {
     pub(crate) async fn lines_to(&mut self, last: &str) -> Vec<String> {
         let mut all: Vec<String> = Vec::new();
         while !all.last().is_some_and(|line| line.trim_start().starts_with(last)) {
-            let line = timeout(PATIENCE, self.lines.next_line()).await.expect("it says nothing").unwrap();
+            let line = timeout(PATIENCE, self.lines.next_line()).await.expect("no output").unwrap();
             all.push(line.unwrap_or_else(|| panic!("it ended after {all:?}")));
         }
         all

@@ -1,4 +1,5 @@
-//! The quickstart holds what it asks of itself, what it prints works, and nothing is left of it.
+//! The quickstart passes its own checks, the commands that it prints work, and it leaves no files or
+//! processes.
 use std::path::Path;
 
 use tokio::{
@@ -12,7 +13,7 @@ use crate::{
     shop::{Shop, dir},
 };
 
-/// What it does, in this order.
+/// Its actions, in this order.
 const HAPPENED: [&str; 8] = [
     "the shop is open",
     "the circuit of stock-flaky opened",

@@ -1,4 +1,4 @@
-//! What the README shows is what there is. (Its snippets are compiled as documentation tests.)
+//! The README matches the code. (Its snippets are compiled as documentation tests.)
 use std::{collections::BTreeSet, fs, path::Path};
 
 use chassis::{
@@ -13,14 +13,14 @@ use chassis::{
 
 const README: &str = include_str!("../../README.md");
 
-/// The code blocks of the README in `language`, as it is written behind the fence.
+/// The code blocks of the README in `language`, the word after the fence.
 fn blocks(language: &str) -> Vec<&'static str> {
     let fence = format!("```{language}\n");
     let bodies = README.split(&fence).skip(1).map(|rest| rest.split("\n```").next().unwrap());
     bodies.collect()
 }
 
-/// They differ by where the protos are: the README's crate compiles its own.
+/// They differ in the path of the protos: the README's crate compiles its own.
 #[test]
 fn the_first_service_is_the_example_and_short() {
     let example = include_str!("../../examples/first_service.rs");
@@ -126,7 +126,7 @@ async fn the_defaults_are_those_in_force() {
     assert!(README.contains(&format!("| operations of a service | {MOST_OPERATIONS} |")));
 }
 
-/// The README's row about `setting` says `value`.
+/// The README's row about `setting` shows `value`.
 #[track_caller]
 fn row(setting: &str, value: &str) {
     let row = format!("| `{setting}` | {value} |");

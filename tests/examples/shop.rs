@@ -1,15 +1,15 @@
-//! The quickstart's shop, as `--serve` opens it.
+//! The quickstart's shop, started with `--serve`.
 use std::{path::PathBuf, process::Stdio};
 
 use crate::process::{Process, example};
 
-/// A shop that was opened by `--serve`.
+/// A shop that was started with `--serve`.
 pub(crate) struct Shop {
     pub(crate) process: Process,
     /// The commands that it prints, which `tests/interop` runs.
     pub(crate) commands: Vec<String>,
     pub(crate) dir: PathBuf,
-    /// Where `orders` listens.
+    /// The address of `orders`.
     pub(crate) orders: String,
 }
 
@@ -25,7 +25,7 @@ impl Shop {
     }
 }
 
-/// The directory that it says it works in.
+/// The directory that it prints as its own.
 pub(crate) fn dir(printed: &str) -> PathBuf {
     let line = printed.lines().find(|line| line.starts_with("starting orders")).unwrap();
     line.rsplit_once(" in ").unwrap().1.into()

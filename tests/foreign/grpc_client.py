@@ -174,7 +174,7 @@ def health(channel):
     for service in ["", SERVICE]:
         answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE)
         equal(answer.status, serving, f"the health of {service!r}")
-    failure = refused(lambda: stub.Check(health_pb2.HealthCheckRequest(service="nobody"), timeout=PATIENCE))
+    failure = refused(lambda: stub.Check(health_pb2.HealthCheckRequest(service="unknown"), timeout=PATIENCE))
     equal(failure.code(), grpc.StatusCode.NOT_FOUND, "the code for an unknown service")
     watch = stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE), timeout=PATIENCE)
     equal(next(watch).status, serving, "the health watched")

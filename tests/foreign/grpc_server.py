@@ -96,7 +96,7 @@ class Call:
         return self
 
     def __exit__(self, kind, error, trace):
-        # A stream that nobody reads any more ends by GeneratorExit, one that nobody writes by an error.
+        # A stream whose reader has gone ends by GeneratorExit, one whose writer has gone by an error.
         self.finished |= kind is None
 
     def wait(self, request):

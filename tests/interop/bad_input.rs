@@ -1,4 +1,4 @@
-//! Garbage on every listener: each piece has a clear end, and the process lives.
+//! Invalid input on every listener: each piece ends in a defined way, and the process keeps running.
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,7 +34,7 @@ trials! {
     a_panic_in_a_handler
 }
 
-/// A server of both protocols, and one who calls it well.
+/// A server of both protocols, and a well-behaved caller.
 struct World {
     server: Running,
     ports: [String; 2],
@@ -51,7 +51,7 @@ impl World {
         World { server, ports, callers }
     }
 
-    /// Both ports answer as they should.
+    /// Both ports answer correctly.
     async fn check_alive(&self) {
         let [grpc, http] = &self.callers;
         let answer = EchoClient::new(grpc.grpc("peer")).call(says("alive")).await.unwrap();
@@ -119,7 +119,7 @@ async fn malformed_requests() {
         let said = exchange(&world.ports[1], request.as_bytes()).await;
         assert_eq!(status(&said), "400", "{request:?} {:?}", String::from_utf8_lossy(&said));
     }
-    // Bodies that break off or break the rules: the handler has no use for them.
+    // Bodies that break off or are invalid: the handler does not use them.
     for rest in [
         "content-length: 50\r\n\r\nhello",
         "transfer-encoding: chunked\r\n\r\nzz\r\nhello\r\n",
@@ -131,7 +131,7 @@ async fn malformed_requests() {
         let said = exchange(&world.ports[1], with(rest).as_bytes()).await;
         assert_ne!(status(&said), "200", "{rest:?}");
     }
-    // Both lengths: the request is another one to whoever goes by the other. The connection ends with it.
+    // Both lengths: a proxy that uses the other one sees another request. The connection ends with it.
     let smuggled = "GET /panic HTTP/1.1\r\nhost: x\r\n\r\n";
     let both = with(&format!("content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}"));
     let said = exchange(&world.ports[1], both.as_bytes()).await;
@@ -206,7 +206,7 @@ async fn malformed_frames() {
         vec![frame(PING, 0, 1, &[0; 8])],
         vec![frame(PRIORITY, 0, 1, &[0, 0, 0, 1, 0])], // depends on itself
         vec![frame(GOAWAY, 0, 0, &[0; 3])],
-        vec![frame(0xff, 0xff, 0xffff, b"a kind nobody knows")],
+        vec![frame(0xff, 0xff, 0xffff, b"an unknown kind")],
         vec![headers(&[0xff; 100])],                  // no HPACK
         vec![headers(&[])],                           // no pseudo-headers
         vec![headers(&[0x82, 0x82, 0x86, 0x84])],     // one twice
@@ -219,14 +219,14 @@ async fn malformed_frames() {
         vec![request(1), request(1)],
     ];
     world.throw(bad.iter().map(|frames| http2(frames))).await;
-    // The same with the beginning cut, and a good request with any end of it missing.
+    // The same with the beginning cut, and a valid request with any end of it missing.
     let good = http2(&[request(1)]);
     world.throw((0..good.len()).map(|n| &good[..n])).await;
     let said = exchange(&world.ports[1], &good).await;
     assert!(said.windows(10).any(|part| part == b"hello, you"), "{said:?}");
 }
 
-/// What costs the sender little and a server much.
+/// Input that costs the sender little and a server much.
 async fn floods_of_frames() {
     let world = World::new().await;
     let request = |stream| frame(HEADERS, END_HEADERS | END_STREAM, stream, &get());
@@ -241,7 +241,7 @@ async fn floods_of_frames() {
     world.throw([resets, continuations, empty, pings, settings].map(|frames: Vec<_>| http2(&frames))).await;
 }
 
-/// Who comes and says nothing, or never ends to say it, is shown out.
+/// A client that sends nothing, or never completes its head, is disconnected.
 async fn slow_heads_and_silence() {
     let world = World::new().await;
     let head = b"GET /hello/you HTTP/1.1\r\nhost: x\r\nx-slow: ";
@@ -257,7 +257,7 @@ async fn slow_heads_and_silence() {
                 to_the_end(&mut stream).await;
             });
         }
-        // A byte now and then is no end either.
+        // Single bytes from time to time do not extend the limit.
         let (mut read, mut write) = TcpStream::connect(port).await.unwrap().into_split();
         guests.spawn(async move {
             let trickle = async {
@@ -317,8 +317,8 @@ async fn malformed_messages() {
         &[0, 0],                      // half a prefix
         &good[..6],                   // half a message
         &[0, 0xff, 0xff, 0xff, 0xff], // one of 4 GiB
-        &[1, 0, 0, 0, 1, 0],          // compressed, nobody said how
-        &[9, 0, 0, 0, 0],             // flags that nobody knows
+        &[1, 0, 0, 0, 1, 0],          // compressed, with no algorithm named
+        &[9, 0, 0, 0, 0],             // unknown flags
         &[0, 0, 0, 0, 2, 0x0a, 0x09], // no protobuf
         &[0, 0, 0, 0, 2, 0xff, 0xff], // nor this
     ] {
@@ -331,7 +331,7 @@ async fn malformed_messages() {
     world.check_alive().await;
 }
 
-/// Calls the Echo service with this as its body. Returns the status and the body of the answer.
+/// Calls the Echo service with this body. Returns the status and the body of the answer.
 async fn send(caller: &Chassis, body: &[u8]) -> (String, String) {
     let body = tonic::body::Body::new(Full::new(Bytes::copy_from_slice(body)));
     let mut request = Request::new(body);
@@ -347,7 +347,7 @@ async fn send(caller: &Chassis, body: &[u8]) -> (String, String) {
     (status, String::from_utf8(body.to_bytes().to_vec()).unwrap())
 }
 
-/// It costs its own call alone, not those beside it on the connection.
+/// It costs its own call only, not those beside it on the connection.
 async fn a_panic_in_a_handler() {
     let world = World::new().await;
     let mut stub = EchoClient::new(world.callers[0].grpc("peer"));

@@ -1,4 +1,4 @@
-//! Documents of instances that are wrong, in part or whole, and names that nobody has.
+//! Documents of instances that are invalid, in part or as a whole, and unknown names.
 use std::path::PathBuf;
 
 use chassis::{Chassis, Code, Event, Reason, inspect::NodeView};
@@ -17,7 +17,7 @@ trials! {
     instances_in_the_settings_are_refused_with_their_place
 }
 
-/// Who calls the services of a document.
+/// Calls the services of a document.
 struct World {
     app: Chassis,
     document: PathBuf,
@@ -35,17 +35,17 @@ impl World {
         World { app, document: path, _folder: folder }
     }
 
-    /// Writes the document anew, and waits for what is said of it.
+    /// Writes the document again, and waits for the event about it.
     async fn write(&self, document: &[u8], said: impl Fn(&Event) -> bool) {
         let mut events = self.app.runtime().events().subscribe();
         let beside = self.document.with_extension("new");
         std::fs::write(&beside, document).unwrap();
         std::fs::rename(&beside, &self.document).unwrap();
-        let heard = async {
-            // Who is behind misses events, but not the last ones.
+        let event = async {
+            // A slow receiver misses events, but not the last ones.
             while !events.recv().await.is_ok_and(|event| said(&event)) {}
         };
-        timeout(PATIENCE, heard).await.expect("nothing is said");
+        timeout(PATIENCE, event).await.expect("no event");
     }
 
     async fn call(&self, service: &str) -> Result<(), tonic::Status> {
@@ -57,7 +57,7 @@ impl World {
         services.filter(|view| view.name == service).flat_map(|view| view.nodes).collect()
     }
 
-    /// The instances known of `service`.
+    /// The known instances of `service`.
     fn known(&self, service: &str) -> Vec<String> {
         self.nodes(service).into_iter().map(|node| node.id).collect()
     }
@@ -128,13 +128,13 @@ async fn a_hundred_thousand_instances() {
     let awake = world.nodes("crowd").into_iter().filter(|node| node.connection != "idle").count();
     assert!(awake < 1_000, "{awake} connections for 20 calls");
 
-    // That all but one are gone is not believed at once.
+    // The loss of all but one is not accepted at once.
     let fewer = json!({ "services": { "crowd": [instance("i7", &address)] } });
     let held = |event: &Event| matches!(event, Event::RemovalsHeld { held: 99_999, left: 1, .. });
     world.write(fewer.to_string().as_bytes(), held).await;
     world.call("crowd").await.unwrap();
     assert_eq!(world.known("crowd").len(), 100_000);
-    // That the service is deleted is.
+    // The deletion of the service is.
     let left = |event: &Event| matches!(event, Event::InstanceLeft { instance, .. } if instance == "i99999");
     world.write(br#"{ "services": { "crowd": null } }"#, left).await;
     let joined = |event: &Event| matches!(event, Event::InstanceJoined { instance, .. } if instance == "i7");

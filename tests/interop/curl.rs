@@ -23,14 +23,14 @@ trials! {
     whoever_speaks_no_grpc_is_told_so
 }
 
-/// Runs curl against `http://ADDRESS` with these words, in which `@@` stands for the address. Returns what
-/// it printed.
+/// Runs curl against `http://ADDRESS` with these arguments, in which `@@` stands for the address. Returns its
+/// output.
 async fn run(address: &str, words: &[&str]) -> Result<String, NotRun> {
     let words = words.iter().map(|word| word.replace("@@", &format!("http://{address}")));
     Ok(succeed(curl()?.args(words)).await)
 }
 
-/// A file of so many bytes, and the folder it is in.
+/// A file of so many bytes, and its folder.
 fn file(size: usize) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
@@ -38,7 +38,7 @@ fn file(size: usize) -> (TempDir, PathBuf) {
     (folder, path)
 }
 
-/// What `--include` and `--write-out` printed: the status, the headers, the rest.
+/// The output of `--include` and `--write-out`: the status, the headers, the rest.
 fn parts(printed: &str) -> (&str, Vec<&str>, &str) {
     let (head, rest) = printed.split_once("\r\n\r\n").unwrap();
     let mut lines = head.split("\r\n");
@@ -84,8 +84,8 @@ async fn what_is_not_there() -> Ran {
     Ok(())
 }
 
-/// Also after an answer that failed, and after a panic. (Over HTTP/2 by prior knowledge, curl 7.88 can't use
-/// a connection twice, whoever serves it.)
+/// Also after an answer that failed, and after a panic. (Over HTTP/2 with prior knowledge, curl 7.88 cannot
+/// use a connection twice, with any server.)
 async fn a_connection_is_kept() -> Ran {
     let (server, address) = ours::rest(json!({})).await;
     let words = [
@@ -119,7 +119,7 @@ async fn an_upload_in_chunks() -> Ran {
     Ok(())
 }
 
-/// Who asks first is told to go on; or not to, before anything was sent.
+/// A client that asks first gets 100 Continue, or a refusal before it has sent the body.
 async fn expect_100_continue() -> Ran {
     let (_server, address) = ours::rest(json!({})).await;
     for (size, status, sent) in [(1 << 20, "200", 1 << 20), (3 << 20, "413", 0)] {
@@ -197,7 +197,7 @@ async fn a_malformed_grpc_timeout() -> Ran {
         let words =
             ["--http2-prior-knowledge", "--include", "--data-binary", &data, "@@/chassis.test.v1.Echo/Call"];
         let timeout = match timeout {
-            "" => "grpc-timeout;".to_owned(), // how curl is told of an empty one
+            "" => "grpc-timeout;".to_owned(), // curl's syntax for an empty header
             timeout => format!("grpc-timeout: {timeout}"),
         };
         let headers =

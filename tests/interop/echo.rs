@@ -1,4 +1,4 @@
-//! The Echo service of the tests, as its proto says.
+//! The Echo service of the tests, as its proto describes it.
 use std::{pin::Pin, time::Duration};
 
 use chassis::{Context, clock::Instant};
@@ -12,18 +12,18 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::mirror::Mirror;
 
-/// Answers as the proto says; the message `panic` has the handler do so.
+/// Answers as the proto describes; for the message `panic` the handler panics.
 #[derive(Clone, Copy)]
 pub(crate) struct Echo;
 
 type Replies = Pin<Box<dyn Stream<Item = Result<EchoReply, Status>> + Send>>;
 
-/// What to serve.
+/// The service to serve.
 pub(crate) fn service() -> Mirror<EchoServer<Echo>> {
     Mirror::new(EchoServer::new(Echo), "x-echo-", "x-trail-")
 }
 
-/// A request that asks for nothing special.
+/// A request without special wishes.
 pub(crate) fn says(message: &str) -> EchoRequest {
     EchoRequest { message: message.to_owned(), ..EchoRequest::default() }
 }
@@ -94,7 +94,7 @@ fn reply(request: EchoRequest, count: u32) -> EchoReply {
     EchoReply { message: request.message, payload: request.payload, count, ..EchoReply::default() }
 }
 
-/// What is left of the caller's deadline, in milliseconds.
+/// The remaining time until the caller's deadline, in milliseconds.
 fn remaining() -> u64 {
     let deadline = Context::current().deadline;
     deadline.map_or(0, |at| (at - Instant::now()).as_millis().try_into().unwrap())

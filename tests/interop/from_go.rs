@@ -1,4 +1,4 @@
-//! grpc-go's interop client calls our server: the fourteen cases of gRPC's interop-test-descriptions.
+//! grpc-go's interop client calls the chassis server: the fourteen cases of gRPC's interop-test-descriptions.
 use serde_json::json;
 
 use crate::{interop, ours, peer::go_client, trials::Ran};

@@ -1,4 +1,4 @@
-//! The TestService that all implementations of gRPC test each other with, served by ours.
+//! The TestService that all implementations of gRPC use for interoperability tests, served by chassis.
 use std::{pin::Pin, time::Duration};
 
 use chassis_protos::interop::{
@@ -11,23 +11,23 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::mirror::Mirror;
 
-/// After gRPC's `doc/interop-test-descriptions.md`, "Server".
+/// As in gRPC's `doc/interop-test-descriptions.md`, "Server".
 #[derive(Clone, Copy)]
 pub(crate) struct Interop;
 
 type Replies = Pin<Box<dyn Stream<Item = Result<StreamingOutputCallResponse, Status>> + Send>>;
 
-/// Metadata that come back in the head of an answer.
+/// Metadata that the server echoes in the head of an answer.
 pub(crate) const INITIAL: &str = "x-grpc-test-echo-initial";
-/// Metadata that come back in its trailers.
+/// Metadata that the server echoes in its trailers.
 pub(crate) const TRAILING: &str = "x-grpc-test-echo-trailing-bin";
 
-/// What to serve.
+/// The service to serve.
 pub(crate) fn service() -> Mirror<TestServiceServer<Interop>> {
     Mirror::new(TestServiceServer::new(Interop), INITIAL, TRAILING)
 }
 
-/// So many zeros.
+/// A payload of `size` zeros.
 pub(crate) fn zeros(size: i32) -> Option<Payload> {
     Some(Payload { body: vec![0; size.try_into().unwrap()], ..Payload::default() })
 }
@@ -120,7 +120,7 @@ impl TestService for Interop {
     }
 
     async fn unimplemented_call(&self, _: Request<Empty>) -> Result<Response<Empty>, Status> {
-        Err(Status::unimplemented("as every server says"))
+        Err(Status::unimplemented("as every server answers"))
     }
 }
 

@@ -1,8 +1,8 @@
-//! Programs that are not ours against ours, as real processes on loopback: grpcio, grpc-go, curl, nginx,
-//! Python's HTTP server; and bad input, byte by byte.
+//! Foreign programs against chassis, as real processes on loopback: grpcio, grpc-go, curl, nginx, Python's
+//! HTTP server; and invalid input, byte by byte.
 //!
-//! `scripts/setup` installs them and says where they are by the variables `CHASSIS_PEER_*`. Where one is
-//! not set, its tests are ignored, and `scripts/test` counts them as not run.
+//! `scripts/setup` installs them and sets their paths in the variables `CHASSIS_PEER_*`. If one is not set,
+//! its tests are ignored, and `scripts/test` counts them as not run.
 #![allow(clippy::unwrap_used)]
 #[macro_use]
 mod trials;
@@ -18,7 +18,7 @@ mod mirror;
 mod ours;
 mod peer;
 #[path = "../examples/process.rs"]
-#[allow(dead_code)] // half of it is used by the tests of the examples
+#[allow(dead_code)] // the tests of the examples use the other half
 mod process;
 mod quickstart;
 mod raw;

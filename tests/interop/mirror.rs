@@ -1,4 +1,4 @@
-//! Metadata of a request that come back with its answer: some in its head, some in its trailers.
+//! Echoes metadata of a request in its answer: some in its head, some in its trailers.
 use std::{
     convert::Infallible,
     pin::Pin,
@@ -11,17 +11,17 @@ use http_body::{Body as HttpBody, Frame};
 use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 
-/// Around a tonic service: handlers can't add trailers to a good answer of one message.
+/// Wraps a tonic service: handlers cannot add trailers to a successful answer of one message.
 #[derive(Clone)]
 pub(crate) struct Mirror<S> {
     inner: S,
-    /// What the names of metadata begin with that come back in the head.
+    /// Prefix of the metadata names that are echoed in the head.
     head: &'static str,
     /// The same for trailers.
     trailers: &'static str,
 }
 
-/// Ends with more trailers than the body within.
+/// Adds trailers to those of the body within.
 struct Ending {
     body: Body,
     more: HeaderMap,

@@ -1,4 +1,4 @@
-//! Services of ours: what the programs of others call, and what calls them.
+//! chassis services: servers for the foreign clients, and clients for the foreign servers.
 use std::{collections::BTreeMap, convert::Infallible};
 
 use axum::{
@@ -16,7 +16,7 @@ use tonic_prost::ProstCodec;
 
 use crate::echo;
 
-/// A service that finds nobody, at free ports.
+/// A service without known peers, at free ports.
 pub(crate) fn builder(settings: Value) -> ChassisBuilder {
     let base = json!({
         "registry": { "kind": "memory" },
@@ -25,7 +25,7 @@ pub(crate) fn builder(settings: Value) -> ChassisBuilder {
     Chassis::builder("tests").environment(Environment::default()).settings(base).settings(settings)
 }
 
-/// The Echo service with reflection, and where it listens.
+/// The Echo service with reflection, and its address.
 pub(crate) async fn echo(settings: Value) -> (Running, String) {
     let app = builder(settings).descriptors(FILE_DESCRIPTOR_SET).build().await.unwrap();
     let running = app.serve_grpc(echo::service()).reflection().start().await.unwrap();
@@ -33,7 +33,7 @@ pub(crate) async fn echo(settings: Value) -> (Running, String) {
     (running, address)
 }
 
-/// A REST service, and where it listens.
+/// A REST service, and its address.
 pub(crate) async fn rest(settings: Value) -> (Running, String) {
     let app = builder(settings).build().await.unwrap();
     let running = app.serve_http(router()).start().await.unwrap();
@@ -49,12 +49,12 @@ pub(crate) fn router() -> Router {
         .route("/panic", get(async || -> String { panic!("as asked for") }))
 }
 
-/// What `/lines/{n}` answers, piece by piece.
+/// The answer of `/lines/{n}`, piece by piece.
 pub(crate) fn lines(n: u32) -> impl Iterator<Item = Result<String, Infallible>> {
     (0..n).map(|line| Ok(format!("line {line}\n")))
 }
 
-/// A service that calls `peer` at `address`, whatever it speaks.
+/// A service that calls `peer` at `address`, over any protocol.
 pub(crate) async fn caller(address: &str, settings: Value) -> Chassis {
     let addresses: BTreeMap<_, _> = ["grpc", "http"].map(|protocol| (protocol, address)).into();
     let peer =
@@ -62,7 +62,7 @@ pub(crate) async fn caller(address: &str, settings: Value) -> Chassis {
     builder(peer).settings(settings).build().await.unwrap()
 }
 
-/// How often something was counted: the sum of a family's figures that have these labels.
+/// The sum of those series of a family that have these labels.
 pub(crate) fn counted(runtime: &Runtime, family: &str, labels: &[(&str, &str)]) -> u64 {
     let families = runtime.metrics().registry().gather();
     let metrics = families.iter().filter(|one| one.name() == family).flat_map(|one| one.get_metric());
@@ -75,7 +75,7 @@ pub(crate) fn counted(runtime: &Runtime, family: &str, labels: &[(&str, &str)]) 
         .sum()
 }
 
-/// An answer in its parts: stubs of unary calls don't tell the metadata of its head and trailers apart.
+/// An answer in its parts: stubs of unary calls merge the metadata of head and trailers.
 pub(crate) struct Parts<R> {
     pub(crate) head: MetadataMap,
     pub(crate) replies: Vec<R>,

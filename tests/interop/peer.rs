@@ -1,4 +1,4 @@
-//! Programs of others, as processes that end with their handle.
+//! Foreign programs, as processes that end with their handle.
 use std::{
     ffi::OsString,
     path::PathBuf,
@@ -15,21 +15,21 @@ use tokio::{
 
 use crate::trials::{NotRun, Ran};
 
-/// What takes longer than this never comes.
+/// A limit for each wait.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A server that was started. It is killed when this is dropped.
+/// A running server. It is killed when this is dropped.
 pub(crate) struct Peer {
-    /// It says what it does, line by line.
+    /// Its output, line by line.
     lines: Lines<BufReader<Box<dyn AsyncRead + Send + Unpin>>>,
     _process: Child,
     /// Its temporary files.
     _folder: TempDir,
 }
 
-/// On which of its outputs a server says what a test wants to know.
+/// The output on which a server prints the information for the test.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Says {
+enum Pipe {
     Out,
     Err,
 }
@@ -38,23 +38,23 @@ enum Says {
 
 /// `grpc_server.py`, and the port of its Echo service.
 pub(crate) async fn grpcio_server() -> Result<(Peer, String), NotRun> {
-    let mut server = Peer::start(python("grpc_server.py")?, Says::Out);
+    let mut server = Peer::start(python("grpc_server.py")?, Pipe::Out);
     let port = server.line().await;
     Ok((server, format!("127.0.0.1:{port}")))
 }
 
 /// `http_server.py`, and its port.
 pub(crate) async fn http_server() -> Result<(Peer, String), NotRun> {
-    let mut server = Peer::start(python("http_server.py")?, Says::Out);
+    let mut server = Peer::start(python("http_server.py")?, Pipe::Out);
     let port = server.line().await;
     Ok((server, format!("127.0.0.1:{port}")))
 }
 
-/// nginx, with its ports for HTTP/1.1 and for HTTP/2; what it has no answer to it passes on to `upstream`.
+/// nginx, with its ports for HTTP/1.1 and for HTTP/2; requests without an answer of its own go to `upstream`.
 pub(crate) async fn nginx(upstream: Option<&str>) -> Result<(Peer, String, String), NotRun> {
     let (mut command, nginx) = (python("nginx_server.py")?, program("NGINX")?);
     command.arg(nginx).args(upstream);
-    let mut server = Peer::start(command, Says::Out);
+    let mut server = Peer::start(command, Pipe::Out);
     let ports = server.line().await;
     let (http1, http2) = ports.split_once(' ').unwrap();
     Ok((server, format!("127.0.0.1:{http1}"), format!("127.0.0.1:{http2}")))
@@ -64,7 +64,7 @@ pub(crate) async fn nginx(upstream: Option<&str>) -> Result<(Peer, String, Strin
 pub(crate) async fn go_server() -> Result<(Peer, String), NotRun> {
     let mut command = Command::new(program("GO_INTEROP_SERVER")?);
     command.arg("-port=0").env("GRPC_GO_LOG_SEVERITY_LEVEL", "info");
-    let mut server = Peer::start(command, Says::Err);
+    let mut server = Peer::start(command, Pipe::Err);
     let line = server.line_with("listening on").await;
     let (_, port) = line.rsplit_once(':').unwrap();
     Ok((server, format!("127.0.0.1:{port}")))
@@ -86,7 +86,7 @@ pub(crate) async fn go_client(address: &str, case: &str) -> Ran {
     Ok(())
 }
 
-/// curl, quiet but for errors, and not led astray by a proxy.
+/// curl, silent except for errors, and without a proxy.
 pub(crate) fn curl() -> Result<Command, NotRun> {
     let mut command = Command::new(program("CURL")?);
     command.args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "25"]);
@@ -108,7 +108,7 @@ pub(crate) fn program(name: &str) -> Result<OsString, NotRun> {
 
 // === running them ===
 
-/// Runs `command` to its end, and has it succeed. Returns what it printed.
+/// Runs `command` to its end and requires success. Returns its output.
 pub(crate) async fn succeed(command: &mut Command) -> String {
     let output = finish(command).await;
     let [out, err] =
@@ -117,7 +117,7 @@ pub(crate) async fn succeed(command: &mut Command) -> String {
     out
 }
 
-/// Runs `command` to its end, however it ends.
+/// Runs `command` to its end, with any exit status.
 pub(crate) async fn finish(command: &mut Command) -> Output {
     let ended = timeout(PATIENCE, command.stdin(Stdio::null()).kill_on_drop(true).output()).await;
     ended.unwrap_or_else(|_| panic!("{command:?} did not end")).unwrap()
@@ -126,26 +126,26 @@ pub(crate) async fn finish(command: &mut Command) -> Output {
 // === impl Peer ===
 
 impl Peer {
-    fn start(mut command: Command, says: Says) -> Self {
+    fn start(mut command: Command, pipe: Pipe) -> Self {
         let folder = tempfile::tempdir().unwrap();
         command.env("TMPDIR", folder.path()).stdin(Stdio::null()).kill_on_drop(true);
-        let output = |this| if this == says { Stdio::piped() } else { Stdio::inherit() };
-        command.stdout(output(Says::Out)).stderr(output(Says::Err));
+        let output = |this| if this == pipe { Stdio::piped() } else { Stdio::inherit() };
+        command.stdout(output(Pipe::Out)).stderr(output(Pipe::Err));
         let mut process = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let said: Box<dyn AsyncRead + Send + Unpin> = match says {
-            Says::Out => Box::new(process.stdout.take().unwrap()),
-            Says::Err => Box::new(process.stderr.take().unwrap()),
+        let output: Box<dyn AsyncRead + Send + Unpin> = match pipe {
+            Pipe::Out => Box::new(process.stdout.take().unwrap()),
+            Pipe::Err => Box::new(process.stderr.take().unwrap()),
         };
-        Peer { lines: BufReader::new(said).lines(), _process: process, _folder: folder }
+        Peer { lines: BufReader::new(output).lines(), _process: process, _folder: folder }
     }
 
-    /// The next line it says.
+    /// The next line of its output.
     pub(crate) async fn line(&mut self) -> String {
-        let line = timeout(PATIENCE, self.lines.next_line()).await.expect("the peer says nothing");
+        let line = timeout(PATIENCE, self.lines.next_line()).await.expect("no output of the peer");
         line.unwrap().expect("the peer has ended")
     }
 
-    /// The next line in which it says this.
+    /// The next line of its output that contains `words`.
     pub(crate) async fn line_with(&mut self, words: &str) -> String {
         loop {
             let line = self.line().await;

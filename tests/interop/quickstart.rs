@@ -1,4 +1,4 @@
-//! The lines that the quickstart prints work: by curl, and by a grpcurl.
+//! The commands that the quickstart prints work: with curl, and with a grpcurl.
 use std::path::Path;
 
 use tokio::process::Command;
@@ -22,7 +22,7 @@ async fn lines_for_curl() -> Ran {
     Ok(())
 }
 
-/// A Python, which learns from reflection what grpcurl does.
+/// A Python script that uses reflection as grpcurl does.
 async fn lines_for_grpcurl() -> Ran {
     let python = program("PYTHON")?.into_string().unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/examples/grpcurl.py");
@@ -35,7 +35,7 @@ async fn lines_for_grpcurl() -> Ran {
     Ok(())
 }
 
-/// Runs by `program` the `count` lines that begin with `name`; each prints what is expected of it.
+/// Runs by `program` the `count` lines that begin with `name`; each must print the expected output.
 async fn check(name: &str, count: usize, program: &str, expected: impl Fn(&str) -> &'static str) {
     let shop = Shop::open().await;
     let mut ran = 0;

@@ -1,4 +1,4 @@
-//! Bytes as they are, over TCP; and frames of HTTP/2, good or bad.
+//! Raw bytes over TCP, and HTTP/2 frames, valid or not.
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -7,7 +7,7 @@ use tokio::{
 
 use crate::peer::PATIENCE;
 
-/// What every HTTP/2 connection begins with.
+/// The preface of every HTTP/2 connection.
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 // Kinds of frames.
@@ -27,7 +27,7 @@ pub(crate) const ACK: u8 = 1;
 pub(crate) const END_STREAM: u8 = 1;
 pub(crate) const END_HEADERS: u8 = 4;
 
-/// A frame with its length as it is.
+/// A frame with its true length.
 pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
     frame.extend([kind, flags]);
@@ -44,17 +44,17 @@ pub(crate) fn get() -> Vec<u8> {
     block
 }
 
-/// How a connection begins, and then these frames.
+/// The start of a connection, and then these frames.
 pub(crate) fn http2(frames: &[Vec<u8>]) -> Vec<u8> {
     [PREFACE, &frame(SETTINGS, 0, 0, &[]), &frames.concat()].concat()
 }
 
-/// Sends `bytes` and says that no more will come. Returns what came back until the other side closed, which
-/// it has to.
+/// Sends `bytes` and closes the write side. Returns the bytes received until the other side closed, which it
+/// must do.
 pub(crate) async fn exchange(address: &str, bytes: &[u8]) -> Vec<u8> {
     let (mut read, mut write) = TcpStream::connect(address).await.unwrap().into_split();
     let sending = async {
-        // The other side may close before it has heard all.
+        // The other side may close before it has read all.
         let _ = write.write_all(bytes).await;
         let _ = write.shutdown().await;
     };
@@ -62,7 +62,7 @@ pub(crate) async fn exchange(address: &str, bytes: &[u8]) -> Vec<u8> {
     said
 }
 
-/// What comes until the other side closes.
+/// The bytes received until the other side closes.
 pub(crate) async fn to_the_end(read: &mut (impl AsyncReadExt + Unpin)) -> Vec<u8> {
     let mut said = Vec::new();
     // A reset is an end too.

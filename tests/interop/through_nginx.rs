@@ -1,4 +1,4 @@
-//! nginx stands before our server: as a reverse proxy over HTTP/1.1, and by `grpc_pass`.
+//! nginx before the chassis server: as a reverse proxy over HTTP/1.1, and with `grpc_pass`.
 use std::convert::Infallible;
 
 use bytes::Bytes;

@@ -1,5 +1,5 @@
-//! Our client calls grpc-go's interop server: the fourteen cases, as gRPC's
-//! `doc/interop-test-descriptions.md` demands them, and many deadlines that both sides keep.
+//! The chassis client calls grpc-go's interop server: the fourteen cases of gRPC's
+//! `doc/interop-test-descriptions.md`, and many deadlines that both sides enforce.
 use std::{collections::BTreeMap, time::Duration};
 
 use chassis::{Channel, Chassis};
@@ -42,7 +42,7 @@ trials! {
     unimplemented_service
 }
 
-/// The server, and who calls it.
+/// The server, and a caller.
 struct World {
     app: Chassis,
     _server: Peer,
@@ -69,7 +69,7 @@ impl World {
         TestServiceClient::new(self.app.grpc("peer"))
     }
 
-    /// How often a call ended with `code`, as our figures have it, once nothing is under way any more.
+    /// The number of calls that ended with `code`, in the metrics, once no call is in flight.
     fn ended_with(&self, code: &str) -> u64 {
         let nodes = self.app.runtime().inspect().services.into_iter().flat_map(|service| service.nodes);
         assert_eq!(nodes.map(|node| node.in_flight).sum::<u32>(), 0, "calls under way");
@@ -163,11 +163,11 @@ async fn empty_stream() -> Ran {
 
 async fn cancel_after_begin() -> Ran {
     let world = World::new().await?;
-    world.stub().empty_call(Empty {}).await.unwrap(); // so that what follows has begun at once
+    world.stub().empty_call(Empty {}).await.unwrap(); // so that the next call is sent at once
     let (send, requests) = mpsc::channel(1);
     let mut stub = world.stub();
     let call = stub.streaming_input_call(ReceiverStream::new(requests));
-    // The server waits for the requests to end: so this gives up once the call is there.
+    // The server waits for the end of the requests: so this cancels once the call has arrived.
     timeout(Duration::from_millis(100), call).await.unwrap_err();
     send.closed().await;
     assert_eq!(world.ended_with("CANCELLED"), 1);
@@ -195,7 +195,7 @@ async fn timeout_on_sleeping_server() -> Ran {
     send.send(StreamingOutputCallRequest { payload: zeros(27182), ..wants(&[]) }).await.unwrap();
     let mut request = Request::new(ReceiverStream::new(requests));
     request.set_timeout(Duration::from_millis(1));
-    // With or without a head: the server may not have been reached yet.
+    // With or without a head: the call may not have reached the server yet.
     let status = match world.stub().full_duplex_call(request).await {
         Ok(replies) => replies.into_inner().message().await.unwrap_err(),
         Err(status) => status,
@@ -205,11 +205,11 @@ async fn timeout_on_sleeping_server() -> Ran {
     Ok(())
 }
 
-/// grpc-go ends a call by the same deadline, with a reset that may come before our timer has fired. Up to 100 ms
-/// `grpc-timeout` is sent in nanoseconds, above in microseconds.
+/// grpc-go ends a call at the same deadline, with a reset that may arrive before the local timer has fired.
+/// Up to 100 ms `grpc-timeout` is sent in nanoseconds, above in microseconds.
 async fn timeouts_that_the_server_notices_first() -> Ran {
     let world = World::with(json!({ "outbound": { "defaults": { "breaker": "off" } } })).await?;
-    world.stub().empty_call(Empty {}).await.unwrap(); // so that what follows has begun at once
+    world.stub().empty_call(Empty {}).await.unwrap(); // so that the next call is sent at once
     let mut codes = BTreeMap::new();
     for millis in (5..50).step_by(3).chain((101..146).step_by(3)) {
         let one = timed_out(world.stub(), millis, &[]);
@@ -224,10 +224,10 @@ async fn timeouts_that_the_server_notices_first() -> Ran {
     Ok(())
 }
 
-/// The circuit of a server that is too slow opens, whichever side notices the deadline first.
+/// The circuit of a server that is too slow opens, no matter which side notices the deadline first.
 async fn timeouts_that_the_server_notices_first_open_the_circuit() -> Ran {
     let world = World::new().await?;
-    world.stub().empty_call(Empty {}).await.unwrap(); // what waits for a connection says nothing of the server
+    world.stub().empty_call(Empty {}).await.unwrap(); // waiting for a connection is no failure of the server
     let mut late = 0;
     loop {
         match timed_out(world.stub(), 20, &[]).await {
@@ -240,7 +240,7 @@ async fn timeouts_that_the_server_notices_first_open_the_circuit() -> Ran {
     Ok(())
 }
 
-/// How a call ends that the server answers with `sizes` at once, and with another reply in a minute.
+/// The code of a call that the server answers with `sizes` at once, and with another reply in a minute.
 async fn timed_out(mut stub: TestServiceClient<Channel>, millis: u64, sizes: &[i32]) -> Code {
     let late = ResponseParameters { size: 1, interval_us: 60_000_000, ..ResponseParameters::default() };
     let mut wanted = wants(sizes);

@@ -1,4 +1,4 @@
-//! Our client calls grpcio: `tests/foreign/grpc_server.py`.
+//! The chassis client calls grpcio: `tests/foreign/grpc_server.py`.
 use std::time::Duration;
 
 use chassis::{Channel, Chassis, Reason};
@@ -31,15 +31,15 @@ trials! {
     a_server_that_is_gone_never_saw_the_call
 }
 
-/// The server, and who calls it.
+/// The server, and a caller.
 struct World {
     app: Chassis,
     server: Peer,
 }
 
-/// Metadata that come back in the head of an answer: text and bytes.
+/// Metadata that the server echoes in the head of an answer: text and bytes.
 const ECHO: (&str, &str) = ("x-echo-text", "x-echo-raw-bin");
-/// Those that come back in its trailers.
+/// Metadata that it echoes in the trailers.
 const TRAIL: (&str, &str) = ("x-trail-text", "x-trail-raw-bin");
 
 impl World {
@@ -54,12 +54,12 @@ impl World {
     }
 }
 
-/// A request that is answered when nobody waits any more.
+/// A request whose answer comes after every deadline.
 fn slow() -> EchoRequest {
     EchoRequest { delay_ms: 60_000, ..says("slow") }
 }
 
-/// A request for more replies than anybody wants.
+/// A request for more replies than any test reads.
 fn endless() -> EchoRequest {
     EchoRequest { repeat: 1_000_000, payload: every_byte(), ..says("") }
 }
@@ -133,7 +133,7 @@ async fn the_server_sees_the_deadline() -> Ran {
     assert_eq!(world.stub().call(request).await.unwrap_err().code(), Code::DeadlineExceeded);
     assert_eq!(world.server.line().await, "cancelled Call");
 
-    // It holds to the end of a stream.
+    // It covers a stream to its end.
     let mut request = Request::new(endless());
     request.set_timeout(Duration::from_millis(300));
     let mut replies = world.stub().download(request).await.unwrap().into_inner();
@@ -231,7 +231,7 @@ async fn a_server_that_is_gone_never_saw_the_call() -> Ran {
     let mut stub = EchoClient::new(app.grpc("peer"));
     stub.call(says("connect")).await.unwrap();
     drop(server);
-    // The first may still have been on its way when the server died; then nobody is there.
+    // The first call may have been in flight when the server was killed; after it connecting fails.
     let _ = stub.call(says("")).await;
     let status = stub.call(says("")).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");

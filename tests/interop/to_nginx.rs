@@ -1,4 +1,4 @@
-//! Our REST client calls nginx, in both versions of HTTP.
+//! The chassis REST client calls nginx, in both versions of HTTP.
 use std::time::Duration;
 
 use chassis::{Code, HttpClient};
@@ -19,7 +19,7 @@ trials! {
     idle_connections_it_closes_fail_no_get
 }
 
-/// What nginx answers by itself.
+/// The answers that nginx gives by itself.
 async fn check_answers(peer: &HttpClient) {
     for _ in 0..100 {
         let answer = peer.get("/nginx/hello").send().await.unwrap();
@@ -40,7 +40,7 @@ async fn check_answers(peer: &HttpClient) {
     assert_eq!(head.bytes().await.unwrap(), "");
     let part = peer.get("/nginx/file").header("range", "bytes=0-9").send().await.unwrap();
     assert_eq!((part.status().as_u16(), part.text().await.unwrap().as_str()), (206, "xxxxxxxxxx"));
-    // A method nobody knows, and an answer that comes before the request has been read.
+    // An unknown method, and an answer that comes before the request has been read.
     let method = Method::from_bytes(b"BREW").unwrap();
     assert_eq!(peer.request(method, "/nginx/file").send().await.unwrap().status().as_u16(), 405);
     let large = peer.post("/nginx/missing").body(vec![0; 2 << 20]).send().await.unwrap();
@@ -89,7 +89,7 @@ async fn its_connections_end_in_the_middle_of_work() -> Ran {
     Ok(())
 }
 
-/// Requests come about when nginx closes the connection: each again races with its end.
+/// Requests are sent about when nginx closes the connection, so each races with its end.
 async fn idle_connections_it_closes_fail_no_get() -> Ran {
     let (_nginx, http1, _) = peer::nginx(None).await?;
     let app = ours::caller(&http1, json!({})).await;

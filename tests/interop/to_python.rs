@@ -1,4 +1,4 @@
-//! Our REST client calls `tests/foreign/http_server.py`.
+//! The chassis REST client calls `tests/foreign/http_server.py`.
 use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
@@ -27,13 +27,13 @@ trials! {
     a_connection_closed_without_a_word_fails_no_get
 }
 
-/// The server, and who calls it.
+/// The server, and a caller.
 struct World {
     app: Chassis,
     _server: Peer,
 }
 
-/// What the server was asked.
+/// A request that the server received.
 #[derive(Debug, Deserialize)]
 struct Asked {
     method: String,
@@ -60,7 +60,7 @@ impl World {
         self.app.http("peer")
     }
 
-    /// How often the server was asked `what`: `GET /path`.
+    /// How often the server received `what`: `GET /path`.
     async fn asked(&self, what: &str) -> u32 {
         let counts = self.peer().get("/counts").send().await.unwrap();
         counts.json::<HashMap<String, u32>>().await.unwrap().get(what).copied().unwrap_or(0)
@@ -92,7 +92,7 @@ async fn get_and_post() -> Ran {
     assert_eq!((asked.method.as_str(), asked.body.as_str()), ("POST", r#"{"n":1}"#));
     assert_eq!(asked.header("content-type"), ["application/json"]);
     assert_eq!(asked.header("content-length"), ["7"]);
-    assert!(asked.header("x-request-timeout-ms").is_empty(), "nobody set a deadline");
+    assert!(asked.header("x-request-timeout-ms").is_empty(), "no deadline was set");
     Ok(())
 }
 
@@ -102,7 +102,7 @@ async fn bodies_both_ways() -> Ran {
     let back = world.peer().put("/body").body(large.clone()).send().await.unwrap().bytes().await.unwrap();
     assert!(back == large);
 
-    // One whose size nobody knows is sent in chunks.
+    // A body of unknown size is sent in chunks.
     let chunks = (0..100).map(|n| Ok::<_, std::io::Error>(Frame::data(Bytes::from(format!("{n},")))));
     let body = StreamBody::new(tokio_stream::iter(chunks));
     let asked: Asked = world.peer().post("/echo/x").stream(body).send().await.unwrap().json().await.unwrap();
@@ -140,7 +140,7 @@ async fn failing_answers_are_answers() -> Ran {
     }
     let problem = world.peer().get("/nowhere").send().await.unwrap().ok().await.unwrap_err();
     assert_eq!((problem.status(), problem.code()), (StatusCode::NOT_FOUND, Code::NotFound));
-    // What may help is tried again, by idempotent methods alone.
+    // Retryable statuses are retried, by idempotent methods only.
     for (method, times) in [(Method::GET, 2), (Method::POST, 1)] {
         let answer = world.peer().request(method.clone(), "/status/503").send().await.unwrap();
         assert_eq!(answer.status().as_u16(), 503);
@@ -213,8 +213,8 @@ async fn a_connection_closed_after_each_answer_is_not_used_again() -> Ran {
     Ok(())
 }
 
-/// The next request races with the end of the connection, which was not announced. On a quick machine about half
-/// of them lose, which is more than a budget is for.
+/// The next request races with the end of the connection, which was not announced. On a fast machine about
+/// half of the requests lose the race, more than a retry budget allows.
 async fn a_connection_closed_without_a_word_fails_no_get() -> Ran {
     let world = World::with(json!({ "retry": { "budget": "off" } })).await?;
     let callers = (0..4).map(|_| {

@@ -1,9 +1,9 @@
-//! Runs the tests of a binary that has `harness = false`. A test of a program that is not installed can't run,
-//! and libtest knows no such end: here it is reported as ignored, with the reason, and counted so.
+//! Runs the tests of a binary that has `harness = false`. A test of a program that is not installed cannot
+//! run, and libtest has no such result: here it is reported as ignored, with the reason, and counted so.
 //!
-//! A module lists its tests by `trials!`; one that is left out is dead code to the compiler.
-//! The arguments are those of libtest that concern the choice of tests: names, `--exact`, `--skip`, `--list`,
-//! `--test-threads`. Others are passed over.
+//! A module lists its tests in `trials!`; the compiler reports one that is left out as dead code. The
+//! arguments are those of libtest that select tests: names, `--exact`, `--skip`, `--list`, `--test-threads`.
+//! Others are ignored.
 use std::{
     collections::VecDeque,
     num::NonZero,
@@ -19,10 +19,10 @@ use tokio::time::Instant;
 #[derive(Debug)]
 pub(crate) struct NotRun(pub(crate) String);
 
-/// What a test returns that may not run. One that always runs returns nothing.
+/// The result of a test that may be unable to run. A test that can always run returns nothing.
 pub(crate) type Ran = Result<(), NotRun>;
 
-/// What a test may return.
+/// A return type of tests.
 pub(crate) trait Outcome {
     fn ran(self) -> Ran;
 }
@@ -33,7 +33,7 @@ pub(crate) struct Trial {
     run: fn() -> Pin<Box<dyn Future<Output = Ran>>>,
 }
 
-/// Which tests to run, and how.
+/// The selected tests, and options.
 #[derive(Default)]
 struct Arguments {
     names: Vec<String>,
@@ -77,12 +77,12 @@ impl Outcome for Ran {
 // === impl Trial ===
 
 impl Trial {
-    /// `name` begins with the crate's, which is left out.
+    /// `name` begins with the crate's name, which is left out.
     pub(crate) fn new(name: &'static str, run: fn() -> Pin<Box<dyn Future<Output = Ran>>>) -> Self {
         Trial { name: name.split_once("::").map_or(name, |(_, rest)| rest), run }
     }
 
-    /// `Err` is what it panicked with, which its thread has printed already.
+    /// `Err` is the panic payload, which the thread has printed already.
     fn run(&self) -> thread::Result<Ran> {
         let run = self.run;
         let body = move || {
@@ -93,7 +93,7 @@ impl Trial {
     }
 }
 
-/// Runs those of `all` that the arguments of this process ask for, and prints what libtest would.
+/// Runs those of `all` that the arguments of this process select, and prints results like libtest.
 pub(crate) fn run(all: impl IntoIterator<Item = Vec<Trial>>) -> ExitCode {
     let arguments = Arguments::read(std::env::args().skip(1));
     let all: Vec<Trial> = all.into_iter().flatten().collect();

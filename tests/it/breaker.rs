@@ -1,4 +1,4 @@
-//! Circuits: what opens and closes them, what passes while they are open, and what each of them guards.
+//! Circuits: when they open and close, which calls pass while they are open, and their scope.
 use std::{sync::Arc, time::Duration};
 
 use chassis::{Code, Event, Reason};
@@ -6,7 +6,7 @@ use tokio::time::advance;
 
 use crate::mesh::{Act, Ask, Caller, Gate, Mesh, Op, Wire, all_well, both, until};
 
-/// A breaker of this kind, without retries.
+/// A breaker with these settings, without retries.
 fn breaker(numbers: &str) -> String {
     format!("outbound: {{ defaults: {{ retry: off, breaker: {{ {numbers} }} }} }}")
 }
@@ -20,7 +20,7 @@ async fn fails_ten_times(caller: &Arc<Caller>, wire: Wire, ask: impl Fn() -> Ask
     }
 }
 
-/// The circuits' moves so far, as in `service: closed -> open`.
+/// The state changes of circuits so far, as in `service: closed -> open`.
 fn moves(caller: &Caller) -> Vec<String> {
     let moved = |event: &Event| match event {
         Event::CircuitMoved { of, from, to, .. } => Some(format!("{of}: {from} -> {to}")),
@@ -75,7 +75,7 @@ both! {
         advance(Duration::from_secs(5)).await;
         assert_eq!(caller.call(wire, Ask::to("stock")).await.reason, None, "a probe");
         for _ in 0..4 {
-            advance(Duration::from_millis(1_120)).await; // open for nine tenths of its time at least
+            advance(Duration::from_millis(1_120)).await; // open for at least nine tenths of its setting
             caller.call(wire, Ask::to("stock")).await.refused(Reason::CircuitOpen);
         }
         assert_eq!(stock.executed(), 11);
@@ -170,7 +170,7 @@ both! {
         let open: Vec<_> = caller.view(wire, "stock").nodes.iter().map(|node| node.circuit.unwrap().name()).collect();
         assert_eq!(open, ["closed", "closed", "open"]);
 
-        // It is found out by a probe or two that it is well again.
+        // One or two probes find out that it has recovered.
         bad.does(Act::Answer);
         advance(Duration::from_secs(5)).await;
         all_well(&caller.calls(wire, 100, || Ask::to("stock")).await);
@@ -212,7 +212,7 @@ both! {
         }
         assert_eq!(stock.executed(), 50);
 
-        // What it counted meanwhile says that it should be open.
+        // By its count of the meantime it must be open.
         caller.push(&breaker(TEN_FAILURES)).await.applied();
         assert_eq!(caller.call(wire, Ask::to("stock")).await.reason, None);
         caller.call(wire, Ask::to("stock")).await.refused(Reason::CircuitOpen);
@@ -234,7 +234,7 @@ both! {
         }
         caller.push(&numbers).await.applied();
         all_well(&caller.calls(wire, 5, || Ask::to("stock")).await);
-        // Nor what a server refused before any work: it is not that the service fails.
+        // Refusals of a server before any work do not count either: the service has not failed.
         stock.push("inbound: { rate_limits: [ { name: r, rate: 0/s, burst: 0 } ] }").await.applied();
         for outcome in caller.calls(wire, 50, || Ask::to("stock")).await {
             outcome.refused(Reason::RateLimited);

@@ -1,4 +1,4 @@
-//! Rules over who calls: the labels of the calling service in limits, faults and routes.
+//! Rules about callers: the labels of the calling service in limits, faults and routes.
 use chassis::{Code, Reason};
 
 use crate::mesh::{Ask, Kind, Mesh, Wire, all_well, both};
@@ -16,9 +16,9 @@ const CANARY_2: Labels = &[("track", "canary-2")];
 /// The value under another name.
 const ZONE: Labels = &[("zone", "canary")];
 
-const EVERYBODY: [Labels; 6] = [NONE, CANARY, STABLE, CANARY_EU, CANARY_2, ZONE];
+const ALL_LABELS: [Labels; 6] = [NONE, CANARY, STABLE, CANARY_EU, CANARY_2, ZONE];
 
-/// A match, and those of `EVERYBODY` whom it is about.
+/// A match, and those of `ALL_LABELS` that it accepts.
 const MATCHES: &[(&str, &[Labels])] = &[
     ("caller_labels: { track: canary }", &[CANARY, CANARY_EU]),
     ("caller_labels: { track: canary, zone: eu }", &[CANARY_EU]),
@@ -39,7 +39,7 @@ fn orders<'a>(mesh: &'a Mesh, labels: Labels, config: &str) -> crate::mesh::Plan
 both! {
     async fn a_limit_for_callers_with_labels(wire: Wire) {
         for (matching, about) in MATCHES {
-            for labels in EVERYBODY {
+            for labels in ALL_LABELS {
                 let mesh = Mesh::new();
                 let limit = format!("{{ name: some, rate: 1/h, burst: 2, match: {{ {matching} }} }}");
                 let inbound = format!("inbound: {{ rate_limits: [ {limit} ] }}");
@@ -64,7 +64,7 @@ both! {
 both! {
     async fn a_route_for_services_with_labels(wire: Wire) {
         for (matching, about) in MATCHES {
-            for labels in EVERYBODY {
+            for labels in ALL_LABELS {
                 let mesh = Mesh::new();
                 let plan = |id, track| mesh.server("stock", id).label("track", track);
                 let _stock = [plan("one", "one").start().await, plan("two", "two").start().await];
@@ -97,7 +97,7 @@ both! {
                 kind.whole(&stable, wire, Ask::to("stock"), 3).await.unwrap();
                 assert_eq!(stock.executed(), n, "{kind:?}");
             }
-            // Settings that change apply to callers who are known already.
+            // Changed settings also apply to callers that are known already.
             stock.push(&format!("faults: [ {{ {} }} ]", fault.replace("track: canary", "track: stable"))).await.applied();
             assert!(kind.whole(&canary, wire, Ask::to("stock"), 3).await.is_ok(), "{kind:?}");
             assert!(kind.whole(&stable, wire, Ask::to("stock"), 3).await.is_err(), "{kind:?}");
@@ -106,7 +106,7 @@ both! {
 }
 
 both! {
-    /// The labels are those of the service that calls, not of one that called it, nor what a caller says itself.
+    /// The labels are those of the direct caller, neither of its own callers nor those in a caller's headers.
     async fn labels_are_of_the_last_hop(wire: Wire) {
         let limit = "inbound: { rate_limits: [ { name: some, rate: 1/h, burst: 1, \
                      match: { caller_labels: { track: canary } } } ] }";

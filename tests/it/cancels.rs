@@ -1,4 +1,4 @@
-//! Callers that give up early, on the connection that others use too.
+//! Callers that cancel early, on a connection that others share.
 use std::time::Duration;
 
 use chassis::Code;
@@ -8,8 +8,8 @@ use crate::mesh::{Act, Ask, Gate, Mesh, Wire, both, metric};
 const HTTP2: &str = "client: { http_version: \"2\" }\noutbound: { defaults: { retry: off, breaker: off } }";
 
 both! {
-    /// All of their calls are over their time, 3,200 in a second: they said that they would not wait for longer.
-    async fn callers_of_little_patience_cost_nobody_the_connection(wire: Wire) {
+    /// All of their calls exceed their timeouts, 3,200 in a second: they gave a short one.
+    async fn callers_with_short_timeouts_do_not_end_the_connection(wire: Wire) {
         let mesh = Mesh::new();
         let stock = mesh.start("stock", "stock-1").await;
         let caller = mesh.caller(HTTP2).await;

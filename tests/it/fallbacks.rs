@@ -1,4 +1,5 @@
-//! Answers in place of those that failed: by a function, from the settings, and what is counted all the same.
+//! Answers in place of failed calls: from a function, from the settings; metrics count the failure all the
+//! same.
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,8 +12,8 @@ use http::{HeaderMap, StatusCode};
 
 use crate::mesh::{Act, Ask, Mesh, Wire, both};
 
-/// Answers with what it was told, in the words of the protocol that was called over.
-async fn tells(failed: Failed) -> Result<Answer, Error> {
+/// Answers with the failure it received, in the protocol of the call.
+async fn describe_failure(failed: Failed) -> Result<Answer, Error> {
     let Failed { target, error, .. } = failed;
     let message = format!("{} for {}", error.reason(), error.code());
     if target.operation.as_str().contains("Echo/") {
@@ -31,22 +32,22 @@ both! {
         let stock = mesh.start("stock", "stock-1").await;
         let settings = "outbound: { defaults: { retry: off, breaker: { min_calls: 4 } } }";
         let plan = mesh.server("tests", "tests").config(settings);
-        let caller = plan.with(|builder| builder.fallback("stock", tells)).caller().await;
+        let caller = plan.with(|builder| builder.fallback("stock", describe_failure)).caller().await;
         assert_eq!(caller.call(wire, Ask::to("stock")).await.by(), "stock-1", "nothing failed");
 
-        // Three of four calls are failures enough.
+        // Three of four calls fail, which is enough.
         stock.does(Act::Fail(Code::Unavailable));
         for _ in 0..3 {
             let instead = caller.call(wire, Ask::to("stock")).await;
             assert!(instead.is_ok() && instead.message.ends_with("for UNAVAILABLE"), "{instead:?}");
         }
-        // It is no success of the endpoint's: the circuit has opened.
+        // It is no success of the endpoint: the circuit has opened.
         let instead = caller.call(wire, Ask::to("stock")).await;
         assert_eq!(instead.message, "CIRCUIT_OPEN for UNAVAILABLE");
         assert_eq!(stock.executed(), 4);
         let node = &caller.view(wire, "stock").nodes[0];
         assert_eq!((node.calls, node.successes), (4, 1));
-        // And the figures keep what it was.
+        // And the metrics keep the original reason.
         let refused = r#"chassis_fallbacks_total{reason="CIRCUIT_OPEN",service="stock"}"#;
         assert_eq!(caller.metric(refused), 1.0);
         let rejected = r#"chassis_rejected_total{reason="CIRCUIT_OPEN",service="stock",side="client"}"#;
@@ -66,7 +67,7 @@ both! {
         stock.does(Act::Fail(Code::Unavailable));
         let operation = wire.operation(crate::mesh::Op::Safe);
         let plan = mesh.server("tests", "tests").config("outbound: { defaults: { retry: off } }");
-        let plan = plan.with(|builder| builder.fallback_for("stock", operation, tells));
+        let plan = plan.with(|builder| builder.fallback_for("stock", operation, describe_failure));
         let caller = plan.caller().await;
         assert!(caller.call(wire, Ask::to("stock").safe()).await.is_ok());
         assert_eq!(caller.call(wire, Ask::to("stock")).await.code, Code::Unavailable);
@@ -93,7 +94,7 @@ both! {
         let caller = plan.with(move |builder| builder.fallback("stock", slow)).caller().await;
         let outcome = caller.call(wire, Ask::to("stock")).await;
         assert_eq!((outcome.code, outcome.took), (Code::Unavailable, Duration::from_secs(1)));
-        assert_eq!(outcome.message, "stock-1 fails as told", "the failing answer itself");
+        assert_eq!(outcome.message, "stock-1 fails as asked", "the failing answer itself");
     }
 }
 
@@ -124,12 +125,12 @@ both! {
         }
         stock.does(Act::Fail(Code::NotFound));
         assert_eq!(caller.call(wire, Ask::to("stock")).await.code, Code::NotFound, "not among `on`");
-        assert_eq!(caller.call(wire, Ask::to("nobody")).await.reason, Some(Reason::UnknownService));
+        assert_eq!(caller.call(wire, Ask::to("unknown")).await.reason, Some(Reason::UnknownService));
         let fallbacks = crate::mesh::scrape(caller.runtime());
         let fallbacks = fallbacks.lines().filter(|line| line.starts_with("chassis_fallbacks_total{"));
         assert_eq!(fallbacks.count(), 1, "for one reason, once");
 
-        // It can be taken away like any other setting.
+        // It can be removed like any other setting.
         stock.does(Act::Fail(Code::Unavailable));
         caller.push("outbound: { defaults: { retry: off } }").await.applied();
         assert_eq!(caller.call(wire, Ask::to("stock")).await.code, Code::Unavailable);

@@ -1,4 +1,5 @@
-//! Faults that are injected: how often, in which words, on which side, above or below the retries, until when.
+//! Injected faults: their share, their answers in each protocol, on which side, above or below the retries,
+//! and their end.
 use std::{sync::Arc, time::Duration};
 
 use chassis::{Code, Reason};
@@ -6,7 +7,7 @@ use tokio::time::advance;
 
 use crate::mesh::{Ask, Caller, Mesh, Outcome, Server, Wire, all_well, both, metric};
 
-/// A fault in the settings of whoever calls, or of who is called.
+/// The side whose settings contain the fault: the caller or the server.
 #[derive(Clone, Copy, Debug)]
 enum Side {
     Client,
@@ -45,7 +46,7 @@ both! {
                 count(&outcomes, aborted),
                 count(&outcomes, |outcome| delayed(outcome) && aborted(outcome)),
             ];
-            // Four standard deviations: 58, 50 and 30; drawn apart, both hit 6 %.
+            // Four standard deviations: 58, 50 and 30; drawn independently, both hit 6 %.
             let expected = [(300.0, 58.0), (200.0, 50.0), (60.0, 30.0)];
             for (share, (mean, width)) in shares.iter().zip(expected) {
                 assert!((share - mean).abs() <= width, "{side:?}: {shares:?}");
@@ -158,7 +159,7 @@ both! {
         let retries = caller.metric(r#"chassis_retry_attempts_total{outcome="retried",service="stock"}"#);
         assert!((90.0..170.0).contains(&retries), "{retries}");
 
-        // What may have been executed is not tried again where it is not safe.
+        // A call that may have been executed is not retried where this is not safe.
         let outcomes = caller.calls(wire, 100, || Ask::to("stock")).await;
         let failed = count(&outcomes, |outcome| !outcome.is_ok());
         assert!((12.0..48.0).contains(&failed), "{failed}");
@@ -208,8 +209,8 @@ both! {
 }
 
 both! {
-    /// An instance into which failures are injected is one that fails, for those who call it: no call is sent
-    /// twice for it, and it is avoided like any other that fails. Before, its circuit never heard of them.
+    /// An instance with injected faults fails for its callers like any other: no call is sent twice for it,
+    /// and it is avoided. Regression: their circuits did not count these faults.
     async fn a_fault_of_an_instance_is_a_failure_for_its_callers(wire: Wire) {
         for abort in ["abort: { code: UNAVAILABLE }", "abort: {}, delay: 1ms", "abort: {}, at: attempt"] {
             let mesh = Mesh::seeded(5);

@@ -1,4 +1,5 @@
-//! What is scraped: names, labels and buckets, as the conventions have them; and that labels stay few.
+//! The scraped metrics: names, labels and buckets as in the conventions; and a bounded number of label
+//! values.
 use std::collections::BTreeSet;
 
 use chassis::Code;
@@ -34,7 +35,7 @@ async fn rpc_durations() {
     let expected = [("OK", ""), ("NOT_FOUND", "NOT_FOUND"), ("INTERNAL", "INTERNAL")];
     let expected = expected.map(|(code, error)| format!("{name}{}", labels("Call", code, error)));
     assert_eq!(client, expected.into());
-    // What a server's caller did wrong is no error of the server's.
+    // An error of the caller is no error of the server.
     let name = "rpc_server_call_duration_seconds_count";
     let expected = [("OK", ""), ("NOT_FOUND", ""), ("INTERNAL", "INTERNAL")];
     let expected = expected.map(|(code, error)| format!("{name}{}", labels("Call", code, error)));
@@ -64,7 +65,7 @@ async fn http_durations() {
     }
 }
 
-/// What the server itself says, and callers that leave: none of it looks like a success.
+/// The server's own refusals, and callers that cancel: none of them counts as a success.
 #[tokio::test(start_paused = true)]
 async fn what_no_handler_answers_has_a_status_too() {
     let mesh = Mesh::new();
@@ -178,7 +179,7 @@ both! {
         assert!(caller.metric("chassis_config_last_reload_success_timestamp_seconds") > 1.7e9);
         let decisions = r#"chassis_rate_limit_decisions_total{decision="allowed",rule="in",side="server"}"#;
         assert_eq!(metric(stock.runtime(), decisions), stock.executed() as f64);
-        // A retry, and why another was not made.
+        // A retry, and the reason why another was not made.
         assert!(caller.metric(r#"chassis_retry_attempts_total{outcome="retried",service="stock"}"#) > 0.0);
     }
 }

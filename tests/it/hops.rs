@@ -1,7 +1,6 @@
-//! Gateways of another make, which pass on what the service behind them said of their own call.
+//! Foreign gateways that forward the refusal of the service behind them.
 //!
-//! What a service says of a call that it refused is true of its own hop only: whoever called the gateway has
-//! had its work done.
+//! A refusal is only true for the hop of the service that refused: the gateway itself has executed the call.
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering::SeqCst},
@@ -17,25 +16,25 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 
 use crate::mesh::{Act, Ask, Mesh, Outcome, Server, Wire, all_well, both, until};
 
-/// What a gateway passes on to the service behind it, beside path and body.
+/// The headers that a gateway forwards to the service behind it, besides path and body.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Passes {
-    /// What its own client library writes.
+    /// Only those of its own client library.
     Nothing,
-    /// The headers of the request that came in.
+    /// The headers of the incoming request.
     Headers,
-    /// Its authority too, and a header that says so.
+    /// Its authority too, and a header that names it.
     Everything(&'static str),
 }
 
-/// Books what comes in, then asks the service behind it, and answers in its words: status, headers and trailers.
-/// HTTP/2, which gRPC and REST have in common.
+/// Counts incoming calls, then calls the service behind it, and answers with its status, headers and
+/// trailers. Uses HTTP/2, which gRPC and REST have in common.
 struct Gateway {
     booked: Arc<AtomicUsize>,
 }
 
 impl Gateway {
-    /// Is called `shop`; `stock-1` is behind it.
+    /// The gateway is called `shop`; `stock-1` is behind it.
     fn start(mesh: &Mesh, wire: Wire, passes: Passes) -> Self {
         let network: MemoryNetwork = mesh.network.memory().clone();
         let mut listener = network.listen("gateway").unwrap();
@@ -119,7 +118,7 @@ async fn all_of(mut body: h2::RecvStream) -> (Bytes, Option<HeaderMap>) {
     (whole.into(), body.trailers().await.unwrap())
 }
 
-/// One instance of `stock`, which lets in one call at a time, with one under way for the caller to see.
+/// One instance of `stock`, which admits one call at a time, with one in flight that the caller observes.
 async fn full(mesh: &Mesh, wire: Wire) -> (Server, tokio::task::JoinHandle<Outcome>) {
     let stock = mesh.server("stock", "stock-1").config("inbound: { concurrency: 1 }").start().await;
     stock.does(Act::Hang);
@@ -132,8 +131,8 @@ async fn full(mesh: &Mesh, wire: Wire) -> (Server, tokio::task::JoinHandle<Outco
 const TO_HTTP2: &str = "client: { http_version: \"2\" }";
 
 both! {
-    /// A gateway has booked the order, and failed at a service behind it that refused. Before, every order was
-    /// booked twice, and its circuit saw nothing.
+    /// A gateway has booked the order, and failed because a service behind it refused. Regression: every
+    /// order was booked twice, and its circuit counted nothing.
     async fn an_order_is_booked_once(wire: Wire) {
         let everything = ["x-forwarded-for", "x-forwarded-proto", "x-real-ip"].map(Passes::Everything);
         for passes in [Passes::Nothing, Passes::Headers].into_iter().chain(everything) {
@@ -157,7 +156,7 @@ both! {
 }
 
 both! {
-    /// What may be sent twice still is, and finds the same.
+    /// A call that may be sent twice is retried, with the same result.
     async fn an_idempotent_call_is_retried_as_after_any_failure(wire: Wire) {
         let mesh = Mesh::new();
         let (_stock, held) = full(&mesh, wire).await;
@@ -170,7 +169,7 @@ both! {
 }
 
 both! {
-    /// A download through it, refused in the same words.
+    /// A download through the gateway, refused with the same headers.
     async fn a_stream_is_opened_once(wire: Wire) {
         let mesh = Mesh::new();
         let (_stock, held) = full(&mesh, wire).await;
@@ -191,8 +190,8 @@ both! {
 }
 
 both! {
-    /// A service of ours says it of its own hop, and is believed: the call goes to another instance, and blames
-    /// nobody.
+    /// A chassis service reports its own refusal and is believed: the call goes to another instance, and no
+    /// node counts a failure.
     async fn a_refusal_by_the_service_itself_is_believed(wire: Wire) {
         for version in ["1", "2"] {
             let mesh = Mesh::new();
@@ -212,7 +211,7 @@ both! {
     }
 }
 
-/// A service in the middle that answers with its upstream's head has done its own work.
+/// A service in the middle that forwards its upstream's head has done its own work.
 #[tokio::test(start_paused = true)]
 async fn a_layer_that_passes_a_head_on_does_not_pass_the_refusal_on() {
     let mesh = Mesh::new();
@@ -221,7 +220,7 @@ async fn a_layer_that_passes_a_head_on_does_not_pass_the_refusal_on() {
     let plan = mesh.server("shop", "shop-1").with(move |builder| {
         let books = chassis::from_fn(move |call: Invocation, _: Next| {
             count.fetch_add(1, SeqCst);
-            // As `stock` answers this service.
+            // The headers of `stock`'s answer to this service.
             let head = [("x-chassis-refused", "OVERLOADED"), ("x-chassis-hop", "0 stock shop")];
             let head =
                 head.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));

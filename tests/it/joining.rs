@@ -1,11 +1,11 @@
-//! Instances that come and go.
+//! Instances that join and leave.
 use std::time::Duration;
 
 use chassis::{Reason, registry::Instance as Entry};
 
 use crate::mesh::{Act, Ask, Load, Mesh, Wire, all_well, both, share};
 
-/// Calls that end up nowhere fail: nothing is tried again.
+/// Without retries, calls without a node fail at once.
 const NO_RETRY: &str = "outbound: { defaults: { retry: off } }";
 
 both! {
@@ -46,7 +46,7 @@ both! {
         let caller = mesh.caller(NO_RETRY).await;
         assert_eq!(caller.call(wire, Ask::to("stock")).await.by(), "stock-1");
         first.stop().await;
-        // The set that was there last is held on to, and nobody is there.
+        // The last set is kept, and none of its instances runs.
         let outcome = caller.call(wire, Ask::to("stock")).await;
         outcome.refused(Reason::NoEndpoint);
         assert_eq!(outcome.maybe_executed, Some(false));

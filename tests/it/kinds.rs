@@ -1,5 +1,5 @@
-//! Calls of every kind, single ones and streams, under faults, fallbacks, routes and retry budgets; and settings
-//! that change while they are under way.
+//! Calls of every kind, unary and streaming, with faults, fallbacks, routes and retry budgets; and settings
+//! that change while they are in flight.
 use std::{sync::Arc, time::Duration};
 
 use chassis::{Code, Reason};
@@ -16,7 +16,7 @@ async fn open(caller: &Arc<Caller>, servers: &[&Server], wire: Wire, kind: Kind)
     Stream::open(caller, servers, wire, kind, Ask::to("stock")).await
 }
 
-/// Nothing of what was called is left over.
+/// No call and no permit of the called servers remains.
 async fn settled(caller: &Caller, wire: Wire, servers: &[&Server]) {
     until("no handler runs", || servers.iter().all(|server| server.running() == 0)).await;
     until("no call is in flight", || caller.view(wire, "stock").nodes.iter().all(|node| node.in_flight == 0))
@@ -97,10 +97,10 @@ both! {
             assert_eq!(stock.executed(), 1, "{kind:?}");
             let counted = r#"chassis_fallbacks_total{reason="FAULT_INJECTED",service="stock"}"#;
             assert_eq!(caller.metric(counted), 3.0, "{kind:?}");
-            // What is under way ends as it would have.
+            // Calls in flight end as without the change.
             gate.open();
             held.finish().await.unwrap_or_else(|why| panic!("{kind:?}: {why:?}"));
-            // Taken away, the failure itself is seen.
+            // Without the fallback, the failure itself is visible.
             caller.push(&format!("{NO_RETRY}\n{fault}")).await.applied();
             assert_eq!(kind.whole(&caller, wire, Ask::to("stock"), 3).await, Err(FAULT), "{kind:?}");
             settled(&caller, wire, &[&stock]).await;
@@ -108,7 +108,7 @@ both! {
     }
 }
 
-/// Calls whose handlers fail; that of a stream with answers not before the first of them was read.
+/// Calls whose handlers fail; the handler of an answer stream fails only after its first message was read.
 async fn fails_late(
     caller: &Arc<Caller>,
     stock: &Server,
@@ -134,7 +134,7 @@ async fn fails_late(
 }
 
 both! {
-    /// Its first answer is there already: nothing can be put in its place.
+    /// Its first message has arrived: no other answer can replace it.
     async fn a_fallback_answers_no_stream_that_fails_in_its_midst(wire: Wire) {
         for kind in Kind::ALL {
             let mesh = Mesh::new();
@@ -184,7 +184,7 @@ both! {
                 held.push(Stream::open(&caller, &servers, wire, kind, ask).await.expect("it begins"));
                 assert_eq!(executed(), expected, "{kind:?}");
             }
-            // The rule is for operations of this kind alone.
+            // The rule applies to operations of this kind only.
             for other in Kind::ALL.into_iter().filter(|other| *other != kind) {
                 let before = stable.executed();
                 held.push(Stream::open(&caller, &servers, wire, other, beta()).await.expect("it begins"));
@@ -226,7 +226,7 @@ both! {
 }
 
 both! {
-    /// Ten retries within ten seconds, whatever is called; messages count for nothing.
+    /// Ten retries within ten seconds, for all kinds together; messages do not count.
     async fn retries_of_every_kind_share_a_budget(wire: Wire) {
         let settings = |min: &str| {
             let budget = format!("budget: {{ share: 0%, min: {min} }}");
@@ -248,8 +248,8 @@ both! {
             stock.does(Act::Wait(gate.clone()));
             let held = open(&caller, &[&stock], wire, kind).await.expect("it begins");
             let began = Instant::now();
-            // Five calls take two retries each, and five get none. With twice as much it is so once more: what
-            // was spent stays spent.
+            // Five calls take two retries each, and five get none. With twice the budget the same happens
+            // once more: spent tokens stay spent.
             for (min, retried, refused) in [("1/s", 10.0, 5.0), ("2/s", 20.0, 10.0)] {
                 caller.push(&format!("{}\n{fault}", settings(min))).await.applied();
                 for _ in 0..10 {
@@ -269,7 +269,7 @@ both! {
 }
 
 both! {
-    /// What failed over there may be sent again as long as its answer has not begun.
+    /// A call that failed at the server may be sent again as long as its answer has not begun.
     async fn what_fails_over_there_is_tried_again_before_its_answer_begins(wire: Wire) {
         for kind in Kind::ALL {
             let mesh = Mesh::new();

@@ -1,4 +1,4 @@
-//! Layers of HTTP around gRPC, over sockets.
+//! HTTP layers around gRPC, over sockets.
 use std::{
     pin::Pin,
     sync::{Arc, Mutex},
@@ -21,7 +21,7 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Status, Streaming, body::Body as TonicBody, transport::Channel};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, util::MapRequestLayer};
 
-/// Says what it was told; some words have it misbehave.
+/// Answers with the message it received; special messages make it misbehave.
 struct Echo;
 
 type Replies = Pin<Box<dyn Stream<Item = Result<EchoReply, Status>> + Send>>;
@@ -73,7 +73,7 @@ impl echo_server::Echo for Echo {
     }
 }
 
-/// An access log as tower-http would write it: over any service of HTTP, and any bodies.
+/// An access log in the style of tower-http: over any HTTP service, and any bodies.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<String>>>);
 
@@ -141,7 +141,7 @@ impl Log {
     }
 }
 
-/// As a layer for CORS does.
+/// In the style of a CORS layer.
 async fn cors(request: Request, next: middleware::Next) -> Response {
     let mut answer = match *request.method() == http::Method::OPTIONS {
         true => Response::default(),
@@ -151,7 +151,7 @@ async fn cors(request: Request, next: middleware::Next) -> Response {
     answer
 }
 
-/// Panics where the request says so.
+/// Panics where the request asks for it.
 async fn clumsy(request: Request, next: middleware::Next) -> Response {
     let how = request.headers().get("x-panic").cloned();
     if how.as_ref().is_some_and(|how| how == "answer") {
@@ -193,7 +193,7 @@ fn says(message: &str) -> EchoRequest {
     EchoRequest { message: message.to_owned(), ..EchoRequest::default() }
 }
 
-/// What is answered over HTTP/1.1.
+/// The answer over HTTP/1.1.
 async fn http1(running: &Running, request: &str) -> String {
     let mut stream = TcpStream::connect(address(running)).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -226,7 +226,7 @@ async fn layers_around_grpc_see_answers_refusals_and_trailers() {
     assert_eq!(replies, ["b", "c"]);
     assert_eq!(log.take().last().unwrap(), "Chat ends 0");
 
-    // The pipeline refuses: over its limit, over its time, and after a panic.
+    // The pipeline refuses: over its limit, over its deadline, and after a panic.
     for (code, refused) in [
         (Code::ResourceExhausted, stub.safe(says("a")).await),
         (Code::DeadlineExceeded, stub.call(says("slow")).await),
@@ -237,7 +237,7 @@ async fn layers_around_grpc_see_answers_refusals_and_trailers() {
     }
     assert_eq!(log.take(), ["Safe 200 8", "Call 200 4", "Call 200 13", "Upload 200 12"]);
 
-    // What is no gRPC, or not over HTTP/2.
+    // A request that is not gRPC, or not over HTTP/2.
     let grpc = "POST /a.B/C HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/grpc\r\ncontent-length: 0\r\n\r\n";
     assert!(http1(&running, grpc).await.starts_with("HTTP/1.1 505 "));
     let get = "GET /x HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
@@ -246,7 +246,7 @@ async fn layers_around_grpc_see_answers_refusals_and_trailers() {
     running.stop().await;
 }
 
-/// Middleware of axum, layers of tower, and those for tonic alone; the first is outermost.
+/// axum's middleware, tower's layers, and layers for tonic only; the first is outermost.
 #[tokio::test]
 async fn layers_of_all_kinds_stand_around_grpc_in_their_order() {
     #[derive(Clone)]
@@ -297,7 +297,7 @@ async fn layers_of_all_kinds_stand_around_grpc_in_their_order() {
     let refused = stub.safe(says("a")).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
     assert_eq!(refused.metadata().get("access-control-allow-origin").unwrap(), "*");
-    // A preflight is no gRPC.
+    // A preflight is no gRPC request.
     let preflight = "OPTIONS /a.B/C HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
     let answer = http1(&running, preflight).await;
     assert!(
@@ -338,7 +338,7 @@ async fn a_layer_around_grpc_that_fails_or_panics_ends_its_own_call() {
         assert_eq!(status.code(), code, "{name}: {how}");
         assert!(words.is_empty() || status.message() == words, "{status:?}");
     }
-    // The others on the same connection go on.
+    // The others on the same connection continue.
     sender.send(says("still")).await.unwrap();
     assert_eq!(beside.message().await.unwrap().unwrap().message, "still");
     assert_eq!(stub.call(says("well")).await.unwrap().into_inner().message, "well");

@@ -1,4 +1,4 @@
-//! How a service starts and stops: the order of it, its ports, its health, and what goes wrong.
+//! The start and the stop of a service: their order, its ports, its health, and failures.
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
@@ -19,13 +19,13 @@ use tonic_health::pb::{
 
 use crate::mesh::{Act, Ask, Mesh, Wire, all_well, both, until};
 
-/// Is anything of `stock` in the registry?
+/// Whether the registry has an instance of `stock`.
 async fn registered(registry: &MemoryRegistry) -> bool {
     let mut watcher = registry.watch("stock").await.unwrap();
     matches!(watcher.next().await.unwrap(), Membership::Known(all) if !all.is_empty())
 }
 
-/// What the outside sees of `stock-1` at this moment, with a name.
+/// Records the state of `stock-1` as seen from outside, with a name for the moment.
 #[derive(Clone)]
 struct Witness {
     network: Network,
@@ -39,7 +39,7 @@ impl Witness {
         Witness { network, registry, said: Arc::default() }
     }
 
-    async fn says(self, moment: &'static str) -> Result<(), chassis::BoxError> {
+    async fn record(self, moment: &'static str) -> Result<(), chassis::BoxError> {
         let listens = self.network.connect("memory:stock-1").await.is_ok();
         let registered = registered(&self.registry).await;
         let sees = match (listens, registered) {
@@ -60,11 +60,11 @@ async fn hooks_in_order() {
     let [a, b, c, d, e] = std::array::from_fn(|_| witness.clone());
     let plan = mesh.server("stock", "stock-1").with(move |builder| {
         builder
-            .before_start(move || a.says("before start"))
-            .before_start(move || b.says("before start, second"))
-            .after_start(move || c.says("after start"))
-            .before_stop(move || d.says("before stop"))
-            .after_stop(move || e.says("after stop"))
+            .before_start(move || a.record("before start"))
+            .before_start(move || b.record("before start, second"))
+            .after_start(move || c.record("after start"))
+            .before_stop(move || d.record("before stop"))
+            .after_stop(move || e.record("after stop"))
     });
     let stock = plan.start().await;
     stock.stop().await;
@@ -88,19 +88,19 @@ async fn a_hook_that_fails_stops_the_start() {
     let mut plan = mesh.server("stock", "stock-1").with(|builder| {
         builder
             .before_start(|| async { Err("no database".into()) })
-            .after_stop(move || after_stop.says("after stop"))
+            .after_stop(move || after_stop.record("after stop"))
     });
     let (app, _, _) = plan.serving().await;
     let error = app.start().await.err().unwrap();
     assert!(matches!(error, StartError::Hook("before-start", _)), "{error:?}");
     assert_eq!(format!("{error:?}"), "the before-start hook failed: no database");
 
-    // What was up already goes down in order.
+    // The parts that started stop in order.
     let after_stop = witness.clone();
     let mut plan = mesh.server("stock", "stock-1").with(|builder| {
         builder
             .after_start(|| async { Err("no warm-up".into()) })
-            .after_stop(move || after_stop.says("after stop"))
+            .after_stop(move || after_stop.record("after stop"))
     });
     let (app, _, _) = plan.serving().await;
     let error = app.start().await.err().unwrap();
@@ -141,9 +141,9 @@ both! {
         assert!(!registered(&mesh.registry).await);
         let status = health.check(asked).await.unwrap().into_inner().status();
         assert_eq!(status, ServingStatus::NotServing);
-        // Whoever has not heard yet is still answered.
+        // Callers that do not know of the stop yet still get answers.
         all_well(&caller.calls(wire, 5, || Ask::to("stock")).await);
-        // One that is under way is not cut.
+        // A call in flight is not cut.
         echo.does(Act::Delay(Duration::from_secs(10)));
         let last = caller.spawn(wire, Ask::to("stock").timeout(Duration::from_secs(30)));
         until("it is there", || echo.running() == 1).await;
@@ -193,7 +193,7 @@ both! {
         let used = mesh.network.memory().connections(if wire == Wire::Grpc { "one" } else { "two" });
         assert_eq!(used, 1);
 
-        // At other ports there is something else, or nothing of the kind.
+        // At other addresses there is another service, or none.
         let at = |service: &str, address: &str| {
             let entry = Entry::new(service, service).with_address("grpc", address);
             mesh.registry.put(entry.with_address("http", address));
@@ -236,7 +236,8 @@ async fn ports_that_cannot_be() {
     let runtime = app.runtime().clone();
     let error = app.start().await.err().unwrap();
     assert!(matches!(error, StartError::Listen { .. }), "{error:?}");
-    // What follows the settings is over: at the end of the process it said that it was cancelled.
+    // The task that follows the settings has ended. Regression: it reported an error at the end of the
+    // process.
     assert_eq!(runtime.tasks().running(), 0);
     assert_eq!(
         format!("{error:?}"),
@@ -269,9 +270,9 @@ both! {
         let caller = mesh.server("tests", "tests").own_registry().config(&named("stock-1")).caller().await;
         assert_eq!(caller.call(wire, Ask::to("stock")).await.by(), "stock-1");
         caller.push(&named("stock-2")).await.applied();
-        until("it was heard of", || caller.view(wire, "stock").nodes[0].id == "stock-2").await;
+        until("it was seen", || caller.view(wire, "stock").nodes[0].id == "stock-2").await;
         assert_eq!(caller.call(wire, Ask::to("stock")).await.by(), "stock-2");
-        // Instances can change while calls are under way; nothing waits for a restart.
+        // Instances can change while calls are in flight; no restart is needed.
         let past = caller.runtime().events().past();
         assert!(!past.iter().any(|(_, event)| matches!(**event, Event::RestartPending { .. })));
         let twice = named("stock-2").replace("[ ", "[ { id: stock-2, addresses: { grpc: 'memory:a' } }, ");

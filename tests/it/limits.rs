@@ -1,4 +1,5 @@
-//! Rates and bounds, of a server and of a client: what they refuse, how they say so, what holds a permit.
+//! Rate and concurrency limits, of a server and of a client: refusals, their answers, and the time of a
+//! permit.
 use std::time::Duration;
 
 use chassis::{Code, Reason};
@@ -8,7 +9,7 @@ use crate::mesh::{Act, Ask, Gate, Mesh, Outcome, Wire, all_well, both, metric, u
 
 const NO_RETRY: &str = "outbound: { defaults: { retry: off } }";
 
-/// Refused by this rate limit, in the words of each protocol.
+/// Refused by this rate limit, in the form of each protocol.
 #[track_caller]
 fn over_the_rate(outcome: &Outcome, wire: Wire, rule: &str, after: Duration) {
     outcome.refused(Reason::RateLimited);
@@ -23,11 +24,11 @@ fn over_the_rate(outcome: &Outcome, wire: Wire, rule: &str, after: Duration) {
         }
         Wire::Rest => after,
     };
-    let told = outcome.retry_after.expect("it is told");
-    assert!(told <= rounded && rounded - told < Duration::from_millis(20), "{told:?} is not {rounded:?}");
+    let sent = outcome.retry_after.expect("no retry delay");
+    assert!(sent <= rounded && rounded - sent < Duration::from_millis(20), "{sent:?} is not {rounded:?}");
 }
 
-/// Refused for too many at once, which a caller cannot know the end of.
+/// Refused for too many calls in flight, whose end a caller cannot know.
 #[track_caller]
 fn over_the_bound(outcome: &Outcome) {
     outcome.refused(Reason::Overloaded);
@@ -99,7 +100,7 @@ both! {
         }
         assert_eq!(codes, [Code::Ok, Code::ResourceExhausted]);
         assert_eq!(stock.executed(), 3);
-        // Nobody waits beyond his deadline.
+        // No call waits beyond its deadline.
         let hurried = caller.call(wire, Ask::to("stock").timeout(Duration::from_millis(50))).await;
         assert_eq!((hurried.code, hurried.took), (Code::ResourceExhausted, Duration::ZERO), "{hurried:?}");
     }
@@ -190,7 +191,7 @@ both! {
         over_the_bound(&refused);
         let bound = &caller.runtime().inspect().concurrency[0];
         assert_eq!((bound.limit, bound.in_use), (2, 2));
-        // One that gives up makes room at once.
+        // A cancelled call makes room at once.
         first[0].abort();
         until("it has gone", || caller.runtime().inspect().concurrency[0].in_use == 1).await;
         let third = caller.spawn(wire, Ask::to("stock"));
@@ -245,7 +246,7 @@ both! {
             .await;
             all_well(&caller.calls(wire, 1, || Ask::to("stock")).await);
 
-            // Dropped half-way, it gives its permit back too.
+            // A stream that is dropped early returns its permit too.
             stock.does(Act::Hang);
             let mut parts = caller.download(wire, Ask::to("stock"), 3).await.unwrap();
             parts.next().await.unwrap().unwrap();

@@ -1,5 +1,5 @@
-//! Whole behaviour: services and those who call them, in one process; each scenario over gRPC and REST.
-#![allow(clippy::unwrap_used)] // clippy takes helpers of integration tests for library code
+//! Whole behaviour: services and their callers in one process; each scenario over gRPC and REST.
+#![allow(clippy::unwrap_used)] // clippy treats helpers of integration tests as library code
 mod mesh;
 
 mod breaker;
@@ -19,10 +19,10 @@ mod own_kinds;
 mod own_settings;
 mod panics;
 mod quick_failures;
+mod reports;
 mod routes;
 mod rude;
 mod settings;
 mod streams;
 mod swaps;
-mod told;
 mod traces;

@@ -1,9 +1,9 @@
-//! Services, those who call them, and the network between, in one process and on the paused clock.
+//! Services, their callers, and the network between them, in one process and on the paused clock.
 //!
-//! Every instance serves the same operations over gRPC and over REST, on one port, and does as a test
-//! tells it. A scenario says *what* is called; a [`Wire`] says over which protocol.
+//! Every instance serves the same operations over gRPC and over REST, on one port, and its handlers behave as
+//! a test asks. A scenario selects the operation; a [`Wire`] selects the protocol.
 #![allow(dead_code, unused_imports, unused_macros, reason = "each binary uses a part of it")]
-// By path, so that another binary can take this module in by its own path.
+// By path, so that another binary can include this module by its own path.
 #[path = "mesh/ask.rs"]
 mod ask;
 #[path = "mesh/echo.rs"]
@@ -43,7 +43,7 @@ pub(crate) use self::{
     stream::{Failed, Kind, Stream},
 };
 
-/// One registry, one network, and the books of who executed what.
+/// One registry, one network, and a record of the instances that executed each call.
 pub(crate) struct Mesh {
     pub(crate) network: Network,
     pub(crate) registry: MemoryRegistry,
@@ -52,13 +52,13 @@ pub(crate) struct Mesh {
     apps: AtomicU64,
 }
 
-/// Which instances executed a call, by its id.
+/// The instances that executed a call, by its id.
 pub(crate) type Ledger = Arc<Mutex<HashMap<String, Vec<String>>>>;
 
-/// Adds to what an app is built with.
+/// Adds to an app's builder.
 type Build = Box<dyn FnOnce(chassis::ChassisBuilder) -> chassis::ChassisBuilder>;
 
-/// A service about to be started.
+/// A service that is not started yet.
 pub(crate) struct Plan<'a> {
     mesh: &'a Mesh,
     service: String,
@@ -87,13 +87,13 @@ pub(crate) struct Caller {
     clients: Mutex<HashMap<String, Clients>>,
 }
 
-/// Settings that can be pushed, and what becomes of them.
+/// Settings that can be pushed, and the result of a push.
 struct Config {
     source: TextSource,
     runtime: Runtime,
 }
 
-/// What became of settings that were pushed.
+/// The result of pushed settings.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Pushed {
     Applied { version: u64, changed: Vec<String> },
@@ -101,7 +101,7 @@ pub(crate) enum Pushed {
     Unreadable(String),
 }
 
-/// Writes a scenario once and runs it over gRPC and over REST.
+/// Defines a scenario once and runs it over gRPC and over REST.
 macro_rules! both {
     ($(#[$meta:meta])* async fn $name:ident($wire:ident: Wire) $body:block) => {
         $(#[$meta])*
@@ -124,27 +124,27 @@ macro_rules! both {
 }
 pub(crate) use both;
 
-/// What takes longer than this, on the paused clock, never ends: no test lets so much time pass.
+/// A limit for each wait, on the paused clock; no test lets so much time pass.
 const ONE_WAIT: Duration = Duration::from_secs(2 * 60 * 60);
 const ONE_SCENARIO: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Waits for `future`, but not for ever: when nothing else is going on, the paused clock moves on to the bound,
-/// and the test fails with what it waited for.
+/// Waits for `future` with a limit: when no other task can run, the paused clock advances to the limit, and
+/// the test fails with the name of what it waited for.
 pub(crate) async fn within<T>(what: impl FnOnce() -> String, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(ONE_WAIT, future).await {
         Ok(value) => value,
-        Err(_) => panic!("waited in vain for {}", what()),
+        Err(_) => panic!("timed out waiting for {}", what()),
     }
 }
 
-/// The same for a whole scenario: whatever it waits for that has no bound of its own.
+/// The same for a whole scenario: covers every wait that has no limit of its own.
 pub(crate) async fn ends(name: &str, scenario: impl Future<Output = ()>) {
     if tokio::time::timeout(ONE_SCENARIO, scenario).await.is_err() {
         panic!("`{name}` never ends: it waits for what does not come");
     }
 }
 
-/// Waits for a condition that comes about without time passing.
+/// Waits for a condition that needs no time to pass.
 pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     for _ in 0..100_000 {
         if condition() {
@@ -152,13 +152,13 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
         }
         tokio::task::yield_now().await;
     }
-    panic!("in vain: {what}");
+    panic!("never: {what}");
 }
 
 // === impl Mesh ===
 
 impl Mesh {
-    /// Nobody is there yet. What is random in it is the same every time.
+    /// An empty mesh. Its randomness is the same in every run.
     pub(crate) fn new() -> Self {
         Self::seeded(1)
     }
@@ -168,7 +168,7 @@ impl Mesh {
         Mesh { network, registry, ledger, seed, apps: AtomicU64::new(0) }
     }
 
-    /// An instance of `service`, to be started.
+    /// An instance of `service`, not started yet.
     pub(crate) fn server(&self, service: &str, id: &str) -> Plan<'_> {
         Plan {
             mesh: self,
@@ -185,22 +185,22 @@ impl Mesh {
         }
     }
 
-    /// An instance of `service` with nothing special about it.
+    /// Starts an instance of `service` with default settings.
     pub(crate) async fn start(&self, service: &str, id: &str) -> Server {
         self.server(service, id).start().await
     }
 
-    /// Someone who calls, with these settings in YAML.
+    /// A service that only calls, with these settings in YAML.
     pub(crate) async fn caller(&self, config: &str) -> Arc<Caller> {
         self.server("tests", "tests").config(config).caller().await
     }
 
-    /// How often the call of this id was executed, by any instance.
+    /// The number of executions of the call with this id, by all instances.
     pub(crate) fn executions(&self, id: &str) -> usize {
         self.executed_by(id).len()
     }
 
-    /// The instances that executed the call of this id, in order.
+    /// The instances that executed the call with this id, in order.
     pub(crate) fn executed_by(&self, id: &str) -> Vec<String> {
         self.ledger.lock().unwrap().get(id).cloned().unwrap_or_default()
     }
@@ -219,7 +219,7 @@ impl Plan<'_> {
         self
     }
 
-    /// Settings in YAML, to be replaced by what is pushed.
+    /// Settings in YAML; a push replaces them.
     pub(crate) fn config(mut self, yaml: &str) -> Self {
         self.config = yaml.to_owned();
         self
@@ -231,7 +231,7 @@ impl Plan<'_> {
         self
     }
 
-    /// The registry that its settings name, in place of the mesh's.
+    /// The registry of its settings, in place of the mesh's.
     pub(crate) fn own_registry(mut self) -> Self {
         self.own_registry = true;
         self
@@ -243,7 +243,7 @@ impl Plan<'_> {
         self
     }
 
-    /// More to build it with: layers, hooks, fallbacks.
+    /// Further options of its builder: layers, hooks, fallbacks.
     pub(crate) fn with(
         mut self,
         build: impl FnOnce(chassis::ChassisBuilder) -> chassis::ChassisBuilder + 'static,
@@ -252,7 +252,7 @@ impl Plan<'_> {
         self
     }
 
-    /// More routes to serve.
+    /// Further routes to serve.
     pub(crate) fn routes(mut self, routes: Router) -> Self {
         self.router = self.router.merge(routes);
         self
@@ -290,7 +290,7 @@ impl Plan<'_> {
         Arc::new(Caller { app, config, clients: Mutex::default() })
     }
 
-    /// Builds it with its handlers, to be started by the test.
+    /// Builds it with its handlers; the test starts it.
     pub(crate) async fn serving(&mut self) -> (Chassis, Arc<Echo>, TextSource) {
         let (app, source) = self.build().await;
         let clients = self.calls.iter().map(|service| (service.clone(), Clients::of(&app, service)));
@@ -324,7 +324,7 @@ impl Server {
         self.running.stop().await;
     }
 
-    /// Pushes settings, and waits for what becomes of them.
+    /// Pushes settings and waits for the result.
     pub(crate) async fn push(&self, yaml: &str) -> Pushed {
         self.config.push(yaml).await
     }
@@ -357,7 +357,7 @@ impl Caller {
         self.clients(&ask.service).call(wire, ask).await
     }
 
-    /// So many calls, one after the other.
+    /// Makes `count` calls, one after the other.
     pub(crate) async fn calls(&self, wire: Wire, count: usize, ask: impl Fn() -> Ask) -> Vec<Outcome> {
         let mut outcomes = Vec::with_capacity(count);
         for _ in 0..count {
@@ -366,19 +366,19 @@ impl Caller {
         outcomes
     }
 
-    /// A call that goes on while the test does; dropping the handle does not end it, `abort` does.
+    /// A call that runs beside the test; dropping the handle does not end it, `abort` does.
     pub(crate) fn spawn(self: &Arc<Self>, wire: Wire, ask: Ask) -> tokio::task::JoinHandle<Outcome> {
         let caller = self.clone();
         tokio::spawn(async move { caller.call(wire, ask).await })
     }
 
-    /// Begins a download of `parts` parts. Its handler does as it is told after the first of them; before
-    /// all, if there are none.
+    /// Begins a download of `parts` parts. Its handler performs its act after the first of them, or first, if
+    /// there are none.
     pub(crate) async fn download(&self, wire: Wire, ask: Ask, parts: u32) -> Result<Parts, Outcome> {
         self.clients(&ask.service).download(wire, ask, parts).await
     }
 
-    /// Sends what comes out of `parts`, until their sender is gone.
+    /// Sends the messages of `parts`, until their sender is dropped.
     pub(crate) async fn upload(
         &self,
         wire: Wire,
@@ -388,7 +388,7 @@ impl Caller {
         self.clients(&ask.service).upload(wire, ask, parts).await
     }
 
-    /// Sends what comes out of `parts`, and gets an answer to each.
+    /// Sends the messages of `parts`, and gets an answer to each.
     pub(crate) async fn chat(
         &self,
         wire: Wire,
@@ -398,7 +398,7 @@ impl Caller {
         self.clients(&ask.service).chat(wire, ask, parts).await
     }
 
-    /// Pushes settings, and waits for what becomes of them.
+    /// Pushes settings and waits for the result.
     pub(crate) async fn push(&self, yaml: &str) -> Pushed {
         self.config.push(yaml).await
     }
@@ -411,26 +411,27 @@ impl Caller {
         &self.config.runtime
     }
 
-    /// A service that was called, as it can be looked at from outside.
+    /// The inspection of a called service.
     pub(crate) fn view(&self, wire: Wire, service: &str) -> chassis::inspect::ServiceView {
         let services = self.runtime().inspect().services;
         let found = services.into_iter().find(|s| s.name == service && s.protocol == wire.protocol());
         found.expect("it was called")
     }
 
-    /// The value of one series of the scrape: `name{label="value",…}` as it stands there. 0 if it does not.
+    /// The value of one series of the scrape, with its exact text: `name{label="value",…}`. 0 if it is
+    /// missing.
     pub(crate) fn metric(&self, series: &str) -> f64 {
         metric(self.runtime(), series)
     }
 }
 
-/// The figures as they are scraped.
+/// The scraped metrics.
 pub(crate) fn scrape(runtime: &Runtime) -> String {
     let families = runtime.metrics().registry().gather();
     prometheus::TextEncoder::new().encode_to_string(&families).unwrap()
 }
 
-/// The value of one series of the scrape; 0 if it is not there.
+/// The value of one series of the scrape; 0 if it is missing.
 pub(crate) fn metric(runtime: &Runtime, series: &str) -> f64 {
     let text = scrape(runtime);
     let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
@@ -443,7 +444,7 @@ impl Config {
     async fn push(&self, yaml: &str) -> Pushed {
         let mut events = self.runtime.events().subscribe();
         self.source.set(yaml);
-        let told = async {
+        let result = async {
             loop {
                 match events.recv().await.map(|event| (*event).clone()) {
                     Ok(Event::ConfigApplied { version, changed }) => {
@@ -455,7 +456,9 @@ impl Config {
                 }
             }
         };
-        tokio::time::timeout(Duration::from_secs(5), told).await.expect("what is pushed changes something")
+        tokio::time::timeout(Duration::from_secs(5), result)
+            .await
+            .expect("the pushed settings change something")
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a caller asks for one call, and what it is told back when it fails.
+//! Options of one call, and the information that its caller gets when it fails.
 use std::{sync::Arc, time::Duration};
 
 use chassis::{Code, Origin, Problem, Reason};
@@ -14,7 +14,7 @@ both! {
         let outcome = caller.call(wire, Ask::to("stock").timeout(Duration::from_millis(800))).await;
         let remaining = outcome.remaining.expect("a deadline came along");
         assert!(remaining > Duration::from_millis(750) && remaining <= Duration::from_millis(800), "{remaining:?}");
-        // The settings' own `timeout` is local: it does not travel.
+        // The `timeout` of the settings is local: it is not sent on.
         let outcome = caller.call(wire, Ask::to("stock")).await;
         assert_eq!(outcome.remaining, None);
 
@@ -125,13 +125,14 @@ both! {
             let outcome = caller.call(wire, Ask::to("stock")).await;
             assert_eq!((outcome.code, outcome.reason), (code, None), "{outcome:?}");
             assert_eq!((outcome.rule, outcome.maybe_executed), (None, None));
-            assert_eq!(outcome.message, "stock-1 fails as told");
+            assert_eq!(outcome.message, "stock-1 fails as asked");
             assert_eq!(outcome.status, (wire == Wire::Rest).then_some(code.http_status().as_u16()));
         }
     }
 }
 
-/// What a refusal says to callers of either protocol, here where it was refused there and where it never left.
+/// The refusal that callers of either protocol receive; here it was refused at the server, and there it never
+/// left.
 #[tokio::test(start_paused = true)]
 async fn callers_get_the_reason_back() {
     let mesh = Mesh::new();

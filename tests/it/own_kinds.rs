@@ -1,4 +1,4 @@
-//! Kinds of one's own, as a crate outside has them: chosen by name, with settings of their own.
+//! A user's own kinds of plugins, as in an external crate: selected by name, with their own settings.
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
@@ -21,7 +21,7 @@ use crate::mesh::{Ask, Caller, Mesh, Pushed, Wire, both};
 #[derive(Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct TableConfig {
-    /// A file that is not there; only for what a change of it says.
+    /// A file that does not exist; only changes of the path matter.
     path: String,
     addresses: BTreeMap<String, Vec<String>>,
 }
@@ -73,7 +73,7 @@ impl Kind for Table {
     }
 }
 
-/// The node whose id comes first or last, and who was picked for.
+/// Picks the node with the first or last id, and records its key.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct EndConfig {
@@ -109,7 +109,7 @@ async fn caller(mesh: &Mesh, config: &str) -> Arc<Caller> {
     plan.with(|builder| builder.kind(Table::default()).kind(end())).caller().await
 }
 
-/// Why a start with these settings is refused.
+/// The error of a start with these settings.
 async fn refused(settings: &str) -> String {
     let source = chassis::document::TextSource::new("c", chassis::config::Format::Yaml, settings);
     let builder = Chassis::builder("tests").without_file().environment(Environment::default()).config(source);
@@ -128,7 +128,7 @@ both! {
         };
         let caller = caller(&mesh, &table("/a", "stock-1")).await;
         assert_eq!(caller.call(wire, Ask::to("stock")).await.instance.as_deref(), Some("stock-1"));
-        // What its kind says can change does; the rest waits.
+        // A setting that its kind can change does change; the others wait for a restart.
         caller.push(&table("/b", "stock-2")).await.applied();
         assert_eq!(caller.call(wire, Ask::to("stock")).await.instance.as_deref(), Some("stock-2"));
     }
@@ -178,14 +178,14 @@ both! {
         assert_eq!(by(4).await, ["stock-1"; 4]);
         caller.push(&settings("last")).await.applied();
         assert_eq!(by(4).await, ["stock-2"; 4]);
-        // A picker that can't be made changes nothing.
+        // A picker that cannot be created changes nothing.
         let Pushed::Refused(why) = caller.push(&settings("middle")).await else { panic!("there is no such end") };
         assert!(why[0].contains("pickers.edge.end"), "{why:?}");
         assert_eq!(by(4).await, ["stock-2"; 4]);
     }
 }
 
-/// One that is handed to the builder has no settings, and is named as it is.
+/// A picker given to the builder has no settings, and keeps its own name.
 #[tokio::test(start_paused = true)]
 async fn kinds_of_the_same_name_take_the_place_of_those_before() {
     let made = Arc::new(Mutex::new(Vec::new()));

@@ -1,4 +1,4 @@
-//! Handlers that panic: the call fails, and nothing else does.
+//! Handlers that panic: one call fails and nothing else.
 use std::sync::Arc;
 
 use chassis::{Code, Event, Reason};
@@ -20,12 +20,12 @@ both! {
         all_well(&caller.calls(wire, 5, || Ask::to("stock")).await);
         assert_eq!(mesh.network.memory().connections("stock-1"), 1, "the connection is kept");
         assert_eq!(metric(stock.runtime(), "chassis_handler_panics_total"), 1.0);
-        let told = stock.runtime().events().past().into_iter().find_map(|(_, event)| match &*event {
+        let text = stock.runtime().events().past().into_iter().find_map(|(_, event)| match &*event {
             Event::HandlerPanicked { operation, message } if operation == wire.operation(Op::Call) => Some(message.clone()),
             _ => None,
         });
-        let told = told.expect("the panic is told");
-        assert!(told.starts_with("as asked for") && told.contains("tests/it/mesh/") && told.contains(".rs:"), "{told}");
+        let text = text.expect("no event of the panic");
+        assert!(text.starts_with("as asked for") && text.contains("tests/it/mesh/") && text.contains(".rs:"), "{text}");
         assert_eq!(stock.running(), 0);
     }
 }
@@ -35,7 +35,7 @@ both! {
         let mesh = Mesh::new();
         let stock = mesh.start("stock", "stock-1").await;
         let caller = mesh.caller("outbound: { defaults: { retry: off } }").await;
-        // Later, so that the first part is on its way.
+        // Later, so that the first part has been sent.
         let gate = Gate::shut();
         let open = gate.clone();
         stock.does_next([Act::Run(Arc::new(move |_, _| {
@@ -55,8 +55,8 @@ both! {
             assert_eq!(failed.code, Code::Internal, "{failed:?}");
         }
         assert_eq!(metric(stock.runtime(), "chassis_handler_panics_total"), 1.0);
-        let told = |event: &Event| matches!(event, Event::HandlerPanicked { .. });
-        assert!(stock.runtime().events().past().iter().any(|(_, event)| told(event)));
+        let is_panic = |event: &Event| matches!(event, Event::HandlerPanicked { .. });
+        assert!(stock.runtime().events().past().iter().any(|(_, event)| is_panic(event)));
         all_well(&caller.calls(wire, 5, || Ask::to("stock")).await);
         assert_eq!(stock.running(), 0);
     }

@@ -1,4 +1,4 @@
-//! One node of three that fails, or refuses, before the others have begun to work.
+//! One node of three that fails or refuses faster than the others answer.
 use std::time::Duration;
 
 use chassis::{Code, Event};
@@ -8,8 +8,8 @@ use crate::mesh::{Act, Ask, Mesh, Wire, both};
 const CALLERS: usize = 64;
 const CALLS: usize = 30;
 
-/// Many callers under the defaults, from the first call on; the bad node answers with `code` at once. Gives
-/// the share of calls that went well, the bad node's share of all, and how often a circuit moved.
+/// Many callers with default settings, from the first call on; the bad node answers with `code` at once.
+/// Returns the share of successful calls, the bad node's share of all, and the number of circuit changes.
 async fn with_one_that_answers(wire: Wire, code: Code) -> (f64, f64, usize) {
     let mesh = Mesh::new();
     let mut good = Vec::new();

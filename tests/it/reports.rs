@@ -1,4 +1,4 @@
-//! What callers, layers of HTTP and logs are told of calls that fail.
+//! Reports of failed calls: to callers, to HTTP layers, and in logs.
 use std::{sync::Arc, time::Duration};
 
 use axum::{
@@ -37,8 +37,8 @@ async fn stock(
     build(builder).build().await.unwrap().serve_http(routes).start().await.unwrap()
 }
 
-/// The refusals that were told of: reason, rule and message.
-fn told(running: &Running) -> Vec<(Reason, Option<String>, String)> {
+/// The reported refusals: reason, rule and message.
+fn refusals(running: &Running) -> Vec<(Reason, Option<String>, String)> {
     let past = running.runtime().events().past();
     let refused = past.iter().filter_map(|(_, event)| match &**event {
         Event::Refused { reason, rule, message, .. } => Some((*reason, rule.clone(), message.clone())),
@@ -51,7 +51,7 @@ async fn problem(running: &Running, path: &str) -> Problem {
     running.http("stock").get(path).send().await.unwrap().ok().await.err().unwrap()
 }
 
-/// As a layer for CORS does: it answers preflights itself, and marks every answer.
+/// In the style of a CORS layer: it answers preflights itself, and marks every answer.
 async fn cors(request: Request, next: middleware::Next) -> Response {
     let mut answer = match *request.method() == Method::OPTIONS {
         true => Response::new(Body::empty()),
@@ -95,7 +95,7 @@ async fn layers_of_http_see_what_the_pipeline_refuses() {
         .iter()
         .map(|(path, status, marked)| format!("{path} {status} {marked}"))
         .collect();
-    // The log was added first: it is outermost, and sees what the other layer did.
+    // The log was added first: it is outermost, and sees the work of the other layer.
     assert_eq!(
         seen,
         ["/well 200 true", "/limited 429 true", "/slow 504 true", "/nowhere 404 true", "/limited 200 true"]
@@ -127,7 +127,7 @@ async fn extractors_refuse_in_problem_documents() {
     let bad_body = post(json!({ "page": "one" })).await;
     assert_eq!(bad_body.status(), StatusCode::UNPROCESSABLE_ENTITY);
     assert!(bad_body.detail_text().unwrap().contains("page: invalid type"), "{bad_body}");
-    // A handler's own words stay as they are.
+    // A handler's own answers stay unchanged.
     let own = stock.http("stock").get("/own").send().await.unwrap();
     assert_eq!(
         (own.status(), &own.headers()["content-type"]),
@@ -152,16 +152,16 @@ async fn a_body_over_the_limit_names_limit_and_setting_and_is_told_once_a_second
             Some("the request's body is over `server.max_body`, which is 10 bytes")
         );
     }
-    assert_eq!(told(&stock).len(), 1, "{:?}", told(&stock));
-    let (reason, rule, _) = &told(&stock)[0];
+    assert_eq!(refusals(&stock).len(), 1, "{:?}", refusals(&stock));
+    let (reason, rule, _) = &refusals(&stock)[0];
     assert_eq!((*reason, rule.as_deref()), (Reason::TooLarge, Some("server.max_body")));
     tokio::time::sleep(Duration::from_secs(1)).await;
     send("more than ten bytes").await;
-    assert_eq!(told(&stock).len(), 2);
+    assert_eq!(refusals(&stock).len(), 2);
     let late =
         stock.http("stock").post("/").header("x-request-timeout-ms", "soon").body("a").send().await.unwrap();
     assert_eq!(late.status(), StatusCode::BAD_REQUEST);
-    assert_eq!(told(&stock).last().unwrap().0, Reason::Malformed);
+    assert_eq!(refusals(&stock).last().unwrap().0, Reason::Malformed);
 }
 
 #[tokio::test(start_paused = true)]
@@ -191,7 +191,7 @@ async fn a_service_of_another_protocol_is_told_as_that() {
 }
 
 both! {
-    /// A time-out of one's own server leaves a line, once a second.
+    /// A timeout in the server's own handler is logged, once a second.
     async fn a_time_out_leaves_a_line(wire: Wire) {
         let mesh = Mesh::new();
         let stock = mesh.server("stock", "stock-1").config("inbound: { timeout: 50ms }").start().await;
@@ -201,14 +201,14 @@ both! {
             let outcome = caller.call(wire, Ask::to("stock")).await;
             assert_eq!(outcome.code, chassis::Code::DeadlineExceeded);
         }
-        let lines = || told(&stock.running);
-        until("it is told", || lines().len() == 1).await;
+        let lines = || refusals(&stock.running);
+        until("it is logged", || lines().len() == 1).await;
         assert_eq!(lines()[0].0, Reason::DeadlineExceeded);
     }
 }
 
 both! {
-    /// A failure that a handler passes on is not taken for its own: it names the service that was called.
+    /// A failure that a handler forwards does not count as its own: it names the service that was called.
     async fn a_problem_names_the_service_that_failed(wire: Wire) {
         let mesh = Mesh::new();
         let stock = mesh.server("stock", "stock-1").config(
@@ -242,12 +242,12 @@ both! {
         assert_eq!((its_own.upstream(), its_own.status().as_u16(), its_own.reason()), (Some("stock"), 404, None));
         let refused = passed_on("stock", Ask::to("stock").safe()).await;
         assert_eq!((refused.upstream(), refused.reason()), (Some("stock"), Some(Reason::RateLimited)));
-        let never_sent = passed_on("nobody", Ask::to("nobody")).await;
-        assert_eq!((never_sent.upstream(), never_sent.reason()), (Some("nobody"), Some(Reason::UnknownService)));
+        let never_sent = passed_on("unknown", Ask::to("unknown")).await;
+        assert_eq!((never_sent.upstream(), never_sent.reason()), (Some("unknown"), Some(Reason::UnknownService)));
         let document = String::from_utf8(refused.into_http().into_body().to_vec()).unwrap();
         assert!(document.contains(r#""upstream":"stock""#), "{document}");
 
-        // In the midst of a stream too.
+        // Also in the middle of a stream.
         stock.does(Act::Delay(Duration::from_secs(1)));
         caller.push("outbound: { defaults: { retry: off, total_timeout: 300ms } }").await.applied();
         if wire == Wire::Grpc {

@@ -1,4 +1,4 @@
-//! Where calls go: rules over headers, operations, callers; splits; what becomes of an empty subset.
+//! Routes: rules over headers, operations, callers; splits; and calls to an empty subset.
 use chassis::Reason;
 
 use crate::mesh::{Ask, Caller, Mesh, Server, Wire, all_well, both, share};
@@ -9,7 +9,7 @@ async fn tracks(mesh: &Mesh) -> [Server; 2] {
     [plan("stable-1", "stable").start().await, plan("canary-1", "canary").start().await]
 }
 
-/// How often the rule of this name decided.
+/// The number of calls that the rule of this name decided.
 fn hits(caller: &Caller, wire: Wire, rule: &str) -> u64 {
     caller.view(wire, "stock").rules.iter().find(|r| r.name == rule).unwrap().hits
 }

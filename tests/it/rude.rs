@@ -1,4 +1,4 @@
-//! The user's code that misbehaves: registries, sources of settings and hooks that panic, hang, or never wait.
+//! User code that fails: registries, configuration sources and hooks that panic, hang, or never wait.
 use std::{
     future::pending,
     sync::{
@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::mesh::{Ask, Mesh, Plan, Pushed, Server, Wire, all_well, metric, until};
 
-/// How something goes wrong.
+/// The way of failing.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum How {
     Panics,
@@ -38,7 +38,7 @@ impl How {
     }
 }
 
-/// A registry in memory that goes wrong when somebody registers, so many times, and when they leave.
+/// An in-memory registry that fails at the first registrations, and at deregistration.
 struct Clumsy {
     inner: MemoryRegistry,
     registers: (How, Arc<AtomicUsize>),
@@ -81,7 +81,7 @@ async fn is_there(registry: &MemoryRegistry) -> bool {
     matches!(watcher.next().await.unwrap(), Membership::Known(all) if !all.is_empty())
 }
 
-/// `stock`, at a clumsy registry over that of `mesh`; and how often it tried to register.
+/// `stock`, with a failing registry over that of `mesh`; and its number of attempts to register.
 async fn stock(mesh: &Mesh, registers: (How, usize), leaves: Option<How>) -> (Server, Arc<AtomicUsize>) {
     let tries = Arc::new(AtomicUsize::new(0));
     let clumsy = Clumsy {
@@ -97,7 +97,7 @@ fn events(server: &Server, which: impl Fn(&Event) -> bool) -> usize {
     server.runtime().events().past().iter().filter(|(_, event)| which(event)).count()
 }
 
-/// A panic ended the task that registers: the service was never found, and nobody was told.
+/// Regression: a panic ended the task that registers; the service was never found, and no event reported it.
 #[tokio::test(start_paused = true)]
 async fn a_service_registers_in_the_end_whatever_its_registry_does() {
     for how in [How::Panics, How::Hangs, How::Fails] {
@@ -112,8 +112,8 @@ async fn a_service_registers_in_the_end_whatever_its_registry_does() {
             How::Hangs => "it did not register within 10s",
             How::Fails => "the key is lost",
         };
-        let told = |e: &Event| matches!(e, Event::RegistryUnreachable { error, .. } if error == said);
-        assert_eq!(events(&stock, told), 1, "{how:?}: told once");
+        let is_report = |e: &Event| matches!(e, Event::RegistryUnreachable { error, .. } if error == said);
+        assert_eq!(events(&stock, is_report), 1, "{how:?}: reported once");
         assert_eq!(metric(stock.runtime(), "chassis_registry_errors_total"), 3.0);
         stock.stop().await;
         assert!(!is_there(&mesh.registry).await);
@@ -138,7 +138,7 @@ async fn a_stop_does_not_wait_for_a_registry() {
     }
 }
 
-/// It would have stayed behind until its lease is over.
+/// Regression: it stayed registered until its lease was over.
 #[tokio::test(start_paused = true)]
 async fn an_entry_that_comes_while_the_service_stops_is_taken_down() {
     struct Slow(MemoryRegistry);
@@ -149,7 +149,7 @@ async fn an_entry_that_comes_while_the_service_stops_is_taken_down() {
         }
         async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
             sleep(Duration::from_millis(5_500)).await;
-            // Without a lease: what nobody takes down stays.
+            // Without a lease: an entry stays until it is removed.
             self.0.put(instance.clone());
             Ok(Box::new(Put(self.0.clone(), instance)))
         }
@@ -188,7 +188,7 @@ async fn hooks_that_panic_are_told_of() {
         (1.0, 0)
     );
 
-    // What was up already goes down in order; the hooks of the stop panic as they like.
+    // The parts that started stop in order; panics of the stop hooks change nothing.
     let ran = Arc::new(AtomicUsize::new(0));
     let last = ran.clone();
     let mut plan = mesh.server("stock", "stock-1").with(move |builder| {
@@ -209,7 +209,7 @@ async fn hooks_that_panic_are_told_of() {
     assert!(!is_there(&mesh.registry).await);
 }
 
-/// Nobody but its own thread waits for it.
+/// Only its own thread waits for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hook_that_blocks_its_thread_does_not_hold_the_stop() {
     let mesh = Mesh::new();
@@ -225,7 +225,7 @@ async fn a_hook_that_blocks_its_thread_does_not_hold_the_stop() {
     drop(free);
 }
 
-/// A source that says `timeout: 2s`, and goes wrong at one question or at all; or is never silent.
+/// A source with `timeout: 2s` that fails at one read or at all, or is ready at each poll.
 #[derive(Clone)]
 struct Source {
     wrong: Option<(How, Option<usize>)>,
@@ -266,14 +266,14 @@ impl ConfigWatcher for SourceWatcher {
         if std::mem::replace(&mut self.1, true) && !never_silent {
             pending::<()>().await;
         }
-        assert!(n < 100_000, "nobody else gets a turn"); // a verdict rather than a test that hangs
+        assert!(n < 100_000, "no other task gets a turn"); // fails rather than hangs
         let seconds = if *never_silent { 2 + n % 50 } else { 2 };
         let content = format!("outbound: {{ defaults: {{ timeout: {seconds}s }} }}");
         Ok(Text { content, format: Format::Yaml, origin: "center".into(), revision: None })
     }
 }
 
-/// It ended the task that follows the settings: what was pushed later had no effect, without a word.
+/// Regression: it ended the task that follows the settings; later settings had no effect, without an error.
 #[tokio::test(start_paused = true)]
 async fn a_source_of_settings_that_panics_is_opened_anew() {
     let mesh = Mesh::new();
@@ -305,7 +305,7 @@ async fn a_source_of_settings_that_goes_wrong_at_the_start_is_named() {
     }
 }
 
-/// It starved a runtime of one thread, and the stop never ended.
+/// Regression: it starved a single-threaded runtime, and the stop never ended.
 #[tokio::test(start_paused = true)]
 async fn a_source_of_settings_that_is_never_silent_leaves_others_their_turn() {
     let mesh = Mesh::new();
@@ -352,7 +352,8 @@ async fn what_can_not_be_reached_is_not_advertised() {
     }
 }
 
-/// Blocks its thread from its second answer on, until it is freed, be it a registry or a source of settings.
+/// A registry and configuration source that blocks its thread from its second answer on, until it is
+/// released.
 struct Blocking(MemoryRegistry, Arc<Mutex<Receiver<()>>>);
 
 struct BlockingWatcher<W>(W, Arc<Mutex<Receiver<()>>>, bool);
@@ -406,13 +407,14 @@ impl ConfigWatcher for BlockingWatcher<()> {
     }
 }
 
-/// `plan` with a registry and a source of settings that block.
+/// `plan` with a registry and a configuration source that block.
 fn blocking<'a>(freed: &Arc<Mutex<Receiver<()>>>, mesh: &Mesh, plan: Plan<'a>) -> Plan<'a> {
     let [registry, source] = [(); 2].map(|()| Blocking(mesh.registry.clone(), freed.clone()));
     plan.with(move |builder| builder.registry(registry).config(source))
 }
 
-/// A registry and a source that block their threads: calls go on over both protocols, and the stop is bounded.
+/// A registry and a source that block their threads: calls continue over both protocols, and the stop is
+/// bounded.
 async fn blocked_plugins() {
     let mesh = Mesh::new();
     let (free, freed) = std::sync::mpsc::channel::<()>();
@@ -431,7 +433,7 @@ async fn blocked_plugins() {
     drop(free);
 }
 
-/// They stopped the process.
+/// Regression: they stopped the whole process.
 #[tokio::test]
 async fn plugins_that_block_hold_up_no_call_on_one_thread() {
     blocked_plugins().await;

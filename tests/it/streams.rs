@@ -1,4 +1,5 @@
-//! Streams of every kind under rate limits and circuits: to the caller, from it, and both ways.
+//! Streams of every kind with rate limits and circuits: from the server, from the caller, and in both
+//! directions.
 use std::{sync::Arc, time::Duration};
 
 use chassis::{Code, Event, Reason};
@@ -6,12 +7,12 @@ use tokio::time::advance;
 
 use crate::mesh::{Act, Ask, Caller, Failed, Gate, Kind, Mesh, Server, Stream, Wire, all_well, both, until};
 
-/// Begins a stream; one to the caller has three parts.
+/// Begins a stream; a download has three parts.
 async fn open(caller: &Arc<Caller>, stock: &Server, wire: Wire, kind: Kind) -> Result<Stream, Failed> {
     Stream::open(caller, &[stock], wire, kind, Ask::to("stock")).await
 }
 
-/// Two streams begin and a third is refused, on this side or over there; messages cost nothing.
+/// Two streams begin and a third is refused, by the caller's limit or the server's; messages take no tokens.
 async fn rate_limited(wire: Wire, inbound: &str, outbound: &str) {
     for kind in Kind::STREAMS {
         let mesh = Mesh::new();
@@ -64,7 +65,7 @@ both! {
             stock.does(Act::Fail(Code::Unavailable));
             for n in 0..10 {
                 let stream = open(&caller, &stock, wire, kind).await;
-                // What was written may be lost with the connection, so that not even the head arrives.
+                // Written data may be lost with the connection, even the head.
                 let failed = match stream {
                     Ok(stream) => stream.finish().await.err(),
                     Err(failed) => Some(failed),
@@ -133,7 +134,7 @@ both! {
 }
 
 both! {
-    /// They held a circuit half-open for a minute each, and nobody else was let through.
+    /// Regression: they held a circuit half-open for a minute each, and no other call was admitted.
     async fn uploads_as_probes_give_way_to_others(wire: Wire) {
         let mesh = Mesh::new();
         let stock = mesh.start("stock", "stock-1").await;

@@ -1,4 +1,5 @@
-//! Settings that change while calls are under way: whole, seen as one, and without forgetting anything.
+//! Settings that change while calls are in flight: as a whole, consistent within a call, and without loss of
+//! state.
 use std::{
     collections::BTreeSet,
     pin::Pin,
@@ -14,7 +15,7 @@ use tokio::time::advance;
 
 use crate::mesh::{Act, Ask, Load, Mesh, Pushed, Wire, all_well, both, metric};
 
-/// Looks at two settings that always change together, wherever a call passes.
+/// Checks two settings that always change together, at each stage of a call.
 #[derive(Clone, Default)]
 struct Watch(Arc<Watched>);
 
@@ -27,11 +28,11 @@ struct Watched {
 
 type Work<E> = Pin<Box<dyn Future<Output = Result<Reply, E>> + Send>>;
 
-/// The policy that a call was first seen under.
+/// The policy that a call began with.
 #[derive(Clone)]
 struct First(Arc<Policy>);
 
-/// Settings in which three numbers say the same.
+/// Settings in which three numbers are derived from `n`.
 fn pair(n: u64, more: &str) -> (String, String) {
     let timeouts = format!("timeout: {0}ms, total_timeout: {0}ms", 60_000 + n);
     (
@@ -81,7 +82,7 @@ impl Watch {
     }
 }
 
-/// Both protocols are under load at once: every swap is seen by calls of both.
+/// Both protocols are under load at once: calls of both use every version.
 #[tokio::test(start_paused = true)]
 async fn a_thousand_swaps_under_load() {
     let mesh = Mesh::new();
@@ -114,8 +115,8 @@ async fn a_thousand_swaps_under_load() {
         caller.calls(wire, 2, || Ask::to("spent")).await;
     }
 
-    // Calls take longer than it takes to swap twice, each another time: most of them straddle a swap,
-    // and every version is in force when one begins.
+    // Calls take longer than two swaps, each another time: most of them overlap a swap, and some call begins
+    // with every version.
     let turn = AtomicU64::new(0);
     stock.does(Act::Run(Arc::new(move |_, _| {
         let delay = Duration::from_millis(100 + turn.fetch_add(37, SeqCst) % 60);
@@ -191,7 +192,7 @@ both! {
         assert_eq!(admitted(20).await, 4, "what was left of it");
         caller.push(&limit("1/h", 10)).await.applied();
         assert_eq!(admitted(20).await, 0);
-        // Other rules around it change nothing for it.
+        // Other rules around it do not change it.
         caller.push(&limit("1/h", 10).replace("[ ", "[ { name: more, rate: 1000/s, burst: 1000 }, ")).await.applied();
         assert_eq!(admitted(20).await, 0);
     }
@@ -253,13 +254,13 @@ both! {
         let caller = mesh.caller(&limited("2")).await;
         all_well(&caller.calls(wire, 1, || Ask::to("stock")).await);
         let applied = r#"chassis_config_reloads_total{result="applied"}"#;
-        for (wrong, told) in [
+        for (wrong, message) in [
             (limited("many"), "a whole number belongs here, not `many`"),
             (limited("20").replace("outbound", "outbond"), "did you mean `outbound`?"),
             ("outbound: {".to_owned(), "pushed:1:"),
         ] {
             let problems = caller.push(&wrong).await.refused();
-            assert!(problems.len() == 1 && problems[0].contains(told), "{problems:?}");
+            assert!(problems.len() == 1 && problems[0].contains(message), "{problems:?}");
             assert_eq!(caller.runtime().inspect().version, 1);
             assert_eq!(caller.metric("chassis_config_last_reload_successful"), 0.0);
         }
@@ -277,7 +278,7 @@ both! {
         assert_eq!(caller.metric(r#"chassis_config_reloads_total{result="unreadable"}"#), 1.0);
         assert_eq!(caller.metric(applied), 1.0);
 
-        // All the while the first version holds.
+        // The first version stays in force.
         all_well(&caller.calls(wire, 1, || Ask::to("stock")).await);
         caller.call(wire, Ask::to("stock")).await.refused(Reason::RateLimited);
         assert_eq!(caller.push(&limited("3")).await.applied(), 2);
@@ -304,7 +305,7 @@ both! {
             }
         };
         assert_eq!(pending, ["listen.grpc memory:stock-1 -> 127.0.0.1:50099 (pushed:1:17)"]);
-        // The rest of it is in force, and calls go where they went.
+        // The rest of it is in force, and calls go to the same node as before.
         assert_eq!(caller.call(wire, Ask::to("stock")).await.by(), "stock-1");
         assert_eq!(stock.runtime().inspect().concurrency[0].limit, 5);
     }

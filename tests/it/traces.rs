@@ -1,4 +1,4 @@
-//! What goes along a chain of hops: the trace, baggage, chosen headers; and the spans of a call.
+//! The context along a chain of hops: the trace, baggage, chosen headers; and the spans of a call.
 use std::{
     cell::RefCell,
     sync::{Arc, Once},
@@ -53,7 +53,7 @@ both! {
 }
 
 both! {
-    /// Of two parents neither is one, and what is not known of the flags ends at the next hop.
+    /// Two parents count as none, and unknown flags are not sent to the next hop.
     async fn what_is_no_parent_is_not_handed_on(wire: Wire) {
         let mesh = Mesh::new();
         let stock = mesh.start("stock", "stock-1").await;
@@ -88,7 +88,7 @@ both! {
         assert!(caller.call(wire, ask).await.is_ok());
         let headers = ledger.last().headers;
         assert_eq!(headers.get("baggage").expect("it was handed on"), "tenant=acme");
-        assert!(!headers.contains_key("traceparent"), "nobody began a trace");
+        assert!(!headers.contains_key("traceparent"), "no trace began");
     }
 }
 
@@ -156,18 +156,18 @@ both! {
 }
 
 thread_local! {
-    /// The spans opened by the test of this thread, with their parents, while it looks.
+    /// The spans opened by the test of this thread, with their parents, while it records.
     static SPANS: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
 }
 
-/// Keeps spans for the test in whose thread they are opened.
+/// Records spans for the test in whose thread they are opened.
 struct Spans;
 
 impl<S> tracing_subscriber::Layer<S> for Spans
 where
     S: tracing::Subscriber + for<'a> LookupSpan<'a>,
 {
-    /// Asked each time: which thread it is decides.
+    /// Checked each time, because the result depends on the thread.
     fn register_callsite(&self, _: &'static tracing::Metadata<'static>) -> Interest {
         Interest::sometimes()
     }
@@ -183,13 +183,13 @@ where
     }
 }
 
-/// The spans that `work` opens. One subscriber for all threads: with one for each, tracing asks whichever
-/// thread comes by a callsite first, and believes it for all.
+/// The spans that `work` opens. One subscriber for all threads: with one per thread, tracing asks only the
+/// first thread at a callsite, and uses the result for all.
 async fn spans_of(work: impl Future<Output = ()>) -> Vec<String> {
     static SUBSCRIBED: Once = Once::new();
     SUBSCRIBED.call_once(|| {
         let subscriber = tracing_subscriber::registry().with(Spans);
-        tracing::subscriber::set_global_default(subscriber).expect("nobody else subscribes");
+        tracing::subscriber::set_global_default(subscriber).expect("no other subscriber is set");
     });
     SPANS.set(Some(Vec::new()));
     work.await;

@@ -8,19 +8,19 @@ use std::{
 
 use tempfile::TempDir;
 
-/// Where the README and the pages say that chassis is.
-const ANYBODYS: &str = r#"git = "https://github.com/chassis-rs/chassis""#;
+/// The source of chassis in the README and the pages.
+const PUBLIC_SOURCE: &str = r#"git = "https://github.com/chassis-rs/chassis""#;
 
-/// How long one run of cargo may take: all dependencies may have to be built, on two cores.
+/// Maximum duration of one run of cargo: it may have to build all dependencies, on two cores.
 const BOUND: Duration = Duration::from_secs(15 * 60);
 
-/// A crate that is gone when this is dropped.
+/// A crate that is removed when this is dropped.
 pub(crate) struct Made(TempDir);
 
 // === impl Made ===
 
 impl Made {
-    /// With nothing but the versions of dependencies that the workspace uses, so that no network is needed.
+    /// A crate with the workspace's locked versions of dependencies, so that no network is needed.
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let above = dir.path().ancestors().any(|above| above.join("Cargo.toml").exists());
@@ -33,12 +33,12 @@ impl Made {
         self.0.path()
     }
 
-    /// Writes a file as it is shown, but for where chassis comes from.
+    /// Writes a file as shown, except for the source of chassis.
     pub(crate) fn write(&self, path: &str, text: &str) {
         let text = match path {
             "Cargo.toml" => {
-                assert!(text.contains(ANYBODYS), "{path} does not say where chassis is:\n{text}");
-                text.replace(ANYBODYS, &format!("path = {:?}", workspace()))
+                assert!(text.contains(PUBLIC_SOURCE), "{path} does not say where chassis is:\n{text}");
+                text.replace(PUBLIC_SOURCE, &format!("path = {:?}", workspace()))
             }
             _ => text.to_owned(),
         };
@@ -47,14 +47,14 @@ impl Made {
         fs::write(path, text).unwrap();
     }
 
-    /// Adds to a file that is there.
+    /// Appends to an existing file.
     pub(crate) fn append(&self, path: &str, text: &str) {
         let there = fs::read_to_string(self.dir().join(path)).unwrap();
-        let text = text.replace(ANYBODYS, &format!("path = {:?}", workspace()));
+        let text = text.replace(PUBLIC_SOURCE, &format!("path = {:?}", workspace()));
         fs::write(self.dir().join(path), format!("{there}\n{text}")).unwrap();
     }
 
-    /// Runs cargo in it, and has it succeed without a warning from the crate itself. Returns what it printed.
+    /// Runs cargo in it and requires success without a warning from the crate itself. Returns the output.
     pub(crate) fn cargo(&self, arguments: &[&str]) -> String {
         let mut cargo = cargo();
         cargo
@@ -68,13 +68,13 @@ impl Made {
         printed
     }
 
-    /// The program of this name, once it is built.
+    /// The program of this name, after a build.
     pub(crate) fn program(&self, name: &str) -> PathBuf {
         target().join("debug").join(name)
     }
 }
 
-/// The last run's artefacts of the crate itself are of no use to the next: its directory is another.
+/// The last run's artefacts of the crate itself cannot be reused: the next crate's directory is another.
 impl Drop for Made {
     fn drop(&mut self) {
         let mut clean = cargo();
@@ -89,7 +89,7 @@ impl Drop for Made {
     }
 }
 
-/// Cargo as anybody would run it, with nothing of the cargo that runs this test.
+/// Cargo as a user runs it, without the environment of the cargo that runs this test.
 pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new(env!("CARGO"));
     for (variable, _) in std::env::vars_os() {
@@ -103,7 +103,7 @@ pub(crate) fn cargo() -> Command {
     cargo
 }
 
-/// Runs `cargo` to its end, which comes within [`BOUND`].
+/// Runs `cargo` to its end, which must come within [`BOUND`].
 pub(crate) fn output(cargo: Command) -> Output {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -113,7 +113,7 @@ pub(crate) fn output(cargo: Command) -> Output {
     })
 }
 
-/// Where the crate is built. What is built of its dependencies stays for the next run.
+/// The target directory of the crate. Built dependencies stay for the next run.
 fn target() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("standalone")
 }

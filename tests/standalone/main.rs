@@ -1,5 +1,5 @@
-//! What only shows outside of the workspace's build, where the features of all members are one: a crate made from
-//! the README and the pages of `docs/`, and every member checked alone.
+//! Tests outside of the workspace's build, which merges the features of all members: a crate made from the
+//! README and the pages of `docs/`, and every member checked by itself.
 #![allow(clippy::unwrap_used)]
 mod made;
 mod members;

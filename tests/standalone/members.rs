@@ -1,7 +1,8 @@
-//! Every member compiles alone. In the workspace's build the features of all are one, which hides what is missing.
+//! Every member compiles by itself. The workspace's build merges the features of all members, which hides a
+//! missing one.
 use crate::made::{cargo, output, workspace};
 
-/// Every member, with its default features and with all; of chassis-rs there are more ways.
+/// Every member, with its default features and with all; chassis-rs has more combinations.
 const MEMBERS: [&str; 9] = [
     "chassis-core",
     "chassis-config",
@@ -13,7 +14,7 @@ const MEMBERS: [&str; 9] = [
     "chassis-conformance",
     "chassis-protos",
 ];
-/// Members that have features of their own, each of which is to compile without the others.
+/// Members with features of their own; each feature must compile without the others.
 const FEATURES: [(&str, &[&str]); 4] = [
     ("chassis-core", &["testing"]),
     ("chassis-registry", &["memory", "static", "file", "local"]),
@@ -44,7 +45,7 @@ fn members_compile_alone() {
     );
 }
 
-/// What cargo says of a member that does not compile, or compiles with warnings.
+/// Cargo's output for a member that does not compile, or compiles with warnings.
 fn check(way: &[&str]) -> Option<String> {
     let mut cargo = cargo();
     cargo.args(["check", "--locked", "--offline", "--quiet", "--color", "never"]).args(way);
@@ -54,7 +55,7 @@ fn check(way: &[&str]) -> Option<String> {
     (!output.status.success() || said.contains("warning")).then(|| format!("{way:?}\n{said}"))
 }
 
-/// The lists above are those of the manifests.
+/// The lists above match the manifests.
 #[test]
 fn no_member_and_no_feature_is_left_out() {
     let mut cargo = cargo();

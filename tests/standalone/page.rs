@@ -3,9 +3,9 @@
 /// A code block.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Block {
-    /// What is written behind the fence, as in `rs` or `rust,no_run`.
+    /// The word after the fence, as in `rs` or `rust,no_run`.
     pub(crate) language: &'static str,
-    /// The file that it is, where the line above names one: `` `build.rs`, which needs no `protoc`: ``.
+    /// The file that the line above names: `` `build.rs`, which needs no `protoc`: ``.
     pub(crate) file: Option<&'static str>,
     pub(crate) text: String,
 }
@@ -26,12 +26,12 @@ pub(crate) fn blocks(page: &'static str) -> Vec<Block> {
     blocks
 }
 
-/// The files that a page shows whole.
+/// The files that a page shows as a whole.
 pub(crate) fn files(page: &'static str) -> impl Iterator<Item = (&'static str, String)> {
     blocks(page).into_iter().filter_map(|block| Some((block.file?, block.text)))
 }
 
-/// The file that a line ending in a colon begins with or ends with.
+/// The file at the beginning or the end of a line that ends in a colon.
 fn file(line: &'static str) -> Option<&'static str> {
     let line = line.strip_suffix(':')?;
     let first = line.strip_prefix('`').and_then(|rest| rest.split('`').next());

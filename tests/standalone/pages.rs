@@ -1,4 +1,4 @@
-//! What the pages of `docs/` show: code that compiles and whose tests pass, settings that are sound.
+//! The contents of the pages of `docs/`: code that compiles and whose tests pass, settings that are valid.
 use std::fs;
 
 use chassis::{
@@ -17,7 +17,7 @@ const TESTING: &str = include_str!("../../docs/testing.md");
 const CONTAINERS: &str = include_str!("../../docs/containers.md");
 const REGISTRIES: &str = include_str!("../../docs/registries.md");
 
-/// The first service, grown as the pages say.
+/// The first service, extended as the pages describe.
 #[test]
 fn code_compiles_and_its_tests_pass() {
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

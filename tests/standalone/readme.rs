@@ -71,7 +71,7 @@ async fn runs(made: &Made) {
         }
     };
     let address = timeout(PATIENCE, up).await.expect("it does not register");
-    // It looks into its registry five times a second, and may have come up between two looks.
+    // It reads its registry five times a second, and may have started between two reads.
     until("it finds itself", async || get(&address).await.starts_with("HTTP/1.1 200")).await;
     let shown = README.lines().skip_while(|line| !line.starts_with("$ curl http")).nth(1).unwrap();
     let answer = get(&address).await;
@@ -92,7 +92,7 @@ async fn runs(made: &Made) {
     }
 }
 
-/// The whole answer, as it came.
+/// The whole answer, unparsed.
 async fn get(address: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = "GET /stock/apple HTTP/1.1\r\nhost: stock\r\nconnection: close\r\n\r\n";

@@ -1,4 +1,4 @@
-//! The packages of the workspace and what they depend on, as `cargo metadata` tells.
+//! The packages of the workspace and their dependencies, from `cargo metadata`.
 
 use std::collections::{BTreeSet, HashMap};
 use std::env;
@@ -7,13 +7,13 @@ use std::sync::OnceLock;
 
 use serde::Deserialize;
 
-/// Every package that any member needs for any platform, all cargo features on, dependencies of tests included.
+/// Every package that any member needs for any platform, with all cargo features and dev-dependencies.
 pub(crate) struct Graph {
     packages: Vec<Package>,
     nodes: HashMap<String, Node>,
 }
 
-/// What a package states about itself.
+/// A package, as its manifest describes it.
 #[derive(Deserialize)]
 pub(crate) struct Package {
     id: String,
@@ -24,7 +24,7 @@ pub(crate) struct Package {
     pub(crate) source: Option<String>,
     pub(crate) edition: String,
     pub(crate) rust_version: Option<String>,
-    /// Whether it is ours.
+    /// Whether it is a member of the workspace.
     #[serde(skip)]
     pub(crate) member: bool,
 }
@@ -54,7 +54,7 @@ struct Edge {
     dep_kinds: Vec<Kind>,
 }
 
-/// `kind` is absent for what is needed to run, else "build" or "dev".
+/// `kind` is absent for a normal dependency, else "build" or "dev".
 #[derive(Deserialize)]
 struct Kind {
     kind: Option<String>,
@@ -63,7 +63,7 @@ struct Kind {
 // === impl Graph ===
 
 impl Graph {
-    /// Reads the graph, once per test process; without the network if all it needs is already at hand.
+    /// Reads the graph, once per test process; offline if everything it needs is present.
     pub(crate) fn load() -> &'static Graph {
         static GRAPH: OnceLock<Graph> = OnceLock::new();
         GRAPH.get_or_init(|| {
@@ -85,17 +85,17 @@ impl Graph {
         Self { packages, nodes }
     }
 
-    /// All packages, the members among them.
+    /// All packages, including the members.
     pub(crate) fn packages(&self) -> impl Iterator<Item = &Package> {
         self.packages.iter()
     }
 
-    /// The names of what `member` itself needs to build and run, its tests apart.
+    /// The names of the packages that `member` itself needs to build and run, without its tests.
     pub(crate) fn direct(&self, member: &str) -> BTreeSet<String> {
         self.needs(self.id(member)).map(|id| self.name(id).to_owned()).collect()
     }
 
-    /// The names of all that `member` needs to build and run, however far away, its tests apart.
+    /// The names of all packages that `member` needs to build and run, directly or not, without its tests.
     pub(crate) fn closure(&self, member: &str) -> BTreeSet<String> {
         let mut reached = BTreeSet::new();
         let mut open = vec![self.id(member)];
@@ -105,7 +105,7 @@ impl Graph {
         reached.into_iter().map(|id| self.name(id).to_owned()).collect()
     }
 
-    /// The cargo features of `package` that anything in the graph turns on, in any of its versions.
+    /// The cargo features of `package`, in any of its versions, that anything in the graph enables.
     pub(crate) fn features(&self, package: &str) -> BTreeSet<String> {
         let versions = self.packages.iter().filter(|it| it.name == package);
         versions.flat_map(|it| self.nodes[&it.id].features.iter().cloned()).collect()

@@ -1,5 +1,5 @@
-//! What holds for the workspace as a whole: licences, banned crates, the star of crates, features that
-//! must stay off, and a few habits of the source. Fast: it reads `cargo metadata` and the tree.
+//! Rules for the workspace as a whole: licences, banned crates, the star of crates, features that must stay
+//! off, and some conventions of the source. Fast: it reads `cargo metadata` and the tree.
 
 mod graph;
 mod source;
@@ -7,7 +7,7 @@ mod spdx;
 
 use graph::{Graph, Package};
 
-/// The members that are published, core apart: each knows core, and not the others.
+/// The published members except core: each depends on core, and not on the others.
 const SPOKES: [&str; 4] = ["chassis-config", "chassis-grpc", "chassis-http", "chassis-registry"];
 
 /// Fails with one line for each finding.
@@ -76,15 +76,16 @@ fn spokes_know_core_and_not_each_other() {
     refuse("spokes that know each other", findings);
 }
 
-/// `tracing/log` formats every span and event for the `log` crate, even when nothing subscribes: a fifth
-/// of a gRPC call. One careless feature anywhere turns it on for all, axum's default `tower-log` for one.
+/// `tracing/log` formats every span and event for the `log` crate, even without a subscriber: a fifth of a
+/// gRPC call's cost. One dependency with this feature enables it for all, for example axum's default
+/// `tower-log`.
 #[test]
 fn tracing_does_not_feed_log() {
     let graph = Graph::load();
     let features = graph.features("tracing");
     assert!(features.contains("std"), "the graph was not read: {features:?}");
     let on = features.into_iter().filter(|feature| feature.starts_with("log"));
-    refuse("features of tracing that are on (`cargo tree -e features -i tracing` says why)", on.collect());
+    refuse("features of tracing that are on (`cargo tree -e features -i tracing` shows why)", on.collect());
 }
 
 #[test]
@@ -122,7 +123,7 @@ fn members_state_edition_version_and_licence() {
     refuse("members that differ", findings);
 }
 
-/// docs.rs shows what all features add; crates.io refuses a package without a description.
+/// docs.rs shows items of all features; crates.io refuses a package without a description.
 #[test]
 fn published_members_are_described() {
     let mut manifests = source::files(&["toml"]);
@@ -147,7 +148,7 @@ fn members_share_the_lints() {
     refuse("manifests without the workspace's lints", manifests.into_iter().map(|file| file.path).collect());
 }
 
-/// What a build has is decided for whole modules, and at the one place where kinds and sections are registered.
+/// Features select whole modules, and are used in one place only, where kinds and sections are registered.
 #[test]
 fn the_facade_asks_for_features_at_few_places() {
     let mut findings = source::lines_with(&["rs"], &["feature = \""]);

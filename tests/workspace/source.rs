@@ -10,8 +10,8 @@ pub(crate) struct File {
     pub(crate) text: String,
 }
 
-/// The texts of the tree whose names end in one of `extensions`; "" stands for names without one.
-/// Hidden folders and what a build writes are left out.
+/// The texts of the tree whose names end in one of `extensions`; "" stands for names without one. Hidden
+/// folders and build output are left out.
 pub(crate) fn files(extensions: &[&str]) -> Vec<File> {
     let mut found = Vec::new();
     collect(root(), extensions, &mut found);
@@ -19,7 +19,8 @@ pub(crate) fn files(extensions: &[&str]) -> Vec<File> {
     found
 }
 
-/// `path:line: text` for each line that contains one of `words`, these tests apart: they spell the words out.
+/// `path:line: text` for each line that contains one of `words`, without these tests, which contain the
+/// words.
 pub(crate) fn lines_with(extensions: &[&str], words: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
     let mut files = files(extensions);

@@ -1,8 +1,7 @@
-//! Licence expressions, as manifests write them: `(MIT OR Apache-2.0) AND Unicode-3.0`.
+//! Licence expressions in the syntax of manifests: `(MIT OR Apache-2.0) AND Unicode-3.0`.
 
-/// Whether `expression` can be satisfied by allowed licences alone. `A/B` is an old way to write `A OR B`;
-/// a licence with an exception is allowed as a whole, `Apache-2.0 WITH LLVM-exception`. What is not an
-/// expression permits nothing.
+/// Whether allowed licences alone satisfy `expression`. `A/B` is an old form of `A OR B`; a licence with an
+/// exception is allowed as a whole, `Apache-2.0 WITH LLVM-exception`. An invalid expression permits nothing.
 pub(crate) fn permits(expression: &str, allowed: &dyn Fn(&str) -> bool) -> bool {
     let spaced = expression.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
     let mut parser = Parser { words: spaced.split_whitespace().collect(), allowed };
@@ -10,7 +9,7 @@ pub(crate) fn permits(expression: &str, allowed: &dyn Fn(&str) -> bool) -> bool 
     parser.either() == Some(true) && parser.words.is_empty()
 }
 
-/// `words` are what is still to be read, the next one last.
+/// `words` are those not read yet, the next one last.
 struct Parser<'a> {
     words: Vec<&'a str>,
     allowed: &'a dyn Fn(&str) -> bool,

@@ -1,5 +1,5 @@
-//! The server that `connectconformance` tests: it reads on its standard input what is wanted, says on its
-//! standard output where it listens, and serves until it is ended.
+//! The server that `connectconformance` tests: it reads its configuration on standard input, prints its
+//! address on standard output, and serves until it is ended.
 #![allow(clippy::unwrap_used)]
 
 #[cfg(has_protos)]
@@ -26,7 +26,7 @@ async fn main() -> Result<(), chassis::BoxError> {
     let settings = serde_json::json!({
         "registry": { "kind": "memory" },
         "listen": { "grpc": "127.0.0.1:0" },
-        // The suite compares the deadline that a handler sees with the one that it sent, or did not send.
+        // The suite compares the deadline that a handler sees with the one that it sent, or with none.
         "inbound": { "timeout": "off" },
     });
     let builder = Chassis::builder("conformance").environment(Environment::default()).without_file();

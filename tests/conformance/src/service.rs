@@ -1,4 +1,5 @@
-//! The suite's `ConformanceService`: a request says how to answer it, and the answer says what of it arrived.
+//! The suite's `ConformanceService`: a request defines its answer, and the answer reports the received
+//! request.
 use std::{pin::Pin, time::Duration};
 
 use chassis::{Context, clock::Instant};
@@ -26,24 +27,24 @@ pub(crate) mod proto {
     tonic::include_proto!("connectrpc.conformance.v1");
 }
 
-/// After the comments in the suite's `service.proto`.
+/// As described in the comments of the suite's `service.proto`.
 #[derive(Clone, Copy)]
 pub(crate) struct Conformance;
 
 type Replies<R> = Pin<Box<dyn Stream<Item = Result<R, Status>> + Send>>;
 
-/// The replies of a stream that are still to be sent.
+/// The remaining replies of a stream.
 struct Turns<R> {
     definition: StreamResponseDefinition,
     data: std::vec::IntoIter<Vec<u8>>,
-    /// What the first reply says of the request; empty once said.
+    /// The request's description for the first reply; empty once sent.
     info: Option<RequestInfo>,
     /// The requests that no reply has repeated yet.
     requests: Vec<Any>,
     send: mpsc::Sender<Result<R, Status>>,
 }
 
-/// What to serve. A message longer than `limit` bytes is refused; with 0 tonic's own limit holds.
+/// The service to serve. A message longer than `limit` bytes is refused; with 0 tonic's own limit applies.
 pub(crate) fn service(limit: usize) -> WithTrailers<ConformanceServiceServer<Conformance>> {
     let service = ConformanceServiceServer::new(Conformance)
         .accept_compressed(CompressionEncoding::Gzip)
@@ -137,7 +138,7 @@ impl ConformanceService for Conformance {
         &self,
         _: Request<UnimplementedRequest>,
     ) -> Result<Response<UnimplementedResponse>, Status> {
-        Err(Status::unimplemented("as every server says"))
+        Err(Status::unimplemented("as every server answers"))
     }
 }
 
@@ -170,7 +171,7 @@ fn begin<R: From<ConformancePayload> + Send + 'static>(
 ) -> Result<(Turns<R>, Response<Replies<R>>), Status> {
     let (send, receive) = mpsc::channel(1);
     let head = metadata(&definition.response_headers)?;
-    // An error has its own trailers, which the suite wants once.
+    // An error has its own trailers, and the suite expects them once.
     let trailers = match definition.error {
         Some(_) => HeaderMap::new(),
         None => metadata(&definition.response_trailers)?,
@@ -181,7 +182,7 @@ fn begin<R: From<ConformancePayload> + Send + 'static>(
 }
 
 impl<R: From<ConformancePayload>> Turns<R> {
-    /// Sends the next reply; false if there is none, or nobody reads it.
+    /// Sends the next reply; false if there is none, or the client no longer reads.
     async fn reply(&mut self) -> bool {
         let Some(data) = self.data.next() else { return false };
         sleep(Duration::from_millis(self.definition.response_delay_ms.into())).await;
@@ -194,11 +195,11 @@ impl<R: From<ConformancePayload>> Turns<R> {
         self.send.send(Ok(R::from(ConformancePayload { data, request_info }))).await.is_ok()
     }
 
-    /// Sends what is left, and how it ends.
+    /// Sends the rest, and the final status.
     async fn finish(mut self) {
         while self.reply().await {}
         let Some(error) = self.definition.error else { return };
-        // Replies that were sent have said what arrived.
+        // Earlier replies have already reported the request.
         let info = self.info.map(|info| RequestInfo { requests: self.requests, ..info });
         let status = metadata(&self.definition.response_trailers)
             .map_or_else(|status| status, |trailers| failed(error, info.as_ref(), trailers));

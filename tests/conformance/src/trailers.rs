@@ -1,4 +1,4 @@
-//! Trailers of a good answer: tonic's handlers have no place for them.
+//! Trailers of a successful answer: tonic's handlers cannot set them.
 use std::{
     convert::Infallible,
     pin::Pin,
@@ -11,11 +11,11 @@ use http_body::{Body as HttpBody, Frame};
 use tonic::{Status, body::Body, server::NamedService};
 use tower_service::Service;
 
-/// An extension of a response: what its trailers say besides the status.
+/// An extension of a response: its trailers besides the status.
 #[derive(Clone)]
 pub(crate) struct Trailers(pub(crate) HeaderMap);
 
-/// Around a tonic service: sends the [`Trailers`] of its responses.
+/// Wraps a tonic service: sends the [`Trailers`] of its responses.
 #[derive(Clone)]
 pub(crate) struct WithTrailers<S>(pub(crate) S);
 

@@ -1,6 +1,6 @@
-//! The suites, run against servers of ours. Each prints how many of its cases passed, and which failed.
+//! The suites, run against chassis servers. Each prints how many of its cases passed, and which failed.
 //!
-//! `scripts/setup` builds them and says where they are by the variables `CHASSIS_PEER_*`.
+//! `scripts/setup` builds them and sets their paths in the variables `CHASSIS_PEER_*`.
 #![allow(clippy::unwrap_used)]
 #[macro_use]
 #[path = "../../interop/trials.rs"]
@@ -23,19 +23,19 @@ trials! {
     http2_servers
 }
 
-/// Of 374 cases. Two of the others ask of a server that it counts the messages of a unary call, which tonic's
-/// services don't.
+/// Of 374 cases. Two of the others require that a server counts the messages of a unary call, which tonic's
+/// services do not.
 const GRPC_LEAST: u32 = 370;
-/// Of 146 cases, those of its strict mode included.
+/// Of 146 cases, including those of its strict mode.
 const HTTP2_LEAST: u32 = 145;
-/// More than ten times what the slower one takes.
+/// More than ten times the duration of the slower one.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 fn main() -> ExitCode {
     trials::run([trials()])
 }
 
-/// `connectconformance` calls the service of `src/service.rs` by two clients, connect-go's and grpc-go's.
+/// `connectconformance` calls the service of `src/service.rs` with two clients, connect-go's and grpc-go's.
 async fn grpc_servers() -> Ran {
     let suite = program("CONNECTCONFORMANCE")?;
     if option_env!("CHASSIS_PEER_CONFORMANCE_PROTOS").is_none_or(str::is_empty) {
@@ -56,7 +56,7 @@ async fn grpc_servers() -> Ran {
     Ok(())
 }
 
-/// `h2spec` says every frame there is, in and out of place, to a REST server.
+/// `h2spec` sends every kind of frame, valid and invalid, to a REST server.
 async fn http2_servers() -> Ran {
     let suite = program("H2SPEC")?;
     let settings = json!({ "registry": { "kind": "memory" }, "listen": { "http": "127.0.0.1:0" } });
@@ -88,7 +88,7 @@ fn program(name: &str) -> Result<OsString, NotRun> {
     found.ok_or_else(|| NotRun(format!("{variable} is not set, see scripts/setup")))
 }
 
-/// What `command` prints until it ends, however it ends: suites fail when one of their cases does.
+/// The output of `command`, with any exit status: suites fail when one of their cases does.
 async fn printed_by(command: &mut Command) -> String {
     let ended = timeout(PATIENCE, command.stdin(Stdio::null()).kill_on_drop(true).output()).await;
     let output = ended.unwrap_or_else(|_| panic!("{command:?} did not end")).unwrap();

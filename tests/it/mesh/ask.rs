@@ -1,4 +1,4 @@
-//! One call over either protocol, and what came of it.
+//! One call over either protocol, and its outcome.
 use std::{
     collections::VecDeque,
     sync::atomic::{AtomicU64, Ordering::SeqCst},
@@ -20,14 +20,14 @@ use super::{
     within,
 };
 
-/// Over which protocol a call goes.
+/// The protocol of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wire {
     Grpc,
     Rest,
 }
 
-/// What is called. Each of them is there over both protocols.
+/// The operation of a call. Each exists over both protocols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
     /// Not idempotent: `Echo/Call`, `POST /echo`.
@@ -49,12 +49,12 @@ pub(crate) struct Clients {
     pub(crate) rest: HttpClient,
 }
 
-/// One call, whatever it goes over.
+/// One call, independent of the protocol.
 #[derive(Clone, Debug)]
 pub(crate) struct Ask {
     pub(crate) service: String,
     pub(crate) op: Op,
-    /// Travels along: the books are kept by it.
+    /// Sent with the call: executions are recorded by it.
     pub(crate) id: String,
     pub(crate) message: String,
     pub(crate) headers: HeaderMap,
@@ -65,32 +65,32 @@ pub(crate) struct Ask {
     pub(crate) detached: bool,
 }
 
-/// What came of a call.
+/// The outcome of a call.
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
     pub(crate) code: Code,
-    /// Over REST, where an answer came.
+    /// Over REST, if there was an answer.
     pub(crate) status: Option<u16>,
-    /// The mechanism that refused, here or there.
+    /// The mechanism that refused, local or remote.
     pub(crate) reason: Option<Reason>,
     pub(crate) rule: Option<String>,
     pub(crate) retry_after: Option<Duration>,
-    /// Where the error or the status says so.
+    /// If the error or the status contains it.
     pub(crate) maybe_executed: Option<bool>,
-    /// The message echoed, or what the failure says.
+    /// The echoed message, or the message of the failure.
     pub(crate) message: String,
-    /// What came instead of a reply; of an injected fault, its text.
+    /// The body in place of a reply; for an injected fault, its text.
     pub(crate) body: String,
-    /// What a status carries beside its message.
+    /// The details of a status.
     pub(crate) details: Vec<u8>,
     pub(crate) instance: Option<String>,
-    /// The instances that a chained call passed, outermost first.
+    /// The instances of a chained call, outermost first.
     pub(crate) hops: Vec<String>,
-    /// What was left of the deadline when the handler started.
+    /// The remaining time of the deadline when the handler started.
     pub(crate) remaining: Option<Duration>,
-    /// How many messages an upload was.
+    /// The number of messages of an upload.
     pub(crate) count: u32,
-    /// Of the answer, trailers included where they came with it.
+    /// Of the answer, including trailers where they came with it.
     pub(crate) headers: HeaderMap,
     pub(crate) took: Duration,
 }
@@ -104,7 +104,7 @@ pub(crate) enum Parts {
 // === impl Wire ===
 
 impl Wire {
-    /// The operation as settings and figures name it.
+    /// The name of the operation in settings and metrics.
     pub(crate) fn operation(self, op: Op) -> &'static str {
         match (self, op) {
             (Wire::Grpc, Op::Call) => "chassis.test.v1.Echo/Call",
@@ -120,7 +120,7 @@ impl Wire {
         }
     }
 
-    /// As the registry and the inspection name the protocol.
+    /// The name of the protocol in the registry and the inspection.
     pub(crate) fn protocol(self) -> &'static str {
         match self {
             Wire::Grpc => "grpc",
@@ -132,7 +132,7 @@ impl Wire {
 // === impl Ask ===
 
 impl Ask {
-    /// `Call` of this service, with nothing special about it.
+    /// `Call` of this service, with default options.
     pub(crate) fn to(service: &str) -> Self {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         Ask {
@@ -149,7 +149,7 @@ impl Ask {
         }
     }
 
-    /// The idempotent operation instead.
+    /// Uses the idempotent operation.
     pub(crate) fn safe(mut self) -> Self {
         self.op = Op::Safe;
         self
@@ -190,8 +190,8 @@ impl Ask {
         self
     }
 
-    /// The handler calls on before it answers, hop by hop: `via(&[(Wire::Grpc, "ledger")])`. The
-    /// services have to be among its [`Plan::calls`].
+    /// The handler calls on before it answers, hop by hop: `via(&[(Wire::Grpc, "ledger")])`. The services
+    /// must be among its [`Plan::calls`].
     pub(crate) fn via(self, hops: &[(Wire, &str)]) -> Self {
         let hops: Vec<_> = hops.iter().map(|(wire, name)| format!("{} {name}", wire.protocol())).collect();
         self.header(VIA, &hops.join(","))
@@ -203,7 +203,7 @@ impl Ask {
         headers
     }
 
-    /// As a request of a stub.
+    /// Converts to a request of a stub.
     pub(crate) fn grpc<T>(&self, message: T) -> tonic::Request<T> {
         let mut request = tonic::Request::new(message);
         *request.metadata_mut() = MetadataMap::from_headers(self.headers());
@@ -221,7 +221,7 @@ impl Ask {
         pick(self.detached, request, RequestExt::detached)
     }
 
-    /// As a request of the REST client.
+    /// Converts to a request of the REST client.
     pub(crate) fn rest(&self, mut request: chassis::http::RequestBuilder) -> chassis::http::RequestBuilder {
         for (name, value) in &self.headers() {
             request = request.header(name, value);
@@ -249,12 +249,12 @@ impl Ask {
     }
 }
 
-/// Messages as a stub sends them.
+/// Converts to the messages of a stub.
 fn messages(parts: Receiver<String>) -> impl Stream<Item = EchoRequest> + Send {
     ReceiverStream::new(parts).map(|message| EchoRequest { message, ..EchoRequest::default() })
 }
 
-/// Messages as the lines of a body.
+/// Converts to the lines of a body.
 fn lines(parts: Receiver<String>) -> impl http_body::Body<Data = Bytes, Error = Error> + Send {
     let frame = |part: String| Ok(http_body::Frame::data(Bytes::from(part + "\n")));
     http_body_util::StreamBody::new(ReceiverStream::new(parts).map(frame))
@@ -376,12 +376,12 @@ impl Outcome {
         }
     }
 
-    /// Answered well?
+    /// Whether the call succeeded.
     pub(crate) fn is_ok(&self) -> bool {
         self.code == Code::Ok
     }
 
-    /// The instance that answered well.
+    /// The instance that answered successfully.
     #[track_caller]
     pub(crate) fn by(&self) -> &str {
         assert!(self.is_ok(), "{self:?}");
@@ -492,7 +492,7 @@ impl Outcome {
 // === impl Parts ===
 
 impl Parts {
-    /// The next part; `None` when it ended well.
+    /// The next part; `None` at a successful end.
     pub(crate) async fn next(&mut self) -> Option<Result<String, Outcome>> {
         within(|| "the next part of a stream, or its end".to_owned(), self.part()).await
     }
@@ -519,7 +519,7 @@ impl Parts {
         }
     }
 
-    /// All that is left, and how it failed if it did.
+    /// The number of remaining parts, and the failure if there was one.
     pub(crate) async fn rest(&mut self) -> (usize, Option<Outcome>) {
         let mut count = 0;
         loop {

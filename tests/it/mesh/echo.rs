@@ -1,4 +1,4 @@
-//! What an instance does with calls, and what it saw of them.
+//! The handlers of an instance, and the calls they received.
 use std::{
     collections::{HashMap, VecDeque},
     pin::Pin,
@@ -17,27 +17,27 @@ use tonic::Status;
 
 use super::{Ask, Clients, Ledger, Op, Outcome, Wire};
 
-/// What an instance does with a call once it has come in.
+/// The action of a handler for a received call.
 #[derive(Clone)]
 pub(crate) enum Act {
     Answer,
-    /// Fails with this code, or with the HTTP status that says the same.
+    /// Fails with this code, or with the HTTP status for it.
     Fail(Code),
-    /// Fails as this says: for headers and details of its own.
+    /// Fails with the result of this function: for headers and details of its own.
     FailWith(Arc<dyn Fn() -> Failure + Send + Sync>),
     Hang,
     Delay(Duration),
-    /// Goes on when the gate is open.
+    /// Continues when the gate is open.
     Wait(Gate),
     Panic,
-    /// Does this first.
+    /// Runs this function first.
     Run(Arc<dyn Fn(Arc<Echo>, Seen) -> Work + Send + Sync>),
 }
 
-/// What a test does inside a handler.
+/// Work of a test inside a handler.
 pub(crate) type Work = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
 
-/// How a handler fails.
+/// The failure of a handler.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "failures of tests are few")]
 pub(crate) enum Failure {
@@ -45,7 +45,7 @@ pub(crate) enum Failure {
     Rest(Problem),
 }
 
-/// Stays shut until it is opened.
+/// Closed until a test opens it.
 #[derive(Clone)]
 pub(crate) struct Gate(Arc<watch::Sender<bool>>);
 
@@ -65,7 +65,7 @@ pub(super) struct Acts {
     then: Act,
 }
 
-/// What a handler saw of a call.
+/// A handler's view of a call.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) wire: Wire,
@@ -76,13 +76,13 @@ pub(crate) struct Seen {
     pub(crate) at: Instant,
 }
 
-/// A handler at work.
+/// Counts a running handler.
 pub(super) struct Working(Arc<AtomicU64>);
 
 pub(super) const CALL_ID: &str = "x-call-id";
 pub(super) const INSTANCE: &str = "x-instance";
 pub(super) const VIA: &str = "x-via";
-/// So many calls are looked back on.
+/// Number of recorded calls.
 const SEEN: usize = 100;
 
 // === impl Gate ===
@@ -117,24 +117,24 @@ impl Echo {
         }
     }
 
-    /// Does this with every call from now on.
+    /// Acts like this for every call from now on.
     pub(crate) fn does(&self, act: Act) {
         let mut acts = self.acts.lock().unwrap();
         acts.next.clear();
         acts.then = act;
     }
 
-    /// Does these with the next calls, in order, before what it does with all.
+    /// Acts like these for the next calls, in order, before the act for all calls.
     pub(crate) fn does_next(&self, acts: impl IntoIterator<Item = Act>) {
         self.acts.lock().unwrap().next.extend(acts);
     }
 
-    /// Calls that reached a handler.
+    /// The number of calls that reached a handler.
     pub(crate) fn executed(&self) -> u64 {
         self.executed.load(SeqCst)
     }
 
-    /// Calls that are in a handler, streams of answers included.
+    /// The number of calls in a handler, including open answer streams.
     pub(crate) fn running(&self) -> u64 {
         self.running.load(SeqCst)
     }
@@ -155,7 +155,7 @@ impl Echo {
         self.clients.get(service).unwrap_or_else(|| panic!("{}: name `{service}` in Plan::calls", self.id))
     }
 
-    /// A call has come in: into the books with it.
+    /// Records a received call.
     pub(super) fn begin(
         &self,
         wire: Wire,
@@ -204,7 +204,7 @@ impl Echo {
     }
 
     fn failure(&self, wire: Wire, code: Code) -> Failure {
-        let words = format!("{} fails as told", self.id);
+        let words = format!("{} fails as asked", self.id);
         match wire {
             Wire::Grpc => {
                 let mut status = Status::new(tonic::Code::from_i32(i32::from(code.number())), words);
@@ -215,7 +215,7 @@ impl Echo {
         }
     }
 
-    /// A call, answered whole.
+    /// Answers a unary call.
     pub(super) async fn answer(
         self: &Arc<Self>,
         wire: Wire,
@@ -232,7 +232,7 @@ impl Echo {
         Ok(EchoReply { message, instance, count: 1, hops, remaining_ms, ..EchoReply::default() })
     }
 
-    /// Calls the next service of a chain, and says whom the call passed.
+    /// Calls the next service of a chain, and returns the instances that the call passed.
     async fn go_on(&self, seen: &Seen) -> Result<Vec<String>, Failure> {
         let Some(via) = seen.headers.get(VIA) else { return Ok(Vec::new()) };
         let via = via.to_str().unwrap();

@@ -1,4 +1,4 @@
-//! Calls that keep coming while a test does something else.
+//! Continuous calls in the background of a test.
 use std::{
     sync::{
         Arc,
@@ -11,7 +11,7 @@ use tokio::{sync::watch, task::JoinSet};
 
 use super::{Ask, Caller, Outcome, Wire};
 
-/// Callers that call one after the other until they are told to stop.
+/// Callers that each call again and again until they are stopped.
 pub(crate) struct Load {
     callers: JoinSet<Vec<Outcome>>,
     enough: Arc<AtomicBool>,
@@ -21,7 +21,7 @@ pub(crate) struct Load {
 // === impl Load ===
 
 impl Load {
-    /// `callers` at once, each of whom waits for a moment between its calls: the clock has to move.
+    /// `callers` at once, each with a short pause between its calls: the clock must advance.
     pub(crate) fn new(
         caller: &Arc<Caller>,
         wire: Wire,
@@ -47,20 +47,20 @@ impl Load {
         Load { callers: all, enough, answered }
     }
 
-    /// Returns when so many more calls came to an end.
+    /// Returns after this many more calls have ended.
     pub(crate) async fn more(&mut self, calls: u64) {
         let until = *self.answered.borrow() + calls;
         self.answered.wait_for(|answered| *answered >= until).await.expect("the callers go on");
     }
 
-    /// What came of all calls.
+    /// The outcomes of all calls.
     pub(crate) async fn stop(self) -> Vec<Outcome> {
         self.enough.store(true, SeqCst);
         self.callers.join_all().await.into_iter().flatten().collect()
     }
 }
 
-/// How many of these were answered by `instance`.
+/// The share of these that `instance` answered.
 pub(crate) fn share(outcomes: &[Outcome], instance: &str) -> f64 {
     let by = outcomes.iter().filter(|outcome| outcome.instance.as_deref() == Some(instance)).count();
     by as f64 / outcomes.len() as f64

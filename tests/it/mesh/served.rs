@@ -20,14 +20,14 @@ use super::{
     echo::{INSTANCE, Working},
 };
 
-/// What a part of a download looks like.
+/// The text of one part of a download.
 fn part(message: &str, number: u32) -> String {
     format!("{message} {number}")
 }
 
 // === gRPC ===
 
-/// The service of a stub.
+/// The gRPC service.
 #[derive(Clone)]
 pub(super) struct Served(pub(super) Arc<Echo>);
 
@@ -120,7 +120,7 @@ impl From<Failure> for Status {
     }
 }
 
-/// The parts of a download. Before the second, the handler does as it was told.
+/// The parts of a download. Before the second, the handler performs its act.
 fn parts(
     echo: Arc<Echo>,
     seen: Seen,
@@ -141,7 +141,7 @@ fn parts(
     })
 }
 
-/// The messages of a chat, one by one. Before the second, the handler does as it was told.
+/// The messages of a chat, one by one. Before the second, the handler performs its act.
 fn chat<T: Send>(
     echo: Arc<Echo>,
     seen: Seen,

@@ -1,4 +1,4 @@
-//! Calls of every kind, single ones and streams, over either protocol: begun, held open, finished or left.
+//! Calls of every kind, unary and streaming, over either protocol: begun, held open, finished or cancelled.
 use std::sync::Arc;
 
 use chassis::{Code, Reason};
@@ -6,17 +6,17 @@ use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{Ask, Caller, Op, Outcome, Parts, Server, Wire, until};
 
-/// Which way messages stream.
+/// The direction in which messages stream.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Kind {
-    /// Neither way: one message each.
+    /// No stream: one message each.
     Unary,
     Down,
     Up,
     Both,
 }
 
-/// A call that is under way. Of a stream with answers, the first has arrived.
+/// A call in flight. Of an answer stream, the first message has arrived.
 pub(crate) enum Stream {
     Unary(JoinHandle<Outcome>),
     Down(Parts),
@@ -24,7 +24,7 @@ pub(crate) enum Stream {
     Both(mpsc::Sender<String>, Parts),
 }
 
-/// Why a call failed.
+/// The failure of a call.
 pub(crate) type Failed = (Code, Option<Reason>);
 
 fn failed(outcome: &Outcome) -> Failed {
@@ -46,13 +46,13 @@ impl Kind {
         }
     }
 
-    /// Is the head of the answer there before the handler does as it is told?
+    /// Whether the head of the answer arrives before the handler performs its act.
     pub(crate) fn answers_early(self) -> bool {
         matches!(self, Kind::Down | Kind::Both)
     }
 
-    /// A whole call, from its first message to its end: what was answered. Of streams from the caller there are
-    /// three messages; to it three, or none where `parts` is 0.
+    /// A whole call, from its first message to its end, and its answers. A request stream has three messages;
+    /// an answer stream has three, or none where `parts` is 0.
     pub(crate) async fn whole(
         self,
         caller: &Caller,
@@ -61,11 +61,12 @@ impl Kind {
         parts: u32,
     ) -> Result<Vec<String>, Failed> {
         let (send, messages) = mpsc::channel(1);
-        // None is there as the call begins, lest its body be taken for one that is whole; no time passes.
+        // No message is available as the call begins, so that its body is not sent as a complete one; no time
+        // passes.
         tokio::spawn(async move {
             for message in ["one", "two", "three"] {
                 tokio::task::yield_now().await;
-                let _ = send.send(message.to_owned()).await; // a failed call takes no more
+                let _ = send.send(message.to_owned()).await; // a failed call accepts no more
             }
         });
         let mut answers = match self {
@@ -83,7 +84,7 @@ impl Kind {
     }
 }
 
-/// The one message that was answered; from the settings it may be a body of another shape.
+/// The one message of the answer; a fallback from the settings may have another shape.
 fn answer(outcome: Outcome) -> Result<Vec<String>, Failed> {
     match outcome.is_ok() {
         true if outcome.body.is_empty() => Ok(vec![outcome.message]),
@@ -132,7 +133,7 @@ impl Stream {
         }
     }
 
-    /// Sends or reads what is left, to an end that is good or not.
+    /// Sends or reads the rest, up to a successful or failed end.
     pub(crate) async fn finish(self) -> Result<(), Failed> {
         match self {
             Stream::Unary(call) => {
@@ -144,7 +145,7 @@ impl Stream {
             },
             Stream::Up(send, call) => {
                 for _ in 0..20 {
-                    let _ = send.send("more".to_owned()).await; // a failed call takes no more
+                    let _ = send.send("more".to_owned()).await; // a failed call accepts no more
                 }
                 drop(send);
                 let outcome = call.await.unwrap();
@@ -167,7 +168,7 @@ impl Stream {
         Ok(())
     }
 
-    /// The caller leaves.
+    /// The caller cancels.
     pub(crate) fn leave(self) {
         if let Stream::Up(_, call) | Stream::Unary(call) = self {
             call.abort();
@@ -175,14 +176,14 @@ impl Stream {
     }
 }
 
-/// A call that has reached a handler, or is over.
+/// A call that has reached a handler, or has ended.
 async fn begun(call: JoinHandle<Outcome>, there: impl Fn() -> bool) -> Result<JoinHandle<Outcome>, Failed> {
     until("it is there or refused", || call.is_finished() || there()).await;
     if !call.is_finished() || there() {
         return Ok(call);
     }
     let outcome = call.await.unwrap();
-    assert!(!outcome.is_ok(), "nobody executed it: {outcome:?}");
+    assert!(!outcome.is_ok(), "no handler executed it: {outcome:?}");
     Err(failed(&outcome))
 }
 

@@ -1,6 +1,7 @@
-//! The protos of the examples and tests, compiled in a member of its own: who depends on chassis compiles none.
+//! The protos of the examples and tests, compiled in a member of its own: users of chassis compile none of
+//! them.
 
-/// `chassis.test.v1`: what the tests call.
+/// `chassis.test.v1`: the service of the tests.
 pub mod echo {
     tonic::include_proto!("chassis.test.v1");
 
@@ -8,7 +9,7 @@ pub mod echo {
     pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/echo.bin"));
 }
 
-/// `grpc.testing`: what the interoperability tests of all gRPC implementations call.
+/// `grpc.testing`: the service of the interoperability tests of all gRPC implementations.
 pub mod interop {
     tonic::include_proto!("grpc.testing");
 
