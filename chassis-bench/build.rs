@@ -7,7 +7,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     compiler.include_imports(true).include_source_info(true).open_file("bench/v1/echo.proto")?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("echo.bin"), compiler.encode_file_descriptor_set())?;
-    // Payloads as `Bytes`, which spares all sides a copy; a hop is told over REST too.
+    // Payloads as `Bytes`, which saves all sides a copy; hops are also serialized for REST.
     tonic_prost_build::configure()
         .bytes(".bench.v1.CallRequest.payload")
         .bytes(".bench.v1.CallReply.payload")

@@ -1,4 +1,4 @@
-//! Compiles the proto once more, for volo.
+//! Compiles the proto again, for volo.
 
 fn main() {
     println!("cargo::rerun-if-changed=../proto");

@@ -13,7 +13,7 @@ chassis-bench measures what chassis costs and how it behaves.
   compare    time and CPU against peers, in interleaved slices
   memory     bytes by endpoint, connection, key and operation
 
-`chassis-bench <what> --help` tells the options.
+`chassis-bench <what> --help` lists the options.
 ";
 
 fn main() -> ExitCode {

@@ -1,7 +1,7 @@
-//! `chassis-bench memory`: bytes by endpoint, connection, key and operation, and an idle process.
+//! `chassis-bench memory`: bytes per endpoint, connection, key and operation, and of an idle process.
 //!
-//! Each figure is the resident memory of a process with so many of a thing less that of one with half
-//! as many, by the difference: what the allocator adds and wastes is in it, what is there anyway is not.
+//! Each figure is a difference: the resident memory of a process with a number of items, minus that of one
+//! with half as many. So it includes the allocator's overhead, and excludes the memory of the process itself.
 use std::{
     fs,
     hint::black_box,
@@ -55,7 +55,7 @@ struct Table {
     rows: Vec<Measured>,
 }
 
-/// What there can be many of, and how many of it are set up.
+/// The kinds of items, and how many of each are created.
 const THINGS: [(&str, usize); 6] = [
     ("idle_endpoint", 40_000),
     // Both its ends, without the kernel's part.
@@ -66,13 +66,13 @@ const THINGS: [(&str, usize); 6] = [
     ("call_in_flight", 20_000),
 ];
 
-/// A quickstart's size: both protocols, a file of settings, one upstream.
+/// The settings of a small service: both protocols, a file of settings, one upstream.
 const SERVICE: &str = "
 listen: { grpc: 127.0.0.1:0, http: 127.0.0.1:0 }
 outbound: { services: { stock: { timeout: 300ms } } }
 ";
 
-/// Runs it.
+/// Runs the subcommand.
 pub fn run(mut args: lexopt::Parser) -> Result {
     let (mut quick, mut json, mut markdown) = (false, false, false);
     while let Some(arg) = args.next()? {
@@ -115,7 +115,7 @@ pub fn run(mut args: lexopt::Parser) -> Result {
     Ok(())
 }
 
-/// What a process with `count` of a thing has resident, in bytes.
+/// The resident memory in bytes of a process with `count` items.
 fn resident_with(thing: &str, count: usize) -> Result<f64> {
     let mut child = Command::new(std::env::current_exe()?);
     let output = child.args(["memory", "--child", thing, &count.to_string()]).output()?;
@@ -125,7 +125,7 @@ fn resident_with(thing: &str, count: usize) -> Result<f64> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
 }
 
-/// Sets up `count` of a thing, and prints what is resident then.
+/// Creates `count` items, and prints the resident memory.
 fn child(thing: &str, count: usize) -> Result {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -141,7 +141,7 @@ fn child(thing: &str, count: usize) -> Result {
     })
 }
 
-/// Called while everything is still there.
+/// Called while all items are alive.
 fn print_resident<T>(kept: T) -> Result {
     println!("{}", resident("self")?);
     black_box(&kept);
@@ -200,7 +200,7 @@ async fn connections(count: usize) -> Result {
         }
         tokio::task::yield_now().await;
     }
-    // Each has answered some calls, so that what a first call makes is there.
+    // Each has answered some calls, so that state created by the first call exists.
     for _ in 0..count * 4 {
         stub.call(CallRequest { payload: Bytes::from_static(b"hello"), repeat: 0 }).await?;
     }
@@ -223,7 +223,7 @@ async fn keys(count: usize) -> Result {
     print_resident((pipeline, runtime))
 }
 
-/// With a circuit each, and called if `called`, so that there is everything that is made lazily.
+/// With a circuit each, and called if `called`, so that all lazily created state exists.
 async fn operations(count: usize, called: bool) -> Result {
     let mut text = String::from("outbound:\n  services:\n    echo:\n      operations:\n");
     for number in 0..count {
@@ -246,7 +246,7 @@ async fn operations(count: usize, called: bool) -> Result {
     print_resident((pipeline, runtime))
 }
 
-/// Of both pipelines, each held by a handler that does not answer.
+/// Calls in both pipelines, each in a handler that does not answer.
 async fn calls(count: usize) -> Result {
     let runtime = runtime("echo", |builder| builder);
     let pipeline = pipeline::server(
@@ -266,7 +266,7 @@ async fn calls(count: usize) -> Result {
     print_resident((calls, runtime))
 }
 
-/// A service of a quickstart's size that nobody calls, until it is killed.
+/// A small service without calls, until it is killed.
 fn idle() -> Result {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -284,7 +284,7 @@ fn idle() -> Result {
     })
 }
 
-/// Looks at such a service from outside.
+/// Observes such a service from outside.
 fn watch_idle(span: Duration) -> Result<Vec<Measured>> {
     struct Killed(Child);
     impl Drop for Killed {
@@ -312,7 +312,7 @@ fn watch_idle(span: Duration) -> Result<Vec<Measured>> {
     ])
 }
 
-/// How often all threads of a process went to sleep, which is how often they were woken.
+/// The number of voluntary context switches of a process's threads, which is the number of wake-ups.
 fn wakeups(process: &str) -> Result<u64> {
     let mut sum = 0;
     for thread in fs::read_dir(format!("/proc/{process}/task"))? {

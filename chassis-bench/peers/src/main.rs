@@ -1,4 +1,4 @@
-//! `chassis-bench compare` with the heavy peers too; the same options.
+//! `chassis-bench compare` including the heavy peers; the options are the same.
 mod reqwest;
 mod tower_resilience;
 mod volo;
@@ -21,5 +21,5 @@ fn main() -> ExitCode {
     }
 }
 
-/// What methods of sides return.
+/// The return type of the methods of sides.
 type BoxFuture<T> = std::pin::Pin<Box<dyn Future<Output = T> + Send>>;

@@ -1,4 +1,4 @@
-//! reqwest to `axum::serve`.
+//! reqwest as a client of `axum::serve`.
 use std::net::SocketAddr;
 
 use chassis_bench::{
@@ -9,7 +9,7 @@ use http::{HeaderValue, header};
 
 use crate::BoxFuture;
 
-/// reqwest, as it comes.
+/// reqwest, with its default options.
 pub(crate) struct Reqwest;
 
 impl Side for Reqwest {

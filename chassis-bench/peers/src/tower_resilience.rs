@@ -1,5 +1,5 @@
-//! tonic's channel under what fits of tower-resilience: a circuit breaker, a bulkhead, a rate limiter, a
-//! time limiter. It has no balancer, hence a stack for each connection.
+//! tonic's channel under the applicable layers of tower-resilience: a circuit breaker, a bulkhead, a rate
+//! limiter, a time limiter. It has no balancer, so each connection has its own stack.
 use std::{net::SocketAddr, time::Duration};
 
 use chassis_bench::{

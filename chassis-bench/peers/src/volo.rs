@@ -22,10 +22,10 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/volo_gen.rs"));
 }
 
-/// volo-grpc, as it comes.
+/// volo-grpc, with its default options.
 pub(crate) struct Volo;
 
-/// Answers with what it was sent.
+/// Answers with the request's content.
 struct Handler;
 
 type Reply<T> = Result<Response<T>, Status>;

@@ -1,4 +1,4 @@
-//! A backend fails everything: how many attempts reach it for each call that its callers were asked for?
+//! A backend fails every call: how many attempts reach it per call of its callers?
 use std::time::Duration;
 
 use tokio::time::{Instant, interval};
@@ -9,12 +9,12 @@ use crate::{
     drive::{Class, Drive, Load, Options, Slot},
 };
 
-/// How many services stand one behind the other.
+/// The number of services in a row.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Depth {
-    /// The caller calls what fails.
+    /// The caller calls the failing service.
     One,
-    /// What fails is the third.
+    /// The failing service is the third.
     Three,
 }
 
@@ -78,7 +78,7 @@ async fn of(case: &str, defaults: &str, pace: Pace, depth: Depth) -> Result<Figu
     ))
 }
 
-/// Notes how many calls the leaf has worked on, until something is wrong.
+/// Records how many calls the leaf has executed, until it cannot be asked any more.
 async fn watch(fleet: &Fleet, leaf: usize, executed: &mut Vec<(Duration, u64)>) -> crate::Error {
     let (start, mut ticks) = (Instant::now(), interval(Duration::from_millis(100)));
     loop {
@@ -90,7 +90,7 @@ async fn watch(fleet: &Fleet, leaf: usize, executed: &mut Vec<(Duration, u64)>) 
     }
 }
 
-/// The most executions by call in any time as long as `window`.
+/// The largest number of executions per call in any interval of length `window`.
 fn worst(executed: &[(Duration, u64)], slots: &[Slot], window: Duration) -> f64 {
     let in_windows = executed.iter().filter_map(|(from, before)| {
         let (_, after) = executed.iter().find(|(at, _)| *at >= *from + window)?;

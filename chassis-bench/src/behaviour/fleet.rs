@@ -1,4 +1,4 @@
-//! Services in processes of their own, and a caller in this one, all with a registry on this machine.
+//! Services in processes of their own and a caller in this one, with a registry on this machine.
 use std::{fs, path::PathBuf, process::Stdio};
 
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{Result, echo, serve::Status};
 
-/// Processes that serve; they end with it.
+/// Server processes; dropping this ends them.
 pub(super) struct Fleet {
     dir: TempDir,
     instances: Vec<Instance>,
@@ -34,7 +34,7 @@ impl Fleet {
         Ok(Fleet { dir: tempfile::tempdir()?, instances: Vec::new() })
     }
 
-    /// Starts an instance of `service`, with more settings and arguments, and waits until it takes calls.
+    /// Starts an instance of `service`, with further settings and arguments, and waits until it takes calls.
     pub(super) async fn start(&mut self, service: &str, settings: &str, args: &[&str]) -> Result<usize> {
         let index = self.instances.len();
         let config = self.write(
@@ -53,7 +53,7 @@ impl Fleet {
         let ready = lines.next_line().await?.ok_or_else(|| format!("{service} has not started"))?;
         let word = |name: &str| {
             let found = ready.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-            found.map(str::to_owned).ok_or_else(|| format!("not a line that says ready: {ready}"))
+            found.map(str::to_owned).ok_or_else(|| format!("not the line that reports readiness: {ready}"))
         };
         self.instances.push(Instance { process, id: word("instance")?, http: word("http")? });
         Ok(index)
@@ -66,22 +66,22 @@ impl Fleet {
         Ok(builder.build().await?)
     }
 
-    /// The name that the registry knows an instance by.
+    /// The id of an instance in the registry.
     pub(super) fn id(&self, index: usize) -> &str {
         &self.instances[index].id
     }
 
-    /// SIGKILL: no goodbye.
+    /// Kills an instance by SIGKILL, without a deregistration.
     pub(super) async fn kill(&mut self, index: usize) -> Result {
         Ok(self.instances[index].process.kill().await?)
     }
 
-    /// Changes how an instance behaves.
+    /// Changes the behaviour of an instance.
     pub(super) async fn behave(&self, index: usize, changes: serde_json::Value) -> Result {
         self.ask(index, Method::PUT, changes.to_string()).await.map(drop)
     }
 
-    /// How an instance behaves, and what it did.
+    /// The behaviour of an instance, and its counts.
     pub(super) async fn status(&self, index: usize) -> Result<Status> {
         Ok(serde_json::from_slice(&self.ask(index, Method::GET, String::new()).await?)?)
     }

@@ -1,4 +1,4 @@
-//! One of three instances is killed, without a word, under callers whose calls are idempotent.
+//! One of three instances is killed, without deregistration, under callers whose calls are idempotent.
 use std::time::Duration;
 
 use chassis::Chassis;
@@ -11,7 +11,7 @@ use crate::{
 };
 
 const CALLERS: usize = 64;
-/// Before the end of the run.
+/// The time of the last check before the end of the run.
 const LAST_LOOK: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(pace: Pace) -> Result<Vec<Figures>> {
@@ -52,7 +52,7 @@ pub(super) async fn run(pace: Pace) -> Result<Vec<Figures>> {
     Ok(vec![figures])
 }
 
-/// How long calls are still sent to `instance`, as `caller` counts them; looks for up to `time`.
+/// How long `caller` still counts calls to `instance`; observes for up to `time`.
 async fn share_of(caller: &Chassis, instance: &str, time: Duration) -> Duration {
     let calls = || -> Option<u64> {
         let services = caller.runtime().inspect().services;
@@ -64,7 +64,7 @@ async fn share_of(caller: &Chassis, instance: &str, time: Duration) -> Duration 
     while killed.elapsed() + LAST_LOOK < time {
         ticks.tick().await;
         let now = calls();
-        // Nobody is asked who is not there any more.
+        // Stops when the instance is no longer in the view.
         let Some(count) = now else { break };
         if before.is_some_and(|before| count > before) {
             last = killed.elapsed();

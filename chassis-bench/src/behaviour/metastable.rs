@@ -1,7 +1,7 @@
-//! A backend is slow for a while under callers that retry: is all well again when it is well again?
+//! A backend is slow for a while under callers that retry: do they recover when the backend does?
 //!
-//! Retries and the queue that built up can keep a service down long after what brought it down is over
-//! (Bronson et al., "Metastable Failures in Distributed Systems", HotOS 2021).
+//! Retries and the queue of that time can keep a service down long after the cause is gone (Bronson et al.,
+//! "Metastable Failures in Distributed Systems", HotOS 2021).
 use std::time::Duration;
 
 use serde_json::json;
@@ -19,7 +19,7 @@ use crate::{
 };
 
 const LOAD: f64 = 0.7;
-/// The share of good calls at which all is well.
+/// The share of good calls that counts as recovered.
 const WELL: f64 = 0.999;
 
 pub(super) async fn run(pace: Pace) -> Result<Vec<Figures>> {
@@ -54,7 +54,7 @@ async fn of(case: &str, server: &str, defaults: &str, pace: Pace) -> Result<Figu
     let drive = Drive::new(&caller, options)?;
     let (report, moved) = tokio::join!(drive.run(), async {
         sleep(slow).await;
-        // Calls under way have their place in the line: it is the same slots that are slow.
+        // Calls in flight have a place in the queue: the same slots become slow.
         fleet.behave(backend, json!({ "latency": "33.333ms" })).await?;
         sleep(restored - slow).await;
         fleet.behave(backend, json!({ "latency": "10ms" })).await
@@ -80,7 +80,8 @@ async fn of(case: &str, server: &str, defaults: &str, pace: Pace) -> Result<Figu
     ))
 }
 
-/// From `restored` on, until each second has enough good calls; all that is left if that never comes.
+/// Seconds from `restored` until each later second has enough good calls; all remaining time if that never
+/// happens.
 fn until_well(slots: &[Slot], restored: Duration) -> f64 {
     let end = slots.len() as f64 / 10.0;
     let bad = |start: usize| {

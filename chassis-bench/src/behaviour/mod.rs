@@ -1,5 +1,5 @@
-//! `chassis-bench behaviour`: experiments on what callers see when something is wrong, each with services
-//! in processes of their own on this machine and the caller in this one.
+//! `chassis-bench behaviour`: experiments on the results that callers get during failures. Each has services
+//! in processes of their own on this machine, and the caller in this one.
 mod failing;
 mod fleet;
 mod kill;
@@ -18,18 +18,18 @@ use serde::Serialize;
 
 use crate::{Result, drive::Slot};
 
-/// What one run of an experiment showed.
+/// The result of one run of an experiment.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figures {
     /// The experiment.
     pub experiment: &'static str,
-    /// What is different from its other runs.
+    /// The difference to its other runs.
     pub case: String,
-    /// By name; the unit stands in the name.
+    /// By name, which includes the unit.
     pub figures: BTreeMap<&'static str, f64>,
 }
 
-/// How long experiments take.
+/// The duration of experiments.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace(u32);
 
@@ -48,7 +48,7 @@ chassis-bench behaviour [EXPERIMENT]... [options]; default all, about nine minut
   --markdown   the tables of docs/benchmarks.md
 ";
 
-/// Runs it.
+/// Runs the subcommand.
 pub fn run(mut args: lexopt::Parser) -> Result {
     const ALL: [&str; 6] = ["kill", "slow", "failing", "chain", "overload", "metastable"];
     let (mut chosen, mut pace, mut json, mut markdown) = (Vec::new(), Pace(1), false, false);
@@ -98,13 +98,13 @@ pub fn run(mut args: lexopt::Parser) -> Result {
     })
 }
 
-/// `amount` by each of `slots` together, from and to a time.
+/// The sum of `amount` over those `slots` that lie between two times.
 fn sum(slots: &[Slot], from: Duration, to: Duration, amount: impl Fn(&Slot) -> u64) -> u64 {
     let at = |time: Duration| ((time.as_secs_f64() * 10.0).round() as usize).min(slots.len());
     slots[at(from)..at(to).max(at(from))].iter().map(amount).sum()
 }
 
-/// The runs of one experiment as a table of Markdown: a column for each.
+/// The runs of one experiment as a table of Markdown, with a column for each.
 fn as_markdown(runs: &[Figures]) -> String {
     let Some(first) = runs.first() else { return String::new() };
     let cases: Vec<_> = runs.iter().map(|run| run.case.as_str()).collect();
@@ -112,20 +112,20 @@ fn as_markdown(runs: &[Figures]) -> String {
         format!("| {} | {} |\n|---|{}\n", first.experiment, cases.join(" | "), "---:|".repeat(runs.len()));
     let names: BTreeSet<_> = runs.iter().flat_map(|run| run.figures.keys()).collect();
     for name in names {
-        let values = runs.iter().map(|run| run.figures.get(*name).copied().map_or_else(String::new, told));
+        let values = runs.iter().map(|run| run.figures.get(*name).copied().map_or_else(String::new, number));
         let _ = writeln!(text, "| {name} | {} |", values.collect::<Vec<_>>().join(" | "));
     }
     text
 }
 
-fn told(value: f64) -> String {
+fn number(value: f64) -> String {
     if value.fract() == 0.0 { value.to_string() } else { format!("{value:.2}") }
 }
 
 // === impl Pace ===
 
 impl Pace {
-    /// So many seconds, or fewer.
+    /// This many seconds, or fewer in a quick run.
     fn seconds(self, seconds: u32) -> Duration {
         Duration::from_secs(seconds.into()) / self.0
     }

@@ -1,4 +1,4 @@
-//! More calls than a service can do, whose `concurrency` refuses what is too much.
+//! More calls than a service can handle, whose `concurrency` refuses the excess.
 use std::time::Duration;
 
 use super::{Figures, Pace, fleet::Fleet};
@@ -7,18 +7,18 @@ use crate::{
     drive::{Class, Drive, Load, Options},
 };
 
-/// Eight slots of 10 ms: 800 calls a second on any machine, and few enough that two cores can make and refuse
+/// Eight slots of 10 ms: 800 calls a second on any machine, and few enough that two cores can send and refuse
 /// ten times as many.
 pub(super) const SLOTS: [&str; 4] = ["--slots", "8", "--latency", "10ms"];
 /// The same as a number.
 pub(super) const CAPACITY: f64 = 800.0;
-/// As many again may wait; and the experiment must always get through.
+/// The same number may wait; and calls that change the experiment must always pass.
 pub(super) const BOUNDED: &str = "
 inbound:
   concurrency: 16
   operations: { PUT /behaviour: { concurrency: off } }
 ";
-/// A capacity that is further off than that says that the machine is too slow, and voids a run.
+/// A measured capacity that deviates more means that the machine is too slow, and the run is void.
 const TOLERANCE: f64 = 0.05;
 
 pub(super) async fn run(pace: Pace) -> Result<Vec<Figures>> {
@@ -32,7 +32,7 @@ pub(super) async fn run(pace: Pace) -> Result<Vec<Figures>> {
     Ok(all)
 }
 
-/// What the service can do, without any bound.
+/// Measures the capacity of the service without any limit.
 async fn capacity(pace: Pace) -> Result<f64> {
     let mut fleet = Fleet::new()?;
     fleet.start("stock", "", &SLOTS).await?;

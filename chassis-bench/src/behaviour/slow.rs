@@ -1,4 +1,4 @@
-//! One of eleven instances takes 2 s for half of the time, after the experiment that Finagle published
+//! One of eleven instances takes 2 s for half of the time, as in the experiment that Finagle published
 //! ("Beyond round robin": round robin about 95 % good, least loaded 99 %, peak EWMA 99.9 %).
 use std::time::Duration;
 

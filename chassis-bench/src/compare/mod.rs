@@ -1,9 +1,10 @@
-//! `chassis-bench compare`: time and CPU of a call through chassis, everything on, by those of its peers.
+//! `chassis-bench compare`: time and CPU of a call through chassis, with everything on, relative to its
+//! peers.
 //!
-//! Machines drift: the same program takes one and a half times as long a minute later. So all sides of a
-//! setting run in one process, in turns of 150 ms whose order rotates, and only ratios within a round are
-//! looked at. The first peer runs twice a round: the spread of its ratio to itself is what the method
-//! can't see, and an effect that is smaller gets no verdict.
+//! Machines drift: the same program may take one and a half times as long a minute later. So all sides of a
+//! setting run in one process, in slices of 150 ms whose order rotates, and only ratios within a round count.
+//! The first peer runs twice a round: the spread of its ratio to itself is the resolution of the method, and
+//! a smaller effect gets no verdict.
 mod place;
 mod probe;
 mod rounds;
@@ -22,14 +23,14 @@ pub use self::{
 };
 use crate::Result;
 
-/// What to compare, and how long.
+/// The settings to compare, and for how long.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Slices of each side.
+    /// The number of slices of each side.
     pub rounds: usize,
-    /// How long each is.
+    /// The length of a slice.
     pub slice: Duration,
-    /// What is looked at.
+    /// The settings to measure.
     pub setups: Vec<Setup>,
 }
 
@@ -55,12 +56,12 @@ of their quartiles, the largest of time and CPU. A ratio whose distance from 1 i
 spread has a `?` behind it, or stands in brackets: that is no verdict.
 ";
 
-/// Runs it against the peers that live here.
+/// Runs the subcommand against the peers of this crate.
 pub fn run(args: lexopt::Parser) -> Result {
     run_with(args, sides::peers())
 }
 
-/// Runs it against `peers`; the first of those that do a case is its control.
+/// Runs it against `peers`; the first peer that supports a case is its control.
 pub fn run_with(mut args: lexopt::Parser, mut peers: Vec<Box<dyn Side>>) -> Result {
     let (mut cases, mut only, mut rounds, mut slice) = (Vec::new(), Vec::new(), None, None);
     let (mut quick, mut json, mut markdown) = (false, false, false);
@@ -93,7 +94,7 @@ pub fn run_with(mut args: lexopt::Parser, mut peers: Vec<Box<dyn Side>>) -> Resu
     eprintln!("tracing/log is {words}; all sides are in this one binary");
     if is_log_on {
         return Err("a crate of this build turns on tracing/log, which costs every side a fifth of a gRPC \
-                    call: nothing is compared (`cargo tree -e features -i tracing` says who)"
+                    call: nothing is compared (`cargo tree -e features -i tracing` shows which)"
             .into());
     }
     let is_wanted = |peer: &str| only.is_empty() || only.iter().any(|name| name == peer);
@@ -124,15 +125,15 @@ pub fn run_with(mut args: lexopt::Parser, mut peers: Vec<Box<dyn Side>>) -> Resu
     Ok(())
 }
 
-/// Compares chassis with `peers` in every setting, and hands rows over as they come.
-pub fn compare(options: &Options, peers: &[Box<dyn Side>], mut tell: impl FnMut(&Row)) -> Result<Vec<Row>> {
+/// Compares chassis with `peers` in every setting, and passes rows to `report` as they are measured.
+pub fn compare(options: &Options, peers: &[Box<dyn Side>], mut report: impl FnMut(&Row)) -> Result<Vec<Row>> {
     let cores = place::cores()?;
     let mut all = Vec::new();
     for setup in options.setups.iter().filter(|setup| setup.cores <= cores.len()) {
         if setup.case == Case::ClientPipeline {
             let rows = threads::measure(options, *setup, &cores);
             let rows = rows.map_err(|error| format!("{setup}: {error}"))?;
-            rows.iter().for_each(&mut tell);
+            rows.iter().for_each(&mut report);
             all.extend(rows);
             continue;
         }
@@ -142,7 +143,7 @@ pub fn compare(options: &Options, peers: &[Box<dyn Side>], mut tell: impl FnMut(
         }
         let rows = rounds::measure(options, *setup, &sides::Chassis, &fitting, &cores)
             .map_err(|error| format!("{setup}: {error}"))?;
-        rows.iter().for_each(&mut tell);
+        rows.iter().for_each(&mut report);
         all.extend(rows);
     }
     Ok(all)

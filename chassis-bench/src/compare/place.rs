@@ -1,4 +1,4 @@
-//! Threads pinned to cores, and the CPU time they take.
+//! Threads pinned to cores, and their CPU time.
 use std::{
     sync::mpsc::{Receiver, channel},
     thread::JoinHandle,
@@ -13,7 +13,7 @@ use tokio::{runtime::Handle, sync::oneshot};
 
 use crate::Result;
 
-/// One thread on one core, with a runtime of its own: a client's or a server's place.
+/// One thread on one core, with a runtime of its own, for a client or a server.
 pub(super) struct Place {
     handle: Handle,
     end: Option<oneshot::Sender<()>>,
@@ -37,7 +37,7 @@ impl Place {
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             let mut set = CpuSet::new();
             set.set(core);
-            // Nobody waits for the answer where the start was given up.
+            // The receiver is gone if the start was given up.
             let _ = pinned.send(sched_setaffinity(None, &set));
             let _ = runtime.block_on(ended);
             runtime.shutdown_background();
@@ -46,12 +46,12 @@ impl Place {
         Ok(Place { handle, end: Some(end), thread: Some(thread) })
     }
 
-    /// Runs `work` there, and waits for it here.
+    /// Runs `work` on the thread and waits for the result.
     pub(super) fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Result<T> {
         Ok(self.begin(work).recv()?)
     }
 
-    /// Runs `work` there; its result comes through the channel.
+    /// Starts `work` on the thread; the result arrives in the channel.
     pub(super) fn begin<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
@@ -61,7 +61,7 @@ impl Place {
         result
     }
 
-    /// The CPU time that its thread has taken so far.
+    /// The CPU time of the thread so far.
     pub(super) fn cpu(&self) -> Result<Duration> {
         self.run(async {
             let time = clock_gettime(ClockId::ThreadCPUTime);
@@ -74,7 +74,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         drop(self.end.take());
         if let Some(thread) = self.thread.take() {
-            // A thread that panicked has said so itself.
+            // A thread that panicked has printed its message already.
             let _ = thread.join();
         }
     }

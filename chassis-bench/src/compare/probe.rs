@@ -1,19 +1,20 @@
-//! Is `tracing/log` on? It costs every gRPC call a fifth, and any crate of a build can turn it on for all.
+//! Detects whether `tracing/log` is on. It costs every gRPC call a fifth, and any crate of a build can enable
+//! it for all.
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 struct Probe;
 
-static HEARD: AtomicBool = AtomicBool::new(false);
+static RECEIVED: AtomicBool = AtomicBool::new(false);
 
-/// Says something by `tracing` and listens whether it reaches `log`. Once a process, before there is a
-/// logger or a subscriber.
+/// Emits an event with `tracing` and checks whether it reaches `log`. Once per process, before a logger or a
+/// subscriber is set.
 pub(super) fn is_log_on() -> bool {
     if log::set_logger(&Probe).is_ok() {
         log::set_max_level(log::LevelFilter::Trace);
-        tracing::info!(target: "chassis_bench", "is anybody there?");
+        tracing::info!(target: "chassis_bench", "a test event");
         log::set_max_level(log::LevelFilter::Off);
     }
-    HEARD.load(Relaxed)
+    RECEIVED.load(Relaxed)
 }
 
 impl log::Log for Probe {
@@ -22,7 +23,7 @@ impl log::Log for Probe {
     }
 
     fn log(&self, _: &log::Record<'_>) {
-        HEARD.store(true, Relaxed);
+        RECEIVED.store(true, Relaxed);
     }
 
     fn flush(&self) {}

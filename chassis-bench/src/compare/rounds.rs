@@ -1,4 +1,4 @@
-//! Slices in turns, and the ratios of those of one round.
+//! Alternating slices, and the ratios within one round.
 use std::{fmt, time::Duration};
 
 use serde_json::json;
@@ -10,40 +10,40 @@ use tokio::{
 use super::{Gate, Options, Setup, Side, Worker, place::Place};
 use crate::{Error, Result};
 
-/// Chassis by one peer, in one setting.
+/// Chassis relative to one peer, in one setting.
 #[derive(Clone, Debug)]
 pub struct Row {
     /// The setting.
     pub setup: Setup,
     /// The peer.
     pub peer: &'static str,
-    /// Calls a second, chassis over peer: more is better.
+    /// Calls per second, chassis over peer: more is better.
     pub throughput: Pair,
-    /// CPU time of the client by call, chassis over peer: less is better.
+    /// Client CPU time per call, chassis over peer: less is better.
     pub client_cpu: Pair,
-    /// CPU time of the server by call.
+    /// Server CPU time per call.
     pub server_cpu: Pair,
-    /// CPU time of both by call.
+    /// CPU time of both per call.
     pub total_cpu: Pair,
-    /// What the peer's side takes by call, client and server: to see that it makes sense.
+    /// The peer's CPU time per call, client and server: as a plausibility check.
     pub peer_cpu: Duration,
 }
 
 /// A ratio, and that of the control: the first peer over itself.
 #[derive(Clone, Copy, Debug)]
 pub struct Pair {
-    /// Of interest.
+    /// The ratio of chassis to the peer.
     pub ratio: Spread,
-    /// 1.0 but for what the method can't see.
+    /// 1.0, except for the inaccuracy of the method.
     pub control: Spread,
 }
 
-/// What the rounds' ratios are like.
+/// The distribution of the rounds' ratios.
 #[derive(Clone, Copy, Debug)]
 pub struct Spread {
-    /// Half are below.
+    /// Half of them are below.
     pub median: f64,
-    /// The upper quartile less the lower.
+    /// The upper quartile minus the lower.
     pub between_quartiles: f64,
 }
 
@@ -54,11 +54,11 @@ pub(super) struct Slice {
     pub(super) time: Duration,
     /// CPU time of the client's thread.
     pub(super) client: Duration,
-    /// That of the server's.
+    /// CPU time of the server's thread.
     pub(super) server: Duration,
 }
 
-/// A side that is connected.
+/// A connected side.
 struct Ready {
     name: &'static str,
     workers: Option<Vec<Worker>>,
@@ -67,7 +67,7 @@ struct Ready {
 /// Slices before the rounds, not counted: connections open, caches fill.
 const WARM_UP: usize = 2;
 
-/// Measures `ours` and `peers` in one setting: a row for each peer.
+/// Measures `ours` and `peers` in one setting and returns a row for each peer.
 pub(super) fn measure(
     options: &Options,
     setup: Setup,
@@ -93,7 +93,8 @@ pub(super) fn measure(
     Ok(rows(setup, &names, &slices))
 }
 
-/// Runs a slice of each side a round, in an order that rotates: the slices of each, the warm-up aside.
+/// Runs a slice of each side per round, in rotating order. Returns the slices of each side without the
+/// warm-up.
 pub(super) fn turns<S>(
     options: &Options,
     sides: &mut [S],
@@ -137,7 +138,7 @@ pub(super) fn rows(setup: Setup, peers: &[&'static str], slices: &[Vec<Slice>]) 
     peers.iter().zip(&slices[1..]).map(row).collect()
 }
 
-/// All workers at once, for so long and until each has its answer.
+/// Runs all workers at once for `length`, and until each has its answer.
 async fn slice(mut workers: Vec<Worker>, length: Duration) -> (Vec<Worker>, Result<(u64, Duration)>) {
     let (gate, start) = (Gate::default(), Instant::now());
     let mut tasks = JoinSet::new();
@@ -206,7 +207,7 @@ impl Spread {
 // === impl Pair ===
 
 impl Pair {
-    /// Is the effect larger than what the method can't see?
+    /// Whether the effect is larger than the inaccuracy of the method.
     pub fn is_seen(&self) -> bool {
         (self.ratio.median - 1.0).abs() > self.control.between_quartiles
     }
@@ -229,7 +230,7 @@ impl fmt::Display for Pair {
 // === impl Row ===
 
 impl Row {
-    /// As `--json` prints it.
+    /// The row as `--json` prints it.
     pub fn as_json(&self) -> serde_json::Value {
         json!({
             "case": self.setup.case.to_string(),
@@ -251,16 +252,16 @@ impl Row {
 | case | callers | connections | cores | peer | throughput | client CPU | server CPU | total CPU | control |
 |---|---:|---:|---:|---|---:|---:|---:|---:|---:|";
 
-    /// As a line of that table.
+    /// The row as a line of that table.
     pub fn as_markdown(&self) -> String {
         let Row { setup: Setup { case, concurrency, connections, cores }, peer, .. } = self;
-        let told = |pair: &Pair| match pair.is_seen() {
+        let cell = |pair: &Pair| match pair.is_seen() {
             _ if pair.ratio.median.is_nan() => "".to_owned(),
             true => format!("{:.2}", pair.ratio.median),
             false => format!("({:.2})", pair.ratio.median),
         };
         let [throughput, client, server, total] =
-            [&self.throughput, &self.client_cpu, &self.server_cpu, &self.total_cpu].map(told);
+            [&self.throughput, &self.client_cpu, &self.server_cpu, &self.total_cpu].map(cell);
         let control = format!("{:.2} ± {:.2}", self.total_cpu.control.median, self.control_spread() / 2.0);
         format!(
             "| `{case}` | {concurrency} | {connections} | {cores} | {peer} | {throughput} | {client} | {server} | {total} | {control} |"
@@ -297,7 +298,7 @@ mod tests {
 
     #[test]
     fn ratios_are_those_of_one_round() {
-        // The machine slows down to a half, and all sides with it.
+        // The machine becomes slower by half, and all sides with it.
         let ours = [slice(200, 20, 10), slice(100, 20, 10), slice(50, 20, 10)].to_vec();
         let peer = [slice(100, 20, 10), slice(50, 20, 10), slice(25, 20, 10)].to_vec();
         let rows = rows(SETUP, &["peer"], &[ours, peer.clone(), peer]);

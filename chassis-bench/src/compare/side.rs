@@ -1,4 +1,4 @@
-//! What a side of a comparison has to supply.
+//! The parts that a side of a comparison must supply.
 use std::{
     fmt,
     net::SocketAddr,
@@ -25,64 +25,64 @@ type BoxFuture<T> = std::pin::Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// One side of a comparison: a client and its server.
 pub trait Side: Send + Sync {
-    /// As rows tell it.
+    /// The name in rows.
     fn name(&self) -> &'static str;
 
-    /// Can it do this?
+    /// Whether it supports this case.
     fn does(&self, case: Case) -> bool;
 
-    /// Is it worth comparing here? Wherever it does the case, by default.
+    /// Whether a comparison in this setting makes sense. Default: wherever it supports the case.
     fn fits(&self, setup: Setup) -> bool {
         self.does(setup.case)
     }
 
-    /// Begins to serve, on the server's runtime, and stays up as long as that.
+    /// Starts the server on the server's runtime; it runs as long as that.
     fn serve(&self, setup: Setup) -> BoxFuture<Result<SocketAddr>>;
 
-    /// Connects, on the client's runtime: one worker for each caller.
+    /// Connects on the client's runtime: one worker for each caller.
     fn connect(&self, setup: Setup, at: SocketAddr) -> BoxFuture<Result<Vec<Worker>>>;
 }
 
-/// Calls again and again while the gate is open, and tells how often.
+/// Calls again and again while the gate is open, and returns the number of calls.
 pub type Worker = Box<dyn FnMut(Gate) -> BoxFuture<Result<u64>> + Send>;
 
-/// Open while a slice lasts.
+/// Open during a slice.
 #[derive(Clone, Default)]
 pub struct Gate(Arc<AtomicBool>);
 
-/// What is done.
+/// The kind of call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Case {
-    /// gRPC, one message of 128 bytes there and back.
+    /// gRPC, one message of 128 bytes in each direction.
     GrpcUnary128,
     /// The same with 16 KiB.
     GrpcUnary16k,
-    /// gRPC, 32 messages of 128 bytes back.
+    /// gRPC, an answer of 32 messages of 128 bytes.
     GrpcServerStreaming,
     /// HTTP/1.1 GET of a short text.
     RestGet,
-    /// HTTP/1.1 POST of a short JSON document, which comes back.
+    /// HTTP/1.1 POST of a short JSON document, which the answer repeats.
     RestPost,
-    /// The client's pipeline without a wire, called by two threads.
+    /// The client's pipeline without a network, called by two threads.
     ClientPipeline,
 }
 
-/// Under which circumstances.
+/// The conditions of a measurement.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
-    /// What is done.
+    /// The kind of call.
     pub case: Case,
-    /// Callers, each with one call under way.
+    /// Callers, each with one call in flight.
     pub concurrency: usize,
-    /// Connections they share; over HTTP/1.1 each caller has one.
+    /// Connections that they share; over HTTP/1.1 each caller has one.
     pub connections: usize,
-    /// Client and server on one core, or on one each.
+    /// 1: client and server on one core; 2: on one each.
     pub cores: usize,
 }
 
 /// Messages of a stream.
 pub const MESSAGES: u32 = 32;
-/// What servers let a client have under way; hyper's own bound is below our 256 callers.
+/// The servers' limit of concurrent streams; hyper's default is below our 256 callers.
 pub const STREAMS: u32 = 1024;
 
 /// A worker that makes one call after another with `call`.
@@ -155,7 +155,7 @@ where
 // === impl Gate ===
 
 impl Gate {
-    /// May another call begin?
+    /// Whether another call may begin.
     pub fn is_open(&self) -> bool {
         !self.0.load(Relaxed)
     }
@@ -168,7 +168,7 @@ impl Gate {
 // === impl Case ===
 
 impl Case {
-    /// All of them.
+    /// All cases.
     pub const ALL: [Case; 6] = [
         Case::GrpcUnary128,
         Case::GrpcUnary16k,
@@ -178,17 +178,17 @@ impl Case {
         Case::ClientPipeline,
     ];
 
-    /// Over gRPC.
+    /// Whether it uses gRPC.
     pub fn is_grpc(self) -> bool {
         matches!(self, Case::GrpcUnary128 | Case::GrpcUnary16k | Case::GrpcServerStreaming)
     }
 
-    /// Over REST.
+    /// Whether it uses REST.
     pub fn is_rest(self) -> bool {
         matches!(self, Case::RestGet | Case::RestPost)
     }
 
-    /// Bytes in a message.
+    /// The bytes of a message.
     pub fn payload(self) -> usize {
         if self == Case::GrpcUnary16k { 16 * 1024 } else { 128 }
     }

@@ -1,6 +1,5 @@
-//! One client pipeline that two threads call at once, by two pipelines that share nothing: whatever threads
-//! have to wait for each other on the way of a call shows here, and nowhere else. No wire: the leaf answers
-//! at once.
+//! One client pipeline called by two threads, relative to two pipelines that share nothing: this shows
+//! contention of threads within a call, and nothing else. There is no network: the leaf answers at once.
 use std::time::{Duration, Instant};
 
 use chassis::{Runtime, pipeline::Pipeline};
@@ -19,16 +18,16 @@ use crate::{
     micro::{leaf::Maker, pipelines},
 };
 
-/// What two threads do with a pipeline each.
+/// The name of the peer: two threads with a pipeline each.
 pub(super) const PEER: &str = "share_nothing";
 
 /// A caller on each of two threads.
 struct Callers([Option<Worker>; 2]);
 
-/// Calls after which other tasks of the thread have their turn.
+/// Calls after which the caller yields to other tasks of the thread.
 const TURN: u64 = 64;
 
-/// Measures it: one row.
+/// Measures one row.
 pub(super) fn measure(options: &Options, setup: Setup, cores: &[usize]) -> Result<Vec<Row>> {
     let places = [Place::new("first", cores[0])?, Place::new("second", cores[1])?];
     let shared = places[0].run(pipelines::client_pipeline(ON))?;
@@ -42,7 +41,7 @@ pub(super) fn measure(options: &Options, setup: Setup, cores: &[usize]) -> Resul
     Ok(rounds::rows(setup, &[PEER], &slices))
 }
 
-/// One call after the other.
+/// A worker that makes one call after the other.
 fn caller((pipeline, runtime): (Pipeline, Runtime)) -> Worker {
     let maker = Maker::new();
     Box::new(move |gate| {

@@ -12,10 +12,10 @@ use super::{Options, Outcome};
 use crate::{
     Result,
     echo::{CallRequest, Hop, echo_client::EchoClient},
-    serve::Told,
+    serve::EchoReply,
 };
 
-/// What calls go over.
+/// The protocol of calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
@@ -25,22 +25,22 @@ pub enum Protocol {
     Http,
 }
 
-/// What is called.
+/// The kind of call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Operation {
-    /// One message there and back; over REST `POST /call`.
+    /// One message in each direction; over REST `POST /call`.
     Call,
-    /// `GET /call/{id}`, over REST alone.
+    /// `GET /call/{id}`, over REST only.
     Get,
-    /// Many back.
+    /// A stream of answers.
     Download,
-    /// Many there.
+    /// A stream of requests.
     Upload,
-    /// Many there and back.
+    /// Streams in both directions.
     Chat,
 }
 
-/// Calls as told, over and over.
+/// Makes calls as the options describe.
 #[derive(Clone)]
 pub(super) struct Caller {
     client: Client,
@@ -74,7 +74,7 @@ impl Caller {
         Ok(Caller { client, options: options.clone(), payload, metadata: MetadataMap::from_headers(headers) })
     }
 
-    /// The name under which settings know the operation.
+    /// The name of the operation in settings.
     pub(super) fn operation(&self) -> &'static str {
         match (self.options.protocol, self.options.operation) {
             (Protocol::Grpc, Operation::Call | Operation::Get) => "bench.v1.Echo/Call",
@@ -89,7 +89,7 @@ impl Caller {
         }
     }
 
-    /// One call, to the end of its answer; `limit` is when it counts as hanging.
+    /// Makes one call, to the end of its answer; after `limit` it counts as hanging.
     pub(super) async fn call(&self, limit: Duration) -> Outcome {
         let called = async {
             match &self.client {
@@ -143,7 +143,7 @@ impl Caller {
         let mut request = match self.options.operation {
             Operation::Call => {
                 let payload = String::from_utf8_lossy(&self.payload).into_owned();
-                client.post("/call").json(&Told { payload, hops: Vec::new() })
+                client.post("/call").json(&EchoReply { payload, hops: Vec::new() })
             }
             Operation::Get => client.get("/call/{id}").param("id", 42),
             Operation::Download => client.get("/download/{repeat}").param("repeat", repeat),
@@ -176,17 +176,17 @@ impl Caller {
                 Vec::new()
             }
             Operation::Download => first_line(answer.into_body()).await?,
-            _ => answer.json::<Told>().await?.hops,
+            _ => answer.json::<EchoReply>().await?.hops,
         };
         Ok(Outcome::ok(hops))
     }
 }
 
-/// Reads it all; the way is told in the first line.
+/// Reads the whole body; the hops are in the first line.
 async fn first_line(body: chassis::ReplyBody) -> Result<Vec<Hop>, chassis::Error> {
     let all = body.collect().await?.to_bytes();
     let first = all.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    Ok(serde_json::from_slice::<Told>(first).map(|told| told.hops).unwrap_or_default())
+    Ok(serde_json::from_slice::<EchoReply>(first).map(|reply| reply.hops).unwrap_or_default())
 }
 
 fn of_status(status: &Status) -> Outcome {

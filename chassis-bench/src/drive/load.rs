@@ -1,4 +1,4 @@
-//! When calls are made.
+//! The times at which calls are made.
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -23,20 +23,20 @@ use crate::Result;
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(untagged)]
 pub enum Load {
-    /// So many callers, each calling again once it was answered.
+    /// A fixed number of callers, each calling again after its answer.
     Closed {
-        /// How many.
+        /// The number of callers.
         #[serde(rename = "concurrency")]
         callers: usize,
     },
-    /// Calls are due at this rate, whatever became of earlier ones.
+    /// Calls are due at this rate, regardless of earlier ones.
     Open {
-        /// In calls a second.
+        /// In calls per second.
         rate: f64,
     },
 }
 
-/// Calls to be made.
+/// A load generator.
 pub struct Drive {
     options: Options,
     caller: Caller,
@@ -44,9 +44,9 @@ pub struct Drive {
     limit: Duration,
 }
 
-/// Without a deadline, who is not answered for so long is taken to wait for ever.
+/// Without a deadline a call counts as hanging after this time.
 const LONGEST: Duration = Duration::from_secs(60);
-/// Beyond the deadline; then a call hangs.
+/// Time beyond the deadline after which a call counts as hanging.
 const GRACE: Duration = Duration::from_millis(100);
 /// The resolution of the timeline.
 const TICK: Duration = Duration::from_millis(100);
@@ -54,7 +54,7 @@ const TICK: Duration = Duration::from_millis(100);
 // === impl Drive ===
 
 impl Drive {
-    /// Calls of `app`.
+    /// Creates a generator of calls by `app`.
     pub fn new(app: &Chassis, options: Options) -> Result<Self> {
         let caller = Caller::new(app, &options)?;
         let runtime = app.runtime();
@@ -65,7 +65,7 @@ impl Drive {
         Ok(Drive { options, caller, attempts, limit })
     }
 
-    /// Makes them, waits for the last answers, and tells.
+    /// Makes the calls, waits for the last answers, and returns the report.
     pub async fn run(self) -> Report {
         let (start, attempts) = (Instant::now(), self.attempts());
         let began = SystemTime::now();
@@ -124,10 +124,10 @@ impl Drive {
         tasks.join_all().await;
     }
 
-    /// Notes for each tick how many attempts were made.
+    /// Records the number of attempts in each tick.
     async fn watch_attempts(&self, start: Instant, tally: Arc<Mutex<Tally>>) {
         let (mut ticks, mut before) = (interval(TICK), self.attempts());
-        ticks.tick().await; // the first is at once
+        ticks.tick().await; // the first tick completes at once
         loop {
             let at = ticks.tick().await;
             let now = self.attempts();

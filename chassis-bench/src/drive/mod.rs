@@ -1,8 +1,8 @@
 //! `chassis-bench drive`: calls a service through chassis, from a number of callers (closed loop) or at a
-//! rate (open loop), and tells what became of every call.
+//! rate (open loop), and reports the outcome of every call.
 //!
-//! In the open loop calls are due at fixed times, whatever became of earlier ones, and latencies count from
-//! when a call was due: a stall shows in all the calls that it held up (no coordinated omission).
+//! In the open loop calls are due at fixed times, regardless of earlier ones, and latencies count from the
+//! time when a call was due: a stall is visible in all calls that it delayed (no coordinated omission).
 mod call;
 mod load;
 mod outcome;
@@ -24,26 +24,26 @@ pub use self::{
 };
 use crate::{Result, echo};
 
-/// What to call, how, and for how long.
+/// The calls to make, and for how long.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The service.
+    /// The called service.
     pub to: String,
-    /// Over what.
+    /// The protocol.
     pub protocol: Protocol,
-    /// Which operation.
+    /// The operation.
     pub operation: Operation,
     /// At a rate or from a number of callers.
     pub load: Load,
-    /// How long calls are begun.
+    /// Period in which calls are started.
     pub time: Duration,
-    /// To the end of the answer, sent along. Default none: what the settings say holds alone.
+    /// Timeout up to the end of the answer, sent with the call. Default none: only the settings apply.
     pub timeout: Option<Duration>,
     /// Calls may be executed twice without harm.
     pub idempotent: bool,
-    /// Put on every call.
+    /// Headers of every call.
     pub headers: Vec<(String, String)>,
-    /// Bytes in a message.
+    /// Bytes of a message.
     pub payload: usize,
     /// Messages of a stream.
     pub repeat: u32,
@@ -64,11 +64,11 @@ chassis-bench drive --to N --config FILE --protocol grpc|http (--rate R | --conc
   --header K=V        put on every call; any number of them
   --payload BYTES     in a message; default 128
   --repeat N          messages of a stream; default 10
-  --timeline          tell every 100 ms apart
+  --timeline          report every 100 ms separately
   --json              one document, for machines
 ";
 
-/// Runs it.
+/// Runs the subcommand.
 pub fn run(mut args: lexopt::Parser) -> Result {
     let mut options = Options::default();
     let (mut config, mut load, mut json, mut timeline) = (PathBuf::new(), None, false, false);

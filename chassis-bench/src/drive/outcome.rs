@@ -1,37 +1,37 @@
-//! What became of a call: exactly one of five.
+//! The outcome of a call: exactly one of five classes.
 use chassis::{Code, Error, Reason};
 use serde::Serialize;
 
 use crate::echo::Hop;
 
-/// What became of a call, from the caller's point of view.
+/// The class of a call's outcome, from the caller's point of view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
-    /// Answered well.
+    /// Answered successfully.
     Ok,
-    /// A mechanism refused it, here or over there, before any handler saw it.
+    /// A mechanism refused it, local or remote, before any handler saw it.
     RefusedBeforeWork,
     /// It failed on its way, and provably no handler saw it.
     FailedNotExecuted,
-    /// It failed, and a handler saw it, or may have.
+    /// It failed, and a handler saw it or may have seen it.
     MaybeExecuted,
     /// No answer 100 ms after its deadline.
     Hang,
 }
 
-/// How a call ended.
+/// The outcome of a call.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// What became of it.
+    /// The class of the outcome.
     pub class: Class,
-    /// In gRPC's words.
+    /// The gRPC status code.
     pub code: Code,
-    /// The mechanism that spoke, where one did.
+    /// The mechanism that refused or failed, if there is one.
     pub reason: Option<Reason>,
-    /// The way it took, where it was answered well.
+    /// The instances that the call passed, if it succeeded.
     pub hops: Vec<Hop>,
-    /// What was said, where it was not.
+    /// The error message, if it did not succeed.
     pub message: String,
 }
 
@@ -56,18 +56,18 @@ impl Class {
 // === impl Outcome ===
 
 impl Outcome {
-    /// Answered well, over these services.
+    /// A success that passed these services.
     pub fn ok(hops: Vec<Hop>) -> Self {
         Outcome { class: Class::Ok, code: Code::Ok, reason: None, hops, message: String::new() }
     }
 
-    /// No answer in time, and no word that there was none.
+    /// No answer in time, and no error either.
     pub fn hang() -> Self {
         let message = "no answer, and no error".to_owned();
         Outcome { class: Class::Hang, code: Code::DeadlineExceeded, reason: None, hops: Vec::new(), message }
     }
 
-    /// Answered by a handler, which failed.
+    /// A failure that a handler returned.
     pub fn failed(code: Code, message: impl Into<String>) -> Self {
         let message = message.into();
         Outcome { class: Class::MaybeExecuted, code, reason: None, hops: Vec::new(), message }

@@ -1,4 +1,4 @@
-//! What became of all calls together.
+//! The summary of all calls.
 use std::{
     collections::BTreeMap,
     fmt,
@@ -10,51 +10,51 @@ use serde::Serialize;
 
 use super::{Class, Load, Operation, Options, Outcome, Protocol};
 
-/// One document on all calls.
+/// The report on all calls.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The service called.
     pub to: String,
-    /// Over what.
+    /// The protocol.
     pub protocol: Protocol,
-    /// What of it.
+    /// The operation.
     pub operation: Operation,
     /// When calls were made.
     pub load: Load,
-    /// How long, to the last answer.
+    /// The duration up to the last answer.
     pub seconds: f64,
-    /// When it began, in milliseconds since 1970.
+    /// The start, in milliseconds since 1970.
     pub began_unix_ms: u64,
-    /// How many calls.
+    /// The number of calls.
     pub calls: u64,
-    /// How many of each class; they add up to `calls`.
+    /// The number of each class; they add up to `calls`.
     pub classes: BTreeMap<Class, u64>,
-    /// How they ended, in gRPC's words.
+    /// The number of calls by gRPC status code.
     pub codes: BTreeMap<&'static str, u64>,
-    /// The mechanisms that refused or failed.
+    /// The number of calls by the mechanism that refused or failed.
     pub reasons: BTreeMap<&'static str, u64>,
-    /// What was said first, by mechanism or code.
+    /// The first message of each mechanism or code.
     pub messages: BTreeMap<&'static str, String>,
-    /// Attempts that were sent to a node and ended.
+    /// Attempts that were sent to a node and have ended.
     pub attempts: u64,
-    /// The instances that answered well.
+    /// The instances that answered successfully.
     pub endpoints: BTreeMap<String, u64>,
     /// The labels `version` of those instances.
     pub labels: BTreeMap<String, u64>,
-    /// Of the calls answered well, in milliseconds.
+    /// Of successful calls, in milliseconds.
     pub latency_ok_ms: Latencies,
     /// Of all calls.
     pub latency_ms: Latencies,
-    /// How late the latest call was sent: more than a few milliseconds, and the generator was too slow.
+    /// The largest delay of a start: more than a few milliseconds means that the generator was too slow.
     pub latest_start_ms: f64,
-    /// What went on in each tenth of a second.
+    /// The counts in each tenth of a second.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub timeline: Vec<Slot>,
 }
 
 /// Percentiles, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-#[allow(missing_docs)] // the fields are what their names say
+#[allow(missing_docs)] // the names of the fields describe them
 pub struct Latencies {
     pub mean: f64,
     pub p50: f64,
@@ -64,7 +64,8 @@ pub struct Latencies {
     pub max: f64,
 }
 
-/// A tenth of a second. Calls are counted when they began, or were due; attempts when they ended.
+/// A tenth of a second. Calls count in the slot in which they began or were due, attempts in the one in which
+/// they ended.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 #[allow(missing_docs)]
 pub struct Slot {
@@ -73,7 +74,7 @@ pub struct Slot {
     pub attempts: u64,
 }
 
-/// Counts while calls are made.
+/// The counts during the run.
 pub(super) struct Tally {
     classes: BTreeMap<Class, u64>,
     codes: BTreeMap<&'static str, u64>,
@@ -89,9 +90,9 @@ pub(super) struct Tally {
 
 /// The length of a slot.
 pub(crate) const SLOT: Duration = Duration::from_millis(100);
-/// Latencies are told within a thousandth.
+/// Latencies are accurate to a thousandth.
 const DIGITS: u8 = 3;
-/// In microseconds; who takes longer counts as long.
+/// In microseconds; longer latencies count as this one.
 const HOUR: u64 = 3_600_000_000;
 
 // === impl Tally ===
@@ -102,7 +103,7 @@ impl Tally {
         Tally { timeline: vec![Slot::default(); slots as usize], ..Tally::default() }
     }
 
-    /// A call that began, or was due, `at` from the start.
+    /// Adds a call that began, or was due, `at` after the start.
     pub(super) fn add(&mut self, at: Duration, took: Duration, outcome: &Outcome) {
         *self.classes.entry(outcome.class).or_default() += 1;
         *self.codes.entry(outcome.code.name()).or_default() += 1;
@@ -164,7 +165,7 @@ impl Default for Tally {
     }
 }
 
-/// Without a copy of the name, but for the first.
+/// Counts `name`; copies the name only the first time.
 fn count(names: &mut BTreeMap<String, u64>, name: &str) {
     match names.get_mut(name) {
         Some(count) => *count += 1,
@@ -206,12 +207,12 @@ impl Report {
         }
     }
 
-    /// How many calls are of this class.
+    /// The number of calls of this class.
     pub fn class(&self, class: Class) -> u64 {
         self.classes.get(&class).copied().unwrap_or(0)
     }
 
-    /// The share of calls that were answered well, in per cent.
+    /// The percentage of successful calls.
     pub fn good(&self) -> f64 {
         100.0 * self.class(Class::Ok) as f64 / self.calls.max(1) as f64
     }

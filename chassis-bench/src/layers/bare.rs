@@ -1,4 +1,4 @@
-//! The peers, in one process: tonic alone, tonic under a stack of tower's, hyper alone under axum.
+//! The peers, in one process: tonic alone, tonic under a stack of tower's parts, hyper alone under axum.
 use std::{convert::Infallible, time::Duration};
 
 use axum::{Router, extract::Path, routing::get};
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::echo::{echo_client::EchoClient, echo_server::EchoServer};
 
-/// What a stream between client and server holds, as a socket's buffers would.
+/// The capacity of a stream between client and server, similar to socket buffers.
 pub const BUFFER: usize = 64 * 1024;
 
 /// A stub over one channel of tonic's.
@@ -30,10 +30,10 @@ struct Tonic {
     wire: Wire,
 }
 
-/// A stub over what one would glue together of tower's parts, around three channels.
+/// A stub over a stack built from tower's parts, around three channels.
 struct Glued<T>(EchoClient<T>);
 
-/// A connection of hyper's for each caller, to an axum router.
+/// A hyper connection for each caller, to an axum router.
 struct Hyper;
 
 /// A channel to a server of its own.
@@ -105,15 +105,15 @@ pub async fn hyper() -> Box<dyn Case> {
     Box::new(Hyper)
 }
 
-/// What REST rows serve.
+/// The routes of REST rows.
 pub fn router() -> Router {
-    // As `axum::serve` does, or each call would make its route anew.
+    // As in `axum::serve`; otherwise each call would build its route again.
     Router::new()
         .route("/call/{id}", get(|Path(id): Path<u64>| async move { format!("{id}: {TEXT}") }))
         .with_state(())
 }
 
-/// As long a body as other measurements used: 56 bytes with the number.
+/// A body as long as in other published measurements: 56 bytes with the number.
 const TEXT: &str = "the quick brown fox jumps over the lazy dog, twice";
 
 async fn connection() -> http1::SendRequest<Empty<Bytes>> {

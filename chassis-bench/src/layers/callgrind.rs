@@ -1,4 +1,4 @@
-//! Runs a row under callgrind, and reads what it has counted.
+//! Runs a row under callgrind and reads its counts.
 use std::{
     collections::HashMap,
     fs,
@@ -10,14 +10,14 @@ use std::{
 use super::child::Job;
 use crate::Result;
 
-/// What one thing costs.
+/// The cost of one execution.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Counts {
     pub instructions: f64,
     pub allocations: f64,
 }
 
-/// What callgrind counted in one lap.
+/// The counts of callgrind in one lap.
 #[derive(Debug, Default, PartialEq)]
 struct Lap {
     instructions: u64,
@@ -27,16 +27,16 @@ struct Lap {
 /// Each call of these is an allocation, as memcheck and dhat count them.
 const ALLOCATORS: [&str; 6] = ["malloc", "calloc", "realloc", "posix_memalign", "aligned_alloc", "memalign"];
 
-/// Is there a valgrind on this machine?
+/// Whether this machine has valgrind.
 pub fn is_there() -> bool {
     let asked =
         Command::new("valgrind").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     asked.is_ok_and(|status| status.success())
 }
 
-/// What doing each of `jobs` once costs: the difference of its two laps. All are done in one process, which
-/// spares all but the first the start; profiles are left in `out`, with a number behind it: three of each
-/// job, the third for `callgrind_annotate`.
+/// Measures the cost of one execution of each of `jobs`: the difference of its two laps. All jobs run in one
+/// process, so only the first one pays for the start. The profiles stay in `out`, with a number appended:
+/// three of each job, the third for `callgrind_annotate`.
 pub fn count(jobs: &[Job], out: &Path) -> Result<Vec<Counts>> {
     let program = std::env::current_exe()?;
     let mut valgrind = Command::new("valgrind");
@@ -78,8 +78,8 @@ pub fn count(jobs: &[Job], out: &Path) -> Result<Vec<Counts>> {
 // === impl Lap ===
 
 impl Lap {
-    /// From a profile: `totals:` tells the instructions, each `calls=` below a `cfn=` how often that was
-    /// called. Names are told once and then numbered.
+    /// Parses a profile: `totals:` has the instructions, each `calls=` below a `cfn=` the number of its
+    /// calls. Each name is written once and then referenced by number.
     fn read(profile: &str) -> Option<Lap> {
         let mut names: HashMap<&str, &str> = HashMap::new();
         let (mut called, mut allocations, mut instructions) = ("", 0, None);

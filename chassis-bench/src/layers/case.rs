@@ -1,17 +1,17 @@
-//! Something that can be done any number of times, and how often it is done in a lap.
+//! A repeatable piece of work, and how often a lap repeats it.
 use std::{future::Future, hint::black_box, pin::Pin};
 
 /// A future that can be kept, on one thread.
 pub type Local<'a, T = ()> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
-/// What one row measures.
+/// The work that one row measures.
 pub trait Case {
-    /// Does it `times`, by so many `callers` at once.
+    /// Does it `times` times, by `callers` concurrent tasks.
     fn run(&self, times: usize, callers: usize) -> Local<'_>;
 }
 
-/// How often a row is done: first unmeasured, then in two laps whose difference is what counts, so
-/// that whatever happens once a lap, and whatever happens at the start, is no part of the figure.
+/// The repetitions of a row: first unmeasured, then in two laps. The difference of the laps is the result, so
+/// that work that happens once a lap, or at the start, is not part of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Laps {
     pub warm: usize,
@@ -22,14 +22,14 @@ pub struct Laps {
 // === impl Laps ===
 
 impl Laps {
-    /// Calls of gRPC or REST, both ends of them. Multiples of 64.
+    /// For calls of gRPC or REST, with both ends. Multiples of 64.
     pub const CALLS: Laps = Laps { warm: 384, short: 64, long: 704 };
-    /// Parts of a call.
+    /// For parts of a call.
     pub const PARTS: Laps = Laps { warm: 2_048, short: 128, long: 4_224 };
-    /// What takes long even once.
+    /// For work that takes long even once.
     pub const WHOLE: Laps = Laps { warm: 2, short: 2, long: 6 };
 
-    /// For a quick look: the counts are good to half a per cent.
+    /// For a quick look: the counts are accurate to half a per cent.
     pub fn shorter(self) -> Self {
         match self {
             Laps::CALLS => Laps { warm: 128, short: 64, long: 256 },
@@ -39,13 +39,13 @@ impl Laps {
     }
 }
 
-/// Is called between laps; callgrind is told to write down what it has counted so far whenever it is.
+/// Called between laps; callgrind writes its counts whenever it is called.
 #[inline(never)]
 pub fn chassis_bench_lap(number: usize) {
     black_box(number);
 }
 
-/// Does `one` so many `times` in all, by so many `callers` at once, each in a task of its own.
+/// Does `one` this many `times` in all, by `callers` concurrent tasks.
 pub async fn by_callers<F, Fut>(times: usize, callers: usize, caller: F)
 where
     F: Fn(usize) -> Fut,

@@ -1,5 +1,4 @@
-//! What this program runs itself for: rows under callgrind, and rows against the clock, on one thread
-//! with no sockets.
+//! The child processes of this program: rows under callgrind, and timed rows, on one thread without sockets.
 use std::{
     fmt,
     process::Command,
@@ -13,7 +12,7 @@ use super::{
 };
 use crate::Result;
 
-/// One row to do, by so many callers at once, so often.
+/// One row to run, with its number of callers and repetitions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Job {
     pub row: String,
@@ -21,18 +20,18 @@ pub struct Job {
     pub laps: Laps,
 }
 
-/// The work of a process of its own.
+/// The work of a child process.
 pub enum Child {
-    /// Each job's three laps, one job after the other, for callgrind to look at.
+    /// The three laps of each job, one job after the other, for callgrind.
     Laps(Vec<Job>),
-    /// A job's nanoseconds beyond those of another, in batches for about so long.
+    /// The nanoseconds of a job minus those of another, in batches for about this time.
     Time(Job, Option<Job>, Duration),
 }
 
 // === impl Child ===
 
 impl Child {
-    /// Does it, in this process.
+    /// Runs it in this process.
     pub fn run(&self) -> Result {
         match self {
             Child::Laps(jobs) => jobs.iter().try_for_each(|job| {
@@ -55,7 +54,7 @@ impl Child {
                 println!("{}", ns - base);
             })?,
         }
-        // What a row has left behind is not taken down: that takes long, and tells nothing.
+        // Ends without dropping the row's state: that would take long and is not measured.
         std::process::exit(0);
     }
 }
@@ -63,7 +62,7 @@ impl Child {
 // === impl Job ===
 
 impl Job {
-    /// Its nanoseconds beyond those of `base`, measured alone in a process.
+    /// The job's nanoseconds minus those of `base`, measured alone in a process.
     pub fn time(&self, base: Option<&Job>, time: Duration) -> Result<f64> {
         let mut child = Command::new(std::env::current_exe()?);
         child.args(["layers", "--time", &self.to_string(), "--millis", &time.as_millis().to_string()]);
@@ -77,7 +76,7 @@ impl Job {
         Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
     }
 
-    /// Lets `play` have the case, on a runtime of its own.
+    /// Gives `play` the case, on a runtime of its own.
     fn stage(&self, play: impl AsyncFn(&dyn Case)) -> Result {
         if rows::all().iter().all(|row| row.name != self.row) {
             return Err(format!("there is no row `{}`", self.row).into());
@@ -93,7 +92,7 @@ impl Job {
     }
 }
 
-/// Nanoseconds of one of each, in the quickest batch of some ten milliseconds; batches take turns.
+/// Nanoseconds of one repetition of each, in the fastest batch of about ten milliseconds; batches alternate.
 async fn quickest<const N: usize>(jobs: [(&Job, &dyn Case); N], time: Duration) -> [f64; N] {
     const BATCH: Duration = Duration::from_millis(10);
     let mut best = [f64::INFINITY; N];

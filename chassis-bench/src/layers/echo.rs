@@ -1,4 +1,4 @@
-//! The service that is called, and how it is called: the same for all sides of a ratio.
+//! The called service and its caller: the same for all sides of a ratio.
 use std::{
     fmt::Write,
     sync::atomic::{AtomicU64, Ordering},
@@ -18,27 +18,27 @@ use tonic::{
 use super::case::by_callers;
 use crate::echo::{CallReply, CallRequest, echo_client::EchoClient, echo_server};
 
-/// Answers with what it was sent, and does nothing else.
+/// Answers with the request's payload, and does nothing else.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Echo;
 
-/// What travels in headers of a call beside what gRPC demands.
+/// Headers of a call besides those that gRPC requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wire {
     /// Nothing.
     Plain,
     /// `grpc-timeout`, set by the caller.
     Timeout,
-    /// `traceparent`, written by hand: another span each time, as spans are.
+    /// `traceparent`, written by hand: another span each time, as in practice.
     Traceparent,
     /// Both.
     Both,
 }
 
-/// So many bytes go each way.
+/// Bytes in each direction.
 pub const PAYLOAD: usize = 128;
 
-/// Spans begun so far: no two calls have the same.
+/// Number of spans so far: no two calls have the same.
 static SPANS: AtomicU64 = AtomicU64::new(1);
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -92,7 +92,7 @@ impl Wire {
     }
 }
 
-/// Calls a stub so many times, by so many callers at once.
+/// Calls a stub `times` times, by `callers` concurrent tasks.
 pub async fn call<T>(stub: &EchoClient<T>, wire: Wire, times: usize, callers: usize)
 where
     T: GrpcService<Body> + Clone + Send + 'static,

@@ -1,8 +1,8 @@
-//! Holds the counts to what is recorded: ratios to bare tonic of the same run, and allocations.
+//! Compares the counts with the recorded ones: ratios to bare tonic of the same run, and allocations.
 //!
-//! Routines that copy memory differ between processors, and rows copy more or less of it than bare tonic does.
-//! So a ratio that has grown counts only where the row's own instructions have grown as well: on the
-//! processor of the record that is the same thing, on another one it is what both of them see.
+//! Routines that copy memory differ between processors, and rows copy more or less of it than bare tonic
+//! does. So a larger ratio counts only if the row's own instructions have grown as well: on the processor of
+//! the record both are the same, on another one it is the effect that both share.
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::table::Measured;
 use crate::Result;
 
-/// What is recorded of a row: its instructions, also as a share of `bare_tonic`'s, and its allocations.
+/// The record of a row: its instructions, also relative to `bare_tonic`'s, and its allocations.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 struct Recorded {
     ratio: f64,
@@ -24,28 +24,28 @@ struct Recorded {
 
 type Record = BTreeMap<String, Recorded>;
 
-/// Above what is recorded by this much is too much.
+/// The tolerated growth over the record.
 const TOLERANCE: f64 = 0.02;
 
 /// Instructions by which two runs differ because names fall into other slots of a hash table, which is seeded anew in
 /// each run.
 const HASH_ORDER_INSTRUCTIONS: f64 = 50.0;
 
-/// Counts of allocations are exact but for what happens once in many calls: a table that grows.
+/// Allocations are exact except for those that happen once in many calls: a growing table.
 const PARTIAL_ALLOCATION: f64 = 0.5;
 
-/// The names of the rows that `file` records.
+/// The names of the rows in `file`.
 pub(super) fn rows(file: &Path) -> Result<BTreeSet<String>> {
     let names = read(file)?.into_keys().map(|key| key.split('/').next().unwrap_or_default().to_owned());
     Ok(names.collect())
 }
 
-/// Writes `measured` down.
+/// Writes `measured` to the file.
 pub(super) fn record(file: &Path, measured: &[Measured]) -> Result {
     Ok(fs::write(file, serde_json::to_string_pretty(&of(measured)?)? + "\n")?)
 }
 
-/// Fails where `measured` is above what `file` says.
+/// Fails if `measured` exceeds the record in `file`.
 pub(super) fn check(file: &Path, measured: &[Measured]) -> Result {
     match exceeding(&read(file)?, &of(measured)?) {
         found if found.is_empty() => Ok(()),

@@ -1,8 +1,8 @@
 //! `chassis-bench layers`: instructions, allocations and nanoseconds of a call, by layer.
 //!
 //! Instructions and allocations are exact, and the same on a busy machine: client and server run in one
-//! process over streams in memory, under callgrind, and the difference of two laps is what counts.
-//! Nanoseconds are measured in a plain run, the quickest of some batches: they are beside the counts.
+//! process over streams in memory, under callgrind, and the difference of two laps is the result. Nanoseconds
+//! are measured without callgrind, as the fastest of several batches; they only supplement the counts.
 pub mod bare;
 mod callgrind;
 pub mod case;
@@ -55,7 +55,7 @@ struct Options {
     child: Option<Child>,
 }
 
-/// Runs it.
+/// Runs the subcommand.
 pub fn run(args: lexopt::Parser) -> Result {
     let Some(options) = Options::read(args)? else {
         print!("{USAGE}");
@@ -98,7 +98,8 @@ fn measure(rows: &[Row], options: &Options) -> Result<Vec<Measured>> {
         let job = |&callers| (row, Job { row: row.name.clone(), callers, laps });
         jobs.extend(row.callers.iter().map(job));
     }
-    // Counts do not suffer from neighbours, time does: that comes afterwards, one row at a time.
+    // Other processes do not affect counts, but they affect time: times are measured afterwards, one row at a
+    // time.
     let counts: Vec<Counts> = if options.profiles.is_some() {
         count(&jobs, 1, |job| profiles.join(format!("{}-{}", job.row, job.callers)))?
     } else {
@@ -107,7 +108,7 @@ fn measure(rows: &[Row], options: &Options) -> Result<Vec<Measured>> {
     let time = Duration::from_millis(if options.quick { 100 } else { 600 });
     let mut measured = Vec::new();
     for ((row, job), Counts { instructions, allocations }) in jobs.iter().zip(counts) {
-        // The guard looks at counts alone.
+        // The guard compares only counts.
         let base = row.beyond.map(|base| Job { row: base.to_owned(), laps: Laps::PARTS, ..job.clone() });
         let ns = if options.guard.is_some() { f64::NAN } else { job.time(base.as_ref(), time)? };
         let (name, concurrency) = (row.name.clone(), job.callers);
@@ -122,10 +123,10 @@ fn measure(rows: &[Row], options: &Options) -> Result<Vec<Measured>> {
     Ok(measured)
 }
 
-/// Rows that are counted in one process, one after the other.
+/// Maximum of rows per process, run one after the other.
 const BATCH: usize = 6;
 
-/// Counts all `jobs`, so many in one process, on all cores.
+/// Counts all `jobs`, up to `batch` of them per process, on all cores.
 fn count(jobs: &[(&Row, Job)], batch: usize, out: impl Fn(&Job) -> PathBuf + Sync) -> Result<Vec<Counts>> {
     let batches: Vec<Vec<Job>> =
         jobs.chunks(batch).map(|batch| batch.iter().map(|(_, job)| job.clone()).collect()).collect();
@@ -139,7 +140,7 @@ fn count(jobs: &[(&Row, Job)], batch: usize, out: impl Fn(&Job) -> PathBuf + Syn
     Ok(counted.into_iter().flatten().collect())
 }
 
-/// Does all `jobs`, as many at a time as there are cores, and keeps their order.
+/// Runs all `jobs`, as many at a time as there are cores, and keeps their order.
 fn on_all_cores<J: Sync, T: Send>(jobs: &[J], work: impl Fn(&J) -> Result<T> + Sync) -> Result<Vec<T>> {
     use std::sync::{
         Mutex, PoisonError,
@@ -170,7 +171,7 @@ fn on_all_cores<J: Sync, T: Send>(jobs: &[J], work: impl Fn(&J) -> Result<T> + S
 // === impl Options ===
 
 impl Options {
-    /// `None`: only the usage is wanted.
+    /// `None`: the help was asked for.
     fn read(mut args: lexopt::Parser) -> Result<Option<Self>> {
         let mut options = Options::default();
         let (mut counted, mut timed, mut beyond, mut time) = (Vec::new(), None, None, Duration::ZERO);
@@ -185,7 +186,7 @@ impl Options {
                 Arg::Long("profiles") => options.profiles = Some(args.value()?.into()),
                 Arg::Long("guard") => options.guard = Some(args.value()?.into()),
                 Arg::Long("record") => options.record = Some(args.value()?.into()),
-                // How it runs itself.
+                // Options for its own child processes.
                 Arg::Long("child") => counted.push(args.value()?.parse::<Job>()?),
                 Arg::Long("time") => timed = Some(args.value()?.parse::<Job>()?),
                 Arg::Long("beyond") => beyond = Some(args.value()?.parse::<Job>()?),
@@ -217,7 +218,7 @@ impl Options {
         if rows.is_empty() {
             return Err("there are no such rows".into());
         }
-        // What is taken off a row is measured too.
+        // The base of a row is measured too.
         let (chosen, bases): (Vec<_>, Vec<_>) = rows.into_iter().map(|row| (row.name, row.beyond)).unzip();
         let mut rows = rows::all();
         rows.retain(|row| chosen.contains(&row.name) || bases.contains(&Some(&*row.name)));

@@ -1,4 +1,4 @@
-//! All rows: what they are called, what they are compared with, and how they are made.
+//! All rows: their names, their bases, and their constructors.
 use super::{
     bare,
     case::{Case, Laps, Local},
@@ -11,17 +11,17 @@ use crate::micro::{leaf, lookup, one_layer, pick, pipelines, swap};
 /// One thing to measure.
 #[derive(Clone)]
 pub struct Row {
-    /// As in the JSON.
+    /// The name in the JSON.
     pub name: String,
-    /// By so many callers at once.
+    /// The numbers of concurrent callers.
     pub callers: &'static [usize],
-    /// How often.
+    /// The repetitions.
     pub laps: Laps,
-    /// What of it is no part of its own, and taken off: the row of this name.
+    /// The row of this name, whose cost is subtracted as not its own.
     pub beyond: Option<&'static str>,
-    /// Among those of `--quick`.
+    /// Whether `--quick` includes it.
     pub quick: bool,
-    /// Among those that are recorded.
+    /// Whether it is recorded.
     pub guarded: bool,
     make: Make,
 }
@@ -31,7 +31,7 @@ type Make = std::sync::Arc<dyn Fn() -> Local<'static, Box<dyn Case>> + Send + Sy
 const BOTH: &[usize] = &[1, 64];
 const ONE: &[usize] = &[1];
 
-/// In the order they are told in.
+/// In the order of the output.
 pub fn all() -> Vec<Row> {
     let mut rows = vec![
         row("bare_tonic", BOTH, Laps::CALLS, || bare::tonic(Wire::Plain)),
@@ -81,7 +81,7 @@ pub fn all() -> Vec<Row> {
     rows
 }
 
-/// What a quick look leaves out.
+/// The rows that `--quick` leaves out.
 const SLOW: [&str; 11] = [
     "bare_tonic_timeout_traceparent",
     "chassis_on_timeout",
@@ -96,7 +96,7 @@ const SLOW: [&str; 11] = [
     "read_10000",
 ];
 
-/// What is held to its record: whole calls, the pipelines, and what both are compared with.
+/// The recorded rows: whole calls, the pipelines, and their bases.
 const GUARDED: [&str; 9] = [
     "bare_tonic",
     "chassis_off",
@@ -109,7 +109,7 @@ const GUARDED: [&str; 9] = [
     "lookup_10000",
 ];
 
-/// A part of a call, told without making the call and answering it.
+/// A part of a call, without the cost of making the call and answering it.
 fn part<F, Fut>(name: &str, make: F) -> Row
 where
     F: Fn() -> Fut + Send + Sync + 'static,
@@ -132,7 +132,7 @@ fn ready(case: Box<dyn Case>) -> std::future::Ready<Box<dyn Case>> {
 }
 
 impl Row {
-    /// Sets the stage.
+    /// Creates the case.
     pub async fn make(&self) -> Box<dyn Case> {
         (self.make)().await
     }

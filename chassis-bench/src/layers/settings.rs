@@ -1,4 +1,4 @@
-//! What is in force in rows that say `on` and `off`.
+//! The settings of rows named `on` and `off`.
 use chassis::{
     Document,
     config::{Format, Text},
@@ -6,9 +6,9 @@ use chassis::{
     settings::Settings,
 };
 
-/// Everything configured as one would: routes, a balancer, limits, a breaker, retries with a budget, a
-/// local timeout, faults that do not hit. Metrics are always on. The timeout is long because valgrind is
-/// slow, which changes no count.
+/// A complete configuration: routes, a balancer, limits, a breaker, retries with a budget, a local timeout,
+/// faults that do not apply. Metrics are always on. The timeout is long because valgrind is slow, which
+/// changes no count.
 pub const ON: &str = "
 matches:
   beta: { header: { x-canary: 'true' } }
@@ -40,15 +40,15 @@ outbound:
   defaults: { timeout: off, concurrency: off, retry: off, breaker: off }
 ";
 
-/// Reads a document of ours.
+/// Parses a document of this crate.
 ///
 /// # Panics
-/// If it is not sound: it is ours.
+/// If it is invalid, which would be an error of this crate.
 pub fn settings(yaml: &str) -> Settings {
     document(yaml).settings()
 }
 
-/// Reads a document of ours, with all its sections.
+/// Parses a document of this crate, with all its sections.
 pub fn document(yaml: &str) -> Document {
     let text = Text { content: yaml.into(), format: Format::Yaml, origin: "bench".into(), revision: None };
     let tree = parse(&text, Layer::File).expect("our document can be parsed");

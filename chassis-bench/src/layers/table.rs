@@ -1,9 +1,9 @@
-//! What was measured, for people, for machines, and for the documentation.
+//! The results, for people, for machines, and for the documentation.
 use std::fmt::{self, Write};
 
 use serde::Serialize;
 
-/// What was measured of one row, by so many callers at once.
+/// The result of one row, with this number of callers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Measured {
     pub name: String,
@@ -22,7 +22,7 @@ pub struct Table {
 // === impl Measured ===
 
 impl Measured {
-    /// Leaves the counts beyond those of `base`; its time was measured so.
+    /// Subtracts the counts of `base`; the time is measured without them.
     pub fn take_off(&mut self, base: &Measured) {
         self.instructions -= base.instructions;
         self.allocations -= base.allocations;
@@ -32,7 +32,7 @@ impl Measured {
 // === impl Table ===
 
 impl Table {
-    /// As a table of Markdown.
+    /// The table in Markdown.
     pub fn markdown(&self) -> String {
         let mut text = String::from(
             "| row | concurrency | instructions | ÷ `bare_tonic` | allocations | ns |\n|---|---:|---:|---:|---:|---:|\n",
@@ -49,7 +49,7 @@ impl Table {
         text
     }
 
-    /// Of `bare_tonic`'s instructions by as many callers, where that was measured.
+    /// The ratio to `bare_tonic`'s instructions with the same number of callers, if that was measured.
     fn ratio(&self, row: &Measured) -> String {
         let bare = |other: &&Measured| other.name == "bare_tonic" && other.concurrency == row.concurrency;
         let bare = self.rows.iter().find(bare);
@@ -76,7 +76,7 @@ impl fmt::Display for Table {
     }
 }
 
-/// A whole number, its digits in threes.
+/// A whole number with its digits in groups of three.
 fn grouped(number: f64) -> String {
     let digits = format!("{:.0}", number.abs());
     let mut text = String::from(if number <= -0.5 { "−" } else { "" });

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::echo::{echo_client::EchoClient, echo_server::EchoServer};
 
-/// So many endpoints, each with connections of its own.
+/// The number of endpoints, each with connections of its own.
 pub const ENDPOINTS: usize = 3;
 
 /// Both ends: dropping it stops the server.
@@ -49,7 +49,7 @@ struct Rest {
 // === impl Rig ===
 
 impl Rig {
-    /// Under `yaml`, on both sides.
+    /// Client and server with the settings `yaml`.
     pub fn new(yaml: &str) -> Self {
         let settings = settings(yaml);
         let network = MemoryNetwork::default();
@@ -63,7 +63,7 @@ impl Rig {
         };
         for number in 0..ENDPOINTS {
             let name = format!("echo-{number}");
-            let listener = network.listen(&name).expect("nobody else listens there");
+            let listener = network.listen(&name).expect("no other listener has this address");
             serving.serve("both", Box::new(listener), mux.clone(), None);
             let address = format!("memory:{name}");
             registry.put(
@@ -92,18 +92,18 @@ impl Rig {
     }
 }
 
-/// A runtime whose dice fall the same in every run.
+/// A runtime with the same random numbers in every run.
 pub fn runtime(name: &str, with: impl FnOnce(RuntimeBuilder) -> RuntimeBuilder) -> Runtime {
     with(Runtime::builder(name).random(Random::seeded(1))).build().expect("a registry of its own")
 }
 
-/// gRPC, under `yaml`, with `wire` in its headers.
+/// gRPC with the settings `yaml`, and `wire` in its headers.
 pub async fn grpc(yaml: &str, wire: Wire) -> Box<dyn Case> {
     let rig = Rig::new(yaml);
     let traced = matches!(wire, Wire::Traceparent | Wire::Both);
     rig.client.sample().set(Ratio::percent(if traced { 100 } else { 0 }));
     let stub = EchoClient::new(rig.channel());
-    // The trace is chassis' own work here; by hand is only the timeout.
+    // chassis writes the trace here; the row itself only sets the timeout.
     let wire = match wire {
         Wire::Both => Wire::Timeout,
         Wire::Traceparent => Wire::Plain,
@@ -112,7 +112,7 @@ pub async fn grpc(yaml: &str, wire: Wire) -> Box<dyn Case> {
     Box::new(Grpc { stub, wire, _rig: rig })
 }
 
-/// REST, under `yaml`.
+/// REST with the settings `yaml`.
 pub async fn rest(yaml: &str) -> Box<dyn Case> {
     let rig = Rig::new(yaml);
     Box::new(Rest { client: rig.http(), _rig: rig })

@@ -1,4 +1,4 @@
-//! A call as a gRPC edge makes it, and a leaf that answers it at once.
+//! A call as a gRPC edge creates it, and a leaf that answers it at once.
 use std::{
     future::{Ready, ready},
     sync::{Arc, LazyLock},
@@ -23,7 +23,7 @@ use crate::layers::{
     echo::{PAYLOAD, drain},
 };
 
-/// Makes calls like those of a stub.
+/// Creates calls like those of a stub.
 #[derive(Clone)]
 pub struct Maker {
     service: Arc<str>,
@@ -41,7 +41,7 @@ pub struct AtOnce {
 #[derive(Clone, Debug)]
 pub struct Connected(pub AtOnce);
 
-/// Making a call, answering it, reading the answer: what is no pipeline's.
+/// Creating a call, answering it, reading the answer: the cost outside of the pipeline.
 struct Making;
 
 const GRPC_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
@@ -49,7 +49,7 @@ const GRPC_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
 // === impl Maker ===
 
 impl Maker {
-    /// Of calls to the echo.
+    /// Creates a maker of calls to the echo service.
     pub fn new() -> Self {
         Maker {
             service: "echo".into(),
@@ -58,7 +58,7 @@ impl Maker {
         }
     }
 
-    /// One call, of which all is there.
+    /// One complete call.
     pub fn call(&self) -> Invocation {
         let target = Target::new(self.service.clone(), Operation::from_path(self.path.clone()));
         let mut call = Invocation::new(&GRPC, target);
@@ -79,7 +79,7 @@ impl Default for Maker {
     }
 }
 
-/// A message of gRPC: no compression, its length, and the payload as protobuf writes it.
+/// A gRPC message: not compressed, its length, and the payload as protobuf.
 fn message() -> Bytes {
     let mut message = vec![0, 0, 0, 0, PAYLOAD as u8 + 3, 0x0a, 0x80, 0x01];
     message.resize(8 + PAYLOAD, 7);
@@ -89,8 +89,8 @@ fn message() -> Bytes {
 // === impl AtOnce ===
 
 impl AtOnce {
-    /// Its message is without references, as that of a real leaf is one that nobody else has: threads are
-    /// not to wait for each other here.
+    /// Its message is not shared, like that of a real leaf, which has one owner: threads must not contend for
+    /// a reference count here.
     pub fn new() -> Self {
         static MESSAGE: LazyLock<Bytes> = LazyLock::new(message);
         AtOnce { message: Bytes::from_static(&MESSAGE) }
@@ -162,7 +162,7 @@ impl Service<Invocation> for Connected {
 
 // === impl Making ===
 
-/// What every row of this module has in it.
+/// The part that every row of this module contains.
 pub fn making() -> Box<dyn Case> {
     Box::new(Making)
 }
@@ -176,7 +176,7 @@ impl Case for Making {
     }
 }
 
-/// Makes calls, has each answered by what `caller` made for its task, and reads the answers.
+/// Makes calls, has each answered by the value that `caller` created for its task, and reads the answers.
 pub fn calls<'a, M, F, Fut, E>(times: usize, callers: usize, caller: M) -> Local<'a>
 where
     M: Fn() -> F + 'a,

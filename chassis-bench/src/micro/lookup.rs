@@ -1,4 +1,4 @@
-//! Which rules a call lives under, looked up by service and operation.
+//! The lookup of a call's policy by service and operation.
 use std::{hint::black_box, sync::Arc};
 
 use chassis::{
@@ -12,14 +12,14 @@ use crate::layers::{
     whole::runtime,
 };
 
-/// A runtime under settings that name so many operations of one service.
+/// A runtime with settings for many operations of one service.
 struct Named {
     runtime: Runtime,
     service: Arc<str>,
     operations: Vec<String>,
 }
 
-/// Settings with so many operations of one service, each with a timeout of its own.
+/// Settings for `operations` operations of one service, each with a timeout of its own.
 pub fn named(operations: usize, millis: u64) -> Settings {
     let mut echo = ServiceSettings::default();
     for number in 0..operations {
@@ -35,7 +35,7 @@ fn operation(number: usize) -> String {
     format!("bench.v1.Echo/Operation{number:05}")
 }
 
-/// Among so many operations, each in its turn.
+/// Looks up each of `operations` operations in turn.
 pub async fn among(operations: usize) -> Box<dyn Case> {
     let runtime = runtime("caller", |builder| builder);
     runtime.apply(&named(operations, 100), 1, "bench").expect("our settings can be applied");
@@ -46,7 +46,7 @@ pub async fn among(operations: usize) -> Box<dyn Case> {
 impl Case for Named {
     fn run(&self, times: usize, _: usize) -> Local<'_> {
         Box::pin(async move {
-            let stride = 7_919; // a prime: near operations are not looked up one after the other
+            let stride = 7_919; // a prime: neighbouring operations are not looked up one after the other
             for number in 0..times {
                 let operation = &self.operations[number * stride % self.operations.len()];
                 let policy = self.runtime.policies().with(|all| all.outbound(&self.service, operation));

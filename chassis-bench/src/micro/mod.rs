@@ -1,5 +1,5 @@
-//! Parts of the way of a call, alone: pipelines and layers over a leaf that answers at once, a pick, a
-//! look-up, a swap.
+//! Parts of a call, measured alone: pipelines and layers over a leaf that answers at once, a pick, a lookup,
+//! a swap.
 pub mod leaf;
 pub mod lookup;
 pub mod one_layer;

@@ -31,7 +31,7 @@ use crate::layers::{
     whole::runtime,
 };
 
-/// A layer over the leaf, and the rules its calls live under.
+/// A layer over the leaf, and the policy of its calls.
 struct Alone<S> {
     service: S,
     policy: Option<Arc<Policy>>,
@@ -39,7 +39,7 @@ struct Alone<S> {
     _runtime: Runtime,
 }
 
-/// The names of the layers, as the rows say them; those of the second list cannot be off.
+/// The names of the layers in the rows; those of the second list cannot be off.
 pub const SWITCHED: [&str; 10] = [
     "fallback",
     "deadline",
@@ -54,7 +54,7 @@ pub const SWITCHED: [&str; 10] = [
 ];
 pub const ALWAYS: [&str; 3] = ["route", "panic", "context"];
 
-/// Beside what is on in all rows: a fallback, and a bound on attempts.
+/// In addition to the settings of all rows: a fallback, and a limit on attempts.
 const MORE: &str = "outbound: { services: { echo: { fallback: { body: '' }, retry: { per_try: 4s } } } }";
 
 /// The layer of this name, on or off.
@@ -100,7 +100,7 @@ pub async fn layer(name: &str, on: bool) -> Box<dyn Case> {
     }
 }
 
-/// A stage that no user put anything into.
+/// A stage without any user layer.
 pub async fn empty_stage() -> Box<dyn Case> {
     let runtime = runtime("echo", |builder| builder);
     Box::new(Alone { service: Staged::Plain(AtOnce::new()), policy: None, bounded: false, _runtime: runtime })

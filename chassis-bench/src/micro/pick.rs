@@ -1,4 +1,4 @@
-//! Choosing an endpoint and learning from how it did, ours and tower's.
+//! Picking an endpoint and learning from the result, with chassis and with tower.
 use std::{
     future::{Ready, ready},
     sync::Arc,
@@ -31,20 +31,20 @@ use crate::layers::{
     whole::runtime,
 };
 
-/// Our balancer over leaves that answer at once.
+/// The chassis balancer over leaves that answer at once.
 struct Ours {
     service: Balance<Connected>,
     policy: Arc<Policy>,
     _runtime: Runtime,
 }
 
-/// tower's, by latency, as it is meant to be used.
+/// tower's, by latency, in its intended use.
 struct Towers(usize);
 
 #[derive(Clone)]
 struct Number;
 
-/// Among so many endpoints, by `p2c`.
+/// Picks among `endpoints` endpoints, by `p2c`.
 pub async fn ours(endpoints: usize) -> Box<dyn Case> {
     let registry = registry(endpoints);
     let runtime = runtime("caller", |builder| builder.registry(Arc::new(registry)));
@@ -55,7 +55,7 @@ pub async fn ours(endpoints: usize) -> Box<dyn Case> {
     }
     for node in cluster.members().nodes() {
         node.wake();
-        node.load().judged(true, Duration::ZERO, Instant::now()); // what a first call makes is there
+        node.load().judged(true, Duration::ZERO, Instant::now()); // creates the first call's state
     }
     let policy = runtime.policies().with(|all| all.outbound(&"echo".into(), "bench.v1.Echo/Call"));
     let layer = BalanceLayer::new(cluster);
@@ -74,7 +74,7 @@ impl Case for Ours {
     }
 }
 
-/// Among so many endpoints.
+/// Picks among `endpoints` endpoints.
 pub async fn towers(endpoints: usize) -> Box<dyn Case> {
     Box::new(Towers(endpoints))
 }

@@ -1,4 +1,4 @@
-//! Whole pipelines over a leaf that answers at once, with user stages and without.
+//! Whole pipelines over a leaf that answers at once, with and without user stages.
 use std::sync::Arc;
 
 use chassis::{
@@ -16,18 +16,18 @@ use crate::layers::{
     whole::{ENDPOINTS, runtime},
 };
 
-/// A pipeline, and what has to live as long.
+/// A pipeline, and the values that must live as long.
 struct Piped {
     pipeline: Pipeline,
     _runtime: Runtime,
 }
 
-/// A client's, under `yaml`, to three endpoints.
+/// A client pipeline with the settings `yaml`, to three endpoints.
 pub async fn client(yaml: &str) -> Box<dyn Case> {
     client_with(yaml, Stages::default()).await
 }
 
-/// With an async function at the stage around everything.
+/// With an async function at the outermost stage.
 pub async fn client_with_fn(yaml: &str) -> Box<dyn Case> {
     let mut stages = Stages::default();
     stages.add_fn(
@@ -39,7 +39,7 @@ pub async fn client_with_fn(yaml: &str) -> Box<dyn Case> {
     client_with(yaml, stages).await
 }
 
-/// With a layer of tower's there.
+/// With a tower layer there.
 pub async fn client_with_layer(yaml: &str) -> Box<dyn Case> {
     let mut stages = Stages::default();
     stages.add_layer(Stage::Call, "mine", None, tower_layer::Identity::new());
@@ -51,7 +51,7 @@ async fn client_with(yaml: &str, stages: Stages) -> Box<dyn Case> {
     Box::new(Piped { pipeline, _runtime: runtime })
 }
 
-/// A client's, under `yaml`, and the runtime it lives by.
+/// A client pipeline with the settings `yaml`, and its runtime.
 pub async fn client_pipeline(yaml: &'static str) -> (Pipeline, Runtime) {
     piped(yaml, Stages::default())
 }
@@ -63,14 +63,14 @@ fn piped(yaml: &str, stages: Stages) -> (Pipeline, Runtime) {
     (pipeline::client(&runtime, "echo", &Arc::new(AtOnce::new())), runtime)
 }
 
-/// A server's.
+/// A server pipeline.
 pub async fn server(yaml: &str) -> Box<dyn Case> {
     let runtime = runtime("echo", |builder| builder);
     runtime.apply(&settings(yaml), 1, "bench").expect("our settings can be applied");
     Box::new(Piped { pipeline: pipeline::server(&runtime, AtOnce::new()), _runtime: runtime })
 }
 
-/// Knows so many instances of the echo.
+/// A registry with this many instances of the echo service.
 pub fn registry(endpoints: usize) -> MemoryRegistry {
     let registry = MemoryRegistry::new();
     let instance = |number| {

@@ -1,4 +1,4 @@
-//! Putting new settings in force: from types to policies, and from text to types.
+//! Applying new settings: from types to policies, and from text to types.
 use std::{cell::Cell, fmt::Write};
 
 use chassis::{Runtime, settings::Settings};
@@ -10,23 +10,23 @@ use crate::layers::{
     whole::runtime,
 };
 
-/// Two versions of settings, put in force in turn.
+/// Two versions of settings, applied in turn.
 struct Swapped {
     runtime: Runtime,
     versions: [Settings; 2],
     number: Cell<u64>,
 }
 
-/// A document, read again and again.
+/// A document that is parsed repeatedly.
 struct Read(String);
 
-/// Compiles and applies settings that name so many operations.
+/// Compiles and applies settings for `operations` operations.
 pub async fn apply(operations: usize) -> Box<dyn Case> {
     let versions = [named(operations, 100), named(operations, 200)];
     Box::new(Swapped { runtime: runtime("caller", |builder| builder), versions, number: Cell::new(1) })
 }
 
-/// Parses and checks a document that names so many operations.
+/// Parses and checks a document with `operations` operations.
 pub async fn read(operations: usize) -> Box<dyn Case> {
     let mut text = String::from("outbound:\n  services:\n    echo:\n      operations:\n");
     for number in 0..operations {

@@ -1,4 +1,4 @@
-//! How a service treats its calls: what can be told on the command line, and changed while it runs.
+//! The behaviour of a service towards its calls: set on the command line, and changeable while it runs.
 use std::{fmt, str::FromStr, time::Duration};
 
 use chassis::{
@@ -7,7 +7,7 @@ use chassis::{
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// What happens to a call before it is answered. The default answers well and at once.
+/// The treatment of a call before its answer. The default answers successfully and at once.
 ///
 /// ```
 /// use chassis_bench::serve::Behaviour;
@@ -20,35 +20,35 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Behaviour {
-    /// How long it takes. Default `0s`.
+    /// The duration of a call. Default `0s`.
     pub latency: Latency,
-    /// Which share fails, after that time. Default none.
+    /// The share of calls that fail, after that time. Default none.
     pub errors: Errors,
-    /// Which share is never answered. Default none.
+    /// The share of calls that are never answered. Default none.
     pub hang: Share,
-    /// How many are worked on at once; the others wait in line, and a call that began is worked on to its
-    /// end though its caller left. The capacity is `slots` divided by the mean latency, whatever the
-    /// machine. Default 0: all at once.
+    /// The number of calls that are processed at once; the others wait in a queue. A call that has begun is
+    /// processed to its end even if its caller cancels. The capacity is `slots` divided by the mean latency,
+    /// on any machine. Default 0: no limit.
     pub slots: u32,
 }
 
-/// How long a call takes: `5ms`, `2ms..20ms`, or `lognormal:5ms,0.5` with its median and its sigma.
+/// The duration of a call: `5ms`, `2ms..20ms`, or `lognormal:5ms,0.5` with its median and its sigma.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Latency {
     /// Always the same.
     Fixed(Duration),
-    /// Any between the two, evenly.
+    /// Uniformly distributed between the two.
     Between(Duration, Duration),
-    /// Mostly around the median, with a long tail.
+    /// Log-normally distributed: around the median, with a long tail.
     LogNormal(Duration, f64),
 }
 
-/// Calls that fail: `10%:UNAVAILABLE`, or a share alone, which is UNAVAILABLE too.
+/// Calls that fail: `10%:UNAVAILABLE`, or only a share, which fails with UNAVAILABLE too.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Errors {
-    /// How many.
+    /// The share of these calls.
     pub share: Share,
-    /// With which code; over REST with its status.
+    /// Their code; over REST the HTTP status for it.
     pub code: Code,
 }
 
@@ -57,13 +57,13 @@ pub struct Errors {
 #[serde(transparent)]
 pub struct Share(pub Ratio);
 
-/// No answer takes longer: a tail drawn from a distribution without an end has one.
+/// Upper limit of all latencies: the tail of a distribution would have none.
 const LONGEST: Duration = Duration::from_secs(600);
 
 // === impl Latency ===
 
 impl Latency {
-    /// How long the next call takes.
+    /// Draws the duration of the next call.
     pub fn draw(&self, random: &Random) -> Duration {
         match *self {
             Latency::Fixed(latency) => latency,
@@ -160,7 +160,7 @@ impl FromStr for Share {
     }
 }
 
-/// Reads and writes as text.
+/// Reads and writes the type as text.
 macro_rules! as_text {
     ($($ty:ty),*) => { $(
         impl Serialize for $ty {

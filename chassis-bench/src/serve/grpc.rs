@@ -17,13 +17,13 @@ pub struct Echo(Work);
 
 type Replies = Pin<Box<dyn Stream<Item = Result<CallReply, Status>> + Send>>;
 
-/// How often was tried before, in the words of gRFC A6.
+/// The number of previous attempts, from gRFC A6.
 const ATTEMPTS: &str = "grpc-previous-rpc-attempts";
 
 // === impl Echo ===
 
 impl Echo {
-    /// As tonic serves it.
+    /// The service for tonic.
     pub fn service(work: Work) -> EchoServer<Echo> {
         EchoServer::new(Echo(work))
     }
@@ -67,7 +67,7 @@ impl echo_server::Echo for Echo {
 
     async fn chat(&self, request: Request<Streaming<CallRequest>>) -> Result<Response<Replies>, Status> {
         let CallReply { hops, .. } = self.reply(&request, Bytes::new()).await?;
-        let mut hops = Some(hops); // told once, with the first
+        let mut hops = Some(hops); // sent once, in the first message
         let replies = request.into_inner().map(move |message| {
             let hops = hops.take().unwrap_or_default();
             message.map(|message| CallReply { payload: message.payload, hops })

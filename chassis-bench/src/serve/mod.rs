@@ -1,7 +1,7 @@
-//! `chassis-bench serve`: an ordinary chassis service, over gRPC and REST, that behaves as it is told.
+//! `chassis-bench serve`: an ordinary chassis service, over gRPC and REST, with an adjustable behaviour.
 //!
-//! It calls its upstreams and answers with the way that the call took: one hop for each service. How it
-//! behaves can be read and changed while it runs: `GET` and `PUT /behaviour`.
+//! It calls its upstreams and answers with the hops of the call, one for each service. Its behaviour can be
+//! read and changed while it runs: `GET` and `PUT /behaviour`.
 mod behaviour;
 mod grpc;
 mod rest;
@@ -17,25 +17,25 @@ use lexopt::prelude::*;
 pub use self::{
     behaviour::{Behaviour, Errors, Latency, Share},
     grpc::Echo,
-    rest::Told,
+    rest::EchoReply,
     slots::Slots,
     upstream::Upstream,
     work::{Status, Work},
 };
 use crate::{Result, echo};
 
-/// What to serve.
+/// The options of a server.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// The service's name.
     pub name: String,
     /// The file of its settings.
     pub config: PathBuf,
-    /// How it behaves at first.
+    /// Its initial behaviour.
     pub behaviour: Behaviour,
-    /// Whom it calls before it answers.
+    /// The services it calls before it answers.
     pub upstreams: Vec<Upstream>,
-    /// Say on standard output when calls are taken.
+    /// Whether to print a line on standard output when it takes calls.
     pub print_ready: bool,
 }
 
@@ -52,11 +52,11 @@ chassis-bench serve --name N --config FILE [options]
   --print-ready       print `ready instance=ID grpc=ADDRESS http=ADDRESS` once calls are taken
 
 gRPC: bench.v1.Echo. REST: POST /call, GET /call/{id}, GET /download/{repeat}, POST /upload, POST /chat.
-While it runs: GET /behaviour tells how it behaves and how many calls it worked on, PUT /behaviour changes
+While it runs: GET /behaviour returns its behaviour and the number of executed calls, PUT /behaviour changes
 what the document names, as in {\"latency\": \"50ms\", \"errors\": \"100%:UNAVAILABLE\"}.
 ";
 
-/// Runs it.
+/// Runs the subcommand.
 pub fn run(mut args: lexopt::Parser) -> Result {
     let mut options = Options::default();
     while let Some(arg) = args.next()? {

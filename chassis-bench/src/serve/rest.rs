@@ -16,10 +16,10 @@ use serde::{Deserialize, Serialize};
 use super::work::{Failure, Status, Work};
 use crate::echo::Hop;
 
-/// An answer, and the way its call took.
+/// An answer, and the hops of its call.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Told {
-    /// As it was sent; of `GET /call/{id}` the id.
+pub struct EchoReply {
+    /// The request's payload; for `GET /call/{id}` the id.
     #[serde(default)]
     pub payload: String,
     /// The services that the call passed, outermost first.
@@ -44,20 +44,20 @@ pub(super) fn router(work: Work) -> Router {
 async fn call(
     State(work): State<Work>,
     headers: HeaderMap,
-    Json(told): Json<Told>,
-) -> Result<Json<Told>, Failure> {
-    Ok(Json(Told { hops: hops(&work, &headers).await?, ..told }))
+    Json(request): Json<EchoReply>,
+) -> Result<Json<EchoReply>, Failure> {
+    Ok(Json(EchoReply { hops: hops(&work, &headers).await?, ..request }))
 }
 
 async fn look(
     State(work): State<Work>,
     headers: HeaderMap,
     Path(id): Path<String>,
-) -> Result<Json<Told>, Failure> {
-    Ok(Json(Told { payload: id, hops: hops(&work, &headers).await? }))
+) -> Result<Json<EchoReply>, Failure> {
+    Ok(Json(EchoReply { payload: id, hops: hops(&work, &headers).await? }))
 }
 
-/// A document a line; the way is told by the first.
+/// One document per line; the first one has the hops.
 async fn download(
     State(work): State<Work>,
     headers: HeaderMap,
@@ -65,28 +65,28 @@ async fn download(
 ) -> Result<Body, Failure> {
     let mut hops = hops(&work, &headers).await?;
     let lines = (0..repeat).map(move |number| {
-        let told = Told { payload: number.to_string(), hops: std::mem::take(&mut hops) };
-        serde_json::to_string(&told).map(|line| Bytes::from(line + "\n"))
+        let reply = EchoReply { payload: number.to_string(), hops: std::mem::take(&mut hops) };
+        serde_json::to_string(&reply).map(|line| Bytes::from(line + "\n"))
     });
     Ok(Body::from_stream(tokio_stream::iter(lines)))
 }
 
-/// Tells how many bytes came.
+/// Returns the number of received bytes.
 async fn upload(
     State(work): State<Work>,
     headers: HeaderMap,
     mut body: Body,
-) -> Result<Json<Told>, Response> {
+) -> Result<Json<EchoReply>, Response> {
     let mut bytes = 0;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()).into_response())?;
         bytes += frame.data_ref().map_or(0, Bytes::len);
     }
     let hops = hops(&work, &headers).await.map_err(IntoResponse::into_response)?;
-    Ok(Json(Told { payload: bytes.to_string(), hops }))
+    Ok(Json(EchoReply { payload: bytes.to_string(), hops }))
 }
 
-/// Sends back what comes, as it comes.
+/// Sends received bytes back as they arrive.
 async fn chat(State(work): State<Work>, headers: HeaderMap, body: Body) -> Result<Body, Failure> {
     hops(&work, &headers).await?;
     Ok(body)

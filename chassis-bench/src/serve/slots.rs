@@ -1,4 +1,4 @@
-//! A service that can do so much and no more, whatever the machine: calls take turns at slots.
+//! A service with a fixed capacity on any machine: calls take turns at slots.
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -11,9 +11,9 @@ use tokio::{
 
 /// A number of slots, each working on one call at a time.
 ///
-/// A call that waits in line and leaves costs nothing. One that began is worked on to its end: work whose
-/// caller has left is what keeps an overloaded service down. A slot that is late, as timers are by up to a
-/// millisecond, makes up for it with the next in line, so that the capacity is as told.
+/// A call that leaves the queue while it waits costs nothing. A call that has begun is processed to its end:
+/// work for callers that have gone is what keeps an overloaded service down. A slot that finishes late, as
+/// timers do by up to a millisecond, starts the next call earlier, so that the capacity is exact.
 #[derive(Clone)]
 pub struct Slots(Arc<Inner>);
 
@@ -26,14 +26,14 @@ struct Inner {
 // === impl Slots ===
 
 impl Slots {
-    /// This many.
+    /// This many slots.
     pub fn new(count: u32) -> Self {
         let count = count as usize;
         let free_since = Mutex::new(vec![Instant::now(); count]);
         Slots(Arc::new(Inner { permits: Arc::new(Semaphore::new(count)), free_since }))
     }
 
-    /// Waits for a turn, and then for the work of `latency` to be done.
+    /// Waits for a slot, and then until the work of `latency` is done.
     pub async fn work(&self, latency: Duration) {
         let arrived = Instant::now();
         let Ok(permit) = self.0.permits.clone().acquire_owned().await else { return };
@@ -45,7 +45,7 @@ impl Slots {
             slots.free_since().push(done);
             drop(permit);
         });
-        // It can't fail: it neither panics nor is it aborted.
+        // It cannot fail: it neither panics nor is it aborted.
         let _ = work.await;
     }
 

@@ -3,10 +3,10 @@ use std::str::FromStr;
 
 use chassis::{Channel, Chassis, Code, HttpClient};
 
-use super::{rest::Told, work::Failure};
+use super::{rest::EchoReply, work::Failure};
 use crate::echo::{CallRequest, Hop, echo_client::EchoClient};
 
-/// Whom to call, and over what: `stock:grpc`, `stock:http`.
+/// A service to call, and its protocol: `stock:grpc`, `stock:http`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
     /// The service's name.
@@ -46,7 +46,7 @@ impl Client {
         }
     }
 
-    /// The way from there on.
+    /// Calls the upstream and returns its hops.
     pub(super) async fn call(&self) -> Result<Vec<Hop>, Failure> {
         match self {
             Client::Grpc(client) => {
@@ -56,7 +56,7 @@ impl Client {
             Client::Http(client) => {
                 let answer = client.get("/call/{id}").param("id", 0).send().await?;
                 let answer = answer.ok().await.map_err(chassis::Error::from)?;
-                Ok(answer.json::<Told>().await?.hops)
+                Ok(answer.json::<EchoReply>().await?.hops)
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What is done for each call, whatever it came over.
+//! The work for each call, over either protocol.
 use std::{
     collections::BTreeMap,
     sync::{
@@ -35,21 +35,21 @@ struct State {
     slots: Option<Slots>,
 }
 
-/// How it behaves, and what it did: what `GET /behaviour` tells.
+/// The behaviour of the service and its counts: the answer of `GET /behaviour`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
-    /// How it behaves.
+    /// The current behaviour.
     pub behaviour: Behaviour,
     /// Calls that reached the handler.
     pub executed: u64,
-    /// Those that it failed.
+    /// Calls that it failed.
     pub failed: u64,
 }
 
-/// Why a call was not answered well: told, or passed on from an upstream.
+/// The failure of a call: by its behaviour, or forwarded from an upstream.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// In gRPC's words.
+    /// The gRPC status code.
     pub code: Code,
     /// For people.
     pub message: String,
@@ -58,10 +58,10 @@ pub struct Failure {
 // === impl Work ===
 
 impl Work {
-    /// That of `app`'s service.
+    /// The work of `app`'s service.
     pub fn new(app: &Chassis, behaviour: Behaviour, upstreams: &[Upstream]) -> Self {
         let runtime = app.runtime();
-        // The version stands among the labels that calls carry; where both are set, the label is the one.
+        // Calls carry the version as a label; where both are set, the label wins.
         let mut me = Target::new(runtime.service().clone(), Operation::OTHER);
         me.caller = runtime.caller();
         Work(Arc::new(Inner {
@@ -76,7 +76,8 @@ impl Work {
         }))
     }
 
-    /// Treats one call as told, and tells its way: this hop first, then those of the upstreams.
+    /// Executes one call with the current behaviour, and returns its hops: this service first, then those of
+    /// the upstreams.
     pub async fn work(&self, attempt: u32) -> Result<Vec<Hop>, Failure> {
         let Inner { state, random, executed, failed, .. } = &*self.0;
         executed.fetch_add(1, Relaxed);
@@ -102,13 +103,13 @@ impl Work {
         Ok(hops)
     }
 
-    /// How it behaves, and what it did.
+    /// The behaviour and the counts.
     pub fn status(&self) -> Status {
         let behaviour = self.0.state.get().behaviour.clone();
         Status { behaviour, executed: self.0.executed.load(Relaxed), failed: self.0.failed.load(Relaxed) }
     }
 
-    /// Changes what `changes` names; calls under way end as they began.
+    /// Changes the fields that `changes` names; calls in flight are not affected.
     pub fn change(&self, changes: BTreeMap<String, serde_json::Value>) -> Result<Behaviour> {
         let old = self.0.state.get();
         let mut all = serde_json::to_value(&old.behaviour)?;
@@ -118,7 +119,7 @@ impl Work {
         let behaviour: Behaviour = serde_json::from_value(all)?;
         let mut state = State::new(behaviour.clone());
         if behaviour.slots == old.behaviour.slots {
-            state.slots.clone_from(&old.slots); // or the work under way would not count
+            state.slots.clone_from(&old.slots); // otherwise calls in flight would not count
         }
         self.0.state.set(state);
         Ok(behaviour)

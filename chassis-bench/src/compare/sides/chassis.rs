@@ -1,4 +1,4 @@
-//! chassis on both ends, everything on.
+//! chassis on both ends, with everything on.
 use std::{io::Write, net::SocketAddr};
 
 use serde_json::json;
@@ -17,13 +17,13 @@ type BoxFuture<T> = std::pin::Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// chassis on both ends.
 ///
-/// Four instances are registered, all at one address, and a route chooses as many as there are to be
-/// connections: so both sides of a ratio share as many.
+/// Four instances are registered, all at one address, and a route selects as many as there are connections:
+/// so both sides of a ratio use the same number.
 pub struct Chassis;
 
 const INSTANCES: usize = 4;
 
-/// More calls at once than any setting has, so that bounds are looked at and never hit.
+/// Limits above the concurrency of every setting, so that they are checked and never reached.
 const WIDE: &str = "
 listen: { grpc: 127.0.0.1:0, http: 127.0.0.1:0 }
 client: { pool: 1024 }
@@ -61,7 +61,7 @@ impl Side for Chassis {
     fn connect(&self, setup: Setup, at: SocketAddr) -> BoxFuture<Result<Vec<Worker>>> {
         Box::pin(async move {
             let protocol = if setup.case.is_grpc() { "grpc" } else { "http" };
-            // Over HTTP/1.1 callers have a connection each, wherever they go.
+            // Over HTTP/1.1 callers have a connection each, for any number of instances.
             let chosen = if setup.case.is_grpc() { setup.connections } else { INSTANCES };
             let instance = |index: usize| {
                 let track = if index < chosen { "stable" } else { "canary" };
@@ -98,7 +98,7 @@ impl Side for Chassis {
     }
 }
 
-/// Until the runtime ends.
+/// Keeps `value` until the runtime ends.
 fn keep<T: Send + 'static>(value: T) {
     tokio::spawn(async move {
         let _value = value;

@@ -1,4 +1,4 @@
-//! hyper's client: with the pool of hyper-util, and without any.
+//! hyper's client: with the pool of hyper-util, and without a pool.
 use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
@@ -22,7 +22,7 @@ type BoxFuture<T> = std::pin::Pin<Box<dyn Future<Output = T> + Send>>;
 /// hyper-util's pooled client to `axum::serve`.
 pub struct Pooled;
 
-/// A connection for each caller to `axum::serve`: no pool, the least there can be.
+/// A connection for each caller to `axum::serve`: no pool, the minimum of work.
 pub struct Raw;
 
 impl Side for Pooled {

@@ -1,4 +1,4 @@
-//! Chassis, and those of its peers that are light enough to live here.
+//! Chassis, and those peers that are light enough for this crate.
 mod chassis;
 mod hyper;
 mod rest;
@@ -12,7 +12,7 @@ pub use self::{
 };
 use super::Side;
 
-/// Peers that live here.
+/// The peers of this crate.
 pub fn peers() -> Vec<Box<dyn Side>> {
     vec![Box::new(Bare), Box::new(Drawn), Box::new(Glued), Box::new(Pooled), Box::new(Raw)]
 }

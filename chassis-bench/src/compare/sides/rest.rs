@@ -1,4 +1,4 @@
-//! What REST sides serve and send.
+//! Requests and answers of REST sides.
 use std::net::SocketAddr;
 
 use axum::{
@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 
 use crate::Result;
 
-/// What goes there and back.
+/// The document that is sent and returned.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Document {
@@ -23,13 +23,13 @@ pub struct Document {
     pub total: f64,
 }
 
-/// About as long as those that other measurements used.
+/// A document about as long as in other published measurements.
 pub fn document() -> Document {
     let items = ["drill", "hammer", "nails"].map(str::to_owned).to_vec();
     Document { id: 42, customer: "the quick brown fox".to_owned(), items, total: 129.5 }
 }
 
-/// What all sides serve.
+/// The routes that all sides serve.
 pub(super) fn router() -> Router {
     const TEXT: &str = "the quick brown fox jumps over the lazy dog, twice";
     Router::new()
@@ -41,13 +41,13 @@ pub(super) fn router() -> Router {
 pub async fn axum_serve() -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    // Who refuses is gone already.
+    // An error means that the connection is already closed.
     let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
     tokio::spawn(async move { axum::serve(listener, router()).await });
     Ok(address)
 }
 
-/// Is it what was to come back?
+/// Checks that the answer is the expected one.
 pub fn check(is_get: bool, status: http::StatusCode, body: &Bytes) -> Result {
     match is_get {
         _ if status != http::StatusCode::OK => Err(format!("answered {status}").into()),

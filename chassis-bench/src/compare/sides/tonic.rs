@@ -1,4 +1,4 @@
-//! tonic alone, and under what one would glue together of tower's parts.
+//! tonic alone, and under a stack built from tower's parts.
 use std::{
     net::SocketAddr,
     task::{Context, Poll},
@@ -31,11 +31,11 @@ type BoxFuture<T> = std::pin::Pin<Box<dyn Future<Output = T> + Send>>;
 /// tonic's channel to tonic's server.
 pub struct Bare;
 
-/// The same, but each call goes over any of the connections, as a balancer sends them: callers that keep to one
-/// call in step, so that much is read and written at once.
+/// The same, but each call uses any of the connections, as with a balancer. Callers that always use one
+/// connection run in step, so that more bytes are read and written at once.
 pub struct Drawn;
 
-/// One of these for each call.
+/// Picks one of these channels for each call.
 #[derive(Clone)]
 struct OneOf {
     channels: Vec<Channel>,
@@ -56,7 +56,7 @@ pub async fn tonic_serve() -> Result<SocketAddr> {
     Ok(address)
 }
 
-/// As many channels as there are to be connections.
+/// One channel per connection.
 pub async fn channels(setup: Setup, at: SocketAddr) -> Result<Vec<Channel>> {
     let mut channels = Vec::new();
     for _ in 0..setup.connections {
