@@ -152,7 +152,7 @@ impl Registry for MemoryRegistry {
     async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
         crate::check(&instance)?;
         let entry = (instance.service.clone(), instance.id.clone());
-        let mut leases = self.leases.lock().expect("nobody panics while holding it");
+        let mut leases = self.leases.lock().expect("no code panics while it holds this lock");
         let added = self.store.change(&entry.0, |known| {
             let all = entries(known);
             find(all, &entry.1).map_err(|at| all.insert(at, Arc::new(instance))).is_err()
@@ -248,7 +248,10 @@ mod tests {
         let (one, two) = (MemoryRegistry::shared(name), MemoryRegistry::shared(name));
         let lease = one.register(stock("a")).await.unwrap();
         assert_eq!(two.services().await, ["stock"]);
-        assert!(two.register(stock("a")).await.is_err(), "the id is taken, also for another handle of the registry");
+        assert!(
+            two.register(stock("a")).await.is_err(),
+            "the id is taken, also for another handle of the registry"
+        );
         assert!(MemoryRegistry::shared("another").services().await.is_empty());
         drop((one, two));
         assert_eq!(MemoryRegistry::shared(name).services().await, ["stock"], "the lease holds it");

@@ -79,7 +79,7 @@ struct FileWatcher {
     /// The interval has elapsed, and the check of the file is not finished.
     due: bool,
     /// True once the document has named the service.
-    heard: bool,
+    was_known: bool,
     /// The content of the last answer: the same content cannot bring a change and is not compared again.
     seen: Option<Arc<Services>>,
     answered: Option<Result<Membership, Arc<str>>>,
@@ -157,8 +157,8 @@ impl Registry for FileRegistry {
         let mut tick = interval(self.config.poll.get());
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (registry, service) = (self.clone(), service.to_string());
-        let (due, heard, seen, answered) = (false, false, None, None);
-        Ok(Box::new(FileWatcher { registry, service, tick, due, heard, seen, answered }))
+        let (due, was_known, seen, answered) = (false, false, None, None);
+        Ok(Box::new(FileWatcher { registry, service, tick, due, was_known, seen, answered }))
     }
 
     async fn services(&self) -> Vec<String> {
@@ -190,7 +190,7 @@ impl Watcher for FileWatcher {
                 continue;
             }
             let news = content.map(|services| self.membership(&services));
-            self.heard |= news.as_ref().is_ok_and(|news| *news != Membership::Unknown);
+            self.was_known |= news.as_ref().is_ok_and(|news| *news != Membership::Unknown);
             if self.answered.as_ref() != Some(&news) {
                 self.answered = Some(news.clone());
                 return news.map_err(|why| RegistryError::new(&*why));
@@ -204,7 +204,7 @@ impl FileWatcher {
         match services.get(&self.service) {
             Some(Some(all)) => Membership::Known(all.clone()),
             Some(None) => Membership::Deleted,
-            None if self.heard => Membership::Known(Vec::new()),
+            None if self.was_known => Membership::Known(Vec::new()),
             None => Membership::Unknown,
         }
     }

@@ -103,7 +103,7 @@ struct LocalWatcher {
     /// The scan in progress. It continues if the future that started it is dropped, so no result is lost.
     looking: Option<JoinHandle<(Scan, Result<(), RegistryError>)>>,
     /// True once an instance has been found.
-    heard: bool,
+    was_known: bool,
     answered: Option<Result<Vec<Arc<Instance>>, String>>,
 }
 
@@ -199,7 +199,7 @@ impl Registry for LocalRegistry {
         let dir = self.open().await?;
         let (service, path) = (service.to_string(), dir.service(service)?);
         let (poll, dir_watcher, look_at, looked) = (self.config.poll.get(), DirWatcher::new(), None, None);
-        let (scan, looking, heard, answered) = (None, None, false, None);
+        let (scan, looking, was_known, answered) = (None, None, false, None);
         Ok(Box::new(LocalWatcher {
             dir,
             poll,
@@ -210,7 +210,7 @@ impl Registry for LocalRegistry {
             path,
             scan,
             looking,
-            heard,
+            was_known,
             answered,
         }))
     }
@@ -282,14 +282,14 @@ impl Watcher for LocalWatcher {
     async fn next(&mut self) -> Result<Membership, RegistryError> {
         loop {
             let looked = self.look().await;
-            let told = looked.as_ref().map(Vec::clone).map_err(ToString::to_string);
-            if self.answered.as_ref() == Some(&told) {
+            let answer = looked.as_ref().map(Vec::clone).map_err(ToString::to_string);
+            if self.answered.as_ref() == Some(&answer) {
                 continue;
             }
-            self.answered = Some(told);
+            self.answered = Some(answer);
             let all = looked?;
-            self.heard |= !all.is_empty();
-            return Ok(if self.heard { Membership::Known(all) } else { Membership::Unknown });
+            self.was_known |= !all.is_empty();
+            return Ok(if self.was_known { Membership::Known(all) } else { Membership::Unknown });
         }
     }
 }
