@@ -85,7 +85,7 @@ async fn the_defaults_are_those_in_force() {
     row("inbound.timeout", &format!("`{}s`", inbound.timeout.unwrap().as_secs()));
     assert_eq!(*out.retry.as_ref().unwrap().config, retry);
     row("retry", &format!("{} attempts, `safe`", retry.attempts));
-    assert!(README.contains(&format!("pauses of up to `{}`", retry.backoff)));
+    assert!(README.contains(&format!("backoff of up to `{}`", retry.backoff)));
     row("retry.budget", &format!("`{}` and `{}`", budget.share, budget.min));
     assert_eq!(out.breaker.as_ref().unwrap().config.scope, breaker.scope);
     let of = format!(
@@ -94,7 +94,7 @@ async fn the_defaults_are_those_in_force() {
     );
     row("breaker", &of);
     assert!(README.contains(&format!(
-        "open for `{}`, or by chance up to a tenth less, then {} probes; scope `service`",
+        "open for `{0}`, reduced by random jitter of up to a tenth; then {1} probes, and {1} more after each `{0}`",
         breaker.open, breaker.probes
     )));
     assert!(out.rate_limits.is_empty() && out.concurrency.is_none() && out.fallback.is_none());
