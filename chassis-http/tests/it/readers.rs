@@ -201,15 +201,20 @@ async fn a_stream_that_is_not_read_ends_alone() {
     connection.write_all(&[ask(0, "/large"), ask(1, "/large")].concat()).await.unwrap();
     connection.write_all(&[more(0, LARGE as u32), more(3, LARGE as u32)].concat()).await.unwrap();
     let (mut read, mut is_reset) = (0, false);
-    while read < LARGE || !is_reset {
-        let frame = raw::read(&mut connection).await.expect("the connection is kept");
-        match (frame.kind, frame.stream) {
-            (DATA, 3) => read += frame.payload.len(),
-            (RESET, 1) => is_reset = true,
-            (RESET, id) => panic!("stream {id} is reset"),
-            _ => {}
+    let both = async {
+        while read < LARGE || !is_reset {
+            let frame = raw::read(&mut connection).await.expect("the connection is kept");
+            match (frame.kind, frame.stream) {
+                (DATA, 3) => read += frame.payload.len(),
+                (RESET, 1) => is_reset = true,
+                (RESET, id) => panic!("stream {id} is reset"),
+                _ => {}
+            }
         }
-    }
+    };
+    // Pings keep the connection for ever.
+    let ended = timeout(60 * SECOND, both).await;
+    assert!(ended.is_ok(), "{read} bytes are read of one stream; the other is reset: {is_reset}");
     connection.write_all(&ask(2, "/small")).await.unwrap();
     while raw::read(&mut connection).await.expect("the connection is kept").stream != 5 {}
 }
