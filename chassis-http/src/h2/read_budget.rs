@@ -32,6 +32,8 @@ const LARGE: usize = 2048;
 const FRAME: usize = 1;
 /// The price of a call that begins.
 const CALL: usize = 2;
+/// Spent until the next refill, with room for what is spent beside it.
+const PAUSED: usize = usize::MAX / 2;
 
 // === impl ReadBudget ===
 
@@ -46,13 +48,18 @@ impl ReadBudget {
         self.0.store(BUDGET, Relaxed);
     }
 
-    /// Is nothing left? Then the task is woken, to be polled again soon.
+    /// Spends all that is left, until the next refill: the task is not woken for it.
+    pub(crate) fn pause(&self) {
+        self.0.store(PAUSED, Relaxed);
+    }
+
+    /// Is nothing left? Then the task is woken, to be polled again soon, unless it pauses.
     pub(crate) fn is_spent(&self, cx: &mut Context<'_>) -> bool {
-        let spent = self.0.load(Relaxed) >= BUDGET;
-        if spent {
+        let spent = self.0.load(Relaxed);
+        if (BUDGET..PAUSED).contains(&spent) {
             cx.waker().wake_by_ref();
         }
-        spent
+        spent >= BUDGET
     }
 
     /// Pays for a read of `bytes` in which `frames` frames begin.
@@ -114,6 +121,20 @@ mod tests {
             assert!(budget.is_spent(cx));
             assert_eq!(woken.0.load(SeqCst), round);
         }
+    }
+
+    #[test]
+    fn a_task_that_pauses_is_not_woken() {
+        let (woken, budget) = (Arc::new(Count::default()), ReadBudget::default());
+        let waker = Waker::from(woken.clone());
+        let cx = &mut Context::from_waker(&waker);
+        budget.refill();
+        budget.pause();
+        budget.spend_call();
+        assert!(budget.is_spent(cx));
+        assert_eq!(woken.0.load(SeqCst), 0);
+        budget.refill();
+        assert!(!budget.is_spent(cx));
     }
 
     #[test]

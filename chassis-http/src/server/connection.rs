@@ -88,7 +88,7 @@ pub(crate) async fn serve(port: Arc<Port>, stream: Stream) {
         }
     };
     if ended {
-        returned.close(CLOSE_GRACE).await;
+        returned.close(CLOSE_GRACE, activity.streams.abuse().is_some()).await;
     }
 }
 

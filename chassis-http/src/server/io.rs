@@ -10,7 +10,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     sync::oneshot,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use super::activity::Activity;
@@ -54,6 +54,12 @@ pub(crate) struct ReturnedStream(oneshot::Receiver<Stream>);
 
 /// What is read for nothing at a connection's end: a peer that sends more than this is busy sending.
 const DISCARD_BYTES: usize = 2 * 1024 * 1024;
+/// Of a peer that is cut off it is read no faster than so many bytes in so long, all in less than a second: while it is
+/// kept waiting it does not flood another connection.
+const BEFORE_PAUSE: usize = 16 * 1024;
+const CUT_OFF_PAUSE: Duration = Duration::from_millis(5);
+/// Bytes that are read at a time where little is: some twenty calls.
+const LITTLE: usize = 2048;
 
 // === impl Opening ===
 
@@ -149,7 +155,10 @@ impl AsyncRead for Opened {
         {
             return Poll::Pending;
         }
-        ready!(stream.poll_read(cx, to))?;
+        match &this.observer {
+            Observer::Http2(monitor) if monitor.is_slow() => ready!(read_little(stream, cx, to))?,
+            _ => ready!(stream.poll_read(cx, to))?,
+        }
         let read = &to.filled()[before..];
         match &mut this.observer {
             _ if read.is_empty() => {}
@@ -203,25 +212,42 @@ impl AsyncWrite for Opened {
 // === impl ReturnedStream ===
 
 impl ReturnedStream {
-    /// Closes the stream once the peer has, or `bound` is over.
+    /// Closes the stream once the peer has, or `bound` is over; a peer that was cut off is read slowly.
     ///
     /// Closing with bytes unread resets the connection: then the peer may never see what it was told
     /// last, above all which of its streams were never begun.
-    pub(crate) async fn close(mut self, bound: Duration) {
+    pub(crate) async fn close(mut self, bound: Duration, is_cut_off: bool) {
         if let Ok(mut stream) = self.0.try_recv() {
-            let _ = timeout(bound, finish(&mut stream)).await;
+            let pause = is_cut_off.then_some(CUT_OFF_PAUSE);
+            let _ = timeout(bound, finish(&mut stream, pause)).await;
         }
     }
 }
 
+/// Reads no more than [`LITTLE`].
+#[cold]
+fn read_little(stream: Pin<&mut Stream>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    let mut bytes = [0; LITTLE];
+    let mut little = ReadBuf::new(&mut bytes[..LITTLE.min(to.remaining())]);
+    ready!(stream.poll_read(cx, &mut little))?;
+    to.put_slice(little.filled());
+    Poll::Ready(Ok(()))
+}
+
 /// Says that nothing more comes, and reads on until the peer says so too, or has sent what may have been on its way.
-pub(crate) async fn finish(stream: &mut Stream) -> io::Result<()> {
+///
+/// `pause` follows each [`BEFORE_PAUSE`] bytes.
+pub(crate) async fn finish(stream: &mut Stream, pause: Option<Duration>) -> io::Result<()> {
     stream.shutdown().await?;
-    let (mut ignored, mut left) = ([0; 4096], DISCARD_BYTES);
-    while left > 0 {
+    let (mut ignored, mut read, mut next) = ([0; 4096], 0, BEFORE_PAUSE);
+    while read < DISCARD_BYTES {
         match stream.read(&mut ignored).await? {
             0 => break,
-            n => left = left.saturating_sub(n),
+            n => read += n,
+        }
+        if let Some(pause) = pause.filter(|_| read >= next) {
+            next = read + BEFORE_PAUSE;
+            sleep(pause).await;
         }
     }
     Ok(())

@@ -221,7 +221,7 @@ fn admit(port: &Arc<Port>, stream: Stream) -> Option<chassis_core::BoxFuture<'st
 
 async fn tell_full(mut stream: Stream) -> std::io::Result<()> {
     stream.write_all(FULL).await?;
-    io::finish(&mut stream).await
+    io::finish(&mut stream, None).await
 }
 
 fn is_of_one_connection(kind: ErrorKind) -> bool {

@@ -21,8 +21,8 @@ use tokio::{
 
 use crate::{
     raw::{
-        ACK, CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, HEADERS, PING, PRIORITY, RESET,
-        SETTINGS, WINDOW_UPDATE, frame, goodbye, open, receive, settings, stream,
+        ACK, CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, PRIORITY,
+        RESET, SETTINGS, WINDOW_UPDATE, frame, goodbye, open, receive, settings, stream,
     },
     support::{SECOND, World},
 };
@@ -160,6 +160,128 @@ async fn rapid_reset_is_cut_off_on_many_threads() {
     for head in heads() {
         rapid_reset(head).await;
     }
+}
+
+/// Sends `calls`, each reset at once; returns how long it takes until they are read, or `None` if the connection is
+/// closed before.
+async fn until_read(stream: &mut Stream, calls: std::ops::Range<usize>, head: &[u8]) -> Option<Duration> {
+    let begun = Instant::now();
+    let one = |call: usize| [begin_with(call, head), cancel(call)].concat();
+    stream.write_all(&calls.flat_map(one).collect::<Vec<_>>()).await.unwrap();
+    ping(stream).await.map(|()| begun.elapsed())
+}
+
+/// Waits for the answer to a PING. `None`: the connection is closed before.
+async fn ping(stream: &mut Stream) -> Option<()> {
+    stream.write_all(&frame(PING, 0, 0, b"are you?")).await.ok()?;
+    loop {
+        let told = receive(stream).await?;
+        match told.kind {
+            PING if told.flags == ACK => return Some(()),
+            GOAWAY => return None,
+            _ => {}
+        }
+    }
+}
+
+fn begin_with(call: usize, head: &[u8]) -> Vec<u8> {
+    frame(HEADERS, END_HEADERS | END_STREAM, stream(call), head)
+}
+
+/// Connections that flood were always ready, and tokio polled I/O for all others nine times a second.
+#[tokio::test(start_paused = true)]
+async fn resets_in_haste_are_read_little_by_little() {
+    let world = World::new();
+    let _server = world.serve(ServerConfig::default(), silent().0);
+    let [_, head] = heads();
+    let mut stream = world.raw().await;
+    open(&mut stream, &[]).await;
+    // The first turn reads 8 KiB of these 57 KB, each later one 2 KiB; each pause takes at least 1 ms of virtual time.
+    let took = until_read(&mut stream, 0..450, &head).await.expect("they are too few to cut it off");
+    assert!((10..=100).contains(&took.as_millis()), "{took:?}");
+    // Reading is fast again once one turn brings less.
+    let took = until_read(&mut stream, 450..451, &head).await.expect("the connection is kept");
+    assert!(took.as_millis() <= 2, "{took:?}");
+    let begun = Instant::now();
+    assert_eq!(until_read(&mut stream, 451..2_000, &head).await, None);
+    assert!(begun.elapsed() <= SECOND / 10, "{:?}", begun.elapsed());
+}
+
+/// Only reading pauses: answers are written meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_call_beside_resets_is_answered_during_a_pause() {
+    let service = |request: Request<Received>| -> Answer {
+        Box::pin(async move {
+            if request.uri().path() != "/" {
+                std::future::pending::<()>().await;
+            }
+            Response::new(ServerBody::from("well"))
+        })
+    };
+    let world = World::new();
+    let _server = world.serve(ServerConfig::default(), service);
+    let [_, head] = heads();
+    let mut stream = world.raw().await;
+    open(&mut stream, &[]).await;
+    let resets = (1..40).flat_map(|call| [begin_with(call, &head), cancel(call)].concat());
+    let bytes: Vec<u8> = begin(0).into_iter().chain(resets).collect();
+    let begun = Instant::now();
+    stream.write_all(&bytes).await.unwrap();
+    loop {
+        let told = receive(&mut stream).await.expect("the connection is kept");
+        if told.stream == 1 && told.flags & END_STREAM > 0 {
+            break;
+        }
+    }
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+}
+
+/// Callers that give up after 20 ms are in no haste: handlers ran for them.
+#[tokio::test(start_paused = true)]
+async fn callers_of_little_patience_are_read_at_once() {
+    let world = World::new();
+    let _server = world.serve(ServerConfig::default(), silent().0);
+    let [_, head] = heads();
+    let mut stream = world.raw().await;
+    open(&mut stream, &[]).await;
+    for round in 0..7 {
+        let calls = || (64 * round..).take(64);
+        let begin: Vec<u8> = calls().flat_map(|call| begin_with(call, &head)).collect();
+        for bytes in [begin, calls().flat_map(cancel).collect()] {
+            let sent = Instant::now();
+            stream.write_all(&bytes).await.unwrap();
+            // The turn after the first answer may be the one that pauses.
+            for _ in 0..2 {
+                ping(&mut stream).await.expect("the connection is kept");
+            }
+            assert_eq!(sent.elapsed(), Duration::ZERO);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// The peer sends on after its GOAWAY.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_is_cut_off_is_kept_waiting() {
+    let world = World::new();
+    let server = world.serve(ServerConfig::default(), silent().0);
+    let (mut from, mut to) = split(world.raw().await);
+    to.write_all(&[&crate::raw::PREFACE[..], &settings(&[])].concat()).await.unwrap();
+    let flood = frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 16]).repeat(1_000);
+    let sending = tokio::spawn(async move {
+        let mut sent = 0;
+        while to.write_all(&flood).await.is_ok() {
+            sent += flood.len();
+        }
+        sent
+    });
+    assert_eq!(goodbye(&mut from).await, Some(ENHANCE_YOUR_CALM));
+    let begun = Instant::now();
+    let sent = timeout(10 * SECOND, sending).await.expect("the connection is closed").unwrap();
+    let took = begun.elapsed();
+    assert!(sent < 4 << 20, "{sent}");
+    assert!((100..=1_100).contains(&took.as_millis()), "{took:?}");
+    assert_eq!(server.connections(), 0);
 }
 
 /// Each handler has begun before its stream is reset, so that h2 counts none of them.

@@ -4,6 +4,7 @@
 //! whole, head, message and trailers, without another look at it.
 mod goaway;
 mod monitor;
+mod pace;
 mod streams;
 mod windows;
 
@@ -27,9 +28,9 @@ use http::{
     response,
 };
 use http_body::Body as _;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep};
 
-use self::goaway::GoAway;
+use self::{goaway::GoAway, pace::ReadPace};
 pub(crate) use self::{
     monitor::FrameMonitor,
     streams::{PREMATURE, Streams},
@@ -74,6 +75,9 @@ pub(crate) struct Http2 {
     max_handlers: usize,
     /// How many resets had come when no stream was left to begin.
     resets: usize,
+    pace: ReadPace,
+    /// Nothing is read until then.
+    pause: Option<Pin<Box<Sleep>>>,
     goaway: GoAway,
 }
 
@@ -134,6 +138,8 @@ impl Http2 {
             max_header_list,
             max_handlers,
             resets: 0,
+            pace: ReadPace::default(),
+            pause: None,
             goaway: GoAway::default(),
         })
     }
@@ -186,6 +192,39 @@ impl Http2 {
         activity.streams.abuse().is_some()
     }
 
+    /// Begins the next turn, unless reading pauses.
+    fn begin_turn(&mut self, cx: &mut Context<'_>) {
+        if let Some(pause) = &mut self.pause {
+            if pause.as_mut().poll(cx).is_pending() {
+                return;
+            }
+            self.pause = None;
+        }
+        self.read_budget.refill();
+    }
+
+    /// Pauses if the turn has brought little but streams that are over already.
+    fn end_turn(&mut self, cx: &mut Context<'_>) {
+        if self.pause.is_some() {
+            return;
+        }
+        let streams = &self.requests.activity().streams;
+        let was_slow = self.pace.is_slow();
+        let pause = self.pace.turn_over(streams.so_far(), || self.keep_alive.last_received_tokio().elapsed());
+        if was_slow != self.pace.is_slow() {
+            streams.set_slow(!was_slow);
+        }
+        if let Some(pause) = pause {
+            self.read_budget.pause();
+            self.pause = Some(Box::pin(sleep(pause)));
+            // Its end wakes the task.
+            self.begin_turn(cx);
+            if self.pause.is_none() {
+                cx.waker().wake_by_ref();
+            }
+        }
+    }
+
     /// Cuts the peer off; all its streams end.
     #[cold]
     fn cut_off(&mut self) {
@@ -199,6 +238,7 @@ impl Http2 {
     #[cold]
     fn failed(&self, error: h2::Error) -> BoxError {
         if goaway::is_of_flood(&error) {
+            self.requests.activity().streams.give_up(Abuse::Frames);
             self.requests.closed_for(Abuse::Frames);
         }
         error.into()
@@ -215,7 +255,7 @@ impl Future for Http2 {
         }
         let handed = this.requests.activity().windows.handed();
         // Each look for another call reads, too.
-        this.read_budget.refill();
+        this.begin_turn(cx);
         while let Poll::Ready(accepted) = this.connection.poll_accept(cx) {
             match accepted {
                 Some(Ok((request, respond))) => {
@@ -239,6 +279,7 @@ impl Future for Http2 {
         if slow > 0 {
             this.requests.reset_for(Abuse::SlowReader, slow);
         }
+        this.end_turn(cx);
         match ready!(Pin::new(&mut this.trouble).poll(cx)) {
             Some(error) => Poll::Ready(Err(error)),
             None => {

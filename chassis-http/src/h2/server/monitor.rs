@@ -61,6 +61,11 @@ impl FrameMonitor {
         self.read_budget.is_spent(cx)
     }
 
+    /// Is little to be read at a time?
+    pub(crate) fn is_slow(&self) -> bool {
+        self.activity.streams.is_slow()
+    }
+
     /// These bytes came in.
     pub(crate) fn read(&mut self, bytes: &[u8]) {
         let FrameMonitor { keep_alive, read_budget, activity, frames, limit, budget, unfinished: last } =
@@ -87,6 +92,9 @@ impl FrameMonitor {
             }
         });
         read_budget.spend_read(bytes.len(), begun);
+        if activity.streams.is_slow() {
+            read_budget.exhaust();
+        }
         let unfinished = (frames.unfinished(), frames.is_in_list(), frames.count());
         // While the same frame, or list of headers, goes on, its first byte counts.
         let goes_on = unfinished.2 == last.2 || (unfinished.1 && last.1);

@@ -3,13 +3,14 @@
 use std::{
     sync::{
         Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use tokio::{sync::Notify, time::Instant};
 
+use super::pace::StreamCounts;
 use crate::h2::flood::Abuse;
 
 /// Shared by a connection and the tasks of its streams.
@@ -18,6 +19,11 @@ pub(crate) struct Streams {
     begun: AtomicUsize,
     /// Frames that reset one, so far.
     resets: AtomicUsize,
+    /// As in [`StreamCounts`].
+    hasty: AtomicUsize,
+    expired: AtomicUsize,
+    /// Its connection is to be read little by little.
+    is_slow: AtomicBool,
     counts: Mutex<ResetCounts>,
     /// Why the connection is to be closed, once it is.
     abuse: OnceLock<Abuse>,
@@ -75,12 +81,31 @@ impl Streams {
         self.resets.load(Relaxed)
     }
 
+    pub(super) fn so_far(&self) -> StreamCounts {
+        StreamCounts {
+            begun: self.begun.load(Relaxed),
+            hasty: self.hasty.load(Relaxed),
+            expired: self.expired.load(Relaxed),
+        }
+    }
+
+    /// Is its connection to be read little by little?
+    pub(super) fn is_slow(&self) -> bool {
+        self.is_slow.load(Relaxed)
+    }
+
+    pub(super) fn set_slow(&self, is_slow: bool) {
+        self.is_slow.store(is_slow, Relaxed);
+    }
+
     /// Stream `number` was reset before its answer began, when it had lived for so long.
     pub(crate) fn reset_early(&self, number: usize, lived: Duration, now: Instant) {
         if lived > PREMATURE {
             return;
         }
-        let abuse = self.counts().premature(number, self.begun.load(Relaxed), lived < HASTE, now);
+        let in_haste = lived < HASTE;
+        self.hasty.fetch_add(usize::from(in_haste), Relaxed);
+        let abuse = self.counts().premature(number, self.begun.load(Relaxed), in_haste, now);
         if let Some(abuse) = abuse {
             self.give_up(abuse);
         }
@@ -89,6 +114,7 @@ impl Streams {
     /// A stream was reset before we looked at it, and its caller had said that it would wait for less than
     /// [`PREMATURE`].
     pub(crate) fn over_its_time(&self, now: Instant) {
+        self.expired.fetch_add(1, Relaxed);
         let abuse = self.counts().over_its_time(now);
         if let Some(abuse) = abuse {
             self.give_up(abuse);
