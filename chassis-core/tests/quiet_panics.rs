@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use chassis_core::layer::panic::{caught, quiet_panics};
 
 #[test]
-fn what_is_caught_is_told_with_text_and_place_and_kept_from_the_hook_where_asked() {
+fn a_caught_panic_is_reported_with_text_and_place_and_kept_from_the_hook_where_asked() {
     static REPORTED: AtomicUsize = AtomicUsize::new(0);
     std::panic::set_hook(Box::new(|_| {
         REPORTED.fetch_add(1, SeqCst);

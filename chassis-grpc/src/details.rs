@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delay_is_read_from_anybody_and_never_negative() {
+    fn a_delay_is_read_from_any_server_and_never_negative() {
         assert_eq!(read_retry_after(&header(vec![retry(1, 5)])), Some(Duration::new(1, 5)));
         assert_eq!(read_retry_after(&header(vec![retry(-1, 0)])), None);
         assert_eq!(read_retry_after(&header(vec![info(ERROR_DOMAIN)])), None);

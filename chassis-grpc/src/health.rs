@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_watch_hears_each_change_once_and_ends_with_the_process() {
+    async fn a_watch_reports_each_change_once_and_ends_with_the_process() {
         let health = Health::default();
         health.cover(["a"].into_iter());
         let mut watch = health.watch(ask("a")).await.unwrap().into_inner();

@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn only_this_process_hears_what_lies_beneath() {
+    fn only_this_process_sees_the_sources() {
         let beneath = std::io::Error::other("connection refused");
         let error = Error::remote(Reason::ConnectFailed, "stock can't be reached").with_source(beneath);
         assert_eq!(status(&error).message(), "stock can't be reached: connection refused");

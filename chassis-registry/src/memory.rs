@@ -243,8 +243,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_of_a_name_is_shared_while_anybody_holds_it() {
-        let name = "one_of_a_name_is_shared_while_anybody_holds_it";
+    async fn one_of_a_name_is_shared_while_it_is_held() {
+        let name = "one_of_a_name_is_shared_while_it_is_held";
         let (one, two) = (MemoryRegistry::shared(name), MemoryRegistry::shared(name));
         let lease = one.register(stock("a")).await.unwrap();
         assert_eq!(two.services().await, ["stock"]);

@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_new_configuration_is_told_and_a_bad_one_changes_nothing() {
+    async fn a_new_configuration_is_reported_and_an_invalid_one_changes_nothing() {
         let one = r#"{"services": {"stock": [{"id": "a", "addresses": {"grpc": "h:1"}}], "other": []}}"#;
         let registry = StaticRegistry::new(config(one)).unwrap();
         let mut watcher = registry.watch("stock").await.unwrap();

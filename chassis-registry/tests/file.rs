@@ -146,7 +146,7 @@ async fn bad_instances_are_refused_one_by_one() {
 }
 
 #[tokio::test]
-async fn a_hundred_thousand_instances_are_told_each_once() {
+async fn a_hundred_thousand_instances_are_reported_once_each() {
     let ids: Vec<String> = (0..100_000).map(|n| format!("stock-{n:05}")).collect();
     let twice: Vec<&str> = ids.iter().chain(&ids[..1000]).map(String::as_str).collect();
     let document = Document::new();

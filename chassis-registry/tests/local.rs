@@ -171,7 +171,7 @@ async fn a_process_that_is_killed_is_missed_long_before_its_lease_is_over() {
 
 /// No scan by the clock happens here: every change arrives as an event.
 #[tokio::test]
-async fn who_comes_and_who_is_killed_is_heard_of() {
+async fn joins_and_kills_are_noticed() {
     let place = Place::new();
     let config =
         LocalConfig { dir: Some(place.dir()), poll: PositiveSpan::new(HOUR).unwrap(), ..Default::default() };

@@ -149,7 +149,7 @@ fn pause(seen: &[Seen]) -> Duration {
 }
 
 both! {
-    async fn who_is_told_to_wait_waits(wire: Wire) {
+    async fn a_requested_delay_is_kept(wire: Wire) {
         let mesh = Mesh::new();
         let stock = mesh.start("stock", "stock-1").await;
         let caller = mesh.caller("").await;

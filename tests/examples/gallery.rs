@@ -24,7 +24,7 @@ async fn a_third_protocol_is_under_the_same_rules() {
 }
 
 #[tokio::test]
-async fn the_first_service_finds_itself_answers_and_stops_when_told() {
+async fn the_first_service_finds_itself_answers_and_stops_on_a_signal() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("registry");
     let mut service = example("first_service").await;

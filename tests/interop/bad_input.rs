@@ -24,7 +24,7 @@ trials! {
     noise
     malformed_requests
     odd_requests
-    grpc_over_http_1_is_told_that_it_needs_http_2
+    grpc_over_http_1_is_refused_with_the_reason
     malformed_frames
     floods_of_frames
     slow_heads_and_silence
@@ -167,7 +167,7 @@ async fn odd_requests() {
     assert!(["414", "431"].contains(&status(&said)), "{:?}", String::from_utf8_lossy(&said));
 }
 
-async fn grpc_over_http_1_is_told_that_it_needs_http_2() {
+async fn grpc_over_http_1_is_refused_with_the_reason() {
     let world = World::new().await;
     let request = "POST /chassis.test.v1.Echo/Call HTTP/1.1\r\nhost: x\r\ncontent-type: application/grpc\r\n\
         connection: close\r\ncontent-length: 5\r\n\r\n\0\0\0\0\0";

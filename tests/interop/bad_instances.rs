@@ -13,7 +13,7 @@ trials! {
     instances_that_make_no_sense_spoil_nothing_but_themselves
     a_document_that_can_not_be_read_changes_nothing
     a_hundred_thousand_instances
-    an_unknown_service_is_told_with_the_nearest_name
+    an_unknown_service_is_reported_with_the_nearest_name
     instances_in_the_settings_are_refused_with_their_place
 }
 
@@ -143,7 +143,7 @@ async fn a_hundred_thousand_instances() {
     assert_eq!(world.known("crowd"), ["i7"]);
 }
 
-async fn an_unknown_service_is_told_with_the_nearest_name() {
+async fn an_unknown_service_is_reported_with_the_nearest_name() {
     let world = World::new(json!({ "services": { "stock": [instance("a", "127.0.0.1:1")] } })).await;
     let words = "no service `stok` is registered; did you mean `stock`?";
     let status = world.call("stok").await.unwrap_err();

@@ -20,7 +20,7 @@ trials! {
     oversize_bodies
     oversize_headers
     a_malformed_grpc_timeout
-    whoever_speaks_no_grpc_is_told_so
+    a_request_that_is_no_grpc_gets_415
 }
 
 /// Runs curl against `http://ADDRESS` with these arguments, in which `@@` stands for the address. Returns its
@@ -223,7 +223,7 @@ async fn a_malformed_grpc_timeout() -> Ran {
     Ok(())
 }
 
-async fn whoever_speaks_no_grpc_is_told_so() -> Ran {
+async fn a_request_that_is_no_grpc_gets_415() -> Ran {
     let (_server, address) = ours::echo(json!({})).await;
     for (words, expected) in [
         (&["@@/"][..], ["404", "404"]),

@@ -26,7 +26,7 @@ trials! {
     bidi
     the_server_sees_the_deadline
     metadata
-    the_server_hears_of_a_cancellation
+    the_server_sees_a_cancellation
     errors_with_details
     a_server_that_is_gone_never_saw_the_call
 }
@@ -180,7 +180,7 @@ fn values(metadata: &MetadataMap, keys: (&str, &str)) -> (Vec<String>, Vec<Vec<u
     (text.collect(), bytes.iter().map(|value| value.to_bytes().unwrap().to_vec()).collect())
 }
 
-async fn the_server_hears_of_a_cancellation() -> Ran {
+async fn the_server_sees_a_cancellation() -> Ran {
     let mut world = World::new().await?;
     world.stub().call(says("connect")).await.unwrap();
     timeout(Duration::from_millis(100), world.stub().call(slow())).await.unwrap_err();

@@ -58,7 +58,7 @@ both! {
 }
 
 both! {
-    async fn a_service_nobody_knows_and_one_that_is_meant(wire: Wire) {
+    async fn an_unknown_service_and_the_nearest_name(wire: Wire) {
         let mesh = Mesh::new();
         let _stock = mesh.start("stock", "stock-1").await;
         let caller = mesh.caller("").await;
@@ -84,7 +84,7 @@ both! {
 }
 
 both! {
-    async fn an_address_nobody_listens_at_is_not_picked(wire: Wire) {
+    async fn an_address_without_a_listener_is_not_picked(wire: Wire) {
         let mesh = Mesh::new();
         let _there = mesh.start("stock", "stock-1").await;
         let gone = Entry::new("stock", "stock-2").with_label("track", "gone");

@@ -121,7 +121,7 @@ async fn a_hook_that_hangs_does_not_hold_the_stop() {
 }
 
 both! {
-    async fn a_stop_is_told_before_anything_closes(wire: Wire) {
+    async fn a_stop_is_announced_before_anything_closes(wire: Wire) {
         let mesh = Mesh::new();
         let stock = mesh.server("stock", "stock-1").config("shutdown: { delay: 3s }").start().await;
         let echo = stock.echo.clone();

@@ -105,7 +105,7 @@ both! {
 }
 
 both! {
-    async fn a_callers_name_and_labels_are_told(wire: Wire) {
+    async fn a_callers_name_and_labels_are_sent(wire: Wire) {
         let mesh = Mesh::new();
         let stock = mesh.start("stock", "stock-1").await;
         let plan = mesh.server("orders", "orders-1").label("track", "canary");
@@ -116,7 +116,7 @@ both! {
 }
 
 both! {
-    async fn a_handlers_own_failure_is_nobodys_refusal(wire: Wire) {
+    async fn a_handlers_own_failure_is_no_refusal(wire: Wire) {
         let mesh = Mesh::new();
         let stock = mesh.start("stock", "stock-1").await;
         let caller = mesh.caller("outbound: { defaults: { retry: off } }").await;

@@ -137,7 +137,7 @@ async fn extractors_refuse_in_problem_documents() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_over_the_limit_names_limit_and_setting_and_is_told_once_a_second() {
+async fn a_body_over_the_limit_names_limit_and_setting_and_is_reported_once_a_second() {
     let routes = Router::new().route("/", post(|body: String| async move { body }));
     let stock = stock(json!({ "server": { "max_body": 10 } }), |builder| builder, routes).await;
     let send = async |body: &'static str| {
@@ -165,7 +165,7 @@ async fn a_body_over_the_limit_names_limit_and_setting_and_is_told_once_a_second
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_problem_names_the_trace_whoever_refused() {
+async fn a_problem_names_the_trace_at_every_refusal() {
     let limits =
         json!([{ "name": "none", "rate": "0/s", "burst": 0, "match": { "operation": "GET /limited" } }]);
     let own = || async { Problem::new(StatusCode::CONFLICT).detail("it was paid already") };
@@ -181,7 +181,7 @@ async fn a_problem_names_the_trace_whoever_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_of_another_protocol_is_told_as_that() {
+async fn a_service_of_another_protocol_is_reported_as_that() {
     let mesh = Mesh::new();
     mesh.registry.put(Instance::new("stock", "stock-1").with_address("grpc", "memory:stock-1"));
     let caller = mesh.caller("").await;

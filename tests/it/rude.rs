@@ -174,7 +174,7 @@ async fn an_entry_that_comes_while_the_service_stops_is_taken_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn hooks_that_panic_are_told_of() {
+async fn hooks_that_panic_are_reported() {
     let mesh = Mesh::new();
     let mut plan =
         mesh.server("stock", "stock-1").with(|b| b.before_start(|| async { panic!("no database") }));

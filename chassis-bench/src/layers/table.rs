@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_told_beside_bare_tonic() {
+    fn rows_are_printed_relative_to_bare_tonic() {
         let table = Table { rows: vec![row("bare_tonic", 120_000.0), row("chassis_on", 90_000.0)] };
         let text = table.markdown();
         assert!(text.ends_with("| `chassis_on` | 1 | 90,000 | 0.750 | 8.0 | 1,234 |\n"), "{text}");

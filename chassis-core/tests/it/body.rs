@@ -47,7 +47,7 @@ async fn both_directions_stream_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_nobody_reads_ends_the_request_too() {
+async fn an_answer_without_a_reader_ends_the_request_too() {
     let (up, request) = feed();
     let (request, abort) = Body::stream(request, |e| e).abortable();
     let mut call = post().build();

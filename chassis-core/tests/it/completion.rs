@@ -109,7 +109,7 @@ async fn streams_are_judged_by_trailers_errors_or_their_end() {
 /// Regression: over HTTP/1.1 no reader polls after the last byte of a body with known length; each download
 /// counted as cancelled by its reader.
 #[tokio::test(start_paused = true)]
-async fn whoever_stops_at_the_length_has_the_whole_answer() {
+async fn a_reader_that_stops_at_the_length_has_the_whole_answer() {
     const CANCELLED: (Code, Option<Reason>) = (Code::Cancelled, Some(Reason::Cancelled));
     for settings in [json!({ "retry": "off" }), json!({ "retry": { "attempts": 3 } })] {
         for (length, read, expected) in [
@@ -145,7 +145,7 @@ async fn whoever_stops_at_the_length_has_the_whole_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn dropped_before_its_time_blames_nobody() {
+async fn a_call_dropped_early_counts_for_no_node() {
     let bench = Bench::new(|_| Answer::hang());
     let ear = Ear::new();
     let waiting = tokio::time::timeout(100 * MS, listen(&bench, post().timeout(S), &ear));
@@ -198,7 +198,7 @@ async fn a_stream_that_outlives_the_bounds_on_its_head_is_not_late() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_attempt_and_the_call_hear_their_own_end() {
+async fn every_attempt_and_the_call_report_their_own_end() {
     let (call, attempt) = (Ear::new(), Ear::new());
     let upstream = Upstream::new(|arrival| match arrival.total {
         0 => Answer::status(503),
@@ -238,7 +238,7 @@ async fn given_up_between_two_attempts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn given_back_twice_is_told_as_what_it_is() {
+async fn a_call_returned_twice_reports_its_error() {
     for call in [get(), get().no_retry()] {
         let (ear, attempt) = (Ear::new(), Ear::new());
         let bench = attempts(&attempt, Upstream::new(|_| Answer::unsent()));
@@ -252,7 +252,7 @@ async fn given_back_twice_is_told_as_what_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refused_here_is_told_too() {
+async fn a_local_refusal_is_reported_too() {
     let bench = Bench::new(|_| Answer::ok(""));
     bench.stock(json!({ "rate_limits": [{ "name": "none", "rate": "0/s", "burst": 0 }] }));
     let ear = Ear::new();
@@ -262,7 +262,7 @@ async fn refused_here_is_told_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_listens_hears_of_a_call_nobody_ever_sent() {
+async fn listeners_get_the_outcome_of_a_call_that_was_never_sent() {
     let ear = Ear::new();
     let mut call = get().build();
     call.listen(ear.clone(), 1);

@@ -18,7 +18,7 @@ use http::{HeaderMap, StatusCode};
 use crate::support::*;
 
 #[tokio::test(start_paused = true)]
-async fn a_scripted_registry_says_what_it_is_told() {
+async fn a_scripted_registry_follows_its_script() {
     let registry = ScriptedRegistry::new();
     let mut watcher = registry.watch("stock").await.unwrap();
     assert!(tokio::time::timeout(S, watcher.next()).await.is_err(), "nothing was said yet");

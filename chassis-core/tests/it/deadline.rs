@@ -24,7 +24,7 @@ async fn timeout_bounds_the_head_and_does_not_travel() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn five_seconds_unless_told_otherwise() {
+async fn the_default_is_five_seconds() {
     let bench = Bench::new(|_| Answer::hang());
     let began = Instant::now();
     check(&bench.get().await, Code::DeadlineExceeded, Reason::DeadlineExceeded);

@@ -138,7 +138,7 @@ async fn a_deletion_is_believed_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_there_from_the_start_is_refused_at_once() {
+async fn without_instances_from_the_start_calls_are_refused_at_once() {
     let bench = bench();
     bench.registry.put("stock", []);
     let began = Instant::now();
@@ -147,7 +147,7 @@ async fn nobody_there_from_the_start_is_refused_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unknown_service_is_told_the_nearest_name() {
+async fn an_unknown_service_is_reported_with_the_nearest_name() {
     let bench = bench();
     bench.registry.put("stocks", ["x"]);
     bench.registry.put("billing", ["y"]);

@@ -58,7 +58,7 @@ fn series(bench: &Bench, prefix: &str) -> usize {
 
 /// Regression: they kept 2,000 tasks and 10,000 metric cells for ever.
 #[tokio::test(start_paused = true)]
-async fn names_that_nobody_knows_leave_nothing_behind() {
+async fn unknown_names_leave_no_state() {
     let bench = bench(Empty);
     check(&bench.get().await, Code::Unavailable, Reason::UnknownService);
     let cells = bench.runtime.inspect().cells;
@@ -199,7 +199,7 @@ fn policies_of_invented_names_are_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn scripted_names_are_told_apart_from_those_that_are_known() {
+async fn invented_names_are_separate_from_known_ones() {
     let registry = ScriptedRegistry::new();
     let bench = bench(registry.clone());
     registry.put("stock", ["a"]);
@@ -211,7 +211,7 @@ async fn scripted_names_are_told_apart_from_those_that_are_known() {
         check(&refused, Code::Unavailable, Reason::UnknownService);
         bench.get().await.unwrap();
     }
-    assert_eq!(bench.upstream.closes("memory:a"), 0, "known services are never in the way");
+    assert_eq!(bench.upstream.closes("memory:a"), 0, "known services are never removed");
 }
 
 #[tokio::test(start_paused = true)]

@@ -24,7 +24,7 @@ fn handler(bench: &Bench) -> Pipeline {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_is_told_counted_and_over() {
+async fn it_is_reported_counted_and_over() {
     let bench = Bench::new(|_| Answer::ok(""));
     bench.apply(json!({ "inbound": { "concurrency": 1 } }));
     let server = handler(&bench);

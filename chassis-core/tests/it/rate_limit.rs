@@ -191,7 +191,7 @@ async fn arrive(server: &Pipeline, change: impl FnOnce(&mut Invocation)) -> Resu
 }
 
 #[tokio::test(start_paused = true)]
-async fn servers_tell_callers_operations_headers_and_peers_apart() {
+async fn servers_limit_callers_operations_headers_and_peers_separately() {
     let peer = |last: u8| Some(IpAddr::from([10, 0, 0, last]));
     let limit =
         |key: Value| json!({ "rate_limits": [{ "name": "l", "rate": "1/m", "burst": 1, "key": key }] });

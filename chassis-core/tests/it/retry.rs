@@ -367,7 +367,7 @@ async fn one_nodes_pushback_does_not_hold_back_a_retry_at_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn those_who_are_told_the_same_do_not_come_back_together() {
+async fn callers_with_the_same_requested_delay_do_not_return_together() {
     let bench = alone(json!({ "budget": "off" }), |arrival| match arrival.total {
         0..1_000 => Answer::status(503).with(RETRY_AFTER, "1"),
         _ => Answer::ok(""),
@@ -389,7 +389,7 @@ async fn those_who_are_told_the_same_do_not_come_back_together() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_out_an_hour() {
+async fn no_call_waits_for_an_hour() {
     for (after, waits) in [("20", true), ("31", false), ("3600", false)] {
         let bench = alone(json!({}), move |arrival| match arrival.total {
             0 => Answer::status(503).with(RETRY_AFTER, after),

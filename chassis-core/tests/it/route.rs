@@ -152,7 +152,7 @@ async fn callers_can_pin_labels() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rules_of_the_defaults_hold_for_services_nobody_names() {
+async fn rules_of_the_defaults_hold_for_services_not_named() {
     let bench = bench();
     bench.apply(json!({
         "matches": { "beta": { "header": { "x-canary": "true" } } },

@@ -290,7 +290,7 @@ async fn a_layer_that_fails_to_get_ready_refuses() {
 struct Shut(#[source] Error);
 
 #[tokio::test(start_paused = true)]
-async fn errors_of_any_type_are_told_by_what_they_are() {
+async fn errors_of_any_type_keep_their_meaning() {
     use chassis_core::{BoxError, Origin};
     let converted = |error: BoxError| Error::from_layer(error);
     let limited = || Error::local(Reason::RateLimited, "too much").with_rule("mine");
@@ -535,7 +535,7 @@ async fn a_probe_that_a_layer_keeps_is_given_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_loses_the_node_of_a_call_is_told_so() {
+async fn a_layer_that_loses_the_node_of_a_call_gets_an_error() {
     let other = Bench::new(|_| Answer::ok(""));
     let on = Toggle::default();
     on.set(true);
@@ -547,7 +547,7 @@ async fn who_loses_the_node_of_a_call_is_told_so() {
 
 /// A caller that cancels at its deadline counts as late, also for listeners above the layer.
 #[tokio::test(start_paused = true)]
-async fn above_a_layer_the_end_is_told_as_below_it() {
+async fn above_a_layer_the_outcome_is_the_one_below_it() {
     let mut stages = Stages::default();
     stages.add_fn(
         Stage::Call,

@@ -315,7 +315,7 @@ async fn dropping_the_answer_ends_the_handlers_stream() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_there() {
+async fn without_instances_a_call_is_unavailable() {
     let world = World::new(Echo::default()).await;
     world.server.drain(Duration::from_secs(1)).await;
     let status = world.stub().call(says("")).await.unwrap_err();
