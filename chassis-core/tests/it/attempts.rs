@@ -89,24 +89,24 @@ async fn a_call_is_settled_once_wherever_it_is_dropped() {
         loop {
             let about = format!("per_try {per_try}, a user's layer {is_users}, late {is_late}, {most} polls");
             let bench = waiting(per_try, is_users).await;
-            let ear = Ear::new();
+            let recorder = Recorder::new();
             let mut call = get().build();
-            call.listen(ear.clone(), 7);
+            call.listen(recorder.clone(), 7);
             let mut pipeline = bench.pipeline.clone();
             let mut running = Box::pin(pipeline.call(call));
             if let Some(answer) = polled(running.as_mut(), most).await {
                 assert_eq!(read(answer.unwrap()).await.unwrap().text(), "good", "{about}");
-                ear.heard(&[(Code::Ok, None)], 1);
+                recorder.assert_recorded(&[(Code::Ok, None)], 1);
                 break;
             }
-            ear.heard(&[], 0);
+            recorder.assert_recorded(&[], 0);
             if is_late {
                 tokio::time::advance(2 * S).await; // it is not polled meanwhile
             }
             drop(running);
             let expected = if is_late { Reason::DeadlineExceeded } else { Reason::Cancelled };
-            assert_eq!(ear.judged.lock().unwrap()[0].1.reason, Some(expected), "{about}");
-            ear.heard(&[(expected.code(), Some(expected))], 1);
+            assert_eq!(recorder.judged.lock().unwrap()[0].1.reason, Some(expected), "{about}");
+            recorder.assert_recorded(&[(expected.code(), Some(expected))], 1);
             assert_eq!(bench.runtime.inspect().concurrency[0].in_use, 0, "{about}");
             assert_eq!(["a", "b"].map(|node| bench.node(node).in_flight), [0, 0], "{about}");
             most += 1;
@@ -145,19 +145,19 @@ async fn a_loser_that_ends_late_changes_nothing() {
     let bench = Bench::build(upstream, |builder| builder.stages(stages));
     bench.registry.put("stock", ["a", "b"]);
     bench.stock(json!({ "concurrency": 1 }));
-    let ear = Ear::new();
+    let recorder = Recorder::new();
     let mut call = get().build();
-    call.listen(ear.clone(), 7);
+    call.listen(recorder.clone(), 7);
     let reply = bench.pipeline.clone().call(call).await.unwrap();
-    ear.heard(&[(Code::Ok, None)], 0);
+    recorder.assert_recorded(&[(Code::Ok, None)], 0);
     let loser = kept.lock().unwrap().take().unwrap();
     assert_eq!(bench.upstream.total(), 2);
     down.end_with(HeaderMap::from_iter([(STATUS, HeaderValue::from(15u16))]));
     read(loser).await.unwrap();
-    ear.heard(&[(Code::Ok, None)], 0);
+    recorder.assert_recorded(&[(Code::Ok, None)], 0);
     assert_eq!(bench.runtime.inspect().concurrency[0].in_use, 1, "the call is under way");
     read(reply).await.unwrap();
-    ear.heard(&[(Code::Ok, None)], 1);
+    recorder.assert_recorded(&[(Code::Ok, None)], 1);
     assert_eq!(bench.runtime.inspect().concurrency[0].in_use, 0);
 }
 
@@ -269,7 +269,7 @@ async fn a_refused_stream_is_resent_through_layers_of_the_users() {
     {
         for retry in [json!("off"), json!({ "attempts": 1 }), json!({ "replay_bytes": "off" }), json!({})] {
             let about = format!("{how} at {stage:?}, retry {retry}");
-            let (ear, mut stages) = (Ear::new(), Stages::default());
+            let (recorder, mut stages) = (Recorder::new(), Stages::default());
             in_between(&mut stages, stage, how);
             let upstream =
                 Upstream::new(|a| if a.total == 0 { Answer::unsent() } else { Answer::ok("well") });
@@ -278,7 +278,7 @@ async fn a_refused_stream_is_resent_through_layers_of_the_users() {
             bench.stock(json!({ "retry": retry, "concurrency": 1 }));
             let (up, body) = feed();
             let mut call = post().streaming(body).build();
-            call.listen(ear.clone(), 7);
+            call.listen(recorder.clone(), 7);
             let sending = tokio::spawn(async move {
                 tokio::time::sleep(MS).await; // while the first attempt is over
                 up.send("all of it")
@@ -289,7 +289,7 @@ async fn a_refused_stream_is_resent_through_layers_of_the_users() {
             let arrivals = bench.upstream.arrivals();
             assert_eq!((arrivals.len(), &arrivals[1].body[..]), (2, &b"all of it"[..]), "{about}");
             assert_ne!(arrivals[0].address, arrivals[1].address, "{about}: it knows where it was");
-            ear.heard(&[(Code::Ok, None)], 1);
+            recorder.assert_recorded(&[(Code::Ok, None)], 1);
             assert_eq!(bench.runtime.inspect().concurrency[0].in_use, 0, "{about}");
             assert_eq!(["a", "b"].map(|node| bench.node(node).in_flight), [0, 0], "{about}");
         }

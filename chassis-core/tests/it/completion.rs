@@ -11,18 +11,18 @@ use tower_service::Service;
 use crate::support::*;
 
 /// Sends a call to which `call` listens, and to each of whose attempts `attempt` listens.
-async fn listen(bench: &Bench, builder: CallBuilder, call: &Arc<Ear>) -> Result<Reply, Error> {
+async fn listen(bench: &Bench, builder: CallBuilder, call: &Arc<Recorder>) -> Result<Reply, Error> {
     let mut invocation = builder.build();
     invocation.listen(call.clone(), 7);
     bench.pipeline.clone().call(invocation).await
 }
 
-/// A bench with `ear` as a listener of its attempts.
-fn attempts(ear: &Arc<Ear>, upstream: Upstream) -> Bench {
+/// A bench with `recorder` as a listener of its attempts.
+fn attempts(recorder: &Arc<Recorder>, upstream: Upstream) -> Bench {
     let mut stages = Stages::default();
-    let ear = ear.clone();
-    stages.add_fn(Stage::Attempt, "ear", None, move |mut call: Invocation, next| {
-        call.listen_attempt(ear.clone(), u64::from(call.previous_attempts));
+    let recorder = recorder.clone();
+    stages.add_fn(Stage::Attempt, "recorder", None, move |mut call: Invocation, next| {
+        call.listen_attempt(recorder.clone(), u64::from(call.previous_attempts));
         next.run(call)
     });
     let bench = Bench::build(upstream, |builder| builder.stages(stages));
@@ -38,18 +38,18 @@ async fn a_failing_head_is_judged_at_once_and_ends_with_the_body() {
         Some(body) => Answer::streaming(body).with(chassis_core::testing::RETRY_AFTER, "never"),
         None => Answer::status(500),
     });
-    let ear = Ear::new();
-    let reply = listen(&bench, post(), &ear).await.unwrap();
-    ear.heard(&[], 0); // a success is provisional until its body ends
+    let recorder = Recorder::new();
+    let reply = listen(&bench, post(), &recorder).await.unwrap();
+    recorder.assert_recorded(&[], 0); // a success is provisional until its body ends
     drop(reply);
-    ear.heard(&[(Code::Cancelled, Some(Reason::Cancelled))], 1);
+    recorder.assert_recorded(&[(Code::Cancelled, Some(Reason::Cancelled))], 1);
     assert!(fed.is_closed());
-    let ear = Ear::new();
-    let reply = listen(&bench, post(), &ear).await.unwrap();
-    ear.heard(&[(Code::Internal, None)], 0);
+    let recorder = Recorder::new();
+    let reply = listen(&bench, post(), &recorder).await.unwrap();
+    recorder.assert_recorded(&[(Code::Internal, None)], 0);
     drop(reply);
-    ear.heard(&[(Code::Internal, None)], 1);
-    assert_eq!(*ear.ended.lock().unwrap(), [7]);
+    recorder.assert_recorded(&[(Code::Internal, None)], 1);
+    assert_eq!(*recorder.ended.lock().unwrap(), [7]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -60,11 +60,11 @@ async fn what_is_all_there_is_judged_with_the_head() {
         _ => Answer::ok(""),
     });
     for expected in [Code::Ok, Code::NotFound, Code::Ok] {
-        let ear = Ear::new();
-        let reply = listen(&bench, post(), &ear).await.unwrap();
-        ear.heard(&[(expected, None)], 0);
+        let recorder = Recorder::new();
+        let reply = listen(&bench, post(), &recorder).await.unwrap();
+        recorder.assert_recorded(&[(expected, None)], 0);
         read(reply).await.unwrap();
-        ear.heard(&[(expected, None)], 1);
+        recorder.assert_recorded(&[(expected, None)], 1);
     }
 }
 
@@ -78,12 +78,12 @@ async fn streams_are_judged_by_trailers_errors_or_their_end() {
         let (fed, body) = feed();
         let body = std::sync::Mutex::new(Some(body));
         let bench = Bench::new(move |_| Answer::streaming(body.lock().unwrap().take().unwrap()));
-        let ear = Ear::new();
-        let reply = listen(&bench, post(), &ear).await.unwrap();
+        let recorder = Recorder::new();
+        let reply = listen(&bench, post(), &recorder).await.unwrap();
         let mut body = reply.into_body();
         fed.send("one");
         assert_eq!(frame(&mut body).await.unwrap().unwrap().unwrap(), "one");
-        ear.heard(&[], 0);
+        recorder.assert_recorded(&[], 0);
         match how {
             "trailers" => {
                 let trailers = http::HeaderMap::from_iter([(chassis_core::testing::STATUS, 15u16.into())]);
@@ -99,10 +99,10 @@ async fn streams_are_judged_by_trailers_errors_or_their_end() {
                 assert!(frame(&mut body).await.unwrap().is_err());
             }
         }
-        ear.heard(&[expected], 1); // before the body is dropped
+        recorder.assert_recorded(&[expected], 1); // before the body is dropped
         assert!(frame(&mut body).await.is_none(), "{how}: nothing comes after the end");
         drop(body);
-        ear.heard(&[expected], 1);
+        recorder.assert_recorded(&[expected], 1);
     }
 }
 
@@ -129,15 +129,15 @@ async fn a_reader_that_stops_at_the_length_has_the_whole_answer() {
                 answer.with(http::header::CONTENT_LENGTH, length)
             });
             bench.stock(settings.clone());
-            let ear = Ear::new();
-            let (_, metadata, _, mut body) = listen(&bench, get(), &ear).await.unwrap().into_parts();
+            let recorder = Recorder::new();
+            let (_, metadata, _, mut body) = listen(&bench, get(), &recorder).await.unwrap().into_parts();
             assert_eq!(metadata["content-length"], length);
             for _ in 0..read {
                 fed.send("abc");
                 assert_eq!(frame(&mut body).await.unwrap().unwrap().unwrap(), "abc");
             }
             drop(body);
-            ear.heard(&[expected], 1);
+            recorder.assert_recorded(&[expected], 1);
             let (well, node) = (u64::from(expected.0 == Code::Ok), bench.node("a"));
             assert_eq!((node.in_flight, node.successes), (0, well), "{length} {read}");
         }
@@ -147,11 +147,11 @@ async fn a_reader_that_stops_at_the_length_has_the_whole_answer() {
 #[tokio::test(start_paused = true)]
 async fn a_call_dropped_early_counts_for_no_node() {
     let bench = Bench::new(|_| Answer::hang());
-    let ear = Ear::new();
-    let waiting = tokio::time::timeout(100 * MS, listen(&bench, post().timeout(S), &ear));
+    let recorder = Recorder::new();
+    let waiting = tokio::time::timeout(100 * MS, listen(&bench, post().timeout(S), &recorder));
     assert!(waiting.await.is_err());
-    ear.heard(&[(Code::Cancelled, Some(Reason::Cancelled))], 1);
-    assert!(ear.judged.lock().unwrap()[0].1.blames_nobody());
+    recorder.assert_recorded(&[(Code::Cancelled, Some(Reason::Cancelled))], 1);
+    assert!(recorder.judged.lock().unwrap()[0].1.blames_nobody());
     assert_eq!((bench.node("a").calls, bench.node("a").in_flight), (0, 0));
 }
 
@@ -164,10 +164,10 @@ async fn black_holes_are_blamed() {
         {
             let bench = Bench::new(|_| Answer::hang());
             bench.stock(settings);
-            let ear = Ear::new();
-            let error = listen(&bench, get(), &ear).await.unwrap_err();
+            let recorder = Recorder::new();
+            let error = listen(&bench, get(), &recorder).await.unwrap_err();
             assert_eq!(error.reason(), Reason::DeadlineExceeded);
-            ear.heard(&[(Code::DeadlineExceeded, Some(Reason::DeadlineExceeded))], 1);
+            recorder.assert_recorded(&[(Code::DeadlineExceeded, Some(Reason::DeadlineExceeded))], 1);
             let node = bench.node("a");
             assert_eq!((node.calls, node.successes, node.in_flight), (1, 0, 0));
         }
@@ -183,23 +183,23 @@ async fn a_stream_that_outlives_the_bounds_on_its_head_is_not_late() {
     });
     bench.stock(json!({ "timeout": "1s", "retry": { "per_try": "100ms" } }));
     for options in [get(), get().no_retry(), get().timeout(60 * S)] {
-        let ear = Ear::new();
-        let reply = listen(&bench, options, &ear).await.unwrap();
+        let recorder = Recorder::new();
+        let reply = listen(&bench, options, &recorder).await.unwrap();
         tokio::time::sleep(10 * S).await;
         drop(reply);
-        ear.heard(&[(Code::Cancelled, Some(Reason::Cancelled))], 1);
+        recorder.assert_recorded(&[(Code::Cancelled, Some(Reason::Cancelled))], 1);
     }
     assert_eq!(bench.node("a").calls, 0, "no node counts a failure");
-    let ear = Ear::new();
-    let reply = listen(&bench, get().timeout(5 * S), &ear).await.unwrap();
+    let recorder = Recorder::new();
+    let reply = listen(&bench, get().timeout(5 * S), &recorder).await.unwrap();
     tokio::time::sleep(5 * S).await;
     drop(reply);
-    ear.heard(&[(Code::DeadlineExceeded, Some(Reason::DeadlineExceeded))], 1);
+    recorder.assert_recorded(&[(Code::DeadlineExceeded, Some(Reason::DeadlineExceeded))], 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn every_attempt_and_the_call_report_their_own_end() {
-    let (call, attempt) = (Ear::new(), Ear::new());
+    let (call, attempt) = (Recorder::new(), Recorder::new());
     let upstream = Upstream::new(|arrival| match arrival.total {
         0 => Answer::status(503),
         1 => Answer::lost(),
@@ -209,44 +209,44 @@ async fn every_attempt_and_the_call_report_their_own_end() {
     bench.stock(json!({ "retry": { "attempts": 5 } }));
     let reply = listen(&bench, get(), &call).await.unwrap();
     let (unavailable, lost) = ((Code::Unavailable, None), (Code::Unavailable, Some(Reason::ConnectionLost)));
-    attempt.heard(&[unavailable, lost, (Code::Ok, None)], 2);
-    call.heard(&[(Code::Ok, None)], 0);
+    attempt.assert_recorded(&[unavailable, lost, (Code::Ok, None)], 2);
+    call.assert_recorded(&[(Code::Ok, None)], 0);
     read(reply).await.unwrap();
-    attempt.heard(&[unavailable, lost, (Code::Ok, None)], 3);
-    call.heard(&[(Code::Ok, None)], 1);
+    attempt.assert_recorded(&[unavailable, lost, (Code::Ok, None)], 3);
+    call.assert_recorded(&[(Code::Ok, None)], 1);
     assert_eq!(*attempt.ended.lock().unwrap(), [0, 1, 2]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_last_attempts_end_is_the_calls() {
-    let (call, attempt) = (Ear::new(), Ear::new());
+    let (call, attempt) = (Recorder::new(), Recorder::new());
     let bench = attempts(&attempt, Upstream::new(|_| Answer::lost()));
     let error = listen(&bench, get(), &call).await.unwrap_err();
     assert_eq!(error.reason(), Reason::ConnectionLost);
-    attempt.heard(&[(Code::Unavailable, Some(Reason::ConnectionLost)); 2], 2);
-    call.heard(&[(Code::Unavailable, Some(Reason::ConnectionLost))], 1);
+    attempt.assert_recorded(&[(Code::Unavailable, Some(Reason::ConnectionLost)); 2], 2);
+    call.assert_recorded(&[(Code::Unavailable, Some(Reason::ConnectionLost))], 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn given_up_between_two_attempts() {
-    let (call, attempt) = (Ear::new(), Ear::new());
+    let (call, attempt) = (Recorder::new(), Recorder::new());
     let bench = attempts(&attempt, Upstream::new(|_| Answer::lost()));
     bench.stock(json!({ "retry": { "attempts": 2, "backoff": "1000s" }, "timeout": "off" }));
     assert!(tokio::time::timeout(MS, listen(&bench, get(), &call)).await.is_err());
-    attempt.heard(&[(Code::Unavailable, Some(Reason::ConnectionLost))], 1);
-    call.heard(&[(Code::Cancelled, Some(Reason::Cancelled))], 1);
+    attempt.assert_recorded(&[(Code::Unavailable, Some(Reason::ConnectionLost))], 1);
+    call.assert_recorded(&[(Code::Cancelled, Some(Reason::Cancelled))], 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_call_returned_twice_reports_its_error() {
     for call in [get(), get().no_retry()] {
-        let (ear, attempt) = (Ear::new(), Ear::new());
+        let (recorder, attempt) = (Recorder::new(), Recorder::new());
         let bench = attempts(&attempt, Upstream::new(|_| Answer::unsent()));
         bench.stock(json!({ "retry": { "attempts": 2, "budget": { "min": "0/s", "share": "0%" } } }));
-        let error = listen(&bench, call, &ear).await.unwrap_err();
+        let error = listen(&bench, call, &recorder).await.unwrap_err();
         assert_eq!((error.reason(), error.maybe_executed()), (Reason::ConnectFailed, false));
-        ear.heard(&[(Code::Unavailable, Some(Reason::ConnectFailed))], 1);
-        attempt.heard(&[(Code::Unavailable, Some(Reason::ConnectFailed)); 2], 2);
+        recorder.assert_recorded(&[(Code::Unavailable, Some(Reason::ConnectFailed))], 1);
+        attempt.assert_recorded(&[(Code::Unavailable, Some(Reason::ConnectFailed)); 2], 2);
         assert_eq!(bench.upstream.total(), 2, "once, and resent once");
     }
 }
@@ -255,22 +255,22 @@ async fn a_call_returned_twice_reports_its_error() {
 async fn a_local_refusal_is_reported_too() {
     let bench = Bench::new(|_| Answer::ok(""));
     bench.stock(json!({ "rate_limits": [{ "name": "none", "rate": "0/s", "burst": 0 }] }));
-    let ear = Ear::new();
-    listen(&bench, get(), &ear).await.unwrap_err();
-    ear.heard(&[(Code::ResourceExhausted, Some(Reason::RateLimited))], 1);
-    assert!(ear.judged.lock().unwrap()[0].1.blames_nobody());
+    let recorder = Recorder::new();
+    listen(&bench, get(), &recorder).await.unwrap_err();
+    recorder.assert_recorded(&[(Code::ResourceExhausted, Some(Reason::RateLimited))], 1);
+    assert!(recorder.judged.lock().unwrap()[0].1.blames_nobody());
 }
 
 #[tokio::test(start_paused = true)]
 async fn listeners_get_the_outcome_of_a_call_that_was_never_sent() {
-    let ear = Ear::new();
+    let recorder = Recorder::new();
     let mut call = get().build();
-    call.listen(ear.clone(), 1);
-    call.listen(ear.clone(), 2);
-    call.listen_attempt(ear.clone(), 3);
+    call.listen(recorder.clone(), 1);
+    call.listen(recorder.clone(), 2);
+    call.listen_attempt(recorder.clone(), 3);
     drop(call);
-    ear.heard(&[(Code::Cancelled, Some(Reason::Cancelled)); 3], 3);
-    let mut ended = ear.ended.lock().unwrap().clone();
+    recorder.assert_recorded(&[(Code::Cancelled, Some(Reason::Cancelled)); 3], 3);
+    let mut ended = recorder.ended.lock().unwrap().clone();
     ended.sort_unstable();
     assert_eq!(ended, [1, 2, 3]);
 }
@@ -305,11 +305,11 @@ fn retried(per_try: &str, script: fn(&Arrival) -> Answer) -> Bench {
 #[tokio::test(start_paused = true)]
 async fn given_up_between_attempts_is_not_what_the_last_one_was() {
     for way in WAYS {
-        let (bench, ear) = (retried(way, |_| Answer::lost()), Ear::new());
-        let waited = tokio::time::timeout(10 * MS, listen(&bench, get(), &ear)).await;
+        let (bench, recorder) = (retried(way, |_| Answer::lost()), Recorder::new());
+        let waited = tokio::time::timeout(10 * MS, listen(&bench, get(), &recorder)).await;
         assert!(waited.is_err(), "it waits for its second attempt");
         assert_eq!(bench.upstream.total(), 1);
-        ear.heard(&[(Code::Cancelled, Some(Reason::Cancelled))], 1);
+        recorder.assert_recorded(&[(Code::Cancelled, Some(Reason::Cancelled))], 1);
         assert_eq!(bench.node("a").in_flight + bench.node("b").in_flight, 0);
     }
 }
@@ -323,22 +323,22 @@ async fn is_what_the_last_attempt_was() {
     ];
     for way in WAYS {
         for script in good_in_the_end {
-            let (bench, ear) = (retried(way, script), Ear::new());
-            let reply = listen(&bench, get(), &ear).await.unwrap();
+            let (bench, recorder) = (retried(way, script), Recorder::new());
+            let reply = listen(&bench, get(), &recorder).await.unwrap();
             assert_eq!(read(reply).await.unwrap().text(), "good");
-            ear.heard(&[(Code::Ok, None)], 1);
+            recorder.assert_recorded(&[(Code::Ok, None)], 1);
             assert_eq!(bench.upstream.total(), 2);
         }
-        let (bench, ear) = (retried(way, |_| Answer::status(503)), Ear::new());
-        drop(listen(&bench, get(), &ear).await.unwrap());
-        ear.heard(&[(Code::Unavailable, None)], 1);
-        let (bench, ear) = (retried(way, |_| Answer::lost()), Ear::new());
-        listen(&bench, get(), &ear).await.unwrap_err();
-        ear.heard(&[(Code::Unavailable, Some(Reason::ConnectionLost))], 1);
+        let (bench, recorder) = (retried(way, |_| Answer::status(503)), Recorder::new());
+        drop(listen(&bench, get(), &recorder).await.unwrap());
+        recorder.assert_recorded(&[(Code::Unavailable, None)], 1);
+        let (bench, recorder) = (retried(way, |_| Answer::lost()), Recorder::new());
+        listen(&bench, get(), &recorder).await.unwrap_err();
+        recorder.assert_recorded(&[(Code::Unavailable, Some(Reason::ConnectionLost))], 1);
         assert_eq!((bench.upstream.total(), bench.get().await.is_err()), (2, true), "it has given back all");
-        let (bench, ear) = (retried(way, |_| Answer::unsent()), Ear::new());
-        listen(&bench, get(), &ear).await.unwrap_err();
-        ear.heard(&[(Code::Unavailable, Some(Reason::ConnectFailed))], 1);
+        let (bench, recorder) = (retried(way, |_| Answer::unsent()), Recorder::new());
+        listen(&bench, get(), &recorder).await.unwrap_err();
+        recorder.assert_recorded(&[(Code::Unavailable, Some(Reason::ConnectFailed))], 1);
         assert_eq!(bench.upstream.total(), 3, "once, resent, and retried");
     }
 }
@@ -355,8 +355,8 @@ async fn is_not_over_when_a_users_layer_drops_an_attempt() {
     });
     let bench = Bench::build(Upstream::new(|_| Answer::ok("good")), |builder| builder.stages(stages));
     bench.registry.put("stock", ["a", "b"]);
-    let ear = Ear::new();
-    let reply = listen(&bench, get(), &ear).await.unwrap();
+    let recorder = Recorder::new();
+    let reply = listen(&bench, get(), &recorder).await.unwrap();
     assert_eq!(read(reply).await.unwrap().text(), "good");
-    ear.heard(&[(Code::Ok, None)], 1);
+    recorder.assert_recorded(&[(Code::Ok, None)], 1);
 }

@@ -57,18 +57,18 @@ fn cut(error: Option<Error>, reason: Reason, key: &str) {
 async fn an_answer_has_no_more_bytes_than_the_bound_says() {
     for (chunks, passes) in [(&["12", "345"][..], true), (&["12", "345", "6"], false), (&["123456"], false)] {
         let bench = bench(json!({ "answer_bytes": 5 }), move || stream(chunks));
-        let ear = Ear::new();
+        let recorder = Recorder::new();
         let mut call = get().build();
-        call.listen(ear.clone(), 0);
+        call.listen(recorder.clone(), 0);
         let (read, error) = read_until(&bench.pipeline, call).await;
         if passes {
             assert_eq!((&*read, error.is_none()), ("12345", true));
-            ear.heard(&[(Code::Ok, None)], 1);
+            recorder.assert_recorded(&[(Code::Ok, None)], 1);
             continue;
         }
         assert!(read.len() <= 5, "{read}");
         cut(error, Reason::TooLarge, "answer_bytes");
-        ear.heard(&[(Code::ResourceExhausted, Some(Reason::TooLarge))], 1);
+        recorder.assert_recorded(&[(Code::ResourceExhausted, Some(Reason::TooLarge))], 1);
         let rejected = [("side", "client"), ("service", "stock"), ("reason", "TOO_LARGE")];
         assert_eq!(bench.metric("chassis_rejected_total", &rejected), 1.0);
         let told = |e: &Event| matches!(e, Event::Refusing { reason: Reason::TooLarge, .. });
@@ -87,13 +87,13 @@ async fn an_answer_that_is_all_there_is_refused_before_it_is_judged() {
     let bench = Bench::new(|_| Answer::ok("123456"));
     bench.stock(json!({ "message_limits": { "answer_bytes": 5 } }));
     for operation in [get, post] {
-        let ear = Ear::new();
+        let recorder = Recorder::new();
         let mut call = operation().build();
-        call.listen(ear.clone(), 0);
+        call.listen(recorder.clone(), 0);
         let (read, error) = read_until(&bench.pipeline, call).await;
         assert_eq!(read, "");
         cut(error, Reason::TooLarge, "answer_bytes");
-        ear.heard(&[(Code::ResourceExhausted, Some(Reason::TooLarge))], 1);
+        recorder.assert_recorded(&[(Code::ResourceExhausted, Some(Reason::TooLarge))], 1);
     }
     assert_eq!((bench.upstream.total(), bench.node("a").failure_share), (2, 0.0));
     bench.stock(json!({ "message_limits": { "answer_bytes": 6 } }));
@@ -149,10 +149,10 @@ async fn a_request_that_is_over_its_bounds_ends_the_call() {
     bench.stock(
         json!({ "timeout": "off", "message_limits": { "request_messages": 2, "request_rate": "100/s" } }),
     );
-    let ear = Ear::new();
+    let recorder = Recorder::new();
     let (fed, body) = feed();
     let mut call = post().streaming(body).build();
-    call.listen(ear.clone(), 0);
+    call.listen(recorder.clone(), 0);
     let pipeline = bench.pipeline.clone();
     let waits = tokio::spawn(async move { read_until(&pipeline, call).await });
     for message in ["a\n", "b\n"] {
@@ -163,7 +163,7 @@ async fn a_request_that_is_over_its_bounds_ends_the_call() {
     fed.send("c\n");
     let (_, error) = within("the end", waits).await.unwrap();
     cut(error, Reason::TooLarge, "request_messages");
-    ear.heard(&[(Code::ResourceExhausted, Some(Reason::TooLarge))], 1);
+    recorder.assert_recorded(&[(Code::ResourceExhausted, Some(Reason::TooLarge))], 1);
     assert_eq!((bench.node("a").in_flight, bench.node("a").failure_share), (0, 0.0));
     assert_eq!(bench.upstream.total(), 1);
     assert!(fed.is_closed());
@@ -192,20 +192,20 @@ async fn a_request_that_is_cut_off_ends_an_answer_that_has_begun() {
             });
             Ok::<Reply, Error>(call.answered(StatusCode::OK, Default::default(), answer))
         });
-        let ear = Ear::new();
+        let recorder = Recorder::new();
         let (fed, body) = feed();
         let mut call = CallBuilder::post("orders", "Chat").streaming(body).build();
-        call.listen(ear.clone(), 0);
+        call.listen(recorder.clone(), 0);
         fed.send("a\nb\n");
         let reply = within("a head", tower_service::Service::call(&mut server.clone(), call)).await;
         let mut body = reply.unwrap().into_body();
         let reads = tokio::spawn(async move { frame(&mut body).await.unwrap().err() });
         settle().await;
         assert!(!reads.is_finished());
-        ear.heard(&[], 0);
+        recorder.assert_recorded(&[], 0);
         fed.send("c\n");
         cut(within("the end", reads).await.unwrap(), reason, key);
-        ear.heard(&[(Code::ResourceExhausted, Some(reason))], 1);
+        recorder.assert_recorded(&[(Code::ResourceExhausted, Some(reason))], 1);
         assert!(fed.is_closed());
     }
 }
@@ -226,13 +226,13 @@ async fn a_server_ends_a_call_whose_request_is_over_whatever_its_handler_says() 
     let server = forgiving(&bench);
     let call = || CallBuilder::post("orders", "Read");
     assert_eq!(read_until(&server, call().streaming(stream(&["a\n", "b\n"])).build()).await.0, "whole");
-    let ear = Ear::new();
+    let recorder = Recorder::new();
     let mut over = call().streaming(stream(&["a\n", "b\n", "c\n"])).build();
-    over.listen(ear.clone(), 0);
+    over.listen(recorder.clone(), 0);
     let (read, error) = read_until(&server, over).await;
     assert_eq!(read, "");
     cut(error, Reason::TooLarge, "request_messages");
-    ear.heard(&[(Code::ResourceExhausted, Some(Reason::TooLarge))], 1);
+    recorder.assert_recorded(&[(Code::ResourceExhausted, Some(Reason::TooLarge))], 1);
     let rejected = [("side", "server"), ("service", "orders"), ("reason", "TOO_LARGE")];
     assert_eq!(bench.metric("chassis_rejected_total", &rejected), 1.0);
 }

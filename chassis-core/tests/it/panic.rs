@@ -29,14 +29,14 @@ async fn it_is_reported_counted_and_over() {
     bench.apply(json!({ "inbound": { "concurrency": 1 } }));
     let server = handler(&bench);
     for operation in ["AtOnce", "Later"] {
-        let ear = Ear::new();
+        let recorder = Recorder::new();
         let mut call = CallBuilder::post("orders", operation).build();
-        call.listen(ear.clone(), 0);
+        call.listen(recorder.clone(), 0);
         let result = run(&server, call).await;
         check(&result, Code::Internal, Reason::Panicked);
         let error = result.unwrap_err();
         assert_eq!((error.message(), error.maybe_executed()), ("the handler panicked", true)); // no further details
-        ear.heard(&[(Code::Internal, Some(Reason::Panicked))], 1);
+        recorder.assert_recorded(&[(Code::Internal, Some(Reason::Panicked))], 1);
         assert_eq!(bench.runtime.inspect().concurrency[0].in_use, 0, "its permit is back");
         run(&server, CallBuilder::post("orders", "Fine").build()).await.unwrap();
     }
@@ -49,9 +49,9 @@ async fn it_is_reported_counted_and_over() {
     assert_eq!((calls("INTERNAL"), calls("OK")), (2.0, 2.0));
     assert_eq!(bench.metric("chassis_rejected_total", &[]), 0.0, "nothing was refused");
     // A value that is dropped on this thread from now on has not panicked.
-    let ear = Ear::new();
+    let recorder = Recorder::new();
     let mut call = post().build();
-    call.listen(ear.clone(), 0);
+    call.listen(recorder.clone(), 0);
     drop(call);
-    ear.heard(&[(Code::Cancelled, Some(Reason::Cancelled))], 1);
+    recorder.assert_recorded(&[(Code::Cancelled, Some(Reason::Cancelled))], 1);
 }

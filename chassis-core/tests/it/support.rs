@@ -36,7 +36,7 @@ pub(crate) struct Bench {
 
 /// Records the outcomes of calls.
 #[derive(Default)]
-pub(crate) struct Ear {
+pub(crate) struct Recorder {
     pub(crate) judged: Mutex<Vec<(u64, Verdict)>>,
     pub(crate) ended: Mutex<Vec<u64>>,
 }
@@ -269,22 +269,22 @@ pub(crate) fn check(result: &Result<Answered, Error>, code: Code, reason: Reason
     }
 }
 
-// === impl Ear ===
+// === impl Recorder ===
 
-impl Ear {
+impl Recorder {
     pub(crate) fn new() -> Arc<Self> {
         Arc::default()
     }
 
     /// Asserts the recorded codes and reasons, and the number of recorded ends.
     #[track_caller]
-    pub(crate) fn heard(&self, judged: &[(Code, Option<Reason>)], ended: usize) {
+    pub(crate) fn assert_recorded(&self, judged: &[(Code, Option<Reason>)], ended: usize) {
         let recorded: Vec<_> = self.judged.lock().unwrap().iter().map(|(_, v)| (v.code, v.reason)).collect();
         assert_eq!((recorded.as_slice(), self.ended.lock().unwrap().len()), (judged, ended));
     }
 }
 
-impl Listener for Ear {
+impl Listener for Recorder {
     fn judged(&self, token: u64, outcome: &Outcome<'_>) {
         self.judged.lock().unwrap().push((token, outcome.verdict));
     }
