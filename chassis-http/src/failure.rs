@@ -1,4 +1,4 @@
-//! What hyper's and h2's errors mean for a call: above all, whether it may have been executed.
+//! Errors of hyper and h2 as errors of a call: above all, whether it may have been executed.
 use chassis_core::{BoxError, Code, Error, Reason};
 
 use crate::h2::{Broken, goaway};
@@ -80,7 +80,7 @@ pub(crate) fn of_stream(error: &h2::Error) -> Error {
     use h2::Reason as H2;
     let by_peer = error.is_remote();
     match error.reason() {
-        // We reset it: whoever made the request did not get to its end.
+        // We reset it: the maker of the request did not get to its end.
         _ if error.is_reset() && !by_peer && !error.is_library() => {
             Error::local(Reason::Cancelled, "the request broke off").with_maybe_executed(true)
         }

@@ -77,10 +77,10 @@ pub(crate) fn take_out(headers: &mut HeaderMap, keeps_te: bool) {
     te.into_iter().for_each(|te| drop(headers.insert(TE, te)));
 }
 
-/// Makes one field of several where HTTP/1.1, and whoever handles a request, knows one: the parts of a cookie
+/// Merges several fields into one where HTTP/1.1, and handlers, know only one: the parts of a cookie
 /// are joined (RFC 9113, 8.2.3), the first host stays.
 pub(crate) fn merge(headers: &mut HeaderMap) {
-    // Hardly any head says anything twice, which two numbers tell.
+    // Hardly any head has a field twice, which two numbers show.
     if headers.len() > headers.keys_len() {
         merge_repeated(headers);
     }

@@ -20,7 +20,7 @@ pub(crate) struct Form {
     timeout_header: Option<HeaderName>,
 }
 
-/// What is sent over HTTP/1.1, and what ends its body early; dropped before the answer has come, it does.
+/// A request over HTTP/1.1, and the handle that ends its body early, also when it is dropped before the answer comes.
 pub(crate) struct Outgoing {
     pub(crate) request: Request<Body>,
     pub(crate) abort: Option<Abort>,

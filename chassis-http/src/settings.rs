@@ -22,7 +22,7 @@ settings! {
     pub struct ClientConfig, ClientPatch {
         /// Until a connection is usable: TCP, TLS, and over HTTP/2 the server's first word. Default `1s`.
         pub connect_timeout: PositiveSpan = PositiveSpan::from_millis(1_000),
-        /// What REST endpoints are spoken to in: `"1"` or `"2"`. Default `"1"`.
+        /// The version of HTTP for REST endpoints: `"1"` or `"2"`. Default `"1"`.
         pub http_version: HttpVersion = HttpVersion::One,
         /// HTTP/2 connections kept up to each endpoint. Default 1.
         pub connections: NonZeroUsize = nonzero(1),
@@ -32,7 +32,7 @@ settings! {
         pub max_streams: NonZeroUsize = nonzero(1_000),
         /// HTTP/1.1 connections to each endpoint; a call waits for one, within its deadline. Default 64.
         pub pool: NonZeroUsize = nonzero(64),
-        /// Connections nobody used for so long are closed; keep it below the server's. Default `50s`.
+        /// Connections without a call for this long are closed; keep it below the server's. Default `50s`.
         pub idle_timeout: PositiveSpan = PositiveSpan::from_millis(50_000),
         /// An HTTP/2 connection that was silent for so long is asked whether it lives, also without calls.
         /// `0s`: never. Doubled for an endpoint that answers `too_many_pings`. Default `10s`.
@@ -57,7 +57,7 @@ settings! {
 }
 
 settings! {
-    /// What a server lets in.
+    /// The limits of a server.
     ///
     /// ```
     /// use chassis_http::ServerConfig;
@@ -65,7 +65,7 @@ settings! {
     /// assert_eq!(ServerConfig::default().max_body.get(), 2 * 1024 * 1024);
     /// ```
     pub struct ServerConfig, ServerPatch {
-        /// Connections at once; more are told 503 and closed. Default 10000.
+        /// Connections at once; more are answered 503 and closed. Default 10000.
         pub max_connections: NonZeroUsize = nonzero(10_000),
         /// For TLS, or what else comes before HTTP. Default `5s`.
         pub handshake_timeout: PositiveSpan = PositiveSpan::from_millis(5_000),
@@ -77,9 +77,9 @@ settings! {
         /// Concurrent streams of an HTTP/2 connection. 256 is above what most clients open, and bounds
         /// what a hostile one can hold. Default 256.
         pub max_streams: NonZeroU32 = NonZeroU32::new(256).expect("256 is not 0"),
-        /// Bytes of a request's headers; more, or over 100 of them, is told 431. Default `16KiB`.
+        /// Bytes of a request's headers; more, or over 100 of them, is refused with 431. Default `16KiB`.
         pub max_header_list: Size = HEADER_LIST,
-        /// Bytes of a REST request's body; more is told 413. gRPC has its own limit. Default `2MiB`.
+        /// Bytes of a REST request's body; more is refused with 413. gRPC has its own limit. Default `2MiB`.
         pub max_body: Size = Size::from_kib(2 * 1024),
         /// Where REST callers say how many milliseconds they still wait. Default `x-request-timeout-ms`.
         pub timeout_header: Header = Header(TIMEOUT),
@@ -103,7 +103,7 @@ settings! {
         pub keep_alive_timeout: PositiveSpan = PositiveSpan::from_millis(10_000),
         /// May HTTP/1.1 clients close their side of the connection (FIN) while they wait for an answer? `false`:
         /// they have left, and their calls are cancelled. `true`: only a reset, or an answer that cannot be
-        /// written, cancels. A client that has sent more than the connection's window holds, and nobody reads it,
+        /// written, cancels. A client that has sent more than the connection's window holds, all unread,
         /// is noticed only if it resets. Default `false`.
         pub half_close: bool = false,
         /// Bytes a second that a client has to read, over 30 seconds in which something waits for it; else the
@@ -121,7 +121,7 @@ settings! {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header(pub HeaderName);
 
-/// What a REST endpoint is spoken to in.
+/// The version of HTTP for a REST endpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HttpVersion {
     /// HTTP/1.1.
@@ -173,7 +173,7 @@ const HEADER_LIST: Size = Size::from_kib(16);
 /// Small frames are charged against the window by h2: below 1 MiB, a slow reader of many small
 /// messages would have its whole connection closed.
 const STREAM_WINDOW: Size = Size::from_kib(1024);
-/// So that one stream that nobody reads does not stop the others.
+/// Larger than the window of a stream, so that one unread stream does not stop the others.
 const CONNECTION_WINDOW: Size = Size::from_kib(4 * 1024);
 /// An eighth more than a stream's, for the same reason, and no more than that: it paces clients. One that may
 /// send all it has at once has nothing to do while we work, nor have we while it sends. hyper's own is 1 MiB.

@@ -1,7 +1,7 @@
 //! Calls over HTTP/1.1: one connection each, kept for the next.
 //!
 //! The pool grows on the way of a call, within the connect timeout; in the background a first
-//! connection tells whether the endpoint can be reached at all.
+//! connection shows whether the endpoint can be reached at all.
 mod pool;
 mod server;
 

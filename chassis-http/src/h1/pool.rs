@@ -25,7 +25,7 @@ use crate::{
 
 pub(super) type Sender = SendRequest<Body>;
 
-/// What calls and the background share of one endpoint.
+/// The state of one endpoint that its calls and its background task share.
 pub(super) struct Pool {
     pub(super) form: Form,
     link: Link,
@@ -108,7 +108,7 @@ impl Pool {
 
     /// Leave to use one connection; waits while all are in use.
     pub(super) async fn permit(&self) -> OwnedSemaphorePermit {
-        self.permits.clone().acquire_owned().await.expect("nobody closes the semaphore")
+        self.permits.clone().acquire_owned().await.expect("the semaphore is never closed")
     }
 
     /// The connection that was used last, if it is still open; for a call that began at `now`.
@@ -132,7 +132,7 @@ impl Pool {
     }
 
     /// Not a byte came on a connection that had been idle, for a call that began at `since` and was given up: it
-    /// may have died in silence. What killed it may have killed all that have been idle since before.
+    /// may have died in silence. The same cause may have killed all connections that have been idle since before.
     #[cold]
     fn doubt(&self, since: Instant) {
         if since.elapsed() >= IMPATIENT {
@@ -215,8 +215,8 @@ impl Pool {
     }
 }
 
-/// Finds out whether the endpoint can be reached, at first and after each failure; closes what nobody
-/// uses. Runs until the endpoint is gone.
+/// Finds out whether the endpoint can be reached, at first and after each failure; closes idle
+/// connections. Runs until the endpoint is gone.
 ///
 /// Without any connection open an endpoint that was reached stays `Ready`: a call opens one.
 async fn keep(pool: Arc<Pool>) {

@@ -1,4 +1,4 @@
-//! HTTP/1.1 as a server speaks it: hyper's, which is asked to go when it is time to.
+//! The server side of HTTP/1.1, on hyper's connections.
 use std::{
     convert::Infallible,
     pin::Pin,
@@ -31,7 +31,7 @@ pin_project_lite::pin_project! {
 // === impl Http1 ===
 
 impl Http1 {
-    /// Begins to speak it on `io`.
+    /// Serves `requests` on `io`.
     pub(crate) fn new(config: &ServerConfig, hangup: &Hangup, io: Opened, requests: Requests) -> Self {
         Http1 { connection: builder(config, hangup).serve_connection(TokioIo::new(io), requests) }
     }

@@ -30,7 +30,7 @@ pub(crate) enum Abuse {
     UnknownFrame,
     /// h2 found it out: CONTINUATION, empty DATA, tiny DATA, refused streams, resets provoked.
     Frames,
-    /// What is held for it is read too slowly.
+    /// The peer reads too slowly what is held for it.
     SlowReader,
 }
 
@@ -113,7 +113,7 @@ impl FrameBudget {
     }
 
     /// Each stream has one list of headers that does not end it. Answers with 1xx before that, which h2 keeps,
-    /// are told by being more than there were streams.
+    /// show in their number, which is above that of the streams.
     fn headers(&mut self, frame: &FrameHead, now: impl FnOnce() -> Instant) -> Result<(), Abuse> {
         self.highest = self.highest.max(frame.stream);
         if !frame.ends_stream() {

@@ -1,5 +1,5 @@
-//! What h2 does not tell of an HTTP/2 connection: that the server has spoken, how many streams it
-//! allows, and that it is going away. Read off the frames that come in.
+//! The frames of an HTTP/2 connection, for events that h2 does not report: the first frame of a server, its settings,
+//! windows, GOAWAY. A connection's sniffer parses the frames that come in.
 use std::sync::{
     Arc,
     atomic::{AtomicU32, Ordering::Relaxed},
@@ -7,10 +7,10 @@ use std::sync::{
 
 use super::flood::Abuse;
 
-/// What was seen.
+/// An event that the frames of a connection show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FrameEvent {
-    /// Anything at all.
+    /// Bytes, of any kind.
     Bytes,
     /// A frame has begun.
     Frame(FrameHead),
@@ -26,7 +26,7 @@ pub(crate) enum FrameEvent {
     NotHttp2,
 }
 
-/// What each frame begins with.
+/// The header of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FrameHead {
     pub(crate) kind: u8,
@@ -59,7 +59,7 @@ pub(crate) struct FrameParser {
 #[derive(Clone, Debug)]
 pub(crate) struct HeaderLimit(Arc<AtomicU32>);
 
-/// What of a frame is still to come.
+/// The part of a frame that is still to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unfinished {
     Nothing,
@@ -88,9 +88,9 @@ const MAX_HEADER_LIST_SIZE: u16 = 6;
 /// More settings than exist, several times over.
 const KEEP: usize = 256;
 
-/// What a server says that goes in good order.
+/// The code of a GOAWAY without an error.
 pub(crate) const NO_ERROR: u32 = 0;
-/// `ENHANCE_YOUR_CALM`: what a gRPC server says to a client that pings too often.
+/// The code of a GOAWAY from a gRPC server to a client that pings too often.
 pub(crate) const ENHANCE_YOUR_CALM: u32 = 11;
 
 // === impl FrameHead ===
@@ -273,7 +273,7 @@ mod tests {
     const HUNDRED: [u8; 15] = [0, 0, 6, SETTINGS, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 100];
     const CALM: [u8; 20] = [0, 0, 11, GOAWAY, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 11, b'h', b'i', b'!'];
 
-    /// Whatever the pieces, the same is seen.
+    /// The events are the same for pieces of any size.
     #[track_caller]
     fn check(frames: &[&[u8]], expected: &[FrameEvent]) {
         let bytes = frames.concat();
@@ -380,7 +380,7 @@ mod tests {
             }
         });
         let told: String = unfinished.collect();
-        // Of what kind a frame is its fourth byte tells; between HEADERS and CONTINUATION the list goes on.
+        // The fourth byte of a frame is its kind; between HEADERS and CONTINUATION the list goes on.
         assert_eq!(
             told,
             ["dddooooo.", "dddooooooooo", "ooooooooo.", "dddddddddd.", "dddooooooooooooo."].concat()

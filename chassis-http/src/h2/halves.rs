@@ -20,11 +20,11 @@ use super::{
 };
 use crate::net::write_rate::{Pace, WINDOW, WriteRate};
 
-/// What comes in on a stream.
+/// The body that comes in on a stream.
 #[derive(Debug)]
 pub(crate) struct Inbound {
     body: RecvStream,
-    /// What is still to come, where the head has told the whole.
+    /// The bytes still to come, where the head has named their number.
     left: Option<u64>,
     at_trailers: bool,
     /// Bytes that its trailers may have.
@@ -42,14 +42,14 @@ pub(crate) enum Broken {
     Request(chassis_core::Error),
 }
 
-/// Sends a body as it comes, and as the peer takes it: h2 gets what there is room for. Where this ends before the
-/// body does, also by a panic of whoever makes that, the stream is reset.
+/// Sends a body as it comes, and as the peer takes it: h2 gets as much as it has room for. Where this ends before the
+/// body does, also by a panic in the body, the stream is reset.
 pub(crate) struct Pump<B> {
     to: SendStream<Bytes>,
     body: B,
     /// Waits for room.
     next: Option<Bytes>,
-    /// What of that counts among what the connection holds.
+    /// The part of it that counts among the bytes that the connection holds.
     share: Option<Share>,
     /// Resolves when the connection holds less.
     freed: Option<Pin<Box<OwnedNotified>>>,
@@ -57,19 +57,19 @@ pub(crate) struct Pump<B> {
     /// How fast the peer takes what waits.
     waiting: Option<Box<Waiting>>,
     is_whole: bool,
-    /// What the peer is told where it is not.
+    /// The code of the reset otherwise.
     broken: Reason,
     /// Bytes that the peer takes as trailers.
     most: u32,
 }
 
-/// What a body knows of the connection that it is sent on.
+/// The view that a body has of the connection that it is sent on.
 pub(crate) trait Paced {
     /// May `bytes` be given to h2 without a look at the windows, on a stream that had `sent` before?
     fn take(&self, sent: u64, bytes: usize) -> bool;
-    /// Tells that so many bytes are given to h2, after a look.
+    /// Records that `bytes` are given to h2, after a look at the windows.
     fn hand(&self, bytes: usize);
-    /// What the connection holds for its peer, where that is bounded.
+    /// The bytes that the connection holds for its peer, where they are bounded.
     fn unsent(&self) -> Option<&Arc<Unsent>>;
     /// Bytes a second that the peer has to take while some wait.
     fn min_rate(&self) -> Option<u32>;
@@ -91,7 +91,7 @@ impl Inbound {
     }
 }
 
-/// What a head says of the length of its body.
+/// The length of a body, as its head names it.
 pub(crate) fn length(head: &HeaderMap) -> Option<u64> {
     head.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
@@ -110,7 +110,7 @@ impl HttpBody for Inbound {
         if !this.at_trailers {
             match ready!(this.body.poll_data(cx)) {
                 Some(Ok(data)) => {
-                    // Fails only where the stream is over: then nobody needs the room.
+                    // Fails only where the stream is over: then the room is not needed.
                     let _ = this.body.flow_control().release_capacity(data.len());
                     this.left = this.left.map(|left| left.saturating_sub(data.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
@@ -134,7 +134,7 @@ impl HttpBody for Inbound {
     }
 
     fn size_hint(&self) -> SizeHint {
-        // The head of an answer to HEAD tells of a body that does not come.
+        // The head of an answer to HEAD names the length of a body that does not come.
         let left = if self.is_end_stream() { Some(0) } else { self.left };
         left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
@@ -167,7 +167,7 @@ impl std::error::Error for Broken {
 // === impl Pump ===
 
 impl<B: HttpBody<Data = Bytes> + Paced + Unpin> Pump<B> {
-    /// `broken` is what the peer is told where the body breaks off, `most` how many bytes of trailers it takes.
+    /// `broken` is the code of the reset when the body fails, `most` how many bytes of trailers it takes.
     pub(crate) fn new(to: SendStream<Bytes>, body: B, broken: Reason, most: u32) -> Self {
         Pump {
             to,
@@ -183,8 +183,8 @@ impl<B: HttpBody<Data = Bytes> + Paced + Unpin> Pump<B> {
         }
     }
 
-    /// Resolves when all is sent, or nothing more can be. Whoever drops it then is told by the stream's
-    /// other half how it ended; an error is the body's own.
+    /// Resolves when all is sent, or nothing more can be. The other half of the stream reports how
+    /// it ended; an error here is the body's own.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), B::Error>> {
         loop {
             while let Some(mut data) = self.next.take() {
@@ -220,7 +220,7 @@ impl<B: HttpBody<Data = Bytes> + Paced + Unpin> Pump<B> {
             }
             let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
                 self.waiting = None;
-                // Nobody but this hears of a reset while there is nothing to send.
+                // Nothing else notices a reset while there is nothing to send.
                 return self.to.poll_reset(cx).map(|_| Ok(()));
             };
             match frame.map(|frame| frame.map(Frame::into_data)) {

@@ -15,7 +15,7 @@ const ALONE: u32 = 64 * 1024;
 /// Bytes of the list that ends a gRPC answer. Most peers and proxies take 8 KiB at least, whatever they say.
 const MOST_OF_STATUS: usize = 8_000;
 
-/// What each field counts besides its name and its value (RFC 9113, 6.5.2).
+/// The bytes that each field counts beside its name and its value (RFC 9113, 6.5.2).
 const FIELD: usize = 32;
 /// The pseudo-header of an answer, `:status`.
 const STATUS_LINE: usize = FIELD + ":status".len() + 3;
@@ -175,7 +175,7 @@ mod tests {
         ])
     }
 
-    /// What is left of the message, the details, and the two trailers of the handler.
+    /// Compares what is left of the message, the details, and the two trailers of the handler.
     #[track_caller]
     fn check(mut list: HeaderMap, most: u32, expected: [Option<usize>; 4]) {
         assert!(fit_trailers(&mut list, most));

@@ -28,7 +28,7 @@ const READ: usize = 16;
 const LARGE_READ: usize = 4;
 /// A read is large if it brings at least this many bytes for each frame.
 const LARGE: usize = 2048;
-/// What each frame adds to the price of its read.
+/// The price that each frame adds to its read.
 const FRAME: usize = 1;
 /// The price of a call that begins.
 const CALL: usize = 2;

@@ -1,4 +1,4 @@
-//! What one HTTP/2 connection holds for a peer that does not take it: a bound in bytes, shared by its streams.
+//! The bytes that one HTTP/2 connection holds for a slow reader, with a bound that its streams share.
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering::*},
@@ -12,7 +12,7 @@ use tokio::sync::{Notify, futures::OwnedNotified};
 pub(crate) struct Unsent {
     bytes: AtomicUsize,
     most: usize,
-    /// Is told when there is room again.
+    /// Notified when there is room again.
     freed: Arc<Notify>,
 }
 

@@ -1,4 +1,4 @@
-//! What every [`Connector`] keeps to, as a test that any implementation runs.
+//! The contract of [`Connector`], as a suite that any implementation runs.
 use std::{future::poll_fn, io, task::Poll, time::Duration};
 
 use chassis_core::tasks::caught;
@@ -11,11 +11,11 @@ use super::{Connector, Listener, Stream};
 
 /// How long anything may take before the suite gives up: far above what any connector needs.
 const CAP: Duration = Duration::from_secs(60);
-/// What a caller of [`Connector::connect_within`] waits, in the suite.
+/// The time that a caller of [`Connector::connect_within`] waits, in the suite.
 const BUDGET: Duration = Duration::from_secs(5);
 /// More than the buffers between two ends hold, as a rule.
 const LARGE: usize = 8 << 20;
-/// What is no address of anything, or of nobody.
+/// Addresses that are malformed, or that no listener has.
 const NOWHERE: [&str; 9] = [
     "",
     ":",
@@ -32,7 +32,7 @@ const NOWHERE: [&str; 9] = [
 ///
 /// Each stream carries bytes both ways, at the same time, whole and in order, and to its own peer. An end that is
 /// shut down is one for the peer, which may still write; a peer that leaves is noticed. A connection that is
-/// given up half way does no harm. What can't be reached is an error within the time there is, never a panic.
+/// given up half way does no harm. An address that can't be reached is an error in time, never a panic.
 ///
 /// # Panics
 /// Where a promise is broken, naming it.
@@ -68,7 +68,7 @@ pub async fn connector(connector: &dyn Connector, mut listener: Box<dyn Listener
     bounded("the end of a peer that left", client.read_to_end(&mut got)).await.expect("an end is no error");
     assert_eq!(got, b"answer", "the other way is open until it ends too");
 
-    // A peer that leaves is noticed, by whoever reads and by whoever writes.
+    // A peer that leaves is noticed, by the side that reads and by the side that writes.
     let (mut client, server) = pair(connector, &mut *listener, &address).await;
     drop(server);
     assert!(is_over(&mut client).await, "a client notices that its server left");
@@ -100,7 +100,7 @@ pub async fn connector(connector: &dyn Connector, mut listener: Box<dyn Listener
         }
     }
 
-    // Nobody is there.
+    // There is no listener.
     drop(listener);
     let reached = attempt(connector, &address).await;
     assert!(reached.is_err(), "where nobody listens is an error");

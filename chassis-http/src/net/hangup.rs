@@ -1,6 +1,7 @@
-//! Whether the peer of a stream has left, where nobody reads what it has sent.
+//! Notices that the peer of a stream has left, also while its bytes are not read.
 //!
-//! A read tells it too, but only behind all that came before; and what nobody wants yet is not read.
+//! A read reports the end too, but only behind all the bytes before it; and bytes that no handler wants yet are not
+//! read.
 use std::{
     future::pending,
     io,
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Io;
 
-/// Tells when the peer leaves; clones ask about the same one. The default knows nothing.
+/// Resolves when the peer leaves; clones watch the same peer. The default never resolves.
 #[derive(Clone, Default)]
 pub(crate) struct Hangup(Source);
 
@@ -40,10 +41,10 @@ pub(super) struct Closed {
     whole: CancellationToken,
 }
 
-/// A stream that is shared with whoever waits for its peer to leave.
+/// A stream that is shared with the tasks that wait for its peer to leave.
 struct Watched<S>(Arc<S>);
 
-/// What tokio's streams have in common, all of it without a `&mut`.
+/// The methods of tokio's streams that need no `&mut`.
 trait Socket: AsFd + Send + Sync + 'static {
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
@@ -53,7 +54,7 @@ trait Socket: AsFd + Send + Sync + 'static {
     fn attempt(&self, interest: Interest, io: impl FnOnce() -> io::Result<usize>) -> io::Result<usize>;
 }
 
-/// `stream`, and what tells when its peer leaves.
+/// `stream`, and the [`Hangup`] of its peer.
 pub(super) fn watch_tcp(stream: TcpStream) -> (Pin<Box<dyn Io>>, Hangup) {
     let stream = Arc::new(stream);
     let hangup = Hangup(Source::Tcp(Arc::downgrade(&stream)));

@@ -36,7 +36,7 @@ use super::{
 #[derive(Clone, Default)]
 pub struct MemoryNetwork(Arc<Mutex<HashMap<String, Name>>>);
 
-/// What becomes of a connection.
+/// The fate of a connection, which a test chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// Nothing bad.
@@ -72,7 +72,7 @@ struct Name {
 /// One end; `None` once it broke.
 struct End {
     pipe: Option<DuplexStream>,
-    /// Told when this end is closed.
+    /// Notified when this end is closed.
     ours: Closed,
     /// How many more bytes may be written.
     left: Option<usize>,
@@ -81,13 +81,13 @@ struct End {
 
 /// As a socket's buffers: enough that small writes never wait.
 const BUFFER: usize = 64 * 1024;
-/// As a kernel's: connections that nobody has accepted yet.
+/// The backlog, as a kernel has one: connections that are not accepted yet.
 const BACKLOG: usize = 1024;
 
 // === impl MemoryNetwork ===
 
 impl MemoryNetwork {
-    /// Listens at `name`; an error if somebody does already.
+    /// Listens at `name`; an error if the name is taken.
     pub fn listen(&self, name: &str) -> io::Result<MemoryListener> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);

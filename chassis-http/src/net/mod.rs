@@ -108,7 +108,7 @@ pub enum Peer {
     Memory(Arc<str>),
 }
 
-/// What a [`Stream`] is made of.
+/// The bytes of a [`Stream`].
 pub trait Io: AsyncRead + AsyncWrite + Send + 'static {}
 impl<T: AsyncRead + AsyncWrite + Send + 'static> Io for T {}
 
@@ -151,8 +151,8 @@ impl Stream {
         Stream { io: Kind::Unix(stream), peer: Peer::Unix, hangup: Hangup::default() }
     }
 
-    /// The same stream, whose [`hangup`](Self::hangup) tells when the peer leaves. It is read and written a
-    /// little less directly.
+    /// The same stream, whose [`hangup`](Self::hangup) resolves when the peer leaves. Reads and writes take one more
+    /// indirection.
     pub(crate) fn watched(self) -> Self {
         let Stream { io, peer, hangup } = self;
         let (io, hangup) = match io {
@@ -163,7 +163,7 @@ impl Stream {
         Stream { io: Kind::Other(io), peer, hangup }
     }
 
-    /// Tells when the peer leaves, where that is known without a read.
+    /// Resolves when the peer leaves, where the system reports that without a read.
     pub(crate) fn hangup(&self) -> Hangup {
         self.hangup.clone()
     }

@@ -60,8 +60,8 @@ impl Network {
         &self.memory
     }
 
-    /// Listens at `address`; port 0 takes a free one. A Unix socket that nobody listens at any more
-    /// is replaced.
+    /// Listens at `address`; port 0 takes a free one. A Unix socket without a listener is
+    /// replaced.
     pub async fn bind(&self, address: &str) -> io::Result<Box<dyn Listener>> {
         Ok(match Address::of(address) {
             Address::Tcp(address) => Box::new(Tcp(TcpListener::bind(address).await?)),

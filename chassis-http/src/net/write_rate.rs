@@ -10,7 +10,7 @@ pub(crate) struct WriteRate {
     bytes: u64,
 }
 
-/// What a look at it says.
+/// The result of a look at the rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pace {
     /// Look again then.

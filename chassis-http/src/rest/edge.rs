@@ -1,7 +1,7 @@
 //! The edge of a REST server: any axum router, each of whose routes is reached through the pipeline.
 //!
 //! The pipeline stands where the route is known, so that operations have names from a closed set:
-//! `GET /orders/{id}`. What matches no route is `_OTHER`, and goes through it too; 404 and 405, which
+//! `GET /orders/{id}`. Requests that match no route are `_OTHER`, and go through it too; 404 and 405, which
 //! axum leaves empty, become problem documents.
 use std::{
     convert::Infallible,
@@ -96,7 +96,7 @@ impl RestLayer {
         RestLayer { runtime: runtime.clone(), timeout_header: TIMEOUT, listener: "http".into() }
     }
 
-    /// The header that tells how many milliseconds the caller waits. Default `x-request-timeout-ms`.
+    /// The header with the milliseconds that the caller still waits. Default `x-request-timeout-ms`.
     pub fn timeout_header(mut self, name: HeaderName) -> Self {
         self.timeout_header = name;
         self
@@ -205,7 +205,7 @@ fn is_known(method: &Method) -> bool {
     matches!(method.as_str(), "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS" | "TRACE")
 }
 
-/// What the caller allows; it says so in whole milliseconds.
+/// The time that the caller allows, in whole milliseconds.
 fn allowed(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Duration>, Error> {
     let Some(value) = find(headers, name) else { return Ok(None) };
     match value.to_str().ok().and_then(|text| text.trim().parse().ok()) {

@@ -70,7 +70,7 @@ impl Over {
         self.0.load(Acquire)
     }
 
-    /// What the caller is told.
+    /// The error that the caller gets.
     #[cold]
     pub(crate) fn error(most: usize) -> Error {
         let words = format!("the request's body is over `server.max_body`, which is {most} bytes");

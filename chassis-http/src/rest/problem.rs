@@ -1,4 +1,4 @@
-//! What went wrong, as HTTP says it: `application/problem+json` (RFC 9457).
+//! Problem documents: errors as `application/problem+json` (RFC 9457).
 use std::{borrow::Cow, fmt, time::Duration};
 
 use axum::response::IntoResponse;
@@ -101,7 +101,7 @@ impl Problem {
         self
     }
 
-    /// What `error` says, in HTTP's words.
+    /// The problem that describes `error`.
     pub fn of(error: &Error) -> Self {
         let mut problem = Problem::new(status_of(error)).detail(error.message().to_owned());
         problem = problem.with_code(error.code());
@@ -140,12 +140,12 @@ impl Problem {
         &self.title
     }
 
-    /// What happened, where that is said.
+    /// The explanation, if the problem has a detail.
     pub fn detail_text(&self) -> Option<&str> {
         self.detail.as_deref()
     }
 
-    /// The canonical code: as it was told, or what the status says.
+    /// The canonical code: the one that the problem names, or else the one of its status.
     pub fn code(&self) -> Code {
         let told = self.code.as_deref().and_then(Code::from_name);
         told.unwrap_or_else(|| Code::from_http(self.status))

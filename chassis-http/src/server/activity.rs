@@ -1,4 +1,4 @@
-//! What goes on on a connection, and when that, or its absence, ends it.
+//! The activity on a connection, and when it, or its absence, ends the connection.
 use std::{
     num::NonZeroU32,
     sync::{
@@ -22,7 +22,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Activity {
     in_flight: AtomicUsize,
-    /// Requests so far: whoever sees the same number twice knows that none came between.
+    /// Requests so far: the same number twice means that none came between.
     requests: AtomicUsize,
     /// When the first byte of a head came whose end has not.
     head: Mutex<Option<Instant>>,
@@ -33,13 +33,13 @@ pub(crate) struct Activity {
     /// Of HTTP/2.
     pub(crate) streams: Streams,
     pub(crate) windows: Windows,
-    /// What waits for them.
+    /// The bytes that wait for them.
     unsent: Arc<Unsent>,
     /// Of each stream; `None`: no bound.
     min_write_rate: Option<NonZeroU32>,
 }
 
-/// What goes on on all connections of a server.
+/// The activities of all connections of a server.
 #[derive(Default)]
 pub(crate) struct Activities(Mutex<Vec<Weak<Activity>>>);
 
@@ -61,7 +61,7 @@ pub(crate) struct Watch {
     cut: Option<Option<Instant>>,
 }
 
-/// What to do with a connection.
+/// The next step for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Act {
     /// Look again then.
@@ -112,7 +112,7 @@ impl Activity {
         }
     }
 
-    /// What came in last ends within a frame, or with one. `goes_on`: nothing of another frame has come.
+    /// Records whether the last read ends within a frame. `goes_on`: no byte of another frame has come.
     pub(crate) fn set_unfinished(&self, what: Unfinished, goes_on: bool) {
         let (mut frame, is_body) = (lock(&self.frame), what == Unfinished::Data);
         *frame = match (what, *frame) {
@@ -128,7 +128,7 @@ impl Activity {
         lock(&self.writing).get_or_insert_with(|| WriteRate::new(Instant::now()));
     }
 
-    /// The peer took so many bytes of what waits; nothing else is told of.
+    /// The peer took `bytes` of those that wait; other writes are not counted.
     pub(crate) fn wrote(&self, bytes: usize) {
         lock(&self.writing).iter_mut().for_each(|rate| rate.took(bytes));
     }
@@ -230,7 +230,7 @@ impl Watch {
         }
     }
 
-    /// What to do at `now`. A peer that has nothing in flight goes soon after it was asked to.
+    /// Decides the next step at `now`. A peer that has nothing in flight goes soon after it was asked to.
     pub(crate) fn look(&mut self, now: Instant, activity: &Activity) -> Act {
         let (in_flight, requests) = (activity.in_flight(), activity.requests.load(Acquire));
         // An answer may be over for its handler, and still be read.

@@ -44,7 +44,7 @@ pub(crate) struct Requests {
 pub(crate) struct Answering {
     answer: Option<Answer>,
     in_flight: Option<InFlight>,
-    /// Over HTTP/1.1 hyper writes what is about the connection, and nobody else.
+    /// Over HTTP/1.1 hyper alone writes the fields that are about the connection.
     is_h1: bool,
 }
 
@@ -117,8 +117,8 @@ async fn open(port: &Port, stream: Stream, opening: &mut Opening) -> Option<(Str
 
 /// Runs the connection, and has it go when it is time to. `false`: it had to be cut.
 ///
-/// A peer that has left while nobody reads what it sent - a body that the handler has no use for, another request
-/// behind this one - is known by `hangup` alone. What can be answered without a wait is answered nevertheless.
+/// Only `hangup` notices a peer that has left while its bytes are not read: a body that the handler does not use, or
+/// another request behind this one. Answers that need no wait are sent nevertheless.
 async fn watch(
     port: &Port,
     activity: &Activity,
@@ -185,7 +185,7 @@ fn tell_of_malformed(port: &Port, error: &(dyn std::error::Error + 'static)) {
         true => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "; `server.max_header_list` bounds it"),
         false => (StatusCode::BAD_REQUEST, ""),
     };
-    port.refusals.tell(&port.name, status, &format!("{error}{why}"));
+    port.refusals.log(&port.name, status, &format!("{error}{why}"));
 }
 
 // === impl Requests ===
@@ -208,7 +208,7 @@ impl Requests {
         self.port.reset_for(abuse, streams);
     }
 
-    /// Tells that the connection is closed for what its peer did.
+    /// Counts and logs that the connection is closed for `abuse`.
     pub(crate) fn closed_for(&self, abuse: Abuse) {
         self.port.closed_for(abuse, self.connected.peer());
     }
@@ -224,10 +224,10 @@ impl Requests {
         Answering { answer, in_flight, is_h1: false }
     }
 
-    /// Tells the caller why its request is served by nobody.
+    /// Refuses a request before any service sees it.
     #[cold]
     pub(crate) fn refuse(&self, refused: Refused, is_grpc: bool) -> Answering {
-        self.port.refusals.tell(&self.port.name, refused.status(), refused.words());
+        self.port.refusals.log(&self.port.name, refused.status(), refused.words());
         let answer: Answer = Box::pin(std::future::ready(refused.into_response(is_grpc)));
         Answering { answer: Some(answer), in_flight: Some(self.activity.begin()), is_h1: false }
     }
@@ -239,7 +239,7 @@ impl Requests {
         let words =
             format!("the headers of the request are {size} bytes, `server.max_header_list` is {most}");
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-        self.port.refusals.tell(&self.port.name, status, &words);
+        self.port.refusals.log(&self.port.name, status, &words);
         let said = refusal(status, 8, words, is_grpc);
         // The body is read on a little, as of any request that is refused.
         drop(request);
@@ -311,7 +311,7 @@ impl Future for Answering {
         }
         self.answer = None;
         if response.status().is_informational() {
-            // hyper would hand the connection to whoever took it over, and nobody does.
+            // hyper would hand the connection over, and nothing takes it.
             response = switches_no_protocol();
         }
         if self.is_h1 {

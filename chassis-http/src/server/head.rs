@@ -1,5 +1,5 @@
 //! The head of a request, before anybody sees it: it has one authority and one cookie, and says nothing about the
-//! connection. What cannot be made so, or would be read by others in another way, is refused.
+//! connection. A head that cannot be made so, or that others would read in another way, is refused.
 use std::borrow::Cow;
 
 use chassis_core::Code;
@@ -39,8 +39,8 @@ impl Refused {
         &self.words
     }
 
-    /// What the caller is told, in HTTP's words or in gRPC's. Over HTTP/1.1 the connection ends with that: who reads
-    /// a head in another way may read other requests behind it, too.
+    /// The response, in HTTP's words or in gRPC's. Over HTTP/1.1 the connection ends with it: a proxy that reads this
+    /// head in another way may read other requests behind it, too.
     pub(crate) fn into_response(self, is_grpc: bool) -> Response<ServerBody> {
         let code = match self.status {
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Code::ResourceExhausted,
@@ -58,7 +58,7 @@ impl Refused {
 const MAX_FIELDS: usize = 100;
 const SWITCH: &str = "this server does not switch to another protocol: it speaks HTTP/1.1 and HTTP/2";
 
-/// Instead of a handler's wish to switch to another protocol, which nobody could fulfil.
+/// The response in place of a handler's 1xx: no protocol can be switched to here.
 pub(crate) fn switches_no_protocol() -> Response<ServerBody> {
     Refused::unknown(SWITCH).into_response(false)
 }
@@ -102,7 +102,7 @@ fn tidy_odd_h1(head: &mut Parts) -> Result<(), Refused> {
     if is_switch && hop::has_token(&head.headers, &UPGRADE, "websocket") {
         return Err(Refused::unknown("WebSocket is not spoken here; ask without `Upgrade: websocket`"));
     }
-    // Whoever asks for a whole URI means its authority, whatever `Host` says (RFC 9112, 3.2.2).
+    // A request for a whole URI means its authority, whatever `Host` says (RFC 9112, 3.2.2).
     if let Some(authority) = head.uri.authority()
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
     {

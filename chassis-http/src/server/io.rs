@@ -1,4 +1,4 @@
-//! A server's stream: what was read to find out the version comes first, and what comes in is noticed.
+//! A server's stream: it yields the bytes that the version was read from once more, and observes all that come in.
 use std::{
     io,
     pin::Pin,
@@ -16,7 +16,7 @@ use tokio::{
 use super::activity::Activity;
 use crate::{h2::FrameMonitor, net::Stream, wire::PREFACE};
 
-/// What a connection is spoken in.
+/// The version of HTTP that a connection begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Version {
     H1,
@@ -36,23 +36,23 @@ pub(crate) struct Opened {
     stream: Option<Stream>,
     opening: Opening,
     observer: Observer,
-    /// What was to be written last has to wait.
+    /// The last write has to wait.
     blocked: bool,
     back: Option<oneshot::Sender<Stream>>,
 }
 
-/// Who is told that bytes came in.
+/// Observes the bytes that come in.
 pub(crate) enum Observer {
     /// Over HTTP/1.1: those of heads can come slowly.
     Http1(Arc<Activity>),
-    /// Over HTTP/2: the peer lives. It is read in turns, and its frames are looked at.
+    /// Over HTTP/2: the frames are observed.
     Http2(FrameMonitor),
 }
 
 /// Where the stream comes back to.
 pub(crate) struct ReturnedStream(oneshot::Receiver<Stream>);
 
-/// What is read for nothing at a connection's end: a peer that sends more than this is busy sending.
+/// Bytes that are read and discarded at a connection's end: a peer that sends more than this is busy sending.
 const DISCARD_BYTES: usize = 2 * 1024 * 1024;
 /// Of a peer that is cut off it is read no faster than so many bytes in so long, all in less than a second: while it is
 /// kept waiting it does not flood another connection.
@@ -214,8 +214,8 @@ impl AsyncWrite for Opened {
 impl ReturnedStream {
     /// Closes the stream once the peer has, or `bound` is over; a peer that was cut off is read slowly.
     ///
-    /// Closing with bytes unread resets the connection: then the peer may never see what it was told
-    /// last, above all which of its streams were never begun.
+    /// Closing with bytes unread resets the connection: then the peer may never see the last
+    /// frames, above all which of its streams were never begun.
     pub(crate) async fn close(mut self, bound: Duration, is_cut_off: bool) {
         if let Ok(mut stream) = self.0.try_recv() {
             let pause = is_cut_off.then_some(CUT_OFF_PAUSE);

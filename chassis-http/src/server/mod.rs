@@ -79,8 +79,8 @@ pub(crate) struct Port {
     open: Arc<AtomicUsize>,
     refusing: AtomicUsize,
     metrics: Option<Metrics>,
-    /// When it was last told that a connection was closed for what its peer did.
-    told: Mutex<Option<Instant>>,
+    /// When a closed connection was last logged.
+    logged: Mutex<Option<Instant>>,
     refusals: Refusals,
 }
 
@@ -89,13 +89,13 @@ struct Counted(Arc<AtomicUsize>);
 
 /// After an error of accept that another try would only repeat (no file descriptors left).
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
-/// So many peers at once are told that the server is full; more are just closed.
+/// Connections that are answered 503 at the same time, because the server is full; more are closed at once.
 const MAX_REFUSING: usize = 64;
-/// Connections closed for what their peers do are told of once in so long.
+/// The least time between two log lines about connections that were closed for abuse.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a peer has to take note of what it is told last.
+/// The time that a peer has to read the last bytes before its connection is closed.
 pub(crate) const CLOSE_GRACE: Duration = Duration::from_secs(1);
-/// What they are told, whatever they speak: an HTTP/2 client sees that it is none of its frames.
+/// The answer of a full server, in any version: an HTTP/2 client sees that it is no frame.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     retry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
@@ -142,7 +142,7 @@ impl Server {
             open: self.open.clone(),
             refusing: AtomicUsize::new(0),
             metrics: self.metrics.clone(),
-            told: Mutex::new(None),
+            logged: Mutex::new(None),
             refusals: Refusals::default(),
         });
         let accept = accept(port, listener, self.tasks.clone(), self.connections.clone());
@@ -168,7 +168,7 @@ impl Server {
     }
 }
 
-/// Takes connections in until the server drains; then the listener is closed at once, so that nobody
+/// Takes connections in until the server drains; then the listener is closed at once, so that no client
 /// waits behind it.
 async fn accept(port: Arc<Port>, mut listener: Box<dyn Listener>, tasks: Tasks, connections: TaskTracker) {
     let mut pause = BACK_OFF.0;
@@ -195,7 +195,7 @@ async fn accept(port: Arc<Port>, mut listener: Box<dyn Listener>, tasks: Tasks, 
     }
 }
 
-/// What to do with a new connection: serve it, or tell it that there are too many.
+/// Serves a new connection, or answers it with 503 when there are too many.
 fn admit(port: &Arc<Port>, stream: Stream) -> Option<chassis_core::BoxFuture<'static, ()>> {
     let counted = Counted::new(&port.open);
     if counted.0.load(Acquire) <= port.config.max_connections.get() {
@@ -207,19 +207,19 @@ fn admit(port: &Arc<Port>, stream: Stream) -> Option<chassis_core::BoxFuture<'st
     }
     drop(counted);
     let words = format!("`server.max_connections`, {}, are open", port.config.max_connections);
-    port.refusals.tell(&port.name, StatusCode::SERVICE_UNAVAILABLE, &words);
+    port.refusals.log(&port.name, StatusCode::SERVICE_UNAVAILABLE, &words);
     if port.refusing.load(Acquire) >= MAX_REFUSING {
         return None;
     }
     port.refusing.fetch_add(1, AcqRel);
     let port = port.clone();
     Some(Box::pin(async move {
-        let _ = timeout(CLOSE_GRACE, tell_full(stream)).await;
+        let _ = timeout(CLOSE_GRACE, refuse_full(stream)).await;
         port.refusing.fetch_sub(1, AcqRel);
     }))
 }
 
-async fn tell_full(mut stream: Stream) -> std::io::Result<()> {
+async fn refuse_full(mut stream: Stream) -> std::io::Result<()> {
     stream.write_all(FULL).await?;
     io::finish(&mut stream, None).await
 }
@@ -238,7 +238,7 @@ impl Port {
         }
     }
 
-    /// Counts a connection that is closed for what its peer did, and tells of one in a second.
+    /// Counts a connection that is closed for `abuse`, and logs one in a second.
     #[cold]
     fn closed_for(&self, abuse: Abuse, peer: &Peer) {
         let reason = abuse.name();
@@ -246,9 +246,9 @@ impl Port {
             metrics.connection_closed(Side::Server, reason);
         }
         let now = Instant::now();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_none_or(|at| now >= at + LOG_INTERVAL) {
-            *told = Some(now);
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.is_none_or(|at| now >= at + LOG_INTERVAL) {
+            *logged = Some(now);
             tracing::warn!(target: "chassis", port = &*self.name, %peer, reason, "connection closed for what its peer did");
         }
     }

@@ -1,9 +1,9 @@
-//! The body of a request, which is heard to its end even where nobody wants it any more.
+//! The body of a request, which is read to its end even when its handler has dropped it.
 //!
 //! A call that is refused is often answered before its message has come. Dropping the message then has h2
 //! reset the stream; of more than 50 such streams it forgets the eldest, takes what still comes on them for
-//! errors of the connection, and after 1,024 of these closes it under everybody's calls. So an
-//! overloaded server would break its connections by refusing. What is read here for nothing is bounded;
+//! errors of the connection, and after 1,024 of these closes it with all its calls. So an
+//! overloaded server would break its connections by refusing. The number of discarded bytes is bounded;
 //! beyond that the stream is reset.
 use std::{
     pin::Pin,
@@ -34,9 +34,10 @@ enum Kind {
     H2(Inbound),
 }
 
-/// A message that follows its head is there soon; whoever still sends after that is told to stop.
+/// The time for the rest of a dropped body. A message that follows its head is there soon; a client that still sends
+/// after that gets a reset.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
-/// The message of most calls; more is not read for nothing.
+/// The bytes that are read and discarded: the message of most calls.
 const DISCARD_BYTES: usize = 64 * 1024;
 
 // === impl Received ===

@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 impl Refusals {
     /// Writes a line for a request that came in at `port`, unless there was one for this status just now.
     #[cold]
-    pub(super) fn tell(&self, port: &str, status: StatusCode, words: &str) {
+    pub(super) fn log(&self, port: &str, status: StatusCode, words: &str) {
         if self.is_due(status, Instant::now()) {
             tracing::info!(target: "chassis", port, status = status.as_u16(), "a request was refused: {words}");
         }
@@ -26,15 +26,15 @@ impl Refusals {
 
     fn is_due(&self, status: StatusCode, now: Instant) -> bool {
         // Nothing panics while it is held; a poisoned lock would be as good as new.
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match told.iter_mut().find(|(known, _)| *known == status) {
+        let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match logged.iter_mut().find(|(known, _)| *known == status) {
             Some((_, last)) if now.saturating_duration_since(*last) < PAUSE => false,
             Some((_, last)) => {
                 *last = now;
                 true
             }
             None => {
-                told.push((status, now));
+                logged.push((status, now));
                 true
             }
         }

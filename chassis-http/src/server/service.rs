@@ -1,4 +1,4 @@
-//! What a server serves: anything that answers requests; gRPC and REST on one port, by content-type.
+//! The services of a port: anything that answers requests, gRPC and REST chosen by content-type.
 use std::sync::Arc;
 
 use chassis_core::BoxFuture;
@@ -12,11 +12,11 @@ pub type Answer = BoxFuture<'static, Response<ServerBody>>;
 
 /// Answers requests. Any `Fn(Request<Received>) -> Answer` does.
 pub trait HttpService: Send + Sync + 'static {
-    /// The answer. A panic is told as 500, and the connection kept.
+    /// The answer. After a panic the caller gets 500, and the connection is kept.
     fn call(&self, request: Request<Received>) -> Answer;
 }
 
-/// Who answers on one port.
+/// The services that answer on one port.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -65,7 +65,7 @@ impl Mux {
     }
 }
 
-/// Whose is the request with this head?
+/// Is a request with these headers one of gRPC?
 pub(crate) fn is_grpc(head: &HeaderMap) -> bool {
     head.get(CONTENT_TYPE).is_some_and(names_grpc)
 }

@@ -1,4 +1,4 @@
-//! What the ports promise: REST is a protocol, both versions of HTTP are transports, and streams are streams.
+//! The contracts of the ports: REST is a protocol, both versions of HTTP are transports, and streams are streams.
 use std::{
     io,
     pin::Pin,

@@ -91,7 +91,7 @@ async fn an_orderly_goodbye_to_an_idle_connection_is_no_failure() {
     }
 }
 
-/// One that nobody had used yet is as orderly, unless it was of no use at all.
+/// An unused one is as orderly, unless it was of no use at all.
 #[tokio::test(start_paused = true)]
 async fn an_orderly_goodbye_to_an_unused_connection_is_no_failure() {
     let world = World::new();
@@ -255,7 +255,7 @@ async fn an_impatient_caller_makes_no_connection_suspect() {
     assert_eq!(client.link.connection(), Connection::Ready);
 }
 
-/// What is relayed from an upstream that vanished has an end, which is not taken for a good one.
+/// A body that is relayed from an upstream that vanished ends with an error.
 #[tokio::test(start_paused = true)]
 async fn an_answer_whose_server_vanished_ends() {
     let world = World::new();
@@ -297,7 +297,7 @@ async fn a_stream_of_a_connection_in_doubt_goes_on() {
     assert_eq!(feed.await.unwrap().unwrap(), "200 onetwo");
 }
 
-/// What has not left when the connection ends nobody has seen.
+/// A head that has not left when the connection ends was not seen by the server.
 #[tokio::test(start_paused = true)]
 async fn a_call_that_had_not_left_was_not_executed() {
     let rude = raw::frame(raw::DATA, 0, 0, b"x");
@@ -388,7 +388,7 @@ async fn a_goodbye_loses_no_call_that_is_just_handed_over() {
     assert_eq!(executed, answered.load(SeqCst));
 }
 
-/// The body of an answer is read to its end after its connection was told to go.
+/// The body of an answer is read to its end after its connection got GOAWAY.
 #[tokio::test(start_paused = true)]
 async fn an_answer_goes_on_after_the_goodbye() {
     let world = World::new();

@@ -1,4 +1,4 @@
-//! Peers that send what makes work, and nothing that is a call: each is cut off, and told so.
+//! Peers that send frames that make work and are no calls: each is cut off, with a reason.
 use std::{
     sync::{
         Arc,
@@ -130,7 +130,7 @@ async fn rapid_reset(head: Vec<u8>) {
     assert_eq!(code, Some(ENHANCE_YOUR_CALM));
     assert!(handlers <= 1_100, "{handlers} handlers were started");
     assert_eq!(victim.closed(), [("premature_resets".to_owned(), 1)]);
-    // Nobody else is the worse for it.
+    // Other peers are not affected.
     let mut other = victim.connect().await;
     other.write_all(&frame(PING, 0, 0, b"are you?")).await.unwrap();
     loop {
@@ -378,7 +378,7 @@ async fn a_list_of_headers_does_not_go_on_for_ever() {
     assert_eq!(victim.closed(), [("frame_limits".to_owned(), 1)]);
 }
 
-/// It reads nothing, so that what it is told cannot be written.
+/// It reads nothing, so that the GOAWAY cannot be written.
 #[tokio::test(start_paused = true)]
 async fn a_flood_whose_peer_does_not_read_ends_too() {
     let world = World::new();

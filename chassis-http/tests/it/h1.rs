@@ -230,7 +230,7 @@ async fn large_bodies_go_both_ways() {
     assert_eq!(world.memory.connections("stock"), 1);
 }
 
-/// Nobody else closes it here: the server waits longer, and the pool looks after itself only once it was woken.
+/// Nothing else closes it here: the server waits longer, and the pool looks after itself only once it was woken.
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_was_idle_for_too_long_is_not_taken() {
     for (idle, connections) in [(49, 1), (51, 2)] {
@@ -320,7 +320,7 @@ async fn a_new_connection_is_opened_once_all_idle_ones_turn_out_to_be_closed() {
     assert_eq!(world.memory.connections("stock"), 4);
 }
 
-/// What made a call fail that comes again may be true of its connection, and of all that were opened with it.
+/// The cause of a failure that repeats may be its connection, and all that were opened with it.
 #[tokio::test(start_paused = true)]
 async fn a_retried_call_goes_to_a_new_connection_in_place_of_an_idle_one() {
     let world = World::new();

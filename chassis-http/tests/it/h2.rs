@@ -52,7 +52,7 @@ async fn read_head(stream: &mut Stream) {
     }
 }
 
-/// What a call comes to whose server says `words` once it has seen the head, and hangs up if told to.
+/// The result of a call whose server sends `words` once it has seen the head, and then closes if `hang_up`.
 async fn answer_with(words: Vec<u8>, hang_up: bool) -> Error {
     let world = World::new();
     let mut listener = world.memory.listen("stock").unwrap();
@@ -405,7 +405,7 @@ async fn pings_more_slowly_when_told_to_calm_down() {
         ClientConfig { idle_timeout: PositiveSpan::from_millis(86_400_000), ..ClientConfig::default() };
     let client = leaf(&world, config);
     client.leaf.wake();
-    // Left alone it pings after 10 s; each time it is told off, after twice as long.
+    // Left alone it pings after 10 s; after each complaint, after twice as long.
     sleep(1_000 * SECOND).await;
     client.leaf.wake();
     assert!((2..=7).contains(&asked.load(SeqCst)), "{asked:?}");
@@ -557,7 +557,7 @@ impl Drop for Endless {
     }
 }
 
-/// Once it waited for room, nobody asked it any more whether it is still wanted.
+/// Once it waited for room, its reset went unnoticed.
 #[tokio::test(start_paused = true)]
 async fn an_upload_waits_for_its_reader_and_ends_with_its_call() {
     let world = World::new();

@@ -1,4 +1,4 @@
-//! Clients that leave while nobody reads what they sent: their calls end.
+//! Clients that leave while their bytes are not read: their calls end.
 use std::{sync::Arc, time::Duration};
 
 use chassis_core::{Random, tasks::Tasks, units::Span};
@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::support::World;
 
-/// What handlers tell.
+/// The events of a handler.
 #[derive(Debug, PartialEq)]
 enum Told {
     Called(String),
@@ -48,7 +48,7 @@ fn holds(told: mpsc::UnboundedSender<Told>) -> impl chassis_http::server::HttpSe
     }
 }
 
-/// A server over TCP, and what its handlers tell.
+/// A server over TCP, and the events of its handlers.
 struct Tcp {
     server: Server,
     address: String,
@@ -88,7 +88,7 @@ impl Tcp {
     }
 }
 
-/// hyper reads no further than somebody wants, and does not see what comes behind.
+/// hyper reads no further than the handler wants, and does not see the bytes behind.
 #[tokio::test]
 async fn a_client_that_closes_has_left() {
     for request in [UNREAD, BEHIND, ALONE] {

@@ -16,8 +16,8 @@ use crate::{
     support::{World, call, read},
 };
 
-/// Tells a request's fields, and its body's length.
-async fn tells(request: Request) -> String {
+/// Answers with the request's fields, and the length of its body.
+async fn describe(request: Request) -> String {
     let (head, body) = request.into_parts();
     let mut fields: Vec<_> =
         head.headers.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap())).collect();
@@ -44,14 +44,14 @@ fn serve(world: &World) -> Server {
         .route("/switches", any(async || StatusCode::SWITCHING_PROTOCOLS))
         .route("/relayed", any(relayed))
         .route("/closes", any(async || ([("connection", "close")], "bye")))
-        .fallback(any(tells));
+        .fallback(any(describe));
     world.serve(
         ServerConfig::default(),
         RestLayer::new(&Runtime::builder("orders").build().unwrap()).serve(routes),
     )
 }
 
-/// What `request` is told over HTTP/1.1, until the server hangs up.
+/// The answer to `request` over HTTP/1.1, until the server closes.
 async fn ask(request: &str) -> String {
     let world = World::new();
     let _server = serve(&world);

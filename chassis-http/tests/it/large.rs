@@ -196,7 +196,7 @@ async fn a_large_request_is_refused_alone() {
     assert_eq!(world.memory.connections("stock"), 5);
 }
 
-/// A client of ours is told what the limit is, and which setting it is.
+/// A client of ours gets an error that names the limit, and its setting.
 #[tokio::test(start_paused = true)]
 async fn a_large_request_is_told_the_limit() {
     let world = World::new();
@@ -209,7 +209,7 @@ async fn a_large_request_is_told_the_limit() {
     assert_eq!(client.get("/small").await.unwrap(), "200 small");
 }
 
-/// What a server answers to a client of h2 that takes `most` bytes of headers, and what becomes of its connection.
+/// The answer of a server to a client of h2 that takes `most` bytes of headers, and the state of its connection.
 async fn answered(
     most: Option<u32>,
     head: HeaderMap,

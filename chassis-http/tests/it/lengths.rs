@@ -135,7 +135,7 @@ pub(crate) fn relay(to: HttpClient) -> Router {
     Router::new().fallback(any(relay))
 }
 
-/// What is said at `memory:middle` on one connection, for requests of HTTP/1.1 that ask for no more.
+/// The bytes that come at `memory:middle` on one connection, for requests of HTTP/1.1 that ask for no more.
 async fn ask(world: &World, method: &str, path: &str) -> String {
     let mut stream =
         chassis_http::connector::Connector::connect(&world.network, "memory:middle").await.unwrap();
@@ -161,7 +161,7 @@ async fn downloads_through_a_service_in_the_middle_count_as_what_they_are() {
         for _ in 0..40 {
             let answer = client.get("/file").send().await.unwrap();
             assert_eq!(answer.headers()[CONTENT_LENGTH], FILE.len().to_string());
-            // Stops at the length, as whoever knows it may.
+            // Stops at the length, as a reader that knows it may.
             let mut body = answer.into_body();
             let mut got = String::new();
             while got.len() < FILE.len() {
@@ -212,7 +212,7 @@ async fn answers_without_a_body_are_whole_with_their_head() {
     assert_eq!(middle.counted(SERVER).len(), 3, "{:?}", middle.counted(SERVER));
 }
 
-/// Where no length is known, only the end tells: who leaves before it has not got it all.
+/// Where no length is known, only the end shows that the body is whole: a reader that leaves before has not got it all.
 #[tokio::test(start_paused = true)]
 async fn without_a_length_the_end_counts() {
     let world = World::new();

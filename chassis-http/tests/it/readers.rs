@@ -37,7 +37,7 @@ const LARGE: usize = 4 << 20;
 /// A window for all of it, and for its end.
 const WHOLE: u32 = LARGE as u32 + 1;
 static PART: [u8; 64 * 1024] = [b'x'; 64 * 1024];
-/// What a connection may hold, and the part of it that frames have which wait for windows.
+/// The bytes that a connection may hold, and the part of them for frames that wait for windows.
 const HELD: usize = 24 << 20;
 const WAITING: usize = HELD / 6;
 /// Of a stream, to begin with.

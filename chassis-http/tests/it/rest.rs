@@ -185,7 +185,7 @@ async fn bodies_over_the_limit_are_told_413() {
     }
 }
 
-/// `n` chunks of a hundred bytes, whose length nobody announces.
+/// `n` chunks of a hundred bytes, whose length is not announced.
 fn chunks(n: usize) -> impl http_body::Body<Data = Bytes, Error = std::convert::Infallible> + Send + 'static {
     let (mut sender, body) = http_body_util::channel::Channel::<Bytes, std::convert::Infallible>::new(1);
     tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! What the accept loop lets in, for how long, and how it drains.
+//! The accept loop: which connections it accepts, for how long, and how it drains.
 use std::{
     collections::VecDeque,
     io,
@@ -35,7 +35,7 @@ fn h1(world: &World) -> Client<H1Leaf> {
     world.leaf(H1Leaf::new, ClientConfig::default())
 }
 
-/// What a peer is told that says `words` and nothing more, and after how many seconds it is hung up on.
+/// The answer to a peer that sends `words` and nothing more, and the seconds until it is closed.
 async fn say(words: &[u8]) -> (String, u64) {
     let world = World::new();
     let server = world.serve(ServerConfig::default(), hello());
@@ -490,7 +490,7 @@ async fn giving_up_on_many_calls_at_once_does_not_cost_the_connection() {
 struct Flood {
     frames: VecDeque<Vec<u8>>,
     begun: Arc<AtomicUsize>,
-    /// Is told how many frames were unread when the server first wrote after a call had begun.
+    /// Receives how many frames were unread when the server first wrote after a call had begun.
     unread: Option<oneshot::Sender<usize>>,
 }
 

@@ -1,4 +1,4 @@
-//! What a server answers over HTTP/2: its heads, its bodies, and how they end.
+//! The answers of a server over HTTP/2: heads, bodies, and how they end.
 use std::{
     pin::Pin,
     sync::{
@@ -40,7 +40,7 @@ async fn get(client: &Client<H2Leaf>) -> Reply {
 /// Chunks without an end; each is counted, the drop as 1,000,000.
 struct Endless {
     chunks: Arc<AtomicUsize>,
-    /// What becomes of the fourth.
+    /// The result of the fourth.
     breaks: Option<Break>,
 }
 

@@ -20,7 +20,7 @@ use crate::{
     support::{SECOND, World, call, read},
 };
 
-/// What a call over HTTP/2 comes to, whose server answers with `words` once it has the head of stream 1.
+/// The result of a call over HTTP/2 whose server answers with `words` once it has the head of stream 1.
 async fn h2_answer(words: Vec<Vec<u8>>) -> Result<String, Failed> {
     let world = World::new();
     let mut listener = world.memory.listen("stock").unwrap();
@@ -84,7 +84,7 @@ async fn a_reset_after_the_whole_answer_concerns_the_request_alone() {
     assert_eq!(h2_answer(vec![at_once]).await.unwrap(), "200 all");
 }
 
-/// An upload is answered before its end, and told to stop: the answer stands, the upload ends.
+/// An upload is answered before its end, and asked to stop: the answer stands, the upload ends.
 #[tokio::test(start_paused = true)]
 async fn an_upload_that_is_told_to_stop_has_its_answer() {
     let world = World::new();
@@ -109,7 +109,7 @@ async fn an_upload_that_is_told_to_stop_has_its_answer() {
     assert!(sender.send_data("more".into()).await.is_err(), "nobody reads it any more");
 }
 
-/// What the peer resets for is told as what it is.
+/// The error of a reset names its code.
 #[tokio::test(start_paused = true)]
 async fn a_reset_by_the_peer_is_not_told_as_headers_over_the_limit() {
     for words in [vec![raw::reset(1, 1)], vec![head(&[]), data("half", false), raw::reset(1, 1)]] {

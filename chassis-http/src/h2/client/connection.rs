@@ -58,14 +58,14 @@ pub(super) struct Connection {
 /// A request is being handed over to h2: until this is dropped h2 does not learn that the connection ends.
 pub(super) struct Entered<'a>(&'a Health);
 
-/// What its stream of bytes says of a connection.
+/// The state of a connection, as its bytes show it.
 struct Health {
     over: AtomicBool,
     goaway: GoAway,
     /// A call's time was up without a byte from the server: it has to say something before it gets more calls.
     doubted: AtomicBool,
     doubt: Notify,
-    /// A ping was not answered in time. Set before the streams hear of it.
+    /// A ping was not answered in time. Set before the streams fail.
     silent: AtomicBool,
     /// How many requests are being handed over.
     entered: AtomicUsize,
@@ -77,11 +77,11 @@ struct Health {
     keep_alive: KeepAlive,
 }
 
-/// Hears what the frames say.
+/// Keeps [`Health`] from the frames that come in.
 struct HealthObserver {
     endpoint: Arc<Endpoint>,
     health: Arc<Health>,
-    /// Is is_http2 whether the first frame was one of HTTP/2.
+    /// Resolves to whether the first frame was one of HTTP/2.
     first_frame: Option<oneshot::Sender<bool>>,
 }
 

@@ -73,7 +73,7 @@ pub(super) async fn drive(endpoint: Arc<Endpoint>) {
     }
     endpoint.open.set(Vec::new());
     endpoint.link.set(State::Idle);
-    endpoint.tell_waiting();
+    endpoint.wake_waiting();
 }
 
 // === impl Endpoint ===
@@ -117,10 +117,10 @@ impl Endpoint {
             self.set_failure(Some(String::from("the connection broke")));
         }
         self.link.set(state);
-        self.tell_waiting();
+        self.wake_waiting();
     }
 
-    /// Closes what nobody used since the last time: what is beyond the usual number, or all.
+    /// Closes connections that were not used since the last time: those beyond the usual number, or all.
     fn close_unused(&self) {
         let open = self.open.get();
         let used: Vec<bool> = open.iter().map(|one| one.take_used()).collect();
@@ -163,7 +163,7 @@ impl Endpoint {
         self.open.set(open);
         self.set_failure(None);
         self.link.set(State::Ready);
-        self.tell_waiting();
+        self.wake_waiting();
     }
 
     /// Waits, but not for what is gone: the endpoint, or another connection.

@@ -14,21 +14,21 @@ use super::{
 };
 use crate::{ClientConfig, failure, net::Connector, outgoing::Form};
 
-/// What calls and the background share of one endpoint.
+/// The state of one endpoint that its calls and its driver share.
 pub(super) struct Endpoint {
     pub(super) link: Link,
     pub(super) connector: Arc<dyn Connector>,
     pub(super) config: Arc<ClientConfig>,
     pub(super) form: Form,
     pub(super) open: Live<Vec<Arc<Connection>>>,
-    /// Somebody wants connections; otherwise those that end are not replaced.
+    /// Calls want connections; otherwise those that end are not replaced.
     pub(super) wanted: AtomicBool,
-    /// Tells the driver to look again.
+    /// Wakes the driver.
     pub(super) poke: Notify,
     pub(super) pings: PingPace,
     driven: AtomicBool,
     closed: AtomicBool,
-    /// Calls that wait for a stream, and what tells the first of them to look again.
+    /// Calls that wait for a stream, and the notification that wakes the first of them.
     waiting: AtomicUsize,
     free: Notify,
     /// Why there is no connection, for the message.
@@ -134,7 +134,7 @@ impl Endpoint {
             self.link.set(State::Connecting);
         }
         self.poke.notify_one();
-        self.tell_waiting();
+        self.wake_waiting();
     }
 
     /// A connection that was in doubt lives: calls may come again.
@@ -143,11 +143,11 @@ impl Endpoint {
         if usable && self.link.connection() == State::Connecting {
             self.link.set(State::Ready);
         }
-        self.tell_waiting();
+        self.wake_waiting();
     }
 
     /// Lets a call that waits look again. Each wakes the next, so that none is missed.
-    pub(super) fn tell_waiting(&self) {
+    pub(super) fn wake_waiting(&self) {
         if self.waiting() > 0 {
             self.free.notify_one();
         }
@@ -185,7 +185,7 @@ impl Endpoint {
 // === impl Slot ===
 
 impl Slot {
-    /// What sends on the connection.
+    /// The sender of the connection.
     pub(super) fn sender(&self) -> Sender {
         self.connection.sender()
     }
@@ -246,7 +246,7 @@ impl Drop for Slot {
         if let Some(since) = self.unanswered {
             self.given_up(since);
         }
-        self.endpoint.tell_waiting();
+        self.endpoint.wake_waiting();
     }
 }
 
@@ -263,7 +263,7 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, AcqRel);
-        self.0.tell_waiting();
+        self.0.wake_waiting();
     }
 }
 

@@ -118,7 +118,7 @@ async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Fa
         slot.answered();
         let response = match answer {
             Ok(response) => response,
-            // Even if it was refused, its headers are gone: whoever kept those may send it again.
+            // Even if it was refused, its headers are gone: only the retries, which kept them, may send it again.
             Err(error) => return Err(call.refuse(error)),
         };
         slot.served();
@@ -146,7 +146,7 @@ fn lost(error: h2::Error, stream: u32, slot: &Slot) -> Error {
         true => failure::of_ping_timeout(),
         false => failure::of_stream(&error),
     };
-    // What had not left when the connection ended nobody has seen.
+    // A head that had not left when the connection ended was not seen by the server.
     let unsent = goaway::is_of_connection(&error) && !slot.has_sent(stream);
     let said = if unsent { said.with_maybe_executed(false) } else { said };
     said.with_source(error)

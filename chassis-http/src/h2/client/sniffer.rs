@@ -1,4 +1,4 @@
-//! The bytes of a client's HTTP/2 connection, and what h2 does not tell of them.
+//! The bytes of a client's HTTP/2 connection, whose frames are observed both ways.
 use std::{
     io::{self, IoSlice},
     pin::Pin,
@@ -20,7 +20,7 @@ use crate::{
     wire::PREFACE,
 };
 
-/// A stream whose frames are watched, both ways.
+/// A stream whose frames are observed, both ways.
 ///
 /// A request that h2 refuses because the connection has just ended is lost with its headers. So h2 learns that a
 /// connection ends (by GOAWAY, its end, or an error) only once the [`FrameObserver`] knows and no request is being
@@ -34,19 +34,19 @@ pub(super) struct FrameSniffer<S, L> {
     budget: FrameBudget,
     /// Encoded bytes that a list of headers may have.
     most_encoded: usize,
-    /// What was read last, and h2 has not event.
+    /// The result of the last read, which h2 has not seen yet.
     held: Option<io::Result<Bytes>>,
 }
 
-/// What is told of the frames.
+/// Observes the frames of one connection.
 pub(super) trait FrameObserver: Unpin {
-    /// This came in.
+    /// `event` came in.
     fn on_event(&mut self, event: FrameEvent);
     /// The head of this stream has left.
     fn on_head_sent(&mut self, stream: u32);
     /// Nothing more comes in.
     fn on_end(&mut self);
-    /// Takes the connection no more requests, while one is being handed over that does not know?
+    /// Has the connection ended, while a request that does not know is being handed over?
     fn must_hold(&self) -> bool;
 }
 
@@ -119,7 +119,7 @@ impl<S, L: FrameObserver> FrameSniffer<S, L> {
         Poll::Ready(Ok(()))
     }
 
-    /// Keeps what has just been read until nobody hands over a request any more: a moment.
+    /// Keeps the last read until no request is being handed over any more: a moment.
     #[cold]
     fn hold(
         &mut self,
@@ -242,7 +242,7 @@ impl Sent {
     }
 }
 
-/// How many bytes follow the header of a frame; `sent` is told of a head's.
+/// The number of bytes that follow the header of a frame. Calls `sent` with the stream of a HEADERS frame.
 #[inline]
 fn frame(header: &[u8; HEADER], sent: &mut impl FnMut(u32)) -> usize {
     let [a, b, c, kind, _, stream @ ..] = *header;
@@ -282,7 +282,7 @@ mod tests {
         }
     }
 
-    /// Says that somebody hands a request over until told otherwise.
+    /// Behaves as if a request were being handed over, until `entered` is false.
     struct Busy {
         ends: bool,
         entered: Arc<AtomicBool>,
@@ -301,7 +301,7 @@ mod tests {
         }
     }
 
-    /// What ends a connection reaches h2 only once the request that is being handed over has been.
+    /// The end of a connection reaches h2 only once the request that is being handed over has been.
     async fn check_held(peer: impl AsyncFnOnce(DuplexStream), expected: &[u8]) {
         let (ours, mut theirs) = duplex(1024);
         theirs.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();

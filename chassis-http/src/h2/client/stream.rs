@@ -36,7 +36,7 @@ struct Sending {
 /// bytes of trailers.
 pub(super) fn send(to: SendStream<Bytes>, body: Body, most: u32, tasks: &Tasks) -> Option<Abort> {
     if !body.is_streaming() {
-        // An error means that the stream is over: the answer will tell why.
+        // An error means that the stream is over: the answer reports why.
         let _ = send_ready(to, body, most);
         return None;
     }
@@ -68,8 +68,8 @@ fn send_ready(mut to: SendStream<Bytes>, mut body: Body, most: u32) -> Result<()
     }
 }
 
-/// A request lasts as long as its caller waits. What is there first is sent at once, however long it is: with h2 it
-/// takes no more memory than here.
+/// A request lasts as long as its caller waits. The first bytes are sent at once, however many they are: with h2 they
+/// take no more memory than here.
 impl Paced for Body {
     fn take(&self, sent: u64, _: usize) -> bool {
         sent == 0

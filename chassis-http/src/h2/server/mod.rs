@@ -59,11 +59,11 @@ use crate::{
     wire::{GRPC_MEDIA_TYPE, GRPC_MESSAGE, GRPC_STATUS},
 };
 
-/// One connection; it is over when all its streams are, when its peer fell silent, or when it is cut off.
+/// One connection. It ends with its last stream, when its peer does not answer pings, or when it is cut off.
 pub(crate) struct Http2 {
     connection: Connection<Opened, Bytes>,
     requests: Requests,
-    /// `Some`: the peer fell silent; `None`: it is to be cut off.
+    /// `Some`: the peer does not answer pings; `None`: it is to be cut off.
     trouble: Aside<BoxFuture<'static, Option<BoxError>>>,
     keep_alive: Arc<KeepAlive>,
     read_budget: ReadBudget,
@@ -73,7 +73,7 @@ pub(crate) struct Http2 {
     max_header_list: u32,
     /// Handlers that may run, or wait to be ended.
     max_handlers: usize,
-    /// How many resets had come when no stream was left to begin.
+    /// Resets that had come when no stream was left to begin.
     resets: usize,
     pace: ReadPace,
     /// Nothing is read until then.
@@ -104,8 +104,7 @@ const MAX_HANDLERS: usize = 4;
 // === impl Http2 ===
 
 impl Http2 {
-    /// Begins to speak it on `io`; `keep_alive` is told by that of what comes in, and it is read
-    /// in `read_budget`.
+    /// Performs the handshake on `io`, which feeds `keep_alive` and `read_budget`.
     pub(crate) async fn begin(
         port: &Port,
         io: Opened,
@@ -340,7 +339,7 @@ impl Exchange {
         }
     }
 
-    /// What is said in place of an answer whose headers the peer does not take.
+    /// The answer in place of one whose headers the peer does not take.
     #[cold]
     fn unsayable(&self, head: response::Parts, body: Tracked) -> (response::Parts, Tracked) {
         let size = headers::size_of_answer(headers::size(&head.headers));

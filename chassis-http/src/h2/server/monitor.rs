@@ -1,4 +1,4 @@
-//! What the bytes that come in say of a server's connection.
+//! Observes the frames that come in on a server's connection.
 use std::{sync::Arc, task::Context};
 
 use tokio::time::Instant;
@@ -13,7 +13,7 @@ use crate::{
     server::activity::Activity,
 };
 
-/// Over HTTP/2: the peer lives. It is read in read_budget, and its frames are looked at.
+/// Feeds keep-alive, the read budget, the flood budget and the connection's activity from the bytes that come in.
 pub(crate) struct FrameMonitor {
     keep_alive: Arc<KeepAlive>,
     read_budget: ReadBudget,
@@ -21,7 +21,7 @@ pub(crate) struct FrameMonitor {
     frames: FrameParser,
     limit: HeaderLimit,
     budget: FrameBudget,
-    /// What was unfinished after the last read, whether it was a list of headers, and how many frames came before.
+    /// After the last read: the unfinished part, whether it is a list of headers, and the number of frames before it.
     unfinished: (Unfinished, bool, u64),
 }
 
@@ -51,22 +51,22 @@ impl FrameMonitor {
         &self.activity
     }
 
-    /// So many bytes were written.
+    /// Earns budget for `bytes` that were written.
     pub(crate) fn wrote(&mut self, bytes: usize) {
         self.budget.earn(bytes);
     }
 
-    /// Is it the turn of something else? Then the task is polled again soon.
+    /// Has this poll read enough? Then the task is woken, to be polled again soon.
     pub(crate) fn is_spent(&self, cx: &mut Context<'_>) -> bool {
         self.read_budget.is_spent(cx)
     }
 
-    /// Is little to be read at a time?
+    /// Is only little to be read at a time?
     pub(crate) fn is_slow(&self) -> bool {
         self.activity.streams.is_slow()
     }
 
-    /// These bytes came in.
+    /// Observes `bytes` that came in.
     pub(crate) fn read(&mut self, bytes: &[u8]) {
         let FrameMonitor { keep_alive, read_budget, activity, frames, limit, budget, unfinished: last } =
             self;

@@ -6,7 +6,7 @@
 //! pause follows a turn that brought little else. In it threads run out of ready tasks, and poll I/O.
 use std::time::Duration;
 
-/// What became of the streams of a connection, so far.
+/// Counts how the streams of a connection have ended so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct StreamCounts {
     pub(super) begun: usize,
@@ -96,7 +96,7 @@ mod tests {
         check(500, &[(64, 33, 0), (64, 0, 0), (64, 0, 0)], &[4_500, 0, 0]);
     }
 
-    /// What it did well before does not buy a turn without a pause.
+    /// Earlier good streams earn it no read without a pause.
     #[test]
     fn each_turn_is_looked_at_alone() {
         check(500, &[(1_000_000, 0, 0), (100, 100, 0)], &[0, 4_500]);

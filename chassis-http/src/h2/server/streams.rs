@@ -1,5 +1,5 @@
-//! What a peer makes of the streams of one HTTP/2 connection: above all, how many it resets before it can have
-//! got anything for them (CVE-2023-44487).
+//! Counts how a peer uses the streams of one HTTP/2 connection: above all, how many it resets before it can have
+//! got an answer (CVE-2023-44487).
 use std::{
     sync::{
         Mutex, MutexGuard, OnceLock, PoisonError,
@@ -238,7 +238,7 @@ mod tests {
         check(100_000, 10_000, |n| n % 3 > 0, Some((500, Abuse::PrematureResets)));
     }
 
-    /// What it did well before does not buy it more than that.
+    /// Earlier good streams earn it no more than that.
     #[test]
     fn a_peer_that_begins_to_reset_everything_is_cut_off_soon() {
         check(900, 10_000_000, |n| n >= 9_999_500, Some((10_000_000, Abuse::PrematureResets)));
@@ -284,7 +284,7 @@ mod tests {
     #[test]
     fn what_was_reset_late_counts_for_its_own_block() {
         let (mut counts, now) = (ResetCounts::default(), Instant::now());
-        // 499 of the first 500, told once there are 2,000.
+        // 499 of the first 500, counted once there are 2,000.
         for number in 0..499 {
             assert_eq!(counts.premature(number, 2_000, true, now), None);
         }

@@ -16,7 +16,7 @@ pub(crate) struct Windows {
     untold: u64,
 }
 
-/// What HTTP/2 begins with.
+/// The window of a new connection, and of a stream before the first settings.
 const WINDOW: u32 = 65_535;
 /// Bytes at the beginning of a stream that h2 is given without a look: all of most answers. A peer that takes back a
 /// window that it has opened holds up no more.

@@ -137,7 +137,7 @@ impl std::fmt::Debug for HttpClient {
     }
 }
 
-/// What makes the request's body failed.
+/// The error of a call whose request body failed.
 fn of_body(error: impl Into<BoxError>) -> Error {
     Error::local(Reason::Cancelled, "the request's body broke off").with_source(error)
 }

@@ -11,8 +11,8 @@ use serde::Serialize;
 use super::{HttpClient, Response, template};
 use crate::{HTTP, wire::JSON};
 
-/// A request in the making; nothing is sent before [`send`](Self::send), which also tells what was
-/// wrong with it.
+/// A request that is being built. Nothing is sent before [`send`](Self::send), which also returns the first error in
+/// it.
 #[must_use = "a request is sent by `send`"]
 pub struct RequestBuilder {
     client: HttpClient,
@@ -120,7 +120,7 @@ impl RequestBuilder {
         self
     }
 
-    /// It is never retried. (What provably never left is still sent again.)
+    /// It is never retried. (A call that provably never left is still sent again.)
     pub fn no_retry(mut self) -> Self {
         self.options.no_retry = true;
         self
@@ -160,7 +160,7 @@ impl RequestBuilder {
         Ok((call, pipeline, max_body))
     }
 
-    /// The first thing that is wrong is the one to be told.
+    /// Keeps the first error.
     fn is_wrong(&mut self, words: String) {
         self.wrong.get_or_insert(words);
     }

@@ -1,4 +1,4 @@
-//! What came back, well or not.
+//! The answer to a call, successful or not.
 use bytes::{Bytes, BytesMut};
 use chassis_core::{Error, Reason, Reply, ReplyBody};
 use http::{Extensions, HeaderMap, StatusCode};
@@ -34,7 +34,7 @@ impl Response {
         &self.headers
     }
 
-    /// What layers left.
+    /// The extensions that layers have set.
     pub fn extensions(&self) -> &Extensions {
         &self.extensions
     }
@@ -61,7 +61,7 @@ impl Response {
         self.read().await
     }
 
-    /// The whole body as text. What is not UTF-8 in it is replaced.
+    /// The whole body as text. Bytes that are not UTF-8 are replaced.
     pub async fn text(self) -> Result<String, Error> {
         Ok(String::from_utf8_lossy(&self.bytes().await?).into_owned())
     }

@@ -6,7 +6,7 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b
 
 /// Fills the holes of `template`. A hole that begins with a star (`{*path}`) may hold slashes.
 ///
-/// What would change the path's meaning is refused rather than sent: empty and dot segments.
+/// Refuses arguments that would change the path's meaning, rather than send them: empty and dot segments.
 pub(super) fn fill(template: &str, params: &[(String, String)]) -> Result<String, String> {
     if !template.starts_with('/') {
         return Err(format!("`{template}` is no path; it begins with a slash"));
