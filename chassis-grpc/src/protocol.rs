@@ -239,6 +239,37 @@ mod tests {
         }
     }
 
+    /// Where messages of `lengths` begin, if their bytes come in chunks of `size`.
+    fn begins(lengths: &[usize], size: usize) -> Vec<usize> {
+        let mut bytes = Vec::new();
+        for length in lengths {
+            bytes.push(0);
+            bytes.extend((*length as u32).to_be_bytes());
+            bytes.extend(std::iter::repeat_n(7, *length));
+        }
+        let (mut position, mut begins) = (0, Vec::new());
+        for (n, chunk) in bytes.chunks(size).enumerate() {
+            let mut read = 0;
+            while let Some(at) = Grpc.next_message(&mut position, &chunk[read..]) {
+                begins.push(n * size + read + at);
+                read += at + 1;
+            }
+        }
+        assert_eq!(position, 0, "whole messages end between two");
+        begins
+    }
+
+    #[test]
+    fn messages_are_found_however_their_bytes_are_cut() {
+        let lengths = [0, 1, 3, 0, 0, 70_000, 256, 5];
+        let expected: Vec<usize> =
+            (0..lengths.len()).map(|n| lengths[..n].iter().map(|length| 5 + length).sum()).collect();
+        for size in [1, 2, 3, 4, 5, 6, 7, 11, 1_000, 16_384, 1_000_000] {
+            assert_eq!(begins(&lengths, size), expected, "chunks of {size}");
+        }
+        assert!(begins(&[], 1).is_empty());
+    }
+
     /// A `content-length` from a proxy does not end the call: the trailers do.
     #[test]
     fn a_length_says_nothing_of_how_a_call_went() {

@@ -14,6 +14,7 @@ mod kinds;
 mod layers;
 mod life;
 mod limits;
+mod message_limits;
 mod options;
 mod own_kinds;
 mod own_settings;

@@ -154,16 +154,11 @@ impl MessageLimits {
             (Direction::Answer, Bound::Rate) => ("answer_rate", told(&config.answer_rate)),
         };
         let (what, service) = (direction.name(), &self.service);
-        let (reason, message) = match bound {
-            Bound::Bytes => (Reason::TooLarge, format!("{service}: the {what} has more than {most}")),
-            Bound::Messages => {
-                (Reason::TooLarge, format!("{service}: the {what} has more than {most} messages"))
-            }
-            Bound::Rate => (
-                Reason::RateLimited,
-                format!("{service}: the messages of the {what} come quicker than {most}"),
-            ),
+        let reason = match bound {
+            Bound::Bytes | Bound::Messages => Reason::TooLarge,
+            Bound::Rate => Reason::RateLimited,
         };
+        let message = format!("{service}: the {what} is over the bound `{key}: {most}`");
         let rule = format!("message_limits.{key}");
         self.site.pulse(Instant::now(), || Event::Refusing {
             side: self.side,
