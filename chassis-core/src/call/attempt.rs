@@ -20,19 +20,16 @@ use crate::clock::Instant;
 /// tried again has one, and hardly any needs it.
 pub(crate) struct Headers(SmallVec<[(HeaderName, HeaderValue); HEADERS]>);
 
-/// So many are kept without an allocation: what a stub sends, and a few of the caller's.
-const HEADERS: usize = 4;
+/// So many are kept without an allocation: what a stub of tonic's sends. Where there are more, one allocation costs
+/// less than room for them would cost every call.
+const HEADERS: usize = 3;
 
 // === impl Headers ===
 
 impl Headers {
     /// Keeps those of `map`.
     pub(crate) fn of(map: &HeaderMap) -> Self {
-        let mut headers = Headers(SmallVec::new());
-        for (name, value) in map {
-            headers.0.push((name.clone(), value.clone()));
-        }
-        headers
+        Headers(map.iter().map(|(name, value)| (name.clone(), value.clone())).collect())
     }
 
     fn to_map(&self) -> HeaderMap {
@@ -47,11 +44,9 @@ impl Headers {
 // === impl Invocation ===
 
 impl Invocation {
-    /// Takes the call out, with everything that listens to it; `self` goes on as its first attempt.
-    pub(crate) fn begin_first_attempt(&mut self) -> Call {
-        let mut call = self.0.copy();
+    /// Everything that listens to the call moves to `call`, a copy of it; `self` goes on as its first attempt.
+    pub(crate) fn begin_first_attempt(&mut self, call: &mut Call) {
         std::mem::swap(&mut call.completion.call, &mut self.0.completion.call);
-        call
     }
 }
 
@@ -59,8 +54,9 @@ impl Invocation {
 
 impl Call {
     /// The same call without headers and body. Nothing listens to it, and it is over already; but its time is up
-    /// when this one's is.
-    pub(super) fn copy(&self) -> Call {
+    /// when this one's is. Inlined, or a call is made in one place and moved to another.
+    #[inline(always)]
+    pub(crate) fn copy(&self) -> Call {
         let closed = |scope: &Scope| Scope::closed(scope.started(), scope.bound());
         Call {
             protocol: self.protocol,

@@ -4,6 +4,7 @@
 //! free replay, and often the verdict together with the head.
 use std::{
     collections::VecDeque,
+    num::NonZeroU32,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -77,7 +78,7 @@ pub struct Replay(Arc<Shared>);
 
 /// Names one attempt's way through a [`Replay`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reader(u32);
+pub struct Reader(NonZeroU32);
 
 struct Shared {
     kept: Mutex<Kept>,
@@ -99,7 +100,7 @@ struct Kept {
     /// One attempt reads it alone, for it has won or has read more than is kept: nothing is kept any more.
     is_sole: bool,
     readers: SmallVec<[Position; 2]>,
-    next: u32,
+    next: Reader,
 }
 
 /// How far an attempt is.
@@ -467,7 +468,7 @@ impl Replay {
             failed: None,
             is_sole: false,
             readers: SmallVec::new(),
-            next: 0,
+            next: Reader(NonZeroU32::MIN),
         };
         Replay(Arc::new(Shared { kept: Mutex::new(kept), waiting: Arc::default() }))
     }
@@ -478,8 +479,8 @@ impl Replay {
         if !kept.can_repeat() {
             return None;
         }
-        let (reader, size) = (Reader(kept.next), kept.size);
-        kept.next += 1;
+        let (reader, size) = (kept.next, kept.size);
+        kept.next = Reader(reader.0.saturating_add(1)); // a call has a handful of attempts
         kept.readers.push(Position { reader, chunk: 0, has_ended: false });
         drop(kept);
         let body = Replaying { shared: self.0.clone(), reader, size };

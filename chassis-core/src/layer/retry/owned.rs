@@ -19,21 +19,17 @@ use crate::{
 /// A call that may be attempted again, and what its attempts are made of. It is settled here, whatever becomes of
 /// them: by the reply that is returned, the last error, or the drop of the future.
 pub(super) struct Owned {
+    /// With the body, where that is all there: it can be sent as often as one likes.
     pub(super) call: Call,
     headers: Headers,
-    source: BodySource,
-    /// How the attempt under way reads the body, if that is a stream.
+    /// A body that streams, as far as it has been kept.
+    stream: Option<Replay>,
+    /// How the attempt under way reads `stream`.
     reader: Option<Reader>,
-    attempts: u32,
+    /// At most [`MOST_ATTEMPTS`].
+    attempts: u8,
     /// May an earlier attempt have been executed? Then that is so whatever the last one says.
     pub(super) executed: bool,
-}
-
-enum BodySource {
-    /// All there: as often as one likes.
-    Whole(Body),
-    /// As far as it has been kept.
-    Stream(Replay),
 }
 
 /// Tells the call that is being handled here that one made for it was retried without success: the answer to it
@@ -55,36 +51,37 @@ fn is_safe(call: &Call, verdict: &Verdict, config: &RetryConfig) -> bool {
 impl Owned {
     /// Takes the call out of `attempt`, which goes on as its first one; keeps up to `most` bytes of a stream.
     pub(super) fn take(attempt: &mut Invocation, most: usize) -> Box<Self> {
-        let source = match std::mem::take(&mut attempt.body) {
-            body if !body.is_streaming() => BodySource::Whole(body),
-            body => BodySource::Stream(Replay::new(body, most)),
-        };
-        // There is one: no attempt has read any of it.
-        let (body, reader) = source.body().unwrap_or_default();
-        attempt.body = body;
-        let headers = Headers::of(&attempt.metadata);
-        let call = attempt.begin_first_attempt();
-        Box::new(Owned { call, headers, source, reader, attempts: 1, executed: false })
+        // Allocated first, so that the copy is made where it stays: every call that may be retried pays for it.
+        let place = Box::new_uninit();
+        let (call, headers) = (attempt.copy(), Headers::of(&attempt.metadata));
+        let owned = Owned { call, headers, stream: None, reader: None, attempts: 1, executed: false };
+        let mut owned = Box::write(place, owned);
+        attempt.begin_first_attempt(&mut owned.call);
+        match attempt.body.try_clone() {
+            Some(body) => owned.call.body = body,
+            None => owned.keep_stream(&mut attempt.body, most),
+        }
+        owned
     }
 
     /// The call ends as the attempt of `reply` does.
     pub(super) fn commit(mut self: Box<Self>, reply: &mut Reply) {
         reply.commit(&mut self.call);
-        if let (BodySource::Stream(replay), Some(reader)) = (self.source, self.reader) {
-            replay.commit(reader);
+        if let (Some(stream), Some(reader)) = (self.stream.take(), self.reader) {
+            stream.commit(reader);
         }
     }
 
     /// The pause before another attempt, which then counts; or `None` if there is to be none.
     pub(super) fn may_retry(&mut self, verdict: &Verdict, pushback: Pushback) -> Option<Duration> {
-        let Owned { call, source, attempts, .. } = self;
+        let Owned { call, stream, attempts, .. } = self;
         let policy = call.policy().clone();
         let retries = policy.retry.as_ref()?;
         let config = &retries.config;
         if verdict.origin == crate::types::Origin::Local || !config.on.contains(ended(verdict)) {
             return None;
         }
-        if *attempts >= config.attempts.get().min(MOST_ATTEMPTS) {
+        if u32::from(*attempts) >= config.attempts.get().min(MOST_ATTEMPTS) {
             if *attempts > 1 {
                 retries_exhausted();
             }
@@ -99,7 +96,7 @@ impl Owned {
             counted("chained");
             return None;
         }
-        if !source.can_repeat() {
+        if stream.as_ref().is_some_and(|stream| !stream.is_possible()) {
             counted("not_replayable");
             return None;
         }
@@ -116,7 +113,7 @@ impl Owned {
                 pushed_back(after, config.backoff.get(), left, &policy.common.random)
             }
             Pushback::After(_) | Pushback::None => {
-                Some(delay(config.backoff.get(), *attempts, &policy.common.random))
+                Some(delay(config.backoff.get(), (*attempts).into(), &policy.common.random))
             }
         };
         let at = pause.and_then(|pause| now.checked_add(pause));
@@ -144,35 +141,45 @@ impl Owned {
 
     /// Cuts the attempt off from the body, so that another one can be made; `false` if that can't be.
     pub(super) fn abandon(&mut self) -> bool {
-        match (&self.source, self.reader) {
-            (BodySource::Stream(replay), Some(reader)) => replay.abandon(reader),
+        match (&self.stream, self.reader) {
+            (Some(stream), Some(reader)) => stream.abandon(reader),
             _ => true,
         }
     }
 
     /// The next attempt; `None` if the body can't be sent again.
     pub(super) fn begin_attempt(&mut self) -> Option<Invocation> {
-        let (body, reader) = self.source.body()?;
-        self.reader = reader;
+        let body = match &self.stream {
+            None => self.call.body.try_clone()?,
+            Some(stream) => {
+                let (body, reader) = stream.attempt()?;
+                self.reader = Some(reader);
+                body
+            }
+        };
         Some(self.call.begin_attempt(&self.headers, body, Instant::now()))
+    }
+
+    /// Keeps what the attempts read of `body`, which becomes that of the first one.
+    fn keep_stream(&mut self, body: &mut Body, most: usize) {
+        let stream = Replay::new(std::mem::take(body), most);
+        // There is one: no attempt has read any of it.
+        if let Some((first, reader)) = stream.attempt() {
+            *body = first;
+            self.reader = Some(reader);
+        }
+        self.stream = Some(stream);
     }
 }
 
-// === impl BodySource ===
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl BodySource {
-    /// For one more attempt; `None` if it can't be sent again.
-    fn body(&self) -> Option<(Body, Option<Reader>)> {
-        match self {
-            BodySource::Whole(body) => body.try_clone().map(|body| (body, None)),
-            BodySource::Stream(replay) => replay.attempt().map(|(body, reader)| (body, Some(reader))),
-        }
-    }
-
-    fn can_repeat(&self) -> bool {
-        match self {
-            BodySource::Whole(_) => true,
-            BodySource::Stream(replay) => replay.is_possible(),
-        }
+    /// glibc keeps freed blocks of up to 1032 bytes at hand for each thread. Every call that may be retried has one
+    /// of these, and a larger one takes it three times as long to get.
+    #[test]
+    fn is_small_enough_for_the_cache_of_a_thread() {
+        assert!(size_of::<Owned>() <= 1032, "{} bytes", size_of::<Owned>());
     }
 }
