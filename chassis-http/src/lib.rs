@@ -25,7 +25,8 @@ pub mod wire;
 
 /// Byte streams, by address: what connections are made of, on both sides, before HTTP begins.
 ///
-/// TLS goes in here: a [`Connector`] around another one on the client, an [`Acceptor`] on the server.
+/// TLS goes in here: a [`Connector`](connector::Connector) around another one on the client, an
+/// [`Acceptor`](connector::Acceptor) on the server.
 pub mod connector {
     #[cfg(feature = "testing")]
     pub use crate::net::contract;
