@@ -103,7 +103,7 @@ both! {
         assert_eq!(
             out,
             "route → trace → metrics → [call] → [call-fn] → fallback → deadline → rate_limit → concurrency → \
-             fault(call) → breaker → retry → [attempt] → [attempt-fn] → fault(attempt) → balance → attempt → \
+             message_limits → fault(call) → breaker → retry → [attempt] → [attempt-fn] → fault(attempt) → balance → attempt → \
              [node] → [node-fn] → connect"
         );
         let [out, _] = caller.app.chains("ledger");
