@@ -109,7 +109,7 @@ impl Reply {
         }
         let closed = Scope::closed(call.completion.call.started(), None);
         own.completion.call = std::mem::replace(&mut call.completion.call, closed);
-        self.tell_call();
+        self.judge_call();
     }
 
     /// The same where a layer of the user's answered with the reply to another call.
@@ -122,11 +122,11 @@ impl Reply {
             *own = Scope::like(&listening.completion.call);
         }
         Home::from(listening).follow(self);
-        self.tell_call();
+        self.judge_call();
     }
 
-    /// What is known of the attempt holds for the call.
-    fn tell_call(&mut self) {
+    /// Judges the call by its attempt: by the verdict where there is one, else as an answer that begins well.
+    fn judge_call(&mut self) {
         let own = &mut *self.0;
         own.completion.head_arrived(own.deadline);
         let known = own.completion.attempt.verdict();

@@ -14,7 +14,7 @@ pub(crate) trait CallCheck: Send + Sync + 'static {
     /// body, to refuse it later.
     fn check_answer(&self, answer: &mut Call) -> Result<(), Error>;
 
-    /// How the call ends if it is dropped now, where the layer drops it for a reason of its own.
+    /// The verdict on a call that is dropped now, if the layer drops it for a reason of its own; else `None`.
     fn verdict_of_drop(&self) -> Option<Verdict> {
         None
     }

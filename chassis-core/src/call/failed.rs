@@ -45,8 +45,8 @@ mod sealed {
 // === impl Failed ===
 
 impl Failed {
-    /// What the error of a user's tower layer says, as [`Error::from_layer`] has it. A `Failed` is taken out again
-    /// as it is, with the call that it gives back; from below other errors, without that.
+    /// Converts the error of a user's tower layer, as [`Error::from_layer`] does. A `Failed` comes out as it is, with
+    /// the call that it gives back; one that is the source of another error comes out without that call.
     pub fn from_layer(error: impl Into<BoxError>) -> Self {
         let error = match error.into().downcast::<Failed>() {
             Ok(failed) => return *failed,

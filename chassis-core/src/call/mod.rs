@@ -354,7 +354,7 @@ impl Call {
         self.end();
     }
 
-    /// What the head, and what has come with it, say of how the call ended.
+    /// The verdict that the head of the answer gives, together with the end or the trailers where these are there.
     fn judge_head(&self) -> Option<Verdict> {
         let head = self.protocol.judge_head(self.status, &self.metadata);
         match (head, self.body.is_end_stream()) {
@@ -606,7 +606,7 @@ impl http_body::Body for ReplyBody {
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(error))) => {
-                // Whoever has sent a head has worked for the call, however the rest of the answer ends.
+                // A peer that has sent a head has worked for the call, however the rest of the answer ends.
                 let error = this.call.in_time(error).with_maybe_executed(true);
                 this.call.settle(Verdict::of(&error));
                 Poll::Ready(Some(Err(error.of_hop(|| Hop::received(&this.call)))))

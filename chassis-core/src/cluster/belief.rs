@@ -1,4 +1,4 @@
-//! What of a registry's word is believed, and when: a plain value that `follow` asks.
+//! Decides which answers of a registry are believed, and when: a plain value that `follow` asks.
 //!
 //! A registry may have lost its memory. So a set that is suddenly empty is held for [`GRACE`], and where more
 //! than half of a set goes at once, those that went are held as long, one by one, unless they can't be reached

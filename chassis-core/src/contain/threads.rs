@@ -214,7 +214,7 @@ impl<T: Send + 'static> Task<T> {
         let mut progress = self.progress();
         progress.stage = Stage::Done;
         progress.output = Some(output.and_then(|output| dropped.map(|()| output)));
-        // Nobody takes it any more: it is dropped here, and not by who abandoned it.
+        // Its receiver is gone: it is dropped on this thread, where a drop that blocks holds up no call.
         let unwanted = if progress.abandoned { progress.output.take() } else { None };
         let waiting = progress.waiting.take();
         drop(progress);

@@ -82,7 +82,7 @@ impl Error {
         }))
     }
 
-    /// What the error of a user's tower layer says.
+    /// Converts the error of a user's tower layer.
     ///
     /// An `Error` is taken out again, from below other errors too. A time-out of tower's or tokio's is
     /// [`Reason::DeadlineExceeded`], a refusal of tower's `LoadShed` is [`Reason::Overloaded`], anything else

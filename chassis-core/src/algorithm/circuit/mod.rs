@@ -71,7 +71,7 @@ pub struct Circuit {
     epoch: Instant,
     word: AtomicU64,
     window: Window,
-    /// What the jitter of its open times is drawn from; 0 for none.
+    /// The seed of the jitter of its open times; 0 turns the jitter off.
     seed: u32,
     /// Probes that were admitted and have neither outcome nor answer yet, of whichever round.
     out: AtomicU32,
@@ -137,7 +137,7 @@ pub struct CircuitFigures {
 /// The lowest bits of a token: is it that of a probe, and has that been answered?
 const TOKEN_FLAGS: u32 = 2;
 
-/// Where the era of a token ends in its bits.
+/// The first bit of a token above its era.
 const TOKEN_ERA_END: u32 = TOKEN_FLAGS + ERA_BITS + 1;
 
 /// The latest admission that a token can tell of: after 69 years. One less than fits, so that no token is

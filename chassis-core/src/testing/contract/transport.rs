@@ -171,7 +171,7 @@ pub async fn transport(transport: impl Transport, mut endpoint: impl Endpoint) {
     drop(leaf);
     let idle = async {
         while tasks.running() > 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await; // nobody tells when a task ends
+            tokio::time::sleep(Duration::from_millis(10)).await; // no event says that a task has ended
         }
     };
     let idle = timeout(CAP, idle).await;
