@@ -326,7 +326,6 @@ impl<T: Send + 'static> Drop for Offloaded<T> {
                 self.task.queue(&mut progress);
                 (None, None)
             }
-            // It holds nothing yet but what it was asked.
             Stage::Queued if !progress.begun => (None, progress.future.take()),
             Stage::Queued | Stage::Polled | Stage::PolledAgain => (None, None),
             Stage::Done => (progress.output.take(), None),
@@ -335,7 +334,10 @@ impl<T: Send + 'static> Drop for Offloaded<T> {
         if unbegun.is_some() {
             self.task.threads.forget(&self.task);
         }
-        drop(unbegun);
+        // It may hold a watcher, whose drop may block.
+        if let Some(unbegun) = unbegun {
+            self.task.threads.drop_later(unbegun);
+        }
         if let Some(unwanted) = unwanted {
             self.task.threads.drop_later(unwanted);
         }
