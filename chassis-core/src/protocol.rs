@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 pub use crate::types::{CallLabels, DurationFamilies, Family};
 use crate::{
     BoxFuture,
-    call::{Call, Failed, Invocation, Reply},
+    call::{Failed, Invocation, Reply},
     cluster::Link,
     types::{Body, Code, Error, Hop, Verdict, wire},
 };
@@ -24,9 +24,16 @@ pub trait Protocol: Send + Sync + 'static {
     /// The verdict at the end of the body, with its trailers if it had any.
     fn judge_end(&self, status: StatusCode, trailers: Option<&HeaderMap>) -> Verdict;
 
-    /// How many bytes the body of the answer in `call` has, where its last byte is its end and its status has
-    /// said how it went: a reader may stop there. `None`, the default: only the end, or trailers, tell.
-    fn length(&self, _call: &Call) -> Option<u64> {
+    /// How many bytes `body` has, the body of an answer with this head to a call by `method`, where its last byte is
+    /// its end and its status has said how it went: a reader may stop there. `None`, the default: only the end of the
+    /// body, or its trailers, show where it ends.
+    fn length(
+        &self,
+        _method: &Method,
+        _status: StatusCode,
+        _metadata: &HeaderMap,
+        _body: &Body,
+    ) -> Option<u64> {
         None
     }
 

@@ -308,7 +308,7 @@ impl Reply {
         if call.body.is_end_stream() {
             call.end();
         } else if call.completion.verdict().is_none() {
-            left = call.protocol.length(&call);
+            left = call.protocol.length(&call.method, call.status, &call.metadata, &call.body);
             if left == Some(0) {
                 // Its head has been judged, and there is nothing else that could say that it is late.
                 let _ = call.finish(None);

@@ -4,7 +4,6 @@ use std::{borrow::Cow, time::Duration};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::CONTENT_LENGTH};
 
 use crate::{
-    call::Call,
     protocol::{CallLabels, DurationFamilies, Protocol, Pushback},
     types::{Body, Code, Error, Reason, Verdict},
 };
@@ -67,8 +66,8 @@ impl Protocol for TestProtocol {
     }
 
     /// As `content-length` says.
-    fn length(&self, call: &Call) -> Option<u64> {
-        call.metadata.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+    fn length(&self, _: &Method, _: StatusCode, metadata: &HeaderMap, _: &Body) -> Option<u64> {
+        metadata.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
     }
 
     /// Messages end in a newline.

@@ -5,7 +5,7 @@ use std::{
 };
 
 use chassis_core::{
-    Body, Call, Code, Error, Hop, Origin, Reason, Side, Verdict,
+    Body, Code, Error, Hop, Origin, Reason, Side, Verdict,
     protocol::{CallLabels, DurationFamilies, Family, Protocol, Pushback},
     wire::find,
 };
@@ -67,10 +67,10 @@ impl Protocol for Http {
     }
 
     /// As the head says, or else the body itself.
-    fn length(&self, call: &Call) -> Option<u64> {
-        match has_no_body(&call.method, call.status) {
+    fn length(&self, method: &Method, status: StatusCode, metadata: &HeaderMap, body: &Body) -> Option<u64> {
+        match has_no_body(method, status) {
             true => Some(0),
-            false => h2::length(&call.metadata).or_else(|| call.body.size_hint().exact()),
+            false => h2::length(metadata).or_else(|| body.size_hint().exact()),
         }
     }
 
