@@ -25,7 +25,6 @@ mod metrics;
 pub mod pipeline;
 mod plugin;
 mod policy;
-pub mod protocol;
 mod random;
 mod rule;
 mod runtime;
@@ -74,6 +73,17 @@ pub use kind::Kind;
 pub use section::{LiveSection, Section, Sections};
 
 pub use random::Random;
+
+/// What a protocol supplies: its own words, and how its calls reach endpoints.
+pub mod protocol {
+    pub use crate::{
+        plugin::{
+            protocol::{Protocol, Pushback},
+            transport::{Leaf, LeafFuture, Transport},
+        },
+        types::{CallLabels, DurationFamilies, Family},
+    };
+}
 
 /// What people write: the settings of calls, and what they are compiled to [`Policies`] with. The settings of
 /// each concern stand with it in [`layer`].

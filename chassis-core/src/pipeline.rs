@@ -28,7 +28,7 @@ use crate::{
         route::RouteLayer,
         trace::TraceLayer,
     },
-    protocol::{Leaf, Transport},
+    plugin::transport::{Leaf, Transport},
     runtime::Runtime,
     stage::{Next, Stage},
     types::{Error, Reason, Side},

@@ -20,9 +20,11 @@ use crate::{
     inspect::Inspection,
     layer::{balance::Picker, fallback::FallbackFn},
     metrics::Metrics,
-    plugin::registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
+    plugin::{
+        registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
+        transport::Transport,
+    },
     policy::{Carried, Common, Environment, Policies, Problem, Retired, Sample, Settings, States},
-    protocol::Transport,
     random::Random,
     section::LiveSection,
     site::Site,

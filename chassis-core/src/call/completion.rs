@@ -10,8 +10,8 @@ use crate::{
     algorithm::circuit::Token,
     clock::Instant,
     cluster::{Node, UNGUARDED},
+    plugin::protocol::Protocol,
     policy::Policy,
-    protocol::Protocol,
     types::{Choice, Origin, Reason, Target, Verdict},
 };
 

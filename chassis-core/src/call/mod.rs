@@ -33,8 +33,8 @@ pub use self::{
 use crate::{
     clock::Instant,
     cluster::Node,
+    plugin::protocol::Protocol,
     policy::Policy,
-    protocol::Protocol,
     types::{
         Abort, Body, Choice, Code, Error, Hop, LabelSet, Origin, Reason, Target, TraceContext, Verdict,
         matching::Subject,

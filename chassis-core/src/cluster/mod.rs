@@ -42,8 +42,10 @@ use crate::{
     algorithm::circuit::Circuit,
     clock::Instant,
     event::Event,
-    plugin::registry::{Instance, Registry},
-    protocol::Transport,
+    plugin::{
+        registry::{Instance, Registry},
+        transport::Transport,
+    },
     random::Random,
     site::Site,
     tasks::Tasks,

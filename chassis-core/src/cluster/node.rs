@@ -18,9 +18,8 @@ use crate::{
     call::{Listener, Outcome},
     clock::Instant,
     event::Event,
-    plugin::registry::Instance,
+    plugin::{registry::Instance, transport::Leaf},
     policy::Policy,
-    protocol::Leaf,
     site::Site,
     types::{LabelSet, Origin, Verdict, ended},
 };

@@ -27,8 +27,8 @@ pub(crate) use crate::shard::Sum;
 use crate::{
     Live,
     call::Outcome,
-    protocol::{CallLabels, DurationFamilies, Family, Protocol},
-    types::{Reason, Side, Verdict},
+    plugin::protocol::Protocol,
+    types::{CallLabels, DurationFamilies, Family, Reason, Side, Verdict},
 };
 
 /// Bucket bounds of durations in seconds, as the semantic conventions advise for RPC and HTTP.

@@ -10,7 +10,7 @@ use super::TEST;
 use crate::{
     call::{CallOptions, Invocation, Reply},
     pipeline::Pipeline,
-    protocol::Protocol,
+    plugin::protocol::Protocol,
     types::{Body, Error, LabelSet, Operation, Target},
 };
 

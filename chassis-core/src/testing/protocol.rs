@@ -4,8 +4,8 @@ use std::{borrow::Cow, time::Duration};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::CONTENT_LENGTH};
 
 use crate::{
-    protocol::{CallLabels, DurationFamilies, Protocol, Pushback},
-    types::{Body, Code, Error, Reason, Verdict},
+    plugin::protocol::{Protocol, Pushback},
+    types::{Body, CallLabels, Code, DurationFamilies, Error, Reason, Verdict},
 };
 
 /// Speaks in HTTP statuses: one from 400 on fails with the head, any other one is known at the end of

@@ -16,7 +16,10 @@ use crate::{
     call::{Failed, Invocation, Reply},
     clock::Instant,
     cluster::{Connection, Link},
-    protocol::{Leaf, LeafFuture, Protocol, Transport},
+    plugin::{
+        protocol::Protocol,
+        transport::{Leaf, LeafFuture, Transport},
+    },
     types::{Body, Code, Error, Reason},
 };
 

@@ -11,7 +11,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use super::{Bounds, MessageLimits, Meter, Over, cut::Cut, rule::Direction};
 use crate::{
     clock::Instant,
-    protocol::Protocol,
+    plugin::protocol::Protocol,
     types::{Body, Error},
 };
 

@@ -12,7 +12,7 @@ use crate::{
     context::Context as Handled,
     event::Event,
     layer::balance::has_another,
-    protocol::Pushback,
+    plugin::protocol::Pushback,
     types::{Body, Reader, Replay, Verdict, ended},
 };
 

@@ -15,7 +15,7 @@ use super::owned::Owned;
 use crate::{
     call::{Failed, Invocation, Reply},
     clock::Instant,
-    protocol::Pushback,
+    plugin::protocol::Pushback,
     types::{Error, Reason, Verdict},
 };
 

@@ -7,9 +7,9 @@ use tokio::time::{Instant, timeout};
 use crate::{
     layer::fallback::{FallbackConfig, FallbackFn, TIME_LIMIT},
     pipeline::{self, Pipeline},
+    plugin::protocol::Protocol,
     plugin::registry::{Instance, Membership},
     policy::Settings,
-    protocol::Protocol,
     runtime::Runtime,
     testing::{Answer, CallBuilder, ScriptedRegistry, Upstream, read},
     types::{Error, Reason, units::Switch},

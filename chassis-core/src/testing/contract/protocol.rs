@@ -6,7 +6,7 @@ use http_body::Body as _;
 
 use crate::{
     call::Invocation,
-    protocol::{Protocol, Pushback},
+    plugin::protocol::{Protocol, Pushback},
     types::{Body, Code, Error, Operation, Origin, Reason, Target, Verdict},
 };
 

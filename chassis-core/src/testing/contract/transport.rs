@@ -16,7 +16,7 @@ use crate::{
     call::{Failed, Invocation, Listener, Outcome, Reply},
     clock::Instant,
     cluster::{Connection, Link},
-    protocol::{Leaf, Transport},
+    plugin::transport::{Leaf, Transport},
     random::Random,
     tasks::Tasks,
     testing::read,

@@ -1,16 +1,10 @@
-//! What a protocol supplies: how to read a verdict, how to write a refusal. (How to make an
-//! [`Invocation`] is its edge, how to connect its [`Transport`].)
+//! A protocol's own words: how it reads a verdict, how it writes a refusal. It knows neither calls nor connections;
+//! its edge makes the calls, and its [transport](super::transport) sends them.
 use std::{borrow::Cow, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
-pub use crate::types::{CallLabels, DurationFamilies, Family};
-use crate::{
-    BoxFuture,
-    call::{Failed, Invocation, Reply},
-    cluster::Link,
-    types::{Body, Code, Error, Hop, Verdict, wire},
-};
+use crate::types::{Body, CallLabels, Code, DurationFamilies, Error, Hop, Verdict, wire};
 
 /// A protocol's own words, as far as the pipeline needs them.
 pub trait Protocol: Send + Sync + 'static {
@@ -129,38 +123,3 @@ pub enum Pushback {
     /// Not at all.
     Never,
 }
-
-/// How a protocol reaches endpoints. Every implementation passes `testing::contract::transport` (feature
-/// `testing`).
-pub trait Transport: Send + Sync + 'static {
-    /// What sends calls to one endpoint.
-    type Leaf: Leaf;
-
-    /// The protocol, whose name picks one of an instance's addresses.
-    fn protocol(&self) -> &'static dyn Protocol;
-
-    /// A leaf for the endpoint of `link`. Must not block and need not connect yet: the leaf is
-    /// [woken](Leaf::wake) when a call wants it, and tells its state by the link.
-    fn leaf(&self, link: Link) -> Self::Leaf;
-}
-
-/// Sends calls to one endpoint over connections that it keeps up in the background.
-pub trait Leaf: Send + Sync + 'static {
-    /// The answer, or why there is none.
-    type Future: Future<Output = Result<Reply, Failed>> + Send + 'static;
-
-    /// Sends one attempt at a call. It ends with [`Invocation::answered`], with [`Invocation::refuse`], or, where
-    /// nothing of it was sent, with [`Invocation::give_back`], which needs headers and body where they were: without
-    /// that, a stream that cannot be repeated is lost. If the future is dropped, the caller gave up: what is under
-    /// way ends then.
-    fn call(&self, call: Invocation) -> Self::Future;
-
-    /// A call would like to go here: start to connect, unless that is under way.
-    fn wake(&self) {}
-
-    /// Ends idle connections and lets busy ones finish. Called when the endpoint is gone for good.
-    fn close(&self) {}
-}
-
-/// A leaf's future where it has no name.
-pub type LeafFuture = BoxFuture<'static, Result<Reply, Failed>>;
