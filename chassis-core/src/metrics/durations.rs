@@ -10,20 +10,32 @@ use prometheus::{
     proto,
 };
 
-use super::DURATION_BUCKETS;
-use crate::shard::Cells;
+use crate::{
+    shard::Cells,
+    types::{DurationFamilies, Family, Side},
+};
+
+/// Bucket bounds of durations in seconds, as the semantic conventions advise for RPC and HTTP.
+const DURATION_BUCKETS: [f64; 14] =
+    [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
 /// A histogram over [`DURATION_BUCKETS`]; clones share it.
 ///
 /// `prometheus`' own counts everything in one place, which threads then have to take from each other.
 #[derive(Clone)]
-pub(super) struct Durations(Arc<Counted>);
+pub(crate) struct Durations(Arc<Counted>);
 
 /// Histograms by their labels.
 pub(super) type DurationsVec = MetricVec<Make>;
 
 #[derive(Clone)]
 pub(super) struct Make;
+
+/// The durations of calls out and in, in the families of one protocol, or of several that share them.
+pub(crate) struct ProtocolDurations {
+    pub(super) names: &'static DurationFamilies,
+    pub(super) sides: [DurationsVec; 2],
+}
 
 struct Counted {
     labels: Vec<proto::LabelPair>,
@@ -54,18 +66,18 @@ const BOUNDS: [u64; DURATION_BUCKETS.len()] = {
 
 impl Durations {
     /// Histograms called `name`, by `labels`.
-    pub(super) fn by(name: &str, help: &str, labels: &[&str]) -> Result<DurationsVec, prometheus::Error> {
+    fn by(name: &str, help: &str, labels: &[&str]) -> Result<DurationsVec, prometheus::Error> {
         let labels = labels.iter().map(|label| (*label).to_owned()).collect();
         MetricVec::create(proto::MetricType::HISTOGRAM, Make, Opts::new(name, help).variable_labels(labels))
     }
 
     /// A histogram that belongs to no family.
-    pub(super) fn detached() -> Self {
+    pub(crate) fn detached() -> Self {
         Durations(Arc::new(Counted { labels: Vec::new(), cells: Cells::new() }))
     }
 
     /// One call more, which took so many nanoseconds.
-    pub(super) fn observe(&self, nanos: u64) {
+    pub(crate) fn observe(&self, nanos: u64) {
         let counts = self.0.cells.cell();
         let bucket = BOUNDS.iter().position(|bound| nanos <= *bound).unwrap_or(BOUNDS.len());
         counts.buckets[bucket].fetch_add(1, Relaxed);
@@ -118,6 +130,29 @@ impl MetricVecBuilder for Make {
             .collect();
         labels.sort();
         Ok(Durations(Arc::new(Counted { labels, cells: Cells::new() })))
+    }
+}
+
+// === impl ProtocolDurations ===
+
+impl ProtocolDurations {
+    pub(super) fn new(names: &'static DurationFamilies) -> Result<Self, prometheus::Error> {
+        let make = |family: &Family| Durations::by(family.name, family.help, names.labels);
+        Ok(ProtocolDurations { names, sides: [make(&names.client)?, make(&names.server)?] })
+    }
+
+    /// For a protocol whose names are none.
+    pub(super) fn unnamed() -> Self {
+        ProtocolDurations::new(&DurationFamilies::NEUTRAL).expect("these names are sound")
+    }
+
+    /// The histogram of calls on `side` whose labels have these `values`; an error says which are too many or too few.
+    pub(crate) fn of(
+        &self,
+        side: Side,
+        values: &[impl AsRef<str> + std::fmt::Debug],
+    ) -> Result<Durations, prometheus::Error> {
+        self.sides[side as usize].get_metric_with_label_values(values)
     }
 }
 

@@ -9,7 +9,7 @@ mod durations;
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicI64, AtomicU64},
     },
 };
@@ -22,18 +22,13 @@ use prometheus::{
     },
 };
 
-use self::durations::{Durations, DurationsVec};
-pub(crate) use crate::shard::Sum;
+pub(crate) use self::durations::{Durations, ProtocolDurations};
 use crate::{
     Live,
-    call::Outcome,
     plugin::protocol::Protocol,
-    types::{CallLabels, DurationFamilies, Family, Reason, Side, Verdict},
+    shard::Sum,
+    types::{Code, DurationFamilies, Reason, Side},
 };
-
-/// Bucket bounds of durations in seconds, as the semantic conventions advise for RPC and HTTP.
-pub(crate) const DURATION_BUCKETS: [f64; 14] =
-    [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
 /// Every figure a process has; clones share them.
 #[derive(Clone)]
@@ -43,7 +38,7 @@ pub struct Metrics(Arc<Families>);
 pub type CallCounter = GenericCounter<Sum<AtomicU64>>;
 
 type CallCounterVec = GenericCounterVec<Sum<AtomicU64>>;
-type CallGauge = GenericGauge<Sum<AtomicI64>>;
+pub(crate) type CallGauge = GenericGauge<Sum<AtomicI64>>;
 type CallGaugeVec = GenericGaugeVec<Sum<AtomicI64>>;
 
 /// The families, named in the code as on the wire.
@@ -76,32 +71,6 @@ struct Families {
     config_successful: IntGauge,
     config_timestamp: Gauge,
     config_info: GaugeVec,
-}
-
-/// The handles of one operation on one side.
-pub struct CallMetrics {
-    metrics: Metrics,
-    side: Side,
-    service: Arc<str>,
-    operation: Arc<str>,
-    /// Hardly any operation is called over more than one protocol.
-    first: OnceLock<ProtocolMetrics>,
-    further: Live<Vec<Arc<ProtocolMetrics>>>,
-    in_flight: CallGauge,
-}
-
-/// The durations of calls out and in, in the families of one protocol, or of several that share them.
-struct ProtocolDurations {
-    names: &'static DurationFamilies,
-    sides: [DurationsVec; 2],
-}
-
-struct ProtocolMetrics {
-    protocol: &'static dyn Protocol,
-    durations: Arc<ProtocolDurations>,
-    /// The first verdict there was, usually that all went well.
-    usual: OnceLock<(Verdict, Durations)>,
-    others: Live<Vec<(Verdict, Durations)>>,
 }
 
 // === impl Metrics ===
@@ -255,7 +224,7 @@ impl Metrics {
     }
 
     /// The same where no one can be given an error: the first call over a protocol.
-    fn durations_of_calls(&self, protocol: &'static dyn Protocol) -> Arc<ProtocolDurations> {
+    pub(crate) fn durations_of_calls(&self, protocol: &'static dyn Protocol) -> Arc<ProtocolDurations> {
         let names = protocol.durations();
         match self.durations(names) {
             Ok(durations) => durations,
@@ -266,17 +235,9 @@ impl Metrics {
         }
     }
 
-    /// The handles of one operation.
-    pub fn call(&self, side: Side, service: &Arc<str>, operation: &Arc<str>) -> CallMetrics {
-        CallMetrics {
-            metrics: self.clone(),
-            side,
-            service: service.clone(),
-            operation: operation.clone(),
-            first: OnceLock::new(),
-            further: Live::new(Vec::new()),
-            in_flight: self.0.in_flight.with_label_values(&[side.name(), service]),
-        }
+    /// The gauge of calls under way: of `service` on one side.
+    pub(crate) fn in_flight(&self, side: Side, service: &str) -> CallGauge {
+        self.0.in_flight.with_label_values(&[side.name(), service])
     }
 
     /// Counts a call refused here.
@@ -285,7 +246,7 @@ impl Metrics {
     }
 
     /// The counter of attempts that ended with `code`.
-    pub fn attempts(&self, service: &str, code: crate::types::Code) -> CallCounter {
+    pub fn attempts(&self, service: &str, code: Code) -> CallCounter {
         self.0.attempts.with_label_values(&[service, code.name()])
     }
 
@@ -459,157 +420,4 @@ impl Make<'_> {
     fn one(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
         self.put(IntCounter::new(name, help)?)
     }
-}
-
-// === impl CallMetrics ===
-
-impl CallMetrics {
-    /// A call starts.
-    pub fn started(&self) {
-        self.in_flight.inc();
-    }
-
-    /// Nothing of a call is under way any more.
-    pub fn ended(&self) {
-        self.in_flight.dec();
-    }
-
-    /// Records how a call ended and how long that took.
-    pub fn record(&self, protocol: &'static dyn Protocol, outcome: &Outcome<'_>) {
-        let first = self.first.get_or_init(|| self.of(protocol));
-        match first.protocol.name() == protocol.name() {
-            true => self.record_of(first, outcome),
-            false => self.record_of(&self.further(protocol), outcome),
-        }
-    }
-
-    fn of(&self, protocol: &'static dyn Protocol) -> ProtocolMetrics {
-        ProtocolMetrics {
-            protocol,
-            durations: self.metrics.durations_of_calls(protocol),
-            usual: OnceLock::new(),
-            others: Live::new(Vec::new()),
-        }
-    }
-
-    #[cold]
-    fn further(&self, protocol: &'static dyn Protocol) -> Arc<ProtocolMetrics> {
-        let find = |all: &[Arc<ProtocolMetrics>]| {
-            all.iter().find(|of| of.protocol.name() == protocol.name()).cloned()
-        };
-        if let Some(found) = self.further.with(|all| find(all)) {
-            return found;
-        }
-        let made = Arc::new(self.of(protocol));
-        self.further.update(|all| {
-            let mut all = all.clone();
-            if find(&all).is_none() {
-                all.push(made.clone());
-            }
-            all
-        });
-        self.further.with(|all| find(all)).unwrap_or(made)
-    }
-
-    fn record_of(&self, of: &ProtocolMetrics, outcome: &Outcome<'_>) {
-        let took = outcome.now.nanos_since(outcome.started);
-        let verdict = outcome.verdict;
-        let same =
-            |v: &Verdict| (v.code, v.status, v.reason) == (verdict.code, verdict.status, verdict.reason);
-        let (usual, histogram) = of.usual.get_or_init(|| (verdict, self.histogram(of, verdict)));
-        if same(usual) {
-            histogram.observe(took);
-        } else {
-            self.record_other(of, verdict, took, same);
-        }
-        // Who gives up is not refused.
-        if verdict.origin == crate::types::Origin::Local
-            && let Some(reason) = verdict.reason.filter(|reason| *reason != Reason::Cancelled)
-        {
-            self.metrics.rejected(self.side, &self.service, reason);
-        }
-    }
-
-    fn record_other(
-        &self,
-        of: &ProtocolMetrics,
-        verdict: Verdict,
-        took: u64,
-        same: impl Fn(&Verdict) -> bool,
-    ) {
-        let known = of.others.with(|all| {
-            let found = all.iter().find(|(v, _)| same(v));
-            found.map(|(_, histogram)| histogram.observe(took)).is_some()
-        });
-        if !known {
-            let histogram = self.histogram(of, verdict);
-            histogram.observe(took);
-            of.others.update(|all| {
-                let mut all = all.clone();
-                all.push((verdict, histogram.clone()));
-                all
-            });
-        }
-    }
-
-    fn histogram(&self, of: &ProtocolMetrics, verdict: Verdict) -> Durations {
-        let status = of.protocol.status_label(&verdict);
-        let failed = match self.side {
-            Side::Client => !verdict.is_success(),
-            Side::Server => of.protocol.is_server_error(&verdict),
-        };
-        let error = match (failed, verdict.reason) {
-            (false, _) => "",
-            (true, Some(reason)) => reason.name(),
-            (true, None) => &status,
-        };
-        let labels = CallLabels {
-            side: self.side,
-            service: &self.service,
-            operation: &self.operation,
-            verdict,
-            status: &status,
-            error,
-        };
-        let values = of.protocol.label_values(&labels);
-        let family = &of.durations.sides[self.side as usize];
-        family.get_metric_with_label_values(&values).unwrap_or_else(|error| {
-            // A protocol of somebody else's: its calls are counted, and not exported.
-            tracing::warn!(%error, protocol = of.protocol.name(), "a protocol does not fill its labels");
-            Durations::detached()
-        })
-    }
-}
-
-// === impl ProtocolDurations ===
-
-impl ProtocolDurations {
-    fn new(names: &'static DurationFamilies) -> Result<Self, prometheus::Error> {
-        let make = |family: &Family| Durations::by(family.name, family.help, names.labels);
-        Ok(ProtocolDurations { names, sides: [make(&names.client)?, make(&names.server)?] })
-    }
-
-    /// For a protocol whose names are none.
-    fn unnamed() -> Self {
-        ProtocolDurations::new(&DurationFamilies::NEUTRAL).expect("these names are sound")
-    }
-}
-
-/// The counters of a service's attempts, by how they ended.
-pub struct AttemptMetrics([CallCounter; 17]);
-
-// === impl AttemptMetrics ===
-
-impl AttemptMetrics {
-    pub(crate) fn new(metrics: &Metrics, service: &str) -> Self {
-        AttemptMetrics(crate::types::Code::ALL.map(|code| metrics.attempts(service, code)))
-    }
-}
-
-impl crate::call::Listener for AttemptMetrics {
-    fn judged(&self, _: u64, outcome: &Outcome<'_>) {
-        self.0[usize::from(outcome.verdict.code.number())].inc();
-    }
-
-    fn ended(&self, _: u64) {}
 }

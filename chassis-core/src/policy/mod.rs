@@ -34,7 +34,6 @@ use crate::{
         fault::{Fault, Faults},
         route::Rule,
     },
-    metrics::{AttemptMetrics, CallMetrics},
     rule::Concern,
     section::Sections,
     shard::{self, PerShard},
@@ -66,9 +65,9 @@ macro_rules! policy_of {
             /// Faults to inject, by where they are.
             pub faults: Faults,
             /// Its figures.
-            pub metrics: Option<Arc<CallMetrics>>,
+            pub metrics: Option<Arc<layer::metrics::CallMetrics>>,
             /// The figures of its attempts.
-            pub attempts: Option<Arc<AttemptMetrics>>,
+            pub attempts: Option<Arc<layer::attempt::AttemptMetrics>>,
             /// What all policies of a process have in common.
             pub common: Arc<Common>,
             /// Sections of others, of the same version.

@@ -5,5 +5,5 @@
 mod rule;
 mod service;
 
-pub(crate) use self::rule::rule;
+pub(crate) use self::rule::{AttemptMetrics, rule};
 pub use self::service::{Attempt, AttemptFuture, AttemptLayer};

@@ -2,14 +2,30 @@
 use std::sync::Arc;
 
 use crate::{
-    metrics::AttemptMetrics,
+    metrics::{CallCounter, Metrics},
     rule::{Binding, Of},
-    types::Side,
+    types::{Code, Side, Verdict},
 };
+
+/// The counters of a service's attempts, by how they ended.
+pub struct AttemptMetrics([CallCounter; 17]);
 
 /// The handles of the service in `binding`; there are no attempts at calls that come in.
 pub(crate) fn rule(binding: &mut Binding<'_>) -> Option<Arc<AttemptMetrics>> {
     let (side, service, metrics) = (binding.side, binding.service, &binding.environment.metrics);
     (side == Side::Client)
         .then(|| binding.state(Of::Service, "attempts", || AttemptMetrics::new(metrics, service)))
+}
+
+// === impl AttemptMetrics ===
+
+impl AttemptMetrics {
+    fn new(metrics: &Metrics, service: &str) -> Self {
+        AttemptMetrics(Code::ALL.map(|code| metrics.attempts(service, code)))
+    }
+
+    /// Counts an attempt that ended with `verdict`.
+    pub(super) fn count(&self, verdict: &Verdict) {
+        self.0[usize::from(verdict.code.number())].inc();
+    }
 }

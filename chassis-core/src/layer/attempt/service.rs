@@ -10,8 +10,9 @@ use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 use tower_service::Service;
 
+use super::AttemptMetrics;
 use crate::{
-    call::{BuiltIn, CallError, Failed, Invocation, Reply},
+    call::{BuiltIn, CallError, Failed, Invocation, Listener, Outcome, Reply},
     clock::Instant,
     cluster::Node,
     layer::{forward_ready, plain_layer, trace::attempt_span},
@@ -116,4 +117,14 @@ impl<F: Future<Output = Result<Reply, Failed>>> Future for AttemptFuture<F> {
         let error = Error::remote(Reason::DeadlineExceeded, "no answer within `per_try`");
         Poll::Ready(Err(Failed::at(error, node)))
     }
+}
+
+// === impl AttemptMetrics ===
+
+impl Listener for AttemptMetrics {
+    fn judged(&self, _: u64, outcome: &Outcome<'_>) {
+        self.count(&outcome.verdict);
+    }
+
+    fn ended(&self, _: u64) {}
 }

@@ -1,10 +1,10 @@
 //! The layer and its service.
 use tower_service::Service;
 
+use super::CallMetrics;
 use crate::layer::{forward_ready, plain_layer};
 use crate::{
     call::{BuiltIn, Invocation, Listener, Outcome, Reply},
-    metrics::CallMetrics,
     types::Error,
 };
 
@@ -36,7 +36,8 @@ where
 
 impl Listener for CallMetrics {
     fn judged(&self, _: u64, outcome: &Outcome<'_>) {
-        self.record(outcome.protocol, outcome);
+        let took = outcome.now.nanos_since(outcome.started);
+        self.record(outcome.protocol, outcome.verdict, took);
     }
 
     fn ended(&self, _: u64) {
