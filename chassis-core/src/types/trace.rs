@@ -6,7 +6,6 @@ use std::fmt::Write;
 use http::{HeaderMap, HeaderValue};
 
 use super::wire::{LONGEST_CARRIED as LONGEST, TRACEPARENT, TRACESTATE, find};
-use crate::random::Random;
 
 /// The trace a call is part of, and the span that calls made for it are children of.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,15 +26,15 @@ const KNOWN_FLAGS: u8 = 0x03;
 // === impl TraceContext ===
 
 impl TraceContext {
-    /// A new, sampled trace.
-    pub fn root(random: &Random) -> Self {
-        let trace_id = u128::from(random.next_u64()) << 64 | u128::from(random.next_u64().max(1));
-        TraceContext { trace_id, span_id: random.next_u64().max(1), flags: 1, state: None }
+    /// A new, sampled trace. `draw` gives 64 random bits: three times.
+    pub fn root(mut draw: impl FnMut() -> u64) -> Self {
+        let trace_id = u128::from(draw()) << 64 | u128::from(draw().max(1));
+        TraceContext { trace_id, span_id: draw().max(1), flags: 1, state: None }
     }
 
-    /// A span below this one.
-    pub fn child(&self, random: &Random) -> Self {
-        TraceContext { span_id: random.next_u64().max(1), ..self.clone() }
+    /// A span below this one. `draw` gives 64 random bits: once.
+    pub fn child(&self, mut draw: impl FnMut() -> u64) -> Self {
+        TraceContext { span_id: draw().max(1), ..self.clone() }
     }
 
     /// From `traceparent` and `tracestate`; a malformed parent is no parent, as W3C has it, and of several none is.
@@ -150,8 +149,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let random = Random::seeded(1);
-        let mut root = TraceContext::root(&random);
+        let mut root = TraceContext::root(|| 0x1234_5678_9abc_def0);
         root.state = Some(HeaderValue::from_static("a=b"));
         let mut metadata = HeaderMap::new();
         root.write(7, &mut metadata);

@@ -59,10 +59,11 @@ impl TraceLayer {
         // Hardly any call has one.
         let comes = contains(&call.metadata, &TRACEPARENT);
         let parent = if comes { TraceContext::take(&mut call.metadata) } else { None };
+        let draw = || common.random.next_u64();
         let trace = match (parent, &call.trace) {
-            (Some(parent), _) => parent.child(&common.random),
-            (None, Some(parent)) => parent.child(&common.random),
-            (None, None) if common.begins_trace() => TraceContext::root(&common.random),
+            (Some(parent), _) => parent.child(draw),
+            (None, Some(parent)) => parent.child(draw),
+            (None, None) if common.begins_trace() => TraceContext::root(draw),
             (None, None) => return,
         };
         call.trace = Some(Arc::new(trace));
