@@ -1,0 +1,91 @@
+//! What the services of several layers have in common.
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use crate::{BoxFuture, call::Reply, types::Error};
+
+pin_project_lite::pin_project! {
+    #[allow(missing_docs)]
+    /// What a layer decided: refused at once, passed on, or passed on after a wait.
+    #[project = DecidedProjection]
+    pub enum Decided<F, E = Error> {
+        /// Refused.
+        Refused { error: Option<E> },
+        /// Passed on.
+        Inner { #[pin] inner: F },
+        /// Something else first: the one case that is boxed.
+        Later { later: BoxFuture<'static, Result<Reply, E>> },
+    }
+}
+
+// === impl Decided ===
+
+impl<F, E> Decided<F, E> {
+    /// Refused at once.
+    pub fn refused(error: E) -> Self {
+        Decided::Refused { error: Some(error) }
+    }
+
+    /// Passed on at once.
+    pub fn inner(inner: F) -> Self {
+        Decided::Inner { inner }
+    }
+
+    /// Passed on later, or not at all.
+    pub fn later(later: impl Future<Output = Result<Reply, E>> + Send + 'static) -> Self {
+        Decided::Later { later: Box::pin(later) }
+    }
+}
+
+impl<F: Future<Output = Result<Reply, E>>, E> Future for Decided<F, E> {
+    type Output = Result<Reply, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            DecidedProjection::Refused { error } => {
+                // Taken once: a future is not polled again after it has resolved.
+                Poll::Ready(Err(error.take().expect("polled after it was ready")))
+            }
+            DecidedProjection::Inner { inner } => inner.poll(cx),
+            DecidedProjection::Later { later } => later.as_mut().poll(cx),
+        }
+    }
+}
+
+/// Readiness is only forwarded: a layer that refuses does so in `call`.
+macro_rules! forward_ready {
+    () => {
+        fn poll_ready(
+            &mut self,
+            cx: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Result<(), Self::Error>> {
+            self.inner.poll_ready(cx)
+        }
+    };
+}
+pub(crate) use forward_ready;
+
+/// A layer without settings of its own: what it needs is in `call.policy`.
+macro_rules! plain_layer {
+    ($(#[$meta:meta])* $layer:ident => $service:ident) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, Default)]
+        pub struct $layer;
+
+        impl<S> tower_layer::Layer<S> for $layer {
+            type Service = $service<S>;
+            fn layer(&self, inner: S) -> $service<S> {
+                $service { inner }
+            }
+        }
+
+        #[doc = concat!("The service of [`", stringify!($layer), "`].")]
+        #[derive(Clone, Debug)]
+        pub struct $service<S> {
+            inner: S,
+        }
+    };
+}
+pub(crate) use plain_layer;
