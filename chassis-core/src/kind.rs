@@ -3,7 +3,7 @@ use std::marker::PhantomData;
 
 use serde::de::DeserializeOwned;
 
-use crate::{BoxError, policy::Problem};
+use crate::{BoxError, rule::Problem};
 
 /// An implementation of a port that the settings choose by `kind`, with settings of its own.
 ///

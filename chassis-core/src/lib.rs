@@ -70,7 +70,8 @@ pub use types::Side;
 
 // What the settings hold beside the rules of calls.
 pub use kind::Kind;
-pub use section::{LiveSection, Section, Sections};
+pub use policy::LiveSection;
+pub use section::{Section, Sections};
 
 pub use random::Random;
 

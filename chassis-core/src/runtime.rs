@@ -24,9 +24,10 @@ use crate::{
         registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
         transport::Transport,
     },
-    policy::{Carried, Common, Environment, Policies, Problem, Retired, Sample, Settings, States},
+    policy::{
+        Carried, Common, Environment, LiveSection, Policies, Problem, Retired, Sample, Settings, States,
+    },
     random::Random,
-    section::LiveSection,
     site::Site,
     stage::Stages,
     tasks::Tasks,

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::{Live, policy::Policies, policy::Problem};
+use crate::rule::Problem;
 
 /// A table of the document that a crate or a program adds: its name, its type, and its check.
 ///
@@ -54,17 +54,6 @@ struct Entry {
     of: TypeId,
     name: Arc<str>,
     value: Arc<dyn Any + Send + Sync>,
-}
-
-/// The newest accepted value of a section; clones share it.
-///
-/// It reads the same version that calls take their rules from: there is no moment in which a section is newer or
-/// older than the other settings.
-pub struct LiveSection<T> {
-    policies: Live<Policies>,
-    name: Arc<str>,
-    /// Where a later version has no such section, which only code that applies settings by hand can bring about.
-    first: Arc<T>,
 }
 
 // === impl Section ===
@@ -174,33 +163,6 @@ impl PartialEq for Sections {
 impl fmt::Debug for Sections {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.names()).finish()
-    }
-}
-
-// === impl LiveSection ===
-
-impl<T: Send + Sync + 'static> LiveSection<T> {
-    pub(crate) fn new(policies: Live<Policies>, name: &str) -> Option<Self> {
-        let first = policies.with(|policies| policies.sections().named(name))?;
-        Some(LiveSection { policies, name: name.into(), first })
-    }
-
-    /// The current value. Take it once for each piece of work: two takes may straddle a swap.
-    pub fn get(&self) -> Arc<T> {
-        let now = self.policies.with(|policies| policies.sections().named(&self.name));
-        now.unwrap_or_else(|| self.first.clone())
-    }
-}
-
-impl<T> Clone for LiveSection<T> {
-    fn clone(&self) -> Self {
-        LiveSection { policies: self.policies.clone(), name: self.name.clone(), first: self.first.clone() }
-    }
-}
-
-impl<T> fmt::Debug for LiveSection<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LiveSection").field("name", &self.name).finish_non_exhaustive()
     }
 }
 

@@ -6,6 +6,7 @@
 //! bounded number of them; the rest share that of `_OTHER`.
 mod compile;
 mod concerns;
+mod live_section;
 mod resolved;
 mod settings;
 
@@ -20,6 +21,7 @@ use std::{
 
 use self::compile::Base;
 pub(crate) use self::concerns::concerns;
+pub use self::live_section::LiveSection;
 pub use self::settings::{
     InboundOperationSettings, InboundSettings, ListenerSettings, OperationSettings, OutboundSettings,
     Pickers, ServiceSettings, Settings,
