@@ -173,7 +173,7 @@ impl NodeView {
             labels,
             weight: instance.weight,
             connection: node.connection().to_string(),
-            circuit: policy.node_breaker.as_ref().map(|_| node.circuit(now, policy)),
+            circuit: policy.node_breaker.as_ref().map(|_| node.circuit(now, &policy.node_rules())),
             calls: figures.calls,
             successes: figures.successes,
             in_flight: figures.in_flight,

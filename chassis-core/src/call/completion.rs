@@ -324,7 +324,7 @@ impl Scope {
         if self.built_in & NODE != 0
             && let Some(node) = node
         {
-            self.node = node.answered(self.node, policy);
+            self.node = node.answered(self.node, &policy.node_rules());
         }
     }
 

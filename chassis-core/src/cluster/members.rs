@@ -11,12 +11,12 @@ use super::{
     link::Connection,
     node::Node,
     rotation::{Rotation, Rotations, gcd, stride},
+    rules::NodeRules,
 };
 use crate::{
     Live,
     algorithm::circuit::{Force, State},
     clock::Instant,
-    policy::Policy,
     random::Random,
     shard::PerShard,
     types::LabelSet,
@@ -271,8 +271,8 @@ impl Subset {
     /// After Envoy's panic threshold and Finagle's panic mode. Worked out once per change. That the time
     /// of an open circuit is over is no change yet, but the first call there makes it one.
     #[inline]
-    pub(crate) fn is_panicking(&self, epoch: u64, now: Instant, policy: &Policy) -> bool {
-        if policy.node_breaker.as_ref().is_none_or(|breaker| breaker.force != Force::Auto) {
+    pub(crate) fn is_panicking(&self, epoch: u64, now: Instant, rules: &NodeRules<'_>) -> bool {
+        if rules.breaker.is_none_or(|breaker| breaker.force != Force::Auto) {
             return false;
         }
         if self.panicking.0.load(Ordering::Acquire) == epoch + 1 {
@@ -283,7 +283,7 @@ impl Subset {
             if node.connection() == Connection::Ready {
                 let weight = u64::from(node.instance.get().weight.max(1));
                 ready += weight;
-                out += if node.circuit(now, policy) == State::Open { weight } else { 0 };
+                out += if node.circuit(now, rules) == State::Open { weight } else { 0 };
             }
         }
         let panicking = out * 2 > ready;

@@ -9,6 +9,7 @@ mod load;
 mod members;
 mod node;
 mod rotation;
+mod rules;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -36,6 +37,7 @@ pub use self::{
 pub(crate) use self::{
     members::{Chosen, Subset},
     node::{Admitted, UNGUARDED},
+    rules::NodeRules,
 };
 use crate::{
     Live,

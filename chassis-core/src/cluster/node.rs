@@ -11,15 +11,15 @@ use super::{
     Cluster,
     link::{Common, Connection, Link},
     load::Load,
+    rules::NodeRules,
 };
 use crate::{
     Live,
-    algorithm::circuit::{Circuit, CircuitFigures, State, Token, Transition},
+    algorithm::circuit::{Circuit, State, Token, Transition},
     call::{Listener, Outcome},
     clock::Instant,
     event::Event,
     plugin::{registry::Instance, transport::Leaf},
-    policy::Policy,
     site::Site,
     types::{LabelSet, Origin, Verdict, ended},
 };
@@ -88,26 +88,20 @@ impl Node {
     }
 
     /// The state of its circuit: closed unless breakers work at the scope of endpoints.
-    pub fn circuit(&self, now: Instant, policy: &Policy) -> State {
-        policy.node_breaker.as_ref().map_or(State::Closed, |config| self.circuit.state(now, config))
-    }
-
-    /// The figures of its circuit; `None` unless breakers work at the scope of endpoints.
-    pub fn circuit_figures(&self, now: Instant, policy: &Policy) -> Option<CircuitFigures> {
-        policy.node_breaker.as_ref().map(|config| self.circuit.figures(now, config))
+    pub(crate) fn circuit(&self, now: Instant, rules: &NodeRules<'_>) -> State {
+        rules.breaker.map_or(State::Closed, |config| self.circuit.state(now, config))
     }
 
     /// Would a call be let in now? Asking changes nothing.
-    pub fn is_available(&self, now: Instant, policy: &Policy, ignore_circuit: bool) -> bool {
-        self.is_ready() && self.has_room(now, policy, ignore_circuit)
+    pub(crate) fn is_available(&self, now: Instant, rules: &NodeRules<'_>, ignore_circuit: bool) -> bool {
+        self.is_ready() && self.has_room(now, rules, ignore_circuit)
     }
 
     /// The same of one that is ready.
     #[inline]
-    pub(crate) fn has_room(&self, now: Instant, policy: &Policy, ignore_circuit: bool) -> bool {
-        policy.node_concurrency.is_none_or(|most| self.load.in_flight() < most)
-            && (ignore_circuit
-                || policy.node_breaker.as_ref().is_none_or(|config| self.circuit.admits(now, config)))
+    pub(crate) fn has_room(&self, now: Instant, rules: &NodeRules<'_>, ignore_circuit: bool) -> bool {
+        rules.concurrency.is_none_or(|most| self.load.in_flight() < most)
+            && (ignore_circuit || rules.breaker.is_none_or(|config| self.circuit.admits(now, config)))
     }
 
     /// A call would like to go here: connect.
@@ -121,21 +115,21 @@ impl Node {
     }
 
     /// Is it ready, but has no room for another call?
-    pub(crate) fn is_full(&self, policy: &Policy) -> bool {
-        policy.node_concurrency.is_some_and(|most| self.load.in_flight() >= most)
+    pub(crate) fn is_full(&self, rules: &NodeRules<'_>) -> bool {
+        rules.concurrency.is_some_and(|most| self.load.in_flight() >= most)
     }
 
     /// Lets a call in, or says no. What comes back goes to [`Listener`] with the attempt.
-    pub(crate) fn admit(&self, now: Instant, policy: &Policy, ignore_circuit: bool) -> Option<Admitted> {
+    pub(crate) fn admit(&self, now: Instant, rules: &NodeRules<'_>, ignore_circuit: bool) -> Option<Admitted> {
         if !self.is_ready() {
             return None;
         }
         self.load.started();
-        if policy.node_concurrency.is_some_and(|most| self.load.in_flight() > most) {
+        if rules.concurrency.is_some_and(|most| self.load.in_flight() > most) {
             self.load.ended();
             return None;
         }
-        let Some(breaker) = policy.node_breaker.as_deref() else {
+        let Some(breaker) = rules.breaker else {
             return Some(Admitted { token: UNGUARDED, forced: false });
         };
         match self.circuit.admit(now, breaker) {
@@ -154,8 +148,8 @@ impl Node {
     }
 
     /// The answer to the call of `token` begins well: the token that takes its place.
-    pub(crate) fn answered(&self, token: u64, policy: &Policy) -> u64 {
-        let Some(breaker) = policy.node_breaker.as_deref() else { return token };
+    pub(crate) fn answered(&self, token: u64, rules: &NodeRules<'_>) -> u64 {
+        let Some(breaker) = rules.breaker else { return token };
         let (token, moved) = self.circuit.answered(Token::from_bits(token), Instant::now(), breaker);
         if let Some(moved) = moved {
             self.moved(moved);
@@ -227,21 +221,21 @@ impl Drop for Node {
 /// A node listens to the attempts that were sent to it.
 impl Listener for Node {
     fn judged(&self, token: u64, outcome: &Outcome<'_>) {
-        let policy = outcome.policy;
+        let rules = outcome.policy.node_rules();
         let verdict = &outcome.verdict;
         let latency = outcome.now.nanos_since(outcome.started);
         match verdict.is_success() {
             true => self.link.common().usual.add(latency),
             false => self.charge(verdict, latency, outcome.now),
         }
-        let breaker = policy.node_breaker.as_deref().filter(|_| token != UNGUARDED);
+        let breaker = rules.breaker.filter(|_| token != UNGUARDED);
         if verdict.blames_nobody() {
             if let Some(breaker) = breaker {
                 self.circuit.release(Token::from_bits(token), breaker);
             }
             return;
         }
-        let failed = policy.failures.contains(ended(verdict));
+        let failed = rules.failures.contains(ended(verdict));
         self.load.judged_in(!failed, latency, outcome.now);
         if let Some(breaker) = breaker {
             let failed = breaker.failures.contains(ended(verdict));

@@ -31,6 +31,7 @@ pub(crate) use crate::rule::{Carried, Sample};
 pub use crate::rule::{Common, Environment, Problem, States};
 use crate::{
     Live,
+    cluster::NodeRules,
     layer::{
         self,
         fault::{Fault, Faults},
@@ -173,6 +174,16 @@ impl Policy {
     pub fn none() -> Arc<Self> {
         static NONE: PerShard<Arc<Policy>> = PerShard::new();
         NONE.mine(|| Arc::new(Policy::empty())).clone()
+    }
+
+    /// The rules of the nodes that it may be sent to.
+    #[inline]
+    pub(crate) fn node_rules(&self) -> NodeRules<'_> {
+        NodeRules {
+            breaker: self.node_breaker.as_deref(),
+            concurrency: self.node_concurrency,
+            failures: &self.failures,
+        }
     }
 
     /// The section of this type, as the version of the settings has it that this call lives under; `None` if none

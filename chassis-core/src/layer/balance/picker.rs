@@ -4,7 +4,7 @@ use std::sync::Arc;
 use crate::{
     call::Invocation,
     clock::Instant,
-    cluster::{Connection, Node, Subset},
+    cluster::{Connection, Node, NodeRules, Subset},
     random::Random,
 };
 
@@ -33,6 +33,7 @@ pub struct Candidates<'a> {
     pub(super) nodes: &'a [Arc<Node>],
     pub(super) subset: &'a Subset,
     pub(super) call: &'a Invocation,
+    pub(super) rules: NodeRules<'a>,
     pub(super) tried: &'a [Arc<Node>],
     pub(super) now: Instant,
     pub(super) panicking: bool,
@@ -108,7 +109,7 @@ impl Candidates<'_> {
     /// Ready, with room, its circuit willing, and not tried by this call before?
     pub fn is_available(&self, index: usize) -> bool {
         let node = &self.nodes[index];
-        node.is_available(self.now, &self.call.policy, self.panicking) && !self.was_tried(node)
+        node.is_available(self.now, &self.rules, self.panicking) && !self.was_tried(node)
     }
 
     /// The same of one that was drawn: where nobody has called yet, a connection is wanted now.
@@ -117,7 +118,7 @@ impl Candidates<'_> {
         if !node.is_ready() && node.connection() == Connection::Idle {
             node.wake();
         }
-        node.is_ready() && node.has_room(self.now, &self.call.policy, self.panicking) && !self.was_tried(node)
+        node.is_ready() && node.has_room(self.now, &self.rules, self.panicking) && !self.was_tried(node)
     }
 
     /// Has the second of two nodes less load than the first, for its weight?

@@ -65,12 +65,14 @@ impl BalanceLayer {
         };
         let (subset, nodes) = (&*chosen, chosen.nodes());
         let policy = &*call.policy;
+        let rules = policy.node_rules();
         // Circuits are ignored where too many are open.
-        let panicking = subset.is_panicking(self.cluster.epoch(), now, policy);
+        let panicking = subset.is_panicking(self.cluster.epoch(), now, &rules);
         let candidates = Candidates {
             nodes,
             subset,
             call,
+            rules,
             tried: &call.tried,
             now,
             panicking,
@@ -80,7 +82,7 @@ impl BalanceLayer {
             let node = &nodes[policy.picker.pick(&candidates).min(nodes.len() - 1)];
             let admit = || match candidates.was_tried(node) {
                 true => None,
-                false => self.admit(node, call, now, panicking),
+                false => self.admit(node, &candidates),
             };
             if let Some(picked) = admit() {
                 return picked;
@@ -109,16 +111,16 @@ impl BalanceLayer {
     /// Every node in turn, from a random one on; those that were tried before last.
     #[cold]
     fn ask_all(&self, candidates: &Candidates<'_>) -> Pick {
-        let Candidates { nodes, subset, call, now, panicking, .. } = *candidates;
+        let nodes = candidates.nodes;
         let start = candidates.draw();
         let turn = || nodes[start..].iter().chain(&nodes[..start]);
         let fresh = turn().filter(|node| !candidates.was_tried(node));
         for node in fresh.chain(turn().filter(|node| candidates.was_tried(node))) {
-            if let Some(picked) = self.admit(node, call, now, panicking) {
+            if let Some(picked) = self.admit(node, candidates) {
                 return picked;
             }
         }
-        self.none_admitted(subset, call, now, panicking)
+        self.none_admitted(candidates)
     }
 
     /// Waits for a node that lets the call in, as long as the call has time.
@@ -147,27 +149,29 @@ impl BalanceLayer {
         tokio::time::timeout_at(bound.into(), picked).await.unwrap_or_else(late)
     }
 
-    fn admit(&self, node: &Arc<Node>, call: &Invocation, now: Instant, panicking: bool) -> Option<Pick> {
-        let Admitted { token, forced } = node.admit(now, &call.policy, panicking)?;
+    fn admit(&self, node: &Arc<Node>, candidates: &Candidates<'_>) -> Option<Pick> {
+        let Candidates { call, rules, now, panicking, .. } = candidates;
+        let Admitted { token, forced } = node.admit(*now, rules, *panicking)?;
         if forced {
             self.cluster.site().metrics.panic_pick(&call.policy.service);
-            self.cluster.site().pulse(now, || Event::PanicPick { service: call.policy.service.clone() });
+            self.cluster.site().pulse(*now, || Event::PanicPick { service: call.policy.service.clone() });
         }
         Some(Pick::Node(node.clone(), token))
     }
 
     /// No node let the call in: is one about to be ready, or none?
-    fn none_admitted(&self, subset: &Subset, call: &Invocation, now: Instant, panicking: bool) -> Pick {
+    fn none_admitted(&self, candidates: &Candidates<'_>) -> Pick {
+        let Candidates { subset, rules, now, .. } = *candidates;
         let (mut ready, mut full, mut connecting, mut idle) = (false, false, 0, 0);
         for node in subset.nodes() {
             match node.connection() {
                 Connection::Ready => {
                     // Ready only since it was asked, or with room again: it is asked once more.
-                    if let Some(picked) = self.admit(node, call, now, panicking) {
+                    if let Some(picked) = self.admit(node, candidates) {
                         return picked;
                     }
                     ready = true;
-                    full |= node.is_full(&call.policy);
+                    full |= node.is_full(&rules);
                 }
                 Connection::Connecting => connecting += 1,
                 Connection::TransientFailure => {}
@@ -243,9 +247,10 @@ impl BalanceLayer {
 pub(crate) fn has_another(call: &Call, now: Instant) -> bool {
     let Some(cluster) = call.tried.last().and_then(|node| node.cluster()) else { return false };
     let is_new = |node: &&Arc<Node>| !call.tried.iter().any(|tried| Arc::ptr_eq(tried, node));
+    let rules = call.policy.node_rules();
     cluster.with_members(|members| {
         let Ok(chosen) = resolve(members, call) else { return false };
-        chosen.nodes().iter().filter(is_new).any(|node| node.is_available(now, &call.policy, false))
+        chosen.nodes().iter().filter(is_new).any(|node| node.is_available(now, &rules, false))
     })
 }
 
