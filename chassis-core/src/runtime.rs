@@ -14,7 +14,7 @@ use http::HeaderValue;
 
 use crate::{
     Live,
-    cluster::{Cluster, Keeper},
+    cluster::{Cluster, Keeper, LeafMaker},
     contain,
     event::Events,
     inspect::Inspection,
@@ -259,9 +259,10 @@ impl Runtime {
             let site = Site::new(self.metrics().clone(), self.events().clone());
             let (registry, tasks) = (self.0.registry.clone(), self.0.tasks.clone());
             let keeper: Weak<Inner> = self.0.this.clone();
+            let (protocol, transport) = (transport.protocol().name(), transport.clone());
             Cluster::start(
                 service.into(),
-                transport.clone(),
+                LeafMaker { protocol, make: Box::new(move |link| Box::new(transport.leaf(link))) },
                 registry,
                 keeper,
                 site,

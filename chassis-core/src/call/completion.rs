@@ -369,6 +369,6 @@ impl Outcome<'_> {
     #[cold]
     pub(crate) fn is_of_an_outlier(&self) -> bool {
         let last = self.node.or_else(|| self.tried.last().map(|node| &**node));
-        last.is_some_and(|node| node.is_outlier(self.now, self.choice.map(|choice| &*choice.labels)))
+        last.is_some_and(|node| node.is_outlier(self.now, self.choice))
     }
 }

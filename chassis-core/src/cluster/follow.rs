@@ -224,7 +224,7 @@ impl<'a> Follower<'a> {
         match news {
             News::None => {}
             News::EmptyHeld(kept) => {
-                cluster.site.events.emit(Event::EmptySetHeld { service: service(), kept });
+                cluster.site().events.emit(Event::EmptySetHeld { service: service(), kept });
             }
             News::Set { known, returned, held } => {
                 let others = || self.others.clone().map(Hint::Protocols);
@@ -234,7 +234,7 @@ impl<'a> Follower<'a> {
                 cluster.count_held(held_before, self.held);
                 if held > 0 {
                     let left = self.belief.set().len() - self.belief.held();
-                    cluster.site.events.emit(Event::RemovalsHeld { service: service(), held, left });
+                    cluster.site().events.emit(Event::RemovalsHeld { service: service(), held, left });
                     self.probe();
                 }
             }
@@ -263,13 +263,13 @@ impl<'a> Follower<'a> {
     fn report(&mut self, error: &RegistryError) {
         self.failures = self.failures.saturating_add(1);
         let (service, error, now) = (self.cluster.service().clone(), chain(error), Instant::now());
-        self.cluster.site.metrics.registry_failed();
+        self.cluster.site().metrics.registry_failed();
         let told = |(before, at): &(String, Instant)| *before == error && now < *at + REMINDER;
         if !self.reported.as_ref().is_some_and(told) {
             self.reported = Some((error.clone(), now));
             // One document or one server is behind all services: one line tells it.
             self.cluster
-                .site
+                .site()
                 .events
                 .emit_caused(&error.clone(), Event::RegistryUnreachable { service, error });
         }
@@ -283,11 +283,11 @@ impl<'a> Follower<'a> {
         let mut refuse = |id: &str, why: String| {
             if !before.contains(&why) && !refused.contains(&why) {
                 new += 1;
-                cluster.site.metrics.instance_refused();
+                cluster.site().metrics.instance_refused();
                 if new <= MOST_REFUSED {
                     let (service, instance) = (cluster.service().clone(), id.to_owned());
                     cluster
-                        .site
+                        .site()
                         .events
                         .emit_caused(&why, Event::InstanceRefused { service, instance, why: why.clone() });
                 }
@@ -296,7 +296,7 @@ impl<'a> Follower<'a> {
         };
         let mut seen = HashSet::new();
         instances.retain(|instance| {
-            if !instance.addresses.contains_key(cluster.protocol) {
+            if !instance.addresses.contains_key(cluster.protocol()) {
                 return false;
             }
             if let Err(error) = instance.check_for(cluster.service()) {
@@ -370,7 +370,7 @@ fn chain(error: &RegistryError) -> String {
 impl Cluster {
     /// What `instances` speak, if none of them speaks the protocol of this cluster.
     fn other_protocols(&self, instances: &[Arc<Instance>]) -> Option<Arc<str>> {
-        if instances.iter().any(|instance| instance.addresses.contains_key(self.protocol)) {
+        if instances.iter().any(|instance| instance.addresses.contains_key(self.protocol())) {
             return None;
         }
         let spoken: BTreeSet<_> = instances.iter().flat_map(|instance| instance.addresses.keys()).collect();

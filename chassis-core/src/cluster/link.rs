@@ -1,12 +1,11 @@
 //! A node's connection, as its leaf tells it and as the cluster sees it.
 use std::sync::{
-    Arc, Weak,
+    Arc,
     atomic::{AtomicU8, AtomicU64, Ordering},
 };
 
 use tokio::sync::Notify;
 
-use super::{Cluster, load::UsualLatency};
 use crate::{metrics::Metrics, random::Random, tasks::Tasks, types::Side};
 
 /// What the connection to an endpoint is doing.
@@ -43,10 +42,7 @@ pub(super) struct Common {
     pub(super) changes: Changes,
     pub(super) tasks: Tasks,
     pub(super) random: Random,
-    /// How long the successes of its calls take.
-    pub(super) usual: UsualLatency,
-    /// None for a link that belongs to no cluster.
-    pub(super) cluster: Weak<Cluster>,
+    /// `None` for a link that belongs to no cluster.
     pub(super) metrics: Option<Metrics>,
 }
 
@@ -85,9 +81,8 @@ impl std::fmt::Display for Connection {
 impl Link {
     /// A link that belongs to no cluster: for tests of a transport alone.
     pub fn detached(service: &str, address: &str, tasks: Tasks, random: Random) -> Self {
-        let (changes, usual, cluster) = (Changes::new(), UsualLatency::default(), Weak::new());
-        let common =
-            Common { service: service.into(), changes, tasks, random, usual, cluster, metrics: None };
+        let changes = Changes::new();
+        let common = Common { service: service.into(), changes, tasks, random, metrics: None };
         Link::new(Arc::new(common), address, address)
     }
 

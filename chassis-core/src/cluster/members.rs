@@ -10,7 +10,7 @@ use std::{
 use super::{
     link::Connection,
     node::Node,
-    rotation::{Rotation, Rotations, gcd, stride},
+    rotation::{MOST_SUBSETS, Rotation, Rotations, gcd, stride},
     rules::NodeRules,
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     clock::Instant,
     random::Random,
     shard::PerShard,
-    types::LabelSet,
+    types::{Choice, Fallback, LabelSet},
 };
 
 /// Who is there, as of one snapshot of the registry.
@@ -80,9 +80,6 @@ pub struct Subset {
     panicking: (AtomicU64, AtomicBool),
 }
 
-/// Label sets a cluster keeps ready; more are worked out per call.
-pub(super) const MOST_SUBSETS: usize = 256;
-
 // === impl Members ===
 
 impl Members {
@@ -135,8 +132,28 @@ impl Members {
         &self.all
     }
 
+    /// The nodes that a call with this choice may go to, by its fallback where none has its labels; `None` if that
+    /// leaves none. `by_rule`: a rule made the choice, so that many calls have the very same one.
+    pub(crate) fn choose<'a>(&'a self, choice: &Choice, by_rule: bool) -> Option<Chosen<'a>> {
+        let subset = match by_rule {
+            true => self.with_labels_of(&choice.labels),
+            false => Chosen::Held(self.with_labels(&choice.labels)),
+        };
+        if !subset.is_empty() {
+            return Some(subset);
+        }
+        match &choice.fallback {
+            Fallback::Any => Some(Chosen::There(&self.all)),
+            Fallback::None => None,
+            Fallback::Sets(sets) => {
+                let found = sets.iter().map(|set| self.with_labels(set)).find(|subset| !subset.is_empty());
+                found.map(Chosen::Held)
+            }
+        }
+    }
+
     /// The nodes with the labels of a rule; may be empty.
-    pub(crate) fn with_labels_of(&self, rule: &Arc<LabelSet>) -> Chosen<'_> {
+    fn with_labels_of(&self, rule: &Arc<LabelSet>) -> Chosen<'_> {
         let first = self.first.mine(Default::default);
         let taken = first.iter().map_while(OnceLock::get);
         if let Some((_, subset)) = taken.clone().find(|(labels, _)| Arc::ptr_eq(labels, rule)) {

@@ -25,7 +25,7 @@ use self::{
     link::{Changes, Common},
     load::UsualLatency,
     members::Hint,
-    node::AnyLeaf,
+    node::{OfCluster, Siblings},
     rotation::Rotations,
 };
 pub use self::{
@@ -36,7 +36,7 @@ pub use self::{
 };
 pub(crate) use self::{
     members::{Chosen, Subset},
-    node::{Admitted, UNGUARDED},
+    node::{Admitted, AnyLeaf, LeafMaker, UNGUARDED},
     rules::NodeRules,
 };
 use crate::{
@@ -44,13 +44,11 @@ use crate::{
     algorithm::circuit::Circuit,
     clock::Instant,
     event::Event,
-    plugin::{
-        registry::{Instance, Registry},
-        transport::Transport,
-    },
+    plugin::registry::{Instance, Registry},
     random::Random,
     site::Site,
     tasks::Tasks,
+    types::Choice,
 };
 
 /// The nodes of one service over one protocol, following the registry.
@@ -58,7 +56,6 @@ use crate::{
 /// One that has no nodes, and that nobody asks for, follows it no more until somebody asks: names that come
 /// from input leave nothing behind.
 pub struct Cluster {
-    protocol: &'static str,
     registry: Arc<dyn Registry>,
     keeper: Weak<dyn Keeper>,
     /// Odd while a task follows the registry; each following has a number of its own.
@@ -75,8 +72,8 @@ pub struct Cluster {
     members: Live<Members>,
     rotations: Arc<Rotations>,
     common: Arc<Common>,
-    make: Box<dyn Fn(Link) -> Box<dyn AnyLeaf> + Send + Sync>,
-    site: Arc<Site>,
+    leaves: LeafMaker,
+    of_nodes: Arc<OfCluster>,
 }
 
 /// Who owns clusters, as they see it.
@@ -96,20 +93,19 @@ pub(crate) const IDLE: Duration = Duration::from_secs(300);
 
 impl Cluster {
     /// Starts to follow `service` in the background; ends with `tasks`.
-    pub(crate) fn start<T: Transport>(
+    pub(crate) fn start(
         service: Arc<str>,
-        transport: Arc<T>,
+        leaves: LeafMaker,
         registry: Arc<dyn Registry>,
         keeper: Weak<dyn Keeper>,
         site: Site,
         tasks: Tasks,
         random: Random,
     ) -> Arc<Self> {
-        let protocol = transport.protocol().name();
         let rotations = Arc::new(Rotations::new(random.clone()));
         let members = Live::new(Members::new(None, None, Vec::new(), rotations.clone()));
-        let cluster = Arc::new_cyclic(|cluster| Cluster {
-            protocol,
+        let metrics = Some(site.metrics.clone());
+        let cluster = Arc::new_cyclic(|cluster: &Weak<Cluster>| Cluster {
             registry,
             keeper,
             following: AtomicU64::new(0),
@@ -120,17 +116,9 @@ impl Cluster {
             changing: Mutex::default(),
             members,
             rotations,
-            common: Arc::new(Common {
-                service,
-                changes: Changes::new(),
-                tasks,
-                random,
-                usual: UsualLatency::default(),
-                cluster: cluster.clone(),
-                metrics: Some(site.metrics.clone()),
-            }),
-            make: Box::new(move |link| Box::new(transport.leaf(link))),
-            site: Arc::new(site),
+            common: Arc::new(Common { service, changes: Changes::new(), tasks, random, metrics }),
+            leaves,
+            of_nodes: Arc::new(OfCluster { site, usual: UsualLatency::default(), siblings: cluster.clone() }),
         });
         cluster.asked(cluster.begun);
         cluster
@@ -143,7 +131,7 @@ impl Cluster {
 
     /// The protocol its nodes speak.
     pub fn protocol(&self) -> &'static str {
-        self.protocol
+        self.leaves.protocol
     }
 
     /// Who is there now.
@@ -158,7 +146,7 @@ impl Cluster {
 
     /// Where picking speaks up.
     pub(crate) fn site(&self) -> &Site {
-        &self.site
+        &self.of_nodes.site
     }
 
     pub(crate) fn random(&self) -> &Random {
@@ -265,7 +253,7 @@ impl Cluster {
         let mut by_id: HashMap<&str, &Arc<Node>> = old.nodes().iter().map(|n| (n.id(), n)).collect();
         let mut nodes = Vec::with_capacity(instances.len());
         for instance in instances.iter().cloned() {
-            let Some(address) = instance.addresses.get(self.protocol) else { continue };
+            let Some(address) = instance.addresses.get(self.leaves.protocol) else { continue };
             // Who comes back after a failure is another process: it is not to wait for a backoff.
             let stays = |node: &&Arc<Node>| {
                 node.address() == address && !(returned && node.connection() == Connection::TransientFailure)
@@ -282,42 +270,55 @@ impl Cluster {
         let gone: Vec<_> = old.nodes().iter().filter(|n| !kept.contains(&Arc::as_ptr(n))).cloned().collect();
         // Services that never had a node have no figure either: their names may be anything.
         if nodes.len() + old.nodes().len() > 0 {
-            self.site.metrics.endpoints(self.service(), self.protocol, nodes.len());
+            self.site().metrics.endpoints(self.service(), self.leaves.protocol, nodes.len());
         }
         self.members.set(Members::new(Some(known), hint, nodes, self.rotations.clone()));
         self.common.changes.bump();
         for node in gone {
             node.leaf.close();
             let (service, instance) = (self.service().clone(), node.id().to_owned());
-            self.site.events.emit(Event::InstanceLeft { service, instance });
+            self.site().events.emit(Event::InstanceLeft { service, instance });
         }
     }
 
     /// Says how many nodes are held that the registry says are gone; `before`: as many as were.
     fn count_held(&self, before: usize, held: usize) {
         if before != held {
-            self.site.metrics.endpoints_held(self.service(), self.protocol, held);
+            self.site().metrics.endpoints_held(self.service(), self.leaves.protocol, held);
         }
     }
 
     fn node(&self, instance: Arc<Instance>) -> Arc<Node> {
-        let address = instance.addresses.get(self.protocol).unwrap_or_default();
+        let address = instance.addresses.get(self.leaves.protocol).unwrap_or_default();
         let link = Link::new(self.common.clone(), &instance.id, address);
-        self.site.events.emit(Event::InstanceJoined {
+        self.site().events.emit(Event::InstanceJoined {
             service: self.service().clone(),
             instance: instance.id.clone(),
             address: address.to_owned(),
         });
         let now = Instant::now();
         Arc::new(Node {
-            leaf: (self.make)(link.clone()),
+            leaf: (self.leaves.make)(link.clone()),
             link,
             instance: Live::shared(instance),
             load: Load::new(now),
             circuit: Circuit::with_jitter(now, self.random()),
             counted: AtomicBool::new(false),
-            site: self.site.clone(),
+            of: self.of_nodes.clone(),
         })
+    }
+}
+
+impl Siblings for Cluster {
+    fn look(&self, choice: Option<&Choice>, look: &mut dyn FnMut(&[Arc<Node>])) {
+        self.with_members(|members| match choice {
+            None => look(members.all().nodes()),
+            Some(choice) => {
+                if let Some(chosen) = members.choose(choice, false) {
+                    look(chosen.nodes());
+                }
+            }
+        });
     }
 }
 

@@ -2,26 +2,24 @@
 use std::{
     any::Any,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use super::{
-    Cluster,
     link::{Common, Connection, Link},
-    load::Load,
+    load::{Load, UsualLatency},
     rules::NodeRules,
 };
 use crate::{
     Live,
     algorithm::circuit::{Circuit, State, Token, Transition},
-    call::{Listener, Outcome},
     clock::Instant,
     event::Event,
-    plugin::{registry::Instance, transport::Leaf},
+    plugin::registry::Instance,
     site::Site,
-    types::{LabelSet, Origin, Verdict, ended},
+    types::{Choice, Origin, Verdict, ended},
 };
 
 /// One instance over one protocol.
@@ -33,7 +31,21 @@ pub struct Node {
     pub(super) leaf: Box<dyn AnyLeaf>,
     /// Counted among the circuits that are not closed.
     pub(super) counted: AtomicBool,
-    pub(super) site: Arc<Site>,
+    pub(super) of: Arc<OfCluster>,
+}
+
+/// What the nodes of a cluster share, apart from their links.
+pub(super) struct OfCluster {
+    pub(super) site: Site,
+    /// How long the successes of its calls take.
+    pub(super) usual: UsualLatency,
+    pub(super) siblings: Weak<dyn Siblings>,
+}
+
+/// The nodes of a cluster, as one of them sees them.
+pub(super) trait Siblings: Send + Sync {
+    /// Calls `look` with the nodes that a call with this choice may go to, unless there are none.
+    fn look(&self, choice: Option<&Choice>, look: &mut dyn FnMut(&[Arc<Node>]));
 }
 
 /// A node has let a call in.
@@ -47,11 +59,21 @@ pub(crate) struct Admitted {
 /// The token of a call that no circuit watches.
 pub(crate) const UNGUARDED: u64 = u64::MAX;
 
-/// A leaf of any protocol.
-pub(super) trait AnyLeaf: Send + Sync {
+/// The leaf of a node, as the node sees it: it sends the calls, and any transport has one of its own type.
+pub(crate) trait AnyLeaf: Send + Sync {
+    /// Itself, for the pipeline that knows its type.
     fn as_any(&self) -> &dyn Any;
+    /// A call would like to go here: connect.
     fn wake(&self);
+    /// The node is gone for good.
     fn close(&self);
+}
+
+/// A transport as a cluster needs it: what makes the leaves of its nodes.
+pub(crate) struct LeafMaker {
+    /// The protocol that they speak, which picks one of an instance's addresses.
+    pub(crate) protocol: &'static str,
+    pub(crate) make: Box<dyn Fn(Link) -> Box<dyn AnyLeaf> + Send + Sync>,
 }
 
 // === impl Node ===
@@ -110,7 +132,7 @@ impl Node {
     }
 
     /// The leaf, if it is an `L`.
-    pub(crate) fn leaf<L: Leaf>(&self) -> Option<&L> {
+    pub(crate) fn leaf<L: 'static>(&self) -> Option<&L> {
         self.leaf.as_any().downcast_ref()
     }
 
@@ -120,7 +142,12 @@ impl Node {
     }
 
     /// Lets a call in, or says no. What comes back goes to [`Listener`] with the attempt.
-    pub(crate) fn admit(&self, now: Instant, rules: &NodeRules<'_>, ignore_circuit: bool) -> Option<Admitted> {
+    pub(crate) fn admit(
+        &self,
+        now: Instant,
+        rules: &NodeRules<'_>,
+        ignore_circuit: bool,
+    ) -> Option<Admitted> {
         if !self.is_ready() {
             return None;
         }
@@ -157,32 +184,70 @@ impl Node {
         token.to_bits()
     }
 
-    /// The cluster that it belongs to, if that is still there.
-    pub(crate) fn cluster(&self) -> Option<Arc<Cluster>> {
-        self.link.common().cluster.upgrade()
+    /// The verdict on the call of `token`, which took `latency` nanoseconds.
+    pub(crate) fn judged(
+        &self,
+        token: u64,
+        verdict: &Verdict,
+        latency: u64,
+        now: Instant,
+        rules: &NodeRules<'_>,
+    ) {
+        match verdict.is_success() {
+            true => self.of.usual.add(latency),
+            false => self.charge(verdict, latency, now),
+        }
+        let breaker = rules.breaker.filter(|_| token != UNGUARDED);
+        if verdict.blames_nobody() {
+            if let Some(breaker) = breaker {
+                self.circuit.release(Token::from_bits(token), breaker);
+            }
+            return;
+        }
+        let failed = rules.failures.contains(ended(verdict));
+        self.load.judged_in(!failed, latency, now);
+        if let Some(breaker) = breaker {
+            let failed = breaker.failures.contains(ended(verdict));
+            if let Some(moved) = self.circuit.record(Token::from_bits(token), failed, now, breaker) {
+                self.moved(moved);
+            }
+        }
     }
 
-    /// Does it fail, while at least half of the nodes that are ready for calls don't? Then the service does well
-    /// without it, and its failures are its own. Of a call that may go to nodes with `labels` only, these count.
-    pub(crate) fn is_outlier(&self, now: Instant, labels: Option<&LabelSet>) -> bool {
+    /// Nothing of a call that was let in is in flight any more.
+    pub(crate) fn ended(&self) {
+        self.load.ended();
+    }
+
+    /// Looks at the nodes of its cluster that a call with this choice may go to; `None` if there are none.
+    pub(crate) fn with_siblings<R>(
+        &self,
+        choice: Option<&Choice>,
+        look: impl FnOnce(&[Arc<Node>]) -> R,
+    ) -> Option<R> {
+        let siblings = self.of.siblings.upgrade()?;
+        let (mut look, mut seen) = (Some(look), None);
+        siblings.look(choice, &mut |nodes| seen = look.take().map(|look| look(nodes)));
+        seen
+    }
+
+    /// Does it fail, while at least half of the nodes don't that are ready for calls with this choice? Then the
+    /// service does well without it, and its failures are its own.
+    pub(crate) fn is_outlier(&self, now: Instant, choice: Option<&Choice>) -> bool {
         if !self.load.is_failing(now) {
             return false;
         }
-        let Some(cluster) = self.cluster() else { return false };
-        cluster.with_members(|members| {
-            // A call whose rule found no node went to another one: to any.
-            let labels = labels.filter(|labels| labels.selects(&self.instance()));
-            let could = |node: &Node| labels.is_none_or(|labels| labels.selects(&node.instance()));
-            let ready = members.all().nodes().iter().filter(|node| node.is_ready() && could(node));
+        let of_most = self.with_siblings(choice, |nodes| {
             // Itself is one of them, also if it is just not ready any more.
             let itself = usize::from(!self.is_ready());
             let (mut all, mut failing) = (itself, itself);
-            for node in ready {
+            for node in nodes.iter().filter(|node| node.is_ready()) {
                 all += 1;
                 failing += usize::from(node.load.is_failing(now));
             }
-            failing * 2 <= all
-        })
+            failing * 2 > all
+        });
+        of_most == Some(false)
     }
 
     /// An answer that is no success is charged as if it had taken as long as a success: who answers more
@@ -191,7 +256,7 @@ impl Node {
     fn charge(&self, verdict: &Verdict, latency: u64, now: Instant) {
         // What never reached it says nothing of it, nor what was given up here.
         if verdict.origin == Origin::Remote && (verdict.status != 0 || verdict.maybe_executed) {
-            self.load.charge(latency, self.link.common().usual.get(), now);
+            self.load.charge(latency, self.of.usual.get(), now);
         }
     }
 
@@ -200,8 +265,8 @@ impl Node {
         changes.bump();
         self.counted.store(to != State::Closed, Ordering::Relaxed);
         let open = i64::from(to != State::Closed) - i64::from(from != State::Closed);
-        self.site.metrics.circuit(service, "endpoint", to.name(), open);
-        self.site.events.emit(Event::CircuitMoved {
+        self.of.site.metrics.circuit(service, "endpoint", to.name(), open);
+        self.of.site.events.emit(Event::CircuitMoved {
             service: service.clone(),
             of: self.id().to_owned(),
             from,
@@ -213,40 +278,8 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         if self.counted.load(Ordering::Relaxed) {
-            self.site.metrics.circuit_gone(self.link.service(), "endpoint");
+            self.of.site.metrics.circuit_gone(self.link.service(), "endpoint");
         }
-    }
-}
-
-/// A node listens to the attempts that were sent to it.
-impl Listener for Node {
-    fn judged(&self, token: u64, outcome: &Outcome<'_>) {
-        let rules = outcome.policy.node_rules();
-        let verdict = &outcome.verdict;
-        let latency = outcome.now.nanos_since(outcome.started);
-        match verdict.is_success() {
-            true => self.link.common().usual.add(latency),
-            false => self.charge(verdict, latency, outcome.now),
-        }
-        let breaker = rules.breaker.filter(|_| token != UNGUARDED);
-        if verdict.blames_nobody() {
-            if let Some(breaker) = breaker {
-                self.circuit.release(Token::from_bits(token), breaker);
-            }
-            return;
-        }
-        let failed = rules.failures.contains(ended(verdict));
-        self.load.judged_in(!failed, latency, outcome.now);
-        if let Some(breaker) = breaker {
-            let failed = breaker.failures.contains(ended(verdict));
-            if let Some(moved) = self.circuit.record(Token::from_bits(token), failed, outcome.now, breaker) {
-                self.moved(moved);
-            }
-        }
-    }
-
-    fn ended(&self, _: u64) {
-        self.load.ended();
     }
 }
 
@@ -256,18 +289,6 @@ impl std::fmt::Debug for Node {
             .field("id", &self.id())
             .field("address", &self.address())
             .finish_non_exhaustive()
-    }
-}
-
-impl<L: Leaf> AnyLeaf for L {
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-    fn wake(&self) {
-        Leaf::wake(self);
-    }
-    fn close(&self) {
-        Leaf::close(self);
     }
 }
 

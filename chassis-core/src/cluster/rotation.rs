@@ -7,7 +7,6 @@ use std::{
     },
 };
 
-use super::members::MOST_SUBSETS;
 use crate::{
     random::{Random, mix},
     types::LabelSet,
@@ -31,6 +30,9 @@ pub(super) struct Rotations {
     by_labels: Mutex<HashMap<LabelSet, Arc<Rotation>>>,
     random: Random,
 }
+
+/// Label sets a cluster keeps ready; more are worked out per call.
+pub(super) const MOST_SUBSETS: usize = 256;
 
 /// The inverse of the golden ratio: multiples of it never come close to each other.
 const GOLDEN: f64 = 0.618_033_988_749_895;

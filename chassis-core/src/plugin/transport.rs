@@ -1,9 +1,11 @@
 //! How the calls of a protocol reach endpoints. It stands above the call, the protocol's own words below it.
+use std::any::Any;
+
 use super::protocol::Protocol;
 use crate::{
     BoxFuture,
     call::{Failed, Invocation, Reply},
-    cluster::Link,
+    cluster::{AnyLeaf, Link},
 };
 
 /// How a protocol reaches endpoints. Every implementation passes `testing::contract::transport` (feature
@@ -40,3 +42,15 @@ pub trait Leaf: Send + Sync + 'static {
 
 /// A leaf's future where it has no name.
 pub type LeafFuture = BoxFuture<'static, Result<Reply, Failed>>;
+
+impl<L: Leaf> AnyLeaf for L {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+    fn wake(&self) {
+        Leaf::wake(self);
+    }
+    fn close(&self) {
+        Leaf::close(self);
+    }
+}

@@ -7,11 +7,11 @@ use tower_service::Service;
 use super::Candidates;
 use crate::layer::{Decided, forward_ready};
 use crate::{
-    call::{Call, Failed, Invocation, Reply},
+    call::{Call, Failed, Invocation, Listener, Outcome, Reply},
     clock::Instant,
     cluster::{Admitted, Chosen, Cluster, Connection, Known, Members, Node, Subset},
     event::Event,
-    types::{Choice, Code, Error, Fallback, Reason, Side},
+    types::{Choice, Code, Error, Reason, Side},
 };
 
 /// Sends every attempt to a node of `cluster`.
@@ -245,33 +245,19 @@ impl BalanceLayer {
 
 /// Could another attempt at `call` go out now to a node that has had none of it?
 pub(crate) fn has_another(call: &Call, now: Instant) -> bool {
-    let Some(cluster) = call.tried.last().and_then(|node| node.cluster()) else { return false };
-    let is_new = |node: &&Arc<Node>| !call.tried.iter().any(|tried| Arc::ptr_eq(tried, node));
-    let rules = call.policy.node_rules();
-    cluster.with_members(|members| {
-        let Ok(chosen) = resolve(members, call) else { return false };
-        chosen.nodes().iter().filter(is_new).any(|node| node.is_available(now, &rules, false))
-    })
+    let Some(last) = call.tried.last() else { return false };
+    let (rules, tried) = (call.policy.node_rules(), &call.tried);
+    let is_new = |node: &&Arc<Node>| !tried.iter().any(|tried| Arc::ptr_eq(tried, node));
+    let found = last.with_siblings(call.choice.as_ref(), |nodes| {
+        nodes.iter().filter(is_new).any(|node| node.is_available(now, &rules, false))
+    });
+    found.unwrap_or(false)
 }
 
 /// The nodes that the routes, or the caller, want; by the rule's fallback where there are none.
 fn resolve<'a>(members: &'a Members, call: &Call) -> Result<Chosen<'a>, Error> {
     let Some(choice) = &call.choice else { return Ok(Chosen::There(members.all())) };
-    let subset = match call.options.labels {
-        None => members.with_labels_of(&choice.labels),
-        Some(_) => Chosen::Held(members.with_labels(&choice.labels)),
-    };
-    if !subset.is_empty() {
-        return Ok(subset);
-    }
-    match &choice.fallback {
-        Fallback::Any => Ok(Chosen::There(members.all())),
-        Fallback::None => Err(nowhere(choice, call)),
-        Fallback::Sets(sets) => {
-            let found = sets.iter().map(|set| members.with_labels(set)).find(|subset| !subset.is_empty());
-            found.map(Chosen::Held).ok_or_else(|| nowhere(choice, call))
-        }
-    }
+    members.choose(choice, call.options.labels.is_none()).ok_or_else(|| nowhere(choice, call))
 }
 
 fn nowhere(choice: &Choice, call: &Call) -> Error {
@@ -318,5 +304,20 @@ where
                 })
             }
         }
+    }
+}
+
+// === impl Node ===
+
+/// A node listens to the attempts that were sent to it.
+impl Listener for Node {
+    fn judged(&self, token: u64, outcome: &Outcome<'_>) {
+        let latency = outcome.now.nanos_since(outcome.started);
+        let rules = outcome.policy.node_rules();
+        Node::judged(self, token, &outcome.verdict, latency, outcome.now, &rules);
+    }
+
+    fn ended(&self, _: u64) {
+        Node::ended(self);
     }
 }
