@@ -42,6 +42,23 @@ mod sealed {
     impl Sealed for super::Failed {}
 }
 
+// === impl Invocation ===
+
+impl Invocation {
+    /// Refuses the call: what listens to it is told, and the error is what the layer returns - an [`Error`], or
+    /// below the retries, where only the attempt may end, a [`Failed`].
+    pub fn refuse<E: CallError>(mut self, error: Error) -> E {
+        let (error, node) = self.0.fail(error);
+        E::at(error, node)
+    }
+
+    /// Ends the attempt with `error`, which gives the call back, so that it can go to another endpoint: for a
+    /// transport that has sent nothing of it, and has put back what it had taken out.
+    pub fn give_back(self, error: Error) -> Failed {
+        Failed::from(error).returning(self)
+    }
+}
+
 // === impl Failed ===
 
 impl Failed {

@@ -240,19 +240,6 @@ impl Invocation {
         self.0.completion.attempt.started()
     }
 
-    /// Refuses the call: what listens to it is told, and the error is what the layer returns - an [`Error`], or
-    /// below the retries, where only the attempt may end, a [`Failed`].
-    pub fn refuse<E: CallError>(mut self, error: Error) -> E {
-        let (error, node) = self.0.fail(error);
-        E::at(error, node)
-    }
-
-    /// Ends the attempt with `error`, which gives the call back, so that it can go to another endpoint: for a
-    /// transport that has sent nothing of it, and has put back what it had taken out.
-    pub fn give_back(self, error: Error) -> Failed {
-        Failed::from(error).returning(self)
-    }
-
     /// Ends the attempt with `error`; the call goes on. The node that it was to go to.
     fn end_unsent(&mut self, error: &Error) -> Option<Arc<Node>> {
         self.0.end_attempt(Verdict::of(error));
