@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use http::HeaderValue;
+use http::{Extensions, HeaderValue};
 
 use crate::{
     Live,
@@ -18,7 +18,12 @@ use crate::{
     contain,
     event::Events,
     inspect::Inspection,
-    layer::{balance::Picker, fallback::FallbackFn},
+    layer::{
+        balance::{Picker, Pickers},
+        fallback::{FallbackFn, Fallbacks},
+        own::LayerNames,
+        retry::Idempotent,
+    },
     metrics::Metrics,
     plugin::{
         registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
@@ -84,9 +89,8 @@ pub struct RuntimeBuilder {
     random: Random,
     events: Events,
     stages: Stages,
-    pickers: HashMap<String, Arc<dyn Picker>>,
-    fallbacks: HashMap<(String, Option<String>), Arc<FallbackFn>>,
-    idempotent: std::collections::HashSet<String>,
+    /// Values for single concerns, which find theirs by type.
+    extensions: Extensions,
 }
 
 // === impl RuntimeBuilder ===
@@ -125,13 +129,15 @@ impl RuntimeBuilder {
 
     /// The user's layers. Default: none.
     pub fn stages(mut self, stages: Stages) -> Self {
+        self.extensions.insert(LayerNames(stages.distinct().into()));
         self.stages = stages;
         self
     }
 
     /// A picker that settings can name.
     pub fn picker(mut self, name: impl Into<String>, picker: Arc<dyn Picker>) -> Self {
-        self.pickers.insert(name.into(), picker);
+        let Pickers(pickers) = self.extensions.get_or_insert_default();
+        pickers.insert(name.into(), picker);
         self
     }
 
@@ -142,13 +148,15 @@ impl RuntimeBuilder {
         operation: Option<String>,
         answer: Arc<FallbackFn>,
     ) -> Self {
-        self.fallbacks.insert((service.into(), operation), answer);
+        let Fallbacks(fallbacks) = self.extensions.get_or_insert_default();
+        fallbacks.insert((service.into(), operation), answer);
         self
     }
 
     /// Operations that can be executed twice without harm, as their protos say.
     pub fn idempotent(mut self, operations: impl IntoIterator<Item = String>) -> Self {
-        self.idempotent.extend(operations);
+        let Idempotent(declared) = self.extensions.get_or_insert_default();
+        declared.extend(operations);
         self
     }
 
@@ -166,10 +174,7 @@ impl RuntimeBuilder {
             metrics: Metrics::new(self.metrics.unwrap_or_default())?,
             events: self.events,
             common: Arc::new(common),
-            pickers: self.pickers,
-            fallbacks: self.fallbacks,
-            layers: self.stages.distinct(),
-            idempotent: self.idempotent,
+            extensions: self.extensions,
         });
         let policies = match Policies::compile(&Settings::default(), 0, &environment, None) {
             Ok(policies) => policies,
@@ -203,9 +208,7 @@ impl Runtime {
             random: Random::from_os(),
             events: Events::new(),
             stages: Stages::default(),
-            pickers: HashMap::new(),
-            fallbacks: HashMap::new(),
-            idempotent: Default::default(),
+            extensions: Extensions::new(),
         }
     }
 
@@ -235,10 +238,7 @@ impl Runtime {
             },
             events: self.events().clone(),
             common: self.0.environment.common.clone(),
-            pickers: self.0.environment.pickers.clone(),
-            fallbacks: HashMap::new(),
-            layers: self.0.environment.layers.clone(),
-            idempotent: Default::default(),
+            extensions: self.0.environment.extensions.clone(),
         };
         Policies::compile(settings, 0, &Arc::new(scratch), None).map(|_| ())
     }

@@ -1,5 +1,5 @@
 //! What people read when a document is wrong, letter for letter.
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use chassis_core::{Events, Metrics, Policies, Random, States, config::Format, settings};
 use serde_json::Value;
@@ -16,10 +16,7 @@ fn loader(file: TextSource, environment: Environment) -> Loader<Document, Polici
         metrics: Metrics::new(prometheus::Registry::new()).expect("the names are sound"),
         events: Events::new(),
         common: Arc::new(settings::Common::new(Random::seeded(7))),
-        pickers: HashMap::new(),
-        fallbacks: HashMap::new(),
-        layers: Vec::new(),
-        idempotent: Default::default(),
+        extensions: Default::default(),
     });
     let check = move |document: &Document| {
         let mut found = document.check();

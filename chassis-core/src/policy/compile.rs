@@ -5,6 +5,8 @@ use std::{
     sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
 };
 
+use http::Extensions;
+
 use super::{
     ByName, Entry, Policies, Policy, Table,
     resolved::{Resolved, unreplaced},
@@ -14,7 +16,7 @@ use crate::{
     Live,
     clock::Instant,
     layer::fault::{self, Fault, Faults},
-    rule::{Binding, Environment, Findings, Level, Named, Place, Problem},
+    rule::{Binding, Environment, Findings, Level, Place, Problem, Shared},
     section::Sections,
     types::{
         Side,
@@ -37,6 +39,8 @@ pub(super) struct Base {
 struct Compiler<'a> {
     settings: &'a Settings,
     environment: &'a Arc<Environment>,
+    /// Values that the settings hold for single concerns.
+    extensions: Extensions,
     version: u64,
     findings: Findings,
 }
@@ -65,7 +69,7 @@ impl Policies {
         environment: &Arc<Environment>,
         previous: Option<&Policies>,
     ) -> Result<Self, Vec<Problem>> {
-        let mut compiler = Compiler { settings, environment, version, findings: Findings::default() };
+        let mut compiler = Compiler::new(settings, environment, version);
         compiler.check_matches();
         let faults = compiler.faults();
         let inbound = compiler.inbound(&settings.inbound, &faults);
@@ -114,9 +118,7 @@ impl Policies {
 
     /// The table of a service that the settings do not name. What the defaults say has been checked.
     pub(super) fn compile_unnamed(&self, service: Arc<str>) -> Table {
-        let (settings, environment) = (&*self.settings, &self.environment);
-        let mut compiler =
-            Compiler { settings, environment, version: self.version, findings: Findings::default() };
+        let mut compiler = Compiler::new(&self.settings, &self.environment, self.version);
         compiler.outbound(service, DEFAULTS, &ServiceSettings::default(), &self.faults)
     }
 }
@@ -147,15 +149,23 @@ impl Base {
 // === impl Compiler ===
 
 impl<'a> Compiler<'a> {
+    fn new(settings: &'a Settings, environment: &'a Arc<Environment>, version: u64) -> Self {
+        let mut extensions = Extensions::new();
+        if !settings.pickers.0.is_empty() {
+            extensions.insert(settings.pickers.clone());
+        }
+        Compiler { settings, environment, extensions, version, findings: Findings::default() }
+    }
+
     fn problem(&mut self, path: impl Into<String>, message: impl Into<String>) {
         self.findings.problems.push(Problem::new(path, message));
     }
 
     /// The level at `place` of calls of `service`.
     fn level<'b>(&'b mut self, side: Side, service: &'b Arc<str>, place: Place<'b>) -> Level<'b> {
-        let Compiler { settings, environment, findings, .. } = self;
-        let named = Named { matches: &settings.matches, pickers: &settings.pickers.0 };
-        Level::new(side, service, place, environment, named, findings)
+        let Compiler { settings, environment, extensions, findings, .. } = self;
+        let shared = Shared { matches: &settings.matches, extensions };
+        Level::new(side, service, place, environment, shared, findings)
     }
 
     fn base(&self, side: Side, service: Arc<str>, resolved: Resolved, faults: Faults) -> Base {

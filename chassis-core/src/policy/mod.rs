@@ -24,9 +24,12 @@ pub(crate) use self::concerns::concerns;
 pub use self::live_section::LiveSection;
 pub use self::settings::{
     InboundOperationSettings, InboundSettings, ListenerSettings, OperationSettings, OutboundSettings,
-    Pickers, ServiceSettings, Settings,
+    ServiceSettings, Settings,
 };
-pub use crate::layer::{balance::BUILT_IN_PICKERS, own::LayerSwitch};
+pub use crate::layer::{
+    balance::{BUILT_IN_PICKERS, Pickers},
+    own::LayerSwitch,
+};
 pub(crate) use crate::rule::{Carried, Sample};
 pub use crate::rule::{Common, Environment, Problem, States};
 use crate::{

@@ -1,11 +1,11 @@
 //! What people write about calls: the parts of the document that the pipeline lives by.
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use super::concerns;
 use crate::{
-    layer::{self, balance::Picker, fault::FaultConfig, own::LayerSwitch},
+    layer::{self, balance::Pickers, fault::FaultConfig, own::LayerSwitch},
     section::Sections,
     types::{
         matching::Match,
@@ -49,27 +49,6 @@ pub struct ListenerSettings {
     /// Layers of one's own that are switched. Default: as for all.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub layers: BTreeMap<String, LayerSwitch>,
-}
-
-/// Pickers that settings have made, by name.
-#[derive(Clone, Default)]
-pub struct Pickers(pub BTreeMap<String, Arc<dyn Picker>>);
-
-// === impl Pickers ===
-
-/// The same pickers, not only such of one kind.
-impl PartialEq for Pickers {
-    fn eq(&self, other: &Self) -> bool {
-        let place = |picker: &Arc<dyn Picker>| Arc::as_ptr(picker).cast::<()>();
-        self.0.len() == other.0.len()
-            && self.0.iter().all(|(name, picker)| other.0.get(name).map(place) == Some(place(picker)))
-    }
-}
-
-impl fmt::Debug for Pickers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
-    }
 }
 
 /// Calls that go out: what holds for all services, and what is different for some.

@@ -1,16 +1,10 @@
 //! What rules are compiled with, apart from the settings.
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::sync::Arc;
+
+use http::Extensions;
 
 use super::{Common, States};
-use crate::{
-    event::Events,
-    layer::{balance::Picker, fallback::FallbackFn},
-    metrics::Metrics,
-    site::Site,
-};
+use crate::{event::Events, metrics::Metrics, site::Site};
 
 /// What policies are compiled with, apart from the settings.
 pub struct Environment {
@@ -24,14 +18,8 @@ pub struct Environment {
     pub events: Events,
     /// What all policies have in common.
     pub common: Arc<Common>,
-    /// Pickers of the user's own, by name.
-    pub pickers: HashMap<String, Arc<dyn Picker>>,
-    /// Fallback functions by service, and by operation where one is named.
-    pub fallbacks: HashMap<(String, Option<String>), Arc<FallbackFn>>,
-    /// The names of the user's layers, by their numbers.
-    pub layers: Vec<Arc<str>>,
-    /// Operations that are declared idempotent.
-    pub idempotent: HashSet<String>,
+    /// Values that the program gave for single concerns: each finds its own by type.
+    pub extensions: Extensions,
 }
 
 // === impl Environment ===

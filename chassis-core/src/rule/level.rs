@@ -1,10 +1,11 @@
 //! One level of the settings, as a concern sees it while its rules are compiled.
 use std::{collections::BTreeMap, sync::Arc};
 
+use http::Extensions;
+
 use super::{Environment, Problem};
 use crate::{
     clock::Instant,
-    layer::balance::Picker,
     site::Site,
     types::{
         Side,
@@ -20,15 +21,17 @@ pub(crate) struct Level<'a> {
     pub(crate) environment: &'a Arc<Environment>,
     place: Place<'a>,
     key: &'static str,
-    named: Named<'a>,
+    shared: Shared<'a>,
     findings: &'a mut Findings,
 }
 
-/// What settings give a name, for others to refer to.
+/// The parts of the settings that every level may refer to.
 #[derive(Clone, Copy)]
-pub(crate) struct Named<'a> {
+pub(crate) struct Shared<'a> {
+    /// Matches by name.
     pub(crate) matches: &'a BTreeMap<String, Match>,
-    pub(crate) pickers: &'a BTreeMap<String, Arc<dyn Picker>>,
+    /// Values for single concerns: each finds its own by type. They stand over those of the environment.
+    pub(crate) extensions: &'a Extensions,
 }
 
 /// Where a level stands in the document.
@@ -56,10 +59,10 @@ impl<'a> Level<'a> {
         service: &'a Arc<str>,
         place: Place<'a>,
         environment: &'a Arc<Environment>,
-        named: Named<'a>,
+        shared: Shared<'a>,
         findings: &'a mut Findings,
     ) -> Self {
-        Level { side, service, environment, place, key: "", named, findings }
+        Level { side, service, environment, place, key: "", shared, findings }
     }
 
     /// From here on it is about `key`.
@@ -92,7 +95,7 @@ impl<'a> Level<'a> {
     /// The matcher written `below` the key; one that matches every call where none is written.
     pub(crate) fn matcher(&mut self, below: &str, matching: Option<&MatchRef>) -> Matcher {
         let Some(matching) = matching else { return Matcher::any() };
-        Matcher::compile(matching, self.named.matches).unwrap_or_else(|problem| {
+        Matcher::compile(matching, self.shared.matches).unwrap_or_else(|problem| {
             let dot = if problem.path.is_empty() || problem.path.starts_with('[') { "" } else { "." };
             let path = format!("{}{dot}{}", self.path(below), problem.path);
             self.report(Problem { allowed: problem.allowed, ..Problem::new(path, problem.message) });
@@ -100,9 +103,9 @@ impl<'a> Level<'a> {
         })
     }
 
-    /// Pickers that have a name: those of the settings stand over those of the builder.
-    pub(crate) fn pickers(&self) -> BTreeMap<&'a String, &'a Arc<dyn Picker>> {
-        self.environment.pickers.iter().chain(self.named.pickers).collect()
+    /// The values of type `T` for a concern: that of the program, then that of the settings, where they gave one.
+    pub(crate) fn extensions<T: Send + Sync + 'static>(&self) -> impl Iterator<Item = &'a T> + use<'a, T> {
+        [&self.environment.extensions, self.shared.extensions].into_iter().filter_map(Extensions::get)
     }
 
     /// The state of this name that belongs to the service, or to the operation whose level this is.

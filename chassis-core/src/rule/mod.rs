@@ -15,7 +15,7 @@ pub(crate) use self::{
     binding::{Binding, Of},
     common::{Carried, Sample},
     concern::{Concern, Visible},
-    level::{Findings, Level, Named, Place},
+    level::{Findings, Level, Place, Shared},
     look::Look,
 };
 pub use self::{common::Common, environment::Environment, problem::Problem, states::States};

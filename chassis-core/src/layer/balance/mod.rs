@@ -3,11 +3,13 @@
 //! A picker proposes, the node lets in or not: an open circuit, a full node, a connection that is not
 //! there cost no attempt, another is picked. At most half of what is ready may be out by open
 //! circuits, and never the last one: beyond that circuits are ignored, and that is counted.
+mod config;
 mod picker;
 mod rule;
 mod service;
 
 pub use self::{
+    config::Pickers,
     picker::{Candidates, P2c, Picker, RandomPicker, RoundRobin},
     rule::BUILT_IN_PICKERS,
     service::{Balance, BalanceLayer},

@@ -1,7 +1,7 @@
 //! What `balance` is compiled to: a picker. What it keeps of nodes lives with them; turns live with the subset.
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use super::{P2c, Picker, RandomPicker, RoundRobin};
+use super::{P2c, Picker, Pickers, RandomPicker, RoundRobin};
 use crate::rule::{Binding, Concern, Level};
 
 /// Compiles `balance`.
@@ -24,7 +24,7 @@ impl Concern for PickerRule {
     }
 
     fn overlay(resolved: &mut Self::Resolved, written: &String, level: &mut Level<'_>) {
-        let own = level.pickers();
+        let own = named(level);
         *resolved = match written.as_str() {
             "p2c" => Arc::new(P2c),
             "random" => Arc::new(RandomPicker),
@@ -44,4 +44,9 @@ impl Concern for PickerRule {
     fn rule(resolved: &Self::Resolved, _: &mut Binding<'_>) -> Self::Rule {
         resolved.clone()
     }
+}
+
+/// Pickers that have a name: those of the settings stand over those of the program.
+fn named<'a>(level: &Level<'a>) -> BTreeMap<&'a String, &'a Arc<dyn Picker>> {
+    level.extensions::<Pickers>().flat_map(|pickers| &pickers.0).collect()
 }

@@ -1,4 +1,6 @@
 //! What people write: an answer in the settings, or a function.
+use std::{collections::HashMap, sync::Arc};
+
 use base64::{Engine, prelude::BASE64_STANDARD as STANDARD};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -57,6 +59,10 @@ pub struct Answer {
 /// Sees the failure, and may answer instead: an error it returns is what the caller gets. One that answers every
 /// failure passes `testing::contract::fallback` (feature `testing`).
 pub type FallbackFn = dyn Fn(Failed) -> BoxFuture<'static, Result<Answer, Error>> + Send + Sync;
+
+/// Fallback functions by service, and by operation where one is named.
+#[derive(Clone, Default)]
+pub(crate) struct Fallbacks(pub(crate) HashMap<(String, Option<String>), Arc<FallbackFn>>);
 
 impl FallbackConfig {
     /// Refuses what could not be answered: the key that is wrong, and why.

@@ -6,7 +6,7 @@ mod config;
 mod rule;
 mod service;
 
-pub(crate) use self::rule::FallbackRule;
+pub(crate) use self::{config::Fallbacks, rule::FallbackRule};
 pub use self::{
     config::{Answer, Failed, FallbackConfig, FallbackFn},
     rule::Fallback,

@@ -7,7 +7,7 @@ use std::{
     },
 };
 
-use super::{FallbackConfig, FallbackFn};
+use super::{FallbackConfig, FallbackFn, Fallbacks};
 use crate::{
     rule::{Binding, Concern, Level},
     site::Site,
@@ -100,8 +100,8 @@ impl Concern for FallbackRule {
 
 /// The function that the builder was given for the operation, or for its service.
 fn function(binding: &Binding<'_>) -> Option<Arc<FallbackFn>> {
-    let all = &binding.environment.fallbacks;
-    if all.is_empty() || binding.side == Side::Server {
+    let Fallbacks(all) = binding.environment.extensions.get()?;
+    if binding.side == Side::Server {
         return None;
     }
     let function = |operation| all.get(&(binding.service.to_string(), operation)).cloned();

@@ -1,4 +1,6 @@
 //! What people write: `layers`, a map of names to `on` or `off`.
+use std::sync::Arc;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// Whether a layer is gone through, as settings say: `on` or `off`.
@@ -9,6 +11,10 @@ pub enum LayerSwitch {
     /// It is not: calls go to what is inside it.
     Off,
 }
+
+/// The names of the layers that there are, by their numbers.
+#[derive(Clone, Default)]
+pub(crate) struct LayerNames(pub(crate) Arc<[Arc<str>]>);
 
 // === impl LayerSwitch ===
 

@@ -4,4 +4,7 @@ mod config;
 mod rule;
 
 pub use self::config::LayerSwitch;
-pub(crate) use self::rule::{LayersRule, Switched};
+pub(crate) use self::{
+    config::LayerNames,
+    rule::{LayersRule, Switched},
+};

@@ -1,7 +1,7 @@
 //! What `layers` are compiled to: which of the user's layers calls pass by. It keeps no state.
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::LayerSwitch;
+use super::{LayerNames, LayerSwitch};
 use crate::rule::{Binding, Concern, Level};
 
 /// Which layers calls pass by, by their numbers; and for calls that come in, those of single listeners.
@@ -33,8 +33,8 @@ impl Concern for LayersRule {
     }
 
     fn overlay(resolved: &mut Switched, written: &Self::Written, level: &mut Level<'_>) {
-        let environment = level.environment;
-        *resolved = resolved.over(&environment.layers, written, |name| unknown(level, name));
+        let names = names(level);
+        *resolved = resolved.over(names, written, |name| unknown(level, name));
     }
 
     fn rule(resolved: &Switched, _: &mut Binding<'_>) -> Switched {
@@ -50,14 +50,18 @@ impl LayersRule {
         written: &BTreeMap<String, LayerSwitch>,
         level: &mut Level<'_>,
     ) {
-        let environment = level.environment;
-        *resolved =
-            resolved.over_listener(&environment.layers, listener, written, |name| unknown(level, name));
+        let names = names(level);
+        *resolved = resolved.over_listener(names, listener, written, |name| unknown(level, name));
     }
 }
 
+/// The names of the user's layers, by their numbers.
+fn names<'a>(level: &Level<'a>) -> &'a [Arc<str>] {
+    level.environment.extensions.get().map_or(&[], |LayerNames(names)| names)
+}
+
 fn unknown(level: &mut Level<'_>, name: &str) {
-    let allowed = level.environment.layers.iter().map(ToString::to_string).collect();
+    let allowed = names(level).iter().map(ToString::to_string).collect();
     level.problem_with_key(name, format!("no layer of one's own is called `{name}`"), allowed);
 }
 

@@ -14,7 +14,7 @@ mod owned;
 mod rule;
 mod service;
 
-pub(crate) use self::rule::{IdempotentRule, RetryRule};
+pub(crate) use self::rule::{Idempotent, IdempotentRule, RetryRule};
 pub use self::{
     budget::Budget,
     config::{BudgetConfig, BudgetPatch, RetryConfig, RetryPatch, When},

@@ -1,7 +1,7 @@
 //! What `retry` and `idempotent` are compiled to.
 //!
 //! State: the budget, one for all retries of a service; its key is the service.
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use super::{Budget, BudgetConfig, RetryConfig, RetryPatch};
 use crate::{
@@ -32,6 +32,10 @@ pub(crate) struct Resolved {
     config: Option<Arc<RetryConfig>>,
     site: Arc<Site>,
 }
+
+/// Operations that their protos declare idempotent.
+#[derive(Clone, Default)]
+pub(crate) struct Idempotent(pub(crate) HashSet<String>);
 
 /// Compiles `idempotent`.
 pub(crate) struct IdempotentRule;
@@ -91,6 +95,7 @@ impl Concern for IdempotentRule {
 
     /// Where nothing is written, as the operation's proto says.
     fn rule(resolved: &Self::Resolved, binding: &mut Binding<'_>) -> bool {
-        resolved.unwrap_or_else(|| binding.environment.idempotent.contains(&**binding.operation))
+        let declared = || binding.environment.extensions.get::<Idempotent>();
+        resolved.unwrap_or_else(|| declared().is_some_and(|all| all.0.contains(&**binding.operation)))
     }
 }

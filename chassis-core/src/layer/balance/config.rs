@@ -1,0 +1,25 @@
+//! Pickers that have a name, for `balance` to name.
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use super::Picker;
+
+/// Pickers by name: those that the settings made, or those that the program brings along.
+#[derive(Clone, Default)]
+pub struct Pickers(pub BTreeMap<String, Arc<dyn Picker>>);
+
+// === impl Pickers ===
+
+/// The same pickers, not only such of one kind.
+impl PartialEq for Pickers {
+    fn eq(&self, other: &Self) -> bool {
+        let place = |picker: &Arc<dyn Picker>| Arc::as_ptr(picker).cast::<()>();
+        self.0.len() == other.0.len()
+            && self.0.iter().all(|(name, picker)| other.0.get(name).map(place) == Some(place(picker)))
+    }
+}
+
+impl fmt::Debug for Pickers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
