@@ -1,4 +1,4 @@
-//! A service with its clients and servers, about to run.
+//! A service with its clients and servers, before it runs.
 use std::sync::Arc;
 
 use chassis_core::{Live, LiveSection, Runtime, Side, pipeline};
@@ -21,14 +21,14 @@ pub struct Chassis {
     pub(crate) rpc: Rpc,
 }
 
-/// What is there whatever protocols are built in.
+/// The parts of a service that do not depend on the protocols of the build.
 pub(crate) struct Parts {
     pub(crate) instance: String,
     pub(crate) runtime: Runtime,
     pub(crate) service: ServiceSection,
     pub(crate) shutdown: Live<ShutdownSection>,
     pub(crate) hooks: Hooks,
-    /// Addresses of protocols of the user's own.
+    /// Addresses of the program's own protocols.
     pub(crate) advertised: Vec<(String, String)>,
     /// The names of the sections, for messages.
     pub(crate) sections: Arc<[String]>,
@@ -51,12 +51,12 @@ impl Parts {
 // === impl Chassis ===
 
 impl Chassis {
-    /// Starts to make the service of this name.
+    /// Begins to build the service of this name.
     pub fn builder(name: &str) -> ChassisBuilder {
         ChassisBuilder::new(name)
     }
 
-    /// A pipeline to `service` over a transport of one's own: see [`protocol`](crate::protocol).
+    /// A pipeline to `service` over a transport of your own: see [`protocol`](crate::protocol).
     pub fn client<T: crate::protocol::Transport>(
         &self,
         service: &str,
@@ -65,15 +65,15 @@ impl Chassis {
         pipeline::client(&self.parts.runtime, service, transport)
     }
 
-    /// Tells others that this process is reached at `address` by a protocol of one's own, whose server
-    /// is the program's: it goes into the registry with the rest.
+    /// Registers an `address` at which this process serves a protocol of its own, with a server that the
+    /// program runs. Other processes find it in the registry like the other addresses.
     pub fn advertise(mut self, protocol: &str, address: &str) -> Self {
         self.parts.advertised.push((protocol.to_owned(), address.to_owned()));
         self
     }
 
-    /// The section `name` of the settings, as it changes: one that was registered by
-    /// [`section`](ChassisBuilder::section).
+    /// The live value of the section `name` of the settings, which [`section`](ChassisBuilder::section)
+    /// registered.
     ///
     /// ```
     /// use chassis::{Chassis, Section};
@@ -97,12 +97,12 @@ impl Chassis {
     /// ```
     ///
     /// # Errors
-    /// [`StartError::Settings`] where no section of this name and type was registered.
+    /// [`StartError::Settings`] if no section of this name and type was registered.
     pub fn settings<T: Send + Sync + 'static>(&self, name: &str) -> Result<LiveSection<T>, StartError> {
         self.parts.section(name)
     }
 
-    /// What the running service shares, and everything there is to see of it.
+    /// The shared state of the running service, and its inspection.
     pub fn runtime(&self) -> &Runtime {
         &self.parts.runtime
     }
@@ -112,15 +112,15 @@ impl Chassis {
         &self.parts.instance
     }
 
-    /// The chains that calls go through, outermost first: out to `service`, and in.
+    /// The layers that calls pass, outermost first: calls to `service`, and incoming calls.
     pub fn chains(&self, service: &str) -> [String; 2] {
         [Side::Client, Side::Server].map(|side| pipeline::chain(&self.parts.runtime, side, service))
     }
 
-    /// Starts, and returns when everything listens and is registered.
+    /// Starts, and returns when every listener is bound and the service is registered.
     ///
     /// # Errors
-    /// A hook that failed, a listener that could not be bound. What had been started is stopped.
+    /// A hook failed, or a listener could not be bound. Parts that had started are stopped.
     pub async fn start(self) -> Result<Running, StartError> {
         Running::start(self).await
     }

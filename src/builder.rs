@@ -1,4 +1,4 @@
-//! What a service is made of before it runs.
+//! Builds a service from its settings and its parts.
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use chassis_config::{Change, Environment, FileSource, Finding, Loader, tree};
@@ -30,7 +30,7 @@ use crate::{
     rpc::{self, Declared, Rpc},
 };
 
-/// Makes a [`Chassis`]. What has no default is an argument of [`Chassis::builder`].
+/// Builds a [`Chassis`]. Parts without a default are arguments of [`Chassis::builder`].
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> chassis::Result {
@@ -52,7 +52,7 @@ pub struct ChassisBuilder {
     instance: Option<String>,
     sources: Vec<(tree::Layer, Arc<dyn ConfigSource>)>,
     file: File,
-    told: Vec<serde_json::Value>,
+    program: Vec<serde_json::Value>,
     environment: Environment,
     registry: Option<Arc<dyn Registry>>,
     metrics: Option<prometheus::Registry>,
@@ -68,17 +68,17 @@ pub struct ChassisBuilder {
     pub(crate) rpc: rpc::Setup,
 }
 
-/// Which file is read.
+/// The file to read.
 enum File {
-    /// The default one, or the one that the environment names.
+    /// The default file, or the one of the environment variable.
     IfThere,
     At(PathBuf),
     None,
 }
 
-/// The file that is read unless another is named, if it is there.
+/// The default file, which need not exist.
 const DEFAULT_FILE: &str = "chassis.yaml";
-/// Names the file from outside the program.
+/// The environment variable with the path of the file.
 const FILE_VARIABLE: &str = "CHASSIS_CONFIG";
 
 impl ChassisBuilder {
@@ -88,7 +88,7 @@ impl ChassisBuilder {
             instance: None,
             sources: Vec::new(),
             file: File::IfThere,
-            told: Vec::new(),
+            program: Vec::new(),
             environment: Environment::of_process().without(&[FILE_VARIABLE]),
             registry: None,
             metrics: None,
@@ -111,47 +111,46 @@ impl ChassisBuilder {
         self
     }
 
-    /// The file of the settings, which has to be there. Default: `CHASSIS_CONFIG`, or `chassis.yaml` if
-    /// there is one.
+    /// The settings file, which must exist. Default: `CHASSIS_CONFIG`, or `chassis.yaml` if it exists.
     pub fn config_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.file = File::At(path.into());
         self
     }
 
-    /// Reads no file, whatever `CHASSIS_CONFIG` says: settings come from elsewhere, or are the defaults.
+    /// Reads no file, even if `CHASSIS_CONFIG` is set: settings come from other sources, or are the defaults.
     pub fn without_file(mut self) -> Self {
         self.file = File::None;
         self
     }
 
-    /// A config center: its settings stand over those of the file.
+    /// A config center; its settings override those of the file.
     pub fn config(mut self, source: impl ConfigSource) -> Self {
         self.sources.push((tree::Layer::Center, Arc::new(source)));
         self
     }
 
-    /// Settings from within the program, in the shape of the file: everything else stands over them.
+    /// Settings of the program, in the shape of the file; all other sources override them.
     pub fn settings(mut self, settings: serde_json::Value) -> Self {
-        self.told.push(settings);
+        self.program.push(settings);
         self
     }
 
-    /// Environment variables to read in place of the process's own.
+    /// The environment variables to read instead of those of the process.
     pub fn environment(mut self, environment: Environment) -> Self {
         self.environment = environment.without(&[FILE_VARIABLE]);
         self
     }
 
-    /// A registry of one's own, in place of the one that the settings name.
+    /// A registry of your own, instead of the one in the settings.
     pub fn registry(mut self, registry: impl Registry) -> Self {
         self.registry = Some(Arc::new(registry));
         self
     }
 
-    /// A kind that the settings can choose by name, with settings of its own: `registry: { kind: table, … }`, an entry
-    /// of `pickers`. One of a name takes the place of what had it before, built-in kinds included.
+    /// A kind that the settings can choose by name, with settings of its own: `registry: { kind: table, … }`,
+    /// an entry of `pickers`. A later kind replaces an earlier one of the same name, also a built-in one.
     ///
-    /// Which port it is, [`Kind::Made`] says: `Arc<dyn Registry>` or `Arc<dyn Picker>`.
+    /// [`Kind::Made`] decides the port: `Arc<dyn Registry>` or `Arc<dyn Picker>`.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -184,10 +183,11 @@ impl ChassisBuilder {
         self
     }
 
-    /// A section of the document: settings of a layer or a service of one's own, live as all others.
+    /// A section of the document: live settings for a layer or a service of your own.
     ///
-    /// Layers read it from the policy of a call, [`Policy::extension`](crate::Policy::extension); services
-    /// by [`Chassis::settings`]. Each has a name and a type of its own. Names that chassis has a table for are taken.
+    /// Layers read it from the policy of a call, [`Policy::extension`](crate::Policy::extension); services read
+    /// it by [`Chassis::settings`]. Each section has its own name and its own type. Names of chassis' own
+    /// tables are refused.
     ///
     /// ```
     /// use chassis::{Chassis, Section, Stage, from_fn};
@@ -195,7 +195,7 @@ impl ChassisBuilder {
     /// #[derive(Default, serde::Deserialize)]
     /// #[serde(default, deny_unknown_fields)]
     /// struct Audit {
-    ///     /// Writes down calls of this tenant. Default: none.
+    /// Logs calls of this tenant. Default: none.
     ///     tenant: Option<String>,
     /// }
     ///
@@ -220,23 +220,24 @@ impl ChassisBuilder {
         self
     }
 
-    /// Where figures are registered. Default: a registry of the service's own.
+    /// The Prometheus registry for the metrics. Default: a registry of the service's own.
     pub fn metrics(mut self, registry: prometheus::Registry) -> Self {
         self.metrics = Some(registry);
         self
     }
 
-    /// Where randomness comes from. Default: the operating system.
+    /// The source of randomness. Default: the operating system.
     pub fn random(mut self, random: Random) -> Self {
         self.random = random;
         self
     }
 
-    /// A layer of one's own: any tower layer, or an async function made one by [`from_fn`](crate::from_fn).
+    /// A layer of your own: any tower layer, or an async function made one by [`from_fn`](crate::from_fn).
     ///
-    /// `at` is a [`Stage`](crate::Stage), for the calls to all services, or [`Stage::of`](crate::Stage::of) one; `name` is shown in the chain.
-    /// Layers of one stage stand in the order they were added: the first is outermost. The layer's errors
-    /// may be of any type: [`Error::from_layer`] tells what they become.
+    /// `at` is a [`Stage`](crate::Stage), for the calls to all services, or [`Stage::of`](crate::Stage::of) for
+    /// the calls to one; `name` is shown in the chain. Layers of one stage run in the order in which they were
+    /// added: the first is outermost. The layer's errors may be of any type: [`Error::from_layer`] converts
+    /// them.
     ///
     /// ```
     /// use std::time::Duration;
@@ -265,13 +266,13 @@ impl ChassisBuilder {
         self
     }
 
-    /// A picker of one's own, to be named in the settings: `balance: name`.
+    /// A picker of your own, which the settings choose by name: `balance: name`.
     pub fn picker(mut self, name: &str, picker: impl Picker) -> Self {
         self.pickers.insert(name.to_owned(), Arc::new(picker));
         self
     }
 
-    /// Answers instead of failed calls to `service`.
+    /// A reply that replaces a failed call to `service`.
     pub fn fallback<F, Fut>(self, service: &str, answer: F) -> Self
     where
         F: Fn(Failed) -> Fut + Send + Sync + 'static,
@@ -280,7 +281,7 @@ impl ChassisBuilder {
         self.fallback_of(service.to_owned(), None, answer)
     }
 
-    /// Answers instead of failed calls to one operation of `service`.
+    /// A reply that replaces a failed call to one operation of `service`.
     pub fn fallback_for<F, Fut>(self, service: &str, operation: &str, answer: F) -> Self
     where
         F: Fn(Failed) -> Fut + Send + Sync + 'static,
@@ -299,8 +300,8 @@ impl ChassisBuilder {
         self
     }
 
-    /// An encoded `FileDescriptorSet` of protos that are called or served: says which operations are
-    /// idempotent, and is what reflection shows.
+    /// An encoded `FileDescriptorSet` of protos that are called or served. It states which operations are
+    /// idempotent, and server reflection shows it.
     pub fn descriptors(mut self, encoded: &[u8]) -> Self {
         self.descriptors.push(encoded.to_owned());
         self
@@ -315,7 +316,7 @@ impl ChassisBuilder {
         self
     }
 
-    /// Runs when the service is in its registry; an error stops it in order.
+    /// Runs once the service is registered; an error stops the service in order.
     pub fn after_start<Fut>(mut self, hook: impl FnOnce() -> Fut + Send + 'static) -> Self
     where
         Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
@@ -324,7 +325,7 @@ impl ChassisBuilder {
         self
     }
 
-    /// Runs first of all in a stop, for 5 s at most; an error is logged.
+    /// Runs at the beginning of a stop, for 5 s at most; an error is logged.
     pub fn before_stop<Fut>(mut self, hook: impl FnOnce() -> Fut + Send + 'static) -> Self
     where
         Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
@@ -333,7 +334,7 @@ impl ChassisBuilder {
         self
     }
 
-    /// Runs last of all in a stop, for 5 s at most; an error is logged.
+    /// Runs at the end of a stop, for 5 s at most; an error is logged.
     pub fn after_stop<Fut>(mut self, hook: impl FnOnce() -> Fut + Send + 'static) -> Self
     where
         Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
@@ -342,22 +343,22 @@ impl ChassisBuilder {
         self
     }
 
-    /// Panics of handlers are told by chassis' log line alone, with their text and place: the process's panic
-    /// hook, which prints to stderr unless another is set, is not called for them. It holds for the whole process.
-    /// Default: the hook is called, too.
+    /// Reports panics of handlers by a log line only, with their text and place: the process's panic hook,
+    /// which prints to stderr by default, is not called for them. Applies to the whole process. Default: the
+    /// hook is called, too.
     pub fn quiet_panics(self) -> Self {
         chassis_core::layer::panic::quiet_panics();
         self
     }
 
-    /// Reads the settings and sets everything up but the listeners. Within a tokio runtime.
+    /// Reads the settings and sets up everything but the listeners. Call it within a tokio runtime.
     ///
     /// # Errors
-    /// [`StartError::Settings`] with every line that is wrong; [`StartError::Setup`] for a registry that
-    /// can't be used, descriptors that are none, or a metric whose name is taken.
+    /// [`StartError::Settings`] with every line that is wrong; [`StartError::Setup`] for an unusable registry,
+    /// invalid descriptors, or a metric whose name is taken.
     pub async fn build(self) -> Result<Chassis, StartError> {
         let setup = |what: &str, error: BoxError| StartError::Setup(what.to_owned(), error);
-        // Checks settings before there is anything to apply them to.
+        // Checks settings before the runtime exists that they apply to.
         let mut checker = Runtime::builder(&self.name).stages(self.stages.clone());
         for (name, picker) in &self.pickers {
             checker = checker.picker(name, picker.clone());
@@ -373,8 +374,8 @@ impl ChassisBuilder {
         };
         let mut loader = Loader::reading(read, move |document: &Document| check(&checker, document))
             .environment(self.environment);
-        for settings in &self.told {
-            loader = loader.told(settings);
+        for settings in &self.program {
+            loader = loader.settings(settings);
         }
         let file = match (self.file, std::env::var_os(FILE_VARIABLE)) {
             (File::IfThere, Some(named)) => File::At(named.into()),
@@ -382,7 +383,7 @@ impl ChassisBuilder {
         };
         loader = match file {
             File::At(path) => loader.source(tree::Layer::File, Arc::new(FileSource::new(path))),
-            // Something that is there and can't be read is not passed over in silence.
+            // A default file that exists and can't be read is reported, not ignored.
             File::IfThere if std::fs::symlink_metadata(DEFAULT_FILE).is_ok() => {
                 loader.source(tree::Layer::File, Arc::new(FileSource::new(DEFAULT_FILE)))
             }
@@ -473,7 +474,7 @@ impl ChassisBuilder {
     }
 }
 
-/// What the pipeline lives by, if the document makes sense as a whole.
+/// The pipeline's settings, if the document as a whole is valid.
 fn check(checker: &Runtime, document: &Document) -> Result<(Settings, Vec<Finding>), Vec<Finding>> {
     let settings = document.settings();
     let mut findings = document.check();

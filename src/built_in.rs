@@ -1,7 +1,7 @@
-//! What is built in: the kinds and sections of this build's cargo features, registered here and nowhere else.
+//! The kinds and sections that the cargo features of this build provide. All are registered here.
 use crate::kinds::{Kinds, Port};
 
-/// Registers all of them. What a build is without, [`kinds`](crate::kinds) names by its feature.
+/// Registers all of them. [`kinds`](crate::kinds) names the cargo feature of a kind that this build lacks.
 pub(crate) fn register(kinds: &mut Kinds) {
     #[cfg(all(feature = "local", unix))]
     Port::add(kinds, chassis_registry::LocalRegistry::kind());

@@ -1,7 +1,7 @@
-//! Whether this process runs in a container, and which of its settings can't work there.
+//! Detects whether this process runs in a container, and which settings can't work there.
 use std::{env, fs, path::Path};
 
-/// What says that this process runs in a container.
+/// The sign that this process runs in a container.
 pub(crate) struct Container(String);
 
 /// Files that a container engine puts into each container.
@@ -9,13 +9,13 @@ const FILES: [&str; 2] = ["/.dockerenv", "/run/.containerenv"];
 /// Variables that a container engine sets in each container. `container` is systemd's convention.
 const VARIABLES: [&str; 4] =
     ["container", "KUBERNETES_SERVICE_HOST", "ECS_CONTAINER_METADATA_URI_V4", "ECS_CONTAINER_METADATA_URI"];
-/// What a control group's path holds where an engine made it (version 1 of control groups only).
+/// Words in a control group's path if a container engine made it (version 1 of control groups only).
 const CONTROL_GROUPS: [&str; 4] = ["/docker", "/kubepods", "/containerd", "/lxc"];
 
 // === impl Container ===
 
 impl Container {
-    /// The container this process runs in, as far as one shows.
+    /// The container of this process, if a sign of one is found.
     pub(crate) fn of_process() -> Option<Self> {
         let groups = fs::read_to_string("/proc/1/cgroup").unwrap_or_default();
         Self::detect(
@@ -35,7 +35,7 @@ impl Container {
         file.or_else(set).or_else(group).map(Container)
     }
 
-    /// What can't work here, if anything: an address of loopback, or a registry of one machine.
+    /// Settings that can't work here: an address of loopback, or a registry of one machine.
     pub(crate) fn advice(&self, addresses: &[(String, String)], registry: &str) -> Option<String> {
         let mut advice = Vec::new();
         for (name, address) in addresses.iter().filter(|(_, address)| is_loopback(address)) {
@@ -100,6 +100,6 @@ mod tests {
         );
         let open = [at("grpc", "0.0.0.0:50051"), at("http", "unix:/run/s"), at("own", "memory:stock")];
         assert_eq!(container.advice(&open, "file"), None);
-        assert!(container.advice(&[], "local").is_some(), "who only calls finds nobody either");
+        assert!(container.advice(&[], "local").is_some(), "a client finds no service either");
     }
 }

@@ -1,9 +1,9 @@
-//! Why a service could not be started, or not be stopped in order.
+//! Why a service could not start, or could not stop in order.
 use chassis_core::BoxError;
 
-/// Why a service could not be started, or not be stopped in order.
+/// Why a service could not start, or could not stop in order.
 ///
-/// What `Debug` prints is for people: a `main` that returns it shows the message and its causes.
+/// `Debug` prints the message and its causes for people, because a `main` that returns this error prints it so.
 #[derive(thiserror::Error)]
 pub enum StartError {
     /// The settings can't be used; the text shows each line that is wrong.
@@ -19,10 +19,10 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
-    /// A hook of the user's failed.
+    /// A hook of the program failed.
     #[error("the {0} hook failed")]
     Hook(&'static str, #[source] BoxError),
-    /// Something else that is needed could not be set up.
+    /// A required part could not be set up.
     #[error("{0}")]
     Setup(String, #[source] BoxError),
 }

@@ -1,4 +1,4 @@
-//! Puts versions of the settings in force as they come, and says what became of each.
+//! Puts new versions of the settings in force, and reports the result of each.
 use std::{collections::BTreeSet, future::poll_fn, pin::pin, time::Duration};
 
 use chassis_config::{Change, Loader, Version, tree::Node};
@@ -21,33 +21,33 @@ use crate::{
 /// A version of the whole document.
 pub(crate) type Applied = Version<Document, Settings>;
 
-/// How long a registry has to learn of the services that settings name, before somebody is warned.
+/// The time a registry has to find the services in the settings before a warning is logged.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// How long a registry has to say which services there are.
+/// The time a registry has to list its services.
 const SERVICES: Duration = Duration::from_secs(5);
-/// The longest wait before settings are followed on, after a panic.
+/// The longest wait after a panic before the settings are followed again.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
-/// What a version changes outside the pipeline.
+/// Applies the parts of a version that are outside the pipeline.
 pub(crate) struct Follower {
     pub(crate) runtime: Runtime,
-    /// What the process was started with: what is read once is compared with it.
+    /// The settings at the start: settings that are read once are compared with them.
     pub(crate) started: Node,
-    /// What of them waits for the next start.
+    /// The settings of which a change takes effect at the next start.
     pub(crate) read_once: ReadOnce,
     /// The kind of registry that the settings chose at the start.
     pub(crate) registry: Option<String>,
-    /// Operations that the descriptors given to the builder declare.
+    /// Operations that the descriptors of the builder declare.
     pub(crate) declared: Vec<String>,
     pub(crate) shutdown: chassis_core::Live<ShutdownSection>,
 }
 
 impl Follower {
-    /// Follows `loader`, whose last version was `latest`, for as long as it is polled.
+    /// Follows `loader`, whose last version was `latest`, while this future is polled.
     ///
-    /// A panic is reported, and the next change is followed all the same: settings that nobody follows any more
-    /// would be found out when they are needed.
+    /// A panic is reported, and the next change is followed all the same: a missed change would only be noticed
+    /// when it is needed.
     pub(crate) async fn follow(self, mut loader: Loader<Document, Settings>, mut latest: Box<Applied>) {
         let (mut pending, mut failures) = (Vec::new(), 0);
         while let Err(panicked) = caught(self.follow_on(&mut loader, &mut latest, &mut pending)).await {
@@ -102,8 +102,8 @@ impl Follower {
         }
     }
 
-    /// Names that nobody has met by now are probably misspelt. The registry may still learn of them, so
-    /// nothing is refused.
+    /// Warns of names that were not seen by now, which are probably misspelt. The registry may still learn of
+    /// them, so nothing is refused.
     async fn warn_of_unseen(&self, version: &Applied) {
         let policies = self.runtime.policies().get();
         let called = |service: Option<&str>| {
@@ -111,14 +111,15 @@ impl Follower {
         };
         let operations = |named: Vec<&String>, service: Option<&str>| {
             let mut known: BTreeSet<String> = self.declared.iter().cloned().chain(called(service)).collect();
-            // Of REST operations only those called are known; while there is none, all named ones may be right.
+            // Of REST operations only those that were called are known; before the first call every name may be
+            // right.
             if !known.iter().any(|operation| operation.contains(' ')) {
                 known.extend(named.into_iter().filter(|operation| operation.contains(' ')).cloned());
             }
             known
         };
         let mut seen = Seen::default();
-        // A registry is somebody else's code: it may panic, and it may never answer.
+        // A registry is code of another crate: it may panic, and it may never answer.
         let registry = self.runtime.registry();
         let services = caught(tokio::time::timeout(SERVICES, async { registry.services().await })).await;
         for service in services.into_iter().flatten().flatten() {
@@ -145,7 +146,7 @@ impl Follower {
         }
     }
 
-    /// Puts one version in force. It has been checked, so only a picker that is gone could refuse it.
+    /// Puts one version in force. It was checked, so only a picker that is gone could refuse it.
     pub(crate) fn apply(&self, version: &Applied, pending: &mut Vec<String>) {
         for warning in &version.warnings {
             tracing::warn!(target: "chassis", "{warning}");
@@ -178,8 +179,8 @@ impl Follower {
     }
 }
 
-/// Polls `work` where it holds nobody up: large settings take tens of milliseconds to be read and compiled,
-/// in which other threads take over the calls of this one. A runtime of one thread has nobody to do so.
+/// Polls `work` so that no call has to wait: large settings take tens of milliseconds to read and compile, in
+/// which other threads take over this thread's calls. A runtime of one thread has no other thread to do so.
 async fn aside<F: Future>(work: F) -> F::Output {
     let mut work = pin!(work);
     let several = Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread;
@@ -196,12 +197,12 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn what_is_done_aside_holds_nobody_up() {
-        let (tell, told) = std::sync::mpsc::channel();
+        let (unblock, blocked) = std::sync::mpsc::channel();
         let follower = tokio::spawn(aside(async move {
-            // Only another task of the same thread can end this.
-            told.recv_timeout(Duration::from_secs(60)).expect("the thread was held up");
+            // Only another task of the same thread can end this wait.
+            blocked.recv_timeout(Duration::from_secs(60)).expect("the thread was held up");
         }));
-        tokio::spawn(async move { tell.send(()) }).await.unwrap().unwrap();
+        tokio::spawn(async move { unblock.send(()) }).await.unwrap().unwrap();
         follower.await.unwrap();
     }
 }

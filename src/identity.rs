@@ -1,12 +1,13 @@
-//! Who this process says it is: its id, and the address at which others reach it.
+//! The identity of this process: its id, and the address at which others reach it.
 use std::net::{IpAddr, UdpSocket};
 
-/// Stays the same for the life of the process; no other process has it.
+/// An id that stays the same for the life of the process; no other process has it.
 pub(crate) fn instance_id(service: &str, random: &chassis_core::Random) -> String {
     format!("{service}-{:016x}", random.next_u64())
 }
 
-/// The address to give for a listener bound at `bound`: a port at every interface is reached at one.
+/// The address to register for a listener bound at `bound`: if it is bound to all interfaces, the address of
+/// one.
 pub(crate) fn advertised(bound: &str, advertise: Option<&str>, is_local: bool) -> String {
     let Some((host, port)) =
         bound.rsplit_once(':').filter(|_| !bound.starts_with("unix:") && !bound.starts_with("memory:"))
@@ -27,9 +28,9 @@ pub(crate) fn advertised(bound: &str, advertise: Option<&str>, is_local: bool) -
     }
 }
 
-/// The address packets to elsewhere would leave from. Nothing is sent to find out.
+/// The local address of packets to other networks. Finding it sends nothing.
 fn primary_interface() -> IpAddr {
-    // TEST-NET-1 of RFC 5737: nobody is there, and connecting a datagram socket asks nobody.
+    // TEST-NET-1 of RFC 5737 has no hosts, and connecting a datagram socket sends nothing.
     let ask = || {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         socket.connect("192.0.2.1:9")?;

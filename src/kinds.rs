@@ -1,4 +1,4 @@
-//! What the document holds beside its own tables: kinds that it chooses by name, and sections of others.
+//! Kinds that the document chooses by name, and sections that others register.
 use std::{
     collections::BTreeMap,
     fmt,
@@ -19,19 +19,19 @@ use serde::de::DeserializeOwned;
 
 use crate::document::TABLES;
 
-/// All that can be chosen by name, and all sections.
+/// All kinds and all sections.
 #[derive(Default)]
 pub struct Kinds {
     registries: Table<Arc<dyn Registry>>,
     pickers: Table<Arc<dyn Picker>>,
     sections: Vec<Box<dyn ReadSection>>,
-    /// Pickers that settings made, and from what: the same settings have the same picker, with what it remembers.
+    /// Pickers made from settings: the same settings get the same picker, which keeps its state.
     made: Mutex<Vec<Made>>,
-    /// What was registered twice.
+    /// Names that were registered twice.
     pub(crate) conflicts: Vec<String>,
 }
 
-/// A picker that settings made: where they stand, and what they are.
+/// A picker made from settings: their path, their value, and the picker.
 type Made = (Path, Value, Weak<dyn Picker>);
 
 /// The kinds of one port.
@@ -39,7 +39,7 @@ struct Table<M>(Vec<Arc<dyn ReadKind<M>>>);
 
 /// A port that has kinds: `Arc<dyn Registry>` and `Arc<dyn Picker>`.
 pub trait Port: Sized + Send + Sync + 'static {
-    /// Keeps the kind with those of its port.
+    /// Adds the kind to those of its port.
     #[doc(hidden)]
     fn add(kinds: &mut Kinds, kind: impl Kind<Made = Self>);
 }
@@ -47,7 +47,7 @@ pub trait Port: Sized + Send + Sync + 'static {
 /// A kind, and how its settings are read.
 trait ReadKind<M>: Send + Sync {
     fn name(&self) -> &str;
-    /// Reads the table at `part`, or says what is wrong with it.
+    /// Reads the table at `part`, or returns the problems.
     fn read(self: Arc<Self>, tree: &Node, part: &Path) -> Result<Chosen<M>, Vec<Problem>>;
 }
 
@@ -55,11 +55,11 @@ trait ReadKind<M>: Send + Sync {
 trait ReadSection: Send + Sync {
     fn name(&self) -> &str;
     fn is_read_once(&self) -> bool;
-    /// Adds the section to `sections`, or says what is wrong with it.
+    /// Adds the section to `sections`, or returns the problems.
     fn read(&self, tree: &Node, sections: &mut Sections) -> Result<(), Vec<Problem>>;
 }
 
-/// A kind with its settings: what a table chose.
+/// A kind with its settings, as a table chose it.
 pub(crate) struct Chosen<M = Arc<dyn Registry>> {
     kind: Arc<str>,
     live: Arc<[String]>,
@@ -69,9 +69,9 @@ pub(crate) struct Chosen<M = Arc<dyn Registry>> {
 
 type Make<M> = dyn Fn() -> Result<M, BoxError> + Send + Sync;
 
-/// Kinds that a build can be without, and the cargo feature that has them.
+/// Kinds that a build may lack, and the cargo feature that adds each.
 const OPTIONAL_KINDS: [(&str, &str); 1] = [("local", "local")];
-/// The same of sections.
+/// Sections that a build may lack, and the cargo feature that adds each.
 const OPTIONAL_SECTIONS: [(&str, &str); 2] = [("client", "http"), ("server", "http")];
 
 const KIND: &str = "kind";
@@ -93,7 +93,7 @@ impl Port for Arc<dyn Picker> {
 // === impl Kinds ===
 
 impl Kinds {
-    /// Adds a section; each has a name and a type of its own.
+    /// Adds a section; each has its own name and its own type.
     pub(crate) fn section<T, C>(&mut self, section: Section<T, C>)
     where
         T: Send + Sync + 'static,
@@ -113,7 +113,7 @@ impl Kinds {
         self.sections.iter().map(|section| section.name())
     }
 
-    /// Those that are read at the start alone.
+    /// The sections that are only read at the start.
     pub(crate) fn read_once(&self) -> impl Iterator<Item = &str> {
         self.sections.iter().filter(|section| section.is_read_once()).map(|section| section.name())
     }
@@ -135,12 +135,12 @@ impl Kinds {
         self.registries.read(tree, &part).map_err(|wrong| problems.extend(wrong)).ok()
     }
 
-    /// The pickers of the `pickers` table, and those kinds that need no settings, under their own names.
+    /// The pickers of the `pickers` table, and the kinds that need no settings, under their own names.
     pub(crate) fn read_pickers(&self, tree: &Node, problems: &mut Vec<Problem>) -> Pickers {
         let mut pickers = BTreeMap::new();
         let part = Path::of(["pickers"]);
         for kind in &self.pickers.0 {
-            // One that needs settings is there only where it has them.
+            // A kind that needs settings has a picker only where the table has them.
             let own = part.then(Segment::Key(kind.name().to_owned()));
             if tree.at(&own).is_none()
                 && let Ok(chosen) = kind.clone().read(tree, &own)
@@ -172,7 +172,7 @@ impl Kinds {
         Pickers(pickers)
     }
 
-    /// The picker of these settings: the one that was made before, while anybody has it.
+    /// The picker of these settings: the existing one as long as it is in use.
     fn picker(
         &self,
         part: &Path,
@@ -184,7 +184,7 @@ impl Kinds {
             let same = made.iter().find(|(path, from, _)| path == part && from == written);
             same.and_then(|(.., picker)| picker.upgrade())
         };
-        // A kind is somebody else's code: it may panic, which leaves the list as it was.
+        // A kind is code of another crate: it may panic, which leaves the list unchanged.
         if let Some(picker) = find(&mut self.made.lock().unwrap_or_else(PoisonError::into_inner)) {
             return Ok(picker);
         }
@@ -194,10 +194,10 @@ impl Kinds {
         Ok(picker)
     }
 
-    /// The registry that is used where the settings name none.
+    /// The registry for settings without a `registry` table.
     ///
     /// # Errors
-    /// There is none, or it would find nobody.
+    /// There is no default, or its instances could not be reached.
     pub(crate) fn default_registry(&self, tree: &Node) -> Result<Chosen, BoxError> {
         if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
             return Err("inside Kubernetes `registry.kind` has to be set: `static` or `file`".into());
@@ -217,7 +217,7 @@ impl Kinds {
         })
     }
 
-    /// Says of a section that this build is without which cargo feature has it.
+    /// If the unknown section belongs to a cargo feature, names the feature in the problem.
     pub(crate) fn explain_left_out(&self, problems: &mut [Problem]) {
         for problem in problems {
             let [Segment::Key(key)] = &*problem.path.0 else { continue };
@@ -269,7 +269,7 @@ impl<M> Default for Table<M> {
 }
 
 impl<M: 'static> Table<M> {
-    /// The last of a name holds: a program may put its own in the place of one that is built in.
+    /// The last kind of a name wins: a program may replace a built-in one.
     fn add(&mut self, kind: impl Kind<Made = M>) {
         self.0.retain(|other| other.name() != kind.name());
         self.0.push(Arc::new(Readable(kind)));
@@ -279,7 +279,7 @@ impl<M: 'static> Table<M> {
         self.0.iter().map(|kind| kind.name())
     }
 
-    /// Reads the table at `part` as its `kind` says.
+    /// Reads the table at `part` as its `kind` requires.
     fn read(&self, tree: &Node, part: &Path) -> Result<Chosen<M>, Vec<Problem>> {
         let Some(table) = tree.at(part) else { return Err(Vec::new()) };
         if !matches!(table.value, Value::Map(_)) {
@@ -310,7 +310,7 @@ impl<M: 'static> Table<M> {
 
 // === impl Readable ===
 
-/// A kind whose settings are read by [`read_part`], which needs to know their type.
+/// A kind whose settings [`read_part`] reads, which needs to know their type.
 struct Readable<K>(K);
 
 impl<K: Kind> ReadKind<K::Made> for Readable<K> {
@@ -372,7 +372,7 @@ impl<M> Chosen<M> {
         &self.kind
     }
 
-    /// Keys that can change while it is in use.
+    /// Keys that can change while the registry is in use.
     pub(crate) fn live(&self) -> &[String] {
         &self.live
     }
@@ -381,7 +381,7 @@ impl<M> Chosen<M> {
         (self.make)()
     }
 
-    /// Puts these settings in force in the one that was made.
+    /// Applies these settings to the registry that is in use.
     pub(crate) fn change(&self) -> Result<(), BoxError> {
         (self.change)()
     }
@@ -394,7 +394,7 @@ impl<M> Clone for Chosen<M> {
     }
 }
 
-/// The same choice, not only an equal one.
+/// Equal if it is the same choice, not only an equal one.
 impl<M> PartialEq for Chosen<M> {
     fn eq(&self, other: &Self) -> bool {
         self.kind == other.kind && Arc::ptr_eq(&self.make, &other.make)

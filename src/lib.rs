@@ -1,8 +1,8 @@
 //! chassis: one pipeline under gRPC and REST — routing, balancing, breaking, limits, retries, faults —
 //! with every setting swappable while calls are in flight.
 //!
-//! Clients stay tonic's stubs, services tonic's, routers axum's. Between them and the wire stands one
-//! protocol-neutral pipeline, steered by `chassis.yaml`:
+//! Clients stay tonic stubs, services stay tonic services, routers stay axum routers. Between them and the wire
+//! runs one protocol-neutral pipeline, configured by `chassis.yaml`:
 //!
 //! ```no_run
 //! use axum::{Router, routing::get};
@@ -14,9 +14,9 @@
 //! }
 //! ```
 //!
-//! - [`Chassis`] is the running service: clients by name, servers, life.
-//! - [`layer`], [`Invocation`] and [`Stage`] are for layers of one's own, [`registry`] and [`config`] for
-//!   registries and config centers of one's own, [`protocol`] for protocols of one's own.
+//! - [`Chassis`] is the running service: clients by name, servers, start and stop.
+//! - [`layer`], [`Invocation`] and [`Stage`] are for layers of your own, [`registry`] and [`config`] for
+//!   registries and config centers of your own, [`protocol`] for protocols of your own.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 mod app;
 mod builder;
@@ -35,19 +35,19 @@ mod rpc;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-// Ports, settings and what there is to see; each page of them says what it is for.
+// Ports, settings and inspection; each module's page says what it is for.
 pub use chassis_core::{
     clock, config, inspect, kind, layer, matching, pipeline, protocol, registry, settings, units, wire,
 };
-// A call, its answer, and how it ended.
+// A call, its reply, and its end.
 pub use chassis_core::{
     Abort, Aborted, Body, Call, CallError, CallOptions, Code, Context, Details, Error, Failed, Failure, Hop,
     Invocation, LabelSet, Listener, Operation, Origin, Outcome, Reason, Replay, Reply, ReplyBody, Target,
     TraceContext, Verdict,
 };
-// Layers of one's own, and settings for them.
+// Layers of your own, and settings for them.
 pub use chassis_core::{Kind, LiveSection, Next, Placement, Section, Sections, Stage, from_fn};
-// The rules that calls live under, where calls go, and what all of them share.
+// Policies, pipelines, clusters, and the state that they share.
 pub use chassis_core::{BoxError, BoxFuture};
 pub use chassis_core::{
     Connection, Event, Events, Known, Link, Live, Load, MOST_OPERATIONS, MOST_SERVICES, Members, Metrics,
@@ -65,7 +65,7 @@ pub use chassis_registry as registries;
 
 pub use self::{app::Chassis, builder::ChassisBuilder, document::Document, error::StartError, life::Running};
 
-/// The crates whose types are in the interface, as chassis was built with them: for code that has to match.
+/// The crates whose types appear in the interface, in the versions that chassis was built with.
 pub mod reexports {
     #[cfg(feature = "http")]
     pub use axum;
@@ -75,10 +75,10 @@ pub mod reexports {
     pub use tonic;
 }
 
-/// What a `main` of a service returns.
+/// The return type of a service's `main`.
 pub type Result<T = (), E = StartError> = std::result::Result<T, E>;
 
-/// The snippets of the README and of a page, as documentation tests.
+/// The snippets of the README and of one page of `docs/`, as documentation tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 #[doc = include_str!("../docs/extending.md")]

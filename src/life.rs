@@ -1,8 +1,8 @@
-//! How a service starts and stops, step by step.
+//! Starts and stops a service, step by step.
 //!
 //! Start: before-start hooks → bind all listeners → readiness → register → after-start hooks.
-//! Stop: before-stop hooks → not ready → deregister → wait until others have heard → close listeners,
-//! GOAWAY, wait, cut what is left → close clients → after-stop hooks.
+//! Stop: before-stop hooks → not ready → deregister → wait for propagation → close listeners,
+//! GOAWAY, wait, abort what is left → close clients → after-stop hooks.
 use std::{
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
@@ -25,7 +25,7 @@ use crate::{
     rpc::Rpc,
 };
 
-/// A hook of the user's. The lock is never contended: it lets services be shared whose hooks can't be.
+/// A hook of the program. The lock is never contended: it makes services `Sync` whose hooks are not.
 pub(crate) struct Hook(Mutex<Box<dyn FnOnce() -> HookFuture + Send>>);
 
 type HookFuture = BoxFuture<'static, Result<(), BoxError>>;
@@ -48,27 +48,27 @@ pub struct Running {
     registered: Option<Registered>,
 }
 
-/// The entry in the registry, held by one task.
+/// The registration, held by one task.
 struct Registered {
     deregister: oneshot::Sender<oneshot::Sender<()>>,
 }
 
-/// Hooks of a stop are not waited for longer.
+/// The time a stop waits for a hook.
 const HOOK: Duration = Duration::from_secs(5);
-/// Nor is the registry, at the start and at the end.
+/// The time a start waits for the registry, and a stop.
 const REGISTER: Duration = Duration::from_secs(5);
 /// A registry that has not registered by then is asked again.
 const REGISTER_TRY: Duration = Duration::from_secs(10);
-/// The longest wait before it is.
+/// The longest wait before the registry is asked again.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
-/// Trouble with the registry is told again after this, if it is still the same.
+/// An error of the registry that stays the same is logged again after this time.
 const REMINDER: Duration = Duration::from_secs(60);
-/// A hook of a start that takes longer is told of, again and again.
+/// A hook of a start is logged again and again while it takes longer than this.
 const SLOW_HOOK: Duration = Duration::from_secs(10);
 const DEREGISTER: Duration = Duration::from_secs(2);
-/// Nor are background tasks.
+/// The time a stop waits for background tasks.
 const TASKS: Duration = Duration::from_secs(1);
-/// How long it takes in Kubernetes until endpoints have been taken out everywhere.
+/// The time Kubernetes needs until endpoints have been removed everywhere.
 const PROPAGATION: Duration = Duration::from_secs(5);
 
 // === impl Hook ===
@@ -99,7 +99,7 @@ impl Running {
         let addresses = match rest::listen(&mut app).await {
             Ok(addresses) => addresses,
             Err(error) => {
-                // Nothing is left that could speak after the error.
+                // No task may log anything after the error.
                 app.parts.runtime.shutdown(TASKS).await;
                 return Err(error);
             }
@@ -138,7 +138,7 @@ impl Running {
         Ok(running)
     }
 
-    /// Where is listened, by name; port 0 has become the one that was free.
+    /// The addresses of the listeners, by name; port 0 is replaced by the port that was bound.
     pub fn addresses(&self) -> &[(String, String)] {
         &self.addresses
     }
@@ -148,16 +148,16 @@ impl Running {
         self.addresses.iter().find(|(n, _)| n == name).map(|(_, address)| address.as_str())
     }
 
-    /// Where others are told that this process is reached, by protocol: `listen`, with the host that
-    /// `service.advertise` names, and what [`Chassis::advertise`] added.
+    /// The addresses at which others reach this process, by protocol: those of `listen`, with the host of
+    /// `service.advertise`, and those that [`Chassis::advertise`] added.
     pub fn advertised(&self) -> &[(String, String)] {
         &self.advertised
     }
 
-    /// The section `name` of the settings, as it changes: see [`Chassis::settings`].
+    /// The live value of the section `name` of the settings: see [`Chassis::settings`].
     ///
     /// # Errors
-    /// [`StartError::Settings`] where no section of this name and type was registered.
+    /// [`StartError::Settings`] if no section of this name and type was registered.
     pub fn settings<T: Send + Sync + 'static>(
         &self,
         name: &str,
@@ -165,12 +165,12 @@ impl Running {
         self.parts.section(name)
     }
 
-    /// What the running service shares.
+    /// The shared state of the running service.
     pub fn runtime(&self) -> &chassis_core::Runtime {
         &self.parts.runtime
     }
 
-    /// Stops in order. It always ends: every step is bounded.
+    /// Stops in order. It always ends: every step has a time limit.
     pub async fn stop(mut self) {
         let shutdown = self.parts.shutdown.get();
         let hooks = std::mem::take(&mut self.parts.hooks.before_stop);
@@ -178,7 +178,7 @@ impl Running {
         self.rpc.not_serving();
         if let Some(registered) = self.registered.take() {
             let (done, gone) = oneshot::channel();
-            // The task answers when the registry has; a task that is gone has nothing to take down.
+            // The task answers after the registry does; if the task is gone, nothing is registered.
             let _ = registered.deregister.send(done);
             if tokio::time::timeout(DEREGISTER, gone).await.is_err() {
                 tracing::warn!(target: "chassis", "still in the registry after {DEREGISTER:?}; going on without it");
@@ -187,7 +187,7 @@ impl Running {
         let in_kubernetes = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
         let delay = shutdown.delay.map(|span| span.0);
         tokio::time::sleep(delay.unwrap_or(if in_kubernetes { PROPAGATION } else { Duration::ZERO })).await;
-        // Ends the streams of those who watch the health or have reflection open; they would hold up the drain.
+        // Ends streams of health watchers and of reflection, which would delay the drain.
         self.rpc.close();
         match self.rest.drain(shutdown.deadline.0).await {
             0 => {}
@@ -201,8 +201,8 @@ impl Running {
         tracing::info!(target: "chassis", instance = self.parts.instance, "{} has stopped", self.parts.runtime.service());
     }
 
-    /// Puts this process into the registry; the first try is waited for, later ones go on behind. An error says
-    /// that no registry could tell others of it.
+    /// Registers this process; the first try is awaited, later ones run in the background. An error means that
+    /// no registry could make this process known.
     async fn register(&mut self) -> Result<(), RegistryError> {
         let Parts { service, runtime, instance, .. } = &self.parts;
         let mut entry = Instance::new(runtime.service().to_string(), instance.clone());
@@ -213,14 +213,14 @@ impl Running {
             entry.addresses.insert(protocol.clone(), address.clone());
         }
         if entry.addresses.is_empty() {
-            return Ok(()); // nothing is served: nobody is to come
+            return Ok(()); // nothing is served, so nothing is registered
         }
         entry.check()?;
         let (deregister, asked) = oneshot::channel();
         let (first, tried) = oneshot::channel();
         let registry = runtime.registry().clone();
         let task = keep_registered(registry, entry, runtime.clone(), first, asked);
-        // Apart from the runtime's own tasks: it has to outlive the first of them.
+        // Not one of the runtime's own tasks: it has to outlive the first of them.
         self.parts.runtime.tasks().spawn(task);
         let _ = tokio::time::timeout(REGISTER, tried).await;
         self.registered = Some(Registered { deregister });
@@ -228,7 +228,7 @@ impl Running {
     }
 }
 
-/// Where others reach the protocols of this process, given the addresses that are listened at.
+/// Where others reach the protocols of this process, given the addresses of the listeners.
 fn advertised(parts: &Parts, addresses: &[(String, String)]) -> Vec<(String, String)> {
     let (mut advertised, is_local) = (parts.advertised.clone(), parts.runtime.registry().is_local());
     for (name, address) in addresses.iter().filter(|(name, _)| matches!(name.as_str(), "grpc" | "http")) {
@@ -239,16 +239,16 @@ fn advertised(parts: &Parts, addresses: &[(String, String)]) -> Vec<(String, Str
     advertised
 }
 
-/// Dropped without a stop: nothing goes on behind the owner's back.
+/// Without a stop, dropping it aborts everything.
 impl Drop for Running {
     fn drop(&mut self) {
         self.parts.runtime.tasks().cancel();
     }
 }
 
-/// Owns the entry in the registry: puts it up, again until it is, and takes it down when asked.
+/// Owns the registration: registers, again until it succeeds, and deregisters when asked.
 ///
-/// A registry is somebody else's code: its panic is an error, and no try is waited for without end.
+/// A registry is code of another crate: its panic is an error, and every try has a time limit.
 async fn keep_registered(
     registry: Arc<dyn Registry>,
     entry: Instance,
@@ -257,7 +257,7 @@ async fn keep_registered(
     mut asked: oneshot::Receiver<oneshot::Sender<()>>,
 ) {
     let (mut first, mut failures) = (Some(first), 0);
-    let mut told: Option<(String, Instant)> = None;
+    let mut reported: Option<(String, Instant)> = None;
     let (instance, name) = (entry.id.clone(), registry.name().to_owned());
     let registration: Box<dyn Registration> = loop {
         let register = async { registry.register(entry.clone()).await };
@@ -265,7 +265,7 @@ async fn keep_registered(
         let tried = tokio::select! {
             tried = &mut registering => tried,
             done = &mut asked => {
-                // What is under way may be there in a moment, and would stay until its lease is over.
+                // A pending registration may still succeed, and would then stay until its lease ends.
                 if let Ok(Ok(Ok(Ok(late)))) = tokio::time::timeout(DEREGISTER / 2, registering).await {
                     deregister(late, &runtime, instance, name).await;
                 }
@@ -281,8 +281,8 @@ async fn keep_registered(
         runtime.metrics().registry_failed();
         failures += 1;
         let now = Instant::now();
-        if !told.as_ref().is_some_and(|(before, at)| *before == error && now < *at + REMINDER) {
-            told = Some((error.clone(), now));
+        if !reported.as_ref().is_some_and(|(before, at)| *before == error && now < *at + REMINDER) {
+            reported = Some((error.clone(), now));
             let service = runtime.service().clone();
             runtime.events().emit_caused(&error.clone(), Event::RegistryUnreachable { service, error });
         }
@@ -316,7 +316,7 @@ async fn deregister(
     }
 }
 
-/// A hook of a start takes as long as it takes; that it does is told.
+/// Runs a hook of a start without a time limit; logs that it takes long.
 async fn start_hook(
     which: &'static str,
     hook: Hook,
@@ -339,7 +339,8 @@ async fn start_hook(
     }
 }
 
-/// Each in a task of its own: one that blocks its thread does not hold up the stop where there are others.
+/// Runs each hook in a task of its own: one that blocks its thread does not delay the stop if there are other
+/// threads.
 async fn stop_hooks(which: &'static str, hooks: Vec<Hook>, runtime: &chassis_core::Runtime) {
     for hook in hooks {
         let mut running = tokio::spawn(caught(async move { hook.run().await }));
@@ -347,7 +348,7 @@ async fn stop_hooks(which: &'static str, hooks: Vec<Hook>, runtime: &chassis_cor
             Ok(Ok(Ok(Ok(())))) => {}
             Ok(Ok(Ok(Err(error)))) => tracing::warn!(target: "chassis", %error, "a {which} hook failed"),
             Ok(Ok(Err(panicked))) => report_panic(runtime, "hook", format!("the {which} hook"), &panicked),
-            Ok(Err(_)) => {} // the runtime ends, and this with it
+            Ok(Err(_)) => {} // the runtime ends, and the hook with it
             Err(_) => {
                 running.abort();
                 tracing::warn!(target: "chassis", "a {which} hook took longer than {HOOK:?}");
@@ -382,7 +383,7 @@ impl Signals {
         Ok(Signals {})
     }
 
-    /// The number of the next one.
+    /// The number of the next signal.
     pub(crate) async fn next(&mut self) -> i32 {
         #[cfg(unix)]
         {

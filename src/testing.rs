@@ -1,5 +1,5 @@
-//! For tests of one's own: services in memory that find each other, and everything of
-//! [`chassis_core::testing`] (scripted upstreams and registries, calls to send, the contract suites).
+//! For tests of your own: services in memory that find each other, and everything of [`chassis_core::testing`]
+//! (scripted upstreams and registries, calls to send, the contract suites).
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
@@ -12,10 +12,10 @@ pub use chassis_core::testing::*;
 
 use crate::{Chassis, ChassisBuilder, Random, document::Environment};
 
-/// Services of one test: they share a registry and a network in memory, and nothing with any other test.
+/// Services of one test: they share a registry and a network in memory, separate from those of other tests.
 ///
-/// No port is opened, no file and no environment variable is read, and randomness is the same every time. All
-/// of it works on tokio's paused clock. Clones share it.
+/// A mesh opens no port and reads no file and no environment variable; randomness is the same every time. It
+/// works on tokio's paused clock. Clones share it.
 ///
 /// ```
 /// use axum::{Router, routing::get};
@@ -42,14 +42,13 @@ pub struct Mesh {
 // === impl Mesh ===
 
 impl Mesh {
-    /// An empty one.
+    /// An empty mesh.
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Begins an instance of `service`: its id is the service's name and a number from 1, counted over the
-    /// whole mesh; it listens at `memory:<id>`. Whatever is set on the builder afterwards, settings too,
-    /// stands over this.
+    /// whole mesh; it listens at `memory:<id>`. Later calls on the builder, settings too, override this.
     pub fn builder(&self, service: &str) -> ChassisBuilder {
         let number = self.instances.fetch_add(1, Relaxed) + 1;
         let id = format!("{service}-{number}");
@@ -64,20 +63,20 @@ impl Mesh {
             .random(Random::seeded(number))
     }
 
-    /// Lets every task go on that can: who registered just now is known to those who looked before when this
-    /// returns. A client that was made after the start of what it calls needs none.
+    /// Lets all ready tasks run: when this returns, clients that looked before know the instances that
+    /// registered just now. A client that is made after the start of its upstream needs no `settle`.
     pub async fn settle(&self) {
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
     }
 
-    /// Who is registered. A test can change it behind the services' backs.
+    /// The registry. A test can change it without the services.
     pub fn registry(&self) -> &MemoryRegistry {
         &self.registry
     }
 
-    /// What connects them. A test can refuse, stall and cut connections: `network().memory().faults(…)`.
+    /// The network. A test can refuse, stall and cut connections: `network().memory().faults(…)`.
     pub fn network(&self) -> &Network {
         &self.network
     }

@@ -7,16 +7,16 @@ use crate::{
     tree::{Entry, Layer, Node, Origin, Path, Segment, Span, Value},
 };
 
-/// What a variable's name starts with.
+/// The prefix of every variable's name.
 const PREFIX: &str = "CHASSIS_";
 
-/// The environment's layer, which stands over all others.
+/// The layer of environment variables; it overrides all other layers.
 ///
-/// `__` goes one level down; letters are taken in either case. A level that lower layers have in another
-/// spelling is that one: `PAYMENT_GATEWAY` is `payment-gateway`. So is a service that no lower layer names,
-/// for names in registries are mostly those of DNS, without underscores: one called `my_price` is set by
-/// `CHASSIS_OUTBOUND__SERVICES={ my_price: … }`. Values that start with `[`, `{` or a
-/// quote are YAML, others are words. Items of a list have no names here: write the whole list.
+/// `__` separates levels; letter case does not matter. A level matches a key of the lower layers in any
+/// spelling: `PAYMENT_GATEWAY` means `payment-gateway`. A service that no lower layer names is spelt with
+/// hyphens too, because names in registries are mostly DNS names, without underscores; set a service called
+/// `my_price` with `CHASSIS_OUTBOUND__SERVICES={ my_price: … }`. Values that start with `[`, `{` or a quote are
+/// YAML; all others are plain words. Items of a list have no names here: write the whole list.
 ///
 /// ```
 /// use chassis_config::{Environment, merge};
@@ -34,28 +34,28 @@ pub struct Environment {
 // === impl Environment ===
 
 impl Environment {
-    /// This process's own. Read it once, early: what changes later is not seen.
+    /// The variables of this process. Read them once, early: later changes are not seen.
     pub fn of_process() -> Self {
         Self::of(
             std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))),
         )
     }
 
-    /// These variables; those that do not start with `CHASSIS_` are passed over.
+    /// These variables; those that do not start with `CHASSIS_` are ignored.
     pub fn of(variables: impl IntoIterator<Item = (impl Into<String>, impl Into<String>)>) -> Self {
         let ours = |name: &str| name.get(..PREFIX.len()).is_some_and(|p| p.eq_ignore_ascii_case(PREFIX));
         let all = variables.into_iter().map(|(name, value)| (name.into(), value.into()));
         Environment { variables: all.filter(|(name, _)| ours(name)).collect() }
     }
 
-    /// Without the variables that mean something else, such as where the file is.
+    /// Without variables that are not settings, such as the path of the file.
     pub fn without(mut self, names: &[&str]) -> Self {
         self.variables.retain(|name, _| !names.iter().any(|n| n.eq_ignore_ascii_case(name)));
         self
     }
 
-    /// Its layer, spelt as `base` is, with a warning for every value of a file or a config center that it
-    /// hides, and an error where two variables are about the same.
+    /// Builds this layer with the spelling of `base`. Warns of every value of a file or a config center that it
+    /// overrides, and reports an error where two variables set the same value.
     pub fn over(&self, base: &Node) -> (Node, Vec<Problem>) {
         let mut layer = Node::empty(Origin::new("environment", Layer::Environment, ""));
         let mut problems = Vec::new();
@@ -79,7 +79,7 @@ impl Environment {
     }
 }
 
-/// A map that is only on the way to a variable's value stands where lower layers have it.
+/// Gives each map that only leads to a variable's value the position that it has in the lower layers.
 fn stand_in(layer: &mut Node, base: &Node) {
     let (Value::Map(entries), Value::Map(_)) = (&mut layer.value, &base.value) else { return };
     layer.at = base.at.clone();
@@ -104,7 +104,7 @@ fn hides(path: &Path, hidden: &Node, name: &str, value: &Node) -> Problem {
     Problem::warning(path.clone(), Some(hidden.at.clone()), message)
 }
 
-/// The keys a name stands for, with their places in it.
+/// The keys that a name means, with their positions in the name.
 fn steps(origin: &Arc<Origin>, name: &str, base: &Node) -> Vec<(String, Span)> {
     let (mut column, mut node) = (PREFIX.len() + 1, Some(base));
     let mut steps: Vec<(String, Span)> = Vec::new();
@@ -123,12 +123,12 @@ fn steps(origin: &Arc<Origin>, name: &str, base: &Node) -> Vec<(String, Span)> {
     steps
 }
 
-/// A key in the letters a variable can have.
+/// The key as a variable can spell it.
 fn spelt(key: &str) -> String {
     key.to_uppercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
 }
 
-/// Puts a value in its place. If that is taken: where, and by which variable.
+/// Inserts a value. If another variable has set it already: the position, and that variable's name.
 fn insert(node: &mut Node, steps: &[(String, Span)], value: Node) -> Result<(), (Span, String)> {
     let Some(((key, key_at), below)) = steps.split_first() else { return Ok(()) };
     let variable = |at: &Span| at.origin.content.split('=').next().unwrap_or_default().to_string();
@@ -151,7 +151,7 @@ fn insert(node: &mut Node, steps: &[(String, Span)], value: Node) -> Result<(), 
     }
 }
 
-/// An unknown key in the environment: a warning, with the whole name that was probably meant.
+/// Turns an unknown key in the environment into a warning that suggests the full variable name.
 pub(crate) fn unknown(problem: Problem) -> Problem {
     let meant = problem.nearest.as_ref().zip(problem.at.as_ref()).map(|(nearest, at)| {
         let name: Vec<char> = at.origin.content.split('=').next().unwrap_or_default().chars().collect();
@@ -165,14 +165,15 @@ pub(crate) fn unknown(problem: Problem) -> Problem {
 
 const UNKNOWN: &str = "no setting has this name";
 
-/// Takes what [`unknown`] warned of out of `tree`: it is not in force, so it is no part of the version.
+/// Removes the keys that [`unknown`] warned of from `tree`: they are not in force, so they do not belong to the
+/// version.
 pub(crate) fn without_unknown(tree: &mut Node, problems: &[Problem]) {
     for problem in problems.iter().filter(|problem| problem.message == UNKNOWN) {
         remove(tree, &problem.path.0);
     }
 }
 
-/// Removes what is at `path`, and the maps that the environment alone had made on the way there.
+/// Removes the value at `path`, and the maps on the way that only the environment created.
 fn remove(node: &mut Node, path: &[Segment]) {
     let (Some((Segment::Key(key), below)), Value::Map(entries)) = (path.split_first(), &mut node.value)
     else {

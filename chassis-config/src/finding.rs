@@ -1,10 +1,10 @@
-//! What a check of the whole document finds: wrong in itself, though every value could be read.
+//! Findings of a check of the whole document: every value could be read, but the settings do not fit.
 use crate::{
     problem::{Problem, Severity},
     tree::{Node, Path, Segment, Value},
 };
 
-/// Something wrong or odd at a path. The place in the text is looked up later.
+/// An error or a warning at a path. Its position in the text is looked up later.
 ///
 /// ```
 /// use chassis_config::Finding;
@@ -14,40 +14,40 @@ use crate::{
 /// ```
 #[derive(Clone, Debug)]
 pub struct Finding {
-    /// Does it keep the document from being used?
+    /// Whether the document may still be used.
     pub severity: Severity,
-    /// The key, as `a.b[0].c`. What the document does not have is fine at the end.
+    /// The key, as `a.b[0].c`. It may end in keys that the document does not have.
     pub path: String,
-    /// What is wrong.
+    /// The message.
     pub message: String,
-    /// The word that is wrong. Default the one that stands at the path.
+    /// The word that is wrong. Default: the value at the path.
     pub found: Option<String>,
-    /// What could stand there instead, if that is known.
+    /// The values that are allowed there, if they are known.
     pub allowed: Vec<String>,
 }
 
 // === impl Finding ===
 
 impl Finding {
-    /// Keeps the document from being used.
+    /// A finding that rejects the document.
     pub fn error(path: impl Into<String>, message: impl Into<String>) -> Self {
         let (path, message) = (path.into(), message.into());
         Finding { severity: Severity::Error, path, message, found: None, allowed: Vec::new() }
     }
 
-    /// Does not.
+    /// A finding that does not reject the document.
     pub fn warning(path: impl Into<String>, message: impl Into<String>) -> Self {
         Finding { severity: Severity::Warning, ..Finding::error(path, message) }
     }
 
-    /// The same, with what could stand there instead of `found`.
+    /// Adds the `allowed` values that could replace `found`.
     pub fn instead(mut self, found: &str, allowed: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.found = Some(found.to_string());
         self.allowed = allowed.into_iter().map(Into::into).collect();
         self
     }
 
-    /// The same, of a table that stands at `part`.
+    /// Moves the path below the table at `part`.
     pub fn within(mut self, part: &Path) -> Self {
         self.path = match self.path.is_empty() {
             true => part.to_string(),
@@ -57,7 +57,7 @@ impl Finding {
         self
     }
 
-    /// With its place in the tree that was checked.
+    /// Looks up the position in `tree`, the tree that was checked.
     pub fn place(self, tree: &Node) -> Problem {
         let (found, rest) = tree.follow(&self.path);
         let (mut path, mut at) = (found.clone(), tree.at(&found).map(|node| node.at.clone()));
@@ -66,7 +66,7 @@ impl Finding {
             Value::List(items) => items.is_empty(),
             _ => true,
         };
-        // A map or list that is at fault as a whole is shown by its key, and so is a key that is at fault itself.
+        // Point to the key if a whole map or list is wrong, or the key itself.
         if let Some((Segment::Key(key), above)) = found.0.split_last() {
             let entry = tree.at(&Path(above.to_vec())).and_then(|map| map.entry(key));
             if let Some(entry) = entry

@@ -1,9 +1,9 @@
-//! Documents people write, from their texts to the version in force. Which document it is, is the caller's type.
+//! Settings documents, from their texts to the version in force. The caller's type defines the document.
 //!
-//! [`parse`] reads YAML, TOML and JSON into a [`tree`] that knows where everything stands; [`merge`]
-//! lays the layers over each other; [`read`] turns the result into types, and what is wrong into
-//! [`Problem`]s that quote the line; [`read_part`] does so for a table whose type is known at run time only. A
-//! [`Loader`] does all of it, again whenever a source changes, and hands out whole [`Version`]s or none.
+//! [`parse`] reads YAML, TOML and JSON into a [`tree`] that keeps the position of every value; [`merge`]
+//! overlays the layers; [`read`] deserializes the result and reports [`Problem`]s that quote the line;
+//! [`read_part`] does so for one table whose type is only known at run time. A [`Loader`] does all of it, again
+//! whenever a source changes, and yields whole [`Version`]s or none.
 mod de;
 mod env;
 mod finding;

@@ -1,19 +1,19 @@
-//! Layers into one document: later ones win, maps merge deep, lists and words are replaced whole.
+//! Merges layers into one document: later layers win, maps merge deep, lists and scalars are replaced whole.
 //!
-//! The `config` crate merges. Its values carry one string of origin and its maps none, so every value
-//! carries the number of the node it stands for, and a map holds its own under a key nobody can write.
+//! The `config` crate merges. Its values carry one string of origin and its maps none, so every value carries
+//! the number of its node, and a map holds its own number under a key that no document can contain.
 //!
-//! A key with nothing behind it says nothing: it leaves what earlier layers said of a map.
+//! A key without a value changes nothing: a map that earlier layers set stays.
 use config::{Map, Source, Value as Merged, ValueKind};
 
 use crate::tree::{Entry, Layer, Node, Origin, Value};
 
-/// The key a map's own number hides under; the parsers refuse control characters in keys.
+/// The key that holds a map's own number; the parsers refuse control characters in keys.
 const SELF: &str = "\0";
-/// The whole document stands under one key: `config` takes dots in the keys of a source for paths.
+/// The whole document is stored under one key, because `config` reads dots in a source's keys as paths.
 const ROOT: &str = "document";
 
-/// Later ones win.
+/// Merges `layers`; later ones win.
 pub fn merge<'a>(layers: impl IntoIterator<Item = &'a Node>) -> Node {
     let mut nodes = Vec::new();
     let mut builder = config::Config::builder();
@@ -22,7 +22,7 @@ pub fn merge<'a>(layers: impl IntoIterator<Item = &'a Node>) -> Node {
         builder = builder.add_source(Lifted(root));
     }
     let empty = || Node::empty(Origin::new("defaults", Layer::Defaults, ""));
-    // What is lifted can't fail to be collected: the sources hold values.
+    // Collecting can't fail: the sources hold values.
     let Ok(config::Config { cache: Merged { kind: ValueKind::Table(mut top), .. }, .. }) = builder.build()
     else {
         return empty();
@@ -30,10 +30,10 @@ pub fn merge<'a>(layers: impl IntoIterator<Item = &'a Node>) -> Node {
     top.shift_remove(ROOT).and_then(|root| lower(root, &nodes)).map_or_else(empty, |(_, node)| node)
 }
 
-/// A node, with the entry that led to it.
+/// A node, and the entry that contains it.
 type Held<'a> = (&'a Node, Option<&'a Entry>);
 
-/// One layer, as `config` wants it.
+/// One layer in the form that `config` merges.
 #[derive(Clone, Debug)]
 struct Lifted(Merged);
 

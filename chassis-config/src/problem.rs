@@ -1,4 +1,5 @@
-//! What is wrong with a document, said so that one can put it right: where, what, and what is meant instead.
+//! Problems of a document, with all that is needed to correct it: position, message, and the likely intended
+//! word.
 use std::fmt;
 
 use crate::{
@@ -6,41 +7,41 @@ use crate::{
     tree::{Layer, Path, Segment, Span},
 };
 
-/// Something wrong, or odd, at one place.
+/// An error or a warning at one position.
 ///
-/// `Display` quotes the line and points; [`in_a_line`](Problem::in_a_line) is for logs.
+/// `Display` quotes the line and marks the position; [`in_a_line`](Problem::in_a_line) is for logs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Problem {
-    /// Does it keep the document from being used?
+    /// Whether the document may still be used.
     pub severity: Severity,
     /// The key, if the text could be read that far.
     pub path: Path,
-    /// Where it stands; `None` where nothing was written.
+    /// The position; `None` if nothing was written.
     pub at: Option<Span>,
-    /// What is wrong.
+    /// The message.
     pub message: String,
-    /// What could stand there instead, as far as that is known.
+    /// The values that are allowed there, if they are known.
     pub allowed: Vec<String>,
-    /// Which of these was probably meant.
+    /// The allowed value that was probably meant.
     pub nearest: Option<String>,
 }
 
 /// Whether a document with this problem is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
-    /// It is not.
+    /// The document is refused.
     Error,
-    /// It is; somebody should know.
+    /// The document is used; the problem is logged.
     Warning,
 }
 
-/// The quoted line is cut to this many characters around the place.
+/// The quoted line is cut to this many characters around the position.
 const QUOTED: usize = 120;
 
 // === impl Problem ===
 
 impl Problem {
-    /// Keeps the document from being used.
+    /// A problem that rejects the document.
     pub fn error(path: Path, at: Option<Span>, message: impl Into<String>) -> Self {
         Problem {
             severity: Severity::Error,
@@ -52,19 +53,19 @@ impl Problem {
         }
     }
 
-    /// Does not.
+    /// A problem that does not reject the document.
     pub fn warning(path: Path, at: Option<Span>, message: impl Into<String>) -> Self {
         Problem { severity: Severity::Warning, ..Problem::error(path, at, message) }
     }
 
-    /// The same, with what could stand there, and the one of them most like `found`.
+    /// Adds the `allowed` values, and suggests the one most like `found`.
     pub fn instead(mut self, found: &str, allowed: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.allowed = allowed.into_iter().map(Into::into).collect();
         self.nearest = nearest(found, self.allowed.iter().map(String::as_str)).map(str::to_string);
         self
     }
 
-    /// Is the document refused for it?
+    /// Whether the document is refused.
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
     }
@@ -89,7 +90,7 @@ impl Problem {
         }
     }
 
-    /// The line it stands in, as far as it may be shown, and the column it then starts in.
+    /// The quoted line, with secrets masked, and the column that the position has in it.
     fn quote(&self) -> Option<(String, usize)> {
         let at = self.at.as_ref().filter(|at| at.line > 0)?;
         let mut line: Vec<char> = secret::mask_line(at.origin.line(at.line)?).chars().collect();
@@ -100,7 +101,7 @@ impl Problem {
             line.iter_mut().skip(start).filter(|c| !c.is_whitespace()).for_each(|c| *c = '*');
         }
         line.iter_mut().for_each(|c| *c = harmless(*c));
-        // A long line is cut to what surrounds the place.
+        // Cut a long line to the surroundings of the position.
         let start = if line.len() > QUOTED { at.column.saturating_sub(QUOTED / 2) } else { 0 };
         let end = line.len().min(start + QUOTED);
         let mut shown: String = line[start.min(end)..end].iter().collect();
@@ -146,7 +147,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// What may be printed to a terminal: nothing that moves the cursor or turns the text around.
+/// Replaces characters that could move a terminal's cursor or reverse the text.
 fn harmless(c: char) -> char {
     match c {
         '\t' => '\u{2192}',
@@ -156,9 +157,9 @@ fn harmless(c: char) -> char {
     }
 }
 
-/// The one of `known` that `found` most likely meant.
+/// The word of `known` that `found` most likely meant.
 ///
-/// Damerau-Levenshtein, which counts the slips of a keyboard: one for each three letters.
+/// Damerau-Levenshtein distance; allows one typing error for each three letters.
 pub fn nearest<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let plain = |s: &str| s.to_lowercase().replace('-', "_");
     let found = plain(found);

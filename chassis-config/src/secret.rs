@@ -1,4 +1,4 @@
-//! What no message may show: the values of keys that sound like secrets, misspelt ones included.
+//! Keys whose values no message may show: those that look like names of secrets, also misspelt ones.
 
 const WORDS: [&str; 9] = [
     "password",
@@ -12,7 +12,7 @@ const WORDS: [&str; 9] = [
     "authorization",
 ];
 
-/// Does the key sound like its value is a secret?
+/// Whether the key looks like the name of a secret.
 pub(crate) fn is_secret(key: &str) -> bool {
     let key: String =
         key.to_lowercase().chars().map(|c| if c == '-' || c == ' ' { '_' } else { c }).collect();
@@ -28,7 +28,7 @@ pub(crate) fn is_secret(key: &str) -> bool {
     }) || ["pwd", "cookie", "passphrase"].iter().any(|word| key.contains(word))
 }
 
-/// The line with the values of secret keys blotted out, everything else in its column.
+/// Masks the values of secret keys in `line`; every other character keeps its column.
 pub(crate) fn mask_line(line: &str) -> String {
     let chars: Vec<char> = line.chars().collect();
     let mut out = chars.clone();
@@ -50,7 +50,7 @@ pub(crate) fn mask_line(line: &str) -> String {
             at += 1;
         }
         if at < chars.len() && matches!(chars[at], ':' | '=') {
-            // To the end of the line: where a secret ends is not for a scan of one line to say.
+            // Mask to the end of the line: one line alone does not show where a secret ends.
             for c in out.iter_mut().skip(at + 1).filter(|c| !c.is_whitespace()) {
                 *c = '*';
             }

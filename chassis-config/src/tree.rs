@@ -1,23 +1,23 @@
-//! What a text says, with the place of every key and value.
+//! The parsed document, with the position of every key and value.
 use std::{fmt, sync::Arc};
 
-/// A text that settings were read from, for messages: its name, and the lines to quote.
+/// A text that settings were read from: its name and its lines, which messages quote.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// What messages call it: a path, a key in a config center, `environment`.
+    /// The name in messages: a path, a key in a config center, `environment`.
     pub name: String,
     /// The layer it belongs to.
     pub layer: Layer,
-    /// The text itself; empty where there is none to quote.
+    /// The text; empty if there is none to quote.
     pub content: String,
-    /// Where its lines start, in bytes.
+    /// The offsets of the line starts, in bytes.
     starts: Vec<usize>,
 }
 
-/// Who said it. Later ones win.
+/// The layer of a setting. Later layers win.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Layer {
-    /// What holds when nobody says anything.
+    /// Default values.
     Defaults,
     /// The program, through its builder.
     Builder,
@@ -29,7 +29,7 @@ pub enum Layer {
     Environment,
 }
 
-/// A place in a text.
+/// A position in a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
     /// The text.
@@ -42,43 +42,42 @@ pub struct Span {
     pub length: usize,
 }
 
-/// A value and where it stands.
+/// A value and its position.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// What it is.
+    /// The value.
     pub value: Value,
-    /// Where it stands.
+    /// Its position.
     pub at: Span,
 }
 
-/// A key of a map, and what it leads to.
+/// A key of a map, and its value.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// The key.
     pub key: String,
-    /// Where the key stands.
+    /// The position of the key.
     pub key_at: Span,
-    /// What it leads to.
+    /// The value.
     pub node: Node,
 }
 
-/// What a value is. Words and numbers keep the letters they were written in, so that `1.10` can still
-/// be a version.
+/// A value. Unquoted words and numbers keep their spelling, so that `1.10` can still be a version number.
 #[derive(Clone, Debug)]
 pub enum Value {
     /// Nothing, `~` or `null`.
     Null,
-    /// Written without quotes: a word, a number, `true`, `off`.
+    /// A scalar without quotes: a word, a number, `true`, `off`.
     Plain(String),
-    /// Text that is nothing but text.
+    /// Text in quotes, which is never read as a number or a switch.
     Quoted(String),
     /// A list.
     List(Vec<Node>),
-    /// A map, in the order it was written.
+    /// A map, in the order of the text.
     Map(Vec<Entry>),
 }
 
-/// The way from the top of a document to a value.
+/// The path from the root of a document to a value.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Path(pub Vec<Segment>);
 
@@ -94,14 +93,14 @@ pub enum Segment {
 // === impl Origin ===
 
 impl Origin {
-    /// A text of a layer.
+    /// A text of `layer`, called `name` in messages.
     pub fn new(name: impl Into<String>, layer: Layer, content: impl Into<String>) -> Arc<Self> {
         let content = content.into();
         let starts = std::iter::once(0).chain(content.match_indices('\n').map(|(i, _)| i + 1)).collect();
         Arc::new(Origin { name: name.into(), layer, content, starts })
     }
 
-    /// One of its lines, counted from 1.
+    /// The line with this number, counted from 1.
     pub fn line(&self, number: usize) -> Option<&str> {
         let start = *self.starts.get(number.checked_sub(1)?)?;
         let end = self.starts.get(number).map_or(self.content.len(), |next| next - 1);
@@ -112,7 +111,7 @@ impl Origin {
 // === impl Span ===
 
 impl Span {
-    /// The origin as a whole, without a line.
+    /// The whole origin, without a line.
     pub fn whole(origin: Arc<Origin>) -> Self {
         Span { origin, line: 0, column: 0, length: 1 }
     }
@@ -146,12 +145,12 @@ impl fmt::Display for Span {
 // === impl Node ===
 
 impl Node {
-    /// An empty map that stands nowhere.
+    /// An empty map without a position.
     pub fn empty(origin: Arc<Origin>) -> Self {
         Node { value: Value::Map(Vec::new()), at: Span::whole(origin) }
     }
 
-    /// A tree from values that were never written down: what a builder was told.
+    /// A tree of values that no text contains, such as those of a builder.
     pub fn from_json(origin: &Arc<Origin>, json: &serde_json::Value) -> Self {
         use serde_json::Value as Json;
         let at = Span::whole(origin.clone());
@@ -174,7 +173,7 @@ impl Node {
         Node { value, at }
     }
 
-    /// The entries of a map; none for anything else.
+    /// The entries of a map; empty for any other value.
     pub fn entries(&self) -> &[Entry] {
         match &self.value {
             Value::Map(entries) => entries,
@@ -182,12 +181,12 @@ impl Node {
         }
     }
 
-    /// What `key` of a map leads to.
+    /// The entry of a map with this key.
     pub fn entry(&self, key: &str) -> Option<&Entry> {
         self.entries().iter().find(|e| e.key == key)
     }
 
-    /// What stands at `path`.
+    /// The value at `path`.
     pub fn at(&self, path: &Path) -> Option<&Node> {
         path.0.iter().try_fold(self, |node, segment| match (segment, &node.value) {
             (Segment::Key(key), _) => node.entry(key).map(|e| &e.node),
@@ -196,8 +195,8 @@ impl Node {
         })
     }
 
-    /// Follows a path written as text as far as it leads. Keys may hold dots, quoted or not: what the
-    /// document has decides. The rest that leads nowhere is returned as it is.
+    /// Follows a path in text form as far as the document has its keys, and returns the rest. Keys may contain
+    /// dots, in quotes or not: the keys of the document decide how the text is split.
     pub fn follow<'p>(&self, written: &'p str) -> (Path, &'p str) {
         let (mut node, mut path, mut rest) = (self, Path::default(), written);
         while let Some((segment, next, after)) = step(node, rest) {
@@ -207,7 +206,7 @@ impl Node {
         (path, rest.trim_start_matches('.'))
     }
 
-    /// Every word, number and empty collection below, with its path.
+    /// Every scalar and every empty collection below this node, with its path.
     pub fn leaves(&self) -> Vec<(Path, &Node)> {
         let mut found = Vec::new();
         self.gather(&mut Path::default(), &mut found);
@@ -235,7 +234,7 @@ impl Node {
     }
 }
 
-/// The longest key of `node`, or the index, that `rest` starts with.
+/// The index, or the longest key of `node`, that `rest` starts with.
 fn step<'n, 'p>(node: &'n Node, rest: &'p str) -> Option<(Segment, &'n Node, &'p str)> {
     if let (Value::List(items), Some(inner)) = (&node.value, rest.strip_prefix('[')) {
         let (index, after) = inner.split_once(']')?;
@@ -262,7 +261,7 @@ fn quoted(key: &str) -> String {
 
 // === impl Value ===
 
-/// As one would write it in one line; what stands behind a secret key is not shown.
+/// The value on one line; values of secret keys are masked.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -296,7 +295,7 @@ fn is_plain(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "%/._-:".contains(c))
 }
 
-/// Same meaning, wherever and however it is written; the order of a map's keys does not matter.
+/// Compares by meaning; positions, quotes and the order of a map's keys do not matter.
 impl PartialEq for Value {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
@@ -317,30 +316,30 @@ impl PartialEq for Value {
 // === impl Path ===
 
 impl Path {
-    /// The way through these keys.
+    /// The path of these keys.
     pub fn of<'a>(keys: impl IntoIterator<Item = &'a str>) -> Self {
         Path(keys.into_iter().map(|key| Segment::Key(key.to_owned())).collect())
     }
 
-    /// One step further.
+    /// This path with one more step.
     pub fn then(&self, segment: Segment) -> Self {
         let mut longer = self.clone();
         longer.0.push(segment);
         longer
     }
 
-    /// Is `self` at or below `other`?
+    /// Whether `self` is at or below `other`.
     pub fn is_within(&self, other: &Path) -> bool {
         self.0.starts_with(&other.0)
     }
 
-    /// Does a key on the way say that its value is nobody's business?
+    /// Whether a key of this path is the name of a secret.
     pub fn is_secret(&self) -> bool {
         self.0.iter().any(|s| matches!(s, Segment::Key(key) if crate::secret::is_secret(key)))
     }
 }
 
-/// `outbound.services.stock.routes[0]`; a key that holds a dot stands in quotes.
+/// `outbound.services.stock.routes[0]`; a key that contains a dot is quoted.
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, segment) in self.0.iter().enumerate() {

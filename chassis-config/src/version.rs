@@ -1,4 +1,4 @@
-//! One accepted state of all settings, and how it differs from the one before.
+//! One accepted version of all settings, and its differences from the version before.
 use std::fmt;
 
 use crate::{
@@ -6,46 +6,46 @@ use crate::{
     tree::{Entry, Node, Path, Segment, Span, Value},
 };
 
-/// A document that was read, checked and accepted, whole.
+/// A document that was read, checked and accepted as a whole.
 #[derive(Debug)]
 pub struct Version<D, T> {
     /// Counted from 1.
     pub number: u64,
-    /// Of what the settings mean, not of how they are written: the same in every process that has the
-    /// same settings.
+    /// Hash of the meaning of the settings, not of their spelling: the same in every process with the same
+    /// settings.
     pub hash: String,
     /// The document.
     pub document: D,
-    /// What the check made of it.
+    /// The result of the check.
     pub value: T,
-    /// What somebody should know about it.
+    /// Warnings about this document.
     pub warnings: Vec<Problem>,
-    /// What is different from the version before; everything, in the first.
+    /// The differences from the version before; every setting, in the first version.
     pub changes: Vec<Moved>,
     /// The merged tree: every value with its origin.
     pub tree: Node,
 }
 
-/// A setting that is not what it was.
+/// A setting that changed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Moved {
-    /// Which.
+    /// Its path.
     pub path: Path,
-    /// What it was; `None` if nobody had said.
+    /// The value before; `None` if it was not set.
     pub old: Option<String>,
-    /// What it is; `None` if nobody says any more.
+    /// The value now; `None` if it is no longer set.
     pub new: Option<String>,
-    /// Where that is written.
+    /// The position of the new value.
     pub at: Option<Span>,
 }
 
-/// A value is shown up to this length.
+/// A value is shown up to this many characters.
 const SHOWN: usize = 80;
 
 // === impl Version ===
 
 impl<D, T> Version<D, T> {
-    /// Every setting that somebody wrote: its path, its value and where that stands. Secrets are masked.
+    /// Every setting that a layer sets: path, value and position. Secrets are masked.
     pub fn settings(&self) -> impl Iterator<Item = (String, String, String)> + '_ {
         let leaves = self.tree.leaves().into_iter();
         leaves.map(|(path, leaf)| (path.to_string(), shown(&path, leaf), leaf.at.to_string()))
@@ -54,7 +54,7 @@ impl<D, T> Version<D, T> {
 
 // === impl Moved ===
 
-/// What is different between two trees, in the order of the new one; what is gone comes last.
+/// The differences between two trees, in the order of the new one; removed settings come last.
 pub fn changes(old: &Node, new: &Node) -> Vec<Moved> {
     let mut found = Vec::new();
     compare(old, new, &Path::default(), &mut found);
@@ -116,8 +116,8 @@ fn shown(path: &Path, node: &Node) -> String {
     }
 }
 
-/// What a tree means, in 64 bits: FNV-1a, which is the same on every machine and in every release.
-/// It tells versions apart; it does not stand against forgery.
+/// Hash of a tree's meaning, 64 bits: FNV-1a, the same on every machine and in every release. It distinguishes
+/// versions; it does not protect against forgery.
 pub(crate) fn hash(tree: &Node) -> String {
     let mut state = 0xcbf2_9ce4_8422_2325_u64;
     digest(tree, &mut state);

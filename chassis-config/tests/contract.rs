@@ -1,5 +1,5 @@
-//! The contract of config sources catches those that break it.
-#![allow(clippy::unwrap_used)] // clippy takes helpers of integration tests for library code
+//! The contract of config sources detects sources that break it.
+#![allow(clippy::unwrap_used)] // clippy treats helpers of integration tests as library code
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
@@ -9,7 +9,7 @@ use chassis_core::{
     testing::contract::config_source::{Place, config_source},
 };
 
-/// How a source may break a promise.
+/// The promise that a source breaks.
 #[derive(Clone, Copy, PartialEq)]
 enum Fault {
     AnswersOnlyChanges,
@@ -77,7 +77,7 @@ impl ConfigWatcher for BrokenWatcher {
     }
 }
 
-/// Virtual time: what the contract waits for in vain is over at once.
+/// Runs on virtual time: a timeout of the contract passes at once.
 async fn breaks(fault: Fault) {
     config_source(Broken(TextSource::new("text", Format::Yaml, ""), fault)).await;
 }

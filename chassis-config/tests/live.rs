@@ -1,4 +1,4 @@
-//! A file that changes under a running process.
+//! A file that changes while the process runs.
 use std::{sync::Arc, time::Duration};
 
 use chassis_config::{Change, FileSource, Loader, Moved, tree::Layer};

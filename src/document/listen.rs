@@ -1,37 +1,37 @@
-//! Where a service listens.
+//! The addresses that a service listens at.
 use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr};
 
 use chassis_config::Finding;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// The `listen` table: an address by the name of what is served there, `grpc` and `http` first of all.
+/// The `listen` table: an address by the name of what is served there; `grpc` and `http` are the usual names.
 ///
-/// One address may stand behind several names: they share the port. Default none.
+/// Several names may have one address: they share the port. Default none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(transparent)]
 pub struct Listen(pub BTreeMap<String, Address>);
 
-/// An address to listen at: `host:port`, `[v6]:port`, `unix:/path`, or `memory:name` within the process.
-/// Port 0 is any free one.
+/// An address to listen at: `host:port`, `[v6]:port`, `unix:/path`, or `memory:name` within the process. Port 0
+/// means any free port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Address {
     /// A host, or an interface's address, and a port.
     Tcp {
         /// Without the brackets of IPv6.
         host: String,
-        /// 0 is any free one.
+        /// 0 means any free port.
         port: u16,
     },
     /// A Unix socket.
     Unix(PathBuf),
-    /// A name within the process: for tests, and services that live together in one.
+    /// A name within the process: for tests, and for services that share one process.
     Memory(String),
 }
 
 // === impl Listen ===
 
 impl Listen {
-    /// Addresses that can't be listened at together.
+    /// Reports addresses that can't be bound together.
     pub fn check(&self) -> Vec<Finding> {
         let mut found = Vec::new();
         let mut earlier: Vec<(&String, &Address)> = Vec::new();
@@ -52,7 +52,7 @@ impl Listen {
 // === impl Address ===
 
 impl Address {
-    /// Is one of them every interface, the other one of these, on the same port?
+    /// Whether one of them is all interfaces and the other one an interface, on the same port.
     fn overlaps(&self, other: &Address) -> bool {
         let (Address::Tcp { host: a, port: p }, Address::Tcp { host: b, port: q }) = (self, other) else {
             return false;

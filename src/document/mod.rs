@@ -1,5 +1,5 @@
-//! The document people write, `chassis.yaml` and the same in TOML and JSON, and everything of
-//! [`chassis_config`] that reads it.
+//! The document that users write, `chassis.yaml` or the same in TOML or JSON, and the parts of
+//! [`chassis_config`] that read it.
 mod listen;
 #[cfg(test)]
 mod messages;
@@ -29,49 +29,49 @@ pub use self::{
 };
 use crate::kinds::Chosen;
 
-/// All that can be set. An empty document is a sound one.
+/// All settings. An empty document is valid.
 ///
-/// What holds the settings of a kind (`registry`, `pickers`) and the sections that were registered (`client` and
-/// `server` among them) are read by a builder, which knows them: see [`kind`](crate::ChassisBuilder::kind) and
+/// Only a builder can read the settings of kinds (`registry`, `pickers`) and the registered sections (`client`
+/// and `server` among them), because it knows their types: see [`kind`](crate::ChassisBuilder::kind) and
 /// [`section`](crate::ChassisBuilder::section).
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Document {
-    /// Who this process says it is.
+    /// The identity of this process.
     pub service: ServiceSection,
-    /// Where it listens.
+    /// The addresses that it listens at.
     pub listen: Listen,
-    /// Where it learns of others, and they of it.
+    /// The registry, which finds other services and makes this one known.
     #[serde(deserialize_with = "read::later")]
     pub(crate) registry: Option<Chosen>,
-    /// Matches by name, to be used by routes, limits and faults. Default none.
+    /// Matches by name, for routes, limits and faults. Default none.
     pub matches: BTreeMap<String, Match>,
-    /// Pickers by name, to be used by `balance`. Default none.
+    /// Pickers by name, for `balance`. Default none.
     #[serde(deserialize_with = "read::later")]
     pub pickers: Pickers,
-    /// Calls that come in.
+    /// Incoming calls.
     pub inbound: InboundSettings,
-    /// Calls that go out.
+    /// Outgoing calls.
     pub outbound: OutboundSettings,
-    /// Layers of one's own that are switched, by name. Default: each is on.
+    /// Switches for layers of your own, by name. Default: each is on.
     pub layers: BTreeMap<String, LayerSwitch>,
     /// Faults to inject. Default none.
     pub faults: Vec<FaultConfig>,
-    /// What is told of calls to whoever looks at them later.
+    /// Traces.
     pub telemetry: TelemetrySection,
-    /// Headers carried on along a chain of hops.
+    /// Headers that are carried on along a chain of hops.
     pub propagate: Propagate,
-    /// How long a stop may take.
+    /// Time limits of a stop.
     pub shutdown: ShutdownSection,
-    /// Sections of others, compiled.
+    /// The registered sections, compiled.
     #[serde(skip)]
     pub sections: Sections,
 }
 
-/// Sections of the document itself that are read once, at the start.
+/// Tables of the document that are read once, at the start.
 const READ_ONCE: [&str; 3] = ["service", "listen", "registry"];
 
-/// The tables of the document itself: no section of others has such a name.
+/// The tables of the document: no registered section may have such a name.
 pub(crate) const TABLES: [&str; 12] = [
     "service",
     "listen",
@@ -90,7 +90,7 @@ pub(crate) const TABLES: [&str; 12] = [
 // === impl Document ===
 
 impl Document {
-    /// Reads a tree, with the kinds and sections that are built in: with warnings, or all that is wrong.
+    /// Reads a tree, with the built-in kinds and sections; returns the document with warnings, or the problems.
     ///
     /// ```
     /// use chassis::{Document, document::{tree::{Layer, Node, Origin}}};
@@ -105,7 +105,7 @@ impl Document {
         Reader::default().read(tree)
     }
 
-    /// The part that the pipeline lives by.
+    /// The settings of the pipeline.
     pub fn settings(&self) -> Settings {
         Settings {
             matches: self.matches.clone(),
@@ -118,12 +118,12 @@ impl Document {
         }
     }
 
-    /// The kind of registry that is named.
+    /// The registry kind that is named.
     pub fn registry_kind(&self) -> Option<&str> {
         self.registry.as_ref().map(Chosen::kind)
     }
 
-    /// What is wrong with it beside the part that the pipeline lives by, and what a [`Reader`] finds.
+    /// Reports problems outside the pipeline's settings that a [`Reader`] does not find.
     pub(crate) fn check(&self) -> Vec<Finding> {
         let mut found = self.listen.check();
         if let Some(Err(why)) = self.service.name.as_deref().map(check_name) {
@@ -141,19 +141,19 @@ impl Document {
     }
 }
 
-/// What of a document takes effect at the next start only.
+/// The settings of which a change takes effect at the next start only.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ReadOnce {
-    /// Sections that were registered as such.
+    /// Registered sections that are read once.
     pub(crate) sections: Vec<String>,
-    /// Keys of the registry's table that can change, as its kind says.
+    /// Keys of the registry's table that can change, according to its kind.
     pub(crate) live: Vec<String>,
 }
 
 // === impl ReadOnce ===
 
 impl ReadOnce {
-    /// What is different from the tree a process `started` with and waits for its next start.
+    /// The differences from the tree that a process `started` with which wait for its next start.
     pub(crate) fn pending(&self, started: &Node, now: &Node) -> Vec<Moved> {
         let mut found = changes(started, now);
         found.retain(|moved| self.waits(&moved.path));
@@ -220,9 +220,9 @@ mod tests {
             document.expect("it is sound").propagate.0.iter().map(ToString::to_string).collect();
         assert_eq!(names, ["x-tenant", "accept-language"]);
         let (_, problems) = read("propagate: [a, te, 'b c']");
-        let told: Vec<_> = problems.iter().map(Problem::in_a_line).collect();
+        let found: Vec<_> = problems.iter().map(Problem::in_a_line).collect();
         let te = "c:1:16 propagate[1]: `te` is about one hop and can't be carried on";
-        assert_eq!(told, [te, "c:1:20 propagate[2]: `b c` can't be the name of a header"]);
+        assert_eq!(found, [te, "c:1:20 propagate[2]: `b c` can't be the name of a header"]);
     }
 
     #[test]

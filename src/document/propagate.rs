@@ -1,14 +1,14 @@
-//! Headers that go on along a chain of hops.
+//! Headers that are carried on along a chain of hops.
 use chassis_core::reexports::http::HeaderName;
 use serde::{Deserialize, Deserializer, de};
 
-/// The `propagate` list: headers of a call that comes in that are put on the calls its handler makes.
-/// Default none; trace headers and deadlines go on by themselves.
+/// The `propagate` list: headers of an incoming call that are copied to the calls its handler makes. Default
+/// none; trace headers and deadlines are always carried on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Propagate(#[serde(deserialize_with = "names")] pub Vec<HeaderName>);
 
-/// What is between two neighbours, or written anew for every call.
+/// Headers that belong to one hop, or are written anew for every call.
 const OF_ONE_HOP: [&str; 9] = [
     "connection",
     "content-length",

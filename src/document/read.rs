@@ -1,4 +1,4 @@
-//! Reads a document: its own tables by serde, the others by the kinds and sections that a builder knows.
+//! Reads a document: its own tables with serde, the others with the kinds and sections of a builder.
 use chassis_core::{BoxError, Kind, Section};
 use serde::{
     Deserializer,
@@ -14,10 +14,10 @@ use crate::{
     kinds::{Chosen, Kinds, Port},
 };
 
-/// Knows everything that a document can hold.
+/// Reads documents with all registered kinds and sections.
 pub(crate) struct Reader(Kinds);
 
-/// Passes over what a [`Reader`] reads.
+/// Skips a value that a [`Reader`] reads later.
 pub(super) fn later<'de, D: Deserializer<'de>, T: Default>(from: D) -> Result<T, D::Error> {
     IgnoredAny::deserialize(from).map(|_| T::default())
 }
@@ -25,7 +25,7 @@ pub(super) fn later<'de, D: Deserializer<'de>, T: Default>(from: D) -> Result<T,
 // === impl Reader ===
 
 impl Default for Reader {
-    /// With what is built in.
+    /// The built-in kinds and sections.
     fn default() -> Self {
         let mut kinds = Kinds::default();
         built_in::register(&mut kinds);
@@ -54,12 +54,12 @@ impl Reader {
         self.0.section_names()
     }
 
-    /// What was registered and can't be.
+    /// Names that can't be registered, with the reasons.
     pub(crate) fn conflicts(&self) -> &[String] {
         &self.0.conflicts
     }
 
-    /// Reads a tree: with warnings, or all that is wrong, in the order in which it is written.
+    /// Reads a tree: the document with warnings, or all problems, in the order of the text.
     pub(crate) fn read(&self, tree: &Node) -> (Option<Document>, Vec<Problem>) {
         let others: Vec<Path> = self.0.section_names().map(|name| Path::of([name])).collect();
         let (document, mut problems) = read_part::<Document>(tree, &Path::default(), &others);
@@ -80,7 +80,7 @@ impl Reader {
         }
     }
 
-    /// What takes effect at the next start only, with a registry of this choice.
+    /// The settings that take effect at the next start only, with this choice of a registry.
     pub(crate) fn read_once(&self, registry: Option<&Chosen>) -> ReadOnce {
         ReadOnce {
             sections: self.0.read_once().map(str::to_owned).collect(),
@@ -89,7 +89,7 @@ impl Reader {
     }
 }
 
-/// Texts in the order of their layers, and each from its top.
+/// Sorts by layer, text and position.
 fn place(problem: &Problem) -> Option<(super::tree::Layer, String, usize, usize)> {
     let at = problem.at.as_ref()?;
     Some((at.origin.layer, at.origin.name.clone(), at.line, at.column))

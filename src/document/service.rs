@@ -1,51 +1,51 @@
-//! Who this process is, and how it ends.
+//! The identity of this process, and the time limits of its stop.
 use std::{collections::BTreeMap, time::Duration};
 
 use chassis_core::units::{Ratio, Span};
 use serde::{Deserialize, Serialize};
 
-/// The `service` table: who this process says it is. Read once, at the start.
+/// The `service` table: the identity of this process. Read once, at the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServiceSection {
-    /// Its name. Default the one the program gives itself.
+    /// The service's name. Default: the name that the program passes to the builder.
     pub name: Option<String>,
-    /// What runs here. Default: nobody says.
+    /// The version of the program. Default: not set.
     pub version: Option<String>,
-    /// Where it runs. Default: nobody says.
+    /// The zone of this process. Default: not set.
     pub zone: Option<String>,
-    /// What routes of others choose by. Default none.
+    /// Labels that routes of other services can choose by. Default none.
     pub labels: BTreeMap<String, String>,
-    /// The host by which others reach it. Default the address of the primary interface, or loopback where
-    /// only this machine looks (`registry: { kind: local }`).
+    /// The host at which others reach this process. Default: the address of the primary interface, or loopback
+    /// if the registry serves this machine only (`registry: { kind: local }`).
     pub advertise: Option<String>,
 }
 
-/// The `shutdown` table: how long the steps of a stop may take.
+/// The `shutdown` table: time limits of the steps of a stop.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ShutdownSection {
-    /// How long calls are still taken after the registry was told, until others have heard. Default `5s` in
-    /// Kubernetes, else `0s`.
+    /// How long the service still accepts calls after it was deregistered, until clients know of it. Default
+    /// `5s` in Kubernetes, else `0s`.
     pub delay: Option<Span>,
-    /// How long calls under way may still take, once no new ones come. Then they are cut. Default `25s`;
-    /// `0s` cuts them at once.
+    /// How long running calls may still take once no new ones are accepted. Then they are aborted. Default
+    /// `25s`; `0s` aborts them at once.
     pub deadline: Span,
 }
 
-/// The `telemetry` table: what is told of calls to whoever looks at them later.
+/// The `telemetry` table: traces.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TelemetrySection {
-    /// The share of calls that begin a trace where they are not part of one. Default `0%`: a trace that
-    /// comes in goes on, and none is begun.
+    /// The share of calls that begin a trace if they are not part of one. Default `0%`: incoming traces are
+    /// continued, and none is begun.
     pub sample: Ratio,
 }
 
-/// Can a service be called `name`? It travels in a header and stands in addresses and metrics.
+/// Checks a service name, which is sent in a header and used in addresses and metrics.
 ///
 /// # Errors
-/// Why not, with what is allowed.
+/// The reason, and the allowed form.
 pub fn check_name(name: &str) -> Result<(), String> {
     let odd = |c: char| c.is_whitespace() || c.is_control() || c == ';' || !c.is_ascii();
     match (name.is_empty(), name.find(odd)) {

@@ -1,11 +1,11 @@
-//! Names in the document that nobody has met yet: misspelt, or just not there yet.
+//! Names in the document that the process has not seen: misspelt, or not registered yet.
 use std::collections::{BTreeMap, BTreeSet};
 
 use chassis_config::Finding;
 
 use super::Document;
 
-/// What a running process has met so far. What is empty says nothing: no warning comes of it.
+/// The names that a running process has seen so far. An empty set causes no warnings.
 ///
 /// ```
 /// use chassis::document::{Seen, SeenService};
@@ -22,23 +22,23 @@ pub struct Seen {
     pub operations: BTreeSet<String>,
 }
 
-/// What is known of one service.
+/// The names seen of one service.
 #[derive(Clone, Debug, Default)]
 pub struct SeenService {
-    /// The labels that its instances have.
+    /// The labels of its instances.
     pub labels: BTreeSet<String>,
     /// The operations that were called.
     pub operations: BTreeSet<String>,
 }
 
-/// What every instance can be chosen by.
+/// Labels that every instance has.
 const ALWAYS: [&str; 2] = ["version", "zone"];
 
 // === impl Document ===
 
 impl Document {
-    /// Warns of services, labels and operations that were not seen yet: a registry may still learn of
-    /// them, so nothing is refused. Ask again when more is known.
+    /// Warns of services, labels and operations that were not seen yet. The registry may still learn of them,
+    /// so nothing is refused; call it again when more is known.
     pub fn unseen(&self, seen: &Seen) -> Vec<Finding> {
         let mut found = Vec::new();
         let mut check = |path: String, name: &str, what: &str, known: Vec<&str>| {

@@ -1,15 +1,15 @@
-//! Binds every port before anything is served, so that a start fails whole.
+//! Binds every port before anything is served, so that a start fails as a whole.
 use std::collections::BTreeMap;
 
 use chassis_http::server::{Mux, Server};
 
 use crate::{Chassis, StartError};
 
-/// Listens at every address that something is served at; each with its name.
+/// Listens at every address that something is served at; returns each with its name.
 pub(crate) async fn listen(app: &mut Chassis) -> Result<Vec<(String, String)>, StartError> {
     app.rpc.plan(&app.parts.runtime, &mut app.rest.ports)?;
     let planned = app.rest.plan()?;
-    // Names of one address share its port: gRPC and REST are told apart by their content-type.
+    // Names of one address share its port; the content-type distinguishes gRPC from REST.
     let mut shared: BTreeMap<String, (Vec<String>, Mux, Vec<String>)> = BTreeMap::new();
     for (name, address, plan) in planned {
         let address_key = if address.ends_with(":0") { format!("{address}#{name}") } else { address };

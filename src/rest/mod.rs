@@ -1,4 +1,4 @@
-//! HTTP's part of a service: clients of REST services, and everything that listens.
+//! The HTTP part of a service: clients of REST services, and all listeners.
 mod listen;
 
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
@@ -16,7 +16,7 @@ use tower_service::Service;
 pub(crate) use self::listen::listen;
 use crate::{Chassis, ChassisBuilder, Document, Running, StartError, document::Listen};
 
-/// What a builder is told of HTTP.
+/// The builder's settings for HTTP.
 #[derive(Default)]
 pub(crate) struct Setup {
     layers: Vec<HttpLayer>,
@@ -24,12 +24,12 @@ pub(crate) struct Setup {
     connector: Option<Arc<dyn Connector>>,
 }
 
-/// Puts a layer around a router.
+/// Wraps a layer around a router.
 type HttpLayer = Box<dyn Fn(axum::Router) -> axum::Router + Send + Sync>;
 
-/// HTTP's part of a service.
+/// The HTTP part of a service.
 pub(crate) struct Rest {
-    /// One, so that clients of one service share its connections.
+    /// One transport, so that clients of one service share its connections.
     transport: Arc<HttpTransport>,
     #[cfg_attr(not(feature = "grpc"), expect(dead_code, reason = "gRPC's transport has it too"))]
     pub(crate) connector: Arc<dyn Connector>,
@@ -39,27 +39,27 @@ pub(crate) struct Rest {
     acceptor: Option<Arc<dyn Acceptor>>,
     server_config: ServerConfig,
     listen: Listen,
-    /// Where everything stands, for messages.
+    /// The settings tree, for positions in messages.
     tree: Node,
     pub(crate) ports: Ports,
-    /// Once it listens.
+    /// The server, once it listens.
     server: Option<Server>,
 }
 
-/// What is served, by its name in `listen`.
+/// The served parts, by their name in `listen`.
 pub(crate) type Ports = BTreeMap<String, PortPlan>;
 
-/// What is served behind one name of `listen`.
+/// The parts that are served under one name of `listen`.
 #[derive(Clone, Default)]
 pub(crate) struct PortPlan {
     pub(crate) mux: Mux,
     pub(crate) about: Vec<String>,
 }
 
-/// Where is listened unless the settings say otherwise: on loopback only, nobody else gets in by chance.
+/// The default addresses, on loopback, so that no other machine can connect by accident.
 const DEFAULT_PORTS: [(&str, &str); 2] = [("grpc", "127.0.0.1:50051"), ("http", "127.0.0.1:8080")];
 
-/// Their metrics are registered when a chassis is built.
+/// Protocols whose metrics are registered when a chassis is built.
 pub(crate) const PROTOCOLS: &[&'static dyn chassis_core::protocol::Protocol] = &[&chassis_http::HTTP];
 
 // === impl Rest ===
@@ -112,27 +112,27 @@ impl Rest {
         Ok(planned)
     }
 
-    /// Refuses names of `listen` behind which nothing is served: the default port would be bound instead.
-    /// `grpc` and `http` may be there without, so that one file can serve several programs.
+    /// Refuses names of `listen` that nothing is served at: the default port would be bound instead. `grpc` and
+    /// `http` may be unused, so that one file can configure several programs.
     fn check_listen(&self, mut served: Vec<&str>) -> Result<(), StartError> {
         served.extend(DEFAULT_PORTS.iter().map(|(name, _)| *name));
         served.sort_unstable();
         served.dedup();
         let unserved = self.listen.0.keys().filter(|name| !served.contains(&name.as_str()));
-        let told = unserved.map(|name| {
+        let messages = unserved.map(|name| {
             let message = "nothing is served by this name";
             Finding::error(format!("listen.{name}"), message)
                 .instead(name, served.iter().copied())
                 .place(&self.tree)
                 .to_string()
         });
-        match told.collect::<Vec<_>>() {
+        match messages.collect::<Vec<_>>() {
             none if none.is_empty() => Ok(()),
-            told => Err(StartError::Settings(told.join("\n"))),
+            messages => Err(StartError::Settings(messages.join("\n"))),
         }
     }
 
-    /// Ends what listens within `deadline`; how many calls were cut.
+    /// Stops the listeners within `deadline`; returns how many calls were aborted.
     pub(crate) async fn drain(&self, deadline: Duration) -> usize {
         match &self.server {
             Some(server) => server.drain(deadline).await,
@@ -145,9 +145,9 @@ impl Rest {
 
 impl ChassisBuilder {
     /// A layer of HTTP around every router that is served, above the pipeline: CORS, an access log. Unlike the
-    /// router's own layers it sees what the pipeline refuses, too. The first that is added is outermost; the bounds
-    /// are those of axum's `Router::layer`. The extension [`Connected`](crate::http::server::Connected) of a request
-    /// says who sent it and at which port.
+    /// router's own layers it also sees calls that the pipeline refuses. The first layer added is outermost;
+    /// the bounds are those of axum's `Router::layer`. The request extension
+    /// [`Connected`](crate::http::server::Connected) holds the peer's address and the local port.
     ///
     /// ```
     /// use axum::{extract::Request, http::HeaderValue, middleware::{Next, from_fn}, response::Response};
@@ -174,14 +174,14 @@ impl ChassisBuilder {
         self
     }
 
-    /// The network to connect and listen on: share one between services to have them talk in memory.
+    /// The network to connect and listen on: services that share a network in memory can call each other.
     pub fn network(mut self, network: Network) -> Self {
         self.rest.network = network;
         self
     }
 
-    /// Opens the connections of all clients, in place of the network: TLS goes in here. Default: the
-    /// network itself.
+    /// Opens the connections of all clients, instead of the network: for TLS, for example. Default: the
+    /// network.
     pub fn connector(mut self, connector: impl Connector) -> Self {
         self.rest.connector = Some(Arc::new(connector));
         self
@@ -213,7 +213,7 @@ impl Chassis {
         self
     }
 
-    /// Turns accepted streams into those that HTTP is spoken on, on every port: TLS goes in here.
+    /// Turns accepted streams into those that HTTP is spoken on, on every port: for TLS, for example.
     pub fn acceptor(mut self, acceptor: impl Acceptor) -> Self {
         self.rest.acceptor = Some(Arc::new(acceptor));
         self

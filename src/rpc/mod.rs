@@ -1,4 +1,4 @@
-//! gRPC's part of a service: channels for stubs, and services.
+//! The gRPC part of a service: channels for stubs, and services.
 use std::{convert::Infallible, sync::Arc};
 
 use chassis_core::{BoxError, Runtime, pipeline};
@@ -12,18 +12,18 @@ use crate::{
     rest::{Ports, Rest},
 };
 
-/// What a builder is told of gRPC.
+/// The builder's settings for gRPC.
 #[derive(Default)]
 pub(crate) struct Setup {
     layers: Vec<GrpcLayer>,
 }
 
-/// Puts a layer around a server of gRPC.
+/// Wraps a layer around a gRPC server.
 type GrpcLayer = Box<dyn Fn(GrpcEdge) -> GrpcEdge + Send + Sync>;
 
-/// gRPC's part of a service.
+/// The gRPC part of a service.
 pub(crate) struct Rpc {
-    /// One, so that channels of one service share its connections.
+    /// One transport, so that channels of one service share its connections.
     transport: Arc<GrpcTransport>,
     max_message: usize,
     health: Health,
@@ -33,7 +33,7 @@ pub(crate) struct Rpc {
     reflection: bool,
 }
 
-/// Operations that descriptors declare: those that can be executed twice, and all.
+/// Operations that the descriptors declare: the idempotent ones, and all.
 #[derive(Default)]
 pub(crate) struct Declared {
     pub(crate) idempotent: Vec<String>,
@@ -58,7 +58,7 @@ fn setup(error: impl std::error::Error + Send + Sync + 'static) -> StartError {
     StartError::Setup("descriptors".to_owned(), Box::new(error))
 }
 
-/// Their metrics are registered when a chassis is built.
+/// Protocols whose metrics are registered when a chassis is built.
 pub(crate) const PROTOCOLS: &[&'static dyn chassis_core::protocol::Protocol] = &[&chassis_grpc::GRPC];
 
 // === impl Rpc ===
@@ -81,7 +81,7 @@ impl Rpc {
             .max_message(self.max_message)
     }
 
-    /// Adds the services to what is served, if there are any.
+    /// Adds the gRPC services to the served parts, if there are any.
     pub(crate) fn plan(&mut self, runtime: &Runtime, ports: &mut Ports) -> Result<(), StartError> {
         let mut services = std::mem::take(&mut self.services);
         if services.names().next().is_none() {
@@ -107,7 +107,7 @@ impl Rpc {
         Ok(())
     }
 
-    /// What is no gRPC goes through the layers around it where nobody else answers.
+    /// If no router shares the port, sends requests other than gRPC through the gRPC layers, too.
     pub(crate) fn layered(&self, mux: Mux) -> Mux {
         match mux.http.is_none() && !self.layers.is_empty() {
             true => Mux { http: mux.grpc.clone(), ..mux },
@@ -123,7 +123,7 @@ impl Rpc {
         self.health.not_serving();
     }
 
-    /// Ends the streams of those who watch the health or have reflection open.
+    /// Ends streams of health watchers and of reflection.
     pub(crate) fn close(&self) {
         self.health.close();
     }
@@ -132,13 +132,15 @@ impl Rpc {
 // === impl ChassisBuilder ===
 
 impl ChassisBuilder {
-    /// A layer of HTTP around the gRPC services that are served, above the pipeline: an access log, request ids, gRPC-Web.
-    /// It sees what the pipeline refuses, too; a status of gRPC is among the headers of an answer without messages, and
-    /// else in the trailers. The first that is added is outermost. Layers of tower-http and middleware of axum work here
-    /// as in [`http_layer`](Self::http_layer), layers for tonic too: see [`GrpcEdge`](crate::grpc::GrpcEdge). Where no router
-    /// shares the port, requests that are no gRPC go through the layers, too, so that CORS can answer preflights.
+    /// A layer of HTTP around the gRPC services that are served, above the pipeline: an access log, request
+    /// ids, gRPC-Web. It also sees calls that the pipeline refuses. A gRPC status is in the headers of an
+    /// answer without messages, otherwise in the trailers. The first layer added is outermost. Layers of
+    /// tower-http and middleware of axum work here as in [`http_layer`](Self::http_layer), layers for tonic
+    /// too: see [`GrpcEdge`](crate::grpc::GrpcEdge). If no router shares the port, requests other than gRPC
+    /// pass the layers, too, so that CORS can answer preflights.
     ///
-    /// An error of the layer is told as the status that it is or holds, else as UNKNOWN. A panic is told as INTERNAL.
+    /// An error of the layer that is or contains a status becomes that status, any other becomes UNKNOWN. A
+    /// panic becomes INTERNAL.
     ///
     /// ```
     /// use axum::{extract::Request, middleware::{Next, from_fn}, response::Response};
@@ -194,7 +196,7 @@ impl Chassis {
         self
     }
 
-    /// Answers reflection over gRPC too, with the descriptors that the builder was given. Default: not.
+    /// Serves gRPC reflection, too, with the descriptors of the builder. Default: off.
     pub fn reflection(mut self) -> Self {
         self.rpc.reflection = true;
         self

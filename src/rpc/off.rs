@@ -1,4 +1,4 @@
-//! A build without gRPC: nothing is served by it, and descriptors say nothing.
+//! A build without gRPC: it serves no gRPC, and ignores descriptors.
 use chassis_core::Runtime;
 
 use crate::{StartError, rest::Rest};

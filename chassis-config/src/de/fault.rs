@@ -1,4 +1,4 @@
-//! What serde has to say, kept in parts until it is known where.
+//! serde's errors, kept in parts until their position is known.
 use std::fmt;
 
 use serde::de::{self, Expected, Unexpected};
@@ -8,11 +8,11 @@ use crate::{
     tree::{Node, Path, Segment, Span, Value},
 };
 
-/// A fault on its way out of the tree.
+/// An error on its way from a value up to the root.
 #[derive(Debug)]
 pub(super) struct Fault {
     kind: Kind,
-    /// The steps to the value it was found in, innermost first.
+    /// The steps to the value, innermost first.
     pub(super) path: Vec<Segment>,
 }
 
@@ -29,7 +29,7 @@ enum Kind {
 // === impl Fault ===
 
 impl Fault {
-    /// The same, seen from one step further up.
+    /// Adds the step above.
     pub(super) fn below(mut self, segment: Segment) -> Self {
         self.path.push(segment);
         self
@@ -39,7 +39,7 @@ impl Fault {
         matches!(self.kind, Kind::UnknownKey { .. })
     }
 
-    /// The key it is about, and where that stands.
+    /// The path and the position of the key or value that is wrong.
     pub(super) fn locate(&self, tree: &Node, path: Path) -> (Path, Span) {
         let node = tree.at(&path).unwrap_or(tree);
         // Some types read their whole map before they look at its keys.
@@ -49,7 +49,7 @@ impl Fault {
             }
             return (path.clone(), key_at(tree, &path).unwrap_or_else(|| node.at.clone()));
         }
-        // A word may be a key, with its value behind it.
+        // The word may be a key that has a value.
         if let Kind::UnknownWord { word, .. } = &self.kind {
             let is_key = matches!(path.0.last(), Some(Segment::Key(key)) if key == word);
             if let Some(at) = key_at(tree, &path).filter(|_| is_key) {
@@ -62,7 +62,7 @@ impl Fault {
         (path, node.at.clone())
     }
 
-    /// `others` could stand beside the key it is about, too.
+    /// `others` are further keys that are allowed beside it.
     pub(super) fn into_problem(self, path: Path, at: Span, others: &[&str]) -> Problem {
         let secret = path.is_secret();
         let problem = |message: String| Problem::error(path, Some(at), message);
@@ -95,7 +95,7 @@ impl Fault {
     }
 }
 
-/// Where the last key of a path stands.
+/// The position of the last key of a path.
 fn key_at(tree: &Node, path: &Path) -> Option<Span> {
     let (last, above) = path.0.split_last()?;
     match last {
@@ -167,7 +167,7 @@ fn describe(found: Unexpected<'_>) -> String {
     }
 }
 
-/// What is wanted, in the words of a document rather than of Rust.
+/// Names the expected type in words of the document rather than of Rust.
 fn wish(wanted: &dyn Expected) -> String {
     let said = wanted.to_string();
     let number =

@@ -1,7 +1,7 @@
-//! A tree into types, by serde, with every problem at its place.
+//! Deserializes a tree with serde and reports every problem at its position.
 //!
-//! serde stops at the first fault. [`read`] notes it, leaves out the value it stands in, and reads on, so
-//! that one look at the messages is enough to put a document right.
+//! serde stops at the first error. [`read`] records it, leaves out the value that caused it, and reads on, so
+//! that one run reports all errors of a document.
 mod fault;
 mod place;
 
@@ -13,22 +13,22 @@ use crate::{
     tree::{Layer, Node, Path, Segment, Value},
 };
 
-/// So many errors are told at once.
+/// The most errors that are reported at once.
 const MAX_ERRORS: usize = 20;
-/// So many values are left out before reading on is given up.
+/// The most values that are left out before reading stops.
 const MAX_SKIPS: usize = 1_000;
 
 /// Reads `tree` as a `D`. `None` if there is an error among the problems.
 ///
-/// A key that nobody knows is an error, with three exceptions: `x-…` is for the writer's own use and
-/// passed over wherever keys are fixed; in the environment it is a warning, since other programs' names
-/// are there too.
+/// An unknown key is an error, with two exceptions: keys that start with `x-` are the writer's own and are
+/// ignored wherever the keys are fixed; in the environment an unknown key is only a warning, because variables
+/// of other programs may be there.
 pub fn read<D: DeserializeOwned>(tree: &Node) -> (Option<D>, Vec<Problem>) {
     read_part(tree, &Path::default(), &[])
 }
 
-/// Reads what stands at `part` of `tree` as a `D`, but for what stands at `aside`, which others read. Where nothing
-/// stands there, it is read from nothing.
+/// Reads the value at `part` of `tree` as a `D`, without the values at `aside`, which others read. A missing
+/// value is read as null.
 ///
 /// ```
 /// use chassis_config::{merge, read_part, tree::{Layer, Node, Origin, Path}};
@@ -53,20 +53,20 @@ pub fn read_part<D: DeserializeOwned>(tree: &Node, part: &Path, aside: &[Path]) 
             Ok(document) => return (Some(document), problems),
             Err(fault) => fault,
         };
-        fault.path.reverse(); // it was gathered from the inside out
+        fault.path.reverse(); // the steps were collected from the inside out
         let path = Path(part.0.iter().cloned().chain(std::mem::take(&mut fault.path)).collect());
         let (path, at) = fault.locate(tree, path);
         let own = matches!(path.0.last(), Some(Segment::Key(key)) if key.starts_with("x-"));
         let consequence =
             |p: &Problem| p.is_error() && p.path.0.len() > path.0.len() && p.path.is_within(&path);
-        // What was left out may be missed further up; that is no problem of its own.
-        let told = problems.iter().any(consequence) || (own && fault.is_unknown_key());
-        if !told {
+        // A value that was left out may cause a further error above it; that one is not reported.
+        let reported = problems.iter().any(consequence) || (own && fault.is_unknown_key());
+        if !reported {
             let from_environment = at.origin.layer == Layer::Environment && fault.is_unknown_key();
             let others: Vec<_> = aside.iter().filter_map(|other| beside(other, &path)).collect();
             let mut problem = fault.into_problem(path.clone(), at, &others);
             if tree.at(part).is_none() {
-                problem.at = None; // nobody wrote it
+                problem.at = None; // it is not in the text
             }
             problems.push(if from_environment { crate::env::unknown(problem) } else { problem });
         }
@@ -79,7 +79,7 @@ pub fn read_part<D: DeserializeOwned>(tree: &Node, part: &Path, aside: &[Path]) 
     (None, problems)
 }
 
-/// The key of `other`, where it is in the same map as `path`.
+/// The last key of `other` if it is in the same map as `path`.
 fn beside<'a>(other: &'a Path, path: &Path) -> Option<&'a str> {
     let (Some((Segment::Key(key), above)), Some((_, of))) = (other.0.split_last(), path.0.split_last())
     else {
@@ -192,7 +192,7 @@ mod tests {
         check("count: '3'", &["c:1:8 count: a whole number above 0 belongs here, not `3` in quotes"]);
     }
 
-    /// Takes anything, and keeps it as it would be written.
+    /// Accepts any value, and keeps it in the spelling of the document.
     #[derive(Debug, PartialEq, Deserialize)]
     #[serde(untagged)]
     enum Anything {

@@ -11,45 +11,45 @@ use serde::{
 use super::fault::Fault;
 use crate::tree::{Entry, Node, Path, Segment, Value};
 
-/// The key that comes first.
+/// The key that is read first.
 const KIND: &str = "kind";
 
-/// A value of the tree, and what below it is to be passed over.
+/// A value of the tree, and the paths below it that are skipped.
 #[derive(Clone)]
 pub(super) struct Place<'a> {
     node: &'a Node,
-    /// The way from the top; followed only while something may have to be passed over.
+    /// The path from the root; kept up to date only while something may have to be skipped.
     path: Path,
     skipped: &'a [Path],
 }
 
-/// The entries of a map, those passed over left out.
+/// The entries of a map, without those that are skipped.
 ///
-/// `kind` comes first, wherever it stands: what else there is depends on it.
+/// `kind` comes first, wherever it is in the text, because it decides which other keys are allowed.
 struct Entries<'a> {
     above: Place<'a>,
     kind: Option<&'a Entry>,
     left: std::slice::Iter<'a, Entry>,
     next: Option<&'a Entry>,
-    /// Where the type says which keys it knows: those that start with `x-` and are not among them are
-    /// the writer's own.
+    /// The keys that the type knows, if it has fixed ones. Other keys that start with `x-` are the writer's
+    /// own.
     fields: Option<&'static [&'static str]>,
 }
 
-/// The items of a list, those passed over left out.
+/// The items of a list, without those that are skipped.
 struct Items<'a> {
     above: Place<'a>,
     left: std::iter::Enumerate<std::slice::Iter<'a, Node>>,
 }
 
-/// What a word without quotes may be.
+/// A number that an unquoted word can be read as.
 enum Number {
     Natural(u64),
     Negative(i64),
     Fraction(f64),
 }
 
-/// A word with a value behind it: `{ word: value }`, or the word alone.
+/// An enum's word with a value, `{ word: value }`, or the word alone.
 struct Variant<'a>(Option<(Place<'a>, &'a str)>);
 
 // === impl Place ===
@@ -68,7 +68,7 @@ impl<'a> Place<'a> {
         !self.skipped.is_empty() && self.skipped.contains(&self.path.then(segment()))
     }
 
-    /// The word, where it was written without quotes.
+    /// The word, if it was written without quotes.
     fn plain(&self) -> Option<&'a str> {
         match &self.node.value {
             Value::Plain(word) => Some(word),
@@ -103,7 +103,7 @@ impl<'a> Place<'a> {
 // === impl Number ===
 
 impl Number {
-    /// In any of YAML's spellings.
+    /// Reads any of YAML's spellings.
     fn read(word: &str) -> Option<Self> {
         let (minus, digits) = match word.as_bytes().first()? {
             b'-' => (true, &word[1..]),
@@ -127,7 +127,7 @@ impl Number {
         numeric.then(|| word.parse().ok().map(Number::Fraction)).flatten()
     }
 
-    /// Would it be written as this word, if it had to be?
+    /// Whether this number, written out, gives `word` again.
     fn is_written(&self, word: &str) -> bool {
         match self {
             Number::Natural(n) => n.to_string() == word,
@@ -160,7 +160,7 @@ impl<'de> Deserializer<'de> for Place<'de> {
         match &self.node.value {
             Value::Null => visitor.visit_unit(),
             Value::Quoted(text) => visitor.visit_borrowed_str(text),
-            // Who takes anything may want the letters: `1.10` is a number, but not only that.
+            // A visitor that accepts anything may need the spelling: `1.10` may be a version.
             Value::Plain(word) => match (word.as_str(), Number::read(word)) {
                 ("true", _) => visitor.visit_bool(true),
                 ("false", _) => visitor.visit_bool(false),
@@ -225,7 +225,7 @@ impl<'de> Deserializer<'de> for Place<'de> {
         match &self.node.value {
             Value::Null => self.map(&[], Some(fields), visitor),
             Value::Map(entries) => self.map(entries, Some(fields), visitor),
-            // serde would take a list for a struct, in the order of its fields.
+            // serde would accept a list for a struct, in the order of its fields.
             Value::List(_) => Err(Fault::invalid_type(Unexpected::Seq, &visitor)),
             _ => self.deserialize_any(visitor),
         }
@@ -280,7 +280,7 @@ impl<'a> MapAccess<'a> for Entries<'a> {
         let Some(entry) = self.next else { return Ok(None) };
         let key = StrDeserializer::<Fault>::new(&entry.key);
         let below = |fault: Fault| match fault.is_unknown_key() {
-            true => fault, // its place is looked up by the key
+            true => fault, // the position is looked up by the key
             false => fault.below(Segment::Key(entry.key.clone())),
         };
         seed.deserialize(key).map(Some).map_err(below)

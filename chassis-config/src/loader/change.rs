@@ -1,4 +1,4 @@
-//! What became of the sources' news.
+//! Events of a [`Loader`](crate::Loader).
 use std::fmt;
 
 use chassis_core::config::SourceError;
@@ -8,25 +8,26 @@ use crate::{
     version::Version,
 };
 
-/// What became of the sources' news.
+/// The result of a change in the sources.
 #[derive(Debug)]
 pub enum Change<D, T> {
-    /// A new version is to be used.
+    /// A new version, to be put in force.
     Applied(Box<Version<D, T>>),
-    /// What the sources say can't be used.
+    /// The settings can't be used.
     Refused(Refusal),
     /// A source can't be read.
     Unreadable(Unreadable),
-    /// All is well again, and says what the version of this number says: nothing is to be done.
+    /// The sources are readable and sound again, and their settings are those of this version: there is nothing
+    /// to do.
     Restored(u64),
 }
 
-/// Why what the sources say can't be used.
+/// Why the settings can't be used.
 #[derive(Debug)]
 pub struct Refusal {
-    /// What is wrong, errors and warnings.
+    /// The problems, errors and warnings.
     pub problems: Vec<Problem>,
-    /// The version that stays; `None` if there was none yet.
+    /// The version that stays in force; `None` if there was none yet.
     pub running: Option<u64>,
 }
 
@@ -35,11 +36,11 @@ pub struct Refusal {
 pub struct Unreadable {
     /// Its name.
     pub source: String,
-    /// Why.
+    /// The reason.
     pub error: SourceError,
-    /// There can be no version without it, and there is none yet.
+    /// No version exists yet, and none can be made without this source.
     pub needed: bool,
-    /// The version that stays; `None` if there was none yet.
+    /// The version that stays in force; `None` if there was none yet.
     pub running: Option<u64>,
 }
 
@@ -65,7 +66,7 @@ impl std::error::Error for Refusal {}
 
 impl fmt::Display for Unreadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Most sources name themselves in what they say.
+        // Most sources name themselves in their errors.
         let said = self.error.to_string();
         match said.contains(&self.source) {
             true => f.write_str(&said),

@@ -1,7 +1,7 @@
-//! One source, followed for good: asked again with a backoff when it can't be read.
+//! Follows one source until it is dropped; asks again with a backoff when the source can't be read.
 //!
-//! A source is somebody else's code: its panic is an error, and it is opened anew; one that never answers is
-//! given up; one that always has news is asked at a pace that leaves the thread to others.
+//! A source is code of another crate: a panic becomes an error, and the source is opened anew; a source that
+//! does not answer in time fails; a source that always has news is asked at a bounded pace.
 use std::{
     pin::Pin,
     sync::Arc,
@@ -22,35 +22,35 @@ use crate::{
     tree::{Layer, Node},
 };
 
-/// A source and what it said last.
+/// A source and its last answer.
 pub(super) struct Feed {
     pub(super) name: String,
     pub(super) layer: Layer,
     pub(super) needed: bool,
     answer: Answer,
-    /// What its last text says, or why that can't be read.
+    /// The parsed last text, or the parser's problem.
     tree: Option<Result<Node, Box<Problem>>>,
-    /// Why it could not be asked, the last time.
+    /// The error of the last question.
     trouble: Option<String>,
 }
 
-/// The question under way; it brings the asker back.
+/// The pending question; it returns the asker with the answer.
 type Answer = Pin<Box<dyn Future<Output = (Asker, Result<Text, SourceError>)> + Send>>;
 
 struct Asker {
     source: Arc<dyn ConfigSource>,
     watcher: Option<Box<dyn ConfigWatcher>>,
-    /// The watcher has answered: it may be silent for as long as nothing changes.
+    /// The watcher has answered once: from now on it may be silent until something changes.
     answered: bool,
     failures: u32,
-    /// Not before.
+    /// The earliest time of the next question.
     next_at: Option<Instant>,
     random: Random,
 }
 
 /// The longest wait before a source that can't be read is asked again.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// A source that has neither begun to watch nor said what it knows by then can't be read.
+/// The time a source has for its first answer.
 const ANSWER: Duration = Duration::from_secs(30);
 /// The least time between two answers of one source.
 const PACE: Duration = Duration::from_millis(25);
@@ -64,7 +64,7 @@ impl Feed {
         Feed { name, layer, needed, answer, tree: None, trouble: None }
     }
 
-    /// Its next news: a text, an error that was not told yet, or one that was.
+    /// The next answer: a text, a new error, or `Err(None)` for the same error again.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Option<SourceError>>> {
         let Poll::Ready((asker, answer)) = self.answer.as_mut().poll(cx) else { return Poll::Pending };
         self.answer = Box::pin(asker.ask());
@@ -74,14 +74,15 @@ impl Feed {
                 Ok(())
             }
             Err(error) => {
-                let told = self.trouble.replace(error.to_string()).is_some_and(|t| t == error.to_string());
-                Err((!told).then_some(error))
+                let repeated =
+                    self.trouble.replace(error.to_string()).is_some_and(|t| t == error.to_string());
+                Err((!repeated).then_some(error))
             }
         })
     }
 
-    /// Need it not be waited for any longer?
-    pub(super) fn is_heard(&self) -> bool {
+    /// Whether the first version need not wait for this source.
+    pub(super) fn is_settled(&self) -> bool {
         self.tree.is_some() || (!self.needed && self.trouble.is_some())
     }
 
@@ -125,30 +126,30 @@ impl Asker {
                 self.answered = false;
                 let source = &self.source;
                 let begun = caught(timeout(ANSWER, async { source.watch().await })).await;
-                begun.map_err(told)?.map_err(|_| late())??
+                begun.map_err(panic_error)?.map_err(|_| late())??
             }
         };
         let answer = match self.answered {
             true => caught(watcher.next()).await.map(Ok),
             false => caught(timeout(ANSWER, watcher.next())).await,
         };
-        // One that panicked, or is silent when it must not be, is not asked again.
+        // Drop a watcher that panicked or gave no first answer.
         let (answer, keep) = match answer {
             Ok(Ok(answer)) => (answer, true),
             Ok(Err(_)) => (Err(late()), false),
-            Err(panicked) => (Err(told(panicked)), false),
+            Err(panicked) => (Err(panic_error(panicked)), false),
         };
         if keep {
             self.watcher = Some(watcher);
             self.answered = true;
         } else if let Err(panicked) = catch(|| drop(watcher)) {
-            return Err(told(panicked));
+            return Err(panic_error(panicked));
         }
         answer
     }
 }
 
-fn told(panicked: chassis_core::tasks::Panicked) -> SourceError {
+fn panic_error(panicked: chassis_core::tasks::Panicked) -> SourceError {
     SourceError::new(panicked.to_string())
 }
 

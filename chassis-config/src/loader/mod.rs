@@ -1,5 +1,5 @@
-//! Keeps the settings of a process: follows their sources, and makes a version of every change that can
-//! be applied whole.
+//! Follows the sources of a process's settings, and makes a version of every change that can be applied as a
+//! whole.
 mod change;
 mod feed;
 #[cfg(test)]
@@ -22,11 +22,11 @@ use crate::{
     version::{Version, changes, hash},
 };
 
-/// Follows the sources of a document `D`, of which a check makes a `T`.
+/// Follows the sources of a document `D`, from which a check makes a `T`.
 ///
-/// A version applies whole or not at all: while any source can't be read, or the whole can't be
-/// accepted, the last good version stays, and that is said. Changes that come together make one version;
-/// what means the same as before makes none.
+/// A version applies whole or not at all: while a source can't be read, or the document is refused, the last
+/// good version stays, and the loader reports the reason. Changes within a short time make one version; a
+/// change that leaves the meaning as it is makes none.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -52,46 +52,46 @@ use crate::{
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct Loader<D, T> {
-    told: Vec<Node>,
+    program: Vec<Node>,
     feeds: Vec<Feed>,
     environment: Environment,
     read: Read<D>,
     check: Check<D, T>,
-    /// Something arrived that no version was made of yet.
+    /// A source has changed since the last version was made.
     dirty: bool,
-    /// What is to be said of sources that can't be read.
+    /// Errors of sources that `next` has still to return.
     unread: VecDeque<Unreadable>,
     standing: Option<Standing>,
-    /// What was said last is that something is wrong.
+    /// The last change was an error.
     astray: bool,
-    /// When a source that nobody insists on is no longer waited for.
+    /// When the loader stops waiting for sources that are not required.
     patience: Option<Instant>,
 }
 
-/// Makes a document of a tree.
+/// Makes a document from a tree.
 type Read<D> = Box<dyn Fn(&Node) -> (Option<D>, Vec<Problem>) + Send + Sync>;
 
-/// Makes a value of a document: with warnings, or errors why not.
+/// Makes a value from a document: with warnings, or errors.
 type Check<D, T> = Box<dyn Fn(&D) -> Result<(T, Vec<Finding>), Vec<Finding>> + Send + Sync>;
 
-/// The version in force, for the next to compare with.
+/// The version in force; the next one is compared with it.
 struct Standing {
     number: u64,
     hash: String,
     tree: Node,
 }
 
-/// News that come so soon after one another are one change.
+/// Changes that follow each other this soon make one version.
 const TOGETHER: Duration = Duration::from_millis(50);
-/// News that keep coming are a change at the latest after this.
+/// A series of changes makes a version after this time at the latest.
 const AT_LATEST: Duration = Duration::from_millis(500);
-/// How long the first version waits for a source that it can do without.
+/// How long the first version waits for a source that is not required.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 // === impl Loader ===
 
 impl<D: DeserializeOwned + 'static, T> Loader<D, T> {
-    /// Without any source yet: `check` makes the value of a document, or says why it can't be used.
+    /// A loader without sources; `check` makes the value from a document, or returns the errors.
     pub fn new(
         check: impl Fn(&D) -> Result<(T, Vec<Finding>), Vec<Finding>> + Send + Sync + 'static,
     ) -> Self {
@@ -100,15 +100,15 @@ impl<D: DeserializeOwned + 'static, T> Loader<D, T> {
 }
 
 impl<D, T> Loader<D, T> {
-    /// The same for a document that serde alone can't read, because what it holds is known at run time only: `read`
-    /// makes it of a tree, with warnings, or says why not.
+    /// The same for a document that serde alone can't read because its shape is only known at run time: `read`
+    /// makes it from a tree, with warnings, or returns the errors.
     pub fn reading(
         read: impl Fn(&Node) -> (Option<D>, Vec<Problem>) + Send + Sync + 'static,
         check: impl Fn(&D) -> Result<(T, Vec<Finding>), Vec<Finding>> + Send + Sync + 'static,
     ) -> Self {
         Loader {
             read: Box::new(read),
-            told: Vec::new(),
+            program: Vec::new(),
             feeds: Vec::new(),
             environment: Environment::default(),
             check: Box::new(check),
@@ -120,28 +120,28 @@ impl<D, T> Loader<D, T> {
         }
     }
 
-    /// Settings from within the program, below all sources.
-    pub fn told(mut self, settings: &serde_json::Value) -> Self {
+    /// Settings of the program itself, below all sources.
+    pub fn settings(mut self, settings: &serde_json::Value) -> Self {
         let origin = Origin::new("builder", Layer::Builder, "");
-        self.told.push(Node::from_json(&origin, settings));
+        self.program.push(Node::from_json(&origin, settings));
         self
     }
 
-    /// A source without which there is no first version. Sources of a later layer stand over those of an
-    /// earlier one, and within a layer later calls over earlier ones.
+    /// A source that the first version requires. Sources of a later layer override those of an earlier one;
+    /// within a layer, later calls override earlier ones.
     pub fn source(mut self, layer: Layer, source: Arc<dyn ConfigSource>) -> Self {
         self.add(Feed::new(layer, source, true));
         self
     }
 
-    /// A source that the first version waits 5 s for at most, and not at all once it is known that it
-    /// can't be read.
+    /// A source that the first version does not require: it waits 5 s at most for the source, and stops once
+    /// the source returned an error.
     pub fn source_if_there(mut self, layer: Layer, source: Arc<dyn ConfigSource>) -> Self {
         self.add(Feed::new(layer, source, false));
         self
     }
 
-    /// The environment's settings, over all sources. Default none.
+    /// The settings of the environment, which override all sources. Default: none.
     pub fn environment(mut self, environment: Environment) -> Self {
         self.environment = environment;
         self
@@ -164,25 +164,26 @@ impl<D, T> Loader<D, T> {
 
     fn add(&mut self, feed: Feed) {
         self.feeds.push(feed);
-        self.feeds.sort_by_key(|feed| feed.layer); // stable: later calls stay later
+        self.feeds.sort_by_key(|feed| feed.layer); // a stable sort: the order of the calls stays
     }
 
     fn running(&self) -> Option<u64> {
         self.standing.as_ref().map(|s| s.number)
     }
 
-    /// Waits until there is something to say, and a moment longer for what comes with it.
+    /// Waits until there is something to return, and a little longer so that changes of one time come together.
     async fn gather(&mut self) {
         let patience = *self.patience.get_or_insert_with(|| Instant::now() + PATIENCE);
         loop {
             if !self.unread.is_empty() {
                 return;
             }
-            let ready = self.feeds.iter().all(|f| f.is_heard() || (!f.needed && Instant::now() >= patience));
+            let ready =
+                self.feeds.iter().all(|f| f.is_settled() || (!f.needed && Instant::now() >= patience));
             if self.dirty && ready {
                 break;
             }
-            let waits = self.feeds.iter().any(|f| !f.is_heard() && !f.needed) && Instant::now() < patience;
+            let waits = self.feeds.iter().any(|f| !f.is_settled() && !f.needed) && Instant::now() < patience;
             match waits {
                 true => drop(tokio::time::timeout_at(patience, self.news()).await),
                 false => self.news().await,
@@ -197,16 +198,16 @@ impl<D, T> Loader<D, T> {
         }
     }
 
-    /// Waits for news from any source, and takes it in.
+    /// Waits for a change of any source, and stores it.
     async fn news(&mut self) {
         let running = self.running();
         let (dirty, unread) = (&mut self.dirty, &mut self.unread);
         let feeds = &mut self.feeds;
         poll_fn(|cx| {
-            let mut heard = false;
+            let mut changed = false;
             for feed in feeds.iter_mut() {
                 let Poll::Ready(news) = feed.poll(cx) else { continue };
-                heard = true;
+                changed = true;
                 match news {
                     Ok(()) => *dirty = true,
                     Err(Some(error)) => {
@@ -216,12 +217,12 @@ impl<D, T> Loader<D, T> {
                     Err(None) => {}
                 }
             }
-            if heard { Poll::Ready(()) } else { Poll::Pending }
+            if changed { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
 
-    /// Makes a version of what is there. `None` if it is what was there before, and all was well.
+    /// Makes a version of the current texts. `None` if it equals the last one and there was no error since.
     fn settle(&mut self) -> Option<Change<D, T>> {
         match self.read() {
             Err(problems) => {
@@ -233,7 +234,7 @@ impl<D, T> Loader<D, T> {
                 let well = self.feeds.iter().all(Feed::is_well);
                 let was_astray = std::mem::replace(&mut self.astray, !well);
                 if let Some(standing) = self.standing.as_mut().filter(|s| s.hash == hash) {
-                    standing.tree = tree; // the same, perhaps in other places
+                    standing.tree = tree; // same meaning, perhaps other positions
                     return (was_astray && well).then_some(Change::Restored(standing.number));
                 }
                 let nothing = Node::empty(Origin::new("defaults", Layer::Defaults, ""));
@@ -253,7 +254,7 @@ impl<D, T> Loader<D, T> {
         if !broken.is_empty() {
             return Err(broken);
         }
-        let below = merge(self.told.iter().chain(texts.filter_map(|t| t.as_ref().ok())));
+        let below = merge(self.program.iter().chain(texts.filter_map(|t| t.as_ref().ok())));
         let (environment, mut problems) = self.environment.over(&below);
         let mut tree = merge([&below, &environment]);
         let (document, more) = (self.read)(&tree);
@@ -267,7 +268,7 @@ impl<D, T> Loader<D, T> {
             Err(findings) => (None, findings),
         };
         for problem in findings.into_iter().map(|f| f.place(&tree)) {
-            // What is wrong with the defaults may be found once for every service.
+            // A problem of the defaults may be found once for every service.
             if !problems.contains(&problem) {
                 problems.push(problem);
             }

@@ -30,7 +30,7 @@ fn text(name: &str, content: &str) -> TextSource {
     TextSource::new(name, Format::Yaml, content)
 }
 
-/// What the next change is, in a line.
+/// The next change as one line.
 async fn next(loader: &mut Tested) -> String {
     match loader.next().await {
         Change::Applied(v) => {
@@ -136,7 +136,7 @@ async fn later_layers_win() {
         .environment(environment)
         .source(Layer::Center, Arc::new(center))
         .source(Layer::File, Arc::new(file))
-        .told(&serde_json::json!({ "timeout": "1s", "labels": { "c": "builder" } }));
+        .settings(&serde_json::json!({ "timeout": "1s", "labels": { "c": "builder" } }));
     let Change::Applied(version) = loader.next().await else { panic!("it is sound") };
     let settings: Vec<_> =
         version.settings().map(|(path, value, at)| format!("{path}={value} {at}")).collect();
@@ -169,7 +169,7 @@ async fn a_needed_source_is_waited_for() {
 
 #[tokio::test(start_paused = true)]
 async fn another_source_is_not() {
-    /// Never says anything.
+    /// Never answers.
     struct Mute;
     #[async_trait::async_trait]
     impl ConfigSource for Mute {
@@ -184,7 +184,7 @@ async fn another_source_is_not() {
     center.fail("no connection");
     let started = Instant::now();
     let mut loader = loader()
-        .told(&serde_json::json!({ "retries": 1 }))
+        .settings(&serde_json::json!({ "retries": 1 }))
         .source_if_there(Layer::Center, Arc::new(center.clone()))
         .source_if_there(Layer::Center, Arc::new(Mute));
     assert_eq!(next(&mut loader).await, "unreadable, None stays: center: no connection");
@@ -215,8 +215,8 @@ async fn with_no_source_there_is_one_version() {
     assert!(is_quiet(&mut loader).await);
 }
 
-/// Says what it is told to by turns: a text, or a panic at `!`; hangs at the end. The first watcher as the first
-/// list has it.
+/// A source with a script: each item is a text, or `!` for a panic; at the end it never answers. Each watcher
+/// takes the next list.
 struct Scripted(std::sync::Mutex<VecDeque<Vec<&'static str>>>);
 struct ScriptedWatcher(VecDeque<&'static str>);
 

@@ -1,5 +1,4 @@
-//! JSON with positions. What is not JSON is refused by `serde_json`, whose word on grammar is final; the
-//! walk that follows only notes where things stand.
+//! JSON with positions. `serde_json` decides what is valid JSON; the walk that follows only records positions.
 use std::sync::Arc;
 
 use super::{Keys, MAX_DEPTH, Read, plain, push};

@@ -1,7 +1,7 @@
-//! Texts into trees: YAML, JSON and TOML, each with the place of every key and value.
+//! Parses YAML, JSON and TOML into trees, with the position of every key and value.
 //!
-//! Bounded against hostile or broken texts: [`MAX_BYTES`], [`MAX_DEPTH`], and [`MAX_NODES`] values once
-//! aliases are written out.
+//! Bounded against hostile or broken texts: [`MAX_BYTES`], [`MAX_DEPTH`], and [`MAX_NODES`] values after
+//! aliases are expanded.
 mod json;
 mod toml;
 mod yaml;
@@ -15,11 +15,11 @@ use crate::{
     tree::{Entry, Layer, Node, Origin, Path, Span, Value},
 };
 
-/// The longest text that is read: 4 MiB, as much as one gRPC message.
+/// The longest text that is read: 4 MiB, the default limit of a gRPC message.
 pub const MAX_BYTES: usize = 4 << 20;
-/// The deepest nesting; nothing in the document needs ten.
+/// The deepest nesting; no setting needs more than ten levels.
 pub const MAX_DEPTH: usize = 64;
-/// The most values a document may hold, aliases written out.
+/// The most values a document may hold, after aliases are expanded.
 pub const MAX_NODES: usize = 200_000;
 
 /// Reads a text of a layer.
@@ -39,8 +39,8 @@ pub fn parse(text: &Text, layer: Layer) -> Result<Node, Box<Problem>> {
     }
 }
 
-/// Reads one value of an environment variable: `[…]`, `{…}` and quotes are YAML, anything else is the
-/// word as it stands. `prefix` is how far into its origin's text the value starts.
+/// Reads one value of an environment variable: `[…]`, `{…}` and quotes are YAML, anything else is a plain word.
+/// `prefix` is the number of characters before the value in its origin's text.
 pub(crate) fn value(origin: &Arc<Origin>, text: &str, prefix: usize) -> Node {
     let whole =
         Span { origin: origin.clone(), line: 1, column: prefix + 1, length: text.chars().count().max(1) };
@@ -51,14 +51,14 @@ pub(crate) fn value(origin: &Arc<Origin>, text: &str, prefix: usize) -> Node {
     })
 }
 
-/// What was read, or the first problem on the way.
+/// A result, or the first problem.
 type Read<T> = Result<T, Box<Problem>>;
 
 fn plain(at: Span, message: impl Into<String>) -> Box<Problem> {
     Box::new(Problem::error(Path::default(), Some(at), message))
 }
 
-/// Adds an entry, unless its key is there already or can't be one.
+/// Adds an entry unless its key is a duplicate or invalid.
 fn push(entries: &mut Vec<Entry>, seen: &mut Keys, entry: Entry) -> Read<()> {
     if entry.key.chars().any(char::is_control) {
         return Err(plain(entry.key_at, "a key holds a control character"));
@@ -202,7 +202,7 @@ mod tests {
         }
     }
 
-    /// Cuts, doubles and swaps characters of a sound document, a few thousand times.
+    /// Cuts, doubles and swaps characters of a valid document, a few thousand times.
     #[test]
     fn no_text_makes_it_panic() {
         let texts = [

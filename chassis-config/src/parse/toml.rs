@@ -1,4 +1,4 @@
-//! TOML with positions: the parser of the `toml` crate keeps them.
+//! TOML with positions, which the parser of the `toml` crate keeps.
 use std::{ops::Range, sync::Arc};
 
 use toml::{

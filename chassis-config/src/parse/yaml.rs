@@ -1,7 +1,8 @@
 //! YAML with positions, from the events of `saphyr-parser`.
 //!
-//! One document, no tags but `!!str`, keys that are words. Anchors, aliases and `<<` work, bounded: what
-//! an alias writes out counts. Words stay words: whether `off` is a switch is for the reader to say.
+//! One document, no tags but `!!str`, only scalars as keys. Anchors, aliases and `<<` work, within bounds: an
+//! alias counts with all that it expands to. Scalars stay text: the type that reads a word decides whether
+//! `off` is a switch.
 use std::{collections::HashMap, sync::Arc};
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span as Mark, StrInput};
@@ -25,7 +26,7 @@ pub(super) fn parse(origin: &Arc<Origin>) -> Read<Node> {
     }
 }
 
-/// A value within a line of its origin, `prefix` characters in.
+/// A value within a line of its origin, after `prefix` characters.
 pub(super) fn parse_inline(origin: &Arc<Origin>, text: &str, prefix: usize) -> Read<Node> {
     Reader::new(origin, text, prefix).document()
 }
@@ -39,7 +40,7 @@ struct Reader<'a> {
     nodes: usize,
 }
 
-/// What an alias stands for, with what writing it out costs.
+/// The node behind an alias, with the number of values that it expands to.
 struct Anchor {
     node: Node,
     nodes: usize,
@@ -190,11 +191,11 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Says what is wrong in words for the writer of the text rather than of a parser.
+    /// Describes a syntax error for the writer of the text.
     fn broken(&self, e: &ScanError) -> Box<Problem> {
         let at = |line: usize, column: usize| Span { origin: self.origin.clone(), line, column, length: 1 };
         let line = e.marker().line().max(1);
-        // A tab is what is wrong, whatever it led the scanner to believe, if one indents what it read last.
+        // If a tab indents the last line that was read, the tab is the error, whatever the scanner reports.
         for number in [line, line.saturating_sub(1)] {
             let text = self.lines.get(number.saturating_sub(1)).copied().unwrap_or_default();
             let indent = text.chars().take_while(|c| c.is_whitespace()).position(|c| c == '\t');
@@ -239,7 +240,7 @@ impl<'a> Reader<'a> {
         plain(at(line, e.marker().col() + 1 + if line == 1 { self.prefix } else { 0 }), message)
     }
 
-    /// The innermost bracket that is open before a place: its line and column, counted from 1.
+    /// The innermost bracket that is open before a position: its line and column, counted from 1.
     fn open_bracket(&self, line: usize, column: usize) -> Option<(usize, usize)> {
         let (mut open, mut quote) = (Vec::new(), None);
         for (number, text) in self.lines.iter().enumerate().take(line) {
@@ -261,7 +262,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Levels below a node.
+/// The number of levels below a node.
 fn height(node: &Node) -> usize {
     match &node.value {
         Value::Map(entries) => entries.iter().map(|e| height(&e.node) + 1).max().unwrap_or(0),

@@ -1,4 +1,4 @@
-//! Settings from a file, read again whenever it changes.
+//! Settings from a file, read again whenever the file changes.
 use std::{
     future::pending,
     io::ErrorKind,
@@ -20,19 +20,20 @@ use tokio::{sync::Notify, task::spawn_blocking, time::Instant};
 
 use crate::{parse::MAX_BYTES, problem::nearest};
 
-/// A file, in the language its extension names: `.yaml`, `.yml`, `.toml` or `.json`.
+/// A file in the format of its extension: `.yaml`, `.yml`, `.toml` or `.json`.
 ///
-/// It is the directory that is watched, not the file: editors and deployments replace files, and
-/// Kubernetes swaps a link two steps away (`..data`). Whatever happens there, the file is read once the
-/// directory has been quiet for a moment, and only another content is a change.
+/// The source watches the directory, not the file, because editors and deployments replace files, and
+/// Kubernetes swaps a link two steps away (`..data`). After any event there, it reads the file once the
+/// directory has been quiet for a moment; only another content is a change.
 ///
-/// It is read every five seconds as well, since not every change makes an event: network file systems,
-/// some container mounts and links to elsewhere make none, and a machine may be out of watches.
+/// It also reads the file every five seconds, because some changes cause no event: on network file systems, on
+/// some container mounts, behind links to other directories, and when the machine has no watches left.
 ///
-/// A file that is gone, unreadable, no regular file (a pipe, a device, a directory), longer than 4 MiB or not
-/// UTF-8 is no news but an error, and is read once that is mended. So is a file without any setting - empty, or
-/// of comments alone - that had some before: half-written is how files look while they are written. Write
-/// beside it and rename, and nobody ever reads a half. A file that never had a setting may be empty.
+/// A file that is missing, unreadable, not a regular file (a pipe, a device, a directory), longer than 4 MiB or
+/// not UTF-8 is an error; it is read again once that is corrected. A file without any setting (empty, or only
+/// comments) that had settings before is an error too, because a file looks like that while it is being
+/// written. To avoid half-written files, write to another file beside it and rename. A file that never had a
+/// setting may be empty.
 #[derive(Clone, Debug)]
 pub struct FileSource {
     path: PathBuf,
@@ -43,46 +44,46 @@ struct FileWatcher {
     path: PathBuf,
     format: Format,
     poll: Duration,
-    /// Rung by every event in a watched directory.
-    stirred: Arc<Notify>,
+    /// Notified by every event in a watched directory.
+    event: Arc<Notify>,
     watch: Option<RecommendedWatcher>,
     watched: Vec<PathBuf>,
-    /// When to read next: soon after an event, or at the next poll.
+    /// The time of the next read: soon after an event, or at the next poll.
     look_at: Instant,
-    /// When to read at the latest, while events keep coming.
+    /// The latest time of the next read while events keep coming.
     settle_by: Option<Instant>,
-    /// What was answered last: the content, or why there was none.
+    /// The last answer: the content, or the error.
     said: Option<Result<String, String>>,
-    /// It was told with settings in it: without any it is half-written.
+    /// The last content had settings: without any, the file is half-written.
     is_settled: bool,
-    /// It could not be read a moment ago: that is believed when it is so twice.
+    /// The last read failed; the error is reported once a second read fails too.
     doubted: bool,
 }
 
-/// A write comes as several events; it is read when none came for so long.
+/// A write causes several events; the file is read when no event came for this long.
 const QUIET: Duration = Duration::from_millis(75);
-/// A directory that is never quiet is read this often.
+/// A directory with constant events is read this often.
 const UNQUIET: Duration = Duration::from_secs(1);
-/// So long between reads when no event comes.
+/// The time between reads without an event.
 const POLL: Duration = Duration::from_secs(5);
-/// So many names are looked through for one that was meant.
+/// This many names of the directory are searched for a similar one.
 const NEIGHBOURS: usize = 1_000;
 
 // === impl FileSource ===
 
 impl FileSource {
-    /// The file at `path`, which need not be there yet.
+    /// The file at `path`; it need not exist yet.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         FileSource { path: path.into(), poll: POLL }
     }
 
-    /// Reads it this often even if nothing stirs. Default 5 s; at least 10 ms.
+    /// Reads the file this often even without an event. Default 5 s; at least 10 ms.
     pub fn poll_every(mut self, poll: Duration) -> Self {
         self.poll = poll.max(Duration::from_millis(10));
         self
     }
 
-    /// Where it is.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -110,21 +111,21 @@ impl ConfigSource for FileSource {
     }
 
     async fn watch(&self) -> Result<Box<dyn ConfigWatcher>, SourceError> {
-        let stirred = Arc::new(Notify::new());
-        let ring = stirred.clone();
-        let heard = move |event: notify::Result<notify::Event>| {
+        let event = Arc::new(Notify::new());
+        let notify = event.clone();
+        let on_event = move |event: notify::Result<notify::Event>| {
             if event.map_or(true, |event| changes(event.kind)) {
-                ring.notify_one();
+                notify.notify_one();
             }
         };
-        let watch = notify::recommended_watcher(heard)
+        let watch = notify::recommended_watcher(on_event)
             .inspect_err(|e| tracing::warn!("no file events, polling instead: {e}"))
             .ok();
         Ok(Box::new(FileWatcher {
             path: self.path.clone(),
             format: self.format()?,
             poll: self.poll,
-            stirred,
+            event,
             watch,
             watched: Vec::new(),
             look_at: Instant::now(),
@@ -140,7 +141,7 @@ impl ConfigSource for FileSource {
     }
 }
 
-/// Reading makes events too, our own reading among them.
+/// Reading causes events too, also our own reads.
 fn changes(kind: EventKind) -> bool {
     match kind {
         EventKind::Access(kind) => kind == AccessKind::Close(AccessMode::Write),
@@ -156,7 +157,7 @@ impl ConfigWatcher for FileWatcher {
         loop {
             tokio::select! {
                 biased;
-                () = self.stirred.notified() => {
+                () = self.event.notified() => {
                     let now = Instant::now();
                     let by = *self.settle_by.get_or_insert(now + UNQUIET);
                     self.look_at = (now + QUIET).min(by);
@@ -170,7 +171,7 @@ impl ConfigWatcher for FileWatcher {
                 self.doubted = false;
                 continue;
             }
-            // Between an editor's truncating and writing, or a swap's two renames, there is nothing.
+            // The file is missing for a moment while an editor or a link swap replaces it.
             self.doubted = read.is_err() && !self.doubted;
             if self.doubted {
                 self.look_at = Instant::now() + QUIET;
@@ -188,7 +189,8 @@ impl ConfigWatcher for FileWatcher {
 }
 
 impl FileWatcher {
-    /// What is there now. Where nothing stirred it is most likely what it was, and there is no more to look at.
+    /// Reads the file. Without an event the content is most likely the same, so the directories are not looked
+    /// up again.
     async fn look(&mut self) -> Result<String, String> {
         if self.said.is_some() && self.settle_by.is_none() {
             let read = self.read().await;
@@ -196,11 +198,11 @@ impl FileWatcher {
                 return read;
             }
         }
-        self.follow().await; // before reading: what changes in between stirs
+        self.follow().await; // before reading, so that a change in between causes an event
         self.read().await
     }
 
-    /// Watches the directory of the file, and of what it links to, wherever that is by now.
+    /// Watches the directories of the file and of its link target, which may have changed.
     async fn follow(&mut self) {
         let Some(watch) = &mut self.watch else { return };
         let mut wanted = vec![directory(&self.path)];
@@ -208,7 +210,7 @@ impl FileWatcher {
             wanted.push(directory(&target));
         }
         for gone in self.watched.extract_if(.., |d| !wanted.contains(d)) {
-            watch.unwatch(&gone).ok(); // it may have gone by itself
+            watch.unwatch(&gone).ok(); // the directory may be gone
         }
         for directory in wanted {
             if !self.watched.contains(&directory)
@@ -227,7 +229,7 @@ impl FileWatcher {
         };
         let path = self.path.clone();
         let read = match spawn_blocking(move || files::read(&path, MAX_BYTES as u64)).await {
-            // The process ends, and this with it: that is no news of the file.
+            // The runtime shuts down; that says nothing about the file.
             Err(e) if e.is_cancelled() => pending().await,
             Err(e) => Err(e.into()),
             Ok(read) => read,
@@ -258,7 +260,7 @@ impl FileWatcher {
     }
 }
 
-/// Does it hold nothing but comments? An empty text is no JSON: its parser says so.
+/// Whether the text holds only comments. An empty JSON text is left to the parser, which refuses it.
 fn is_blank(text: &str, format: Format) -> bool {
     let mark = |line: &str| match format {
         Format::Yaml => line.starts_with('#') || line == "---" || line == "...",
@@ -282,16 +284,16 @@ mod tests {
     use super::*;
     use chassis_core::testing::contract::config_source::{Place, config_source};
 
-    /// Long enough that no test waits for a poll: what arrives came by an event.
+    /// Long enough that no test waits for a poll: every change must arrive by an event.
     const NEVER: Duration = Duration::from_secs(3600);
     const CAP: Duration = Duration::from_secs(30);
 
-    /// How a file is replaced.
+    /// The way a file is replaced.
     enum How {
         InPlace,
         ByRename,
-        /// As Kubernetes does it: `chassis.yaml` → `..data/chassis.yaml`, and `..data` → a directory
-        /// that is written anew each time.
+        /// As Kubernetes does it: `chassis.yaml` → `..data/chassis.yaml`, and `..data` → a new directory each
+        /// time.
         BySwap(u32),
     }
 
@@ -418,7 +420,8 @@ mod tests {
         assert_eq!(said, Ok("a = 1".into()));
     }
 
-    /// Empty and of comments alone is one thing: none at the start, half-written once there were settings.
+    /// A file that is empty or holds only comments is accepted at the start, and half-written once there were
+    /// settings.
     #[tokio::test]
     async fn a_file_without_settings_is_believed_at_the_start_only() {
         for (name, some, empty) in [
@@ -446,7 +449,8 @@ mod tests {
         }
     }
 
-    /// Whoever opens a pipe waits for its other end, and a runtime waits at its end for whoever reads.
+    /// Opening a pipe blocks until its other end is opened, and a runtime waits for its blocked threads when it
+    /// is dropped.
     #[test]
     fn what_is_no_regular_file_is_refused_and_holds_nothing_up() {
         let dir = tempfile::tempdir().unwrap();
@@ -475,7 +479,7 @@ mod tests {
                     let why = format!("{shown}: {kind} is no regular file");
                     let mut said = next(&mut watcher).await;
                     if said != Err(why.clone()) {
-                        said = next(&mut watcher).await; // looked at in between
+                        said = next(&mut watcher).await; // it read in between
                     }
                     assert_eq!(said, Err(why));
                     if path.is_dir() {
@@ -487,13 +491,13 @@ mod tests {
                     std::fs::rename(dir.path().join("new"), &path).unwrap();
                     let mut said = next(&mut watcher).await;
                     if said.is_err() {
-                        said = next(&mut watcher).await; // looked at in between
+                        said = next(&mut watcher).await; // it read in between
                     }
                     assert_eq!(said, Ok("a: 1".into()));
                 });
                 let (over, ended) = std::sync::mpsc::channel();
                 std::thread::spawn(move || {
-                    drop(runtime); // waits for who reads
+                    drop(runtime); // waits for blocked reads
                     over.send(())
                 });
                 ended.recv_timeout(CAP).expect("the process can end");

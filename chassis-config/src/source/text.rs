@@ -1,16 +1,16 @@
-//! Settings from memory: tests, and programs that get them in a way of their own.
+//! Settings from memory: for tests, and for programs that receive settings in their own way.
 use async_trait::async_trait;
 use chassis_core::config::{ConfigSource, ConfigWatcher, Format, SourceError, Text};
 use tokio::sync::watch;
 
-/// A source that is told what it says. Clones are the same source.
+/// A source whose text the program sets. Clones are the same source.
 ///
 /// ```
 /// use chassis_config::TextSource;
 /// use chassis_core::config::Format;
 ///
 /// let source = TextSource::new("pushed", Format::Yaml, "outbound: { defaults: { timeout: 1s } }");
-/// source.set("outbound: { defaults: { timeout: 2s } }"); // whoever watches hears of it
+/// source.set("outbound: { defaults: { timeout: 2s } }"); // every watcher receives it
 /// ```
 #[derive(Clone, Debug)]
 pub struct TextSource {
@@ -21,24 +21,24 @@ pub struct TextSource {
 
 struct TextWatcher {
     source: TextSource,
-    heard: watch::Receiver<Result<String, String>>,
+    changes: watch::Receiver<Result<String, String>>,
     last: Option<Result<String, String>>,
 }
 
 // === impl TextSource ===
 
 impl TextSource {
-    /// Starts with `content`; messages call it `name`.
+    /// Starts with `content`; messages call the source `name`.
     pub fn new(name: impl Into<String>, format: Format, content: impl Into<String>) -> Self {
         TextSource { name: name.into(), format, said: watch::Sender::new(Ok(content.into())) }
     }
 
-    /// Says something else from now on.
+    /// Replaces the text.
     pub fn set(&self, content: impl Into<String>) {
         drop(self.said.send_replace(Ok(content.into())));
     }
 
-    /// Can't be read from now on, for this reason, until something is set again.
+    /// Makes the source fail with this reason until a text is set again.
     pub fn fail(&self, reason: impl Into<String>) {
         drop(self.said.send_replace(Err(reason.into())));
     }
@@ -51,9 +51,9 @@ impl ConfigSource for TextSource {
     }
 
     async fn watch(&self) -> Result<Box<dyn ConfigWatcher>, SourceError> {
-        let mut heard = self.said.subscribe();
-        heard.mark_changed(); // the first answer is what is there now
-        Ok(Box::new(TextWatcher { source: self.clone(), heard, last: None }))
+        let mut changes = self.said.subscribe();
+        changes.mark_changed(); // the first answer is the current text
+        Ok(Box::new(TextWatcher { source: self.clone(), changes, last: None }))
     }
 
     fn never_blocks(&self) -> bool {
@@ -67,11 +67,11 @@ impl ConfigSource for TextSource {
 impl ConfigWatcher for TextWatcher {
     async fn next(&mut self) -> Result<Text, SourceError> {
         loop {
-            // The source in our own hands keeps the channel open.
-            if self.heard.changed().await.is_err() {
+            // `self.source` holds a sender, so the channel stays open.
+            if self.changes.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
-            let said = self.heard.borrow_and_update().clone();
+            let said = self.changes.borrow_and_update().clone();
             if self.last.as_ref() == Some(&said) {
                 continue;
             }
