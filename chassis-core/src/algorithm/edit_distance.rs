@@ -1,7 +1,7 @@
-//! How far two words are apart.
+//! The edit distance of two words.
 
-/// How many letters have to be put in, left out or changed to get from one to the other (Levenshtein): for
-/// *did you mean*.
+/// The number of letters to insert, delete or replace to turn one word into the other (Levenshtein); for *did
+/// you mean*.
 pub(crate) fn edit_distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();

@@ -1,4 +1,4 @@
-//! One bucket of a rate limit.
+//! The bucket of a rate limit.
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
@@ -6,13 +6,13 @@ use std::{
 
 use crate::{clock::Instant, types::units::Rate};
 
-/// A bucket that holds `burst` calls and fills up again at `rate`; both are arguments, so they can change
-/// from one call to the next. It starts full, and costs one compare-and-swap a call. Over any time `t` it
-/// admits at most `burst` + `rate` · `t`, and a thousandth of a call for rounding.
+/// A bucket that holds `burst` calls and refills at `rate`; both are arguments, so they can change from one
+/// call to the next. It starts full, and a call costs one compare-and-swap. Over any time `t` it admits at most
+/// `burst` + `rate` · `t`, and a thousandth of a call for rounding.
 ///
-/// GCRA in its form as a continuous-state leaky bucket (ITU-T I.371), which remembers how many calls were
-/// taken and when. The other form, a theoretical arrival time, measures the level in time: with every change
-/// of rate it would jump.
+/// GCRA in its form as a continuous-state leaky bucket (ITU-T I.371), which stores how many calls were taken
+/// and when. The other form, a theoretical arrival time, measures the level in time: it would jump with every
+/// change of the rate.
 ///
 /// ```
 /// use chassis_core::{layer::rate_limit::Gcra, units::Rate};
@@ -29,66 +29,67 @@ pub struct Gcra {
     epoch: Instant,
     /// The level, packed.
     word: AtomicU64,
-    /// The rate it last filled up at, in calls a second, as the bits of an `f64`.
+    /// The rate at which it last refilled, in calls a second, as the bits of an `f64`.
     hertz: AtomicU64,
 }
 
-/// There is not enough in the bucket.
+/// The bucket does not hold enough calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wait {
-    /// When there will be, if nobody else comes; `None` if never: at a rate or burst of 0, and where more is
-    /// asked for than the bucket holds.
+    /// The time until it does, if no other caller takes calls meanwhile; `None` if never: at a rate or burst of
+    /// 0, and if `n` is more than the bucket holds.
     pub retry_after: Option<Duration>,
 }
 
-/// A time: the tick it falls into, and how many nanoseconds into it.
+/// A time: its tick, and the nanoseconds within the tick.
 #[derive(Clone, Copy)]
 struct Moment {
     tick: u32,
     rest: u64,
 }
 
-/// How many calls would be out of the bucket if nothing had been filled up since a tick began.
+/// The calls that would be missing from the bucket if nothing had been refilled since the start of a tick.
 ///
-/// Packed: an `f32` above the tick's number. Taking adds to `used` and lets the tick be; another tick is
-/// chosen only where the bucket is full, the rate changes or the numbers get large. On the grid of
-/// [`GRID`] all of that is exact, so that nothing adds up however long a bucket is in use.
+/// Packed: an `f32` above the tick's number. Taking adds to `used` and keeps the tick; another tick is only
+/// chosen if the bucket is full, the rate changes or the numbers get large. On the grid of [`GRID`] all of that
+/// is exact, so errors do not accumulate however long a bucket is in use.
 #[derive(Clone, Copy)]
 struct Level {
     used: f32,
     tick: u32,
 }
 
-/// A 64th of a second in nanoseconds: what a whole rate fills up in it lies on the grid. 32 bits of it last two years.
+/// A 64th of a second in nanoseconds: the refill of a whole rate in one tick lies on the grid. 32 bits of ticks
+/// last two years.
 const TICK: u64 = 15_625_000;
 
-/// What `used` is a multiple of. An `f32` holds such numbers up to [`LARGE`] exactly.
+/// `used` is a multiple of this. An `f32` holds such numbers up to [`LARGE`] exactly.
 const GRID: f64 = 1.0 / 1024.0;
 
 const LARGE: f32 = 16_384.0;
 
-/// The share of a call that may be missing: a caller who comes every 1/3 s, rounded to nanoseconds, or after
-/// exactly the time it was told, is in time.
+/// The share of a call that may be missing: so that a caller who comes every 1/3 s, rounded to nanoseconds, or
+/// after exactly `retry_after`, is admitted.
 const SLACK: f64 = 0.001;
 
-/// Ticks after which a level gets a new one, to stay clear of where 32 bits begin anew: 18 hours.
+/// The age in ticks at which a level moves to a new tick, well before 32 bits wrap: 18 hours.
 const OLD: u32 = 1 << 22;
 
 // === impl Gcra ===
 
 impl Gcra {
-    /// A full bucket; `now` is where its clock starts.
+    /// A full bucket; its clock starts at `now`.
     pub fn new(now: Instant) -> Self {
         Gcra { epoch: now, word: AtomicU64::new(0), hertz: AtomicU64::new(0) }
     }
 
-    /// Takes `n` calls out, all or none. A `rate` or `burst` of 0 refuses all.
+    /// Takes `n` calls, all or none. A `rate` or `burst` of 0 refuses all.
     pub fn take(&self, now: Instant, rate: Rate, burst: u32, n: u32) -> Result<(), Wait> {
         self.reserve(now, rate, burst, n, Duration::ZERO).map(|_| ())
     }
 
-    /// Takes `n` calls out, if need be before they are there: whoever gets a length of time back waits that
-    /// long, and [gives back](Gcra::give_back) what it then does not want. Never longer than `most`.
+    /// Takes `n` calls, also before they are refilled: the caller has to wait for the time that is returned, at
+    /// most `most`, and [gives back](Gcra::give_back) calls that it then does not make.
     pub fn reserve(
         &self,
         now: Instant,
@@ -124,10 +125,10 @@ impl Gcra {
         }
     }
 
-    /// Puts back `n` calls that were reserved and will not go out; `left` is what remains of their wait.
+    /// Gives back `n` calls that were reserved and will not be made; `left` is the rest of their wait.
     ///
-    /// Not where others wait behind them: their turns stay as they are, and whoever comes next would go out
-    /// together with the last of them. After Go's `x/time/rate`.
+    /// Nothing is given back if others wait behind them: their turns stay as they are, and a new caller would
+    /// go out together with the last of them. After Go's `x/time/rate`.
     pub fn give_back(&self, now: Instant, burst: u32, n: u32, left: Duration) {
         let (hertz, now) = (f64::from_bits(self.hertz.load(Relaxed)), self.moment(now));
         let most = f64::from(burst) + left.as_secs_f64() * hertz + SLACK;
@@ -138,12 +139,12 @@ impl Gcra {
         });
     }
 
-    /// From `now` on it fills up at `rate`; its level stays. To be called when a setting has changed:
-    /// otherwise the next call does it, and the time until then counts at the old rate.
+    /// Refills at `rate` from `now` on; the level stays. Call it when a setting changes: otherwise the next
+    /// call does so, and the time until then counts at the old rate.
     pub fn retune(&self, now: Instant, rate: Rate) {
         let now = self.moment(now);
         let old = f64::from_bits(self.hertz.load(Relaxed));
-        // The level first: whoever sees the new rate must not apply it to the time before.
+        // The level first, so that a thread that sees the new rate does not apply it to the time before.
         let _ = self.word.fetch_update(Relaxed, Relaxed, |word| {
             let level = Level::unpack(word);
             Some(level.moved(now, level.at(now, old), rate.hertz()).pack())
@@ -151,12 +152,12 @@ impl Gcra {
         self.hertz.store(rate.hertz().to_bits(), Relaxed);
     }
 
-    /// How many calls could be taken `now`.
+    /// The number of calls that could be taken at `now`.
     pub fn available(&self, now: Instant, burst: u32) -> u32 {
         (f64::from(burst) - self.used(now) + SLACK).max(0.0) as u32
     }
 
-    /// Has everything been filled up again? Such a bucket can be forgotten: a new one is the same.
+    /// Whether the bucket is full. A full bucket can be dropped, because a new one is equal to it.
     pub fn is_full(&self, now: Instant) -> bool {
         self.used(now) <= SLACK
     }
@@ -175,24 +176,24 @@ impl Gcra {
 // === impl Level ===
 
 impl Level {
-    /// What of it is left at `now`.
+    /// The missing calls at `now`.
     fn at(self, now: Moment, hertz: f64) -> f64 {
         (f64::from(self.used) - self.elapsed(now).unwrap_or(0.0) * hertz).max(0.0)
     }
 
-    /// The seconds since its tick began; `None` if `now` is before that, on the clock of a slower thread.
+    /// The seconds since the tick began; `None` if `now` is before that, on the clock of a slower thread.
     fn elapsed(self, now: Moment) -> Option<f64> {
         let ticks = now.tick.wrapping_sub(self.tick);
         (ticks <= u32::MAX / 2).then(|| seconds(u64::from(ticks) * TICK + now.rest))
     }
 
-    /// `used` calls at `now`, on the tick of `now`; never on an earlier one than before.
+    /// `used` calls at `now`, on the tick of `now`; never on an earlier tick than before.
     fn moved(self, now: Moment, used: f64, hertz: f64) -> Level {
         if self.elapsed(now).is_none() {
             return Level { used: used as f32, ..self };
         }
         let used = used + seconds(now.rest) * hertz;
-        // Above 0 this rounds; `round` would be a call.
+        // Rounds, because the value is positive; `round` would be a function call.
         Level { used: ((used / GRID + 0.5) as i64 as f64 * GRID) as f32, tick: now.tick }
     }
 
@@ -211,10 +212,10 @@ impl Level {
 }
 
 fn seconds(nanos: u64) -> f64 {
-    nanos as i64 as f64 / 1e9 // it is less than 2⁶³, and signed numbers convert in one step
+    nanos as i64 as f64 / 1e9 // less than 2⁶³, and signed numbers convert in one instruction
 }
 
-/// How long it takes to fill up `missing` calls.
+/// The time it takes to refill `missing` calls.
 fn time_for(missing: f64, hertz: f64) -> Duration {
     if missing <= SLACK {
         return Duration::ZERO;
@@ -232,7 +233,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
     const S: Duration = Duration::from_secs(1);
 
-    /// How many of `calls` one after the other at `now` get through.
+    /// How many of `calls`, one after the other at `now`, are admitted.
     fn admitted(bucket: &Gcra, now: Instant, rate: Rate, burst: u32, calls: u32) -> u32 {
         (0..calls).filter(|_| bucket.take(now, rate, burst, 1).is_ok()).count() as u32
     }
@@ -371,7 +372,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(500))]
 
-        /// Never more than one call away from `governor`, and over any window ≤ burst + rate · t.
+        /// Never differs from `governor` by more than one call, and admits ≤ burst + rate · t over any window.
         #[test]
         fn admits_what_governor_admits(hertz in 1u32..20_000, burst in 1u32..300, gaps in gaps()) {
             let (rate, start) = (Rate::per_second(hertz), Instant::now());
@@ -406,7 +407,7 @@ mod tests {
             }
         }
 
-        /// A crowd that takes all it gets, over minutes, gets the rate within a ten-thousandth.
+        /// Callers that take all they can get, over minutes, get the rate within a ten-thousandth.
         #[test]
         fn keeps_its_rate(hertz in 1u32..5_000, burst in 2u32..50) {
             let (rate, start) = (Rate::per_second(hertz), Instant::now());

@@ -1,5 +1,5 @@
-//! Mechanisms that several concerns are built on, as plain values: no async, no clock, no I/O. `now`, settings
-//! and randomness come in.
+//! Algorithms that several concerns use, as plain values: no async, no clock, no I/O. `now`, settings and
+//! randomness are arguments.
 pub(crate) mod circuit;
 mod edit_distance;
 pub(crate) mod gcra;

@@ -1,4 +1,4 @@
-//! Counts successes and failures over the latest stretch of time, without locks.
+//! Counts successes and failures of a recent span of time, without locks.
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
@@ -6,50 +6,50 @@ use std::{
 
 use crate::shard::Cells;
 
-/// Calls and failures in a sliding window of ten buckets, so its far end moves in tenths.
+/// Calls and failures in a sliding window of ten buckets, so its start moves in tenths.
 ///
-/// Each bucket is one atomic word that says when it began. So the length of the window is an argument: a
-/// shorter one looks at fewer of the counts there are, a longer one goes on with those there are.
+/// Each bucket is one atomic word that contains its start. So the length of the window is an argument: a
+/// shorter one reads fewer of the counts, a longer one continues with those that exist.
 ///
-/// Calls that ended count by when they ended; those that are still under way by when they started.
+/// Calls that ended count at their end; calls that are still under way count at their start.
 ///
-/// Successes and starts, which mostly nobody asks for, are counted by each thread apart; failures, which
-/// everybody wants to know of, in one place.
+/// Successes and starts, which are read seldom, are counted by each thread separately; failures, which are read
+/// often, are counted in one place.
 #[derive(Debug, Default)]
 pub(super) struct Window {
     failures: Buckets,
-    /// When the latest failure was, plus one; 0 where there was none.
+    /// The time of the latest failure, plus one; 0 if there was none.
     failed: AtomicU64,
     calls: Cells<Calls>,
 }
 
-/// What one thread counts.
+/// The counts of one thread.
 #[derive(Debug, Default)]
 struct Calls {
-    /// By when they ended.
+    /// By the time of their end.
     successes: Buckets,
-    /// By when they started: all, and those that are not under way any more.
+    /// By the time of their start: all calls, and those that are no longer under way.
     started: Buckets,
     over: Buckets,
 }
 
-/// What a window holds.
+/// The counts of a window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tally {
-    /// Calls that ended and count.
+    /// Calls that ended with an outcome.
     pub(super) calls: u32,
-    /// How many of them failed.
+    /// Failed calls among them.
     pub(super) failures: u32,
     /// Calls that started in the window and are under way.
     pub(super) under_way: u32,
 }
 
-/// Which calls that are under way count as ones that have not failed.
+/// The calls under way that count as calls without a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UnderWay {
     /// All of them.
     All,
-    /// Those that started no later than this, as far as buckets tell.
+    /// Those that started no later than this, to the precision of a bucket.
     SinceBefore(u64),
 }
 
@@ -61,7 +61,7 @@ struct Buckets([Count; BUCKETS]);
 #[derive(Debug, Default)]
 struct Count(AtomicU64);
 
-/// What one word says: 32 bits of when it began, 32 of the count.
+/// The content of one word: the start of the bucket in 32 bits, the count in 32.
 #[derive(Clone, Copy)]
 struct Bucket {
     began: u32,
@@ -70,10 +70,11 @@ struct Bucket {
 
 const BUCKETS: usize = 10;
 
-/// A window of more milliseconds than this (24 days) is one of these: half of what the clock can tell.
+/// The longest window in milliseconds (24 days): half of the clock's range.
 const LONGEST: u64 = 1 << 31;
 
-/// How far one thread's clock may be behind another's, in milliseconds: more is a clock that wrapped.
+/// The most that one thread's clock may be behind another's, in milliseconds; a larger difference means that
+/// the clock wrapped.
 const BEHIND: u32 = 60_000;
 
 /// In milliseconds.
@@ -87,7 +88,7 @@ impl Window {
         self.calls.cell().started.add(millis, width(length));
     }
 
-    /// Counts a call that ended at `millis`, and had started at `started`.
+    /// Counts a call that started at `started` and ended at `millis`.
     pub(super) fn add(&self, failed: bool, started: u64, millis: u64, length: Duration) {
         let (calls, width) = (self.calls.cell(), width(length));
         calls.over.add_in(started, width);
@@ -95,16 +96,17 @@ impl Window {
             return calls.successes.add(millis, width);
         }
         self.failures.add(millis, width);
-        // After the bucket, as `clear` has them the other way: a failure that is counted is known of.
+        // After the bucket; `clear` uses the opposite order. So a failure that is counted is always visible
+        // here.
         self.failed.fetch_max(millis.saturating_add(1), Relaxed);
     }
 
-    /// A call that started at `started` is not under way any more, and has no outcome that counts.
+    /// Removes a call that started at `started` from the calls under way; it has no outcome that counts.
     pub(super) fn cancel(&self, started: u64, length: Duration) {
         self.calls.cell().over.add_in(started, width(length));
     }
 
-    /// May there be failures in what it holds at `millis`, looking back over `length`?
+    /// Whether the window at `millis`, of this length, may contain failures.
     pub(super) fn has_failures(&self, millis: u64, length: Duration) -> bool {
         match self.failed.load(Relaxed) {
             0 => false,
@@ -112,13 +114,13 @@ impl Window {
         }
     }
 
-    /// What it holds at `millis`, looking back over `length`; of the calls under way those that `which` says.
+    /// The counts at `millis` of a window of this length; `which` selects the calls under way.
     pub(super) fn tally(&self, millis: u64, length: Duration, which: UnderWay) -> Tally {
         let failures = self.failures.sum(millis, length, None);
         let before = match which {
             UnderWay::All => None,
-            // What took longer than a bucket lasts says nothing of the calls of its own bucket, most of which
-            // started later.
+            // If the call took longer than a bucket lasts, the calls of its own bucket don't count: most of
+            // them started later.
             UnderWay::SinceBefore(started) if millis.saturating_sub(started) >= width(length) => {
                 Some(started / width(length) * width(length))
             }
@@ -133,7 +135,7 @@ impl Window {
         Tally { calls, failures, under_way: started.saturating_sub(over) }
     }
 
-    /// Forgets everything.
+    /// Removes all counts.
     pub(super) fn clear(&self) {
         self.failed.store(0, Relaxed);
         self.failures.clear();
@@ -146,7 +148,7 @@ impl Window {
 // === impl Buckets ===
 
 impl Buckets {
-    /// Counts at `millis`, where buckets are so wide.
+    /// Counts at `millis`, in buckets of this width.
     #[inline]
     fn add(&self, millis: u64, width: u64) {
         let (word, began) = self.bucket(millis, width);
@@ -155,7 +157,7 @@ impl Buckets {
         }
     }
 
-    /// Counts into the bucket of `millis`, unless that has made room for a later one.
+    /// Counts in the bucket of `millis`, unless a later one has replaced it.
     #[inline]
     fn add_in(&self, millis: u64, width: u64) {
         let (word, began) = self.bucket(millis, width);
@@ -164,14 +166,15 @@ impl Buckets {
         }
     }
 
-    /// The bucket of `millis`, and when that begins.
+    /// The bucket of `millis`, and its start.
     #[inline]
     fn bucket(&self, millis: u64, width: u64) -> (&Count, u32) {
         let nth = millis / width;
         (&self.0[nth as usize % BUCKETS], (nth * width) as u32)
     }
 
-    /// The counts at `millis` of buckets that began no longer than `length` ago, and before `before` if that is given.
+    /// The counts at `millis` of buckets that began no longer than `length` ago, and before `before` if that is
+    /// given.
     fn sum(&self, millis: u64, length: Duration, before: Option<u64>) -> u32 {
         let length = width(length) * BUCKETS as u64;
         let buckets = self.0.iter().map(|count| Bucket::unpack(count.0.load(Relaxed)));
@@ -189,8 +192,8 @@ impl Buckets {
 // === impl Count ===
 
 impl Count {
-    /// Counts one more if this is the bucket that began then, as it mostly is. (Should another thread begin the next
-    /// bucket in between, the count goes there.)
+    /// Adds one if this is the bucket that began at `began`, which is the usual case. (If another thread begins
+    /// the next bucket in between, the count goes there.)
     #[inline]
     fn has_counted(&self, began: u32) -> bool {
         let Bucket { began: current, count } = Bucket::unpack(self.0.load(Relaxed));
@@ -201,7 +204,7 @@ impl Count {
         counts
     }
 
-    /// Counts one more. Who comes late counts into what is there.
+    /// Adds one. A late caller counts in the later bucket.
     #[cold]
     fn add(&self, began: u32) {
         let _ = self.0.fetch_update(Relaxed, Relaxed, |word| {
@@ -212,12 +215,13 @@ impl Count {
         });
     }
 
-    /// Counts one more, but not into a later bucket.
+    /// Adds one, but not in a later bucket.
     #[cold]
     fn add_in(&self, began: u32) {
         let _ = self.0.fetch_update(Relaxed, Relaxed, |word| {
             let bucket = Bucket::unpack(word);
-            // Nothing was counted in 0, which after a few weeks looks later. Nor is a call as long as a day worth more.
+            // A bucket at 0 was never used; after a few weeks it would look later. A difference of more than a
+            // day means a wrap.
             if word != 0 && (1..=DAY).contains(&bucket.began.wrapping_sub(began)) {
                 return None;
             }
@@ -227,7 +231,7 @@ impl Count {
     }
 }
 
-/// How long a bucket is open, in milliseconds: at least one.
+/// The width of a bucket in milliseconds, at least one.
 fn width(length: Duration) -> u64 {
     let millis = length.as_secs().saturating_mul(1_000).saturating_add(length.subsec_millis().into());
     millis.min(LONGEST).div_ceil(BUCKETS as u64).max(1)
@@ -238,7 +242,7 @@ fn age(began: u32, now: u32) -> u32 {
     if began.wrapping_sub(now) <= BEHIND { 0 } else { now.wrapping_sub(began) }
 }
 
-/// Is `one` later than `other`, on a clock that wraps?
+/// Whether `one` is later than `other`, on a clock that wraps.
 fn is_later(one: u32, other: u32) -> bool {
     one != other && one.wrapping_sub(other) <= u32::MAX / 2
 }
@@ -261,7 +265,7 @@ mod tests {
 
     const TEN: Duration = Duration::from_secs(10);
 
-    /// One success at each of `at`, in seconds, then counts them at `now`.
+    /// Counts one success at each of `at`, in seconds, then compares the sum at `now`.
     #[track_caller]
     fn check(at: &[u64], now: u64, length: Duration, expected: u32) {
         let window = Window::default();
@@ -337,8 +341,8 @@ mod tests {
         assert!((f64::from(failures) / f64::from(calls) - 0.25).abs() < 0.001);
     }
 
-    /// Starts one call at each of `started`, in milliseconds; those of `over` are cancelled. How many are under
-    /// way at `now`?
+    /// Starts one call at each of `started`, in milliseconds, and cancels those of `over`; compares the calls
+    /// under way at `now`.
     #[track_caller]
     fn check_under_way(started: &[u64], over: &[u64], now: u64, which: UnderWay, expected: u32) {
         let window = Window::default();
@@ -353,11 +357,11 @@ mod tests {
         use UnderWay::{All, SinceBefore};
         check_under_way(&[0, 1, 1_500, 9_000], &[], 9_000, All, 4);
         check_under_way(&[0, 1, 1_500, 9_000], &[1, 1_500], 9_000, All, 2);
-        // They slide out by when they started, and their ends with them.
+        // They leave the window by their start, and their ends with them.
         check_under_way(&[0, 1, 1_500, 9_000], &[1], 10_500, All, 2);
         check_under_way(&[0, 10_000], &[0], 10_000, All, 1);
         check_under_way(&[10_000], &[0], 10_000, All, 1);
-        // Those that a call was quicker than.
+        // Calls that took less time than the failed call.
         check_under_way(&[0, 1, 1_500, 9_000], &[], 9_000, SinceBefore(8_999), 3);
         check_under_way(&[0, 1, 1_500, 9_000], &[], 9_000, SinceBefore(9_000), 4);
         check_under_way(&[0, 1, 1_500, 9_000], &[], 9_000, SinceBefore(1_600), 2);

@@ -1,4 +1,4 @@
-//! What people write about breakers.
+//! The settings of circuit breakers.
 use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
@@ -16,56 +16,58 @@ use crate::{
 settings! {
     /// When a circuit opens and closes: the `breaker` table; `breaker: off` disables it.
     ///
-    /// It can be changed while calls are under way: counts, an open circuit and its time stay.
+    /// It can change while calls are under way: counts, an open circuit and its remaining time stay.
     pub struct BreakerConfig, BreakerPatch {
-        /// Share of failed calls in `window` that opens a circuit. A call that is under way for longer than the
-        /// failure took has not failed. Default `50%`; at `0%` one failure does.
+        /// Share of failed calls in `window` that opens a circuit. A call that has been under way for longer
+        /// than the failed call took counts as not failed. Default `50%`; at `0%` one failure opens it.
         pub failure_ratio: Ratio = Ratio::percent(50),
-        /// Calls that ended in `window` below which `failure_ratio` says nothing. Default 20; 0 is refused.
-        pub min_calls: NonZeroU32 = count(20),
-        /// Failures in a row that open a circuit whatever the ratio. Default 0: never.
-        pub consecutive: u32 = 0,
-        /// How far back calls count. Default `10s`, which moves in tenths; `0s` is refused.
-        pub window: PositiveSpan = PositiveSpan::from_millis(10_000),
-        /// How long an open circuit refuses before it admits probes; by chance up to a tenth less, so that
-        /// those of many callers do not come together. Default `5s`; `0s` is refused.
-        pub open: PositiveSpan = PositiveSpan::from_millis(5_000),
-        /// Calls that a half-open circuit admits; when as many have succeeded, or have answers that begin
-        /// well, it closes. While they have no outcome it admits as many again after each `open` (at least 1 s, at
-        /// most 60 s), up to ten times as many at once, and then as many a minute. Default 3; at most 1,000; 0 is
+        /// Number of calls that ended in `window` below which `failure_ratio` does not apply. Default 20; 0 is
         /// refused.
+        pub min_calls: NonZeroU32 = count(20),
+        /// Failures in a row that open a circuit at any ratio. Default 0: never.
+        pub consecutive: u32 = 0,
+        /// Time for which calls count. Default `10s`, which moves in tenths; `0s` is refused.
+        pub window: PositiveSpan = PositiveSpan::from_millis(10_000),
+        /// Time for which an open circuit refuses calls before it admits probes; a random part of up to a tenth
+        /// is subtracted, so that the probes of many callers do not come together. Default `5s`; `0s` is
+        /// refused.
+        pub open: PositiveSpan = PositiveSpan::from_millis(5_000),
+        /// Calls that a half-open circuit admits; it closes when as many have succeeded or have the head of a
+        /// good answer. While they have no outcome it admits as many again after each `open` (at least 1 s, at
+        /// most 60 s), up to ten times as many at once, and then as many a minute. Default 3; at most 1,000; 0
+        /// is refused.
         pub probes: NonZeroU32 = count(3),
-        /// What has a circuit of its own. Default `service`.
+        /// The scope of a circuit. Default `service`.
         pub scope: Scope = Scope::Service,
-        /// Holds the circuit open or closed by hand. Default `auto`.
+        /// Forces the circuit open or closed. Default `auto`.
         pub force: Force = Force::Auto,
-        /// What counts as a failure. Default UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS,
-        /// 5xx, connect and deadline; an empty list never opens.
+        /// The outcomes that count as failures. Default UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE,
+        /// DATA_LOSS, 5xx, connect and deadline; with an empty list it never opens.
         pub failures: FailureSet = FailureSet::server_faults(),
     }
 }
 
-/// What has a circuit of its own.
+/// The scope of a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
-    /// The service as a whole.
+    /// One circuit for the service.
     Service,
-    /// Each of its operations.
+    /// One for each operation.
     Operation,
-    /// Each endpoint; one that is open is not picked.
+    /// One for each endpoint; an endpoint with an open circuit is not picked.
     Endpoint,
 }
 
-/// Who moves a circuit.
+/// Whether a circuit's state is forced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Force {
-    /// The outcomes of calls.
+    /// Not forced: the outcomes of calls change the state.
     Auto,
-    /// Nobody: it refuses everything. Back at `auto` it goes on from where it was.
+    /// Forced open: it refuses all calls. Back at `auto` it continues from its former state.
     Open,
-    /// Nobody: it admits everything, and counts. Back at `auto` it goes on from where it was.
+    /// Forced closed: it admits all calls, and counts. Back at `auto` it continues from its former state.
     Closed,
 }
 
@@ -87,8 +89,7 @@ impl BreakerConfig {
         u64::try_from(self.open.get().as_micros().div_ceil(1000)).unwrap_or(u64::MAX)
     }
 
-    /// How long a round of probes has before another one takes its places, where `passed` succeeded before and `out`
-    /// are under way.
+    /// The time until another round of probes may start, if `passed` probes succeeded and `out` are under way.
     pub(super) fn round_millis(&self, passed: u32, out: u32) -> u64 {
         let (probes, longest) = (self.probes(), LONGEST_ROUND.as_millis() as u64);
         match out.saturating_add(probes.saturating_sub(passed)) <= MOST_ROUNDS * probes {
@@ -97,7 +98,7 @@ impl BreakerConfig {
         }
     }
 
-    /// Do these figures open a closed circuit?
+    /// Whether these figures open a closed circuit.
     pub(super) fn trips(&self, consecutive: u32, tally: Tally) -> bool {
         let in_a_row = self.consecutive > 0 && consecutive >= self.consecutive;
         let by_ratio = tally.calls >= self.min_calls.get()

@@ -1,4 +1,4 @@
-//! The circuit itself: closed, open or half-open, and what moves it.
+//! The circuit: its states closed, open and half-open, and the transitions between them.
 use std::{
     sync::atomic::{
         AtomicU32, AtomicU64,
@@ -19,42 +19,42 @@ mod config;
 mod model;
 mod word;
 
-/// Where a circuit is, in the textbook's words.
+/// The state of a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// Calls pass, and are counted.
+    /// Calls are admitted and counted.
     Closed,
     /// Calls are refused.
     Open,
-    /// A few calls pass, and decide.
+    /// A few calls are admitted; their outcomes decide.
     HalfOpen,
 }
 
-/// A circuit, shared by all calls that it guards; no call waits for another.
+/// A circuit, shared by all calls that it guards, without locks.
 ///
-/// A closed circuit opens at a share of failures among the calls that ended, and those that are still under way
-/// for longer than the failure took: what fails quickly is known of before what takes its time, and must not
-/// be all that counts.
+/// A closed circuit opens at a share of failures among the calls that ended and those that have been under way
+/// for longer than the failed call took: quick failures end before slow successes, and must not be all that
+/// counts.
 ///
-/// Every admission is answered for exactly once: by [`Circuit::record`] when the outcome is known, or by
-/// [`Circuit::release`] when there is none. What was admitted before the latest move is not heard, except from
-/// probes.
+/// Every admission is reported exactly once: by [`Circuit::record`] when the outcome is known, or by
+/// [`Circuit::release`] if there is none. Outcomes of calls that were admitted before the latest transition are
+/// ignored, except those of probes.
 ///
-/// A half-open circuit admits a round of `probes` calls, closes when as many succeeded and opens at the first that
-/// fails. A probe has succeeded with the head of a good answer ([`Circuit::answered`]): the rest, perhaps a stream
-/// that lives on, counts like that of any call if it fails.
+/// A half-open circuit admits a round of `probes` calls, closes when as many succeeded and opens at the first
+/// failure. A probe succeeds with the head of a good answer ([`Circuit::answered`]): the rest, perhaps a long
+/// stream, counts like that of any call if it fails.
 ///
-/// A round that has not decided after `open`, at least a second and at most a minute, gives its places to another
-/// round, so that calls without an outcome, long uploads for instance, do not hold the circuit half-open. That says
-/// nothing for or against those that lost their places: until the circuit opens again their outcomes count, and once
-/// it has closed, a failure of theirs is one of a call like any other. Ten rounds may be under way at once; where they
-/// are, the next one waits for a minute.
+/// If a round has not decided after `open`, at least a second and at most a minute, another round may start, so
+/// that calls without an outcome, long uploads for instance, do not keep the circuit half-open. Until the
+/// circuit opens again, the outcomes of earlier rounds count; after it has closed, their failures count like
+/// those of any call. Ten rounds may be under way at once; after that the next one waits for a minute.
 ///
-/// Where its owner gives it a seed, an open circuit waits up to a tenth less than `open`, by chance: those of
-/// many processes that opened together must not send their probes together.
+/// With a seed, an open circuit waits up to a tenth less than `open`, at random, so that many processes whose
+/// circuits opened together do not send their probes together.
 ///
-/// After Resilience4j and failsafe-go; another round after `open` as in Hystrix and Polly, which send one more probe.
+/// After Resilience4j and failsafe-go; another round after `open` as in Hystrix and Polly, which send one more
+/// probe.
 ///
 /// ```
 /// use chassis_core::layer::breaker::{BreakerConfig, Circuit, State};
@@ -73,81 +73,82 @@ pub struct Circuit {
     window: Window,
     /// The seed of the jitter of its open times; 0 turns the jitter off.
     seed: u32,
-    /// Probes that were admitted and have neither outcome nor answer yet, of whichever round.
+    /// Probes of any round that were admitted and have neither an outcome nor an answer yet.
     out: AtomicU32,
     /// The era of the latest opening.
     opened: AtomicU32,
 }
 
-/// A call may pass.
+/// A call was admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Admission {
-    /// To be handed back with the outcome.
+    /// To be passed back with the outcome.
     pub token: Token,
-    /// The circuit moved to let it pass.
+    /// The transition, if admitting the call caused one.
     pub moved: Option<Transition>,
 }
 
-/// What a call was admitted under.
+/// Identifies an admission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token {
     era: u32,
     probe: bool,
-    /// It was a probe, and its answer began well.
+    /// The call was a probe, and its answer has a good head.
     answered: bool,
-    /// When it was admitted, in milliseconds on the circuit's clock.
+    /// The time of the admission, in milliseconds on the circuit's clock.
     at: u64,
 }
 
-/// A call may not pass.
+/// A call was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// `Open`, or `HalfOpen` with all its probes out.
+    /// `Open`, or `HalfOpen` with all its probes under way.
     pub state: State,
-    /// When the circuit will admit a probe, if that is known.
+    /// The time until the circuit admits a probe, if that is known.
     pub retry_after: Option<Duration>,
 }
 
-/// A circuit moved.
+/// A change of a circuit's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transition {
-    /// Where it was.
+    /// The state before.
     pub from: State,
-    /// Where it is.
+    /// The state now.
     pub to: State,
 }
 
 /// A circuit's figures at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CircuitFigures {
-    /// Where it is.
+    /// The state.
     pub state: State,
-    /// Calls that ended in the window; while open, those that opened it, as far as they are still in it.
+    /// Calls that ended in the window; while open, those that opened it, as far as they are still in the
+    /// window.
     pub calls: u32,
-    /// How many of them failed.
+    /// Failed calls among them.
     pub failures: u32,
     /// Failures in a row; 0 unless closed.
     pub consecutive: u32,
     /// Probes under way, those of earlier rounds included; 0 unless half-open.
     pub probing: u32,
-    /// How much longer it refuses; `None` unless open, or if held open by hand.
+    /// The time for which it still refuses; `None` unless open, or if forced open.
     pub retry_after: Option<Duration>,
 }
 
-/// The lowest bits of a token: is it that of a probe, and has that been answered?
+/// The lowest bits of a token: whether it is a probe's, and whether the probe has an answer.
 const TOKEN_FLAGS: u32 = 2;
 
 /// The first bit of a token above its era.
 const TOKEN_ERA_END: u32 = TOKEN_FLAGS + ERA_BITS + 1;
 
-/// The latest admission that a token can tell of: after 69 years. One less than fits, so that no token is
-/// made of ones alone.
+/// The latest admission time that a token can hold: after 69 years. One less than fits, so that no token
+/// consists of ones only.
 const LATEST: u64 = mask(64 - TOKEN_ERA_END) - 1;
 
 // === impl Circuit ===
 
 impl Circuit {
-    /// A closed circuit; `now` is where its clock starts.
+    /// A closed circuit; its clock starts at `now`.
     pub fn new(now: Instant) -> Self {
         let word = Word { era: 0, phase: Phase::Closed { consecutive: 0 } };
         Circuit {
@@ -160,12 +161,12 @@ impl Circuit {
         }
     }
 
-    /// The same, with open times that are a little shorter by chance.
+    /// The same, with a random jitter of open times.
     pub fn with_jitter(now: Instant, random: &Random) -> Self {
         Circuit { seed: (random.next_u64() >> 32) as u32 | 1, ..Circuit::new(now) }
     }
 
-    /// May a call go out at `now`? An open circuit turns half-open once `open` is over.
+    /// Whether a call may go out at `now`. An open circuit becomes half-open once `open` has passed.
     pub fn admit(&self, now: Instant, config: &BreakerConfig) -> Result<Admission, Refused> {
         loop {
             let (seen, word) = self.load();
@@ -195,7 +196,7 @@ impl Circuit {
         }
     }
 
-    /// Would [`Circuit::admit`] let a call pass? Asking changes nothing: for a balancer's choice.
+    /// Whether [`Circuit::admit`] would admit a call. Changes nothing; for pickers.
     pub fn admits(&self, now: Instant, config: &BreakerConfig) -> bool {
         let (_, word) = self.load();
         match (config.force, word.phase) {
@@ -205,7 +206,7 @@ impl Circuit {
         }
     }
 
-    /// The outcome of an admitted call; says so if it moved the circuit.
+    /// Records the outcome of an admitted call; returns the transition if there is one.
     pub fn record(
         &self,
         token: Token,
@@ -228,7 +229,7 @@ impl Circuit {
         self.window.add(failed, token.at, millis, length);
         let at_rest = word.phase == Phase::Closed { consecutive: 0 };
         if !failed && at_rest && !self.window.has_failures(millis, length) {
-            return None; // the usual case: nothing to trip over, and nothing to be forgotten
+            return None; // the usual case: a success of a circuit without failures
         }
         loop {
             let (seen, word) = self.load();
@@ -238,7 +239,7 @@ impl Circuit {
             let next = match word.phase {
                 Phase::Closed { consecutive } => {
                     let consecutive = if failed { consecutive.saturating_add(1) } else { 0 };
-                    // No failures, nothing to trip over: no need to count.
+                    // Without failures there is nothing to count.
                     let any = failed || self.window.has_failures(millis, length);
                     let which = if failed { UnderWay::SinceBefore(token.at) } else { UnderWay::All };
                     match any && config.trips(consecutive, self.window.tally(millis, length, which)) {
@@ -246,9 +247,9 @@ impl Circuit {
                         false => Word { phase: Phase::Closed { consecutive }, ..word },
                     }
                 }
-                // A call fails that had succeeded as a probe.
+                // A call failed that had succeeded as a probe.
                 Phase::HalfOpen { .. } if failed => word.opened(millis),
-                // Only probes are admitted to a half-open circuit, and nothing to an open one.
+                // A half-open circuit admits only probes, an open one nothing.
                 Phase::HalfOpen { .. } | Phase::Open { .. } => return None,
             };
             if next == word {
@@ -260,7 +261,7 @@ impl Circuit {
         }
     }
 
-    /// The outcome of a probe, of the present round or of an earlier one.
+    /// Records the outcome of a probe, of the present round or an earlier one.
     #[cold]
     fn record_probe(
         &self,
@@ -295,7 +296,7 @@ impl Circuit {
                 return None;
             }
             if next.is_closed() {
-                self.window.clear(); // before anybody can see it closed, and count into it
+                self.window.clear(); // before any thread can see it closed and count in it
             }
             if self.swap(seen, next) {
                 return word.moved_to(next);
@@ -303,8 +304,8 @@ impl Circuit {
         }
     }
 
-    /// The answer to an admitted call begins well; says so if that moved the circuit. A probe has succeeded with it.
-    /// The token that is returned takes the place of `token`: the outcome of the whole call goes with it.
+    /// The head of the answer to an admitted call is good, with which a probe succeeds; returns the transition
+    /// if there is one. The returned token replaces `token` for the outcome of the whole call.
     pub fn answered(
         &self,
         token: Token,
@@ -320,7 +321,8 @@ impl Circuit {
         }
     }
 
-    /// A call fails that had succeeded as a probe, or whose circuit has closed meanwhile: it counts like any other.
+    /// A call failed that had succeeded as a probe, or whose circuit has closed meanwhile: it counts like any
+    /// other.
     #[cold]
     fn fails_later(&self, now: Instant, config: &BreakerConfig) -> Option<Transition> {
         let (_, word) = self.load();
@@ -334,7 +336,7 @@ impl Circuit {
         self.record(Token { era: word.era, probe: false, answered: false, at }, true, now, config)
     }
 
-    /// An admitted call has no outcome: it was cancelled, or refused further in. A probe's place is free.
+    /// An admitted call has no outcome: it was cancelled, or an inner layer refused it. Frees a probe's place.
     pub fn release(&self, token: Token, config: &BreakerConfig) {
         if !token.probe {
             if !token.answered && self.load().1.era == token.era {
@@ -356,7 +358,8 @@ impl Circuit {
         }
     }
 
-    /// Where it is. Open for longer than `open`, it is half-open: the next call finds it so.
+    /// The state. A circuit that was open for longer than `open` is reported as half-open: the next call finds
+    /// it so.
     pub fn state(&self, now: Instant, config: &BreakerConfig) -> State {
         let (_, word) = self.load();
         match (config.force, word.phase) {
@@ -369,7 +372,7 @@ impl Circuit {
         }
     }
 
-    /// All that is known, for people to look at.
+    /// All figures, for inspection.
     pub fn figures(&self, now: Instant, config: &BreakerConfig) -> CircuitFigures {
         let (_, word) = self.load();
         let Tally { calls, failures, .. } =
@@ -400,12 +403,12 @@ impl Circuit {
         Admission { token: Token { era, probe: false, answered: false, at }, moved }
     }
 
-    /// The word after one more call was admitted to `word`, unless that is forced.
+    /// The word after one more call was admitted to `word`, unless the circuit is forced.
     fn admitting(&self, word: Word, millis: u64, config: &BreakerConfig) -> Result<Word, Refused> {
         word.admitting(millis, config, self.seed, self.out.load(Relaxed))
     }
 
-    /// Was this probe admitted after the circuit had opened for the last time?
+    /// Whether this probe was admitted after the circuit's last opening.
     fn is_since_opening(&self, token: Token, word: Word) -> bool {
         word.eras_since(token.era) < word.eras_since(self.opened.load(Relaxed))
     }
@@ -422,7 +425,7 @@ impl Circuit {
     fn swap(&self, seen: u64, next: Word) -> bool {
         let swapped = self.word.compare_exchange_weak(seen, next.pack(), AcqRel, Acquire).is_ok();
         if swapped && matches!(next.phase, Phase::Open { .. }) {
-            // Read in later eras only, which begin `open` from here.
+            // Read in later eras only, which begin at least `open` from here.
             self.opened.store(next.era, Relaxed);
         }
         swapped
@@ -432,19 +435,19 @@ impl Circuit {
 // === impl Token ===
 
 impl Token {
-    /// As one number, to be carried where only that fits.
+    /// As one number, for places that only hold a number.
     pub fn to_bits(self) -> u64 {
         let flags = u64::from(self.answered) << 1 | u64::from(self.probe);
         self.at.min(LATEST) << TOKEN_ERA_END | u64::from(self.era) << TOKEN_FLAGS | flags
     }
 
-    /// The way back of [`Token::to_bits`].
+    /// The inverse of [`Token::to_bits`].
     pub fn from_bits(bits: u64) -> Self {
         let era = (bits >> TOKEN_FLAGS & mask(ERA_BITS + 1)) as u32;
         Token { era, probe: bits & 1 == 1, answered: bits & 2 == 2, at: bits >> TOKEN_ERA_END }
     }
 
-    /// Was the call admitted to find out whether things work again?
+    /// Whether the call was admitted as a probe.
     pub fn is_probe(self) -> bool {
         self.probe
     }
@@ -496,8 +499,8 @@ mod tests {
         BreakerConfig { consecutive: 3, min_calls: count(1_000), probes: count(1), ..Default::default() }
     }
 
-    /// Feeds `events` (S success, F failure, w a cool-down) to a circuit and compares its state after
-    /// each (c closed, o open, h half-open). Calls that are refused have no outcome.
+    /// Feeds `events` (S success, F failure, w a cool-down) to a circuit and compares its state after each (c
+    /// closed, o open, h half-open). Calls that are refused have no outcome.
     #[track_caller]
     fn check(config: BreakerConfig, events: &str, states: &str) {
         let mut now = Instant::now();
@@ -522,7 +525,7 @@ mod tests {
         }
     }
 
-    /// That many calls that fail.
+    /// Makes this many calls that fail.
     fn fail(circuit: &Circuit, times: u32, now: Instant, config: &BreakerConfig) -> Vec<Transition> {
         let call = |_| circuit.record(circuit.admit(now, config).unwrap().token, true, now, config);
         (0..times).filter_map(call).collect()
@@ -570,8 +573,8 @@ mod tests {
         check(BreakerConfig { failure_ratio: Ratio::percent(0), ..config }, "SSSSF", "cccco");
     }
 
-    /// Calls of two kinds, one every millisecond in turn: `quick` fail after a millisecond, the others take
-    /// `slow` and succeed. Does it open before the first success?
+    /// Calls of two kinds, one every millisecond in turn: `quick` of them fail after a millisecond, the others
+    /// succeed after `slow`. Compares whether the circuit opens before the first success.
     #[track_caller]
     fn check_quick_failures(quick: usize, of: usize, slow: Duration, opens: bool) {
         let (config, start) = (BreakerConfig::default(), Instant::now());
@@ -599,7 +602,7 @@ mod tests {
         }
     }
 
-    /// Calls that all end at their time-out open it with the twentieth, within a tenth of the window.
+    /// Calls that all end at their time-out open the circuit with the twentieth, within a tenth of the window.
     #[test]
     fn calls_under_way_do_not_hide_a_black_hole() {
         for timeout in [50, 300, 1_000, 5_000, 30_000].map(Duration::from_millis) {
@@ -731,13 +734,13 @@ mod tests {
         config.probes = count(2);
         let token = circuit.admit(now + S, &config).unwrap().token;
         circuit.record(token, false, now + S, &config);
-        config.probes = count(1); // one has succeeded: that is enough now
+        config.probes = count(1); // one has succeeded, which is enough now
         let admission = circuit.admit(now + S, &config).unwrap();
         assert_eq!(admission.moved, Some(Transition { from: State::HalfOpen, to: State::Closed }));
         assert!(!admission.token.is_probe());
     }
 
-    /// A circuit that has opened at `now`, and the probes it admits when its time is over.
+    /// A circuit that opened at `now`, and the probes that it admits after its open time.
     fn probes_of(config: &BreakerConfig, now: Instant) -> (Circuit, Vec<Token>) {
         let circuit = Circuit::new(now);
         fail(&circuit, 3, now, config);
@@ -755,7 +758,7 @@ mod tests {
         let answered: Vec<_> = probes.iter().map(|probe| circuit.answered(*probe, at, &config)).collect();
         assert_eq!(answered[1].1, None);
         assert_eq!(answered[2].1, Some(Transition { from: State::HalfOpen, to: State::Closed }));
-        // However they end, that is no probe's word any more.
+        // Their ends do not count as those of probes.
         for (token, _) in &answered[..2] {
             assert_eq!(circuit.record(*token, false, at + S, &config), None);
         }
@@ -768,20 +771,20 @@ mod tests {
     fn the_rest_of_a_probes_answer_counts_like_any_calls() {
         let (config, now) = (BreakerConfig { probes: count(3), ..three_in_a_row() }, Instant::now());
         let at = now + 6 * S;
-        // Half-open, it opens the circuit again.
+        // In a half-open circuit it opens the circuit again.
         let (circuit, probes) = probes_of(&config, now);
         let (token, _) = circuit.answered(probes[0], at, &config);
         let moved = circuit.record(token, true, at, &config);
         assert_eq!(moved, Some(Transition { from: State::HalfOpen, to: State::Open }));
-        // Open by then, it says nothing new.
+        // In an open circuit it has no effect.
         assert_eq!(circuit.record(token, true, at, &config), None);
         assert_eq!(circuit.figures(at, &config).retry_after, Some(5 * S));
-        // Closed, it is one failure.
+        // In a closed circuit it is one failure.
         let (circuit, probes) = probes_of(&config, now);
         let answered: Vec<_> = probes.iter().map(|probe| circuit.answered(*probe, at, &config).0).collect();
         assert_eq!(answered.iter().filter_map(|token| circuit.record(*token, true, at, &config)).count(), 1);
         assert_eq!((circuit.state(at, &config), config.consecutive), (State::Open, 3));
-        // Held by hand, nothing moves it.
+        // A forced circuit does not change its state.
         let (circuit, probes) = probes_of(&config, now);
         let (token, _) = circuit.answered(probes[0], at, &config);
         let held = BreakerConfig { force: Force::Closed, ..config.clone() };
@@ -815,7 +818,7 @@ mod tests {
         times.sort_unstable();
         times.dedup();
         assert!(times.len() > 100, "{} different ones", times.len());
-        // And from one opening to the next.
+        // The jitter differs from one opening to the next, too.
         let circuit = Circuit::with_jitter(now, &random);
         let opened = fail(&circuit, 3, now, &config).len();
         let first = circuit.figures(now, &config).retry_after;
@@ -825,7 +828,7 @@ mod tests {
         assert_ne!(first, circuit.figures(now + 5 * S, &config).retry_after);
     }
 
-    /// Admits all that the circuit lets in at `at`.
+    /// Admits calls at `at` until the circuit refuses.
     fn round(circuit: &Circuit, at: Instant, config: &BreakerConfig) -> Vec<Token> {
         let admitted = std::iter::from_fn(|| circuit.admit(at, config).ok());
         admitted.map(|admission| admission.token).take_while(|token| token.is_probe()).collect()
@@ -847,7 +850,7 @@ mod tests {
                 assert!(!circuit.admits(now + length - Duration::from_millis(65), &config), "round {n}");
                 now += length;
             }
-            // Ten of them are the most, but for one a minute.
+            // At most ten rounds, and then one a minute.
             now = now - length + Duration::from_millis(59_935);
             assert!(!circuit.admits(now, &config));
             assert_eq!(round(&circuit, now + S, &config).len(), 2);
@@ -885,31 +888,31 @@ mod tests {
     fn a_probe_that_lost_its_place_counts_until_the_circuit_opens() {
         let now = Instant::now();
         let at = now + 11 * S;
-        // A success of it is one of the two.
+        // Its success is one of the two.
         let (config, circuit, late, probe) = second_round(now);
         assert_eq!(circuit.record(late, false, at, &config), None);
         assert_eq!(circuit.figures(at, &config).probing, 1);
         assert!(!circuit.admits(at, &config), "one has succeeded, one is under way");
         let moved = circuit.record(probe, false, at, &config);
         assert_eq!(moved, Some(Transition { from: State::HalfOpen, to: State::Closed }));
-        // So is an answer that begins well, and its place is not given back twice.
+        // So is the head of a good answer, and its place is not freed twice.
         let (config, circuit, late, _) = second_round(now);
         let (answered, moved) = circuit.answered(late, at, &config);
         assert_eq!((moved, circuit.record(answered, false, at, &config)), (None, None));
         assert_eq!(circuit.figures(at, &config).probing, 1);
-        // A failure opens it, and what comes after that says nothing.
+        // A failure opens the circuit, and later outcomes have no effect.
         let (config, circuit, late, probe) = second_round(now);
         let moved = circuit.record(late, true, at, &config);
         assert_eq!(moved, Some(Transition { from: State::HalfOpen, to: State::Open }));
         assert_eq!(circuit.record(probe, false, at, &config), None);
         assert_eq!(circuit.figures(at, &config).retry_after, Some(5 * S));
-        // Also where it has become half-open since.
+        // Also if it has become half-open since.
         let (config, circuit, late, probe) = second_round(now);
         circuit.record(probe, true, at, &config);
         let later = round(&circuit, at + 5 * S, &config);
         assert_eq!((later.len(), circuit.record(late, true, at + 5 * S, &config)), (2, None));
         assert_eq!(circuit.state(at + 5 * S, &config), State::HalfOpen);
-        // Held by hand, nothing moves it.
+        // A forced circuit does not change its state.
         let (config, circuit, late, _) = second_round(now);
         let held = BreakerConfig { force: Force::Closed, ..config.clone() };
         assert_eq!(circuit.record(late, true, at, &held), None);
@@ -938,14 +941,14 @@ mod tests {
         let now = Instant::now();
         let (mut config, circuit, late, probe) = second_round(now);
         let at = now + 11 * S;
-        // Fewer probes: what has succeeded is enough.
+        // Fewer probes: the successes so far are enough.
         circuit.record(late, false, at, &config);
         config.probes = count(1);
         let admission = circuit.admit(at, &config).unwrap();
         assert_eq!(admission.moved, Some(Transition { from: State::HalfOpen, to: State::Closed }));
         assert_eq!(circuit.record(probe, true, at, &config), None, "one failure of three");
         assert_eq!(circuit.figures(at, &config).failures, 1);
-        // More of them: places at once. A shorter `open`: rounds that are shorter from now on.
+        // More probes: places are free at once. A shorter `open`: shorter rounds from now on.
         let (mut config, circuit, ..) = second_round(now);
         (config.probes, config.open) = (count(4), PositiveSpan::from_millis(2_000));
         assert_eq!(round(&circuit, at, &config).len(), 3);
@@ -989,7 +992,7 @@ mod tests {
         let start = Instant::now();
         let circuit = Circuit::new(start);
         let (clock, moves) = (AtomicU64::new(0), AtomicU64::new(0));
-        // By era: probes that are out or have passed.
+        // By era: probes that are under way or have passed.
         let probes: Vec<AtomicI64> = (0..=mask(ERA_BITS)).map(|_| AtomicI64::new(0)).collect();
         std::thread::scope(|scope| {
             for seed in 0..4 {

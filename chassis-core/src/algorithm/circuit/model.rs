@@ -1,27 +1,27 @@
-//! Random schedules on a circuit and on a model of it, side by side.
+//! Compares a circuit with a model of it under random schedules.
 use super::{config::count, word::*, *};
 use crate::{
     random::Random,
     types::units::{PositiveSpan, Ratio},
 };
 
-/// The same circuit as one would write it down for one thread, with a list for a window.
+/// The circuit in its simplest form: for one thread, with a list as the window.
 #[derive(Debug)]
 struct Model {
     state: ModelState,
     era: u32,
-    /// When a call ended, in milliseconds, and whether it failed.
+    /// The end of each call, in milliseconds, and whether it failed.
     ended: Vec<(u64, bool)>,
-    /// When the calls that are under way started.
+    /// The starts of the calls that are under way.
     under_way: Vec<u64>,
     consecutive: u32,
-    /// Probes that have no outcome yet.
+    /// Probes without an outcome.
     out: u32,
     /// The era of the latest opening.
     opened: u32,
 }
 
-/// Its era, whether it is a probe, and when it was admitted.
+/// The era, whether the call is a probe, and the time of its admission.
 type Known = (u32, bool, u64);
 
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +32,7 @@ enum ModelState {
 }
 
 impl Model {
-    /// The token's era, and whether it is a probe.
+    /// The token's era, and whether the call is a probe.
     fn admit(&mut self, now: u64, config: &BreakerConfig) -> Option<Known> {
         let probes = config.probes.get();
         match self.state {
@@ -60,7 +60,7 @@ impl Model {
         Some((self.era, true, now))
     }
 
-    /// How long a round of probes lasts in which `passed` have succeeded.
+    /// The length of a round of probes in which `passed` have succeeded.
     fn round(&self, passed: u32, config: &BreakerConfig) -> u64 {
         match self.out + config.probes.get() - passed > 10 * config.probes.get() {
             true => 60_000,
@@ -121,8 +121,8 @@ impl Model {
                 let (calls, failures) =
                     inside.fold((0, 0), |(calls, failures), (_, f)| (calls + 1, failures + u32::from(*f)));
                 let in_a_row = config.consecutive > 0 && self.consecutive >= config.consecutive;
-                // Those that had started when the call that failed did: by buckets, and where it took longer than
-                // one of them lasts, not its own bucket.
+                // The calls under way that started no later than the call that failed: to the precision of
+                // buckets, and without the call's own bucket if the call took longer than one lasts.
                 let bucket = |at: u64| at / width * width;
                 let before = if now - at >= width { bucket(at) } else { at + 1 };
                 let waits = |at: &&u64| now - bucket(**at) < length && (!failed || bucket(**at) < before);
@@ -166,9 +166,9 @@ impl Model {
 
 const BUCKET_MS: u64 = 100;
 
-/// One random schedule of calls that overlap, end, are cancelled or never heard of again, under
-/// settings that change, on a clock that steps; then proof that the circuit still closes. Returns how many probes were
-/// under way at most.
+/// Runs one random schedule of calls that overlap, end, are cancelled or never end, under settings that change,
+/// on a clock that steps; then checks that the circuit still closes. Returns the highest number of probes under
+/// way.
 fn schedule(seed: u64) -> usize {
     let random = Random::seeded(seed);
     let pick = |from: &[u32]| from[random.below(from.len())];
@@ -236,7 +236,7 @@ fn schedule(seed: u64) -> usize {
         most = most.max(probes);
     }
 
-    // Whatever is out stays out for ever: it must not matter.
+    // Calls that never end must not matter.
     (config.force, config.consecutive) = (Force::Auto, 0);
     config.min_calls = count(1_000);
     let now = start + Duration::from_millis(millis) + config.open.get() + LONGEST_ROUND;

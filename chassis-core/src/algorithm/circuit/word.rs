@@ -1,13 +1,13 @@
-//! A circuit's state in 64 bits, so that a move is one compare-and-swap.
+//! A circuit's state in 64 bits, so that a transition is one compare-and-swap.
 use std::time::Duration;
 
 use super::{BreakerConfig, Refused, State, Transition};
 use crate::random::mix;
 
-/// All that moves together, in one word, so that a move is one compare-and-swap.
+/// The state that changes together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Word {
-    /// Counts moves and rounds of probes; after a million moves numbers come again.
+    /// Counts transitions and rounds of probes; wraps after a million.
     pub(super) era: u32,
     pub(super) phase: Phase,
 }
@@ -19,31 +19,31 @@ pub(super) enum Phase {
     HalfOpen { probing: u32, passed: u32, since: u64 },
 }
 
-/// A round of probes that has not decided after so long gives way to another, however many are under way.
+/// After this time an undecided round of probes gives way to another, however many are under way.
 pub(super) const LONGEST_ROUND: Duration = Duration::from_secs(60);
-/// None gives way sooner than after this, whatever `open` says.
+/// No round gives way before this time, at any `open`.
 pub(super) const SHORTEST_ROUND: Duration = Duration::from_secs(1);
-/// So many rounds may be under way at once for another one to begin after `open`: enough to find the few calls with
-/// an outcome among many without.
+/// The most rounds under way at which another one may start after `open`: enough to find the few calls with an
+/// outcome among many without.
 pub(super) const MOST_ROUNDS: u32 = 10;
 
-/// The most probes that fit into a [`Word`]'s ten bits, and a round number.
+/// The most probes: they and a round's number fit into ten bits of a [`Word`].
 pub(super) const MOST_PROBES: u32 = 1_000;
 
 pub(super) const ERA_BITS: u32 = 20;
-/// Milliseconds of an opening: 139 years.
+/// Bits for the time of an opening in milliseconds: 139 years.
 const SINCE_BITS: u32 = 42;
-/// Milliseconds >> 6 of a half-opening: 8 years.
+/// Bits for the time of a half-opening in milliseconds >> 6: 8 years.
 const COARSE_BITS: u32 = 22;
 
-/// The era of what was admitted by hand past a circuit that is not closed: never heard.
+/// The era of calls that a forced circuit admits although it is not closed: their outcomes are ignored.
 pub(super) const UNHEARD: u32 = mask(ERA_BITS + 1) as u32;
 
 // === impl Word ===
 
 impl Word {
-    /// The word after one more call was admitted to a circuit that is not forced; `seed` is the circuit's, and `out`
-    /// says how many of its probes are under way.
+    /// The word after one more call was admitted to a circuit that is not forced; `seed` is the circuit's, and
+    /// `out` is the number of its probes under way.
     pub(super) fn admitting(
         self,
         millis: u64,
@@ -64,7 +64,7 @@ impl Word {
                     }
                 }
             }
-            // `probes` was lowered meanwhile.
+            // The setting `probes` was lowered meanwhile.
             Phase::HalfOpen { passed, .. } if passed >= config.probes() => Ok(self.closed()),
             Phase::HalfOpen { probing, passed, since } if probing + passed < config.probes() => {
                 // A round begins with its first probe.
@@ -80,7 +80,7 @@ impl Word {
         }
     }
 
-    /// `open`, or up to a tenth less: the same throughout an era, another one in the next.
+    /// `open`, or up to a tenth less: constant within an era, different in the next.
     fn jittered(self, open: u64, seed: u32) -> u64 {
         if seed == 0 {
             return open;
@@ -101,7 +101,7 @@ impl Word {
         Word { era: (self.era + 1) & mask(ERA_BITS) as u32, phase }
     }
 
-    /// How many moves ago `era` was.
+    /// The number of transitions and rounds since `era`.
     pub(super) fn eras_since(self, era: u32) -> u32 {
         self.era.wrapping_sub(era) & mask(ERA_BITS) as u32
     }
@@ -115,7 +115,7 @@ impl Word {
         (from != to).then_some(Transition { from, to })
     }
 
-    /// Two bits of phase, twenty of era, and what the phase needs.
+    /// Two bits for the phase, twenty for the era, the rest for the phase's data.
     pub(super) fn pack(self) -> u64 {
         let (kind, rest) = match self.phase {
             Phase::Closed { consecutive } => (0, u64::from(consecutive)),
