@@ -1,7 +1,7 @@
-//! One concrete body for every protocol: bytes that are there already, then the rest.
+//! One concrete body for every protocol: bytes that are ready, then the rest.
 //!
-//! A unary message with its trailers is taken as soon as it is ready ([`Body::prefetch`]): no box, a
-//! free replay, and often the verdict together with the head.
+//! A unary message with its trailers is taken as soon as it is ready ([`Body::prefetch`]): without a box, with
+//! a free replay, and often with the verdict together with the head.
 use std::{
     collections::VecDeque,
     num::NonZeroU32,
@@ -21,13 +21,13 @@ use sync_wrapper::SyncWrapper;
 
 use crate::types::{Error, Reason};
 
-/// A message, or a stream of them, and the trailers behind.
+/// A message or a stream of messages, and the trailers.
 ///
 /// ```
 /// use chassis_core::Body;
 ///
 /// let body = Body::full("hello");
-/// assert!(body.try_clone().is_some()); // what is there already can be sent again
+/// assert!(body.try_clone().is_some()); // bytes that are ready can be sent again
 /// ```
 #[derive(Default)]
 pub struct Body {
@@ -43,19 +43,19 @@ enum Rest {
     Stream(Stream),
 }
 
-/// A boxed stream, and how many bytes of it are still to come, where that was known before it was first polled.
+/// A boxed stream, and the number of its remaining bytes if that was known before the first poll.
 struct Stream {
     body: SyncWrapper<Pin<Box<dyn HttpBody<Data = Bytes, Error = Error> + Send>>>,
     size: Option<u64>,
 }
 
-/// Ends what it was made for early, when dropped or told to: a body, or whoever sends one.
+/// Ends the body that it was made for, when it is dropped or [`abort`](Abort::abort)ed.
 pub struct Abort(Option<Arc<AbortState>>);
 
-/// Hears of an [`Abort`].
+/// Observes an [`Abort`].
 pub struct Aborted(Arc<AbortState>);
 
-/// What a request's body failed with, for whoever waits for the answer: see [`Abort::failure`].
+/// The error of a request's body, for the code that waits for the answer: see [`Abort::failure`].
 pub struct Failure(Arc<AbortState>);
 
 #[derive(Default)]
@@ -72,17 +72,17 @@ struct Abortable {
 
 /// A body that several attempts read, each from its start, at the same time or one after another.
 ///
-/// They share what was read so far, up to `cap` bytes, and wait for the rest together: no attempt waits for
-/// another one to end. Above the cap the attempt that has read the most goes on alone, as in gRFC A6.
+/// They share the bytes that were read so far, up to `cap`, and wait for the rest together: no attempt waits
+/// for another one to end. Above the cap only the attempt that has read the most continues, as in gRFC A6.
 pub struct Replay(Arc<Shared>);
 
-/// Names one attempt's way through a [`Replay`].
+/// Identifies the position of one attempt in a [`Replay`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reader(NonZeroU32);
 
 struct Shared {
     kept: Mutex<Kept>,
-    /// Apart from what is kept: the rest of the body holds a waker, and must not hold itself by it.
+    /// Separate from the kept chunks: the rest of the body holds a waker, which must not own the body.
     waiting: Arc<Waiting>,
 }
 
@@ -91,32 +91,32 @@ struct Kept {
     trailers: Option<HeaderMap>,
     bytes: usize,
     cap: usize,
-    /// How long the whole body is, where that is known.
+    /// The length of the whole body, if known.
     size: Option<u64>,
     /// The part that no attempt has read; `None` after its end.
     rest: Option<Body>,
-    /// What the body failed with.
+    /// The error of the body.
     failed: Option<Error>,
-    /// One attempt reads it alone, for it has won or has read more than is kept: nothing is kept any more.
+    /// One attempt reads alone, because it has won or has read more than is kept: nothing is kept any more.
     is_sole: bool,
     readers: SmallVec<[Position; 2]>,
     next: Reader,
 }
 
-/// How far an attempt is.
+/// The position of an attempt.
 struct Position {
     reader: Reader,
-    /// The kept chunk that it reads next.
+    /// The next kept chunk to read.
     chunk: usize,
-    /// It has got the trailers, or the error.
+    /// It has received the trailers or the error.
     has_ended: bool,
 }
 
-/// Readers that wait for the rest of the body: it wakes them all.
+/// Readers that wait for the rest of the body, which wakes all of them.
 #[derive(Default)]
 struct Waiting(Mutex<SmallVec<[(Reader, Waker); 2]>>);
 
-/// What polling a body gives.
+/// The result of polling a body.
 type Polled = Option<Result<Frame<Bytes>, Error>>;
 
 struct Replaying {
@@ -128,23 +128,23 @@ struct Replaying {
 // === impl Body ===
 
 impl Body {
-    /// Nothing at all.
+    /// An empty body.
     pub fn empty() -> Self {
         Body::default()
     }
 
-    /// Bytes that are there already.
+    /// A body whose bytes are ready.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         Body { first: (!bytes.is_empty()).then_some(bytes), rest: Rest::End }
     }
 
-    /// Bytes that are there already, and trailers.
+    /// A body whose bytes and trailers are ready.
     pub fn with_trailers(bytes: Option<Bytes>, trailers: HeaderMap) -> Self {
         Body { first: bytes, rest: Rest::Trailers(Box::new(trailers)) }
     }
 
-    /// A stream, its errors told by `error`.
+    /// A body that reads a stream; `error` converts its errors.
     pub fn stream<B>(body: B, error: impl Fn(B::Error) -> Error + Send + 'static) -> Self
     where
         B: HttpBody<Data = Bytes> + Send + 'static,
@@ -155,8 +155,8 @@ impl Body {
         Body { first: None, rest: Rest::boxed(Mapped { body, error }) }
     }
 
-    /// Takes what `body` has ready, and boxes it only if there is more to come. Cheap for a unary
-    /// message; a stream's first message is taken too.
+    /// Takes the parts of `body` that are ready, and boxes it only if more is to come. Cheap for a unary
+    /// message; the first message of a stream is taken too.
     pub fn eager<B>(mut body: B, error: impl Fn(B::Error) -> Error + Send + 'static) -> Self
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
@@ -194,13 +194,13 @@ impl Body {
         }
     }
 
-    /// Takes a first chunk and trailers that are ready already. Never waits.
+    /// Takes a first chunk and trailers that are ready. Never waits.
     pub fn prefetch(&mut self) {
         let cx = &mut Context::from_waker(Waker::noop());
         loop {
             let Rest::Stream(stream) = &mut self.rest else { return };
             if self.first.is_some() {
-                // Only what ends the body may still be taken: the order of chunks stays.
+                // Only trailers may still be taken: the order of chunks stays.
                 if stream.body.get_mut().is_end_stream() {
                     self.rest = Rest::End;
                 }
@@ -226,7 +226,7 @@ impl Body {
         }
     }
 
-    /// A second body that says the same, where nothing is left to read from elsewhere.
+    /// A second body with the same content, if no stream is left to read.
     pub fn try_clone(&self) -> Option<Body> {
         let rest = match &self.rest {
             Rest::End => Rest::End,
@@ -236,7 +236,7 @@ impl Body {
         Some(Body { first: self.first.clone(), rest })
     }
 
-    /// The trailers, where nothing but they and a first chunk are left. `None`: not known yet.
+    /// The trailers, if only they and a first chunk are left. `None`: not known yet.
     pub(crate) fn ready_trailers(&self) -> Option<Option<&HeaderMap>> {
         match &self.rest {
             Rest::End => Some(None),
@@ -245,7 +245,7 @@ impl Body {
         }
     }
 
-    /// The trailers to come, where they are known already, to be changed.
+    /// The trailers, if they are known already, for changes.
     pub fn trailers_mut(&mut self) -> Option<&mut HeaderMap> {
         match &mut self.rest {
             Rest::Trailers(trailers) => Some(trailers),
@@ -253,12 +253,12 @@ impl Body {
         }
     }
 
-    /// Is it all here, or does some of it still have to come from somewhere?
+    /// Whether a part of the body is still to be read from a stream.
     pub fn is_streaming(&self) -> bool {
         matches!(self.rest, Rest::Stream(_))
     }
 
-    /// Splits off what can end it early. Bodies that are all here need none.
+    /// Adds a handle that can end the body early. A body without a stream needs none.
     pub fn abortable(self) -> (Body, Option<Abort>) {
         if !self.is_streaming() {
             return (self, None);
@@ -305,7 +305,7 @@ impl HttpBody for Body {
     }
 
     fn is_end_stream(&self) -> bool {
-        // A boxed stream is asked when it is polled: asking through `&self` would need it to be Sync.
+        // A boxed stream is only asked when it is polled: asking through `&self` would require `Sync`.
         self.first.is_none() && matches!(self.rest, Rest::End)
     }
 
@@ -366,7 +366,7 @@ impl HttpBody for Failed {
 // === impl Abort ===
 
 impl Abort {
-    /// With what hears of it.
+    /// A handle and its observer.
     pub fn pair() -> (Abort, Aborted) {
         let state = Arc::new(AbortState::default());
         (Abort(Some(state.clone())), Aborted(state))
@@ -375,12 +375,12 @@ impl Abort {
     /// Ends the body now.
     pub fn abort(self) {}
 
-    /// What [`Aborted::fail`] will be told, if anything.
+    /// The error that [`Aborted::fail`] will report, if any.
     pub fn failure(&self) -> Option<Failure> {
         self.0.clone().map(Failure)
     }
 
-    /// Lets the body be: it was not sent, and will be another time.
+    /// Keeps the body: it was not sent, and will be sent by another attempt.
     pub fn release(mut self) {
         self.0 = None;
     }
@@ -397,7 +397,7 @@ impl Drop for Abort {
 }
 
 impl Aborted {
-    /// Resolves once it is over.
+    /// Resolves when the body was aborted.
     pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.is_over() {
             let mut waker = lock(&self.0.waker);
@@ -413,7 +413,7 @@ impl Aborted {
         Poll::Ready(())
     }
 
-    /// The body failed with `error`: that is why the call has no answer, or not all of it.
+    /// Reports that the body failed with `error`, which is why the call has no answer, or only a part of it.
     pub fn fail(&self, error: Error) {
         lock(&self.0.failed).get_or_insert(error);
     }
@@ -424,7 +424,7 @@ impl Aborted {
 }
 
 impl Failure {
-    /// The error, once.
+    /// The error; only the first call returns it.
     pub fn take(&self) -> Option<Error> {
         lock(&self.0.failed).take()
     }
@@ -456,7 +456,7 @@ impl HttpBody for Abortable {
 // === impl Replay ===
 
 impl Replay {
-    /// Starts to keep what is read of `body`, up to `cap` bytes.
+    /// Keeps up to `cap` bytes of `body` as they are read.
     pub fn new(body: Body, cap: usize) -> Self {
         let kept = Kept {
             chunks: VecDeque::new(),
@@ -473,27 +473,27 @@ impl Replay {
         Replay(Arc::new(Shared { kept: Mutex::new(kept), waiting: Arc::default() }))
     }
 
-    /// The body from its start, for one more attempt; `None` where it can't be sent again.
+    /// The body from its start, for one more attempt; `None` if it can't be sent again.
     pub fn attempt(&self) -> Option<(Body, Reader)> {
         let mut kept = lock(&self.0.kept);
         if !kept.can_repeat() {
             return None;
         }
         let (reader, size) = (kept.next, kept.size);
-        kept.next = Reader(reader.0.saturating_add(1)); // a call has a handful of attempts
+        kept.next = Reader(reader.0.saturating_add(1)); // a call makes few attempts
         kept.readers.push(Position { reader, chunk: 0, has_ended: false });
         drop(kept);
         let body = Replaying { shared: self.0.clone(), reader, size };
         Some((Body { first: None, rest: Rest::boxed(body) }, reader))
     }
 
-    /// Can the body be sent again? Not if more of it was read than is kept, and not if it failed.
+    /// Whether the body can be sent again: not if more was read than is kept, and not if it failed.
     pub fn is_possible(&self) -> bool {
         lock(&self.0.kept).can_repeat()
     }
 
-    /// Cuts off the attempt of `reader`, which another one follows: it reads an error from here on, also where a
-    /// transport still holds it. `false`, and nothing changes, where the body can't be sent again.
+    /// Cuts off the attempt of `reader` before another one starts: from here on it reads an error, also if a
+    /// transport still holds it. Returns `false` and changes nothing if the body can't be sent again.
     pub fn abandon(&self, reader: Reader) -> bool {
         let mut kept = lock(&self.0.kept);
         if !kept.can_repeat() {
@@ -505,7 +505,8 @@ impl Replay {
         true
     }
 
-    /// The attempt of `reader` has won: it reads on, the others are cut off, and what it has read is freed.
+    /// The attempt of `reader` has won: it continues, the others are cut off, and bytes that it has read are
+    /// freed.
     pub fn commit(self, reader: Reader) {
         let mut kept = lock(&self.0.kept);
         kept.leave_to(reader);
@@ -514,7 +515,7 @@ impl Replay {
     }
 }
 
-/// All attempts are over, unless one of them has won.
+/// Ends all attempts but one that has won.
 impl Drop for Replay {
     fn drop(&mut self) {
         let mut kept = lock(&self.0.kept);
@@ -524,7 +525,7 @@ impl Drop for Replay {
         kept.readers.clear();
         let freed = (kept.rest.take(), std::mem::take(&mut kept.chunks));
         drop(kept);
-        drop(freed); // not under the lock: a body of the user's may do anything
+        drop(freed); // not under the lock: dropping a user's body may run any code
         self.0.waiting.wake_all();
     }
 }
@@ -540,7 +541,7 @@ impl HttpBody for Replaying {
             return Poll::Ready(there);
         }
         let Some(rest) = &mut kept.rest else { return Poll::Ready(None) };
-        // Before it is asked, or what comes in between wakes none.
+        // Before the body is polled, so that no wake-up is lost.
         waiting.add(reader, cx.waker());
         let waker = Waker::from(waiting.clone());
         let polled = std::task::ready!(Pin::new(rest).poll_frame(&mut Context::from_waker(&waker)));
@@ -548,11 +549,11 @@ impl HttpBody for Replaying {
         let freed = kept.keep(reader, &polled);
         drop(kept);
         drop(freed);
-        waiting.wake_all(); // the others read what this one has read
+        waiting.wake_all(); // the other readers read the kept bytes
         Poll::Ready(polled)
     }
 
-    /// Asked once, before it is read.
+    /// Asked once, before the first read.
     fn size_hint(&self) -> SizeHint {
         self.size.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
@@ -563,7 +564,7 @@ impl Drop for Replaying {
         self.shared.waiting.remove(self.reader);
         let mut kept = lock(&self.shared.kept);
         kept.readers.retain(|position| position.reader != self.reader);
-        // Who else could read it?
+        // No other reader is left.
         let freed = if !kept.can_repeat() && kept.readers.is_empty() { kept.rest.take() } else { None };
         drop(kept);
         drop(freed);
@@ -575,7 +576,7 @@ impl Kept {
         !self.is_sole && self.failed.is_none()
     }
 
-    /// What there is for `reader` without asking the rest of the body; `None`: it has to be asked.
+    /// The next frame for `reader` without polling the rest of the body; `None`: the rest must be polled.
     fn next(&mut self, reader: Reader) -> Option<Polled> {
         let Some(position) = self.readers.iter_mut().find(|position| position.reader == reader) else {
             return Some(Some(Err(Error::local(Reason::Cancelled, "the attempt is over"))));
@@ -598,7 +599,7 @@ impl Kept {
         Some(failed.or_else(|| self.trailers.clone().map(|trailers| Ok(Frame::trailers(trailers)))))
     }
 
-    /// Keeps what `reader` has got from the rest of the body, and gives that back once it has ended.
+    /// Keeps the frame that `reader` got from the rest of the body, and returns the rest once it has ended.
     fn keep(&mut self, reader: Reader, polled: &Polled) -> Option<Body> {
         match polled {
             Some(Ok(frame)) => match (frame.data_ref(), frame.trailers_ref()) {
@@ -629,7 +630,7 @@ impl Kept {
         own.into_iter().for_each(|position| position.chunk += 1);
     }
 
-    /// Only `reader` reads on, and nothing is kept for others.
+    /// Lets only `reader` continue; nothing is kept for others.
     fn leave_to(&mut self, reader: Reader) {
         if std::mem::replace(&mut self.is_sole, true) {
             return;
@@ -672,7 +673,7 @@ impl Wake for Waiting {
     }
 }
 
-/// Where a body panics while it is polled, its lock is poisoned; what has been kept is good all the same.
+/// A body that panics while it is polled poisons the lock; the kept bytes are still valid.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,26 +1,26 @@
-//! Where a call may go, as its route or its caller chose.
+//! The endpoints a call may go to, as its route or its caller chose.
 use std::sync::Arc;
 
 use super::LabelSet;
 
-/// Where a call goes whose rule finds no instance.
+/// What happens to a call whose rule finds no instance.
 #[derive(Clone, Debug)]
 pub enum Fallback {
-    /// To any instance.
+    /// It goes to any instance.
     Any,
-    /// Nowhere.
+    /// It fails.
     None,
-    /// To the first of these that has instances.
+    /// It goes to the first of these label sets that has instances.
     Sets(Arc<[Arc<LabelSet>]>),
 }
 
-/// What a rule, or the caller, chose for a call.
+/// The choice of a rule, or of the caller, for a call.
 #[derive(Clone, Debug)]
 pub struct Choice {
-    /// The rule's name; `pinned` for the caller's own choice.
+    /// The rule's name; `pinned` if the caller chose.
     pub rule: Arc<str>,
-    /// Only instances with these.
+    /// Only instances with these labels.
     pub labels: Arc<LabelSet>,
-    /// And if there are none?
+    /// What happens if there are none.
     pub fallback: Fallback,
 }

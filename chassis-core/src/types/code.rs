@@ -1,4 +1,4 @@
-//! The canonical codes of gRPC, in which every protocol says how a call ended.
+//! The canonical codes of gRPC, in which every protocol expresses how a call ended.
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -8,37 +8,37 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[repr(u8)]
 pub enum Code {
-    /// Answered well.
+    /// Success.
     Ok = 0,
-    /// The caller gave up.
+    /// The caller cancelled the call.
     Cancelled = 1,
-    /// Nobody knows.
+    /// An unknown error.
     Unknown = 2,
-    /// The request makes no sense, whatever the state of the system.
+    /// The request is invalid, in any state of the system.
     InvalidArgument = 3,
-    /// The time was up.
+    /// The deadline passed.
     DeadlineExceeded = 4,
-    /// What was asked for is not there.
+    /// A requested entity does not exist.
     NotFound = 5,
-    /// What was to be made is there already.
+    /// The entity to create exists already.
     AlreadyExists = 6,
-    /// The caller is known, and may not.
+    /// The caller is known, and not allowed to make this call.
     PermissionDenied = 7,
-    /// A quota or a resource is used up.
+    /// A quota or a resource is exhausted.
     ResourceExhausted = 8,
     /// The system is not in the state that the call needs.
     FailedPrecondition = 9,
-    /// The call lost a race.
+    /// The call was aborted, for example by a conflict with another one.
     Aborted = 10,
     /// The request is past the valid range.
     OutOfRange = 11,
-    /// There is no such operation.
+    /// The operation does not exist.
     Unimplemented = 12,
     /// An invariant is broken.
     Internal = 13,
-    /// Not now; trying again may help.
+    /// Unavailable at the moment; a retry may help.
     Unavailable = 14,
-    /// Data is lost for good.
+    /// Data is lost or damaged.
     DataLoss = 15,
     /// The caller is not known.
     Unauthenticated = 16,
@@ -68,12 +68,12 @@ impl Code {
         Code::Unauthenticated,
     ];
 
-    /// By its number on the wire; anything else is [`Code::Unknown`].
+    /// The code with this number on the wire; any other number is [`Code::Unknown`].
     pub fn from_number(number: u16) -> Self {
         Self::ALL.get(usize::from(number)).copied().unwrap_or(Code::Unknown)
     }
 
-    /// By its name, as in `DEADLINE_EXCEEDED`.
+    /// The code with this name, as in `DEADLINE_EXCEEDED`.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|code| code.name() == name)
     }
@@ -106,7 +106,7 @@ impl Code {
         }
     }
 
-    /// The HTTP status that says the same, after google.rpc.Code's comments.
+    /// The HTTP status with the same meaning, after google.rpc.Code's comments.
     pub fn http_status(self) -> http::StatusCode {
         let status = match self {
             Code::Ok => 200,
@@ -125,7 +125,7 @@ impl Code {
         http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR)
     }
 
-    /// The code that says the same as an HTTP status: the way back of [`Code::http_status`].
+    /// The code with the same meaning as an HTTP status: the inverse of [`Code::http_status`].
     pub fn from_http(status: http::StatusCode) -> Self {
         match status.as_u16() {
             100..400 => Code::Ok,

@@ -1,10 +1,9 @@
-//! How the durations of a protocol's calls are named in metrics.
+//! The names of a protocol's call durations in metrics.
 use std::borrow::Cow;
 
 use super::{Side, Verdict};
 
-/// The two histograms that count the durations of a protocol's calls: of those that go out, and of those that
-/// come in.
+/// The two histograms of a protocol's call durations: one for outgoing and one for incoming calls.
 ///
 /// ```
 /// use chassis_core::protocol::{DurationFamilies, Family};
@@ -18,45 +17,46 @@ use super::{Side, Verdict};
 /// ```
 #[derive(Debug)]
 pub struct DurationFamilies {
-    /// Of calls that go out.
+    /// Outgoing calls.
     pub client: Family,
-    /// Of calls that come in.
+    /// Incoming calls.
     pub server: Family,
     /// The names of their labels.
     pub labels: &'static [&'static str],
-    /// The label whose value is the service, if one is: series of services that are gone are removed by it.
+    /// The label that holds the service, if there is one: it identifies the series of services that are
+    /// removed.
     pub service: Option<&'static str>,
 }
 
-/// A histogram of seconds, as Prometheus names it.
+/// A Prometheus histogram in seconds.
 #[derive(Debug)]
 pub struct Family {
     /// Its name, unique in the process.
     pub name: &'static str,
-    /// One sentence on what it counts.
+    /// One sentence that describes it.
     pub help: &'static str,
 }
 
-/// One kind of outcome of an operation's calls: what the labels of a series are made of.
+/// One kind of outcome of an operation's calls: the values for the labels of a series.
 #[derive(Clone, Copy, Debug)]
 pub struct CallLabels<'a> {
-    /// Does the call go out or come in?
+    /// Whether the calls are outgoing or incoming.
     pub side: Side,
     /// The service that is called.
     pub service: &'a str,
     /// The operation: a method, a template, or `_OTHER`.
     pub operation: &'a str,
-    /// How the calls ended.
+    /// The outcome.
     pub verdict: Verdict,
-    /// The status by the name or number that the protocol gives it.
+    /// The status as the protocol writes it, a name or a number.
     pub status: &'a str,
-    /// The reason, or else the status, of a call that failed; empty for others. On the server only failures of
-    /// its own count.
+    /// The reason, or else the status, of a failed call; empty for others. On the server only failures of the
+    /// server itself count.
     pub error: &'a str,
 }
 
 impl DurationFamilies {
-    /// For protocols that no convention names: by protocol, service, operation and code.
+    /// For protocols without a naming convention: by protocol, service, operation and code.
     pub const NEUTRAL: DurationFamilies = DurationFamilies {
         client: Family {
             name: "chassis_client_call_duration_seconds",
@@ -72,7 +72,7 @@ impl DurationFamilies {
 }
 
 impl<'a> CallLabels<'a> {
-    /// The values of [`DurationFamilies::NEUTRAL`] over `protocol`.
+    /// The label values of [`DurationFamilies::NEUTRAL`] for `protocol`.
     pub fn neutral(&self, protocol: &'static str) -> Vec<Cow<'a, str>> {
         let code = self.verdict.code.name();
         vec![protocol.into(), self.service.into(), self.operation.into(), code.into()]

@@ -1,10 +1,10 @@
-//! Why a call failed, in words every protocol can say.
+//! Why a call failed, independent of the protocol.
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use super::{Code, Hop, Origin, Reason};
 use crate::BoxError;
 
-/// Why no answer came. An answer, also a failing one, is a [`Reply`](crate::call::Reply).
+/// Why a call has no answer. An answer, also a failing one, is a [`Reply`](crate::call::Reply).
 ///
 /// ```
 /// use chassis_core::{Error, Reason};
@@ -15,10 +15,10 @@ use crate::BoxError;
 /// ```
 pub struct Error(Box<Inner>);
 
-/// What a fault answers in its protocol's own words.
+/// The protocol's own parts of an answer that a fault makes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Details {
-    /// HTTP status, where it shall not be the code's own.
+    /// HTTP status, if it is not the code's own.
     pub status: Option<u16>,
     /// HTTP body, or the details' text over gRPC.
     pub body: Option<String>,
@@ -33,7 +33,7 @@ struct Inner {
     rule: Option<Cow<'static, str>>,
     retry_after: Option<Duration>,
     details: Option<Details>,
-    /// 0: none.
+    /// 0 means none.
     trace_id: u128,
     source: Option<BoxError>,
     /// The address of the endpoint that the last attempt went to.
@@ -84,8 +84,8 @@ impl Error {
 
     /// Converts the error of a user's tower layer.
     ///
-    /// An `Error` is taken out again, from below other errors too. A time-out of tower's or tokio's is
-    /// [`Reason::DeadlineExceeded`], a refusal of tower's `LoadShed` is [`Reason::Overloaded`], anything else
+    /// An `Error` is extracted, also from below other errors. A time-out of tower or tokio becomes
+    /// [`Reason::DeadlineExceeded`], a refusal of tower's `LoadShed` [`Reason::Overloaded`], any other error
     /// [`Reason::Internal`]; each keeps the layer's error as its source. Unless the layer refused, the handler
     /// may have seen the call.
     ///
@@ -115,7 +115,7 @@ impl Error {
             beneath = source.source();
         }
         if error.is::<tower::timeout::error::Elapsed>() || error.is::<tokio::time::error::Elapsed>() {
-            // As where chassis' own time is up: whoever was waited for gave no answer.
+            // As for chassis' own deadline: the endpoint gave no answer.
             let elapsed = Error::remote(Reason::DeadlineExceeded, "no answer within the time of a layer");
             return elapsed.with_source(error);
         }
@@ -125,61 +125,61 @@ impl Error {
         Error::local(Reason::Internal, "a layer failed").with_maybe_executed(true).with_source(error)
     }
 
-    /// The same, with another code than the reason's own.
+    /// Replaces the reason's code.
     pub fn with_code(mut self, code: Code) -> Self {
         self.0.code = code;
         self
     }
 
-    /// The same, naming the rule that spoke: its name in the configuration.
+    /// Adds the name of the rule that refused, as in the configuration.
     pub fn with_rule(mut self, rule: impl Into<Cow<'static, str>>) -> Self {
         self.0.rule = Some(rule.into());
         self
     }
 
-    /// The same, with the time after which trying again makes sense.
+    /// Adds the time after which a retry makes sense.
     pub fn with_retry_after(mut self, after: Duration) -> Self {
         self.0.retry_after = Some(after);
         self
     }
 
-    /// The same, with the answer a fault wants to be given in its protocol's own words.
+    /// Adds the protocol's own parts of the answer that a fault makes.
     pub fn with_details(mut self, details: Details) -> Self {
         self.0.details = Some(details);
         self
     }
 
-    /// The same, with the trace that the call is part of; 0 is none.
+    /// Adds the trace of the call; 0 means none.
     pub fn with_trace_id(mut self, trace_id: u128) -> Self {
         self.0.trace_id = trace_id;
         self
     }
 
-    /// The same, of a call to `service`: whoever passes the error on says whose it is.
+    /// Adds the called service, when the error is passed on to another caller.
     pub fn of_service(mut self, service: &Arc<str>) -> Self {
         self.0.service.get_or_insert_with(|| service.clone());
         self
     }
 
-    /// The same, with what lies beneath.
+    /// Adds the error that caused this one.
     pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
         self.0.source = Some(source.into());
         self
     }
 
-    /// The same, saying whether the handler may have seen the call.
+    /// Sets whether the handler may have seen the call.
     pub fn with_maybe_executed(mut self, maybe: bool) -> Self {
         self.0.maybe_executed = maybe;
         self
     }
 
-    /// The same, of an attempt that went to the endpoint at `address`, unless it names one already.
+    /// Adds the address of the attempt's endpoint, unless it has one.
     pub(crate) fn with_endpoint(mut self, address: &str) -> Self {
         self.0.endpoint.get_or_insert_with(|| address.into());
         self
     }
 
-    /// The same, about the hop that a call came in by, unless it is about another one already.
+    /// Adds the hop that the call came in by, unless it has one.
     pub(crate) fn of_hop(mut self, hop: impl FnOnce() -> Option<Hop>) -> Self {
         self.0.hop = self.0.hop.or_else(hop);
         self
@@ -190,68 +190,68 @@ impl Error {
         self.0.code
     }
 
-    /// The mechanism that spoke.
+    /// The mechanism that refused or failed.
     pub fn reason(&self) -> Reason {
         self.0.reason
     }
 
-    /// Who gave up.
+    /// The side that gave up.
     pub fn origin(&self) -> Origin {
         self.0.origin
     }
 
-    /// May the handler have seen the call? `false` only where that is certain.
+    /// Whether the handler may have seen the call. `false` only if it certainly has not.
     pub fn maybe_executed(&self) -> bool {
         self.0.maybe_executed
     }
 
-    /// This level in words; what lies beneath is the [source](std::error::Error::source).
+    /// The message of this level; its cause is the [source](std::error::Error::source).
     pub fn message(&self) -> &str {
         &self.0.message
     }
 
-    /// The rule that spoke, by its name in the configuration.
+    /// The rule that refused, by its name in the configuration.
     pub fn rule(&self) -> Option<&str> {
         self.0.rule.as_deref()
     }
 
-    /// The address of the endpoint that the last attempt went to, where it went to one.
+    /// The address of the endpoint of the last attempt, if there was one.
     pub fn endpoint(&self) -> Option<&str> {
         self.0.endpoint.as_deref()
     }
 
-    /// The service that was called, where this is the failure of a call that this process made.
+    /// The called service, if this is the failure of a call that this process made.
     pub fn service(&self) -> Option<&str> {
         self.0.service.as_deref()
     }
 
-    /// When trying again makes sense.
+    /// The time after which a retry makes sense.
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
     }
 
-    /// The hop that it is true of: what the attempt was sent with that it ended. `None` for an error that is
-    /// about no call, or about one whose caller has no name.
+    /// The hop that this refusal is true of: the headers that its attempt was sent with. `None` for an error
+    /// without a call, or without a caller's name.
     pub fn hop(&self) -> Option<&Hop> {
         self.0.hop.as_ref()
     }
 
-    /// What a fault wants to be answered.
+    /// The protocol's own parts of the answer that a fault makes.
     pub fn details(&self) -> Option<&Details> {
         self.0.details.as_ref()
     }
 
-    /// The trace that the call is part of, where it is part of one.
+    /// The trace of the call, if it has one.
     pub fn trace_id(&self) -> Option<u128> {
         Some(self.0.trace_id).filter(|id| *id != 0)
     }
 
-    /// Did the call provably never reach a handler over there, though it was sent that way?
+    /// Whether the call was sent and provably never reached a handler.
     pub fn unsent(&self) -> bool {
         self.0.origin == Origin::Remote && !self.0.maybe_executed
     }
 
-    /// The same words once more, without what lies beneath.
+    /// A copy without the source.
     pub(crate) fn repeat(&self) -> Self {
         let Inner {
             code,

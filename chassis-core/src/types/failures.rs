@@ -1,19 +1,19 @@
-//! Which endings of a call are failures: the words that breakers, balancers and retries are set with.
+//! Sets of outcomes that count as failures, as the settings of breakers, balancers and retries name them.
 use std::{fmt, ops::RangeInclusive};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser::SerializeSeq};
 
 use super::{Code, Reason, Verdict};
 
-/// Endings of a call, written as a list of words: `[UNAVAILABLE, 5xx, 429, connect, deadline]`.
+/// A set of outcomes, written as a list of words: `[UNAVAILABLE, 5xx, 429, connect, deadline]`.
 ///
-/// - a gRPC code by its name: an answer with this status, and what fails on this side with it;
+/// - a gRPC code by its name: an answer with this status, or an error of this side with this code;
 /// - `4xx`, `5xx` or one status from 400 to 599: an HTTP answer with it. A status is never translated into
 ///   a code here, so that a REST service's 409 is not taken for ABORTED;
-/// - `connect`: no connection came about;
-/// - `deadline`: the time was up before an answer was there.
+/// - `connect`: no connection could be made;
+/// - `deadline`: the deadline passed before an answer came.
 ///
-/// A call is in the set if any of its words fits. An empty list holds nothing.
+/// A call is in the set if any of its words applies. An empty list contains no outcome.
 ///
 /// ```
 /// use chassis_core::{Code, layer::breaker::{Ended, FailureSet}};
@@ -31,22 +31,22 @@ pub struct FailureSet {
     deadline: bool,
 }
 
-/// How a call ended, as far as judging it needs to know.
+/// The parts of a call's outcome that decide whether it is a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
-    /// The gRPC code that was answered, or the code of the error if nothing was.
+    /// The gRPC code of the answer, or the code of the error if there was no answer.
     pub code: Code,
-    /// The HTTP status that was answered; 0 where there is none that counts: for gRPC, and for errors.
+    /// The HTTP status of the answer; 0 for gRPC and for errors.
     pub status: u16,
-    /// No connection came about.
+    /// No connection could be made.
     pub connect: bool,
-    /// The time was up.
+    /// The deadline passed.
     pub deadline: bool,
 }
 
 const STATUSES: RangeInclusive<u16> = 400..=599;
 
-/// What may be written, besides single statuses.
+/// The words, apart from single statuses.
 const WORDS: &[&str] = &[
     "4xx",
     "5xx",
@@ -73,11 +73,11 @@ const WORDS: &[&str] = &[
 // === impl FailureSet ===
 
 impl FailureSet {
-    /// Holds nothing.
+    /// The empty set.
     pub const NONE: FailureSet = FailureSet { codes: 0, statuses: [0; 4], connect: false, deadline: false };
 
-    /// What is the server's fault: the codes that OpenTelemetry counts as a server's errors, but for
-    /// UNIMPLEMENTED, which says nothing about health; every 5xx, failed connects and missed deadlines.
+    /// Failures of the server: the codes that OpenTelemetry counts as a server's errors, except UNIMPLEMENTED,
+    /// which says nothing about health; every 5xx, failed connects and missed deadlines.
     pub fn server_faults() -> Self {
         use Code::*;
         Self::NONE
@@ -87,13 +87,13 @@ impl FailureSet {
             .with_deadline()
     }
 
-    /// The same, and these codes.
+    /// Adds these codes.
     pub fn with_codes(mut self, codes: impl IntoIterator<Item = Code>) -> Self {
         self.codes |= codes.into_iter().fold(0, |all, code| all | 1 << code.number());
         self
     }
 
-    /// The same, and these HTTP statuses, as far as they lie from 400 to 599.
+    /// Adds these HTTP statuses, if they are between 400 and 599.
     pub fn with_statuses(mut self, statuses: impl IntoIterator<Item = u16>) -> Self {
         for (word, bit) in statuses.into_iter().filter_map(place) {
             self.statuses[word] |= bit;
@@ -101,19 +101,19 @@ impl FailureSet {
         self
     }
 
-    /// The same, and connections that did not come about.
+    /// Adds failed connects.
     pub fn with_connect(mut self) -> Self {
         self.connect = true;
         self
     }
 
-    /// The same, and times that were up.
+    /// Adds missed deadlines.
     pub fn with_deadline(mut self) -> Self {
         self.deadline = true;
         self
     }
 
-    /// Does a call that ended like this belong to the set?
+    /// Whether the set contains this outcome.
     pub fn contains(&self, ended: Ended) -> bool {
         let answer = match ended.status {
             0 => self.codes & 1 << ended.code.number() != 0,
@@ -126,7 +126,7 @@ impl FailureSet {
         place(status).is_some_and(|(word, bit)| self.statuses[word] & bit != 0)
     }
 
-    /// Adds what `text` stands for; `None` if that is nothing.
+    /// Adds the meaning of `text`; `None` if it has none.
     fn with_word(self, text: &str) -> Option<Self> {
         Some(match text {
             "4xx" => self.with_statuses(400..=499),
@@ -141,7 +141,7 @@ impl FailureSet {
         })
     }
 
-    /// The words to write it with: the shortest that say the same.
+    /// The shortest list of words for this set.
     fn words(&self) -> Vec<String> {
         let codes = Code::ALL.into_iter().filter(|code| self.codes & 1 << code.number() != 0);
         let mut words: Vec<String> = codes.map(|code| code.name().to_owned()).collect();
@@ -158,7 +158,7 @@ impl FailureSet {
     }
 }
 
-/// Where the bit of a status lies.
+/// The position of a status' bit.
 fn place(status: u16) -> Option<(usize, u64)> {
     let at = status - STATUSES.contains(&status).then_some(*STATUSES.start())?;
     Some((usize::from(at / 64), 1 << (at % 64)))
@@ -186,7 +186,7 @@ impl<'de> Deserialize<'de> for FailureSet {
     }
 }
 
-/// One word that was found to stand for something, so that an error points at the word, not at the list.
+/// One valid word, so that an error points at the word and not at the list.
 struct Word(String);
 
 impl<'de> Deserialize<'de> for Word {
@@ -217,11 +217,11 @@ impl<'de> Deserialize<'de> for Word {
     }
 }
 
-/// A verdict as failure sets see it.
+/// A verdict in the form that failure sets compare.
 pub(crate) fn ended(verdict: &Verdict) -> Ended {
     Ended {
         code: verdict.code,
-        // gRPC codes are below 100; they are told by their names.
+        // gRPC codes are below 100; they are compared as codes.
         status: if verdict.status >= 100 { verdict.status } else { 0 },
         connect: verdict.reason == Some(Reason::ConnectFailed),
         deadline: verdict.reason == Some(Reason::DeadlineExceeded),
@@ -231,12 +231,12 @@ pub(crate) fn ended(verdict: &Verdict) -> Ended {
 // === impl Ended ===
 
 impl Ended {
-    /// A gRPC answer, or an error on this side, with this code.
+    /// A gRPC answer, or an error of this side, with this code.
     pub fn with_code(code: Code) -> Self {
         Ended { code, status: 0, connect: false, deadline: false }
     }
 
-    /// An HTTP answer with this status; `code` is the one that says the same.
+    /// An HTTP answer with this status, and the code of the same meaning.
     pub fn with_status(status: u16) -> Self {
         let code = http::StatusCode::from_u16(status).map_or(Code::Unknown, Code::from_http);
         Ended { code, status, connect: false, deadline: false }
@@ -261,7 +261,7 @@ mod tests {
             (Ended::with_status(599), true),
             (Ended::with_status(429), true),
             (Ended::with_status(408), true),
-            (Ended::with_status(409), false), // says ABORTED as well, but is no gRPC answer
+            (Ended::with_status(409), false), // means ABORTED as well, but is no gRPC answer
             (Ended::with_status(200), false),
             (Ended { connect: true, ..Ended::with_code(Code::Unavailable) }, false),
         ] {

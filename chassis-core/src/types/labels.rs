@@ -1,12 +1,12 @@
-//! Names and their values: what instances say of themselves, and which of them are meant.
+//! Names with values: the labels of instances, and selections of instances by labels.
 use std::{collections::BTreeMap, fmt, ops::Index};
 
 use serde::{Deserialize, Serialize};
 
-/// A map from text to text with a few entries, in the order of their names: labels, addresses by protocol.
+/// A map from text to text with a few entries, sorted by name: labels, addresses by protocol.
 ///
-/// What a `BTreeMap<String, String>` would be, at a fifth of its memory. Every instance of every service
-/// has two. Changing it copies it.
+/// Replaces `BTreeMap<String, String>` at a fifth of the memory, because every instance of every service has
+/// two. A change copies it.
 ///
 /// ```
 /// use chassis_core::TextMap;
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 #[serde(from = "BTreeMap<String, String>", into = "BTreeMap<String, String>")]
 pub struct TextMap(Box<[(Box<str>, Box<str>)]>);
 
-/// Labels that all have to be there, in the order of their names.
+/// Labels of which an instance must have all, sorted by name.
 ///
 /// ```
 /// use chassis_core::{LabelSet, registry::Instance};
@@ -36,7 +36,7 @@ pub struct LabelSet(TextMap);
 // === impl TextMap ===
 
 impl TextMap {
-    /// An empty one.
+    /// An empty map.
     pub fn new() -> Self {
         Self::default()
     }
@@ -46,7 +46,7 @@ impl TextMap {
         self.extend([(name, value)]);
     }
 
-    /// Takes `name` away. Was it there?
+    /// Removes `name`; returns whether it existed.
     pub fn remove(&mut self, name: &str) -> bool {
         let before = self.len();
         self.0 = std::mem::take(&mut self.0).into_iter().filter(|(other, _)| **other != *name).collect();
@@ -58,32 +58,32 @@ impl TextMap {
         self.iter().find(|(other, _)| *other == name).map(|(_, value)| value)
     }
 
-    /// Is `name` there?
+    /// Whether `name` exists.
     pub fn contains_key(&self, name: &str) -> bool {
         self.get(name).is_some()
     }
 
-    /// How many names there are.
+    /// The number of names.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Are there none?
+    /// Whether the map is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// In the order of their names.
+    /// The entries, sorted by name.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&str, &str)> + Clone {
         self.0.iter().map(|(name, value)| (&**name, &**value))
     }
 
-    /// The names, in order.
+    /// The names, sorted.
     pub fn keys(&self) -> impl DoubleEndedIterator<Item = &str> + Clone {
         self.iter().map(|(name, _)| name)
     }
 
-    /// The values, in the order of their names.
+    /// The values, sorted by their names.
     pub fn values(&self) -> impl DoubleEndedIterator<Item = &str> + Clone {
         self.iter().map(|(_, value)| value)
     }
@@ -130,7 +130,7 @@ impl From<TextMap> for BTreeMap<String, String> {
 impl Index<&str> for TextMap {
     type Output = str;
 
-    /// Panics where there is no such name.
+    /// Panics if the name does not exist.
     fn index(&self, name: &str) -> &str {
         self.get(name).unwrap_or_else(|| panic!("there is no `{name}`"))
     }
@@ -145,17 +145,17 @@ impl fmt::Debug for TextMap {
 // === impl LabelSet ===
 
 impl LabelSet {
-    /// These and `other`'s, whose values win.
+    /// These labels and `other`'s, whose values win.
     pub fn and(&self, other: &LabelSet) -> LabelSet {
         self.iter().chain(other.iter()).collect()
     }
 
-    /// None at all: everything is selected.
+    /// Whether there are no labels: every instance is selected.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// In the order of their names.
+    /// The labels, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter()
     }

@@ -1,4 +1,4 @@
-//! What calls, rules and errors are made of: data, which knows nothing of what works on it.
+//! The data of calls, rules and errors; it depends on nothing above it.
 mod body;
 mod choice;
 mod code;

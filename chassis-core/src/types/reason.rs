@@ -1,41 +1,41 @@
-//! Which mechanism spoke, and who gave up.
+//! The mechanism that ended a call, and the side that gave up.
 use std::fmt;
 
 use super::Code;
 
-/// Which mechanism spoke. Closed, so that it can be a metric label and be branched on.
+/// The mechanism that ended a call. A closed set, so that it can be a metric label and be matched on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reason {
-    /// A rate limit is used up.
+    /// A rate limit is exceeded.
     RateLimited,
     /// A bound on concurrent calls is reached.
     Overloaded,
     /// A circuit is open.
     CircuitOpen,
-    /// There is no endpoint to send to, or none that could be reached.
+    /// The service has no endpoint, or none that could be reached.
     NoEndpoint,
-    /// The rule that matched leads nowhere.
+    /// The rule that matched has no endpoints.
     NoRoute,
-    /// Nobody has heard of the service.
+    /// The service is unknown.
     UnknownService,
-    /// The time was up.
+    /// The deadline passed.
     DeadlineExceeded,
     /// A fault was injected.
     FaultInjected,
-    /// No connection came about: the call never left.
+    /// No connection could be made: the call never left.
     ConnectFailed,
-    /// The other side refused the request before it looked at it (REFUSED_STREAM, GOAWAY).
+    /// The other side refused the request before it read it (REFUSED_STREAM, GOAWAY).
     StreamRefused,
-    /// The connection broke with the call on it.
+    /// The connection broke while the call was on it.
     ConnectionLost,
-    /// The caller gave up.
+    /// The caller cancelled the call.
     Cancelled,
     /// A handler panicked.
     Panicked,
-    /// A message, a body or its headers are over a limit.
+    /// A message, a body or its headers exceed a limit.
     TooLarge,
-    /// What came does not follow its protocol.
+    /// The received data violates its protocol.
     Malformed,
     /// The process is draining.
     ShuttingDown,
@@ -43,7 +43,7 @@ pub enum Reason {
     Internal,
 }
 
-/// Who gave up. Retries, breakers and balancers ask before they blame an endpoint.
+/// The side that gave up. Retries, breakers and balancers check it before they blame an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// This process refused: a limit, an open circuit, no route, an injected fault.
@@ -55,7 +55,7 @@ pub enum Origin {
 // === impl Reason ===
 
 impl Reason {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Reason; 17] = [
         Reason::RateLimited,
         Reason::Overloaded,
@@ -99,12 +99,12 @@ impl Reason {
         }
     }
 
-    /// By its name on the wire.
+    /// The reason with this name on the wire.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.name() == name)
     }
 
-    /// The canonical code it is told with, unless the error says otherwise.
+    /// Its canonical code, unless the error has another.
     pub fn code(self) -> Code {
         match self {
             Reason::RateLimited | Reason::TooLarge => Code::ResourceExhausted,

@@ -1,11 +1,11 @@
-//! Which end of a call.
+//! The client's and the server's side of a call.
 
-/// Which end of a call.
+/// The side of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Side {
-    /// Calls that go out.
+    /// Outgoing calls.
     Client,
-    /// Calls that come in.
+    /// Incoming calls.
     Server,
 }
 

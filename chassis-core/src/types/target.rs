@@ -1,14 +1,14 @@
-//! Whom a call is for, and from.
+//! The service and the operation that a call is for, and its caller.
 use std::sync::Arc;
 
-/// Whom a call is for and from.
+/// The service and the operation that a call is for, and its caller.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// The logical service, as the registry knows it.
+    /// The logical service, by its name in the registry.
     pub service: Arc<str>,
     /// The operation, from a closed set of names.
     pub operation: Operation,
-    /// The service that calls, with its labels: `orders;track=stable`. `None` where nobody said.
+    /// The calling service, with its labels: `orders;track=stable`. `None` if the call did not name it.
     pub caller: Option<http::HeaderValue>,
 }
 
@@ -20,17 +20,17 @@ pub struct Operation(Repr);
 enum Repr {
     Static(&'static str),
     Shared(Arc<str>),
-    /// A gRPC path: its leading slash is no part of the name.
+    /// A gRPC path; the operation's name has no leading slash.
     Path(http::uri::PathAndQuery),
 }
 
 // === impl Operation ===
 
 impl Operation {
-    /// What is not known by name: an unmatched path, an unknown method.
+    /// An operation without a known name: an unmatched path, an unknown method.
     pub const OTHER: Operation = Operation(Repr::Static("_OTHER"));
 
-    /// A name known when the program was compiled.
+    /// A name that is known at compile time.
     pub const fn from_static(name: &'static str) -> Self {
         Operation(Repr::Static(name))
     }
@@ -77,7 +77,7 @@ impl std::fmt::Display for Operation {
 // === impl Target ===
 
 impl Target {
-    /// `operation` of `service`, called by nobody in particular.
+    /// `operation` of `service`, without a caller.
     pub fn new(service: impl Into<Arc<str>>, operation: Operation) -> Self {
         Target { service: service.into(), operation, caller: None }
     }

@@ -1,4 +1,4 @@
-//! W3C trace context, as it travels.
+//! W3C trace context.
 //!
 //! Headers are parsed and formatted here, directly: a general propagator costs several times as much.
 use std::fmt::Write;
@@ -7,20 +7,20 @@ use http::{HeaderMap, HeaderValue};
 
 use super::wire::{LONGEST_CARRIED as LONGEST, TRACEPARENT, TRACESTATE, find};
 
-/// The trace a call is part of, and the span that calls made for it are children of.
+/// The trace of a call, and the parent span of the calls that are made for it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TraceContext {
     /// The whole trace; never 0.
     pub trace_id: u128,
     /// The current span; never 0.
     pub span_id: u64,
-    /// The flags of `traceparent` that are known: bit 0 says sampled, bit 1 that the trace's id is random.
+    /// The known flags of `traceparent`: bit 0 means sampled, bit 1 that the trace's id is random.
     pub flags: u8,
-    /// What other tracers want handed on.
+    /// The state of other tracers, which is passed on.
     pub state: Option<HeaderValue>,
 }
 
-/// Sampled (0x01) and random (0x02). What else may come to mean something is not ours to say (W3C: zero).
+/// Sampled (0x01) and random (0x02). Unknown flags are set to zero, as W3C requires.
 const KNOWN_FLAGS: u8 = 0x03;
 
 // === impl TraceContext ===
@@ -37,7 +37,8 @@ impl TraceContext {
         TraceContext { span_id: draw().max(1), ..self.clone() }
     }
 
-    /// From `traceparent` and `tracestate`; a malformed parent is no parent, as W3C has it, and of several none is.
+    /// Reads `traceparent` and `tracestate`. As W3C requires, a malformed parent counts as none, and several
+    /// parents do too.
     pub fn read(metadata: &HeaderMap) -> Option<Self> {
         let (trace_id, span_id, flags) = parse(find(metadata, &TRACEPARENT)?.as_bytes())?;
         let is_repeated = || metadata.get_all(TRACEPARENT).iter().count() > 1;
@@ -47,7 +48,7 @@ impl TraceContext {
         Some(TraceContext { trace_id, span_id, flags: flags & KNOWN_FLAGS, state: state(metadata) })
     }
 
-    /// The same; what is no parent goes no further, nor does the state that belongs to it.
+    /// Reads and removes them; an invalid parent is not passed on, nor is its state.
     pub(crate) fn take(metadata: &mut HeaderMap) -> Option<Self> {
         let parent = TraceContext::read(metadata);
         if parent.is_none() {
@@ -57,10 +58,10 @@ impl TraceContext {
         parent
     }
 
-    /// Writes the headers, `span_id` being the span of the attempt.
+    /// Writes the headers; `span_id` is the span of the attempt.
     pub fn write(&self, span_id: u64, metadata: &mut HeaderMap) {
         let mut text = String::with_capacity(55);
-        // Writing to a string does not fail, and hex digits make a header value.
+        // Writing to a string can't fail, and hex digits are a valid header value.
         let _ = write!(text, "00-{:032x}-{span_id:016x}-{:02x}", self.trace_id, self.flags);
         if let Ok(value) = HeaderValue::try_from(text) {
             metadata.insert(TRACEPARENT, value);
@@ -71,7 +72,7 @@ impl TraceContext {
     }
 }
 
-/// Several headers are one list.
+/// Joins several headers to one list.
 fn state(metadata: &HeaderMap) -> Option<HeaderValue> {
     let mut all = metadata.get_all(TRACESTATE).iter();
     let (first, more) = (all.next()?, all.map(HeaderValue::as_bytes));
@@ -79,7 +80,7 @@ fn state(metadata: &HeaderMap) -> Option<HeaderValue> {
     (whole.len() <= LONGEST).then(|| HeaderValue::from_bytes(&whole).ok()).flatten()
 }
 
-/// `00-<32 hex>-<16 hex>-<2 hex>`; later versions may have more behind.
+/// `00-<32 hex>-<16 hex>-<2 hex>`; later versions may have further fields.
 fn parse(value: &[u8]) -> Option<(u128, u64, u8)> {
     let hex = |part: &[u8]| {
         let lower = part.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));

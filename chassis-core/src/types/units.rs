@@ -1,4 +1,4 @@
-//! The words of settings: `250ms`, `100/s`, `20%`, `off`; and settings in layers.
+//! Units of settings: `250ms`, `100/s`, `20%`, `off`; and settings in layers.
 use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -7,18 +7,18 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
 
-/// A length of time that is not nothing: `0s` is refused.
+/// A length of time above zero: `0s` is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PositiveSpan(Duration);
 
-/// A share of the whole, from 0 to 1, written `20%`.
+/// A share from 0 to 1, written `20%`.
 ///
-/// It holds the percentage, so that `33.33333333%` is printed as it was written.
+/// Stores the percentage, so that `33.33333333%` is printed as it was written.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub struct Ratio(f64);
 
-/// A number of bytes, written `64KiB`, `10MiB`, `1GiB`, `10MB`, or `2097152` without a unit. From 1 byte to
-/// 2 GiB - 1, the largest window that HTTP/2 knows.
+/// A number of bytes, written `64KiB`, `10MiB`, `1GiB`, `10MB`, or `2097152` without a unit. From 1 byte to 2
+/// GiB - 1, the largest window of HTTP/2.
 ///
 /// ```
 /// use chassis_core::units::Size;
@@ -29,7 +29,7 @@ pub struct Ratio(f64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(u32);
 
-/// How many in how long, written `100/s`, `5/m` or `2/h`. 0 means none at all.
+/// A number in a length of time, written `100/s`, `5/m` or `2/h`. 0 means none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rate {
     count: u32,
@@ -39,23 +39,23 @@ pub struct Rate {
 /// A mechanism's settings, or the word `off`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Switch<T> {
-    /// Not at all.
+    /// Disabled.
     Off,
-    /// As said.
+    /// Enabled, with these settings.
     On(T),
 }
 
-/// What some layers of settings say about a `T`, applied in order to what holds so far.
+/// Settings of one or more layers, which overlay a complete `T`.
 pub trait Patch: Clone + Default {
-    /// The settings, complete.
+    /// The complete settings.
     type Full: Clone + Default;
 
-    /// Replaces what this layer says; leaves the rest.
+    /// Replaces the settings that this patch has; the others stay.
     fn apply(&self, full: &mut Self::Full);
 }
 
-/// Declares settings twice: complete with defaults, and as the patch that people write, where every
-/// key is optional. Keys nobody knows are errors.
+/// Declares settings twice: complete with defaults, and as the patch that users write, in which every key is
+/// optional. Unknown keys are errors.
 #[macro_export]
 macro_rules! settings {
     (
@@ -74,7 +74,7 @@ macro_rules! settings {
             }
         }
 
-        #[doc = concat!("What one layer of settings says of [`", stringify!($full), "`].")]
+        #[doc = concat!("The keys of [`", stringify!($full), "`].")]
         #[derive(Clone, Debug, Default, PartialEq, ::serde::Deserialize, ::serde::Serialize)]
         #[serde(default, deny_unknown_fields)]
         pub struct $patch {
@@ -145,12 +145,12 @@ impl From<Duration> for Span {
 // === impl PositiveSpan ===
 
 impl PositiveSpan {
-    /// `None` for a length of nothing.
+    /// `None` for a length of zero.
     pub fn new(span: Duration) -> Option<Self> {
         (!span.is_zero()).then_some(PositiveSpan(span))
     }
 
-    /// `millis` milliseconds, or one if that is nothing.
+    /// `millis` milliseconds, at least one.
     pub const fn from_millis(millis: u64) -> Self {
         PositiveSpan(Duration::from_millis(if millis == 0 { 1 } else { millis }))
     }
@@ -180,7 +180,7 @@ impl fmt::Display for PositiveSpan {
 // === impl Ratio ===
 
 impl Ratio {
-    /// `percent` hundredths; anything over 100 is 100.
+    /// `percent` hundredths; anything above 100 is 100.
     pub const fn percent(percent: u8) -> Self {
         Ratio(if percent > 100 { 100.0 } else { percent as f64 })
     }
@@ -219,7 +219,7 @@ impl fmt::Display for Ratio {
 
 // === impl Size ===
 
-/// The units of a [`Size`], the largest first; printed in the first of the binary ones that divides it.
+/// The units of a [`Size`], the largest first; it is printed in the first binary unit that divides it.
 const UNITS: [(&str, u64); 6] = [
     ("GiB", 1 << 30),
     ("MiB", 1 << 20),
@@ -230,12 +230,12 @@ const UNITS: [(&str, u64); 6] = [
 ];
 
 impl Size {
-    /// `None` for no bytes at all, and for 2 GiB and more.
+    /// `None` for zero bytes, and for 2 GiB and more.
     pub const fn new(bytes: u64) -> Option<Self> {
         if bytes == 0 || bytes > i32::MAX as u64 { None } else { Some(Size(bytes as u32)) }
     }
 
-    /// `kib` times 1,024 bytes; at least one of them, and at most 2,097,151.
+    /// `kib` times 1,024 bytes; at least 1 and at most 2,097,151 KiB.
     pub const fn from_kib(kib: u32) -> Self {
         let most = (1 << 21) - 1;
         Size(
@@ -249,12 +249,12 @@ impl Size {
         )
     }
 
-    /// How many bytes.
+    /// The number of bytes.
     pub const fn get(self) -> usize {
         self.0 as usize
     }
 
-    /// The same, as HTTP/2 counts.
+    /// The same as a `u32`.
     pub const fn as_u32(self) -> u32 {
         self.0
     }
@@ -317,12 +317,12 @@ impl Rate {
         Rate { count, per }
     }
 
-    /// The time between two at this rate; `None` when there are none at all.
+    /// The time between two calls at this rate; `None` if the rate is 0.
     pub fn interval(self) -> Option<Duration> {
         (self.count > 0).then(|| self.per / self.count)
     }
 
-    /// How many in a second.
+    /// The number per second.
     pub fn hertz(self) -> f64 {
         f64::from(self.count) / self.per.as_secs_f64()
     }
@@ -365,7 +365,7 @@ impl fmt::Display for Rate {
 // === impl Switch ===
 
 impl<T> Switch<T> {
-    /// The settings, unless it is off.
+    /// The settings, unless `off`.
     pub fn on(&self) -> Option<&T> {
         match self {
             Switch::Off => None,
@@ -375,7 +375,7 @@ impl<T> Switch<T> {
 }
 
 impl<P: Patch> Switch<P> {
-    /// What holds after this layer: switching on starts from the defaults, or from what was on.
+    /// Overlays `layer` on `below`: switching on starts from the settings below, or from the defaults.
     pub fn over(layer: Option<&Self>, below: Option<P::Full>) -> Option<P::Full> {
         match layer {
             None => below,
@@ -389,7 +389,7 @@ impl<P: Patch> Switch<P> {
     }
 }
 
-/// Reads the words `off` and (from YAML 1.1 habits) `false`; everything else goes to `T`.
+/// Reads the words `off` and, for users of YAML 1.1, `false`; `T` reads any other value.
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Switch<T> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         struct Visitor<T>(std::marker::PhantomData<T>);
@@ -444,7 +444,7 @@ impl<T: Serialize> Serialize for Switch<T> {
     }
 }
 
-/// Written as text by `Display`, read by `FromStr`; a bare number gets the message of its text.
+/// Written as text by `Display`, read by `FromStr`; a bare number gets the error message of its text.
 macro_rules! text {
     ($($ty:ty: $expects:literal),*) => { $(
         impl ::serde::Serialize for $ty {

@@ -1,35 +1,35 @@
-//! How a call or an attempt ended.
+//! The outcome of a call or an attempt.
 use super::{Code, Error, Origin, Reason};
 
-/// How a call or an attempt ended, in words every protocol can say.
+/// The outcome of a call or an attempt, independent of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// The canonical code.
     pub code: Code,
-    /// The protocol's own number for it: an HTTP status, a gRPC code. 0 where no answer came.
+    /// The protocol's own number: an HTTP status, a gRPC code. 0 if there was no answer.
     pub status: u16,
-    /// Which mechanism spoke, here or over there; `None` for a handler's own answer.
+    /// The mechanism that ended the call, here or at the other side; `None` for a handler's own answer.
     pub reason: Option<Reason>,
-    /// Who gave up.
+    /// The side that gave up.
     pub origin: Origin,
-    /// May a handler have seen the call?
+    /// Whether a handler may have seen the call.
     pub maybe_executed: bool,
 }
 
 // === impl Verdict ===
 
 impl Verdict {
-    /// A handler answered with `code`, which its protocol writes as `status`.
+    /// A handler's answer with `code`, which its protocol writes as `status`.
     pub fn answered(code: Code, status: u16) -> Self {
         Verdict { code, status, reason: None, origin: Origin::Remote, maybe_executed: true }
     }
 
-    /// The other side refused before it did anything, and said so.
+    /// A refusal of the other side before it did any work.
     pub fn refused(reason: Reason, code: Code, status: u16) -> Self {
         Verdict { code, status, reason: Some(reason), origin: Origin::Remote, maybe_executed: false }
     }
 
-    /// No answer came, because of `error`.
+    /// No answer, because of `error`.
     pub fn of(error: &Error) -> Self {
         Verdict {
             code: error.code(),
@@ -44,20 +44,20 @@ impl Verdict {
         Verdict { code: reason.code(), status: 0, reason: Some(reason), origin, maybe_executed: true }
     }
 
-    /// Did it go well?
+    /// Whether the call succeeded.
     pub fn is_success(&self) -> bool {
         self.code == Code::Ok
     }
 
-    /// Does the answer name a mechanism, or speak of a cancellation? Such an answer is looked at again: it may
-    /// be about another hop, or say in other words that the time was up.
+    /// Whether the answer names a mechanism or is a cancellation. The caller checks such an answer again: it
+    /// may be about another hop, or may be caused by the deadline.
     pub(crate) fn is_odd(&self) -> bool {
         self.reason.is_some() || self.code == Code::Cancelled
     }
 
-    /// Does it say nothing of whoever was called? Local refusals, cancellations, panics on this side, and
-    /// refusals of another chassis, which are told before any work and are about load or policy, not
-    /// about health.
+    /// Whether the outcome says nothing about the called endpoint: local refusals, cancellations, panics on
+    /// this side, and refusals of another chassis, which happen before any work and are about load or policy,
+    /// not about health.
     pub fn blames_nobody(&self) -> bool {
         match self.status {
             0 => self.origin == Origin::Local || self.reason == Some(Reason::Panicked),

@@ -1,25 +1,25 @@
-//! Names on the wire that all protocols have in common, and looking for headers in the few that a call has.
+//! Header names that all protocols share, and lookup in the few headers of a call.
 //!
-//! A protocol's own names are in the `wire` of its crate.
+//! A protocol's own names are in the `wire` module of its crate.
 use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{FORWARDED, VIA},
 };
 
-/// Who calls, with its labels: `orders;track=stable`.
+/// The calling service, with its labels: `orders;track=stable`.
 pub const CALLER: HeaderName = HeaderName::from_static("x-chassis-caller");
-/// Attempts made before this one, where a protocol has no name of its own for it.
+/// The number of attempts before this one, for protocols without a name of their own for it.
 pub const ATTEMPT: HeaderName = HeaderName::from_static("x-chassis-attempt");
-/// Milliseconds that remain of the deadline, where a protocol has no name of its own for it.
+/// The remaining milliseconds until the deadline, for protocols without a name of their own for it.
 pub const TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
-/// The trace, and the span that calls.
+/// The trace and the calling span.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-/// Further tracers' words on the trace.
+/// The trace state of other tracers.
 pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-/// What applications want handed on, with a trace or without one.
+/// Entries that applications pass on, with or without a trace.
 pub const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
-/// What proxies write of themselves. Not all of them name the client: Envoy writes `x-forwarded-for` only with
-/// `use_remote_address`, and nginx often gets `x-real-ip` in its place.
+/// Headers that proxies add. Not all of them name the client: Envoy writes `x-forwarded-for` only with
+/// `use_remote_address`, and nginx is often configured to write `x-real-ip` instead.
 pub(crate) const FORWARDED_BY: [HeaderName; 7] = [
     VIA,
     FORWARDED,
@@ -30,23 +30,23 @@ pub(crate) const FORWARDED_BY: [HeaderName; 7] = [
     HeaderName::from_static("x-envoy-expected-rq-timeout-ms"),
 ];
 
-/// Longer baggage and trace state are not handed on: W3C's bound, so that no caller makes us carry more.
+/// The longest baggage and trace state that are passed on: W3C's bound, so that no caller makes us carry more.
 pub(crate) const LONGEST_CARRIED: usize = 8192;
 
-/// With more names than these, hashing one is quicker than comparing some.
+/// With more names than this, hashing one is faster than comparing all.
 const FEW: usize = 16;
 
 /// The first value of `name`.
 pub fn find<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
     match headers.keys_len() {
-        // Mostly it is not there, which the names tell sooner than names and values do.
+        // In most cases the name does not exist, and comparing names only is faster than looking up values.
         0..=FEW if !contains(headers, name) => None,
         0..=FEW => headers.iter().find(|(key, _)| *key == name).map(|(_, value)| value),
         _ => headers.get(name),
     }
 }
 
-/// Is there one of this name?
+/// Whether a header has this name.
 #[inline]
 pub fn contains(headers: &HeaderMap, name: &HeaderName) -> bool {
     match headers.keys_len() {

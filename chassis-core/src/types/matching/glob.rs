@@ -1,19 +1,19 @@
 //! Globs over operations, paths and names.
 use regex::bytes::{Regex, RegexBuilder};
 
-/// A compiled glob: `*` is anything but `/`, `**` anything at all; in paths `{id}` is one segment.
+/// A compiled glob: `*` matches any text without `/`, `**` any text; in paths `{id}` matches one segment.
 ///
-/// What is common is compared directly; the rest becomes a regular expression, since those take linear time
-/// whatever they are given: paths come from the network.
+/// Common forms are compared directly; others become a regular expression, which takes linear time for any
+/// input, because paths come from the network.
 #[derive(Clone, Debug)]
 pub(super) enum Glob {
     /// `/orders`
     Exact(Box<str>),
-    /// `shop.v1.*`: the text in front, and at least so many bytes that are no `/`.
+    /// `shop.v1.*`: the prefix, and the least number of bytes after it, none of them `/`.
     Within(Box<str>, usize),
     /// `shop.**`
     Any(Box<str>),
-    /// `/orders/**`: `/orders` itself, and all below it.
+    /// `/orders/**`: `/orders` itself, and all paths below it.
     Below(Box<str>),
     /// Anything else.
     Pattern(Regex),
@@ -37,12 +37,13 @@ const LONGEST: usize = 1_024;
 // === impl Glob ===
 
 impl Glob {
-    /// For names and operations, where braces are letters: an operation of REST is `GET /stock/{id}`.
+    /// For names and operations, in which braces are ordinary characters: an operation of REST is `GET
+    /// /stock/{id}`.
     pub(super) fn name(text: &str) -> Result<Self, String> {
         Self::compile(text, false)
     }
 
-    /// For paths, where braces are segments.
+    /// For paths, in which braces mean segments.
     pub(super) fn path(text: &str) -> Result<Self, String> {
         match text.as_bytes() {
             [b'/' | b'*', ..] | [] => Self::compile(text, true),
@@ -50,7 +51,7 @@ impl Glob {
         }
     }
 
-    /// Does all of `text` fit?
+    /// Whether all of `text` matches.
     pub(super) fn matches(&self, text: &str) -> bool {
         match self {
             Glob::Exact(all) => **all == *text,
@@ -117,7 +118,7 @@ fn pieces(text: &str, braces: bool) -> Result<Vec<Piece<'_>>, String> {
     Ok(pieces)
 }
 
-/// The segment that `rest` begins with, and its length.
+/// The segment at the start of `rest`, and its length.
 fn braced(rest: &str) -> Option<(Piece<'_>, usize)> {
     let (name, _) = rest.strip_prefix('{')?.split_once('}')?;
     let (piece, word) = match name.strip_prefix('*') {
@@ -133,7 +134,7 @@ fn pattern(pieces: &[Piece<'_>]) -> Result<Regex, regex::Error> {
     let mut text = String::from(r"\A");
     for (i, piece) in pieces.iter().enumerate() {
         match piece {
-            // Here as well, `/**` at the end is what lies above it too.
+            // Here, too, `/**` at the end also matches the path above it.
             Piece::Text(part) if part.ends_with('/') && pieces[i + 1..] == [Piece::Any] => {
                 text += &regex::escape(&part[..part.len() - 1]);
                 text += "(?:/.*)?";
@@ -211,7 +212,7 @@ mod tests {
     }
 
     proptest! {
-        /// The direct comparisons say what the regular expression would.
+        /// The direct comparisons agree with the regular expression.
         #[test]
         fn shapes_are_patterns(text in "(/|\\*)(a|b|/|\\{x\\}|\\*\\*?/?a?){0,4}", path in "/[ab/]{0,8}") {
             if let Ok(glob) = Glob::path(&text) {

@@ -1,7 +1,7 @@
-//! Which calls a rule is about: one matcher for routes, limits, faults and retries.
+//! Matches calls: one matcher for routes, limits, faults and retries.
 //!
-//! [`Match`] is what people write, [`Matcher`] what it becomes: compiled once with its settings, then asked
-//! by every call, without allocating (but for a query that is percent-encoded).
+//! [`Match`] is the written form, [`Matcher`] the compiled one: it is compiled with the settings, and matches
+//! each call without allocating (except for a percent-encoded query).
 mod glob;
 mod read;
 mod value;
@@ -15,7 +15,7 @@ pub use self::value::{IntMatch, ValueMatch};
 use self::{glob::Glob, read::text_or_map, value::Value};
 use crate::types::{Target, wire};
 
-/// Calls of which all that is said here is true. Nothing said, it is all calls.
+/// A condition on calls: all of its keys must hold. Without keys it matches all calls.
 ///
 /// ```
 /// use chassis_core::matching::{Match, Matcher};
@@ -27,48 +27,49 @@ use crate::types::{Target, wire};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Match {
-    /// The operation, as a glob or a list of globs, one of which has to fit: `stock.v1.Stock/*`,
-    /// `GET /stock/{id}`. `*` stands for anything but `/`, `**` for anything at all.
+    /// The operation: a glob, or a list of globs of which one must match: `stock.v1.Stock/*`, `GET
+    /// /stock/{id}`. `*` matches any text without `/`, `**` any text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub operation: Option<OneOrMany>,
-    /// The HTTP method, or a list of methods. Calls of gRPC are `POST`.
+    /// The HTTP method, or a list of methods. gRPC calls are `POST`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<OneOrMany>,
-    /// The raw path, as a glob or template or a list of them: `/orders/**` (and `/orders` itself),
-    /// `/orders/{id}/items`. `{id}` stands for one segment, which is not empty; `{*rest}` for the rest.
+    /// The raw path, as a glob or template, or a list of them: `/orders/**` (and `/orders` itself),
+    /// `/orders/{id}/items`. `{id}` matches one segment, which is not empty; `{*rest}` matches the rest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<OneOrMany>,
-    /// Method and path in one: `GET /orders/**`, or a list of such.
+    /// Method and path together: `GET /orders/**`, or a list of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<OneOrMany>,
-    /// Headers, or metadata of gRPC, by name. Where one is repeated, any of its values may match.
+    /// Headers, or metadata of gRPC, by name. If one is repeated, any of its values may match.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub header: BTreeMap<String, ValueMatch>,
-    /// The same as `header`, in the words of gRPC. Values of `-bin` keys are compared as the base64 they
-    /// travel as.
+    /// The same as `header`, by the name that gRPC uses. Values of `-bin` keys are compared in base64, as they
+    /// are sent.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, ValueMatch>,
-    /// Parameters of the query by name, decoded. Where one is repeated, any of its values may match.
+    /// Query parameters by name, decoded. If one is repeated, any of its values may match.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub query: BTreeMap<String, ValueMatch>,
-    /// The calling service: a glob for its name, or `{ name: …, labels: … }`. Nobody where nobody said.
+    /// The calling service: a glob for its name, or `{ name: …, labels: … }`. Does not match calls without a
+    /// caller's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub caller: Option<CallerMatch>,
     /// Labels of the calling service.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub caller_labels: BTreeMap<String, ValueMatch>,
-    /// At least one of these. An empty list is refused.
+    /// At least one of these must match. An empty list is refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub any: Option<Vec<MatchRef>>,
-    /// All of these. An empty list is refused.
+    /// All of these must match. An empty list is refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub all: Option<Vec<MatchRef>>,
-    /// Not this one.
+    /// This one must not match.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not: Option<Box<MatchRef>>,
 }
 
-/// A match in its place, or the name of one of `matches`.
+/// A match, or the name of an entry of `matches`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum MatchRef {
     /// `match: beta`
@@ -77,31 +78,31 @@ pub enum MatchRef {
     Inline(Box<Match>),
 }
 
-/// A text, or a list of texts of which one has to fit.
+/// A text, or a list of texts of which one must match.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OneOrMany(pub Vec<String>);
 
 /// The calling service: `batch-*`, or `{ name: batch-*, labels: { track: canary } }`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CallerMatch {
-    /// A glob for its name. Without one, any name.
+    /// A glob for its name. Default: any name.
     pub name: Option<String>,
     /// Its labels.
     pub labels: BTreeMap<String, ValueMatch>,
 }
 
-/// A match, compiled. The default one is for all calls.
+/// A compiled match. The default one matches all calls.
 #[derive(Clone, Debug, Default)]
 pub struct Matcher(Vec<Test>);
 
-/// What a matcher looks at.
+/// The parts of a call that a matcher reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
     /// Operation and caller.
     pub target: &'a Target,
     /// The HTTP method; `POST` for gRPC.
     pub method: &'a Method,
-    /// Path and query, as they travel.
+    /// Path and query, undecoded.
     pub uri: &'a Uri,
     /// Headers or metadata.
     pub metadata: &'a HeaderMap,
@@ -112,9 +113,9 @@ pub struct Subject<'a> {
 pub struct Problem {
     /// The key within the match, as in `any[1].header.x-canary.regex`; empty for the match itself.
     pub path: String,
-    /// What is wrong there.
+    /// The message.
     pub message: String,
-    /// What could stand there instead, where that is a list: the names there are.
+    /// The values that are allowed there, if there is a list: the existing names.
     pub allowed: Vec<String>,
 }
 
@@ -132,7 +133,7 @@ enum Test {
     Not(Matcher),
 }
 
-/// The named matches, and those we are in the middle of.
+/// The named matches, and the names that are being compiled.
 struct Compiler<'a> {
     named: &'a BTreeMap<String, Match>,
     within: Vec<&'a str>,
@@ -141,17 +142,17 @@ struct Compiler<'a> {
 // === impl Matcher ===
 
 impl Matcher {
-    /// For all calls.
+    /// Matches all calls.
     pub fn any() -> Self {
         Self::default()
     }
 
-    /// Compiles `written`, with those of `named` that it refers to.
+    /// Compiles `written`, and the entries of `named` that it refers to.
     pub fn compile(written: &MatchRef, named: &BTreeMap<String, Match>) -> Result<Self, Problem> {
         Compiler { named, within: Vec::new() }.resolve(written)
     }
 
-    /// Is it about this call?
+    /// Whether it matches this call.
     #[inline]
     pub fn matches(&self, call: &Subject<'_>) -> bool {
         self.0.is_empty() || self.matches_each(call)
@@ -161,7 +162,7 @@ impl Matcher {
         self.0.iter().all(|test| test.matches(call))
     }
 
-    /// Is it about all calls, whatever they are?
+    /// Whether it matches all calls.
     pub fn is_any(&self) -> bool {
         self.0.is_empty()
     }
@@ -211,7 +212,7 @@ impl<'a> Compiler<'a> {
         self.within.push(name);
         let compiled = self.compile(found);
         self.within.pop();
-        // The place in the other match is not one within this one.
+        // The problem's path is relative to the other match, not to this one.
         compiled.map_err(|problem| Problem::new(format!("match `{name}`: {problem}")))
     }
 
@@ -271,7 +272,7 @@ impl<'a> Compiler<'a> {
     }
 }
 
-/// Letters in either case; HTTP has them in capitals.
+/// Letter case does not matter here; HTTP methods are in capitals.
 fn method(text: &str) -> Result<Method, String> {
     let known = || Method::from_bytes(text.to_ascii_uppercase().as_bytes()).ok();
     known().ok_or_else(|| format!("`{text}` is no method; write GET, or a list of methods"))
@@ -284,7 +285,7 @@ fn operation(text: &str) -> Result<Glob, String> {
     }
 }
 
-/// Why no operation has a name like `text`, if that is certain: `get /x`, `/shop.v1.Stock/Level`.
+/// Why no operation can have a name like `text`, if that is certain: `get /x`, `/shop.v1.Stock/Level`.
 pub(crate) fn misspelt_operation(text: &str) -> Option<String> {
     let why = |right: String| Some(format!("no operation is called `{text}`; write `{right}`"));
     match text.split_once(' ') {
@@ -324,7 +325,7 @@ impl Problem {
         Problem { path: String::new(), message: message.into(), allowed: Vec::new() }
     }
 
-    /// The same, seen from where `key` leads to it.
+    /// The same problem, relative to the value that contains `key`.
     pub fn under(self, key: &str) -> Self {
         let dot = if self.path.is_empty() || self.path.starts_with('[') { "" } else { "." };
         Problem { path: format!("{key}{dot}{}", self.path), ..self }

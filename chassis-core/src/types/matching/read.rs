@@ -1,4 +1,4 @@
-//! Reading values that may be a text or something larger.
+//! Reads values that are a text or a larger structure.
 use std::{fmt, marker::PhantomData};
 
 use serde::{
@@ -6,7 +6,7 @@ use serde::{
     de::{self, IgnoredAny, value::MapAccessDeserializer, value::SeqAccessDeserializer},
 };
 
-/// A text (numbers and booleans are taken as they would be written), or a map that a `T` is read from.
+/// A text (numbers and booleans are taken as written), or a map from which a `T` is read.
 pub(super) fn text_or_map<'de, D, T, R>(
     from: D,
     expecting: &'static str,
@@ -47,7 +47,7 @@ where
         }
         fn visit_map<A: de::MapAccess<'de>>(self, mut entries: A) -> Result<R, A::Error> {
             let read = T::deserialize(MapAccessDeserializer::new(&mut entries))?;
-            // An enum takes one entry and leaves the rest.
+            // An enum reads one entry and ignores the rest.
             match entries.next_key::<String>()? {
                 None => Ok(self.2(read)),
                 Some(key) => {

@@ -1,6 +1,6 @@
 use super::*;
 
-/// A call that each test changes one thing of.
+/// A call of which each test changes one part.
 struct Call {
     target: Target,
     method: Method,

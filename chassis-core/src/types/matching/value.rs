@@ -1,4 +1,4 @@
-//! What a header, a parameter or a label has to be.
+//! Conditions on the value of a header, a parameter or a label.
 use std::borrow::Cow;
 
 use percent_encoding::percent_decode;
@@ -7,32 +7,32 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Problem, read::text_or_map};
 
-/// A condition on a value: the value itself, or a map with one of these.
+/// A condition on a value: the value itself, or a map with one of these keys.
 ///
-/// Where there are several values, one of them has to fit; `not` then means that none does, which is also
-/// true where there is no value at all.
+/// Of several values, one must satisfy it; `not` then means that none does, which is also true if there is no
+/// value.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(remote = "Self", rename_all = "lowercase")]
 pub enum ValueMatch {
-    /// Exactly this, in upper and lower case as written.
+    /// Equals this text; letter case matters.
     Exact(String),
-    /// Begins with this.
+    /// Starts with this text.
     Prefix(String),
     /// Ends with this.
     Suffix(String),
-    /// Has this somewhere in it.
+    /// Contains this text.
     Contains(String),
-    /// All of it fits this regular expression, in the syntax of the `regex` crate, which takes linear time.
+    /// Matches this regular expression as a whole, in the syntax of the `regex` crate, which takes linear time.
     Regex(String),
-    /// Is there at all (`true`), or is not (`false`).
+    /// Exists (`true`), or does not exist (`false`).
     Present(bool),
-    /// Is a whole number in these bounds.
+    /// Is an integer within these bounds.
     Int(IntMatch),
-    /// Does not fit this.
+    /// Does not satisfy this condition.
     Not(Box<ValueMatch>),
 }
 
-/// Bounds on a whole number from -2⁶³ to 2⁶³ - 1, all of which hold. None at all are refused.
+/// Bounds on an integer from -2⁶³ to 2⁶³ - 1, all of which must hold. At least one is required.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct IntMatch {
@@ -69,10 +69,11 @@ pub(super) enum Value {
     Not(Box<Value>),
 }
 
-/// What a regular expression may take when compiled, in bytes.
+/// The largest size of a compiled regular expression, in bytes.
 const LARGEST: usize = 1 << 18;
 
-/// Values are no globs as names are: a star that looks like one is refused rather than never met.
+/// Values are no globs, unlike names: a value that looks like a glob is refused, because it would hardly ever
+/// match.
 fn no_glob(text: &str) -> Result<String, Problem> {
     let instead = match (text, text.strip_suffix('*'), text.strip_prefix('*')) {
         ("*", ..) => "present: true".to_owned(),
@@ -149,7 +150,7 @@ impl Value {
         })
     }
 
-    /// Does one of the values fit? They are asked for again below each `not`.
+    /// Whether one of the values satisfies the condition. `values` is called again below each `not`.
     pub(super) fn matches<I: Iterator<Item: AsRef<[u8]>>>(&self, values: impl Fn() -> I) -> bool {
         match self {
             Value::Not(inner) => !inner.matches(values),
@@ -158,7 +159,7 @@ impl Value {
         }
     }
 
-    /// Does it fit where there is no value?
+    /// Whether the condition holds if there is no value.
     pub(super) fn matches_none(&self) -> bool {
         match self {
             Value::Not(inner) => !inner.matches_none(),
@@ -185,14 +186,14 @@ impl Value {
 
 fn regex(text: &str) -> Result<Regex, String> {
     let build = |text: &str| RegexBuilder::new(text).size_limit(LARGEST).dfa_size_limit(LARGEST).build();
-    // By itself first: in the group, `a)|(b` would be one.
+    // Compiled alone first: in the group, `a)|(b` would be valid.
     build(text).and_then(|_| build(&format!(r"\A(?:{text})\z"))).map_err(|why| match why {
         regex::Error::CompiledTooBig(_) => format!("`{text}` is too large a regular expression"),
         why => format!("`{text}` is no regular expression: {}", why.to_string().lines().last().unwrap_or("")),
     })
 }
 
-/// The values of the parameter `name` in a raw query. Decoded where need be: only that allocates.
+/// The values of the parameter `name` in a raw query. Only decoding, if necessary, allocates.
 pub(super) fn parameters<'q>(query: Option<&'q str>, name: &str) -> impl Iterator<Item = Cow<'q, [u8]>> {
     query.into_iter().flat_map(|query| query.split('&')).filter_map(move |pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -200,7 +201,7 @@ pub(super) fn parameters<'q>(query: Option<&'q str>, name: &str) -> impl Iterato
     })
 }
 
-/// Percent-decoded, with `+` for a space, as forms write it. What is no escape stands for itself.
+/// Percent-decoded, with `+` for a space, as in forms. An invalid escape is kept as it is.
 fn decoded(text: &str) -> Cow<'_, [u8]> {
     let bytes = text.as_bytes();
     if !bytes.iter().any(|byte| matches!(byte, b'%' | b'+')) {
@@ -214,7 +215,7 @@ fn decoded(text: &str) -> Cow<'_, [u8]> {
 mod tests {
     use super::*;
 
-    /// Does the condition hold for these values?
+    /// Compares whether the condition holds for these values.
     #[track_caller]
     fn check(json: &str, values: &[&str], expected: bool) {
         let written: ValueMatch = serde_json::from_str(json).unwrap();
