@@ -1,4 +1,4 @@
-//! Calls to send, and answers read to the end.
+//! Builds calls, and reads answers to their end.
 use std::{future::poll_fn, pin::pin, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
@@ -14,7 +14,7 @@ use crate::{
     types::{Body, Error, LabelSet, Operation, Target},
 };
 
-/// Puts a call together. The clock starts with [`build`](Self::build).
+/// Builds a call. Its time starts with [`build`](Self::build).
 ///
 /// ```
 /// use chassis_core::testing::CallBuilder;
@@ -46,11 +46,11 @@ pub struct Answered {
     pub body: Bytes,
     /// Its trailers, if it had any.
     pub trailers: Option<HeaderMap>,
-    /// Where it came from: the address of a node, unless it was made up on the way.
+    /// The address of the node that answered; `None` if no node did.
     pub address: Option<String>,
 }
 
-/// Sends `call`, and reads the answer to the end. An answer that breaks off is an error.
+/// Sends `call`, and reads the answer to its end. An incomplete answer is an error.
 pub async fn run(pipeline: &Pipeline, call: Invocation) -> Result<Answered, Error> {
     read(pipeline.clone().call(call).await?).await
 }
@@ -73,12 +73,12 @@ pub async fn read(reply: Reply) -> Result<Answered, Error> {
 // === impl CallBuilder ===
 
 impl CallBuilder {
-    /// A call that can be executed twice.
+    /// An idempotent call.
     pub fn get(service: &str, operation: &'static str) -> Self {
         CallBuilder { method: Method::GET, ..Self::post(service, operation) }
     }
 
-    /// A call that must not be executed twice.
+    /// A call that is not idempotent.
     pub fn post(service: &str, operation: &'static str) -> Self {
         CallBuilder {
             protocol: &TEST,
@@ -92,7 +92,7 @@ impl CallBuilder {
         }
     }
 
-    /// By another protocol. Default: [`TEST`].
+    /// The protocol of the call. Default: [`TEST`].
     pub fn protocol(mut self, protocol: &'static dyn Protocol) -> Self {
         self.protocol = protocol;
         self
@@ -104,7 +104,7 @@ impl CallBuilder {
         self
     }
 
-    /// One more header.
+    /// Adds a header.
     pub fn header(mut self, name: &'static str, value: &str) -> Self {
         let value = HeaderValue::from_str(value).expect("a value of visible characters");
         self.metadata.append(HeaderName::from_static(name), value);
@@ -117,19 +117,19 @@ impl CallBuilder {
         self
     }
 
-    /// A body that streams. Default: none.
+    /// A streaming body. Default: none.
     pub fn streaming(mut self, body: Body) -> Self {
         self.body = body;
         self
     }
 
-    /// To the end of the answer. Default: as the settings say.
+    /// The time to the end of the answer. Default: as in the settings.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.options.timeout = Some(timeout);
         self
     }
 
-    /// Only nodes with this label, too.
+    /// Restricts the call to nodes with this label, too.
     pub fn pinned(mut self, name: &str, value: &str) -> Self {
         let label = LabelSet::from_iter([(name, value)]);
         let all = self.options.labels.map_or_else(|| label.clone(), |labels| labels.and(&label));
@@ -137,25 +137,25 @@ impl CallBuilder {
         self
     }
 
-    /// May be executed twice.
+    /// Marks the call as idempotent.
     pub fn idempotent(mut self) -> Self {
         self.options.idempotent = true;
         self
     }
 
-    /// Never retried.
+    /// Disables retries of the call.
     pub fn no_retry(mut self) -> Self {
         self.options.no_retry = true;
         self
     }
 
-    /// Not bound by an inherited deadline.
+    /// Ignores an inherited deadline.
     pub fn detached(mut self) -> Self {
         self.options.detached = true;
         self
     }
 
-    /// The call, starting now.
+    /// The call; its time starts now.
     pub fn build(self) -> Invocation {
         let mut call = Invocation::new(self.protocol, Target::new(self.service, self.operation));
         call.method = self.method;
@@ -170,7 +170,7 @@ impl CallBuilder {
 // === impl Answered ===
 
 impl Answered {
-    /// The body as text; what is no UTF-8 is replaced.
+    /// The body as text; invalid UTF-8 is replaced.
     pub fn text(&self) -> std::borrow::Cow<'_, str> {
         String::from_utf8_lossy(&self.body)
     }

@@ -17,7 +17,7 @@ pub struct Feed(mpsc::UnboundedSender<Result<Frame<Bytes>, Error>>);
 
 struct Fed(mpsc::UnboundedReceiver<Result<Frame<Bytes>, Error>>);
 
-/// A body that waits for what is fed.
+/// A body that waits for its feed.
 pub fn feed() -> (Feed, Body) {
     let (sender, receiver) = mpsc::unbounded_channel();
     (Feed(sender), Body::stream(Fed(receiver), |error| error))
@@ -26,27 +26,27 @@ pub fn feed() -> (Feed, Body) {
 // === impl Feed ===
 
 impl Feed {
-    /// The next chunk. False if nobody reads any more.
+    /// Sends the next chunk. `false` if the body was dropped.
     pub fn send(&self, chunk: impl Into<Bytes>) -> bool {
         self.0.send(Ok(Frame::data(chunk.into()))).is_ok()
     }
 
-    /// The trailers, and with them the end.
+    /// Sends the trailers, and ends the body.
     pub fn end_with(self, trailers: HeaderMap) -> bool {
         self.0.send(Ok(Frame::trailers(trailers))).is_ok()
     }
 
-    /// Breaks the body off.
+    /// Ends the body with an error.
     pub fn fail(self, error: Error) -> bool {
         self.0.send(Err(error)).is_ok()
     }
 
-    /// Has whoever read the body dropped it?
+    /// Whether the body was dropped.
     pub fn is_closed(&self) -> bool {
         self.0.is_closed()
     }
 
-    /// Resolves when whoever reads the body has dropped it.
+    /// Resolves when the body was dropped.
     pub async fn closed(&self) {
         self.0.closed().await;
     }

@@ -1,5 +1,5 @@
-//! What tests of users and of our own need: a scripted upstream that counts, a scripted registry,
-//! calls to send, and the contract suites of the ports.
+//! Tools for tests: a scripted upstream that counts, a scripted registry, calls to send, and the contract
+//! suites of the ports.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -17,7 +17,7 @@
 //! let stock = pipeline::client(&runtime, "stock", &Arc::new(upstream.clone()));
 //!
 //! let answer = run(&stock, CallBuilder::get("stock", "Count").build()).await.unwrap();
-//! assert_eq!(answer.text(), "three left"); // whichever was asked first
+//! assert_eq!(answer.text(), "three left"); // of whichever was picked first
 //! assert_eq!(upstream.calls("memory:b"), 1);
 //! # }
 //! ```

@@ -1,4 +1,4 @@
-//! A protocol that is nothing but what the pipeline needs of one.
+//! A minimal protocol for tests.
 use std::{borrow::Cow, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::CONTENT_LENGTH};
@@ -8,8 +8,8 @@ use crate::{
     types::{Body, CallLabels, Code, DurationFamilies, Error, Reason, Verdict},
 };
 
-/// Speaks in HTTP statuses: one from 400 on fails with the head, any other one is known at the end of
-/// the body, by the [`STATUS`] trailer if there is one. GET can be executed twice.
+/// Uses HTTP statuses: an answer with a status from 400 on has failed with its head; for other answers the
+/// verdict is known at the end of the body, from the [`STATUS`] trailer if there is one. GET is idempotent.
 #[derive(Clone, Copy, Debug)]
 pub struct TestProtocol {
     name: &'static str,
@@ -19,22 +19,22 @@ pub struct TestProtocol {
 /// The test protocol by its own name, `test`.
 pub static TEST: TestProtocol = TestProtocol::named("test");
 
-/// A trailer: the number of the code the call ended with.
+/// A trailer: the number of the code that ended the call.
 pub const STATUS: HeaderName = HeaderName::from_static("x-status");
-/// A header of refusals: the name of the [`Reason`]. Who answers with it has done nothing.
+/// A header of refusals: the name of the [`Reason`]. A service that sends it has executed nothing.
 pub const REASON: HeaderName = HeaderName::from_static("x-reason");
-/// A header: seconds not to try again for, or `never`.
+/// A header: the seconds before the next try, or `never`.
 pub const RETRY_AFTER: HeaderName = HeaderName::from_static("retry-after");
 
 // === impl TestProtocol ===
 
 impl TestProtocol {
-    /// The test protocol under another name, for what goes by names: metrics, fallbacks.
+    /// The test protocol under another name, for tests of metrics and fallbacks, which depend on the name.
     pub const fn named(name: &'static str) -> Self {
         TestProtocol { name, durations: &DurationFamilies::NEUTRAL }
     }
 
-    /// The same, whose calls are counted in `families`: by service, status and error, if these have three labels.
+    /// Counts its calls in `families`: by service, status and error, if these have three labels.
     pub const fn counted_by(self, families: &'static DurationFamilies) -> Self {
         TestProtocol { durations: families, ..self }
     }
@@ -56,8 +56,8 @@ impl Protocol for TestProtocol {
     }
 
     fn judge_end(&self, status: StatusCode, trailers: Option<&HeaderMap>) -> Verdict {
-        let told = trailers.and_then(|trailers| trailers.get(STATUS)?.to_str().ok()?.parse().ok());
-        match told.map(Code::from_number) {
+        let code = trailers.and_then(|trailers| trailers.get(STATUS)?.to_str().ok()?.parse().ok());
+        match code.map(Code::from_number) {
             Some(code) => {
                 Verdict::answered(code, if code == Code::Ok { status.as_u16() } else { code.number() })
             }
@@ -65,12 +65,12 @@ impl Protocol for TestProtocol {
         }
     }
 
-    /// As `content-length` says.
+    /// From `content-length`.
     fn length(&self, _: &Method, _: StatusCode, metadata: &HeaderMap, _: &Body) -> Option<u64> {
         metadata.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
     }
 
-    /// Messages end in a newline.
+    /// Messages end with a newline.
     fn next_message(&self, position: &mut u64, chunk: &[u8]) -> Option<usize> {
         for (at, byte) in chunk.iter().enumerate() {
             let begins = *position == 0;

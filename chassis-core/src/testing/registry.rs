@@ -1,4 +1,4 @@
-//! A registry that says what a test tells it to.
+//! A registry whose answers a test sets.
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::plugin::registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher};
 
-/// Says nothing of a service until told; then what it was told last. Clones share it.
+/// Gives no answer about a service until the test sets one. Clones share the answers.
 ///
 /// ```
 /// use chassis_core::{registry::Membership, testing::ScriptedRegistry};
@@ -22,7 +22,7 @@ use crate::plugin::registry::{Instance, Membership, Registration, Registry, Regi
 #[derive(Clone, Default)]
 pub struct ScriptedRegistry(Arc<Mutex<BTreeMap<String, watch::Sender<Said>>>>);
 
-/// `None`: nothing yet, watchers wait. An error is said to each watcher once.
+/// `None`: not set yet, watchers wait. Each watcher gets an error once.
 type Said = Option<Result<Membership, String>>;
 
 struct Script(watch::Receiver<Said>);
@@ -30,7 +30,7 @@ struct Script(watch::Receiver<Said>);
 // === impl ScriptedRegistry ===
 
 impl ScriptedRegistry {
-    /// Has nothing to say yet.
+    /// A registry without answers.
     pub fn new() -> Self {
         Self::default()
     }
@@ -40,17 +40,17 @@ impl ScriptedRegistry {
         Instance::new(service, id).with_address("test", format!("memory:{id}"))
     }
 
-    /// The service has these instances and no others.
+    /// Sets the instances of the service.
     pub fn put<const N: usize>(&self, service: &str, ids: [&str; N]) {
         self.set(service, Membership::known(ids.map(|id| Self::instance(service, id))));
     }
 
-    /// Says this of a service from now on.
+    /// Sets the answer about a service.
     pub fn set(&self, service: &str, membership: Membership) {
         self.slot(service).send_replace(Some(Ok(membership)));
     }
 
-    /// Has no news of a service, for this reason, until told otherwise.
+    /// Makes the registry fail for a service, with this message, until another answer is set.
     pub fn fail(&self, service: &str, message: &str) {
         self.slot(service).send_replace(Some(Err(message.to_owned())));
     }
@@ -76,7 +76,7 @@ impl Registry for ScriptedRegistry {
 
     async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
         let mut said = self.slot(service).subscribe();
-        said.mark_changed(); // the first answer is what is known now
+        said.mark_changed(); // the first answer is the current state
         Ok(Box::new(Script(said)))
     }
 

@@ -1,4 +1,4 @@
-//! Endpoints that do what a test says, and remember who came.
+//! Endpoints whose behaviour a test scripts, and which record their calls.
 use std::{
     collections::BTreeMap,
     future::poll_fn,
@@ -25,7 +25,7 @@ use crate::{
 
 /// A transport to endpoints that a test scripts. Clones share it.
 ///
-/// Endpoints are [`Ready`](Connection::Ready) at once unless the test says otherwise.
+/// Endpoints are [`Ready`](Connection::Ready) at once unless the test sets another state.
 #[derive(Clone)]
 pub struct Upstream(Arc<Inner>);
 
@@ -50,30 +50,30 @@ struct Endpoint {
     closes: usize,
 }
 
-/// A call as it arrived.
+/// A call that arrived.
 #[derive(Clone, Debug)]
 pub struct Arrival {
-    /// Where.
+    /// The address of the endpoint.
     pub address: String,
-    /// How many had arrived there before.
+    /// The number of calls that arrived there before.
     pub nth: usize,
-    /// How many had arrived anywhere before.
+    /// The number of calls that arrived at all endpoints before.
     pub total: usize,
-    /// When.
+    /// The time of arrival.
     pub at: Instant,
-    /// For which operation.
+    /// The operation.
     pub operation: String,
-    /// By which method.
+    /// The method.
     pub method: Method,
-    /// With which metadata: trace, attempt and deadline headers among them.
+    /// The metadata: trace, attempt and deadline headers among them.
     pub metadata: HeaderMap,
-    /// When it is over for its caller.
+    /// The caller's deadline.
     pub deadline: Option<Instant>,
-    /// As much of the body as was read by now.
+    /// The part of the body that was read so far.
     pub body: Bytes,
 }
 
-/// What becomes of one call.
+/// The scripted result of one call.
 #[derive(Debug)]
 pub struct Answer {
     delay: Duration,
@@ -99,12 +99,12 @@ pub struct UpstreamLeaf {
 // === impl Upstream ===
 
 impl Upstream {
-    /// Answers as `script` says, by the test protocol.
+    /// Answers as `script` returns, by the test protocol.
     pub fn new(script: impl Fn(&Arrival) -> Answer + Send + Sync + 'static) -> Self {
         Self::speaking(&TEST, script)
     }
 
-    /// The same by another protocol, which then picks the address of an instance too.
+    /// The same by another protocol, whose name also chooses the instance's address.
     pub fn speaking(
         protocol: &'static dyn Protocol,
         script: impl Fn(&Arrival) -> Answer + Send + Sync + 'static,
@@ -113,13 +113,13 @@ impl Upstream {
         Upstream(Arc::new(Inner { protocol, script: Box::new(script), seen: Mutex::new(seen) }))
     }
 
-    /// New endpoints begin in this state. Default: ready.
+    /// The initial state of new endpoints. Default: ready.
     pub fn begin_as(self, connection: Connection) -> Self {
         self.seen().begin_as = connection;
         self
     }
 
-    /// The connection to `address` is like this from now on.
+    /// Sets the state of the connection to `address`.
     pub fn connect(&self, address: &str, connection: Connection) {
         let links = {
             let mut seen = self.seen();
@@ -130,17 +130,17 @@ impl Upstream {
         links.iter().for_each(|link| link.set(connection));
     }
 
-    /// How many calls arrived at `address`.
+    /// The number of calls that arrived at `address`.
     pub fn calls(&self, address: &str) -> usize {
         self.seen().endpoints.get(address).map_or(0, |endpoint| endpoint.calls)
     }
 
-    /// How many calls arrived.
+    /// The number of calls that arrived.
     pub fn total(&self) -> usize {
         self.seen().arrivals.len()
     }
 
-    /// All that arrived, in order.
+    /// All calls that arrived, in order.
     pub fn arrivals(&self) -> Vec<Arrival> {
         self.seen().arrivals.clone()
     }
@@ -148,17 +148,17 @@ impl Upstream {
     /// The call that arrived last.
     ///
     /// # Panics
-    /// If none did.
+    /// If no call arrived.
     pub fn last(&self) -> Arrival {
         self.seen().arrivals.last().cloned().expect("a call arrived")
     }
 
-    /// How often the endpoint at `address` was told to connect.
+    /// The number of `wake` calls for the endpoint at `address`.
     pub fn wakes(&self, address: &str) -> usize {
         self.seen().endpoints.get(address).map_or(0, |endpoint| endpoint.wakes)
     }
 
-    /// How often an endpoint at `address` was told that it is gone for good.
+    /// The number of `close` calls for endpoints at `address`.
     pub fn closes(&self, address: &str) -> usize {
         self.seen().endpoints.get(address).map_or(0, |endpoint| endpoint.closes)
     }
@@ -167,7 +167,7 @@ impl Upstream {
         self.0.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a call arrived, and asks the script about it.
+    /// Records a call, and asks the script for its result.
     fn arrive(&self, address: &str, call: &Invocation) -> (usize, Answer) {
         let arrival = {
             let mut seen = self.seen();
@@ -215,7 +215,7 @@ impl Upstream {
         }
     }
 
-    /// Reads so many frames of the request, or all of them.
+    /// Reads this many frames of the request, or all of them.
     async fn receive(&self, index: usize, request: &mut Body, frames: Option<usize>) {
         let mut read = BytesMut::new();
         for _ in 0..frames.unwrap_or(usize::MAX) {
@@ -277,7 +277,7 @@ impl Leaf for UpstreamLeaf {
 // === impl Answer ===
 
 impl Answer {
-    /// 200, with all of its body at once.
+    /// 200, with the whole body at once.
     pub fn ok(body: impl Into<Bytes>) -> Self {
         Self::reply(StatusCode::OK, Body::full(body))
     }
@@ -285,12 +285,12 @@ impl Answer {
     /// This status and no body.
     ///
     /// # Panics
-    /// If that is no status.
+    /// If it is not a valid status.
     pub fn status(status: u16) -> Self {
         Self::reply(StatusCode::from_u16(status).expect("a status"), Body::empty())
     }
 
-    /// 200 with a body that streams.
+    /// 200 with a streaming body.
     pub fn streaming(body: Body) -> Self {
         Self::reply(StatusCode::OK, body)
     }
@@ -301,12 +301,12 @@ impl Answer {
         Self::reply(StatusCode::OK, Body::with_trailers(Some(body.into()), trailers))
     }
 
-    /// No answer: the call may have been executed, or not, as `error` says.
+    /// No answer, but `error`.
     pub fn error(error: Error) -> Self {
         Self::then(Then::Fail(error))
     }
 
-    /// No answer: the connection broke with the call on it.
+    /// No answer: the connection broke during the call.
     pub fn lost() -> Self {
         Self::error(Error::remote(Reason::ConnectionLost, "the connection broke"))
     }
@@ -316,7 +316,7 @@ impl Answer {
         Self::then(Then::Return(Error::remote(Reason::ConnectFailed, "connection refused")))
     }
 
-    /// The other side refused to look at it; the call is not given back.
+    /// The other side refused the call before it read it; the call is not given back.
     pub fn refused() -> Self {
         Self::error(Error::remote(Reason::StreamRefused, "REFUSED_STREAM"))
     }
@@ -334,13 +334,13 @@ impl Answer {
         Answer { delay: Duration::ZERO, frames: None, hold: None, then }
     }
 
-    /// The same, that much later.
+    /// Delays the answer.
     pub fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
 
-    /// The same with one more header, if it is an answer.
+    /// Adds a header, if there is an answer.
     pub fn with(mut self, name: HeaderName, value: impl TryInto<HeaderValue>) -> Self {
         if let (Then::Reply { metadata, .. }, Ok(value)) = (&mut self.then, value.try_into()) {
             metadata.append(name, value);
@@ -348,14 +348,13 @@ impl Answer {
         self
     }
 
-    /// The same after so many frames of the request. Default: all of them.
+    /// Answers after this many frames of the request. Default: all of them.
     pub fn reading(mut self, frames: usize) -> Self {
         self.frames = Some(frames);
         self
     }
 
-    /// The same, letting go of the request's body only that much later, as a connection's own task does.
-    /// Default: with the answer.
+    /// Keeps the request's body for this time, as the task of a connection does. Default: until the answer.
     pub fn holding(mut self, hold: Duration) -> Self {
         self.hold = Some(hold);
         self

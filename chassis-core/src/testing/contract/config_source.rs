@@ -1,34 +1,34 @@
-//! What every [`ConfigSource`] keeps to.
+//! The contract of [`ConfigSource`].
 use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use async_trait::async_trait;
 
 use crate::plugin::config_source::{ConfigSource, ConfigWatcher, SourceError, Text};
 
-/// How long an answer may take before the suite gives up: far above what any source needs.
+/// The time limit of an answer: far more than any source needs.
 const CAP: Duration = Duration::from_secs(30);
 
-/// The place a source reads, as a test can get at it: a file, a server's key, a channel.
+/// The place that a source reads, as a test can change it: a file, a server's key, a channel.
 #[async_trait]
 pub trait Place: Send {
     /// A source that reads it.
     fn source(&self) -> Arc<dyn ConfigSource>;
 
-    /// Puts `content` there, whole, whatever was there before.
+    /// Replaces the whole text by `content`.
     async fn write(&mut self, content: &str);
 
-    /// Takes it away or makes it unreadable, until the next `write`. False if that can't happen to it.
+    /// Removes the text or makes it unreadable, until the next `write`. `false` if that is impossible.
     async fn spoil(&mut self) -> bool;
 }
 
-/// Holds a source to what [`ConfigSource`] and [`ConfigWatcher`] promise.
+/// Checks what [`ConfigSource`] and [`ConfigWatcher`] promise.
 ///
-/// The first answer is there at once; every change arrives, the last of a burst at the latest; nothing
-/// arrives twice; watchers do not disturb each other; a dropped future loses nothing; what can't be read
-/// is an error and never an empty text, and what can be read again is told again.
+/// The first answer comes at once; every change arrives, of a burst at least the last; nothing arrives twice;
+/// watchers are independent; a dropped future loses nothing; an unreadable text is an error and never an empty
+/// text, and a text that is readable again is returned again.
 ///
 /// # Panics
-/// Where a promise is broken, naming it.
+/// If a promise is broken, with its name.
 pub async fn config_source(mut place: impl Place) {
     place.write("a: 1\n").await;
     let source = place.source();
@@ -41,9 +41,9 @@ pub async fn config_source(mut place: impl Place) {
     place.write("a: 2\n").await;
     text(&mut watcher, "a: 2\n").await;
     let mut second = watch(&source).await;
-    text(&mut second, "a: 2\n").await; // the first answer is what is there now
+    text(&mut second, "a: 2\n").await; // the first answer is the current text
 
-    place.write("a: 2\n").await; // no change: must not come before the one below, and not twice
+    place.write("a: 2\n").await; // no change: must not arrive before the next one, nor twice
     place.write("a: 3\n").await;
     text(&mut watcher, "a: 3\n").await;
     text(&mut second, "a: 3\n").await;
@@ -62,7 +62,7 @@ pub async fn config_source(mut place: impl Place) {
         let error = answer(&mut watcher).await.expect_err("what can't be read is an error");
         assert!(!error.to_string().is_empty(), "an error says what is wrong");
         place.write("a: 20\n").await;
-        text(&mut watcher, "a: 20\n").await; // the same as before, but it is news that it is back
+        text(&mut watcher, "a: 20\n").await; // unchanged, but it must arrive, because it is readable again
         place.write("a: 21\n").await;
         text(&mut watcher, "a: 21\n").await;
     }
@@ -77,7 +77,7 @@ async fn answer(watcher: &mut Box<dyn ConfigWatcher>) -> Result<Text, SourceErro
     tokio::time::timeout(CAP, watcher.next()).await.expect("a change arrives")
 }
 
-/// The next answer is `expected` and nothing else.
+/// The next answer is `expected`.
 #[track_caller]
 fn text<'a>(watcher: &'a mut Box<dyn ConfigWatcher>, expected: &'a str) -> impl Future<Output = Text> + 'a {
     let caller = std::panic::Location::caller();
@@ -88,7 +88,7 @@ fn text<'a>(watcher: &'a mut Box<dyn ConfigWatcher>, expected: &'a str) -> impl 
     }
 }
 
-/// Of a burst, some may be passed over, but not the last.
+/// Some texts of a burst may be skipped, but not the last.
 async fn last(watcher: &mut Box<dyn ConfigWatcher>, expected: &str) {
     let mut seen = String::new();
     while seen != expected {
@@ -99,7 +99,7 @@ async fn last(watcher: &mut Box<dyn ConfigWatcher>, expected: &str) {
     quiet(watcher).await;
 }
 
-/// Nothing is said while nothing changes.
+/// No answer comes while nothing changes.
 async fn quiet(watcher: &mut Box<dyn ConfigWatcher>) {
     let mut next = watcher.next();
     poll_fn(|cx| match next.as_mut().poll(cx) {
@@ -109,7 +109,7 @@ async fn quiet(watcher: &mut Box<dyn ConfigWatcher>) {
     .await;
 }
 
-/// Asks again and again, dropping the question every few milliseconds.
+/// Calls `next` again and again, dropping the future every few milliseconds.
 async fn impatient(watcher: &mut Box<dyn ConfigWatcher>, expected: &str) {
     let patient = async {
         loop {

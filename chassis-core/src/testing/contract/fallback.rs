@@ -1,4 +1,4 @@
-//! What every fallback keeps to: a [`FallbackFn`], or settings.
+//! The contract of fallbacks: of a [`FallbackFn`], or of settings.
 use std::{sync::Arc, time::Duration};
 
 use http::HeaderValue;
@@ -15,28 +15,28 @@ use crate::{
     types::{Error, Reason, units::Switch},
 };
 
-/// How long a call of the suite waits for its answer: less than a function may take.
+/// The time limit of the suite's calls: less than a function may take.
 const BOUND: Duration = Duration::from_millis(500);
-/// Operations of the suite's upstream, each with its own way to fail.
+/// Operations of the suite's upstream, each of which fails in its own way.
 const FAILING: [&str; 5] = ["Lost", "Internal", "Refused", "Unavailable", "Silent"];
 
-/// Holds a function to what a fallback of `protocol` is for.
+/// Checks a fallback function of `protocol`.
 ///
-/// It leaves successes alone. To every failure, wherever it comes from and however odd the call, it gives an answer
-/// that the protocol reads as a success and that ends: in time, each time, and to many at once.
+/// It leaves successes alone. For every failure, of any origin and of any call, it returns an answer that the
+/// protocol reads as a success and that ends: in time, each time, and for many calls at once.
 ///
-/// A function that answers only some failures, and returns the others, does not pass.
+/// A function that answers only some failures does not pass.
 ///
 /// # Panics
-/// Where a promise is broken, naming it.
+/// If a promise is broken, with its name.
 pub async fn function(answer: Arc<FallbackFn>, protocol: &'static dyn Protocol) {
     fallback(Some(answer), None, protocol).await;
 }
 
-/// Holds an answer from the settings to the same. One that is for some failures only (`on`) does not pass.
+/// Checks an answer from the settings in the same way. One for some failures only (`on`) does not pass.
 ///
 /// # Panics
-/// Where a promise is broken, naming it.
+/// If a promise is broken, with its name.
 pub async fn settings(config: FallbackConfig, protocol: &'static dyn Protocol) {
     fallback(None, Some(config), protocol).await;
 }

@@ -1,4 +1,4 @@
-//! One suite for each port: what its documentation promises, as a test that any implementation runs.
+//! One contract suite for each port: the promises of its documentation as a test for every implementation.
 //!
 //! The suite of connectors is in `chassis_http::connector::contract`, beside its trait.
 pub mod config_source;

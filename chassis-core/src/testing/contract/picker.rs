@@ -1,4 +1,4 @@
-//! What every [`Picker`] keeps to.
+//! The contract of [`Picker`].
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
@@ -12,17 +12,17 @@ use crate::{
     testing::{Answer, CallBuilder, ScriptedRegistry, Upstream, run},
 };
 
-/// Calls a suite makes to see who is picked.
+/// The number of calls that a suite makes to see which nodes are picked.
 const CALLS: usize = 300;
 
-/// Holds a picker to what [`Picker`] and the layer around it promise together.
+/// Checks what [`Picker`] and the layer around it promise together.
 ///
-/// It proposes without a panic whatever there is to choose from: one node, many, none that is ready. What is not
-/// ready gets no call while something else is, and gets calls again once it is back; another attempt goes to
-/// another node; every node that is there is picked sooner or later, unless `may_starve`.
+/// It never panics, with any set of nodes: one, many, none that is ready. A node that is not ready gets no call
+/// while another one is ready, and gets calls again later; another attempt goes to another node; every node is
+/// picked at some time, unless `may_starve`.
 ///
 /// # Panics
-/// Where a promise is broken, naming it.
+/// If a promise is broken, with its name.
 pub async fn picker(picker: impl Picker, may_starve: bool) {
     let registry = ScriptedRegistry::new();
     let upstream = Upstream::new(|_| Answer::ok(""));
@@ -61,7 +61,7 @@ pub async fn picker(picker: impl Picker, may_starve: bool) {
     assert!(none.is_err_and(|error| !error.maybe_executed()), "where none is ready, none is called");
 }
 
-/// How many of [`CALLS`] calls went where.
+/// The number of [`CALLS`] calls that each node got.
 async fn picked(stock: &Pipeline, upstream: &Upstream) -> BTreeMap<String, usize> {
     let before = upstream.total();
     for _ in 0..CALLS {

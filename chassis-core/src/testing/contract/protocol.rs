@@ -1,4 +1,4 @@
-//! What every [`Protocol`] keeps to.
+//! The contract of [`Protocol`].
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, StatusCode, header::HOST};
@@ -10,14 +10,14 @@ use crate::{
     types::{Body, Code, Error, Operation, Origin, Reason, Target, Verdict},
 };
 
-/// Holds a protocol to what [`Protocol`] promises.
+/// Checks what [`Protocol`] promises.
 ///
-/// What it writes as a refusal it reads as a failure; that nothing was executed it reads only where that was
-/// written of this very attempt, and never out of what was passed on; an answer that forbids retries is read so;
-/// whatever a head says, reading it does no harm.
+/// It reads its own refusals as failures. It reads that nothing was executed only if that was written about
+/// this very attempt, and never from an answer that was passed on. It reads an answer that forbids retries as
+/// such. No head makes it panic.
 ///
 /// # Panics
-/// Where a promise is broken, naming it.
+/// If a promise is broken, with its name.
 pub fn protocol(protocol: &'static dyn Protocol) {
     assert!(!protocol.name().is_empty(), "a protocol has a name");
     for reason in Reason::ALL {
@@ -51,23 +51,23 @@ pub fn protocol(protocol: &'static dyn Protocol) {
     assert_eq!(head.len(), 1, "it is said once");
 }
 
-/// Of a call from `orders` to `stock` that `error` ended.
-fn refusals(protocol: &'static dyn Protocol, error: &dyn Fn() -> Error) {
-    let told = error();
-    let before_work = told.origin() == Origin::Local && !told.maybe_executed();
+/// Refusals of a call from `orders` to `stock` that `error` ended.
+fn refusals(protocol: &'static dyn Protocol, make: &dyn Fn() -> Error) {
+    let error = make();
+    let before_work = error.origin() == Origin::Local && !error.maybe_executed();
     let refused = |host: &'static str, caller: &'static str| {
         let mut call = of_orders(protocol, caller);
         call.metadata.insert(HOST, HeaderValue::from_static(host));
-        judged(protocol, answer_of(protocol, &call.refuse(error())))
+        judged(protocol, answer_of(protocol, &call.refuse(make())))
     };
     let own = refused("stock", "orders");
-    assert_eq!(own.code == Code::Ok, told.code() == Code::Ok, "a refusal is a failure: {told:?}");
-    assert!(before_work || own.maybe_executed, "nothing is said to be safe that is not: {told:?}");
+    assert_eq!(own.code == Code::Ok, error.code() == Code::Ok, "a refusal is a failure: {error:?}");
+    assert!(before_work || own.maybe_executed, "nothing is said to be safe that is not: {error:?}");
     for (host, caller) in [("127.0.0.1:8080", "orders"), ("stock", "gateway")] {
         let other = refused(host, caller);
         assert!(
             other.maybe_executed && !other.blames_nobody(),
-            "another hop's refusal is believed: {told:?}"
+            "another hop's refusal counts as its own: {error:?}"
         );
     }
 }
@@ -82,7 +82,7 @@ fn answer_of(protocol: &dyn Protocol, error: &Error) -> (StatusCode, HeaderMap, 
     protocol.refuse(error)
 }
 
-/// What `orders` makes of it, for a first attempt at `stock`.
+/// The verdict of `orders` on it, for a first attempt at `stock`.
 fn judged(protocol: &'static dyn Protocol, (status, head, body): (StatusCode, HeaderMap, Body)) -> Verdict {
     let whole = body.is_end_stream();
     let reply = of_orders(protocol, "orders").answered(status, head, body);

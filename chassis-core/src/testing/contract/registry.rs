@@ -1,4 +1,4 @@
-//! What every registry promises, as tests.
+//! The contract of [`Registry`].
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -6,23 +6,23 @@ use tokio::time::{Instant, timeout};
 
 use crate::registry::{Instance, Membership, Registration, Registry, Watcher};
 
-/// Instances by id: the order in which a registry tells them means nothing.
+/// Instances by id: a registry may list them in any order.
 type Set = BTreeMap<String, Instance>;
 
-/// A watcher, the service it follows, and what it told last.
+/// A watcher, its service, and its last answer.
 struct Watch {
     service: String,
     watcher: Box<dyn Watcher>,
-    told: Option<Set>,
+    last: Option<Set>,
 }
 
-/// Long enough for any registry on any machine; nothing waits for it but a test that fails.
+/// Long enough for any registry on any machine; only a failing test waits for it.
 const CAP: Duration = Duration::from_secs(30);
 
-/// Holds a registry to everything the traits promise; panics where it doesn't.
+/// Checks all that the traits promise; panics if a promise is broken.
 ///
-/// `make` gives one that works, knows of nothing yet, and that nobody else writes to; it is called once for
-/// each promise. Time is real: the more promptly the registry tells its watchers, the sooner this ends.
+/// `make` returns a working, empty registry that only the test writes to; it is called once for each promise.
+/// Time is real: the sooner the registry notifies its watchers, the sooner this ends.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -50,9 +50,9 @@ where
 async fn the_first_answer_comes_at_once(registry: Arc<dyn Registry>) {
     assert!(!registry.name().is_empty());
     for round in 0..2 {
-        let mut watch = Watch::start(&registry, "never-heard-of").await;
-        let told = watch.first().await;
-        assert!(told.is_empty(), "watch {round} of a service that never was: {told:#?}");
+        let mut watch = Watch::start(&registry, "unknown").await;
+        let first = watch.first().await;
+        assert!(first.is_empty(), "watch {round} of an unknown service: {first:#?}");
     }
     let a = instance("stock", "a");
     let _up = register(&registry, &a).await;
@@ -77,7 +77,7 @@ async fn an_instance_is_seen_while_it_is_registered(registry: Arc<dyn Registry>)
     watch.until(&[&a]).await;
     again.deregister().await.expect("deregister");
     let mut late = Watch::start(&registry, "stock").await;
-    assert!(late.first().await.is_empty(), "nobody can learn of it once `deregister` has returned");
+    assert!(late.first().await.is_empty(), "the registry no longer lists it once `deregister` has returned");
     watch.until(&[]).await;
 }
 
@@ -115,7 +115,7 @@ async fn every_watcher_sees_every_change(registry: Arc<dyn Registry>) {
     for watch in watches.iter_mut().chain([&mut late]) {
         watch.until(&[&b]).await;
     }
-    watches.truncate(1); // a watcher that goes takes nothing along
+    watches.truncate(1); // dropping a watcher must not affect others
     let _up_a = register(&registry, &a).await;
     watches[0].until(&[&a, &b]).await;
 }
@@ -163,8 +163,8 @@ async fn a_dropped_future_loses_nothing(registry: Arc<dyn Registry>) {
     }
 }
 
-/// `steps` times something comes or goes, at random; what is told must never be but instances that were
-/// registered, and must be the model's in the end.
+/// Registers or removes an instance `steps` times, at random; each answer must contain only instances that were
+/// registered, and the last one must equal the model.
 async fn snapshots_follow_a_model(registry: Arc<dyn Registry>, steps: u32) {
     let mut random = StdRng::seed_from_u64(0x5eed);
     let mut model: BTreeMap<(String, String), (Instance, Box<dyn Registration>)> = BTreeMap::new();
@@ -183,7 +183,7 @@ async fn snapshots_follow_a_model(registry: Arc<dyn Registry>, steps: u32) {
                 model.insert(key, (new, up));
             }
         }
-        // Often several steps lie between two answers: only the newest state counts.
+        // Often several steps happen between two answers: only the newest state counts.
         if random.random_range(0..4) == 0 || step + 1 == steps {
             for watch in &mut watches {
                 let ours =
@@ -199,60 +199,60 @@ async fn snapshots_follow_a_model(registry: Arc<dyn Registry>, steps: u32) {
 impl Watch {
     async fn start(registry: &Arc<dyn Registry>, service: &str) -> Watch {
         let watcher = registry.watch(service).await.unwrap_or_else(|e| panic!("watch `{service}`: {e}"));
-        Watch { service: service.into(), watcher, told: None }
+        Watch { service: service.into(), watcher, last: None }
     }
 
     /// The first answer.
     async fn first(&mut self) -> &Set {
-        if timeout(CAP, self.hear()).await.is_err() {
+        if timeout(CAP, self.advance()).await.is_err() {
             panic!("no first answer about `{}` in {CAP:?}", self.service);
         }
-        self.told.as_ref().expect("just heard")
+        self.last.as_ref().expect("an answer came")
     }
 
-    /// Waits until the registry has told exactly `expected`.
+    /// Waits until the registry has returned exactly `expected`.
     async fn until(&mut self, expected: &[&Instance]) {
         let expected = set(expected);
         let waited = timeout(CAP, async {
-            while self.told.as_ref() != Some(&expected) {
-                self.hear().await;
+            while self.last.as_ref() != Some(&expected) {
+                self.advance().await;
             }
         });
         if waited.await.is_err() {
-            panic!("`{}`: expected {expected:#?}, told last: {:#?}", self.service, self.told);
+            panic!("`{}`: expected {expected:#?}, last answer: {:#?}", self.service, self.last);
         }
     }
 
-    /// The same with little patience: most of the futures are dropped before they answer.
+    /// The same with short timeouts: most of the futures are dropped before they answer.
     async fn until_by_dropping(&mut self, expected: &[&Instance]) {
         let expected = set(expected);
         let began = Instant::now();
         let mut patience = (0..8).map(|n| Duration::from_micros(1 << n)).cycle();
-        while self.told.as_ref() != Some(&expected) {
-            let told_last = &self.told;
+        while self.last.as_ref() != Some(&expected) {
+            let last = &self.last;
             if began.elapsed() > CAP {
                 panic!(
-                    "`{}`, with little patience: expected {expected:#?}, told last: {told_last:#?}",
+                    "`{}`, with little patience: expected {expected:#?}, last answer: {last:#?}",
                     self.service
                 );
             }
-            if timeout(patience.next().unwrap_or_default(), self.hear()).await.is_err() {
+            if timeout(patience.next().unwrap_or_default(), self.advance()).await.is_err() {
                 tokio::task::yield_now().await;
             }
         }
     }
 
-    /// The next answer; an empty set may be told as any kind of nothing.
-    async fn hear(&mut self) {
+    /// The next answer; an empty set may be returned in any form.
+    async fn advance(&mut self) {
         let answer = self.watcher.next().await;
         let answer = answer.unwrap_or_else(|e| panic!("following `{}`: {e}", self.service));
-        self.told = Some(whole(&self.service, answer));
+        self.last = Some(whole(&self.service, answer));
     }
 }
 
-/// The instances of a snapshot, each of which must be one of the service's, and there once.
-fn whole(service: &str, told: Membership) -> Set {
-    let Membership::Known(all) = told else { return Set::new() };
+/// The instances of a snapshot, each of which must belong to the service and be unique.
+fn whole(service: &str, answer: Membership) -> Set {
+    let Membership::Known(all) = answer else { return Set::new() };
     let mut set = Set::new();
     for instance in all {
         assert_eq!(instance.service, service, "another service's instance: {instance:?}");

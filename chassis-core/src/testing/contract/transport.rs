@@ -1,4 +1,4 @@
-//! What every [`Transport`] and its [`Leaf`] keep to.
+//! The contract of [`Transport`] and its [`Leaf`].
 use std::{
     future::poll_fn,
     pin::pin,
@@ -22,36 +22,37 @@ use crate::{
     testing::read,
 };
 
-/// How long anything may take before the suite gives up: far above what any transport needs.
+/// The time limit of every step: far more than any transport needs.
 const CAP: Duration = Duration::from_secs(60);
-/// What each call asks.
+/// The request of each call.
 const REQUEST: &str = "seven left?";
-/// What each call is answered.
+/// The answer to each call.
 const ANSWER: &str = "three left";
 
 /// The other side of a transport: a server at one address, which the suite starts and stops.
 #[async_trait]
 pub trait Endpoint: Send {
-    /// Where it is, or will be.
+    /// Its address, also before it starts.
     fn address(&self) -> String;
 
-    /// A call of the transport's protocol, whose request has `text` in its body.
+    /// A call of the transport's protocol with `text` in its body.
     fn call(&self, text: &'static str) -> Invocation;
 
-    /// Accepts connections from now on. Each call is given to [`Handler::handle`], and is answered as a success
-    /// with what that returns; the future is dropped once the caller is gone.
+    /// Accepts connections from now on. Each call is passed to [`Handler::handle`], whose output becomes a
+    /// successful answer; the future is dropped when the caller is gone.
     async fn start(&mut self, handler: Handler);
 
-    /// Breaks all connections and refuses new ones, until it is started again.
+    /// Breaks all connections and refuses new ones until the next start.
     async fn stop(&mut self);
 
-    /// Do leaves keep connections up, so that their links say whether the endpoint is there? Default: yes.
+    /// Whether leaves keep connections open, so that their links show whether the endpoint is reachable.
+    /// Default: yes.
     fn is_watched(&self) -> bool {
         true
     }
 }
 
-/// Answers the calls that reach an [`Endpoint`], and counts them. Clones share it.
+/// Answers the calls that reach an [`Endpoint`], and counts them. Clones share the counts.
 #[derive(Clone, Debug, Default)]
 pub struct Handler(Arc<watch::Sender<Seen>>);
 
@@ -59,33 +60,33 @@ pub struct Handler(Arc<watch::Sender<Seen>>);
 struct Seen {
     answers: bool,
     arrived: usize,
-    /// Of these, with the whole request.
+    /// Calls of which the whole request arrived.
     whole: usize,
-    /// Of these, not yet answered nor given up.
+    /// Calls that were neither answered nor cancelled.
     open: usize,
 }
 
 struct Open<'a>(&'a Handler);
 
-/// Counts how often an attempt is told its end.
+/// Counts how often an attempt reports its end.
 #[derive(Default)]
-struct Ears {
+struct EndCounter {
     judged: AtomicUsize,
     ended: AtomicUsize,
 }
 
-/// Holds a transport to what [`Transport`] and [`Leaf`] promise.
+/// Checks what [`Transport`] and [`Leaf`] promise.
 ///
-/// A call that can't be sent is given back untouched, and can be sent again; one that is sent arrives once, and
-/// is answered; one that is lost on the way may have been executed, and says so; one that its caller drops is
-/// given up over there too. Each attempt is told its end exactly once. The link says whether the endpoint can be
-/// reached. A leaf that is closed lets its calls finish; one that is dropped leaves no task, and its tasks end
-/// with their owner.
+/// A call that can't be sent is returned unchanged, and can be sent again; one that is sent arrives once and is
+/// answered; one that is lost on the way may have been executed, and is reported so; one that its caller drops
+/// is cancelled at the other side too. Each attempt reports its end exactly once. The link shows whether the
+/// endpoint can be reached. A leaf that is closed lets its calls finish; one that is dropped leaves no task,
+/// and its tasks end with their owner.
 ///
 /// Use tokio's paused clock, and an endpoint in memory.
 ///
 /// # Panics
-/// Where a promise is broken, naming it.
+/// If a promise is broken, with its name.
 pub async fn transport(transport: impl Transport, mut endpoint: impl Endpoint) {
     let tasks = Tasks::new();
     let link = Link::detached("contract", &endpoint.address(), tasks.clone(), Random::seeded(7));
@@ -93,85 +94,85 @@ pub async fn transport(transport: impl Transport, mut endpoint: impl Endpoint) {
     let handler = Handler::default();
     handler.answers(true);
 
-    // Nobody is there.
+    // The endpoint does not exist yet.
     leaf.wake();
     if endpoint.is_watched() {
         state(&link, "says that an endpoint is not there", |c| c == Connection::TransientFailure).await;
     }
     let call = endpoint.call(REQUEST);
     let (method, uri, metadata) = (call.method.clone(), call.uri.clone(), call.metadata.clone());
-    let (result, ears) = send(&leaf, call).await;
+    let (result, ends) = send(&leaf, call).await;
     let mut error = result.expect_err("a call to an endpoint that is not there fails");
     assert!(!error.maybe_executed(), "a call that was not sent was not executed: {error:?}");
     let back = error.take_unsent().expect("a call that was not sent is given back");
-    ears.heard_once("that was not sent");
+    ends.ended_once("that was not sent");
     assert_eq!((&back.method, &back.uri), (&method, &uri), "what is given back is untouched");
     assert_eq!(back.metadata, metadata, "the metadata of what is given back is untouched");
 
-    // It comes up.
+    // The endpoint starts.
     endpoint.start(handler.clone()).await;
     leaf.wake();
     state(&link, "says that an endpoint is back", |c| c == Connection::Ready).await;
-    let (result, ears) = send(&leaf, back).await;
+    let (result, ends) = send(&leaf, back).await;
     answered(result, "a call that was given back").await;
-    ears.heard_once("that was answered");
+    ends.ended_once("that was answered");
     assert_eq!(handler.seen().arrived, 1, "a call arrives once");
     assert_eq!(handler.seen().whole, 1, "a call that was given back arrives with its body");
 
-    // Many at once, of which one is given up.
+    // Many calls at once, of which one is cancelled.
     handler.answers(false);
     let mut calls: Vec<_> = (0..4).map(|_| begin(&leaf, endpoint.call(REQUEST))).collect();
     handler.until("calls arrive at the same time", |seen| seen.open == 4).await;
-    let (dropped, ears) = calls.swap_remove(1);
+    let (dropped, ends) = calls.swap_remove(1);
     dropped.abort();
     handler.until("a call that its caller dropped is given up at the endpoint", |seen| seen.open == 3).await;
     assert!(dropped.await.is_err_and(|why| why.is_cancelled()));
-    ears.heard_once("that was dropped");
+    ends.ended_once("that was dropped");
     handler.answers(true);
-    for (call, ears) in calls {
+    for (call, ends) in calls {
         answered(bounded("an answer", call).await.expect("no panic"), "a call beside one that was dropped")
             .await;
-        ears.heard_once("beside others");
+        ends.ended_once("beside others");
     }
     assert_eq!(handler.seen().arrived, 5, "each call arrives once");
     assert_eq!(handler.seen().whole, 5, "each call arrives with its body");
 
     // The connection breaks with a call on it.
     handler.answers(false);
-    let (call, ears) = begin(&leaf, endpoint.call(REQUEST));
+    let (call, ends) = begin(&leaf, endpoint.call(REQUEST));
     handler.until("a call arrives", |seen| seen.open == 1).await;
     endpoint.stop().await;
     let result = bounded("the end of a call whose connection broke", call).await.expect("no panic");
     let mut error = result.expect_err("a call whose connection broke fails");
     assert!(error.maybe_executed(), "a call that arrived may have been executed: {error:?}");
     assert!(error.take_unsent().is_none(), "a call that was sent is not given back as unsent");
-    ears.heard_once("whose connection broke");
+    ends.ended_once("whose connection broke");
     assert_eq!(handler.seen().arrived, 6, "the leaf itself sends a call that arrived no second time");
 
-    // It is gone: at the latest the next call finds out.
-    let (result, ears) = send(&leaf, endpoint.call(REQUEST)).await;
+    // The endpoint is gone, which the next call detects at the latest.
+    let (result, ends) = send(&leaf, endpoint.call(REQUEST)).await;
     let mut error = result.expect_err("a call to an endpoint that is gone fails");
     assert!(error.take_unsent().is_some(), "a call to an endpoint that is gone is given back: {error:?}");
-    ears.heard_once("to an endpoint that is gone");
+    ends.ended_once("to an endpoint that is gone");
     if endpoint.is_watched() {
         state(&link, "says that an endpoint is gone", |c| c != Connection::Ready).await;
     }
 
-    // It comes up again, and the leaf is closed under a call.
+    // The endpoint starts again, and the leaf is closed under a call.
     endpoint.start(handler.clone()).await;
     leaf.wake();
     state(&link, "says that an endpoint is back", |c| c == Connection::Ready).await;
-    let (call, ears) = begin(&leaf, endpoint.call(REQUEST));
+    let (call, ends) = begin(&leaf, endpoint.call(REQUEST));
     handler.until("a call arrives over a new connection", |seen| seen.open == 1).await;
     leaf.close();
     handler.answers(true);
     let result = bounded("an answer", call).await.expect("no panic");
     answered(result, "a call under which the leaf is closed").await;
-    ears.heard_once("under which the leaf is closed");
+    ends.ended_once("under which the leaf is closed");
     drop(leaf);
     let idle = async {
         while tasks.running() > 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await; // no event says that a task has ended
+            tokio::time::sleep(Duration::from_millis(10)).await; // no event reports that a task has ended
         }
     };
     let idle = timeout(CAP, idle).await;
@@ -187,17 +188,17 @@ pub async fn transport(transport: impl Transport, mut endpoint: impl Endpoint) {
     endpoint.stop().await;
 }
 
-/// Sends `call`, and has somebody listen to how the attempt ends.
-fn begin(leaf: &impl Leaf, mut call: Invocation) -> (JoinHandle<Result<Reply, Failed>>, Arc<Ears>) {
-    let ears = Arc::<Ears>::default();
+/// Sends `call` and counts the reports of its end.
+fn begin(leaf: &impl Leaf, mut call: Invocation) -> (JoinHandle<Result<Reply, Failed>>, Arc<EndCounter>) {
+    let ends = Arc::<EndCounter>::default();
     call.begin_attempt(Instant::now());
-    call.listen_attempt(ears.clone(), 0);
-    (tokio::spawn(leaf.call(call)), ears)
+    call.listen_attempt(ends.clone(), 0);
+    (tokio::spawn(leaf.call(call)), ends)
 }
 
-async fn send(leaf: &impl Leaf, call: Invocation) -> (Result<Reply, Failed>, Arc<Ears>) {
-    let (call, ears) = begin(leaf, call);
-    (bounded("the end of a call", call).await.expect("a leaf does not panic"), ears)
+async fn send(leaf: &impl Leaf, call: Invocation) -> (Result<Reply, Failed>, Arc<EndCounter>) {
+    let (call, ends) = begin(leaf, call);
+    (bounded("the end of a call", call).await.expect("a leaf does not panic"), ends)
 }
 
 /// Reads the answer to its end.
@@ -209,13 +210,13 @@ async fn answered(result: Result<Reply, Failed>, what: &str) {
     assert!(read.text().contains(ANSWER), "the answer to {what} is the endpoint's: {:?}", read.text());
 }
 
-/// Waits until the link is as `is` wants it.
+/// Waits until the link's state satisfies `is`.
 async fn state(link: &Link, what: &str, is: impl Fn(Connection) -> bool) {
     let waited = timeout(CAP, async {
         loop {
             let changed = link.changed();
             let mut changed = pin!(changed);
-            // Registered before the look, so that no change is missed.
+            // Registered before the check, so that no change is missed.
             poll_fn(|cx| std::task::Poll::Ready(changed.as_mut().poll(cx).is_ready())).await;
             if is(link.connection()) {
                 return;
@@ -233,7 +234,7 @@ async fn bounded<T>(what: &str, future: impl Future<Output = T>) -> T {
 // === impl Handler ===
 
 impl Handler {
-    /// Handles one call, whose whole request is `request`, and returns what to answer.
+    /// Handles one call with the whole `request`, and returns the answer.
     pub async fn handle(&self, request: &[u8]) -> &'static str {
         let whole = request.windows(REQUEST.len()).any(|part| part == REQUEST.as_bytes());
         self.0.send_modify(|seen| {
@@ -242,7 +243,7 @@ impl Handler {
             seen.open += 1;
         });
         let _open = Open(self);
-        // The sender is this handler's own.
+        // This handler holds the sender.
         let _ = self.0.subscribe().wait_for(|seen| seen.answers).await;
         ANSWER
     }
@@ -268,16 +269,16 @@ impl Drop for Open<'_> {
     }
 }
 
-// === impl Ears ===
+// === impl EndCounter ===
 
-impl Ears {
-    fn heard_once(&self, call: &str) {
-        let heard = (self.judged.load(SeqCst), self.ended.load(SeqCst));
-        assert_eq!(heard, (1, 1), "an attempt {call} is told its verdict and its end once");
+impl EndCounter {
+    fn ended_once(&self, call: &str) {
+        let counts = (self.judged.load(SeqCst), self.ended.load(SeqCst));
+        assert_eq!(counts, (1, 1), "an attempt {call} reports its verdict and its end once");
     }
 }
 
-impl Listener for Ears {
+impl Listener for EndCounter {
     fn judged(&self, _: u64, _: &Outcome<'_>) {
         self.judged.fetch_add(1, SeqCst);
     }
