@@ -1,7 +1,7 @@
-//! Moments as one number, which is what calls reckon with.
+//! Times as one number, for fast arithmetic.
 //!
-//! A difference of two of the standard library's instants costs half a hundred instructions; of two numbers one.
-//! Every call takes half a dozen of them between two looks at the clock.
+//! A difference of two standard instants costs about fifty instructions, of two numbers one. Every call takes
+//! half a dozen differences between two reads of the clock.
 use std::{
     num::NonZeroU64,
     ops::{Add, Sub},
@@ -9,9 +9,9 @@ use std::{
     time::Duration,
 };
 
-/// A moment on tokio's clock, which tests can stop: nanoseconds since a while before the process first asked.
+/// A time on tokio's clock, which tests can pause: nanoseconds since an hour before the first use.
 ///
-/// Arithmetic ends where 64 bits do, after 584 years, instead of panicking.
+/// Arithmetic saturates after 584 years instead of panicking.
 ///
 /// ```
 /// use std::time::Duration;
@@ -26,28 +26,28 @@ use std::{
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant(NonZeroU64);
 
-/// So long before it is first asked the clock begins: a clock that is stopped may be behind.
+/// The clock starts this long before its first use, because a paused clock may be behind.
 const BEFORE: Duration = Duration::from_secs(3600);
 
 const SECOND: u64 = 1_000_000_000;
 
-/// Where a moment that the system can't tell is put, as tokio does: thirty years from now.
+/// The value of a time that the system can't represent, as in tokio: thirty years from now.
 const FAR: Duration = Duration::from_secs(86400 * 365 * 30);
 
-/// Where counting begins.
+/// The start of the clock.
 fn epoch() -> std::time::Instant {
     static EPOCH: OnceLock<std::time::Instant> = OnceLock::new();
     *EPOCH.get_or_init(|| {
-        #[allow(clippy::disallowed_methods)] // where counting begins, not what time it is
+        #[allow(clippy::disallowed_methods)] // the start of the clock, not the current time
         let now = std::time::Instant::now();
         now.checked_sub(BEFORE).unwrap_or(now)
     })
 }
 
-/// Does tokio's clock stand still, as tests make it do? Takes a microsecond or two.
+/// Whether tokio's clock is paused, as in tests. Takes a microsecond or two.
 pub(crate) fn is_paused() -> bool {
     let before = tokio::time::Instant::now();
-    #[allow(clippy::disallowed_methods)] // the clock that nobody stops
+    #[allow(clippy::disallowed_methods)] // the clock that can't be paused
     let began = std::time::Instant::now();
     while began.elapsed() < Duration::from_micros(1) {
         std::hint::spin_loop();
@@ -58,13 +58,13 @@ pub(crate) fn is_paused() -> bool {
 // === impl Instant ===
 
 impl Instant {
-    /// The time that it is.
+    /// The current time.
     #[inline]
     pub fn now() -> Self {
         tokio::time::Instant::now().into()
     }
 
-    /// From `earlier` to here; nothing if it is the later one.
+    /// The time from `earlier` to this; zero if `earlier` is later.
     #[inline]
     pub fn saturating_duration_since(self, earlier: Instant) -> Duration {
         Duration::from_nanos(self.nanos_since(earlier))
@@ -82,18 +82,18 @@ impl Instant {
         self.nanos_since(earlier) / 1_000_000
     }
 
-    /// From here until now.
+    /// The time from this until now.
     pub fn elapsed(self) -> Duration {
         Instant::now().saturating_duration_since(self)
     }
 
-    /// So much earlier, if there is such a moment.
+    /// This much earlier, if that can be represented.
     pub fn checked_sub(self, time: Duration) -> Option<Self> {
         let nanos = u64::try_from(time.as_nanos()).ok()?;
         NonZeroU64::new(self.0.get().checked_sub(nanos)?).map(Instant)
     }
 
-    /// So much later, if there is such a moment.
+    /// This much later, if that can be represented.
     #[inline]
     pub fn checked_add(self, time: Duration) -> Option<Self> {
         let nanos = time.as_secs().checked_mul(SECOND)?.checked_add(time.subsec_nanos().into())?;

@@ -1,7 +1,6 @@
-//! What a call that is being handled hands down to the calls its handler makes: the deadline, the
-//! trace, chosen headers.
+//! The context that a handler's calls inherit: the deadline, the trace, chosen headers.
 //!
-//! Inside a handler it is there by itself. Work that a handler spawns takes it along explicitly:
+//! Within a handler it is inherited automatically. Spawned work must carry it explicitly:
 //!
 //! ```
 //! # async fn work() {}
@@ -22,28 +21,29 @@ use tokio::task::futures::TaskLocalFuture;
 
 use crate::{clock::Instant, types::TraceContext};
 
-/// Handed down from a call to the calls made for it. Empty outside a handler.
+/// Inherited by the calls that are made for a call. Empty outside a handler.
 #[derive(Clone, Debug, Default)]
 pub struct Context {
     /// When the caller stops waiting.
     pub deadline: Option<Instant>,
     /// The trace the call is part of.
     pub trace: Option<Arc<TraceContext>>,
-    /// Headers carried on along a chain of hops: baggage, and those that the settings name.
+    /// Headers that are carried on along a chain of hops: baggage, and those named in the settings.
     pub headers: CarriedHeaders,
-    /// Is the call a retry of its caller's?
+    /// Whether the incoming call is a retry.
     pub is_retry: bool,
-    /// Was a call made for this one retried without success? Then its own failure says: do not retry.
+    /// Whether a call made for this one was retried without success. If so, the failure of this one forbids
+    /// retries.
     pub retries_exhausted: RetriesExhausted,
 }
 
-/// Set by calls made for another that failed and are not to be retried further up: each layer of a chain
-/// that tries again what the layer below has tried again multiplies the load of what fails.
+/// Set by outgoing calls that failed and must not be retried by callers further up: if each hop of a chain
+/// retries what the next hop has retried, the load on the failing service multiplies.
 #[derive(Debug, Default)]
 pub struct RetriesExhausted(AtomicBool);
 
-/// Headers in the size of a pointer: hardly any call carries some, and each poll of a task in a context
-/// moves that in and out. `map.into()` makes them, and they can be looked at as the map.
+/// Headers in the size of a pointer: few calls carry any, and each poll of a task in a context moves this
+/// value. `map.into()` converts a map, and it derefs to one.
 #[derive(Clone, Debug, Default)]
 pub struct CarriedHeaders(Option<Box<HeaderMap>>);
 
@@ -54,27 +54,27 @@ tokio::task_local! {
 // === impl Context ===
 
 impl Context {
-    /// That of the call being handled here; an empty one where there is none.
+    /// The context of the call that is being handled; empty outside a handler.
     pub fn current() -> Self {
         CURRENT.try_with(Clone::clone).unwrap_or_default()
     }
 
-    /// Looks at the current one without a copy; `None` outside a handler.
+    /// Passes the current context to `look` without a copy; `None` outside a handler.
     pub fn with<R>(look: impl FnOnce(&Context) -> R) -> Option<R> {
         CURRENT.try_with(look).ok()
     }
 
-    /// Runs `work` with this as the current one.
+    /// Runs `work` with this context as the current one.
     pub fn scope<F: Future>(self, work: F) -> TaskLocalFuture<Context, F> {
         CURRENT.scope(self, work)
     }
 
-    /// Runs `work` at once with this as the current one.
+    /// Runs `work` at once with this context as the current one.
     pub fn enter<R>(self, work: impl FnOnce() -> R) -> R {
         CURRENT.sync_scope(self, work)
     }
 
-    /// The same without its deadline: for work that shall outlive the call.
+    /// Removes the deadline: for work that shall outlive the call.
     pub fn detached(mut self) -> Self {
         self.deadline = None;
         self
@@ -100,18 +100,18 @@ impl std::ops::Deref for CarriedHeaders {
 // === impl RetriesExhausted ===
 
 impl RetriesExhausted {
-    /// A call made for this one was retried, or would have been, and failed all the same.
+    /// A call made for this one failed and was retried, or would have been.
     pub fn set(&self) {
         self.0.store(true, Relaxed);
     }
 
-    /// Did that happen?
+    /// Whether that happened.
     pub fn is_set(&self) -> bool {
         self.0.load(Relaxed)
     }
 }
 
-/// A copy starts from what is known so far, and goes its own way.
+/// A copy starts with the value so far, and is independent.
 impl Clone for RetriesExhausted {
     fn clone(&self) -> Self {
         RetriesExhausted(AtomicBool::new(self.is_set()))

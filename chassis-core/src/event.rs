@@ -1,4 +1,4 @@
-//! What happened, for logs, for whoever subscribes, and for the last few hundred to look back on.
+//! Events, for logs, for subscribers, and for a look at the last few hundred.
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
@@ -17,69 +17,69 @@ use crate::{
     types::{Error, Origin, Reason, Side},
 };
 
-/// One thing that happened. Closed, so that dashboards and tests can rely on it.
+/// An event. A closed set, so that dashboards and tests can rely on it.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-#[allow(missing_docs)] // the fields are what their names say
+#[allow(missing_docs)] // the names of the fields describe them
 pub enum Event {
-    /// An instance takes calls from now on.
+    /// An instance was added.
     InstanceJoined { service: Arc<str>, instance: String, address: String },
-    /// An instance is gone.
+    /// An instance was removed.
     InstanceLeft { service: Arc<str>, instance: String },
-    /// A registry says that a service has no instance any more; the last good set is kept for a while.
+    /// The registry lists no instance of a service any more; the last good set is kept for a while.
     EmptySetHeld { service: Arc<str>, kept: usize },
-    /// More than half of a service's instances went at once; they are kept for a while, except those that
-    /// can't be reached.
+    /// More than half of a service's instances were removed at once; they are kept for a while, except those
+    /// that can't be reached.
     RemovalsHeld { service: Arc<str>, held: usize, left: usize },
-    /// What a registry says of an instance makes no sense, or it is another service's; the others are used.
+    /// An instance in the registry is invalid or belongs to another service; the others are used.
     InstanceRefused { service: Arc<str>, instance: String, why: String },
-    /// A registry has no news, for the reason given.
+    /// The registry has no news, for this reason.
     RegistryUnreachable { service: Arc<str>, error: String },
-    /// This process is in its registry.
+    /// This process was registered.
     Registered { instance: String, registry: String },
-    /// This process is in its registry no more.
+    /// This process was deregistered.
     Deregistered { instance: String, registry: String },
-    /// A circuit opened, closed, or lets probes through. `of`: the service, an operation, a node.
+    /// A circuit opened, closed or became half-open. `of`: the service, an operation, or a node.
     CircuitMoved { service: Arc<str>, of: String, from: State, to: State },
-    /// A mechanism refuses calls. At most one a second for each rule.
+    /// A mechanism refuses calls. At most one event a second for each rule.
     Refusing { side: Side, service: Arc<str>, reason: Reason, rule: String },
-    /// More than half of what is ready has an open circuit: calls ignore them.
+    /// More than half of the ready nodes have an open circuit: calls ignore the circuits.
     PanicPick { service: Arc<str> },
-    /// A service's retry budget is used up. At most one a second.
+    /// A service's retry budget is exhausted. At most one event a second.
     RetryBudgetExhausted { service: Arc<str> },
-    /// A fault is being injected. At most one a second for each rule.
+    /// A fault is injected. At most one event a second for each rule.
     FaultInjected { rule: String },
-    /// A fallback answered instead. At most one a second for each service.
+    /// A fallback replaced a failed answer. At most one event a second for each service.
     FellBack { service: Arc<str>, operation: Arc<str>, reason: Reason },
     /// A version of the settings is in force.
     ConfigApplied { version: u64, changed: Vec<String> },
-    /// A version of the settings was refused; the one before stays.
+    /// A version of the settings was refused; the one before stays in force.
     ConfigRefused { in_force: u64, problems: Vec<String> },
-    /// A source of settings can't be read; the last good version stays.
+    /// A source of settings can't be read; the last good version stays in force.
     ConfigUnreadable { in_force: u64, error: String },
-    /// These settings changed and take effect at the next start.
+    /// These settings have changed and take effect at the next start.
     RestartPending { paths: Vec<String> },
-    /// A call that came in was refused, or failed for a reason of chassis' own. At most one a second for each
-    /// reason; what a rule refuses by its rate or its bound is told as [`Refusing`](Event::Refusing).
+    /// An incoming call was refused, or failed for a reason of chassis' own. At most one event a second for
+    /// each reason; refusals of a rule by its rate or its bound are [`Refusing`](Event::Refusing).
     Refused { operation: String, reason: Reason, rule: Option<String>, message: String },
-    /// A handler panicked; the message has the text of the panic and, where it is known, its place.
+    /// A handler panicked; the message has the text of the panic and, if known, its place.
     HandlerPanicked { operation: String, message: String },
-    /// A task in the background panicked, or a piece of the user's code that it ran; it is begun anew, if it is
-    /// one that goes on. `task`: `settings`, `registration`, or which hook.
+    /// A background task panicked, or a function of the program that it ran; a permanent task is restarted.
+    /// `task`: `settings`, `registration`, or the name of the hook.
     TaskPanicked { task: String, message: String },
-    /// A registry or a source of settings has blocked the thread that polls it for so long, and is reported again while
-    /// it still does. Calls go on. `call`: `watch`, `next` or another function of it.
+    /// A registry or a config source has blocked the thread that polls it for `lasts`; reported again while it
+    /// does. Calls continue. `call`: `watch`, `next` or another function.
     PluginBlocked { plugin: String, call: String, lasts: Duration },
 }
 
-/// Where events go; clones share it.
+/// The sink of events; clones share it.
 #[derive(Clone)]
 pub struct Events(Arc<Inner>);
 
 struct Inner {
     live: broadcast::Sender<Arc<Event>>,
     past: Mutex<VecDeque<(SystemTime, Arc<Event>)>>,
-    /// When what has the same cause was last logged.
+    /// The time of the last log line for each cause.
     causes: Mutex<HashMap<String, Instant>>,
     /// One for each reason.
     refusals: [Pulse; Reason::ALL.len()],
@@ -88,20 +88,20 @@ struct Inner {
 
 /// Events of one cause are logged once in this time, and otherwise at the level `debug`.
 const LOGGED_EVERY: Duration = Duration::from_secs(30);
-/// So many causes are remembered.
+/// The most causes that are remembered.
 const MOST_CAUSES: usize = 256;
 
-/// Lets one through a second: for events that would otherwise come once a call.
+/// Lets one event a second pass: for events that would otherwise come once a call.
 #[derive(Debug, Default)]
 pub(crate) struct Pulse(AtomicU64);
 
 // === impl Events ===
 
 impl Events {
-    /// How many are kept to look back on.
+    /// The number of past events that are kept.
     pub const KEPT: usize = 500;
 
-    /// Nobody subscribed yet.
+    /// Without subscribers.
     pub fn new() -> Self {
         let (live, _) = broadcast::channel(Self::KEPT);
         let refusals = std::array::from_fn(|_| Pulse::default());
@@ -114,14 +114,14 @@ impl Events {
         }))
     }
 
-    /// Logs it, keeps it, and tells whoever subscribed.
+    /// Logs and keeps the event, and sends it to all subscribers.
     pub fn emit(&self, event: Event) {
         event.log();
         self.keep(event);
     }
 
-    /// The same, but logs one a half minute of those that have one cause: a broken document is behind the
-    /// trouble of every service.
+    /// The same, but logs at most one event of each cause in half a minute: one broken document may concern
+    /// every service.
     pub fn emit_caused(&self, cause: &str, event: Event) {
         let now = Instant::now();
         let mut causes = self.0.causes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -145,20 +145,20 @@ impl Events {
             past.pop_front();
         }
         past.push_back((SystemTime::now(), event.clone()));
-        // Under the lock, so that all see one order. Nobody listening is no error.
+        // Sent under the lock, so that all subscribers see one order. It is no error if there are none.
         let _ = self.0.live.send(event);
     }
 
-    /// Tells of a call to `operation` of this process that ended by `error`: once a second for each reason.
+    /// Reports a call to `operation` of this process that ended with `error`: once a second for each reason.
     #[cold]
     pub fn refused(&self, operation: &str, error: &Error) {
         let reason = error.reason();
         let is_told = match reason {
-            // By the layer that counts them, with the rule.
+            // The layer that counts them reports them with their rule.
             Reason::RateLimited | Reason::Overloaded => {
                 error.origin() == Origin::Local && error.rule().is_some()
             }
-            // By the guard, and of no interest.
+            // The panic guard reports panics; cancellations are not reported.
             Reason::Panicked | Reason::Cancelled => true,
             _ => false,
         };
@@ -169,12 +169,12 @@ impl Events {
         }
     }
 
-    /// Everything from now on; who is more than [`KEPT`](Self::KEPT) behind misses the oldest.
+    /// All events from now on; a subscriber more than [`KEPT`](Self::KEPT) events behind misses the oldest.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
         self.0.live.subscribe()
     }
 
-    /// The last few hundred, oldest first.
+    /// The last few hundred events, oldest first.
     pub fn past(&self) -> Vec<(SystemTime, Arc<Event>)> {
         self.0.past.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
@@ -295,7 +295,7 @@ impl fmt::Display for Side {
 // === impl Pulse ===
 
 impl Pulse {
-    /// Is it the first within a second before `now`?
+    /// Whether this is the first call within a second.
     pub(crate) fn beat(&self, now: Instant, epoch: Instant) -> bool {
         let millis = now.millis_since(epoch) + 1;
         let last = self.0.load(Ordering::Relaxed);
@@ -331,7 +331,7 @@ mod tests {
         fn exit(&self, _: &span::Id) {}
     }
 
-    /// A broken document of twenty services made forty-five lines in as many tries.
+    /// Regression: a broken document of twenty services made forty-five log lines in as many tries.
     #[tokio::test(start_paused = true)]
     async fn what_has_one_cause_is_logged_once() {
         let warnings = Arc::new(AtomicUsize::new(0));
@@ -344,13 +344,13 @@ mod tests {
         for n in 0..45 {
             unreachable(&format!("service-{}", n % 20), "instances.json: expected value");
         }
-        assert_eq!((said(), events.past().len()), (1, 45), "who subscribes hears all");
+        assert_eq!((said(), events.past().len()), (1, 45), "subscribers get all events");
         unreachable("stock", "no route to host");
         assert_eq!(said(), 2);
         tokio::time::sleep(LOGGED_EVERY).await;
         unreachable("stock", "no route to host");
         assert_eq!(said(), 3);
-        // Causes may be anything: they are bounded.
+        // The number of causes is bounded.
         for n in 0..10 * MOST_CAUSES {
             unreachable("stock", &n.to_string());
         }

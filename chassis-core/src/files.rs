@@ -1,25 +1,26 @@
-//! Reads regular files, and refuses at once what could hold up whoever reads it.
+//! Reads regular files, and refuses at once all other kinds, which could block the reader.
 //!
-//! A pipe blocks the thread that opens it until somebody writes, and with it the end of the process; a device
-//! may never end. Settings, documents of registries and lease files are read through here.
+//! A pipe blocks the thread that opens it until a writer opens its other end, and with it the end of the
+//! process; a device may never end. Settings, documents of registries and lease files are read with these
+//! functions.
 use std::{
     fs::{self, File, FileType, OpenOptions},
     io::{self, Read},
     path::Path,
 };
 
-/// Opens a regular file to be read, without ever waiting for it.
+/// Opens a regular file for reading, without blocking.
 ///
 /// # Errors
-/// One that says what is there instead: a directory, a pipe, a socket, a device.
+/// Another kind of file, which the error names: a directory, a pipe, a socket, a device.
 pub fn open(path: &Path) -> io::Result<File> {
-    regular(&fs::metadata(path)?)?; // before opening: a device may act on that
+    regular(&fs::metadata(path)?)?; // before opening, which may have an effect on a device
     let mut options = OpenOptions::new();
     options.read(true);
     #[cfg(unix)]
     {
         use std::os::unix::fs::OpenOptionsExt;
-        // Something else may be there by now.
+        // Another file may be there by now.
         options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
     }
     let file = options.open(path)?;
@@ -30,12 +31,12 @@ pub fn open(path: &Path) -> io::Result<File> {
 /// The content of a regular file of at most `most` bytes.
 ///
 /// # Errors
-/// As [`open`], and where there are more bytes; a file that grows without end is read no further than that.
+/// As [`open`], and for a larger file; of a file that grows without end no more is read.
 pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     read_open(&open(path)?, most)
 }
 
-/// The same of one that is open.
+/// The same for an open file.
 pub fn read_open(file: &File, most: u64) -> io::Result<Vec<u8>> {
     let long = |length: u64| io::Error::other(format!("{length} bytes are too many; the limit is {most}"));
     let length = file.metadata()?.len();
@@ -101,7 +102,7 @@ mod tests {
         assert_eq!(said("file", 5), Ok(b"12345".into()));
         assert_eq!(said("file", 4), Err("5 bytes are too many; the limit is 4".into()));
         assert_eq!(read(&at("none"), 1).unwrap_err().kind(), io::ErrorKind::NotFound);
-        // The length of these is told as 0.
+        // Their length is reported as 0.
         assert_eq!(
             read(Path::new("/proc/self/status"), 10).map_err(|e| e.to_string()),
             Err("11 bytes are too many; the limit is 10".into())

@@ -7,18 +7,18 @@ use crate::{BoxError, rule::Problem};
 
 /// An implementation of a port that the settings choose by `kind`, with settings of its own.
 ///
-/// A program registers a kind by `builder.kind(…)`. `registry: { kind: table, path: /etc/hosts.table }` then reads
-/// [`Config`](Kind::Config) from what stands beside `kind`, checks it, and makes the registry from it. Unknown keys
-/// and values that can't be read are errors with their line, as for the kinds that are built in.
+/// A program registers a kind by `builder.kind(…)`. `registry: { kind: table, path: /etc/hosts.table }` then
+/// reads [`Config`](Kind::Config) from the keys beside `kind`, checks it, and makes the registry from it.
+/// Unknown keys and invalid values are errors with their line, as for built-in kinds.
 ///
-/// [`Made`](Kind::Made) says which port it is: `Arc<dyn Registry>`, `Arc<dyn Picker>`.
+/// [`Made`](Kind::Made) decides the port: `Arc<dyn Registry>`, `Arc<dyn Picker>`.
 ///
 /// ```
 /// use std::sync::Arc;
 ///
 /// use chassis_core::{BoxError, Kind, layer::balance::{Candidates, Picker}};
 ///
-/// /// Always the node of this number, where there are so many.
+/// /// Always picks the node with this number, or the last one.
 /// struct Fixed(usize);
 ///
 /// impl Picker for Fixed {
@@ -49,51 +49,52 @@ use crate::{BoxError, rule::Problem};
 /// }
 /// ```
 pub trait Kind: Send + Sync + 'static {
-    /// What people write beside `kind`. With `deny_unknown_fields`, a misspelt key is an error.
+    /// The settings beside `kind`. With `deny_unknown_fields`, a misspelt key is an error.
     type Config: DeserializeOwned + Send + Sync + 'static;
-    /// What it makes: the port it implements.
+    /// The type that it makes, which decides the port.
     type Made;
 
-    /// The word that `kind` takes.
+    /// The value of `kind` that chooses it.
     fn name(&self) -> &str;
 
-    /// What is wrong with settings that could be read. Paths are relative to the table: `services.stock[0]`.
-    /// Default: nothing.
+    /// Reports problems of settings that could be read. Paths are relative to the table: `services.stock[0]`.
+    /// Default: none.
     fn check(&self, config: &Self::Config) -> Vec<Problem> {
         let _ = config;
         Vec::new()
     }
 
-    /// Makes one. The settings have passed [`check`](Kind::check).
+    /// Makes an implementation. The settings have passed [`check`](Kind::check).
     ///
     /// # Errors
-    /// Why it can't be had: the start fails, or the new settings are refused.
+    /// The reason: the start fails, or the new settings are refused.
     fn make(&self, config: &Self::Config) -> Result<Self::Made, BoxError>;
 
-    /// Keys of the table whose changes take effect while the process runs, by [`change`](Kind::change). The others
-    /// wait for a restart. Default: none. It is asked of registries only: other ports are made anew.
+    /// Keys of the table whose changes take effect while the process runs, by [`change`](Kind::change). Other
+    /// changes wait for a restart. Default: none. Only used for registries: other ports are made anew.
     fn live(&self) -> &[&str] {
         &[]
     }
 
-    /// Puts changed settings in force in the one that was made. The settings have passed [`check`](Kind::check).
+    /// Applies changed settings to the existing implementation. The settings have passed
+    /// [`check`](Kind::check).
     ///
     /// # Errors
-    /// Why they can't be used: what was in force stays.
+    /// The reason: the former settings stay in force.
     fn change(&self, config: &Self::Config) -> Result<(), BoxError> {
         let _ = config;
         Ok(())
     }
 }
 
-/// A kind that needs a name and a function, and nothing else: see [`from_fn`].
+/// A kind made of a name and a function: see [`from_fn`].
 struct FnKind<C, F> {
     name: String,
     make: F,
     config: PhantomData<fn() -> C>,
 }
 
-/// A kind of this name, made by `make`.
+/// A kind with this name, whose implementations `make` makes.
 ///
 /// ```
 /// use std::sync::Arc;

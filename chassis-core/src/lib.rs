@@ -1,12 +1,12 @@
-//! The protocol-neutral half of chassis: a call, the rules it lives under, and the layers it passes
-//! through. It knows neither tonic nor axum nor hyper.
+//! The protocol-neutral core of chassis: calls, their policies, and the layers of the pipeline. It depends on
+//! neither tonic nor axum nor hyper.
 //!
-//! Everything is used by the paths of this page; where a thing stands inside is not part of them.
+//! Use the paths of this page; the internal modules are not part of the interface.
 //!
-//! - [`Invocation`] and [`Reply`] are what moves, [`pipeline`] is where it moves through, [`Policy`] is
-//!   what it lives under. Each concern of the pipeline is one entry in [`layer`].
-//! - [`Runtime`] holds what all pipelines of a process share.
-//! - To be implemented by others: [`registry`], [`config`], [`protocol`], layers at a [`Stage`],
+//! - [`Invocation`] and [`Reply`] are a call and its answer, [`pipeline`] has the layers that they pass,
+//!   [`Policy`] holds the settings of a call. Each concern of the pipeline is one module of [`layer`].
+//! - [`Runtime`] holds the state that all pipelines of a process share.
+//! - Other crates can implement [`registry`], [`config`], [`protocol`], layers at a [`Stage`],
 //!   [pickers](layer::balance::Picker) and [fallbacks](layer::fallback::FallbackFn).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 mod algorithm;
@@ -40,35 +40,35 @@ mod types;
 // A call and its answer.
 pub use call::{Call, CallOptions, Invocation, Reply, ReplyBody};
 pub use types::{Operation, Target};
-// Its body, and what ends it early.
+// Bodies, and aborting them.
 pub use types::{Abort, Aborted, Body, Failure, Reader, Replay};
-// How it ended, and for whom.
+// The outcome, and its listeners.
 pub use call::{CallError, Failed, Listener, Outcome, had_waited};
 pub use types::{Code, Details, Error, Hop, Origin, Reason, Verdict};
-// What travels with it from hop to hop.
+// The context that is passed on from hop to hop.
 pub use context::Context;
 pub use types::wire;
 pub use types::{LabelSet, TextMap, TraceContext};
 
-// The rules that calls live under, and the one place where they are swapped.
+// Policies, and the value that swaps them.
 pub use live::Live;
 pub use policy::{MOST_OPERATIONS, MOST_SERVICES, Policies, Policy, States};
 pub use types::{matching, units};
 
-// Where calls go, and where that and the settings are said.
+// Nodes and their connections; registries and config sources.
 pub use cluster::{Connection, Known, Link, Load, Members, Node};
 pub use plugin::{config_source as config, registry};
 
-// The pipeline, and layers of one's own in it.
+// Pipelines, and layers of your own in them.
 pub use runtime::{MOST_UNKNOWN, Runtime, RuntimeBuilder};
 pub use stage::{Next, Placement, Stage, Staged, Stages, from_fn};
 
-// Watching it.
+// Observation.
 pub use event::{Event, Events};
 pub use metrics::{CallCounter, Metrics};
 pub use types::Side;
 
-// What the settings hold beside the rules of calls.
+// Registered kinds and sections.
 pub use kind::Kind;
 pub use policy::LiveSection;
 pub use section::{Section, Sections};
@@ -86,8 +86,8 @@ pub mod protocol {
     };
 }
 
-/// What people write: the settings of calls, and what they are compiled to [`Policies`] with. The settings of
-/// each concern stand with it in [`layer`].
+/// The settings of calls, and the compiler that makes [`Policies`] of them. The settings of each concern are in
+/// its module of [`layer`].
 pub mod settings {
     pub use crate::policy::{
         BUILT_IN_PICKERS, Common, Environment, InboundOperationSettings, InboundSettings, LayerSwitch,
@@ -95,7 +95,7 @@ pub mod settings {
     };
 }
 
-/// The crates whose types are in the interface, as this one was built with them: for code that has to match.
+/// The crates whose types appear in the interface, in the versions that this crate was built with.
 pub mod reexports {
     pub use async_trait;
     pub use bytes;
@@ -107,7 +107,7 @@ pub mod reexports {
     pub use tower_service;
 }
 
-/// An error of any type, as a source.
+/// An error of any type.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// A boxed future that can move between threads.
 pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -1,11 +1,11 @@
-//! A value that can be replaced while others use it.
+//! A value that can be replaced while it is in use.
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
 /// The newest accepted value of `T`; clones share it.
 ///
-/// One fact, one `Live`: whoever keeps two for one fact sees them apart for a moment.
+/// Use one `Live` for values that belong together: two would differ for a moment during a change.
 ///
 /// ```
 /// use chassis_core::Live;
@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 /// let limit = Live::new(10);
 /// let seen = limit.get();
 /// limit.set(20);
-/// assert_eq!((*seen, *limit.get()), (10, 20)); // who holds a value keeps it
+/// assert_eq!((*seen, *limit.get()), (10, 20)); // a value that was taken stays as it is
 /// ```
 pub struct Live<T>(Arc<ArcSwap<T>>);
 
@@ -23,22 +23,22 @@ impl<T> Live<T> {
         Live(Arc::new(ArcSwap::from_pointee(value)))
     }
 
-    /// Starts with a value that others hold too.
+    /// Starts with a shared value.
     pub fn shared(value: Arc<T>) -> Self {
         Live(Arc::new(ArcSwap::new(value)))
     }
 
-    /// Replaces the value whole; those who hold the old one keep it.
+    /// Replaces the value as a whole; holders of the old one keep it.
     pub fn set(&self, value: T) {
         self.set_shared(Arc::new(value));
     }
 
-    /// The same with a value that others hold too.
+    /// The same with a shared value.
     pub fn set_shared(&self, value: Arc<T>) {
         self.0.store(value);
     }
 
-    /// Replaces the value by what `change` makes of it, and does so again when another was quicker.
+    /// Replaces the value by the result of `change`; repeats that if another thread was faster.
     pub fn update(&self, mut change: impl FnMut(&T) -> T) {
         self.0.rcu(|value| change(value));
     }
@@ -48,7 +48,7 @@ impl<T> Live<T> {
         self.0.load_full()
     }
 
-    /// Looks at the current value for the length of `look`, without counting a reference.
+    /// Passes the current value to `look`, without counting a reference.
     pub fn with<R>(&self, look: impl FnOnce(&Arc<T>) -> R) -> R {
         look(&self.0.load())
     }

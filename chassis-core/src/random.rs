@@ -1,4 +1,4 @@
-//! Randomness that is passed in, so that a test can seed it.
+//! Randomness as an argument, so that tests can seed it.
 use std::{
     fmt,
     hash::{BuildHasher, RandomState},
@@ -18,8 +18,8 @@ use crate::{
 
 /// A cheap source of randomness that clones and threads share without locks. Not for secrets.
 ///
-/// Seeded, it gives the same sequence every time, as long as one thread asks. From the operating
-/// system, threads draw from shards of their own, so that they don't wait for each other's cache lines.
+/// With a seed it gives the same sequence every time, as long as one thread uses it. Seeded by the operating
+/// system, each thread draws from a stripe of its own, so that threads don't share cache lines.
 ///
 /// The generator is SplitMix64: a counter, and a function that mixes it (Steele, Lea and Flood, *Fast
 /// Splittable Pseudorandom Number Generators*, 2014).
@@ -45,7 +45,7 @@ impl Random {
         Random((0..SHARDS).map(|_| Line(AtomicU64::new(seed()))).collect())
     }
 
-    /// The same sequence for the same `seed`, while one thread asks.
+    /// The same sequence for the same `seed`, as long as one thread uses it.
     pub fn seeded(seed: u64) -> Self {
         Random(Arc::new([Line(AtomicU64::new(seed))]))
     }
@@ -60,13 +60,13 @@ impl Random {
         mix(shard.fetch_add(STEP, Relaxed).wrapping_add(STEP))
     }
 
-    /// A number from 0 up to and without `n`; 0 if `n` is.
+    /// A number below `n`; 0 if `n` is 0.
     #[inline]
     pub fn below(&self, n: usize) -> usize {
         self.scaled(n as u64) as usize
     }
 
-    /// Two different numbers up to and without `n`, which is 2 or more, made of one draw.
+    /// Two different numbers below `n`, which must be 2 or more, from one draw.
     #[inline]
     pub fn two_below(&self, n: usize) -> (usize, usize) {
         let (drawn, n) = (self.next_u64(), n as u64);
@@ -75,24 +75,24 @@ impl Random {
         (a, b + usize::from(b >= a))
     }
 
-    /// From 0 up to and without 1.
+    /// A number from 0 to 1, without 1.
     pub fn unit(&self) -> f64 {
         (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Happens in `share` of all cases: never at 0 %, always at 100 %.
+    /// True in `share` of all cases: never at 0 %, always at 100 %.
     #[inline]
     pub fn chance(&self, share: Ratio) -> bool {
         self.unit() < share.get()
     }
 
-    /// A length of time from `least` to `most`, both included; `least` if they are the wrong way round.
+    /// A length of time from `least` to `most`, both included; `least` if they are in the wrong order.
     pub fn between(&self, least: Duration, most: Duration) -> Duration {
         let room = u64::try_from(most.saturating_sub(least).as_nanos()).unwrap_or(u64::MAX);
         least + Duration::from_nanos(self.scaled(room.saturating_add(1)))
     }
 
-    /// Multiply and shift (Lemire): biased by at most `n` / 2⁶⁴, which no caller here can see.
+    /// Multiply and shift (Lemire): biased by at most `n` / 2⁶⁴, which is negligible here.
     fn scaled(&self, n: u64) -> u64 {
         ((u128::from(self.next_u64()) * u128::from(n)) >> 64) as u64
     }
@@ -104,7 +104,7 @@ impl fmt::Debug for Random {
     }
 }
 
-/// For what `rand` can do with a generator: `let mut rng = &random; list.shuffle(&mut rng)`.
+/// Makes it usable with `rand`: `let mut rng = &random; list.shuffle(&mut rng)`.
 impl rand::RngCore for &Random {
     fn next_u32(&mut self) -> u32 {
         (Random::next_u64(self) >> 32) as u32
@@ -121,14 +121,14 @@ impl rand::RngCore for &Random {
     }
 }
 
-/// Mixes the bits of `counter`: the same number for the same one, and no pattern to be seen between them.
+/// Mixes the bits of `counter`: a fixed number for each, without a visible pattern.
 pub(crate) fn mix(counter: u64) -> u64 {
     let z = (counter ^ (counter >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)
 }
 
-/// Where the operating system has no randomness to give, the standard library's keys still differ.
+/// The standard library's keys differ even if the operating system has no randomness.
 fn seed() -> u64 {
     rand::rngs::OsRng.try_next_u64().unwrap_or_else(|_| RandomState::new().hash_one(STEP))
 }

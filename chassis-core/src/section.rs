@@ -1,4 +1,4 @@
-//! Sections: tables of the settings that belong to others than the pipeline.
+//! Sections: tables of the settings that other crates and programs add.
 use std::{
     any::{Any, TypeId},
     fmt,
@@ -9,11 +9,11 @@ use crate::rule::Problem;
 
 /// A table of the document that a crate or a program adds: its name, its type, and its check.
 ///
-/// `C` is what people write, read by serde; `T` is what it is compiled to, and what layers and services see. A
-/// section is part of a version of the settings: where it is refused, nothing of that version takes effect.
+/// `C` is the written form, read by serde; `T` is the compiled form, which layers and services use. A section
+/// is part of a version of the settings: if it is refused, nothing of that version takes effect.
 ///
-/// A section that is not written is read from nothing, so a `C` with defaults needs no table. A program that does
-/// not register a section passes over its table where the name starts with `x-`, and refuses it otherwise.
+/// A missing section is read as an empty one, so a `C` with defaults needs no table. A program that does not
+/// register a section ignores its table if the name starts with `x-`, and refuses it otherwise.
 ///
 /// ```
 /// use chassis_core::{Section, settings::Problem};
@@ -59,14 +59,14 @@ struct Entry {
 // === impl Section ===
 
 impl<T: Send + Sync + 'static> Section<T> {
-    /// Seen as it is written.
+    /// A section whose written form is used directly.
     pub fn new(name: impl Into<String>) -> Self {
         Section::compiled(name, Ok)
     }
 }
 
 impl<T: Send + Sync + 'static, C: 'static> Section<T, C> {
-    /// Seen as `compile` makes it of what is written. Its problems have paths relative to the section.
+    /// A section that `compile` makes from the written form. Paths of its problems are relative to the section.
     pub fn compiled(
         name: impl Into<String>,
         compile: impl Fn(C) -> Result<T, Vec<Problem>> + Send + Sync + 'static,
@@ -74,7 +74,7 @@ impl<T: Send + Sync + 'static, C: 'static> Section<T, C> {
         Section { name: name.into(), compile: Box::new(compile), read_once: false }
     }
 
-    /// The same, refused where `check` says so. Paths of problems are relative to the section.
+    /// Adds a check that may refuse the section. Paths of problems are relative to the section.
     pub fn check(self, check: impl Fn(&T) -> Result<(), Vec<Problem>> + Send + Sync + 'static) -> Self {
         let compile = self.compile;
         let checked = move |written| {
@@ -84,26 +84,26 @@ impl<T: Send + Sync + 'static, C: 'static> Section<T, C> {
         Section { compile: Box::new(checked), ..self }
     }
 
-    /// The same, for settings that are read at the start alone: a change is reported as waiting for a restart.
-    /// Default: changes take effect at once.
+    /// The section is only read at the start: a change is reported as waiting for a restart. Default: changes
+    /// take effect at once.
     pub fn read_once(self) -> Self {
         Section { read_once: true, ..self }
     }
 
-    /// Its key at the top of the document.
+    /// Its key at the top level of the document.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Do changes wait for a restart?
+    /// Whether changes wait for a restart.
     pub fn is_read_once(&self) -> bool {
         self.read_once
     }
 
-    /// What is seen of what was written.
+    /// Compiles the written form.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The problems of the section.
     pub fn compile(&self, written: C) -> Result<T, Vec<Problem>> {
         (self.compile)(written)
     }
@@ -118,7 +118,7 @@ impl<T, C> fmt::Debug for Section<T, C> {
 // === impl Sections ===
 
 impl Sections {
-    /// The same, with `value` as the section `name`, in place of one of its type.
+    /// Adds `value` as the section `name`, replacing one of the same type.
     pub fn with<T: Send + Sync + 'static>(&self, name: impl Into<Arc<str>>, value: Arc<T>) -> Self {
         let entry = Entry { of: TypeId::of::<T>(), name: name.into(), value };
         let others = self.0.iter().filter(|other| other.of != entry.of).cloned();
@@ -141,18 +141,18 @@ impl Sections {
         entry.value.clone().downcast().ok()
     }
 
-    /// The names of all.
+    /// The names of all sections.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|entry| &*entry.name)
     }
 
-    /// Few: a look at each is quicker than a hash.
+    /// There are few sections: comparing each is faster than hashing.
     fn entry(&self, of: TypeId) -> Option<&Entry> {
         self.0.iter().find(|entry| entry.of == of)
     }
 }
 
-/// The same values, not only equal ones.
+/// Equal if the values are the same, not only equal.
 impl PartialEq for Sections {
     fn eq(&self, other: &Self) -> bool {
         let same = |(a, b): (&Entry, &Entry)| a.of == b.of && Arc::ptr_eq(&a.value, &b.value);

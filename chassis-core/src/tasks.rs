@@ -1,4 +1,4 @@
-//! Tasks that belong to somebody: they end when their owner does, and a panic in one of them is reported.
+//! Tasks that end with their owner; a panic in one of them is reported.
 use std::{
     any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -25,14 +25,14 @@ pub struct Tasks {
     handle: Handle,
 }
 
-/// A future that hardly ever has news, beside one that is polled for every call: it is polled only when it
-/// asked to be. Most are behind locks, and several are asked for each call otherwise.
+/// A future that is seldom ready, beside one that is polled for every call: it is only polled after it was
+/// woken. Most such futures take a lock when polled, and a call polls several of them.
 pub struct Aside<F> {
     future: Pin<Box<F>>,
     bell: Arc<Bell>,
-    /// Rings the bell.
+    /// Sets the flag and wakes the task.
     rope: Waker,
-    /// Whom the bell wakes.
+    /// The task to wake.
     task: Option<Waker>,
 }
 
@@ -44,7 +44,7 @@ pin_project! {
     }
 }
 
-/// A piece of code panicked; `Display` says what the panic said.
+/// A panic of a piece of code; `Display` shows its message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it panicked: {0}")]
 pub struct Panicked(String);
@@ -57,7 +57,7 @@ struct Bell {
 // === impl Tasks ===
 
 impl Tasks {
-    /// Tasks on the tokio runtime this is called in; panics outside one, as tokio itself does.
+    /// Tasks on the current tokio runtime; panics outside one, as tokio does.
     pub fn new() -> Self {
         Tasks { tracker: TaskTracker::new(), over: CancellationToken::new(), handle: Handle::current() }
     }
@@ -73,9 +73,9 @@ impl Tasks {
         self.handle.spawn(self.tracker.track_future(bounded));
     }
 
-    /// Runs `task`, which has to end by itself soon after another task of this owner has: one that sends on
-    /// a connection ends with it. Nothing cancels it, which makes it cheaper than [`spawn`](Self::spawn); it
-    /// is counted and waited for like all others.
+    /// Runs `task`, which must end by itself soon after another task of this owner: for example, a task that
+    /// sends on a connection ends with the connection. It is not cancelled, which makes it cheaper than
+    /// [`spawn`](Self::spawn); it is counted and awaited like all others.
     pub fn spawn_dependent(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.handle.spawn(self.tracker.track_future(logged(task)));
     }
@@ -85,24 +85,24 @@ impl Tasks {
         self.over.cancelled().await;
     }
 
-    /// A part whose tasks end with this one's, or on their own.
+    /// A child owner: its tasks end with this one's, or earlier.
     pub fn child(&self) -> Self {
         Tasks { tracker: TaskTracker::new(), over: self.over.child_token(), handle: self.handle.clone() }
     }
 
-    /// Tells all tasks to end.
+    /// Cancels all tasks.
     pub fn cancel(&self) {
         self.over.cancel();
     }
 
-    /// Tells all tasks to end and waits until they have, at most `bound`. `false`: some have not.
+    /// Cancels all tasks and waits until they have ended, at most `bound`. `false` if some have not.
     pub async fn end(&self, bound: Duration) -> bool {
         self.over.cancel();
         self.tracker.close();
         tokio::time::timeout(bound, self.tracker.wait()).await.is_ok()
     }
 
-    /// How many are running.
+    /// The number of running tasks.
     pub fn running(&self) -> usize {
         self.tracker.len()
     }
@@ -116,8 +116,8 @@ impl Default for Tasks {
 
 // === impl Caught ===
 
-/// Runs `future`; its panic is an error of its caller rather than the end of the caller's task. For code
-/// that somebody else wrote: registries, sources of settings, hooks, connectors.
+/// Runs `future`; a panic becomes an error for the caller instead of the end of the caller's task. For code of
+/// other crates: registries, config sources, hooks, connectors.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -131,7 +131,7 @@ pub fn caught<F: Future>(future: F) -> Caught<F> {
     Caught { inner: Some(future) }
 }
 
-/// Runs `work`; its panic is an error.
+/// Runs `work`; a panic becomes an error.
 pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
     catch_unwind(AssertUnwindSafe(work)).map_err(Panicked::of)
 }
@@ -147,7 +147,7 @@ impl<F: Future> Future for Caught<F> {
             Ok(Poll::Ready(output)) => Ok(output),
             Err(panicked) => Err(panicked),
         };
-        // Here rather than by whoever drops this: what it holds may panic too.
+        // Dropped here, because the drop may panic too.
         let dropped = catch(|| this.inner.set(None));
         Poll::Ready(polled.and_then(|output| dropped.map(|()| output)))
     }
@@ -171,8 +171,8 @@ impl Panicked {
     }
 }
 
-/// How long to wait before something is tried again that has failed so many times in a row: half to all of
-/// 100 ms, doubled with each failure, and at most `most`.
+/// The time to wait before the next try after this many failures in a row: half to all of 100 ms, doubled with
+/// each failure, and at most `most`.
 pub fn backoff(failures: u32, most: Duration, random: &Random) -> Duration {
     let pause = Duration::from_millis(100 << failures.saturating_sub(1).min(16)).min(most);
     random.between(pause / 2, pause)
@@ -187,7 +187,7 @@ impl<F: Future> Aside<F> {
         Aside { future: Box::pin(future), rope: Waker::from(bell.clone()), bell, task: None }
     }
 
-    /// Polls the future if it asked to be. Tells the bell first which task to wake, where that is another one.
+    /// Polls the future if it was woken. Before that it stores the task to wake, if that has changed.
     ///
     /// Not inlined: keeps the path without news, which every call takes several times, to two comparisons.
     #[cold]
@@ -209,7 +209,8 @@ impl<F: Future> Future for Aside<F> {
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let is_known = self.task.as_ref().is_some_and(|task| task.will_wake(cx.waker()));
-        // Who rings from here on wakes the task, which looks again. A look alone leaves the cache line be.
+        // A wake-up from here on wakes the task, which polls again. Only reading does not write to the cache
+        // line.
         match is_known && !self.bell.rung.load(Acquire) {
             true => Poll::Pending,
             false => self.look(cx),
@@ -220,7 +221,7 @@ impl<F: Future> Future for Aside<F> {
 // === impl Bell ===
 
 impl Bell {
-    /// Nothing panics while it is held; a poisoned lock would be as good as new.
+    /// No code panics while it holds the lock; a poisoned one would still be valid.
     fn task(&self) -> MutexGuard<'_, Option<Waker>> {
         self.task.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -291,8 +292,8 @@ mod tests {
     #[tokio::test]
     async fn what_is_aside_is_polled_only_when_it_asked_to_be() {
         let (polls, news) = (Arc::new(Mutex::new(0)), Arc::new(Notify::new()));
-        let (counted, heard) = (polls.clone(), news.clone());
-        let mut inner = Box::pin(async move { heard.notified().await });
+        let (counted, waits) = (polls.clone(), news.clone());
+        let mut inner = Box::pin(async move { waits.notified().await });
         let mut aside = Aside::new(poll_fn(move |cx| {
             *counted.lock().unwrap() += 1;
             inner.as_mut().poll(cx)
@@ -301,7 +302,7 @@ mod tests {
             assert!(poll_fn(|cx| Poll::Ready(Pin::new(&mut aside).poll(cx))).await.is_pending());
         }
         assert_eq!(*polls.lock().unwrap(), 1);
-        // Also where another task polls it from now on.
+        // Also after another task polls it.
         let waiting = tokio::spawn(aside);
         tokio::task::yield_now().await;
         news.notify_one();

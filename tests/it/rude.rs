@@ -333,7 +333,7 @@ async fn a_source_of_settings_that_is_never_silent_leaves_others_their_turn() {
 async fn what_can_not_be_reached_is_not_advertised() {
     for (advertise, why) in [
         ("h h", "http `h h:1`: the host is no name: it has letters, digits, `-`, `_` and single dots"),
-        ("0.0.0.0", "http `0.0.0.0:1`: it stands for every interface: nobody can connect to it"),
+        ("0.0.0.0", "http `0.0.0.0:1`: it means every interface, which can't be connected to"),
     ] {
         let mesh = Mesh::new();
         let plan =

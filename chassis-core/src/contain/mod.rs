@@ -1,11 +1,11 @@
-//! Keeps registries and sources of settings that block their thread from those of calls.
+//! Keeps registries and config sources that block their thread away from the threads of calls.
 //!
-//! A plugin is code that others wrote. One that sleeps, loops or uses a synchronous client in an async function would
-//! stop every task of its thread, and on a runtime of one thread the process. So its futures are polled by
-//! threads of its own, and a poll that lasts for too long is reported by name.
+//! A plugin is code of other crates. If it sleeps, loops or uses a synchronous client in an async function, it
+//! stops every task of its thread, and on a runtime of one thread the whole process. So threads of its own poll
+//! its futures, and a poll that takes too long is reported by name.
 //!
-//! A plugin that says that it never blocks is polled in place. So is every one on a clock that stands still: time
-//! would move on while other threads work.
+//! A plugin that declares that it never blocks is polled in place. So is every plugin on a paused clock, which
+//! would advance while other threads work.
 mod threads;
 
 use std::{
@@ -27,13 +27,13 @@ use crate::{
     },
 };
 
-/// A poll of a plugin that lasts for longer than this is reported.
+/// A poll of a plugin that takes longer than this is reported.
 pub const BLOCKED_AFTER: Duration = Duration::from_secs(5);
 
-/// `registry`, on threads of its own unless it says that it [never blocks](Registry::never_blocks). A poll that lasts
-/// for longer than `after` is an event.
+/// Runs `registry` on threads of its own unless it [never blocks](Registry::never_blocks). A poll that takes
+/// longer than `after` emits an event.
 ///
-/// A [`RuntimeBuilder`](crate::RuntimeBuilder) does this with the registry that it is given.
+/// A [`RuntimeBuilder`](crate::RuntimeBuilder) does this with its registry.
 pub fn registry(registry: Arc<dyn Registry>, events: &Events, after: Duration) -> Arc<dyn Registry> {
     match registry.never_blocks() {
         true => registry,
@@ -44,8 +44,8 @@ pub fn registry(registry: Arc<dyn Registry>, events: &Events, after: Duration) -
     }
 }
 
-/// `source`, on threads of its own unless it says that it [never blocks](ConfigSource::never_blocks). A poll that
-/// lasts for longer than `after` is an event.
+/// Runs `source` on threads of its own unless it [never blocks](ConfigSource::never_blocks). A poll that takes
+/// longer than `after` emits an event.
 pub fn config_source(
     source: Arc<dyn ConfigSource>,
     events: &Events,
@@ -65,21 +65,21 @@ struct Contained<P: ?Sized> {
     aside: Aside,
 }
 
-/// What a plugin handed out: a watcher, or a registration.
+/// A watcher or a registration of a plugin.
 struct Part<W: Send + 'static> {
-    /// `None` while it is asked, and once it has panicked. The lock is never contended: it lets parts be shared that
-    /// can't be.
+    /// `None` while it is in use, and after a panic. The lock is never contended: it makes parts `Sync` that
+    /// are not.
     inner: Mutex<Option<W>>,
     aside: Aside,
 }
 
-/// A watcher, and the question to it that is under way: that stays where the caller drops its own.
+/// A watcher, and its pending call, which stays if the caller drops the future.
 struct Asked<W: Send + 'static, T: Send + 'static> {
     part: Part<W>,
     under_way: Mutex<Option<Offloaded<(W, T)>>>,
 }
 
-/// Where and under which name a plugin is polled.
+/// The threads that poll a plugin, and the plugin's name.
 #[derive(Clone)]
 struct Aside {
     plugin: Arc<str>,
@@ -108,7 +108,7 @@ impl Aside {
         self.threads.offload(Watch { after: self.after, report }, future)
     }
 
-    /// Has `future` polled aside. Its panic comes out here.
+    /// Has the plugin's threads poll `future`. Its panic is resumed here.
     async fn run<T: Send + 'static>(
         &self,
         what: &str,
@@ -137,7 +137,7 @@ impl<W: Send + 'static> Part<W> {
     }
 }
 
-/// What is dropped may block as well.
+/// Dropping a part may block as well.
 impl<W: Send + 'static> Drop for Part<W> {
     fn drop(&mut self) {
         let Some(inner) = self.inner().take() else { return };
@@ -151,7 +151,7 @@ impl<W: Send + 'static> Drop for Part<W> {
 // === impl Asked ===
 
 impl<W: Send + 'static, T: Send + 'static> Asked<W, T> {
-    /// The answer of the question that is under way, or of the one that `ask` makes. `None`: it has panicked before.
+    /// The answer of the pending call, or of a new one by `ask`. `None` after a panic.
     async fn next<Fut>(&mut self, ask: impl FnOnce(W) -> Fut) -> Option<T>
     where
         Fut: Future<Output = (W, T)> + Send + 'static,
@@ -168,7 +168,7 @@ impl<W: Send + 'static, T: Send + 'static> Asked<W, T> {
         Some(said)
     }
 
-    /// The watcher, where it is to be asked in place.
+    /// The watcher, if it is polled in place.
     fn in_place(&mut self) -> Option<&mut W> {
         let is_asked = self.under_way.get_mut().unwrap_or_else(PoisonError::into_inner).is_some();
         if !is_asked && clock::is_paused() { self.part.inner().as_mut() } else { None }
@@ -203,7 +203,7 @@ impl Registry for Contained<dyn Registry> {
         self.aside.run("services", async move { registry.services().await }).await
     }
 
-    /// Not where it is polled.
+    /// The wrapper itself does not block.
     fn never_blocks(&self) -> bool {
         true
     }
@@ -243,7 +243,7 @@ impl ConfigSource for Contained<dyn ConfigSource> {
         Ok(Box::new(self.aside.asked(watcher)))
     }
 
-    /// Not where it is polled.
+    /// The wrapper itself does not block.
     fn never_blocks(&self) -> bool {
         true
     }

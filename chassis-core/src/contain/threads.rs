@@ -1,7 +1,7 @@
-//! Threads that poll the futures of code that others wrote: one that blocks holds up no other.
+//! Threads that poll the futures of plugins: one that blocks delays no other.
 //!
-//! They are started when they are needed and end when there is nothing to do. A thread that is blocked for good is
-//! abandoned: neither a stop nor the end of the process waits for it.
+//! They start when there is work and end when there is none. A thread that blocks forever is abandoned: neither
+//! a stop nor the end of the process waits for it.
 use std::{
     any::Any,
     collections::VecDeque,
@@ -23,17 +23,17 @@ use crate::{BoxFuture, tasks::catch};
 #[derive(Clone)]
 pub(super) struct Threads(Arc<Pool>);
 
-/// A future that these threads poll. What it gives, or its panic, comes out here.
+/// A future that these threads poll. Its output or its panic is returned here.
 ///
-/// Dropping it never waits: what is being polled goes on until that poll returns, and is dropped by its thread.
+/// Dropping it never waits: a poll under way continues until it returns, and its thread drops the future then.
 pub(super) struct Offloaded<T: Send + 'static> {
     task: Arc<Task<T>>,
     watch: Watch,
-    /// For the poll that began then.
+    /// The timer of the poll that began at this time.
     timer: Option<(Instant, Pin<Box<Sleep>>)>,
 }
 
-/// Reports a poll that lasts for too long, and for how long it has.
+/// Reports polls that take too long, with the time they have taken so far.
 pub(super) struct Watch {
     /// The longest poll that is not reported.
     pub(super) after: Duration,
@@ -53,7 +53,7 @@ struct State {
     threads: usize,
 }
 
-/// What a thread does.
+/// The work of a thread.
 trait Job: Send + Sync {
     fn run(self: Arc<Self>);
 }
@@ -69,7 +69,7 @@ struct Progress<T> {
     stage: Stage,
     future: Option<BoxFuture<'static, T>>,
     output: Option<Result<T, Box<dyn Any + Send>>>,
-    /// Whom the output is for.
+    /// The waker of the receiver.
     waiting: Option<Waker>,
     /// When it was queued, or its poll began.
     since: Instant,
@@ -79,34 +79,35 @@ struct Progress<T> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Never polled.
+    /// Not polled yet.
     Fresh,
     Idle,
     Queued,
     Polled,
-    /// It was woken while it was polled.
+    /// Woken while it was polled.
     PolledAgain,
     Done,
 }
 
 struct Drops<T>(Mutex<Option<T>>);
 
-/// The most threads of one plugin: so many of its polls may block at once.
+/// The most threads of one plugin, and so the most of its polls that may block at once.
 const MOST_THREADS: usize = 32;
 /// A thread without work ends after this.
 const IDLE: Duration = Duration::from_secs(10);
-/// A poll that still lasts is reported again after this.
+/// A poll that still blocks is reported again after this.
 const REMINDER: Duration = Duration::from_secs(60);
 
 // === impl Threads ===
 
 impl Threads {
-    /// None yet.
+    /// A pool without threads.
     pub(super) fn new() -> Self {
         Threads(Arc::default())
     }
 
-    /// Has `future` polled there, beginning with the first poll of what is returned. Within a tokio runtime.
+    /// Has the threads poll `future`; the first poll of the returned future starts it. Call it within a tokio
+    /// runtime.
     pub(super) fn offload<T: Send + 'static>(
         &self,
         watch: Watch,
@@ -129,7 +130,7 @@ impl Threads {
         }
     }
 
-    /// Drops `value` there.
+    /// Drops `value` on these threads.
     pub(super) fn drop_later(&self, value: impl Send + 'static) {
         self.submit(Arc::new(Drops(Mutex::new(Some(value)))));
     }
@@ -144,7 +145,7 @@ impl Threads {
             let pool = self.0.clone();
             match std::thread::Builder::new().name("chassis-plugin".to_owned()).spawn(move || pool.work()) {
                 Ok(_) => state.threads += 1,
-                // The next job tries again; what is queued is waited for no longer than it has time.
+                // The next job tries again; queued jobs wait only until their time limit.
                 Err(error) => tracing::warn!(target: "chassis", %error, "no thread for a plugin"),
             }
         }
@@ -159,7 +160,7 @@ impl Threads {
 // === impl Pool ===
 
 impl Pool {
-    /// Nothing panics while it is held; a poisoned lock would be as good as new.
+    /// No code panics while it holds the lock; a poisoned one would still be valid.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -170,7 +171,7 @@ impl Pool {
         }
     }
 
-    /// The next job; none came for a while, and this thread is one less.
+    /// The next job; `None` if none came for a while, and this thread ends.
     fn next(&self) -> Option<Arc<dyn Job>> {
         let mut state = self.state();
         loop {
@@ -208,13 +209,13 @@ impl<T: Send + 'static> Task<T> {
         catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut Context::from_waker(&waker))))
     }
 
-    /// Ends it with `output`, once `future` is dropped: its drop may panic, and takes what it takes.
+    /// Stores `output` once `future` is dropped, because the drop may panic or block.
     fn finish(&self, output: Result<T, Box<dyn Any + Send>>, future: BoxFuture<'static, T>) {
         let dropped = catch_unwind(AssertUnwindSafe(|| drop(future)));
         let mut progress = self.progress();
         progress.stage = Stage::Done;
         progress.output = Some(output.and_then(|output| dropped.map(|()| output)));
-        // Its receiver is gone: it is dropped on this thread, where a drop that blocks holds up no call.
+        // The receiver is gone: drop it on this thread, where a drop that blocks delays no call.
         let unwanted = if progress.abandoned { progress.output.take() } else { None };
         let waiting = progress.waiting.take();
         drop(progress);
@@ -265,7 +266,7 @@ impl<T: Send + 'static> Wake for Task<T> {
             Stage::Polled => progress.stage = Stage::PolledAgain,
             Stage::Fresh | Stage::Queued | Stage::PolledAgain | Stage::Done => return,
         }
-        // It may be polled for too long from now on.
+        // From now on the poll may take too long.
         let waiting = progress.waiting.clone();
         drop(progress);
         if let Some(waiting) = waiting {

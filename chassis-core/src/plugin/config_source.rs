@@ -1,18 +1,18 @@
-//! Where settings come from: a port to be implemented.
+//! The port for sources of settings.
 use async_trait::async_trait;
 
 use crate::BoxError;
 
-/// One text of settings, as it stands at its source.
+/// One text of settings of a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Text {
     /// The settings, unparsed.
     pub content: String,
     /// The language they are written in.
     pub format: Format,
-    /// What error messages call it: a path, or a key in a config center.
+    /// Its name in error messages: a path, or a key in a config center.
     pub origin: String,
-    /// The source's own version of it, if it has one: shown, never compared.
+    /// The source's own version of the text, if it has one: shown, never compared.
     pub revision: Option<String>,
 }
 
@@ -27,11 +27,10 @@ pub enum Format {
     Json,
 }
 
-/// A place that settings come from and may change at: a file, a config center.
+/// A source of settings that may change: a file, a config center.
 ///
-/// It hands out texts; parsing, merging, validating and keeping the last good version are the
-/// caller's work. Every implementation passes
-/// `testing::contract::config_source` (feature `testing`).
+/// It only provides texts; the caller parses, merges, validates and keeps the last good version. Every
+/// implementation passes `testing::contract::config_source` (feature `testing`).
 ///
 /// ```
 /// use chassis_core::config::{ConfigSource, ConfigWatcher, Format, SourceError, Text};
@@ -46,7 +45,7 @@ pub enum Format {
 ///     }
 ///     async fn watch(&self) -> Result<Box<dyn ConfigWatcher>, SourceError> {
 ///         let mut from = self.0.clone();
-///         from.mark_changed(); // the first answer is what is there now
+///         from.mark_changed(); // the first answer is the current text
 ///         Ok(Box::new(Watch(from)))
 ///     }
 /// }
@@ -62,28 +61,28 @@ pub enum Format {
 /// ```
 #[async_trait]
 pub trait ConfigSource: Send + Sync + 'static {
-    /// What logs and messages call it: a path, a URL without secrets.
+    /// Its name in logs and messages: a path, a URL without secrets.
     fn name(&self) -> String;
 
-    /// Follows it. An error here says that it can't be followed at all.
+    /// Starts to watch the source. An error means that it can't be watched at all.
     async fn watch(&self) -> Result<Box<dyn ConfigWatcher>, SourceError>;
 
-    /// Do its functions, and those of its watchers, return to the runtime at once wherever they have to wait? Then
-    /// they are polled by the threads of calls. Default `false`: by [threads of its own](crate::contain), so that one
-    /// that blocks its thread holds up no call.
+    /// Whether its functions, and those of its watchers, never block their thread when they wait. If so, the
+    /// threads of calls poll them. Default `false`: [threads of its own](crate::contain) poll them, so that a
+    /// blocked thread delays no call.
     fn never_blocks(&self) -> bool {
         false
     }
 }
 
-/// Follows one source.
+/// Watches one source.
 #[async_trait]
 pub trait ConfigWatcher: Send + 'static {
-    /// The first call answers with what is there now; every later one when it changed.
+    /// The first call returns the current text; each later one returns when the text has changed.
     ///
-    /// An error means that it can't be read now (gone, unreadable, no connection): the caller says so,
-    /// keeps the version it has, and asks again with a backoff. When it can be read again, that is told
-    /// even if nothing changed. Dropping the future between two answers loses nothing.
+    /// An error means that the text can't be read now (missing, unreadable, no connection): the caller reports
+    /// it, keeps its version, and calls again with a backoff. When the text can be read again, the watcher
+    /// returns it even if it did not change. Dropping the future between two answers loses nothing.
     async fn next(&mut self) -> Result<Text, SourceError>;
 }
 
@@ -97,12 +96,12 @@ pub struct SourceError {
 }
 
 impl SourceError {
-    /// With a message that names the place.
+    /// An error with a message that names the source.
     pub fn new(message: impl Into<String>) -> Self {
         SourceError { message: message.into(), source: None }
     }
 
-    /// The same, with what lies beneath.
+    /// Adds the error that caused this one.
     pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
         self.source = Some(source.into());
         self

@@ -1,4 +1,4 @@
-//! What others implement: where instances and settings come from, what a protocol says, how its calls travel.
+//! Ports that other crates implement: registries, sources of settings, protocols and their transports.
 pub mod config_source;
 pub(crate) mod protocol;
 pub mod registry;

@@ -1,4 +1,4 @@
-//! Where services say that they are there, and others learn of it: a port to be implemented.
+//! The port for registries: they list the instances of services, and register this process.
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
     sync::Arc,
@@ -12,49 +12,49 @@ use crate::{
     types::{LabelSet, TextMap},
 };
 
-/// One running process of a service, as its registry tells it.
+/// One running process of a service, as its registry describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Instance {
-    /// Stays the same for the life of the process, and no other process has it.
+    /// The process's id: constant for its life, and unique.
     pub id: String,
     /// The service it belongs to.
     #[serde(default)]
     pub service: String,
-    /// What runs there; empty if nobody said.
+    /// The version of the program; empty if it is not set.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub version: String,
-    /// Where it runs; empty if nobody said.
+    /// The zone of the process; empty if it is not set.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub zone: String,
     /// Address by protocol: `grpc` → `10.0.0.5:50051`, `http` → `unix:/run/stock.sock`.
     pub addresses: TextMap,
-    /// Share of the calls relative to others. Default 1; 0 takes no new calls.
+    /// Share of the calls, relative to other instances. Default 1; 0 gets no new calls.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub weight: u32,
-    /// What routes choose by. `version` and `zone` can be chosen by as if they were labels.
+    /// Labels that routes choose by. `version` and `zone` can be used like labels.
     #[serde(default, skip_serializing_if = "TextMap::is_empty")]
     pub labels: TextMap,
 }
 
-/// What a registry knows of a service, whole.
+/// All that a registry knows of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Membership {
-    /// It has never heard of it; that may change.
+    /// The registry does not know the service; that may change.
     Unknown,
-    /// These are its instances. An empty list is held back for a grace period: see the cluster.
+    /// The instances. An empty list is only applied after a grace period: see the cluster.
     ///
-    /// A registry that keeps what it tells shares it with those it tells: of thousands of instances there
-    /// is one copy.
+    /// A registry that stores instances shares them with its watchers: even of thousands of instances there is
+    /// only one copy.
     Known(Vec<Arc<Instance>>),
-    /// It was taken away on purpose: believed at once.
+    /// The service was deleted on purpose: applied at once.
     Deleted,
 }
 
-/// Says who runs a service, and lets this process say that it does.
+/// Lists the instances of services, and registers this process.
 ///
-/// Small on purpose: keeping the last good set, comparing, and asking again are the caller's work.
-/// Every implementation passes `testing::contract::registry` (feature `testing`).
+/// The port is small on purpose: the caller keeps the last good set, compares, and asks again. Every
+/// implementation passes `testing::contract::registry` (feature `testing`).
 ///
 /// ```
 /// use std::sync::Arc;
@@ -92,48 +92,49 @@ pub trait Registry: Send + Sync + 'static {
     /// Its kind, as the configuration names it.
     fn name(&self) -> &str;
 
-    /// Puts `instance` up. It stays until the registration is ended, dropped, or its lease runs out.
+    /// Registers `instance`, until the registration is ended or dropped, or its lease runs out.
     async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError>;
 
-    /// Follows the instances of `service`, whether or not there are any yet.
+    /// Watches the instances of `service`, also if there are none yet.
     async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError>;
 
-    /// Do only processes of this machine look here? Then loopback is an address to give. Default: no.
+    /// Whether only processes of this machine use the registry, so that a loopback address can be registered.
+    /// Default: no.
     fn is_local(&self) -> bool {
         false
     }
 
-    /// The services it knows now, for *did you mean*. Empty where it can't tell.
+    /// The services known at the moment, for *did you mean*. Empty if the registry can't list them.
     async fn services(&self) -> Vec<String> {
         Vec::new()
     }
 
-    /// Do all of its functions, and those of what it hands out, return to the runtime at once wherever they have to
-    /// wait? Then they are polled by the threads of calls. Default `false`: by [threads of its own](crate::contain),
-    /// so that one that blocks its thread holds up no call.
+    /// Whether all of its functions, and those of its watchers and registrations, never block their thread when
+    /// they wait. If so, the threads of calls poll them. Default `false`: [threads of its own](crate::contain)
+    /// poll them, so that a blocked thread delays no call.
     fn never_blocks(&self) -> bool {
         false
     }
 }
 
-/// A lease on an entry. Dropping it lets the entry go too, as soon as the registry can.
+/// A lease on a registered instance. Dropping it removes the instance as soon as the registry can.
 #[async_trait]
 pub trait Registration: Send + Sync + 'static {
-    /// Takes the entry down, and returns when others can no longer learn of it from here.
+    /// Removes the instance, and returns when this registry no longer lists it.
     async fn deregister(self: Box<Self>) -> Result<(), RegistryError>;
 }
 
-/// Follows one service.
+/// Watches one service.
 #[async_trait]
 pub trait Watcher: Send + 'static {
-    /// The first call answers at once with what is known; every later one when something changed.
+    /// The first call returns at once with the known state; each later one returns when it has changed.
     ///
-    /// An error means "no news": the caller keeps what it had and asks again, with a backoff. Dropping
-    /// the future between two answers loses nothing.
+    /// An error means "no news": the caller keeps its state and calls again with a backoff. Dropping the future
+    /// between two answers loses nothing.
     async fn next(&mut self) -> Result<Membership, RegistryError>;
 }
 
-/// What went wrong between this process and its registry.
+/// An error of a registry.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct RegistryError {
@@ -166,19 +167,19 @@ impl Instance {
         }
     }
 
-    /// The same, reachable at `address` by `protocol`.
+    /// Adds an address for `protocol`.
     pub fn with_address(mut self, protocol: impl Into<String>, address: impl Into<String>) -> Self {
         self.addresses.insert(protocol, address);
         self
     }
 
-    /// The same, with a label.
+    /// Adds a label.
     pub fn with_label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.labels.insert(name, value);
         self
     }
 
-    /// The same, of another weight.
+    /// Sets the weight.
     pub fn with_weight(mut self, weight: u32) -> Self {
         self.weight = weight;
         self
@@ -194,8 +195,8 @@ impl Instance {
         }
     }
 
-    /// Can a call go there? A registry's document is input: ids and addresses that make no sense are
-    /// refused one by one, and the rest of the document is used.
+    /// Whether calls can be sent to it. A registry's document is input: an instance with an invalid id or
+    /// address is refused, and the others are used.
     pub fn check(&self) -> Result<(), RegistryError> {
         if self.id.is_empty() {
             return Err(RegistryError::new(format!("an instance of `{}` has no id", self.service)));
@@ -212,8 +213,8 @@ impl Instance {
         Ok(())
     }
 
-    /// The same, of one that a registry says belongs to `service`: another service's instance would be
-    /// called for this one. One that does not say whose it is belongs to the service that was asked for.
+    /// Also refuses an instance of another service: calls for `service` would be sent to it. An instance that
+    /// names no service belongs to the one that was asked for.
     pub fn check_for(&self, service: &str) -> Result<(), RegistryError> {
         if !self.service.is_empty() && self.service != service {
             let (id, other) = (self.id.escape_debug(), self.service.escape_debug());
@@ -223,8 +224,8 @@ impl Instance {
     }
 }
 
-/// `host:port`, `[v6]:port`, `unix:/path` or `memory:name`. A host is a name or an IP address as it stands in a
-/// URL: no user, no path, no scope.
+/// `host:port`, `[v6]:port`, `unix:/path` or `memory:name`. A host is a name or an IP address in URL syntax:
+/// without user, path or scope.
 fn check_address(address: &str) -> Result<(), &'static str> {
     if address.chars().any(char::is_control) {
         return Err("a control character is in it");
@@ -241,7 +242,7 @@ fn check_address(address: &str) -> Result<(), &'static str> {
     }
     let (host, port) = address.rsplit_once(':').ok_or("no port; write host:port")?;
     check_host(host)?;
-    // Numbers may begin with a plus sign.
+    // `parse` accepts a leading plus sign.
     match port.parse::<u16>().ok().filter(|_| port.bytes().all(|byte| byte.is_ascii_digit())) {
         Some(0) => Err("port 0 can't be connected to"),
         Some(_) => Ok(()),
@@ -262,7 +263,7 @@ fn check_host(host: &str) -> Result<(), &'static str> {
     if let Some(inner) = host.strip_prefix('[') {
         return match inner.strip_suffix(']').map(str::parse::<Ipv6Addr>) {
             Some(Ok(ip)) if ip.is_unspecified() => {
-                Err("it stands for every interface: nobody can connect to it")
+                Err("it means every interface, which can't be connected to")
             }
             Some(Ok(_)) => Ok(()),
             _ => Err("no IPv6 address is in the brackets"),
@@ -271,12 +272,12 @@ fn check_host(host: &str) -> Result<(), &'static str> {
     if host.contains(':') {
         return Err("write an IPv6 address in brackets: [::1]:80");
     }
-    // As URLs have it: a name whose last label is a number is an IPv4 address, or nothing.
+    // As in URLs: a name whose last label is a number must be an IPv4 address.
     let name = host.strip_suffix('.').unwrap_or(host);
     let last = name.rsplit('.').next().unwrap_or(name);
     if !last.is_empty() && last.bytes().all(|byte| byte.is_ascii_digit()) {
         return match host.parse::<Ipv4Addr>() {
-            Ok(ip) if ip.is_unspecified() => Err("it stands for every interface: nobody can connect to it"),
+            Ok(ip) if ip.is_unspecified() => Err("it means every interface, which can't be connected to"),
             Ok(_) => Ok(()),
             Err(_) => Err("the host is no IPv4 address"),
         };
@@ -288,21 +289,21 @@ fn check_host(host: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Container networks name hosts with underscores, against the letter of RFC 1123. Names in other scripts
-/// stand here as they go into DNS (`xn--…`).
+/// Container networks use underscores in host names, against RFC 1123. Names in other scripts are written in
+/// their DNS form (`xn--…`).
 fn is_of_name(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')
 }
 
-/// Linux ends socket paths here, with a zero byte behind.
+/// The longest socket path on Linux, without the final zero byte.
 const MAX_SOCKET_PATH: usize = 107;
-/// The longest name that DNS has.
+/// The longest name in DNS.
 const MAX_HOST: usize = 253;
 
 // === impl Membership ===
 
 impl Membership {
-    /// These are its instances; each may be shared already.
+    /// These instances; each may be shared already.
     ///
     /// ```
     /// use chassis_core::registry::{Instance, Membership};
@@ -318,17 +319,17 @@ impl Membership {
 // === impl RegistryError ===
 
 impl RegistryError {
-    /// With a message that names the address or the file.
+    /// An error with a message that names the address or the file.
     pub fn new(message: impl Into<String>) -> Self {
         RegistryError { message: message.into(), source: None }
     }
 
-    /// The registry can't do that.
+    /// The registry does not support this operation.
     pub fn unsupported(message: impl Into<String>) -> Self {
         Self::new(message)
     }
 
-    /// The same, with what lies beneath.
+    /// Adds the error that caused this one.
     pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
         self.source = Some(source.into());
         self
@@ -364,7 +365,7 @@ impl<R: Registry + ?Sized> Registry for Arc<R> {
 // === impl LabelSet ===
 
 impl LabelSet {
-    /// Does `instance` have all of them?
+    /// Whether `instance` has all of these labels.
     pub fn selects(&self, instance: &Instance) -> bool {
         self.iter().all(|(name, value)| instance.label(name) == Some(value))
     }
@@ -458,7 +459,7 @@ mod tests {
             stock("h:80").check_for("billing").unwrap_err().to_string(),
             "instance `a` belongs to `stock`"
         );
-        // Who watches knows which service is meant.
+        // The service is known from the watch.
         assert!(Instance { service: String::new(), ..stock("h:80") }.check_for("stock").is_ok());
     }
 }

@@ -6,12 +6,11 @@ use crate::Live;
 
 /// The newest accepted value of a section; clones share it.
 ///
-/// It reads the same version that calls take their rules from: there is no moment in which a section is newer or
-/// older than the other settings.
+/// It reads the same version that calls use: a section is never newer or older than the other settings.
 pub struct LiveSection<T> {
     policies: Live<Policies>,
     name: Arc<str>,
-    /// Where a later version has no such section, which only code that applies settings by hand can bring about.
+    /// Used if a later version has no such section, which is only possible if settings are applied by hand.
     first: Arc<T>,
 }
 
