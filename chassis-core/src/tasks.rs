@@ -27,11 +27,11 @@ pub struct Tasks {
 
 /// A future that is seldom ready, beside one that is polled for every call: it is only polled after it was
 /// woken. Most such futures take a lock when polled, and a call polls several of them.
-pub struct Aside<F> {
+pub struct WakeGated<F> {
     future: Pin<Box<F>>,
-    bell: Arc<Bell>,
+    gate: Arc<Gate>,
     /// Sets the flag and wakes the task.
-    rope: Waker,
+    waker: Waker,
     /// The task to wake.
     task: Option<Waker>,
 }
@@ -49,8 +49,8 @@ pin_project! {
 #[error("it panicked: {0}")]
 pub struct Panicked(String);
 
-struct Bell {
-    rung: AtomicBool,
+struct Gate {
+    is_woken: AtomicBool,
     task: Mutex<Option<Waker>>,
 }
 
@@ -67,7 +67,7 @@ impl Tasks {
         let over = self.over.clone();
         let task = logged(task);
         let bounded = async move {
-            let over = Aside::new(over.cancelled_owned());
+            let over = WakeGated::new(over.cancelled_owned());
             tokio::select! { biased; () = over => {}, () = task => {} }
         };
         self.handle.spawn(self.tracker.track_future(bounded));
@@ -178,13 +178,13 @@ pub fn backoff(failures: u32, most: Duration, random: &Random) -> Duration {
     random.between(pause / 2, pause)
 }
 
-// === impl Aside ===
+// === impl WakeGated ===
 
-impl<F: Future> Aside<F> {
+impl<F: Future> WakeGated<F> {
     /// `future`, to be polled beside another one.
     pub fn new(future: F) -> Self {
-        let bell = Arc::new(Bell { rung: AtomicBool::new(true), task: Mutex::new(None) });
-        Aside { future: Box::pin(future), rope: Waker::from(bell.clone()), bell, task: None }
+        let gate = Arc::new(Gate { is_woken: AtomicBool::new(true), task: Mutex::new(None) });
+        WakeGated { future: Box::pin(future), waker: Waker::from(gate.clone()), gate, task: None }
     }
 
     /// Polls the future if it was woken. Before that it stores the task to wake, if that has changed.
@@ -194,16 +194,16 @@ impl<F: Future> Aside<F> {
     fn look(&mut self, cx: &mut Context<'_>) -> Poll<F::Output> {
         if self.task.as_ref().is_none_or(|task| !task.will_wake(cx.waker())) {
             self.task = Some(cx.waker().clone());
-            self.bell.task().clone_from(&self.task);
+            self.gate.task().clone_from(&self.task);
         }
-        match self.bell.rung.swap(false, AcqRel) {
-            true => self.future.as_mut().poll(&mut Context::from_waker(&self.rope)),
+        match self.gate.is_woken.swap(false, AcqRel) {
+            true => self.future.as_mut().poll(&mut Context::from_waker(&self.waker)),
             false => Poll::Pending,
         }
     }
 }
 
-impl<F: Future> Future for Aside<F> {
+impl<F: Future> Future for WakeGated<F> {
     type Output = F::Output;
 
     #[inline]
@@ -211,25 +211,25 @@ impl<F: Future> Future for Aside<F> {
         let is_known = self.task.as_ref().is_some_and(|task| task.will_wake(cx.waker()));
         // A wake-up from here on wakes the task, which polls again. Only reading does not write to the cache
         // line.
-        match is_known && !self.bell.rung.load(Acquire) {
+        match is_known && !self.gate.is_woken.load(Acquire) {
             true => Poll::Pending,
             false => self.look(cx),
         }
     }
 }
 
-// === impl Bell ===
+// === impl Gate ===
 
-impl Bell {
+impl Gate {
     /// No code panics while it holds the lock; a poisoned one would still be valid.
     fn task(&self) -> MutexGuard<'_, Option<Waker>> {
         self.task.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Wake for Bell {
+impl Wake for Gate {
     fn wake(self: Arc<Self>) {
-        self.rung.store(true, Release);
+        self.is_woken.store(true, Release);
         if let Some(task) = &*self.task() {
             task.wake_by_ref();
         }
@@ -290,20 +290,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_aside_is_polled_only_when_it_asked_to_be() {
+    async fn a_gated_future_is_polled_only_when_it_was_woken() {
         let (polls, news) = (Arc::new(Mutex::new(0)), Arc::new(Notify::new()));
         let (counted, waits) = (polls.clone(), news.clone());
         let mut inner = Box::pin(async move { waits.notified().await });
-        let mut aside = Aside::new(poll_fn(move |cx| {
+        let mut gated = WakeGated::new(poll_fn(move |cx| {
             *counted.lock().unwrap() += 1;
             inner.as_mut().poll(cx)
         }));
         for _ in 0..3 {
-            assert!(poll_fn(|cx| Poll::Ready(Pin::new(&mut aside).poll(cx))).await.is_pending());
+            assert!(poll_fn(|cx| Poll::Ready(Pin::new(&mut gated).poll(cx))).await.is_pending());
         }
         assert_eq!(*polls.lock().unwrap(), 1);
         // Also after another task polls it.
-        let waiting = tokio::spawn(aside);
+        let waiting = tokio::spawn(gated);
         tokio::task::yield_now().await;
         news.notify_one();
         waiting.await.unwrap();

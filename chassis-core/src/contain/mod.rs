@@ -39,7 +39,7 @@ pub fn registry(registry: Arc<dyn Registry>, events: &Events, after: Duration) -
         true => registry,
         false => {
             let plugin = format!("registry `{}`", registry.name());
-            Arc::new(Contained { inner: registry, aside: Aside::new(plugin, events, after) })
+            Arc::new(Contained { inner: registry, plugin_threads: PluginThreads::new(plugin, events, after) })
         }
     }
 }
@@ -55,14 +55,14 @@ pub fn config_source(
         true => source,
         false => {
             let plugin = format!("config source `{}`", source.name());
-            Arc::new(Contained { inner: source, aside: Aside::new(plugin, events, after) })
+            Arc::new(Contained { inner: source, plugin_threads: PluginThreads::new(plugin, events, after) })
         }
     }
 }
 
 struct Contained<P: ?Sized> {
     inner: Arc<P>,
-    aside: Aside,
+    plugin_threads: PluginThreads,
 }
 
 /// A watcher or a registration of a plugin.
@@ -70,7 +70,7 @@ struct Part<W: Send + 'static> {
     /// `None` while it is in use, and after a panic. The lock is never contended: it makes parts `Sync` that
     /// are not.
     inner: Mutex<Option<W>>,
-    aside: Aside,
+    plugin_threads: PluginThreads,
 }
 
 /// A watcher, and its pending call, which stays if the caller drops the future.
@@ -81,18 +81,18 @@ struct Asked<W: Send + 'static, T: Send + 'static> {
 
 /// The threads that poll a plugin, and the plugin's name.
 #[derive(Clone)]
-struct Aside {
+struct PluginThreads {
     plugin: Arc<str>,
     threads: Threads,
     events: Events,
     after: Duration,
 }
 
-// === impl Aside ===
+// === impl PluginThreads ===
 
-impl Aside {
+impl PluginThreads {
     fn new(plugin: String, events: &Events, after: Duration) -> Self {
-        Aside { plugin: plugin.into(), threads: Threads::new(), events: events.clone(), after }
+        PluginThreads { plugin: plugin.into(), threads: Threads::new(), events: events.clone(), after }
     }
 
     fn offload<T: Send + 'static>(
@@ -121,7 +121,7 @@ impl Aside {
     }
 
     fn part<W: Send + 'static>(&self, inner: W) -> Part<W> {
-        Part { inner: Mutex::new(Some(inner)), aside: self.clone() }
+        Part { inner: Mutex::new(Some(inner)), plugin_threads: self.clone() }
     }
 
     fn asked<W: Send + 'static, T: Send + 'static>(&self, watcher: W) -> Asked<W, T> {
@@ -143,7 +143,7 @@ impl<W: Send + 'static> Drop for Part<W> {
         let Some(inner) = self.inner().take() else { return };
         match clock::is_paused() {
             true => drop(inner),
-            false => self.aside.threads.drop_later(inner),
+            false => self.plugin_threads.threads.drop_later(inner),
         }
     }
 }
@@ -159,7 +159,7 @@ impl<W: Send + 'static, T: Send + 'static> Asked<W, T> {
         let under_way = self.under_way.get_mut().unwrap_or_else(PoisonError::into_inner);
         if under_way.is_none() {
             let question = ask(self.part.inner().take()?);
-            *under_way = Some(self.part.aside.offload("next".to_owned(), question));
+            *under_way = Some(self.part.plugin_threads.offload("next".to_owned(), question));
         }
         let answer: Result<_, Box<dyn Any + Send>> = under_way.as_mut()?.await;
         *under_way = None;
@@ -188,19 +188,19 @@ impl Registry for Contained<dyn Registry> {
     async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
         let registry = self.inner.clone();
         let registering = async move { registry.register(instance).await };
-        let registration = self.aside.run("register", registering).await?;
-        Ok(Box::new(self.aside.part(registration)))
+        let registration = self.plugin_threads.run("register", registering).await?;
+        Ok(Box::new(self.plugin_threads.part(registration)))
     }
 
     async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
         let (registry, service) = (self.inner.clone(), service.to_owned());
-        let watcher = self.aside.run("watch", async move { registry.watch(&service).await }).await?;
-        Ok(Box::new(self.aside.asked(watcher)))
+        let watcher = self.plugin_threads.run("watch", async move { registry.watch(&service).await }).await?;
+        Ok(Box::new(self.plugin_threads.asked(watcher)))
     }
 
     async fn services(&self) -> Vec<String> {
         let registry = self.inner.clone();
-        self.aside.run("services", async move { registry.services().await }).await
+        self.plugin_threads.run("services", async move { registry.services().await }).await
     }
 
     /// The wrapper itself does not block.
@@ -213,7 +213,7 @@ impl Registry for Contained<dyn Registry> {
 impl Registration for Part<Box<dyn Registration>> {
     async fn deregister(mut self: Box<Self>) -> Result<(), RegistryError> {
         let Some(registration) = self.inner().take() else { return Ok(()) };
-        self.aside.run("deregister", async move { registration.deregister().await }).await
+        self.plugin_threads.run("deregister", async move { registration.deregister().await }).await
     }
 }
 
@@ -239,8 +239,8 @@ impl ConfigSource for Contained<dyn ConfigSource> {
 
     async fn watch(&self) -> Result<Box<dyn ConfigWatcher>, SourceError> {
         let source = self.inner.clone();
-        let watcher = self.aside.run("watch", async move { source.watch().await }).await?;
-        Ok(Box::new(self.aside.asked(watcher)))
+        let watcher = self.plugin_threads.run("watch", async move { source.watch().await }).await?;
+        Ok(Box::new(self.plugin_threads.asked(watcher)))
     }
 
     /// The wrapper itself does not block.

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use chassis_core::{BoxError, had_waited, layer::panic::caught, tasks::Aside};
+use chassis_core::{BoxError, had_waited, layer::panic::caught, tasks::WakeGated};
 use http::{Extensions, HeaderMap, Request, Response, StatusCode};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -129,7 +129,7 @@ async fn watch(
 ) -> bool {
     let mut connection = pin!(connection);
     let can_leave = hangup.is_known();
-    let mut hangup = Aside::new(hangup.wait(port.config.half_close));
+    let mut hangup = WakeGated::new(hangup.wait(port.config.half_close));
     let mut has_left = false;
     let mut left_in_vain = poll_fn(|cx| {
         if !has_left {
@@ -138,10 +138,10 @@ async fn watch(
         }
         if activity.in_flight() > 0 { Poll::Ready(()) } else { Poll::Pending }
     });
-    let mut draining = Aside::new(port.draining.cancelled());
+    let mut draining = WakeGated::new(port.draining.cancelled());
     let mut is_draining = false;
     let mut watch = Watch::new(begun, &port.config, &port.random);
-    let mut look = Aside::new(sleep_until(begun));
+    let mut look = WakeGated::new(sleep_until(begun));
     loop {
         let act = tokio::select! {
             biased;
@@ -163,10 +163,10 @@ async fn watch(
             () = &mut look => watch.look(Instant::now(), activity),
         };
         match act {
-            Act::Wait(at) => look = Aside::new(sleep_until(at)),
+            Act::Wait(at) => look = WakeGated::new(sleep_until(at)),
             Act::Ask(at) => {
                 connection.as_mut().ask();
-                look = Aside::new(sleep_until(at));
+                look = WakeGated::new(sleep_until(at));
             }
             Act::Close => return false,
             Act::CutOff => {

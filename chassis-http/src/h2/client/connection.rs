@@ -17,7 +17,7 @@ use bytes::Bytes;
 use chassis_core::{
     BoxError,
     clock::Instant,
-    tasks::{Aside, caught},
+    tasks::{WakeGated, caught},
 };
 use h2::client::{Builder, SendRequest};
 use tokio::{
@@ -121,8 +121,8 @@ async fn handshake(endpoint: &Arc<Endpoint>, stream: Stream) -> Result<Connectio
     let (ended, watched, ping) = (endpoint.clone(), health.clone(), connection.ping_pong());
     endpoint.link.tasks().spawn(async move {
         // Both have news hardly ever.
-        let silent = Aside::new(watched.keep_alive.timed_out(ping, interval, bound));
-        let doubts = Aside::new(watched.stays_in_doubt(&ended));
+        let silent = WakeGated::new(watched.keep_alive.timed_out(ping, interval, bound));
+        let doubts = WakeGated::new(watched.stays_in_doubt(&ended));
         let mut connection = pin!(connection);
         let driven = poll_fn(|cx| {
             read_budget.refill();

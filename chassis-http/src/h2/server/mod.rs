@@ -17,7 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use chassis_core::{BoxError, BoxFuture, tasks::Aside};
+use chassis_core::{BoxError, BoxFuture, tasks::WakeGated};
 use h2::{
     Reason, RecvStream,
     server::{Builder, Connection, SendResponse},
@@ -64,7 +64,7 @@ pub(crate) struct Http2 {
     connection: Connection<Opened, Bytes>,
     requests: Requests,
     /// `Some`: the peer does not answer pings; `None`: it is to be cut off.
-    trouble: Aside<BoxFuture<'static, Option<BoxError>>>,
+    trouble: WakeGated<BoxFuture<'static, Option<BoxError>>>,
     keep_alive: Arc<KeepAlive>,
     read_budget: ReadBudget,
     /// Bytes of headers that the peer takes.
@@ -125,7 +125,7 @@ impl Http2 {
             }
         });
         let max_handlers = MAX_HANDLERS.saturating_mul(port.config.max_streams.get() as usize);
-        let trouble = Aside::new(trouble);
+        let trouble = WakeGated::new(trouble);
         let max_header_list = port.config.max_header_list.as_u32();
         Ok(Http2 {
             connection,
