@@ -4,19 +4,19 @@ use std::sync::Arc;
 use super::Environment;
 use crate::{site::Site, types::Side};
 
-/// The operation whose rules are being made, and the states that they may keep.
+/// The operation whose rules are compiled, and its states.
 pub(crate) struct Binding<'a> {
     pub(crate) side: Side,
     pub(crate) service: &'a Arc<str>,
     pub(crate) operation: &'a Arc<str>,
     pub(crate) environment: &'a Environment,
-    /// Keys are written into one text: thousands of operations are compiled at a time.
+    /// One string for all keys, because thousands of operations are compiled at a time.
     key: String,
-    /// The key up to here is that of the service.
+    /// The length of the service's part of the key.
     base: usize,
 }
 
-/// Whose a state is.
+/// The owner of a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Of {
     /// All operations of the service share it.
@@ -25,7 +25,7 @@ pub(crate) enum Of {
     Operation,
 }
 
-/// The longest name of a state, `/attempts`, and some more.
+/// The room for the longest name of a state, `/attempts`, and some more.
 const NAME: usize = 16;
 
 // === impl Binding ===
@@ -44,7 +44,7 @@ impl<'a> Binding<'a> {
         Binding { side, service, operation, environment, key, base }
     }
 
-    /// The state of this name. Whatever asks for it by the same name gets the same one, in later versions too.
+    /// The state of this name. The same name always returns the same state, in later versions too.
     pub(crate) fn state<T: Send + Sync + 'static>(
         &mut self,
         of: Of,
@@ -56,7 +56,7 @@ impl<'a> Binding<'a> {
         self.environment.states.cell(&self.key, make)
     }
 
-    /// A new place to report from: figures, events, and at most one event a second.
+    /// A new reporter: metrics, events, and at most one event a second.
     pub(crate) fn site(&self) -> Arc<Site> {
         self.environment.site()
     }

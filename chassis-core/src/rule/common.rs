@@ -1,5 +1,5 @@
-//! What all policies of a process have in common, and layers take from there: layers are cloned for each
-//! thread and each further attempt, and what hangs on the policy costs that nothing.
+//! Values that all policies of a process share. Layers read them from the policy, because layers are cloned for
+//! each thread and each further attempt, which costs nothing for values in the policy.
 use std::sync::atomic::{
     AtomicBool, AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
@@ -9,10 +9,10 @@ use http::{HeaderName, HeaderValue};
 
 use crate::{Live, random::Random, shard::PerShard, types::units::Ratio};
 
-/// Randomness, this service's name on the wire, which calls begin a trace, and what is carried on.
+/// Randomness, this service's name on the wire, which calls begin a trace, and the headers to carry on.
 #[derive(Debug)]
 pub struct Common {
-    /// For everything that is drawn.
+    /// The source of all randomness.
     pub random: Random,
     /// The name of this service on the wire, with its labels: `orders;track=stable`.
     caller: Option<Caller>,
@@ -22,19 +22,19 @@ pub struct Common {
     pub carried: Carried,
 }
 
-/// A name of which threads have copies: each call counts several references to it, and threads that count in
-/// one place wait for each other.
+/// A name of which threads have copies: each call counts several references to it, and threads that share a
+/// counter slow each other down.
 #[derive(Debug)]
 struct Caller {
     name: HeaderValue,
     copies: PerShard<HeaderValue>,
 }
 
-/// A share that can be set while calls look at it.
+/// A share that can be set while calls read it.
 #[derive(Debug)]
 pub struct Sample(AtomicU64);
 
-/// Names of headers, usually none, that can be set while calls look at them.
+/// Names of headers, usually none, that can be set while calls read them.
 #[derive(Debug)]
 pub struct Carried {
     any: AtomicBool,
@@ -44,12 +44,12 @@ pub struct Carried {
 // === impl Common ===
 
 impl Common {
-    /// Draws from `random`; without a name, and without traces.
+    /// With randomness of `random`; without a name, and without traces.
     pub fn new(random: Random) -> Self {
         Common { random, caller: None, sample: Sample::default(), carried: Carried::default() }
     }
 
-    /// The same for a service called `caller` on the wire. A name that no header can carry does not travel.
+    /// Sets the name of this service on the wire. A name that is invalid in a header is not sent.
     pub fn called(self, caller: String) -> Self {
         let caller = HeaderValue::try_from(caller).ok();
         Common { caller: caller.map(|name| Caller { name, copies: PerShard::new() }), ..self }
@@ -62,7 +62,7 @@ impl Common {
         Some(caller.copies.mine(|| apart(&caller.name)).clone())
     }
 
-    /// Does a call without a trace begin one?
+    /// Whether a call without a trace begins one.
     pub(crate) fn begins_trace(&self) -> bool {
         let share = self.sample.get();
         share > 0.0 && self.random.unit() < share
@@ -75,7 +75,7 @@ impl Default for Common {
     }
 }
 
-/// The same value with a count of references of its own.
+/// The same value with a reference count of its own.
 fn apart(value: &HeaderValue) -> HeaderValue {
     HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone())
 }
@@ -83,12 +83,12 @@ fn apart(value: &HeaderValue) -> HeaderValue {
 // === impl Sample ===
 
 impl Sample {
-    /// From now on.
+    /// Sets the share.
     pub fn set(&self, share: Ratio) {
         self.0.store(share.get().to_bits(), Relaxed);
     }
 
-    /// As it is now.
+    /// The current share.
     pub fn get(&self) -> f64 {
         f64::from_bits(self.0.load(Relaxed))
     }
@@ -104,14 +104,14 @@ impl Default for Sample {
 // === impl Carried ===
 
 impl Carried {
-    /// From now on.
+    /// Sets the names.
     pub fn set(&self, names: Vec<HeaderName>) {
         let any = !names.is_empty();
         self.names.set(names);
         self.any.store(any, Release);
     }
 
-    /// Are there any?
+    /// Whether there are any.
     pub fn any(&self) -> bool {
         self.any.load(Acquire)
     }

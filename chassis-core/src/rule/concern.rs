@@ -1,35 +1,35 @@
-//! What a concern supplies so that its rules can be compiled and seen.
+//! The interface by which a concern's rules are compiled and shown.
 use super::{Binding, Level, Look};
 
 /// A concern with a key in the settings. `policy/concerns.rs` lists all of them.
 pub(crate) trait Concern {
-    /// What people write under the key, at one level of the settings.
+    /// The settings under the key, at one level.
     type Written;
 
-    /// What holds for a service or for an operation, once every level has been overlaid.
+    /// The settings of a service or of an operation, after every level was overlaid.
     type Resolved: Clone;
 
-    /// What a call finds in its policy.
+    /// The rule in a call's policy.
     type Rule;
 
-    /// What a call finds that lives under no rules.
+    /// The rule of a call without settings.
     fn none() -> Self::Rule;
 
-    /// What holds where nothing is written.
+    /// The defaults, for keys that are not set.
     fn unwritten(level: &Level<'_>) -> Self::Resolved;
 
-    /// Overlays what one level says on what the levels above it say, and reports what is wrong with it.
+    /// Overlays the settings of one level on those of the levels above, and reports problems.
     fn overlay(resolved: &mut Self::Resolved, written: &Self::Written, level: &mut Level<'_>);
 
-    /// The rule of one operation. The state that it keeps is found by its key, so it outlives versions.
+    /// The rule of one operation. Its state is found by a key, so it outlives versions.
     fn rule(resolved: &Self::Resolved, binding: &mut Binding<'_>) -> Self::Rule;
 }
 
 /// A concern whose rules `inspect` shows.
 pub(crate) trait Visible: Concern {
-    /// What there is to see of one rule.
+    /// The view of one rule.
     type View;
 
-    /// What there is to see of the rule of one policy. State that several policies share is shown once.
+    /// The views of the rule of one policy. State that several policies share is shown once.
     fn view(rule: &Self::Rule, look: &mut Look<'_>) -> Vec<Self::View>;
 }

@@ -1,4 +1,4 @@
-//! One level of the settings, as a concern sees it while its rules are compiled.
+//! One level of the settings, for a concern that compiles its rules.
 use std::{collections::BTreeMap, sync::Arc};
 
 use http::Extensions;
@@ -16,7 +16,7 @@ use crate::{
 /// One key at one level of the settings: all services, one service, or one operation.
 pub(crate) struct Level<'a> {
     pub(crate) side: Side,
-    /// Whom the settings are compiled for; on the server this service.
+    /// The service of the settings; on the server this service.
     pub(crate) service: &'a Arc<str>,
     pub(crate) environment: &'a Arc<Environment>,
     place: Place<'a>,
@@ -25,25 +25,25 @@ pub(crate) struct Level<'a> {
     findings: &'a mut Findings,
 }
 
-/// The parts of the settings that every level may refer to.
+/// The parts of the settings that all levels may refer to.
 #[derive(Clone, Copy)]
 pub(crate) struct Shared<'a> {
     /// Matches by name.
     pub(crate) matches: &'a BTreeMap<String, Match>,
-    /// Values for single concerns: each finds its own by type. They stand over those of the environment.
+    /// Values for single concerns: each finds its own by type. They override those of the environment.
     pub(crate) extensions: &'a Extensions,
 }
 
-/// Where a level stands in the document.
+/// The position of a level in the document.
 #[derive(Clone, Copy)]
 pub(crate) struct Place<'a> {
     /// `inbound`, `outbound.defaults`, `outbound.services.stock`.
     pub(crate) path: &'a str,
-    /// The operation whose level it is, if it is not that of a whole service.
+    /// The operation of the level; `None` for a whole service.
     pub(crate) operation: Option<&'a str>,
 }
 
-/// What compiling a version finds: all that is wrong with it, and what is to be done if nothing is.
+/// The problems of a version, and the actions for the case that there are none.
 #[derive(Default)]
 pub(crate) struct Findings {
     pub(crate) problems: Vec<Problem>,
@@ -53,7 +53,7 @@ pub(crate) struct Findings {
 // === impl Level ===
 
 impl<'a> Level<'a> {
-    /// The level at `place`, compiled for calls of `service` on `side`; no key yet.
+    /// The level at `place`, compiled for calls of `service` on `side`; without a key yet.
     pub(crate) fn new(
         side: Side,
         service: &'a Arc<str>,
@@ -65,34 +65,35 @@ impl<'a> Level<'a> {
         Level { side, service, environment, place, key: "", shared, findings }
     }
 
-    /// From here on it is about `key`.
+    /// Selects `key`.
     pub(crate) fn at(&mut self, key: &'static str) -> &mut Self {
         self.key = key;
         self
     }
 
-    /// Is it the level of one operation?
+    /// Whether it is the level of one operation.
     pub(crate) fn is_operation(&self) -> bool {
         self.place.operation.is_some()
     }
 
-    /// Reports `message` about what stands `below` the key: `.scope`, `[0].name`, or nothing for the key itself.
+    /// Reports `message` about the value `below` the key: `.scope`, `[0].name`, or an empty text for the key
+    /// itself.
     pub(crate) fn problem(&mut self, below: &str, message: impl Into<String>) {
         self.report(Problem::new(self.path(below), message));
     }
 
-    /// Reports that `message`; `allowed` is what would be right.
+    /// Reports `message`; `allowed` are the allowed values.
     pub(crate) fn problem_among(&mut self, below: &str, message: impl Into<String>, allowed: Vec<String>) {
         self.report(Problem { allowed, ..Problem::new(self.path(below), message) });
     }
 
-    /// Reports that `message` of a key that stands below; `allowed` are those that would be right.
+    /// Reports `message` about a key below the selected one; `allowed` are the allowed keys.
     pub(crate) fn problem_with_key(&mut self, key: &str, message: impl Into<String>, allowed: Vec<String>) {
         let problem = Problem::new(self.path(&format!(".{key}")), message);
         self.report(Problem { found: Some(key.to_owned()), allowed, ..problem });
     }
 
-    /// The matcher written `below` the key; one that matches every call where none is written.
+    /// The matcher `below` the key; without one, a matcher that matches every call.
     pub(crate) fn matcher(&mut self, below: &str, matching: Option<&MatchRef>) -> Matcher {
         let Some(matching) = matching else { return Matcher::any() };
         Matcher::compile(matching, self.shared.matches).unwrap_or_else(|problem| {
@@ -103,12 +104,12 @@ impl<'a> Level<'a> {
         })
     }
 
-    /// The values of type `T` for a concern: that of the program, then that of the settings, where they gave one.
+    /// The values of type `T` for a concern: that of the program, then that of the settings, if they exist.
     pub(crate) fn extensions<T: Send + Sync + 'static>(&self) -> impl Iterator<Item = &'a T> + use<'a, T> {
         [&self.environment.extensions, self.shared.extensions].into_iter().filter_map(Extensions::get)
     }
 
-    /// The state of this name that belongs to the service, or to the operation whose level this is.
+    /// The state of this name of the service, or of the operation whose level this is.
     pub(crate) fn state<T: Send + Sync + 'static>(&self, name: &str, make: impl FnOnce() -> T) -> Arc<T> {
         let (side, service) = (self.side, self.service);
         let key = match self.place.operation {
@@ -118,12 +119,12 @@ impl<'a> Level<'a> {
         self.environment.states.cell(&key, make)
     }
 
-    /// Does `act` once the whole version is accepted: settings that are refused change no state.
+    /// Runs `act` once the whole version is accepted: refused settings change no state.
     pub(crate) fn on_accepted(&mut self, act: impl FnOnce(Instant) + 'static) {
         self.findings.accepted.push(Box::new(act));
     }
 
-    /// A new place to report from: figures, events, and at most one event a second.
+    /// A new reporter: metrics, events, and at most one event a second.
     pub(crate) fn site(&self) -> Arc<Site> {
         self.environment.site()
     }
@@ -145,7 +146,7 @@ impl<'a> Level<'a> {
 // === impl Place ===
 
 impl<'a> Place<'a> {
-    /// The level of a whole service, or of all.
+    /// The level of a whole service, or of all services.
     pub(crate) fn new(path: &'a str) -> Self {
         Place { path, operation: None }
     }
@@ -159,7 +160,7 @@ impl<'a> Place<'a> {
 // === impl Findings ===
 
 impl Findings {
-    /// Does what was to be done once the version is accepted.
+    /// Runs the actions of an accepted version.
     pub(crate) fn accept(self, now: Instant) {
         self.accepted.into_iter().for_each(|act| act(now));
     }

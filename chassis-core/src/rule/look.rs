@@ -1,9 +1,9 @@
-//! One look at the rules of all policies.
+//! One pass over the rules of all policies.
 use std::{collections::HashSet, sync::Arc};
 
 use crate::clock::Instant;
 
-/// The policy that is looked at, and what has been seen already.
+/// The current policy, and the states that were seen already.
 pub(crate) struct Look<'a> {
     pub(crate) service: &'a str,
     pub(crate) operation: &'a str,
@@ -23,7 +23,7 @@ impl<'a> Look<'a> {
         Look { service, operation, now, seen }
     }
 
-    /// Is it the first look at this state? Several policies may share it.
+    /// Whether this state was not seen before. Several policies may share it.
     pub(crate) fn is_first<T>(&mut self, state: &Arc<T>) -> bool {
         self.seen.insert(Arc::as_ptr(state) as usize)
     }

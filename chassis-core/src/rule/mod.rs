@@ -1,7 +1,7 @@
-//! What the rules of all concerns are compiled with: the settings' levels, states by key, what is reported where.
+//! Common parts for compiling the rules of all concerns: the levels of the settings, states by key, reporting.
 //!
-//! A concern compiles itself, by [`Concern`] in its `rule.rs`, and needs to know no other. [`policy`](crate::policy)
-//! stands above: it says which settings overlay which, and holds what comes of it.
+//! A concern compiles itself, by [`Concern`] in its `rule.rs`, and depends on no other.
+//! [`policy`](crate::policy) is above: it decides which settings overlay which, and holds the results.
 mod binding;
 mod common;
 mod concern;

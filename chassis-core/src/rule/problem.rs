@@ -1,23 +1,23 @@
-//! What is wrong with settings.
+//! Problems of settings.
 use std::fmt;
 
-/// Something that is wrong with settings, and where.
+/// A problem of settings, and its position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The key, as in `outbound.services.stock.routes[0].match`.
     pub path: String,
-    /// What is wrong.
+    /// The message.
     pub message: String,
-    /// The word that is wrong, where it is not the value at the path: a key.
+    /// The wrong word, if it is a key and not the value at the path.
     pub found: Option<String>,
-    /// What would be right, where that is a short list.
+    /// The allowed values, if the list is short.
     pub allowed: Vec<String>,
 }
 
 // === impl Problem ===
 
 impl Problem {
-    /// `message` about the key at `path`.
+    /// A problem with `message` at the key `path`.
     pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
         Problem { path: path.into(), message: message.into(), found: None, allowed: Vec::new() }
     }

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// Cells of state; whoever asks for the same key gets the same cell.
+/// Cells of state; the same key always returns the same cell.
 #[derive(Default)]
 pub struct States(Mutex<HashMap<String, Arc<dyn Any + Send + Sync>, foldhash::fast::RandomState>>);
 
@@ -23,17 +23,17 @@ impl States {
         cell
     }
 
-    /// Lets go of cells that no policy holds any more.
+    /// Drops cells that no policy holds any more.
     pub fn sweep(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, cell| Arc::strong_count(cell) > 1);
     }
 
-    /// How many cells there are.
+    /// The number of cells.
     pub fn len(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Are there none?
+    /// Whether there are no cells.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
