@@ -411,7 +411,7 @@ fn duplicate_rule_name() {
         r"
 error: chassis.yaml:3:13  faults[1].name
     3 |   - { name: slow, delay: 2s }
-      |             ^^^^ a second fault is called `slow`; names tell rules apart
+      |             ^^^^ a second fault is called `slow`; each rule needs its own name
 ",
     );
 }

@@ -1,10 +1,10 @@
-//! The concerns of the pipeline, one entry each: what people write, the layer, the service, the
-//! algorithm. In which order they stand, and why, is in [`pipeline`](crate::pipeline).
+//! The concerns of the pipeline, one module each: the settings, the layer, the service, the algorithm. Their
+//! order, with the reasons, is in [`pipeline`](crate::pipeline).
 //!
-//! All of them take what they need from `call.policy`, which the route layer stamps; they hold no
-//! settings and no state of their own, are always ready, and decide in `call`.
+//! Layers read their rules from `call.policy`, which the route layer sets; they hold no settings and no state
+//! of their own, are always ready, and decide in `call`.
 //!
-//! A folder spans two floors: settings and rules stand below the policy, services above the call.
+//! A folder spans two floors: settings and rules are below the policy, services above the call.
 pub mod attempt;
 pub mod balance;
 pub mod breaker;

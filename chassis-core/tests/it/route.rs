@@ -188,7 +188,7 @@ async fn what_makes_no_sense_is_refused_with_its_path() {
         (
             json!({ "name": "a", "to": { "x": "y" } }),
             "[1].name",
-            "a second rule is called `a`; names tell rules apart",
+            "a second rule is called `a`; each rule needs its own name",
         ),
         (json!({ "name": "b" }), "[1]", "missing `to` or `split`: where the rule leads"),
         (

@@ -1,9 +1,9 @@
-//! Stops calling what keeps failing, and finds out with a few probes when it works again.
+//! Stops calling a service that keeps failing, and tests it with a few probes before it is called again.
 //!
-//! A circuit guards a service, or each operation of it, here; at the scope `endpoint` every node has
-//! one, and a node with an open circuit is not picked (see `balance`). What is refused locally or
-//! cancelled counts for nothing, and gives a probe's place back. So does what failed at a node that fails
-//! while most others of the service don't: picks pass over that node, the service goes on without it.
+//! Here a circuit guards a service, or each of its operations; at the scope `endpoint` every node has a
+//! circuit, and a node with an open circuit is not picked (see `balance`). Calls that are refused locally or
+//! cancelled do not count, and free a probe's place. The same holds for failures of a node that fails while
+//! most other nodes of the service do not: the picker avoids that node, and the service continues without it.
 mod rule;
 mod service;
 

@@ -1,7 +1,7 @@
-//! What `breaker` is compiled to.
+//! Compiles `breaker`.
 //!
-//! State: the circuit, with its window. Its key is the service, or the operation where the circuit is the operation's
-//! own. At the scope `endpoint` every node has one.
+//! State: the circuit, with its window. Its key is the service, or the operation if the circuit is the
+//! operation's own. At the scope `endpoint` every node has a circuit.
 use std::{
     sync::{
         Arc,
@@ -27,16 +27,16 @@ use crate::{
     },
 };
 
-/// The circuit one policy lives under, and its numbers.
+/// The circuit of one policy, and its settings.
 #[derive(Clone)]
 pub struct Guard {
-    /// What is in force.
+    /// The settings in force.
     pub config: Arc<BreakerConfig>,
     /// The circuit; shared by all policies of the same scope, across versions.
     pub cell: Arc<Cell>,
 }
 
-/// A circuit that says what it guards, and tells when it moves.
+/// A circuit with its name; it reports its transitions.
 pub struct Cell {
     /// The circuit.
     pub circuit: Circuit,
@@ -44,14 +44,14 @@ pub struct Cell {
     pub of: Arc<str>,
     service: Arc<str>,
     scope: Scope,
-    /// Counted among the circuits that are not closed.
+    /// Whether it is counted in the metric of circuits that are not closed.
     counted: AtomicBool,
     pub(super) opened: Opened,
     site: Arc<Site>,
 }
 
-/// Why a circuit opened last: failures and calls at that moment, for the window goes on. 0: a probe failed; no
-/// calls: failures in a row.
+/// Why a circuit opened last: failures and calls at that moment, because the window goes on. 0: a probe failed;
+/// without calls: failures in a row.
 #[derive(Default)]
 pub(super) struct Opened(AtomicU64);
 
@@ -63,7 +63,7 @@ impl Opened {
         let few = figures.calls < config.min_calls.get();
         let packed = match from {
             State::HalfOpen => Self::PROBE,
-            // Too few for a ratio: it was a row of failures.
+            // Too few calls for a ratio: it was a row of failures.
             _ if few => u64::from(config.consecutive) << 32,
             _ => u64::from(figures.failures) << 32 | u64::from(figures.calls),
         };
@@ -111,7 +111,7 @@ impl Cell {
         }
     }
 
-    /// The answer to the call of `token` begins well: the token that takes its place.
+    /// The head of the answer to the call of `token` is good; returns the token that replaces it.
     pub(crate) fn answered(&self, token: u64, config: &BreakerConfig) -> u64 {
         let (token, moved) = self.circuit.answered(Token::from_bits(token), Instant::now(), config);
         if let Some(moved) = moved {
@@ -137,12 +137,12 @@ impl Drop for Cell {
     }
 }
 
-/// A circuit above the retries, as `inspect` shows it.
+/// A circuit above the retries, in `inspect`.
 #[derive(Clone, Debug, Serialize)]
 pub struct CircuitView {
     /// The service called.
     pub service: String,
-    /// What it guards: the service, or an operation.
+    /// The scope of the circuit: the service, or an operation.
     pub of: String,
     /// Its state.
     pub state: State,
@@ -150,18 +150,18 @@ pub struct CircuitView {
     pub calls: u32,
     /// Failures among them.
     pub failures: u32,
-    /// How much longer it stays open.
+    /// How long it stays open.
     pub retry_after: Option<Duration>,
 }
 
 /// Compiles `breaker`.
 pub(crate) struct BreakerRule;
 
-/// What holds of `breaker`, everything inherited.
+/// The resolved settings of `breaker`.
 #[derive(Clone)]
 pub(crate) struct Resolved {
     config: Option<Arc<BreakerConfig>>,
-    /// The operation has settings, and so a circuit, of its own.
+    /// The operation has settings of its own, and so its own circuit.
     is_own: bool,
 }
 
@@ -170,7 +170,7 @@ pub(crate) struct Resolved {
 impl Concern for BreakerRule {
     type Written = Switch<BreakerPatch>;
     type Resolved = Resolved;
-    /// The circuit here, the numbers of the circuits of nodes, and what weighs on nodes.
+    /// The circuit, the settings of the nodes' circuits, and the failures that reduce a node's share of picks.
     type Rule = (Option<Guard>, Option<Arc<BreakerConfig>>, FailureSet);
 
     fn none() -> Self::Rule {

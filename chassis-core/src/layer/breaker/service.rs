@@ -37,7 +37,7 @@ impl<S> Breaker<S>
 where
     S: Service<Invocation, Response = Reply, Error = Error>,
 {
-    /// Passes the call on if its circuit lets it. Apart, so that a layer without one is a branch.
+    /// Passes the call on if its circuit admits it. Not inlined: keeps the disabled path to one branch.
     #[inline(never)]
     fn guarded(&mut self, mut call: Invocation) -> Decided<S::Future> {
         let Some(Guard { config, cell }) = &call.policy.breaker else {
@@ -65,7 +65,7 @@ where
 impl Listener for Cell {
     fn judged(&self, token: u64, outcome: &Outcome<'_>) {
         let token = Token::from_bits(token);
-        // The policy of a call does not change once a circuit has let it in.
+        // The policy of a call does not change after its circuit has admitted it.
         let Some(Guard { config, .. }) = &outcome.policy.breaker else { return };
         let failed = config.failures.contains(ended(&outcome.verdict));
         if outcome.verdict.blames_nobody() || (failed && outcome.is_of_an_outlier()) {

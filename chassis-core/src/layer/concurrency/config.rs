@@ -1,18 +1,18 @@
-//! What people write: `concurrency`, a number of calls or a map; off by default.
+//! The setting `concurrency`: a number of calls, or a map; off by default.
 use std::num::NonZeroU32;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-/// How many at once: `concurrency: 64`, or `{ limit: 64, scope: operation }`. Off by default.
+/// The most concurrent calls: `concurrency: 64`, or `{ limit: 64, scope: operation }`. Off by default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ConcurrencyConfig {
-    /// The most calls under way at once. 0 is refused; `off` lifts the bound.
+    /// The most calls under way at once. 0 is refused; `off` removes the bound.
     pub limit: NonZeroU32,
-    /// What they are counted over. Default `service`.
+    /// The scope of the count. Default `service`.
     pub scope: Scope,
 }
 
-/// What calls are counted over.
+/// The scope of a count of calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {

@@ -4,10 +4,10 @@ use std::sync::atomic::{
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
-/// Counts permits. The limit is an argument, so that it can change while permits are out: lowered below
-/// the number that is out, it admits no call until enough came back.
+/// Counts permits. The limit is an argument, so that it can change while permits are in use: if it is lowered
+/// below their number, no call is admitted until enough are returned.
 ///
-/// The count is exact at every moment: never more than the limit are out, and no call is refused while fewer
+/// The count is always exact: never more permits than the limit are in use, and no call is refused while fewer
 /// are. That is why all threads share one counter.
 ///
 /// ```
@@ -21,14 +21,14 @@ use std::sync::atomic::{
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub struct Gauge {
-    /// Permits that are out.
+    /// Permits in use.
     taken: AtomicU32,
 }
 
 // === impl Gauge ===
 
 impl Gauge {
-    /// Takes a permit if fewer than `limit` are out. A limit of 0 admits no call.
+    /// Takes a permit if fewer than `limit` are in use. A limit of 0 admits no call.
     pub fn acquire(&self, limit: u32) -> bool {
         let under = |taken| (taken < limit).then(|| taken + 1);
         self.taken.fetch_update(AcqRel, Relaxed, under).is_ok()
@@ -36,11 +36,11 @@ impl Gauge {
 
     /// Returns a permit: once for every one taken.
     pub fn release(&self) {
-        // One too many would wrap to four billion, a count that no limit admits a call above.
+        // One return too many would wrap to four billion, at which no limit admits a call.
         let _ = self.taken.fetch_update(Release, Relaxed, |taken| taken.checked_sub(1));
     }
 
-    /// The number of permits that are out.
+    /// The number of permits in use.
     pub fn in_use(&self) -> u32 {
         self.taken.load(Acquire)
     }
@@ -110,7 +110,7 @@ mod tests {
                                 assert!(held.fetch_add(1, SeqCst) < limit);
                                 mine += 1;
                             }
-                            // As many as there are, up to half, then none.
+                            // Take permits up to half of the limit, then return them all.
                             if !room || mine > limit / 2 {
                                 std::thread::yield_now();
                                 held.fetch_sub(mine, SeqCst);

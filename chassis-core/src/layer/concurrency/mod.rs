@@ -1,7 +1,7 @@
-//! Bounds how many calls are under way at once (a bulkhead): more are refused, none is queued.
+//! Bounds the number of concurrent calls (a bulkhead): further calls are refused, none is queued.
 //!
-//! A permit is held to the end of the body. The scope `endpoint` is enforced where a node is picked:
-//! a full node is not picked, and only when all are full the call is refused.
+//! A permit is held to the end of the body. The scope `endpoint` is enforced where a node is picked: a full
+//! node is not picked, and the call is refused only if all nodes are full.
 mod config;
 mod gauge;
 mod rule;

@@ -1,7 +1,7 @@
-//! What `concurrency` is compiled to.
+//! Compiles `concurrency`.
 //!
-//! State: the count of calls under way. Its key is the service, or the operation where the bound is the operation's
-//! own. At the scope `endpoint` the node counts.
+//! State: the count of calls under way. Its key is the service, or the operation if the bound is the
+//! operation's own. At the scope `endpoint` the node counts.
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -13,22 +13,22 @@ use crate::{
     types::{Side, units::Switch},
 };
 
-/// The bound one policy lives under: its number, and the count it shares.
+/// The bound of one policy: its settings, and the shared count.
 #[derive(Clone)]
 pub struct Bound {
-    /// What is in force.
+    /// The settings in force.
     pub config: ConcurrencyConfig,
-    /// How many are under way; shared by all policies of the same scope, across versions.
+    /// The calls under way; shared by all policies of the same scope, across versions.
     pub gauge: Arc<Gauge>,
     pub(crate) site: Arc<Site>,
 }
 
-/// A bound on concurrent calls, as `inspect` shows it.
+/// A bound on concurrent calls, in `inspect`.
 #[derive(Clone, Debug, Serialize)]
 pub struct ConcurrencyView {
     /// The service called, or this one.
     pub service: String,
-    /// The operation, where it is the operation's own.
+    /// The operation, if the bound is the operation's own.
     pub operation: String,
     /// The most at once.
     pub limit: u32,
@@ -39,11 +39,11 @@ pub struct ConcurrencyView {
 /// Compiles `concurrency`.
 pub(crate) struct ConcurrencyRule;
 
-/// What holds of `concurrency`, everything inherited.
+/// The resolved settings of `concurrency`.
 #[derive(Clone)]
 pub(crate) struct Resolved {
     config: Option<ConcurrencyConfig>,
-    /// The operation has settings, and so a count, of its own.
+    /// The operation has settings of its own, and so its own count.
     is_own: bool,
     site: Arc<Site>,
 }
@@ -53,7 +53,7 @@ pub(crate) struct Resolved {
 impl Concern for ConcurrencyRule {
     type Written = Switch<ConcurrencyConfig>;
     type Resolved = Resolved;
-    /// The bound here, and the bound at each node.
+    /// The bound here, and the bound of each node.
     type Rule = (Option<Bound>, Option<u32>);
 
     fn none() -> Self::Rule {
@@ -67,7 +67,7 @@ impl Concern for ConcurrencyRule {
     fn overlay(resolved: &mut Resolved, written: &Self::Written, level: &mut Level<'_>) {
         resolved.config = written.on().copied();
         resolved.is_own = level.is_operation();
-        // Calls that come in go to no endpoint, so nothing can be counted over endpoints.
+        // Incoming calls have no endpoint, so they can't be counted by endpoint.
         let is_at_nodes = resolved.config.is_some_and(|config| config.scope == Scope::Endpoint);
         if level.side == Side::Server && is_at_nodes {
             let message =

@@ -13,7 +13,7 @@ use crate::{
 /// Refuses calls over the bound of their policy.
 #[derive(Clone, Copy, Debug)]
 pub struct ConcurrencyLayer {
-    /// Which side it stands on, for its figures.
+    /// The side of its metrics.
     pub side: Side,
 }
 

@@ -1,7 +1,7 @@
-//! Makes a call's deadline, trace, baggage and chosen headers those of the calls its handler makes.
+//! Passes a call's deadline, trace, baggage and chosen headers to the calls of its handler.
 //!
-//! And the other way: where such a call was retried without success, a failing answer tells the caller not to
-//! retry. Of a chain of services only the one above what fails tries again, instead of each.
+//! In the other direction, if such a call was retried without success, a failing answer forbids retries. So
+//! only the service directly above the failing one retries, instead of each service of a chain.
 mod service;
 
 pub use self::service::{ContextFuture, ContextLayer, WithContext};

@@ -33,7 +33,7 @@ pin_project! {
 }
 
 pin_project! {
-    /// A handler that is called when it is first polled: it may make calls before it returns a future.
+    /// A handler that is called at the first poll, because it may make calls before it returns a future.
     #[project = HandlingProjection]
     enum Handling<S: Service<Invocation>> {
         Before { start: Option<(S, Invocation)> },
@@ -64,7 +64,7 @@ where
     }
 }
 
-/// What goes on along a chain of hops: the headers that the settings name, and baggage.
+/// The headers that are carried on along a chain of hops: those named in the settings, and baggage.
 fn carried(call: &Invocation) -> CarriedHeaders {
     let named = call.policy.common.carried.any();
     let baggage = contains(&call.metadata, &BAGGAGE);
@@ -119,7 +119,7 @@ impl<S: Service<Invocation>> Future for Handling<S> {
             match self.as_mut().project() {
                 HandlingProjection::Under { way } => return way.poll(cx),
                 HandlingProjection::Before { start } => {
-                    // Taken once: from here on it is under way.
+                    // Taken once: from here on it runs.
                     let (mut handler, call) = start.take().expect("a handler is called once");
                     let way = handler.call(call);
                     self.set(Handling::Under { way });

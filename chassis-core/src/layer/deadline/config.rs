@@ -1,9 +1,8 @@
-//! What people write: `timeout` and `total_timeout`, lengths of time above 0, or `off`.
+//! The settings `timeout` and `total_timeout`: lengths of time above 0, or `off`.
 use std::time::Duration;
 
-/// The `timeout` of calls that go out, where none is written.
+/// The default `timeout` of outgoing calls.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The `timeout` of calls that come in, where none is written: their callers, who know what they wait for, bound
-/// them first.
+/// The default `timeout` of incoming calls: longer, because callers bound their calls themselves.
 pub const DEFAULT_INBOUND_TIMEOUT: Duration = Duration::from_secs(30);

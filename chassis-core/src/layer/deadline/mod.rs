@@ -1,8 +1,8 @@
-//! Enforces when a call is over: the deadline to the end of the body, `timeout` to its head.
+//! Enforces the deadline to the end of the body, and `timeout` to the head.
 //!
-//! Route works both out; this is the one place that acts on them. Every wait, delay and backoff
-//! below is dropped when the time is up, and whoever listens hears that it was. The part behind the
-//! head is enforced by [`ReplyBody`](crate::call::ReplyBody), which knows when the body ends.
+//! Route computes both; only this layer acts on them. When the time is up, every wait, delay and backoff below
+//! is dropped, and the listeners are notified. [`ReplyBody`](crate::call::ReplyBody) enforces the deadline of
+//! the part after the head, because it knows when the body ends.
 mod config;
 mod rule;
 mod service;

@@ -1,4 +1,4 @@
-//! What `timeout` and `total_timeout` are compiled to: two lengths of time. They keep no state.
+//! Compiles `timeout` and `total_timeout`: two lengths of time, without state.
 use std::time::Duration;
 
 use super::{DEFAULT_INBOUND_TIMEOUT, DEFAULT_TIMEOUT};

@@ -16,27 +16,27 @@ use crate::{
 };
 
 plain_layer! {
-    /// Ends calls whose time is up.
+    /// Ends calls at their deadline.
     DeadlineLayer => Deadline
 }
 
 pin_project! {
     #[allow(missing_docs)]
-    /// Resolves with the answer or, at `bound`, without.
+    /// Resolves with the answer, or with an error at `bound`.
     #[project = DeadlineProjection]
     pub enum DeadlineFuture<F> {
-        /// As long as it takes.
+        /// Without a time limit.
         Unbounded { #[pin] inner: F },
-        /// Not longer than that.
+        /// With a time limit.
         Bounded {
             #[pin]
             inner: F,
             bound: Instant,
-            // Made when the inner future is first pending: a call answered at once needs no timer.
+            // Made when the inner future is first pending: a call that is answered at once needs no timer.
             #[pin]
             timer: Option<Sleep>,
         },
-        /// The time was up.
+        /// The deadline passed.
         Over { error: Option<Error> },
     }
 }
@@ -88,7 +88,7 @@ impl<F: Future<Output = Result<Reply, Error>>> Future for DeadlineFuture<F> {
                 return Poll::Ready(Err(error.take().expect("polled after it was ready")));
             }
         }
-        // Whoever listens below hears now that the time was up.
+        // The drop notifies the listeners below that the deadline passed.
         self.set(DeadlineFuture::Over { error: None });
         Poll::Ready(Err(Error::remote(Reason::DeadlineExceeded, "no answer before the deadline")))
     }

@@ -1,4 +1,4 @@
-//! What people write: an answer in the settings, or a function.
+//! The settings of fallbacks, and fallback functions.
 use std::{collections::HashMap, sync::Arc};
 
 use base64::{Engine, prelude::BASE64_STANDARD as STANDARD};
@@ -15,37 +15,37 @@ use crate::{
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FallbackConfig {
-    /// The HTTP status. Default 200. Only REST calls are answered with it.
+    /// The HTTP status. Default 200. Only for REST calls.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
     /// The `content-type`. Default `application/json`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
-    /// The body. Default: none. Only REST calls are answered with it.
+    /// The body. Default: none. Only for REST calls.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body: Option<String>,
-    /// The message that gRPC calls are answered with, in Base64; empty for one whose fields have their
-    /// defaults. Without it, gRPC calls keep their own error.
+    /// The message for gRPC calls, in Base64; empty for one whose fields have their defaults. Without it, gRPC
+    /// calls keep their own error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// The failures it answers for: `[UNAVAILABLE, 503, connect]`. A code also fits an HTTP answer whose
-    /// status stands for it. Default: all.
+    /// The failures that it replaces: `[UNAVAILABLE, 503, connect]`. A code also covers an HTTP answer whose
+    /// status has its meaning. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on: Option<FailureSet>,
 }
 
-/// What a fallback is told.
+/// The failure that a fallback function gets.
 #[derive(Debug)]
 pub struct Failed {
-    /// Whom the call was for.
+    /// The service and the operation of the call.
     pub target: Target,
     /// Its metadata.
     pub metadata: HeaderMap,
-    /// How it failed. A failing answer is told as an error too.
+    /// How the call failed. A failing answer is an error here, too.
     pub error: Error,
 }
 
-/// What a fallback answers.
+/// The answer of a fallback.
 #[derive(Debug)]
 pub struct Answer {
     /// HTTP status; 200 for gRPC.
@@ -56,16 +56,16 @@ pub struct Answer {
     pub body: Body,
 }
 
-/// Sees the failure, and may answer instead: an error it returns is what the caller gets. One that answers every
-/// failure passes `testing::contract::fallback` (feature `testing`).
+/// Gets the failure, and may return an answer; an error that it returns goes to the caller. A function that
+/// answers every failure passes `testing::contract::fallback` (feature `testing`).
 pub type FallbackFn = dyn Fn(Failed) -> BoxFuture<'static, Result<Answer, Error>> + Send + Sync;
 
-/// Fallback functions by service, and by operation where one is named.
+/// Fallback functions by service, or by service and operation.
 #[derive(Clone, Default)]
 pub(crate) struct Fallbacks(pub(crate) HashMap<(String, Option<String>), Arc<FallbackFn>>);
 
 impl FallbackConfig {
-    /// Refuses what could not be answered: the key that is wrong, and why.
+    /// Refuses an answer that can't be sent: returns the wrong key and the reason.
     pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
         if let Some(status) = self.status
             && !(200..600).contains(&status)
@@ -83,7 +83,7 @@ impl FallbackConfig {
         }
     }
 
-    /// What a call over `protocol` is answered; `None` if the settings say nothing that it could be.
+    /// The answer for a call over `protocol`; `None` if the settings have none for it.
     pub(super) fn answer(&self, protocol: &str) -> Option<Answer> {
         let mut metadata = HeaderMap::new();
         let status = self.status.and_then(|s| StatusCode::from_u16(s).ok()).unwrap_or(StatusCode::OK);

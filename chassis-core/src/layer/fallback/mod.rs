@@ -1,7 +1,7 @@
-//! Answers instead, where a call failed: by a function of the user's, or from the settings.
+//! Replaces the failure of a call with an answer of a user's function or of the settings.
 //!
-//! It stands below the metrics, which keep the true outcome, and above everything that refuses. It
-//! never counts as the endpoint's success: whoever listens has heard the failure by then.
+//! It is below the metrics, which keep the true outcome, and above all layers that refuse calls. It never
+//! counts as a success of the endpoint: the listeners have got the failure by then.
 mod config;
 mod rule;
 mod service;

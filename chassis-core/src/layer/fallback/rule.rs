@@ -1,4 +1,4 @@
-//! What `fallback` is compiled to. It keeps no state.
+//! Compiles `fallback`, which has no state.
 use std::{
     fmt,
     sync::{
@@ -14,12 +14,12 @@ use crate::{
     types::{Code, Ended, Side, Verdict, ended, units::Switch},
 };
 
-/// Where the answer of a policy comes from.
+/// The source of a policy's answers.
 #[derive(Clone)]
 pub struct Fallback {
     pub(crate) source: Source,
     pub(crate) site: Arc<Site>,
-    /// Was it said that gRPC calls find no `message`?
+    /// Whether the missing `message` for gRPC calls was logged.
     pub(crate) warned: Arc<AtomicBool>,
 }
 
@@ -43,7 +43,7 @@ impl Fallback {
         }
     }
 
-    /// Once for each version of the settings: an outage brings thousands of calls.
+    /// Logs once for each version of the settings, because an outage affects thousands of calls.
     pub(super) fn warn_of_no_message(&self, service: &str) {
         if !self.warned.swap(true, Relaxed) {
             tracing::warn!(
@@ -89,7 +89,7 @@ impl Concern for FallbackRule {
         *resolved = source.map(|source| Fallback::new(source, level.site()));
     }
 
-    /// A function that the builder was given wins.
+    /// A function of the builder wins over the settings.
     fn rule(resolved: &Self::Resolved, binding: &mut Binding<'_>) -> Self::Rule {
         match function(binding) {
             Some(function) => Some(Fallback::new(Source::Function(function), binding.site())),
@@ -98,7 +98,7 @@ impl Concern for FallbackRule {
     }
 }
 
-/// The function that the builder was given for the operation, or for its service.
+/// The builder's function for the operation, or for its service.
 fn function(binding: &Binding<'_>) -> Option<Arc<FallbackFn>> {
     let Fallbacks(all) = binding.environment.extensions.get()?;
     if binding.side == Side::Server {

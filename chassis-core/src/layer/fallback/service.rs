@@ -11,7 +11,7 @@ use crate::{
     types::{Error, Verdict},
 };
 
-/// Answers instead of calls that failed, where their policy says how.
+/// Replaces failed calls with an answer, if their policy has one.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FallbackLayer;
 
@@ -21,7 +21,7 @@ pub struct WithFallback<S> {
     inner: S,
 }
 
-/// A function that takes longer is given up; the call's own error, or failing answer, stands.
+/// A function that takes longer is dropped; the call keeps its error or its failing answer.
 pub const TIME_LIMIT: Duration = Duration::from_secs(1);
 
 impl<S> tower_layer::Layer<S> for FallbackLayer {
@@ -56,7 +56,7 @@ where
     S: Service<Invocation, Response = Reply, Error = Error>,
     S::Future: Send + 'static,
 {
-    /// Has `fallback` answer where the call fails. Apart, so that a layer without one is a branch.
+    /// Lets `fallback` answer if the call fails. Not inlined: keeps the disabled path to one branch.
     #[inline(never)]
     fn with(&mut self, fallback: Fallback, call: Invocation) -> Decided<S::Future> {
         let (protocol, target, policy) = (call.protocol, call.target.clone(), call.policy.clone());

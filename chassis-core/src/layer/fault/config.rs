@@ -1,4 +1,4 @@
-//! What people write: one fault of the list `faults`.
+//! The settings of one fault in the list `faults`.
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -12,19 +12,19 @@ use crate::{
     },
 };
 
-/// One fault, as people write it in `faults`.
+/// One fault of the list `faults`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FaultConfig {
     /// Its name, in answers, metrics and logs.
     pub name: String,
-    /// The service whose calls it hits on their way out. Without it, calls that come in are hit.
+    /// The service whose outgoing calls it hits. Without it, it hits incoming calls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
-    /// Which calls it is about. Default: all.
+    /// The calls that it applies to. Default: all.
     #[serde(default, rename = "match", skip_serializing_if = "Option::is_none")]
     pub matching: Option<MatchRef>,
-    /// Holds calls up: `200ms`, or `{ from: 100ms, to: 300ms, share: 5% }`.
+    /// Delays calls: `200ms`, or `{ from: 100ms, to: 300ms, share: 5% }`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay: Option<Delay>,
     /// Ends calls: `{ code: UNAVAILABLE, message: …, share: 1% }` or `{ status: 503, body: … }`.
@@ -33,21 +33,21 @@ pub struct FaultConfig {
     /// The share of calls that delay and abort each hit, drawn independently. Default `100%`.
     #[serde(default = "all")]
     pub share: Ratio,
-    /// Above the retries, or below them. Default `call`.
+    /// Above or below the retries. Default `call`.
     #[serde(default)]
     pub at: At,
-    /// When it is over: an RFC 3339 time in UTC, or a length of time from when it was applied.
+    /// When it ends: an RFC 3339 time in UTC, or a length of time since it was first applied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Until>,
 }
 
-/// How long calls are held up.
+/// The length of a delay.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "a length of time as in 200ms, or a map of from, to and share")]
 pub enum Delay {
-    /// Always as long.
+    /// A fixed length.
     Fixed(Span),
-    /// Anything in between.
+    /// A random length in a range.
     Range(DelayRange),
 }
 
@@ -59,33 +59,33 @@ pub struct DelayRange {
     pub from: Span,
     /// The longest.
     pub to: Span,
-    /// Its own share, in place of the fault's.
+    /// The delay's own share, instead of the fault's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share: Option<Ratio>,
 }
 
-/// What is answered instead.
+/// The answer that replaces the call.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Abort {
-    /// A gRPC code by name. Default: what says the same as `status`, or UNAVAILABLE.
+    /// A gRPC code by name. Default: the code with the meaning of `status`, or UNAVAILABLE.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<Code>,
-    /// An HTTP status. Default: what says the same as `code`.
+    /// An HTTP status. Default: the status with the meaning of `code`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
-    /// The message. Default: says that it is an injected fault.
+    /// The message. Default: a text that names the injected fault.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// The body of an HTTP answer, in place of a problem document.
+    /// The body of an HTTP answer, instead of a problem document.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body: Option<String>,
-    /// Its own share, in place of the fault's.
+    /// The abort's own share, instead of the fault's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub share: Option<Ratio>,
 }
 
-/// Where a fault is injected.
+/// The place where a fault is injected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum At {
@@ -96,12 +96,12 @@ pub enum At {
     Attempt,
 }
 
-/// When a fault is over.
+/// The end of a fault.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Until {
-    /// At a time.
+    /// At this time.
     Time(SystemTime),
-    /// That long after it was first applied.
+    /// This long after it was first applied.
     After(Duration),
 }
 

@@ -1,9 +1,8 @@
-//! Injects faults: delays and aborts, for a share of the calls that match, until a time if one is set.
+//! Injects faults: delays and aborts, for a share of the matching calls, until an end if one is set.
 //!
-//! At the `call` (the default) a fault is not hidden by retries, as in Envoy and gRPC. At the
-//! `attempt` it is judged like the upstream's answer, by retries and by the service's circuit; it
-//! blames no node. What is injected into calls that come in is for their caller a failure like any other of
-//! this node, which may have been executed.
+//! At the `call` (the default) retries do not hide a fault, as in Envoy and gRPC. At the `attempt` retries and
+//! the service's circuit judge it like the upstream's answer; it is not blamed on a node. For the caller of an
+//! incoming call, an injected fault is an ordinary failure of this node, and the call may have been executed.
 mod config;
 mod rule;
 mod service;

@@ -1,4 +1,4 @@
-//! What faults are compiled to.
+//! Compiles `faults`.
 use std::{sync::Arc, time::SystemTime};
 
 use super::{Abort, At, Delay, DelayRange, FaultConfig, Until};
@@ -10,19 +10,19 @@ use crate::{
     types::{Code, Details, Error, Origin, Reason, matching::Matcher},
 };
 
-/// A fault as compiled.
+/// A compiled fault.
 pub struct Fault {
-    /// What is in force.
+    /// The settings in force.
     pub config: FaultConfig,
     pub(super) matcher: Matcher,
     ends: Option<Instant>,
-    /// Held, so that the next version finds when it all began.
+    /// Kept so that the next version finds the time at which the fault was first applied.
     _applied: Arc<Instant>,
     counters: [prometheus::IntCounter; 2],
     site: Arc<Site>,
 }
 
-/// The faults of a policy, by where they are injected.
+/// The faults of a policy, by their place.
 #[derive(Clone, Default)]
 pub struct Faults {
     call: Arc<[Arc<Fault>]>,
@@ -30,12 +30,12 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Those of `all` that hit calls to `service`; `None`: calls that come in.
+    /// The faults of `all` that hit calls to `service`; `None` means incoming calls.
     pub(crate) fn of(all: &[Arc<Fault>], service: Option<&str>) -> Self {
         all.iter().filter(|fault| fault.config.to.as_deref() == service).cloned().collect()
     }
 
-    /// Those that are injected there.
+    /// The faults that are injected at this place.
     pub fn at(&self, at: At) -> &[Arc<Fault>] {
         match at {
             At::Call => &self.call,
@@ -53,7 +53,7 @@ impl FromIterator<Arc<Fault>> for Faults {
 }
 
 impl Fault {
-    /// `applied` is when a fault of this name was first applied.
+    /// `applied` is the time at which a fault of this name was first applied.
     fn new(
         config: FaultConfig,
         matcher: Matcher,
@@ -73,7 +73,7 @@ impl Fault {
         {
             return Err(format!("{status} is no HTTP status to answer with; it goes from 200 to 599"));
         }
-        // An end too far away to be told as a time is none.
+        // An end too far away to be represented counts as none.
         let ends = config.until.and_then(|until| match until {
             Until::After(span) => applied.checked_add(span),
             Until::Time(time) => {
@@ -99,7 +99,7 @@ impl Fault {
             |status| http::StatusCode::from_u16(status).map_or(Code::Unavailable, Code::from_http);
         let code = abort.code.or(abort.status.map(from_status)).unwrap_or(Code::Unavailable);
         let message = abort.message.clone().unwrap_or_else(|| format!("injected by fault `{name}`"));
-        // At the attempt it stands for the upstream's answer: that one may have been worked on.
+        // At the attempt it replaces the upstream's answer, so the call may have been executed.
         let error = match self.config.at {
             At::Call => {
                 Error::local(Reason::FaultInjected, message).with_maybe_executed(self.config.to.is_none())
@@ -114,12 +114,13 @@ impl Fault {
 
 /// Compiles the faults of a version, for all services.
 ///
-/// State: when a fault was first applied, by its name and its end. An end that is a length of time counts from then.
+/// State: the time at which a fault was first applied, by its name and its end. An end that is a length of time
+/// counts from then.
 pub(crate) fn rules(configs: &[FaultConfig], level: &mut Level<'_>) -> Arc<[Arc<Fault>]> {
     let mut faults = Vec::new();
     for (i, config) in configs.iter().enumerate() {
         if configs[..i].iter().any(|earlier| earlier.name == config.name) {
-            let message = format!("a second fault is called `{}`; names tell rules apart", config.name);
+            let message = format!("a second fault is called `{}`; each rule needs its own name", config.name);
             level.problem(&format!("[{i}].name"), message);
         }
         let matcher = level.matcher(&format!("[{i}].match"), config.matching.as_ref());

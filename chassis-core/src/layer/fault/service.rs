@@ -25,18 +25,18 @@ pub struct InjectFault<S> {
 }
 
 impl FaultLayer {
-    /// Injects those faults that are for this place.
+    /// Injects the faults whose place is `at`.
     pub fn new(at: At) -> Self {
         FaultLayer { at }
     }
 
-    /// May any fault hit `call`?
+    /// Whether any fault may hit `call`.
     fn is_about(&self, call: &Invocation) -> bool {
         let subject = call.subject();
         call.policy.faults.at(self.at).iter().any(|fault| fault.matcher.matches(&subject))
     }
 
-    /// The delay and the abort that hit `call`, if any do.
+    /// The delay and the abort that hit `call`, if any.
     fn draw(&self, call: &Invocation) -> (Duration, Option<Error>) {
         let mut delay = Duration::ZERO;
         let mut abort = None;
@@ -95,7 +95,7 @@ where
     S: Service<Invocation, Response = Reply, Error: CallError> + Clone + Send + 'static,
     S::Future: Send,
 {
-    /// Draws whether a fault hits. Apart, so that a layer without faults is a branch.
+    /// Draws whether a fault hits. Not inlined: keeps the disabled path to one branch.
     #[inline(never)]
     fn drawn(&mut self, mut call: Invocation) -> Decided<S::Future, S::Error> {
         if !self.with.is_about(&call) {

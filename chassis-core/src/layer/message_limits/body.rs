@@ -1,4 +1,4 @@
-//! A body that is measured as it passes.
+//! A body that is measured as it is read.
 use std::{
     pin::Pin,
     sync::Arc,
@@ -15,7 +15,7 @@ use crate::{
     types::{Body, Error},
 };
 
-/// Passes on what is within the bounds, then fails. Nothing is kept.
+/// Passes data within the bounds, then fails. Nothing is buffered.
 pub(super) struct Metered {
     body: Body,
     meter: Meter,
@@ -23,9 +23,9 @@ pub(super) struct Metered {
     direction: Direction,
     limits: Arc<MessageLimits>,
     protocol: &'static dyn Protocol,
-    /// Of a request: what is told where it is cut off. Of an answer: what tells it.
+    /// For a request: notified when it is cut off. For an answer: polled for that.
     cut: Option<Arc<Cut>>,
-    /// The body is over a bound, and its reader is told so next.
+    /// The body exceeds a bound, and the next read returns this error.
     error: Option<Error>,
 }
 
@@ -44,7 +44,7 @@ impl Metered {
         Body::stream(metered, |error| error)
     }
 
-    /// Nothing more is read.
+    /// Stops reading.
     fn stop(&mut self, over: Over) -> Error {
         let error = self.limits.over(self.direction, over.bound);
         self.body = Body::empty();
@@ -103,7 +103,7 @@ impl HttpBody for Metered {
     }
 }
 
-/// Which bound a body is over that is all there.
+/// The bound that a complete body exceeds, if any.
 pub(super) fn measure(body: &Body, bounds: &Bounds, protocol: &'static dyn Protocol) -> Option<Over> {
     let mut body = body.try_clone()?;
     let mut meter = Meter::new(Instant::now());

@@ -1,4 +1,4 @@
-//! What people write: the table `message_limits`.
+//! The settings of the table `message_limits`.
 use std::num::NonZeroU32;
 
 use super::Bounds;
@@ -8,20 +8,20 @@ use crate::{
 };
 
 settings! {
-    /// What one call may carry: `message_limits: { answer_bytes: 64MiB, request_messages: 10000 }`. `off`, the
-    /// default, lifts every bound; so does `off` for a single one.
+    /// Bounds on the messages of one call: `message_limits: { answer_bytes: 64MiB, request_messages: 10000 }`.
+    /// `off`, the default, removes all bounds; each bound can be `off`, too.
     pub struct MessageLimitsConfig, MessageLimitsPatch {
-        /// The most bytes of the body of an answer, as they travel. Default `off`.
+        /// The most bytes in the body of an answer, as sent on the wire. Default `off`.
         pub answer_bytes: Switch<Size> = Switch::Off,
-        /// The most messages of one request. Default `off`; 0 is refused. Without effect on REST.
+        /// The most messages of one request. Default `off`; 0 is refused. No effect on REST.
         pub request_messages: Switch<NonZeroU32> = Switch::Off,
-        /// How quickly the messages of one request may come: `500/s`, of which a second's worth at once. Default
-        /// `off`; `0/s` is refused. Without effect on REST.
+        /// The rate of the messages of one request: `500/s`; the messages of one second may come at once.
+        /// Default `off`; `0/s` is refused. No effect on REST.
         pub request_rate: Switch<Rate> = Switch::Off,
-        /// The most messages of one answer. Default `off`; 0 is refused. Without effect on REST.
+        /// The most messages of one answer. Default `off`; 0 is refused. No effect on REST.
         pub answer_messages: Switch<NonZeroU32> = Switch::Off,
-        /// How quickly the messages of one answer may come: `500/s`, of which a second's worth at once. Default
-        /// `off`; `0/s` is refused. Without effect on REST.
+        /// The rate of the messages of one answer: `500/s`; the messages of one second may come at once.
+        /// Default `off`; `0/s` is refused. No effect on REST.
         pub answer_rate: Switch<Rate> = Switch::Off,
     }
 }
@@ -29,7 +29,7 @@ settings! {
 // === impl MessageLimitsConfig ===
 
 impl MessageLimitsConfig {
-    /// Refuses what could not be meant: the key that is wrong, and why.
+    /// Refuses invalid bounds: returns the wrong key and the reason.
     pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
         for (key, rate) in [("request_rate", &self.request_rate), ("answer_rate", &self.answer_rate)] {
             if rate.on().is_some_and(|rate| rate.hertz() == 0.0) {
@@ -42,7 +42,7 @@ impl MessageLimitsConfig {
         Ok(())
     }
 
-    /// Does it bound anything?
+    /// Whether any bound is set.
     pub(super) fn is_on(&self) -> bool {
         self.request().is_on() || self.answer().is_on()
     }

@@ -1,4 +1,4 @@
-//! What the two halves of a call share: a request that is over a bound ends its answer too.
+//! State shared by the request and the answer of a call: a request that exceeds a bound ends its answer, too.
 use std::{
     mem,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -7,21 +7,21 @@ use std::{
 
 use crate::types::{Error, Verdict};
 
-/// Whether the request was cut off, for those who wait for the answer or read it.
+/// Whether the request was cut off; observed by the code that waits for the answer or reads it.
 #[derive(Default)]
 pub(super) struct Cut(Mutex<State>);
 
 enum State {
-    /// With the one who waits for the answer, or reads it.
+    /// With the waker of that code.
     Open(Option<Waker>),
-    /// With the error, until it was taken.
+    /// With the error, until it is taken.
     Cut(Verdict, Option<Error>),
 }
 
 // === impl Cut ===
 
 impl Cut {
-    /// The request was cut off for `error`.
+    /// Cuts the request off with `error`.
     pub(super) fn set(&self, error: Error) {
         let before = mem::replace(&mut *self.state(), State::Cut(Verdict::of(&error), Some(error)));
         if let State::Open(Some(waker)) = before {
@@ -29,7 +29,7 @@ impl Cut {
         }
     }
 
-    /// Resolves with the error once the request is cut off; once.
+    /// Resolves once, with the error, when the request was cut off.
     pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<Error> {
         match &mut *self.state() {
             State::Open(waker) => match waker {
@@ -41,7 +41,7 @@ impl Cut {
         Poll::Pending
     }
 
-    /// The error, if the request was cut off and nobody has taken it.
+    /// The error, if the request was cut off and the error was not taken yet.
     pub(super) fn take(&self) -> Option<Error> {
         match &mut *self.state() {
             State::Open(_) => None,
@@ -49,7 +49,7 @@ impl Cut {
         }
     }
 
-    /// How the call ends, if the request was cut off.
+    /// The verdict of the call, if the request was cut off.
     pub(super) fn verdict(&self) -> Option<Verdict> {
         match &*self.state() {
             State::Open(_) => None,
@@ -57,7 +57,7 @@ impl Cut {
         }
     }
 
-    /// Nothing panics while it is held.
+    /// No code panics while it holds the lock.
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

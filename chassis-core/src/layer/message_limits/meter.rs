@@ -1,20 +1,20 @@
-//! Counts what a body carries, chunk by chunk.
+//! Measures a body, chunk by chunk.
 use std::num::NonZeroU32;
 
 use crate::{algorithm::gcra::Gcra, clock::Instant, types::units::Rate};
 
-/// What a body may carry.
+/// The bounds of a body.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Bounds {
     /// The most bytes.
     pub bytes: Option<u64>,
     /// The most messages.
     pub messages: Option<NonZeroU32>,
-    /// How quickly messages may come; a second's worth of them, and at least one, may come at once.
+    /// The rate of messages; the messages of one second, and at least one, may come at once.
     pub rate: Option<Rate>,
 }
 
-/// What a body has carried so far.
+/// The measures of a body so far.
 ///
 /// ```
 /// use chassis_core::{clock::Instant, layer::message_limits::{Bound, Bounds, Meter}};
@@ -28,40 +28,40 @@ pub struct Bounds {
 pub struct Meter {
     bytes: u64,
     messages: u32,
-    /// The protocol's own: where it stands between two chunks.
+    /// The protocol's position between two chunks.
     position: u64,
     bucket: Gcra,
 }
 
-/// Which bound a body is over.
+/// The bound that a body exceeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bound {
     /// It has too many bytes.
     Bytes,
     /// It has too many messages.
     Messages,
-    /// Its messages come too quickly.
+    /// Its messages come too fast.
     Rate,
 }
 
-/// A chunk takes its body over a bound.
+/// A chunk with which its body exceeds a bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Over {
-    /// Which one.
+    /// The bound.
     pub bound: Bound,
-    /// So many bytes of the chunk belong to messages that are within all bounds.
+    /// The number of the chunk's bytes that belong to messages within all bounds.
     pub within: usize,
 }
 
 // === impl Bounds ===
 
 impl Bounds {
-    /// Is there any?
+    /// Whether any bound is set.
     pub fn is_on(&self) -> bool {
         *self != Bounds::default()
     }
 
-    /// Are messages to be counted?
+    /// Whether messages must be counted.
     pub fn counts_messages(&self) -> bool {
         self.messages.is_some() || self.rate.is_some()
     }
@@ -70,13 +70,13 @@ impl Bounds {
 // === impl Meter ===
 
 impl Meter {
-    /// Nothing has been carried yet.
+    /// Nothing measured yet.
     pub fn new(now: Instant) -> Self {
         Meter { bytes: 0, messages: 0, position: 0, bucket: Gcra::new(now) }
     }
 
-    /// Counts `chunk`, which follows on the chunks before. `now` is read only where a rate asks for it;
-    /// `next_message` is that of the protocol.
+    /// Measures `chunk`, which follows the chunks before. `now` is only read if a rate is set; `next_message`
+    /// is the protocol's.
     pub fn admit(
         &mut self,
         chunk: &[u8],
@@ -113,7 +113,7 @@ impl Meter {
     }
 }
 
-/// A second's worth, and at least one.
+/// The number of messages in one second, at least one.
 fn burst(rate: Rate) -> u32 {
     (rate.hertz().ceil() as u32).max(1)
 }
@@ -141,7 +141,7 @@ mod tests {
         Bounds { bytes, messages: messages.and_then(NonZeroU32::new), rate }
     }
 
-    /// What passes of `chunks`, and what stops it.
+    /// Compares the part of `chunks` that passes, and the bound that stops it.
     #[track_caller]
     fn check(bounds: Bounds, chunks: &[&str], passes: &str, stopped_by: Option<Bound>) {
         let now = Instant::now();

@@ -1,17 +1,17 @@
-//! Bounds what one call carries: the bytes of its answer, and the number and the rate of the messages that it sends
-//! and gets.
+//! Bounds the messages of one call: the bytes of its answer, and the number and the rate of the messages in
+//! both directions.
 //!
-//! Off by default. What is over a bound is not delivered, nothing is kept to be delivered later, and the call ends:
-//! RESOURCE_EXHAUSTED for the reason TOO_LARGE, or RATE_LIMITED where messages come too quickly. This process
-//! refuses, so no circuit and no node is blamed. Of a stream exactly as many messages pass as the bound says,
-//! however their bytes are cut into frames. An answer whose length is known, and over the bound, is refused before
-//! any of it is read.
+//! Off by default. Data over a bound is neither delivered nor buffered, and the call ends: RESOURCE_EXHAUSTED
+//! for the reason TOO_LARGE, or RATE_LIMITED if messages come too fast. This process refuses, so no circuit and
+//! no node is blamed. Exactly as many messages of a stream pass as the bound allows, however their bytes are
+//! split into frames. An answer whose length is known and exceeds the bound is refused before any of it is
+//! read.
 //!
-//! Messages are what the protocol says ([`Protocol::next_message`](crate::protocol::Protocol::next_message)). gRPC
-//! counts them by their prefixes. A body of HTTP is one run of bytes, which anything on the way may cut into frames
-//! as it likes: there are no messages to be counted, and only the bound on bytes applies.
+//! The protocol finds the messages ([`Protocol::next_message`](crate::protocol::Protocol::next_message)). gRPC
+//! counts them by their prefixes. A body of HTTP is one sequence of bytes, which intermediaries may split into
+//! frames: it has no messages, and only the bound on bytes applies.
 //!
-//! Bytes count as they travel: compressed, and with the prefixes of messages.
+//! Bytes count as sent on the wire: compressed, and with the prefixes of messages.
 mod body;
 mod config;
 mod cut;

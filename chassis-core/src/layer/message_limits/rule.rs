@@ -1,7 +1,7 @@
-//! What `message_limits` are compiled to.
+//! Compiles `message_limits`.
 //!
-//! State: how often a bound cut a call off. Its key is the service, or the operation that has bounds of its own. What
-//! a call has carried so far lives with the call, under the bounds that it began with.
+//! State: how many calls each direction's bounds cut off. Its key is the service, or the operation that has
+//! bounds of its own. The measures of one call are part of the call, which keeps the bounds that it began with.
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
@@ -18,9 +18,9 @@ use crate::{
     types::{Details, Error, Reason, Side, units::Switch},
 };
 
-/// The bounds one policy lives under, and where it counts what is over them.
+/// The bounds of one policy, and the count of calls that exceeded them.
 pub struct MessageLimits {
-    /// What is in force.
+    /// The settings in force.
     pub config: MessageLimitsConfig,
     cuts: Arc<Cuts>,
     side: Side,
@@ -28,7 +28,7 @@ pub struct MessageLimits {
     site: Arc<Site>,
 }
 
-/// Which half of a call.
+/// The direction of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
     /// From the caller to the handler.
@@ -37,41 +37,41 @@ pub(crate) enum Direction {
     Answer,
 }
 
-/// How often a bound cut off a request, and an answer.
+/// How many requests, and how many answers, were cut off.
 #[derive(Default)]
 struct Cuts([AtomicU64; 2]);
 
-/// Bounds on messages, as `inspect` shows them; `None` is off.
+/// Bounds on messages, in `inspect`; `None` means off.
 #[derive(Clone, Debug, Serialize)]
 pub struct MessageLimitsView {
     /// The service called, or this one.
     pub service: String,
-    /// The operation, where the bounds are the operation's own.
+    /// The operation, if the bounds are the operation's own.
     pub operation: String,
     /// The most bytes of an answer.
     pub answer_bytes: Option<String>,
     /// The most messages of a request.
     pub request_messages: Option<u32>,
-    /// How quickly the messages of a request may come.
+    /// The rate of the messages of a request.
     pub request_rate: Option<String>,
     /// The most messages of an answer.
     pub answer_messages: Option<u32>,
-    /// How quickly the messages of an answer may come.
+    /// The rate of the messages of an answer.
     pub answer_rate: Option<String>,
-    /// Requests that were over a bound.
+    /// Requests that exceeded a bound.
     pub cut_requests: u64,
-    /// Answers that were over a bound.
+    /// Answers that exceeded a bound.
     pub cut_answers: u64,
 }
 
 /// Compiles `message_limits`.
 pub(crate) struct MessageLimitsRule;
 
-/// What holds of `message_limits`, everything inherited.
+/// The resolved settings of `message_limits`.
 #[derive(Clone)]
 pub(crate) struct Resolved {
     config: Option<MessageLimitsConfig>,
-    /// The operation has bounds, and so figures, of its own.
+    /// The operation has bounds of its own, and so its own counts.
     is_own: bool,
     site: Arc<Site>,
 }
@@ -133,7 +133,7 @@ impl Visible for MessageLimitsRule {
 // === impl MessageLimits ===
 
 impl MessageLimits {
-    /// The bounds of one half of a call.
+    /// The bounds of one direction.
     pub(super) fn bounds(&self, direction: Direction) -> Bounds {
         match direction {
             Direction::Request => self.config.request(),
@@ -141,17 +141,17 @@ impl MessageLimits {
         }
     }
 
-    /// Counts a call that is over a bound, and reports it: why the call ends.
+    /// Counts and reports a call that exceeds a bound; returns the error that ends it.
     #[cold]
     pub(super) fn over(&self, direction: Direction, bound: Bound) -> Error {
         self.cuts.0[direction as usize].fetch_add(1, Relaxed);
         let config = &self.config;
         let (key, most) = match (direction, bound) {
-            (_, Bound::Bytes) => ("answer_bytes", told(&config.answer_bytes)),
-            (Direction::Request, Bound::Messages) => ("request_messages", told(&config.request_messages)),
-            (Direction::Request, Bound::Rate) => ("request_rate", told(&config.request_rate)),
-            (Direction::Answer, Bound::Messages) => ("answer_messages", told(&config.answer_messages)),
-            (Direction::Answer, Bound::Rate) => ("answer_rate", told(&config.answer_rate)),
+            (_, Bound::Bytes) => ("answer_bytes", text(&config.answer_bytes)),
+            (Direction::Request, Bound::Messages) => ("request_messages", text(&config.request_messages)),
+            (Direction::Request, Bound::Rate) => ("request_rate", text(&config.request_rate)),
+            (Direction::Answer, Bound::Messages) => ("answer_messages", text(&config.answer_messages)),
+            (Direction::Answer, Bound::Rate) => ("answer_rate", text(&config.answer_rate)),
         };
         let (what, service) = (direction.name(), &self.service);
         let reason = match bound {
@@ -167,7 +167,7 @@ impl MessageLimits {
             rule: rule.clone(),
         });
         let error = Error::local(reason, message).with_rule(rule).with_maybe_executed(true);
-        // It is not the caller's request that is too large.
+        // The request of the caller is not too large.
         match (self.side, direction) {
             (Side::Server, Direction::Answer) => {
                 error.with_details(Details { status: Some(500), body: None })
@@ -177,7 +177,7 @@ impl MessageLimits {
     }
 }
 
-fn told<T: std::fmt::Display>(bound: &Switch<T>) -> String {
+fn text<T: std::fmt::Display>(bound: &Switch<T>) -> String {
     bound.on().map(ToString::to_string).unwrap_or_default()
 }
 

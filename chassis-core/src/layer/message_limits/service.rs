@@ -23,16 +23,16 @@ use crate::{
 };
 
 plain_layer! {
-    /// Ends calls that carry more than their policy lets them.
+    /// Ends calls that exceed the bounds of their policy.
     MessageLimitsLayer => LimitMessages
 }
 
 pin_project! {
     #[allow(missing_docs)]
-    /// Resolves with the answer, or with an error once a bound cuts the call off.
+    /// Resolves with the answer, or with an error once a bound cuts off the call.
     #[project = LimitProjection]
     pub enum MessageLimitsFuture<F> {
-        /// There are no bounds.
+        /// Without bounds.
         Unbounded { #[pin] inner: F },
         /// The answer is bounded, and the request if it is a stream.
         Bounded {
@@ -41,15 +41,15 @@ pin_project! {
             inner: Option<F>,
             watch: Arc<Watch>,
         },
-        /// The request was over a bound before any of it was sent.
+        /// The request exceeded a bound before any of it was sent.
         Refused { error: Option<Error> },
     }
 }
 
-/// What a call within bounds is checked by.
+/// Checks a call against its bounds.
 pub struct Watch {
     limits: Arc<MessageLimits>,
-    /// `None` where the request is all there.
+    /// `None` if the request is complete.
     cut: Option<Arc<Cut>>,
 }
 
@@ -76,7 +76,7 @@ impl<S> LimitMessages<S>
 where
     S: Service<Invocation, Response = Reply, Error = Error>,
 {
-    /// Not inlined: a layer without bounds is a branch.
+    /// Not inlined: keeps the disabled path to one branch.
     #[inline(never)]
     fn bounded(&mut self, mut call: Invocation) -> MessageLimitsFuture<S::Future> {
         let Some(limits) = call.policy.message_limits.clone() else {
@@ -85,9 +85,10 @@ where
         let (bounds, protocol) = (limits.bounds(Direction::Request), call.protocol);
         let mut cut = None;
         if bounds.is_on() && call.body.is_streaming() {
-            let (body, told) = (mem::take(&mut call.body), Arc::<Cut>::default());
-            call.body = Metered::wrap(body, Direction::Request, limits.clone(), protocol, Some(told.clone()));
-            cut = Some(told);
+            let (body, shared) = (mem::take(&mut call.body), Arc::<Cut>::default());
+            call.body =
+                Metered::wrap(body, Direction::Request, limits.clone(), protocol, Some(shared.clone()));
+            cut = Some(shared);
         } else if bounds.is_on()
             && let Some(over) = measure(&call.body, &bounds, protocol)
         {
@@ -115,7 +116,7 @@ impl<F: Future<Output = Result<Reply, Error>>> Future for MessageLimitsFuture<F>
         if let Some(cut) = &watch.cut
             && let Poll::Ready(error) = cut.poll(cx)
         {
-            inner.set(None); // the call hears from `watch` why it is dropped
+            inner.set(None); // the verdict of `watch` is the reason of the drop
             return Poll::Ready(Err(error));
         }
         let Some(inner) = inner.as_pin_mut() else { return Poll::Pending };
@@ -131,7 +132,7 @@ impl<F: Future<Output = Result<Reply, Error>>> Future for MessageLimitsFuture<F>
 
 impl CallCheck for Watch {
     fn check_answer(&self, answer: &mut Call) -> Result<(), Error> {
-        // Whatever the handler made of it, the request was cut off.
+        // The request was cut off, whatever the handler answered.
         if let Some(error) = self.cut.as_ref().and_then(|cut| cut.take()) {
             return Err(error);
         }

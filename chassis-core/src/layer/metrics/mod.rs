@@ -1,6 +1,6 @@
-//! Counts calls and attempts and measures how long they took, through handles resolved ahead.
+//! Counts calls and attempts and measures their duration, through handles that are resolved beforehand.
 //!
-//! It only registers listeners: the duration of a call is that to the end of its body.
+//! It only registers listeners: a call's duration includes its body.
 mod recorder;
 mod rule;
 mod service;

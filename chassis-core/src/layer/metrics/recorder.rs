@@ -1,6 +1,7 @@
-//! Records how long the calls of an operation took, and how they ended.
+//! Records the durations and the outcomes of an operation's calls.
 //!
-//! Handles are resolved when the first call ends in a new way, and kept: no label is looked up after that.
+//! A handle is resolved when the first call ends with a new outcome, and then kept: later calls look up no
+//! label.
 use std::sync::{Arc, OnceLock};
 
 use crate::{
@@ -16,7 +17,7 @@ pub struct CallMetrics {
     side: Side,
     service: Arc<str>,
     operation: Arc<str>,
-    /// Hardly any operation is called over more than one protocol.
+    /// Few operations are called over more than one protocol.
     first: OnceLock<ProtocolMetrics>,
     further: Live<Vec<Arc<ProtocolMetrics>>>,
     in_flight: CallGauge,
@@ -26,7 +27,7 @@ pub struct CallMetrics {
 struct ProtocolMetrics {
     protocol: &'static dyn Protocol,
     durations: Arc<ProtocolDurations>,
-    /// The first verdict there was, usually that all went well.
+    /// The first outcome, usually a success.
     usual: OnceLock<(Verdict, Durations)>,
     others: Live<Vec<(Verdict, Durations)>>,
 }
@@ -47,17 +48,17 @@ impl CallMetrics {
         }
     }
 
-    /// A call starts.
+    /// Records the start of a call.
     pub fn started(&self) {
         self.in_flight.inc();
     }
 
-    /// Nothing of a call is under way any more.
+    /// Records that no part of a call is under way any more.
     pub fn ended(&self) {
         self.in_flight.dec();
     }
 
-    /// Records that a call over `protocol` ended with `verdict` and took so many nanoseconds.
+    /// Records that a call over `protocol` ended with `verdict` after `nanos` nanoseconds.
     pub(crate) fn record(&self, protocol: &'static dyn Protocol, verdict: Verdict, nanos: u64) {
         let first = self.first.get_or_init(|| self.of(protocol));
         match first.protocol.name() == protocol.name() {
@@ -103,7 +104,7 @@ impl CallMetrics {
         } else {
             self.record_other(of, verdict, nanos, same);
         }
-        // Who gives up is not refused.
+        // A cancelled call was not refused.
         if verdict.origin == Origin::Local
             && let Some(reason) = verdict.reason.filter(|reason| *reason != Reason::Cancelled)
         {
@@ -154,7 +155,7 @@ impl CallMetrics {
         };
         let values = of.protocol.label_values(&labels);
         of.durations.of(self.side, &values).unwrap_or_else(|error| {
-            // A protocol of somebody else's: its calls are counted, and not exported.
+            // A protocol of another crate: its calls are counted, and not exported.
             tracing::warn!(%error, protocol = of.protocol.name(), "a protocol does not fill its labels");
             Durations::detached()
         })

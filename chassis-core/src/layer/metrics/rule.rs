@@ -1,4 +1,4 @@
-//! The figures of an operation. State: the handles of its series, by operation.
+//! The metrics of an operation. State: the handles of its series, by operation.
 use std::sync::Arc;
 
 use super::CallMetrics;

@@ -9,7 +9,7 @@ use crate::{
 };
 
 plain_layer! {
-    /// Records every call, whatever becomes of it.
+    /// Records every call, with any outcome.
     MetricsLayer => Metrics
 }
 

@@ -1,18 +1,18 @@
-//! What people write: `layers`, a map of names to `on` or `off`.
+//! The setting `layers`: a map of names to `on` or `off`.
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// Whether a layer is gone through, as settings say: `on` or `off`.
+/// Whether calls pass a layer: `on` or `off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LayerSwitch {
-    /// It is; what holds for each layer unless settings say otherwise.
+    /// They pass it; the default.
     On,
-    /// It is not: calls go to what is inside it.
+    /// They skip it, and go to the next inner one.
     Off,
 }
 
-/// The names of the layers that there are, by their numbers.
+/// The names of the user's layers, by their numbers.
 #[derive(Clone, Default)]
 pub(crate) struct LayerNames(pub(crate) Arc<[Arc<str>]>);
 

@@ -1,5 +1,5 @@
-//! Layers of the user's own, which the settings switch on and off. They stand at a [`Stage`](crate::Stage); what runs
-//! them is in `stage.rs`.
+//! Layers of the user, which the settings switch on and off. They are added at a [`Stage`](crate::Stage);
+//! `stage.rs` runs them.
 mod config;
 mod rule;
 

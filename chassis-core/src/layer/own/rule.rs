@@ -1,17 +1,17 @@
-//! What `layers` are compiled to: which of the user's layers calls pass by. It keeps no state.
+//! Compiles `layers`: the user's layers that calls skip. It has no state.
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{LayerNames, LayerSwitch};
 use crate::rule::{Binding, Concern, Level};
 
-/// Which layers calls pass by, by their numbers; and for calls that come in, those of single listeners.
+/// The layers that calls skip, by their numbers; also those that incoming calls of single listeners skip.
 #[derive(Clone, Default)]
 pub(crate) struct Switched {
     off: Option<Arc<[bool]>>,
     listeners: Arc<[OfListener]>,
 }
 
-/// A listener, and which layers its calls pass by.
+/// A listener, and the layers that its calls skip.
 type OfListener = (Arc<str>, Arc<[bool]>);
 
 /// Compiles `layers`.
@@ -43,7 +43,7 @@ impl Concern for LayersRule {
 }
 
 impl LayersRule {
-    /// Overlays what is written for calls that come in at `listener`.
+    /// Overlays the settings for calls of `listener`.
     pub(crate) fn overlay_listener(
         resolved: &mut Switched,
         listener: &str,
@@ -68,14 +68,15 @@ fn unknown(level: &mut Level<'_>, name: &str) {
 // === impl Switched ===
 
 impl Switched {
-    /// Is the layer of this number passed by, of a call that came in at `listener`?
+    /// Whether calls of `listener` skip the layer with this number.
     pub(crate) fn is_off(&self, number: usize, listener: Option<&str>) -> bool {
         let Some(off) = &self.off else { return false };
         let own = listener.and_then(|name| self.listeners.iter().find(|(own, _)| **own == *name));
         own.map_or(off, |(_, own)| own).get(number).copied().unwrap_or(false)
     }
 
-    /// Overlays `layers` for all calls, listeners included. Calls `unknown` with each name that is not in `names`.
+    /// Overlays `layers` for all calls, also those of listeners. Calls `unknown` with each name that is not in
+    /// `names`.
     pub(crate) fn over(
         &self,
         names: &[Arc<str>],
@@ -91,7 +92,7 @@ impl Switched {
         Switched { off: Some(overlay(&base, &layers)), listeners: listeners.collect() }
     }
 
-    /// Overlays `layers` for calls that come in at `listener`.
+    /// Overlays `layers` for calls of `listener`.
     pub(crate) fn over_listener(
         &self,
         names: &[Arc<str>],

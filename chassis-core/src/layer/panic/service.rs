@@ -21,7 +21,7 @@ use crate::{
     types::{Body, Error, Hop, Reason},
 };
 
-/// Guards against panics of what is inside.
+/// Catches panics of the inner service.
 #[derive(Clone)]
 pub struct PanicLayer {
     shared: Arc<(Events, Metrics)>,
@@ -40,32 +40,32 @@ pin_project! {
         #[pin]
         inner: Option<F>,
         operation: Arc<str>,
-        // The call itself is lost with what panicked.
+        // The call itself is lost with the future that panicked.
         hop: Option<Hop>,
         shared: Arc<(Events, Metrics)>,
-        // What it said, if it panicked before there was a future.
+        // The message, if `call` panicked before it returned a future.
         panicked: Option<Box<str>>,
     }
 }
 
-/// Panics that are caught are not told to the hook.
+/// Whether the former hook is not called for panics that are caught.
 static QUIET: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    /// A panic on this thread is going to be caught here. Only kept where panics are quiet.
+    /// Whether a panic on this thread will be caught here. Only set if panics are quiet.
     static IS_CAUGHT: Cell<bool> = const { Cell::new(false) };
-    /// Where this thread panicked last.
+    /// The place of this thread's last panic.
     static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// From now on, panics of handlers are told by chassis' log line and event alone: the process's panic hook, which
-/// prints them to stderr unless another is set, is not called for them. For the whole process.
+/// From now on, panics of handlers are reported by chassis' log line and event only: the process's panic hook,
+/// which prints them to stderr by default, is not called for them. Applies to the whole process.
 pub fn quiet_panics() {
     hook();
     QUIET.store(true, Relaxed);
 }
 
-/// Runs `inner`; what a panic said, and where.
+/// Runs `inner`; a panic is returned as its message and place.
 pub fn caught<T>(inner: impl FnOnce() -> T) -> Result<T, String> {
     let is_quiet = QUIET.load(Relaxed);
     let before = is_quiet && IS_CAUGHT.replace(true);
@@ -87,14 +87,14 @@ fn in_words(payload: &(dyn Any + Send)) -> String {
     }
 }
 
-/// Puts our hook before the one that is there, once for the process.
+/// Installs our hook before the existing one, once for the process.
 fn hook() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             let place = panic.location().map(ToString::to_string);
-            // Gone while the thread ends.
+            // No longer available while the thread ends.
             let _ = PLACE.try_with(|noted| noted.replace(place));
             if !IS_CAUGHT.try_with(Cell::get).unwrap_or(false) {
                 before(panic);
@@ -104,7 +104,7 @@ fn hook() {
 }
 
 impl PanicLayer {
-    /// Panics are told to `events` and counted in `metrics`.
+    /// Reports panics to `events`, and counts them in `metrics`.
     pub fn new(events: Events, metrics: Metrics) -> Self {
         hook();
         PanicLayer { shared: Arc::new((events, metrics)) }
@@ -160,20 +160,20 @@ impl<F: Future<Output = Result<Reply, Error>>> Future for PanicFuture<F> {
         }
         // A future that panicked is not polled again; dropping it must not panic a second time.
         let _ = catch_unwind(AssertUnwindSafe(|| while_panicked(|| this.inner.set(None))));
-        tell(this.operation, this.shared, this.panicked.take().unwrap_or_default().into());
+        report(this.operation, this.shared, this.panicked.take().unwrap_or_default().into());
         let error = Error::remote(Reason::Panicked, "the handler panicked");
         Poll::Ready(Err(error.of_hop(|| this.hop.take())))
     }
 }
 
-/// Counts and tells a panic.
-fn tell(operation: &Arc<str>, shared: &Arc<(Events, Metrics)>, message: String) {
+/// Counts and reports a panic.
+fn report(operation: &Arc<str>, shared: &Arc<(Events, Metrics)>, message: String) {
     let (events, metrics) = &**shared;
     metrics.handler_panicked();
     events.emit(Event::HandlerPanicked { operation: operation.to_string(), message });
 }
 
-/// `reply`, whose body may panic too.
+/// Guards the body of `reply`, which may panic too.
 fn guarded(mut reply: Reply, operation: &Arc<str>, shared: &Arc<(Events, Metrics)>) -> Reply {
     let body = Some(std::mem::take(&mut reply.body));
     let guarded = GuardedBody { body, operation: operation.clone(), shared: shared.clone() };
@@ -181,7 +181,7 @@ fn guarded(mut reply: Reply, operation: &Arc<str>, shared: &Arc<(Events, Metrics
     reply
 }
 
-/// A handler's answer that still comes.
+/// The body of a handler's answer.
 struct GuardedBody {
     /// `None` after a panic.
     body: Option<Body>,
@@ -201,18 +201,18 @@ impl http_body::Body for GuardedBody {
         let Some(body) = &mut this.body else { return Poll::Ready(None) };
         let words = match caught(|| Pin::new(body).poll_frame(cx)) {
             Ok(polled) => {
-                // A protocol may have caught it.
+                // A protocol may have caught the panic.
                 if let Poll::Ready(Some(Err(error))) = &polled
                     && error.reason() == Reason::Panicked
                 {
-                    tell(&this.operation, &this.shared, error.message().to_owned());
+                    report(&this.operation, &this.shared, error.message().to_owned());
                 }
                 return polled;
             }
             Err(words) => words,
         };
         let _ = catch_unwind(AssertUnwindSafe(|| while_panicked(|| this.body = None)));
-        tell(&this.operation, &this.shared, words);
+        report(&this.operation, &this.shared, words);
         Poll::Ready(Some(Err(Error::remote(Reason::Panicked, "the handler panicked within its answer"))))
     }
 

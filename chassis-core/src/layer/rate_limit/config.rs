@@ -1,4 +1,4 @@
-//! What people write: one rule of the list `rate_limits`.
+//! The settings of one rule in the list `rate_limits`.
 use std::{num::NonZeroU32, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -9,47 +9,47 @@ use crate::types::{
     units::{Rate, Span},
 };
 
-/// One rate limit, as people write it in `rate_limits`.
+/// One rate limit of the list `rate_limits`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimitConfig {
     /// Its name, in refusals, metrics and logs.
     pub name: String,
-    /// How many in how long: `100/s`. `0/s` refuses everything.
+    /// Calls per time: `100/s`. `0/s` refuses all calls.
     pub rate: Rate,
-    /// How many at once after a pause. 0 refuses everything.
+    /// The most calls at once after a pause. 0 refuses all calls.
     pub burst: u32,
-    /// What has a bucket of its own. Default `global`: all calls share one.
+    /// What a bucket counts for: all calls, each caller, … Default `global`.
     #[serde(default)]
     pub key: Key,
-    /// Which calls it is about. Default: all.
+    /// The calls that it applies to. Default: all.
     #[serde(default, rename = "match", skip_serializing_if = "Option::is_none")]
     pub matching: Option<MatchRef>,
-    /// How long a call may wait for its turn rather than be refused. Default `0s`.
+    /// How long a call may wait for its turn instead of being refused. Default `0s`.
     #[serde(default = "no_wait")]
     pub max_wait: Span,
-    /// The most keys that have a bucket of their own; the rest share some. Default 10,000.
+    /// The most keys with a bucket of their own; further keys share buckets. Default 10,000.
     #[serde(default = "most_keys")]
     pub max_keys: NonZeroU32,
-    /// The most of them that calls of one peer address (IPv6: of one /64) may take. Further keys from there
-    /// share a bucket, and others still get theirs. Calls without a peer address are not bounded by it.
-    /// Default a quarter of `max_keys`.
+    /// The most of them for calls of one peer address (IPv6: of one /64). Further keys of that peer share a
+    /// bucket, and other peers still get theirs. It does not apply to calls without a peer address. Default: a
+    /// quarter of `max_keys`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_keys_per_peer: Option<NonZeroU32>,
 }
 
-/// What has a bucket of its own.
+/// What a bucket counts for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Key {
-    /// Nothing: one bucket for all.
+    /// All calls: one bucket.
     #[default]
     Global,
     /// Each calling service.
     Caller,
     /// Each operation.
     Operation,
-    /// Each peer address; of IPv6 each /64, which one machine has as a whole.
+    /// Each peer address; for IPv6 each /64, because one machine has all of it.
     Peer,
     /// Each value of a header.
     Header(String),

@@ -1,4 +1,4 @@
-//! One bucket for each of many keys: callers, peers, values of a header.
+//! Buckets by key: by callers, peers, values of a header.
 use std::{
     collections::{HashMap, hash_map::Entry},
     hash::{BuildHasher, RandomState},
@@ -14,15 +14,15 @@ use std::{
 use super::{Gcra, Wait};
 use crate::{clock::Instant, types::units::Rate};
 
-/// Buckets by key, of a bounded number: keys come from the network, and nobody may fill our memory.
+/// Buckets by key, of a bounded number: keys come from the network, and must not fill the memory.
 ///
-/// A new key takes the place of one whose bucket is full again, which loses nothing: a new bucket is full
-/// as well. While all of them are in use, new keys share buckets with each other; that is counted. Which of
-/// these they share depends on the peer that sends them, and a peer has a bound of its own on the keys it
-/// takes: one that makes keys up shuts nobody else out.
+/// A new key replaces one whose bucket is full again, which loses nothing, because a new bucket is full as
+/// well. While all buckets are in use, new keys share some; that is counted. The peer that sends a new key
+/// decides which of these it shares, and each peer has a bound on the number of its keys, so that a peer with
+/// invented keys takes no buckets from others.
 ///
-/// Of a key only a 64-bit hash is kept, keyed by a random number, so that its length costs nothing and
-/// nobody can make two of them meet. A call locks one of 16 parts for as long as it takes to look a key up.
+/// Only a 64-bit hash of a key is stored, seeded with a random number, so that long keys cost nothing and
+/// collisions can't be constructed. A call locks one of 16 parts while it looks up a key.
 ///
 /// ```
 /// use chassis_core::{layer::rate_limit::Keyed, units::Rate};
@@ -44,12 +44,12 @@ pub struct Keyed {
     overflows: AtomicU64,
 }
 
-/// How many keys have buckets of their own.
+/// The most keys that have buckets of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MostKeys {
-    /// In all. Default 10,000.
+    /// In total. Default 10,000.
     pub all: usize,
-    /// Of those that one peer address, or one /64 of IPv6, brought. Default a quarter of that.
+    /// For one peer address, or one /64 of IPv6. Default: a quarter of `all`.
     pub of_a_peer: usize,
 }
 
@@ -57,29 +57,30 @@ pub struct MostKeys {
 struct Shard {
     places: HashMap<u64, u32>,
     buckets: Vec<Bucket>,
-    /// How many of the buckets a peer brought.
+    /// The number of buckets for the keys of each peer.
     brought: HashMap<u64, u32>,
-    /// Where the search for a full bucket goes on.
+    /// Where the next search for a full bucket starts.
     hand: usize,
 }
 
 #[derive(Debug)]
 struct Bucket {
     key: u64,
-    /// Who brought the key; `None` where that is not known.
+    /// The peer that sent the key; `None` if it is not known.
     peer: Option<NonZeroU64>,
     gcra: Gcra,
 }
 
 const SHARDS: usize = 16;
 
-/// Buckets that are shared by keys without one: a peer that floods them meets one in 64 of the others.
+/// Shared buckets for keys without one of their own: a peer that floods one shares it with one in 64 of the
+/// others.
 const SHARED: usize = 64;
 
-/// How many buckets a new key looks at to find a full one: bounds the time that others wait for it.
+/// The most buckets that the search for a full one looks at: bounds the time for which the lock is held.
 const LOOKS: usize = 256;
 
-/// What one machine has: an address of IPv4, a /64 of IPv6.
+/// The addresses of one machine: an address of IPv4, a /64 of IPv6.
 pub(super) fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(v6) => {
@@ -93,7 +94,7 @@ pub(super) fn network(peer: IpAddr) -> IpAddr {
 // === impl Keyed ===
 
 impl Keyed {
-    /// No keys yet, and at most about `most` of them, rounded up to multiples of 16.
+    /// Without keys; at most about `most` of them, rounded up to multiples of 16.
     pub fn new(now: Instant, most: MostKeys) -> Self {
         Keyed {
             hasher: RandomState::new(),
@@ -105,13 +106,13 @@ impl Keyed {
         }
     }
 
-    /// Other bounds from now on. Lowered, they hold for new keys; those there are stay.
+    /// Sets other bounds. Lower bounds apply to new keys; existing keys stay.
     pub fn set_most(&self, most: MostKeys) {
         self.most.store(most.all, Relaxed);
         self.most_of_a_peer.store(most.of_a_peer, Relaxed);
     }
 
-    /// [`Gcra::take`] from the bucket of `key`, which `peer` brought.
+    /// [`Gcra::take`] for `key` of `peer`.
     pub fn take(
         &self,
         key: &str,
@@ -124,7 +125,7 @@ impl Keyed {
         self.bucket(key, peer, now, |bucket| bucket.take(now, rate, burst, n))
     }
 
-    /// [`Gcra::reserve`] in the bucket of `key`, which `peer` brought.
+    /// [`Gcra::reserve`] for `key` of `peer`.
     #[expect(clippy::too_many_arguments, reason = "a key of two parts, and what a bucket takes")]
     pub fn reserve(
         &self,
@@ -139,7 +140,7 @@ impl Keyed {
         self.bucket(key, peer, now, |bucket| bucket.reserve(now, rate, burst, n, most))
     }
 
-    /// [`Gcra::give_back`] to the bucket of `key`, which `peer` brought.
+    /// [`Gcra::give_back`] for `key` of `peer`.
     pub fn give_back(
         &self,
         key: &str,
@@ -161,18 +162,18 @@ impl Keyed {
         }
     }
 
-    /// How many keys have a bucket.
+    /// The number of keys with a bucket.
     pub fn len(&self) -> usize {
         let count = |shard: &Mutex<Shard>| shard.lock().unwrap_or_else(PoisonError::into_inner).buckets.len();
         self.shards.iter().map(count).sum()
     }
 
-    /// Has no key a bucket?
+    /// Whether no key has a bucket.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many calls found no bucket for their key and went to a shared one.
+    /// How many calls used a shared bucket because their key had none.
     pub fn overflows(&self) -> u64 {
         self.overflows.load(Relaxed)
     }
@@ -180,12 +181,12 @@ impl Keyed {
     fn bucket<T>(&self, key: &str, peer: Option<IpAddr>, now: Instant, act: impl FnOnce(&Gcra) -> T) -> T {
         let hash = self.hasher.hash_one(key);
         let per_shard = |most: &AtomicUsize| most.load(Relaxed).div_ceil(SHARDS);
-        // Nothing in here can leave a shard half changed, so one that a panic poisoned is as good.
+        // No operation leaves a part half changed, so a poisoned lock is still valid.
         let mut shard = self.shards[hash as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(&place) = shard.places.get(&hash) {
             return act(&shard.buckets[place as usize].gcra);
         }
-        // 0 stands for a peer that is not known.
+        // 0 means an unknown peer.
         let peer = peer.and_then(|peer| NonZeroU64::new(self.hasher.hash_one(network(peer)) | 1));
         match shard.place(hash, peer, now, per_shard(&self.most), per_shard(&self.most_of_a_peer)) {
             Some(place) => act(&shard.buckets[place].gcra),
@@ -207,7 +208,7 @@ impl Default for MostKeys {
 // === impl Shard ===
 
 impl Shard {
-    /// Where the bucket of a new `key` is now; `None` if there is no room, for anybody or for `peer`.
+    /// The index of the bucket for a new `key`; `None` if there is no room, in general or for `peer`.
     fn place(
         &mut self,
         key: u64,
@@ -238,7 +239,7 @@ impl Shard {
                 }
             }
         }
-        // More than four thousand million buckets do not fit into memory.
+        // More than four billion buckets do not fit into memory.
         self.places.insert(key, place as u32);
         Some(place)
     }
@@ -252,7 +253,7 @@ impl Shard {
         }
     }
 
-    /// A bucket that is full, of `of` where that is told.
+    /// A full bucket; one of `of`, if that is given.
     fn full_bucket(&mut self, now: Instant, of: Option<NonZeroU64>) -> Option<usize> {
         let count = self.buckets.len();
         let mut around = (0..count.min(LOOKS)).map(|i| (self.hand + i) % count);
@@ -291,7 +292,7 @@ mod tests {
             assert!(keyed.len() <= 160, "{}", keyed.len());
             let fresh = (0..500).filter(|i| keyed.take(&format!("n{i}"), ip(other), now, rate, 1, 1).is_ok());
             assert!(fresh.count() >= 160, "{other} has room of its own");
-            // Full buckets of its own make room for a peer that is at its bound.
+            // A peer at its bound gets room from its own full buckets.
             for i in 0..100 {
                 let later = now + (i + 2) * S;
                 assert!(keyed.take(&format!("l{i}"), ip(attacker), later, rate, 1, 1).is_ok());
@@ -358,7 +359,7 @@ mod tests {
 
     #[test]
     fn is_small() {
-        // A place is a key, an index and a byte of control; maps and lists are at most half empty.
+        // A place is a key, an index and a control byte; maps and lists are at least half full.
         let place = 2 * (size_of::<(u64, u32)>() + 1) + 2 * size_of::<Bucket>();
         assert!(place <= 200, "{place}");
     }

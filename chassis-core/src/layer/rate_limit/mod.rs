@@ -1,8 +1,8 @@
-//! Admits calls at a rate (GCRA): refuses the rest at once, or lets them wait up to a bound.
+//! Admits calls at a rate (GCRA): refuses further calls at once, or lets them wait up to a bound.
 //!
-//! Each rule is a bucket, or one for each value of its key. A changed rate keeps the level of the
-//! bucket. Rules are asked in order and all that match have to admit; what was taken for a call that
-//! is then refused, or given up while it waits, goes back.
+//! Each rule is a bucket, or one for each value of its key. If the rate changes, the bucket keeps its level.
+//! Rules are asked in order, and all that match must admit the call; if the call is then refused, or cancelled
+//! while it waits, its tokens are returned.
 mod config;
 mod keys;
 mod rule;

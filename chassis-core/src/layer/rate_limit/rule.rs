@@ -1,7 +1,7 @@
-//! What `rate_limits` are compiled to.
+//! Compiles `rate_limits`.
 //!
-//! State: the bucket of each rule, or its buckets by key. Their key is the service, or the operation that has rules
-//! of its own, with the name of the rule and what it counts by. A changed rate keeps the level.
+//! State: the bucket of each rule, or its buckets by key. Their key is the service, or the operation that has
+//! rules of its own, with the name of the rule and its `key`. If the rate changes, the level stays.
 use std::sync::Arc;
 
 use http::HeaderName;
@@ -16,9 +16,9 @@ use crate::{
     types::{Side, matching::Matcher},
 };
 
-/// A rule as compiled: its numbers, and the bucket it shares across versions.
+/// A compiled rule: its settings, and its bucket, which versions share.
 pub struct Limit {
-    /// What is in force.
+    /// The settings in force.
     pub config: RateLimitConfig,
     /// The bucket, or buckets.
     pub buckets: Arc<Buckets>,
@@ -29,16 +29,17 @@ pub struct Limit {
     pub(super) side: Side,
 }
 
-/// One bucket, or one for each key. What all calls write shares its cache line with nothing that they read.
+/// One bucket, or one for each key. The words that all calls write share no cache line with data that they only
+/// read.
 #[repr(align(64))]
 pub enum Buckets {
-    /// For all calls.
+    /// One for all calls.
     One(Gcra),
-    /// For each key.
+    /// One for each key.
     Keyed(Box<Keyed>),
 }
 
-/// A rate limit, as `inspect` shows it.
+/// A rate limit, in `inspect`.
 #[derive(Clone, Debug, Serialize)]
 pub struct LimitView {
     /// The service called, or this one.
@@ -49,9 +50,9 @@ pub struct LimitView {
     pub rate: String,
     /// Its burst.
     pub burst: u32,
-    /// What one bucket for all would admit now.
+    /// The number of calls that one bucket for all calls would admit now.
     pub available: Option<u32>,
-    /// How many keys have a bucket.
+    /// The number of keys with a bucket.
     pub keys: Option<usize>,
 }
 
@@ -78,7 +79,7 @@ impl Concern for RateLimitRule {
         for (i, config) in written.iter().enumerate() {
             if written[..i].iter().any(|earlier| earlier.name == config.name) {
                 let message =
-                    format!("a second rate limit is called `{}`; names tell rules apart", config.name);
+                    format!("a second rate limit is called `{}`; each rule needs its own name", config.name);
                 level.problem(&format!("[{i}].name"), message);
             }
             let matcher = level.matcher(&format!("[{i}].match"), config.matching.as_ref());

@@ -14,7 +14,7 @@ use crate::{
     types::{Error, Reason},
 };
 
-/// Refuses, or delays, calls above the rates of their policy.
+/// Refuses or delays calls above the rates of their policy.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RateLimitLayer;
 
@@ -24,13 +24,13 @@ pub struct RateLimit<S> {
     inner: S,
 }
 
-/// A call that waits for its turn, and gives it back if it is given up meanwhile.
+/// A waiting call; it returns its tokens if it is dropped.
 struct Waiting {
     call: Option<Invocation>,
     taken: Taken,
 }
 
-/// The limits, by their place, that let a call in, and how long each lets it wait.
+/// The limits that admitted a call, by index, and the wait of each.
 type Taken = SmallVec<[(usize, Duration); 2]>;
 
 impl<S> tower_layer::Layer<S> for RateLimitLayer {
@@ -65,10 +65,10 @@ where
     S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + 'static,
     S::Future: Send,
 {
-    /// Passes the call on as the limits let it. Apart, so that a layer without limits is a branch.
+    /// Passes the call on when the limits admit it. Not inlined: keeps the disabled path to one branch.
     #[inline(never)]
     fn limited(&mut self, call: Invocation) -> Decided<S::Future> {
-        // One alone that lets the call in at once, which is usual, has nothing to give back.
+        // The usual case: one limit, which admits the call at once, so there is nothing to return.
         let alone = match &*call.policy.rate_limits {
             [limit] if limit.is_about(&call) => Some(limit.take(&call)),
             [_] => Some(Ok(Duration::ZERO)),
@@ -84,19 +84,19 @@ where
                 Err(error) => return Decided::refused(call.refuse(error)),
             },
         };
-        // The deadline layer stands above: a wait beyond it is dropped there.
+        // The deadline layer is above: it drops a wait beyond the deadline.
         let mut inner = self.inner.clone();
         Decided::later(async move {
             let mut waiting = Waiting { call: Some(call), taken };
             tokio::time::sleep(wait).await;
-            let mut call = waiting.call.take().expect("nobody else takes it");
+            let mut call = waiting.call.take().expect("taken only here");
             call.attempt_waited(Instant::now());
             inner.call(call).await
         })
     }
 }
 
-/// Takes from all limits that are about the call, or from none: the longest wait, and what was taken.
+/// Takes from all limits that match the call, or from none; returns the longest wait and the taken tokens.
 fn take_all(call: &Invocation) -> Result<(Duration, Taken), Error> {
     let (limits, mut longest, mut taken) = (&*call.policy.rate_limits, Duration::ZERO, Taken::new());
     for (i, limit) in limits.iter().enumerate() {
@@ -117,7 +117,7 @@ fn take_all(call: &Invocation) -> Result<(Duration, Taken), Error> {
     Ok((longest, taken))
 }
 
-/// Puts back what was taken for a call that does not go out.
+/// Returns the tokens of a call that is not sent.
 fn give_back(taken: &Taken, call: &Invocation, now: Instant) {
     let waited = now.saturating_duration_since(call.started);
     for (i, wait) in taken {
@@ -140,10 +140,10 @@ impl Limit {
         self.matcher.is_any() || self.matcher.matches(&call.subject())
     }
 
-    /// How long to wait: nothing, mostly.
+    /// The time to wait, usually zero.
     fn take(&self, call: &Invocation) -> Result<Duration, Error> {
         let (rate, burst) = (self.config.rate, self.config.burst);
-        // What is left of the time bounds the wait: to be let in after it is as good as not at all.
+        // The remaining time bounds the wait: a call that is admitted after its deadline is useless.
         let left = || call.bound().map(|bound| bound.saturating_duration_since(call.started));
         let bound = match self.config.max_wait.0 {
             Duration::ZERO => Duration::ZERO,

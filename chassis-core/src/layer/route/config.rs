@@ -1,34 +1,34 @@
-//! What people write: one rule of the list `routes`.
+//! The settings of one rule in the list `routes`.
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::types::matching::MatchRef;
 
-/// One rule of a service's `routes`, tried in order; the first that matches decides.
+/// One rule of a service's `routes`; the first rule that matches a call decides.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouteConfig {
     /// Its name, in metrics and logs.
     pub name: String,
-    /// Which calls it is about. Default: all.
+    /// The calls that it applies to. Default: all.
     #[serde(default, rename = "match", skip_serializing_if = "Option::is_none")]
     pub matching: Option<MatchRef>,
     /// Only instances with these labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<BTreeMap<String, String>>,
-    /// Shares of the calls by the value of the label `by`. They need not sum to 100.
+    /// Shares of the calls by the value of the label `by`. Their sum need not be 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<BTreeMap<String, u32>>,
-    /// The label that `split` is about.
+    /// The label whose values `split` has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// What to do where no instance has the labels: `any`, `none`, or rules to try. Default `any`.
+    /// What happens if no instance has the labels: `any`, `none`, or rules to try. Default `any`.
     #[serde(default, skip_serializing_if = "FallbackConfig::is_unset")]
     pub fallback: FallbackConfig,
 }
 
-/// What becomes of a call whose rule finds no instance.
+/// What happens to a call whose rule finds no instance.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "`any`, `none`, or a list of rule names")]
 pub enum FallbackConfig {
@@ -46,14 +46,14 @@ pub enum FallbackConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FallbackWord {
-    /// Every instance will do.
+    /// It may go to any instance.
     Any,
     /// The call is refused.
     None,
 }
 
 impl FallbackConfig {
-    /// Was nothing written? `any` holds then.
+    /// Whether it is not set, which means `any`.
     fn is_unset(&self) -> bool {
         matches!(self, FallbackConfig::Default)
     }

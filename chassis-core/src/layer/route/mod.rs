@@ -1,7 +1,7 @@
-//! Takes the policy of a call, works out its deadline, and chooses the labels of its target.
+//! Takes the policy of a call, computes its deadline, and chooses the labels of its target.
 //!
-//! It stands above everything that reads `call.policy`, and it never refuses: what leads nowhere is
-//! found out where a node is picked, so that it is traced, counted, and can fall back.
+//! It is above all layers that read `call.policy`, and it never refuses: a call without a target is refused
+//! where a node is picked, so that it is traced, counted, and can fall back.
 mod config;
 mod rule;
 mod service;

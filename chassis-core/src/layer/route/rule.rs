@@ -1,4 +1,4 @@
-//! What `routes` are compiled to. They keep no state but their counters, which are found by service and rule.
+//! Compiles `routes`. Their only state are their counters, by service and rule.
 use std::sync::Arc;
 
 use super::{FallbackConfig, FallbackWord, RouteConfig};
@@ -9,7 +9,7 @@ use crate::{
     types::{Fallback, LabelSet, matching::Matcher},
 };
 
-/// A rule as compiled.
+/// A compiled rule.
 pub struct Rule {
     /// Its name.
     pub name: Arc<str>,
@@ -31,7 +31,8 @@ impl Rule {
         let mut targets = Vec::new();
         for (i, config) in configs.iter().enumerate() {
             if configs[..i].iter().any(|earlier| earlier.name == config.name) {
-                let message = format!("a second rule is called `{}`; names tell rules apart", config.name);
+                let message =
+                    format!("a second rule is called `{}`; each rule needs its own name", config.name);
                 level.problem(&format!("[{i}].name"), message);
             }
             targets.push(Targets::compile(config, |key, why| level.problem(&format!("[{i}]{key}"), why)));
@@ -68,7 +69,7 @@ impl Rule {
         rules.collect()
     }
 
-    /// The same rule, of which no thread but one counts references.
+    /// A copy of the rule whose reference counts only one thread uses.
     pub(crate) fn apart(&self) -> Rule {
         Rule {
             name: self.name.as_ref().into(),
@@ -82,12 +83,12 @@ impl Rule {
         }
     }
 
-    /// How many calls it has decided on.
+    /// The number of calls that it decided.
     pub fn hits(&self) -> u64 {
         self.hits.get()
     }
 
-    /// The labels it sends calls to.
+    /// The labels that it sends calls to.
     pub fn targets(&self) -> Vec<Arc<LabelSet>> {
         self.targets.all()
     }

@@ -13,7 +13,7 @@ use crate::{
     types::{Choice, Error, Fallback, Side},
 };
 
-/// Stamps policy, deadline and choice on calls.
+/// Sets the policy, the deadline and the choice of calls.
 #[derive(Clone)]
 pub struct RouteLayer {
     side: Side,
@@ -27,14 +27,14 @@ pub struct Route<S> {
     with: RouteLayer,
 }
 
-/// A deadline is sent on a little shorter, so that whoever set it still hears the answer: a twentieth
-/// of what remains, at most this.
+/// A deadline is passed on a little shorter, so that the answer still reaches the caller that set it: by a
+/// twentieth of the remaining time, at most by this.
 const MARGIN: Duration = Duration::from_millis(5);
 
 // === impl RouteLayer ===
 
 impl RouteLayer {
-    /// Calls out of this service, or into it, under the newest `policies`.
+    /// For the outgoing or the incoming calls of this service, under the newest `policies`.
     pub fn new(side: Side, policies: Live<Policies>) -> Self {
         RouteLayer { side, policies }
     }
@@ -44,7 +44,7 @@ impl RouteLayer {
             self.policies.with(|all| all.outbound(&call.target.service, call.target.operation.as_str()));
         call.target.caller = call.policy.common.caller();
         let started = call.started;
-        // A bound too far away to be told as a time is none.
+        // A bound too far away to be represented counts as none.
         let after = |timeout: Option<Duration>| timeout.and_then(|timeout| started.checked_add(timeout));
         call.head_by = after(call.policy.timeout);
         let own = after(call.options.timeout.or(call.policy.total_timeout));
@@ -122,7 +122,7 @@ where
 // === impl Targets ===
 
 impl Policy {
-    /// The rules that choose where calls under this policy go, in order.
+    /// The rules that choose the targets of calls under this policy, in order.
     pub fn rules(&self) -> &[Rule] {
         &self.routes
     }

@@ -1,7 +1,7 @@
-//! Carries W3C trace context in and out, and opens a span for each call and each attempt.
+//! Passes W3C trace context on, and opens a span for each call and each attempt.
 //!
-//! A trace that came in goes on; a new one is begun only for the sampled share of calls, so that calls
-//! nobody traces carry no header.
+//! An incoming trace is continued; a new one is only begun for the sampled share of calls, so that other calls
+//! carry no header.
 mod service;
 
 pub(crate) use self::service::attempt_span;

@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// Opens spans, and takes trace context in.
+/// Opens spans, and reads trace context.
 #[derive(Clone, Copy, Debug)]
 pub struct TraceLayer {
     side: Side,
@@ -36,9 +36,9 @@ pin_project! {
     pub struct TraceFuture<F> {
         #[pin]
         inner: F,
-        // Boxed, as hardly any call has one and the future is moved.
+        // Boxed, because few calls have one, and the future is moved.
         span: Option<Box<tracing::Span>>,
-        // 0: none.
+        // 0 means none.
         trace_id: u128,
     }
 }
@@ -46,17 +46,17 @@ pin_project! {
 // === impl TraceLayer ===
 
 impl TraceLayer {
-    /// Traces one side.
+    /// Traces the calls of one side.
     pub fn new(side: Side) -> Self {
         TraceLayer { side }
     }
 
-    /// Makes `call` part of the trace that its headers name, of the one it inherits, or of a new one.
+    /// Makes `call` part of the trace in its headers, of the inherited one, or of a new one.
     #[inline]
     fn stamp(call: &mut Invocation) {
         let call = &mut **call;
         let common = &call.policy.common;
-        // Hardly any call has one.
+        // Few calls have one.
         let comes = contains(&call.metadata, &TRACEPARENT);
         let parent = if comes { TraceContext::take(&mut call.metadata) } else { None };
         let draw = || common.random.next_u64();
@@ -110,14 +110,14 @@ impl<F: Future<Output = Result<Reply, Error>>> Future for TraceFuture<F> {
         let this = self.project();
         let _entered = this.span.as_ref().map(|span| span.enter());
         match this.inner.poll(cx) {
-            // Who is told of it may look for the trace.
+            // With the trace id, a caller that gets the error can find the trace.
             Poll::Ready(Err(error)) => Poll::Ready(Err(error.with_trace_id(*this.trace_id))),
             polled => polled,
         }
     }
 }
 
-/// Opens the span of an attempt, if anybody looks at it, and writes the headers that name it.
+/// Opens the span of an attempt, if it is recorded, and writes its headers.
 #[inline]
 pub(crate) fn attempt_span(call: &mut Invocation) -> Option<Box<tracing::Span>> {
     let call = &mut **call;
@@ -126,7 +126,7 @@ pub(crate) fn attempt_span(call: &mut Invocation) -> Option<Box<tracing::Span>> 
         node = call.node().map(|node| node.address()), span_id = tracing::field::Empty,
     );
     if let Some(trace) = &call.trace {
-        // Each attempt is a span of its own; its id follows from the call's and the attempt's number.
+        // Each attempt is a span of its own; its id is computed from the call's and the attempt's number.
         let span_id = mix(trace.span_id ^ (u64::from(call.previous_attempts) + 1)).max(1);
         if !span.is_disabled() {
             span.record("span_id", tracing::field::display(format_args!("{span_id:016x}")));
