@@ -55,7 +55,7 @@ impl ResponseBody {
     /// The body in the form that a server sends.
     pub(crate) fn served(self) -> ServerBody {
         let trailers = |error: &Error| Answer::of(error, Reader::There).into_trailers();
-        self.body.map_or_else(ServerBody::empty, |body| ServerBody::told(body, trailers))
+        self.body.map_or_else(ServerBody::empty, |body| ServerBody::with_trailers(body, trailers))
     }
 
     /// The body of a trailers-only answer.

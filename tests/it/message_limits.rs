@@ -88,11 +88,11 @@ both! {
     async fn a_servers_answer_that_is_too_large_is_its_own_failure(wire: Wire) {
         let (_mesh, _stock, caller) = world("{ answer_bytes: 10 }", true).await;
         let refused = caller.call(wire, Ask::to("stock")).await;
-        let told = match wire {
+        let expected = match wire {
             Wire::Grpc => (Code::ResourceExhausted, None),
             Wire::Rest => (Code::Internal, Some(500)),
         };
-        assert_eq!((refused.code, refused.status), told, "{refused:?}");
+        assert_eq!((refused.code, refused.status), expected, "{refused:?}");
         assert!(refused.message.contains("over the bound `answer_bytes: 10`"), "{}", refused.message);
     }
 }

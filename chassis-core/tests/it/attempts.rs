@@ -296,7 +296,7 @@ async fn a_refused_stream_is_resent_through_layers_of_the_users() {
     }
 }
 
-/// The node of the last attempt is told with the error, and what was tried is passed over, whatever stands between.
+/// An error keeps the node of its last attempt, and nodes that were tried are skipped, with any layer in between.
 #[tokio::test(start_paused = true)]
 async fn an_error_keeps_the_address_of_its_last_node() {
     let answers: [fn() -> Answer; 4] = [Answer::lost, Answer::unsent, Answer::refused, Answer::hang];

@@ -71,8 +71,8 @@ async fn an_answer_has_no_more_bytes_than_the_bound_says() {
         recorder.assert_recorded(&[(Code::ResourceExhausted, Some(Reason::TooLarge))], 1);
         let rejected = [("side", "client"), ("service", "stock"), ("reason", "TOO_LARGE")];
         assert_eq!(bench.metric("chassis_rejected_total", &rejected), 1.0);
-        let told = |e: &Event| matches!(e, Event::Refusing { reason: Reason::TooLarge, .. });
-        assert_eq!(bench.count_events(told), 1);
+        let refusals = |e: &Event| matches!(e, Event::Refusing { reason: Reason::TooLarge, .. });
+        assert_eq!(bench.count_events(refusals), 1);
         let (node, view) = (bench.node("a"), &bench.runtime.inspect().message_limits[0]);
         assert_eq!((node.in_flight, node.failure_share), (0, 0.0), "no node is blamed");
         assert_eq!(view.answer_bytes.as_deref(), Some("5"));

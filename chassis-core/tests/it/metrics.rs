@@ -102,7 +102,7 @@ async fn servers_count_their_own_errors_only() {
     assert_eq!(series(&bench, "named_server_seconds"), [of(404, ""), of(500, "500")]);
 }
 
-/// A name that is taken keeps no call from being answered, and is told to whoever registers the protocol.
+/// A metric name that is taken does not affect calls; registering the protocol returns the error.
 #[tokio::test(start_paused = true)]
 async fn names_of_a_protocol_that_are_taken() {
     let bench = bench(&NAMED, |_| Answer::ok(""));

@@ -379,10 +379,10 @@ mod tests {
                 Unfinished::Other => 'o',
             }
         });
-        let told: String = unfinished.collect();
+        let states: String = unfinished.collect();
         // The fourth byte of a frame is its kind; between HEADERS and CONTINUATION the list goes on.
         assert_eq!(
-            told,
+            states,
             ["dddooooo.", "dddooooooooo", "ooooooooo.", "dddddddddd.", "dddooooooooooooo."].concat()
         );
     }

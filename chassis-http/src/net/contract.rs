@@ -103,7 +103,7 @@ pub async fn connector(connector: &dyn Connector, mut listener: Box<dyn Listener
     // There is no listener.
     drop(listener);
     let reached = attempt(connector, &address).await;
-    assert!(reached.is_err(), "where nobody listens is an error");
+    assert!(reached.is_err(), "an address without a listener is an error");
     for address in NOWHERE {
         let _ = attempt(connector, address).await; // it may lead somewhere, by what it is made of
     }

@@ -132,7 +132,7 @@ impl Connector for MemoryNetwork {
             let fate = entry.faults.clone().map_or(Fate::Well, |fate| fate(number));
             (fate, entry.listener.as_ref().map(|(_, streams)| streams.clone()))
         };
-        let refused = || io::Error::new(io::ErrorKind::ConnectionRefused, "nobody listens there");
+        let refused = || io::Error::new(io::ErrorKind::ConnectionRefused, "no listener there");
         let (to_server, to_client) = match fate {
             Fate::Well => (None, None),
             Fate::Refuse => return Err(refused()),

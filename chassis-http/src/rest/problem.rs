@@ -147,8 +147,8 @@ impl Problem {
 
     /// The canonical code: the one that the problem names, or else the one of its status.
     pub fn code(&self) -> Code {
-        let told = self.code.as_deref().and_then(Code::from_name);
-        told.unwrap_or_else(|| Code::from_http(self.status))
+        let code = self.code.as_deref().and_then(Code::from_name);
+        code.unwrap_or_else(|| Code::from_http(self.status))
     }
 
     /// The mechanism that refused, where a chassis did.

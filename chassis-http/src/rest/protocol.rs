@@ -243,7 +243,7 @@ mod tests {
         {
             assert!(!refuse(&of_a_call(error)).1.contains_key(REFUSED));
         }
-        assert!(!refuse(&limited()).1.contains_key(REFUSED), "of a call that nobody knows");
+        assert!(!refuse(&limited()).1.contains_key(REFUSED), "of an unknown call");
         assert_eq!(refuse(&Error::local(Reason::TooLarge, "big")).0, StatusCode::PAYLOAD_TOO_LARGE);
     }
 

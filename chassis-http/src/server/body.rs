@@ -21,7 +21,7 @@ pub struct ServerBody(Kind);
 enum Kind {
     Bytes(Option<Bytes>),
     Reply(ReplyBody),
-    Told { reply: Option<ReplyBody>, trailers: fn(&Error) -> HeaderMap },
+    ReplyWithTrailers { reply: Option<ReplyBody>, trailers: fn(&Error) -> HeaderMap },
     Axum(axum::body::Body),
     Boxed(Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>),
 }
@@ -47,8 +47,8 @@ impl ServerBody {
 
     /// An answer of the pipeline that never fails: an error on the way ends it with the `trailers` that
     /// say what happened. Nor does it say how long it is.
-    pub fn told(reply: ReplyBody, trailers: fn(&Error) -> HeaderMap) -> Self {
-        ServerBody(Kind::Told { reply: Some(reply), trailers })
+    pub fn with_trailers(reply: ReplyBody, trailers: fn(&Error) -> HeaderMap) -> Self {
+        ServerBody(Kind::ReplyWithTrailers { reply: Some(reply), trailers })
     }
 
     /// Any body; boxed.
@@ -162,7 +162,7 @@ impl Body for ServerBody {
         match &mut self.get_mut().0 {
             Kind::Bytes(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Kind::Reply(reply) => Pin::new(reply).poll_frame(cx).map_err(Into::into),
-            Kind::Told { reply, trailers } => {
+            Kind::ReplyWithTrailers { reply, trailers } => {
                 let Some(body) = reply else { return Poll::Ready(None) };
                 let frame = ready!(Pin::new(body).poll_frame(cx));
                 Poll::Ready(frame.map(|frame| {
@@ -181,7 +181,7 @@ impl Body for ServerBody {
         match &self.0 {
             Kind::Bytes(bytes) => bytes.is_none(),
             Kind::Reply(reply) => reply.is_end_stream(),
-            Kind::Told { reply, .. } => reply.as_ref().is_none_or(Body::is_end_stream),
+            Kind::ReplyWithTrailers { reply, .. } => reply.as_ref().is_none_or(Body::is_end_stream),
             Kind::Axum(body) => body.is_end_stream(),
             Kind::Boxed(body) => body.is_end_stream(),
         }
@@ -191,7 +191,7 @@ impl Body for ServerBody {
         match &self.0 {
             Kind::Bytes(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             Kind::Reply(reply) => reply.size_hint(),
-            Kind::Told { .. } => SizeHint::default(),
+            Kind::ReplyWithTrailers { .. } => SizeHint::default(),
             Kind::Axum(body) => body.size_hint(),
             Kind::Boxed(body) => body.size_hint(),
         }

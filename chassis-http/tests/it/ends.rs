@@ -340,7 +340,7 @@ async fn a_call_that_had_not_left_was_not_executed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_goodbye_loses_no_call_that_is_just_handed_over() {
     let world = World::new();
-    let (seen, mut told) = mpsc::unbounded_channel();
+    let (seen, mut received) = mpsc::unbounded_channel();
     serve(&world, move |_, mut stream| {
         let seen = seen.clone();
         async move {
@@ -382,7 +382,7 @@ async fn a_goodbye_loses_no_call_that_is_just_handed_over() {
         caller.await.unwrap();
     }
     let mut executed = 0;
-    while told.try_recv().is_ok() {
+    while received.try_recv().is_ok() {
         executed += 1;
     }
     assert_eq!(executed, answered.load(SeqCst));

@@ -134,9 +134,9 @@ async fn rapid_reset(head: Vec<u8>) {
     let mut other = victim.connect().await;
     other.write_all(&frame(PING, 0, 0, b"are you?")).await.unwrap();
     loop {
-        let told = receive(&mut other).await.unwrap();
-        if told.kind == PING {
-            assert_eq!((told.flags, told.stream), (ACK, 0));
+        let received = receive(&mut other).await.unwrap();
+        if received.kind == PING {
+            assert_eq!((received.flags, received.stream), (ACK, 0));
             break;
         }
     }
@@ -175,9 +175,9 @@ async fn until_read(stream: &mut Stream, calls: std::ops::Range<usize>, head: &[
 async fn ping(stream: &mut Stream) -> Option<()> {
     stream.write_all(&frame(PING, 0, 0, b"are you?")).await.ok()?;
     loop {
-        let told = receive(stream).await?;
-        match told.kind {
-            PING if told.flags == ACK => return Some(()),
+        let received = receive(stream).await?;
+        match received.kind {
+            PING if received.flags == ACK => return Some(()),
             GOAWAY => return None,
             _ => {}
         }
@@ -228,8 +228,8 @@ async fn a_call_beside_resets_is_answered_during_a_pause() {
     let begun = Instant::now();
     stream.write_all(&bytes).await.unwrap();
     loop {
-        let told = receive(&mut stream).await.expect("the connection is kept");
-        if told.stream == 1 && told.flags & END_STREAM > 0 {
+        let received = receive(&mut stream).await.expect("the connection is kept");
+        if received.stream == 1 && received.flags & END_STREAM > 0 {
             break;
         }
     }
@@ -290,7 +290,7 @@ async fn resets_of_streams_that_were_accepted_count() {
     let (service, begun) = silent();
     let victim = Victim::new(service).await;
     let (mut from, mut to) = split(victim.connect().await);
-    let told = tokio::spawn(async move { goodbye(&mut from).await });
+    let received = tokio::spawn(async move { goodbye(&mut from).await });
     for batch in 0..50 {
         let calls = || (100 * batch..).take(100);
         if to.write_all(&calls().flat_map(begin).collect::<Vec<_>>()).await.is_err() {
@@ -298,7 +298,7 @@ async fn resets_of_streams_that_were_accepted_count() {
         }
         // Each batch runs before it is reset.
         let ran = async {
-            while begun.load(SeqCst) < 100 * (batch + 1) && !told.is_finished() {
+            while begun.load(SeqCst) < 100 * (batch + 1) && !received.is_finished() {
                 tokio::task::yield_now().await;
             }
         };
@@ -307,7 +307,10 @@ async fn resets_of_streams_that_were_accepted_count() {
             break;
         }
     }
-    assert_eq!(timeout(10 * SECOND, told).await.expect("it is cut off").unwrap(), Some(ENHANCE_YOUR_CALM));
+    assert_eq!(
+        timeout(10 * SECOND, received).await.expect("it is cut off").unwrap(),
+        Some(ENHANCE_YOUR_CALM)
+    );
     let handlers = begun.load(SeqCst);
     assert!((500..=700).contains(&handlers), "{handlers}");
     assert_eq!(victim.closed(), [("premature_resets".to_owned(), 1)]);
@@ -440,8 +443,8 @@ async fn calls_that_are_over_their_time_are_no_attack() {
     connection.write_all(&(0..3_000).flat_map(given_up).collect::<Vec<_>>()).await.unwrap();
     connection.write_all(&frame(PING, 0, 0, b"are you?")).await.unwrap();
     loop {
-        let told = receive(&mut connection).await.expect("the connection is kept");
-        if told.kind == PING && told.flags == ACK {
+        let received = receive(&mut connection).await.expect("the connection is kept");
+        if received.kind == PING && received.flags == ACK {
             break;
         }
     }

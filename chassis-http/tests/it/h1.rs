@@ -357,12 +357,12 @@ async fn one_silent_death_makes_the_others_suspect_that_were_idle_since_before()
     let world = World::new();
     let (client, mut listener, [first, _second]) = idle(&world).await;
     assert!(timeout(SECOND, client.get("/dead")).await.is_err());
-    let (told, _new) = tokio::join!(timeout(SECOND, client.get("/x")), async {
+    let (received, _new) = tokio::join!(timeout(SECOND, client.get("/x")), async {
         let mut new = listener.accept().await.unwrap();
         answer(&mut new, 200).await;
         new
     });
-    assert_eq!(told.expect("not on the other old one").unwrap(), "200 ");
+    assert_eq!(received.expect("not on the other old one").unwrap(), "200 ");
     drop(first);
 }
 
@@ -373,13 +373,13 @@ async fn a_connection_that_spoke_since_is_not_suspect() {
     let dead = timeout(SECOND, client.get("/dead"));
     let alive = async {
         sleep(SECOND / 2).await;
-        let (told, ()) = tokio::join!(client.get("/x"), answer(&mut first, 200));
-        told.unwrap();
+        let (received, ()) = tokio::join!(client.get("/x"), answer(&mut first, 200));
+        received.unwrap();
     };
     let (dead, ()) = tokio::join!(dead, alive);
     assert!(dead.is_err());
-    let (told, ()) = tokio::join!(client.get("/y"), answer(&mut first, 200));
-    assert_eq!(told.unwrap(), "200 ");
+    let (received, ()) = tokio::join!(client.get("/y"), answer(&mut first, 200));
+    assert_eq!(received.unwrap(), "200 ");
     assert_eq!(world.memory.connections("stock"), 2);
 }
 
@@ -389,7 +389,7 @@ async fn an_impatient_caller_makes_nothing_suspect() {
     let world = World::new();
     let (client, _listener, [mut first, _second]) = idle(&world).await;
     assert!(timeout(Duration::from_millis(50), client.get("/soon")).await.is_err());
-    let (told, ()) = tokio::join!(client.get("/x"), answer(&mut first, 200));
-    assert_eq!(told.unwrap(), "200 ");
+    let (received, ()) = tokio::join!(client.get("/x"), answer(&mut first, 200));
+    assert_eq!(received.unwrap(), "200 ");
     assert_eq!(world.memory.connections("stock"), 2);
 }

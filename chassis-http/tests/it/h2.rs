@@ -187,7 +187,7 @@ async fn fails_at_once_and_recovers_by_itself() {
     assert_eq!((error.reason(), error.maybe_executed()), (Reason::ConnectFailed, false));
     assert!(error.take_unsent().is_some());
     let why = std::error::Error::source(&error).unwrap().to_string();
-    assert_eq!(why, "nobody listens there");
+    assert_eq!(why, "no listener there");
     let _server = world.serve(ServerConfig::default(), hello());
     client.until(Connection::Ready).await;
     assert_eq!(client.get("/x").await.unwrap(), "200 x");
@@ -380,7 +380,7 @@ async fn pings_more_slowly_when_told_to_calm_down() {
     let world = World::new();
     let mut listener = world.memory.listen("stock").unwrap();
     let asked = Arc::new(AtomicUsize::new(0));
-    let told = asked.clone();
+    let counted = asked.clone();
     world.tasks.spawn(async move {
         loop {
             let mut stream = listener.accept().await.unwrap();
@@ -394,7 +394,7 @@ async fn pings_more_slowly_when_told_to_calm_down() {
                 }
                 stream.read_exact(&mut vec![0; usize::from(header[2])]).await.unwrap();
                 if header[3] == 6 {
-                    told.fetch_add(1, SeqCst);
+                    counted.fetch_add(1, SeqCst);
                     stream.write_all(&goaway(0, 11)).await.unwrap();
                     break;
                 }
@@ -578,8 +578,7 @@ async fn an_upload_waits_for_its_reader_and_ends_with_its_call() {
 #[tokio::test(start_paused = true)]
 async fn a_request_that_breaks_off_is_never_taken_for_whole() {
     let world = World::new();
-    let (ended, told) = tokio::sync::mpsc::unbounded_channel();
-    let mut told = told;
+    let (ended, mut wholes) = tokio::sync::mpsc::unbounded_channel();
     let service = move |request: Request<Received>| -> Answer {
         use http_body_util::BodyExt;
         let ended = ended.clone();
@@ -604,9 +603,9 @@ async fn a_request_that_breaks_off_is_never_taken_for_whole() {
         let error = client.leaf.call(call(Method::POST, "/upload", body)).await.unwrap_err();
         let expected = if panics { Reason::Cancelled } else { Reason::Internal };
         assert_eq!((error.reason(), error.message() == "no more"), (expected, !panics), "{error:?}");
-        assert_eq!(error.origin(), chassis_core::Origin::Local, "nobody but the caller is to blame");
+        assert_eq!(error.origin(), chassis_core::Origin::Local, "only the caller is to blame");
         assert!(error.maybe_executed());
-        assert_eq!(told.recv().await, Some(false));
+        assert_eq!(wholes.recv().await, Some(false));
     }
     assert_eq!(world.memory.connections("stock"), 1);
 }

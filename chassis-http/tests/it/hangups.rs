@@ -19,28 +19,28 @@ use crate::support::World;
 
 /// The events of a handler.
 #[derive(Debug, PartialEq)]
-enum Told {
+enum Seen {
     Called(String),
     Dropped,
 }
 
-struct Handling(mpsc::UnboundedSender<Told>);
+struct Handling(mpsc::UnboundedSender<Seen>);
 
 impl Drop for Handling {
     fn drop(&mut self) {
-        let _ = self.0.send(Told::Dropped);
+        let _ = self.0.send(Seen::Dropped);
     }
 }
 
 /// Holds the request's body, unread, and answers only `/at-once`.
-fn holds(told: mpsc::UnboundedSender<Told>) -> impl chassis_http::server::HttpService {
+fn holds(received: mpsc::UnboundedSender<Seen>) -> impl chassis_http::server::HttpService {
     move |request: Request<Received>| -> Answer {
         let path = request.uri().path().to_owned();
         if path == "/at-once" {
             return Box::pin(std::future::ready(Response::new(ServerBody::from("well"))));
         }
-        let _ = told.send(Told::Called(path));
-        let handling = Handling(told.clone());
+        let _ = received.send(Seen::Called(path));
+        let handling = Handling(received.clone());
         Box::pin(async move {
             let (_request, _handling) = (request, handling);
             std::future::pending().await
@@ -52,7 +52,7 @@ fn holds(told: mpsc::UnboundedSender<Told>) -> impl chassis_http::server::HttpSe
 struct Tcp {
     server: Server,
     address: String,
-    told: mpsc::UnboundedReceiver<Told>,
+    received: mpsc::UnboundedReceiver<Seen>,
 }
 
 const UNREAD: &[u8] = b"POST /body HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n\r\nsome of it";
@@ -61,30 +61,30 @@ const ALONE: &[u8] = b"GET /alone HTTP/1.1\r\nhost: x\r\n\r\n";
 
 impl Tcp {
     async fn new(config: ServerConfig) -> Self {
-        let (sender, told) = mpsc::unbounded_channel();
+        let (sender, received) = mpsc::unbounded_channel();
         let server = Server::new(config, &Tasks::new(), Random::seeded(1));
         let listener = Network::default().bind("127.0.0.1:0").await.unwrap();
         let address = listener.address();
         server.serve("http", listener, Mux { http: Some(Arc::new(holds(sender))), grpc: None }, None);
-        Tcp { server, address, told }
+        Tcp { server, address, received }
     }
 
     async fn ask(&mut self, request: &[u8]) -> TcpStream {
         let mut stream = TcpStream::connect(&self.address).await.unwrap();
         stream.write_all(request).await.unwrap();
-        assert!(matches!(self.told().await, Told::Called(_)));
+        assert!(matches!(self.received().await, Seen::Called(_)));
         stream
     }
 
-    async fn told(&mut self) -> Told {
-        timeout(Duration::from_secs(10), self.told.recv()).await.expect("nobody noticed").unwrap()
+    async fn received(&mut self) -> Seen {
+        timeout(Duration::from_secs(10), self.received.recv()).await.expect("it is noticed").unwrap()
     }
 
     /// The call has ended, and nothing came of the request behind it.
     async fn ends(mut self) {
-        assert_eq!(self.told().await, Told::Dropped);
+        assert_eq!(self.received().await, Seen::Dropped);
         assert_eq!(self.server.drain(Duration::from_secs(5)).await, 0);
-        assert!(self.told.try_recv().is_err());
+        assert!(self.received.try_recv().is_err());
     }
 }
 
@@ -130,7 +130,7 @@ async fn with_half_close_a_client_may_wait_for_its_answer() {
     let mut said = String::new();
     other.read_to_string(&mut said).await.unwrap();
     assert!(said.ends_with("well"));
-    assert!(tcp.told.try_recv().is_err(), "the call goes on");
+    assert!(tcp.received.try_recv().is_err(), "the call goes on");
     stream.set_zero_linger().unwrap();
     drop(stream);
     tcp.ends().await;
@@ -155,16 +155,16 @@ async fn what_can_be_answered_at_once_is_answered() {
 #[tokio::test(start_paused = true)]
 async fn within_the_process_too() {
     for request in [UNREAD, BEHIND] {
-        let (sender, mut told) = mpsc::unbounded_channel();
+        let (sender, mut received) = mpsc::unbounded_channel();
         let world = World::new();
         let config = ServerConfig { max_age: Span(Duration::ZERO), ..ServerConfig::default() };
         let _server = world.serve(config, holds(sender));
         let mut stream = world.raw().await;
         stream.write_all(request).await.unwrap();
-        assert!(matches!(told.recv().await, Some(Told::Called(_))));
+        assert!(matches!(received.recv().await, Some(Seen::Called(_))));
         drop(stream);
-        let dropped = timeout(Duration::from_millis(1), told.recv()).await.expect("nobody noticed");
-        assert_eq!(dropped, Some(Told::Dropped));
+        let dropped = timeout(Duration::from_millis(1), received.recv()).await.expect("it is noticed");
+        assert_eq!(dropped, Some(Seen::Dropped));
     }
 }
 
@@ -172,17 +172,17 @@ async fn within_the_process_too() {
 async fn over_unix_sockets_too() {
     let folder = tempfile::tempdir().unwrap();
     let address = format!("unix:{}", folder.path().join("socket").display());
-    let (sender, mut told) = mpsc::unbounded_channel();
+    let (sender, mut received) = mpsc::unbounded_channel();
     let network = Network::default();
     let server = Server::new(ServerConfig::default(), &Tasks::new(), Random::seeded(1));
     let listener = network.bind(&address).await.unwrap();
     server.serve("http", listener, Mux { http: Some(Arc::new(holds(sender))), grpc: None }, None);
     let mut stream = chassis_http::connector::Connector::connect(&network, &address).await.unwrap();
     stream.write_all(UNREAD).await.unwrap();
-    assert!(matches!(told.recv().await, Some(Told::Called(_))));
+    assert!(matches!(received.recv().await, Some(Seen::Called(_))));
     drop(stream);
-    let dropped = timeout(Duration::from_secs(10), told.recv()).await.expect("nobody noticed");
-    assert_eq!(dropped, Some(Told::Dropped));
+    let dropped = timeout(Duration::from_secs(10), received.recv()).await.expect("it is noticed");
+    assert_eq!(dropped, Some(Seen::Dropped));
 }
 
 /// A listener of the user's own, as for a socket that was handed over.
@@ -215,12 +215,12 @@ impl Acceptor for Wraps {
 async fn with_listeners_and_acceptors_of_ones_own_too() {
     let acceptors: [Option<Arc<dyn Acceptor>>; 2] = [None, Some(Arc::new(Wraps))];
     for acceptor in acceptors {
-        let (sender, told) = mpsc::unbounded_channel();
+        let (sender, received) = mpsc::unbounded_channel();
         let server = Server::new(ServerConfig::default(), &Tasks::new(), Random::seeded(1));
         let listener = Box::new(Own(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap()));
         let address = listener.address();
         server.serve("http", listener, Mux { http: Some(Arc::new(holds(sender))), grpc: None }, acceptor);
-        let mut tcp = Tcp { server, address, told };
+        let mut tcp = Tcp { server, address, received };
         drop(tcp.ask(UNREAD).await);
         tcp.ends().await;
     }

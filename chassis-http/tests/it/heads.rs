@@ -95,16 +95,16 @@ async fn bodies_are_chunked_once_or_not_at_all() {
         ("Transfer-Encoding: chunked\r\nTransfer-Encoding: Chunked", "400"),
         ("Transfer-Encoding: chunked, gzip", "400"),
     ] {
-        let (told, said) = post(fields, hello).await;
-        assert_eq!(told, status, "{fields}: {said}");
+        let (received, said) = post(fields, hello).await;
+        assert_eq!(received, status, "{fields}: {said}");
         assert_eq!(said.matches("HTTP/1.1").count(), 1, "{said}");
     }
     let smuggled = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
     for fields in
         ["Content-Length: 3\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 3"]
     {
-        let (told, said) = post(fields, &format!("{hello}{smuggled}")).await;
-        assert!(told == "200" && said.ends_with("host=x 5"), "by chunked: {said}");
+        let (received, said) = post(fields, &format!("{hello}{smuggled}")).await;
+        assert!(received == "200" && said.ends_with("host=x 5"), "by chunked: {said}");
         assert!(said.contains("connection: close") && said.matches("HTTP/1.1").count() == 1, "{said}");
     }
 }
@@ -153,8 +153,8 @@ async fn over_http2_a_cookie_is_one_and_so_is_the_authority() {
     for crumb in ["session=abc", "theme=dark", "lang=de"] {
         crumbs.metadata.append("cookie", HeaderValue::from_static(crumb));
     }
-    let told = read(client.leaf.call(crumbs).await.unwrap()).await.unwrap();
-    assert_eq!(told, "200 cookie=session=abc; theme=dark; lang=de 0");
+    let received = read(client.leaf.call(crumbs).await.unwrap()).await.unwrap();
+    assert_eq!(received, "200 cookie=session=abc; theme=dark; lang=de 0");
     assert_eq!(world.memory.connections("stock"), 1);
 }
 

@@ -57,10 +57,10 @@ fn files(asked: Arc<AtomicUsize>) -> impl HttpService {
                 })),
                 "/large" => ServerBody::from(Bytes::from(vec![b'x'; LARGE])),
                 "/silent" => {
-                    let (tell, body) = Channel::<Bytes, Infallible>::new(1);
+                    let (sender, body) = Channel::<Bytes, Infallible>::new(1);
                     tokio::spawn(async move {
                         sleep(3_600 * SECOND).await;
-                        drop(tell);
+                        drop(sender);
                     });
                     ServerBody::new(body)
                 }

@@ -80,7 +80,7 @@ fn orders() -> Router {
             "/panics",
             get(async || {
                 if true {
-                    panic!("as told")
+                    panic!("on purpose")
                 }
             }),
         )
@@ -180,8 +180,8 @@ async fn bodies_over_the_limit_are_told_413() {
     assert_eq!(count(Body::full(vec![0; 1_000])).await.unwrap(), "200 1000");
     assert_eq!(count(stream(10)).await.unwrap(), "200 1000");
     for body in [Body::full(vec![0; 1_001]), stream(11)] {
-        let told = count(body).await.unwrap();
-        assert!(told.starts_with("413 {") && told.contains(r#""reason":"TOO_LARGE""#), "{told}");
+        let received = count(body).await.unwrap();
+        assert!(received.starts_with("413 {") && received.contains(r#""reason":"TOO_LARGE""#), "{received}");
     }
 }
 
@@ -210,8 +210,8 @@ async fn the_callers_patience_only_shortens() {
     };
     assert_eq!(left("250").await, "200 Some(250ms)");
     for malformed in ["soon", "-1", "1.5", ""] {
-        let told = left(malformed).await;
-        assert!(told.starts_with("400 {") && told.contains("write 250"), "{told}");
+        let received = left(malformed).await;
+        assert!(received.starts_with("400 {") && received.contains("write 250"), "{received}");
     }
     assert!(left("99999999999999999999").await.starts_with("400 {"));
 }
@@ -232,8 +232,8 @@ async fn a_panic_is_told_500_and_the_connection_kept() {
     let world = World::new();
     let _server = serve(&world, ServerConfig::default());
     let client = leaf(&world).ready().await;
-    let told = client.get("/panics").await.unwrap();
-    assert!(told.starts_with("500 {") && told.contains(r#""reason":"PANICKED""#), "{told}");
+    let received = client.get("/panics").await.unwrap();
+    assert!(received.starts_with("500 {") && received.contains(r#""reason":"PANICKED""#), "{received}");
     assert_eq!(client.get("/orders/1").await.unwrap(), "200 order 1, nothing");
     assert_eq!(world.memory.connections("stock"), 1);
 }

@@ -41,14 +41,14 @@ async fn say(words: &[u8]) -> (String, u64) {
     let server = world.serve(ServerConfig::default(), hello());
     let mut stream = world.raw().await;
     stream.write_all(words).await.unwrap();
-    let (begun, mut told) = (Instant::now(), Vec::new());
-    timeout(600 * SECOND, stream.read_to_end(&mut told)).await.expect("nobody stays for ever").unwrap();
+    let (begun, mut received) = (Instant::now(), Vec::new());
+    timeout(600 * SECOND, stream.read_to_end(&mut received)).await.expect("the connection ends").unwrap();
     let seconds = begun.elapsed().as_secs();
     // The peer, which is still there, may take note of it for a second.
     sleep(2 * SECOND).await;
     assert_eq!(server.connections(), 0);
     assert_eq!(h1(&world).get("/alive").await.unwrap(), "200 alive");
-    (String::from_utf8_lossy(&told).into_owned(), seconds)
+    (String::from_utf8_lossy(&received).into_owned(), seconds)
 }
 
 #[tokio::test(start_paused = true)]
@@ -102,8 +102,8 @@ async fn garbage_is_told_so() {
     for garbage in
         [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], b"hello\r\n\r\n", b"\0\0\0\0\0\0\0\0\r\n\r\n"]
     {
-        let (told, seconds) = say(garbage).await;
-        assert!(told.starts_with("HTTP/1.1 400 Bad Request"), "{told}");
+        let (received, seconds) = say(garbage).await;
+        assert!(received.starts_with("HTTP/1.1 400 Bad Request"), "{received}");
         assert_eq!(seconds, 0);
     }
     let (_, seconds) = say(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nthis is no frame, and no other would be").await;
@@ -121,8 +121,8 @@ async fn headers_over_the_limit_are_told_431() {
     let client = h2(&world).ready().await;
     let mut call = crate::support::call(http::Method::GET, "/x", chassis_core::Body::empty());
     call.metadata.insert("x-large", "x".repeat(20_000).parse().unwrap());
-    let told = crate::support::read(client.leaf.call(call).await.unwrap()).await.unwrap();
-    assert!(told.starts_with("431 {"), "{told}");
+    let received = crate::support::read(client.leaf.call(call).await.unwrap()).await.unwrap();
+    assert!(received.starts_with("431 {"), "{received}");
     let with = async |fields: usize, name: fn(usize) -> String| {
         let mut call = crate::support::call(http::Method::GET, "/x", chassis_core::Body::empty());
         for n in 0..fields {
@@ -132,10 +132,10 @@ async fn headers_over_the_limit_are_told_431() {
     };
     for name in [|_| "x-many".to_owned(), |n| format!("x-many-{n}"), |_| "cookie".to_owned()] {
         assert_eq!(with(100, name).await, "200 x");
-        let told = with(101, name).await;
+        let received = with(101, name).await;
         assert!(
-            told.starts_with("431 ") && told.contains("has 101 header fields, and may have 100"),
-            "{told}"
+            received.starts_with("431 ") && received.contains("has 101 header fields, and may have 100"),
+            "{received}"
         );
     }
     assert_eq!(client.get("/x").await.unwrap(), "200 x");
@@ -346,15 +346,15 @@ async fn a_handshake_comes_first_and_is_bounded() {
     let listener = Box::new(world.memory.listen("stock").unwrap());
     let mux = Mux { http: Some(Arc::new(hello())), grpc: None };
     server.serve("http", listener, mux, Some(Arc::new(Handshake)));
-    let told = async |words: &[u8]| {
-        let (mut stream, begun, mut told) = (world.raw().await, Instant::now(), String::new());
+    let received = async |words: &[u8]| {
+        let (mut stream, begun, mut received) = (world.raw().await, Instant::now(), String::new());
         stream.write_all(words).await.unwrap();
-        stream.read_to_string(&mut told).await.unwrap();
-        (told, begun.elapsed().as_secs())
+        stream.read_to_string(&mut received).await.unwrap();
+        (received, begun.elapsed().as_secs())
     };
-    assert_eq!(told(b"").await, (String::new(), 5));
-    assert_eq!(told(b"-").await, (String::new(), 0));
-    assert!(told(b"+GET /x HTTP/1.0\r\n\r\n").await.0.starts_with("HTTP/1.0 200 OK"));
+    assert_eq!(received(b"").await, (String::new(), 5));
+    assert_eq!(received(b"-").await, (String::new(), 0));
+    assert!(received(b"+GET /x HTTP/1.0\r\n\r\n").await.0.starts_with("HTTP/1.0 200 OK"));
 }
 
 #[tokio::test]
@@ -380,9 +380,9 @@ async fn grpc_and_rest_share_a_port() {
         let mut stream = network.connect(address).await.unwrap();
         let head = format!("POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: {kind}\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
-        let mut told = String::new();
-        stream.read_to_string(&mut told).await.unwrap();
-        told
+        let mut received = String::new();
+        stream.read_to_string(&mut received).await.unwrap();
+        received
     };
     assert!(ask(&address, "application/grpc+proto").await.ends_with("gRPC at both from 127.0.0.1"));
     assert!(ask(&address, "application/json").await.ends_with("REST at both from 127.0.0.1"));
@@ -553,9 +553,9 @@ async fn answers_go_out_while_more_calls_come_in() {
     };
     let head = |call: u32| frame(HEADERS, END_HEADERS | END_STREAM, 2 * call + 1, &HEAD);
     let opening = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, b"")];
-    let (tell, unread) = oneshot::channel();
+    let (report, unread) = oneshot::channel();
     let frames = opening.into_iter().chain((0..200).map(head)).collect();
-    let flood = Flood { frames, begun, unread: Some(tell) };
+    let flood = Flood { frames, begun, unread: Some(report) };
     let server = Server::new(ServerConfig::default(), &world.tasks, world.random.clone());
     let mux = Mux { http: Some(Arc::new(answer)), grpc: None };
     server.serve("http", Box::new(Only(Some(Stream::new(flood, Peer::Unix)))), mux, None);

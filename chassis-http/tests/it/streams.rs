@@ -133,8 +133,8 @@ async fn a_client_that_falls_silent_is_found_out_and_one_that_answers_is_kept() 
     let mut silent = world.raw().await;
     silent.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
     let begun = Instant::now();
-    let mut heard = Vec::new();
-    silent.read_to_end(&mut heard).await.unwrap();
+    let mut received = Vec::new();
+    silent.read_to_end(&mut received).await.unwrap();
     assert!((29..=32).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
 
     let make = |link, connector, config| H2Leaf::new(link, connector, config, true);

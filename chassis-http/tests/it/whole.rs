@@ -106,7 +106,7 @@ async fn an_upload_that_is_told_to_stop_has_its_answer() {
     let reply = client.leaf.call(call(Method::POST, "/upload", body)).await.unwrap();
     assert_eq!(read(reply).await.unwrap(), "200 full");
     sleep(SECOND).await;
-    assert!(sender.send_data("more".into()).await.is_err(), "nobody reads it any more");
+    assert!(sender.send_data("more".into()).await.is_err(), "its reader is gone");
 }
 
 /// The error of a reset names its code.
@@ -144,7 +144,7 @@ async fn an_answer_over_http1_that_ends_early_is_not_whole() {
 /// at all.
 async fn request(words: Vec<Vec<u8>>) -> Option<usize> {
     let world = World::new();
-    let (ended, mut told) = mpsc::unbounded_channel();
+    let (ended, mut received) = mpsc::unbounded_channel();
     let service = move |request: Request<Received>| -> Answer {
         let ended = ended.clone();
         // Apart from the exchange, which ends with its stream.
@@ -164,7 +164,7 @@ async fn request(words: Vec<Vec<u8>>) -> Option<usize> {
         sleep(Duration::from_millis(10)).await;
     }
     // A stream that is reset before it is looked at never gets to a handler.
-    timeout(SECOND, told.recv()).await.ok().flatten().flatten()
+    timeout(SECOND, received.recv()).await.ok().flatten().flatten()
 }
 
 #[tokio::test(start_paused = true)]

@@ -382,8 +382,8 @@ impl Health {
             let since = Instant::now();
             sleep(DOUBT_TIMEOUT).await;
             // There may have been word, and another doubt since.
-            let heard = self.keep_alive.last_received() >= since;
-            if !heard && self.doubted.load(Acquire) && !self.over.swap(true, AcqRel) {
+            let is_alive = self.keep_alive.last_received() >= since;
+            if !is_alive && self.doubted.load(Acquire) && !self.over.swap(true, AcqRel) {
                 endpoint.lost();
             }
         }

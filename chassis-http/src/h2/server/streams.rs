@@ -27,7 +27,7 @@ pub(crate) struct Streams {
     counts: Mutex<ResetCounts>,
     /// Why the connection is to be closed, once it is.
     abuse: OnceLock<Abuse>,
-    told: Notify,
+    abused: Notify,
     /// How many were reset since their reader was too slow.
     slow: AtomicUsize,
 }
@@ -134,7 +134,7 @@ impl Streams {
     /// The connection is to be closed. The first reason stays.
     pub(crate) fn give_up(&self, abuse: Abuse) {
         if self.abuse.set(abuse).is_ok() {
-            self.told.notify_one();
+            self.abused.notify_one();
         }
     }
 
@@ -145,7 +145,7 @@ impl Streams {
     /// Resolves when the connection is to be closed.
     pub(crate) async fn abused(&self) {
         while self.abuse().is_none() {
-            self.told.notified().await;
+            self.abused.notified().await;
         }
     }
 
