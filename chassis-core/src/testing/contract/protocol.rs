@@ -67,7 +67,7 @@ fn refusals(protocol: &'static dyn Protocol, make: &dyn Fn() -> Error) {
         let other = refused(host, caller);
         assert!(
             other.maybe_executed && !other.blames_nobody(),
-            "another hop's refusal counts as its own: {error:?}"
+            "another hop's refusal is believed: {error:?}"
         );
     }
 }
