@@ -195,7 +195,7 @@ impl ChassisBuilder {
     /// #[derive(Default, serde::Deserialize)]
     /// #[serde(default, deny_unknown_fields)]
     /// struct Audit {
-    /// Logs calls of this tenant. Default: none.
+    ///     /// Logs calls of this tenant. Default: none.
     ///     tenant: Option<String>,
     /// }
     ///
