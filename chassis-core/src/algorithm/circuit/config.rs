@@ -109,6 +109,19 @@ impl BreakerConfig {
     }
 }
 
+// === impl Scope ===
+
+impl Scope {
+    /// `service`, `operation` or `endpoint`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scope::Service => "service",
+            Scope::Operation => "operation",
+            Scope::Endpoint => "endpoint",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

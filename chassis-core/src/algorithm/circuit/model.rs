@@ -1,4 +1,6 @@
 //! Compares a circuit with a model of it under random schedules.
+use std::time::Duration;
+
 use super::{config::count, word::*, *};
 use crate::{
     random::Random,

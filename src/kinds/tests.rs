@@ -1,0 +1,130 @@
+use chassis_core::config::{Format, Text};
+use chassis_core::kind;
+use serde::Deserialize;
+
+use super::*;
+use crate::document::{parse, tree::Layer};
+
+fn yaml(content: &str) -> Node {
+    let text = Text { content: content.into(), format: Format::Yaml, origin: "c".into(), revision: None };
+    parse(&text, Layer::File).expect("the test's YAML is sound")
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Seed {
+    seed: u64,
+}
+
+struct Seeded(u64);
+
+impl Picker for Seeded {
+    fn pick(&self, _: &chassis_core::layer::balance::Candidates<'_>) -> usize {
+        self.0 as usize
+    }
+}
+
+fn seeded() -> Kinds {
+    let mut kinds = Kinds::default();
+    Port::add(
+        &mut kinds,
+        kind::from_fn("seeded", |seed: &Seed| match seed.seed {
+            13 => Err("13 brings bad luck".into()),
+            seed => Ok(Arc::new(Seeded(seed)) as Arc<dyn Picker>),
+        }),
+    );
+    kinds
+}
+
+#[track_caller]
+fn pickers(kinds: &Kinds, content: &str, expected: &[&str]) -> Pickers {
+    let mut problems = Vec::new();
+    let pickers = kinds.read_pickers(&yaml(content), &mut problems);
+    assert_eq!(problems.iter().map(Problem::in_a_line).collect::<Vec<_>>(), expected);
+    pickers
+}
+
+#[test]
+fn what_a_build_is_without_is_named_with_its_feature() {
+    let mut problems = Vec::new();
+    let kinds = Kinds::default();
+    kinds.read_registry(&yaml("registry: { kind: local, lease: 5s }"), &mut problems);
+    let left_out = "this build of chassis has no `local`: the cargo feature `local` adds it";
+    assert_eq!(problems[0].in_a_line(), format!("c:1:19 registry.kind: {left_out}"));
+
+    let mut problems = vec![Problem::error(Path::of(["server"]), None, "unknown key")];
+    kinds.explain_left_out(&mut problems);
+    let left_out = "this build of chassis has no `server`: the cargo feature `http` adds it";
+    assert_eq!(problems[0].in_a_line(), format!("server: {left_out}"));
+}
+
+#[test]
+fn what_a_table_of_a_kind_holds_is_read_at_its_place() {
+    let kinds = seeded();
+    pickers(
+        &kinds,
+        "pickers: { a: { kind: seeded, seed: x } }",
+        &["c:1:37 pickers.a.seed: a whole number belongs here, not `x`"],
+    );
+    pickers(
+        &kinds,
+        "pickers: { a: { kind: seeded, sed: 1 } }",
+        &["c:1:31 pickers.a.sed: unknown key; did you mean `seed`?"],
+    );
+    pickers(
+        &kinds,
+        "pickers: { a: { kind: seded } }",
+        &["c:1:23 pickers.a.kind: `seded` is not known here; did you mean `seeded`?"],
+    );
+    pickers(&kinds, "pickers: { a: { kind: seeded, seed: 13 } }", &["c:1:12 pickers.a: 13 brings bad luck"]);
+    pickers(
+        &kinds,
+        "pickers: { a: seeded }",
+        &["c:1:15 pickers.a: a map with a `kind` belongs here, not `seeded`"],
+    );
+    pickers(
+        &kinds,
+        "pickers: { a: { kind: [seeded] } }",
+        &["c:1:23 pickers.a.kind: the name of a kind belongs here, not a list"],
+    );
+    pickers(&kinds, "pickers: [ a ]", &["c:1:10 pickers: a map of pickers by name belongs here, not a list"]);
+    pickers(
+        &kinds,
+        "pickers: { p2c: { kind: seeded, seed: 1 } }",
+        &["c:1:12 pickers.p2c: `p2c` is built in; a picker of one's own has another name"],
+    );
+}
+
+#[test]
+fn the_same_settings_have_the_same_picker() {
+    let kinds = seeded();
+    let read = |content| pickers(&kinds, content, &[]);
+    let first = read("pickers: { a: { kind: seeded, seed: 1 } }");
+    assert_eq!(first.0.len(), 1, "one that needs settings is not there without");
+    assert_eq!(first, read("pickers: { a: { seed: 1, kind: 'seeded' } } # the same"));
+    assert_ne!(first, read("pickers: { a: { kind: seeded, seed: 2 } }"));
+    assert_eq!(first, read("pickers: { a: { kind: seeded, seed: 1 } }"), "it was in use meanwhile");
+    drop(first);
+    assert_eq!(kinds.made.lock().unwrap().iter().filter(|(.., picker)| picker.strong_count() > 0).count(), 0);
+}
+
+#[test]
+fn sections_that_clash_are_noted() {
+    let mut kinds = Kinds::default();
+    kinds.section(Section::<u8>::new("x-a"));
+    kinds.section(Section::<u16>::new("x-a"));
+    kinds.section(Section::<u32>::new("outbound"));
+    assert_eq!(
+        kinds.conflicts,
+        [
+            "two sections are called `x-a`",
+            "`outbound` is a table of chassis' own; a section has another name",
+        ]
+    );
+    let mut kinds = Kinds::default();
+    kinds.section(Section::<Vec<u8>>::new("x-a"));
+    kinds.section(Section::<Vec<u8>>::new("x-b"));
+    let mut problems = Vec::new();
+    kinds.read_sections(&yaml(""), &mut problems);
+    assert!(problems[0].message.contains("another section has the same type"), "{problems:?}");
+}
