@@ -1,6 +1,6 @@
 //! Behaviour along a chain of services, and of users' own parts in it: each scenario over gRPC and REST.
 #![allow(clippy::unwrap_used)] // clippy treats helpers of integration tests as library code
-#[path = "../it/mesh.rs"]
+#[path = "../it/mesh/mod.rs"]
 mod mesh;
 
 mod contexts;

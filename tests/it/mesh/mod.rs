@@ -3,16 +3,10 @@
 //! Every instance serves the same operations over gRPC and over REST, on one port, and its handlers behave as
 //! a test asks. A scenario selects the operation; a [`Wire`] selects the protocol.
 #![allow(dead_code, unused_imports, unused_macros, reason = "each binary uses a part of it")]
-// By path, so that another binary can include this module by its own path.
-#[path = "mesh/ask.rs"]
 mod ask;
-#[path = "mesh/echo.rs"]
 mod echo;
-#[path = "mesh/load.rs"]
 mod load;
-#[path = "mesh/served.rs"]
 mod served;
-#[path = "mesh/stream.rs"]
 mod stream;
 
 use std::{
