@@ -259,8 +259,11 @@ impl Future for Http2 {
             match accepted {
                 Some(Ok((request, respond))) => {
                     this.read_budget.spend_call();
+                    // Streams come in the order of their numbers. Behind the newest one a further look finds none: it
+                    // reads and writes in vain, for the look that found this one did both until it had to wait.
+                    let is_newest = respond.stream_id().as_u32() == this.requests.activity().streams.newest();
                     this.serve(request, respond, cx);
-                    if this.is_abused() {
+                    if is_newest || this.is_abused() {
                         break;
                     }
                 }

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use crate::{
     h2::{
         flood::FrameBudget,
-        frames::{FrameEvent, FrameParser, HeaderLimit, RESET, Unfinished},
+        frames::{FrameEvent, FrameParser, HEADERS, HeaderLimit, RESET, Unfinished},
         keep_alive::KeepAlive,
         read_budget::ReadBudget,
     },
@@ -74,8 +74,10 @@ impl FrameMonitor {
         let begun = frames.read(bytes, &mut |seen| {
             match seen {
                 FrameEvent::Frame(frame) => {
-                    if frame.kind == RESET {
-                        activity.streams.reset();
+                    match frame.kind {
+                        HEADERS => activity.streams.headers(frame.stream),
+                        RESET => activity.streams.reset(),
+                        _ => {}
                     }
                     if let Err(abuse) = budget.spend(&frame, Instant::now) {
                         activity.streams.give_up(abuse);

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -17,6 +17,8 @@ use crate::h2::flood::Abuse;
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
     begun: AtomicUsize,
+    /// The highest HTTP/2 number of a stream whose head has come, or has begun to.
+    newest: AtomicU32,
     /// Frames that reset one, so far.
     resets: AtomicUsize,
     /// As in [`StreamCounts`].
@@ -70,6 +72,18 @@ impl Streams {
         let number = self.begun.load(Relaxed);
         self.begun.store(number + 1, Relaxed);
         number
+    }
+
+    /// A frame has come with headers of the stream with this HTTP/2 number.
+    pub(crate) fn headers(&self, stream: u32) {
+        if stream > self.newest() {
+            self.newest.store(stream, Relaxed);
+        }
+    }
+
+    /// The highest HTTP/2 number of a stream whose head has come, or has begun to; 0 before the first.
+    pub(crate) fn newest(&self) -> u32 {
+        self.newest.load(Relaxed)
     }
 
     /// A frame has come that resets one.
