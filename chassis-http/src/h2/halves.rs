@@ -27,6 +27,8 @@ pub(crate) struct Inbound {
     /// The bytes still to come, where the head has named their number.
     left: Option<u64>,
     at_trailers: bool,
+    /// All of it was read, to the end of the stream.
+    is_read: bool,
     /// Bytes that its trailers may have.
     most: u32,
 }
@@ -87,7 +89,12 @@ struct Waiting {
 impl Inbound {
     /// Behind a head that says `length` of it; its trailers may have `most` bytes.
     pub(crate) fn new(body: RecvStream, length: Option<u64>, most: u32) -> Self {
-        Inbound { body, left: length, at_trailers: false, most }
+        Inbound { body, left: length, at_trailers: false, is_read: false, most }
+    }
+
+    /// The stream, if all of it was read.
+    pub(crate) fn into_read(self) -> Option<RecvStream> {
+        self.is_read.then_some(self.body)
     }
 }
 
@@ -120,6 +127,7 @@ impl HttpBody for Inbound {
             }
         }
         let trailers = ready!(this.body.poll_trailers(cx)).map_err(Broken::Stream).transpose();
+        this.is_read = !matches!(trailers, Some(Err(_)));
         Poll::Ready(trailers.map(|trailers| {
             let trailers = trailers?;
             match headers::size(&trailers) {

@@ -7,7 +7,7 @@ use std::{
     io,
     pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::*},
     },
     time::Duration,
@@ -19,7 +19,10 @@ use chassis_core::{
     clock::Instant,
     tasks::{WakeGated, caught},
 };
-use h2::client::{Builder, SendRequest};
+use h2::{
+    RecvStream,
+    client::{Builder, SendRequest},
+};
 use tokio::{
     sync::{Notify, oneshot},
     time::{sleep, timeout},
@@ -47,6 +50,9 @@ pub(super) type Sender = SendRequest<Bytes>;
 /// An open connection.
 pub(super) struct Connection {
     sender: Sender,
+    /// The stream of the call that ended last. h2 wakes the connection's task when the last handle of a closed stream
+    /// is dropped; dropped after the next request, which wakes it anyway, it does not.
+    left: Mutex<Option<RecvStream>>,
     health: Arc<Health>,
     streams: AtomicUsize,
     served: AtomicBool,
@@ -223,6 +229,7 @@ impl Connection {
     fn new(sender: Sender, health: Arc<Health>) -> Self {
         Connection {
             sender,
+            left: Mutex::new(None),
             health,
             streams: AtomicUsize::new(0),
             served: AtomicBool::new(false),
@@ -251,6 +258,18 @@ impl Connection {
         let entered = Entered(&self.health);
         set(&self.begun);
         (!self.health.over.load(SeqCst)).then_some(entered)
+    }
+
+    /// Keeps `stream`, of which nothing is left to be read or sent, until the next request.
+    pub(super) fn leave(&self, stream: RecvStream) {
+        let before = self.left().replace(stream);
+        drop(before);
+    }
+
+    /// Drops the stream that was kept: right after a request was handed over.
+    pub(super) fn drop_left(&self) {
+        let before = self.left().take();
+        drop(before);
     }
 
     /// It has served a call.
@@ -341,6 +360,11 @@ impl Connection {
     /// Is it over without a failure, because the server announced it?
     pub(super) fn was_orderly(&self) -> bool {
         self.health.goaway.is_orderly(self.has_served(), self.has_begun(), self.age())
+    }
+
+    /// Nothing panics while it is held; a poisoned lock would be as good as new.
+    fn left(&self) -> MutexGuard<'_, Option<RecvStream>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::{
 };
 
 use chassis_core::{Connection as State, Error, Link, Live, Reason, clock::Instant};
+use h2::RecvStream;
 use tokio::sync::Notify;
 
 use super::{
@@ -213,6 +214,16 @@ impl Slot {
     /// It was answered, or it is known why not.
     pub(super) fn answered(&mut self) {
         self.unanswered = None;
+    }
+
+    /// The answer was read to the end of `stream`.
+    pub(super) fn leave(&self, stream: RecvStream) {
+        self.connection.leave(stream);
+    }
+
+    /// Drops the stream of an earlier call, right after a request was handed over.
+    pub(super) fn drop_left(&self) {
+        self.connection.drop_left();
     }
 
     /// Is the connection over because the endpoint no longer answered pings?

@@ -91,7 +91,10 @@ async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Fa
             match out.is_too_large(most) {
                 Some(size) => Err(failure::of_large_request(size, most)),
                 None => match sender.send_request(out.head, out.is_whole) {
-                    Ok((answer, stream)) => Ok((answer, stream, (!out.is_whole).then_some(out.body))),
+                    Ok((answer, stream)) => {
+                        slot.drop_left();
+                        Ok((answer, stream, (!out.is_whole).then_some(out.body)))
+                    }
                     // It was there a moment ago; if it is no more, nothing was sent.
                     Err(error) => {
                         if goaway::is_of_connection(&error) {

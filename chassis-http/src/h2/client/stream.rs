@@ -19,10 +19,11 @@ use crate::h2::{
 
 /// The body of an answer, whose stream is in use until it ends.
 pub(super) struct Answer {
-    body: Inbound,
+    /// `None` once it is dropped.
+    body: Option<Inbound>,
     /// Of the request, where not all of it had been sent when the answer began.
     request: Option<Failure>,
-    _slot: Slot,
+    slot: Slot,
 }
 
 /// A request of which not all is there yet.
@@ -106,7 +107,7 @@ impl Future for Sending {
 
 impl Answer {
     pub(super) fn new(body: Inbound, request: Option<Failure>, slot: Slot) -> Self {
-        Answer { body, request, _slot: slot }
+        Answer { body: Some(body), request, slot }
     }
 }
 
@@ -119,7 +120,8 @@ impl HttpBody for Answer {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let failed = |request: &mut Option<Failure>| request.take().and_then(|request| request.take());
-        match Pin::new(&mut self.body).poll_frame(cx) {
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        match Pin::new(body).poll_frame(cx) {
             Poll::Ready(Some(Err(broken))) => {
                 let error = failed(&mut self.request).map_or(broken, Broken::Request);
                 Poll::Ready(Some(Err(error)))
@@ -129,10 +131,18 @@ impl HttpBody for Answer {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(HttpBody::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map_or_else(SizeHint::default, HttpBody::size_hint)
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some(stream) = self.body.take().and_then(Inbound::into_read) {
+            self.slot.leave(stream);
+        }
     }
 }
