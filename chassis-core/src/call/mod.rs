@@ -140,31 +140,36 @@ impl Invocation {
         body: Body,
     ) -> Self {
         let now = Instant::now();
-        Invocation(Box::new(Call {
-            protocol,
-            target,
-            method: Method::POST,
-            uri,
-            status: StatusCode::OK,
-            metadata,
-            started: now,
-            deadline: None,
-            head_by: None,
-            peer: None,
-            trace: None,
-            below_retry: false,
-            options: CallOptions::default(),
-            policy: Policy::none(),
-            choice: None,
-            node: None,
-            tried: SmallVec::new(),
-            previous_attempts: 0,
-            extensions: http::Extensions::new(),
-            body,
-            request: None,
-            checks: None,
-            completion: Completion::new(now),
-        }))
+        // Allocated first, so that the call is made where it stays.
+        let place = Box::new_uninit();
+        Invocation(Box::write(
+            place,
+            Call {
+                protocol,
+                target,
+                method: Method::POST,
+                uri,
+                status: StatusCode::OK,
+                metadata,
+                started: now,
+                deadline: None,
+                head_by: None,
+                peer: None,
+                trace: None,
+                below_retry: false,
+                options: CallOptions::default(),
+                policy: Policy::none(),
+                choice: None,
+                node: None,
+                tried: SmallVec::new(),
+                previous_attempts: 0,
+                extensions: http::Extensions::new(),
+                body,
+                request: None,
+                checks: None,
+                completion: Completion::new(now),
+            },
+        ))
     }
 
     /// Another call that says the same, where its body is all there: under the same rules, within the same

@@ -53,9 +53,17 @@ impl Owned {
     pub(super) fn take(attempt: &mut Invocation, most: usize) -> Box<Self> {
         // Allocated first, so that the copy is made where it stays: every call that may be retried pays for it.
         let place = Box::new_uninit();
-        let (call, headers) = (attempt.copy(), Headers::of(&attempt.metadata));
-        let owned = Owned { call, headers, stream: None, reader: None, attempts: 1, executed: false };
-        let mut owned = Box::write(place, owned);
+        let mut owned = Box::write(
+            place,
+            Owned {
+                call: attempt.copy(),
+                headers: Headers::of(&attempt.metadata),
+                stream: None,
+                reader: None,
+                attempts: 1,
+                executed: false,
+            },
+        );
         attempt.begin_first_attempt(&mut owned.call);
         match attempt.body.try_clone() {
             Some(body) => owned.call.body = body,
