@@ -14,14 +14,17 @@ use chassis_http::{
     ClientConfig, H2Leaf, ServerConfig,
     server::{Answer, HttpService, Received, Server, ServerBody},
 };
-use http::{Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response};
 use http_body::Frame;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::{Instant, sleep},
 };
 
-use crate::support::{Client, SECOND, World, call, hello, read};
+use crate::{
+    raw,
+    support::{Client, SECOND, World, call, hello, read},
+};
 
 async fn client(world: &World, service: impl HttpService) -> (Server, Client<H2Leaf>) {
     let server = world.serve(ServerConfig::default(), service);
@@ -121,6 +124,48 @@ async fn a_body_that_breaks_off_is_never_taken_for_whole() {
         assert_eq!((error.reason(), error.maybe_executed()), (Reason::Internal, true));
         assert_eq!(world.memory.connections("stock"), 1);
     }
+}
+
+/// A server looks for further requests only behind one that is not the newest. Three requests whose bytes come in two
+/// parts, wherever they are cut, begin three handlers, also where no answer wakes the connection.
+#[tokio::test(start_paused = true)]
+async fn every_request_is_accepted_wherever_its_bytes_are_cut() {
+    let begin =
+        |call| raw::frame(raw::HEADERS, raw::END_HEADERS | raw::END_STREAM, raw::stream(call), &raw::GET);
+    let requests = [begin(0), begin(1), begin(2)].concat();
+    for cut in 0..requests.len() {
+        let world = World::new();
+        let begun = Arc::new(AtomicUsize::new(0));
+        let count = begun.clone();
+        let service = move |_: Request<Received>| -> Answer {
+            count.fetch_add(1, SeqCst);
+            Box::pin(std::future::pending())
+        };
+        let _server = world.serve(ServerConfig::default(), service);
+        let mut stream = world.raw().await;
+        raw::open(&mut stream, &[]).await;
+        let (first, rest) = requests.split_at(cut);
+        stream.write_all(first).await.unwrap();
+        sleep(SECOND).await;
+        stream.write_all(rest).await.unwrap();
+        sleep(SECOND).await;
+        assert_eq!(begun.load(SeqCst), 3, "cut at {cut}");
+    }
+}
+
+/// The client keeps the stream of its last call, which must not keep the connection.
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_had_calls_closes_when_it_is_unused() {
+    let world = World::new();
+    let answer = || Response::new(ServerBody::new(Body::with_trailers(Some("x".into()), HeaderMap::new())));
+    let server = world.serve(ServerConfig::default(), answers(answer));
+    let idle_timeout = chassis_core::units::PositiveSpan::from_millis(1_000);
+    let make = |link, connector, config| H2Leaf::new(link, connector, config, true);
+    let client = world.leaf(make, ClientConfig { idle_timeout, ..ClientConfig::default() }).ready().await;
+    assert_eq!(client.get("/x").await.unwrap(), "200 x");
+    assert_eq!(server.connections(), 1);
+    sleep(4 * SECOND).await;
+    assert_eq!(server.connections(), 0);
 }
 
 #[tokio::test(start_paused = true)]
