@@ -2,6 +2,7 @@
 //! off, and some conventions of the source. Fast: it reads `cargo metadata` and the tree.
 
 mod graph;
+mod imports;
 mod source;
 mod spdx;
 
@@ -9,6 +10,9 @@ use graph::{Graph, Package};
 
 /// The published members except core: each depends on core, and not on the others.
 const SPOKES: [&str; 4] = ["chassis-config", "chassis-grpc", "chassis-http", "chassis-registry"];
+
+/// The sources of core.
+const CORE: &str = "chassis-core/src/";
 
 /// Fails with one line for each finding.
 #[track_caller]
@@ -188,4 +192,77 @@ fn live_holds_the_only_arc_swap() {
     let graph = Graph::load();
     let owners = graph.packages().filter(|it| it.member && graph.direct(&it.name).contains("arc-swap"));
     assert_eq!(owners.map(|it| it.name.as_str()).collect::<Vec<_>>(), ["chassis-core"]);
+}
+
+/// Arrows point down: no more files of core than these import each other in one circle.
+#[test]
+fn core_has_no_large_circle() {
+    const MOST: usize = 8;
+    let imports = imports::imports(CORE);
+    assert!(imports.len() > 300, "the imports were not read: {}", imports.len());
+    let circle = imports::largest_circle(&imports);
+    let inside = imports.iter().filter(|it| circle.contains(&it.from) && circle.contains(&it.to));
+    let findings = inside.map(|it| format!("{} -> {} {}", it.from, it.to, it.item)).collect();
+    if circle.len() > MOST {
+        refuse(
+            &format!("{} files of core import each other in one circle, {MOST} are allowed", circle.len()),
+            findings,
+        );
+    }
+}
+
+/// The floors of core, from the lowest to the highest, as `docs/ARCHITECTURE.md` lists them. Each imports only what
+/// stands on its own floor or below. `*` is one part of a path; the last pattern that fits a file decides.
+const FLOORS: [(&str, &[&str]); 11] = [
+    ("ground", &["clock.rs", "live.rs", "shard.rs"]),
+    ("types", &["types/"]),
+    ("algorithms", &["random.rs", "algorithm/"]),
+    (
+        "ports, events, metrics",
+        &["plugin/", "contain/", "event.rs", "metrics/", "site.rs", "tasks.rs", "context.rs", "files.rs"],
+    ),
+    ("cluster", &["cluster/"]),
+    ("rules", &["rule/", "section.rs", "kind.rs", "layer/"]),
+    ("policy", &["policy/"]),
+    ("call", &["call/"]),
+    (
+        "transports, services of layers",
+        &[
+            "plugin/transport.rs",
+            "layer/service.rs",
+            "layer/*/service.rs",
+            "layer/retry/owned.rs",
+            "stage.rs",
+        ],
+    ),
+    ("runtime", &["runtime.rs", "inspect.rs"]),
+    ("pipeline", &["pipeline.rs"]),
+];
+
+/// Imports of core that lead upwards all the same: from which file, to which.
+const UPWARDS: [(&str, &str); 1] = [
+    ("layer/balance/picker.rs", "call/mod.rs"), // a picker sees the whole call
+];
+
+#[test]
+fn floors_of_core_import_only_what_is_below() {
+    let imports = imports::imports(CORE);
+    let floor = |file: &str| {
+        let fits = |pattern: &str| {
+            let (pattern, parts) = (pattern.trim_end_matches('/').split('/'), file.split('/'));
+            pattern.clone().count() <= parts.clone().count()
+                && pattern.zip(parts).all(|(pattern, part)| pattern == "*" || pattern == part)
+        };
+        let floor = FLOORS.iter().rposition(|(_, patterns)| patterns.iter().any(|pattern| fits(pattern)));
+        floor.unwrap_or_else(|| panic!("chassis-core/src/{file} stands on no floor: add it to FLOORS"))
+    };
+    let is_exception = |it: &&imports::Import| UPWARDS.contains(&(it.from.as_str(), it.to.as_str()));
+    let (exceptions, above): (Vec<_>, Vec<_>) =
+        imports.iter().filter(|it| floor(&it.from) < floor(&it.to)).partition(is_exception);
+    let text = |it: &imports::Import| {
+        let (from, to) = (FLOORS[floor(&it.from)].0, FLOORS[floor(&it.to)].0);
+        format!("{} ({from}) -> {} ({to}) {}", it.from, it.to, it.item)
+    };
+    refuse("files of core that import what stands above them", above.into_iter().map(text).collect());
+    assert_eq!(exceptions.len(), UPWARDS.len(), "an exception is no longer needed: take it out of UPWARDS");
 }
