@@ -22,6 +22,9 @@ settings! {
     pub struct ClientConfig, ClientPatch {
         /// Until a connection is usable: TCP, TLS, and over HTTP/2 the server's first word. Default `1s`.
         pub connect_timeout: PositiveSpan = PositiveSpan::from_millis(1_000),
+        /// The longest pause between two attempts to connect to an endpoint that can't be reached, ± 20 %. The first
+        /// is 50 to 100 ms, the second 1 s if that is less. Default `2m`.
+        pub max_backoff: PositiveSpan = PositiveSpan::from_millis(120_000),
         /// The version of HTTP for REST endpoints: `"1"` or `"2"`. Default `"1"`.
         pub http_version: HttpVersion = HttpVersion::One,
         /// HTTP/2 connections kept up to each endpoint. Default 1.

@@ -220,7 +220,7 @@ impl Pool {
 ///
 /// Without any connection open an endpoint that was reached stays `Ready`: a call opens one.
 async fn keep(pool: Arc<Pool>) {
-    let mut backoff = Backoff::default();
+    let mut backoff = Backoff::new(pool.config.max_backoff.get());
     pool.link.set(State::Connecting);
     while !pool.is_closed() {
         if pool.served.swap(false, AcqRel) {

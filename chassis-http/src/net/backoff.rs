@@ -6,21 +6,26 @@ use chassis_core::Random;
 /// Waits that grow with each failure in a row.
 ///
 /// The first is short, since most losses are a restart or a connection's old age; the others follow
-/// gRPC's connection backoff (1 s, × 1.6, at most 120 s, ± 20 %).
-#[derive(Debug, Default)]
+/// gRPC's connection backoff (1 s, × 1.6, at most `max_backoff`, ± 20 %).
+#[derive(Debug)]
 pub(crate) struct Backoff {
     failures: i32,
+    most: Duration,
 }
 
 const FIRST: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(100));
 const BASE: f64 = 1.0;
 const FACTOR: f64 = 1.6;
-const MOST: f64 = 120.0;
 const JITTER: f64 = 0.2;
 
 // === impl Backoff ===
 
 impl Backoff {
+    /// No wait is longer than `most`, up to its jitter.
+    pub(crate) fn new(most: Duration) -> Self {
+        Backoff { failures: 0, most }
+    }
+
     /// The wait before the next attempt.
     pub(crate) fn next(&mut self, random: &Random) -> Duration {
         let failures = self.failures;
@@ -28,7 +33,7 @@ impl Backoff {
         if failures == 0 {
             return random.between(FIRST.0, FIRST.1);
         }
-        let seconds = (BASE * FACTOR.powi(failures - 1)).min(MOST);
+        let seconds = (BASE * FACTOR.powi(failures - 1)).min(self.most.as_secs_f64());
         Duration::from_secs_f64(seconds * (1.0 + JITTER * (2.0 * random.unit() - 1.0)))
     }
 
@@ -54,7 +59,7 @@ mod tests {
 
     #[test]
     fn grows_from_quick_to_two_minutes() {
-        let (mut backoff, random) = (Backoff::default(), Random::seeded(1));
+        let (mut backoff, random) = (Backoff::new(Duration::from_secs(120)), Random::seeded(1));
         check(backoff.next(&random), 50, 100);
         check(backoff.next(&random), 800, 1_200);
         check(backoff.next(&random), 1_280, 1_920);
@@ -63,5 +68,12 @@ mod tests {
         check(backoff.next(&random), 96_000, 144_000);
         backoff.reset();
         check(backoff.next(&random), 50, 100);
+    }
+
+    #[test]
+    fn grows_no_further_than_its_bound() {
+        let (mut backoff, random) = (Backoff::new(Duration::from_millis(500)), Random::seeded(1));
+        check(backoff.next(&random), 50, 100);
+        (0..1_000).for_each(|_| check(backoff.next(&random), 400, 600));
     }
 }

@@ -30,7 +30,7 @@ enum Loss {
 /// After a failure it stays in `TransientFailure` until a connection is there again, also while
 /// another one is tried: calls are refused at once rather than wait for one more timeout.
 pub(super) async fn drive(endpoint: Arc<Endpoint>) {
-    let mut backoff = Backoff::default();
+    let mut backoff = Backoff::new(endpoint.config.max_backoff.get());
     let idle = endpoint.config.idle_timeout.get();
     let mut check = Instant::now() + idle;
     while !endpoint.is_closed() {
