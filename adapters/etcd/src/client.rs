@@ -1,0 +1,510 @@
+//! The calls to etcd: our own channel to all members, with the token of the user.
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use chassis_core::{
+    Random, Runtime, pipeline,
+    registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
+    settings::Settings,
+    tasks::Tasks,
+    units::{PositiveSpan, Span, Switch},
+};
+use chassis_grpc::{Channel, GrpcTransport, RequestExt};
+use chassis_http::{ClientConfig, connector::Network};
+use tokio::sync::Mutex;
+use tokio_stream::StreamExt;
+use tonic::{
+    Code, Request, Response, Status, Streaming,
+    metadata::{Ascii, AsciiMetadataValue, MetadataValue},
+};
+
+use crate::{
+    proto::{self, auth_client, kv_client, lease_client, watch_client},
+    settings::ConnectionConfig,
+};
+
+/// Calls etcd; clones share connections and token.
+#[derive(Clone)]
+pub(crate) struct Client(Arc<Inner>);
+
+struct Inner {
+    addresses: Vec<String>,
+    config: ConnectionConfig,
+    connected: OnceLock<Connected>,
+    /// `None`: not asked for yet, or no longer valid.
+    token: Mutex<Option<Token>>,
+}
+
+/// Made by the first call, within the runtime of the process.
+struct Connected {
+    runtime: Runtime,
+    channel: Channel,
+    tasks: Tasks,
+}
+
+/// What a call shows: `None` where etcd wants none.
+type Token = Option<MetadataValue<Ascii>>;
+
+/// Keys from `start` up to `end`, without it; an empty `end` means the key `start` alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Range {
+    pub(crate) start: Vec<u8>,
+    pub(crate) end: Vec<u8>,
+}
+
+/// One page of a list.
+pub(crate) struct Page {
+    pub(crate) all: Vec<proto::KeyValue>,
+    pub(crate) more: bool,
+    pub(crate) revision: i64,
+    pub(crate) cluster: u64,
+}
+
+/// What became of a put that must not replace the entry of another process.
+pub(crate) enum Claim {
+    /// It is there since this revision.
+    Put { revision: i64 },
+    /// An entry with this lease is there, since this revision.
+    Taken { lease: i64, revision: i64 },
+}
+
+/// The members of the cluster, as the pipeline looks them up.
+struct Members(Vec<Arc<Instance>>);
+
+struct Once(Option<Vec<Arc<Instance>>>);
+
+/// The name of etcd in the pipeline, and in its messages.
+const ETCD: &str = "etcd";
+/// How long a call may take.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// A page of a list may have entries of any size that etcd allows, which is 1.5 MiB unless it is set otherwise.
+const MAX_MESSAGE: usize = 32 << 20;
+const TOKEN: &str = "token";
+
+// === impl Client ===
+
+impl Client {
+    /// Connects with the first call.
+    pub(crate) fn new(config: ConnectionConfig) -> Result<Self, String> {
+        let addresses = config.addresses()?;
+        let (connected, token) = (OnceLock::new(), Mutex::default());
+        Ok(Client(Arc::new(Inner { addresses, config, connected, token })))
+    }
+
+    /// The members, for messages.
+    pub(crate) fn name(&self) -> String {
+        format!("etcd at {}", self.0.addresses.join(", "))
+    }
+
+    /// Tasks that end with the last clone of the client.
+    pub(crate) fn tasks(&self) -> &Tasks {
+        &self.connected().tasks
+    }
+
+    pub(crate) fn random(&self) -> &Random {
+        self.connected().runtime.random()
+    }
+
+    /// Up to `limit` keys of `range`, all of one revision: `revision`, or the newest where that is 0.
+    pub(crate) async fn page(
+        &self,
+        range: &Range,
+        limit: usize,
+        revision: i64,
+        keys_only: bool,
+    ) -> Result<Page, Status> {
+        let Range { start, end } = range.clone();
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let message = proto::RangeRequest { key: start, range_end: end, limit, revision, keys_only };
+        let answer = self.unary(message, |channel, request| async move { kv(channel).range(request).await });
+        let proto::RangeResponse { header, kvs, more } = answer.await?;
+        let proto::ResponseHeader { cluster_id, revision } = header.unwrap_or_default();
+        Ok(Page { all: kvs, more, revision, cluster: cluster_id })
+    }
+
+    /// A lease of `ttl`, rounded up to seconds.
+    pub(crate) async fn grant(&self, ttl: Duration) -> Result<i64, Status> {
+        let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
+        let message = proto::LeaseGrantRequest { ttl: i64::try_from(seconds).unwrap_or(i64::MAX) };
+        let answer = self.unary(message, |channel, request| async move {
+            lease_client::LeaseClient::new(channel).lease_grant(request).await
+        });
+        Ok(answer.await?.id)
+    }
+
+    /// Ends a lease, and the keys that have it. One that is over already is no error.
+    pub(crate) async fn revoke(&self, lease: i64) -> Result<(), Status> {
+        let message = proto::LeaseRevokeRequest { id: lease };
+        let answer = self.unary(message, |channel, request| async move {
+            lease_client::LeaseClient::new(channel).lease_revoke(request).await
+        });
+        match answer.await {
+            Err(status) if status.code() != Code::NotFound => Err(status),
+            _ => Ok(()),
+        }
+    }
+
+    /// Renews a lease. `false`: it is over.
+    pub(crate) async fn keep_alive(&self, lease: i64) -> Result<bool, Status> {
+        let answer = self.unary(lease, |channel, request| async move {
+            let request = request.map(|id| {
+                // Open until the answer is there: etcd would take its end for that of the whole stream.
+                tokio_stream::once(proto::LeaseKeepAliveRequest { id }).chain(tokio_stream::pending())
+            });
+            let mut answers = lease_client::LeaseClient::new(channel).lease_keep_alive(request).await?;
+            let answer = answers.get_mut().message().await?;
+            let answer = answer.ok_or_else(|| Status::unavailable("etcd ended the renewal of a lease"))?;
+            Ok(Response::new(answer))
+        });
+        match answer.await {
+            Ok(answer) => Ok(answer.ttl > 0),
+            Err(status) if status.code() == Code::NotFound => Ok(false),
+            Err(status) => Err(status),
+        }
+    }
+
+    /// Puts `value` at `key` under `lease`, if no entry is there or one with a lease of `ours`.
+    pub(crate) async fn claim(
+        &self,
+        key: &[u8],
+        value: &[u8],
+        lease: i64,
+        ours: Option<i64>,
+    ) -> Result<Claim, Status> {
+        use proto::{compare, request_op::Request as Op, response_op::Response as Done};
+        let (target, union) = match ours {
+            Some(ours) => (compare::CompareTarget::Lease, compare::TargetUnion::Lease(ours)),
+            None => (compare::CompareTarget::Version, compare::TargetUnion::Version(0)),
+        };
+        let put = proto::PutRequest { key: key.into(), value: value.into(), lease };
+        let look = proto::RangeRequest { key: key.into(), ..Default::default() };
+        let message = proto::TxnRequest {
+            compare: vec![proto::Compare {
+                result: compare::CompareResult::Equal.into(),
+                target: target.into(),
+                key: key.into(),
+                target_union: Some(union),
+            }],
+            success: vec![proto::RequestOp { request: Some(Op::RequestPut(put)) }],
+            failure: vec![proto::RequestOp { request: Some(Op::RequestRange(look)) }],
+        };
+        let answer = self.txn(message).await?;
+        let revision = answer.header.unwrap_or_default().revision;
+        if answer.succeeded {
+            return Ok(Claim::Put { revision });
+        }
+        let found = answer.responses.into_iter().find_map(|op| match op.response {
+            Some(Done::ResponseRange(range)) => range.kvs.into_iter().next(),
+            _ => None,
+        });
+        match found {
+            Some(found) => Ok(Claim::Taken { lease: found.lease, revision: found.mod_revision }),
+            // Compared with a lease, and there is no entry.
+            None => Err(Status::aborted("the entry went while it was being replaced")),
+        }
+    }
+
+    /// Puts `value` at `key` under `lease`, whatever is there. The revision.
+    pub(crate) async fn put(&self, key: &[u8], value: &[u8], lease: i64) -> Result<i64, Status> {
+        let put = proto::PutRequest { key: key.into(), value: value.into(), lease };
+        let put = proto::RequestOp { request: Some(proto::request_op::Request::RequestPut(put)) };
+        let answer = self.txn(proto::TxnRequest { success: vec![put], ..Default::default() }).await?;
+        Ok(answer.header.unwrap_or_default().revision)
+    }
+
+    /// Deletes `key` if it has this lease. The revision of the deletion.
+    pub(crate) async fn delete(&self, key: &[u8], lease: i64) -> Result<Option<i64>, Status> {
+        use proto::compare;
+        let delete = proto::DeleteRangeRequest { key: key.into() };
+        let delete = proto::request_op::Request::RequestDeleteRange(delete);
+        let message = proto::TxnRequest {
+            compare: vec![proto::Compare {
+                result: compare::CompareResult::Equal.into(),
+                target: compare::CompareTarget::Lease.into(),
+                key: key.into(),
+                target_union: Some(compare::TargetUnion::Lease(lease)),
+            }],
+            success: vec![proto::RequestOp { request: Some(delete) }],
+            failure: Vec::new(),
+        };
+        let answer = self.txn(message).await?;
+        Ok(answer.succeeded.then(|| answer.header.unwrap_or_default().revision))
+    }
+
+    /// Follows `range` from the revision `start`. A member that has lost its leader ends it.
+    pub(crate) async fn watch(
+        &self,
+        range: &Range,
+        start: i64,
+    ) -> Result<Streaming<proto::WatchResponse>, Status> {
+        let Range { start: key, end: range_end } = range.clone();
+        let create = proto::WatchCreateRequest {
+            key,
+            range_end,
+            start_revision: start,
+            progress_notify: true,
+            fragment: true,
+        };
+        let create = proto::watch_request::RequestUnion::CreateRequest(create);
+        let create = proto::WatchRequest { request_union: Some(create) };
+        let token = self.token().await?;
+        let messages = tokio_stream::once(create).chain(tokio_stream::pending());
+        let client = watch_client::WatchClient::new(self.channel()).max_decoding_message_size(MAX_MESSAGE);
+        let answer = { client }.watch(signed(Request::new(messages), &token)).await;
+        match answer {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(status) => {
+                self.forget_token_of(&status, &token).await;
+                Err(status)
+            }
+        }
+    }
+
+    /// Forgets the token where `status` says that etcd does not take it.
+    pub(crate) async fn is_refused(&self, status: &Status) {
+        if is_bad_token(status) {
+            *self.0.token.lock().await = None;
+        }
+    }
+
+    async fn txn(&self, message: proto::TxnRequest) -> Result<proto::TxnResponse, Status> {
+        let answer = self.unary(message, |channel, request| async move { kv(channel).txn(request).await });
+        answer.await
+    }
+
+    /// One call, with a new token where etcd does not take the one it has.
+    async fn unary<M, A, F, Fut>(&self, message: M, send: F) -> Result<A, Status>
+    where
+        M: Clone,
+        F: Fn(Channel, Request<M>) -> Fut,
+        Fut: Future<Output = Result<Response<A>, Status>>,
+    {
+        let mut is_second = false;
+        loop {
+            let token = self.token().await?;
+            let mut request = signed(Request::new(message.clone()), &token);
+            request.set_timeout(TIMEOUT);
+            let sent = tokio::time::timeout(TIMEOUT, send(self.channel(), request)).await;
+            match sent.unwrap_or_else(|_| Err(Status::deadline_exceeded("etcd has not answered within 2 s")))
+            {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) => {
+                    let is_again = self.forget_token_of(&status, &token).await;
+                    if !is_again || std::mem::replace(&mut is_second, true) {
+                        return Err(status);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The token, authenticating first where there is none. Calls that come meanwhile wait for the same one.
+    async fn token(&self) -> Result<Token, Status> {
+        let Some(user) = &self.0.config.user else { return Ok(None) };
+        let mut token = self.0.token.lock().await;
+        if let Some(token) = &*token {
+            return Ok(token.clone());
+        }
+        let password = self.password().await?;
+        let mut request =
+            Request::new(proto::AuthenticateRequest { name: user.clone(), password }).detached();
+        request.set_timeout(TIMEOUT);
+        let answer = auth_client::AuthClient::new(self.channel()).authenticate(request).await;
+        let new = match answer {
+            Ok(answer) => {
+                let new: Result<AsciiMetadataValue, _> = answer.into_inner().token.parse();
+                let mut new = new.map_err(|_| Status::internal("etcd's token can't be sent back"))?;
+                new.set_sensitive(true);
+                Some(new)
+            }
+            // Authentication is off: whoever asks is answered.
+            Err(status) if status.code() == Code::FailedPrecondition => None,
+            Err(status) => return Err(status),
+        };
+        *token = Some(new.clone());
+        Ok(new)
+    }
+
+    /// Does `status` say that `used` is no longer valid? Then the next call has a new one.
+    async fn forget_token_of(&self, status: &Status, used: &Token) -> bool {
+        if self.0.config.user.is_none() || !is_bad_token(status) {
+            return false;
+        }
+        let mut token = self.0.token.lock().await;
+        if token.as_ref() == Some(used) {
+            *token = None;
+        }
+        true
+    }
+
+    async fn password(&self) -> Result<String, Status> {
+        let config = &self.0.config;
+        if let Some(path) = &config.password_file {
+            let read = tokio::fs::read_to_string(path).await;
+            let why = |error| Status::unauthenticated(format!("password_file {}: {error}", path.display()));
+            return read.map(|text| text.trim().to_owned()).map_err(why);
+        }
+        let variable = config.password_env.as_deref().unwrap_or_default();
+        std::env::var(variable)
+            .map_err(|_| Status::unauthenticated(format!("the environment has no variable `{variable}`")))
+    }
+
+    fn channel(&self) -> Channel {
+        self.connected().channel.clone()
+    }
+
+    fn connected(&self) -> &Connected {
+        self.0.connected.get_or_init(|| Connected::new(&self.0.addresses))
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Client").field(&self.0.addresses).finish()
+    }
+}
+
+fn kv(channel: Channel) -> kv_client::KvClient<Channel> {
+    kv_client::KvClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
+}
+
+/// A member that has lost its leader refuses, rather than answer with what it knew; and the call is nobody's part.
+fn signed<M>(request: Request<M>, token: &Token) -> Request<M> {
+    let mut request = request.detached();
+    request.metadata_mut().insert("hasleader", AsciiMetadataValue::from_static("true"));
+    if let Some(token) = token {
+        request.metadata_mut().insert(TOKEN, token.clone());
+    }
+    request
+}
+
+/// The token is unknown, or over; or users were changed since; or there was no need for one at first.
+fn is_bad_token(status: &Status) -> bool {
+    let says = |words| status.message().contains(words);
+    says("invalid auth token") || says("revision of auth store is old") || says("user name is empty")
+}
+
+/// Has etcd dropped the revision that was asked for?
+pub(crate) fn is_compacted(status: &Status) -> bool {
+    status.code() == Code::OutOfRange && status.message().contains("compacted")
+}
+
+/// Is the page too large for a message?
+pub(crate) fn is_too_large(status: &Status) -> bool {
+    let too_large = matches!(status.code(), Code::ResourceExhausted | Code::OutOfRange);
+    too_large && !is_compacted(status) && status.message().contains("message")
+}
+
+// === impl Connected ===
+
+impl Connected {
+    fn new(addresses: &[String]) -> Self {
+        let member = |address: &String| {
+            Arc::new(Instance::new(ETCD, address.as_str()).with_address("grpc", address.as_str()))
+        };
+        let members = Members(addresses.iter().map(member).collect());
+        let runtime = Runtime::builder(ETCD).registry(Arc::new(members)).build();
+        let runtime = runtime.expect("the names of metrics are free in a registry of one's own");
+        let mut settings = Settings::default();
+        // Who asks waits by itself; one that refuses meanwhile would only be late with the news.
+        settings.outbound.defaults.breaker = Some(Switch::Off);
+        if let Err(problems) = runtime.apply(&settings, 1, "etcd") {
+            unreachable!("the settings have no names and no numbers: {problems:?}");
+        }
+        let config = ClientConfig {
+            // An entry has to be back 2 s after etcd is.
+            max_backoff: PositiveSpan::from_millis(500),
+            // etcd closes connections that ask more often than every 5 s.
+            keep_alive_interval: Span(Duration::from_secs(6)),
+            keep_alive_timeout: PositiveSpan::from_millis(3_000),
+            ..ClientConfig::default()
+        };
+        let transport = Arc::new(GrpcTransport::new(Arc::new(Network::default()), config));
+        let channel =
+            Channel::new(ETCD, pipeline::client(&runtime, ETCD, &transport)).max_message(MAX_MESSAGE);
+        Connected { runtime, channel, tasks: Tasks::new() }
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.tasks.cancel();
+    }
+}
+
+// === impl Range ===
+
+impl Range {
+    pub(crate) fn key(key: impl Into<Vec<u8>>) -> Self {
+        Range { start: key.into(), end: Vec::new() }
+    }
+
+    /// All keys that begin with `prefix`.
+    pub(crate) fn prefix(prefix: impl Into<Vec<u8>>) -> Self {
+        let start = prefix.into();
+        let mut end = start.clone();
+        while let Some(last) = end.pop() {
+            if last < u8::MAX {
+                end.push(last + 1);
+                return Range { start, end };
+            }
+        }
+        Range { start, end: vec![0] } // there is no key above it: up to the last
+    }
+
+    /// What comes after `key`.
+    pub(crate) fn after(&self, key: &[u8]) -> Self {
+        let mut start = key.to_vec();
+        start.push(0);
+        Range { start, end: self.end.clone() }
+    }
+}
+
+// === impl Members ===
+
+#[async_trait]
+impl Registry for Members {
+    fn name(&self) -> &str {
+        ETCD
+    }
+
+    async fn register(&self, _: Instance) -> Result<Box<dyn Registration>, RegistryError> {
+        Err(RegistryError::unsupported("the members of etcd stand in the settings"))
+    }
+
+    async fn watch(&self, _: &str) -> Result<Box<dyn Watcher>, RegistryError> {
+        Ok(Box::new(Once(Some(self.0.clone()))))
+    }
+
+    fn never_blocks(&self) -> bool {
+        true
+    }
+}
+
+#[async_trait]
+impl Watcher for Once {
+    async fn next(&mut self) -> Result<Membership, RegistryError> {
+        match self.0.take() {
+            Some(all) => Ok(Membership::Known(all)),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_has_an_end() {
+        for (prefix, end) in
+            [(&b"/a/"[..], &b"/a0"[..]), (b"a\xff", b"b"), (b"\xff\xff", b"\0"), (b"", b"\0")]
+        {
+            assert_eq!(Range::prefix(prefix).end, end, "{prefix:?}");
+        }
+    }
+}

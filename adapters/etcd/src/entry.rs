@@ -1,0 +1,137 @@
+//! How an instance stands in etcd: its key, and its value in JSON.
+use chassis_core::{
+    TextMap,
+    registry::{Instance, RegistryError},
+};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
+use serde::{Deserialize, Serialize};
+
+/// The value of an entry. Keys that a newer writer adds are passed over.
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    id: String,
+    #[serde(default)]
+    service: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    version: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    zone: String,
+    addresses: TextMap,
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    weight: u32,
+    #[serde(default, skip_serializing_if = "TextMap::is_empty")]
+    labels: TextMap,
+}
+
+/// What stands in a key as it is.
+const ESCAPED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+/// A larger value is no instance: it would be kept in the memory of every process that calls the service.
+const MAX_VALUE: usize = 64 << 10;
+
+fn one() -> u32 {
+    1
+}
+
+fn is_one(weight: &u32) -> bool {
+    *weight == 1
+}
+
+/// What the keys of all services begin with.
+pub(crate) fn services(prefix: &str) -> String {
+    format!("{}/services/", prefix.trim_end_matches('/'))
+}
+
+/// What the keys of `service` begin with.
+pub(crate) fn service(prefix: &str, service: &str) -> String {
+    format!("{}{}/", services(prefix), utf8_percent_encode(service, &ESCAPED))
+}
+
+/// The key of one instance.
+pub(crate) fn key(prefix: &str, of: &str, id: &str) -> String {
+    format!("{}{}", service(prefix, of), utf8_percent_encode(id, &ESCAPED))
+}
+
+/// The service that a key below [`services`] belongs to.
+pub(crate) fn service_of(key: &[u8], below: &str) -> Option<String> {
+    let rest = key.strip_prefix(below.as_bytes())?;
+    let end = rest.iter().position(|byte| *byte == b'/')?;
+    percent_decode(&rest[..end]).decode_utf8().ok().map(|name| name.into_owned())
+}
+
+/// The value of the entry of `instance`.
+pub(crate) fn write(instance: &Instance) -> Vec<u8> {
+    let Instance { id, service, version, zone, addresses, weight, labels } = instance.clone();
+    let entry = Entry { id, service, version, zone, addresses, weight, labels };
+    serde_json::to_vec(&entry).expect("texts and numbers can be written as JSON")
+}
+
+/// The instance of a value at a key that ends in `id`, of `service`.
+///
+/// # Errors
+/// Why it is none, or can't be called.
+pub(crate) fn read(value: &[u8], service: &str, id: &[u8]) -> Result<Instance, RegistryError> {
+    if value.len() > MAX_VALUE {
+        return Err(RegistryError::new(format!("it has {} bytes, {MAX_VALUE} are allowed", value.len())));
+    }
+    let entry: Entry =
+        serde_json::from_slice(value).map_err(|error| RegistryError::new(error.to_string()))?;
+    let Entry { id: own, service: of, version, zone, addresses, weight, labels } = entry;
+    let at = percent_decode(id).decode_utf8_lossy();
+    if own != at {
+        return Err(RegistryError::new(format!("its id is `{}`", own.escape_debug())));
+    }
+    let mut instance = Instance { id: own, service: of, version, zone, addresses, weight, labels };
+    instance.check_for(service)?;
+    instance.service = service.to_owned();
+    Ok(instance)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_hold_any_name() {
+        assert_eq!(key("/chassis", "stock", "stock-1"), "/chassis/services/stock/stock-1");
+        assert_eq!(key("/a/", "a/b", "100 %"), "/a/services/a%2Fb/100%20%25");
+        for name in ["stock", "../x", "/", "naïve 名", "a\nb", "%2e"] {
+            let key = key("", name, name);
+            assert_eq!(service_of(key.as_bytes(), "/services/").as_deref(), Some(name));
+        }
+        assert_eq!(service_of(b"/services/stock", "/services/"), None);
+        assert_eq!(service_of(b"/other/stock/a", "/services/"), None);
+    }
+
+    #[test]
+    fn an_instance_is_read_as_it_was_written() {
+        let mut stock =
+            Instance::new("stock", "a").with_address("grpc", "10.0.0.5:50051").with_label("t", "x");
+        assert_eq!(
+            String::from_utf8(write(&stock)).unwrap(),
+            r#"{"id":"a","service":"stock","addresses":{"grpc":"10.0.0.5:50051"},"labels":{"t":"x"}}"#
+        );
+        stock = stock.with_weight(0);
+        (stock.version, stock.zone) = ("1.2".into(), "eu".into());
+        assert_eq!(read(&write(&stock), "stock", b"a").unwrap(), stock);
+    }
+
+    #[test]
+    fn what_is_no_instance_of_the_service_is_refused_with_a_reason() {
+        for (value, why) in [
+            (r#"{"id":"a""#.to_owned(), "EOF"),
+            ("\0".to_owned(), "expected value"),
+            (r#"{"id":"a"}"#.to_owned(), "missing field `addresses`"),
+            (r#"{"id":"b","addresses":{"grpc":"h:1"}}"#.to_owned(), "its id is `b`"),
+            (r#"{"id":"a","service":"other","addresses":{"grpc":"h:1"}}"#.to_owned(), "belongs to `other`"),
+            (r#"{"id":"a","addresses":{"grpc":"h:0"}}"#.to_owned(), "port 0"),
+            (r#"{"id":"a","addresses":{}}"#.to_owned(), "no address"),
+            (r#"{"id":"a","addresses":{"grpc":"h:1"},"weight":-1}"#.to_owned(), "invalid value"),
+            ("x".repeat(MAX_VALUE + 1), "65536 are allowed"),
+        ] {
+            let error = read(value.as_bytes(), "stock", b"a").expect_err(&value).to_string();
+            assert!(error.contains(why), "{value}: {error}");
+        }
+        let newer = r#"{"id":"a","addresses":{"grpc":"h:1"},"priority":7}"#;
+        assert_eq!(read(newer.as_bytes(), "stock", b"a").unwrap().service, "stock");
+    }
+}

@@ -1,0 +1,95 @@
+//! How long to wait before etcd is asked again: a plain value.
+use std::time::Duration;
+
+use chassis_core::{Random, clock::Instant};
+
+/// The pauses of one client in a row of failures.
+///
+/// At first it is asked again soon, so that a restart of etcd costs a moment. After [`LONG`] many clients wait for
+/// the same server: from then on each asks once in `jitter`, at a moment of its own, so that its return is no rush.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    jitter: Duration,
+    failures: u32,
+    /// When the first of the row failed.
+    since: Option<Instant>,
+    /// Its own moment is drawn.
+    is_spread: bool,
+}
+
+/// An outage of this length is a long one.
+const LONG: Duration = Duration::from_secs(30);
+/// The first pause. It doubles with each failure.
+const FIRST: Duration = Duration::from_millis(50);
+/// The longest pause in a short outage: an entry is back 2 s after etcd is.
+const MOST: Duration = Duration::from_millis(500);
+
+// === impl Pace ===
+
+impl Pace {
+    pub(crate) fn new(jitter: Duration) -> Self {
+        Pace { jitter, failures: 0, since: None, is_spread: false }
+    }
+
+    /// It worked.
+    pub(crate) fn reset(&mut self) {
+        *self = Pace::new(self.jitter);
+    }
+
+    /// It failed at `now`: how long to wait.
+    pub(crate) fn next(&mut self, now: Instant, random: &Random) -> Duration {
+        let since = *self.since.get_or_insert(now);
+        self.failures = self.failures.saturating_add(1);
+        if now < since + LONG || self.jitter.is_zero() {
+            let pause = (FIRST * (1 << (self.failures - 1).min(8))).min(MOST);
+            return random.between(pause / 2, pause);
+        }
+        match std::mem::replace(&mut self.is_spread, true) {
+            false => random.between(Duration::ZERO, self.jitter),
+            true => random.between(self.jitter * 9 / 10, self.jitter),
+        }
+    }
+
+    /// How many attempts in a row have failed.
+    pub(crate) fn failures(&self) -> u32 {
+        self.failures
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// After how many milliseconds after its return a server that was away for `outage` is asked.
+    fn asked_after(outage: Duration, random: &Random) -> u128 {
+        let start = Instant::now();
+        let (mut pace, mut now) = (Pace::new(Duration::from_secs(5)), start);
+        while now < start + outage {
+            now += pace.next(now, random);
+        }
+        (now - (start + outage)).as_millis()
+    }
+
+    #[test]
+    fn a_server_that_was_away_for_a_moment_is_asked_soon() {
+        let random = Random::seeded(7);
+        for outage in [1, 50, 1_000, 10_000, 29_000] {
+            for _ in 0..100 {
+                let after = asked_after(Duration::from_millis(outage), &random);
+                assert!(after <= 500, "{after} ms after {outage} ms");
+            }
+        }
+    }
+
+    #[test]
+    fn many_clients_do_not_ask_a_server_at_once_that_was_away_for_long() {
+        let random = Random::seeded(7);
+        for outage in [60, 95, 600] {
+            let mut seconds = [0; 6];
+            for _ in 0..200 {
+                seconds[(asked_after(Duration::from_secs(outage), &random) / 1_000) as usize] += 1;
+            }
+            assert!(seconds.iter().all(|one| *one <= 50), "in each second after {outage} s: {seconds:?}");
+        }
+    }
+}

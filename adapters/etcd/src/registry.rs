@@ -1,0 +1,361 @@
+//! The registry: an entry for each instance, and a follower for each service that is called.
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use chassis_core::{
+    BoxError, Kind,
+    registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
+    settings::Problem,
+};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tonic::Status;
+
+use crate::{
+    client::{Client, Range},
+    entry,
+    follow::{Entries, View, follow},
+    lease::{Entry, Lease},
+    proto,
+    settings::EtcdConfig,
+};
+
+/// Instances in etcd, each as an entry with a lease.
+///
+/// Clones share connections and what is followed. A process follows each service that it calls once, however many
+/// clients it has. What is known stays when etcd can't be reached; a watcher tells that once, as an error, and goes on
+/// by itself when etcd is back.
+///
+/// A registration replaces an entry of the same id, which a process that restarts may have left behind. If another
+/// process replaces it, this one logs that, and puts its own up again when that one goes.
+///
+/// ```no_run
+/// use chassis_core::registry::{Instance, Registry};
+/// use chassis_etcd::{EtcdConfig, EtcdRegistry};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// let registry = EtcdRegistry::new(EtcdConfig::at(["10.0.0.5:2379", "10.0.0.6:2379"]))?;
+/// let stock = Instance::new("stock", "stock-1").with_address("grpc", "10.0.0.7:50051");
+/// let registration = registry.register(stock).await?;
+/// registration.deregister().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct EtcdRegistry(Arc<Inner>);
+
+struct Inner {
+    config: EtcdConfig,
+    client: Client,
+    followed: Mutex<HashMap<String, Arc<Followed>>>,
+}
+
+/// A service that is followed, for all its watchers.
+struct Followed {
+    service: String,
+    state: watch::Receiver<State>,
+    /// The task of the follower ends with it.
+    _over: watch::Sender<()>,
+}
+
+/// What is known of a service.
+#[derive(Clone, Default)]
+struct State {
+    known: Option<Membership>,
+    /// The revision it is of.
+    revision: i64,
+    /// Counts what was told.
+    number: u64,
+    trouble: Option<Arc<Trouble>>,
+}
+
+/// etcd can't be reached: told to one watcher, which is asked anew for it.
+struct Trouble {
+    why: String,
+    is_told: AtomicBool,
+}
+
+/// Follows one service.
+struct ServiceWatcher {
+    followed: Arc<Followed>,
+    registry: EtcdRegistry,
+    state: watch::Receiver<State>,
+    /// The number of what it told last.
+    told: Option<u64>,
+}
+
+/// Makes instances of the entries of a service.
+struct Instances {
+    client: Client,
+    service: String,
+    below: String,
+    was_known: bool,
+    state: watch::Sender<State>,
+    refused: u64,
+}
+
+struct Registered {
+    registry: EtcdRegistry,
+    service: String,
+    lease: Lease,
+}
+
+struct EtcdKind;
+
+/// Everything is listed again so often, in case that a change was lost on its way.
+const LIST_EVERY: Duration = Duration::from_secs(300);
+/// A service without watchers is followed on for so long: who asks anew after an error finds what was known.
+const LINGER: Duration = Duration::from_secs(60);
+/// How long a deregistration waits until watchers of this process have heard of it.
+const HEARD: Duration = Duration::from_secs(1);
+/// Keys that are read at a time to find the names of services.
+const NAMES: usize = 2_000;
+/// So many refused entries of a service are named in the log.
+const MAX_WARNINGS: u64 = 10;
+
+// === impl EtcdRegistry ===
+
+impl EtcdRegistry {
+    /// The kind that settings choose by `registry: { kind: etcd }`.
+    pub fn kind() -> impl Kind<Config = EtcdConfig, Made = Arc<dyn Registry>> {
+        EtcdKind
+    }
+
+    /// Connects with its first use.
+    ///
+    /// # Errors
+    /// What is wrong with `config`.
+    pub fn new(config: EtcdConfig) -> Result<Self, BoxError> {
+        if let [problem, ..] = &config.check()[..] {
+            return Err(problem.to_string().into());
+        }
+        let client = Client::new(config.connection())?;
+        Ok(EtcdRegistry(Arc::new(Inner { config, client, followed: Mutex::default() })))
+    }
+
+    /// The follower of `service`, begun if there is none.
+    fn follow(&self, service: &str) -> Arc<Followed> {
+        let mut followed = self.followed();
+        if let Some(followed) = followed.get(service) {
+            return followed.clone();
+        }
+        let EtcdConfig { prefix, jitter, .. } = &self.0.config;
+        let below = entry::service(prefix, service);
+        let (range, jitter, client) = (Range::prefix(below.as_str()), jitter.0, self.0.client.clone());
+        let (state, known) = watch::channel(State::default());
+        let (over, mut is_over) = watch::channel(());
+        let new = Arc::new(Followed { service: service.to_owned(), state: known, _over: over });
+        let view = Instances {
+            client: client.clone(),
+            service: service.to_owned(),
+            below,
+            was_known: false,
+            state,
+            refused: 0,
+        };
+        self.0.client.tasks().spawn(async move {
+            let mut view = view;
+            tokio::select! {
+                _ = is_over.changed() => {}
+                () = follow(&client, range, jitter, LIST_EVERY, &mut view) => {}
+            }
+        });
+        followed.insert(service.to_owned(), new.clone());
+        new
+    }
+
+    /// Waits until a watcher of this process would tell what happened to `service` at `revision`.
+    async fn heard(&self, service: &str, revision: i64) {
+        let followed = self.followed().get(service).cloned();
+        let Some(followed) = followed else { return };
+        let mut state = followed.state.clone();
+        let _ = timeout(HEARD, state.wait_for(|state| state.revision >= revision)).await;
+    }
+
+    /// Nothing panics while it is held; a poisoned lock would be as good as new.
+    fn followed(&self) -> MutexGuard<'_, HashMap<String, Arc<Followed>>> {
+        self.0.followed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Registry for EtcdRegistry {
+    fn name(&self) -> &str {
+        "etcd"
+    }
+
+    async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
+        if instance.service.is_empty() {
+            let message = format!("instance `{}` doesn't say which service it belongs to", instance.id);
+            return Err(RegistryError::new(message));
+        }
+        instance.check()?;
+        let Inner { config, client, .. } = &*self.0;
+        let entry = Entry {
+            key: entry::key(&config.prefix, &instance.service, &instance.id),
+            value: entry::write(&instance),
+            ttl: config.lease.get(),
+            jitter: config.jitter.0,
+        };
+        let lease = Lease::begin(client, entry).await.map_err(|status| error(client, &status))?;
+        let (registry, service) = (self.clone(), instance.service);
+        Ok(Box::new(Registered { registry, service, lease }))
+    }
+
+    async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
+        let followed = self.follow(service);
+        let state = followed.state.clone();
+        Ok(Box::new(ServiceWatcher { followed, registry: self.clone(), state, told: None }))
+    }
+
+    async fn services(&self) -> Vec<String> {
+        let below = entry::services(&self.0.config.prefix);
+        let mut range = Range::prefix(below.as_str());
+        let (mut names, mut revision) = (BTreeMap::new(), 0);
+        loop {
+            // A list that is not whole would be worse than none.
+            let Ok(page) = self.0.client.page(&range, NAMES, revision, true).await else { return Vec::new() };
+            revision = page.revision;
+            for entry in &page.all {
+                if let Some(name) = entry::service_of(&entry.key, &below) {
+                    names.insert(name, ());
+                }
+            }
+            match page.all.last().filter(|_| page.more) {
+                Some(last) => range = range.after(&last.key),
+                None => return names.into_keys().collect(),
+            }
+        }
+    }
+
+    fn never_blocks(&self) -> bool {
+        true
+    }
+}
+
+/// Why etcd could not be asked. It never holds a password or a token.
+fn error(client: &Client, status: &Status) -> RegistryError {
+    RegistryError::new(crate::why(client, status))
+}
+
+// === impl Registered ===
+
+#[async_trait]
+impl Registration for Registered {
+    async fn deregister(self: Box<Self>) -> Result<(), RegistryError> {
+        let Registered { registry, service, lease } = *self;
+        let deleted = lease.end().await.map_err(|status| error(&registry.0.client, &status))?;
+        if let Some(revision) = deleted {
+            registry.heard(&service, revision).await;
+        }
+        Ok(())
+    }
+}
+
+// === impl ServiceWatcher ===
+
+#[async_trait]
+impl Watcher for ServiceWatcher {
+    async fn next(&mut self) -> Result<Membership, RegistryError> {
+        loop {
+            {
+                let state = self.state.borrow_and_update();
+                if let Some(known) = state.known.as_ref().filter(|_| self.told != Some(state.number)) {
+                    self.told = Some(state.number);
+                    return Ok(known.clone());
+                }
+                let untold = |trouble: &&Arc<Trouble>| !trouble.is_told.swap(true, Ordering::Relaxed);
+                if let Some(trouble) = state.trouble.as_ref().filter(untold) {
+                    return Err(RegistryError::new(trouble.why.clone()));
+                }
+            }
+            if self.state.changed().await.is_err() {
+                return Err(RegistryError::new("the process ends"));
+            }
+        }
+    }
+}
+
+impl Drop for ServiceWatcher {
+    fn drop(&mut self) {
+        let (registry, followed) = (Arc::downgrade(&self.registry.0), Arc::downgrade(&self.followed));
+        self.registry.0.client.tasks().spawn(async move {
+            sleep(LINGER).await;
+            let (Some(registry), Some(followed)) = (registry.upgrade(), followed.upgrade()) else { return };
+            let mut all = registry.followed.lock().unwrap_or_else(PoisonError::into_inner);
+            // The table's own, and this one.
+            if Arc::strong_count(&followed) == 2 {
+                all.remove(&followed.service);
+            }
+        });
+    }
+}
+
+// === impl Instances ===
+
+impl View for Instances {
+    /// `None`: it was refused.
+    type Entry = Option<Arc<Instance>>;
+
+    fn read(&mut self, entry: &proto::KeyValue) -> Self::Entry {
+        let id = entry.key.get(self.below.len()..).unwrap_or_default();
+        match entry::read(&entry.value, &self.service, id) {
+            Ok(instance) => Some(Arc::new(instance)),
+            Err(why) => {
+                self.refused += 1;
+                let (key, revision) = (String::from_utf8_lossy(&entry.key), entry.mod_revision);
+                if self.refused <= MAX_WARNINGS {
+                    tracing::warn!(target: "chassis", key = %key.escape_debug(), revision, %why, "instance refused");
+                } else {
+                    tracing::debug!(target: "chassis", key = %key.escape_debug(), revision, %why, "instance refused");
+                }
+                None
+            }
+        }
+    }
+
+    fn show(&mut self, all: &Entries<Self::Entry>, revision: i64) {
+        let instances: Vec<_> = all.values().filter_map(|(_, instance)| instance.clone()).collect();
+        self.was_known |= !all.is_empty();
+        let known = match self.was_known {
+            true => Membership::Known(instances),
+            false => Membership::Unknown,
+        };
+        self.state.send_modify(|state| {
+            *state = State { known: Some(known), revision, number: state.number + 1, trouble: None };
+        });
+    }
+
+    fn fail(&mut self, why: &Status) {
+        let why = crate::why(&self.client, why);
+        let trouble = Some(Arc::new(Trouble { why, is_told: AtomicBool::new(false) }));
+        self.state.send_modify(|state| state.trouble = trouble);
+    }
+}
+
+// === impl EtcdKind ===
+
+impl Kind for EtcdKind {
+    type Config = EtcdConfig;
+    type Made = Arc<dyn Registry>;
+
+    fn name(&self) -> &str {
+        "etcd"
+    }
+
+    fn check(&self, config: &EtcdConfig) -> Vec<Problem> {
+        config.check()
+    }
+
+    fn make(&self, config: &EtcdConfig) -> Result<Arc<dyn Registry>, BoxError> {
+        Ok(Arc::new(EtcdRegistry::new(config.clone())?))
+    }
+}

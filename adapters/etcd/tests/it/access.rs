@@ -1,0 +1,109 @@
+//! Users and passwords.
+use std::time::Duration;
+
+use chassis_core::registry::{Membership, Registry};
+use chassis_etcd::{EtcdConfig, EtcdRegistry};
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::{
+    registry::{PATIENCE, ids_of, register_soon, stock, until},
+    server::{Etcd, b64},
+    trials::Ran,
+};
+
+trials! {
+    a_user_with_a_password_is_let_in
+    a_token_is_renewed
+}
+
+const SECRET: &str = "hunter2-is-secret";
+
+/// etcd that lets `app` use the keys below `/chassis/`, and nobody else anything.
+async fn guarded(more: &[&str]) -> Result<Etcd, crate::trials::NotRun> {
+    let etcd = Etcd::start_with(more).await?;
+    for (path, body) in [
+        ("user/add", json!({ "name": "root", "password": SECRET })),
+        ("role/add", json!({ "name": "root" })),
+        ("user/grant", json!({ "user": "root", "role": "root" })),
+        ("user/add", json!({ "name": "app", "password": SECRET })),
+        ("role/add", json!({ "name": "app" })),
+        ("user/grant", json!({ "user": "app", "role": "app" })),
+        (
+            "role/grant",
+            json!({ "name": "app", "perm": {
+                "permType": "READWRITE", "key": b64("/chassis/"), "range_end": b64("/chassis0") } }),
+        ),
+        ("enable", json!({})),
+    ] {
+        let answer = etcd.post(&format!("/v3/auth/{path}"), body).await;
+        assert!(answer.get("error").is_none(), "{path}: {answer}");
+    }
+    Ok(etcd)
+}
+
+/// The settings of `app`, with the file of its password.
+fn app(etcd: &Etcd, password: &str) -> (EtcdConfig, tempfile::NamedTempFile) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("{password}\n")).unwrap();
+    let (user, password_file) = (Some("app".to_owned()), Some(file.path().to_owned()));
+    (EtcdConfig { user, password_file, ..EtcdConfig::at([etcd.address.as_str()]) }, file)
+}
+
+async fn a_user_with_a_password_is_let_in() -> Ran {
+    let etcd = guarded(&[]).await?;
+    let (config, file) = app(&etcd, SECRET);
+    let registry = EtcdRegistry::new(config.clone()).unwrap();
+    let a = registry.register(stock("a")).await.unwrap();
+    let mut watcher = registry.watch("stock").await.unwrap();
+    until(&mut watcher, &["a"]).await;
+
+    // Others are refused, with a reason and without the secret.
+    let nobody = EtcdRegistry::new(EtcdConfig::at([etcd.address.as_str()])).unwrap();
+    let error = nobody.register(stock("b")).await.err().unwrap().to_string();
+    assert!(error.contains("user name is empty"), "{error}");
+    let error = nobody.watch("stock").await.unwrap().next().await.unwrap_err().to_string();
+    assert!(error.contains("user name is empty"), "{error}");
+    let elsewhere = EtcdRegistry::new(EtcdConfig { prefix: "/else".into(), ..config.clone() }).unwrap();
+    let error = elsewhere.register(stock("b")).await.err().unwrap().to_string();
+    assert!(error.contains("permission denied"), "{error}");
+    std::fs::write(file.path(), "hunter3-is-wrong").unwrap();
+    let wrong = EtcdRegistry::new(config).unwrap();
+    let error = wrong.register(stock("b")).await.err().unwrap();
+    let said = format!("{error} {error:?}");
+    assert!(said.contains("authentication failed"), "{said}");
+    assert!(!said.contains("hunter"), "{said}");
+
+    a.deregister().await.unwrap();
+    until(&mut watcher, &[]).await;
+    Ok(())
+}
+
+async fn a_token_is_renewed() -> Ran {
+    let mut etcd = guarded(&["--auth-token-ttl=2"]).await?;
+    let (config, _file) = app(&etcd, SECRET);
+    let registry = EtcdRegistry::new(config.clone()).unwrap();
+    let a = registry.register(stock("a")).await.unwrap();
+    let mut watcher = registry.watch("stock").await.unwrap();
+    until(&mut watcher, &["a"]).await;
+    // Tokens of this kind are gone with the server.
+    etcd.kill().await;
+    etcd.run().await;
+    let b = register_soon(&registry, stock("b")).await;
+    let told = timeout(PATIENCE, async {
+        loop {
+            if let Ok(told) = watcher.next().await
+                && ids_of(&told).contains(&"b")
+            {
+                return told;
+            }
+        }
+    });
+    assert!(matches!(told.await.unwrap(), Membership::Known(_)));
+    // And they are over after a while without a call.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    b.deregister().await.unwrap();
+    until(&mut watcher, &["a"]).await;
+    a.deregister().await.unwrap();
+    Ok(())
+}

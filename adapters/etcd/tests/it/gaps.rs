@@ -1,0 +1,132 @@
+//! A watcher that was cut off finds everything that happened meanwhile, deletions too.
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use chassis_core::{
+    Random,
+    registry::{Registration, Registry},
+};
+use chassis_etcd::{EtcdConfig, EtcdRegistry};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::AbortHandle,
+    time::Instant,
+};
+
+use crate::{
+    registry::{registry, stock, until},
+    server::Etcd,
+    trials::Ran,
+};
+
+trials! {
+    no_update_is_lost_over_gaps
+    a_config_watcher_loses_nothing_over_gaps
+}
+
+/// A way to etcd that can be cut.
+pub(crate) struct Proxy {
+    pub(crate) address: String,
+    open: watch::Sender<bool>,
+    connections: Arc<Mutex<Vec<AbortHandle>>>,
+}
+
+/// The series of gaps ends after this time, and after [`GAPS`] at the latest.
+const LASTS: Duration = Duration::from_secs(15);
+const GAPS: usize = 200;
+
+impl Proxy {
+    pub(crate) async fn start(to: &str) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (open, is_open) = watch::channel(true);
+        let connections = Arc::new(Mutex::new(Vec::<AbortHandle>::new()));
+        let (all, to) = (connections.clone(), to.to_owned());
+        tokio::spawn(async move {
+            loop {
+                let (mut from, _) = listener.accept().await.unwrap();
+                if !*is_open.borrow() {
+                    continue; // closed at once
+                }
+                let to = to.clone();
+                let connection = tokio::spawn(async move {
+                    let mut to = TcpStream::connect(to).await?;
+                    copy_bidirectional(&mut from, &mut to).await
+                });
+                all.lock().unwrap().push(connection.abort_handle());
+            }
+        });
+        Proxy { address, open, connections }
+    }
+
+    pub(crate) fn cut(&self) {
+        self.open.send_replace(false);
+        self.connections.lock().unwrap().drain(..).for_each(|connection| connection.abort());
+    }
+
+    pub(crate) fn heal(&self) {
+        self.open.send_replace(true);
+    }
+}
+
+async fn no_update_is_lost_over_gaps() -> Ran {
+    let etcd = Etcd::start().await?;
+    let proxy = Proxy::start(&etcd.address).await;
+    let reader = EtcdRegistry::new(EtcdConfig::at([proxy.address.as_str()])).unwrap();
+    let writer = registry(&etcd);
+    let mut watcher = reader.watch("stock").await.unwrap();
+    let mut there: BTreeMap<String, Box<dyn Registration>> = BTreeMap::new();
+    let random = Random::seeded(5);
+    let (begun, mut gaps, mut longest) = (Instant::now(), 0, Duration::ZERO);
+    while gaps < GAPS && begun.elapsed() < LASTS {
+        proxy.cut();
+        for _ in 0..1 + random.below(10) {
+            let id = format!("i{:02}", random.below(20));
+            match there.remove(&id) {
+                Some(registration) => registration.deregister().await.unwrap(),
+                None => drop(there.insert(id.clone(), writer.register(stock(&id)).await.unwrap())),
+            }
+        }
+        if gaps % 2 == 0 {
+            etcd.compact().await;
+        }
+        // In the middle of it, too.
+        proxy.heal();
+        let healed = Instant::now();
+        let ids: Vec<_> = there.keys().map(String::as_str).collect();
+        until(&mut watcher, &ids).await;
+        longest = longest.max(healed.elapsed());
+        gaps += 1;
+    }
+    println!("etcd: {gaps} gaps, half of them compacted; all was seen after {longest:?} at most");
+    assert!(longest <= Duration::from_secs(2), "{longest:?}");
+    assert!(gaps >= 20, "only {gaps}");
+    Ok(())
+}
+
+async fn a_config_watcher_loses_nothing_over_gaps() -> Ran {
+    use chassis_core::config::ConfigSource;
+    let etcd = Etcd::start().await?;
+    let proxy = Proxy::start(&etcd.address).await;
+    let config = chassis_etcd::EtcdSourceConfig::key([proxy.address.as_str()], "/c.yaml");
+    etcd.put("/c.yaml", "a: -1").await;
+    let source = chassis_etcd::EtcdSource::new(config).unwrap();
+    let mut watcher = source.watch().await.unwrap();
+    for n in 0..10 {
+        proxy.cut();
+        let content = format!("a: {n}");
+        etcd.put("/c.yaml", &content).await;
+        etcd.compact().await;
+        proxy.heal();
+        let seen = tokio::time::timeout(Duration::from_secs(2), async {
+            while watcher.next().await.ok().is_none_or(|text| text.content != content) {}
+        });
+        seen.await.unwrap_or_else(|_| panic!("{content} is not seen"));
+    }
+    Ok(())
+}

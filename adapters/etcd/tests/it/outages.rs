@@ -1,0 +1,152 @@
+//! etcd is away, frozen, or has lost its memory.
+use std::time::Duration;
+
+use chassis_core::{
+    registry::{Membership, Registry},
+    units::PositiveSpan,
+};
+use chassis_etcd::{EtcdConfig, EtcdRegistry};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::{
+    registry::{PATIENCE, ids_of, register_soon, registry, stock, until},
+    server::Etcd,
+    trials::Ran,
+};
+
+trials! {
+    a_restart_is_told_once_and_loses_nothing
+    who_begins_without_etcd_finds_it_when_it_comes
+    an_entry_outlives_a_server_that_was_frozen_beyond_its_lease
+    a_server_that_lost_its_memory_gets_its_entries_back
+    another_member_takes_over
+}
+
+/// After etcd is back.
+const SOON: Duration = Duration::from_secs(2);
+
+async fn a_restart_is_told_once_and_loses_nothing() -> Ran {
+    let mut etcd = Etcd::start().await?;
+    let (ours, others) = (registry(&etcd), registry(&etcd));
+    let a = ours.register(stock("a")).await.unwrap();
+    let b = others.register(stock("b")).await.unwrap();
+    let mut watcher = ours.watch("stock").await.unwrap();
+    until(&mut watcher, &["a", "b"]).await;
+    etcd.kill().await;
+    let error = timeout(PATIENCE, watcher.next()).await.unwrap().unwrap_err().to_string();
+    assert!(error.contains(&etcd.address), "{error}");
+    // Who asks anew is told what was known, and not the same trouble again.
+    let mut watcher = ours.watch("stock").await.unwrap();
+    assert_eq!(ids_of(&watcher.next().await.unwrap()), ["a", "b"]);
+    assert!(timeout(Duration::from_millis(500), watcher.next()).await.is_err(), "nothing changed");
+    assert!(timeout(PATIENCE, ours.register(stock("c"))).await.unwrap().is_err());
+    // One goes meanwhile, and can't say so: its lease ends it.
+    drop(b);
+    etcd.run().await;
+    let back = Instant::now();
+    assert_eq!(ids_of(&timeout(PATIENCE, watcher.next()).await.unwrap().unwrap()), ["a", "b"]);
+    let c = register_soon(&others, stock("c")).await;
+    let told = timeout(PATIENCE, async { while !ids_of(&watcher.next().await.unwrap()).contains(&"c") {} });
+    told.await.unwrap();
+    assert!(back.elapsed() <= SOON, "{:?}", back.elapsed());
+    until(&mut watcher, &["a", "c"]).await;
+    a.deregister().await.unwrap();
+    c.deregister().await.unwrap();
+    until(&mut watcher, &[]).await;
+    Ok(())
+}
+
+async fn who_begins_without_etcd_finds_it_when_it_comes() -> Ran {
+    let mut etcd = Etcd::start().await?;
+    etcd.kill().await;
+    let registry = registry(&etcd);
+    let mut watcher = registry.watch("stock").await.unwrap();
+    let began = Instant::now();
+    assert!(timeout(PATIENCE, watcher.next()).await.unwrap().is_err(), "it says why it knows nothing");
+    assert!(registry.services().await.is_empty());
+    assert!(registry.register(stock("a")).await.is_err());
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    etcd.run().await;
+    let back = Instant::now();
+    assert_eq!(timeout(PATIENCE, watcher.next()).await.unwrap().unwrap(), Membership::Unknown);
+    assert!(back.elapsed() <= SOON, "{:?}", back.elapsed());
+    Ok(())
+}
+
+async fn an_entry_outlives_a_server_that_was_frozen_beyond_its_lease() -> Ran {
+    let etcd = Etcd::start().await?;
+    let lease = PositiveSpan::from_millis(2_000);
+    let ours = EtcdRegistry::new(EtcdConfig { lease, ..EtcdConfig::at([etcd.address.as_str()]) }).unwrap();
+    let registration = ours.register(stock("a")).await.unwrap();
+    let mut watcher = registry(&etcd).watch("stock").await.unwrap();
+    until(&mut watcher, &["a"]).await;
+    etcd.signal("STOP").await;
+    sleep(2 * lease.get()).await; // the fault itself
+    etcd.signal("CONT").await;
+    let back = Instant::now();
+    // It may have been renewed before etcd found it over; else it is put up again.
+    let key = "/chassis/services/stock/a";
+    let mut gone_at = None;
+    while back.elapsed() < 2 * lease.get() {
+        match etcd.get(key).await {
+            None => drop(gone_at.get_or_insert_with(Instant::now)),
+            Some(_) => {
+                if let Some(at) = gone_at.take() {
+                    assert!(at.elapsed() <= SOON, "{:?}", at.elapsed());
+                }
+            }
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(etcd.get(key).await.is_some(), "it is there");
+    until(&mut watcher, &["a"]).await;
+    registration.deregister().await.unwrap();
+    until(&mut watcher, &[]).await;
+    Ok(())
+}
+
+async fn a_server_that_lost_its_memory_gets_its_entries_back() -> Ran {
+    let mut etcd = Etcd::start().await?;
+    etcd.put("/chassis/services/stock/ghost", r#"{"id":"ghost","addresses":{"grpc":"h:1"}}"#).await;
+    for _ in 0..20 {
+        etcd.put("/x", "x").await; // its revisions are higher than those of its next life
+    }
+    let _a = registry(&etcd).register(stock("a")).await.unwrap();
+    let mut watcher = registry(&etcd).watch("stock").await.unwrap();
+    until(&mut watcher, &["a", "ghost"]).await;
+    etcd.wipe().await;
+    etcd.run().await;
+    let back = Instant::now();
+    until(&mut watcher, &["a"]).await;
+    assert!(back.elapsed() <= SOON, "{:?}", back.elapsed());
+    Ok(())
+}
+
+async fn another_member_takes_over() -> Ran {
+    let mut members = Etcd::cluster(3).await?;
+    let endpoints: Vec<_> = members.iter().map(|member| member.address.clone()).collect();
+    let registry = || EtcdRegistry::new(EtcdConfig::at(endpoints.clone())).unwrap();
+    let (ours, others) = (registry(), registry());
+    let _a = ours.register(stock("a")).await.unwrap();
+    let mut watcher = others.watch("stock").await.unwrap();
+    until(&mut watcher, &["a"]).await;
+    // Each member goes and comes back: the leader is among them, and those that are watched.
+    for (n, member) in members.iter_mut().enumerate() {
+        member.kill().await;
+        let id = format!("b{n}");
+        let begun = Instant::now();
+        let registration = loop {
+            match ours.register(stock(&id)).await {
+                Ok(registration) => break registration,
+                // There is no leader yet.
+                Err(error) => assert!(begun.elapsed() < PATIENCE, "{error}"),
+            }
+        };
+        until(&mut watcher, &["a", &id]).await;
+        println!("etcd: without member {n} a change is seen after {:?}", begun.elapsed());
+        drop(registration);
+        until(&mut watcher, &["a"]).await;
+        member.run().await;
+    }
+    Ok(())
+}
