@@ -3,8 +3,8 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use chassis_config::{Change, Environment, FileSource, Finding, Loader, tree};
 use chassis_core::{
-    BoxError, BoxFuture, CallError, Error, Events, Invocation, Kind, LabelSet, Live, Next, Placement, Random,
-    Reply, Runtime, Section, Stages,
+    BoxError, BoxFuture, CallError, Error, Event, Events, Invocation, Kind, LabelSet, Live, Next, Placement,
+    Random, Reply, Runtime, Section, Stages,
     config::ConfigSource,
     contain,
     layer::{
@@ -21,6 +21,7 @@ use tower_service::Service;
 use crate::{
     Chassis, Document, StartError,
     app::Parts,
+    centers,
     document::{Reader, check_name},
     follow::Follower,
     identity,
@@ -80,6 +81,33 @@ enum File {
 const DEFAULT_FILE: &str = "chassis.yaml";
 /// The environment variable with the path of the file.
 const FILE_VARIABLE: &str = "CHASSIS_CONFIG";
+
+/// The settings below all config centers, and the environment above them.
+struct Base {
+    program: Vec<serde_json::Value>,
+    file: File,
+    environment: Environment,
+}
+
+impl Base {
+    fn under<D, T>(&self, loader: Loader<D, T>) -> Loader<D, T> {
+        let mut loader = loader.environment(self.environment.clone());
+        for settings in &self.program {
+            loader = loader.settings(settings);
+        }
+        match &self.file {
+            File::At(path) => loader.source(tree::Layer::File, Arc::new(FileSource::new(path))),
+            // A default file that exists and can't be read is reported, not ignored.
+            File::IfThere if std::fs::symlink_metadata(DEFAULT_FILE).is_ok() => {
+                loader.source(tree::Layer::File, Arc::new(FileSource::new(DEFAULT_FILE)))
+            }
+            File::IfThere => {
+                loader.source_if_there(tree::Layer::File, Arc::new(FileSource::new(DEFAULT_FILE)))
+            }
+            File::None => loader,
+        }
+    }
+}
 
 impl ChassisBuilder {
     pub(crate) fn new(name: &str) -> Self {
@@ -148,9 +176,10 @@ impl ChassisBuilder {
     }
 
     /// A kind that the settings can choose by name, with settings of its own: `registry: { kind: table, … }`,
-    /// an entry of `pickers`. A later kind replaces an earlier one of the same name, also a built-in one.
+    /// an entry of `config.centers` or of `pickers`. A later kind replaces an earlier one of the same name, also a
+    /// built-in one.
     ///
-    /// [`Kind::Made`] decides the port: `Arc<dyn Registry>` or `Arc<dyn Picker>`.
+    /// [`Kind::Made`] decides the port: `Arc<dyn Registry>`, `Arc<dyn ConfigSource>` or `Arc<dyn Picker>`.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -372,29 +401,28 @@ impl ChassisBuilder {
             let reader = reader.clone();
             move |tree: &tree::Node| reader.read(tree)
         };
-        let mut loader = Loader::reading(read, move |document: &Document| check(&checker, document))
-            .environment(self.environment);
-        for settings in &self.program {
-            loader = loader.settings(settings);
-        }
         let file = match (self.file, std::env::var_os(FILE_VARIABLE)) {
             (File::IfThere, Some(named)) => File::At(named.into()),
             (file, _) => file,
         };
-        loader = match file {
-            File::At(path) => loader.source(tree::Layer::File, Arc::new(FileSource::new(path))),
-            // A default file that exists and can't be read is reported, not ignored.
-            File::IfThere if std::fs::symlink_metadata(DEFAULT_FILE).is_ok() => {
-                loader.source(tree::Layer::File, Arc::new(FileSource::new(DEFAULT_FILE)))
-            }
-            File::IfThere => {
-                loader.source_if_there(tree::Layer::File, Arc::new(FileSource::new(DEFAULT_FILE)))
-            }
-            File::None => loader,
-        };
+        let base = Base { program: self.program, file, environment: self.environment };
+        let centers = centers::named(&reader, |loader| base.under(loader)).await?;
+        let loader = Loader::reading(read, move |document: &Document| check(&checker, document));
+        let mut loader = base.under(loader);
         for (layer, source) in self.sources {
             let source = contain::config_source(source, &self.events, contain::BLOCKED_AFTER);
             loader = loader.source(layer, source);
+        }
+        let mut optional = Vec::new();
+        for center in &centers {
+            let source = centers::source(center).map_err(|error| setup(&center.path, error))?;
+            let source = contain::config_source(source, &self.events, contain::BLOCKED_AFTER);
+            if center.is_required {
+                loader = loader.source(tree::Layer::Center, source);
+            } else {
+                optional.push(source.name());
+                loader = loader.source_if_there(tree::Layer::Center, source);
+            }
         }
         let version = loop {
             match loader.next().await {
@@ -402,6 +430,10 @@ impl ChassisBuilder {
                 Change::Refused(refusal) => return Err(StartError::Settings(refusal.to_string())),
                 Change::Unreadable(unreadable) if unreadable.needed => {
                     return Err(StartError::Settings(unreadable.to_string()));
+                }
+                Change::Unreadable(unreadable) if optional.contains(&unreadable.source) => {
+                    let error = unreadable.to_string();
+                    self.events.emit(Event::ConfigUnreadable { in_force: 0, error });
                 }
                 Change::Unreadable(_) | Change::Restored(_) => {}
             }

@@ -21,6 +21,7 @@
 mod app;
 mod builder;
 mod built_in;
+mod centers;
 mod container;
 pub mod document;
 mod error;

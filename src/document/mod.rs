@@ -27,7 +27,7 @@ pub use self::{
     service::{ServiceSection, ShutdownSection, TelemetrySection, check_name},
     unseen::{Seen, SeenService},
 };
-use crate::kinds::Chosen;
+use crate::kinds::{Center, Chosen};
 
 /// All settings. An empty document is valid.
 ///
@@ -44,6 +44,9 @@ pub struct Document {
     /// The registry, which finds other services and makes this one known.
     #[serde(deserialize_with = "read::later")]
     pub(crate) registry: Option<Chosen>,
+    /// Config centers.
+    #[serde(deserialize_with = "read::later")]
+    pub(crate) config: Vec<Center>,
     /// Matches by name, for routes, limits and faults. Default none.
     pub matches: BTreeMap<String, Match>,
     /// Pickers by name, for `balance`. Default none.
@@ -69,13 +72,14 @@ pub struct Document {
 }
 
 /// Tables of the document that are read once, at the start.
-const READ_ONCE: [&str; 3] = ["service", "listen", "registry"];
+const READ_ONCE: [&str; 4] = ["service", "listen", "registry", "config"];
 
 /// The tables of the document: no registered section may have such a name.
-pub(crate) const TABLES: [&str; 12] = [
+pub(crate) const TABLES: [&str; 13] = [
     "service",
     "listen",
     "registry",
+    "config",
     "matches",
     "pickers",
     "inbound",

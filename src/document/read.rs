@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     built_in,
-    kinds::{Chosen, Kinds, Port},
+    kinds::{Center, Chosen, Kinds, Port},
 };
 
 /// Reads documents with all registered kinds and sections.
@@ -65,11 +65,24 @@ impl Reader {
         let (document, mut problems) = read_part::<Document>(tree, &Path::default(), &others);
         self.0.explain_left_out(&mut problems);
         let registry = self.0.read_registry(tree, &mut problems);
+        let config = self.0.read_centers(tree, &mut problems);
         let pickers = self.0.read_pickers(tree, &mut problems);
         let sections = self.0.read_sections(tree, &mut problems);
         problems.sort_by_key(place);
         let sound = document.filter(|_| !problems.iter().any(Problem::is_error));
-        (sound.map(|document| Document { registry, pickers, sections, ..document }), problems)
+        (sound.map(|document| Document { config, registry, pickers, sections, ..document }), problems)
+    }
+
+    /// Can the settings name config centers?
+    pub(crate) fn has_centers(&self) -> bool {
+        self.0.has_centers()
+    }
+
+    /// Reads the config centers of a tree, and nothing else: the rest of the settings is not whole without them.
+    pub(crate) fn read_centers(&self, tree: &Node) -> (Option<Vec<Center>>, Vec<Problem>) {
+        let mut problems = Vec::new();
+        let centers = self.0.read_centers(tree, &mut problems);
+        (Some(centers).filter(|_| problems.is_empty()), problems)
     }
 
     /// The registry of a document that was read from `tree`.

@@ -7,10 +7,11 @@ use std::{
 
 use chassis_config::{
     Finding, Problem, read_part,
-    tree::{Node, Path, Segment, Value},
+    tree::{Layer, Node, Path, Segment, Value},
 };
 use chassis_core::{
     BoxError, Kind, Section, Sections,
+    config::ConfigSource,
     layer::balance::Picker,
     registry::Registry,
     settings::{self, BUILT_IN_PICKERS, Pickers},
@@ -26,6 +27,7 @@ mod tests;
 #[derive(Default)]
 pub struct Kinds {
     registries: Table<Arc<dyn Registry>>,
+    centers: Table<Arc<dyn ConfigSource>>,
     pickers: Table<Arc<dyn Picker>>,
     sections: Vec<Box<dyn ReadSection>>,
     /// Pickers made from settings: the same settings get the same picker, which keeps its state.
@@ -40,7 +42,7 @@ type Made = (Path, Value, Weak<dyn Picker>);
 /// The kinds of one port.
 struct Table<M>(Vec<Arc<dyn ReadKind<M>>>);
 
-/// A port that has kinds: `Arc<dyn Registry>` and `Arc<dyn Picker>`.
+/// A port that has kinds: `Arc<dyn Registry>`, `Arc<dyn ConfigSource>` and `Arc<dyn Picker>`.
 pub trait Port: Sized + Send + Sync + 'static {
     /// Adds the kind to those of its port.
     #[doc(hidden)]
@@ -50,8 +52,8 @@ pub trait Port: Sized + Send + Sync + 'static {
 /// A kind, and how its settings are read.
 trait ReadKind<M>: Send + Sync {
     fn name(&self) -> &str;
-    /// Reads the table at `part`, or returns the problems.
-    fn read(self: Arc<Self>, tree: &Node, part: &Path) -> Result<Chosen<M>, Vec<Problem>>;
+    /// Reads the table at `part`, or returns the problems. The keys `beside` are not the kind's own.
+    fn read(self: Arc<Self>, tree: &Node, part: &Path, beside: &[&str]) -> Result<Chosen<M>, Vec<Problem>>;
 }
 
 /// A section, and how it is read.
@@ -70,20 +72,40 @@ pub(crate) struct Chosen<M = Arc<dyn Registry>> {
     change: Arc<Make<()>>,
 }
 
+/// A config center of the table `config`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Center {
+    /// Where it stands in the settings.
+    pub(crate) path: String,
+    pub(crate) chosen: Chosen<Arc<dyn ConfigSource>>,
+    /// There is no start without it.
+    pub(crate) is_required: bool,
+}
+
 type Make<M> = dyn Fn() -> Result<M, BoxError> + Send + Sync;
 
 /// Kinds that a build may lack, and the cargo feature that adds each.
-const OPTIONAL_KINDS: [(&str, &str); 1] = [("local", "local")];
+const OPTIONAL_KINDS: [(&str, &str); 2] = [("local", "local"), ("etcd", "etcd")];
 /// Sections that a build may lack, and the cargo feature that adds each.
 const OPTIONAL_SECTIONS: [(&str, &str); 2] = [("client", "http"), ("server", "http")];
 
 const KIND: &str = "kind";
+/// The key of the table `config`.
+const CENTERS: &str = "centers";
+/// The key of a config center beside those of its kind.
+const REQUIRED: &str = "required";
 
 // === the ports ===
 
 impl Port for Arc<dyn Registry> {
     fn add(kinds: &mut Kinds, kind: impl Kind<Made = Self>) {
         kinds.registries.add(kind);
+    }
+}
+
+impl Port for Arc<dyn ConfigSource> {
+    fn add(kinds: &mut Kinds, kind: impl Kind<Made = Self>) {
+        kinds.centers.add(kind);
     }
 }
 
@@ -135,7 +157,61 @@ impl Kinds {
     pub(crate) fn read_registry(&self, tree: &Node, problems: &mut Vec<Problem>) -> Option<Chosen> {
         let part = Path::of(["registry"]);
         tree.at(&part).filter(|node| !matches!(node.value, Value::Null))?;
-        self.registries.read(tree, &part).map_err(|wrong| problems.extend(wrong)).ok()
+        self.registries.read(tree, &part, &[]).map_err(|wrong| problems.extend(wrong)).ok()
+    }
+
+    /// Is there any kind of config center?
+    pub(crate) fn has_centers(&self) -> bool {
+        !self.centers.0.is_empty()
+    }
+
+    /// The config centers of the table `config`, in their order: later ones stand over earlier ones.
+    pub(crate) fn read_centers(&self, tree: &Node, problems: &mut Vec<Problem>) -> Vec<Center> {
+        let part = Path::of(["config"]);
+        let Some(table) = tree.at(&part).filter(|table| !matches!(table.value, Value::Null)) else {
+            return Vec::new();
+        };
+        if !matches!(table.value, Value::Map(_)) {
+            problems.push(wrong_type(table, part, "a map with `centers`"));
+            return Vec::new();
+        }
+        for entry in table.entries().iter().filter(|entry| entry.key != CENTERS) {
+            let at = part.then(Segment::Key(entry.key.clone()));
+            let unknown = Problem::error(at, Some(entry.key_at.clone()), "unknown key");
+            problems.push(unknown.instead(&entry.key, [CENTERS]));
+        }
+        let part = part.then(Segment::Key(CENTERS.to_owned()));
+        let Some(centers) = tree.at(&part) else { return Vec::new() };
+        let Value::List(entries) = &centers.value else {
+            problems.push(wrong_type(centers, part, "a list of config centers"));
+            return Vec::new();
+        };
+        if centers.at.origin.layer == Layer::Center {
+            let message = "a config center can't name config centers: they are read before it";
+            problems.push(Problem::error(part, Some(centers.at.clone()), message));
+            return Vec::new();
+        }
+        let mut read = Vec::new();
+        for at in 0..entries.len() {
+            let part = part.then(Segment::Index(at));
+            match self.center(tree, &part) {
+                Ok(center) => read.push(center),
+                Err(wrong) => problems.extend(wrong),
+            }
+        }
+        read
+    }
+
+    fn center(&self, tree: &Node, part: &Path) -> Result<Center, Vec<Problem>> {
+        let chosen = self.centers.read(tree, part, &[REQUIRED])?;
+        let at = part.then(Segment::Key(REQUIRED.to_owned()));
+        let is_required = match tree.at(&at).map(|node| (node, &node.value)) {
+            None => true,
+            Some((_, Value::Plain(word))) if word == "true" => true,
+            Some((_, Value::Plain(word))) if word == "false" => false,
+            Some((node, _)) => return Err(vec![wrong_type(node, at, "`true` or `false`")]),
+        };
+        Ok(Center { path: part.to_string(), chosen, is_required })
     }
 
     /// The pickers of the `pickers` table, and the kinds that need no settings, under their own names.
@@ -146,7 +222,7 @@ impl Kinds {
             // A kind that needs settings has a picker only where the table has them.
             let own = part.then(Segment::Key(kind.name().to_owned()));
             if tree.at(&own).is_none()
-                && let Ok(chosen) = kind.clone().read(tree, &own)
+                && let Ok(chosen) = kind.clone().read(tree, &own, &[])
                 && let Ok(picker) = self.picker(&own, &Value::Null, &chosen)
             {
                 pickers.insert(kind.name().to_owned(), picker);
@@ -163,7 +239,7 @@ impl Kinds {
                 problems.push(Problem::error(part, Some(entry.key_at.clone()), message));
                 continue;
             }
-            let made = self.pickers.read(tree, &part).and_then(|chosen| {
+            let made = self.pickers.read(tree, &part, &[]).and_then(|chosen| {
                 let failed = |error: BoxError| vec![failed(tree, &part, &*error)];
                 self.picker(&part, &entry.node.value, &chosen).map_err(failed)
             });
@@ -214,7 +290,7 @@ impl Kinds {
             )
             .into());
         };
-        local.clone().read(tree, &Path::of(["registry"])).map_err(|wrong| {
+        local.clone().read(tree, &Path::of(["registry"]), &[]).map_err(|wrong| {
             let wrong: Vec<_> = wrong.iter().map(Problem::in_a_line).collect();
             wrong.join("; ").into()
         })
@@ -283,7 +359,7 @@ impl<M: 'static> Table<M> {
     }
 
     /// Reads the table at `part` as its `kind` requires.
-    fn read(&self, tree: &Node, part: &Path) -> Result<Chosen<M>, Vec<Problem>> {
+    fn read(&self, tree: &Node, part: &Path, beside: &[&str]) -> Result<Chosen<M>, Vec<Problem>> {
         let Some(table) = tree.at(part) else { return Err(Vec::new()) };
         if !matches!(table.value, Value::Map(_)) {
             return Err(vec![wrong_type(table, part.clone(), "a map with a `kind`")]);
@@ -296,7 +372,7 @@ impl<M: 'static> Table<M> {
             return Err(vec![wrong_type(&entry.node, at, "the name of a kind")]);
         };
         if let Some(kind) = self.0.iter().find(|kind| kind.name() == word) {
-            return kind.clone().read(tree, part);
+            return kind.clone().read(tree, part, beside);
         }
         let place = Some(entry.node.at.clone());
         Err(vec![match OPTIONAL_KINDS.iter().find(|(kind, _)| kind == word) {
@@ -321,9 +397,14 @@ impl<K: Kind> ReadKind<K::Made> for Readable<K> {
         self.0.name()
     }
 
-    fn read(self: Arc<Self>, tree: &Node, part: &Path) -> Result<Chosen<K::Made>, Vec<Problem>> {
-        let (config, problems) =
-            read_part::<K::Config>(tree, part, &[part.then(Segment::Key(KIND.to_owned()))]);
+    fn read(
+        self: Arc<Self>,
+        tree: &Node,
+        part: &Path,
+        beside: &[&str],
+    ) -> Result<Chosen<K::Made>, Vec<Problem>> {
+        let others = beside.iter().chain([&KIND]).map(|key| part.then(Segment::Key((*key).to_owned())));
+        let (config, problems) = read_part::<K::Config>(tree, part, &others.collect::<Vec<_>>());
         let Some(config) = config else { return Err(problems) };
         let wrong = self.0.check(&config);
         if !wrong.is_empty() {

@@ -128,3 +128,57 @@ fn sections_that_clash_are_noted() {
     kinds.read_sections(&yaml(""), &mut problems);
     assert!(problems[0].message.contains("another section has the same type"), "{problems:?}");
 }
+
+#[test]
+fn config_centers_are_read_at_their_place() {
+    use chassis_core::config::{ConfigSource, ConfigWatcher, SourceError};
+
+    struct Nothing;
+    #[async_trait::async_trait]
+    impl ConfigSource for Nothing {
+        fn name(&self) -> String {
+            "nothing".into()
+        }
+        async fn watch(&self) -> Result<Box<dyn ConfigWatcher>, SourceError> {
+            Err(SourceError::new("nothing is here"))
+        }
+    }
+
+    let mut kinds = Kinds::default();
+    assert!(!kinds.has_centers());
+    Port::add(&mut kinds, kind::from_fn("seeded", |_: &Seed| Ok(Arc::new(Nothing) as Arc<dyn ConfigSource>)));
+    let read = |content| {
+        let mut problems = Vec::new();
+        let centers = kinds.read_centers(&yaml(content), &mut problems);
+        let required: Vec<_> =
+            centers.iter().map(|center| (center.path.clone(), center.is_required)).collect();
+        (required, problems.iter().map(Problem::in_a_line).collect::<Vec<_>>())
+    };
+    let good =
+        "config: { centers: [ { kind: seeded, seed: 1 }, { kind: seeded, seed: 2, required: false } ] }";
+    let both = [("config.centers[0]".to_owned(), true), ("config.centers[1]".to_owned(), false)];
+    assert_eq!(read(good), (both.to_vec(), Vec::new()));
+    for (content, problem) in [
+        ("config: 1", "c:1:9 config: a map with `centers` belongs here, not `1`"),
+        ("config: { centres: [] }", "c:1:11 config.centres: unknown key; did you mean `centers`?"),
+        (
+            "config: { centers: {} }",
+            "c:1:20 config.centers: a list of config centers belongs here, not a map",
+        ),
+        ("config: { centers: [ { seed: 1 } ] }", "c:1:22 config.centers[0]: missing `kind`"),
+        (
+            "config: { centers: [ { kind: seeded, sed: 1 } ] }",
+            "c:1:38 config.centers[0].sed: unknown key; did you mean `seed`?",
+        ),
+        (
+            "config: { centers: [ { kind: seeded, seed: 1, required: 'no' } ] }",
+            "c:1:57 config.centers[0].required: `true` or `false` belongs here, not `no`",
+        ),
+        (
+            "config: { centers: [ { kind: etcd } ] }",
+            "c:1:30 config.centers[0].kind: this build of chassis has no `etcd`: the cargo feature `etcd` adds it",
+        ),
+    ] {
+        assert_eq!(read(content), (Vec::new(), vec![problem.to_owned()]), "{content}");
+    }
+}

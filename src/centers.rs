@@ -1,0 +1,174 @@
+//! Config centers that the settings name: read before the settings are, and waited for at the start.
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use chassis_config::{Change, Loader};
+use chassis_core::{
+    BoxError, Random,
+    config::{ConfigSource, ConfigWatcher, SourceError, Text},
+    tasks::backoff,
+};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::{StartError, document::Reader, kinds::Center};
+
+/// A source whose first text is waited for.
+struct AtStart {
+    source: Arc<dyn ConfigSource>,
+    /// For the message.
+    path: String,
+    wait: Duration,
+}
+
+struct AtStartWatcher {
+    source: Arc<dyn ConfigSource>,
+    path: String,
+    watcher: Option<Box<dyn ConfigWatcher>>,
+    /// Until when it is waited for; `None` once it has answered.
+    until: Option<Instant>,
+    wait: Duration,
+}
+
+/// How long a start waits for a config center.
+const REQUIRED: Duration = Duration::from_secs(10);
+/// How long it waits for one that it goes on without: less than the loader does.
+const OPTIONAL: Duration = Duration::from_secs(4);
+/// The longest pause before a center that can't be read is asked again.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// The centers that the settings name, in their order. `base` makes a loader of everything that can name them.
+///
+/// # Errors
+/// What is wrong with them, or with the texts that may name them.
+pub(crate) async fn named(
+    reader: &Arc<Reader>,
+    base: impl FnOnce(Loader<Vec<Center>, Vec<Center>>) -> Loader<Vec<Center>, Vec<Center>>,
+) -> Result<Vec<Center>, StartError> {
+    if !reader.has_centers() {
+        return Ok(Vec::new());
+    }
+    let reader = reader.clone();
+    let read = move |tree: &chassis_config::tree::Node| reader.read_centers(tree);
+    let mut loader = base(Loader::reading(read, |centers: &Vec<Center>| Ok((centers.clone(), Vec::new()))));
+    loop {
+        match loader.next().await {
+            Change::Applied(version) => return Ok(version.value),
+            Change::Refused(refusal) => return Err(StartError::Settings(refusal.to_string())),
+            Change::Unreadable(unreadable) if unreadable.needed => {
+                return Err(StartError::Settings(unreadable.to_string()));
+            }
+            Change::Unreadable(_) | Change::Restored(_) => {}
+        }
+    }
+}
+
+/// The source of a center, which a start waits for.
+///
+/// # Errors
+/// It can't be made of its settings.
+pub(crate) fn source(center: &Center) -> Result<Arc<dyn ConfigSource>, BoxError> {
+    let wait = if center.is_required { REQUIRED } else { OPTIONAL };
+    Ok(Arc::new(AtStart { source: center.chosen.make()?, path: center.path.clone(), wait }))
+}
+
+#[async_trait]
+impl ConfigSource for AtStart {
+    fn name(&self) -> String {
+        self.source.name()
+    }
+
+    async fn watch(&self) -> Result<Box<dyn ConfigWatcher>, SourceError> {
+        let AtStart { source, path, wait } = self;
+        let until = Some(Instant::now() + *wait);
+        let (source, path, wait) = (source.clone(), path.clone(), *wait);
+        Ok(Box::new(AtStartWatcher { source, path, watcher: None, until, wait }))
+    }
+
+    fn never_blocks(&self) -> bool {
+        self.source.never_blocks()
+    }
+}
+
+#[async_trait]
+impl ConfigWatcher for AtStartWatcher {
+    async fn next(&mut self) -> Result<Text, SourceError> {
+        let Some(until) = self.until else { return self.ask().await };
+        let (mut failures, mut last) = (0, None);
+        let random = Random::from_os();
+        loop {
+            match timeout_at(until, self.ask()).await {
+                Ok(Ok(text)) => {
+                    self.until = None;
+                    return Ok(text);
+                }
+                Ok(Err(error)) => last = Some(error),
+                Err(_) => {}
+            }
+            if Instant::now() >= until {
+                self.until = None;
+                let (path, wait) = (&self.path, self.wait);
+                let last = last.map_or_else(|| "it has not answered".to_owned(), |error| error.to_string());
+                return Err(SourceError::new(format!("{path}: not readable within {wait:?}: {last}")));
+            }
+            failures += 1;
+            sleep_until(until.min(Instant::now() + backoff(failures, LONGEST_WAIT, &random))).await;
+        }
+    }
+}
+
+impl AtStartWatcher {
+    async fn ask(&mut self) -> Result<Text, SourceError> {
+        let watcher = match &mut self.watcher {
+            Some(watcher) => watcher,
+            none => none.insert(self.source.watch().await?),
+        };
+        watcher.next().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails until it has been asked so many times; then it has nothing new.
+    struct Late(u32);
+
+    #[async_trait]
+    impl ConfigSource for Late {
+        fn name(&self) -> String {
+            "late".into()
+        }
+        async fn watch(&self) -> Result<Box<dyn ConfigWatcher>, SourceError> {
+            Ok(Box::new(Late(self.0)))
+        }
+    }
+
+    #[async_trait]
+    impl ConfigWatcher for Late {
+        async fn next(&mut self) -> Result<Text, SourceError> {
+            self.0 = self.0.saturating_sub(1);
+            if self.0 > 0 {
+                return Err(SourceError::new("no connection"));
+            }
+            let (content, format) = (String::new(), chassis_core::config::Format::Yaml);
+            Ok(Text { content, format, origin: "late".into(), revision: None })
+        }
+    }
+
+    async fn first(tries: u32) -> (Result<Text, SourceError>, Duration) {
+        let begun = Instant::now();
+        let (source, path) = (Arc::new(Late(tries)), "config.centers[0]".to_owned());
+        let at_start = AtStart { source, path, wait: REQUIRED };
+        (at_start.watch().await.unwrap().next().await, begun.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_center_is_waited_for_within_a_bound() {
+        let (read, took) = first(5).await;
+        assert!(read.is_ok() && took < Duration::from_secs(3), "{read:?} {took:?}");
+        let (read, took) = first(1_000).await;
+        let error = read.unwrap_err().to_string();
+        assert_eq!(error, "config.centers[0]: not readable within 10s: no connection");
+        assert!(took <= REQUIRED + Duration::from_millis(10), "{took:?}");
+    }
+}
