@@ -8,6 +8,11 @@ pub(crate) fn register(kinds: &mut Kinds) {
     Port::add(kinds, chassis_registry::StaticRegistry::kind());
     Port::add(kinds, chassis_registry::FileRegistry::kind());
     Port::add(kinds, chassis_registry::MemoryRegistry::kind());
+    #[cfg(feature = "etcd")]
+    {
+        Port::add(kinds, chassis_etcd::EtcdRegistry::kind());
+        Port::add(kinds, chassis_etcd::EtcdSource::kind());
+    }
     #[cfg(feature = "http")]
     {
         kinds.section(chassis_core::Section::<chassis_http::ClientPatch>::new("client").read_once());

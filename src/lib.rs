@@ -54,6 +54,8 @@ pub use chassis_core::{
     Connection, Event, Events, Known, Link, Live, Load, MOST_OPERATIONS, MOST_SERVICES, Members, Metrics,
     Node, Policies, Policy, Random, Runtime, Side,
 };
+#[cfg(feature = "etcd")]
+pub use chassis_etcd as etcd;
 #[cfg(feature = "grpc")]
 pub use chassis_grpc as grpc;
 #[cfg(feature = "grpc")]

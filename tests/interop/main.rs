@@ -1,5 +1,5 @@
 //! Foreign programs against chassis, as real processes on loopback: grpcio, grpc-go, curl, nginx, Python's
-//! HTTP server; and invalid input, byte by byte.
+//! HTTP server, etcd; and invalid input, byte by byte.
 //!
 //! `scripts/setup` installs them and sets their paths in the variables `CHASSIS_PEER_*`. If one is not set,
 //! its tests are ignored, and `scripts/test` counts them as not run.
@@ -11,11 +11,17 @@ mod bad_input;
 mod bad_instances;
 mod curl;
 mod echo;
+#[cfg(feature = "etcd")]
+#[path = "../../adapters/etcd/tests/it/server.rs"]
+#[allow(dead_code)] // the tests of the adapter use the other half
+mod etcd_server;
 mod from_go;
 mod from_grpcio;
 mod interop;
 mod mirror;
 mod ours;
+#[cfg(feature = "etcd")]
+mod over_etcd;
 mod peer;
 #[path = "../examples/process.rs"]
 #[allow(dead_code)] // the tests of the examples use the other half
@@ -38,6 +44,8 @@ fn main() -> std::process::ExitCode {
         curl::trials(),
         from_go::trials(),
         from_grpcio::trials(),
+        #[cfg(feature = "etcd")]
+        over_etcd::trials(),
         quickstart::trials(),
         through_nginx::trials(),
         to_go::trials(),

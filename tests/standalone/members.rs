@@ -3,12 +3,13 @@
 use crate::made::{cargo, output, workspace};
 
 /// Every member, with its default features and with all; chassis-rs has more combinations.
-const MEMBERS: [&str; 9] = [
+const MEMBERS: [&str; 10] = [
     "chassis-core",
     "chassis-config",
     "chassis-registry",
     "chassis-http",
     "chassis-grpc",
+    "chassis-etcd",
     "chassis-rs",
     "chassis-bench",
     "chassis-conformance",
@@ -19,7 +20,7 @@ const FEATURES: [(&str, &[&str]); 4] = [
     ("chassis-core", &["testing"]),
     ("chassis-registry", &["memory", "static", "file", "local"]),
     ("chassis-http", &["tonic", "testing"]),
-    ("chassis-rs", &["grpc", "http", "local", "testing"]),
+    ("chassis-rs", &["etcd", "grpc", "http", "local", "testing"]),
 ];
 
 #[test]

@@ -14,6 +14,9 @@ const SPOKES: [&str; 4] = ["chassis-config", "chassis-grpc", "chassis-http", "ch
 /// The sources of core.
 const CORE: &str = "chassis-core/src/";
 
+/// One for each external system: each depends on core, and reaches its system by the clients of HTTP and gRPC.
+const ADAPTERS: [&str; 1] = ["chassis-etcd"];
+
 /// Fails with one line for each finding.
 #[track_caller]
 fn refuse(what: &str, findings: Vec<String>) {
@@ -58,10 +61,33 @@ fn core_knows_no_protocol_and_no_sibling() {
     assert!(reached.contains("tower-service"), "the graph was not read: {reached:?}");
     let protocols = ["tonic", "axum", "axum-core", "hyper", "hyper-util", "h2"];
     let barred = |name: &&String| {
-        let sibling = SPOKES.contains(&name.as_str()) || *name == "chassis-rs";
+        let sibling = is_sibling(name);
         sibling || protocols.contains(&name.as_str())
     };
     refuse("chassis-core depends on", reached.iter().filter(barred).cloned().collect());
+}
+
+fn is_sibling(name: &str) -> bool {
+    SPOKES.contains(&name) || ADAPTERS.contains(&name) || name == "chassis-rs"
+}
+
+#[test]
+fn adapters_know_core_and_the_clients_that_reach_their_system() {
+    let graph = Graph::load();
+    let folders = source::files(&["toml"]);
+    let folders =
+        folders.iter().filter(|file| file.path.starts_with("adapters/") && file.path.ends_with("Cargo.toml"));
+    assert_eq!(folders.count(), ADAPTERS.len(), "each adapter is a folder of `adapters` and in the list");
+    let mut findings = Vec::new();
+    for adapter in ADAPTERS {
+        let direct = graph.direct(adapter);
+        assert!(direct.contains("chassis-core"), "{adapter} does without core: {direct:?}");
+        let barred = |other: &&String| {
+            is_sibling(other) && !["chassis-http", "chassis-grpc"].contains(&other.as_str())
+        };
+        findings.extend(direct.iter().filter(barred).map(|other| format!("{adapter} → {other}")));
+    }
+    refuse("adapters that know more", findings);
 }
 
 #[test]
@@ -72,8 +98,7 @@ fn spokes_know_core_and_not_each_other() {
         let direct = graph.direct(spoke);
         assert!(direct.contains("chassis-core"), "{spoke} does without core: {direct:?}");
         let barred = |other: &&String| {
-            let sibling = SPOKES.contains(&other.as_str()) || *other == "chassis-rs";
-            sibling && (spoke, other.as_str()) != ("chassis-grpc", "chassis-http") // gRPC is HTTP/2: one transport
+            is_sibling(other) && (spoke, other.as_str()) != ("chassis-grpc", "chassis-http") // gRPC is HTTP/2: one transport
         };
         findings.extend(direct.iter().filter(barred).map(|other| format!("{spoke} → {other}")));
     }
@@ -92,11 +117,16 @@ fn tracing_does_not_feed_log() {
     refuse("features of tracing that are on (`cargo tree -e features -i tracing` shows why)", on.collect());
 }
 
+/// Those who turn on an adapter do: its stubs are made when it is built.
 #[test]
 fn users_of_the_facade_compile_no_protos() {
-    let reached = Graph::load().closure("chassis-rs");
     let barred = ["chassis-protos", "prost-build", "protox", "tonic-build", "tonic-prost-build"];
+    let reached = graph::default_build("chassis-rs");
     refuse("the façade depends on", reached.into_iter().filter(|it| barred.contains(&it.as_str())).collect());
+    assert!(
+        !Graph::load().closure("chassis-rs").contains("chassis-protos"),
+        "a feature depends on the protos of tests"
+    );
 }
 
 /// The default build stays small: a crate that not every service needs goes behind a cargo feature.
@@ -170,7 +200,9 @@ fn no_test_is_ignored_and_nothing_is_left_to_do() {
 #[test]
 fn tests_without_libtest_are_listed() {
     let mut findings = source::lines_with(&["rs"], &["::test]", "#[test]", "::test("]);
-    findings.retain(|line| ["tests/interop/", "tests/conformance/"].iter().any(|it| line.starts_with(it)));
+    findings.retain(|line| {
+        ["tests/interop/", "tests/conformance/", "adapters/etcd/tests/"].iter().any(|it| line.starts_with(it))
+    });
     refuse("an attribute that libtest reads, in a binary that has none: list it by `trials!`", findings);
 }
 

@@ -1,0 +1,308 @@
+//! Services that find each other through a real etcd, and have their settings from it.
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use chassis::{
+    Chassis, Document, Event, Running, StartError,
+    config::{Format, Text},
+    document::{Environment, parse, tree::Layer},
+};
+use chassis_protos::echo::echo_client::EchoClient;
+use serde_json::{Value, json};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+
+use crate::{
+    echo::{self, says},
+    etcd_server::Etcd,
+    ours,
+    peer::PATIENCE,
+    trials::Ran,
+};
+
+trials! {
+    three_instances_are_restarted_under_callers
+    etcd_is_away_under_callers
+    settings_come_from_a_key
+    a_center_that_is_away_is_waited_for
+    settings_of_the_page_are_valid
+}
+
+async fn app(etcd: &Etcd, name: &str, settings: Value) -> Chassis {
+    let base = json!({
+        "registry": { "kind": "etcd", "endpoints": [etcd.address] },
+        "service": { "advertise": "127.0.0.1" },
+        "listen": { "grpc": "127.0.0.1:0", "http": "127.0.0.1:0" },
+    });
+    let builder = Chassis::builder(name).without_file().environment(Environment::default());
+    builder.settings(base).settings(settings).build().await.unwrap()
+}
+
+async fn stock(etcd: &Etcd) -> Running {
+    app(etcd, "stock", json!({}))
+        .await
+        .serve_http(ours::router())
+        .serve_grpc(echo::service())
+        .start()
+        .await
+        .unwrap()
+}
+
+/// Callers of both protocols, until they are told to end.
+struct Callers {
+    app: Chassis,
+    tasks: JoinSet<Vec<String>>,
+    calls: Arc<AtomicU64>,
+    over: Arc<AtomicBool>,
+}
+
+impl Callers {
+    async fn start(etcd: &Etcd) -> Callers {
+        let app = app(etcd, "caller", json!({})).await;
+        let (calls, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let mut tasks = JoinSet::new();
+        for n in 0..8 {
+            let (http, grpc) = (app.http("stock"), EchoClient::new(app.grpc("stock")));
+            let (calls, over) = (calls.clone(), over.clone());
+            tasks.spawn(async move {
+                let mut failed = Vec::new();
+                while !over.load(Relaxed) {
+                    let ended = match n % 2 {
+                        0 => http
+                            .get("/hello/{name}")
+                            .param("name", "x")
+                            .send()
+                            .await
+                            .map(drop)
+                            .map_err(|e| e.to_string()),
+                        _ => {
+                            grpc.clone().call(says("x")).await.map(drop).map_err(|status| status.to_string())
+                        }
+                    };
+                    failed.extend(ended.err());
+                    calls.fetch_add(1, Relaxed);
+                }
+                failed
+            });
+        }
+        Callers { app, tasks, calls, over }
+    }
+
+    /// Waits for so many more calls.
+    async fn go_on(&self, calls: u64) {
+        let until = self.calls.load(Relaxed) + calls;
+        let waited = timeout(PATIENCE, async {
+            while self.calls.load(Relaxed) < until {
+                tokio::task::yield_now().await;
+            }
+        });
+        waited.await.expect("callers go on");
+    }
+
+    /// Waits until these instances are known, and no others.
+    async fn know(&self, instances: &[&Running]) -> Duration {
+        let mut ids: Vec<_> =
+            instances.iter().flat_map(|one| one.advertised()).map(|(_, at)| at.clone()).collect();
+        ids.sort();
+        let begun = Instant::now();
+        let waited = timeout(PATIENCE, async {
+            loop {
+                let services = self.app.runtime().inspect().services.into_iter();
+                let nodes =
+                    services.filter(|service| service.name == "stock").flat_map(|service| service.nodes);
+                let mut known: Vec<_> = nodes.map(|node| node.address.to_string()).collect();
+                known.sort();
+                if known == ids {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+        waited.await.unwrap_or_else(|_| panic!("not known: {ids:?}"));
+        begun.elapsed()
+    }
+
+    async fn end(mut self) -> (u64, Vec<String>) {
+        self.over.store(true, Relaxed);
+        let mut failed = Vec::new();
+        while let Some(one) = self.tasks.join_next().await {
+            failed.extend(one.unwrap());
+        }
+        (self.calls.load(Relaxed), failed)
+    }
+}
+
+async fn three_instances_are_restarted_under_callers() -> Ran {
+    let etcd = Etcd::start().await?;
+    let mut all = Vec::new();
+    for _ in 0..3 {
+        all.push(stock(&etcd).await);
+    }
+    let callers = Callers::start(&etcd).await;
+    callers.know(&all.iter().collect::<Vec<_>>()).await;
+    for _ in 0..2 {
+        for _ in 0..3 {
+            callers.go_on(200).await;
+            all.remove(0).stop().await;
+            all.push(stock(&etcd).await);
+            callers.know(&all.iter().collect::<Vec<_>>()).await;
+        }
+    }
+    let (calls, failed) = callers.end().await;
+    println!("etcd: {calls} calls while three instances were restarted twice, {} failed", failed.len());
+    assert_eq!(failed, Vec::<String>::new());
+    Ok(())
+}
+
+async fn etcd_is_away_under_callers() -> Ran {
+    let mut etcd = Etcd::start().await?;
+    let (first, second) = (stock(&etcd).await, stock(&etcd).await);
+    let callers = Callers::start(&etcd).await;
+    callers.know(&[&first, &second]).await;
+    // Frozen, and gone; an instance goes meanwhile, whose entry stays until its lease is over.
+    etcd.signal("STOP").await;
+    callers.go_on(2_000).await;
+    etcd.signal("CONT").await;
+    etcd.kill().await;
+    callers.go_on(2_000).await;
+    second.stop().await;
+    callers.go_on(2_000).await;
+    etcd.run().await;
+    // What comes and goes after that is seen.
+    let third = stock(&etcd).await;
+    let (grpc, http) = (third.address("grpc").unwrap().to_owned(), third.address("http").unwrap().to_owned());
+    let back = Instant::now();
+    let seen = timeout(PATIENCE, async {
+        loop {
+            let nodes =
+                callers.app.runtime().inspect().services.into_iter().flat_map(|service| service.nodes);
+            let known: Vec<_> = nodes.map(|node| node.address.to_string()).collect();
+            if known.contains(&grpc) && known.contains(&http) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    seen.await.expect("a new instance is seen");
+    assert!(back.elapsed() <= Duration::from_secs(2), "{:?}", back.elapsed());
+    first.stop().await;
+    callers.go_on(200).await;
+    let (calls, failed) = callers.end().await;
+    println!("etcd: {calls} calls while it was away, {} failed", failed.len());
+    assert_eq!(failed, Vec::<String>::new());
+    Ok(())
+}
+
+async fn settings_come_from_a_key() -> Ran {
+    let etcd = Etcd::start().await?;
+    let good = |seconds: u32| format!("outbound: {{ defaults: {{ timeout: {seconds}s }} }}");
+    let revision = etcd.put("/orders/chassis.yaml", &good(3)).await;
+    etcd.put("/orders/over.yaml", "inbound: { timeout: 7s }").await;
+    let center = |key: &str| json!({ "kind": "etcd", "endpoints": [etcd.address], "key": key });
+    let settings = json!({
+        "registry": { "kind": "memory" },
+        "outbound": { "defaults": { "timeout": "9s" } },
+        "config": { "centers": [center("/orders/chassis.yaml"), center("/orders/over.yaml")] },
+    });
+    let builder = || Chassis::builder("orders").without_file().environment(Environment::default());
+    let app = builder().settings(settings).build().await.unwrap();
+    let timeout_of = || {
+        let policies = app.runtime().policies().get();
+        policies.outbound(&"stock".into(), "x").timeout
+    };
+    assert_eq!(timeout_of(), Some(Duration::from_secs(3)), "a center stands over the program");
+
+    // What is wrong is refused with its key and revision, and the version in force stays.
+    let mut events = app.runtime().events().subscribe();
+    let mut news = async || loop {
+        let event = timeout(PATIENCE, events.recv()).await.expect("an event").unwrap();
+        if matches!(
+            &*event,
+            Event::ConfigApplied { .. } | Event::ConfigRefused { .. } | Event::ConfigUnreadable { .. }
+        ) {
+            return event;
+        }
+    };
+    for bad in [
+        "outbound: { defaults: { timeout: soon } }",
+        "outbound: { defaults: { timeout: 0s } }",
+        "outbund: {}",
+        "outbound: [",
+        "\u{0}",
+        "config: { centers: [] }",
+        "a: &a [*a]",
+    ] {
+        let at = etcd.put("/orders/chassis.yaml", bad).await;
+        let event = news().await;
+        let Event::ConfigRefused { problems, .. } = &*event else { panic!("{bad}: {event}") };
+        assert!(problems[0].contains(&format!("etcd:/orders/chassis.yaml@{at}")), "{bad}: {problems:?}");
+        assert_eq!(timeout_of(), Some(Duration::from_secs(3)));
+    }
+    etcd.delete("/orders/chassis.yaml").await;
+    let event = news().await;
+    assert!(matches!(&*event, Event::ConfigUnreadable { .. }), "{event}");
+    assert_eq!(timeout_of(), Some(Duration::from_secs(3)));
+    assert!(etcd.put("/orders/chassis.yaml", &good(4)).await > revision);
+    let event = news().await;
+    assert!(matches!(&*event, Event::ConfigApplied { .. }), "{event}");
+    assert_eq!(timeout_of(), Some(Duration::from_secs(4)));
+    // The later one stands over the earlier one.
+    etcd.put("/orders/over.yaml", &good(5)).await;
+    news().await;
+    assert_eq!(timeout_of(), Some(Duration::from_secs(5)));
+    Ok(())
+}
+
+async fn a_center_that_is_away_is_waited_for() -> Ran {
+    let mut etcd = Etcd::start().await?;
+    etcd.put("/c.yaml", "outbound: { defaults: { timeout: 3s } }").await;
+    etcd.kill().await;
+    let start = |required: bool| {
+        let center =
+            json!({ "kind": "etcd", "endpoints": [etcd.address], "key": "/c.yaml", "required": required });
+        let settings = json!({ "registry": { "kind": "memory" }, "config": { "centers": [center] } });
+        let builder = Chassis::builder("orders").without_file().environment(Environment::default());
+        builder.settings(settings).build()
+    };
+    let begun = Instant::now();
+    let (required, optional) = tokio::join!(start(true), start(false));
+    let took = begun.elapsed();
+    let Err(StartError::Settings(error)) = required.map(drop) else { panic!("a start without its settings") };
+    assert!(error.contains("config.centers[0]") && error.contains("within 10s"), "{error}");
+    assert!(error.contains(&etcd.address), "{error}");
+    assert!(took < Duration::from_secs(12), "{took:?}");
+    // One that can do without starts, says so, and has them later.
+    let app = optional.unwrap();
+    let mut events = app.runtime().events().subscribe();
+    let past = app.runtime().events().past();
+    assert!(past.iter().any(|(_, event)| matches!(&**event, Event::ConfigUnreadable { .. })), "{past:?}");
+    etcd.run().await;
+    let back = Instant::now();
+    let applied = timeout(PATIENCE, async {
+        while !events.recv().await.is_ok_and(|event| matches!(&*event, Event::ConfigApplied { .. })) {}
+    });
+    applied.await.expect("the settings arrive");
+    println!("etcd: settings are there {:?} after it is back", back.elapsed());
+    Ok(())
+}
+
+async fn settings_of_the_page_are_valid() {
+    let page = include_str!("../../docs/etcd.md");
+    let blocks: Vec<_> =
+        page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(blocks.len(), 2);
+    for block in blocks {
+        let (content, origin) = (block.to_owned(), "page".to_owned());
+        let tree =
+            parse(&Text { content, format: Format::Yaml, origin, revision: None }, Layer::File).unwrap();
+        let (document, problems) = Document::read(&tree);
+        assert!(document.is_some() && problems.is_empty(), "{block}: {problems:?}");
+    }
+}
