@@ -9,8 +9,9 @@ use chassis_core::{
     contain,
     layer::{
         balance::Picker,
-        fallback::{Answer, Failed, FallbackFn},
+        fallback::{Answer, FailedCall, FallbackFn},
     },
+    protocol::Protocol,
     registry::Registry,
     settings::Settings,
 };
@@ -62,6 +63,7 @@ pub struct ChassisBuilder {
     stages: Stages,
     pickers: HashMap<String, Arc<dyn Picker>>,
     fallbacks: HashMap<(String, Option<String>), Arc<FallbackFn>>,
+    protocols: Vec<&'static dyn Protocol>,
     descriptors: Vec<Vec<u8>>,
     hooks: Hooks,
     reader: Reader,
@@ -125,6 +127,7 @@ impl ChassisBuilder {
             stages: Stages::default(),
             pickers: HashMap::new(),
             fallbacks: HashMap::new(),
+            protocols: crate::rest::PROTOCOLS.iter().chain(crate::rpc::PROTOCOLS).copied().collect(),
             descriptors: Vec::new(),
             hooks: Hooks::default(),
             reader: Reader::default(),
@@ -304,7 +307,7 @@ impl ChassisBuilder {
     /// A reply that replaces a failed call to `service`.
     pub fn fallback<F, Fut>(self, service: &str, answer: F) -> Self
     where
-        F: Fn(Failed) -> Fut + Send + Sync + 'static,
+        F: Fn(FailedCall) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Answer, Error>> + Send + 'static,
     {
         self.fallback_of(service.to_owned(), None, answer)
@@ -313,7 +316,7 @@ impl ChassisBuilder {
     /// A reply that replaces a failed call to one operation of `service`.
     pub fn fallback_for<F, Fut>(self, service: &str, operation: &str, answer: F) -> Self
     where
-        F: Fn(Failed) -> Fut + Send + Sync + 'static,
+        F: Fn(FailedCall) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Answer, Error>> + Send + 'static,
     {
         self.fallback_of(service.to_owned(), Some(operation.to_owned()), answer)
@@ -321,11 +324,19 @@ impl ChassisBuilder {
 
     fn fallback_of<F, Fut>(mut self, service: String, operation: Option<String>, answer: F) -> Self
     where
-        F: Fn(Failed) -> Fut + Send + Sync + 'static,
+        F: Fn(FailedCall) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Answer, Error>> + Send + 'static,
     {
         let answer = move |failed| -> BoxFuture<'static, _> { Box::pin(answer(failed)) };
         self.fallbacks.insert((service, operation), Arc::new(answer));
+        self
+    }
+
+    /// A protocol of one's own. Its metrics are registered when the service is built, and settings that only a
+    /// protocol can read (the `message` of a `fallback`) are checked for it when they are loaded. gRPC and HTTP are
+    /// registered where they are built in.
+    pub fn protocol(mut self, protocol: &'static dyn Protocol) -> Self {
+        self.protocols.push(protocol);
         self
     }
 
@@ -389,6 +400,9 @@ impl ChassisBuilder {
         let setup = |what: &str, error: BoxError| StartError::Setup(what.to_owned(), error);
         // Checks settings before the runtime exists that they apply to.
         let mut checker = Runtime::builder(&self.name).stages(self.stages.clone());
+        for protocol in &self.protocols {
+            checker = checker.protocol(*protocol);
+        }
         for (name, picker) in &self.pickers {
             checker = checker.picker(name, picker.clone());
         }
@@ -465,6 +479,9 @@ impl ChassisBuilder {
         if let Some(metrics) = self.metrics {
             runtime = runtime.metrics(metrics);
         }
+        for protocol in self.protocols {
+            runtime = runtime.protocol(protocol);
+        }
         for (name, picker) in self.pickers {
             runtime = runtime.picker(name, picker);
         }
@@ -476,9 +493,6 @@ impl ChassisBuilder {
             .idempotent(declared.idempotent)
             .build()
             .map_err(|error| setup("metrics", error.into()))?;
-        for protocol in crate::rest::PROTOCOLS.iter().chain(crate::rpc::PROTOCOLS) {
-            runtime.metrics().register(*protocol).map_err(|error| setup("metrics", error.into()))?;
-        }
         let follower = Follower {
             runtime: runtime.clone(),
             started: version.tree.clone(),

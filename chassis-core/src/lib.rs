@@ -82,7 +82,7 @@ pub mod protocol {
             protocol::{Protocol, Pushback},
             transport::{Leaf, LeafFuture, Transport},
         },
-        types::{CallLabels, DurationFamilies, Family},
+        types::{Answer, CallLabels, DurationFamilies, Family, FixedAnswer, InvalidAnswer},
     };
 }
 

@@ -20,12 +20,13 @@ use crate::{
     inspect::Inspection,
     layer::{
         balance::{Picker, Pickers},
-        fallback::{FallbackFn, Fallbacks},
+        fallback::{FallbackFn, Fallbacks, Protocols},
         own::LayerNames,
         retry::Idempotent,
     },
     metrics::Metrics,
     plugin::{
+        protocol::Protocol,
         registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
         transport::Transport,
     },
@@ -153,6 +154,15 @@ impl RuntimeBuilder {
         self
     }
 
+    /// A protocol that calls are made with or come in by. Its metrics are registered when the runtime is built, and
+    /// settings that only a protocol can read are checked for it when they are loaded. Calls of a protocol that is
+    /// not registered work, too: its metrics are registered with the first one.
+    pub fn protocol(mut self, protocol: &'static dyn Protocol) -> Self {
+        let Protocols(protocols) = self.extensions.get_or_insert_default();
+        protocols.push(protocol);
+        self
+    }
+
     /// Operations that can be executed twice without harm, as their protos say.
     pub fn idempotent(mut self, operations: impl IntoIterator<Item = String>) -> Self {
         let Idempotent(declared) = self.extensions.get_or_insert_default();
@@ -166,12 +176,16 @@ impl RuntimeBuilder {
         for (name, value) in self.labels.iter() {
             caller.push_str(&format!(";{name}={value}"));
         }
+        let metrics = Metrics::new(self.metrics.unwrap_or_default())?;
+        if let Some(Protocols(protocols)) = self.extensions.get() {
+            protocols.iter().try_for_each(|protocol| metrics.register(*protocol))?;
+        }
         let registry = contain::registry(self.registry, &self.events, contain::BLOCKED_AFTER);
         let common = Common::new(self.random).called(caller);
         let environment = Arc::new(Environment {
             service: self.service.clone(),
             states: States::default(),
-            metrics: Metrics::new(self.metrics.unwrap_or_default())?,
+            metrics,
             events: self.events,
             common: Arc::new(common),
             extensions: self.extensions,

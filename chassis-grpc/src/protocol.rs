@@ -1,17 +1,20 @@
 //! The gRPC protocol for the pipeline: where the status of a call is, and how a refusal is written.
 use std::{borrow::Cow, time::Duration};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use chassis_core::{
     Body, Code, Error, Hop, Reason, Verdict,
-    protocol::{CallLabels, DurationFamilies, Family, Protocol, Pushback},
+    protocol::{
+        Answer, CallLabels, DurationFamilies, Family, FixedAnswer, InvalidAnswer, Protocol, Pushback,
+    },
     wire::find,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
 
 use crate::{
+    answer,
     details::{self, Reader, Refusal},
-    status::Answer,
-    timeout,
+    status, timeout,
     wire::{ATTEMPTS, GRPC_MEDIA_TYPE, GRPC_MESSAGE, GRPC_STATUS, GRPC_TIMEOUT, PUSHBACK},
 };
 
@@ -63,8 +66,17 @@ impl Protocol for Grpc {
     }
 
     fn refuse(&self, error: &Error) -> (StatusCode, HeaderMap, Body) {
-        let (status, headers) = Answer::of(error, Reader::There).into_head();
+        let (status, headers) = status::Answer::of(error, Reader::There).into_head();
         (status, headers, Body::empty())
+    }
+
+    /// An answer of `message`, an encoded message in Base64; the other keys say nothing to gRPC.
+    fn fixed_answer(&self, written: &FixedAnswer) -> Result<Option<Answer>, InvalidAnswer> {
+        let Some(message) = &written.message else { return Ok(None) };
+        match BASE64_STANDARD.decode(message) {
+            Ok(message) => Ok(Some(answer::encoded(&message))),
+            Err(error) => Err(InvalidAnswer::new("message", format!("the message is no Base64: {error}"))),
+        }
     }
 
     fn message(&self, metadata: &HeaderMap) -> Option<String> {
@@ -219,7 +231,7 @@ pub(crate) fn percent_decode(text: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use chassis_core::Origin;
+    use chassis_core::{Invocation, Operation, Origin, Target};
     use proptest::prelude::*;
 
     use super::*;
@@ -399,6 +411,39 @@ mod tests {
         assert_eq!(Grpc.pushback(&HeaderMap::new()), Pushback::None);
         let twice = headers(&[("grpc-retry-pushback-ms", "1"), ("grpc-retry-pushback-ms", "2")]);
         assert_eq!(Grpc.pushback(&twice), Pushback::Never);
+    }
+
+    #[tokio::test]
+    async fn a_fixed_answer_is_a_framed_message_with_the_trailers_of_success() {
+        let written = FixedAnswer {
+            status: Some(203),
+            body: Some("{}".to_owned()),
+            message: Some("CAc=".to_owned()),
+            ..FixedAnswer::default()
+        };
+        let answer = Grpc.fixed_answer(&written).unwrap().unwrap();
+        assert_eq!(answer.status, StatusCode::OK);
+        assert_eq!(Grpc.judge_head(answer.status, &answer.metadata), None, "the trailers decide");
+        let call = Invocation::new(&GRPC, Target::new("stock", Operation::OTHER));
+        let reply = call.answered(answer.status, answer.metadata, answer.body);
+        let answered = chassis_core::testing::read(reply).await.unwrap();
+        assert_eq!(&answered.body[..], [0, 0, 0, 0, 2, 8, 7]);
+        assert_eq!(answered.trailers.unwrap()["grpc-status"], "0");
+    }
+
+    #[test]
+    fn a_fixed_answer_needs_a_message_in_base64() {
+        let written = |message: Option<&str>| FixedAnswer {
+            status: Some(200),
+            body: Some("{}".to_owned()),
+            message: message.map(str::to_owned),
+            ..FixedAnswer::default()
+        };
+        assert!(Grpc.fixed_answer(&written(None)).unwrap().is_none());
+        assert!(Grpc.fixed_answer(&written(Some(""))).unwrap().is_some(), "a message of defaults");
+        let refused = Grpc.fixed_answer(&written(Some("no Base64"))).unwrap_err();
+        assert_eq!(refused.key, "message");
+        assert!(refused.message.starts_with("the message is no Base64: "), "{refused:?}");
     }
 
     #[test]

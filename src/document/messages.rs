@@ -1,7 +1,7 @@
 //! What people read when a document is wrong, letter for letter.
 use std::sync::Arc;
 
-use chassis_core::{Events, Metrics, Policies, Random, States, config::Format, settings};
+use chassis_core::{Runtime, config::Format};
 use serde_json::Value;
 
 use super::{
@@ -9,30 +9,23 @@ use super::{
     TextSource, Version, tree::Layer,
 };
 
-fn loader(file: TextSource, environment: Environment) -> Loader<Document, Policies> {
-    let with = Arc::new(settings::Environment {
-        service: "orders".into(),
-        states: States::default(),
-        metrics: Metrics::new(prometheus::Registry::new()).expect("the names are sound"),
-        events: Events::new(),
-        common: Arc::new(settings::Common::new(Random::seeded(7))),
-        extensions: Default::default(),
-    });
+fn loader(file: TextSource, environment: Environment) -> Loader<Document, ()> {
+    let protocols = crate::rest::PROTOCOLS.iter().chain(crate::rpc::PROTOCOLS);
+    let builder = protocols.fold(Runtime::builder("orders"), |builder, protocol| builder.protocol(*protocol));
+    let runtime = builder.build().expect("the names of the metrics are free");
     let check = move |document: &Document| {
         let mut found = document.check();
-        match Policies::compile(&document.settings(), 1, &with, None) {
-            Ok(policies) if found.is_empty() => return Ok((policies, Vec::new())),
-            Ok(_) => {}
-            Err(problems) => found.extend(problems.into_iter().map(Finding::from)),
+        if let Err(problems) = runtime.check(&document.settings()) {
+            found.extend(problems.into_iter().map(Finding::from));
         }
-        Err(found)
+        if found.is_empty() { Ok(((), Vec::new())) } else { Err(found) }
     };
     let reader = Reader::default();
     let loader = Loader::reading(move |tree| reader.read(tree), check);
     loader.environment(environment).source(Layer::File, Arc::new(file))
 }
 
-async fn version(content: &str) -> Box<Version<Document, Policies>> {
+async fn version(content: &str) -> Box<Version<Document, ()>> {
     match loader(TextSource::new("chassis.yaml", Format::Yaml, content), Environment::default()).next().await
     {
         Change::Applied(version) => version,
@@ -841,7 +834,8 @@ fn unknown_variables_are_no_part_of_a_version() {
         ("CHASSIS_OUTBOUND__DEFAULTS__TIMOUT", "2s"),
         ("CHASSIS_OUTBOUND__SERVICES__MY_PRICE__TIMEOUT", "3s"),
     ];
-    let Change::Applied(version) = block_on(loader(file, Environment::of(variables)).next()) else {
+    let Change::Applied(version) = block_on(async { loader(file, Environment::of(variables)).next().await })
+    else {
         panic!("unknown variables are warned about only");
     };
     assert_eq!(version.warnings.len(), 2, "{:?}", version.warnings);
@@ -849,4 +843,25 @@ fn unknown_variables_are_no_part_of_a_version() {
     assert_eq!(settings, ["inbound.timeout 1s", "outbound.services.my-price.timeout 3s"]);
     let changes: Vec<_> = version.changes.iter().map(|moved| moved.path.to_string()).collect();
     assert_eq!(changes, ["inbound", "outbound"]);
+}
+
+#[cfg(feature = "grpc")]
+#[test]
+fn an_answer_that_a_protocol_cannot_give() {
+    check(
+        r"
+outbound:
+  defaults: { fallback: { status: 99, message: '' } }
+  services:
+    stock: { operations: { shop.v1.Stock/Level: { fallback: { message: 'no Base64' } } } }
+",
+        r#"
+error: chassis.yaml:3:35  outbound.defaults.fallback.status
+    3 |   defaults: { fallback: { status: 99, message: '' } }
+      |                                   ^^ 99 is no HTTP status to answer with
+error: chassis.yaml:5:72  outbound.services.stock.operations."shop.v1.Stock/Level".fallback.message
+    5 |     stock: { operations: { shop.v1.Stock/Level: { fallback: { message: 'no Base64' } } } }
+      |                                                                        ^^^^^^^^^^^ the message is no Base64: Invalid symbol 32, offset 2.
+"#,
+    );
 }

@@ -59,7 +59,7 @@ pub(crate) struct PortPlan {
 /// The default addresses, on loopback, so that no other machine can connect by accident.
 const DEFAULT_PORTS: [(&str, &str); 2] = [("grpc", "127.0.0.1:50051"), ("http", "127.0.0.1:8080")];
 
-/// Protocols whose metrics are registered when a chassis is built.
+/// The protocols that a builder registers.
 pub(crate) const PROTOCOLS: &[&'static dyn chassis_core::protocol::Protocol] = &[&chassis_http::HTTP];
 
 // === impl Rest ===

@@ -58,7 +58,7 @@ fn setup(error: impl std::error::Error + Send + Sync + 'static) -> StartError {
     StartError::Setup("descriptors".to_owned(), Box::new(error))
 }
 
-/// Protocols whose metrics are registered when a chassis is built.
+/// The protocols that a builder registers.
 pub(crate) const PROTOCOLS: &[&'static dyn chassis_core::protocol::Protocol] = &[&chassis_grpc::GRPC];
 
 // === impl Rpc ===

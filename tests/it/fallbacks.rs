@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chassis::{
     Body, Code, Error, Reason,
-    layer::fallback::{Answer, Failed},
+    layer::fallback::{Answer, FailedCall},
 };
 use chassis_protos::echo::EchoReply;
 use http::{HeaderMap, StatusCode};
@@ -13,8 +13,8 @@ use http::{HeaderMap, StatusCode};
 use crate::mesh::{Act, Ask, Mesh, Wire, both};
 
 /// Answers with the failure it received, in the protocol of the call.
-async fn describe_failure(failed: Failed) -> Result<Answer, Error> {
-    let Failed { target, error, .. } = failed;
+async fn describe_failure(failed: FailedCall) -> Result<Answer, Error> {
+    let FailedCall { target, error, .. } = failed;
     let message = format!("{} for {}", error.reason(), error.code());
     if target.operation.as_str().contains("Echo/") {
         return Ok(chassis::grpc::answer(&EchoReply { message, ..EchoReply::default() }));
@@ -80,7 +80,7 @@ both! {
         let stock = mesh.start("stock", "stock-1").await;
         stock.does(Act::Fail(Code::Unavailable));
         let no_retry = "outbound: { defaults: { retry: off } }";
-        let fails = |failed: Failed| async move {
+        let fails = |failed: FailedCall| async move {
             assert_eq!(failed.error.code(), Code::Unavailable);
             Err(Error::local(Reason::Internal, "no cache either").with_code(Code::FailedPrecondition))
         };
@@ -89,7 +89,7 @@ both! {
         let outcome = caller.call(wire, Ask::to("stock")).await;
         assert_eq!((outcome.code, outcome.message.as_str()), (Code::FailedPrecondition, "no cache either"));
 
-        let slow = |_: Failed| std::future::pending();
+        let slow = |_: FailedCall| std::future::pending();
         let plan = mesh.server("tests", "tests").config(no_retry);
         let caller = plan.with(move |builder| builder.fallback("stock", slow)).caller().await;
         let outcome = caller.call(wire, Ask::to("stock")).await;

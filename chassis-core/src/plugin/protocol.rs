@@ -4,7 +4,9 @@ use std::{borrow::Cow, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
-use crate::types::{Body, CallLabels, Code, DurationFamilies, Error, Hop, Verdict, wire};
+use crate::types::{
+    Answer, Body, CallLabels, Code, DurationFamilies, Error, FixedAnswer, Hop, InvalidAnswer, Verdict, wire,
+};
 
 /// A protocol's own words, as far as the pipeline needs them.
 pub trait Protocol: Send + Sync + 'static {
@@ -44,6 +46,19 @@ pub trait Protocol: Send + Sync + 'static {
     /// Writes a refusal: what the other side gets instead of an answer. That nothing was executed it may say
     /// only together with the [hop](Error::hop) that this is true of.
     fn refuse(&self, error: &Error) -> (StatusCode, HeaderMap, Body);
+
+    /// The answer that a fallback in the settings gives in place of a failed call; `None` if `written` says nothing
+    /// that this protocol can answer with, and the call keeps its own error. Default: none. Protocols whose bodies
+    /// are plain bytes answer with [`FixedAnswer::plain`].
+    ///
+    /// Settings are checked by it when they are loaded, if the protocol was
+    /// [registered](crate::RuntimeBuilder::protocol).
+    ///
+    /// # Errors
+    /// The key whose value the protocol cannot answer with; the settings are refused there.
+    fn fixed_answer(&self, _written: &FixedAnswer) -> Result<Option<Answer>, InvalidAnswer> {
+        Ok(None)
+    }
 
     /// What a failing answer says in words.
     fn message(&self, _metadata: &HeaderMap) -> Option<String> {

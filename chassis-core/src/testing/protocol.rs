@@ -5,7 +5,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::CONTE
 
 use crate::{
     plugin::protocol::{Protocol, Pushback},
-    types::{Body, CallLabels, Code, DurationFamilies, Error, Reason, Verdict},
+    types::{
+        Answer, Body, CallLabels, Code, DurationFamilies, Error, FixedAnswer, InvalidAnswer, Reason, Verdict,
+    },
 };
 
 /// Uses HTTP statuses: an answer with a status from 400 on has failed with its head; for other answers the
@@ -14,6 +16,7 @@ use crate::{
 pub struct TestProtocol {
     name: &'static str,
     durations: &'static DurationFamilies,
+    answers_with_messages: bool,
 }
 
 /// The test protocol by its own name, `test`.
@@ -31,7 +34,12 @@ pub const RETRY_AFTER: HeaderName = HeaderName::from_static("retry-after");
 impl TestProtocol {
     /// The test protocol under another name, for tests of metrics and fallbacks, which depend on the name.
     pub const fn named(name: &'static str) -> Self {
-        TestProtocol { name, durations: &DurationFamilies::NEUTRAL }
+        TestProtocol { name, durations: &DurationFamilies::NEUTRAL, answers_with_messages: false }
+    }
+
+    /// The same, whose fixed answers are messages and no plain bodies: the key `message`, a number in decimal.
+    pub const fn with_messages(self) -> Self {
+        TestProtocol { answers_with_messages: true, ..self }
     }
 
     /// Counts its calls in `families`: by service, status and error, if these have three labels.
@@ -90,6 +98,21 @@ impl Protocol for TestProtocol {
         let body =
             details.and_then(|details| details.body.clone()).unwrap_or_else(|| error.message().to_owned());
         (status.unwrap_or(error.code().http_status()), metadata, Body::full(body))
+    }
+
+    /// A plain one, unless it answers [with messages](TestProtocol::with_messages).
+    fn fixed_answer(&self, written: &FixedAnswer) -> Result<Option<Answer>, InvalidAnswer> {
+        if !self.answers_with_messages {
+            return written.plain().map(Some);
+        }
+        let Some(message) = &written.message else { return Ok(None) };
+        match message.parse::<u64>() {
+            Ok(number) => {
+                let body = Body::full(number.to_string());
+                Ok(Some(Answer { status: StatusCode::OK, metadata: HeaderMap::new(), body }))
+            }
+            Err(error) => Err(InvalidAnswer::new("message", format!("the message is no number: {error}"))),
+        }
     }
 
     fn pushback(&self, metadata: &HeaderMap) -> Pushback {

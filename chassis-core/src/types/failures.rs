@@ -195,7 +195,9 @@ impl<'de> Deserialize<'de> for Word {
         impl de::Visitor<'_> for Visitor {
             type Value = Word;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a gRPC code, 4xx, 5xx, an HTTP status as in 503, connect or deadline")
+                f.write_str(
+                    "a code as in UNAVAILABLE, 4xx, 5xx, an HTTP status as in 503, connect or deadline",
+                )
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Word, E> {
                 match FailureSet::NONE.with_word(text) {

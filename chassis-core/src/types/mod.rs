@@ -1,4 +1,5 @@
 //! The data of calls, rules and errors; it depends on nothing above it.
+mod answer;
 mod body;
 mod choice;
 mod code;
@@ -17,6 +18,7 @@ mod verdict;
 pub mod wire;
 
 pub use self::{
+    answer::{Answer, FixedAnswer, InvalidAnswer},
     body::{Abort, Aborted, Body, Failure, Reader, Replay},
     code::Code,
     durations::{CallLabels, DurationFamilies, Family},

@@ -137,7 +137,7 @@ async fn a_picker_must_not_panic_whatever_there_is_to_choose_from() {
     contract::picker::picker(OfTwo, true).await;
 }
 
-static GRPC: TestProtocol = TestProtocol::named("grpc");
+static MESSAGES: TestProtocol = TestProtocol::named("messages").with_messages();
 
 fn function<F>(answer: impl Fn() -> F + Send + Sync + 'static) -> Arc<FallbackFn>
 where
@@ -154,10 +154,10 @@ fn instead(status: StatusCode, body: Body) -> Result<Instead, Error> {
 async fn fallbacks_keep_to_the_contract() {
     let from_cache = || std::future::ready(instead(StatusCode::OK, Body::full("old")));
     contract::fallback::function(function(from_cache), &TEST).await;
-    contract::fallback::function(function(from_cache), &GRPC).await;
-    let config = FallbackConfig { message: Some("CAE=".to_owned()), ..FallbackConfig::default() };
+    contract::fallback::function(function(from_cache), &MESSAGES).await;
+    let config = FallbackConfig { message: Some("1".to_owned()), ..FallbackConfig::default() };
     contract::fallback::settings(config.clone(), &TEST).await;
-    contract::fallback::settings(config, &GRPC).await;
+    contract::fallback::settings(config, &MESSAGES).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -187,5 +187,5 @@ async fn a_fallback_whose_answer_breaks_off_breaks_it() {
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "a fallback answers a call that ends so: Lost")]
 async fn settings_that_answer_another_protocol_break_it() {
-    contract::fallback::settings(FallbackConfig::default(), &GRPC).await;
+    contract::fallback::settings(FallbackConfig::default(), &MESSAGES).await;
 }

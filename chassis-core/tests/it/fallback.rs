@@ -4,22 +4,23 @@ use std::sync::Arc;
 use chassis_core::{
     Body, Code, Error, Event, Reason,
     clock::Instant,
-    layer::fallback::{Answer as Instead, Failed, FallbackFn},
-    testing::{Answer, CallBuilder, TestProtocol, Upstream},
+    layer::fallback::{Answer as Instead, FailedCall, FallbackFn},
+    testing::{Answer, CallBuilder, TEST, TestProtocol, Upstream},
 };
 use http::{HeaderMap, StatusCode};
 use serde_json::json;
 
 use crate::support::*;
 
-static GRPC: TestProtocol = TestProtocol::named("grpc");
+/// Speaks in messages: a plain body is no answer.
+static MESSAGES: TestProtocol = TestProtocol::named("messages").with_messages();
 
 fn instead(body: &'static str) -> Result<Instead, Error> {
     Ok(Instead { status: StatusCode::OK, metadata: HeaderMap::new(), body: Body::full(body) })
 }
 
 fn with(
-    answer: impl Fn(Failed) -> Result<Instead, Error> + Clone + Send + Sync + 'static,
+    answer: impl Fn(FailedCall) -> Result<Instead, Error> + Clone + Send + Sync + 'static,
 ) -> Arc<FallbackFn> {
     Arc::new(move |failed| {
         let answer = answer.clone();
@@ -113,26 +114,53 @@ async fn settings_choose_the_codes() {
     bench.stock(json!({ "fallback": { "body": "old" }, "operations": { "Post": { "fallback": "off" } } }));
     assert_eq!(bench.get().await.unwrap().text(), "old");
     assert_eq!(bench.post().await.unwrap().status, 404);
-    let problems =
-        bench.try_apply(json!({ "outbound": { "defaults": { "fallback": { "status": 99 } } } })).unwrap_err();
-    assert_eq!(problems[0].path, "outbound.defaults.fallback.status");
 }
 
 #[tokio::test(start_paused = true)]
-async fn over_grpc_a_static_answer_is_a_message_in_base64() {
-    let bench = Bench::build(Upstream::speaking(&GRPC, |_| Answer::lost()), |builder| builder);
-    let instance = chassis_core::registry::Instance::new("stock", "a").with_address("grpc", "memory:a");
+async fn each_protocol_reads_a_fixed_answer_in_its_own_way() {
+    let upstream = Upstream::speaking(&MESSAGES, |_| Answer::lost());
+    let bench = Bench::build(upstream, |builder| builder.protocol(&MESSAGES));
+    let instance = chassis_core::registry::Instance::new("stock", "a").with_address("messages", "memory:a");
     bench.registry.set("stock", chassis_core::registry::Membership::known([instance]));
-    bench.stock(json!({ "fallback": { "status": 203, "body": "{}", "message": "CAc=" } }));
-    let answered = bench.run(post().protocol(&GRPC)).await.unwrap();
-    assert_eq!(&answered.body[..], [0, 0, 0, 0, 2, 8, 7]);
-    assert_eq!(answered.trailers.unwrap()["grpc-status"], "0");
-    // An answer for REST only leaves a gRPC call its own error.
+    bench.stock(json!({ "fallback": { "status": 203, "body": "{}", "message": "007" } }));
+    let answered = bench.run(post().protocol(&MESSAGES)).await.unwrap();
+    assert_eq!((answered.status, &*answered.text()), (StatusCode::OK, "7"));
+    // Calls keep their own error where the settings have no answer of their protocol.
     bench.stock(json!({ "fallback": { "status": 200, "body": "{}", "on": ["UNAVAILABLE"] } }));
-    check(&bench.run(post().protocol(&GRPC)).await, Code::Unavailable, Reason::ConnectionLost);
-    let settings = json!({ "outbound": { "defaults": { "fallback": { "message": "no Base64" } } } });
-    let problems = bench.try_apply(settings).unwrap_err();
-    assert_eq!(problems[0].path, "outbound.defaults.fallback.message");
+    check(&bench.run(post().protocol(&MESSAGES)).await, Code::Unavailable, Reason::ConnectionLost);
+}
+
+#[tokio::test(start_paused = true)]
+async fn settings_are_refused_that_a_registered_protocol_cannot_answer_with() {
+    fn with<const N: usize>(protocols: [&'static TestProtocol; N]) -> Bench {
+        Bench::build(Upstream::new(|_| Answer::lost()), |builder| {
+            protocols.into_iter().fold(builder, |builder, protocol| builder.protocol(protocol))
+        })
+    }
+    let problems = |bench: &Bench, fallback| {
+        let settings = json!({ "outbound": { "services": { "stock": {
+            "operations": { "Get": { "fallback": fallback } } } } } });
+        let problems = bench.try_apply(settings).err().unwrap_or_default();
+        problems.into_iter().map(|problem| (problem.path, problem.message)).collect::<Vec<_>>()
+    };
+    let at = |key| format!("outbound.services.stock.operations.Get.fallback.{key}");
+    let both = json!({ "status": 99, "message": "seven" });
+    let status = (at("status"), "99 is no HTTP status to answer with".to_owned());
+    let message = (at("message"), "the message is no number: invalid digit found in string".to_owned());
+    assert_eq!(problems(&with([&TEST]), both.clone()), std::slice::from_ref(&status));
+    assert_eq!(problems(&with([&MESSAGES]), both.clone()), std::slice::from_ref(&message));
+    assert_eq!(problems(&with([&TEST, &MESSAGES, &TEST]), both), [status, message], "each key once");
+    let right = json!({ "status": 200, "message": "7" });
+    assert!(problems(&with([&TEST, &MESSAGES]), right).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_protocol_that_was_not_registered_answers_what_it_can() {
+    let bench = Bench::new(|_| Answer::lost());
+    bench.stock(json!({ "fallback": { "status": 203, "body": "old" } }));
+    assert_eq!(bench.post().await.unwrap().text(), "old");
+    bench.stock(json!({ "fallback": { "status": 99 } }));
+    check(&bench.post().await, Code::Unavailable, Reason::ConnectionLost);
 }
 
 #[tokio::test(start_paused = true)]

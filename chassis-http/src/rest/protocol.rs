@@ -6,7 +6,9 @@ use std::{
 
 use chassis_core::{
     Body, Code, Error, Hop, Origin, Reason, Side, Verdict,
-    protocol::{CallLabels, DurationFamilies, Family, Protocol, Pushback},
+    protocol::{
+        Answer, CallLabels, DurationFamilies, Family, FixedAnswer, InvalidAnswer, Protocol, Pushback,
+    },
     wire::find,
 };
 use http::{
@@ -90,6 +92,11 @@ impl Protocol for Http {
             head.headers.insert(HOP, hop);
         }
         (head.status, head.headers, Body::full(body))
+    }
+
+    /// An answer of `status`, `content_type` and `body`; `message` says nothing to HTTP.
+    fn fixed_answer(&self, written: &FixedAnswer) -> Result<Option<Answer>, InvalidAnswer> {
+        written.plain().map(Some)
     }
 
     fn strip_foreign(&self, metadata: &mut HeaderMap, hop: Option<&Hop>) -> bool {

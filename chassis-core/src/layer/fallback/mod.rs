@@ -6,9 +6,13 @@ mod config;
 mod rule;
 mod service;
 
-pub(crate) use self::{config::Fallbacks, rule::FallbackRule};
 pub use self::{
-    config::{Answer, Failed, FallbackConfig, FallbackFn},
+    config::{FailedCall, FallbackConfig, FallbackFn},
     rule::Fallback,
     service::{FallbackLayer, TIME_LIMIT, WithFallback},
 };
+pub(crate) use self::{
+    config::{Fallbacks, Protocols},
+    rule::FallbackRule,
+};
+pub use crate::types::{Answer, FixedAnswer, InvalidAnswer};

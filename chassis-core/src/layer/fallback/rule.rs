@@ -7,11 +7,11 @@ use std::{
     },
 };
 
-use super::{FallbackConfig, FallbackFn, Fallbacks};
+use super::{FallbackConfig, FallbackFn, Fallbacks, Protocols};
 use crate::{
     rule::{Binding, Concern, Level},
     site::Site,
-    types::{Code, Ended, Side, Verdict, ended, units::Switch},
+    types::{Code, Ended, FailureSet, FixedAnswer, Side, Verdict, ended, units::Switch},
 };
 
 /// The source of a policy's answers.
@@ -19,14 +19,20 @@ use crate::{
 pub struct Fallback {
     pub(crate) source: Source,
     pub(crate) site: Arc<Site>,
-    /// Whether the missing `message` for gRPC calls was logged.
+    /// Whether it was logged that a protocol finds no answer.
     pub(crate) warned: Arc<AtomicBool>,
 }
 
 #[derive(Clone)]
 pub(crate) enum Source {
     Function(Arc<FallbackFn>),
-    Settings(Arc<FallbackConfig>),
+    Settings(Arc<Fixed>),
+}
+
+/// An answer from the settings, and the failures it is for: all where there is no set.
+pub(crate) struct Fixed {
+    pub(super) answer: FixedAnswer,
+    on: Option<FailureSet>,
 }
 
 impl Fallback {
@@ -37,18 +43,18 @@ impl Fallback {
     pub(super) fn answers(&self, verdict: &Verdict, code: Code) -> bool {
         match &self.source {
             Source::Function(_) => true,
-            Source::Settings(config) => {
-                config.on.is_none_or(|on| on.contains(ended(verdict)) || on.contains(Ended::with_code(code)))
+            Source::Settings(fixed) => {
+                fixed.on.is_none_or(|on| on.contains(ended(verdict)) || on.contains(Ended::with_code(code)))
             }
         }
     }
 
     /// Logs once for each version of the settings, because an outage affects thousands of calls.
-    pub(super) fn warn_of_no_message(&self, service: &str) {
+    pub(super) fn warn_of_no_answer(&self, service: &str, protocol: &str) {
         if !self.warned.swap(true, Relaxed) {
             tracing::warn!(
-                target: "chassis", service,
-                "a fallback without `message` answers no gRPC call: these keep their own error"
+                target: "chassis", service, protocol,
+                "the fallback in the settings has no answer for calls of this protocol: these keep their own error"
             );
         }
     }
@@ -82,11 +88,11 @@ impl Concern for FallbackRule {
     }
 
     fn overlay(resolved: &mut Self::Resolved, written: &Self::Written, level: &mut Level<'_>) {
-        if let Some(Err((key, message))) = written.on().map(|config| config.check()) {
-            level.problem(&format!(".{key}"), message);
-        }
-        let source = written.on().map(|config| Source::Settings(Arc::new(config.clone())));
-        *resolved = source.map(|source| Fallback::new(source, level.site()));
+        *resolved = written.on().map(|config| {
+            let fixed = Fixed { answer: config.answer(), on: config.on };
+            check(&fixed.answer, level);
+            Fallback::new(Source::Settings(Arc::new(fixed)), level.site())
+        });
     }
 
     /// A function of the builder wins over the settings.
@@ -94,6 +100,21 @@ impl Concern for FallbackRule {
         match function(binding) {
             Some(function) => Some(Fallback::new(Source::Function(function), binding.site())),
             None => resolved.clone(),
+        }
+    }
+}
+
+/// Reports each key that a protocol refuses, once.
+fn check(answer: &FixedAnswer, level: &mut Level<'_>) {
+    let mut refused = Vec::new();
+    let environment = level.environment.clone();
+    let protocols = environment.extensions.get().map_or(&[][..], |Protocols(protocols)| protocols);
+    for protocol in protocols {
+        if let Err(invalid) = protocol.fixed_answer(answer)
+            && !refused.contains(&invalid.key)
+        {
+            refused.push(invalid.key);
+            level.problem(&format!(".{}", invalid.key), invalid.message);
         }
     }
 }

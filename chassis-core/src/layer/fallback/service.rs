@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use tower_service::Service;
 
-use super::{Failed, Fallback, rule::Source};
+use super::{FailedCall, Fallback, rule::Source};
 use crate::layer::{Decided, forward_ready};
 use crate::{
     call::{Invocation, Reply},
@@ -76,16 +76,17 @@ where
             }
             let reason = error.reason();
             let answer = match &fallback.source {
-                Source::Settings(config) => match config.answer(protocol.name()) {
-                    Some(answer) => Ok(answer),
-                    None => {
-                        fallback.warn_of_no_message(&policy.service);
+                // Keys that the protocol refuses were reported with the settings, if it was registered by then.
+                Source::Settings(fixed) => match protocol.fixed_answer(&fixed.answer) {
+                    Ok(Some(answer)) => Ok(answer),
+                    Ok(None) | Err(_) => {
+                        fallback.warn_of_no_answer(&policy.service, protocol.name());
                         return reply.ok_or(error);
                     }
                 },
                 Source::Function(function) => {
                     let kept = error.repeat();
-                    let failed = Failed { target: target.clone(), metadata, error };
+                    let failed = FailedCall { target: target.clone(), metadata, error };
                     match tokio::time::timeout(TIME_LIMIT, function(failed)).await {
                         Ok(answer) => answer,
                         Err(_) => {

@@ -57,7 +57,7 @@ async fn fallback(
     let registry = ScriptedRegistry::new();
     let node = Instance::new("stock", "a").with_address(protocol.name(), "memory:a");
     registry.set("stock", Membership::known([node]));
-    let mut builder = Runtime::builder("contract").registry(Arc::new(registry));
+    let mut builder = Runtime::builder("contract").protocol(protocol).registry(Arc::new(registry));
     if let Some(function) = function {
         builder = builder.fallback("stock", None, function);
     }

@@ -83,7 +83,7 @@ async fn an_instance_is_seen_while_it_is_registered(registry: Arc<dyn Registry>)
 
 async fn an_instance_comes_back_as_it_was_put_up(registry: Arc<dyn Registry>) {
     let mut full = Instance::new("stock", "full")
-        .with_address("grpc", "10.0.0.5:50051")
+        .with_address("test", "10.0.0.5:50051")
         .with_address("http", "[::1]:8080")
         .with_address("line", "unix:/run/stock line.sock")
         .with_label("track", "canary")
@@ -269,7 +269,7 @@ fn set(instances: &[&Instance]) -> Set {
 }
 
 fn instance(service: &str, id: &str) -> Instance {
-    Instance::new(service, id).with_address("grpc", "127.0.0.1:50051")
+    Instance::new(service, id).with_address("test", "127.0.0.1:50051")
 }
 
 async fn register(registry: &Arc<dyn Registry>, instance: &Instance) -> Box<dyn Registration> {
