@@ -95,14 +95,11 @@ where
             target: "chassis::call", "call", side, service = %target.service, operation = %target.operation,
             trace_id = tracing::field::Empty, span_id = tracing::field::Empty,
         );
-        let span = (!span.is_disabled()).then(|| {
-            record(&span, trace);
-            Box::new(span)
-        });
-        let entered = span.as_ref().map(|span| span.enter());
-        let inner = self.inner.call(call);
-        drop(entered);
-        TraceFuture { inner, span, trace_id }
+        if span.is_disabled() {
+            return TraceFuture { inner: self.inner.call(call), span: None, trace_id };
+        }
+        record(&span, trace);
+        TraceFuture { inner: span.in_scope(|| self.inner.call(call)), span: Some(Box::new(span)), trace_id }
     }
 }
 
