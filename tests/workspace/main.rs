@@ -67,6 +67,24 @@ fn core_knows_no_protocol_and_no_sibling() {
     refuse("chassis-core depends on", reached.iter().filter(barred).cloned().collect());
 }
 
+#[test]
+fn core_names_no_protocol() {
+    // Comments may name them for readers, and unit tests stand at the end of a file.
+    let named = |line: &str| {
+        let line = line.to_ascii_lowercase();
+        ["grpc", "tonic", "axum", "hyper", "base64"].iter().any(|word| line.contains(word))
+    };
+    let mut core = source::files(&["rs"]);
+    core.retain(|file| file.path.starts_with(CORE));
+    assert!(core.len() > 50, "the sources of core were not found");
+    let findings = core.iter().flat_map(|file| {
+        let code = file.text.lines().enumerate().take_while(|(_, line)| *line != "mod tests {");
+        let code = code.filter(|(_, line)| !line.trim_start().starts_with("//") && named(line));
+        code.map(|(number, line)| format!("{}:{}: {}", file.path, number + 1, line.trim()))
+    });
+    refuse("code of core names a protocol", findings.collect());
+}
+
 fn is_sibling(name: &str) -> bool {
     SPOKES.contains(&name) || ADAPTERS.contains(&name) || name == "chassis-rs"
 }

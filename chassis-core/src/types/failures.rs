@@ -263,7 +263,7 @@ mod tests {
             (Ended::with_status(599), true),
             (Ended::with_status(429), true),
             (Ended::with_status(408), true),
-            (Ended::with_status(409), false), // means ABORTED as well, but is no gRPC answer
+            (Ended::with_status(409), false), // means ABORTED as well, but is no answer of such a protocol
             (Ended::with_status(200), false),
             (Ended { connect: true, ..Ended::with_code(Code::Unavailable) }, false),
         ] {
