@@ -18,9 +18,9 @@ use crate::{
     proto::{self, event::EventType},
 };
 
-/// What is made of the keys of a range.
+/// Builds a view of the keys of a range.
 pub(crate) trait View: Send {
-    /// What is kept of an entry.
+    /// The value that is kept for an entry.
     type Entry: Send;
 
     /// Reads an entry that is new, or has changed.
@@ -41,9 +41,9 @@ pub(crate) type Entries<E> = BTreeMap<Vec<u8>, (i64, E)>;
 
 /// How a watch ended.
 enum End {
-    /// What came after the last revision is not to be had: everything has to be listed.
+    /// etcd no longer has the changes after the last revision: everything has to be listed.
     Gap,
-    /// The history is another one: nothing of what is known can be compared.
+    /// The history is another one: its revisions can't be compared with the known ones.
     Replaced,
     /// It is time to list.
     Due,
@@ -99,6 +99,8 @@ pub(crate) async fn follow<V: View>(
                 this.position = None;
                 this.entries.clear();
                 this.view.begin_anew();
+                // With endpoints of two clusters each list is followed by a watch of the other one.
+                sleep(pace.next(clock::Instant::now(), client.random())).await;
             }
             Err(End::Failed(status)) => {
                 if let Some(position) = &mut this.position {
@@ -196,10 +198,9 @@ impl<V: View> Follow<'_, V> {
             return Err(End::Replaced);
         }
         self.position = Some(Position { is_listed: false, ..from });
-        // What it was at fault with, if anything, is over.
         let mut is_quiet = self.take_in(created, &mut Vec::new())?;
         pace.reset();
-        if std::mem::take(&mut self.has_failed) && is_quiet {
+        if std::mem::take(&mut self.has_failed) || !is_quiet {
             self.shown();
         }
         let mut fragments = Vec::new();
