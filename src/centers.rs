@@ -39,7 +39,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// The centers that the settings name, in their order. `base` makes a loader of everything that can name them.
 ///
 /// # Errors
-/// What is wrong with them, or with the texts that may name them.
+/// A problem in the centers, or in a text that may name them.
 pub(crate) async fn named(
     reader: &Arc<Reader>,
     base: impl FnOnce(Loader<Vec<Center>, Vec<Center>>) -> Loader<Vec<Center>, Vec<Center>>,

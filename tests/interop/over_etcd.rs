@@ -175,7 +175,7 @@ async fn etcd_is_away_under_callers() -> Ran {
     second.stop().await;
     callers.go_on(2_000).await;
     etcd.run().await;
-    // What comes and goes after that is seen.
+    // Later changes are seen.
     let third = stock(&etcd).await;
     let (grpc, http) = (third.address("grpc").unwrap().to_owned(), third.address("http").unwrap().to_owned());
     let back = Instant::now();
@@ -219,7 +219,7 @@ async fn settings_come_from_a_key() -> Ran {
     };
     assert_eq!(timeout_of(), Some(Duration::from_secs(3)), "a center stands over the program");
 
-    // What is wrong is refused with its key and revision, and the version in force stays.
+    // A bad text is refused with its key and revision, and the version in force stays.
     let mut events = app.runtime().events().subscribe();
     let mut news = async || loop {
         let event = timeout(PATIENCE, events.recv()).await.expect("an event").unwrap();

@@ -46,7 +46,7 @@ struct Connected {
     tasks: Tasks,
 }
 
-/// What a call shows: `None` where etcd wants none.
+/// The token that a call carries; `None` where authentication is off.
 type Token = Option<MetadataValue<Ascii>>;
 
 /// Keys from `start` up to `end`, without it; an empty `end` means the key `start` alone.
@@ -64,7 +64,7 @@ pub(crate) struct Page {
     pub(crate) cluster: u64,
 }
 
-/// What became of a put that must not replace the entry of another process.
+/// The result of a put that must not replace the entry of another process.
 pub(crate) enum Claim {
     /// It is there since this revision.
     Put { revision: i64 },
@@ -456,7 +456,7 @@ impl Range {
         Range { start, end: vec![0] } // there is no key above it: up to the last
     }
 
-    /// What comes after `key`.
+    /// The rest of the range, after `key`.
     pub(crate) fn after(&self, key: &[u8]) -> Self {
         let mut start = key.to_vec();
         start.push(0);

@@ -23,7 +23,7 @@ struct Entry {
     labels: TextMap,
 }
 
-/// What stands in a key as it is.
+/// The bytes that stand in a key unchanged.
 const ESCAPED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 /// A larger value is no instance: it would be kept in the memory of every process that calls the service.
 const MAX_VALUE: usize = 64 << 10;
@@ -36,12 +36,12 @@ fn is_one(weight: &u32) -> bool {
     *weight == 1
 }
 
-/// What the keys of all services begin with.
+/// The prefix of the keys of all services.
 pub(crate) fn services(prefix: &str) -> String {
     format!("{}/services/", prefix.trim_end_matches('/'))
 }
 
-/// What the keys of `service` begin with.
+/// The prefix of the keys of `service`.
 pub(crate) fn service(prefix: &str, service: &str) -> String {
     format!("{}{}/", services(prefix), utf8_percent_encode(service, &ESCAPED))
 }

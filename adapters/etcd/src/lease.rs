@@ -15,7 +15,7 @@ use crate::{
     proto,
 };
 
-/// What is put up.
+/// The entry to put up.
 pub(crate) struct Entry {
     pub(crate) key: String,
     pub(crate) value: Vec<u8>,

@@ -66,7 +66,7 @@ struct Followed {
     _over: watch::Sender<()>,
 }
 
-/// What is known of a service.
+/// The known state of a service.
 #[derive(Clone, Default)]
 struct State {
     known: Option<Membership>,
@@ -114,7 +114,7 @@ struct EtcdKind;
 const LIST_EVERY: Duration = Duration::from_secs(300);
 /// A service without watchers is followed on for so long: who asks anew after an error finds what was known.
 const LINGER: Duration = Duration::from_secs(60);
-/// How long a deregistration waits until watchers of this process have heard of it.
+/// How long a deregistration waits until watchers of this process have seen it.
 const HEARD: Duration = Duration::from_secs(1);
 /// Keys that are read at a time to find the names of services.
 const NAMES: usize = 2_000;
@@ -132,7 +132,7 @@ impl EtcdRegistry {
     /// Connects with its first use.
     ///
     /// # Errors
-    /// What is wrong with `config`.
+    /// The first problem in `config`.
     pub fn new(config: EtcdConfig) -> Result<Self, BoxError> {
         if let [problem, ..] = &config.check()[..] {
             return Err(problem.to_string().into());

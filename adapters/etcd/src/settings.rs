@@ -1,4 +1,4 @@
-//! What people write: how etcd is reached, and what of it is used.
+//! The settings: the members of etcd, the user, and the keys that are used.
 use std::path::PathBuf;
 
 use chassis_core::{
@@ -20,7 +20,7 @@ use serde::Deserialize;
 pub struct EtcdConfig {
     /// The members of the cluster, `host:port` or `http://host:port`. At least one; the port's default is 2379.
     pub endpoints: Vec<String>,
-    /// What the keys begin with: `<prefix>/services/<service>/<id>`. Default `/chassis`.
+    /// The prefix of all keys: `<prefix>/services/<service>/<id>`. Default `/chassis`.
     #[serde(default = "default_prefix")]
     pub prefix: String,
     /// How long an entry stays when its process no longer renews it. It is renewed every third of this time. From
@@ -59,7 +59,7 @@ pub struct EtcdSourceConfig {
     /// The key of a document. Its name says the format: `.json`, `.toml`, and YAML otherwise. Either this or `prefix`.
     #[serde(default)]
     pub key: Option<String>,
-    /// What the keys of sections begin with: the value of `<prefix>outbound` is the section `outbound`, in YAML or
+    /// The prefix of the keys of sections: the value of `<prefix>outbound` is the section `outbound`, in YAML or
     /// JSON. Either this or `key`.
     #[serde(default)]
     pub prefix: Option<String>,

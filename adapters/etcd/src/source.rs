@@ -44,7 +44,7 @@ pub struct EtcdSource {
 /// Follows the source until it is dropped.
 struct SourceWatcher {
     state: watch::Receiver<State>,
-    /// What it answered last.
+    /// The last answer.
     told: Option<Answer>,
     /// The task of the follower ends with it.
     _over: watch::Sender<()>,
@@ -85,7 +85,7 @@ impl EtcdSource {
     /// Connects with its first use.
     ///
     /// # Errors
-    /// What is wrong with `config`.
+    /// The first problem in `config`.
     pub fn new(config: EtcdSourceConfig) -> Result<Self, BoxError> {
         if let [problem, ..] = &config.check()[..] {
             return Err(problem.to_string().into());
@@ -245,7 +245,7 @@ fn format_of(key: &str) -> Format {
 }
 
 impl EtcdSourceConfig {
-    /// What messages call it.
+    /// The name of the source in messages.
     fn place(&self) -> String {
         match (&self.key, &self.prefix) {
             (Some(key), _) => format!("etcd:{key}"),

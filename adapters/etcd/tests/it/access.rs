@@ -100,7 +100,7 @@ async fn a_token_is_renewed() -> Ran {
         }
     });
     assert!(matches!(told.await.unwrap(), Membership::Known(_)));
-    // And they are over after a while without a call.
+    // The fault itself: no call for longer than a token lives.
     tokio::time::sleep(Duration::from_secs(4)).await;
     b.deregister().await.unwrap();
     until(&mut watcher, &["a"]).await;

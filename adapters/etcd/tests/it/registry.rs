@@ -1,4 +1,4 @@
-//! What stands in etcd, and how soon others see it.
+//! The entries in etcd, and how soon others see them.
 use std::{sync::Arc, time::Duration};
 
 use chassis_core::{
