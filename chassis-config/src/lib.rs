@@ -22,6 +22,6 @@ pub use finding::Finding;
 pub use loader::{Change, Loader, Refusal, Unreadable};
 pub use merge::merge;
 pub use parse::{MAX_BYTES, MAX_DEPTH, MAX_NODES, parse};
-pub use problem::{Problem, Severity, nearest};
+pub use problem::{Problem, Severity};
 pub use source::{FileSource, TextSource};
 pub use version::{Moved, Version, changes};

@@ -2,6 +2,8 @@
 //! word.
 use std::fmt;
 
+use chassis_core::nearest;
+
 use crate::{
     secret,
     tree::{Layer, Path, Segment, Span},
@@ -154,45 +156,5 @@ fn harmless(c: char) -> char {
         '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
         c if c.is_control() => '\u{fffd}',
         c => c,
-    }
-}
-
-/// The word of `known` that `found` most likely meant.
-///
-/// Damerau-Levenshtein distance; allows one typing error for each three letters.
-pub fn nearest<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let plain = |s: &str| s.to_lowercase().replace('-', "_");
-    let found = plain(found);
-    known
-        .into_iter()
-        .map(|word| (strsim::damerau_levenshtein(&found, &plain(word)), word))
-        .filter(|(slips, word)| *slips <= (word.chars().count().max(found.chars().count()) / 3).max(1))
-        .filter(|(slips, word)| *slips < word.chars().count())
-        .min_by_key(|(slips, _)| *slips)
-        .map(|(_, word)| word)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[track_caller]
-    fn check(found: &str, expected: Option<&str>) {
-        assert_eq!(nearest(found, ["attempts", "when", "p2c", "inbound", "outbound"]), expected, "{found}");
-    }
-
-    #[test]
-    fn slips_of_the_keyboard_are_seen_through() {
-        check("atempts", Some("attempts"));
-        check("Attempts", Some("attempts"));
-        check("wehn", Some("when"));
-        check("p2", Some("p2c"));
-        check("outbund", Some("outbound"));
-    }
-
-    #[test]
-    fn other_words_are_not_taken_for_slips() {
-        check("retries", None);
-        check("x", None);
     }
 }

@@ -63,6 +63,9 @@ pub use plugin::{config_source as config, registry};
 pub use runtime::{MOST_UNKNOWN, Runtime, RuntimeBuilder};
 pub use stage::{Next, Placement, Stage, Staged, Stages, from_fn};
 
+// *Did you mean*, for messages about names.
+pub use algorithm::nearest;
+
 // Observation.
 pub use event::{Event, Events};
 pub use metrics::{CallCounter, Metrics};

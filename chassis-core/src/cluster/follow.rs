@@ -16,6 +16,7 @@ use super::{
     members::Hint,
 };
 use crate::{
+    algorithm::nearest,
     clock::Instant,
     event::Event,
     plugin::registry::{Instance, Membership, Registry, RegistryError, Watcher},
@@ -341,19 +342,9 @@ fn late(what: &str) -> RegistryError {
 
 /// The service that may have been meant. A registry that can't tell at once is not waited for: calls wait.
 async fn nearest_of(name: &str, registry: &dyn Registry) -> Option<Arc<str>> {
-    let all = ask(tokio::time::timeout(SERVICES_WAIT, registry.services())).await.ok()?.ok()?;
-    nearest(name, all).map(Into::into)
-}
-
-/// The name that differs least, if it is near enough to be a slip.
-fn nearest(name: &str, all: Vec<String>) -> Option<String> {
-    let far = name.len().max(3) / 3;
-    all.into_iter()
-        .filter(|other| other != name)
-        .map(|other| (crate::algorithm::edit_distance(name, &other), other))
-        .filter(|(distance, _)| *distance <= far)
-        .min()
-        .map(|(_, other)| other)
+    let mut all = ask(tokio::time::timeout(SERVICES_WAIT, registry.services())).await.ok()?.ok()?;
+    all.sort_unstable(); // of names that are equally near, always the same
+    nearest(name, all.iter().map(String::as_str).filter(|other| *other != name)).map(Into::into)
 }
 
 fn chain(error: &RegistryError) -> String {

@@ -10,7 +10,7 @@ use std::{
 use async_trait::async_trait;
 use chassis_core::{
     config::{ConfigSource, ConfigWatcher, Format, SourceError, Text},
-    files,
+    files, nearest,
 };
 use notify::{
     EventKind, RecommendedWatcher, RecursiveMode, Watcher,
@@ -18,7 +18,7 @@ use notify::{
 };
 use tokio::{sync::Notify, task::spawn_blocking, time::Instant};
 
-use crate::{parse::MAX_BYTES, problem::nearest};
+use crate::parse::MAX_BYTES;
 
 #[cfg(test)]
 mod tests;
