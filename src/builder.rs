@@ -1,7 +1,7 @@
 //! Builds a service from its settings and its parts.
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
-use chassis_config::{Change, Environment, FileSource, Finding, Loader, tree};
+use chassis_config::{Change, Environment, Finding, Loader, Overrides, tree};
 use chassis_core::{
     BoxError, BoxFuture, CallError, Error, Event, Events, Invocation, Kind, LabelSet, Live, Next, Placement,
     Random, Reply, Runtime, Section, Stages,
@@ -22,6 +22,7 @@ use tower_service::Service;
 use crate::{
     Chassis, Document, StartError,
     app::Parts,
+    base::{Base, FILE_VARIABLE, File, PROFILE_VARIABLE, profiles},
     centers,
     document::{Reader, check_name},
     follow::Follower,
@@ -56,6 +57,10 @@ pub struct ChassisBuilder {
     file: File,
     program: Vec<serde_json::Value>,
     environment: Environment,
+    /// The profiles of the environment variable.
+    profiles: Option<String>,
+    default_profiles: String,
+    overrides: Overrides,
     registry: Option<Arc<dyn Registry>>,
     metrics: Option<prometheus::Registry>,
     random: Random,
@@ -71,46 +76,6 @@ pub struct ChassisBuilder {
     pub(crate) rpc: rpc::Setup,
 }
 
-/// The file to read.
-enum File {
-    /// The default file, or the one of the environment variable.
-    IfThere,
-    At(PathBuf),
-    None,
-}
-
-/// The default file, which need not exist.
-const DEFAULT_FILE: &str = "chassis.yaml";
-/// The environment variable with the path of the file.
-const FILE_VARIABLE: &str = "CHASSIS_CONFIG";
-
-/// The settings below all config centers, and the environment above them.
-struct Base {
-    program: Vec<serde_json::Value>,
-    file: File,
-    environment: Environment,
-}
-
-impl Base {
-    fn under<D, T>(&self, loader: Loader<D, T>) -> Loader<D, T> {
-        let mut loader = loader.environment(self.environment.clone());
-        for settings in &self.program {
-            loader = loader.settings(settings);
-        }
-        match &self.file {
-            File::At(path) => loader.source(tree::Layer::File, Arc::new(FileSource::new(path))),
-            // A default file that exists and can't be read is reported, not ignored.
-            File::IfThere if std::fs::symlink_metadata(DEFAULT_FILE).is_ok() => {
-                loader.source(tree::Layer::File, Arc::new(FileSource::new(DEFAULT_FILE)))
-            }
-            File::IfThere => {
-                loader.source_if_there(tree::Layer::File, Arc::new(FileSource::new(DEFAULT_FILE)))
-            }
-            File::None => loader,
-        }
-    }
-}
-
 impl ChassisBuilder {
     pub(crate) fn new(name: &str) -> Self {
         ChassisBuilder {
@@ -119,7 +84,10 @@ impl ChassisBuilder {
             sources: Vec::new(),
             file: File::IfThere,
             program: Vec::new(),
-            environment: Environment::of_process().without(&[FILE_VARIABLE]),
+            environment: Environment::default(),
+            profiles: None,
+            default_profiles: String::new(),
+            overrides: Overrides::default(),
             registry: None,
             metrics: None,
             random: Random::from_os(),
@@ -134,6 +102,7 @@ impl ChassisBuilder {
             rest: rest::Setup::default(),
             rpc: rpc::Setup::default(),
         }
+        .environment(Environment::of_process())
     }
 
     /// The id of this process in its registry. Default: the service's name and a random number.
@@ -148,9 +117,29 @@ impl ChassisBuilder {
         self
     }
 
-    /// Reads no file, even if `CHASSIS_CONFIG` is set: settings come from other sources, or are the defaults.
+    /// Reads no file, no directory beside it and no profile, even if `CHASSIS_CONFIG` is set: settings come from
+    /// other sources, or are the defaults.
     pub fn without_file(mut self) -> Self {
         self.file = File::None;
+        self
+    }
+
+    /// The profile if `CHASSIS_PROFILE` names none; several are separated by commas. Default: none.
+    ///
+    /// The settings of a profile are in a file beside the settings file, which must exist: `chassis.prod.yaml`
+    /// beside `chassis.yaml`. They override those of the file and of the directory `chassis.d`; later profiles
+    /// override earlier ones. [`without_file`](ChassisBuilder::without_file) reads no profile either.
+    pub fn profile(mut self, name: impl Into<String>) -> Self {
+        self.default_profiles = name.into();
+        self
+    }
+
+    /// A setting that overrides all sources and the environment: `.set("outbound.defaults.timeout", "2s")`.
+    ///
+    /// Later settings of one path override earlier ones. A value that starts with `[`, `{` or a quote is YAML; any
+    /// other is a plain word. Keys that contain dots are quoted: `outbound.services."a.b".timeout`.
+    pub fn set(mut self, path: &str, value: &str) -> Self {
+        self.overrides = self.overrides.set(path, value);
         self
     }
 
@@ -168,7 +157,8 @@ impl ChassisBuilder {
 
     /// The environment variables to read instead of those of the process.
     pub fn environment(mut self, environment: Environment) -> Self {
-        self.environment = environment.without(&[FILE_VARIABLE]);
+        self.profiles = environment.get(PROFILE_VARIABLE).map(str::to_owned);
+        self.environment = environment.without(&[FILE_VARIABLE, PROFILE_VARIABLE]);
         self
     }
 
@@ -419,7 +409,10 @@ impl ChassisBuilder {
             (File::IfThere, Some(named)) => File::At(named.into()),
             (file, _) => file,
         };
-        let base = Base { program: self.program, file, environment: self.environment };
+        let profiles = profiles(self.profiles.as_deref().unwrap_or(&self.default_profiles))
+            .map_err(|why| StartError::Settings(format!("{PROFILE_VARIABLE}: {why}")))?;
+        let (environment, overrides) = (self.environment, self.overrides);
+        let base = Base { program: self.program, file, environment, overrides, profiles };
         let centers = centers::named(&reader, |loader| base.under(loader)).await?;
         let loader = Loader::reading(read, move |document: &Document| check(&checker, document));
         let mut loader = base.under(loader);

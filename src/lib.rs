@@ -19,6 +19,7 @@
 //!   registries and config centers of your own, [`protocol`] for protocols of your own.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 mod app;
+mod base;
 mod builder;
 mod built_in;
 mod centers;

@@ -48,6 +48,12 @@ impl Environment {
         Environment { variables: all.filter(|(name, _)| ours(name)).collect() }
     }
 
+    /// The value of a variable, whatever the case of its letters.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        let found = self.variables.iter().find(|(other, _)| other.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str())
+    }
+
     /// Without variables that are not settings, such as the path of the file.
     pub fn without(mut self, names: &[&str]) -> Self {
         self.variables.retain(|name, _| !names.iter().any(|n| n.eq_ignore_ascii_case(name)));
@@ -80,7 +86,7 @@ impl Environment {
 }
 
 /// Gives each map that only leads to a variable's value the position that it has in the lower layers.
-fn stand_in(layer: &mut Node, base: &Node) {
+pub(crate) fn stand_in(layer: &mut Node, base: &Node) {
     let (Value::Map(entries), Value::Map(_)) = (&mut layer.value, &base.value) else { return };
     layer.at = base.at.clone();
     for entry in entries {

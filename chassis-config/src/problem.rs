@@ -133,8 +133,10 @@ impl fmt::Display for Problem {
         writeln!(f)?;
         match (self.quote(), &self.at) {
             (Some((line, column)), Some(at)) => {
-                let number =
-                    if at.origin.layer == Layer::Environment { String::new() } else { at.line.to_string() };
+                let number = match at.origin.layer {
+                    Layer::Environment | Layer::Set => String::new(),
+                    _ => at.line.to_string(),
+                };
                 let room = (line.chars().count() + 1).saturating_sub(column).max(1);
                 let (pad, marks) = (" ".repeat(column - 1), "^".repeat(at.length.min(room)));
                 writeln!(f, "{number:>5} | {line}")?;

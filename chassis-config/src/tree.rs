@@ -8,6 +8,8 @@ pub struct Origin {
     pub name: String,
     /// The layer it belongs to.
     pub layer: Layer,
+    /// The source's own version of the text, if it has one.
+    pub revision: Option<String>,
     /// The text; empty if there is none to quote.
     pub content: String,
     /// The offsets of the line starts, in bytes.
@@ -27,6 +29,8 @@ pub enum Layer {
     Center,
     /// Environment variables.
     Environment,
+    /// Single settings of the command line, or of the program.
+    Set,
 }
 
 /// A position in a text.
@@ -95,9 +99,19 @@ pub enum Segment {
 impl Origin {
     /// A text of `layer`, called `name` in messages.
     pub fn new(name: impl Into<String>, layer: Layer, content: impl Into<String>) -> Arc<Self> {
+        Origin::of_revision(name, layer, content, None)
+    }
+
+    /// The same for a text that has a version of its own.
+    pub fn of_revision(
+        name: impl Into<String>,
+        layer: Layer,
+        content: impl Into<String>,
+        revision: Option<String>,
+    ) -> Arc<Self> {
         let content = content.into();
         let starts = std::iter::once(0).chain(content.match_indices('\n').map(|(i, _)| i + 1)).collect();
-        Arc::new(Origin { name: name.into(), layer, content, starts })
+        Arc::new(Origin { name: name.into(), layer, revision, content, starts })
     }
 
     /// The line with this number, counted from 1.
@@ -136,7 +150,7 @@ impl Span {
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.line, self.origin.layer) {
-            (0, _) | (_, Layer::Environment) => f.write_str(&self.origin.name),
+            (0, _) | (_, Layer::Environment | Layer::Set) => f.write_str(&self.origin.name),
             (line, _) => write!(f, "{}:{line}:{}", self.origin.name, self.column),
         }
     }
@@ -235,7 +249,7 @@ impl Node {
 }
 
 /// The index, or the longest key of `node`, that `rest` starts with.
-fn step<'n, 'p>(node: &'n Node, rest: &'p str) -> Option<(Segment, &'n Node, &'p str)> {
+pub(crate) fn step<'n, 'p>(node: &'n Node, rest: &'p str) -> Option<(Segment, &'n Node, &'p str)> {
     if let (Value::List(items), Some(inner)) = (&node.value, rest.strip_prefix('[')) {
         let (index, after) = inner.split_once(']')?;
         let index = index.parse().ok()?;

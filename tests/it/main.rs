@@ -24,6 +24,7 @@ mod reports;
 mod routes;
 mod rude;
 mod settings;
+mod sources;
 mod streams;
 mod swaps;
 mod traces;

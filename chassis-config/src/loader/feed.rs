@@ -17,8 +17,10 @@ use chassis_core::{
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::{
+    DirectorySource,
     parse::parse,
     problem::Problem,
+    source::DirectoryWatcher,
     tree::{Layer, Node},
 };
 
@@ -28,18 +30,31 @@ pub(super) struct Feed {
     pub(super) layer: Layer,
     pub(super) needed: bool,
     answer: Answer,
-    /// The parsed last text, or the parser's problem.
-    tree: Option<Result<Node, Box<Problem>>>,
+    /// The parsed last texts, or the parser's problems.
+    trees: Option<Vec<Result<Node, Box<Problem>>>>,
     /// The error of the last question.
     trouble: Option<String>,
 }
 
 /// The pending question; it returns the asker with the answer.
-type Answer = Pin<Box<dyn Future<Output = (Asker, Result<Text, SourceError>)> + Send>>;
+type Answer = Pin<Box<dyn Future<Output = (Asker, Result<Vec<Text>, SourceError>)> + Send>>;
+
+/// Where the texts of a feed are from.
+pub(super) enum Source {
+    /// One text.
+    One(Arc<dyn ConfigSource>),
+    /// A text for each file of a directory.
+    Directory(DirectorySource),
+}
+
+enum Watcher {
+    One(Box<dyn ConfigWatcher>),
+    Directory(Box<DirectoryWatcher>),
+}
 
 struct Asker {
-    source: Arc<dyn ConfigSource>,
-    watcher: Option<Box<dyn ConfigWatcher>>,
+    source: Source,
+    watcher: Option<Watcher>,
     /// The watcher has answered once: from now on it may be silent until something changes.
     answered: bool,
     failures: u32,
@@ -58,19 +73,23 @@ const PACE: Duration = Duration::from_millis(25);
 // === impl Feed ===
 
 impl Feed {
-    pub(super) fn new(layer: Layer, source: Arc<dyn ConfigSource>, needed: bool) -> Self {
-        let name = source.name();
+    pub(super) fn new(layer: Layer, source: Source, needed: bool) -> Self {
+        let name = match &source {
+            Source::One(source) => source.name(),
+            Source::Directory(source) => source.path().display().to_string(),
+        };
         let answer = Box::pin(Asker::new(source).ask());
-        Feed { name, layer, needed, answer, tree: None, trouble: None }
+        Feed { name, layer, needed, answer, trees: None, trouble: None }
     }
 
-    /// The next answer: a text, a new error, or `Err(None)` for the same error again.
+    /// The next answer: texts, a new error, or `Err(None)` for the same error again.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Option<SourceError>>> {
         let Poll::Ready((asker, answer)) = self.answer.as_mut().poll(cx) else { return Poll::Pending };
         self.answer = Box::pin(asker.ask());
         Poll::Ready(match answer {
-            Ok(text) => {
-                (self.tree, self.trouble) = (Some(parse(&text, self.layer)), None);
+            Ok(texts) => {
+                let trees = texts.iter().map(|text| parse(text, self.layer)).collect();
+                (self.trees, self.trouble) = (Some(trees), None);
                 Ok(())
             }
             Err(error) => {
@@ -83,31 +102,32 @@ impl Feed {
 
     /// Whether the first version need not wait for this source.
     pub(super) fn is_settled(&self) -> bool {
-        self.tree.is_some() || (!self.needed && self.trouble.is_some())
+        self.trees.is_some() || (!self.needed && self.trouble.is_some())
     }
 
     pub(super) fn has_text(&self) -> bool {
-        self.tree.is_some()
+        self.trees.is_some()
     }
 
     pub(super) fn is_well(&self) -> bool {
-        self.trouble.is_none() || (self.tree.is_none() && !self.needed)
+        self.trouble.is_none() || (self.trees.is_none() && !self.needed)
     }
 
-    pub(super) fn tree(&self) -> Option<&Result<Node, Box<Problem>>> {
-        self.tree.as_ref()
+    /// The parsed texts; later ones override earlier ones.
+    pub(super) fn trees(&self) -> impl Iterator<Item = &Result<Node, Box<Problem>>> + Clone {
+        self.trees.iter().flatten()
     }
 }
 
 // === impl Asker ===
 
 impl Asker {
-    fn new(source: Arc<dyn ConfigSource>) -> Self {
+    fn new(source: Source) -> Self {
         let random = Random::from_os();
         Asker { source, watcher: None, answered: false, failures: 0, next_at: None, random }
     }
 
-    async fn ask(mut self) -> (Self, Result<Text, SourceError>) {
+    async fn ask(mut self) -> (Self, Result<Vec<Text>, SourceError>) {
         match self.next_at {
             _ if self.failures > 0 => sleep(backoff(self.failures, LONGEST_WAIT, &self.random)).await,
             Some(at) => sleep_until(at).await,
@@ -119,7 +139,7 @@ impl Asker {
         (self, answer)
     }
 
-    async fn next(&mut self) -> Result<Text, SourceError> {
+    async fn next(&mut self) -> Result<Vec<Text>, SourceError> {
         let mut watcher = match self.watcher.take() {
             Some(watcher) => watcher,
             None => {
@@ -146,6 +166,26 @@ impl Asker {
             return Err(panic_error(panicked));
         }
         answer
+    }
+}
+
+// === impl Source ===
+
+impl Source {
+    async fn watch(&self) -> Result<Watcher, SourceError> {
+        match self {
+            Source::One(source) => source.watch().await.map(Watcher::One),
+            Source::Directory(source) => Ok(Watcher::Directory(Box::new(source.watch()))),
+        }
+    }
+}
+
+impl Watcher {
+    async fn next(&mut self) -> Result<Vec<Text>, SourceError> {
+        match self {
+            Watcher::One(watcher) => watcher.next().await.map(|text| vec![text]),
+            Watcher::Directory(watcher) => watcher.next().await,
+        }
     }
 }
 

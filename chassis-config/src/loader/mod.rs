@@ -12,8 +12,9 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 pub use self::change::{Change, Refusal, Unreadable};
-use self::feed::Feed;
+use self::feed::{Feed, Source};
 use crate::{
+    DirectorySource, Overrides,
     env::Environment,
     finding::Finding,
     merge::merge,
@@ -55,6 +56,7 @@ pub struct Loader<D, T> {
     program: Vec<Node>,
     feeds: Vec<Feed>,
     environment: Environment,
+    overrides: Overrides,
     read: Read<D>,
     check: Check<D, T>,
     /// A source has changed since the last version was made.
@@ -111,6 +113,7 @@ impl<D, T> Loader<D, T> {
             program: Vec::new(),
             feeds: Vec::new(),
             environment: Environment::default(),
+            overrides: Overrides::default(),
             check: Box::new(check),
             dirty: true,
             unread: VecDeque::new(),
@@ -130,20 +133,33 @@ impl<D, T> Loader<D, T> {
     /// A source that the first version requires. Sources of a later layer override those of an earlier one;
     /// within a layer, later calls override earlier ones.
     pub fn source(mut self, layer: Layer, source: Arc<dyn ConfigSource>) -> Self {
-        self.add(Feed::new(layer, source, true));
+        self.add(Feed::new(layer, Source::One(source), true));
         self
     }
 
     /// A source that the first version does not require: it waits 5 s at most for the source, and stops once
     /// the source returned an error.
     pub fn source_if_there(mut self, layer: Layer, source: Arc<dyn ConfigSource>) -> Self {
-        self.add(Feed::new(layer, source, false));
+        self.add(Feed::new(layer, Source::One(source), false));
         self
     }
 
-    /// The settings of the environment, which override all sources. Default: none.
+    /// The files of a directory, which the first version requires to be readable. It need not exist.
+    pub fn directory(mut self, layer: Layer, directory: DirectorySource) -> Self {
+        self.add(Feed::new(layer, Source::Directory(directory), true));
+        self
+    }
+
+    /// The settings of the environment, which override all sources but [`overrides`](Loader::overrides). Default:
+    /// none.
     pub fn environment(mut self, environment: Environment) -> Self {
         self.environment = environment;
+        self
+    }
+
+    /// Single settings, which override all sources and the environment. Default: none.
+    pub fn overrides(mut self, overrides: Overrides) -> Self {
+        self.overrides = overrides;
         self
     }
 
@@ -248,7 +264,7 @@ impl<D, T> Loader<D, T> {
     }
 
     fn read(&self) -> Result<(Node, D, T, Vec<Problem>), Vec<Problem>> {
-        let texts = self.feeds.iter().filter_map(Feed::tree);
+        let texts = self.feeds.iter().flat_map(Feed::trees);
         let broken: Vec<Problem> =
             texts.clone().filter_map(|t| t.as_ref().err().map(|p| (**p).clone())).collect();
         if !broken.is_empty() {
@@ -257,6 +273,11 @@ impl<D, T> Loader<D, T> {
         let below = merge(self.program.iter().chain(texts.filter_map(|t| t.as_ref().ok())));
         let (environment, mut problems) = self.environment.over(&below);
         let mut tree = merge([&below, &environment]);
+        if !self.overrides.is_empty() {
+            let (overrides, more) = self.overrides.over(&tree);
+            problems.extend(more);
+            tree = merge([&tree, &overrides]);
+        }
         let (document, more) = (self.read)(&tree);
         crate::env::without_unknown(&mut tree, &more);
         problems.extend(more);

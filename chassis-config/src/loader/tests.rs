@@ -155,6 +155,58 @@ async fn later_layers_win() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn single_settings_win_over_all_others() {
+    let file = text("file", "timeout: 2s\nlabels: { a.b: file }");
+    let environment = Environment::of([("CHASSIS_TIMEOUT", "3s")]);
+    let set = |overrides: Overrides| {
+        let file = Arc::new(file.clone());
+        loader().environment(environment.clone()).source(Layer::File, file).overrides(overrides)
+    };
+    let overrides = Overrides::default().set("timeout", "4s").set("labels.a.b", "set").set("retries", "1");
+    let Change::Applied(version) = set(overrides).next().await else { panic!("it is sound") };
+    let settings: Vec<_> =
+        version.settings().map(|(path, value, at)| format!("{path}={value} {at}")).collect();
+    assert_eq!(settings, ["timeout=4s --set", "labels.\"a.b\"=set --set", "retries=1 --set"]);
+    let Change::Refused(refusal) = set(Overrides::default().set("retires", "1")).next().await else {
+        panic!("the key is unknown")
+    };
+    let unknown =
+        "error: --set  retires\n      | retires=1\n      | ^^^^^^^ unknown key; did you mean `retries`?";
+    assert!(refusal.problems[1].to_string().starts_with(unknown), "{refusal}");
+}
+
+/// The messages of a directory's files name the file.
+#[tokio::test]
+async fn a_directory_is_merged_over_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (dir.path().join("1.yaml"), dir.path().join("2.toml"));
+    std::fs::write(&first, "retries: 1\nlabels: { a: first }\n").unwrap();
+    std::fs::write(&second, "\n[labels]\nb = 'second'\n").unwrap();
+    let file = text("file", "timeout: 2s\nretries: 2\nlabels: { a: file }");
+    let mut loader = loader()
+        .source(Layer::File, Arc::new(file))
+        .directory(Layer::File, DirectorySource::new(dir.path()))
+        .source(Layer::File, Arc::new(text("profile", "timeout: 3s")));
+    let Change::Applied(version) = loader.next().await else { panic!("it is sound") };
+    let settings: Vec<_> =
+        version.settings().map(|(path, value, at)| format!("{path}={value} {at}")).collect();
+    let (first, second) = (first.display(), second.display());
+    let expected = [
+        "timeout=3s profile:1:10".to_owned(),
+        format!("retries=1 {first}:1:10"),
+        format!("labels.a=first {first}:2:14"),
+        format!("labels.b=second {second}:3:5"),
+    ];
+    assert_eq!(settings, expected);
+    std::fs::write(dir.path().join("3.yaml"), "retries: 3\nretires: 4").unwrap();
+    let Change::Refused(refusal) = loader.next().await else { panic!("a key is unknown") };
+    assert_eq!(
+        refusal.problems[0].at.as_ref().unwrap().to_string(),
+        format!("{}/3.yaml:2:1", dir.path().display())
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_needed_source_is_waited_for() {
     let (file, center) = (text("file", "retries: 1"), text("center", ""));
     center.fail("no connection");

@@ -24,7 +24,7 @@ pub const MAX_NODES: usize = 200_000;
 
 /// Reads a text of a layer.
 pub fn parse(text: &Text, layer: Layer) -> Result<Node, Box<Problem>> {
-    let origin = Origin::new(&text.origin, layer, &text.content);
+    let origin = Origin::of_revision(&text.origin, layer, &text.content, text.revision.clone());
     if text.content.len() > MAX_BYTES {
         let size = text.content.len();
         return Err(plain(

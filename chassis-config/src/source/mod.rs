@@ -1,6 +1,10 @@
 //! Places that settings come from.
+mod directory;
+pub(crate) mod events;
 mod file;
 mod text;
 
+pub use directory::DirectorySource;
+pub(crate) use directory::DirectoryWatcher;
 pub use file::FileSource;
 pub use text::TextSource;

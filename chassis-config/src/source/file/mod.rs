@@ -3,7 +3,6 @@ use std::{
     future::pending,
     io::ErrorKind,
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
@@ -12,12 +11,9 @@ use chassis_core::{
     config::{ConfigSource, ConfigWatcher, Format, SourceError, Text},
     files, nearest,
 };
-use notify::{
-    EventKind, RecommendedWatcher, RecursiveMode, Watcher,
-    event::{AccessKind, AccessMode},
-};
-use tokio::{sync::Notify, task::spawn_blocking, time::Instant};
+use tokio::task::spawn_blocking;
 
+use super::events::{DirEvents, POLL, directory};
 use crate::parse::MAX_BYTES;
 
 #[cfg(test)]
@@ -46,15 +42,7 @@ pub struct FileSource {
 struct FileWatcher {
     path: PathBuf,
     format: Format,
-    poll: Duration,
-    /// Notified by every event in a watched directory.
-    event: Arc<Notify>,
-    watch: Option<RecommendedWatcher>,
-    watched: Vec<PathBuf>,
-    /// The time of the next read: soon after an event, or at the next poll.
-    look_at: Instant,
-    /// The latest time of the next read while events keep coming.
-    settle_by: Option<Instant>,
+    events: DirEvents,
     /// The last answer: the content, or the error.
     said: Option<Result<String, String>>,
     /// The last content had settings: without any, the file is half-written.
@@ -63,12 +51,6 @@ struct FileWatcher {
     doubted: bool,
 }
 
-/// A write causes several events; the file is read when no event came for this long.
-const QUIET: Duration = Duration::from_millis(75);
-/// A directory with constant events is read this often.
-const UNQUIET: Duration = Duration::from_secs(1);
-/// The time between reads without an event.
-const POLL: Duration = Duration::from_secs(5);
 /// This many names of the directory are searched for a similar one.
 const NEIGHBOURS: usize = 1_000;
 
@@ -90,21 +72,6 @@ impl FileSource {
     pub fn path(&self) -> &Path {
         &self.path
     }
-
-    fn format(&self) -> Result<Format, SourceError> {
-        let extension =
-            self.path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-        match extension.as_str() {
-            "yaml" | "yml" => Ok(Format::Yaml),
-            "toml" => Ok(Format::Toml),
-            "json" => Ok(Format::Json),
-            _ => {
-                let message =
-                    format!("{}: name it .yaml, .toml or .json to say what it is", self.path.display());
-                Err(SourceError::new(message))
-            }
-        }
-    }
 }
 
 #[async_trait]
@@ -114,25 +81,10 @@ impl ConfigSource for FileSource {
     }
 
     async fn watch(&self) -> Result<Box<dyn ConfigWatcher>, SourceError> {
-        let event = Arc::new(Notify::new());
-        let notify = event.clone();
-        let on_event = move |event: notify::Result<notify::Event>| {
-            if event.map_or(true, |event| changes(event.kind)) {
-                notify.notify_one();
-            }
-        };
-        let watch = notify::recommended_watcher(on_event)
-            .inspect_err(|e| tracing::warn!("no file events, polling instead: {e}"))
-            .ok();
         Ok(Box::new(FileWatcher {
             path: self.path.clone(),
-            format: self.format()?,
-            poll: self.poll,
-            event,
-            watch,
-            watched: Vec::new(),
-            look_at: Instant::now(),
-            settle_by: None,
+            format: format_of(&self.path).map_err(SourceError::new)?,
+            events: DirEvents::new(self.poll),
             said: None,
             is_settled: false,
             doubted: false,
@@ -144,11 +96,14 @@ impl ConfigSource for FileSource {
     }
 }
 
-/// Reading causes events too, also our own reads.
-fn changes(kind: EventKind) -> bool {
-    match kind {
-        EventKind::Access(kind) => kind == AccessKind::Close(AccessMode::Write),
-        _ => true,
+/// The format that the extension names.
+pub(super) fn format_of(path: &Path) -> Result<Format, String> {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+    match extension.as_str() {
+        "yaml" | "yml" => Ok(Format::Yaml),
+        "toml" => Ok(Format::Toml),
+        "json" => Ok(Format::Json),
+        _ => Err(format!("{}: name it .yaml, .toml or .json to say what it is", path.display())),
     }
 }
 
@@ -158,18 +113,9 @@ fn changes(kind: EventKind) -> bool {
 impl ConfigWatcher for FileWatcher {
     async fn next(&mut self) -> Result<Text, SourceError> {
         loop {
-            tokio::select! {
-                biased;
-                () = self.event.notified() => {
-                    let now = Instant::now();
-                    let by = *self.settle_by.get_or_insert(now + UNQUIET);
-                    self.look_at = (now + QUIET).min(by);
-                    continue;
-                }
-                () = tokio::time::sleep_until(self.look_at) => {}
-            }
+            self.events.due().await;
             let read = self.look().await;
-            (self.look_at, self.settle_by) = (Instant::now() + self.poll, None);
+            self.events.read();
             if self.said.as_ref() == Some(&read) {
                 self.doubted = false;
                 continue;
@@ -177,7 +123,7 @@ impl ConfigWatcher for FileWatcher {
             // The file is missing for a moment while an editor or a link swap replaces it.
             self.doubted = read.is_err() && !self.doubted;
             if self.doubted {
-                self.look_at = Instant::now() + QUIET;
+                self.events.soon();
                 continue;
             }
             self.is_settled |= read.as_ref().is_ok_and(|text| !is_blank(text, self.format));
@@ -195,7 +141,7 @@ impl FileWatcher {
     /// Reads the file. Without an event the content is most likely the same, so the directories are not looked
     /// up again.
     async fn look(&mut self) -> Result<String, String> {
-        if self.said.is_some() && self.settle_by.is_none() {
+        if self.said.is_some() && !self.events.has_event() {
             let read = self.read().await;
             if self.said.as_ref() == Some(&read) {
                 return read;
@@ -207,75 +153,63 @@ impl FileWatcher {
 
     /// Watches the directories of the file and of its link target, which may have changed.
     async fn follow(&mut self) {
-        let Some(watch) = &mut self.watch else { return };
         let mut wanted = vec![directory(&self.path)];
         if let Ok(target) = tokio::fs::canonicalize(&self.path).await {
             wanted.push(directory(&target));
         }
-        for gone in self.watched.extract_if(.., |d| !wanted.contains(d)) {
-            watch.unwatch(&gone).ok(); // the directory may be gone
-        }
-        for directory in wanted {
-            if !self.watched.contains(&directory)
-                && watch.watch(&directory, RecursiveMode::NonRecursive).is_ok()
-            {
-                self.watched.push(directory);
-            }
-        }
+        self.events.follow(wanted);
     }
 
     async fn read(&self) -> Result<String, String> {
-        let said = |why: &str| format!("{}: {why}", self.path.display());
-        let failed = |e: std::io::Error| match e.kind() {
-            ErrorKind::NotFound => self.missing(),
-            _ => said(&e.to_string()),
-        };
-        let path = self.path.clone();
-        let read = match spawn_blocking(move || files::read(&path, MAX_BYTES as u64)).await {
+        let (path, format, is_settled) = (self.path.clone(), self.format, self.is_settled);
+        let read = spawn_blocking(move || {
+            read(&path, format, is_settled).map_err(|error| match error.kind() {
+                ErrorKind::NotFound => missing(&path),
+                _ => format!("{}: {error}", path.display()),
+            })
+        });
+        match read.await {
             // The runtime shuts down; that says nothing about the file.
             Err(e) if e.is_cancelled() => pending().await,
-            Err(e) => Err(e.into()),
+            Err(e) => Err(format!("{}: {e}", self.path.display())),
             Ok(read) => read,
-        };
-        match String::from_utf8(read.map_err(failed)?) {
-            Ok(text) if self.is_settled && is_blank(&text, self.format) => {
-                let empty = match self.format {
-                    Format::Yaml | Format::Json => "`{}`",
-                    Format::Toml => "an empty table, as in `[outbound]`",
-                };
-                Err(said(&format!(
-                    "no setting is left, perhaps half-written; write {empty} if that is meant"
-                )))
-            }
-            Ok(text) => Ok(text),
-            Err(_) => Err(said("it is not UTF-8")),
         }
-    }
-
-    fn missing(&self) -> String {
-        let here = |name: &str| directory(&self.path).join(name).display().to_string();
-        let name = self.path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let entries = std::fs::read_dir(directory(&self.path)).into_iter().flatten().take(NEIGHBOURS);
-        let names: Vec<_> = entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
-        let meant = nearest(name, names.iter().map(String::as_str).filter(|n| *n != name));
-        let meant = meant.map(|n| format!("; did you mean `{}`?", here(n).trim_start_matches("./")));
-        format!("{}: there is no such file{}", self.path.display(), meant.unwrap_or_default())
     }
 }
 
+/// The text of a file, which blocks. A text without settings is an error if the file had some before.
+pub(super) fn read(path: &Path, format: Format, had_settings: bool) -> std::io::Result<String> {
+    let text = String::from_utf8(files::read(path, MAX_BYTES as u64)?)
+        .map_err(|_| std::io::Error::other("it is not UTF-8"))?;
+    if had_settings && is_blank(&text, format) {
+        let empty = match format {
+            Format::Yaml | Format::Json => "`{}`",
+            Format::Toml => "an empty table, as in `[outbound]`",
+        };
+        return Err(std::io::Error::other(format!(
+            "no setting is left, perhaps half-written; write {empty} if that is meant"
+        )));
+    }
+    Ok(text)
+}
+
+/// The message of a file that is not there, with the most similar name of its directory.
+fn missing(path: &Path) -> String {
+    let here = |name: &str| directory(path).join(name).display().to_string();
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    let entries = std::fs::read_dir(directory(path)).into_iter().flatten().take(NEIGHBOURS);
+    let names: Vec<_> = entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
+    let meant = nearest(name, names.iter().map(String::as_str).filter(|n| *n != name));
+    let meant = meant.map(|n| format!("; did you mean `{}`?", here(n).trim_start_matches("./")));
+    format!("{}: there is no such file{}", path.display(), meant.unwrap_or_default())
+}
+
 /// Whether the text holds only comments. An empty JSON text is left to the parser, which refuses it.
-fn is_blank(text: &str, format: Format) -> bool {
+pub(super) fn is_blank(text: &str, format: Format) -> bool {
     let mark = |line: &str| match format {
         Format::Yaml => line.starts_with('#') || line == "---" || line == "...",
         Format::Toml => line.starts_with('#'),
         Format::Json => false,
     };
     text.trim_start_matches('\u{feff}').lines().map(str::trim).all(|line| line.is_empty() || mark(line))
-}
-
-fn directory(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
-        _ => PathBuf::from("."),
-    }
 }

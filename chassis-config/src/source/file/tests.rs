@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use tempfile::TempDir;
 
 use super::*;

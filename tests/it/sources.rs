@@ -1,0 +1,108 @@
+//! Where settings come from, and which of them win.
+use std::path::Path;
+
+use chassis::{Chassis, ChassisBuilder, Section, StartError, document::Environment};
+use serde::Deserialize;
+
+/// Each key is set by one more source than the one before.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Shop {
+    program: String,
+    file: String,
+    directory: String,
+    profile: String,
+    second: String,
+    environment: String,
+    set: String,
+}
+
+const KEYS: [&str; 7] = ["program", "file", "directory", "profile", "second", "environment", "set"];
+
+/// Sets each key from `first` on to `name`.
+fn text(first: usize, name: &str) -> String {
+    let keys = KEYS[first..].iter().map(|key| format!("{key}: {name}")).collect::<Vec<_>>();
+    format!("shop: {{ {} }}\n", keys.join(", "))
+}
+
+fn write(dir: &Path, name: &str, text: &str) {
+    let path = dir.join(name);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, text).unwrap();
+}
+
+fn builder(dir: &Path, variables: &[(&str, &str)]) -> ChassisBuilder {
+    let program = KEYS.iter().map(|key| ((*key).to_owned(), "program".into())).collect();
+    let program = serde_json::Value::Object(program);
+    Chassis::builder("shop")
+        .settings(serde_json::json!({ "registry": { "kind": "memory" }, "shop": program }))
+        .config_file(dir.join("shop.yaml"))
+        .environment(Environment::of(variables.iter().copied()))
+        .section(Section::<Shop>::new("shop"))
+}
+
+async fn shop(builder: ChassisBuilder) -> [String; 7] {
+    let app = builder.build().await.expect("the settings are sound");
+    let shop = app.settings::<Shop>("shop").unwrap().get();
+    [&shop.program, &shop.file, &shop.directory, &shop.profile, &shop.second, &shop.environment, &shop.set]
+        .map(Clone::clone)
+}
+
+async fn refused(builder: ChassisBuilder) -> String {
+    match builder.build().await {
+        Err(StartError::Settings(why)) => why,
+        other => panic!("the settings are wrong: {:?}", other.err()),
+    }
+}
+
+#[tokio::test]
+async fn later_sources_win() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "shop.yaml", &text(1, "file"));
+    write(dir.path(), "shop.d/1.yaml", &text(2, "replaced"));
+    write(dir.path(), "shop.d/2.yaml", &text(2, "directory"));
+    write(dir.path(), "shop.prod.yaml", &text(3, "profile"));
+    write(dir.path(), "shop.eu.yaml", &text(4, "second"));
+    write(dir.path(), "shop.other.yaml", "shop: nonsense");
+    let environment: Vec<_> = KEYS[5..]
+        .iter()
+        .map(|key| (format!("CHASSIS_SHOP__{}", key.to_uppercase()), "environment"))
+        .collect();
+    let mut variables: Vec<_> = environment.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    variables.push(("CHASSIS_PROFILE", "prod,eu"));
+    let set = |builder: ChassisBuilder| builder.set("shop.set", "replaced").set("shop.set", "set");
+    assert_eq!(shop(set(builder(dir.path(), &variables))).await, KEYS);
+
+    // The environment's profile replaces that of the program.
+    let by_default = builder(dir.path(), &[]).profile("prod");
+    assert_eq!(shop(by_default).await[4], "profile");
+    let replaced = builder(dir.path(), &[("CHASSIS_PROFILE", "")]).profile("prod");
+    assert_eq!(shop(replaced).await[4], "directory");
+}
+
+/// A misspelt profile must not start with the settings of none.
+#[tokio::test]
+async fn a_profile_without_a_file_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "shop.yaml", "");
+    write(dir.path(), "shop.prod.yaml", "");
+    let why = refused(builder(dir.path(), &[("CHASSIS_PROFILE", "prd")])).await;
+    assert!(
+        why.contains("shop.prd.yaml: there is no such file") && why.contains("shop.prod.yaml`?"),
+        "{why}"
+    );
+    let why = refused(builder(dir.path(), &[("CHASSIS_PROFILE", "../prod")])).await;
+    assert!(why.contains("CHASSIS_PROFILE: `../prod` is no profile"), "{why}");
+}
+
+#[tokio::test]
+async fn a_single_setting_that_is_wrong_is_quoted() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "shop.yaml", "");
+    let why = refused(builder(dir.path(), &[]).set("outbound.defaults.retry.atempts", "3")).await;
+    assert!(why.contains("--set  outbound.defaults.retry.atempts"), "{why}");
+    assert!(
+        why.contains("      |                         ^^^^^^^ unknown key; did you mean `attempts`?"),
+        "{why}"
+    );
+}
