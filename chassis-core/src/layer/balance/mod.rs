@@ -4,13 +4,19 @@
 //! there cost no attempt, another is picked. At most half of what is ready may be out by open
 //! circuits, and never the last one: beyond that circuits are ignored, and that is counted.
 mod config;
+mod p2c;
 mod picker;
+mod random;
+mod round_robin;
 mod rule;
 mod service;
 
 pub use self::{
     config::Pickers,
-    picker::{Candidates, P2c, Picker, RandomPicker, RoundRobin},
+    p2c::P2c,
+    picker::{Candidates, Picker},
+    random::RandomPicker,
+    round_robin::RoundRobin,
     rule::BUILT_IN_PICKERS,
     service::{Balance, BalanceLayer},
 };

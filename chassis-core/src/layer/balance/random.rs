@@ -1,0 +1,14 @@
+//! Any node.
+use super::{Candidates, Picker};
+
+/// Any, in proportion to the weights: `random`.
+#[derive(Debug, Default)]
+pub struct RandomPicker;
+
+// === impl RandomPicker ===
+
+impl Picker for RandomPicker {
+    fn pick(&self, candidates: &Candidates<'_>) -> usize {
+        candidates.draw()
+    }
+}
