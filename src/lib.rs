@@ -43,9 +43,9 @@ pub use chassis_core::{
 };
 // A call, its reply, and its end.
 pub use chassis_core::{
-    Abort, Aborted, Body, Call, CallError, CallOptions, Code, Context, Details, Error, Failed, Failure, Hop,
-    Invocation, LabelSet, Listener, Operation, Origin, Outcome, Reason, Replay, Reply, ReplyBody, Target,
-    TraceContext, Verdict,
+    Abort, Aborted, Body, Call, CallError, CallOptions, Code, Context, Details, Error, Failed, Failure,
+    HashKey, Hop, Invocation, LabelSet, Listener, Operation, Origin, Outcome, Reason, Replay, Reply,
+    ReplyBody, Target, TraceContext, Verdict,
 };
 // Layers of your own, and settings for them.
 pub use chassis_core::{Kind, LiveSection, Next, Placement, Section, Sections, Stage, from_fn};

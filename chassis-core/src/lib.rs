@@ -38,6 +38,7 @@ pub mod testing;
 mod types;
 
 // A call and its answer.
+pub use algorithm::HashKey;
 pub use call::{Call, CallOptions, Invocation, Reply, ReplyBody};
 pub use types::{Operation, Target};
 // Bodies, and aborting them.

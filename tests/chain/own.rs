@@ -194,7 +194,7 @@ struct ByUser;
 
 impl Picker for ByUser {
     fn pick(&self, candidates: &Candidates<'_>) -> usize {
-        let user = candidates.call().metadata.get("x-user").map_or(&b""[..], |user| user.as_bytes());
+        let user = candidates.subject().metadata.get("x-user").map_or(&b""[..], |user| user.as_bytes());
         let count = candidates.nodes().len();
         let home = user.iter().map(|byte| usize::from(*byte)).sum::<usize>() % count;
         (home..home + count).map(|i| i % count).find(|i| candidates.is_available(*i)).unwrap_or(home)

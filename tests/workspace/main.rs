@@ -289,11 +289,6 @@ const FLOORS: [(&str, &[&str]); 11] = [
     ("pipeline", &["pipeline.rs"]),
 ];
 
-/// Imports of core that lead upwards all the same: from which file, to which.
-const UPWARDS: [(&str, &str); 1] = [
-    ("layer/balance/picker.rs", "call/mod.rs"), // a picker sees the whole call
-];
-
 #[test]
 fn floors_of_core_import_only_what_is_below() {
     let imports = imports::imports(CORE);
@@ -306,13 +301,10 @@ fn floors_of_core_import_only_what_is_below() {
         let floor = FLOORS.iter().rposition(|(_, patterns)| patterns.iter().any(|pattern| fits(pattern)));
         floor.unwrap_or_else(|| panic!("chassis-core/src/{file} stands on no floor: add it to FLOORS"))
     };
-    let is_exception = |it: &&imports::Import| UPWARDS.contains(&(it.from.as_str(), it.to.as_str()));
-    let (exceptions, above): (Vec<_>, Vec<_>) =
-        imports.iter().filter(|it| floor(&it.from) < floor(&it.to)).partition(is_exception);
+    let above = imports.iter().filter(|it| floor(&it.from) < floor(&it.to));
     let text = |it: &imports::Import| {
         let (from, to) = (FLOORS[floor(&it.from)].0, FLOORS[floor(&it.to)].0);
         format!("{} ({from}) -> {} ({to}) {}", it.from, it.to, it.item)
     };
-    refuse("files of core that import what stands above them", above.into_iter().map(text).collect());
-    assert_eq!(exceptions.len(), UPWARDS.len(), "an exception is no longer needed: take it out of UPWARDS");
+    refuse("files of core that import what stands above them", above.map(text).collect());
 }

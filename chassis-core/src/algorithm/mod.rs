@@ -2,7 +2,8 @@
 //! randomness are arguments.
 pub(crate) mod circuit;
 pub(crate) mod gcra;
+mod hash_key;
 mod nearest;
 mod window;
 
-pub use self::nearest::nearest;
+pub use self::{hash_key::HashKey, nearest::nearest};

@@ -31,6 +31,7 @@ pub use self::{
     failed::{CallError, Failed},
 };
 use crate::{
+    algorithm::HashKey,
     clock::Instant,
     cluster::Node,
     plugin::protocol::Protocol,
@@ -106,6 +107,8 @@ pub struct CallOptions {
     pub timeout: Option<std::time::Duration>,
     /// Only nodes with these labels, whatever the routes say.
     pub labels: Option<Arc<LabelSet>>,
+    /// A key for pickers that hash: they send calls with the same key to the same node while it is available.
+    pub hash_key: Option<HashKey>,
     /// This call may be executed twice without harm.
     pub idempotent: bool,
     /// Never retry it. (What provably never left is still resent.)

@@ -8,6 +8,7 @@ mod link;
 mod load;
 mod members;
 mod node;
+mod picker;
 mod rotation;
 mod rules;
 
@@ -33,6 +34,7 @@ pub use self::{
     load::Load,
     members::{Known, Members},
     node::Node,
+    picker::{Candidates, Picker},
 };
 pub(crate) use self::{
     members::{Chosen, Subset},

@@ -1,17 +1,20 @@
 //! The choice of a node for a call, and the result where there is none.
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use chassis_core::{
     Code,
     Connection::{Connecting, Idle, Ready, TransientFailure},
-    Error, Event, Reason,
+    Error, Event, HashKey, Reason,
     clock::Instant,
     layer::{
         balance::{Candidates, Picker},
         breaker::State,
     },
     registry::Membership,
-    testing::{Answer, ScriptedRegistry, Upstream, feed},
+    testing::{Answer, Arrival, ScriptedRegistry, Upstream, feed},
 };
 use serde_json::json;
 
@@ -414,6 +417,53 @@ async fn a_picker_of_ones_own() {
     let problems = bench.try_apply(stock).unwrap_err();
     assert_eq!(problems[0].path, "outbound.services.stock.balance");
     assert_eq!(problems[0].allowed, ["p2c", "random", "round_robin", "first"]);
+}
+
+/// Picks a node by the hash key of the call, and records what it sees of the call.
+#[derive(Default)]
+struct ByKey(Arc<Mutex<Vec<String>>>);
+
+impl Picker for ByKey {
+    fn pick(&self, candidates: &Candidates<'_>) -> usize {
+        let subject = candidates.subject();
+        let labels = candidates.labels().map(ToString::to_string).unwrap_or_default();
+        let tried: Vec<_> = candidates.tried().iter().map(|node| node.id().to_owned()).collect();
+        self.0.lock().unwrap().push(format!(
+            "{} {} {} {:?} [{labels}] {:?} {tried:?}",
+            subject.target.operation,
+            subject.method,
+            subject.uri,
+            subject.metadata.get("x-user"),
+            candidates.hash_key(),
+        ));
+        let count = candidates.nodes().len();
+        let home = candidates.hash_key().map_or(0, HashKey::get) as usize % count;
+        (home..home + count).map(|i| i % count).find(|i| candidates.is_available(*i)).unwrap_or(home)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_picker_sees_the_subject_of_each_attempt() {
+    let picker = ByKey::default();
+    let seen = picker.0.clone();
+    let fails = |arrival: &Arrival| match &*arrival.address {
+        "memory:b" => Answer::status(503),
+        _ => Answer::ok(""),
+    };
+    let bench = Bench::build(Upstream::new(fails), |b| b.picker("by-key", Arc::new(picker)));
+    let labelled = |id| ScriptedRegistry::instance("stock", id).with_label("track", "new");
+    bench.registry.set("stock", Membership::known(NODES.map(labelled)));
+    bench.stock(json!({ "balance": "by-key", "breaker": "off" }));
+    bench.settle().await;
+    let mut call = get().uri("/stock?id=1").header("x-user", "ada").pinned("track", "new").build();
+    call.options.hash_key = Some(HashKey::of("user-2")); // node 1 of 4
+    assert_eq!(run(&bench.pipeline, call).await.unwrap().address.unwrap(), "memory:c");
+    let attempt = |tried: &str| {
+        format!("Get GET /stock?id=1 Some(\"ada\") [track=new] {:?} {tried}", Some(HashKey::of("user-2")))
+    };
+    assert_eq!(*seen.lock().unwrap(), [attempt("[]"), attempt(r#"["b"]"#)], "the retry has the same key");
+    bench.post().await.unwrap();
+    assert_eq!(seen.lock().unwrap()[2], "Post POST / None [] None []");
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,6 @@
 //! circuits, and never the last one: beyond that circuits are ignored, and that is counted.
 mod config;
 mod p2c;
-mod picker;
 mod random;
 mod round_robin;
 mod rule;
@@ -14,10 +13,10 @@ mod service;
 pub use self::{
     config::Pickers,
     p2c::P2c,
-    picker::{Candidates, Picker},
     random::RandomPicker,
     round_robin::RoundRobin,
     rule::BUILT_IN_PICKERS,
     service::{Balance, BalanceLayer},
 };
 pub(crate) use self::{rule::PickerRule, service::has_another};
+pub use crate::cluster::{Candidates, Picker};

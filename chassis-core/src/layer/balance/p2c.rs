@@ -1,5 +1,5 @@
 //! The less loaded of two nodes.
-use super::{Candidates, Picker};
+use crate::cluster::{Candidates, Picker};
 
 /// The less loaded of two drawn at random: `p2c`, the default.
 ///

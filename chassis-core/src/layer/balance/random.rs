@@ -1,5 +1,5 @@
 //! Any node.
-use super::{Candidates, Picker};
+use crate::cluster::{Candidates, Picker};
 
 /// Any, in proportion to the weights: `random`.
 #[derive(Debug, Default)]

@@ -1,5 +1,5 @@
 //! Each node in turn.
-use super::{Candidates, Picker};
+use crate::cluster::{Candidates, Picker};
 
 /// Each in turn, as often as its weight says: `round_robin`. Even over time, blind to load.
 ///
@@ -16,7 +16,7 @@ const MOST_TURNS: usize = 16;
 
 impl Picker for RoundRobin {
     fn pick(&self, candidates: &Candidates<'_>) -> usize {
-        let is_first = candidates.tried.is_empty();
+        let is_first = candidates.tried().is_empty();
         let next = || if is_first { candidates.turn() } else { candidates.draw() };
         let mut index = next();
         for _ in 1..MOST_TURNS.min(candidates.nodes().len()) {

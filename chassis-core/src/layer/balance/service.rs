@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use tower_service::Service;
 
-use super::Candidates;
 use crate::layer::{Decided, forward_ready};
 use crate::{
     call::{Call, Failed, Invocation, Listener, Outcome, Reply},
     clock::Instant,
-    cluster::{Admitted, Chosen, Cluster, Connection, Known, Members, Node, Subset},
+    cluster::{Admitted, Candidates, Chosen, Cluster, Connection, Known, Members, Node, Subset},
     event::Event,
+    policy::Policy,
     types::{Choice, Code, Error, Reason, Side},
 };
 
@@ -69,11 +69,12 @@ impl BalanceLayer {
         // Circuits are ignored where too many are open.
         let panicking = subset.is_panicking(self.cluster.epoch(), now, &rules);
         let candidates = Candidates {
-            nodes,
             subset,
-            call,
-            rules,
+            subject: call.subject(),
+            labels: call.choice.as_ref().map(|choice| &*choice.labels),
+            hash_key: call.options.hash_key,
             tried: &call.tried,
+            rules,
             now,
             panicking,
             random: &policy.common.random,
@@ -82,7 +83,7 @@ impl BalanceLayer {
             let node = &nodes[policy.picker.pick(&candidates).min(nodes.len() - 1)];
             let admit = || match candidates.was_tried(node) {
                 true => None,
-                false => self.admit(node, &candidates),
+                false => self.admit(node, policy, &candidates),
             };
             if let Some(picked) = admit() {
                 return picked;
@@ -94,7 +95,7 @@ impl BalanceLayer {
                 }
             }
         }
-        self.ask_all(&candidates)
+        self.ask_all(policy, &candidates)
     }
 
     /// There is no node at all.
@@ -110,17 +111,17 @@ impl BalanceLayer {
 
     /// Every node in turn, from a random one on; those that were tried before last.
     #[cold]
-    fn ask_all(&self, candidates: &Candidates<'_>) -> Pick {
-        let nodes = candidates.nodes;
+    fn ask_all(&self, policy: &Policy, candidates: &Candidates<'_>) -> Pick {
+        let nodes = candidates.nodes();
         let start = candidates.draw();
         let turn = || nodes[start..].iter().chain(&nodes[..start]);
         let fresh = turn().filter(|node| !candidates.was_tried(node));
         for node in fresh.chain(turn().filter(|node| candidates.was_tried(node))) {
-            if let Some(picked) = self.admit(node, candidates) {
+            if let Some(picked) = self.admit(node, policy, candidates) {
                 return picked;
             }
         }
-        self.none_admitted(candidates)
+        self.none_admitted(policy, candidates)
     }
 
     /// Waits for a node that lets the call in, as long as the call has time.
@@ -149,25 +150,25 @@ impl BalanceLayer {
         tokio::time::timeout_at(bound.into(), picked).await.unwrap_or_else(late)
     }
 
-    fn admit(&self, node: &Arc<Node>, candidates: &Candidates<'_>) -> Option<Pick> {
-        let Candidates { call, rules, now, panicking, .. } = candidates;
+    fn admit(&self, node: &Arc<Node>, policy: &Policy, candidates: &Candidates<'_>) -> Option<Pick> {
+        let Candidates { rules, now, panicking, .. } = candidates;
         let Admitted { token, forced } = node.admit(*now, rules, *panicking)?;
         if forced {
-            self.cluster.site().metrics.panic_pick(&call.policy.service);
-            self.cluster.site().pulse(*now, || Event::PanicPick { service: call.policy.service.clone() });
+            self.cluster.site().metrics.panic_pick(&policy.service);
+            self.cluster.site().pulse(*now, || Event::PanicPick { service: policy.service.clone() });
         }
         Some(Pick::Node(node.clone(), token))
     }
 
     /// No node let the call in: is one about to be ready, or none?
-    fn none_admitted(&self, candidates: &Candidates<'_>) -> Pick {
+    fn none_admitted(&self, policy: &Policy, candidates: &Candidates<'_>) -> Pick {
         let Candidates { subset, rules, now, .. } = *candidates;
         let (mut ready, mut full, mut connecting, mut idle) = (false, false, 0, 0);
         for node in subset.nodes() {
             match node.connection() {
                 Connection::Ready => {
                     // Ready only since it was asked, or with room again: it is asked once more.
-                    if let Some(picked) = self.admit(node, candidates) {
+                    if let Some(picked) = self.admit(node, policy, candidates) {
                         return picked;
                     }
                     ready = true;
