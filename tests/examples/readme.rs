@@ -87,7 +87,8 @@ async fn the_defaults_are_those_in_force() {
     row("retry", &format!("{} attempts, `safe`", retry.attempts));
     assert!(README.contains(&format!("backoff of up to `{}`", retry.backoff)));
     row("retry.budget", &format!("`{}` and `{}`", budget.share, budget.min));
-    assert_eq!(out.breaker.as_ref().unwrap().config.scope, breaker.scope);
+    let guard = out.breaker.as_ref().unwrap();
+    assert_eq!((*guard.config, &*guard.cell.of), (breaker.circuit(), "stock"), "the scope is `service`");
     let of = format!(
         "`{}` of at least {} calls in `{}`",
         breaker.failure_ratio, breaker.min_calls, breaker.window

@@ -206,11 +206,10 @@ impl Node {
         }
         let failed = rules.failures.contains(ended(verdict));
         self.load.judged_in(!failed, latency, now);
-        if let Some(breaker) = breaker {
-            let failed = breaker.failures.contains(ended(verdict));
-            if let Some(moved) = self.circuit.record(Token::from_bits(token), failed, now, breaker) {
-                self.moved(moved);
-            }
+        if let Some(breaker) = breaker
+            && let Some(moved) = self.circuit.record(Token::from_bits(token), failed, now, breaker)
+        {
+            self.moved(moved);
         }
     }
 

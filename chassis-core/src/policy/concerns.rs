@@ -65,7 +65,7 @@ macro_rules! concerns {
                     /// The circuit above the retries.
                     pub breaker: Option<layer::breaker::Guard>,
                     /// The numbers of the circuits of nodes.
-                    pub node_breaker: Option<Arc<layer::breaker::BreakerConfig>>,
+                    pub node_breaker: Option<Arc<layer::breaker::CircuitConfig>>,
                     /// What weighs on a node when it is picked.
                     pub failures: layer::breaker::FailureSet
                 } by layer::breaker::BreakerRule, seen as

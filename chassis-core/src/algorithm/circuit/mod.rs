@@ -8,7 +8,7 @@ use crate::{clock::Instant, random::Random};
 
 use self::word::{Phase, UNHEARD, Word};
 pub use self::{
-    config::{BreakerConfig, BreakerPatch, Force, Scope},
+    config::{CircuitConfig, Force},
     state::{Admission, CircuitFigures, Refused, State, Transition},
     token::Token,
 };
@@ -53,7 +53,8 @@ mod tests;
 /// use chassis_core::layer::breaker::{BreakerConfig, Circuit, State};
 /// use chassis_core::clock::Instant;
 ///
-/// let (config, now) = (BreakerConfig { consecutive: 1, ..Default::default() }, Instant::now());
+/// let config = BreakerConfig { consecutive: 1, ..Default::default() }.circuit();
+/// let now = Instant::now();
 /// let circuit = Circuit::new(now);
 /// let admission = circuit.admit(now, &config).unwrap();
 /// circuit.record(admission.token, true, now, &config);
@@ -94,7 +95,7 @@ impl Circuit {
     }
 
     /// Whether a call may go out at `now`. An open circuit becomes half-open once `open` has passed.
-    pub fn admit(&self, now: Instant, config: &BreakerConfig) -> Result<Admission, Refused> {
+    pub fn admit(&self, now: Instant, config: &CircuitConfig) -> Result<Admission, Refused> {
         loop {
             let (seen, word) = self.load();
             match (config.force, word.phase) {
@@ -124,7 +125,7 @@ impl Circuit {
     }
 
     /// Whether [`Circuit::admit`] would admit a call. Changes nothing; for pickers.
-    pub fn admits(&self, now: Instant, config: &BreakerConfig) -> bool {
+    pub fn admits(&self, now: Instant, config: &CircuitConfig) -> bool {
         let (_, word) = self.load();
         match (config.force, word.phase) {
             (Force::Open, _) => false,
@@ -139,7 +140,7 @@ impl Circuit {
         token: Token,
         failed: bool,
         now: Instant,
-        config: &BreakerConfig,
+        config: &CircuitConfig,
     ) -> Option<Transition> {
         if token.probe {
             self.out.fetch_sub(1, Relaxed);
@@ -195,7 +196,7 @@ impl Circuit {
         token: Token,
         failed: bool,
         now: Instant,
-        config: &BreakerConfig,
+        config: &CircuitConfig,
     ) -> Option<Transition> {
         loop {
             let (seen, word) = self.load();
@@ -237,7 +238,7 @@ impl Circuit {
         &self,
         token: Token,
         now: Instant,
-        config: &BreakerConfig,
+        config: &CircuitConfig,
     ) -> (Token, Option<Transition>) {
         match token.probe {
             false => (token, None),
@@ -251,7 +252,7 @@ impl Circuit {
     /// A call failed that had succeeded as a probe, or whose circuit has closed meanwhile: it counts like any
     /// other.
     #[cold]
-    fn fails_later(&self, now: Instant, config: &BreakerConfig) -> Option<Transition> {
+    fn fails_later(&self, now: Instant, config: &CircuitConfig) -> Option<Transition> {
         let (_, word) = self.load();
         match word.phase {
             Phase::Open { .. } => return None,
@@ -264,7 +265,7 @@ impl Circuit {
     }
 
     /// An admitted call has no outcome: it was cancelled, or an inner layer refused it. Frees a probe's place.
-    pub fn release(&self, token: Token, config: &BreakerConfig) {
+    pub fn release(&self, token: Token, config: &CircuitConfig) {
         if !token.probe {
             if !token.answered && self.load().1.era == token.era {
                 self.window.cancel(token.at, config.window.get());
@@ -287,7 +288,7 @@ impl Circuit {
 
     /// The state. A circuit that was open for longer than `open` is reported as half-open: the next call finds
     /// it so.
-    pub fn state(&self, now: Instant, config: &BreakerConfig) -> State {
+    pub fn state(&self, now: Instant, config: &CircuitConfig) -> State {
         let (_, word) = self.load();
         match (config.force, word.phase) {
             (Force::Open, _) => State::Open,
@@ -300,7 +301,7 @@ impl Circuit {
     }
 
     /// All figures, for inspection.
-    pub fn figures(&self, now: Instant, config: &BreakerConfig) -> CircuitFigures {
+    pub fn figures(&self, now: Instant, config: &CircuitConfig) -> CircuitFigures {
         let (_, word) = self.load();
         let Tally { calls, failures, .. } =
             self.window.tally(self.millis(now), config.window.get(), UnderWay::All);
@@ -322,7 +323,7 @@ impl Circuit {
         &self,
         era: u32,
         now: Instant,
-        config: &BreakerConfig,
+        config: &CircuitConfig,
         moved: Option<Transition>,
     ) -> Admission {
         let at = self.millis(now);
@@ -331,7 +332,7 @@ impl Circuit {
     }
 
     /// The word after one more call was admitted to `word`, unless the circuit is forced.
-    fn admitting(&self, word: Word, millis: u64, config: &BreakerConfig) -> Result<Word, Refused> {
+    fn admitting(&self, word: Word, millis: u64, config: &CircuitConfig) -> Result<Word, Refused> {
         word.admitting(millis, config, self.seed, self.out.load(Relaxed))
     }
 

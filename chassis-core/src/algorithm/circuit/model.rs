@@ -1,11 +1,20 @@
 //! Compares a circuit with a model of it under random schedules.
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
-use super::{config::count, word::*, *};
+use super::{word::*, *};
 use crate::{
+    layer::breaker::BreakerConfig,
     random::Random,
     types::units::{PositiveSpan, Ratio},
 };
+
+pub(super) fn defaults() -> CircuitConfig {
+    BreakerConfig::default().circuit()
+}
+
+pub(super) fn count(n: u32) -> NonZeroU32 {
+    NonZeroU32::new(n).unwrap()
+}
 
 /// The circuit in its simplest form: for one thread, with a list as the window.
 #[derive(Debug)]
@@ -35,7 +44,7 @@ enum ModelState {
 
 impl Model {
     /// The token's era, and whether the call is a probe.
-    fn admit(&mut self, now: u64, config: &BreakerConfig) -> Option<Known> {
+    fn admit(&mut self, now: u64, config: &CircuitConfig) -> Option<Known> {
         let probes = config.probes.get();
         match self.state {
             _ if config.force == Force::Open => return None,
@@ -63,7 +72,7 @@ impl Model {
     }
 
     /// The length of a round of probes in which `passed` have succeeded.
-    fn round(&self, passed: u32, config: &BreakerConfig) -> u64 {
+    fn round(&self, passed: u32, config: &CircuitConfig) -> u64 {
         match self.out + config.probes.get() - passed > 10 * config.probes.get() {
             true => 60_000,
             false => (config.open.get().as_millis() as u64).clamp(1_000, 60_000),
@@ -80,7 +89,7 @@ impl Model {
         self.under_way.swap_remove(found);
     }
 
-    fn record(&mut self, (era, probe, at): Known, failed: bool, now: u64, config: &BreakerConfig) {
+    fn record(&mut self, (era, probe, at): Known, failed: bool, now: u64, config: &CircuitConfig) {
         self.out -= u32::from(probe);
         if probe && era != self.era && era > self.opened {
             match &mut self.state {
@@ -174,14 +183,14 @@ const BUCKET_MS: u64 = 100;
 fn schedule(seed: u64) -> usize {
     let random = Random::seeded(seed);
     let pick = |from: &[u32]| from[random.below(from.len())];
-    let mut config = BreakerConfig {
+    let mut config = CircuitConfig {
         failure_ratio: Ratio::percent(pick(&[10, 50, 100]) as u8),
         min_calls: count(pick(&[1, 4, 10])),
         consecutive: pick(&[0, 0, 2, 5]),
         window: PositiveSpan::from_millis(10 * BUCKET_MS),
         open: PositiveSpan::from_millis(u64::from(pick(&[1, 70, 500]))),
         probes: count(pick(&[1, 2, 5])),
-        ..Default::default()
+        ..defaults()
     };
     let start = Instant::now();
     let circuit = Circuit::new(start);

@@ -4,7 +4,7 @@ use std::{
 };
 
 use super::{
-    config::count,
+    model::{count, defaults},
     token::LATEST,
     word::{ERA_BITS, mask},
     *,
@@ -16,14 +16,14 @@ use crate::{
 
 const S: Duration = Duration::from_secs(1);
 
-fn three_in_a_row() -> BreakerConfig {
-    BreakerConfig { consecutive: 3, min_calls: count(1_000), probes: count(1), ..Default::default() }
+fn three_in_a_row() -> CircuitConfig {
+    CircuitConfig { consecutive: 3, min_calls: count(1_000), probes: count(1), ..defaults() }
 }
 
 /// Feeds `events` (S success, F failure, w a cool-down) to a circuit and compares its state after each (c
 /// closed, o open, h half-open). Calls that are refused have no outcome.
 #[track_caller]
-fn check(config: BreakerConfig, events: &str, states: &str) {
+fn check(config: CircuitConfig, events: &str, states: &str) {
     let mut now = Instant::now();
     let circuit = Circuit::new(now);
     let got: String = events
@@ -41,13 +41,13 @@ fn check(config: BreakerConfig, events: &str, states: &str) {
 }
 
 impl Circuit {
-    fn admit_unless(&self, not: bool, now: Instant, config: &BreakerConfig) -> Option<Token> {
+    fn admit_unless(&self, not: bool, now: Instant, config: &CircuitConfig) -> Option<Token> {
         if not { None } else { self.admit(now, config).ok().map(|admission| admission.token) }
     }
 }
 
 /// Makes this many calls that fail.
-fn fail(circuit: &Circuit, times: u32, now: Instant, config: &BreakerConfig) -> Vec<Transition> {
+fn fail(circuit: &Circuit, times: u32, now: Instant, config: &CircuitConfig) -> Vec<Transition> {
     let call = |_| circuit.record(circuit.admit(now, config).unwrap().token, true, now, config);
     (0..times).filter_map(call).collect()
 }
@@ -77,28 +77,28 @@ fn one_bad_probe_opens_it_again() {
 
 #[test]
 fn as_many_probes_as_are_asked_for() {
-    let config = BreakerConfig { probes: count(3), ..three_in_a_row() };
-    check(config.clone(), "FFFwSSS", "ccohhhc");
+    let config = CircuitConfig { probes: count(3), ..three_in_a_row() };
+    check(config, "FFFwSSS", "ccohhhc");
     check(config, "FFFwSSF", "ccohhho");
 }
 
 #[test]
 fn opens_on_a_ratio_over_a_minimum_of_calls() {
-    let config = BreakerConfig { min_calls: count(4), ..Default::default() };
-    check(config.clone(), "FFF", "ccc");
-    check(config.clone(), "FFFF", "ccco");
-    check(config.clone(), "SSFF", "ccco");
-    check(config.clone(), "FFSS", "ccco"); // a success too can be the fourth call
-    check(config.clone(), "SSSFFF", "ccccco");
-    check(BreakerConfig { failure_ratio: Ratio::percent(100), ..config.clone() }, "SFFFF", "ccccc");
-    check(BreakerConfig { failure_ratio: Ratio::percent(0), ..config }, "SSSSF", "cccco");
+    let config = CircuitConfig { min_calls: count(4), ..defaults() };
+    check(config, "FFF", "ccc");
+    check(config, "FFFF", "ccco");
+    check(config, "SSFF", "ccco");
+    check(config, "FFSS", "ccco"); // a success too can be the fourth call
+    check(config, "SSSFFF", "ccccco");
+    check(CircuitConfig { failure_ratio: Ratio::percent(100), ..config }, "SFFFF", "ccccc");
+    check(CircuitConfig { failure_ratio: Ratio::percent(0), ..config }, "SSSSF", "cccco");
 }
 
 /// Calls of two kinds, one every millisecond in turn: `quick` of them fail after a millisecond, the others
 /// succeed after `slow`. Compares whether the circuit opens before the first success.
 #[track_caller]
 fn check_quick_failures(quick: usize, of: usize, slow: Duration, opens: bool) {
-    let (config, start) = (BreakerConfig::default(), Instant::now());
+    let (config, start) = (defaults(), Instant::now());
     let circuit = Circuit::new(start);
     let mut failing = None;
     for i in 0..slow.as_millis() as usize {
@@ -127,7 +127,7 @@ fn quick_failures_do_not_outrun_slow_successes() {
 #[test]
 fn calls_under_way_do_not_hide_a_black_hole() {
     for timeout in [50, 300, 1_000, 5_000, 30_000].map(Duration::from_millis) {
-        let (config, start) = (BreakerConfig::default(), Instant::now());
+        let (config, start) = (defaults(), Instant::now());
         let circuit = Circuit::new(start);
         let mut under_way = std::collections::VecDeque::new();
         let opened = (0..40_000).map(|i| start + Duration::from_millis(2 * i)).find(|now| {
@@ -148,7 +148,7 @@ fn calls_under_way_do_not_hide_a_black_hole() {
 
 #[test]
 fn streams_that_live_on_do_not_hold_it_closed() {
-    let (config, start) = (BreakerConfig::default(), Instant::now());
+    let (config, start) = (defaults(), Instant::now());
     let circuit = Circuit::new(start);
     let streams: Vec<_> = (0..1_000).map(|_| circuit.admit(start, &config).unwrap()).collect();
     fail(&circuit, 20, start + 11 * S, &config);
@@ -158,7 +158,7 @@ fn streams_that_live_on_do_not_hold_it_closed() {
 
 #[test]
 fn what_is_cancelled_is_not_under_way() {
-    let (config, now) = (BreakerConfig::default(), Instant::now());
+    let (config, now) = (defaults(), Instant::now());
     let circuit = Circuit::new(now);
     for _ in 0..1_000 {
         circuit.release(circuit.admit(now, &config).unwrap().token, &config);
@@ -181,7 +181,7 @@ fn tokens_keep_what_they_hold() {
 
 #[test]
 fn opens_whichever_threads_saw_the_calls() {
-    let config = BreakerConfig { consecutive: 1_000, ..Default::default() };
+    let config = CircuitConfig { consecutive: 1_000, ..defaults() };
     assert_eq!((config.min_calls.get(), config.failure_ratio), (20, Ratio::percent(50)));
     let now = Instant::now();
     let circuit = Circuit::new(now);
@@ -196,21 +196,21 @@ fn opens_whichever_threads_saw_the_calls() {
 
 #[test]
 fn closing_forgets_what_opened_it() {
-    let config = BreakerConfig { min_calls: count(4), probes: count(1), ..Default::default() };
+    let config = CircuitConfig { min_calls: count(4), probes: count(1), ..defaults() };
     check(config, "FFFFwSFFF", "cccohcccc");
 }
 
 #[test]
 fn old_failures_slide_out() {
-    let config = BreakerConfig { min_calls: count(4), ..Default::default() };
+    let config = CircuitConfig { min_calls: count(4), ..defaults() };
     check(config, "FFFwwF", "cccccc");
 }
 
 #[test]
 fn by_hand() {
     let mut config = three_in_a_row();
-    check(BreakerConfig { force: Force::Open, ..config.clone() }, "SwS", "ooo");
-    check(BreakerConfig { force: Force::Closed, ..config.clone() }, "FFFFFF", "cccccc");
+    check(CircuitConfig { force: Force::Open, ..config }, "SwS", "ooo");
+    check(CircuitConfig { force: Force::Closed, ..config }, "FFFFFF", "cccccc");
 
     let now = Instant::now();
     let circuit = Circuit::new(now);
@@ -262,7 +262,7 @@ fn a_change_of_settings_keeps_the_circuit() {
 }
 
 /// A circuit that opened at `now`, and the probes that it admits after its open time.
-fn probes_of(config: &BreakerConfig, now: Instant) -> (Circuit, Vec<Token>) {
+fn probes_of(config: &CircuitConfig, now: Instant) -> (Circuit, Vec<Token>) {
     let circuit = Circuit::new(now);
     fail(&circuit, 3, now, config);
     let admit = |_| circuit.admit(now + 5 * S, config).ok().map(|admission| admission.token);
@@ -272,7 +272,7 @@ fn probes_of(config: &BreakerConfig, now: Instant) -> (Circuit, Vec<Token>) {
 
 #[test]
 fn probes_whose_answers_begin_well_close_it() {
-    let (config, now) = (BreakerConfig { probes: count(3), ..three_in_a_row() }, Instant::now());
+    let (config, now) = (CircuitConfig { probes: count(3), ..three_in_a_row() }, Instant::now());
     let (circuit, probes) = probes_of(&config, now);
     assert_eq!(probes.len(), 3);
     let at = now + 6 * S;
@@ -290,7 +290,7 @@ fn probes_whose_answers_begin_well_close_it() {
 
 #[test]
 fn the_rest_of_a_probes_answer_counts_like_any_calls() {
-    let (config, now) = (BreakerConfig { probes: count(3), ..three_in_a_row() }, Instant::now());
+    let (config, now) = (CircuitConfig { probes: count(3), ..three_in_a_row() }, Instant::now());
     let at = now + 6 * S;
     // In a half-open circuit it opens the circuit again.
     let (circuit, probes) = probes_of(&config, now);
@@ -308,7 +308,7 @@ fn the_rest_of_a_probes_answer_counts_like_any_calls() {
     // A forced circuit does not change its state.
     let (circuit, probes) = probes_of(&config, now);
     let (token, _) = circuit.answered(probes[0], at, &config);
-    let held = BreakerConfig { force: Force::Closed, ..config.clone() };
+    let held = CircuitConfig { force: Force::Closed, ..config };
     assert_eq!(circuit.record(token, true, at, &held), None);
     assert_eq!(circuit.figures(at, &config).probing, 2);
 }
@@ -350,17 +350,17 @@ fn open_times_differ_by_up_to_a_tenth() {
 }
 
 /// Admits calls at `at` until the circuit refuses.
-fn round(circuit: &Circuit, at: Instant, config: &BreakerConfig) -> Vec<Token> {
+fn round(circuit: &Circuit, at: Instant, config: &CircuitConfig) -> Vec<Token> {
     let admitted = std::iter::from_fn(|| circuit.admit(at, config).ok());
     admitted.map(|admission| admission.token).take_while(|token| token.is_probe()).collect()
 }
 
 #[test]
 fn a_round_of_probes_without_outcome_gives_way_to_another() {
-    let config = BreakerConfig { probes: count(2), ..three_in_a_row() };
+    let config = CircuitConfig { probes: count(2), ..three_in_a_row() };
     for (open, length) in [(5_000, 5_000), (100, 1_000), (600_000, 60_000)] {
         let open = Duration::from_millis(open);
-        let config = BreakerConfig { open: PositiveSpan::new(open).unwrap(), ..config.clone() };
+        let config = CircuitConfig { open: PositiveSpan::new(open).unwrap(), ..config };
         let (length, mut now) = (Duration::from_millis(length), Instant::now());
         let circuit = Circuit::new(now);
         fail(&circuit, 3, now, &config);
@@ -381,7 +381,7 @@ fn a_round_of_probes_without_outcome_gives_way_to_another() {
 
 #[test]
 fn probes_that_end_make_room_for_rounds() {
-    let (config, now) = (BreakerConfig { probes: count(2), ..three_in_a_row() }, Instant::now());
+    let (config, now) = (CircuitConfig { probes: count(2), ..three_in_a_row() }, Instant::now());
     let circuit = Circuit::new(now);
     fail(&circuit, 3, now, &config);
     for n in 1..100 {
@@ -394,8 +394,8 @@ fn probes_that_end_make_room_for_rounds() {
 }
 
 /// A circuit of two probes in its second round, each round with one probe.
-fn second_round(now: Instant) -> (BreakerConfig, Circuit, Token, Token) {
-    let config = BreakerConfig { probes: count(2), ..three_in_a_row() };
+fn second_round(now: Instant) -> (CircuitConfig, Circuit, Token, Token) {
+    let config = CircuitConfig { probes: count(2), ..three_in_a_row() };
     let circuit = Circuit::new(now);
     fail(&circuit, 3, now, &config);
     let first = round(&circuit, now + 5 * S, &config);
@@ -435,7 +435,7 @@ fn a_probe_that_lost_its_place_counts_until_the_circuit_opens() {
     assert_eq!(circuit.state(at + 5 * S, &config), State::HalfOpen);
     // A forced circuit does not change its state.
     let (config, circuit, late, _) = second_round(now);
-    let held = BreakerConfig { force: Force::Closed, ..config.clone() };
+    let held = CircuitConfig { force: Force::Closed, ..config };
     assert_eq!(circuit.record(late, true, at, &held), None);
     assert_eq!(circuit.figures(at, &config).probing, 1);
 }
@@ -479,7 +479,7 @@ fn settings_change_while_rounds_are_under_way() {
 
 #[test]
 fn threads_get_so_many_rounds_and_no_more() {
-    let config = BreakerConfig { probes: count(3), ..three_in_a_row() };
+    let config = CircuitConfig { probes: count(3), ..three_in_a_row() };
     let start = Instant::now();
     let circuit = Circuit::new(start);
     fail(&circuit, 3, start, &config);
@@ -504,11 +504,11 @@ fn threads_get_so_many_rounds_and_no_more() {
 #[test]
 fn threads_never_get_more_probes_than_there_are() {
     const PROBES: u32 = 3;
-    let config = BreakerConfig {
+    let config = CircuitConfig {
         consecutive: 2,
         open: PositiveSpan::from_millis(1),
         probes: count(PROBES),
-        ..Default::default()
+        ..defaults()
     };
     let start = Instant::now();
     let circuit = Circuit::new(start);
@@ -552,7 +552,7 @@ fn threads_never_get_more_probes_than_there_are() {
 
 #[test]
 fn of_256_threads_as_many_pass_as_there_are_probes() {
-    let (config, start) = (BreakerConfig { consecutive: 1, ..Default::default() }, Instant::now());
+    let (config, start) = (CircuitConfig { consecutive: 1, ..defaults() }, Instant::now());
     let circuit = Circuit::new(start);
     fail(&circuit, 1, start, &config);
     let passed = AtomicU64::new(0);

@@ -1,7 +1,7 @@
 //! A circuit's state in 64 bits, so that a transition is one compare-and-swap.
 use std::time::Duration;
 
-use super::{BreakerConfig, Refused, State, Transition};
+use super::{CircuitConfig, Refused, State, Transition};
 use crate::random::mix;
 
 /// The state that changes together.
@@ -47,7 +47,7 @@ impl Word {
     pub(super) fn admitting(
         self,
         millis: u64,
-        config: &BreakerConfig,
+        config: &CircuitConfig,
         seed: u32,
         out: u32,
     ) -> Result<Word, Refused> {

@@ -4,18 +4,19 @@
 //! circuit, and a node with an open circuit is not picked (see `balance`). Calls that are refused locally or
 //! cancelled do not count, and free a probe's place. The same holds for failures of a node that fails while
 //! most other nodes of the service do not: the picker avoids that node, and the service continues without it.
+mod config;
 mod rule;
 mod service;
 
 pub(crate) use self::rule::BreakerRule;
 pub use self::{
+    config::{BreakerConfig, BreakerPatch, Scope},
     rule::{Cell, CircuitView, Guard},
     service::{Breaker, BreakerLayer},
 };
 pub use crate::{
     algorithm::circuit::{
-        Admission, BreakerConfig, BreakerPatch, Circuit, CircuitFigures, Force, Refused, Scope, State, Token,
-        Transition,
+        Admission, Circuit, CircuitConfig, CircuitFigures, Force, Refused, State, Token, Transition,
     },
     types::{Ended, FailureSet},
 };

@@ -13,8 +13,8 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    BreakerConfig, BreakerPatch, Circuit, CircuitFigures, FailureSet, Refused, Scope, State, Token,
-    Transition,
+    BreakerConfig, BreakerPatch, Circuit, CircuitConfig, CircuitFigures, FailureSet, Refused, Scope, State,
+    Token, Transition,
 };
 use crate::{
     clock::Instant,
@@ -27,11 +27,11 @@ use crate::{
     },
 };
 
-/// The circuit of one policy, and its settings.
+/// The circuit of one policy, and its numbers.
 #[derive(Clone)]
 pub struct Guard {
-    /// The settings in force.
-    pub config: Arc<BreakerConfig>,
+    /// The numbers in force.
+    pub config: Arc<CircuitConfig>,
     /// The circuit; shared by all policies of the same scope, across versions.
     pub cell: Arc<Cell>,
 }
@@ -59,7 +59,7 @@ impl Opened {
     const PROBE: u64 = 0;
 
     #[cold]
-    pub(super) fn set(&self, from: State, figures: CircuitFigures, config: &BreakerConfig) {
+    pub(super) fn set(&self, from: State, figures: CircuitFigures, config: &CircuitConfig) {
         let few = figures.calls < config.min_calls.get();
         let packed = match from {
             State::HalfOpen => Self::PROBE,
@@ -87,7 +87,7 @@ impl Cell {
         Cell { circuit, of, service, scope, counted: AtomicBool::new(false), opened: Opened::default(), site }
     }
 
-    pub(super) fn error(&self, refused: Refused, config: &BreakerConfig, now: Instant) -> Error {
+    pub(super) fn error(&self, refused: Refused, config: &CircuitConfig, now: Instant) -> Error {
         self.site.pulse(now, || Event::Refusing {
             side: Side::Client,
             service: self.service.clone(),
@@ -112,7 +112,7 @@ impl Cell {
     }
 
     /// The head of the answer to the call of `token` is good; returns the token that replaces it.
-    pub(crate) fn answered(&self, token: u64, config: &BreakerConfig) -> u64 {
+    pub(crate) fn answered(&self, token: u64, config: &CircuitConfig) -> u64 {
         let (token, moved) = self.circuit.answered(Token::from_bits(token), Instant::now(), config);
         if let Some(moved) = moved {
             self.moved(moved);
@@ -161,8 +161,19 @@ pub(crate) struct BreakerRule;
 #[derive(Clone)]
 pub(crate) struct Resolved {
     config: Option<Arc<BreakerConfig>>,
+    /// The numbers of its circuits, one value for all operations that inherit them.
+    circuit: Option<Arc<CircuitConfig>>,
     /// The operation has settings of its own, and so its own circuit.
     is_own: bool,
+}
+
+// === impl Resolved ===
+
+impl Resolved {
+    fn new(config: Option<BreakerConfig>, is_own: bool) -> Self {
+        let circuit = config.as_ref().map(|config| Arc::new(config.circuit()));
+        Resolved { config: config.map(Arc::new), circuit, is_own }
+    }
 }
 
 // === impl BreakerRule ===
@@ -170,28 +181,29 @@ pub(crate) struct Resolved {
 impl Concern for BreakerRule {
     type Written = Switch<BreakerPatch>;
     type Resolved = Resolved;
-    /// The circuit, the settings of the nodes' circuits, and the failures that reduce a node's share of picks.
-    type Rule = (Option<Guard>, Option<Arc<BreakerConfig>>, FailureSet);
+    /// The circuit, the numbers of the nodes' circuits, and the failures that reduce a node's share of picks.
+    type Rule = (Option<Guard>, Option<Arc<CircuitConfig>>, FailureSet);
 
     fn none() -> Self::Rule {
         (None, None, FailureSet::server_faults())
     }
 
     fn unwritten(level: &Level<'_>) -> Resolved {
-        Resolved { config: (level.side == Side::Client).then(Arc::default), is_own: false }
+        Resolved::new((level.side == Side::Client).then(BreakerConfig::default), false)
     }
 
     fn overlay(resolved: &mut Resolved, written: &Self::Written, level: &mut Level<'_>) {
         let below = resolved.config.as_deref().cloned();
-        resolved.config = Switch::over(Some(written), below).map(Arc::new);
-        resolved.is_own = level.is_operation();
+        *resolved = Resolved::new(Switch::over(Some(written), below), level.is_operation());
     }
 
     fn rule(resolved: &Resolved, binding: &mut Binding<'_>) -> Self::Rule {
-        let Some(config) = &resolved.config else { return Self::none() };
+        let (Some(config), Some(circuit)) = (&resolved.config, &resolved.circuit) else {
+            return Self::none();
+        };
         let failures = config.failures;
         if config.scope == Scope::Endpoint {
-            return (None, Some(config.clone()), failures);
+            return (None, Some(circuit.clone()), failures);
         }
         let (of, name) = match resolved.is_own || config.scope == Scope::Operation {
             true => (Of::Operation, binding.operation),
@@ -200,7 +212,7 @@ impl Concern for BreakerRule {
         let (service, environment) = (binding.service, binding.environment);
         let make = || Cell::new(service, name, config.scope, environment);
         let cell = binding.state(of, "breaker", make);
-        (Some(Guard { config: config.clone(), cell }), None, failures)
+        (Some(Guard { config: circuit.clone(), cell }), None, failures)
     }
 }
 

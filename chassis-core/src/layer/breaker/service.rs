@@ -67,7 +67,7 @@ impl Listener for Cell {
         let token = Token::from_bits(token);
         // The policy of a call does not change after its circuit has admitted it.
         let Some(Guard { config, .. }) = &outcome.policy.breaker else { return };
-        let failed = config.failures.contains(ended(&outcome.verdict));
+        let failed = outcome.policy.failures.contains(ended(&outcome.verdict));
         if outcome.verdict.blames_nobody() || (failed && outcome.is_of_an_outlier()) {
             return self.circuit.release(token, config);
         }
