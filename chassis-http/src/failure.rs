@@ -1,9 +1,9 @@
-//! Errors of hyper and h2 as errors of a call: above all, whether it may have been executed.
+//! Converts errors of hyper and h2 to errors of a call, including whether the call may have been executed.
 use chassis_core::{BoxError, Code, Error, Reason};
 
 use crate::h2::{Broken, goaway};
 
-/// Before the head of the answer came, over HTTP/1.1.
+/// An error before the head of the answer arrived, over HTTP/1.1.
 pub(crate) fn of_request(error: hyper::Error) -> Error {
     let (reason, message) = if error.is_parse_too_large() {
         (Reason::TooLarge, "the answer's headers are over the limit")
@@ -17,15 +17,15 @@ pub(crate) fn of_request(error: hyper::Error) -> Error {
     Error::remote(reason, message).with_source(error)
 }
 
-/// While the body of the answer was read.
+/// An error while the body of the answer was read, over HTTP/1.1.
 pub(crate) fn of_answer(error: hyper::Error) -> Error {
     Error::remote(Reason::ConnectionLost, "the answer broke off").with_source(error)
 }
 
-/// The same over HTTP/2.
+/// An error while the body of the answer was read, over HTTP/2.
 pub(crate) fn of_h2_answer(broken: Broken) -> Error {
     match broken {
-        // Our own h2 found out that it is shorter or longer than its head said.
+        // The local h2 detected that the body is shorter or longer than its head declared.
         Broken::Stream(error) if error.is_reset() && error.is_library() => {
             Error::remote(Reason::ConnectionLost, "the answer is not as long as it said").with_source(error)
         }
@@ -40,31 +40,31 @@ pub(crate) fn of_h2_answer(broken: Broken) -> Error {
     }
 }
 
-/// The request's own body failed, and the stream was reset for it: no endpoint is to blame.
+/// The request's own body failed, and the stream was reset for it: not the endpoint's fault.
 pub(crate) fn of_request_body(error: Error) -> Error {
     let failed = Error::local(error.reason(), error.message().to_owned()).with_code(error.code());
     failed.with_maybe_executed(true).with_source(error)
 }
 
-/// An answer's headers or trailers have `size` bytes by HTTP/2's count, and may have `most`.
+/// An answer's headers or trailers have `size` bytes by HTTP/2's count, more than the allowed `most`.
 pub(crate) fn of_large_answer(size: usize, most: u32) -> Error {
     let words =
         format!("the answer's headers are over the limit: {size} bytes, `client.max_header_list` is {most}");
     Error::remote(Reason::TooLarge, words)
 }
 
-/// A request's headers have `size` bytes by HTTP/2's count, and the endpoint said that it takes `most`.
+/// A request's headers have `size` bytes by HTTP/2's count, more than the `most` that the endpoint accepts.
 pub(crate) fn of_large_request(size: usize, most: u32) -> Error {
     let words = format!("the request's headers are {size} bytes, and the endpoint takes {most}");
     Error::local(Reason::TooLarge, words)
 }
 
-/// The endpoint did not answer a ping in time, and the connection was given up.
+/// The endpoint did not answer a ping in time, and the connection was closed.
 pub(crate) fn of_ping_timeout() -> Error {
     Error::remote(Reason::ConnectionLost, "the endpoint no longer answers pings")
 }
 
-/// h2 did not take the request: the connection was gone, or the headers are none that HTTP/2 has.
+/// h2 did not accept the request: the connection was closed, or the headers are invalid in HTTP/2.
 pub(crate) fn of_unsent(error: h2::Error) -> Error {
     let said = match goaway::is_of_connection(&error) {
         true => Error::remote(Reason::ConnectionLost, "the connection was gone").with_maybe_executed(false),
@@ -73,14 +73,14 @@ pub(crate) fn of_unsent(error: h2::Error) -> Error {
     said.with_source(error)
 }
 
-/// Before the head of the answer came, over HTTP/2.
+/// An error before the head of the answer arrived, over HTTP/2.
 ///
-/// It was certainly not executed when the server refused the stream, by a reset or by GOAWAY.
+/// The call was certainly not executed if the server refused the stream, by a reset or by GOAWAY.
 pub(crate) fn of_stream(error: &h2::Error) -> Error {
     use h2::Reason as H2;
     let by_peer = error.is_remote();
     match error.reason() {
-        // We reset it: the maker of the request did not get to its end.
+        // This side reset the stream: the caller dropped the request before its end.
         _ if error.is_reset() && !by_peer && !error.is_library() => {
             Error::local(Reason::Cancelled, "the request broke off").with_maybe_executed(true)
         }
@@ -90,11 +90,11 @@ pub(crate) fn of_stream(error: &h2::Error) -> Error {
         Some(H2::REFUSED_STREAM) if error.is_reset() && by_peer => {
             Error::remote(Reason::StreamRefused, "the endpoint refused the stream")
         }
-        // What our own h2 says of an answer that is none, and of headers over even what it reads.
+        // The local h2 reports this for a malformed answer, and for headers over its own read limit.
         Some(H2::PROTOCOL_ERROR) if error.is_reset() && !by_peer => {
             Error::remote(Reason::Malformed, "the answer is malformed or over the limit")
         }
-        // All was well, and yet the answer is not whole.
+        // The stream ended without an error, but the answer is incomplete.
         Some(H2::NO_ERROR) if error.is_reset() => {
             Error::remote(Reason::ConnectionLost, "the endpoint ended the stream before its answer")
         }
@@ -112,7 +112,7 @@ pub(crate) fn of_stream(error: &h2::Error) -> Error {
     }
 }
 
-/// After gRPC's table of HTTP/2 error codes (doc/PROTOCOL-HTTP2.md).
+/// Maps HTTP/2 error codes by gRPC's table (doc/PROTOCOL-HTTP2.md).
 fn code_of_reset(reason: h2::Reason) -> Code {
     match reason {
         h2::Reason::REFUSED_STREAM => Code::Unavailable,
@@ -123,7 +123,7 @@ fn code_of_reset(reason: h2::Reason) -> Code {
     }
 }
 
-/// No connection came about: the call never left.
+/// No connection could be opened: the call was not sent.
 pub(crate) fn of_connect(address: &str, error: impl Into<BoxError>) -> Error {
     Error::remote(Reason::ConnectFailed, format!("no connection to {address}")).with_source(error)
 }

@@ -1,5 +1,5 @@
-//! Header fields that are about one connection: each hop ends them (RFC 9110, 7.6.1). And those that HTTP/1.1
-//! has once, where HTTP/2 may carry them in parts.
+//! Header fields that concern one connection and end at each hop (RFC 9110, 7.6.1), and fields that occur once
+//! in HTTP/1.1 but that HTTP/2 may split.
 use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
     header::{
@@ -15,21 +15,21 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 const TRAILERS: &str = "trailers";
 
-/// Is `name` always about one connection, whatever `Connection` says? Text is compared quicker than names are
-/// made to compare with.
+/// Whether `name` always concerns one connection, whatever `Connection` lists. It compares text, which is
+/// faster than creating names to compare with.
 #[inline]
 pub(crate) fn is_field(name: &str) -> bool {
     matches!(name, "connection" | "transfer-encoding" | "upgrade" | "te" | "keep-alive" | "proxy-connection")
 }
 
-/// The same over HTTP/2, which has `te: trailers`.
+/// The same over HTTP/2, which allows `te: trailers`.
 #[inline]
 pub(crate) fn is_field_h2(name: &str, value: &HeaderValue) -> bool {
     is_field(name) && !(name == "te" && value == TRAILERS)
 }
 
-/// Takes such fields out of what goes over HTTP/2. Hardly ever is there one: a look at each name costs less
-/// than looking for each of these. Returns the size of the list, by HTTP/2's count.
+/// Removes such fields from headers that are sent over HTTP/2. They are rare: checking each name costs less
+/// than looking up each of these. Returns the size of the list, by HTTP/2's count.
 pub(crate) fn strip_h2(headers: &mut HeaderMap) -> usize {
     let mut is_odd = false;
     let size = headers::measure(headers, |name, value| is_odd |= is_field_h2(name, value));
@@ -40,15 +40,15 @@ pub(crate) fn strip_h2(headers: &mut HeaderMap) -> usize {
     size
 }
 
-/// Takes such fields out of what came, or goes, over HTTP/1.1.
+/// Removes such fields from headers that are received or sent over HTTP/1.1.
 pub(crate) fn strip_h1(headers: &mut HeaderMap) {
     if headers.keys().any(|name| is_field(name.as_str())) {
         take_out(headers, false);
     }
 }
 
-/// The same for the answer of a handler, whose wish to close the connection stays, and with 426 what it wants
-/// to be asked in.
+/// The same for a handler's answer: its request to close the connection stays, and with 426 the protocol that
+/// it requires.
 pub(crate) fn strip_answer(status: StatusCode, headers: &mut HeaderMap) {
     if headers.keys().any(|name| is_field(name.as_str())) {
         let closes = has_token(headers, &CONNECTION, "close");
@@ -64,7 +64,7 @@ pub(crate) fn strip_answer(status: StatusCode, headers: &mut HeaderMap) {
     }
 }
 
-/// Takes them out, and the fields that `Connection` names.
+/// Removes these fields, and the fields that `Connection` lists.
 #[cold]
 pub(crate) fn take_out(headers: &mut HeaderMap, keeps_te: bool) {
     let named = tokens(headers, &CONNECTION).filter_map(|token| HeaderName::from_bytes(token).ok());
@@ -77,8 +77,8 @@ pub(crate) fn take_out(headers: &mut HeaderMap, keeps_te: bool) {
     te.into_iter().for_each(|te| drop(headers.insert(TE, te)));
 }
 
-/// Merges several fields into one where HTTP/1.1, and handlers, know only one: the parts of a cookie
-/// are joined (RFC 9113, 8.2.3), the first host stays.
+/// Merges several fields into one where HTTP/1.1 and handlers expect only one: the parts of a cookie are joined
+/// (RFC 9113, 8.2.3), the first host stays.
 pub(crate) fn merge(headers: &mut HeaderMap) {
     // Hardly any head has a field twice, which two numbers show.
     if headers.len() > headers.keys_len() {
@@ -92,7 +92,7 @@ fn merge_repeated(headers: &mut HeaderMap) {
     if crumbs.len() > 1 {
         let is_sensitive = crumbs.iter().any(|crumb| crumb.is_sensitive());
         let joined = crumbs.iter().map(|crumb| crumb.as_bytes()).collect::<Vec<_>>().join(&b"; "[..]);
-        // Parts of a header's value make one.
+        // Parts of valid header values form a valid one.
         if let Ok(mut cookie) = HeaderValue::from_bytes(&joined) {
             cookie.set_sensitive(is_sensitive);
             headers.insert(COOKIE, cookie);
@@ -112,19 +112,19 @@ pub(crate) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iter
     parts.map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
 }
 
-/// Is `token` one of them, in any case?
+/// Whether `token` is one of them, in any case.
 pub(crate) fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     tokens(headers, name).any(|one| one.eq_ignore_ascii_case(token.as_bytes()))
 }
 
-/// May `host` be the authority of a request: a name or an address, perhaps a port, and no user
-/// (RFC 9112, 3.2; RFC 9113, 8.3.1)?
+/// Whether `host` is valid as the authority of a request: a name or an address, an optional port, and no user
+/// (RFC 9112, 3.2; RFC 9113, 8.3.1).
 pub(crate) fn is_host(host: &[u8]) -> bool {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
     (!host.is_empty() && host.iter().all(is_plain)) || is_odd_host(host)
 }
 
-/// With a port, an IPv6 address, or what else a name may have.
+/// Checks a host with a port, an IPv6 address, or unusual characters.
 fn is_odd_host(host: &[u8]) -> bool {
     let (name, port) = match host {
         [b'[', rest @ ..] => match rest.iter().position(|byte| *byte == b']') {
@@ -146,8 +146,8 @@ fn is_odd_host(host: &[u8]) -> bool {
     !name.is_empty() && name.iter().all(is_of_name) && is_port
 }
 
-/// Who a caller is, whom it speaks for, where it comes from and what its message is: a caller that names such a
-/// field in `Connection` would have us drop what a proxy before us has put there.
+/// Whether the field carries identity, origin or format of a message. If a caller lists such a field in
+/// `Connection`, it must not be removed: a proxy before this server may have set it.
 fn is_protected(name: &HeaderName) -> bool {
     const NAMES: [HeaderName; 6] = [HOST, COOKIE, SET_COOKIE, VIA, CONTENT_LENGTH, CONTENT_TYPE];
     const ENDS_TO_ENDS: [&str; 5] = ["traceparent", "tracestate", "baggage", "true-client-ip", "x-client-ip"];

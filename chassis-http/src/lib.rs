@@ -23,9 +23,9 @@ mod settings;
 mod transport;
 pub mod wire;
 
-/// Byte streams, by address: what connections are made of, on both sides, before HTTP begins.
+/// Byte streams, by address: the base of connections for clients and servers, below HTTP.
 ///
-/// TLS goes in here: a [`Connector`](connector::Connector) around another one on the client, an
+/// TLS is added here: as a [`Connector`](connector::Connector) around another one on the client, as an
 /// [`Acceptor`](connector::Acceptor) on the server.
 pub mod connector {
     #[cfg(feature = "testing")]
@@ -35,7 +35,7 @@ pub mod connector {
     };
 }
 
-// REST: what callers and handlers use.
+// REST: the types for callers and handlers.
 pub use self::rest::{
     HTTP, Http, HttpClient, Problem, RequestBuilder, Response, RestEdge, RestFuture, RestLayer, RestService,
     error,
@@ -47,5 +47,5 @@ pub use self::{
     h2::H2Leaf,
     transport::{H2Transport, HttpLeaf, HttpTransport},
 };
-// Settings, as the document has them.
+// Settings, in the form of the document.
 pub use self::settings::{ClientConfig, ClientPatch, Header, HttpVersion, ServerConfig, ServerPatch};

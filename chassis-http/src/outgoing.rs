@@ -1,4 +1,4 @@
-//! A call as it is sent, and back into a call if it was not.
+//! Converts a call to a request, and back into a call if it was not sent.
 use chassis_core::{Abort, Body, Invocation};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Uri,
@@ -9,28 +9,29 @@ use http_body::Body as _;
 
 use crate::{ClientConfig, h2::headers, hop, wire::TIMEOUT};
 
-/// How requests to one endpoint are written.
+/// The form of requests to one endpoint.
 #[derive(Clone, Debug)]
 pub(crate) struct Form {
     authority: Authority,
-    /// The same as HTTP/1.1 says it.
+    /// The authority as the `Host` header of HTTP/1.1.
     host: HeaderValue,
     sized: bool,
-    /// Where the deadline travels, if not where the protocol writes it.
+    /// The header for the deadline, if the protocol does not write it itself.
     timeout_header: Option<HeaderName>,
 }
 
-/// A request over HTTP/1.1, and the handle that ends its body early, also when it is dropped before the answer comes.
+/// A request over HTTP/1.1, and the handle that ends its body early, also if it is dropped before the answer
+/// arrives.
 pub(crate) struct Outgoing {
     pub(crate) request: Request<Body>,
     pub(crate) abort: Option<Abort>,
 }
 
-/// The same over HTTP/2.
+/// A request over HTTP/2.
 pub(crate) struct OutgoingH2 {
     pub(crate) head: Request<()>,
     pub(crate) body: Body,
-    /// The head is all there is. Not so for gRPC, which wants a DATA frame at the end.
+    /// Whether the head is the whole request. Not for gRPC, which needs a DATA frame at the end.
     pub(crate) is_whole: bool,
     /// The size of the call's metadata, by HTTP/2's count.
     size: usize,
@@ -39,9 +40,9 @@ pub(crate) struct OutgoingH2 {
 // === impl OutgoingH2 ===
 
 impl OutgoingH2 {
-    /// The size of the head, if it is too large for an endpoint that takes `most` bytes.
+    /// The size of the head, if it is too large for an endpoint that accepts `most` bytes.
     pub(crate) fn is_too_large(&self, most: u32) -> Option<usize> {
-        // What was said besides is little; where it matters all is counted.
+        // Other fields are small; close to the limit all are counted.
         let size = headers::size_of_request(self.head.method(), self.head.uri(), self.size + ADDED);
         if headers::is_too_large(size, most) { self.count(most) } else { None }
     }
@@ -54,14 +55,14 @@ impl OutgoingH2 {
     }
 }
 
-/// More than its length, and where its timeout travels, add to a head.
+/// The length and the timeout add at most this to a head.
 const ADDED: usize = 256;
 
 // === impl Form ===
 
 impl Form {
-    /// For `service`, whose logical name goes out as the authority: it, not an address, is what
-    /// certificates and virtual hosts go by.
+    /// Requests to `service`, whose logical name is the authority: certificates and virtual hosts use the name,
+    /// not an address.
     pub(crate) fn new(service: &str, sized: bool, config: &ClientConfig) -> Self {
         let authority = Authority::try_from(service).unwrap_or_else(|_| Authority::from_static("invalid"));
         let timeout_header = Some(config.timeout_header.0.clone()).filter(|name| *name != TIMEOUT);
@@ -70,12 +71,12 @@ impl Form {
         Form { authority, host, sized, timeout_header }
     }
 
-    /// Do requests and answers say how long their bodies are?
+    /// Whether requests and answers declare the length of their bodies.
     pub(crate) fn is_sized(&self) -> bool {
         self.sized
     }
 
-    /// Moves headers and body out of `call`, as HTTP/2 has them.
+    /// Moves headers and body out of `call`, in the form of HTTP/2.
     pub(crate) fn write_h2(&self, call: &mut Invocation) -> OutgoingH2 {
         let mut uri = http::uri::Parts::default();
         uri.scheme = Some(Scheme::HTTP);
@@ -100,7 +101,7 @@ impl Form {
         OutgoingH2 { is_whole: self.sized && body.is_end_stream(), head, body, size }
     }
 
-    /// Takes out what is about the connection, and the host, which is the authority there: HTTP/2 says it once.
+    /// Removes connection-specific fields, and the host, which HTTP/2 sends once, as the authority.
     #[cold]
     fn tidy_h2(&self, headers: &mut HeaderMap) -> Authority {
         hop::take_out(headers, true);
@@ -109,10 +110,10 @@ impl Form {
             .unwrap_or_else(|| self.authority.clone())
     }
 
-    /// The same with the URI as HTTP/1.1 has it, which needs a `Host`.
+    /// The same with the URI in the form of HTTP/1.1, which needs a `Host`.
     pub(crate) fn write_origin(&self, call: &mut Invocation) -> Outgoing {
         let uri = match &call.uri {
-            // As the client makes them.
+            // The form that the client creates.
             path if path.authority().is_none() && !path.path().is_empty() => path.clone(),
             other => Uri::from(path_of(other)),
         };
@@ -142,7 +143,7 @@ impl Form {
     }
 }
 
-/// Says how long the body is, where that is known and not said.
+/// Sets the length of the body, if it is known and not set.
 fn set_length(call: &mut Invocation, body: &Body) {
     let may_have_one = matches!(call.method, Method::POST | Method::PUT | Method::PATCH);
     if let Some(length) = body.size_hint().exact().filter(|length| *length > 0 || may_have_one) {
@@ -150,7 +151,7 @@ fn set_length(call: &mut Invocation, body: &Body) {
     }
 }
 
-/// Puts back what was not sent.
+/// Restores a call from a request that was not sent.
 pub(crate) fn restore(call: &mut Invocation, request: Request<Body>, abort: Option<Abort>) {
     abort.into_iter().for_each(Abort::release);
     let (head, body) = request.into_parts();

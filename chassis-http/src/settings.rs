@@ -1,4 +1,4 @@
-//! The numbers of the transport: what a client keeps open, and what a server lets in.
+//! The settings of the transport: connections of a client, and limits of a server.
 use std::num::{NonZeroU32, NonZeroUsize};
 
 use chassis_core::{
@@ -20,36 +20,37 @@ settings! {
     /// assert_eq!(config.connect_timeout.get().as_secs(), 1);
     /// ```
     pub struct ClientConfig, ClientPatch {
-        /// Until a connection is usable: TCP, TLS, and over HTTP/2 the server's first word. Default `1s`.
+        /// The time until a connection is usable: TCP, TLS, and over HTTP/2 the server's settings. Default
+        /// `1s`.
         pub connect_timeout: PositiveSpan = PositiveSpan::from_millis(1_000),
-        /// The longest pause between two attempts to connect to an endpoint that can't be reached, ± 20 %. The first
-        /// is 50 to 100 ms, the second 1 s if that is less. Default `2m`.
+        /// The longest pause between two attempts to connect to an unreachable endpoint, ± 20 %. The first
+        /// pause is 50 to 100 ms, the second 1 s if that is less. Default `2m`.
         pub max_backoff: PositiveSpan = PositiveSpan::from_millis(120_000),
         /// The version of HTTP for REST endpoints: `"1"` or `"2"`. Default `"1"`.
         pub http_version: HttpVersion = HttpVersion::One,
-        /// HTTP/2 connections kept up to each endpoint. Default 1.
+        /// HTTP/2 connections that are kept open to each endpoint. Default 1.
         pub connections: NonZeroUsize = nonzero(1),
         /// HTTP/2 connections to each endpoint while the streams of `connections` are used up. Default 8.
         pub max_connections: NonZeroUsize = nonzero(8),
-        /// Streams on one HTTP/2 connection; the server's own limit holds where it is lower. Default 1000.
+        /// Streams on one HTTP/2 connection; a lower limit of the server applies. Default 1000.
         pub max_streams: NonZeroUsize = nonzero(1_000),
         /// HTTP/1.1 connections to each endpoint; a call waits for one, within its deadline. Default 64.
         pub pool: NonZeroUsize = nonzero(64),
         /// Connections without a call for this long are closed; keep it below the server's. Default `50s`.
         pub idle_timeout: PositiveSpan = PositiveSpan::from_millis(50_000),
-        /// An HTTP/2 connection that was silent for so long is asked whether it lives, also without calls.
-        /// `0s`: never. Doubled for an endpoint that answers `too_many_pings`. Default `10s`.
+        /// An HTTP/2 connection without incoming bytes for this time is pinged, also without calls. `0s`:
+        /// never. Doubled for an endpoint that answers `too_many_pings`. Default `10s`.
         pub keep_alive_interval: Span = Span(std::time::Duration::from_secs(10)),
-        /// How long it has to say yes. Default `5s`.
+        /// The time in which a ping must be answered. Default `5s`.
         pub keep_alive_timeout: PositiveSpan = PositiveSpan::from_millis(5_000),
         /// Bytes of an answer's headers. Default `16KiB`.
         pub max_header_list: Size = HEADER_LIST,
-        /// Bytes of one stream that may be on their way to us. Default `1MiB`.
+        /// Bytes of one stream that may be in flight to this side. Default `1MiB`.
         pub stream_window: Size = STREAM_WINDOW,
         /// The same for one connection. Default `4MiB`.
         pub connection_window: Size = CONNECTION_WINDOW,
-        /// Where REST calls say how many milliseconds their caller still waits; servers have to read the
-        /// same. Default `x-request-timeout-ms`.
+        /// The header in which REST calls send the caller's remaining time in milliseconds; servers must read
+        /// the same. Default `x-request-timeout-ms`.
         pub timeout_header: Header = Header(TIMEOUT),
         /// Bytes of a body that the REST client reads into memory at once. Default `4MiB`.
         pub max_body: Size = Size::from_kib(4 * 1024),
@@ -70,57 +71,56 @@ settings! {
     pub struct ServerConfig, ServerPatch {
         /// Connections at once; more are answered 503 and closed. Default 10000.
         pub max_connections: NonZeroUsize = nonzero(10_000),
-        /// For TLS, or what else comes before HTTP. Default `5s`.
+        /// The time for TLS, or other steps before HTTP. Default `5s`.
         pub handshake_timeout: PositiveSpan = PositiveSpan::from_millis(5_000),
-        /// From the first byte of a request, or from accept, to the end of its headers. Default `10s`.
+        /// The time from the first byte of a request, or from accept, to the end of its headers. Default `10s`.
         pub header_timeout: PositiveSpan = PositiveSpan::from_millis(10_000),
-        /// A connection without a request for so long is closed; keep it above the clients'. Checked to
-        /// within `header_timeout`. Default `75s`.
+        /// A connection without a request for this time is closed; keep it above the clients'. It is checked
+        /// with a precision of `header_timeout`. Default `75s`.
         pub idle_timeout: PositiveSpan = PositiveSpan::from_millis(75_000),
-        /// Concurrent streams of an HTTP/2 connection. 256 is above what most clients open, and bounds
-        /// what a hostile one can hold. Default 256.
+        /// Concurrent streams of an HTTP/2 connection. 256 is more than most clients open, and bounds the
+        /// resources that a hostile client can hold. Default 256.
         pub max_streams: NonZeroU32 = NonZeroU32::new(256).expect("256 is not 0"),
         /// Bytes of a request's headers; more, or over 100 of them, is refused with 431. Default `16KiB`.
         pub max_header_list: Size = HEADER_LIST,
         /// Bytes of a REST request's body; more is refused with 413. gRPC has its own limit. Default `2MiB`.
         pub max_body: Size = Size::from_kib(2 * 1024),
-        /// Where REST callers say how many milliseconds they still wait. Default `x-request-timeout-ms`.
+        /// The header in which REST callers send their remaining time in milliseconds. Default
+        /// `x-request-timeout-ms`.
         pub timeout_header: Header = Header(TIMEOUT),
-        /// Bytes of one stream that may be on their way to us. Default `1MiB`.
+        /// Bytes of one stream that may be in flight to this side. Default `1MiB`.
         pub stream_window: Size = STREAM_WINDOW,
         /// The same for one connection. Default `1152KiB`.
         pub connection_window: Size = SERVER_CONNECTION_WINDOW,
-        /// A connection older than this is asked to go: GOAWAY, or `Connection: close`. Its calls go on. `0s`:
-        /// never. Default `30m`.
+        /// The peer of a connection older than this is asked to close it: GOAWAY, or `Connection: close`. Its
+        /// calls continue. `0s`: never. Default `30m`.
         pub max_age: Span = Span(std::time::Duration::from_secs(1_800)),
-        /// By how much `max_age` differs between connections, so that they don't all go at once. Default
-        /// `10%`.
+        /// The difference of `max_age` between connections, so that they do not all end at once. Default `10%`.
         pub max_age_jitter: Ratio = Ratio::percent(10),
-        /// How long calls on such a connection may still take; then they are cut. `0s`: as long as they live.
-        /// Default `0s`.
+        /// The time that calls on such a connection may still take; then they are cut. `0s`: no limit. Default
+        /// `0s`.
         pub max_age_grace: Span = Span(std::time::Duration::ZERO),
-        /// An HTTP/2 connection that was silent for so long is asked whether it lives. `0s`: never.
-        /// Default `20s`.
+        /// An HTTP/2 connection without incoming bytes for this time is pinged. `0s`: never. Default `20s`.
         pub keep_alive_interval: Span = Span(std::time::Duration::from_secs(20)),
-        /// How long it has to say yes. Default `10s`.
+        /// The time in which a ping must be answered. Default `10s`.
         pub keep_alive_timeout: PositiveSpan = PositiveSpan::from_millis(10_000),
-        /// May HTTP/1.1 clients close their side of the connection (FIN) while they wait for an answer? `false`:
-        /// they have left, and their calls are cancelled. `true`: only a reset, or an answer that cannot be
-        /// written, cancels. A client that has sent more than the connection's window holds, all unread,
-        /// is noticed only if it resets. Default `false`.
+        /// Whether HTTP/1.1 clients may close their side of the connection (FIN) while they wait for an answer.
+        /// `false`: a FIN means that they have disconnected, and cancels their calls. `true`: only a reset, or
+        /// an answer that cannot be written, cancels. If a client has sent more unread bytes than the
+        /// connection's window holds, only a reset is noticed. Default `false`.
         pub half_close: bool = false,
-        /// Bytes a second that a client has to read, over 30 seconds in which something waits for it; else the
+        /// Bytes a second that a client must read, over 30 seconds in which data waits for it; otherwise the
         /// HTTP/2 stream is reset, or the connection closed. 1 to 4294967295, or `off`. Default 240.
         pub min_write_rate: Switch<NonZeroU32> = Switch::On(NonZeroU32::new(240).expect("240 is not 0")),
-        /// Bytes of answers that one HTTP/2 connection holds for a client that does not take them, on all its streams
-        /// together, beside what handlers hold themselves and the first two frames of each answer. Above it a stream
-        /// goes on only while its window is open, by one frame of its body at a time, and with at least 16 KiB.
-        /// Default `24MiB`.
+        /// Bytes of unread answers that one HTTP/2 connection holds, on all its streams together, in addition
+        /// to data held by handlers and the first two frames of each answer. Above it a stream continues only
+        /// while its window is open, by one frame of its body at a time, and with at least 16 KiB. Default
+        /// `24MiB`.
         pub send_buffer: Size = SEND_BUFFER,
     }
 }
 
-/// The name of a header, as settings write it.
+/// The name of a header, as written in settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header(pub HeaderName);
 
@@ -148,7 +148,7 @@ impl<'de> Deserialize<'de> for HttpVersion {
         match String::deserialize(from)?.as_str() {
             "1" | "1.1" => Ok(HttpVersion::One),
             "2" => Ok(HttpVersion::Two),
-            // Without TLS there is no ALPN, by which both sides would agree.
+            // Without TLS there is no ALPN, by which both sides could agree.
             "auto" => {
                 Err(de::Error::custom("`auto` needs TLS, which agrees on a version; write \"1\" or \"2\""))
             }
@@ -171,18 +171,18 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
-/// 16 KiB, as hyper's own; many times what a call needs, and little enough to hold for many.
+/// 16 KiB, as in hyper; many times the need of a call, and small enough to hold for many calls.
 const HEADER_LIST: Size = Size::from_kib(16);
-/// Small frames are charged against the window by h2: below 1 MiB, a slow reader of many small
-/// messages would have its whole connection closed.
+/// h2 counts the overhead of small frames against the window: below 1 MiB, a slow reader of many small messages
+/// would have its whole connection closed.
 const STREAM_WINDOW: Size = Size::from_kib(1024);
 /// Larger than the window of a stream, so that one unread stream does not stop the others.
 const CONNECTION_WINDOW: Size = Size::from_kib(4 * 1024);
-/// An eighth more than a stream's, for the same reason, and no more than that: it paces clients. One that may
-/// send all it has at once has nothing to do while we work, nor have we while it sends. hyper's own is 1 MiB.
+/// An eighth more than a stream's, for the same reason, and no more, because it paces clients: while a client
+/// sends everything at once, the server has no work, and then the client has none. hyper's own is 1 MiB.
 const SERVER_CONNECTION_WINDOW: Size = Size::from_kib(1152);
-/// With 256 streams each may have 64 KiB in h2, as in other implementations of gRPC: what is on its way to the peer is in
-/// the kernel's buffer, and this one only has to be filled again before that is empty.
+/// With 256 streams each may have 64 KiB in h2, as in other implementations of gRPC: the kernel's buffer holds
+/// the data in transit, and this one only has to be refilled before that is empty.
 const SEND_BUFFER: Size = Size::from_kib(24 * 1024);
 /// The same for each stream of a client.
 pub(crate) const CLIENT_SEND_BUFFER: usize = 64 * 1024;

@@ -1,4 +1,4 @@
-//! How endpoints are reached: by HTTP/2 for gRPC, by HTTP/1.1 or HTTP/2 for REST.
+//! Transports to endpoints: HTTP/2 for gRPC, HTTP/1.1 or HTTP/2 for REST.
 use std::sync::Arc;
 
 use chassis_core::{
@@ -8,14 +8,14 @@ use chassis_core::{
 
 use crate::{ClientConfig, HTTP, HttpVersion, h1::H1Leaf, h2::H2Leaf, net::Connector};
 
-/// Reaches REST endpoints, in the version of HTTP that the settings name.
+/// Reaches REST endpoints, by the version of HTTP in the settings.
 #[derive(Clone)]
 pub struct HttpTransport {
     connector: Arc<dyn Connector>,
     config: Arc<ClientConfig>,
 }
 
-/// Reaches endpoints of any protocol that is spoken over HTTP/2, as gRPC is.
+/// Reaches endpoints of any protocol over HTTP/2, such as gRPC.
 #[derive(Clone)]
 pub struct H2Transport {
     protocol: &'static dyn Protocol,
@@ -34,7 +34,7 @@ pub enum HttpLeaf {
 // === impl HttpTransport ===
 
 impl HttpTransport {
-    /// Connects by `connector`.
+    /// Creates a transport that connects by `connector`.
     pub fn new(connector: Arc<dyn Connector>, config: ClientConfig) -> Self {
         HttpTransport { connector, config: config.into() }
     }
@@ -59,7 +59,7 @@ impl Transport for HttpTransport {
 // === impl H2Transport ===
 
 impl H2Transport {
-    /// Connects by `connector`. Requests never say how long they are.
+    /// Creates a transport that connects by `connector`. Requests never declare their length.
     pub fn new(protocol: &'static dyn Protocol, connector: Arc<dyn Connector>, config: ClientConfig) -> Self {
         H2Transport { protocol, connector, config: config.into() }
     }

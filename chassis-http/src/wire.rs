@@ -1,7 +1,8 @@
-//! The names on the wire that this crate reads and writes; those that every protocol shares are in `chassis_core::wire`.
+//! The header names and media types that this crate reads and writes; those of all protocols are in
+//! `chassis_core::wire`.
 //!
-//! gRPC's are among them as far as its transport has to know them: to choose the service of a port, to refuse a request
-//! before any service sees it, and to shorten headers that the peer does not take.
+//! gRPC's are among them as far as its transport needs them: to choose the service of a port, to refuse a
+//! request before any service sees it, and to shorten headers that the peer does not accept.
 pub(crate) use chassis_core::wire::TIMEOUT;
 use http::HeaderName;
 
@@ -10,7 +11,7 @@ use http::HeaderName;
 /// it [`HOP`] repeats what the refused attempt was sent with; a client removes a refusal of another hop.
 pub const REFUSED: HeaderName = HeaderName::from_static("x-chassis-refused");
 
-/// The [`Hop`](chassis_core::Hop) that a refusal is true of.
+/// The [`Hop`](chassis_core::Hop) for which a refusal is valid.
 pub const HOP: HeaderName = HeaderName::from_static("x-chassis-hop");
 
 /// `never`, on a failing answer: do not retry, because the callee has retried already.
@@ -40,13 +41,13 @@ pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// The domain of the `google.rpc.ErrorInfo` that explains a refusal.
 pub const ERROR_DOMAIN: &str = "chassis";
 
-/// The reason of a gRPC status without an `ErrorInfo`, and the hop that it is about.
+/// The reason of a gRPC status without an `ErrorInfo`, and its hop.
 pub const REASON: HeaderName = HeaderName::from_static("x-chassis-reason");
 
 /// The rule of the settings that caused such a status.
 pub const RULE: HeaderName = HeaderName::from_static("x-chassis-rule");
 
-/// Within one process: the service whose call ended with a gRPC status, for a handler that passes the status on.
+/// Within one process: the service whose call ended with a gRPC status, for a handler that forwards the status.
 pub const UPSTREAM: HeaderName = HeaderName::from_static("x-chassis-upstream");
 
 /// The first bytes of an HTTP/2 connection.

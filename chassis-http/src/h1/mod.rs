@@ -1,7 +1,7 @@
-//! Calls over HTTP/1.1: one connection each, kept for the next.
+//! Calls over HTTP/1.1: each uses one connection, which is then kept for the next call.
 //!
-//! The pool grows on the way of a call, within the connect timeout; in the background a first
-//! connection shows whether the endpoint can be reached at all.
+//! The pool may open connections during a call, within the connect timeout. In the background it opens a first
+//! connection, to find out whether the endpoint can be reached at all.
 mod pool;
 mod server;
 
@@ -30,7 +30,7 @@ use crate::{
 /// Sends calls to one endpoint over HTTP/1.1.
 pub struct H1Leaf(Arc<Pool>);
 
-/// The body of an answer; at its end the connection goes back to the pool.
+/// The body of an answer; at its end the connection returns to the pool.
 struct Held {
     body: Incoming,
     lease: Option<Lease>,
@@ -40,7 +40,7 @@ struct Held {
 // === impl H1Leaf ===
 
 impl H1Leaf {
-    /// For the endpoint of `link`; endpoints of one config share it.
+    /// Creates a leaf for the endpoint of `link`; endpoints with the same config share it.
     pub fn new(link: Link, connector: Arc<dyn Connector>, config: impl Into<Arc<ClientConfig>>) -> Self {
         H1Leaf(Arc::new(Pool::new(link, connector, config.into())))
     }
@@ -68,10 +68,11 @@ impl Drop for H1Leaf {
     }
 }
 
-/// On one idle connection after the other, while they turn out to be closed; then on a new one.
+/// Sends the call on an idle connection, or on the next one if that one turns out to be closed; otherwise on a
+/// new one.
 ///
-/// A call that was here before gets a new one at once: what ended the connection it was on may have ended
-/// all that are idle, and behind one address there may be many that answer.
+/// A call that was tried before gets a new connection at once: the event that closed its first connection may
+/// have closed all idle ones, and one address may stand for several servers.
 async fn send(pool: Arc<Pool>, mut call: Invocation) -> Result<Reply, Failed> {
     let mut permit = Some(pool.permit().await);
     let was_here = call.node().is_some_and(|node| call.tried.iter().any(|t| Arc::ptr_eq(t, node)));

@@ -1,4 +1,4 @@
-//! The connections to one endpoint that are free, and the task that looks after them.
+//! The idle connections to one endpoint, and the task that maintains them.
 use std::{
     io,
     pin::pin,
@@ -31,16 +31,16 @@ pub(super) struct Pool {
     link: Link,
     connector: Arc<dyn Connector>,
     config: Arc<ClientConfig>,
-    /// The one used last is at the end, and is used next: the others may grow old and go.
+    /// Ordered by last use; the last one is used next, so that the others may reach their idle limit.
     idle: Mutex<Vec<Idle>>,
-    /// One for each call. With that there are never more connections than permits: a call opens one
-    /// only when none is idle, or in place of one that is.
+    /// One permit for each call. So there are never more connections than permits: a call opens a connection
+    /// only if none is idle, or in place of an idle one.
     permits: Arc<Semaphore>,
     open: AtomicUsize,
     served: AtomicBool,
     woken: AtomicBool,
     closed: AtomicBool,
-    /// The endpoint closed a connection that had been idle under the last call that was sent on one.
+    /// The endpoint closed an idle connection when the last call was sent on one.
     is_hasty: AtomicBool,
     poke: Notify,
 }
@@ -52,10 +52,10 @@ pub(super) struct Lease {
     permit: OwnedSemaphorePermit,
 }
 
-/// Sees to what it means that a call on a connection that was idle is given up unanswered.
+/// Decides the consequences if a call on a previously idle connection ends without an answer.
 pub(super) struct Unanswered<'a> {
     pool: &'a Pool,
-    /// When the call was begun; `None` once it is known how it ended.
+    /// The start of the call; `None` once its end is known.
     since: Option<Instant>,
 }
 
@@ -64,12 +64,13 @@ struct Idle {
     since: Instant,
 }
 
-/// A request may still be on its way out when its answer is whole. After so long the connection goes.
+/// A request may still be in transmission when its answer is complete. After this time the connection is
+/// closed.
 const REUSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// An endpoint that closes connections after each answer, and does not say so, has done it by then: its FIN is right
-/// behind the answer.
+/// An endpoint that closes connections after each answer without announcing it has done so by then: its FIN
+/// follows the answer immediately.
 const FIN_DELAY: Duration = Duration::from_millis(2);
-/// A call that was given up sooner says nothing of its connection.
+/// A call that was abandoned sooner gives no information about its connection.
 const IMPATIENT: Duration = Duration::from_millis(100);
 
 // === impl Pool ===
@@ -92,26 +93,26 @@ impl Pool {
         }
     }
 
-    /// Opens a first connection, unless that was done before.
+    /// Opens a first connection, unless this was done before.
     pub(super) fn wake(self: &Arc<Self>) {
         if !self.woken.swap(true, AcqRel) && !self.is_closed() {
             self.link.tasks().spawn(keep(self.clone()));
         }
     }
 
-    /// Closes what is idle; what is in use goes at its end.
+    /// Closes idle connections; connections in use are closed when their call ends.
     pub(super) fn close(&self) {
         self.closed.store(true, Release);
         self.idle().clear();
         self.poke.notify_one();
     }
 
-    /// Leave to use one connection; waits while all are in use.
+    /// Returns a permit to use one connection; waits while all are in use.
     pub(super) async fn permit(&self) -> OwnedSemaphorePermit {
         self.permits.clone().acquire_owned().await.expect("the semaphore is never closed")
     }
 
-    /// The connection that was used last, if it is still open; for a call that began at `now`.
+    /// Returns the most recently used connection if it is still open, for a call that began at `now`.
     pub(super) fn take_idle(&self, now: Instant) -> Option<Sender> {
         let mut idle = self.idle();
         let oldest = self.oldest(now);
@@ -123,7 +124,7 @@ impl Pool {
         None
     }
 
-    /// For a connection that is opened although others are idle: the one idle for longest goes.
+    /// Closes the connection that has been idle longest, to open another one although some are idle.
     pub(super) fn make_room(&self) {
         let mut idle = self.idle();
         if !idle.is_empty() {
@@ -131,8 +132,8 @@ impl Pool {
         }
     }
 
-    /// Not a byte came on a connection that had been idle, for a call that began at `since` and was given up: it
-    /// may have died in silence. The same cause may have killed all connections that have been idle since before.
+    /// A call that began at `since` was abandoned, and no byte had arrived on its previously idle connection:
+    /// the connection may be dead. The same cause may have broken all connections that were idle at that time.
     #[cold]
     fn doubt(&self, since: Instant) {
         if since.elapsed() >= IMPATIENT {
@@ -140,11 +141,11 @@ impl Pool {
         }
     }
 
-    /// A new connection, within the connect timeout.
+    /// Opens a connection, within the connect timeout.
     pub(super) async fn connect(self: &Arc<Self>) -> Result<Sender, Error> {
         let limit = self.config.connect_timeout.get();
         let connecting = async {
-            // A connector may be the user's: its panic is a connection that failed, and is tried again.
+            // A connector may be the user's: its panic counts as a failed connection, and is retried.
             let stream =
                 caught(async { self.connector.connect_within(self.address(), limit).await }).await??;
             let mut builder = Builder::new();
@@ -187,7 +188,7 @@ impl Pool {
         }
     }
 
-    /// Connections idle since before this are too old at `now`.
+    /// The limit of idle time at `now`: connections idle since before it are closed.
     fn oldest(&self, now: Instant) -> Option<Instant> {
         now.checked_sub(self.config.idle_timeout.get())
     }
@@ -198,7 +199,7 @@ impl Pool {
         }
     }
 
-    /// How a call on a connection that had been idle ended: did the endpoint close it without an answer?
+    /// Records whether the endpoint closed a previously idle connection without answering the call.
     pub(super) fn set_hasty(&self, is_hasty: bool) {
         if self.is_hasty.load(Relaxed) != is_hasty {
             self.is_hasty.store(is_hasty, Relaxed);
@@ -209,16 +210,16 @@ impl Pool {
         self.closed.load(Acquire)
     }
 
-    /// Nothing panics while it is held; a poisoned lock would be as good as new.
+    /// No code panics while the lock is held, so a poisoned lock is still valid.
     fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Finds out whether the endpoint can be reached, at first and after each failure; closes idle
-/// connections. Runs until the endpoint is gone.
+/// Checks whether the endpoint can be reached, at first and after each failure; closes idle connections. Runs
+/// until the endpoint is removed.
 ///
-/// Without any connection open an endpoint that was reached stays `Ready`: a call opens one.
+/// An endpoint that was reached stays `Ready` without any open connection: a call opens one.
 async fn keep(pool: Arc<Pool>) {
     let mut backoff = Backoff::new(pool.config.max_backoff.get());
     pool.link.set(State::Connecting);
@@ -253,12 +254,12 @@ async fn pause(pool: &Pool, span: Duration) {
 // === impl Unanswered ===
 
 impl<'a> Unanswered<'a> {
-    /// For a call that is sent on a connection of `pool` and began at `since`; `None`: the connection is new.
+    /// For a call that is sent on a connection of `pool` and began at `since`; `None` if the connection is new.
     pub(super) fn new(pool: &'a Pool, since: Option<Instant>) -> Self {
         Unanswered { pool, since }
     }
 
-    /// It is known how it ended.
+    /// Records that the end of the call is known.
     pub(super) fn ended(mut self) {
         self.since = None;
     }
@@ -280,8 +281,8 @@ impl Lease {
         Lease { pool, sender, permit }
     }
 
-    /// Puts the connection back, as soon as it is ready for another request; a moment later where the endpoint may be
-    /// about to close it.
+    /// Returns the connection to the pool as soon as it is ready for another request; a moment later if the
+    /// endpoint may be about to close it.
     pub(super) fn give_back(self) {
         let Lease { pool, mut sender, permit } = self;
         let is_hasty = pool.is_hasty.load(Relaxed);
@@ -306,7 +307,7 @@ impl Lease {
 mod tests {
     use super::*;
 
-    /// One for each instance of each service, most of them without a connection.
+    /// There is one for each instance of each service, most of them without a connection.
     #[test]
     fn is_small() {
         assert!(size_of::<Pool>() <= 240, "{}", size_of::<Pool>());

@@ -24,7 +24,7 @@ use crate::{
 };
 
 pin_project_lite::pin_project! {
-    /// A connection of hyper's.
+    /// A connection of hyper.
     pub(crate) struct Http1 { #[pin] connection: conn::http1::Connection<TokioIo<Opened>, Requests> }
 }
 
@@ -53,11 +53,12 @@ impl Graceful for Http1 {
 
 fn builder(config: &ServerConfig, hangup: &Hangup) -> conn::http1::Builder {
     let mut builder = conn::http1::Builder::new();
-    // The watch has an eye on slow heads: hyper's timer would also end connections that are idle.
+    // The timer of this crate covers slow heads: hyper's timer would also close idle connections.
     builder
         .header_read_timeout(None)
         .max_header_size(config.max_header_list.get())
-        // Where the watch notices a FIN, hyper need not: it would give up also what it could answer at once.
+        // If the hangup watch notices a FIN, hyper need not: hyper would also drop calls that it could answer
+        // at once.
         .half_close(config.half_close || hangup.notices_fin());
     builder
 }

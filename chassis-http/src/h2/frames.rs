@@ -7,22 +7,22 @@ use std::sync::{
 
 use super::flood::Abuse;
 
-/// An event that the frames of a connection show.
+/// An event of the incoming frames of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FrameEvent {
     /// Bytes, of any kind.
     Bytes,
     /// A frame has begun.
     Frame(FrameHead),
-    /// More may be sent: on a stream, or (0) on all together.
+    /// The peer's window grows: of a stream, or (0) of the whole connection.
     WindowUpdate { stream: u32, by: u32 },
-    /// The peer asked for more than its share of work: the connection is to be given up.
+    /// The peer sent more than its limits allow: the connection must be closed.
     Abuse(Abuse),
-    /// The peer's settings; `None`: they leave this one as it was.
+    /// The peer's settings; `None` if they do not change a value.
     Settings { max_streams: Option<u32>, max_header_list: Option<u32>, stream_window: Option<u32> },
-    /// It takes no more streams, for the reason of this number.
+    /// The peer accepts no more streams; `code` is the error code.
     GoAway { code: u32 },
-    /// The first frame is none that HTTP/2 begins with.
+    /// The first frame is not the one that HTTP/2 begins with.
     NotHttp2,
 }
 
@@ -32,40 +32,40 @@ pub(crate) struct FrameHead {
     pub(crate) kind: u8,
     pub(crate) flags: u8,
     pub(crate) length: u32,
-    /// 0: the connection.
+    /// 0 for the connection.
     pub(crate) stream: u32,
 }
 
-/// Finds the frames in the bytes, which come in pieces of any size.
+/// Parses frames from the bytes, which arrive in pieces of any size.
 #[derive(Debug, Default)]
 pub(crate) struct FrameParser {
-    /// The current frame's header, then what is kept of its payload.
+    /// The current frame's header, then the needed part of its payload.
     kept: Vec<u8>,
     /// Bytes of the current frame that are skipped.
     skip: usize,
-    /// Encoded bytes of the list of headers that came last.
+    /// Encoded bytes of the most recent header list.
     list: usize,
-    /// The kind of the frame that is skipped, or was last.
+    /// The kind of the frame that is being skipped, or of the last one.
     kind: u8,
-    /// A list of headers has begun, and has not ended.
+    /// Whether a header list has begun and not ended.
     in_list: bool,
-    /// How many frames' headers have come.
+    /// The number of frame headers so far.
     count: u64,
     begun: bool,
     lost: bool,
 }
 
-/// How many bytes a peer takes as one list of headers: any, until its settings say otherwise. Clones share it.
+/// The bytes of one header list that a peer accepts: any number, until its settings limit it. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct HeaderLimit(Arc<AtomicU32>);
 
-/// The part of a frame that is still to come.
+/// The missing part of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unfinished {
     Nothing,
-    /// Bytes of a message, for all that is known.
+    /// Bytes of a message, as far as is known.
     Data,
-    /// The rest of another frame, or of a list of headers.
+    /// The rest of another frame, or of a header list.
     Other,
 }
 
@@ -85,7 +85,7 @@ const END_HEADERS: u8 = 4;
 const MAX_CONCURRENT_STREAMS: u16 = 3;
 const INITIAL_WINDOW_SIZE: u16 = 4;
 const MAX_HEADER_LIST_SIZE: u16 = 6;
-/// More settings than exist, several times over.
+/// Several times more settings than exist.
 const KEEP: usize = 256;
 
 /// The code of a GOAWAY without an error.
@@ -104,7 +104,7 @@ impl FrameHead {
         self.flags & END_STREAM != 0
     }
 
-    /// HTTP/2 knows none of these: they are ignored.
+    /// HTTP/2 does not define these kinds: they are ignored.
     pub(crate) fn is_unknown(kind: u8) -> bool {
         kind > CONTINUATION
     }
@@ -113,14 +113,14 @@ impl FrameHead {
 // === impl FrameParser ===
 
 impl FrameParser {
-    /// Goes on with `bytes`; returns how many frames begin in them.
+    /// Continues with `bytes`; returns the number of frames that begin in them.
     pub(crate) fn read(&mut self, mut bytes: &[u8], emit: &mut impl FnMut(FrameEvent)) -> usize {
         let mut begun = 0;
         while !bytes.is_empty() && !self.lost {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
             bytes = &bytes[skipped..];
-            // Mostly a header, and what is wanted of its payload, are there at once.
+            // Mostly a header and the needed part of its payload arrive together.
             if self.kept.is_empty()
                 && let Some((header, rest)) = bytes.split_first_chunk::<HEADER>()
                 && let Some((payload, rest)) = rest.split_at_checked(wanted_payload(header))
@@ -147,22 +147,22 @@ impl FrameParser {
         begun
     }
 
-    /// Encoded bytes of the list of headers that came last, as far as its frames have begun.
+    /// Encoded bytes of the most recent header list, as far as its frames have begun.
     pub(crate) fn list(&self) -> usize {
         self.list
     }
 
-    /// Has a list of headers begun that has not ended?
+    /// Whether a header list has begun and not ended.
     pub(crate) fn is_in_list(&self) -> bool {
         self.in_list
     }
 
-    /// Of how many frames something has come.
+    /// The number of frames that have begun to arrive.
     pub(crate) fn count(&self) -> u64 {
         self.count + u64::from(!self.kept.is_empty())
     }
 
-    /// Has the peer stopped within a frame, or a list of headers?
+    /// Whether the peer has stopped within a frame or a header list.
     pub(crate) fn unfinished(&self) -> Unfinished {
         match self.kept.get(3) {
             _ if self.in_list => Unfinished::Other,
@@ -174,12 +174,12 @@ impl FrameParser {
         }
     }
 
-    /// How many bytes of the current frame to keep, as far as is known.
+    /// The bytes of the current frame to keep, as far as is known.
     fn wanted(&self) -> usize {
         HEADER + self.kept.first_chunk::<HEADER>().map_or(0, wanted_payload)
     }
 
-    /// A frame with this header, and so much of its payload as is wanted.
+    /// Handles the begin of a frame with this header and the needed part of its payload.
     fn begins(&mut self, header: &[u8; HEADER], payload: &[u8], emit: &mut impl FnMut(FrameEvent)) {
         let [a, b, c, kind, flags, stream @ ..] = *header;
         if !std::mem::replace(&mut self.begun, true) && kind != SETTINGS {
@@ -218,7 +218,7 @@ impl FrameParser {
     }
 }
 
-/// How many bytes of its payload are looked at.
+/// The number of payload bytes that are parsed.
 fn wanted_payload(header: &[u8; HEADER]) -> usize {
     match header[3] {
         SETTINGS | GOAWAY | WINDOW_UPDATE => length(header).min(KEEP),
@@ -251,7 +251,7 @@ impl HeaderLimit {
         self.0.load(Relaxed)
     }
 
-    /// Takes note of what the peer's settings say, if anything.
+    /// Stores the value of the peer's settings, if they contain it.
     pub(crate) fn set(&self, said: Option<u32>) {
         said.into_iter().for_each(|most| self.0.store(most, Relaxed));
     }

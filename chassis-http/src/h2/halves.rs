@@ -1,4 +1,4 @@
-//! The two halves of a stream, on either side of a connection: what comes in, and what goes out.
+//! The two halves of a stream, for clients and servers: the incoming and the outgoing body.
 use std::{
     pin::Pin,
     sync::Arc,
@@ -20,62 +20,62 @@ use super::{
 };
 use crate::net::write_rate::{Pace, WINDOW, WriteRate};
 
-/// The body that comes in on a stream.
+/// The incoming body of a stream.
 #[derive(Debug)]
 pub(crate) struct Inbound {
     body: RecvStream,
-    /// The bytes still to come, where the head has named their number.
+    /// The remaining bytes, if the head declares the length.
     left: Option<u64>,
     at_trailers: bool,
-    /// All of it was read, to the end of the stream.
+    /// Whether it was read to the end of the stream.
     is_read: bool,
-    /// Bytes that its trailers may have.
+    /// The limit of bytes of its trailers.
     most: u32,
 }
 
-/// Why not all of it came.
+/// The reason why the body is incomplete.
 #[derive(Debug)]
 pub(crate) enum Broken {
-    /// The stream or its connection ended before.
+    /// The stream or its connection ended early.
     Stream(h2::Error),
-    /// Its trailers have `size` bytes, and may have `most`.
+    /// Its trailers have `size` bytes, more than the allowed `most`.
     Trailers { size: usize, most: u32 },
-    /// We ended it, because the request's own body failed.
+    /// This side ended it, because the request's own body failed.
     Request(chassis_core::Error),
 }
 
-/// Sends a body as it comes, and as the peer takes it: h2 gets as much as it has room for. Where this ends before the
-/// body does, also by a panic in the body, the stream is reset.
+/// Sends a body as it is produced and as the peer accepts it: h2 gets no more than fits its windows. If this
+/// ends before the body does, also by a panic in the body, the stream is reset.
 pub(crate) struct Pump<B> {
     to: SendStream<Bytes>,
     body: B,
-    /// Waits for room.
+    /// The frame that waits for a window.
     next: Option<Bytes>,
-    /// The part of it that counts among the bytes that the connection holds.
+    /// Its share of the bytes that the connection holds.
     share: Option<Share>,
-    /// Resolves when the connection holds less.
+    /// Resolves when the connection holds fewer bytes.
     freed: Option<Pin<Box<OwnedNotified>>>,
     sent: u64,
-    /// How fast the peer takes what waits.
+    /// The rate at which the peer reads waiting data.
     waiting: Option<Box<Waiting>>,
     is_whole: bool,
-    /// The code of the reset otherwise.
+    /// The code of the reset if the body does not end normally.
     broken: Reason,
-    /// Bytes that the peer takes as trailers.
+    /// The bytes of trailers that the peer accepts.
     most: u32,
 }
 
-/// The view that a body has of the connection that it is sent on.
+/// The connection of a body, from the body's point of view.
 pub(crate) trait Paced {
-    /// May `bytes` be given to h2 without a look at the windows, on a stream that had `sent` before?
+    /// Whether `bytes` may be given to h2 without checking its windows, on a stream that has `sent` before.
     fn take(&self, sent: u64, bytes: usize) -> bool;
-    /// Records that `bytes` are given to h2, after a look at the windows.
+    /// Records that `bytes` are given to h2 after its windows were checked.
     fn hand(&self, bytes: usize);
-    /// The bytes that the connection holds for its peer, where they are bounded.
+    /// The bytes that the connection holds for its peer, if they are bounded.
     fn unsent(&self) -> Option<&Arc<Unsent>>;
-    /// Bytes a second that the peer has to take while some wait.
+    /// The bytes a second that the peer must read while data waits.
     fn min_rate(&self) -> Option<u32>;
-    /// The peer does not.
+    /// Records that the peer reads more slowly than that.
     fn is_too_slow(&self);
 }
 
@@ -87,18 +87,18 @@ struct Waiting {
 // === impl Inbound ===
 
 impl Inbound {
-    /// Behind a head that says `length` of it; its trailers may have `most` bytes.
+    /// Creates the body after a head that declares `length`; its trailers may have `most` bytes.
     pub(crate) fn new(body: RecvStream, length: Option<u64>, most: u32) -> Self {
         Inbound { body, left: length, at_trailers: false, is_read: false, most }
     }
 
-    /// The stream, if all of it was read.
+    /// The stream, if the body was read to its end.
     pub(crate) fn into_read(self) -> Option<RecvStream> {
         self.is_read.then_some(self.body)
     }
 }
 
-/// The length of a body, as its head names it.
+/// The length of a body, as its head declares it.
 pub(crate) fn length(head: &HeaderMap) -> Option<u64> {
     head.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
@@ -107,8 +107,8 @@ impl HttpBody for Inbound {
     type Data = Bytes;
     type Error = Broken;
 
-    /// Ends well only with the stream: a reset before that is an error, whatever its code. (One that comes after
-    /// it concerns the other half alone, and h2 keeps it apart.)
+    /// Ends normally only with the end of the stream: a reset before that is an error, whatever its code. (A
+    /// reset after the end concerns only the other half, and h2 reports it separately.)
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -117,7 +117,7 @@ impl HttpBody for Inbound {
         if !this.at_trailers {
             match ready!(this.body.poll_data(cx)) {
                 Some(Ok(data)) => {
-                    // Fails only where the stream is over: then the room is not needed.
+                    // This fails only if the stream has ended: then the window is not needed.
                     let _ = this.body.flow_control().release_capacity(data.len());
                     this.left = this.left.map(|left| left.saturating_sub(data.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
@@ -142,7 +142,7 @@ impl HttpBody for Inbound {
     }
 
     fn size_hint(&self) -> SizeHint {
-        // The head of an answer to HEAD names the length of a body that does not come.
+        // The head of an answer to HEAD declares the length of a body that is not sent.
         let left = if self.is_end_stream() { Some(0) } else { self.left };
         left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
@@ -175,7 +175,7 @@ impl std::error::Error for Broken {
 // === impl Pump ===
 
 impl<B: HttpBody<Data = Bytes> + Paced + Unpin> Pump<B> {
-    /// `broken` is the code of the reset when the body fails, `most` how many bytes of trailers it takes.
+    /// `broken` is the code of the reset if the body fails, `most` the bytes of trailers that the peer accepts.
     pub(crate) fn new(to: SendStream<Bytes>, body: B, broken: Reason, most: u32) -> Self {
         Pump {
             to,
@@ -191,8 +191,8 @@ impl<B: HttpBody<Data = Bytes> + Paced + Unpin> Pump<B> {
         }
     }
 
-    /// Resolves when all is sent, or nothing more can be. The other half of the stream reports how
-    /// it ended; an error here is the body's own.
+    /// Resolves when all is sent, or nothing more can be sent. The other half of the stream reports how the
+    /// stream ended; an error here is the body's own.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), B::Error>> {
         loop {
             while let Some(mut data) = self.next.take() {
@@ -228,7 +228,7 @@ impl<B: HttpBody<Data = Bytes> + Paced + Unpin> Pump<B> {
             }
             let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
                 self.waiting = None;
-                // Nothing else notices a reset while there is nothing to send.
+                // While there is nothing to send, only this notices a reset.
                 return self.to.poll_reset(cx).map(|_| Ok(()));
             };
             match frame.map(|frame| frame.map(Frame::into_data)) {
@@ -251,7 +251,8 @@ impl<B: HttpBody<Data = Bytes> + Paced + Unpin> Pump<B> {
         }
     }
 
-    /// Resolves when there is room for some of `bytes`; `None` when the stream is over, or the peer too slow.
+    /// Resolves when there is room for some of `bytes`; `None` if the stream has ended, or the peer is too
+    /// slow.
     fn poll_room(&mut self, cx: &mut Context<'_>, bytes: usize) -> Poll<Option<usize>> {
         self.to.reserve_capacity(bytes);
         loop {
@@ -276,12 +277,12 @@ impl<B: HttpBody<Data = Bytes> + Paced + Unpin> Pump<B> {
         }
     }
 
-    /// Is it known that nothing comes but the end? It needs no window.
+    /// Whether only the end is left to send, which needs no window.
     fn has_no_data(&self) -> bool {
         self.body.size_hint().upper() == Some(0)
     }
 
-    /// `bytes` wait for the peer.
+    /// Stores `bytes` that wait for the peer.
     fn hold(&mut self, bytes: usize) {
         match &mut self.share {
             None if bytes == 0 => {}
@@ -291,11 +292,11 @@ impl<B: HttpBody<Data = Bytes> + Paced + Unpin> Pump<B> {
         }
     }
 
-    /// Resolves when the body may make another frame, though the connection holds all that it may: when the stream has
-    /// a window, or another one made room. `false`: the stream is over.
+    /// Resolves when the body may produce another frame although the connection holds its maximum: when the
+    /// stream has a window, or another stream released bytes. `false` if the stream has ended.
     #[cold]
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        // Nothing of this stream is held.
+        // No bytes of this stream are held.
         self.waiting = None;
         self.to.reserve_capacity(1);
         while self.to.capacity() == 0 {
@@ -313,14 +314,14 @@ impl<B: HttpBody<Data = Bytes> + Paced + Unpin> Pump<B> {
             if !is_freed {
                 return Poll::Pending;
             }
-            // Another stream was faster.
+            // Another stream took the room.
             self.freed = None;
         }
         self.freed = None;
         Poll::Ready(true)
     }
 
-    /// Resolves when the peer has taken too little for too long.
+    /// Resolves when the peer has read too little for too long.
     #[cold]
     fn poll_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(least) = self.body.min_rate() else { return Poll::Pending };

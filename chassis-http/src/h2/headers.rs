@@ -1,7 +1,7 @@
-//! How large a list of header fields is, by HTTP/2's count, and how a list is kept within what its reader takes.
+//! The size of a header list, by HTTP/2's count, and how a list is kept within its reader's limit.
 //!
-//! A list that is too large fails its own call and no other: we read more than we allow, so that h2 need not
-//! end the connection, and we write no more than the peer allows.
+//! A list that is too large fails its own call and no other: this side reads more than it allows, so that h2
+//! does not close the connection, and writes no more than the peer allows.
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
 use crate::{
@@ -9,37 +9,38 @@ use crate::{
     wire::{GRPC_DETAILS, GRPC_MESSAGE, GRPC_STATUS},
 };
 
-/// Bytes of one list that fail its own call alone, in any case.
+/// Bytes of one list up to which only its own call fails, in any case.
 const ALONE: u32 = 64 * 1024;
 
-/// Bytes of the list that ends a gRPC answer. Most peers and proxies take 8 KiB at least, whatever they say.
+/// Bytes of the list that ends a gRPC answer. Most peers and proxies accept at least 8 KiB, whatever limit they
+/// announce.
 const MOST_OF_STATUS: usize = 8_000;
 
-/// The bytes that each field counts beside its name and its value (RFC 9113, 6.5.2).
+/// Bytes that each field counts in addition to its name and its value (RFC 9113, 6.5.2).
 const FIELD: usize = 32;
 /// The pseudo-header of an answer, `:status`.
 const STATUS_LINE: usize = FIELD + ":status".len() + 3;
 /// The four pseudo-headers of a request, without their values.
 const REQUEST_LINE: usize = 4 * FIELD + ":method:scheme:authority:path".len();
 
-/// Bytes of a list up to which h2 is to read all fields, where we allow `most`. Above, it leaves fields out; above four
-/// times as much it ends the connection.
+/// Bytes of a list up to which h2 reads all fields, if `most` are allowed. Above that it omits fields; above
+/// four times as much it closes the connection.
 pub(crate) fn read(most: u32) -> u32 {
     most.max(ALONE).saturating_mul(2)
 }
 
-/// Encoded bytes of one list above which a client ends the connection: h2 may have left fields out of such a list
-/// without a word. Encoding saves three eighths of a text at most.
+/// Encoded bytes of one list above which a client closes the connection: h2 may have omitted fields of such a
+/// list silently. Encoding saves at most three eighths of a text.
 pub(crate) fn most_encoded(most: u32) -> usize {
     most.max(ALONE) as usize
 }
 
-/// The size of a list without pseudo-headers, as trailers are.
+/// The size of a list without pseudo-headers, such as trailers.
 pub(crate) fn size(list: &HeaderMap) -> usize {
     measure(list, |_, _| {})
 }
 
-/// The same, for who looks at each field anyhow.
+/// The same, and passes each field to `look`, for callers that need the fields anyway.
 #[inline]
 pub(crate) fn measure<'a>(list: &'a HeaderMap, mut look: impl FnMut(&'a str, &'a HeaderValue)) -> usize {
     let mut size = 0;
@@ -51,12 +52,12 @@ pub(crate) fn measure<'a>(list: &'a HeaderMap, mut look: impl FnMut(&'a str, &'a
     size
 }
 
-/// The size of an answer's head, whose fields have `fields` bytes.
+/// The size of an answer's head whose fields have `fields` bytes.
 pub(crate) fn size_of_answer(fields: usize) -> usize {
     STATUS_LINE + fields
 }
 
-/// The size of a request's head, whose fields have `fields` bytes.
+/// The size of a request's head whose fields have `fields` bytes.
 pub(crate) fn size_of_request(method: &Method, uri: &Uri, fields: usize) -> usize {
     let path = uri.path_and_query().map_or(1, |path| path.as_str().len());
     let authority = uri.authority().map_or(0, |authority| authority.as_str().len());
@@ -64,20 +65,20 @@ pub(crate) fn size_of_request(method: &Method, uri: &Uri, fields: usize) -> usiz
     REQUEST_LINE + method.as_str().len() + scheme + authority + path + fields
 }
 
-/// Is a list of so many bytes too large for a peer that says it takes `most`? h2, which is at many an end, does not
-/// take a list of just as many.
+/// Whether a list of this size is too large for a peer that accepts `most`. h2, which many peers use, does not
+/// accept a list of exactly that size.
 pub(crate) fn is_too_large(size: usize, most: u32) -> bool {
     most != u32::MAX && size >= most as usize
 }
 
-/// Has the head of an answer to be looked at, whose fields have `fields` bytes, for a peer that takes `most`?
+/// Whether an answer's head with `fields` bytes of fields must be checked, for a peer that accepts `most`.
 pub(crate) fn is_large(fields: usize, most: u32) -> bool {
     size_of_answer(fields) >= MOST_OF_STATUS.min(most as usize)
 }
 
-/// Makes the head of an answer fit a peer that takes `most` bytes; `false`: it can't be made to.
+/// Shortens the head of an answer for a peer that accepts `most` bytes; `false` if that is impossible.
 ///
-/// A gRPC status is cut; what else a handler says is never left out of a head.
+/// A gRPC status is shortened; other fields of a handler are never omitted from a head.
 #[cold]
 pub(crate) fn fit_head(head: &mut HeaderMap, most: u32) -> bool {
     if !head.contains_key(GRPC_STATUS) {
@@ -87,8 +88,8 @@ pub(crate) fn fit_head(head: &mut HeaderMap, most: u32) -> bool {
     true
 }
 
-/// Makes trailers fit a peer that takes `most` bytes; `false`: they can't be made to. A field about the connection
-/// among them would cost the call, too.
+/// Shortens trailers for a peer that accepts `most` bytes; `false` if that is impossible. Removes
+/// connection-specific fields too, because h2 would fail the call for them.
 pub(crate) fn fit_trailers(trailers: &mut HeaderMap, most: u32) -> bool {
     let size = hop::strip_h2(trailers);
     size < MOST_OF_STATUS.min(most as usize) || fit_large_trailers(trailers, size, most)
@@ -103,8 +104,8 @@ fn fit_large_trailers(trailers: &mut HeaderMap, size: usize, most: u32) -> bool 
     true
 }
 
-/// Cuts the list that ends a gRPC answer to `most` bytes: first the message, between characters; then the
-/// details, whole; then the trailers of the handler, the largest first. The code stays in any case.
+/// Shortens the list that ends a gRPC answer to `most` bytes: first the message, between characters; then the
+/// details, as a whole; then the trailers of the handler, the largest first. The code always stays.
 fn cut(list: &mut HeaderMap, most: usize) {
     let message = list.get(&GRPC_MESSAGE).map_or(0, HeaderValue::len);
     if size(list) - message > most {
@@ -119,7 +120,7 @@ fn cut(list: &mut HeaderMap, most: usize) {
         && value.len() > room
     {
         let whole = value.as_bytes();
-        // A part of a header's value is one.
+        // A part of a valid header value is valid.
         *value = HeaderValue::from_bytes(&whole[..boundary(whole, room)]).unwrap_or_else(|_| value.clone());
     }
     tracing::debug!(most, "the status of an answer was cut to what its reader takes");
@@ -137,8 +138,8 @@ fn largest(list: &HeaderMap) -> Option<HeaderName> {
     users.max_by_key(size).cloned()
 }
 
-/// The last place at or before `at` where a percent-encoded text can be cut: neither within an escape nor within
-/// a character of UTF-8 that takes several.
+/// The last place at or before `at` where a percent-encoded text can be cut: neither within an escape nor
+/// within a multi-byte character of UTF-8.
 fn boundary(text: &[u8], at: usize) -> usize {
     let (mut here, mut found) = (0, 0);
     while here <= at && here < text.len() {
@@ -175,7 +176,7 @@ mod tests {
         ])
     }
 
-    /// Compares what is left of the message, the details, and the two trailers of the handler.
+    /// Compares the remaining message, details, and the two trailers of the handler.
     #[track_caller]
     fn check(mut list: HeaderMap, most: u32, expected: [Option<usize>; 4]) {
         assert!(fit_trailers(&mut list, most));
@@ -185,7 +186,7 @@ mod tests {
         assert!(size(&list) < (most as usize).min(MOST_OF_STATUS), "{}", size(&list));
     }
 
-    /// The names and the 32 bytes of each of the five fields, and what the code and `x-small` say.
+    /// The names, the 32 bytes of each of the five fields, and the values of the code and of `x-small`.
     const REST: usize = 5 * 32 + 11 + 12 + 23 + 7 + 6 + 2 + 10;
 
     #[test]

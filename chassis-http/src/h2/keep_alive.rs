@@ -1,4 +1,4 @@
-//! Keep-alive of an HTTP/2 connection: pings find out that its peer no longer answers.
+//! Keep-alive of an HTTP/2 connection: pings detect that its peer no longer answers.
 use std::{
     future::{pending, poll_fn},
     sync::atomic::{AtomicU64, Ordering::*},
@@ -11,13 +11,13 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-/// Records when the last bytes came in, and sends pings when none do.
+/// Records when the last bytes arrived, and sends pings if none do.
 #[derive(Debug)]
 pub(crate) struct KeepAlive {
     begun: Instant,
-    /// When the last bytes came in, in milliseconds since `begun`.
+    /// The time at which the last bytes arrived, in milliseconds since `begun`.
     received: AtomicU64,
-    /// A ping is to be sent at once.
+    /// Requests a ping at once.
     ping_wanted: Notify,
 }
 
@@ -28,12 +28,12 @@ impl KeepAlive {
         KeepAlive { begun: Instant::now(), received: AtomicU64::new(0), ping_wanted: Notify::new() }
     }
 
-    /// Records that bytes came in now.
+    /// Records that bytes arrived now.
     pub(crate) fn received(&self) {
         self.received.store(self.begun.elapsed().as_millis() as u64, Relaxed);
     }
 
-    /// When the last bytes came in, to the millisecond.
+    /// The time at which the last bytes arrived, to the millisecond.
     pub(crate) fn last_received(&self) -> chassis_core::clock::Instant {
         self.last_received_tokio().into()
     }
@@ -43,14 +43,14 @@ impl KeepAlive {
         self.begun + Duration::from_millis(self.received.load(Relaxed))
     }
 
-    /// Has a ping sent now, unless one is under way.
+    /// Sends a ping now, unless one is in flight.
     pub(crate) fn ping_now(&self) {
         self.ping_wanted.notify_one();
     }
 
-    /// Resolves once a ping is not answered within `bound`, and no other bytes came in either. A ping is sent whenever
-    /// no bytes came in for `interval`, also without calls, so that a dead connection is found before it is needed. An
-    /// interval of zero: never.
+    /// Resolves when a ping is not answered within `bound` and no other bytes arrived either. A ping is sent
+    /// whenever no bytes arrived for `interval`, also without calls, so that a dead connection is found before
+    /// it is needed. An interval of zero disables pings.
     pub(crate) async fn timed_out(&self, ping: Option<PingPong>, interval: Duration, bound: Duration) {
         let Some(mut ping) = ping.filter(|_| !interval.is_zero()) else { return pending().await };
         let mut is_sent = false;
@@ -69,7 +69,7 @@ impl KeepAlive {
             match timeout(bound, poll_fn(|cx| ping.poll_pong(cx))).await {
                 Ok(Ok(_)) => is_sent = false,
                 Ok(Err(_)) => return pending().await,
-                // The pong may stand behind many other frames.
+                // The pong may be queued after many other frames.
                 Err(_) if self.received.load(Relaxed) != received => {}
                 Err(_) => return,
             }

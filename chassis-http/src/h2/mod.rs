@@ -1,6 +1,6 @@
-//! HTTP/2, both sides: frames, keep-alive, the read budget, bounds on floods and headers, bodies.
+//! HTTP/2 for clients and servers: frames, keep-alive, the read budget, bounds on floods and headers, bodies.
 //!
-//! `client` keeps the connections of an endpoint up, `server` serves one that was accepted.
+//! `client` maintains the connections of an endpoint, `server` serves an accepted one.
 mod client;
 mod flood;
 mod frames;

@@ -1,10 +1,10 @@
 //! A budget of reads for one poll of an HTTP/2 connection, so that it writes in between.
 //!
-//! h2 writes only once there is nothing more to read. Under load that is late: tokio's cooperative budget pauses a task
-//! after 128 reads and writes, all of which are reads then. A busy connection would read all that its peer has sent
-//! before it writes the first answer, and with such a connection at either end, one side waits while the other works.
-//! One read can bring dozens of small calls, so a read costs more the more it brings: with few calls in one poll, two
-//! processors work on both ends at once.
+//! h2 writes only when there is nothing more to read. Under load that is late: tokio's cooperative budget
+//! pauses a task after 128 reads and writes, and then all of these are reads. A busy connection would read
+//! everything that its peer has sent before it writes the first answer; with such a connection at either end,
+//! one side waits while the other works. One read can contain dozens of small calls, so the price of a read
+//! grows with its content: with few calls in one poll, two processors work on both ends at once.
 use std::{
     sync::{
         Arc,
@@ -13,26 +13,26 @@ use std::{
     task::Context,
 };
 
-/// Makes `poll_read` return `Pending` once this poll has read enough, so that h2 starts the calls and writes. A stream
-/// shares it with the task that polls its connection. It counts what was spent.
+/// Makes `poll_read` return `Pending` once this poll has read enough, so that h2 starts the calls and writes. A
+/// stream shares it with the task that polls its connection. It counts what was spent.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ReadBudget(Arc<AtomicUsize>);
 
-/// The budget of one poll: sixteen reads of large frames, four of others, one or two that are full of small calls.
-/// Little enough that the peer soon has something to do, and enough that each write is worth its cost: four times as
-/// much, and two processors do half as many small calls.
+/// The budget of one poll: sixteen reads of large frames, four of others, one or two that are full of small
+/// calls. It is small enough that the peer soon gets work, and large enough that each write is worth its cost:
+/// with four times as much, two processors do half as many small calls.
 const BUDGET: usize = 64;
 const READ: usize = 16;
-/// The price of a read that brings much in few frames. A large message takes several reads, and an answer to each by
-/// itself costs a quarter more.
+/// The price of a read with many bytes in few frames. A large message takes several reads, and a separate write
+/// after each costs a quarter more.
 const LARGE_READ: usize = 4;
-/// A read is large if it brings at least this many bytes for each frame.
+/// A read is large if it has at least this many bytes for each frame.
 const LARGE: usize = 2048;
 /// The price that each frame adds to its read.
 const FRAME: usize = 1;
 /// The price of a call that begins.
 const CALL: usize = 2;
-/// Spent until the next refill, with room for what is spent beside it.
+/// The value that means "spent until the next refill", with room for further spending.
 const PAUSED: usize = usize::MAX / 2;
 
 // === impl ReadBudget ===
@@ -43,17 +43,17 @@ impl ReadBudget {
         self.0.store(0, Relaxed);
     }
 
-    /// Spends all that is left.
+    /// Spends the whole remaining budget.
     pub(crate) fn exhaust(&self) {
         self.0.store(BUDGET, Relaxed);
     }
 
-    /// Spends all that is left, until the next refill: the task is not woken for it.
+    /// Spends the whole remaining budget until the next refill, without waking the task.
     pub(crate) fn pause(&self) {
         self.0.store(PAUSED, Relaxed);
     }
 
-    /// Is nothing left? Then the task is woken, to be polled again soon, unless it pauses.
+    /// Whether the budget is spent. Then the task is woken, to be polled again soon, unless it pauses.
     pub(crate) fn is_spent(&self, cx: &mut Context<'_>) -> bool {
         let spent = self.0.load(Relaxed);
         if (BUDGET..PAUSED).contains(&spent) {

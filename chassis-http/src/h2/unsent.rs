@@ -6,8 +6,9 @@ use std::sync::{
 
 use tokio::sync::{Notify, futures::OwnedNotified};
 
-/// Bytes of frames that bodies have made, and that wait for the peer's windows. Above the bound a body makes its next
-/// frame only while the window of its stream is open, so that no stream waits for another one's reader.
+/// Bytes of frames that bodies have produced and that wait for the peer's windows. Above the limit a body
+/// produces its next frame only while the window of its stream is open, so that no stream waits for the reader
+/// of another one.
 #[derive(Debug)]
 pub(crate) struct Unsent {
     bytes: AtomicUsize,
@@ -16,47 +17,48 @@ pub(crate) struct Unsent {
     freed: Arc<Notify>,
 }
 
-/// The share of one stream; given back by dropping it.
+/// The share of one stream; dropping it releases its bytes.
 pub(crate) struct Share {
     of: Arc<Unsent>,
     bytes: usize,
 }
 
-/// How the bytes that a connection may hold are divided.
+/// Divides the bytes that a connection may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shares {
-    /// Those of frames that wait for windows.
+    /// For frames that wait for windows.
     pub(crate) waiting: usize,
-    /// Those that h2 is given without a look at what it knows.
+    /// For data that h2 is given without a check of its state.
     pub(crate) untold: usize,
-    /// Those that h2 holds for each stream, with a look.
+    /// For data that h2 holds for each stream after a check.
     pub(crate) stream: usize,
 }
 
-/// h2's own bound for a stream: more is of no use.
+/// h2's own limit for a stream: more has no effect.
 const MOST_OF_STREAM: usize = 400 * 1024;
-/// A DATA frame of the size that all peers take.
+/// A DATA frame of the size that all peers accept.
 const LEAST_OF_STREAM: usize = 16 * 1024;
 
 // === impl Unsent ===
 
 impl Unsent {
-    /// With room for `most` bytes, and one frame more.
+    /// Creates a limit of `most` bytes, plus one frame.
     pub(crate) fn new(most: usize) -> Arc<Self> {
         Arc::new(Unsent { bytes: AtomicUsize::new(0), most, freed: Arc::default() })
     }
 
-    /// May a body make a frame that has to wait?
+    /// Whether a body may produce a frame that has to wait.
     pub(crate) fn has_room(&self) -> bool {
         self.bytes.load(Acquire) < self.most
     }
 
-    /// Resolves when there is room again; look after its first poll, for it notices only what comes later.
+    /// Resolves when there is room again. Check the room after its first poll, because it notices only later
+    /// changes.
     pub(crate) fn freed(&self) -> OwnedNotified {
         self.freed.clone().notified_owned()
     }
 
-    /// Counts `bytes` until they are given back.
+    /// Counts `bytes` until they are released.
     pub(crate) fn share(self: &Arc<Self>, bytes: usize) -> Share {
         let mut share = Share { of: self.clone(), bytes: 0 };
         share.set(bytes);
@@ -67,7 +69,7 @@ impl Unsent {
 // === impl Share ===
 
 impl Share {
-    /// So many bytes wait now.
+    /// Sets the number of waiting bytes.
     pub(crate) fn set(&mut self, bytes: usize) {
         let before = std::mem::replace(&mut self.bytes, bytes);
         if bytes >= before {
@@ -75,7 +77,7 @@ impl Share {
             return;
         }
         let all = self.of.bytes.fetch_sub(before - bytes, AcqRel);
-        // Once, by the share that makes room.
+        // Notifies once, by the share that makes room.
         if all >= self.of.most && all - (before - bytes) < self.of.most {
             self.of.freed.notify_waiters();
         }
@@ -91,7 +93,7 @@ impl Drop for Share {
 // === impl Shares ===
 
 impl Shares {
-    /// Of `bytes` of a connection with as many `streams`.
+    /// Divides `bytes` for a connection with this number of `streams`.
     pub(crate) fn new(bytes: usize, streams: u32) -> Self {
         let sixth = bytes / 6;
         let stream = (bytes - 2 * sixth) / streams.max(1) as usize;

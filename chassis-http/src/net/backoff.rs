@@ -1,12 +1,12 @@
-//! How long to wait before the next attempt to connect.
+//! The time to wait before the next attempt to connect.
 use std::time::Duration;
 
 use chassis_core::Random;
 
 /// Waits that grow with each failure in a row.
 ///
-/// The first is short, since most losses are a restart or a connection's old age; the others follow
-/// gRPC's connection backoff (1 s, × 1.6, at most `max_backoff`, ± 20 %).
+/// The first is short, because most losses are a restart or a connection's age limit; the others follow gRPC's
+/// connection backoff (1 s, × 1.6, at most `max_backoff`, ± 20 %).
 #[derive(Debug)]
 pub(crate) struct Backoff {
     failures: i32,
@@ -21,7 +21,7 @@ const JITTER: f64 = 0.2;
 // === impl Backoff ===
 
 impl Backoff {
-    /// No wait is longer than `most`, up to its jitter.
+    /// No wait is longer than `most`, apart from its jitter.
     pub(crate) fn new(most: Duration) -> Self {
         Backoff { failures: 0, most }
     }
@@ -37,12 +37,13 @@ impl Backoff {
         Duration::from_secs_f64(seconds * (1.0 + JITTER * (2.0 * random.unit() - 1.0)))
     }
 
-    /// Nothing has failed since a connection served a call.
+    /// Whether nothing has failed since a connection served a call.
     pub(crate) fn is_fresh(&self) -> bool {
         self.failures == 0
     }
 
-    /// A connection has served a call: the endpoint is well again. Merely connecting does not say so.
+    /// A connection has served a call, so the endpoint works again. An open connection alone does not prove
+    /// that.
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }

@@ -9,13 +9,13 @@ use tokio::{
 
 use super::{Connector, Listener, Stream};
 
-/// How long anything may take before the suite gives up: far above what any connector needs.
+/// The time after which the suite fails an operation: far above the need of any connector.
 const CAP: Duration = Duration::from_secs(60);
-/// The time that a caller of [`Connector::connect_within`] waits, in the suite.
+/// The time that the caller of [`Connector::connect_within`] waits, in the suite.
 const BUDGET: Duration = Duration::from_secs(5);
-/// More than the buffers between two ends hold, as a rule.
+/// More than the buffers between two ends normally hold.
 const LARGE: usize = 8 << 20;
-/// Addresses that are malformed, or that no listener has.
+/// Addresses that are malformed, or without a listener.
 const NOWHERE: [&str; 9] = [
     "",
     ":",
@@ -28,14 +28,15 @@ const NOWHERE: [&str; 9] = [
     "\u{0}:\u{e9}",
 ];
 
-/// Holds a connector to what [`Connector`] promises. `listener` is at an address that it reaches.
+/// Checks that a connector does what [`Connector`] promises. `listener` is at an address that it reaches.
 ///
-/// Each stream carries bytes both ways, at the same time, whole and in order, and to its own peer. An end that is
-/// shut down is one for the peer, which may still write; a peer that leaves is noticed. A connection that is
-/// given up half way does no harm. An address that can't be reached is an error in time, never a panic.
+/// Each stream transfers bytes in both directions at the same time, complete and in order, and to its own peer.
+/// If one end is shut down, the peer sees the end and may still write; a peer that disconnects is noticed. An
+/// abandoned connection attempt has no effect on others. An unreachable address is an error in time, never a
+/// panic.
 ///
 /// # Panics
-/// Where a promise is broken, naming it.
+/// If a promise is broken; the message names it.
 pub async fn connector(connector: &dyn Connector, mut listener: Box<dyn Listener>) {
     let address = listener.address();
 
@@ -51,11 +52,11 @@ pub async fn connector(connector: &dyn Connector, mut listener: Box<dyn Listener
     }
     drop((other, theirs));
 
-    // Both ways at once, and more than fits between.
+    // In both directions at once, more than the buffers hold.
     let (client, server) = tokio::join!(exchange(one, b'c', b's'), exchange(its, b's', b'c'));
     drop((client, server));
 
-    // One way ends, the other goes on.
+    // One direction ends, the other continues.
     let (mut client, mut server) = pair(connector, &mut *listener, &address).await;
     client.write_all(b"ask").await.expect("a stream takes bytes");
     client.shutdown().await.expect("a stream is shut down");
@@ -68,7 +69,7 @@ pub async fn connector(connector: &dyn Connector, mut listener: Box<dyn Listener
     bounded("the end of a peer that left", client.read_to_end(&mut got)).await.expect("an end is no error");
     assert_eq!(got, b"answer", "the other way is open until it ends too");
 
-    // A peer that leaves is noticed, by the side that reads and by the side that writes.
+    // A peer that disconnects is noticed, by the reader and by the writer.
     let (mut client, server) = pair(connector, &mut *listener, &address).await;
     drop(server);
     assert!(is_over(&mut client).await, "a client notices that its server left");
@@ -82,7 +83,7 @@ pub async fn connector(connector: &dyn Connector, mut listener: Box<dyn Listener
     drop(client);
     assert!(is_over(&mut server).await, "a server notices that its client left");
 
-    // Given up half way.
+    // Attempts that are abandoned.
     for _ in 0..3 {
         let mut begun = connector.connect(&address);
         poll_fn(|cx| Poll::Ready(begun.as_mut().poll(cx).is_ready())).await;
@@ -90,7 +91,7 @@ pub async fn connector(connector: &dyn Connector, mut listener: Box<dyn Listener
     let (mut client, ours) = (connect(connector, &address).await, b"still well");
     client.write_all(ours).await.expect("a stream takes bytes");
     loop {
-        // Those that were given up may have been accepted, and are over.
+        // The abandoned ones may have been accepted, and have ended.
         let mut server = bounded("a connection after some that were given up", listener.accept()).await;
         let server = server.as_mut().expect("a listener accepts");
         let mut got = [0; 10];
@@ -113,7 +114,7 @@ async fn connect(connector: &dyn Connector, address: &str) -> Stream {
     attempt(connector, address).await.unwrap_or_else(|why| panic!("no stream to {address}: {why}"))
 }
 
-/// A stream, or an error, within the time there is.
+/// A stream, or an error, within the allowed time.
 async fn attempt(connector: &dyn Connector, address: &str) -> io::Result<Stream> {
     let within = connector.connect_within(address, BUDGET);
     let reached = bounded("a stream, or an error", caught(within)).await;
@@ -126,7 +127,7 @@ async fn pair(connector: &dyn Connector, listener: &mut dyn Listener, address: &
     (client, server.expect("a listener accepts"))
 }
 
-/// Writes a lot, and reads as much, at once.
+/// Writes and reads a large amount at the same time.
 async fn exchange(stream: Stream, ours: u8, theirs: u8) -> Stream {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let write = async {
@@ -142,7 +143,7 @@ async fn exchange(stream: Stream, ours: u8, theirs: u8) -> Stream {
     reader.unsplit(writer)
 }
 
-/// Does a read find that the peer left?
+/// Whether a read finds that the peer disconnected.
 async fn is_over(stream: &mut Stream) -> bool {
     match timeout(CAP, stream.read(&mut [0; 16])).await {
         Ok(read) => read.is_err() || read.is_ok_and(|bytes| bytes == 0),

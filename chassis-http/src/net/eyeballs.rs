@@ -1,4 +1,4 @@
-//! Which of the addresses of a name to connect to: "happy eyeballs", RFC 8305.
+//! Chooses among the addresses of a name: "happy eyeballs", RFC 8305.
 use std::{
     future::poll_fn,
     io,
@@ -10,13 +10,13 @@ use std::{
 
 use tokio::time::sleep;
 
-/// Between two attempts, if the one before has not failed (RFC 8305, 5).
+/// The time between two attempts, if the previous one has not failed (RFC 8305, 5).
 const PAUSE: Duration = Duration::from_millis(250);
-/// The least there may be between them (ibid.).
+/// The minimum between them (ibid.).
 const LEAST: Duration = Duration::from_millis(10);
 
-/// The addresses, each of the other family than the one before as far as there are such: one family may be
-/// unreachable as a whole. The resolver's order decides which comes first.
+/// Orders the addresses so that families alternate as far as possible, because one family may be unreachable as
+/// a whole. The resolver's order decides which family comes first.
 pub(super) fn by_turns(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let first = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let (mut one, mut other): (Vec<_>, Vec<_>) =
@@ -29,15 +29,15 @@ pub(super) fn by_turns(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     turns
 }
 
-/// How long to wait for one of `count` addresses before the next is tried too, so that the last of them still has
-/// a turn of its own within `budget`.
+/// The time to wait for one of `count` addresses before the next is tried too, so that the last of them still
+/// gets a part of `budget`.
 pub(super) fn pause(count: usize, budget: Duration) -> Duration {
     let turns = u32::try_from(count).unwrap_or(u32::MAX).max(1);
     (budget / turns).clamp(LEAST, PAUSE)
 }
 
-/// The first connection that comes about. Each address is tried `pause` after the one before, or as soon as an
-/// attempt fails. Where all fail, the error is that of the first.
+/// The first connection that succeeds. Each address is tried `pause` after the previous one, or as soon as an
+/// attempt fails. If all fail, the error is that of the first.
 pub(super) async fn first<T, F: Future<Output = io::Result<T>>>(
     addresses: Vec<SocketAddr>,
     pause: Duration,
@@ -68,7 +68,7 @@ pub(super) async fn first<T, F: Future<Output = io::Result<T>>>(
     Err(failed.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address")))
 }
 
-/// How the first of them ends, which is taken out.
+/// Returns the result of the first attempt that ends, and removes that attempt.
 async fn any<F: Future>(running: &mut Vec<Pin<Box<F>>>) -> F::Output {
     poll_fn(|cx| {
         for at in 0..running.len() {
@@ -121,8 +121,8 @@ mod tests {
         assert_eq!(pause(0, Duration::ZERO), LEAST);
     }
 
-    /// Each address does what `fates` says at its place: milliseconds until it connects, or fails (`-`), or never
-    /// anything (`.`). Which one is connected to after how long, and when each was tried.
+    /// Each address behaves as `fates` specifies at its place: milliseconds until it connects, fails (`-`), or
+    /// never answers (`.`). Compares the connected address and its time, and when each was tried.
     async fn check(fates: &str, expected: Option<(usize, u64)>, tried: &[u64]) {
         let fates: Vec<&str> = fates.split_whitespace().collect();
         let count = fates.len();

@@ -1,6 +1,6 @@
-//! Notices that the peer of a stream has left, also while its bytes are not read.
+//! Notices that the peer of a stream has disconnected, also while its bytes are not read.
 //!
-//! A read reports the end too, but only behind all the bytes before it; and bytes that no handler wants yet are not
+//! A read reports the end too, but only after all bytes before it; and bytes that no handler wants yet are not
 //! read.
 use std::{
     future::pending,
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Io;
 
-/// Resolves when the peer leaves; clones watch the same peer. The default never resolves.
+/// Resolves when the peer disconnects; clones watch the same peer. The default never resolves.
 #[derive(Clone, Default)]
 pub(crate) struct Hangup(Source);
 
@@ -28,7 +28,7 @@ pub(crate) struct Hangup(Source);
 enum Source {
     #[default]
     None,
-    // Weak, so that asking does not keep a stream open.
+    // Weak, so that watching does not keep a stream open.
     Tcp(Weak<TcpStream>),
     Unix(Weak<UnixStream>),
     Memory(Closed),
@@ -41,7 +41,7 @@ pub(super) struct Closed {
     whole: CancellationToken,
 }
 
-/// A stream that is shared with the tasks that wait for its peer to leave.
+/// A stream that is shared with the tasks that wait for its peer to disconnect.
 struct Watched<S>(Arc<S>);
 
 /// The methods of tokio's streams that need no `&mut`.
@@ -54,7 +54,7 @@ trait Socket: AsFd + Send + Sync + 'static {
     fn attempt(&self, interest: Interest, io: impl FnOnce() -> io::Result<usize>) -> io::Result<usize>;
 }
 
-/// `stream`, and the [`Hangup`] of its peer.
+/// Returns `stream` and the [`Hangup`] of its peer.
 pub(super) fn watch_tcp(stream: TcpStream) -> (Pin<Box<dyn Io>>, Hangup) {
     let stream = Arc::new(stream);
     let hangup = Hangup(Source::Tcp(Arc::downgrade(&stream)));
@@ -68,8 +68,8 @@ pub(super) fn watch_unix(stream: UnixStream) -> (Pin<Box<dyn Io>>, Hangup) {
     (Box::pin(Watched(stream)), hangup)
 }
 
-/// FIN and RST both end what can be read, which is seen with this interest without a read; a reset alone is an
-/// error. The socket is registered for reading and writing, so that urgent data does not wake anybody.
+/// FIN and RST both end reading, and this interest reports that without a read; a reset alone is an error. The
+/// socket is registered for reading and writing, so that urgent data wakes no task.
 fn interest(half_close: bool) -> Interest {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     if !half_close {
@@ -82,17 +82,17 @@ fn interest(half_close: bool) -> Interest {
 // === impl Hangup ===
 
 impl Hangup {
-    /// The peer leaves when its end says so.
+    /// A peer in this process, which disconnects when `end` is closed.
     pub(super) fn memory(end: Closed) -> Self {
         Hangup(Source::Memory(end))
     }
 
-    /// Is anything known of the peer?
+    /// Whether a disconnect of the peer can be noticed.
     pub(crate) fn is_known(&self) -> bool {
         !matches!(self.0, Source::None)
     }
 
-    /// Is a FIN noticed? Not by every system, nor in a stream of the user's own.
+    /// Whether a FIN is noticed. Not every system supports that, nor a user's own stream.
     pub(crate) fn notices_fin(&self) -> bool {
         match &self.0 {
             Source::None => false,
@@ -102,7 +102,7 @@ impl Hangup {
     }
 
     /// Resolves when the peer has closed its side or reset the connection; with `half_close` only when it has
-    /// reset it. Never, where that cannot be known.
+    /// reset it. Never resolves if that cannot be known.
     pub(crate) async fn wait(self, half_close: bool) {
         let interest = interest(half_close);
         let left = match self.0 {
@@ -130,12 +130,12 @@ impl Hangup {
 // === impl Closed ===
 
 impl Closed {
-    /// Nothing more comes from it.
+    /// The peer sends no more.
     pub(super) fn half(&self) {
         self.half.cancel();
     }
 
-    /// Nor does it take anything.
+    /// The peer reads no more either.
     pub(super) fn whole(&self) {
         self.half.cancel();
         self.whole.cancel();
@@ -145,8 +145,8 @@ impl Closed {
 // === impl Watched ===
 
 impl<S: Socket> Watched<S> {
-    /// Does `io`, whose full measure is `whole` bytes. As tokio's own streams do it: less shows that nothing is
-    /// left to be read, or no room to be written to, and saves the call that would find it out.
+    /// Runs `io`, for which `whole` bytes are a complete operation. As in tokio's own streams, a smaller result
+    /// shows that nothing is left to read, or no room to write, and saves the call that would find this out.
     fn attempt(
         &self,
         interest: Interest,
@@ -202,7 +202,7 @@ impl<S: Socket> AsyncWrite for Watched<S> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // tokio shuts down only what it owns. By whichever descriptor, it is the same socket.
+        // tokio shuts down only streams that it owns. Another descriptor refers to the same socket.
         let socket = self.0.as_fd().try_clone_to_owned()?;
         Poll::Ready(shut_down(socket))
     }

@@ -1,4 +1,4 @@
-//! Streams within the process, by name, whose faults a test decides. They work on the paused clock.
+//! Streams within the process, by name; a test can inject faults. They work on the paused clock.
 use std::{
     collections::HashMap,
     fmt, io,
@@ -21,13 +21,13 @@ use super::{
     hangup::{Closed, Hangup},
 };
 
-/// Names, and who listens at them. Clones share it.
+/// Names and their listeners. Clones share it.
 ///
 /// ```
 /// use chassis_http::connector::{Fate, MemoryNetwork};
 ///
 /// let network = MemoryNetwork::default();
-/// // The first connection breaks after ten bytes to the server; all others are well.
+/// The first connection breaks after ten bytes to the server; all others work.
 /// network.faults("stock", |n| match n {
 ///     0 => Fate::Cut { to_server: Some(10), to_client: None },
 ///     _ => Fate::Well,
@@ -39,13 +39,13 @@ pub struct MemoryNetwork(Arc<Mutex<HashMap<String, Name>>>);
 /// The fate of a connection, which a test chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// Nothing bad.
+    /// No fault.
     Well,
     /// It is refused.
     Refuse,
-    /// It never comes about.
+    /// The attempt never ends.
     Hang,
-    /// It breaks once so many bytes have gone one way or the other; `None`: that way it never does.
+    /// The connection breaks after this many bytes in one direction; `None`: never in that direction.
     Cut {
         /// From the client to the server.
         to_server: Option<usize>,
@@ -69,19 +69,19 @@ struct Name {
     connections: u64,
 }
 
-/// One end; `None` once it broke.
+/// One end; `None` after it broke.
 struct End {
     pipe: Option<DuplexStream>,
     /// Notified when this end is closed.
     ours: Closed,
-    /// How many more bytes may be written.
+    /// The number of bytes that may still be written.
     left: Option<usize>,
     reader: Option<Waker>,
 }
 
-/// As a socket's buffers: enough that small writes never wait.
+/// The size of a socket's buffers: enough that small writes never wait.
 const BUFFER: usize = 64 * 1024;
-/// The backlog, as a kernel has one: connections that are not accepted yet.
+/// The backlog of connections that are not accepted yet, as in a kernel.
 const BACKLOG: usize = 1024;
 
 // === impl MemoryNetwork ===
@@ -101,7 +101,7 @@ impl MemoryNetwork {
         Ok(MemoryListener { name: name.into(), number, network: self.clone(), streams })
     }
 
-    /// From now on `fate` decides what becomes of connections to `name`, by their number from 0.
+    /// From now on `fate` decides the fault of connections to `name`, by their number from 0.
     pub fn faults(&self, name: &str, fate: impl Fn(u64) -> Fate + Send + Sync + 'static) {
         let mut names = self.names();
         let entry = names.entry(name.to_owned()).or_default();
@@ -109,12 +109,12 @@ impl MemoryNetwork {
         entry.connections = 0;
     }
 
-    /// How many connections to `name` were tried, since its faults were last set.
+    /// The number of attempts to connect to `name` since its faults were last set.
     pub fn connections(&self, name: &str) -> u64 {
         self.names().get(name).map_or(0, |entry| entry.connections)
     }
 
-    /// Nothing panics while it is held; a poisoned lock would be as good as new.
+    /// No code panics while the lock is held, so a poisoned lock is still valid.
     fn names(&self) -> MutexGuard<'_, HashMap<String, Name>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -164,7 +164,7 @@ impl fmt::Debug for MemoryNetwork {
 #[async_trait]
 impl Listener for MemoryListener {
     async fn accept(&mut self) -> io::Result<Stream> {
-        // Closed only if the name was taken over, which a live listener does not allow.
+        // This is closed only if the name was taken over, which a live listener does not allow.
         self.streams.recv().await.ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
@@ -184,7 +184,7 @@ impl Drop for MemoryListener {
 // === impl End ===
 
 impl End {
-    /// How much of `len` bytes may still be written; 0 breaks the connection.
+    /// The part of `len` bytes that may still be written; 0 breaks the connection.
     fn admit(&mut self, len: usize) -> io::Result<usize> {
         match self.left {
             Some(0) if len > 0 => {

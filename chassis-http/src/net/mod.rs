@@ -1,6 +1,6 @@
-//! Byte streams, by address: what connections are made of, on both sides, before HTTP begins.
+//! Byte streams, by address: the base of connections for clients and servers, below HTTP.
 //!
-//! TLS goes in here: a [`Connector`] around another one on the client, an [`Acceptor`] on the server.
+//! TLS is added here: as a [`Connector`] around another one on the client, as an [`Acceptor`] on the server.
 pub(crate) mod backoff;
 #[cfg(feature = "testing")]
 pub mod contract;
@@ -39,7 +39,7 @@ pub use self::{
 /// use std::io;
 /// use chassis_http::connector::{Connector, Network, Stream};
 ///
-/// /// Sends everybody to one place.
+/// /// Leads every connection to one place.
 /// struct Always(Network, String);
 ///
 /// #[async_trait::async_trait]
@@ -51,40 +51,40 @@ pub use self::{
 /// ```
 #[async_trait]
 pub trait Connector: Send + Sync + 'static {
-    /// A stream to `address`: `host:port`, `unix:/path`, `memory:name`, or what else it understands.
+    /// Opens a stream to `address`: `host:port`, `unix:/path`, `memory:name`, or another form that it supports.
     async fn connect(&self, address: &str) -> io::Result<Stream>;
 
-    /// The same for a caller who waits no longer than `budget`: where `address` stands for several, that is the
-    /// time for all of them. Default: [`connect`](Self::connect).
+    /// The same for a caller that waits no longer than `budget`; if `address` stands for several, that is the
+    /// time for all of them together. Default: [`connect`](Self::connect).
     async fn connect_within(&self, address: &str, budget: Duration) -> io::Result<Stream> {
         let _ = budget;
         self.connect(address).await
     }
 }
 
-/// Takes in the streams that others open.
+/// Accepts incoming streams.
 #[async_trait]
 pub trait Listener: Send + 'static {
-    /// The next stream. Must be cancel-safe. An error says nothing of the one after it.
+    /// The next stream. Must be cancel-safe. After an error the next call may succeed.
     async fn accept(&mut self) -> io::Result<Stream>;
 
-    /// The address it is bound to, as a [`Connector`] would take it.
+    /// The bound address, in the form that a [`Connector`] accepts.
     fn address(&self) -> String;
 }
 
-/// ReadBudget an accepted stream into the one HTTP is spoken on: TLS, a PROXY header. It runs in the
-/// connection's own task, and the server bounds its time.
+/// Converts an accepted stream into the one that HTTP uses: TLS, a PROXY header. It runs in the connection's
+/// own task, and the server bounds its time.
 #[async_trait]
 pub trait Acceptor: Send + Sync + 'static {
-    /// The stream to speak HTTP on.
+    /// The stream to use HTTP on.
     async fn accept(&self, stream: Stream) -> io::Result<Stream>;
 }
 
-/// No TLS: the stream as it came.
+/// No TLS: returns the stream unchanged.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Plain;
 
-/// A connection's bytes, and who is at the other end.
+/// The bytes of a connection, and its peer.
 pub struct Stream {
     io: Kind,
     peer: Peer,
@@ -97,7 +97,7 @@ enum Kind {
     Other(Pin<Box<dyn Io>>),
 }
 
-/// Who is at the other end of a connection. On a server, an extension of each request.
+/// The other end of a connection. On a server, an extension of each request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Peer {
     /// By TCP.
@@ -124,8 +124,9 @@ impl Acceptor for Plain {
 // === impl Stream ===
 
 impl Stream {
-    /// `io`, with `peer` at its other end. Of tokio's `TcpStream` and `UnixStream` as they are, a server notices
-    /// also while it does not read that the peer has left; likewise of what an [`Acceptor`] makes of them.
+    /// Creates a stream of `io` with `peer` at its other end. For tokio's `TcpStream` and `UnixStream`
+    /// themselves, a server notices also while it does not read that the peer has disconnected; likewise for
+    /// streams that an [`Acceptor`] makes from them.
     pub fn new<T: Io>(io: T, peer: Peer) -> Self {
         let mut io = Some(io);
         let any: &mut dyn Any = &mut io;
@@ -137,7 +138,7 @@ impl Stream {
         }
         let io: Pin<Box<dyn Io>> = match io {
             Some(io) => Box::pin(io),
-            // Only the two above are taken.
+            // Only the two types above are taken out.
             None => Box::pin(tokio::io::empty()),
         };
         Stream { io: Kind::Other(io), peer, hangup: Hangup::default() }
@@ -151,8 +152,8 @@ impl Stream {
         Stream { io: Kind::Unix(stream), peer: Peer::Unix, hangup: Hangup::default() }
     }
 
-    /// The same stream, whose [`hangup`](Self::hangup) resolves when the peer leaves. Reads and writes take one more
-    /// indirection.
+    /// The same stream, whose [`hangup`](Self::hangup) resolves when the peer disconnects. Reads and writes
+    /// take one more indirection.
     pub(crate) fn watched(self) -> Self {
         let Stream { io, peer, hangup } = self;
         let (io, hangup) = match io {
@@ -163,17 +164,17 @@ impl Stream {
         Stream { io: Kind::Other(io), peer, hangup }
     }
 
-    /// Resolves when the peer leaves, where the system reports that without a read.
+    /// Resolves when the peer disconnects, where the system reports that without a read.
     pub(crate) fn hangup(&self) -> Hangup {
         self.hangup.clone()
     }
 
-    /// The same stream, whose peer leaves when `hangup` says so: that of the stream below it.
+    /// The same stream with the `hangup` of the stream below it.
     pub(crate) fn with_hangup(self, hangup: Hangup) -> Self {
         Stream { hangup, ..self }
     }
 
-    /// Who is at the other end.
+    /// The other end of the connection.
     pub fn peer(&self) -> &Peer {
         &self.peer
     }
@@ -236,7 +237,7 @@ impl fmt::Debug for Stream {
 // === impl Peer ===
 
 impl Peer {
-    /// The address without the port, where there is one.
+    /// The address without the port, if there is one.
     pub fn ip(&self) -> Option<IpAddr> {
         match self {
             Peer::Tcp(address) => Some(address.ip()),

@@ -1,4 +1,4 @@
-//! The streams there are by default: TCP, Unix sockets, and within the process.
+//! The default streams: TCP, Unix sockets, and streams within the process.
 use std::{io, time::Duration};
 
 use async_trait::async_trait;
@@ -9,11 +9,11 @@ use super::{Connector, Listener, MemoryNetwork, Peer, Stream, eyeballs};
 
 /// Connects and listens by the form of the address: `host:port`, `unix:/path` or `memory:name`.
 ///
-/// Where a name has several addresses they are tried by turns of their families, the next one after 250 ms, or
-/// sooner where the time would not do for all (RFC 8305). A connection by TCP whose peer has vanished without a
-/// word ends within half a minute, also while nothing is sent.
+/// The addresses of a name are tried with alternating families, the next one after 250 ms, or sooner if the
+/// time would not suffice for all (RFC 8305). A TCP connection whose peer has vanished without closing ends
+/// within half a minute, also while nothing is sent.
 ///
-/// Clones share the in-memory part; two networks that were made apart do not see each other there.
+/// Clones share the in-memory part; two networks that were created separately have separate ones.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -33,7 +33,7 @@ pub struct Network {
     memory: MemoryNetwork,
 }
 
-/// Where an address leads.
+/// The kind of an address.
 enum Address<'a> {
     Tcp(&'a str),
     Unix(&'a str),
@@ -50,7 +50,7 @@ struct Unix {
 // === impl Network ===
 
 impl Network {
-    /// With the in-memory part that others use too.
+    /// Uses the given in-memory part, which other networks may share.
     pub fn with_memory(memory: MemoryNetwork) -> Self {
         Network { memory }
     }
@@ -60,8 +60,7 @@ impl Network {
         &self.memory
     }
 
-    /// Listens at `address`; port 0 takes a free one. A Unix socket without a listener is
-    /// replaced.
+    /// Listens at `address`; port 0 selects a free one. A Unix socket without a listener is replaced.
     pub async fn bind(&self, address: &str) -> io::Result<Box<dyn Listener>> {
         Ok(match Address::of(address) {
             Address::Tcp(address) => Box::new(Tcp(TcpListener::bind(address).await?)),
@@ -98,10 +97,10 @@ async fn connect(address: &str, budget: Duration) -> io::Result<Stream> {
     tcp(stream)
 }
 
-/// Has the kernel find out a peer that is gone. A system that can't is no reason to go without a connection.
+/// Lets the kernel detect a vanished peer. If a system does not support it, the connection is used without it.
 ///
-/// There is no bound on how long what was sent may be unacknowledged (TCP_USER_TIMEOUT): Linux ends by it also
-/// connections whose peers live and read slowly.
+/// There is no bound on the time that sent data may be unacknowledged (TCP_USER_TIMEOUT): on Linux it would
+/// also end connections whose peers are alive and read slowly.
 fn watch(stream: &TcpStream) {
     let alive = TcpKeepalive::new().with_time(ASK_AFTER).with_interval(ASK_EVERY);
     #[cfg(not(target_os = "openbsd"))]
@@ -109,11 +108,11 @@ fn watch(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_tcp_keepalive(&alive);
 }
 
-/// A peer from which nothing came for so long is asked by the kernel whether it is there.
+/// The kernel probes a peer after this time without data.
 const ASK_AFTER: Duration = Duration::from_secs(15);
-/// And then again, while it does not answer.
+/// The interval of further probes, while it does not answer.
 const ASK_EVERY: Duration = Duration::from_secs(5);
-/// So often.
+/// The number of probes.
 const ASK_TIMES: u32 = 3;
 
 // === impl Address ===
@@ -130,7 +129,7 @@ impl<'a> Address<'a> {
     }
 }
 
-/// Calls are small and wait for each other: no delay in the hope of more to send.
+/// Calls are small and wait for each other, so sending must not wait for more data.
 fn tcp(stream: TcpStream) -> io::Result<Stream> {
     stream.set_nodelay(true)?;
     watch(&stream);

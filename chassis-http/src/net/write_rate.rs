@@ -1,24 +1,24 @@
-//! Readers that are too slow: what we hold for them is held for a while only.
+//! Detects readers that are too slow, so that data is held for them for a limited time.
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How fast a peer takes what waits for it. It is begun when something has to wait, and over when nothing does.
+/// The rate at which a peer reads waiting data. It begins when data has to wait, and ends when none waits.
 #[derive(Debug)]
 pub(crate) struct WriteRate {
     since: Instant,
     bytes: u64,
 }
 
-/// The result of a look at the rate.
+/// The result of a check of the rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pace {
-    /// Look again then.
+    /// Check again then.
     Wait(Instant),
     TooSlow,
 }
 
-/// A rate is that of so long, so that a pause is no end.
+/// The rate is an average over this time, so that a pause alone does not count.
 pub(crate) const WINDOW: Duration = Duration::from_secs(30);
 
 // === impl WriteRate ===
@@ -28,12 +28,12 @@ impl WriteRate {
         WriteRate { since: now, bytes: 0 }
     }
 
-    /// The peer has taken so many bytes.
+    /// Records that the peer has read `bytes`.
     pub(crate) fn took(&mut self, bytes: usize) {
         self.bytes = self.bytes.saturating_add(bytes as u64);
     }
 
-    /// Looks at `now`, with a bound of `least` bytes a second.
+    /// Checks the rate at `now`, with a minimum of `least` bytes a second.
     pub(crate) fn look(&mut self, now: Instant, least: u32) -> Pace {
         if now < self.since + WINDOW {
             return Pace::Wait(self.since + WINDOW);
@@ -50,7 +50,7 @@ impl WriteRate {
 mod tests {
     use super::*;
 
-    /// After how many seconds a reader that takes `bytes` each second is cut off, of 600.
+    /// Compares after how many seconds, of 600, a reader that reads `bytes` each second is cut off.
     #[track_caller]
     fn check(bytes: impl Fn(u64) -> usize, expected: Option<u64>) {
         let begun = Instant::now();

@@ -1,8 +1,8 @@
-//! The edge of a REST server: any axum router, each of whose routes is reached through the pipeline.
+//! The edge of a REST server: an axum router, each of whose routes is called through the pipeline.
 //!
-//! The pipeline stands where the route is known, so that operations have names from a closed set:
-//! `GET /orders/{id}`. Requests that match no route are `_OTHER`, and go through it too; 404 and 405, which
-//! axum leaves empty, become problem documents.
+//! The pipeline is placed where the route is known, so that operations have names from a closed set: `GET
+//! /orders/{id}`. Requests that match no route are `_OTHER`, and pass the pipeline too; 404 and 405, which axum
+//! sends without a body, become problem documents.
 use std::{
     convert::Infallible,
     future::poll_fn,
@@ -60,43 +60,43 @@ pub struct RestLayer {
     listener: Arc<str>,
 }
 
-/// The service of [`RestLayer`]: what is around one route.
+/// The service of [`RestLayer`], around one route.
 #[derive(Clone)]
 pub struct RestEdge(Arc<Edge>);
 
-/// One piece, since axum clones it for each call.
+/// One shared value, because axum clones the service for each call.
 struct Edge {
     pipeline: Pipeline,
     service: Arc<str>,
     timeout_header: HeaderName,
     events: Events,
-    /// A route mostly has one method and one path: its name is made once.
+    /// A route mostly has one method and one path, so its name is computed once.
     name: OnceLock<(Method, MatchedPath, Operation)>,
 }
 
-/// The answer to come.
+/// The future of an answer.
 pub struct RestFuture(Result<BoxFuture<'static, Result<Reply, Error>>, Option<Error>>);
 
-/// A router, served.
+/// A router behind the pipeline.
 #[derive(Clone)]
 pub struct RestService(Router);
 
-/// The route itself, at the inner end of the pipeline, whose layers are cloned for each call: a reference
-/// is cheaper to clone than a route.
+/// The route itself, at the inner end of the pipeline. The layers are cloned for each call, and a reference is
+/// cheaper to clone than a route.
 struct Handler<S>(Arc<S>);
 
-/// Up to here axum's own bound on bodies lets pass whatever ours does.
+/// Up to this limit axum's own bound on bodies accepts at least what this crate's bound accepts.
 const AXUMS_BOUND: u64 = 2 * 1024 * 1024;
 
 // === impl RestLayer ===
 
 impl RestLayer {
-    /// For the server of `runtime`.
+    /// Creates a layer for the server of `runtime`.
     pub fn new(runtime: &Runtime) -> Self {
         RestLayer { runtime: runtime.clone(), timeout_header: TIMEOUT, listener: "http".into() }
     }
 
-    /// The header with the milliseconds that the caller still waits. Default `x-request-timeout-ms`.
+    /// The header with the caller's remaining time in milliseconds. Default `x-request-timeout-ms`.
     pub fn timeout_header(mut self, name: HeaderName) -> Self {
         self.timeout_header = name;
         self
@@ -108,15 +108,15 @@ impl RestLayer {
         self
     }
 
-    /// `router`, each route behind the pipeline.
+    /// Puts each route of `router` behind the pipeline.
     pub fn serve(self, router: Router) -> RestService {
         self.serve_within(router, |router| router)
     }
 
-    /// The same, within what `wrap` puts around it: layers of HTTP, which see every request and every answer, those
-    /// that the pipeline refuses too.
+    /// The same with the HTTP layers of `wrap` around it, which see every request and every answer, also those
+    /// that the pipeline refuses.
     pub fn serve_within(self, router: Router, wrap: impl FnOnce(Router) -> Router) -> RestService {
-        // With its state in place axum makes each route, and our layer around it, once; else for each call.
+        // With its state set, axum builds each route and the layer around it once, otherwise for each call.
         RestService(wrap(router.layer(self)).with_state(()))
     }
 }
@@ -165,7 +165,7 @@ impl Edge {
         Ok(call)
     }
 
-    /// `GET /orders/{id}`. Only methods that everybody knows have a name: others could be any number.
+    /// `GET /orders/{id}`. Only standard methods have a name: the number of others is unbounded.
     fn operation(&self, method: &Method, path: Option<&MatchedPath>) -> Operation {
         let Some(path) = path.filter(|_| is_known(method)) else { return Operation::OTHER };
         let name = || Operation::from(format!("{method} {}", path.as_str()).as_str());
@@ -205,7 +205,7 @@ fn is_known(method: &Method) -> bool {
     matches!(method.as_str(), "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS" | "TRACE")
 }
 
-/// The time that the caller allows, in whole milliseconds.
+/// The timeout that the caller sent, in whole milliseconds.
 fn allowed(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Duration>, Error> {
     let Some(value) = find(headers, name) else { return Ok(None) };
     match value.to_str().ok().and_then(|text| text.trim().parse().ok()) {
@@ -217,7 +217,7 @@ fn allowed(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Duration>, E
     }
 }
 
-/// A caller that breaks off gives up.
+/// A caller that ends its request early has cancelled the call.
 fn of_inbound(error: axum::Error) -> Error {
     Error::remote(Reason::Cancelled, "the caller broke off its request").with_source(error)
 }
@@ -317,7 +317,7 @@ where
             } else if head.status.is_client_error() && is_plain_text(&head) {
                 of_extractor(&mut head, body).await
             } else {
-                // Of an answer to HEAD axum wants to know how long its body would be.
+                // For an answer to HEAD axum needs the length that its body would have.
                 Body::eager(body, of_handler)
             };
             let mut reply = call.answered(head.status, head.headers, body);
@@ -327,14 +327,14 @@ where
     }
 }
 
-/// Is it axum that speaks, for lack of a route or of a method?
+/// Whether the answer is axum's own, because no route or no method matched.
 fn is_nobodys(is_unmatched: bool, head: &http::response::Parts, method: &Method) -> bool {
     let is_nobodys = (is_unmatched && head.status == StatusCode::NOT_FOUND)
         || head.status == StatusCode::METHOD_NOT_ALLOWED;
     is_nobodys && method != Method::HEAD
 }
 
-/// Says in a document what the status alone says.
+/// Writes the meaning of the status into a problem document.
 fn explain(head: &mut http::response::Parts) -> Body {
     let problem = Problem::new(head.status).with_code(Code::from_http(head.status));
     let (problem, body) = problem.into_http().into_parts();
@@ -343,7 +343,7 @@ fn explain(head: &mut http::response::Parts) -> Body {
     Body::full(body)
 }
 
-/// How the texts begin that axum's extractors refuse a request with.
+/// The beginnings of the texts with which axum's extractors refuse a request.
 const REJECTIONS: [&str; 10] = [
     "Invalid URL: ",
     "Failed to deserialize query string",
@@ -356,15 +356,15 @@ const REJECTIONS: [&str; 10] = [
     "Request body didn't contain valid UTF-8",
     "Invalid `boundary` for `multipart/form-data` request",
 ];
-/// No text of an extractor is longer, but for what it quotes.
+/// No text of an extractor is longer, apart from its quotations.
 const LONGEST_REJECTION: u64 = 16 * 1024;
 
 fn is_plain_text(head: &http::response::Parts) -> bool {
     find(&head.headers, &CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/plain"))
 }
 
-/// The body of a failing answer in plain text: of an extractor that refused the request it becomes a problem
-/// document, as of all who refuse; a handler's own words stay as they are.
+/// The body of a failing answer in plain text. The text of an extractor that refused the request becomes a
+/// problem document, like all refusals; a handler's own text stays unchanged.
 #[cold]
 async fn of_extractor(head: &mut http::response::Parts, body: axum::body::Body) -> Body {
     if body.size_hint().exact().is_none_or(|size| size > LONGEST_REJECTION) {
@@ -390,7 +390,7 @@ async fn of_extractor(head: &mut http::response::Parts, body: axum::body::Body) 
     }
 }
 
-/// A body that breaks off at once.
+/// A body that fails at once.
 struct Broken(Option<axum::Error>);
 
 impl http_body::Body for Broken {
@@ -405,7 +405,7 @@ impl http_body::Body for Broken {
     }
 }
 
-/// Moves the request out of `call`. The bound on a body that still comes replaces axum's own.
+/// Moves the request out of `call`. The limit of a streamed body replaces axum's own.
 fn request(call: &mut Invocation, most: usize) -> (Request, Option<Over>) {
     let body = std::mem::take(&mut call.body);
     let is_bounded = !body.is_streaming() && body.size_hint().lower() <= AXUMS_BOUND;

@@ -1,4 +1,4 @@
-//! A request's body with a bound on its bytes, and a way to know afterwards that it was over.
+//! A request's body with a limit of bytes, and a flag that it was exceeded.
 use std::{
     pin::Pin,
     sync::{
@@ -12,7 +12,7 @@ use bytes::Bytes;
 use chassis_core::{Body, Error, Reason};
 use http_body::{Frame, SizeHint};
 
-/// Yields an error once more than the bound has come.
+/// Yields an error once more bytes than the limit have arrived.
 pub(crate) struct Limited {
     body: Body,
     left: usize,
@@ -20,7 +20,7 @@ pub(crate) struct Limited {
     over: Over,
 }
 
-/// Was the body over its bound?
+/// Whether the body exceeded its limit.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Over(Arc<AtomicBool>);
 

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::protocol::retry_after;
 use crate::wire::{PROBLEM_JSON, REFUSED};
 
-/// A problem: what handlers return when they fail, and what callers read of a failing answer.
+/// A problem: the error of a handler, and the content of a failing answer for its caller.
 ///
 /// ```
 /// use chassis_http::Problem;
@@ -27,7 +27,7 @@ use crate::wire::{PROBLEM_JSON, REFUSED};
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Problem {
-    /// A URI that names the kind of problem; `about:blank` says no more than the status.
+    /// A URI that names the kind of problem; `about:blank` adds nothing to the status.
     #[serde(rename = "type", default = "blank")]
     kind: Cow<'static, str>,
     #[serde(default)]
@@ -53,7 +53,7 @@ pub struct Problem {
 // === impl Problem ===
 
 impl Problem {
-    /// One that says no more than `status`.
+    /// Creates a problem with `status` alone.
     pub fn new(status: StatusCode) -> Self {
         Problem {
             kind: blank(),
@@ -69,39 +69,39 @@ impl Problem {
         }
     }
 
-    /// The same, of a kind that has a name of its own: a URI, best one that leads to an explanation.
+    /// Sets the kind: a URI, preferably of an explanation, and a title.
     pub fn kind(mut self, uri: impl Into<Cow<'static, str>>, title: impl Into<Cow<'static, str>>) -> Self {
         self.kind = uri.into();
         self.title = title.into();
         self
     }
 
-    /// The same, saying what happened this time.
+    /// Sets the explanation of this occurrence.
     pub fn detail(mut self, detail: impl Into<Cow<'static, str>>) -> Self {
         self.detail = Some(detail.into());
         self
     }
 
-    /// The same, with the canonical code that says it best.
+    /// Sets the canonical code that fits best.
     pub fn with_code(mut self, code: Code) -> Self {
         self.code = Some(Cow::Borrowed(code.name()));
         self
     }
 
-    /// The same, with the trace it happened in. Default: that of the call which a handler answers by it, if it
-    /// has one.
+    /// Sets the trace. Default: the trace of the call that a handler answers with the problem, if the call has
+    /// one.
     pub fn trace_id(mut self, id: impl Into<Cow<'static, str>>) -> Self {
         self.trace_id = Some(id.into());
         self
     }
 
-    /// The same, saying when trying again makes sense. Sent as `Retry-After`, in whole seconds.
+    /// Sets the time after which a retry makes sense. Sent as `Retry-After`, in whole seconds.
     pub fn retry_after(mut self, after: Duration) -> Self {
         self.retry_after = Some(after);
         self
     }
 
-    /// The problem that describes `error`.
+    /// Converts `error` to a problem.
     pub fn of(error: &Error) -> Self {
         let mut problem = Problem::new(status_of(error)).detail(error.message().to_owned());
         problem = problem.with_code(error.code());
@@ -113,7 +113,7 @@ impl Problem {
         problem
     }
 
-    /// Reads a failing answer: a problem document if it is one, else what its status says.
+    /// Reads a failing answer: its problem document, or otherwise the meaning of its status.
     pub fn read(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
         let is_problem = headers
             .get(CONTENT_TYPE)
@@ -135,7 +135,7 @@ impl Problem {
         &self.kind
     }
 
-    /// The kind in words.
+    /// The title of the kind.
     pub fn title(&self) -> &str {
         &self.title
     }
@@ -145,35 +145,35 @@ impl Problem {
         self.detail.as_deref()
     }
 
-    /// The canonical code: the one that the problem names, or else the one of its status.
+    /// The canonical code: the one in the problem, or otherwise the one of its status.
     pub fn code(&self) -> Code {
         let code = self.code.as_deref().and_then(Code::from_name);
         code.unwrap_or_else(|| Code::from_http(self.status))
     }
 
-    /// The mechanism that refused, where a chassis did.
+    /// The mechanism that refused the call, if a chassis refused it.
     pub fn reason(&self) -> Option<Reason> {
         Reason::from_name(self.reason.as_deref()?)
     }
 
-    /// The rule that spoke, by its name in the configuration over there.
+    /// The rule that caused the refusal, by its name in the settings of that service.
     pub fn rule(&self) -> Option<&str> {
         self.rule.as_deref()
     }
 
-    /// The service that failed, where the one that answers passes on how its own call ended. Reason and rule are
-    /// then of that call. `None`: the failure is of the service that answers.
+    /// The service that failed, if the answering service forwards the failure of its own call. Reason and rule
+    /// then belong to that call. `None` if the answering service itself failed.
     pub fn upstream(&self) -> Option<&str> {
         self.upstream.as_deref()
     }
 
-    /// The trace that it happened in, as 32 hexadecimal digits.
+    /// The trace of the call, as 32 hexadecimal digits.
     pub fn trace(&self) -> Option<&str> {
         self.trace_id.as_deref()
     }
 
-    /// As an answer. The mechanism that refused is named in the document alone: as a header it would
-    /// say that nothing was executed, which only the edge may.
+    /// Converts to an answer. Only the document names the mechanism that refused: a header would state that
+    /// nothing was executed, and only the edge may set it.
     pub fn into_http(mut self) -> Response<Bytes> {
         if self.trace_id.is_none() {
             let trace = Context::with(|context| context.trace.as_ref().map(|trace| trace.trace_id)).flatten();
@@ -203,7 +203,7 @@ impl From<&Error> for Problem {
     }
 }
 
-/// The way back: what a caller who only knows errors makes of a failing answer.
+/// The reverse conversion, for callers that handle only `Error`.
 impl From<Problem> for Error {
     fn from(problem: Problem) -> Self {
         let code = problem.code();
@@ -238,8 +238,8 @@ impl fmt::Display for Problem {
 
 impl std::error::Error for Problem {}
 
-/// The refusal in an answer's head, where another chassis refused before it did anything; a failing
-/// answer of a handler is none.
+/// The refusal in an answer's head, if another chassis refused the call before executing it. A failing answer
+/// of a handler is no refusal.
 ///
 /// ```
 /// use chassis_core::Reason;
@@ -264,7 +264,7 @@ pub(crate) fn refusal(status: StatusCode, headers: &HeaderMap) -> Option<Error> 
     })
 }
 
-/// The status that says what `error` does.
+/// The status for `error`.
 pub(crate) fn status_of(error: &Error) -> StatusCode {
     match (error.reason(), error.origin()) {
         (Reason::TooLarge, Origin::Local) => StatusCode::PAYLOAD_TOO_LARGE,
@@ -272,7 +272,7 @@ pub(crate) fn status_of(error: &Error) -> StatusCode {
     }
 }
 
-/// A reason has its own code, unless the status speaks of another.
+/// The code of `reason`, unless `status` implies another one.
 pub(crate) fn code_of(reason: Reason, status: StatusCode) -> Code {
     match reason.code() {
         code if code.http_status() == status || reason == Reason::TooLarge => code,

@@ -1,4 +1,4 @@
-//! HTTP's own words for what the pipeline says: verdicts by status, refusals as problem documents.
+//! The protocol HTTP for the pipeline: verdicts by status, refusals as problem documents.
 use std::{
     borrow::Cow,
     time::{Duration, SystemTime},
@@ -27,7 +27,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Http;
 
-/// The one there is.
+/// The shared instance of `Http`, which has no state.
 pub static HTTP: Http = Http;
 
 /// After OpenTelemetry's semantic conventions for HTTP, in their Prometheus spelling.
@@ -68,7 +68,7 @@ impl Protocol for Http {
         Verdict::answered(Code::from_http(status), status.as_u16())
     }
 
-    /// As the head says, or else the body itself.
+    /// The length in the head, or otherwise of the body itself.
     fn length(&self, method: &Method, status: StatusCode, metadata: &HeaderMap, body: &Body) -> Option<u64> {
         match has_no_body(method, status) {
             true => Some(0),
@@ -81,7 +81,7 @@ impl Protocol for Http {
             Some(details) => fault(error, details),
             None => Problem::of(error).into_http().into_parts(),
         };
-        // An injected fault shall look like what it stands for.
+        // An injected fault must look like the failure that it simulates.
         let before_work = error.origin() == Origin::Local && !error.maybe_executed();
         if before_work
             && error.reason() != Reason::FaultInjected
@@ -94,7 +94,7 @@ impl Protocol for Http {
         (head.status, head.headers, Body::full(body))
     }
 
-    /// An answer of `status`, `content_type` and `body`; `message` says nothing to HTTP.
+    /// An answer of `status`, `content_type` and `body`; HTTP does not use `message`.
     fn fixed_answer(&self, written: &FixedAnswer) -> Result<Option<Answer>, InvalidAnswer> {
         written.plain().map(Some)
     }
@@ -133,8 +133,8 @@ impl Protocol for Http {
         method.is_idempotent()
     }
 
-    /// 5xx; 4xx are the caller's. A client that has left is no error of the server's, but its call has not gone
-    /// well either.
+    /// 5xx; 4xx are errors of the caller. A client that disconnected is no error of the server, but its call
+    /// has not succeeded either.
     fn is_server_error(&self, verdict: &Verdict) -> bool {
         match verdict.status {
             _ if verdict.reason == Some(Reason::Cancelled) => true,
@@ -158,12 +158,12 @@ impl Protocol for Http {
     }
 }
 
-/// Does an answer end with its head, whatever that says of a body (RFC 9110, 6.4.1)?
+/// Whether an answer ends with its head, even if the head declares a body (RFC 9110, 6.4.1).
 pub(crate) fn has_no_body(method: &Method, status: StatusCode) -> bool {
     method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
-/// The status that a caller gets where no handler answers; 499 for one that has left.
+/// The status that a caller gets if no handler answers; 499 for a caller that disconnected.
 fn answered_status(verdict: &Verdict) -> u16 {
     match (verdict.reason, verdict.origin) {
         (Some(Reason::TooLarge), Origin::Local) => 413,
@@ -171,13 +171,13 @@ fn answered_status(verdict: &Verdict) -> u16 {
     }
 }
 
-/// Takes out that a call was refused.
+/// Removes the header that declares the call as refused.
 pub(crate) fn take_refusal(headers: &mut HeaderMap) {
     headers.remove(REFUSED);
     headers.remove(HOP);
 }
 
-/// The status and the body that a fault asks for.
+/// The status and the body of an injected fault.
 fn fault(error: &Error, details: &chassis_core::Details) -> (http::response::Parts, bytes::Bytes) {
     let status = details.status.and_then(|status| StatusCode::from_u16(status).ok());
     let (mut head, mut body) = Problem::of(error).into_http().into_parts();
@@ -195,7 +195,7 @@ fn fault(error: &Error, details: &chassis_core::Details) -> (http::response::Par
     (head, body)
 }
 
-/// `Retry-After`, in seconds or as a date; one that has passed says at once.
+/// `Retry-After`, in seconds or as a date; a date in the past means at once.
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = value.parse() {
@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn refusals_say_that_nothing_was_done_only_if_so() {
         let refuse = |error: &Error| HTTP.refuse(error);
-        // As a call says of itself that came in from `orders`.
+        // The call has the headers of an incoming call from `orders`.
         let of_a_call = |error: Error| {
             let mut call = Invocation::new(&HTTP, Target::new("stock", Operation::OTHER));
             call.target.caller = Some(HeaderValue::from_static("orders"));

@@ -1,4 +1,4 @@
-//! How a call by gRPC failed, in HTTP's words: for handlers that return [`Problem`] and call stubs.
+//! Converts the status of a gRPC call to a problem, for REST handlers that call stubs.
 use std::borrow::Cow;
 
 use chassis_core::{Code, Reason};
@@ -11,8 +11,7 @@ use crate::{
     wire::{ERROR_DOMAIN, REASON, RULE, UPSTREAM},
 };
 
-/// The code and message, when trying again makes sense, and, where a chassis refused, the reason and the
-/// rule.
+/// Takes over code, message, retry time and, if a chassis refused the call, the reason and the rule.
 impl From<&Status> for Problem {
     fn from(status: &Status) -> Self {
         let code = u16::try_from(i32::from(status.code())).map_or(Code::Unknown, Code::from_number);
@@ -26,7 +25,7 @@ impl From<&Status> for Problem {
             problem.rule = info.metadata.get("rule").cloned().map(Cow::Owned);
             problem.reason = Some(Cow::Owned(info.reason));
         } else if let Some(said) = text(status, &REASON) {
-            // Of DEADLINE_EXCEEDED and CANCELLED, which travel without an `ErrorInfo`.
+            // DEADLINE_EXCEEDED and CANCELLED are sent without an `ErrorInfo`.
             problem.reason = said.split(' ').next().map(|reason| Cow::Owned(reason.to_owned()));
             problem.rule = text(status, &RULE).map(|rule| Cow::Owned(rule.to_owned()));
         }

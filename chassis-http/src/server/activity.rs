@@ -1,4 +1,4 @@
-//! The activity on a connection, and when it, or its absence, ends the connection.
+//! The activity of a connection, and the decision to end a connection because of it, or of its absence.
 use std::{
     num::NonZeroU32,
     sync::{
@@ -18,24 +18,24 @@ use crate::{
     net::write_rate::{Pace, WriteRate},
 };
 
-/// Requests in flight, and since when a head has been coming in. Shared by a connection's parts.
+/// Requests in flight, and the time since which a head has been arriving. The parts of a connection share it.
 #[derive(Debug)]
 pub(crate) struct Activity {
     in_flight: AtomicUsize,
-    /// Requests so far: the same number twice means that none came between.
+    /// Requests so far: an unchanged number means that none arrived in between.
     requests: AtomicUsize,
-    /// When the first byte of a head came whose end has not.
+    /// The arrival time of the first byte of an incomplete head.
     head: Mutex<Option<Instant>>,
-    /// The same of a frame, over HTTP/2; and whether it is of a request's body.
+    /// The same for an incomplete HTTP/2 frame; and whether it belongs to a request's body.
     frame: Mutex<Option<(Instant, bool)>>,
-    /// How fast the peer takes what waits to be written, if anything does.
+    /// The rate at which the peer reads waiting data, if any waits.
     writing: Mutex<Option<WriteRate>>,
-    /// Of HTTP/2.
+    /// The streams of an HTTP/2 connection.
     pub(crate) streams: Streams,
     pub(crate) windows: Windows,
-    /// The bytes that wait for them.
+    /// The bytes that wait for the peer.
     unsent: Arc<Unsent>,
-    /// Of each stream; `None`: no bound.
+    /// For each stream; `None`: no limit.
     min_write_rate: Option<NonZeroU32>,
 }
 
@@ -46,35 +46,35 @@ pub(crate) struct Activities(Mutex<Vec<Weak<Activity>>>);
 /// A request in flight; dropped at the end of its answer.
 pub(crate) struct InFlight(Arc<Activity>);
 
-/// Decides when a connection has to go. It is asked every now and then, not on every event.
+/// Decides when a connection must end. It is called from time to time, not for every event.
 #[derive(Debug)]
 pub(crate) struct Watch {
     header_timeout: Duration,
     idle_timeout: Duration,
-    /// How long calls may go on once the connection is too old; `None`: as long as they live.
+    /// The time that calls have once the connection is too old; `None`: no limit.
     grace: Option<Duration>,
-    /// When it is too old.
+    /// The time at which the connection is too old.
     expires: Option<Instant>,
-    /// Since when nothing was in flight, and how many requests there had been.
+    /// The time since which nothing was in flight, and the number of requests at that time.
     idle: (Instant, usize),
-    /// It was asked to go, and is cut then, or when its last call is over.
+    /// The peer was asked to close; the connection is cut at this time, or after its last call.
     cut: Option<Option<Instant>>,
 }
 
 /// The next step for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Act {
-    /// Look again then.
+    /// Check again then.
     Wait(Instant),
-    /// Ask it to go: GOAWAY, or no more keep-alive; and look again then.
+    /// Ask the peer to close: GOAWAY, or no more keep-alive; and check again then.
     Ask(Instant),
-    /// Close it.
+    /// Close the connection.
     Close,
-    /// Close it, since the peer reads too slowly.
+    /// Close the connection, because the peer reads too slowly.
     CutOff,
 }
 
-/// How the bytes that a connection may hold are divided.
+/// Divides the bytes that a connection may hold.
 pub(crate) fn shares(config: &ServerConfig) -> Shares {
     Shares::new(config.send_buffer.get(), config.max_streams.get())
 }
@@ -97,7 +97,7 @@ impl Activity {
         }
     }
 
-    /// The head of a request is there.
+    /// Records that the head of a request is complete.
     pub(crate) fn begin(self: &Arc<Self>) -> InFlight {
         self.in_flight.fetch_add(1, AcqRel);
         self.requests.fetch_add(1, AcqRel);
@@ -105,14 +105,14 @@ impl Activity {
         InFlight(self.clone())
     }
 
-    /// Bytes have come in that belong to no request in flight: those of a head.
+    /// Records bytes that belong to no request in flight, but to a head.
     pub(crate) fn head_bytes(&self) {
         if self.in_flight() == 0 {
             lock(&self.head).get_or_insert_with(Instant::now);
         }
     }
 
-    /// Records whether the last read ends within a frame. `goes_on`: no byte of another frame has come.
+    /// Records whether the last read ends within a frame. `goes_on`: no byte of another frame has arrived.
     pub(crate) fn set_unfinished(&self, what: Unfinished, goes_on: bool) {
         let (mut frame, is_body) = (lock(&self.frame), what == Unfinished::Data);
         *frame = match (what, *frame) {
@@ -122,28 +122,28 @@ impl Activity {
         };
     }
 
-    /// Something has to wait until the peer has read.
+    /// Records that data waits for the peer to read.
     #[cold]
     pub(crate) fn write_blocked(&self) {
         lock(&self.writing).get_or_insert_with(|| WriteRate::new(Instant::now()));
     }
 
-    /// The peer took `bytes` of those that wait; other writes are not counted.
+    /// Records that the peer read `bytes` of the waiting data; other writes are not counted.
     pub(crate) fn wrote(&self, bytes: usize) {
         lock(&self.writing).iter_mut().for_each(|rate| rate.took(bytes));
     }
 
-    /// Nothing waits any more.
+    /// Records that no data waits any more.
     pub(crate) fn write_unblocked(&self) {
         *lock(&self.writing) = None;
     }
 
-    /// Does anything wait until the peer has read?
+    /// Whether data waits for the peer to read.
     pub(crate) fn is_writing(&self) -> bool {
         lock(&self.writing).is_some()
     }
 
-    /// Does the peer read too slowly; if not, when to look again?
+    /// Whether the peer reads too slowly; if not, when to check again.
     fn pace(&self, now: Instant) -> Option<Pace> {
         let least = self.min_write_rate?.get();
         lock(&self.writing).as_mut().map(|rate| rate.look(now, least))
@@ -153,8 +153,8 @@ impl Activity {
         self.in_flight.load(Acquire)
     }
 
-    /// Since when the end of a head has been waited for, or of a frame. The body of a request that is in flight
-    /// may come as slowly as its handler allows.
+    /// The time since which the end of a head or of a frame is missing. The body of a request in flight may
+    /// arrive as slowly as its handler allows.
     fn head(&self) -> Option<Instant> {
         let frame = lock(&self.frame).filter(|(_, is_body)| !is_body || self.in_flight() == 0);
         match (*lock(&self.head), frame) {
@@ -191,7 +191,7 @@ impl Drop for InFlight {
 // === impl Activities ===
 
 impl Activities {
-    /// That of a new connection.
+    /// Creates the activity of a new connection.
     pub(crate) fn begin(&self, config: &ServerConfig) -> Arc<Activity> {
         let activity = Arc::new(Activity::new(config));
         let mut all = lock(&self.0);
@@ -202,13 +202,13 @@ impl Activities {
         activity
     }
 
-    /// Requests in flight on all of them.
+    /// Requests in flight on all connections.
     pub(crate) fn in_flight(&self) -> usize {
         lock(&self.0).iter().filter_map(Weak::upgrade).map(|one| one.in_flight()).sum()
     }
 }
 
-/// Nothing panics while these are held; a poisoned lock would be as good as new.
+/// No code panics while these locks are held, so a poisoned lock is still valid.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -230,10 +230,11 @@ impl Watch {
         }
     }
 
-    /// Decides the next step at `now`. A peer that has nothing in flight goes soon after it was asked to.
+    /// Decides the next step at `now`. A peer without calls in flight is disconnected soon after it was asked
+    /// to close.
     pub(crate) fn look(&mut self, now: Instant, activity: &Activity) -> Act {
         let (in_flight, requests) = (activity.in_flight(), activity.requests.load(Acquire));
-        // An answer may be over for its handler, and still be read.
+        // An answer may be complete for its handler while it is still being read.
         if in_flight > 0 || requests != self.idle.1 || activity.is_writing() {
             self.idle = (now, requests);
         }
@@ -264,8 +265,8 @@ impl Watch {
         }
     }
 
-    /// The server drains: a peer that has nothing in flight has a moment to go, others until the server cuts what
-    /// is left.
+    /// The server drains: a peer without calls in flight gets a moment to close, others have until the server
+    /// cuts the remaining connections.
     pub(crate) fn drain(&mut self, now: Instant) -> Act {
         self.expires = None;
         self.ask(now, None)
@@ -290,7 +291,7 @@ mod tests {
         Watch::new(now, &ServerConfig::default(), &Random::seeded(1))
     }
 
-    /// When the watch, asked at the times it wants, first does something else than wait.
+    /// The time at which the watch, polled when it asks for it, first does something other than wait.
     fn first_act(watch: &mut Watch, start: Instant, activity: &Activity) -> (u64, Act) {
         let mut now = start;
         loop {

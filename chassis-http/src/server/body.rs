@@ -1,4 +1,4 @@
-//! The body of an answer, as the server sends it.
+//! The body of an answer in the form that the server sends.
 use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -33,20 +33,20 @@ pub(crate) struct Tracked {
 }
 
 pin_project_lite::pin_project! {
-    /// Errors as [`BoxError`].
+    /// Converts errors to [`BoxError`].
     struct Erased<B> { #[pin] body: B }
 }
 
 // === impl ServerBody ===
 
 impl ServerBody {
-    /// Nothing at all.
+    /// An empty body.
     pub fn empty() -> Self {
         ServerBody(Kind::Bytes(None))
     }
 
-    /// An answer of the pipeline that never fails: an error on the way ends it with the `trailers` that
-    /// say what happened. Nor does it say how long it is.
+    /// An answer of the pipeline that never fails: an error while it is read ends it with the `trailers` for
+    /// that error. It declares no length.
     pub fn with_trailers(reply: ReplyBody, trailers: fn(&Error) -> HeaderMap) -> Self {
         ServerBody(Kind::ReplyWithTrailers { reply: Some(reply), trailers })
     }
@@ -64,8 +64,8 @@ impl ServerBody {
 }
 
 impl ServerBody {
-    /// Polls a body once that may panic, before its head is sent; `false`: it did. (Bodies of the pipeline were polled
-    /// by it, under its guard.)
+    /// Polls a body that may panic once, before its head is sent; `false` if it panicked. (The pipeline has
+    /// polled its own bodies under its own guard.)
     pub(crate) fn begins_well(&mut self, cx: &mut Context<'_>) -> bool {
         let Kind::Boxed(body) = &mut self.0 else { return true };
         match catch_unwind(AssertUnwindSafe(|| body.as_mut().poll_frame(cx))) {
@@ -83,7 +83,7 @@ impl ServerBody {
 
 /// A body whose first frame has been taken.
 struct Preceded {
-    /// `Some(None)`: there was none.
+    /// `Some(None)`: the body was empty.
     first: Option<Option<Result<Frame<Bytes>, BoxError>>>,
     rest: ServerBody,
 }

@@ -35,25 +35,25 @@ use crate::{
 pub(crate) struct Requests {
     port: Arc<Port>,
     connected: Connected,
-    /// With nothing but that.
+    /// Contains only the connection's extensions.
     extensions: Extensions,
     activity: Arc<Activity>,
 }
 
-/// An answer that is being made.
+/// An answer that is being computed.
 pub(crate) struct Answering {
     answer: Option<Answer>,
     in_flight: Option<InFlight>,
-    /// Over HTTP/1.1 hyper alone writes the fields that are about the connection.
+    /// Over HTTP/1.1 only hyper writes connection-specific fields.
     is_h1: bool,
 }
 
-/// A connection that can be asked to go.
+/// A connection that can be asked to close.
 pub(crate) trait Graceful: Future<Output = Result<(), BoxError>> {
     fn ask(self: Pin<&mut Self>);
 }
 
-/// Serves `stream` until it is over.
+/// Serves `stream` until its end.
 pub(crate) async fn serve(port: Arc<Port>, stream: Stream) {
     let mut opening = Opening::new();
     let begun = Instant::now();
@@ -83,7 +83,7 @@ pub(crate) async fn serve(port: Arc<Port>, stream: Stream) {
             let opened = Http2::begin(&port, io, keep_alive, read_budget, limit, requests);
             let connection = timeout(port.config.header_timeout.get(), opened);
             let Ok(Ok(connection)) = connection.await else { return };
-            // What comes in over HTTP/2 is always read, to its end.
+            // Incoming bytes over HTTP/2 are always read, to their end.
             (watch(&port, &activity, &peer, begun, Hangup::default(), connection).await, returned)
         }
     };
@@ -92,7 +92,7 @@ pub(crate) async fn serve(port: Arc<Port>, stream: Stream) {
     }
 }
 
-/// TLS, where there is any, and the first bytes. A draining server does not wait for them.
+/// Performs TLS, if configured, and reads the first bytes. A draining server does not wait for them.
 async fn open(port: &Port, stream: Stream, opening: &mut Opening) -> Option<(Stream, Version)> {
     let config = &port.config;
     let opened = async {
@@ -115,9 +115,10 @@ async fn open(port: &Port, stream: Stream, opening: &mut Opening) -> Option<(Str
     }
 }
 
-/// Runs the connection, and has it go when it is time to. `false`: it had to be cut.
+/// Runs the connection, and ends it when its watch decides so. `false` if it had to be cut.
 ///
-/// Only `hangup` notices a peer that has left while its bytes are not read: a body that the handler does not use, or
+/// Only `hangup` notices a peer that disconnects while its bytes are not read: a body that the handler does not
+/// use, or another pipelined request. Answers that are ready are sent nevertheless.
 /// another request behind this one. Answers that need no wait are sent nevertheless.
 async fn watch(
     port: &Port,
@@ -177,7 +178,7 @@ async fn watch(
     }
 }
 
-/// hyper answers a head that it can't read with a status alone, and ends the connection.
+/// hyper answers a head that it cannot parse with a status alone, and closes the connection.
 #[cold]
 fn tell_of_malformed(port: &Port, error: &(dyn std::error::Error + 'static)) {
     let Some(error) = error.downcast_ref::<hyper::Error>().filter(|error| error.is_parse()) else { return };
@@ -195,14 +196,14 @@ impl Requests {
         &self.activity
     }
 
-    /// How long the caller of a request with these headers waits, as far as it says so.
+    /// The timeout of the caller of a request with these headers, if they contain one.
     pub(crate) fn allowed(&self, headers: &HeaderMap) -> Option<Duration> {
         let grpc = headers.get(GRPC_TIMEOUT).and_then(|value| grpc_timeout(value.to_str().ok()?));
         let rest = || headers.get(&self.port.config.timeout_header.0)?.to_str().ok()?.trim().parse().ok();
         grpc.or_else(|| rest().map(Duration::from_millis))
     }
 
-    /// Counts streams that were reset for what the peer did.
+    /// Counts streams that were reset because their peer exceeded a limit.
     #[cold]
     pub(crate) fn reset_for(&self, abuse: Abuse, streams: usize) {
         self.port.reset_for(abuse, streams);
@@ -215,7 +216,7 @@ impl Requests {
 
     pub(crate) fn answer(&self, mut request: Request<Received>, is_grpc: bool) -> Answering {
         let in_flight = Some(self.activity.begin());
-        // A copy of what is the same for each costs half of putting it in anew.
+        // Copying the common extensions costs half of inserting them again.
         match request.extensions_mut() {
             none if none.is_empty() => *none = self.extensions.clone(),
             some => drop(some.insert(self.connected.clone())),
@@ -241,14 +242,14 @@ impl Requests {
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         self.port.refusals.log(&self.port.name, status, &words);
         let said = refusal(status, 8, words, is_grpc);
-        // The body is read on a little, as of any request that is refused.
+        // Some of the body is still read, as for every refused request.
         drop(request);
         let answer: Answer = Box::pin(std::future::ready(said));
         Answering { answer: Some(answer), in_flight: Some(self.activity.begin()), is_h1: false }
     }
 }
 
-/// `100m`, as gRPC writes it.
+/// A timeout in gRPC's form, such as `100m`.
 fn grpc_timeout(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let number: u32 = number.parse().ok()?;
@@ -267,12 +268,12 @@ fn grpc_timeout(text: &str) -> Option<Duration> {
 // === impl Answering ===
 
 impl Answering {
-    /// The same answer, for hyper to write over HTTP/1.1.
+    /// The same answer for HTTP/1.1, which hyper writes.
     pub(crate) fn over_h1(self) -> Self {
         Answering { is_h1: true, ..self }
     }
 
-    /// The peer no longer wants the answer of its stream `number`, which began at `began`.
+    /// Records that the peer cancelled its stream `number`, which began at `began`.
     #[cold]
     pub(crate) fn reset(&mut self, number: usize, began: Instant) {
         let answer = self.answer.take();
@@ -296,7 +297,7 @@ impl Future for Answering {
     type Output = Result<Response<Tracked>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        // The pipeline has its own guard; this one is for what is served without it.
+        // The pipeline has its own guard; this one covers services without a pipeline.
         let answered = match &mut self.answer {
             Some(answer) => caught(|| answer.as_mut().poll(cx)),
             None => Err("before it answered".to_owned()),
@@ -305,13 +306,13 @@ impl Future for Answering {
             Ok(polled) => ready!(polled),
             Err(words) => panicked(&words),
         };
-        // hyper keeps a head back until it has polled the body: with a panic the caller would get nothing at all.
+        // hyper holds a head back until it has polled the body: after a panic the caller would get no answer.
         if self.is_h1 && !response.body_mut().begins_well(cx) {
             response = panicked("its answer, at once");
         }
         self.answer = None;
         if response.status().is_informational() {
-            // hyper would hand the connection over, and nothing takes it.
+            // hyper would hand the connection over, but no code takes it.
             response = switches_no_protocol();
         }
         if self.is_h1 {

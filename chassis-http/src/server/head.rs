@@ -1,5 +1,6 @@
-//! The head of a request, before anybody sees it: it has one authority and one cookie, and says nothing about the
-//! connection. A head that cannot be made so, or that others would read in another way, is refused.
+//! Normalizes the head of a request before any service sees it: one authority, one cookie, no
+//! connection-specific fields. A head for which that is impossible, or that another parser may read
+//! differently, is refused.
 use std::borrow::Cow;
 
 use chassis_core::Code;
@@ -13,7 +14,7 @@ use http::{
 use super::body::ServerBody;
 use crate::{h2::refusal, hop};
 
-/// Why a request is not served.
+/// The reason why a request is not served.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Refused {
     status: StatusCode,
@@ -39,12 +40,12 @@ impl Refused {
         &self.words
     }
 
-    /// The response, in HTTP's words or in gRPC's. Over HTTP/1.1 the connection ends with it: a proxy that reads this
-    /// head in another way may read other requests behind it, too.
+    /// The response in the form of HTTP or gRPC. Over HTTP/1.1 the connection ends with it: a proxy that reads
+    /// this head differently may also read further requests after it differently.
     pub(crate) fn into_response(self, is_grpc: bool) -> Response<ServerBody> {
         let code = match self.status {
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Code::ResourceExhausted,
-            // As gRPC's table has it.
+            // As in gRPC's table.
             StatusCode::BAD_REQUEST => Code::Internal,
             _ => Code::Unimplemented,
         };
@@ -54,16 +55,16 @@ impl Refused {
     }
 }
 
-/// As many as hyper takes over HTTP/1.1; each piece of a cookie counts.
+/// The limit of hyper over HTTP/1.1; each part of a cookie counts.
 const MAX_FIELDS: usize = 100;
 const SWITCH: &str = "this server does not switch to another protocol: it speaks HTTP/1.1 and HTTP/2";
 
-/// The response in place of a handler's 1xx: no protocol can be switched to here.
+/// The response in place of a handler's 1xx: a switch to another protocol is not supported here.
 pub(crate) fn switches_no_protocol() -> Response<ServerBody> {
     Refused::unknown(SWITCH).into_response(false)
 }
 
-/// Tidies a head that came over HTTP/1.1.
+/// Normalizes a head that arrived over HTTP/1.1.
 pub(crate) fn tidy_h1(head: &mut Parts) -> Result<(), Refused> {
     let (mut hosts, mut is_plain) = (0, true);
     for (name, value) in &head.headers {
@@ -82,7 +83,8 @@ pub(crate) fn tidy_h1(head: &mut Parts) -> Result<(), Refused> {
     }
 }
 
-/// Tidies a head that came over HTTP/2, perhaps with a `Host`. h2 itself refuses fields that are about the connection.
+/// Normalizes a head that arrived over HTTP/2, perhaps with a `Host`. h2 itself refuses connection-specific
+/// fields.
 pub(crate) fn tidy_h2(head: &mut Parts, has_host: bool) -> Result<(), Refused> {
     let is_repeated = head.headers.len() > head.headers.keys_len();
     let has_user = head.uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
@@ -102,7 +104,7 @@ fn tidy_odd_h1(head: &mut Parts) -> Result<(), Refused> {
     if is_switch && hop::has_token(&head.headers, &UPGRADE, "websocket") {
         return Err(Refused::unknown("WebSocket is not spoken here; ask without `Upgrade: websocket`"));
     }
-    // A request for a whole URI means its authority, whatever `Host` says (RFC 9112, 3.2.2).
+    // A request with an absolute URI is for its authority, whatever `Host` contains (RFC 9112, 3.2.2).
     if let Some(authority) = head.uri.authority()
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
     {
@@ -131,7 +133,7 @@ fn tidy_odd_h2(head: &mut Parts) -> Result<(), Refused> {
     Ok(())
 }
 
-/// A proxy before us that reads another coding than we do would see other requests.
+/// A proxy that supports another coding than this server would see other requests.
 fn refuse_codings(head: &Parts) -> Result<(), Refused> {
     let is_chunked = |coding: &[u8]| coding.eq_ignore_ascii_case(b"chunked");
     let codings = || hop::tokens(&head.headers, &TRANSFER_ENCODING);
@@ -170,7 +172,7 @@ fn refuse_hosts(head: &Parts, needs_host: bool) -> Result<(), Refused> {
     }
 }
 
-/// Apart from case, and from the port that the scheme has anyway.
+/// Compares without regard to case, and to the default port of the scheme.
 fn is_same(host: &[u8], authority: &Authority, scheme: Option<&Scheme>) -> bool {
     let port: &[u8] = if scheme == Some(&Scheme::HTTPS) { b":443" } else { b":80" };
     let bare = |host| <[u8]>::strip_suffix(host, port).unwrap_or(host).to_ascii_lowercase();

@@ -1,4 +1,5 @@
-//! A server's stream: it yields the bytes that the version was read from once more, and observes all that come in.
+//! A server's stream: it yields again the bytes from which the version was read, and observes all incoming
+//! bytes.
 use std::{
     io,
     pin::Pin,
@@ -16,7 +17,7 @@ use tokio::{
 use super::activity::Activity;
 use crate::{h2::FrameMonitor, net::Stream, wire::PREFACE};
 
-/// The version of HTTP that a connection begins with.
+/// The version of HTTP at the begin of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Version {
     H1,
@@ -27,38 +28,38 @@ pub(crate) enum Version {
 pub(crate) struct Opening {
     bytes: [u8; PREFACE.len()],
     read: usize,
-    /// How many of them were handed on.
+    /// The number of them that were passed on.
     given: usize,
 }
 
-/// A stream that begins with its opening again, and outlives whom it is returned to.
+/// A stream that begins with its opening again, and that is returned at the end.
 pub(crate) struct Opened {
     stream: Option<Stream>,
     opening: Opening,
     observer: Observer,
-    /// The last write has to wait.
+    /// Whether the last write has to wait.
     blocked: bool,
     back: Option<oneshot::Sender<Stream>>,
 }
 
-/// Observes the bytes that come in.
+/// Observes the incoming bytes.
 pub(crate) enum Observer {
-    /// Over HTTP/1.1: those of heads can come slowly.
+    /// Over HTTP/1.1: measures slow heads.
     Http1(Arc<Activity>),
-    /// Over HTTP/2: the frames are observed.
+    /// Over HTTP/2: observes the frames.
     Http2(FrameMonitor),
 }
 
-/// Where the stream comes back to.
+/// Receives the returned stream.
 pub(crate) struct ReturnedStream(oneshot::Receiver<Stream>);
 
-/// Bytes that are read and discarded at a connection's end: a peer that sends more than this is busy sending.
+/// Bytes that are read and discarded at a connection's end: a peer that sends more continues to send.
 const DISCARD_BYTES: usize = 2 * 1024 * 1024;
-/// Of a peer that is cut off it is read no faster than so many bytes in so long, all in less than a second: while it is
-/// kept waiting it does not flood another connection.
+/// The bytes that are read from a cut-off peer between two pauses; all in less than a second. While the peer
+/// waits, it does not flood another connection.
 const BEFORE_PAUSE: usize = 16 * 1024;
 const CUT_OFF_PAUSE: Duration = Duration::from_millis(5);
-/// Bytes that are read at a time where little is: some twenty calls.
+/// The size of a small read: some twenty calls.
 const LITTLE: usize = 2048;
 
 // === impl Opening ===
@@ -68,7 +69,7 @@ impl Opening {
         Opening { bytes: [0; PREFACE.len()], read: 0, given: 0 }
     }
 
-    /// Reads until the version is clear. `None`: the peer closed without a word.
+    /// Reads until the version is known. `None` if the peer closed without sending anything.
     pub(crate) async fn read(&mut self, stream: &mut Stream) -> io::Result<Option<Version>> {
         while self.read < PREFACE.len() {
             let n = stream.read(&mut self.bytes[self.read..]).await?;
@@ -176,7 +177,7 @@ impl AsyncWrite for Opened {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Both hyper and h2 flush once nothing is left to be written.
+        // Both hyper and h2 flush once nothing is left to write.
         match self.stream().poll_flush(cx) {
             Poll::Ready(flushed) => {
                 if std::mem::take(&mut self.blocked) {
@@ -212,10 +213,11 @@ impl AsyncWrite for Opened {
 // === impl ReturnedStream ===
 
 impl ReturnedStream {
-    /// Closes the stream once the peer has, or `bound` is over; a peer that was cut off is read slowly.
+    /// Closes the stream once the peer has closed it, or `bound` has passed; a peer that was cut off is read
+    /// slowly.
     ///
-    /// Closing with bytes unread resets the connection: then the peer may never see the last
-    /// frames, above all which of its streams were never begun.
+    /// Closing with unread bytes resets the connection: then the peer may never receive the last frames, in
+    /// particular which of its streams were not started.
     pub(crate) async fn close(mut self, bound: Duration, is_cut_off: bool) {
         if let Ok(mut stream) = self.0.try_recv() {
             let pause = is_cut_off.then_some(CUT_OFF_PAUSE);
@@ -224,7 +226,7 @@ impl ReturnedStream {
     }
 }
 
-/// Reads no more than [`LITTLE`].
+/// Reads at most [`LITTLE`] bytes.
 #[cold]
 fn read_little(stream: Pin<&mut Stream>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
     let mut bytes = [0; LITTLE];
@@ -234,7 +236,8 @@ fn read_little(stream: Pin<&mut Stream>, cx: &mut Context<'_>, to: &mut ReadBuf<
     Poll::Ready(Ok(()))
 }
 
-/// Says that nothing more comes, and reads on until the peer says so too, or has sent what may have been on its way.
+/// Shuts down the write side, and reads on until the peer does the same, or has sent what may have been in
+/// flight.
 ///
 /// `pause` follows each [`BEFORE_PAUSE`] bytes.
 pub(crate) async fn finish(stream: &mut Stream, pause: Option<Duration>) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! The accept loop: who gets in, what for, and how long they may stay.
+//! The accept loop: which connections are admitted, for which service, and for how long.
 //!
 //! Slow, silent and hostile peers are bounded by time and number; a drain always ends.
 pub(crate) mod activity;
@@ -66,7 +66,7 @@ pub struct Server {
     metrics: Option<Metrics>,
 }
 
-/// One port, as its connections see it.
+/// One port, from a connection's point of view.
 pub(crate) struct Port {
     name: Arc<str>,
     pub(crate) config: Arc<ServerConfig>,
@@ -79,7 +79,7 @@ pub(crate) struct Port {
     open: Arc<AtomicUsize>,
     refusing: AtomicUsize,
     metrics: Option<Metrics>,
-    /// When a closed connection was last logged.
+    /// The time of the last log line about a closed connection.
     logged: Mutex<Option<Instant>>,
     refusals: Refusals,
 }
@@ -87,22 +87,22 @@ pub(crate) struct Port {
 /// Counts a connection while it is open.
 struct Counted(Arc<AtomicUsize>);
 
-/// After an error of accept that another try would only repeat (no file descriptors left).
+/// The pause after an error of accept that would occur again at once (no file descriptors left).
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
-/// Connections that are answered 503 at the same time, because the server is full; more are closed at once.
+/// Connections that get a 503 at the same time because the server is full; more are closed at once.
 const MAX_REFUSING: usize = 64;
 /// The least time between two log lines about connections that were closed for abuse.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
-/// The time that a peer has to read the last bytes before its connection is closed.
+/// The time in which a peer can read the last bytes before its connection is closed.
 pub(crate) const CLOSE_GRACE: Duration = Duration::from_secs(1);
-/// The answer of a full server, in any version: an HTTP/2 client sees that it is no frame.
+/// The answer of a full server, for any version: an HTTP/2 client recognises that it is no frame.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     retry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
 // === impl Server ===
 
 impl Server {
-    /// Its tasks end with `owner`'s.
+    /// Creates a server whose tasks end with those of `owner`.
     pub fn new(config: ServerConfig, owner: &Tasks, random: Random) -> Self {
         Server {
             config: Arc::new(config),
@@ -116,14 +116,14 @@ impl Server {
         }
     }
 
-    /// Where connections are counted that it closes for what their peers do. Default: nowhere.
+    /// Counts connections that the server closes because their peers exceed a limit. Default: not counted.
     pub fn metrics(mut self, metrics: Metrics) -> Self {
         self.metrics = Some(metrics);
         self
     }
 
-    /// Serves `mux` at `listener` from now on; `name` is the port's in the settings. Streams go through
-    /// `acceptor` first, where there is one: TLS goes in there.
+    /// Serves `mux` at `listener` from now on; `name` is the port's name in the settings. Streams pass
+    /// `acceptor` first, if there is one: TLS is added there.
     pub fn serve(
         &self,
         name: &str,
@@ -149,8 +149,8 @@ impl Server {
         self.tasks.spawn(self.connections.track_future(accept));
     }
 
-    /// Closes the listeners, has idle connections go at once and busy ones after their last answer, and
-    /// cuts what is left after `bound`. Returns how many calls were cut.
+    /// Closes the listeners and idle connections at once, busy connections after their last answer, and cuts
+    /// the remaining ones after `bound`. Returns the number of cut calls.
     pub async fn drain(&self, bound: Duration) -> usize {
         self.draining.cancel();
         self.connections.close();
@@ -162,14 +162,14 @@ impl Server {
         cut
     }
 
-    /// How many connections are open.
+    /// The number of open connections.
     pub fn connections(&self) -> usize {
         self.open.load(Acquire)
     }
 }
 
-/// Takes connections in until the server drains; then the listener is closed at once, so that no client
-/// waits behind it.
+/// Accepts connections until the server drains; then the listener is closed at once, so that no client waits in
+/// its backlog.
 async fn accept(port: Arc<Port>, mut listener: Box<dyn Listener>, tasks: Tasks, connections: TaskTracker) {
     let mut pause = BACK_OFF.0;
     loop {
@@ -195,7 +195,7 @@ async fn accept(port: Arc<Port>, mut listener: Box<dyn Listener>, tasks: Tasks, 
     }
 }
 
-/// Serves a new connection, or answers it with 503 when there are too many.
+/// Serves a new connection, or answers it with 503 if there are too many.
 fn admit(port: &Arc<Port>, stream: Stream) -> Option<chassis_core::BoxFuture<'static, ()>> {
     let counted = Counted::new(&port.open);
     if counted.0.load(Acquire) <= port.config.max_connections.get() {
@@ -231,7 +231,7 @@ fn is_of_one_connection(kind: ErrorKind) -> bool {
 // === impl Port ===
 
 impl Port {
-    /// Counts streams that are reset for what their peer did.
+    /// Counts streams that are reset because their peer exceeded a limit.
     fn reset_for(&self, abuse: Abuse, streams: usize) {
         if let Some(metrics) = &self.metrics {
             (0..streams).for_each(|_| metrics.stream_reset(Side::Server, abuse.name()));

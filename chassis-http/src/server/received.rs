@@ -1,10 +1,9 @@
-//! The body of a request, which is read to its end even when its handler has dropped it.
+//! The body of a request, which is read to its end even if its handler has dropped it.
 //!
-//! A call that is refused is often answered before its message has come. Dropping the message then has h2
-//! reset the stream; of more than 50 such streams it forgets the eldest, takes what still comes on them for
-//! errors of the connection, and after 1,024 of these closes it with all its calls. So an
-//! overloaded server would break its connections by refusing. The number of discarded bytes is bounded;
-//! beyond that the stream is reset.
+//! A refused call is often answered before its message has arrived. If the message were dropped then, h2 would
+//! reset the stream. h2 remembers up to 50 such streams; it treats later frames of older ones as errors of the
+//! connection, and after 1,024 of these closes it with all its calls. So an overloaded server would break its
+//! connections by refusing calls. The number of discarded bytes is bounded; beyond it the stream is reset.
 use std::{
     pin::Pin,
     task::{Context, Poll},
@@ -27,15 +26,15 @@ pub struct Received(Kind);
 
 #[derive(Debug)]
 enum Kind {
-    /// Nothing, or nothing more.
+    /// No body, or no more of it.
     None,
-    /// Over HTTP/1.1, where hyper closes the connection, or reads on, by itself.
+    /// Over HTTP/1.1, where hyper itself closes the connection or reads on.
     H1(Incoming),
     H2(Inbound),
 }
 
-/// The time for the rest of a dropped body. A message that follows its head is there soon; a client that still sends
-/// after that gets a reset.
+/// The time for the rest of a dropped body. A message that follows its head arrives soon; a client that still
+/// sends after that gets a reset.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 /// The bytes that are read and discarded: the message of most calls.
 const DISCARD_BYTES: usize = 64 * 1024;
@@ -47,7 +46,7 @@ impl Received {
         Received(Kind::H1(body))
     }
 
-    /// Behind a head that says `length` of it; its trailers may have `most` bytes.
+    /// The body after a head that declares `length`; its trailers may have `most` bytes.
     pub(crate) fn h2(body: RecvStream, length: Option<u64>, most: u32) -> Self {
         Received(Kind::H2(Inbound::new(body, length, most)))
     }
@@ -88,7 +87,7 @@ impl Body for Received {
 impl Drop for Received {
     fn drop(&mut self) {
         let Kind::H2(body) = std::mem::replace(&mut self.0, Kind::None) else { return };
-        // Ends by itself, and with its connection at the latest.
+        // The task ends by itself, and with its connection at the latest.
         if !body.is_end_stream()
             && let Ok(runtime) = Handle::try_current()
         {

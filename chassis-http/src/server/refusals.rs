@@ -1,4 +1,4 @@
-//! Says which requests are refused before they become calls, and why: a line a second for each status.
+//! Logs requests that are refused before they become calls, with the reason: one line a second for each status.
 use std::{
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -7,7 +7,7 @@ use std::{
 use http::StatusCode;
 use tokio::time::Instant;
 
-/// When a line was written last, by status.
+/// The time of the last line, by status.
 #[derive(Default)]
 pub(super) struct Refusals(Mutex<Vec<(StatusCode, Instant)>>);
 
@@ -16,7 +16,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 // === impl Refusals ===
 
 impl Refusals {
-    /// Writes a line for a request that came in at `port`, unless there was one for this status just now.
+    /// Writes a line for a request at `port`, unless there was one for this status within a second.
     #[cold]
     pub(super) fn log(&self, port: &str, status: StatusCode, words: &str) {
         if self.is_due(status, Instant::now()) {
@@ -25,7 +25,7 @@ impl Refusals {
     }
 
     fn is_due(&self, status: StatusCode, now: Instant) -> bool {
-        // Nothing panics while it is held; a poisoned lock would be as good as new.
+        // No code panics while the lock is held, so a poisoned lock is still valid.
         let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match logged.iter_mut().find(|(known, _)| *known == status) {
             Some((_, last)) if now.saturating_duration_since(*last) < PAUSE => false,

@@ -1,4 +1,4 @@
-//! The services of a port: anything that answers requests, gRPC and REST chosen by content-type.
+//! The services of a port. gRPC and REST are distinguished by content-type.
 use std::sync::Arc;
 
 use chassis_core::BoxFuture;
@@ -7,12 +7,12 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use super::{body::ServerBody, received::Received};
 use crate::{Problem, net::Peer, wire::GRPC_MEDIA_TYPE};
 
-/// The answer to a request, in time.
+/// The future of an answer.
 pub type Answer = BoxFuture<'static, Response<ServerBody>>;
 
-/// Answers requests. Any `Fn(Request<Received>) -> Answer` does.
+/// Answers requests. Every `Fn(Request<Received>) -> Answer` implements it.
 pub trait HttpService: Send + Sync + 'static {
-    /// The answer. After a panic the caller gets 500, and the connection is kept.
+    /// Answers a request. After a panic the caller gets 500, and the connection is kept.
     fn call(&self, request: Request<Received>) -> Answer;
 }
 
@@ -36,7 +36,7 @@ pub struct Mux {
     pub http: Option<Arc<dyn HttpService>>,
 }
 
-/// Where a request came in: an extension of each.
+/// The peer and the port of a request: an extension of each request.
 #[derive(Clone, Debug)]
 pub struct Connected(Arc<Inner>);
 
@@ -65,12 +65,12 @@ impl Mux {
     }
 }
 
-/// Is a request with these headers one of gRPC?
+/// Whether a request with these headers is a gRPC request.
 pub(crate) fn is_grpc(head: &HeaderMap) -> bool {
     head.get(CONTENT_TYPE).is_some_and(names_grpc)
 }
 
-/// Is `content_type` one of gRPC's?
+/// Whether `content_type` is one of gRPC's.
 pub(crate) fn names_grpc(content_type: &HeaderValue) -> bool {
     content_type.as_bytes().starts_with(GRPC_MEDIA_TYPE.as_bytes())
 }
@@ -93,17 +93,17 @@ impl Connected {
         Connected(Arc::new(Inner { peer, port, max_body }))
     }
 
-    /// Who sent it.
+    /// The sender of the request.
     pub fn peer(&self) -> &Peer {
         &self.0.peer
     }
 
-    /// The port's name in the settings, as in `grpc` or `http`.
+    /// The port's name in the settings, such as `grpc` or `http`.
     pub fn port(&self) -> &str {
         &self.0.port
     }
 
-    /// Bytes that a REST request's body may have here.
+    /// The limit of bytes of a REST request's body here.
     pub fn max_body(&self) -> usize {
         self.0.max_body
     }

@@ -1,7 +1,7 @@
-//! One HTTP/2 connection: how it is opened, what is known of it, and how it is found out to be dead.
+//! One HTTP/2 connection: how it is opened, its state, and the detection of a dead peer.
 //!
-//! It is `h2`'s own rather than hyper's, whose dispatch of a call to its connection costs as much again
-//! as the whole pipeline: a channel there and back, and a task for each call.
+//! It uses `h2` directly and not hyper: hyper passes a call to its connection through a channel in each
+//! direction and a task for each call, which costs as much as the whole pipeline.
 use std::{
     future::poll_fn,
     io,
@@ -50,8 +50,9 @@ pub(super) type Sender = SendRequest<Bytes>;
 /// An open connection.
 pub(super) struct Connection {
     sender: Sender,
-    /// The stream of the call that ended last. h2 wakes the connection's task when the last handle of a closed stream
-    /// is dropped; dropped after the next request, which wakes it anyway, it does not.
+    /// The stream of the most recently finished call. When the last handle of a closed stream is dropped, h2
+    /// wakes the connection's task; if it is dropped after the next request, which wakes the task anyway, h2
+    /// does not.
     left: Mutex<Option<RecvStream>>,
     health: Arc<Health>,
     streams: AtomicUsize,
@@ -61,46 +62,48 @@ pub(super) struct Connection {
     opened: Instant,
 }
 
-/// A request is being handed over to h2: until this is dropped h2 does not learn that the connection ends.
+/// Marks that a request is being passed to h2: until this is dropped, h2 is not shown the end of the
+/// connection.
 pub(super) struct Entered<'a>(&'a Health);
 
-/// The state of a connection, as its bytes show it.
+/// The state of a connection, derived from its frames.
 struct Health {
     over: AtomicBool,
     goaway: GoAway,
-    /// A call's time was up without a byte from the server: it has to say something before it gets more calls.
+    /// A call reached its deadline without a byte from the server: the connection gets more calls only after it
+    /// has received data.
     doubted: AtomicBool,
     doubt: Notify,
-    /// A ping was not answered in time. Set before the streams fail.
+    /// A ping was not answered in time. It is set before the streams fail.
     silent: AtomicBool,
-    /// How many requests are being handed over.
+    /// The number of requests that are being passed to h2.
     entered: AtomicUsize,
-    /// The last stream whose head has left.
+    /// The last stream whose head was sent.
     sent: AtomicU32,
-    /// How many streams the server allows, or we do.
+    /// The number of streams that the server allows, or this side.
     max_streams: AtomicUsize,
     max_header_list: HeaderLimit,
     keep_alive: KeepAlive,
 }
 
-/// Keeps [`Health`] from the frames that come in.
+/// Updates [`Health`] from the incoming frames.
 struct HealthObserver {
     endpoint: Arc<Endpoint>,
     health: Arc<Health>,
-    /// Resolves to whether the first frame was one of HTTP/2.
+    /// Resolves to whether the first frame was an HTTP/2 frame.
     first_frame: Option<oneshot::Sender<bool>>,
 }
 
-/// A call that was given up sooner says nothing of its connection.
+/// A call that was abandoned sooner gives no information about its connection.
 const MIN_WAIT: Duration = Duration::from_millis(100);
-/// How long a connection in doubt has to say anything: a pause of a garbage collector is shorter, mostly.
+/// The time in which a doubted connection must receive data: most pauses of a garbage collector are shorter.
 const DOUBT_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// Opens a connection, within the connect timeout: it is there once the server has sent its settings.
+/// Opens a connection, within the connect timeout: it is open once the server has sent its settings.
 pub(super) async fn open(endpoint: &Arc<Endpoint>) -> Result<Connection, BoxError> {
     let limit = endpoint.config.connect_timeout.get();
     let connecting = async {
-        // A connector may be the user's: its panic is a connection that failed, and is tried again.
+        // A connector may be the user's: its panic counts as a failed connection, and is retried.
         let stream =
             caught(async { endpoint.connector.connect_within(endpoint.link.address(), limit).await })
                 .await??;
@@ -126,7 +129,7 @@ async fn handshake(endpoint: &Arc<Endpoint>, stream: Stream) -> Result<Connectio
     let bound = config.keep_alive_timeout.get();
     let (ended, watched, ping) = (endpoint.clone(), health.clone(), connection.ping_pong());
     endpoint.link.tasks().spawn(async move {
-        // Both have news hardly ever.
+        // Both rarely have an event.
         let silent = WakeGated::new(watched.keep_alive.timed_out(ping, interval, bound));
         let doubts = WakeGated::new(watched.stays_in_doubt(&ended));
         let mut connection = pin!(connection);
@@ -154,13 +157,14 @@ fn builder(config: &ClientConfig) -> Builder {
     let mut builder = Builder::new();
     builder
         .enable_push(false)
-        // What we allow is ours to say: h2 would end the connection, or leave fields out without a word.
+        // This crate enforces the limit itself: h2 would close the connection, or omit fields silently.
         .max_header_list_size(headers::read(config.max_header_list.as_u32()))
         .initial_window_size(config.stream_window.as_u32())
         .initial_connection_window_size(config.connection_window.as_u32())
         .max_send_buffer_size(CLIENT_SEND_BUFFER)
-        // Answers may cross with our giving up on them. What h2 remembers to have reset it ignores for a
-        // second; anything else it counts as an error, and closes the connection after 1,024 of these.
+        // Answers may arrive after this side has reset their stream. h2 ignores frames of streams that it
+        // remembers to have reset for a second; it counts all others as errors, and closes the connection after
+        // 1,024 of these.
         .max_concurrent_reset_streams(config.max_streams.get());
     builder
 }
@@ -239,7 +243,7 @@ impl Connection {
         }
     }
 
-    /// Takes one more stream, unless all are in use.
+    /// Reserves a stream; false if all are in use.
     pub(super) fn take_stream(&self) -> bool {
         let most = self.health.max_streams.load(Acquire);
         let taken = self.streams.fetch_update(AcqRel, Acquire, |n| (n < most).then_some(n + 1)).is_ok();
@@ -247,12 +251,12 @@ impl Connection {
         taken
     }
 
-    /// Gives a stream back.
+    /// Releases a stream.
     pub(super) fn give_stream(&self) {
         self.streams.fetch_sub(1, AcqRel);
     }
 
-    /// Begins to hand a request over; `None`: the connection takes no more.
+    /// Begins to pass a request to h2; `None` if the connection accepts no more.
     pub(super) fn enter(&self) -> Option<Entered<'_>> {
         self.health.entered.fetch_add(1, SeqCst);
         let entered = Entered(&self.health);
@@ -260,30 +264,30 @@ impl Connection {
         (!self.health.over.load(SeqCst)).then_some(entered)
     }
 
-    /// Keeps `stream`, of which nothing is left to be read or sent, until the next request.
+    /// Keeps `stream`, which is completely read and sent, until the next request.
     pub(super) fn leave(&self, stream: RecvStream) {
         let before = self.left().replace(stream);
         drop(before);
     }
 
-    /// Drops the stream that was kept: right after a request was handed over.
+    /// Drops the kept stream; called right after a request was passed to h2.
     pub(super) fn drop_left(&self) {
         let before = self.left().take();
         drop(before);
     }
 
-    /// It has served a call.
+    /// Records that the connection has served a call.
     pub(super) fn set_served(&self) {
         set(&self.served);
     }
 
-    /// No more calls on it.
+    /// The connection gets no more calls.
     pub(super) fn retire(&self) {
         self.health.over.store(true, Release);
     }
 
-    /// A call that was sent after `since` was given up without an answer. If nothing at all came in since then,
-    /// the connection may be dead, and has to show that it is not before it gets more calls.
+    /// A call that was sent after `since` was abandoned without an answer. If no data arrived since then, the
+    /// connection may be dead, and gets more calls only after it has received data.
     pub(super) fn doubt(&self, since: Instant) -> bool {
         let health = &self.health;
         let doubted =
@@ -296,7 +300,7 @@ impl Connection {
         doubted
     }
 
-    /// Was it used since this was asked last, or is it now?
+    /// Whether it was used since the previous check, or is in use now.
     pub(super) fn take_used(&self) -> bool {
         self.used.swap(false, AcqRel) || self.streams() > 0
     }
@@ -313,12 +317,12 @@ impl Connection {
         self.health.max_streams.load(Acquire).saturating_sub(self.streams())
     }
 
-    /// How many bytes of headers the server takes.
+    /// The bytes of headers that the server accepts.
     pub(super) fn max_header_list(&self) -> u32 {
         self.health.max_header_list.get()
     }
 
-    /// Has the head of this stream left?
+    /// Whether the head of this stream was sent.
     pub(super) fn has_sent(&self, stream: u32) -> bool {
         stream <= self.health.sent.load(Acquire)
     }
@@ -343,7 +347,7 @@ impl Connection {
         self.served.load(Acquire)
     }
 
-    /// Was a call ever sent on it?
+    /// Whether a call was ever sent on it.
     pub(super) fn has_begun(&self) -> bool {
         self.begun.load(Acquire)
     }
@@ -352,23 +356,23 @@ impl Connection {
         self.opened.elapsed()
     }
 
-    /// Is it over because the server no longer answered pings?
+    /// Whether it ended because the server no longer answered pings.
     pub(super) fn is_silent(&self) -> bool {
         self.health.silent.load(Acquire)
     }
 
-    /// Is it over without a failure, because the server announced it?
+    /// Whether it ended without a failure, because the server announced the end.
     pub(super) fn was_orderly(&self) -> bool {
         self.health.goaway.is_orderly(self.has_served(), self.has_begun(), self.age())
     }
 
-    /// Nothing panics while it is held; a poisoned lock would be as good as new.
+    /// No code panics while the lock is held, so a poisoned lock is still valid.
     fn left(&self) -> MutexGuard<'_, Option<RecvStream>> {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Sets a flag, and leaves its cache line alone if it is set already.
+/// Sets a flag; writes its cache line only if the flag is not set.
 fn set(flag: &AtomicBool) {
     if !flag.load(Relaxed) {
         flag.store(true, Release);
@@ -399,13 +403,13 @@ impl Health {
         }
     }
 
-    /// Has the connection replaced when it stays in doubt. Its calls go on, as long as it answers pings in time.
+    /// Replaces the connection if it stays in doubt. Its calls continue as long as it answers pings in time.
     async fn stays_in_doubt(&self, endpoint: &Endpoint) {
         loop {
             self.doubt.notified().await;
             let since = Instant::now();
             sleep(DOUBT_TIMEOUT).await;
-            // There may have been word, and another doubt since.
+            // Data may have arrived meanwhile, and another doubt after it.
             let is_alive = self.keep_alive.last_received() >= since;
             if !is_alive && self.doubted.load(Acquire) && !self.over.swap(true, AcqRel) {
                 endpoint.lost();

@@ -1,4 +1,4 @@
-//! The task that keeps the connections to one endpoint up.
+//! The task that maintains the connections to one endpoint.
 use std::{
     pin::pin,
     sync::{Arc, atomic::Ordering::*},
@@ -16,19 +16,19 @@ use crate::net::backoff::Backoff;
 
 /// How the last connection ended.
 enum Loss {
-    /// It went in good order, or was given up for another: the next may come at once.
+    /// It closed in good order, or was replaced: the next may be opened at once.
     Went,
-    /// Otherwise.
+    /// Any other end.
     Broke {
-        /// A connection that never served is as bad as none.
+        /// A connection that never served a call counts as a failed one.
         served: bool,
     },
 }
 
-/// Runs until the endpoint is gone.
+/// Runs until the endpoint is removed.
 ///
-/// After a failure it stays in `TransientFailure` until a connection is there again, also while
-/// another one is tried: calls are refused at once rather than wait for one more timeout.
+/// After a failure the endpoint stays in `TransientFailure` until a connection is open again, also during
+/// another attempt: calls are refused at once and do not wait for another timeout.
 pub(super) async fn drive(endpoint: Arc<Endpoint>) {
     let mut backoff = Backoff::new(endpoint.config.max_backoff.get());
     let idle = endpoint.config.idle_timeout.get();
@@ -79,7 +79,7 @@ pub(super) async fn drive(endpoint: Arc<Endpoint>) {
 // === impl Endpoint ===
 
 impl Endpoint {
-    /// Takes out the connections that are over. `Some`: none is left.
+    /// Removes the closed connections. Returns `Some` if none is left.
     fn reap(&self, backoff: &mut Backoff) -> Option<Loss> {
         let open = self.open.get();
         let (left, over): (Vec<_>, Vec<_>) = open.iter().cloned().partition(|one| !one.is_over());
@@ -93,7 +93,7 @@ impl Endpoint {
             backoff.reset();
         }
         let orderly = over.iter().all(|one| one.was_orderly());
-        // Nothing is lost with a connection that went in good order and without a call: the next call brings the
+        // A connection that closed in good order and had no call needs no replacement: the next call opens the
         // next one.
         let is_needed = match orderly {
             true => over.iter().any(|one| one.streams() > 0),
@@ -106,7 +106,7 @@ impl Endpoint {
         empty.then_some(if went { Loss::Went } else { Loss::Broke { served } })
     }
 
-    /// Calls wait for the next connection, unless this was not the first in a row that was good for nothing.
+    /// Calls wait for the next connection, unless an earlier connection in a row also served no call.
     fn settle_loss(&self, loss: &Loss, is_first: bool) {
         let state = match loss {
             _ if !self.wanted.load(Acquire) => State::Idle,
@@ -120,7 +120,8 @@ impl Endpoint {
         self.wake_waiting();
     }
 
-    /// Closes connections that were not used since the last time: those beyond the usual number, or all.
+    /// Closes connections that were not used since the previous check: those beyond the configured number, or
+    /// all.
     fn close_unused(&self) {
         let open = self.open.get();
         let used: Vec<bool> = open.iter().map(|one| one.take_used()).collect();
@@ -141,17 +142,17 @@ impl Endpoint {
         }
     }
 
-    /// How many connections there are, and how many of these take calls.
+    /// The number of connections, and of those that accept calls.
     fn count(&self) -> (usize, usize) {
         self.open.with(|open| (open.len(), open.iter().filter(|one| one.is_usable()).count()))
     }
 
-    /// How many connections there should be, when there are `open`.
+    /// The number of connections to have, if `open` are open.
     fn target(&self, open: usize) -> usize {
         if !self.wanted.load(Acquire) {
             return 0;
         }
-        // A connection that was just opened has room for calls that have not noticed yet.
+        // A connection that was just opened has room for waiting calls that have not noticed it yet.
         let room = self.open.with(|open| open.iter().map(|one| one.free_streams()).sum());
         let more = usize::from(open > 0 && self.waiting() > room);
         self.config.connections.get().max((open + more).min(self.config.max_connections.get()))
@@ -166,7 +167,7 @@ impl Endpoint {
         self.wake_waiting();
     }
 
-    /// Waits, but not for what is gone: the endpoint, or another connection.
+    /// Waits, but ends early if the endpoint is removed or another connection is lost.
     async fn pause(&self, span: Duration) {
         let mut over = pin!(sleep(span));
         loop {

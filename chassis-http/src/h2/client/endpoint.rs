@@ -1,4 +1,4 @@
-//! The connections to one endpoint, as calls see them: pick one, take a stream.
+//! The connections to one endpoint from a call's point of view: pick one, reserve a stream.
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicBool, AtomicUsize, Ordering::*},
@@ -22,25 +22,25 @@ pub(super) struct Endpoint {
     pub(super) config: Arc<ClientConfig>,
     pub(super) form: Form,
     pub(super) open: Live<Vec<Arc<Connection>>>,
-    /// Calls want connections; otherwise those that end are not replaced.
+    /// Calls need connections; otherwise connections that end are not replaced.
     pub(super) wanted: AtomicBool,
     /// Wakes the driver.
     pub(super) poke: Notify,
     pub(super) pings: PingPace,
     driven: AtomicBool,
     closed: AtomicBool,
-    /// Calls that wait for a stream, and the notification that wakes the first of them.
+    /// The number of calls that wait for a stream, and the notification that wakes the first of them.
     waiting: AtomicUsize,
     free: Notify,
-    /// Why there is no connection, for the message.
+    /// The reason why there is no connection, for the error message.
     failure: Mutex<Option<String>>,
 }
 
-/// The use of one stream; given back by dropping it.
+/// A reserved stream; dropping it releases the stream.
 pub(super) struct Slot {
     connection: Arc<Connection>,
     endpoint: Arc<Endpoint>,
-    /// A request was sent then, and neither an answer came nor an error.
+    /// The time at which a request was sent that has neither an answer nor an error yet.
     unanswered: Option<Instant>,
 }
 
@@ -50,7 +50,7 @@ enum Pick {
     None,
 }
 
-/// Counts a call among those that wait.
+/// Counts a call among the waiting ones.
 struct Waiting<'a>(&'a Endpoint);
 
 // === impl Endpoint ===
@@ -79,7 +79,7 @@ impl Endpoint {
         }
     }
 
-    /// Starts to connect, unless that is under way.
+    /// Starts to connect, unless an attempt is running.
     pub(super) fn wake(self: &Arc<Self>) {
         if self.is_closed() || self.wanted.swap(true, AcqRel) {
             return;
@@ -90,13 +90,14 @@ impl Endpoint {
         self.poke.notify_one();
     }
 
-    /// No more calls; those under way finish.
+    /// Accepts no more calls; calls in flight finish.
     pub(super) fn close(&self) {
         self.closed.store(true, Release);
         self.poke.notify_one();
     }
 
-    /// A stream of the least used connection; waits while all are full. `None`: there is no connection.
+    /// Reserves a stream of the least used connection; waits while all are full. `None` if there is no
+    /// connection.
     pub(super) async fn slot(self: &Arc<Self>) -> Option<Slot> {
         let slot = |connection| Slot { connection, endpoint: self.clone(), unanswered: None };
         match self.pick() {
@@ -114,7 +115,7 @@ impl Endpoint {
         }
     }
 
-    /// Why a call found no connection. It never left.
+    /// The error of a call that found no connection. It was not sent.
     pub(super) fn unreachable(&self) -> Error {
         let address = self.link.address();
         match &*self.failure() {
@@ -123,12 +124,12 @@ impl Endpoint {
         }
     }
 
-    /// Keeps in mind why there is no connection; `None`: there is one.
+    /// Stores the reason why there is no connection; `None` if there is one.
     pub(super) fn set_failure(&self, why: Option<String>) {
         *self.failure() = why;
     }
 
-    /// A connection is over, or goes: if it was the last, no call is to come here for now.
+    /// A connection has ended or is closing: if it was the last, the endpoint gets no calls for now.
     pub(super) fn lost(&self) {
         let usable = self.open.with(|open| open.iter().any(|connection| connection.is_usable()));
         if !usable && self.link.connection() == State::Ready {
@@ -138,7 +139,7 @@ impl Endpoint {
         self.wake_waiting();
     }
 
-    /// A connection that was in doubt lives: calls may come again.
+    /// A doubted connection has received data: the endpoint may get calls again.
     pub(super) fn found(&self) {
         let usable = self.open.with(|open| open.iter().any(|connection| connection.is_usable()));
         if usable && self.link.connection() == State::Connecting {
@@ -147,19 +148,19 @@ impl Endpoint {
         self.wake_waiting();
     }
 
-    /// Lets a call that waits look again. Each wakes the next, so that none is missed.
+    /// Wakes a waiting call to check again. Each call wakes the next, so that none is missed.
     pub(super) fn wake_waiting(&self) {
         if self.waiting() > 0 {
             self.free.notify_one();
         }
     }
 
-    /// How many calls wait for a stream.
+    /// The number of calls that wait for a stream.
     pub(super) fn waiting(&self) -> usize {
         self.waiting.load(Acquire)
     }
 
-    /// Is the endpoint gone for good?
+    /// Whether the endpoint was removed.
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Acquire)
     }
@@ -170,14 +171,14 @@ impl Endpoint {
             match usable.min_by_key(|connection| connection.streams()) {
                 Some(least) if least.take_stream() => Pick::Found(least.clone()),
                 Some(_) => Pick::Full,
-                // It turns out soon whether that one lives, or another takes its place.
+                // It is known soon whether the connection is alive or is replaced.
                 None if open.iter().any(|connection| !connection.is_over()) => Pick::Full,
                 None => Pick::None,
             }
         })
     }
 
-    /// Nothing panics while it is held; a poisoned lock would be as good as new.
+    /// No code panics while the lock is held, so a poisoned lock is still valid.
     fn failure(&self) -> MutexGuard<'_, Option<String>> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -191,58 +192,58 @@ impl Slot {
         self.connection.sender()
     }
 
-    /// Begins to hand a request over to h2; `None`: the connection takes no more.
+    /// Begins to pass a request to h2; `None` if the connection accepts no more.
     pub(super) fn enter(&self) -> Option<Entered<'_>> {
         self.connection.enter()
     }
 
-    /// How many bytes of headers the endpoint takes.
+    /// The bytes of headers that the endpoint accepts.
     pub(super) fn max_header_list(&self) -> u32 {
         self.connection.max_header_list()
     }
 
-    /// Has the head of this stream left?
+    /// Whether the head of this stream was sent.
     pub(super) fn has_sent(&self, stream: u32) -> bool {
         self.connection.has_sent(stream)
     }
 
-    /// The request that was begun at `since` is sent, and now has to be answered.
+    /// Records that the request that began at `since` was sent and has no answer yet.
     pub(super) fn awaits(&mut self, since: Instant) {
         self.unanswered = Some(since);
     }
 
-    /// It was answered, or it is known why not.
+    /// Records that the request was answered, or failed for a known reason.
     pub(super) fn answered(&mut self) {
         self.unanswered = None;
     }
 
-    /// The answer was read to the end of `stream`.
+    /// Records that the answer was read to the end of `stream`.
     pub(super) fn leave(&self, stream: RecvStream) {
         self.connection.leave(stream);
     }
 
-    /// Drops the stream of an earlier call, right after a request was handed over.
+    /// Drops the stream of an earlier call; called right after a request was passed to h2.
     pub(super) fn drop_left(&self) {
         self.connection.drop_left();
     }
 
-    /// Is the connection over because the endpoint no longer answered pings?
+    /// Whether the connection ended because the endpoint no longer answered pings.
     pub(super) fn is_silent(&self) -> bool {
         self.connection.is_silent()
     }
 
-    /// The endpoint has answered: it is well.
+    /// The endpoint has answered, so it works.
     pub(super) fn served(&self) {
         self.connection.set_served();
     }
 
-    /// The connection takes no more calls.
+    /// The connection accepts no more calls.
     pub(super) fn retire(&self) {
         self.connection.retire();
         self.endpoint.lost();
     }
 
-    /// Its call was dropped while it waited for the answer.
+    /// The call was dropped while it waited for the answer.
     #[cold]
     fn given_up(&self, since: Instant) {
         if self.connection.doubt(since) {
@@ -282,7 +283,7 @@ impl Drop for Waiting<'_> {
 mod tests {
     use super::*;
 
-    /// One for each instance of each service, most of them without a connection.
+    /// There is one for each instance of each service, most of them without a connection.
     #[test]
     fn is_small() {
         assert!(size_of::<Endpoint>() <= 272, "{}", size_of::<Endpoint>());

@@ -1,7 +1,8 @@
-//! GOAWAY as a client follows it: which calls it refused, how its connection ended, and how often to ping from then on.
+//! A client's reaction to GOAWAY: the calls that it refused, the way its connection ended, and the ping
+//! interval from then on.
 //!
-//! Two things are not decided here: the frame's format (`h2/frames.rs`), and that h2 reads a GOAWAY only once no request
-//! is being handed over (`sniffer.rs`).
+//! Two related parts are elsewhere: the frame's format (`h2/frames.rs`), and the rule that h2 reads a GOAWAY
+//! only when no request is being passed to it (`sniffer.rs`).
 use std::{
     sync::atomic::{AtomicBool, AtomicU32, Ordering::*},
     time::Duration,
@@ -17,8 +18,8 @@ pub(super) struct GoAway {
     graceful: AtomicBool,
 }
 
-/// How often an endpoint is pinged. gRPC servers send ENHANCE_YOUR_CALM to a client that pings too often, and each such
-/// GOAWAY doubles the interval for the endpoint's next connections (gRPC's proposal A8).
+/// The ping interval of an endpoint. gRPC servers send ENHANCE_YOUR_CALM to a client that pings too often; each
+/// such GOAWAY doubles the interval for the endpoint's next connections (gRPC's proposal A8).
 #[derive(Debug)]
 pub(super) struct PingPace {
     /// The configured interval is multiplied by this.
@@ -41,9 +42,9 @@ impl GoAway {
         self.graceful.store(code == NO_ERROR, Release);
     }
 
-    /// Did the connection end without a failure? The server has announced the end without an error, and the connection
-    /// had served a call, or had had none for `MIN_USEFUL_AGE`. A server that turns away what it has just accepted is
-    /// as bad as one that refuses to connect.
+    /// Whether the connection ended without a failure: the server announced the end without an error, and the
+    /// connection had served a call, or had no call for `MIN_USEFUL_AGE`. A server that closes a connection
+    /// right after accepting it counts like one that refuses to connect.
     pub(super) fn is_orderly(&self, has_served: bool, has_begun: bool, age: Duration) -> bool {
         self.graceful.load(Acquire) && (has_served || (!has_begun && age >= MIN_USEFUL_AGE))
     }
@@ -69,19 +70,19 @@ impl Default for PingPace {
     }
 }
 
-/// Did this error end the connection, rather than one stream of it?
+/// Whether this error ended the connection, rather than one stream of it.
 pub(crate) fn is_of_connection(error: &h2::Error) -> bool {
     error.is_io() || error.is_go_away()
 }
 
-/// Has the server's GOAWAY refused the stream? Its number was above the last one that the server will process: then h2
-/// fails the stream with that GOAWAY, whereas streams that the server still works on fail with an I/O error, should the
-/// connection break.
+/// Whether the server's GOAWAY refused the stream, because its number was above the last one that the server
+/// will process. h2 fails such a stream with that GOAWAY; streams that the server still processes fail with an
+/// I/O error if the connection breaks.
 pub(crate) fn has_refused(error: &h2::Error) -> bool {
     error.is_go_away() && error.is_remote()
 }
 
-/// Has our side closed the connection with a GOAWAY, because the server broke the rules of HTTP/2?
+/// Whether this side closed the connection with a GOAWAY, because the server violated HTTP/2.
 pub(crate) fn is_ours(error: &h2::Error) -> bool {
     error.is_go_away() && !error.is_remote()
 }

@@ -1,7 +1,7 @@
-//! Calls over HTTP/2, on connections that are kept up in the background.
+//! Calls over HTTP/2, on connections that a background task maintains.
 //!
-//! A call never connects: it takes a stream of a connection that is there, waits for one only while
-//! all are in use, and comes back unsent where there is none.
+//! A call never connects: it reserves a stream of an open connection, waits for one only while all are in use,
+//! and is returned unsent if there is no connection.
 mod connection;
 mod driver;
 mod endpoint;
@@ -32,8 +32,8 @@ pub struct H2Leaf(Arc<Endpoint>);
 // === impl H2Leaf ===
 
 impl H2Leaf {
-    /// For the endpoint of `link`; `sized` requests say how long their body is, where that is known. Endpoints
-    /// of one config share it.
+    /// Creates a leaf for the endpoint of `link`; `sized` requests declare the length of their body if it is
+    /// known. Endpoints with the same config share it.
     pub fn new(
         link: Link,
         connector: Arc<dyn Connector>,
@@ -68,7 +68,7 @@ impl Drop for H2Leaf {
     }
 }
 
-/// On the first connection that takes it.
+/// Sends the call on the first connection that accepts it.
 async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Failed> {
     loop {
         let Some(mut slot) = endpoint.slot().await else {
@@ -95,7 +95,7 @@ async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Fa
                         slot.drop_left();
                         Ok((answer, stream, (!out.is_whole).then_some(out.body)))
                     }
-                    // It was there a moment ago; if it is no more, nothing was sent.
+                    // The connection was just open; if it no longer is, nothing was sent.
                     Err(error) => {
                         if goaway::is_of_connection(&error) {
                             slot.retire();
@@ -121,7 +121,8 @@ async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Fa
         slot.answered();
         let response = match answer {
             Ok(response) => response,
-            // Even if it was refused, its headers are gone: only the retries, which kept them, may send it again.
+            // Even if the request was refused, its headers are consumed: only the retries, which kept a copy,
+            // may send it again.
             Err(error) => return Err(call.refuse(error)),
         };
         slot.served();
@@ -142,14 +143,14 @@ async fn send(endpoint: Arc<Endpoint>, mut call: Invocation) -> Result<Reply, Fa
     }
 }
 
-/// Why no answer came to the request on `stream`.
+/// The error of the request on `stream` that got no answer.
 #[cold]
 fn lost(error: h2::Error, stream: u32, slot: &Slot) -> Error {
     let said = match slot.is_silent() {
         true => failure::of_ping_timeout(),
         false => failure::of_stream(&error),
     };
-    // A head that had not left when the connection ended was not seen by the server.
+    // If the head was not sent when the connection ended, the server did not receive it.
     let unsent = goaway::is_of_connection(&error) && !slot.has_sent(stream);
     let said = if unsent { said.with_maybe_executed(false) } else { said };
     said.with_source(error)

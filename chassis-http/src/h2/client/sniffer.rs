@@ -1,4 +1,4 @@
-//! The bytes of a client's HTTP/2 connection, whose frames are observed both ways.
+//! Observes the frames of a client's HTTP/2 connection in both directions.
 use std::{
     io::{self, IoSlice},
     pin::Pin,
@@ -20,11 +20,11 @@ use crate::{
     wire::PREFACE,
 };
 
-/// A stream whose frames are observed, both ways.
+/// A stream whose frames are observed, in both directions.
 ///
-/// A request that h2 refuses because the connection has just ended is lost with its headers. So h2 learns that a
-/// connection ends (by GOAWAY, its end, or an error) only once the [`FrameObserver`] knows and no request is being
-/// handed over.
+/// If h2 refuses a request because the connection has just ended, the request's headers are lost. So h2 is
+/// shown the end of a connection (a GOAWAY, the end of the bytes, an error) only after the [`FrameObserver`]
+/// has seen it, and while no request is being passed to h2.
 pub(super) struct FrameSniffer<S, L> {
     stream: S,
     frames: FrameParser,
@@ -32,9 +32,9 @@ pub(super) struct FrameSniffer<S, L> {
     observer: L,
     read_budget: ReadBudget,
     budget: FrameBudget,
-    /// Encoded bytes that a list of headers may have.
+    /// The limit of encoded bytes of a header list.
     most_encoded: usize,
-    /// The result of the last read, which h2 has not seen yet.
+    /// The result of the last read that is held back from h2.
     held: Option<io::Result<Bytes>>,
 }
 
@@ -42,19 +42,19 @@ pub(super) struct FrameSniffer<S, L> {
 pub(super) trait FrameObserver: Unpin {
     /// `event` came in.
     fn on_event(&mut self, event: FrameEvent);
-    /// The head of this stream has left.
+    /// The head of this stream was sent.
     fn on_head_sent(&mut self, stream: u32);
-    /// Nothing more comes in.
+    /// No more bytes come in.
     fn on_end(&mut self);
-    /// Has the connection ended, while a request that does not know is being handed over?
+    /// Whether the connection has ended while a request is being passed to h2 that does not know this yet.
     fn must_hold(&self) -> bool;
 }
 
-/// Finds the heads in what goes out.
+/// Finds the heads of requests in the outgoing bytes.
 #[derive(Debug)]
 struct Sent {
     header: [u8; HEADER],
-    /// How much of the next frame's header is there.
+    /// The number of bytes of the next frame's header that are present.
     kept: usize,
     /// Bytes to skip before that.
     skip: usize,
@@ -66,7 +66,7 @@ const HEADERS: u8 = 1;
 // === impl FrameSniffer ===
 
 impl<S, L: FrameObserver> FrameSniffer<S, L> {
-    /// A list of headers of more than `most_encoded` bytes ends the connection.
+    /// A header list of more than `most_encoded` bytes ends the connection.
     pub(super) fn new(stream: S, observer: L, read_budget: ReadBudget, most_encoded: usize) -> Self {
         let sent = Sent { header: [0; HEADER], kept: 0, skip: PREFACE.len() };
         let budget = FrameBudget::new(Instant::now());
@@ -82,7 +82,7 @@ impl<S, L: FrameObserver> FrameSniffer<S, L> {
         }
     }
 
-    /// Looks at what has left of `bytes`.
+    /// Parses the part of `bytes` that was written.
     fn wrote(
         &mut self,
         cx: &Context<'_>,
@@ -109,7 +109,7 @@ impl<S, L: FrameObserver> FrameSniffer<S, L> {
         Poll::Ready(written)
     }
 
-    /// Hands out what was held.
+    /// Returns the result that was held back.
     #[cold]
     fn give(&mut self, held: io::Result<Bytes>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut bytes = held?;
@@ -119,7 +119,7 @@ impl<S, L: FrameObserver> FrameSniffer<S, L> {
         Poll::Ready(Ok(()))
     }
 
-    /// Keeps the last read until no request is being handed over any more: a moment.
+    /// Holds back the last read until no request is being passed to h2: a very short time.
     #[cold]
     fn hold(
         &mut self,
@@ -218,7 +218,7 @@ impl Sent {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
             bytes = &bytes[skipped..];
-            // Mostly a frame's header is whole.
+            // A frame's header is mostly complete.
             if self.kept == 0
                 && let Some((header, rest)) = bytes.split_first_chunk::<HEADER>()
             {

@@ -1,4 +1,4 @@
-//! GOAWAY as a server sends it: to have a client leave when its last call has ended, or to cut it off at once.
+//! GOAWAY of a server: closes a connection after its last call, or cuts the client off at once.
 use std::{
     pin::Pin,
     task::{Context, Poll},
@@ -14,14 +14,14 @@ use crate::server::{CLOSE_GRACE, io::Opened};
 /// Whether, and since when, a connection is being cut off.
 #[derive(Default)]
 pub(super) struct GoAway {
-    /// The client has until then to read why it is cut off.
+    /// The time until which the client may read the reason.
     cut_off: Option<Pin<Box<Sleep>>>,
 }
 
 // === impl GoAway ===
 
 impl GoAway {
-    /// Announces the end; streams that have begun go on.
+    /// Announces the end; streams that have begun continue.
     pub(super) fn announce(connection: &mut Connection<Opened, Bytes>) {
         connection.graceful_shutdown();
     }
@@ -37,8 +37,8 @@ impl GoAway {
         self.cut_off.is_some()
     }
 
-    /// Resolves once the client has been sent the GOAWAY of [`cut_off`](Self::cut_off), or has taken too long to read
-    /// it. Streams that have begun meanwhile are not served.
+    /// Resolves when the GOAWAY of [`cut_off`](Self::cut_off) was sent, or the client has taken too long to
+    /// read it. Streams that begin meanwhile are not served.
     #[cold]
     pub(super) fn poll_cut_off(
         &mut self,
@@ -61,7 +61,7 @@ impl GoAway {
     }
 }
 
-/// Has h2 itself cut the client off, by one of its own bounds on floods?
+/// Whether h2 itself has cut the client off, by one of its own bounds on floods.
 pub(super) fn is_of_flood(error: &h2::Error) -> bool {
     error.is_library() && error.is_go_away() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM)
 }

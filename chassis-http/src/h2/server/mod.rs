@@ -1,7 +1,7 @@
-//! HTTP/2 as a server speaks it: each stream is a call, in a task of its own.
+//! HTTP/2 for servers: each stream is a call, in a task of its own.
 //!
-//! It is `h2`'s own, as on the side of the client, and not hyper's: an answer that is there goes out
-//! whole, head, message and trailers, without another look at it.
+//! It uses `h2` directly, as the client does, and not hyper: an answer that is complete is sent at once, with
+//! head, message and trailers, and needs no further poll.
 mod goaway;
 mod monitor;
 mod pace;
@@ -63,17 +63,17 @@ use crate::{
 pub(crate) struct Http2 {
     connection: Connection<Opened, Bytes>,
     requests: Requests,
-    /// `Some`: the peer does not answer pings; `None`: it is to be cut off.
+    /// `Some` if the peer does not answer pings; `None` if it must be cut off.
     trouble: WakeGated<BoxFuture<'static, Option<BoxError>>>,
     keep_alive: Arc<KeepAlive>,
     read_budget: ReadBudget,
-    /// Bytes of headers that the peer takes.
+    /// Bytes of headers that the peer accepts.
     limit: HeaderLimit,
-    /// Bytes of headers that we take.
+    /// Bytes of headers that this side accepts.
     max_header_list: u32,
-    /// Handlers that may run, or wait to be ended.
+    /// The limit of handlers that run or are being cancelled.
     max_handlers: usize,
-    /// Resets that had come when no stream was left to begin.
+    /// The number of resets at the last time when no new stream was waiting.
     resets: usize,
     pace: ReadPace,
     /// Nothing is read until then.
@@ -81,12 +81,12 @@ pub(crate) struct Http2 {
     goaway: GoAway,
 }
 
-/// One stream: first its answer is made, then it is sent. Both end early when the peer resets it.
+/// One stream: first its answer is computed, then it is sent. Both end early if the peer resets the stream.
 struct Exchange {
     respond: SendResponse<Bytes>,
     state: State,
     dated: bool,
-    /// Bytes of headers, and of trailers, that the peer takes.
+    /// Bytes of headers, and of trailers, that the peer accepts.
     most: u32,
     /// Its number on the connection, and when it began.
     number: usize,
@@ -98,13 +98,14 @@ enum State {
     Sending(Pump<Tracked>),
 }
 
-/// Handlers for each stream that a peer may have at once: of streams that were reset some have not ended yet.
+/// Handlers for each stream that a peer may have at once: some of the streams that were reset have not ended
+/// yet.
 const MAX_HANDLERS: usize = 4;
 
 // === impl Http2 ===
 
 impl Http2 {
-    /// Performs the handshake on `io`, which feeds `keep_alive` and `read_budget`.
+    /// Performs the handshake on `io`, whose frames update `keep_alive` and `read_budget`.
     pub(crate) async fn begin(
         port: &Port,
         io: Opened,
@@ -159,7 +160,7 @@ impl Http2 {
         let is_grpc = content_type.is_some_and(names_grpc);
         let size = headers::size_of_request(&head.method, &head.uri, size);
         let tidied = tidy_h2(&mut head, has_host);
-        // gRPC has no use for these.
+        // gRPC does not use these headers.
         let (length, dated) = if is_grpc { (None, false) } else { (length(&head.headers), true) };
         let request = Request::from_parts(head, Received::h2(body, length, self.max_header_list));
         let answer = match tidied {
@@ -167,12 +168,12 @@ impl Http2 {
             Ok(()) => self.requests.answer(request, is_grpc),
             Err(refused) => self.requests.refuse(refused, is_grpc),
         };
-        // It ends with its connection.
+        // The task ends with its connection.
         let (state, most) = (State::Answering(answer), self.limit.get());
         tokio::spawn(Exchange { respond, state, dated, most, number, began });
     }
 
-    /// A stream that is over before it was looked at: no handler ever sees it.
+    /// Skips a stream that has already ended: no handler is called for it.
     #[cold]
     fn skip(&self, number: usize, headers: &HeaderMap) {
         let streams = &self.requests.activity().streams;
@@ -182,7 +183,7 @@ impl Http2 {
         }
     }
 
-    /// Is the connection to be closed for what its peer does?
+    /// Whether the connection must be closed because its peer exceeds a limit.
     fn is_abused(&self) -> bool {
         let activity = self.requests.activity();
         if activity.in_flight() > self.max_handlers {
@@ -191,7 +192,7 @@ impl Http2 {
         activity.streams.abuse().is_some()
     }
 
-    /// Begins the next turn, unless reading pauses.
+    /// Begins the next turn, unless reading is paused.
     fn begin_turn(&mut self, cx: &mut Context<'_>) {
         if let Some(pause) = &mut self.pause {
             if pause.as_mut().poll(cx).is_pending() {
@@ -202,7 +203,7 @@ impl Http2 {
         self.read_budget.refill();
     }
 
-    /// Pauses if the turn has brought little but streams that are over already.
+    /// Pauses if most streams of the turn have already ended.
     fn end_turn(&mut self, cx: &mut Context<'_>) {
         if self.pause.is_some() {
             return;
@@ -216,7 +217,7 @@ impl Http2 {
         if let Some(pause) = pause {
             self.read_budget.pause();
             self.pause = Some(Box::pin(sleep(pause)));
-            // Its end wakes the task.
+            // The end of the pause wakes the task.
             self.begin_turn(cx);
             if self.pause.is_none() {
                 cx.waker().wake_by_ref();
@@ -233,7 +234,7 @@ impl Http2 {
         self.goaway.cut_off(&mut self.connection);
     }
 
-    /// h2 has its own bounds on floods.
+    /// h2 has its own bounds on floods, which are counted here.
     #[cold]
     fn failed(&self, error: h2::Error) -> BoxError {
         if goaway::is_of_flood(&error) {
@@ -253,14 +254,15 @@ impl Future for Http2 {
             return this.goaway.poll_cut_off(&mut this.connection, cx);
         }
         let handed = this.requests.activity().windows.handed();
-        // Each look for another call reads, too.
+        // Polling for another call also reads.
         this.begin_turn(cx);
         while let Poll::Ready(accepted) = this.connection.poll_accept(cx) {
             match accepted {
                 Some(Ok((request, respond))) => {
                     this.read_budget.spend_call();
-                    // Streams come in the order of their numbers. Behind the newest one a further look finds none: it
-                    // reads and writes in vain, for the look that found this one did both until it had to wait.
+                    // Streams arrive in the order of their numbers. After the newest one a further poll finds
+                    // none: it would read and write to no effect, because the poll that found this one did both
+                    // until it would block.
                     let is_newest = respond.stream_id().as_u32() == this.requests.activity().streams.newest();
                     this.serve(request, respond, cx);
                     if is_newest || this.is_abused() {
@@ -303,11 +305,11 @@ fn builder(port: &Port) -> Builder {
     let mut builder = Builder::new();
     builder
         .max_concurrent_streams(config.max_streams.get())
-        // All calls of a client may be over their time in the moment in which this process is too busy to
-        // look at them: no reason to close the connection, as h2 does from the twenty-first on. What is one is
-        // counted in `streams.rs`.
+        // All calls of a client may exceed their deadlines while this process is too busy to read them: no
+        // reason to close the connection, as h2 does from the twenty-first on. `streams.rs` counts the real
+        // floods.
         .max_pending_accept_reset_streams(MAX_HANDLERS.saturating_mul(config.max_streams.get() as usize))
-        // What we allow is ours to say: h2 would end the connection, or leave fields out without a word.
+        // This crate enforces the limit itself: h2 would close the connection, or omit fields silently.
         .max_header_list_size(headers::read(config.max_header_list.as_u32()))
         .initial_window_size(config.stream_window.as_u32())
         .initial_connection_window_size(config.connection_window.as_u32())
@@ -318,7 +320,7 @@ fn builder(port: &Port) -> Builder {
 // === impl Exchange ===
 
 impl Exchange {
-    /// Sends the head; gives back what sends the rest, if there is any.
+    /// Sends the head; returns the pump that sends the rest, if there is any.
     fn answer(&mut self, response: Response<Tracked>) -> Option<Pump<Tracked>> {
         let (mut head, mut body) = response.into_parts();
         let size = hop::strip_h2(&mut head.headers);
@@ -342,7 +344,7 @@ impl Exchange {
         }
     }
 
-    /// The answer in place of one whose headers the peer does not take.
+    /// The answer in place of one whose headers the peer does not accept.
     #[cold]
     fn unsayable(&self, head: response::Parts, body: Tracked) -> (response::Parts, Tracked) {
         let size = headers::size_of_answer(headers::size(&head.headers));
@@ -353,7 +355,7 @@ impl Exchange {
     }
 }
 
-/// A refusal in HTTP's words, or in gRPC's, which has a code for it.
+/// A refusal in the form of HTTP, or in that of gRPC, which has a code for it.
 pub(crate) fn refusal(status: StatusCode, code: u16, words: String, is_grpc: bool) -> Response<ServerBody> {
     if !is_grpc {
         return Problem::new(status).detail(words).into_http().map(ServerBody::from);
@@ -363,7 +365,7 @@ pub(crate) fn refusal(status: StatusCode, code: u16, words: String, is_grpc: boo
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(GRPC_MEDIA_TYPE));
     headers.insert(GRPC_STATUS, code.into());
-    // Our own words are ASCII, and have no `%`.
+    // The message is ASCII without `%`.
     headers.extend(HeaderValue::try_from(words).ok().map(|words| (GRPC_MESSAGE, words)));
     response
 }
@@ -392,7 +394,7 @@ impl Future for Exchange {
     }
 }
 
-/// When answers are sent; written anew once a second.
+/// The value of the `date` header; updated once a second.
 fn date() -> HeaderValue {
     thread_local! {
         static LAST: RefCell<(Duration, HeaderValue)> =

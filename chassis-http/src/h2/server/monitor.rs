@@ -1,4 +1,4 @@
-//! Observes the frames that come in on a server's connection.
+//! Observes the incoming frames of a server's connection.
 use std::{sync::Arc, task::Context};
 
 use tokio::time::Instant;
@@ -13,7 +13,7 @@ use crate::{
     server::activity::Activity,
 };
 
-/// Feeds keep-alive, the read budget, the flood budget and the connection's activity from the bytes that come in.
+/// Updates keep-alive, the read budget, the flood budget and the connection's activity from the incoming bytes.
 pub(crate) struct FrameMonitor {
     keep_alive: Arc<KeepAlive>,
     read_budget: ReadBudget,
@@ -21,7 +21,8 @@ pub(crate) struct FrameMonitor {
     frames: FrameParser,
     limit: HeaderLimit,
     budget: FrameBudget,
-    /// After the last read: the unfinished part, whether it is a list of headers, and the number of frames before it.
+    /// After the last read: the unfinished part, whether it is a header list, and the number of frames before
+    /// it.
     unfinished: (Unfinished, bool, u64),
 }
 
@@ -51,22 +52,22 @@ impl FrameMonitor {
         &self.activity
     }
 
-    /// Earns budget for `bytes` that were written.
+    /// Adds to the flood budget for `bytes` that were written.
     pub(crate) fn wrote(&mut self, bytes: usize) {
         self.budget.earn(bytes);
     }
 
-    /// Has this poll read enough? Then the task is woken, to be polled again soon.
+    /// Whether this poll has read enough. Then the task is woken, to be polled again soon.
     pub(crate) fn is_spent(&self, cx: &mut Context<'_>) -> bool {
         self.read_budget.is_spent(cx)
     }
 
-    /// Is only little to be read at a time?
+    /// Whether each read must be small.
     pub(crate) fn is_slow(&self) -> bool {
         self.activity.streams.is_slow()
     }
 
-    /// Observes `bytes` that came in.
+    /// Observes incoming `bytes`.
     pub(crate) fn read(&mut self, bytes: &[u8]) {
         let FrameMonitor { keep_alive, read_budget, activity, frames, limit, budget, unfinished: last } =
             self;
@@ -81,7 +82,7 @@ impl FrameMonitor {
                     }
                     if let Err(abuse) = budget.spend(&frame, Instant::now) {
                         activity.streams.give_up(abuse);
-                        // The connection's task looks at it before it reads on.
+                        // The connection's task handles it before it reads on.
                         read_budget.exhaust();
                     }
                 }
@@ -98,7 +99,7 @@ impl FrameMonitor {
             read_budget.exhaust();
         }
         let unfinished = (frames.unfinished(), frames.is_in_list(), frames.count());
-        // While the same frame, or list of headers, goes on, its first byte counts.
+        // While the same frame, or header list, continues, the time of its first byte counts.
         let goes_on = unfinished.2 == last.2 || (unfinished.1 && last.1);
         if unfinished.0 != last.0 || (unfinished.0 != Unfinished::Nothing && !goes_on) {
             activity.set_unfinished(unfinished.0, goes_on);

@@ -1,9 +1,10 @@
-//! How fast a connection is read whose peer resets most of its streams as soon as it has begun them.
+//! The read pace of a connection whose peer resets most of its streams right after it has begun them.
 //!
-//! Such a stream costs about as much as a call, and several hundred come before the connection is closed for them. A
-//! connection that has more to read after each turn is always ready, and while tasks are ready tokio polls I/O after 61
-//! of them only: with ten such peers the callers of all other connections waited for hundreds of milliseconds. So a
-//! pause follows a turn that brought little else. In it threads run out of ready tasks, and poll I/O.
+//! Such a stream costs about as much as a call, and several hundred arrive before the connection is closed for
+//! them. A connection that has more to read after each turn is always ready, and while tasks are ready tokio
+//! polls I/O only after 61 of them: with ten such peers the callers of all other connections waited for
+//! hundreds of milliseconds. So a pause follows a turn that consisted mostly of such streams. During the pause
+//! threads run out of ready tasks, and poll I/O.
 use std::time::Duration;
 
 /// Counts how the streams of a connection have ended so far.
@@ -12,31 +13,32 @@ pub(super) struct StreamCounts {
     pub(super) begun: usize,
     /// Reset within 10 ms, before their answer began.
     pub(super) hasty: usize,
-    /// Reset before we looked at them, when the time was over that their callers had given.
+    /// Reset before this side has handled them, after the deadline of their callers.
     pub(super) expired: usize,
 }
 
-/// Decides after each turn whether reading pauses, by what the counts have grown since the last one.
+/// Decides after each turn whether reading pauses, by the growth of the counts since the last turn.
 #[derive(Debug, Default)]
 pub(super) struct ReadPace {
     last: StreamCounts,
     is_slow: bool,
 }
 
-/// So many resets in one turn are a client that gave up on several calls; h2's own bound on pending ones is as many.
+/// Up to this number of resets in one turn, the client may have cancelled several calls; h2's own bound on
+/// pending ones is the same.
 const FEW: usize = 20;
-/// A pause is so many times as long as its turn: the connection gets a tenth of one thread.
+/// The length of a pause relative to its turn: the connection gets a tenth of one thread.
 const TIMES: u32 = 9;
-/// tokio's timer is no finer.
+/// The resolution of tokio's timer.
 const SHORTEST: Duration = Duration::from_millis(1);
-/// Short enough that a peer that resets everything is cut off within 100 ms.
+/// Short enough that a peer that resets all streams is cut off within 100 ms.
 const LONGEST: Duration = Duration::from_millis(10);
 
 // === impl ReadPace ===
 
 impl ReadPace {
-    /// A turn is over, which took as long as `took` says; returns for how long to pause, at least 1 ms and at most
-    /// 10 ms. Without resets it is a comparison.
+    /// Ends a turn of length `took`; returns the length of the pause, between 1 ms and 10 ms. Without resets it
+    /// costs one comparison.
     pub(super) fn turn_over(
         &mut self,
         counts: StreamCounts,
@@ -48,18 +50,18 @@ impl ReadPace {
             return None;
         }
         let begun = counts.begun - last.begun;
-        // Reads are small while it is slow, and may bring few streams.
+        // Reads are small while the connection is slow, and may contain few streams.
         let few = if self.is_slow { 1 } else { FEW };
         let is_most = |reset: usize| reset >= few && 2 * reset > begun;
         self.is_slow = is_most(hasty);
         match self.is_slow {
             true => Some((took() * TIMES).clamp(SHORTEST, LONGEST)),
-            // A stall of ours makes many calls expire at once, and ends once they are read.
+            // A stall of this process makes many calls expire at once, and ends once they are read.
             false => is_most(hasty + expired).then_some(SHORTEST),
         }
     }
 
-    /// Is little to be read at a time?
+    /// Whether each read must be small.
     pub(super) fn is_slow(&self) -> bool {
         self.is_slow
     }
@@ -69,7 +71,7 @@ impl ReadPace {
 mod tests {
     use super::*;
 
-    /// The pauses after turns of `took` microseconds that brought (streams, hasty resets, expired), in microseconds.
+    /// The pauses after turns of `took` microseconds with (streams, hasty resets, expired), in microseconds.
     #[track_caller]
     fn check(took: u64, turns: &[(usize, usize, usize)], expected: &[u128]) {
         let (mut pace, mut counts) = (ReadPace::default(), StreamCounts::default());
@@ -96,7 +98,7 @@ mod tests {
         check(500, &[(64, 33, 0), (64, 0, 0), (64, 0, 0)], &[4_500, 0, 0]);
     }
 
-    /// Earlier good streams earn it no read without a pause.
+    /// Earlier successful streams do not prevent a pause.
     #[test]
     fn each_turn_is_looked_at_alone() {
         check(500, &[(1_000_000, 0, 0), (100, 100, 0)], &[0, 4_500]);

@@ -1,5 +1,5 @@
-//! Counts how a peer uses the streams of one HTTP/2 connection: above all, how many it resets before it can have
-//! got an answer (CVE-2023-44487).
+//! Counts how a peer uses the streams of one HTTP/2 connection, in particular how many it resets before an
+//! answer is possible (CVE-2023-44487).
 use std::{
     sync::{
         Mutex, MutexGuard, OnceLock, PoisonError,
@@ -17,56 +17,57 @@ use crate::h2::flood::Abuse;
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
     begun: AtomicUsize,
-    /// The highest HTTP/2 number of a stream whose head has come, or has begun to.
+    /// The highest HTTP/2 number of a stream whose head has arrived or begun to arrive.
     newest: AtomicU32,
-    /// Frames that reset one, so far.
+    /// The number of frames that reset a stream, so far.
     resets: AtomicUsize,
     /// As in [`StreamCounts`].
     hasty: AtomicUsize,
     expired: AtomicUsize,
-    /// Its connection is to be read little by little.
+    /// Whether the connection must be read in small pieces.
     is_slow: AtomicBool,
     counts: Mutex<ResetCounts>,
-    /// Why the connection is to be closed, once it is.
+    /// The reason for closing the connection, once there is one.
     abuse: OnceLock<Abuse>,
     abused: Notify,
-    /// How many were reset since their reader was too slow.
+    /// The number of streams that were reset because their reader was too slow.
     slow: AtomicUsize,
 }
 
 /// Counts streams that their peer reset before their answer began, and soon after they began.
 #[derive(Debug, Default)]
 struct ResetCounts {
-    /// In the newest block of streams, and in the one before.
+    /// In the newest block of streams, and in the previous one.
     in_block: [usize; 2],
     block: usize,
-    /// Those that were reset in haste, in the newest half of a second and in the one before.
+    /// Reset within [`HASTE`], in the newest half second and in the previous one.
     in_half: [usize; 2],
-    /// The same of those whose callers had said that they would not wait for long.
+    /// The same for streams whose callers had announced a short timeout.
     in_half_said: [usize; 2],
     half: u64,
     first: Option<Instant>,
 }
 
-/// Resets after this are no haste: the peer waited.
+/// Later resets are not premature: the peer waited.
 pub(crate) const PREMATURE: Duration = Duration::from_secs(1);
-/// As many streams are looked at, or up to twice as many.
+/// The rate is computed over this many streams, or up to twice as many.
 const BLOCK: usize = 500;
-/// So many of them over half are chance, or callers in step: with 1,000 streams, four standard deviations.
+/// Up to this many resets over half are chance, or callers in step: with 1,000 streams, four standard
+/// deviations.
 const CHANCE: usize = 64;
-/// So many in a second are too many, whatever else goes on, if they were reset within [`HASTE`]: to those that last
-/// longer the bound on streams applies, and callers with a short patience are many.
+/// This many in a second are too many in any case, if they were reset within [`HASTE`]. Streams that last
+/// longer are bounded by the limit of concurrent streams, and many callers have short timeouts.
 const IN_A_SECOND: usize = 1_000;
 const HASTE: Duration = Duration::from_millis(10);
-/// The same where it was said before: a server that stalls for a second finds the calls of many callers over their
-/// time. No handler sees them.
+/// The same for streams whose timeout was announced: a server that stalls for a second then finds many expired
+/// calls. No handler is called for them.
 const SAID_IN_A_SECOND: usize = 10_000;
 const HALF_SECOND: u128 = 500;
 
 // === impl Streams ===
 
 impl Streams {
-    /// One more has begun; returns its number.
+    /// Counts a stream that begins; returns its number.
     pub(crate) fn begin(&self) -> usize {
         // Only the connection itself counts.
         let number = self.begun.load(Relaxed);
@@ -74,19 +75,19 @@ impl Streams {
         number
     }
 
-    /// A frame has come with headers of the stream with this HTTP/2 number.
+    /// Records that a frame with headers of the stream with this HTTP/2 number has arrived.
     pub(crate) fn headers(&self, stream: u32) {
         if stream > self.newest() {
             self.newest.store(stream, Relaxed);
         }
     }
 
-    /// The highest HTTP/2 number of a stream whose head has come, or has begun to; 0 before the first.
+    /// The highest HTTP/2 number of a stream whose head has arrived or begun to arrive; 0 before the first.
     pub(crate) fn newest(&self) -> u32 {
         self.newest.load(Relaxed)
     }
 
-    /// A frame has come that resets one.
+    /// Records a frame that resets a stream.
     pub(crate) fn reset(&self) {
         self.resets.store(self.resets() + 1, Relaxed);
     }
@@ -103,7 +104,7 @@ impl Streams {
         }
     }
 
-    /// Is its connection to be read little by little?
+    /// Whether the connection must be read in small pieces.
     pub(super) fn is_slow(&self) -> bool {
         self.is_slow.load(Relaxed)
     }
@@ -112,7 +113,7 @@ impl Streams {
         self.is_slow.store(is_slow, Relaxed);
     }
 
-    /// Stream `number` was reset before its answer began, when it had lived for so long.
+    /// Records that stream `number` was reset before its answer began, at the age `lived`.
     pub(crate) fn reset_early(&self, number: usize, lived: Duration, now: Instant) {
         if lived > PREMATURE {
             return;
@@ -125,8 +126,8 @@ impl Streams {
         }
     }
 
-    /// A stream was reset before we looked at it, and its caller had said that it would wait for less than
-    /// [`PREMATURE`].
+    /// Records that a stream was reset before this side has handled it, and that its caller had announced a
+    /// timeout of less than [`PREMATURE`].
     pub(crate) fn over_its_time(&self, now: Instant) {
         self.expired.fetch_add(1, Relaxed);
         let abuse = self.counts().over_its_time(now);
@@ -135,17 +136,17 @@ impl Streams {
         }
     }
 
-    /// One is reset, since its peer reads too slowly.
+    /// Records that a stream is reset because its peer reads too slowly.
     pub(crate) fn slow_reader(&self) {
         self.slow.fetch_add(1, Relaxed);
     }
 
-    /// How many were reset for that since this was asked last.
+    /// The number of streams that were reset for that since the last call.
     pub(crate) fn take_slow(&self) -> usize {
         if self.slow.load(Relaxed) > 0 { self.slow.swap(0, Relaxed) } else { 0 }
     }
 
-    /// The connection is to be closed. The first reason stays.
+    /// Requests that the connection is closed. The first reason stays.
     pub(crate) fn give_up(&self, abuse: Abuse) {
         if self.abuse.set(abuse).is_ok() {
             self.abused.notify_one();
@@ -156,14 +157,14 @@ impl Streams {
         self.abuse.get().copied()
     }
 
-    /// Resolves when the connection is to be closed.
+    /// Resolves when the connection must be closed.
     pub(crate) async fn abused(&self) {
         while self.abuse().is_none() {
             self.abused.notified().await;
         }
     }
 
-    /// Nothing panics while it is held; a poisoned lock would be as good as new.
+    /// No code panics while the lock is held, so a poisoned lock is still valid.
     fn counts(&self) -> MutexGuard<'_, ResetCounts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -172,7 +173,7 @@ impl Streams {
 // === impl ResetCounts ===
 
 impl ResetCounts {
-    /// Counts the stream of this number, of `begun` that have begun; says whether it is one too many.
+    /// Counts the stream of this number, of `begun` that have begun; returns whether it is one too many.
     fn premature(&mut self, number: usize, begun: usize, in_haste: bool, now: Instant) -> Option<Abuse> {
         let block = begun / BLOCK;
         shift(&mut self.in_block, block - self.block.min(block));
@@ -189,14 +190,14 @@ impl ResetCounts {
         }
     }
 
-    /// Counts a stream that was reset when it was over the time that its caller had given it.
+    /// Counts a stream that was reset after the deadline of its caller.
     fn over_its_time(&mut self, now: Instant) -> Option<Abuse> {
         self.pass(now);
         self.in_half_said[0] += 1;
         (sum(&self.in_half_said) >= SAID_IN_A_SECOND).then_some(Abuse::ResetRate)
     }
 
-    /// Time passes.
+    /// Advances the time.
     fn pass(&mut self, now: Instant) {
         let since = now.saturating_duration_since(*self.first.get_or_insert(now));
         let half = u64::try_from(since.as_millis() / HALF_SECOND).unwrap_or(u64::MAX);
@@ -207,7 +208,7 @@ impl ResetCounts {
     }
 }
 
-/// The newest becomes the one before, so many times.
+/// Moves the newest count to the previous one, `by` times.
 fn shift(counts: &mut [usize; 2], by: usize) {
     match by {
         0 => {}
@@ -226,8 +227,8 @@ mod tests {
 
     use super::*;
 
-    /// After how many streams a peer is cut off, if `resets` says of each whether it is reset at once; `rate` begin
-    /// in a second.
+    /// Returns after how many streams a peer is cut off. `resets` decides for each stream whether it is reset
+    /// at once; `rate` streams begin in a second.
     #[track_caller]
     fn check(
         rate: usize,
@@ -252,7 +253,7 @@ mod tests {
         check(100_000, 10_000, |n| n % 3 > 0, Some((500, Abuse::PrematureResets)));
     }
 
-    /// Earlier good streams earn it no more than that.
+    /// Earlier successful streams allow no more resets.
     #[test]
     fn a_peer_that_begins_to_reset_everything_is_cut_off_soon() {
         check(900, 10_000_000, |n| n >= 9_999_500, Some((10_000_000, Abuse::PrematureResets)));

@@ -1,25 +1,25 @@
 //! The windows of an HTTP/2 connection, as far as a server knows them without asking h2.
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
-/// How much the peer of an HTTP/2 connection takes for certain, without a look at what h2 knows.
+/// The bytes that the peer of an HTTP/2 connection certainly accepts, computed without asking h2.
 #[derive(Debug)]
 pub(crate) struct Windows {
-    /// Bytes of each stream, to begin with.
+    /// The initial window of each stream, in bytes.
     stream: AtomicU32,
-    /// Bytes of all streams together, so far.
+    /// The sum of all windows of the connection so far, in bytes.
     granted: AtomicU64,
-    /// Bytes that h2 was given; those of streams that were reset, too.
+    /// Bytes that were given to h2, including those of reset streams.
     handed: AtomicU64,
-    /// How many of them it no longer held when it had last written all that it could.
+    /// The part of them that h2 had written when it last wrote everything it could.
     written: AtomicU64,
-    /// Bytes that it may hold, and be given more without a look.
+    /// Bytes that h2 may hold when it is given more without a check.
     untold: u64,
 }
 
 /// The window of a new connection, and of a stream before the first settings.
 const WINDOW: u32 = 65_535;
-/// Bytes at the beginning of a stream that h2 is given without a look: all of most answers. A peer that takes back a
-/// window that it has opened holds up no more.
+/// Bytes at the beginning of a stream that h2 is given without a check: all of most answers. A peer that
+/// reduces a window after opening it delays no more than that.
 const MOST_UNTOLD: u32 = 1024 * 1024;
 
 // === impl Windows ===
@@ -35,18 +35,18 @@ impl Windows {
         }
     }
 
-    /// Says what the peer's settings say of a new stream.
+    /// Stores the initial stream window of the peer's settings.
     pub(crate) fn set_stream(&self, bytes: u32) {
         self.stream.store(bytes, Relaxed);
     }
 
-    /// More may be sent on all streams together.
+    /// Adds to the window of the connection.
     pub(crate) fn grant(&self, bytes: u32) {
         self.granted.fetch_add(bytes.into(), Relaxed);
     }
 
-    /// Gives `bytes` to h2, on a stream that had `sent` before, if the peer takes all of them for certain, and h2 does
-    /// not hold too much.
+    /// Records `bytes` as given to h2, on a stream that has `sent` before, if the peer certainly accepts all of
+    /// them and h2 does not hold too much. Returns whether it did.
     pub(crate) fn take(&self, sent: u64, bytes: usize) -> bool {
         let bytes = bytes as u64;
         if sent + bytes > u64::from(self.stream.load(Relaxed).min(MOST_UNTOLD)) {
@@ -60,17 +60,17 @@ impl Windows {
         has_room
     }
 
-    /// Gives `bytes` to h2, which has room for them.
+    /// Records `bytes` as given to h2, which has room for them.
     pub(crate) fn hand(&self, bytes: usize) {
         self.handed.fetch_add(bytes as u64, Relaxed);
     }
 
-    /// Bytes that h2 was given so far.
+    /// Bytes that were given to h2 so far.
     pub(crate) fn handed(&self) -> u64 {
         self.handed.load(Relaxed)
     }
 
-    /// h2 has written all that it was given by the time at which `handed` bytes had been.
+    /// Records that h2 has written everything it had at the time when `handed` bytes had been given to it.
     pub(crate) fn set_written(&self, handed: u64) {
         self.written.store(handed, Relaxed);
     }

@@ -32,10 +32,10 @@ use crate::{ClientConfig, HTTP};
 /// # }
 /// ```
 ///
-/// It is a `tower::Service` of `http::Request`, too. There the operation's name is the [`Operation`]
-/// among the request's extensions, `_OTHER` where there is none; [`CallOptions`] are taken from there
-/// likewise. Of the URI, path and query count; neither its authority nor a `Host` header goes out, but the
-/// service's name: a request that came in can be passed on as it is.
+/// It is also a `tower::Service` of `http::Request`. There the operation's name is the [`Operation`] among the
+/// request's extensions, or `_OTHER` without one; [`CallOptions`] are taken from the extensions too. Of the URI
+/// it uses path and query; it sends the service's name in place of its authority or a `Host` header, so an
+/// incoming request can be forwarded unchanged.
 #[derive(Clone)]
 pub struct HttpClient {
     service: Arc<str>,
@@ -46,18 +46,18 @@ pub struct HttpClient {
 // === impl HttpClient ===
 
 impl HttpClient {
-    /// To `service`, as the registry knows it, through its client pipeline.
+    /// Creates a client of `service`, by its name in the registry, through its client pipeline.
     pub fn new(service: impl Into<Arc<str>>, pipeline: Pipeline) -> Self {
         HttpClient { service: service.into(), pipeline, max_body: ClientConfig::default().max_body.get() }
     }
 
-    /// The same, which reads answers of up to `bytes` into memory at once. Default 4 MiB.
+    /// Sets the limit of bytes of an answer that is read into memory at once. Default 4 MiB.
     pub fn max_body(mut self, bytes: usize) -> Self {
         self.max_body = bytes;
         self
     }
 
-    /// The service it leads to.
+    /// The called service.
     pub fn service(&self) -> &str {
         &self.service
     }
@@ -92,7 +92,7 @@ impl HttpClient {
         self.request(Method::DELETE, template)
     }
 
-    /// A request of any method. The template, not the path that comes of it, names the operation.
+    /// A request of any method. The template, not the path made from it, names the operation.
     pub fn request(&self, method: Method, template: impl Into<String>) -> RequestBuilder {
         RequestBuilder::new(self.clone(), method, template.into())
     }

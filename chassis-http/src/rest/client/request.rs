@@ -1,4 +1,4 @@
-//! A request in the making.
+//! The builder of a request.
 use std::{fmt::Display, sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -11,8 +11,8 @@ use serde::Serialize;
 use super::{HttpClient, Response, template};
 use crate::{HTTP, wire::JSON};
 
-/// A request that is being built. Nothing is sent before [`send`](Self::send), which also returns the first error in
-/// it.
+/// A request that is being built. Nothing is sent before [`send`](Self::send), which also returns the first
+/// error of the builder.
 #[must_use = "a request is sent by `send`"]
 pub struct RequestBuilder {
     client: HttpClient,
@@ -43,7 +43,7 @@ impl RequestBuilder {
         }
     }
 
-    /// Fills the hole `name` of the template; percent-encoded.
+    /// Replaces the parameter `name` of the template; percent-encoded.
     pub fn param(mut self, name: impl Into<String>, value: impl Display) -> Self {
         self.params.push((name.into(), value.to_string()));
         self
@@ -55,7 +55,7 @@ impl RequestBuilder {
         self
     }
 
-    /// Adds a header; one of the same name stays.
+    /// Adds a header; an existing one of the same name stays.
     pub fn header<N, V>(mut self, name: N, value: V) -> Self
     where
         N: TryInto<HeaderName, Error: Display>,
@@ -69,7 +69,7 @@ impl RequestBuilder {
         self
     }
 
-    /// The body, as JSON.
+    /// Sets the body, as JSON.
     pub fn json<T: Serialize + ?Sized>(mut self, value: &T) -> Self {
         match serde_json::to_vec(value) {
             Ok(json) => {
@@ -81,13 +81,14 @@ impl RequestBuilder {
         self
     }
 
-    /// The body, as bytes. For one that is made while it is sent, see [`stream`](Self::stream).
+    /// Sets the body, as bytes. For a body that is produced while it is sent, see [`stream`](Self::stream).
     pub fn body(mut self, bytes: impl Into<Bytes>) -> Self {
         self.body = Body::full(bytes);
         self
     }
 
-    /// The body, sent as it comes. Such a request can be made again only while little of it was read.
+    /// Sets a body that is sent as it is produced. Such a request can be retried only while little of it was
+    /// read.
     pub fn stream<B>(mut self, body: B) -> Self
     where
         B: http_body::Body<Data = Bytes, Error: Into<chassis_core::BoxError>> + Send + 'static,
@@ -96,14 +97,14 @@ impl RequestBuilder {
         self
     }
 
-    /// How long the caller waits for the end of the answer. It travels on, and only shortens what is
-    /// inherited.
+    /// The timeout up to the end of the answer. It is sent with the call, and can only shorten an inherited
+    /// deadline.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.options.timeout = Some(timeout);
         self
     }
 
-    /// Only to instances with this label, whatever the routes say.
+    /// Restricts the call to instances with this label, regardless of the routes.
     pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         let more = LabelSet::from_iter([(name.into(), value.into())]);
         let labels = match &self.options.labels {
@@ -114,25 +115,25 @@ impl RequestBuilder {
         self
     }
 
-    /// It may be executed twice without harm, whatever its method.
+    /// The call may be executed twice without harm, whatever its method.
     pub fn idempotent(mut self) -> Self {
         self.options.idempotent = true;
         self
     }
 
-    /// It is never retried. (A call that provably never left is still sent again.)
+    /// The call is never retried. (A call that provably was not sent is still resent.)
     pub fn no_retry(mut self) -> Self {
         self.options.no_retry = true;
         self
     }
 
-    /// It is not bound by the deadline of the call that is being handled here.
+    /// The call is not limited by the deadline of the call that is being handled here.
     pub fn detached(mut self) -> Self {
         self.options.detached = true;
         self
     }
 
-    /// Sends it. An answer, also a failing one, is `Ok`; an error means that none came.
+    /// Sends the request. An answer, also a failing one, is `Ok`; an error means that there was no answer.
     pub async fn send(self) -> Result<Response, Error> {
         let (call, pipeline, max_body) = self.into_call()?;
         let service = call.target.service.clone();
@@ -140,7 +141,7 @@ impl RequestBuilder {
         Ok(Response::new(answer, max_body))
     }
 
-    /// The call, the way that it goes, and how much of its answer is read at once.
+    /// The call, its pipeline, and the limit of bytes of the answer that are read at once.
     fn into_call(self) -> Result<(Invocation, Pipeline, usize), Error> {
         let HttpClient { service, pipeline, max_body } = self.client;
         let malformed = |words| Error::local(Reason::Malformed, words).with_code(Code::InvalidArgument);
@@ -160,7 +161,7 @@ impl RequestBuilder {
         Ok((call, pipeline, max_body))
     }
 
-    /// Keeps the first error.
+    /// Stores the first error.
     fn is_wrong(&mut self, words: String) {
         self.wrong.get_or_insert(words);
     }

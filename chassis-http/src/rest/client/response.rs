@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::rest::problem::{self, Problem};
 
-/// An answer. Also a failing one: [`ok`](Self::ok) turns that into a [`Problem`].
+/// An answer, also a failing one: [`ok`](Self::ok) converts that into a [`Problem`].
 pub struct Response {
     status: StatusCode,
     headers: HeaderMap,
@@ -39,17 +39,17 @@ impl Response {
         &self.extensions
     }
 
-    /// The refusal, where another chassis refused before it did anything.
+    /// The refusal, if another chassis refused the call before executing it.
     pub fn refusal(&self) -> Option<Error> {
         problem::refusal(self.status, &self.headers)
     }
 
-    /// The answer, unless its status says that it failed: 4xx or 5xx.
+    /// The answer, unless its status is an error: 4xx or 5xx.
     pub async fn ok(mut self) -> Result<Self, Problem> {
         if self.status.as_u16() < 400 {
             return Ok(self);
         }
-        // What failed on the way to the details shall not hide the failure itself.
+        // An error while reading the details must not hide the failure itself.
         let body = self.read().await.unwrap_or_default();
         let mut problem = Problem::read(self.status, &self.headers, &body);
         problem.upstream = Some(self.body.call().target.service.to_string().into());
@@ -66,7 +66,7 @@ impl Response {
         Ok(String::from_utf8_lossy(&self.bytes().await?).into_owned())
     }
 
-    /// The whole body, read as JSON.
+    /// The whole body, parsed as JSON.
     pub async fn json<T: DeserializeOwned>(self) -> Result<T, Error> {
         serde_json::from_slice(&self.bytes().await?).map_err(|error| {
             Error::remote(Reason::Malformed, "the answer is not the JSON that was expected")
@@ -74,12 +74,12 @@ impl Response {
         })
     }
 
-    /// The body as it comes in.
+    /// The body, to be read as it arrives.
     pub fn into_body(self) -> ReplyBody {
         self.body
     }
 
-    /// As `http` has it.
+    /// Converts to a response of `http`.
     pub fn into_http(self) -> http::Response<ReplyBody> {
         let mut response = http::Response::new(self.body);
         *response.status_mut() = self.status;

@@ -1,12 +1,12 @@
-//! Paths with holes: `/stock/{id}`. The template names the operation, the parameters fill the holes.
+//! Paths with parameters: `/stock/{id}`. The template names the operation.
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-/// All but the unreserved characters of RFC 3986, 2.3.
+/// All characters except the unreserved ones of RFC 3986, 2.3.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Fills the holes of `template`. A hole that begins with a star (`{*path}`) may hold slashes.
+/// Replaces the parameters of `template`. A parameter that begins with a star (`{*path}`) may contain slashes.
 ///
-/// Refuses arguments that would change the path's meaning, rather than send them: empty and dot segments.
+/// Refuses arguments that would change the path's meaning: empty and dot segments.
 pub(super) fn fill(template: &str, params: &[(String, String)]) -> Result<String, String> {
     if !template.starts_with('/') {
         return Err(format!("`{template}` is no path; it begins with a slash"));
