@@ -154,7 +154,7 @@ def error(channel):
 
 
 def reflection(channel):
-    """Makes a call from nothing but what the server tells about itself."""
+    """Makes a call with only the information of reflection."""
     database = ProtoReflectionDescriptorDatabase(channel)
     assert SERVICE in database.get_services(), f"{SERVICE} is not among {database.get_services()}"
     methods = descriptor_pool.DescriptorPool(database).FindServiceByName(SERVICE).methods_by_name

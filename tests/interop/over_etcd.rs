@@ -1,4 +1,4 @@
-//! Services that find each other through a real etcd, and have their settings from it.
+//! Services that find each other through a real etcd, and read their settings from it.
 use std::{
     sync::{
         Arc,
@@ -55,7 +55,7 @@ async fn stock(etcd: &Etcd) -> Running {
         .unwrap()
 }
 
-/// Callers of both protocols, until they are told to end.
+/// Callers of both protocols, until they are stopped.
 struct Callers {
     app: Chassis,
     tasks: JoinSet<Vec<String>>,
@@ -95,7 +95,7 @@ impl Callers {
         Callers { app, tasks, calls, over }
     }
 
-    /// Waits for so many more calls.
+    /// Waits for this many further calls.
     async fn go_on(&self, calls: u64) {
         let until = self.calls.load(Relaxed) + calls;
         let waited = timeout(PATIENCE, async {
@@ -166,7 +166,8 @@ async fn etcd_is_away_under_callers() -> Ran {
     let (first, second) = (stock(&etcd).await, stock(&etcd).await);
     let callers = Callers::start(&etcd).await;
     callers.know(&[&first, &second]).await;
-    // Frozen, and gone; an instance goes meanwhile, whose entry stays until its lease is over.
+    // etcd is frozen and then resumed; meanwhile an instance stops, and its entry stays until its lease
+    // expires.
     etcd.signal("STOP").await;
     callers.go_on(2_000).await;
     etcd.signal("CONT").await;
@@ -219,7 +220,7 @@ async fn settings_come_from_a_key() -> Ran {
     };
     assert_eq!(timeout_of(), Some(Duration::from_secs(3)), "a center stands over the program");
 
-    // A bad text is refused with its key and revision, and the version in force stays.
+    // An invalid text is refused with its key and revision, and the version in force stays.
     let mut events = app.runtime().events().subscribe();
     let mut news = async || loop {
         let event = timeout(PATIENCE, events.recv()).await.expect("an event").unwrap();
@@ -253,7 +254,7 @@ async fn settings_come_from_a_key() -> Ran {
     let event = news().await;
     assert!(matches!(&*event, Event::ConfigApplied { .. }), "{event}");
     assert_eq!(timeout_of(), Some(Duration::from_secs(4)));
-    // The later one stands over the earlier one.
+    // The later center overrides the earlier one.
     etcd.put("/orders/over.yaml", &good(5)).await;
     news().await;
     assert_eq!(timeout_of(), Some(Duration::from_secs(5)));
@@ -278,7 +279,7 @@ async fn a_center_that_is_away_is_waited_for() -> Ran {
     assert!(error.contains("config.centers[0]") && error.contains("within 10s"), "{error}");
     assert!(error.contains(&etcd.address), "{error}");
     assert!(took < Duration::from_secs(12), "{took:?}");
-    // One that can do without starts, says so, and has them later.
+    // A service whose center is not required starts, reports the missing center, and reads its settings later.
     let app = optional.unwrap();
     let mut events = app.runtime().events().subscribe();
     let past = app.runtime().events().past();

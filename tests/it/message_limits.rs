@@ -1,11 +1,12 @@
-//! What one call may carry, on either side. Messages are counted over gRPC; of REST only bytes are.
+//! Limits of one call's messages and bytes, on either side. Messages are counted over gRPC; over REST only
+//! bytes are.
 use chassis::{Code, Reason};
 
 use crate::mesh::{Ask, Caller, Kind, Mesh, Server, Wire, both, metric};
 
 const TOO_LARGE: Option<Reason> = Some(Reason::TooLarge);
 
-/// `limits` of calls that come in, or that go out.
+/// `limits` of incoming or outgoing calls.
 async fn world(limits: &str, is_servers: bool) -> (Mesh, Server, std::sync::Arc<Caller>) {
     let mesh = Mesh::new();
     let inbound = format!("inbound: {{ message_limits: {limits} }}");
@@ -17,12 +18,13 @@ async fn world(limits: &str, is_servers: bool) -> (Mesh, Server, std::sync::Arc<
     (mesh, stock, caller)
 }
 
-/// How a call of `kind` ends: streams have three messages each way.
+/// The result of a call of `kind`: streams have three messages in each direction.
 async fn whole(caller: &Caller, wire: Wire, kind: Kind) -> Result<usize, (Code, Option<Reason>)> {
     kind.whole(caller, wire, Ask::to("stock"), 3).await.map(|answers| answers.len())
 }
 
-/// What a server refuses names its mechanism in trailers alone: in a head it would say that nothing was executed.
+/// A server names the mechanism of such a refusal only in trailers: in a head it would state that nothing was
+/// executed.
 fn code(ended: Result<usize, (Code, Option<Reason>)>) -> Option<Code> {
     ended.err().map(|(code, _)| code)
 }
@@ -60,7 +62,7 @@ both! {
                 match (is_servers, wire) {
                     (false, _) => assert_eq!(ended, Err((Code::ResourceExhausted, TOO_LARGE)), "{kind:?}"),
                     (true, Wire::Grpc) => assert_eq!(code(ended), Some(Code::ResourceExhausted), "{kind:?}"),
-                    // One that has begun is broken off, and ends too soon.
+                    // A stream that has begun is cut off, and ends early.
                     (true, Wire::Rest) if kind.answers_early() => assert!(ended.is_err(), "{kind:?}"),
                     (true, Wire::Rest) => assert_eq!(ended, Err((Code::Internal, None)), "{kind:?}"),
                 }
@@ -84,7 +86,7 @@ both! {
 }
 
 both! {
-    /// It is not what the caller sent that is too large.
+    /// The too large message is not the caller's.
     async fn a_servers_answer_that_is_too_large_is_its_own_failure(wire: Wire) {
         let (_mesh, _stock, caller) = world("{ answer_bytes: 10 }", true).await;
         let refused = caller.call(wire, Ask::to("stock")).await;

@@ -1,4 +1,4 @@
-//! Settings of layers and services of one's own: sections of the document, and the switch of each layer.
+//! A user's own settings of layers and services: sections of the document, and the switch of each layer.
 use std::{
     sync::{
         Arc,
@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use crate::mesh::{Ask, Mesh, Pushed, Wire, both};
 
-/// A section whose number is also that of the retries' time-out, in the settings that the tests push.
+/// A section with a number that the pushed settings also contain as the timeout of retries.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Audit {
@@ -29,10 +29,10 @@ struct Shop {
     discount: u8,
 }
 
-/// What is made of a section, in place of what is written.
+/// The value that a section is compiled to, in place of its text.
 struct Words(Vec<String>);
 
-/// Calls that the layer saw, and those whose section was not of the version of their rules.
+/// Calls that the layer received, and calls whose section belonged to another version than their rules.
 #[derive(Default)]
 struct Seen {
     calls: AtomicUsize,
@@ -47,7 +47,7 @@ fn shop() -> Section<Shop> {
     })
 }
 
-/// A layer that compares its section with a setting of chassis' own: the time-out in milliseconds is 1000 more.
+/// A layer that compares its section with a setting of chassis: the timeout in milliseconds is 1000 more.
 fn watching(seen: &Arc<Seen>) -> impl FnOnce(ChassisBuilder) -> ChassisBuilder + 'static {
     let seen = seen.clone();
     let audit = move |call: Invocation, next: Next| {
@@ -104,7 +104,7 @@ both! {
 }
 
 both! {
-    /// Whichever section is at fault, no setting of that version takes effect.
+    /// If any section is invalid, no setting of that version takes effect.
     async fn a_section_that_is_refused_keeps_the_version_in_force(wire: Wire) {
         let mesh = Mesh::new();
         let _stock = mesh.start("stock", "stock-1").await;
@@ -124,7 +124,7 @@ both! {
             assert!(caller.call(wire, Ask::to("stock")).await.instance.is_some());
             assert_eq!((shop.get().discount, seen.last.load(Relaxed)), (1, 1));
         }
-        // Nor does a section of its own stand where another table is at fault.
+        // A valid section has no effect either if another table is invalid.
         let Pushed::Refused(_) = caller.push("shop: { discount: 7 }\noutbound: { defaults: { timeuot: 1s } }").await
         else { panic!("it was accepted") };
         assert_eq!((shop.get().discount, seen.torn.load(Relaxed)), (1, 0));
@@ -132,7 +132,7 @@ both! {
     }
 }
 
-/// Counts what passes it.
+/// Counts the calls that pass it.
 fn counting(
     count: &Arc<AtomicUsize>,
 ) -> impl Fn(Invocation, Next) -> chassis::BoxFuture<'static, Result<Reply, Error>> + use<> {

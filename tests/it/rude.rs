@@ -81,7 +81,7 @@ async fn is_there(registry: &MemoryRegistry) -> bool {
     matches!(watcher.next().await.unwrap(), Membership::Known(all) if !all.is_empty())
 }
 
-/// `stock`, with a failing registry over that of `mesh`; and its number of attempts to register.
+/// `stock`, with a failing registry in front of that of `mesh`; and its number of attempts to register.
 async fn stock(mesh: &Mesh, registers: (How, usize), leaves: Option<How>) -> (Server, Arc<AtomicUsize>) {
     let tries = Arc::new(AtomicUsize::new(0));
     let clumsy = Clumsy {
@@ -138,7 +138,7 @@ async fn a_stop_does_not_wait_for_a_registry() {
     }
 }
 
-/// Regression: it stayed registered until its lease was over.
+/// Regression: it stayed registered until its lease expired.
 #[tokio::test(start_paused = true)]
 async fn an_entry_that_comes_while_the_service_stops_is_taken_down() {
     struct Slow(MemoryRegistry);

@@ -1,4 +1,4 @@
-//! Connectors that misbehave, and who owns what runs for a connection.
+//! Connectors that misbehave, and the owners of the tasks of a connection.
 use std::{
     io,
     sync::{
@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use crate::support::{Client, SECOND, World, call, hello, silent};
 
-/// Panics so many times, then connects.
+/// Panics for the first attempts, then connects.
 struct Panics(Network, AtomicUsize);
 
 #[async_trait::async_trait]
@@ -32,7 +32,7 @@ impl Connector for Panics {
     }
 }
 
-/// The panic once ended the task that connects: the endpoint stayed `Connecting` for good, and calls waited.
+/// The panic once ended the connecting task: the endpoint stayed `Connecting` for ever, and calls waited.
 async fn a_panic_is_a_connection_that_failed<L: Leaf>(
     make: impl FnOnce(chassis_core::Link, Arc<dyn Connector>, ClientConfig) -> L,
 ) {
@@ -58,7 +58,7 @@ async fn a_connector_that_panics_is_asked_again_by_http2() {
         .await;
 }
 
-/// A call that opens its own connection fails as one that never left.
+/// A call that opens its own connection fails as a call that was not sent.
 #[tokio::test(start_paused = true)]
 async fn a_call_survives_its_connector() {
     let world = World::new();
@@ -70,7 +70,7 @@ async fn a_call_survives_its_connector() {
     assert_eq!(source.as_deref(), Some("it panicked: no key to be found"));
 }
 
-/// A request whose body is still to come is sent by a task; it ends with the connection, and is waited for.
+/// A task sends the rest of a request's body; it ends with the connection, and the runtime waits for it.
 #[tokio::test(start_paused = true)]
 async fn what_sends_a_body_belongs_to_the_runtime() {
     let world = World::new();
@@ -86,7 +86,7 @@ async fn what_sends_a_body_belongs_to_the_runtime() {
     assert!(world.tasks.end(SECOND).await, "{} tasks are left", world.tasks.running());
 }
 
-/// A body of which nothing comes.
+/// A body that never yields a frame.
 struct Never;
 
 impl http_body::Body for Never {

@@ -1,4 +1,4 @@
-//! The contracts of the ports: REST is a protocol, both versions of HTTP are transports, and streams are streams.
+//! The contracts of the ports: REST as a protocol, both versions of HTTP as transports, and byte streams.
 use std::{
     io,
     pin::Pin,

@@ -1,4 +1,4 @@
-//! Connections that break at every byte: whatever the error says of a call must be true.
+//! Connections that break at every byte: each statement of an error about its call must be true.
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::SeqCst},
@@ -9,10 +9,10 @@ use chassis_http::{ClientConfig, H1Leaf, H2Leaf, ServerConfig, connector::Fate};
 
 use crate::support::{Client, World, echo};
 
-/// More than any of these conversations is long, either way.
+/// More bytes than any of these conversations has, in either direction.
 const FAR: usize = 700;
 
-/// The connection breaks after each number of bytes, one way and then the other.
+/// Breaks the connection after each number of bytes, in one direction and then in the other.
 async fn cut_everywhere<L: Leaf>(make: impl Fn(&World) -> Client<L>) -> u32 {
     let (mut broken, mut answered, mut unsent) = (0, 0, 0);
     for at in 0..FAR {
@@ -35,7 +35,7 @@ async fn cut_everywhere<L: Leaf>(make: impl Fn(&World) -> Client<L>) -> u32 {
             while client.link.connection() as u8 == 0 {
                 client.link.changed().await;
             }
-            // Not until it is ready: some connections never are.
+            // The wait is bounded, because some connections never get ready.
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
             let outcome = client.post("/order", "one").await;
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;

@@ -1,4 +1,4 @@
-//! HTTP/2 connections that end in good order, without a word, or under calls that never left.
+//! HTTP/2 connections that end in good order, silently, or during calls that were not sent.
 use std::{
     sync::{
         Arc,
@@ -38,7 +38,7 @@ fn ok(stream: u32) -> Vec<u8> {
     raw::headers(stream, &[(":status", "200")], true)
 }
 
-/// Serves each connection with `serve`, which is given its number from 0.
+/// Serves each connection with `serve`, which gets its number from 0.
 fn serve<F>(world: &World, serve: impl Fn(usize, Stream) -> F + Send + Sync + 'static)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -52,7 +52,7 @@ where
     });
 }
 
-/// Answers calls, and says goodbye to a connection without any for `idle`.
+/// Answers calls, and sends GOAWAY to a connection that had none for `idle`.
 async fn until_idle(idle: Duration, mut stream: Stream) {
     raw::greet(&mut stream, &[]).await;
     let mut last = 0;
@@ -65,7 +65,7 @@ async fn until_idle(idle: Duration, mut stream: Stream) {
     while raw::read(&mut stream).await.is_some() {}
 }
 
-/// As many servers do that bound how long a connection may be idle.
+/// As many servers do that limit the idle time of a connection.
 #[tokio::test(start_paused = true)]
 async fn an_orderly_goodbye_to_an_idle_connection_is_no_failure() {
     for millis in [100, 1_000, 5_000] {
@@ -81,7 +81,7 @@ async fn an_orderly_goodbye_to_an_idle_connection_is_no_failure() {
                 let _ = timeout(10 * idle - begun.elapsed(), client.link.changed()).await;
                 assert_ne!(client.link.connection(), Connection::TransientFailure, "{idle:?}");
             }
-            // Without work there is no hurry.
+            // Without calls the reconnect is not urgent.
             assert_eq!(client.link.connection(), Connection::Idle, "{idle:?}");
             assert_eq!(world.memory.connections("stock"), round, "{idle:?}");
             let begun = Instant::now();
@@ -91,7 +91,7 @@ async fn an_orderly_goodbye_to_an_idle_connection_is_no_failure() {
     }
 }
 
-/// An unused one is as orderly, unless it was of no use at all.
+/// An unused connection that ends is no failure either, unless it ended at once.
 #[tokio::test(start_paused = true)]
 async fn an_orderly_goodbye_to_an_unused_connection_is_no_failure() {
     let world = World::new();
@@ -131,7 +131,7 @@ async fn a_server_that_sends_everybody_away_is_left_alone_for_longer_and_longer(
     }
 }
 
-/// A short `max_age` moves calls to the next connection; those under way go on to their end.
+/// A short `max_age` moves calls to the next connection; calls in flight continue to their end.
 #[tokio::test(start_paused = true)]
 async fn a_stream_outlives_the_age_of_its_connection() {
     let world = World::new();
@@ -153,7 +153,7 @@ async fn a_stream_outlives_the_age_of_its_connection() {
     });
     let mut answered = 0;
     for n in 0..400 {
-        // Often, and now and then.
+        // Frequent calls first, then occasional ones.
         sleep(if n < 200 { SECOND / 20 } else { 2 * SECOND }).await;
         assert_ne!(client.link.connection(), Connection::TransientFailure);
         client.leaf.wake();
@@ -163,7 +163,7 @@ async fn a_stream_outlives_the_age_of_its_connection() {
                 assert_eq!(answer, "200 done");
                 answered += 1;
             }
-            // On its way just when the server said GOAWAY: never executed, to be sent again.
+            // The call was in transmission when the server sent GOAWAY: it was not executed, and may be resent.
             Err(error) => assert!(error.unsent(), "{error:?}"),
         }
     }
@@ -171,7 +171,7 @@ async fn a_stream_outlives_the_age_of_its_connection() {
     assert_eq!(long.await.unwrap().unwrap(), "200 done");
 }
 
-/// Answers calls, but after the first `calls` of connection 0 it neither reads nor says anything any more.
+/// Answers calls, but after the first `calls` of connection 0 it neither reads nor writes any more.
 fn serve_until_silent(world: &World, calls: usize) {
     serve(world, move |n, mut stream| async move {
         raw::greet(&mut stream, &[]).await;
@@ -185,7 +185,7 @@ fn serve_until_silent(world: &World, calls: usize) {
     });
 }
 
-/// Well before a ping would be due.
+/// Long before a ping would be due.
 #[tokio::test(start_paused = true)]
 async fn a_silent_death_costs_one_call_its_time() {
     let world = World::new();
@@ -195,7 +195,7 @@ async fn a_silent_death_costs_one_call_its_time() {
     sleep(3 * SECOND).await;
     assert!(timeout(Duration::from_millis(300), client.get("/dead")).await.is_err());
     let begun = Instant::now();
-    // No call comes here until it is clear which connection lives.
+    // No call is sent here until it is known which connection is alive.
     assert_eq!(client.link.connection(), Connection::Connecting);
     client.until(Connection::Ready).await;
     assert_eq!(client.get("/x").await.unwrap(), "200 ");
@@ -203,7 +203,7 @@ async fn a_silent_death_costs_one_call_its_time() {
     assert_eq!(world.memory.connections("stock"), 2);
 }
 
-/// A call that comes while it is not clear whether the connection lives waits for one that does.
+/// A call that arrives while the connection is doubted waits for a live connection.
 #[tokio::test(start_paused = true)]
 async fn a_call_that_comes_in_doubt_waits() {
     let world = World::new();
@@ -217,14 +217,14 @@ async fn a_call_that_comes_in_doubt_waits() {
     assert!(begun.elapsed() <= Duration::from_millis(300), "{:?}", begun.elapsed());
 }
 
-/// A slow handler is no dead connection: the peer answers when it is asked.
+/// A slow handler is no dead connection: the peer answers pings.
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_answers_pings_keeps_its_connection() {
     let world = World::new();
     serve(&world, |_, mut stream| async move {
         raw::greet(&mut stream, &[]).await;
         while let Some(frame) = raw::read_until(&mut stream, raw::HEADERS).await {
-            // Slow is the third call.
+            // The third call is slow.
             if frame.stream != 5 {
                 stream.write_all(&ok(frame.stream)).await.unwrap();
             }
@@ -243,7 +243,7 @@ async fn a_peer_that_answers_pings_keeps_its_connection() {
     assert_eq!(world.memory.connections("stock"), 1);
 }
 
-/// Who gives up before an answer could be there says nothing of the connection.
+/// A caller that cancels before an answer is possible gives no information about the connection.
 #[tokio::test(start_paused = true)]
 async fn an_impatient_caller_makes_no_connection_suspect() {
     let world = World::new();
@@ -255,7 +255,7 @@ async fn an_impatient_caller_makes_no_connection_suspect() {
     assert_eq!(client.link.connection(), Connection::Ready);
 }
 
-/// A body that is relayed from an upstream that vanished ends with an error.
+/// A body that is forwarded from an upstream that vanished ends with an error.
 #[tokio::test(start_paused = true)]
 async fn an_answer_whose_server_vanished_ends() {
     let world = World::new();
@@ -273,7 +273,7 @@ async fn an_answer_whose_server_vanished_ends() {
     assert!(begun.elapsed() <= 16 * SECOND, "{:?}", begun.elapsed());
 }
 
-/// Those under way on a connection in doubt go on: it may only have been busy.
+/// Calls in flight on a doubted connection continue: the peer may only have been busy.
 #[tokio::test(start_paused = true)]
 async fn a_stream_of_a_connection_in_doubt_goes_on() {
     let world = World::new();
@@ -282,7 +282,7 @@ async fn a_stream_of_a_connection_in_doubt_goes_on() {
         raw::read_until(&mut stream, raw::HEADERS).await.unwrap();
         let head = raw::headers(1, &[(":status", "200")], false);
         stream.write_all(&[head, raw::frame(raw::DATA, 0, 1, b"one")].concat()).await.unwrap();
-        // Busy, for longer than doubts last and less than it has to answer a ping.
+        // The peer is busy for longer than a doubt lasts, and for less than a ping may take.
         sleep(4 * SECOND).await;
         stream.write_all(&raw::frame(raw::DATA, raw::END_STREAM, 1, b"two")).await.unwrap();
         while raw::read(&mut stream).await.is_some() {}
@@ -297,7 +297,7 @@ async fn a_stream_of_a_connection_in_doubt_goes_on() {
     assert_eq!(feed.await.unwrap().unwrap(), "200 onetwo");
 }
 
-/// A head that has not left when the connection ends was not seen by the server.
+/// If a head was not sent when the connection ends, the server has not received it.
 #[tokio::test(start_paused = true)]
 async fn a_call_that_had_not_left_was_not_executed() {
     let rude = raw::frame(raw::DATA, 0, 0, b"x");
@@ -318,7 +318,7 @@ async fn a_call_that_had_not_left_was_not_executed() {
             drop(stream);
         };
         let error = match left {
-            // The connection's task comes to read before it comes to write.
+            // The connection's task reads before it writes.
             false => {
                 end(stream).await;
                 call.await
@@ -335,8 +335,8 @@ async fn a_call_that_had_not_left_was_not_executed() {
     }
 }
 
-/// On several threads a connection may end between the last look at it and the call's handing over: the call comes
-/// back whole, for it can't be sent again otherwise.
+/// With several threads a connection may end between its last check and the begin of the call: the call is
+/// returned complete, because otherwise it cannot be resent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_goodbye_loses_no_call_that_is_just_handed_over() {
     let world = World::new();
@@ -367,7 +367,7 @@ async fn a_goodbye_loses_no_call_that_is_just_handed_over() {
                         Ok(_) => drop(answered.fetch_add(1, SeqCst)),
                         Err(mut error) => {
                             assert!(error.unsent(), "{error:?}");
-                            // It left and was refused by the last stream of the goodbye, or it is here again.
+                            // It was sent and refused by GOAWAY, or it was returned unsent.
                             let refused = error.reason() == Reason::StreamRefused;
                             assert!(refused || error.take_unsent().is_some(), "{error:?}");
                             client.leaf.wake();
@@ -388,7 +388,7 @@ async fn a_goodbye_loses_no_call_that_is_just_handed_over() {
     assert_eq!(executed, answered.load(SeqCst));
 }
 
-/// The body of an answer is read to its end after its connection got GOAWAY.
+/// The body of an answer is read to its end after its connection received GOAWAY.
 #[tokio::test(start_paused = true)]
 async fn an_answer_goes_on_after_the_goodbye() {
     let world = World::new();

@@ -1,4 +1,4 @@
-//! Peers that send frames that make work and are no calls: each is cut off, with a reason.
+//! Peers that send frames that cause work and are no calls: each is cut off, with a reason.
 use std::{
     sync::{
         Arc,
@@ -29,7 +29,7 @@ use crate::{
 
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// A server on loopback, and what it counts.
+/// A server on loopback, and its counters.
 struct Victim {
     runtime: Runtime,
     _server: Server,
@@ -73,7 +73,7 @@ impl Victim {
         }
     }
 
-    /// How many connections were closed, by reason.
+    /// The number of closed connections, by reason.
     fn closed(&self) -> Vec<(String, u64)> {
         let families = self.runtime.metrics().registry().gather();
         let family = families.iter().find(|family| family.name() == "chassis_connections_closed_total");
@@ -82,7 +82,7 @@ impl Victim {
     }
 }
 
-/// A handler that never ends, and how often it was begun.
+/// A handler that never ends, and the number of its starts.
 fn silent() -> (impl HttpService, Arc<AtomicUsize>) {
     let begun = Arc::new(AtomicUsize::new(0));
     let count = begun.clone();
@@ -142,7 +142,7 @@ async fn rapid_reset(head: Vec<u8>) {
     }
 }
 
-/// A short head, and one as long as that of a usual call: of these fewer come in one read.
+/// A short head, and one as long as that of a usual call: fewer of the latter fit into one read.
 fn heads() -> [Vec<u8>; 2] {
     let (path, value) = ([b'/'; 40], [b'x'; 60]);
     [GET.to_vec(), [b"\x82\x86\x04\x28", &path[..], b"\x00\x06x-some\x3c", &value[..]].concat()]
@@ -162,7 +162,7 @@ async fn rapid_reset_is_cut_off_on_many_threads() {
     }
 }
 
-/// Sends `calls`, each reset at once; returns how long it takes until they are read, or `None` if the connection is
+/// Sends `calls`, each reset at once; returns the time until they are read, or `None` if the connection was
 /// closed before.
 async fn until_read(stream: &mut Stream, calls: std::ops::Range<usize>, head: &[u8]) -> Option<Duration> {
     let begun = Instant::now();
@@ -199,7 +199,7 @@ async fn resets_in_haste_are_read_little_by_little() {
     // The first turn reads 8 KiB of these 57 KB, each later one 2 KiB; each pause takes at least 1 ms of virtual time.
     let took = until_read(&mut stream, 0..450, &head).await.expect("they are too few to cut it off");
     assert!((10..=100).contains(&took.as_millis()), "{took:?}");
-    // Reading is fast again once one turn brings less.
+    // Reading is fast again once one turn contains fewer resets.
     let took = until_read(&mut stream, 450..451, &head).await.expect("the connection is kept");
     assert!(took.as_millis() <= 2, "{took:?}");
     let begun = Instant::now();
@@ -236,7 +236,7 @@ async fn a_call_beside_resets_is_answered_during_a_pause() {
     assert_eq!(begun.elapsed(), Duration::ZERO);
 }
 
-/// Callers that give up after 20 ms are in no haste: handlers ran for them.
+/// Callers that cancel after 20 ms are not hasty: handlers ran for them.
 #[tokio::test(start_paused = true)]
 async fn callers_of_little_patience_are_read_at_once() {
     let world = World::new();
@@ -260,7 +260,7 @@ async fn callers_of_little_patience_are_read_at_once() {
     }
 }
 
-/// The peer sends on after its GOAWAY.
+/// The peer continues to send after it received GOAWAY.
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_is_cut_off_is_kept_waiting() {
     let world = World::new();
@@ -284,7 +284,7 @@ async fn a_peer_that_is_cut_off_is_kept_waiting() {
     assert_eq!(server.connections(), 0);
 }
 
-/// Each handler has begun before its stream is reset, so that h2 counts none of them.
+/// Each handler has started before its stream is reset, so h2 counts none of the resets.
 #[tokio::test]
 async fn resets_of_streams_that_were_accepted_count() {
     let (service, begun) = silent();
@@ -316,7 +316,7 @@ async fn resets_of_streams_that_were_accepted_count() {
     assert_eq!(victim.closed(), [("premature_resets".to_owned(), 1)]);
 }
 
-/// Streams that we reset ourselves, since the peer has broken a rule on them (CVE-2025-8671).
+/// Streams that this side resets, because the peer has violated HTTP/2 on them (CVE-2025-8671).
 #[tokio::test]
 async fn resets_that_the_peer_provokes_count() {
     let (service, begun) = silent();
@@ -328,7 +328,7 @@ async fn resets_that_the_peer_provokes_count() {
     assert_eq!(victim.closed().len(), 1);
 }
 
-/// No task of a stream runs before much more has come in.
+/// No task of a stream runs before much more data has arrived.
 #[tokio::test]
 async fn handlers_do_not_pile_up_behind_resets() {
     let (service, begun) = silent();
@@ -381,7 +381,7 @@ async fn a_list_of_headers_does_not_go_on_for_ever() {
     assert_eq!(victim.closed(), [("frame_limits".to_owned(), 1)]);
 }
 
-/// It reads nothing, so that the GOAWAY cannot be written.
+/// The peer reads nothing, so the GOAWAY cannot be written.
 #[tokio::test(start_paused = true)]
 async fn a_flood_whose_peer_does_not_read_ends_too() {
     let world = World::new();
@@ -389,7 +389,7 @@ async fn a_flood_whose_peer_does_not_read_ends_too() {
     let mut stream = world.raw().await;
     open(&mut stream, &[]).await;
     let begun = Instant::now();
-    // Pings are answered until the way back is full; then no more of them is read.
+    // Pings are answered until the return path is full; then no more are read.
     let flood = frame(PING, 0, 0, &[7; 8]).repeat(100);
     let sending = async { while stream.write_all(&flood).await.is_ok() {} };
     timeout(60 * SECOND, sending).await.expect("it is cut off");
@@ -398,7 +398,7 @@ async fn a_flood_whose_peer_does_not_read_ends_too() {
     assert_eq!(server.connections(), 0);
 }
 
-/// Callers that cancel half of their calls, one connection for all: no other call is lost.
+/// Callers that cancel half of their calls, all on one connection: no other call is lost.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_cancels_half_of_its_calls_keeps_its_connection() {
     let service = |request: Request<Received>| -> Answer {
@@ -430,8 +430,8 @@ async fn a_client_that_cancels_half_of_its_calls_keeps_its_connection() {
     assert_eq!(world.memory.connections("stock"), 1);
 }
 
-/// All calls of its callers are over their time before the server looks at them, as after a stall. They said how
-/// long they would wait.
+/// All calls exceed their timeouts before the server handles them, as after a stall. The callers had sent their
+/// timeouts.
 #[tokio::test]
 async fn calls_that_are_over_their_time_are_no_attack() {
     let victim = Victim::new(silent().0).await;
@@ -449,13 +449,13 @@ async fn calls_that_are_over_their_time_are_no_attack() {
         }
     }
     assert_eq!(victim.closed(), []);
-    // Which is no way around the bound.
+    // A sent timeout does not remove the limit.
     let many = (0..50_000).map(given_up);
     assert_eq!(victim.send(many).await, Some(ENHANCE_YOUR_CALM));
     assert_eq!(victim.closed(), [("reset_rate".to_owned(), 1)]);
 }
 
-/// The same floods, from a server against our client.
+/// The same floods, from a server to our client.
 #[tokio::test]
 async fn a_server_that_floods_its_client_is_given_up() {
     let head = frame(HEADERS, END_HEADERS, 1, &[0x08, 0x03, b'1', b'0', b'3']);

@@ -1,4 +1,4 @@
-//! The HTTP/1.1 pool: reuse, bounds, and what becomes of connections that are closed over there.
+//! The HTTP/1.1 pool: reuse, bounds, and connections that the endpoint closes.
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use chassis_core::{Body, Connection, Reason, protocol::Leaf, units::PositiveSpan};
@@ -84,8 +84,8 @@ async fn a_connection_closed_while_idle_costs_no_call() {
     assert!(world.memory.connections("stock") > 100);
 }
 
-/// It closes each connection a moment after its answer, in which it does not say that it will. Before, a call that came
-/// in this moment was lost with its connection: every other one.
+/// The endpoint closes each connection shortly after its answer, without announcing it. Before, a call that was
+/// sent in this interval was lost with its connection: every second one.
 #[tokio::test(start_paused = true)]
 async fn an_endpoint_that_closes_silently_after_each_answer_loses_one_call() {
     let world = World::new();
@@ -107,14 +107,14 @@ async fn an_endpoint_that_closes_silently_after_each_answer_loses_one_call() {
     assert_eq!(lost, 1);
 }
 
-/// One that closes connections now and then is none of those.
+/// This does not apply to an endpoint that closes connections occasionally.
 #[tokio::test(start_paused = true)]
 async fn connections_are_kept_again_once_one_of_them_was_of_use() {
     let world = World::new();
     let mut listener = world.memory.listen("stock").unwrap();
     let client = leaf(&world, ClientConfig::default());
     let serving = async {
-        // One that is closed under its second call, then one that stays.
+        // One connection that is closed under its second call, then one that stays.
         let mut stream = listener.accept().await.unwrap();
         answer(&mut stream, 200).await;
         let _ = stream.read(&mut [0; 1024]).await;
@@ -230,7 +230,7 @@ async fn large_bodies_go_both_ways() {
     assert_eq!(world.memory.connections("stock"), 1);
 }
 
-/// Nothing else closes it here: the server waits longer, and the pool looks after itself only once it was woken.
+/// Nothing else closes it here: the server waits longer, and the pool's task is asleep.
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_was_idle_for_too_long_is_not_taken() {
     for (idle, connections) in [(49, 1), (51, 2)] {
@@ -245,14 +245,14 @@ async fn a_connection_that_was_idle_for_too_long_is_not_taken() {
     }
 }
 
-/// Answers the request that comes next.
+/// Answers the next request.
 async fn answer(stream: &mut Stream, status: u16) {
     assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0, "the client is still there");
-    let words = format!("HTTP/1.1 {status} As Told\r\ncontent-length: 0\r\n\r\n");
+    let words = format!("HTTP/1.1 {status} As Requested\r\ncontent-length: 0\r\n\r\n");
     stream.write_all(words.as_bytes()).await.unwrap();
 }
 
-/// A client with `count` idle connections, and their other ends. The last is used next.
+/// A client with `count` idle connections, and their other ends. The last one is used next.
 async fn idle<const COUNT: usize>(world: &World) -> (Arc<Client<H1Leaf>>, MemoryListener, [Stream; COUNT]) {
     let mut listener = world.memory.listen("stock").unwrap();
     let client = Arc::new(leaf(world, ClientConfig::default()));
@@ -282,7 +282,7 @@ async fn the_next_idle_connection_is_tried_where_one_turns_out_to_be_closed() {
     drop(newest);
     let mut calling = pin!(client.post("/order", "once"));
     assert!(poll_fn(|cx| Poll::Ready(calling.as_mut().poll(cx).is_pending())).await);
-    // It learns that this one is closed, and not yet that the next one is.
+    // The client notices that this one is closed, but not yet that the next one is.
     yield_now().await;
     drop(middle);
     let called = async { tokio::join!(calling, answer(&mut oldest, 201)).0 };
@@ -320,7 +320,7 @@ async fn a_new_connection_is_opened_once_all_idle_ones_turn_out_to_be_closed() {
     assert_eq!(world.memory.connections("stock"), 4);
 }
 
-/// The cause of a failure that repeats may be its connection, and all that were opened with it.
+/// The cause of a repeated failure may be its connection, and all connections that were opened at that time.
 #[tokio::test(start_paused = true)]
 async fn a_retried_call_goes_to_a_new_connection_in_place_of_an_idle_one() {
     let world = World::new();
@@ -340,12 +340,12 @@ async fn a_retried_call_goes_to_a_new_connection_in_place_of_an_idle_one() {
     answer(&mut youngest, 200).await;
     assert_eq!(two.await.unwrap(), 200);
     sleep(SECOND).await;
-    // Both are idle. The call goes to one of them, and comes again.
+    // Both are idle. The call uses one of them, and is sent again.
     let three = begin();
     answer(&mut youngest, 503).await;
     let new = timeout(SECOND, listener.accept()).await;
     let mut new = new.expect("none of those that are idle is taken again").unwrap();
-    // There is room for two.
+    // The pool has room for two.
     let closed = timeout(SECOND, eldest.read(&mut [0; 8])).await;
     assert_eq!(closed.expect("it made room").unwrap(), 0);
     answer(&mut new, 201).await;
@@ -383,7 +383,7 @@ async fn a_connection_that_spoke_since_is_not_suspect() {
     assert_eq!(world.memory.connections("stock"), 2);
 }
 
-/// Who gives up in less time than an answer takes anyhow says nothing of the connections.
+/// A caller that cancels sooner than any answer takes gives no information about the connections.
 #[tokio::test(start_paused = true)]
 async fn an_impatient_caller_makes_nothing_suspect() {
     let world = World::new();

@@ -1,4 +1,4 @@
-//! HTTP/2 connections: their states, their streams, and what is known of a call when they end.
+//! HTTP/2 connections: their states, their streams, and the information about calls when they end.
 use std::{
     sync::{
         Arc,
@@ -52,7 +52,8 @@ async fn read_head(stream: &mut Stream) {
     }
 }
 
-/// The result of a call whose server sends `words` once it has seen the head, and then closes if `hang_up`.
+/// The result of a call whose server sends `words` after it has received the head, and then closes if
+/// `hang_up`.
 async fn answer_with(words: Vec<u8>, hang_up: bool) -> Error {
     let world = World::new();
     let mut listener = world.memory.listen("stock").unwrap();
@@ -146,7 +147,7 @@ async fn an_old_connection_is_replaced_while_a_long_call_goes_on() {
         sleep(SECOND / 10).await;
         match client.get("/short").await {
             Ok(answer) => assert_eq!(answer, "200 done"),
-            // On its way just when the server said GOAWAY: never executed, to be sent again.
+            // The call was in transmission when the server sent GOAWAY: it was not executed, and may be resent.
             Err(error) => {
                 assert!(error.unsent(), "{error:?}");
                 refused += 1;
@@ -294,7 +295,8 @@ async fn names_a_listener_of_another_kind() {
     assert_eq!(why, "what answers does not speak HTTP/2");
 }
 
-/// So many calls at once against a server of two streams a connection: how many connections are opened.
+/// Makes this many calls at once to a server of two streams a connection; returns the number of opened
+/// connections.
 async fn crowd(calls: usize, max_connections: usize) -> u64 {
     let world = World::new();
     let gate = Arc::new(Semaphore::new(0));
@@ -405,7 +407,7 @@ async fn pings_more_slowly_when_told_to_calm_down() {
         ClientConfig { idle_timeout: PositiveSpan::from_millis(86_400_000), ..ClientConfig::default() };
     let client = leaf(&world, config);
     client.leaf.wake();
-    // Left alone it pings after 10 s; after each complaint, after twice as long.
+    // At first the client pings every 10 s; after each complaint, half as often.
     sleep(1_000 * SECOND).await;
     client.leaf.wake();
     assert!((2..=7).contains(&asked.load(SeqCst)), "{asked:?}");
@@ -429,7 +431,7 @@ async fn headers_over_the_limit_fail_the_call_and_not_the_connection() {
     assert_eq!(world.memory.connections("stock"), 1);
 }
 
-/// A server that answers at once and then reads what comes; `seen` counts its chunks, 1,000 the end.
+/// A server that answers at once and then reads the request; `seen` counts its chunks, and 1,000 for the end.
 async fn bidirectional(world: &World) -> (Client<H2Leaf>, Arc<AtomicUsize>) {
     let seen = Arc::new(AtomicUsize::new(0));
     let counted = seen.clone();
@@ -512,7 +514,7 @@ async fn repeated_headers_and_trailers_come_through() {
     assert_eq!(read(reply).await.unwrap(), format!("200 {large}"));
 }
 
-/// A server that neither reads nor answers, and how many of its handlers are running.
+/// A server that neither reads nor answers, and the number of its running handlers.
 fn deaf(world: &World) -> Arc<AtomicUsize> {
     let running = Arc::new(AtomicUsize::new(0));
     let count = running.clone();
@@ -534,7 +536,7 @@ fn deaf(world: &World) -> Arc<AtomicUsize> {
     running
 }
 
-/// A body without an end; every chunk that is taken of it is counted, and its drop as 1,000,000.
+/// An endless body; counts every chunk that is taken, and its drop as 1,000,000.
 struct Endless(Arc<AtomicUsize>);
 
 impl http_body::Body for Endless {
@@ -557,7 +559,7 @@ impl Drop for Endless {
     }
 }
 
-/// Once it waited for room, its reset went unnoticed.
+/// Before, its reset was not noticed while it waited for room.
 #[tokio::test(start_paused = true)]
 async fn an_upload_waits_for_its_reader_and_ends_with_its_call() {
     let world = World::new();
@@ -570,7 +572,7 @@ async fn an_upload_waits_for_its_reader_and_ends_with_its_call() {
     sleep(SECOND).await;
     let taken = taken.load(SeqCst);
     let (dropped, chunks) = (taken / 1_000_000, taken % 1_000_000);
-    // As much as the server lets come, and what the connection keeps at hand.
+    // The server's window, and the data that the connection buffers.
     assert!((64..=128).contains(&chunks), "{chunks}");
     assert_eq!((dropped, running.load(SeqCst)), (1, 0));
 }
@@ -610,7 +612,7 @@ async fn a_request_that_breaks_off_is_never_taken_for_whole() {
     assert_eq!(world.memory.connections("stock"), 1);
 }
 
-/// A body of the chunks that `next` makes; each but the first comes a little later.
+/// A body of the chunks that `next` creates; each except the first is delayed a little.
 fn futures_body<F>(next: F) -> impl http_body::Body<Data = Bytes, Error = String> + Send + 'static
 where
     F: FnMut() -> Option<Result<Bytes, String>> + Send + Unpin + 'static,
@@ -635,7 +637,7 @@ where
     Chunks(next, false)
 }
 
-/// Where much else is on its way, the answer to a ping may come late.
+/// When much other data is in transmission, the answer to a ping may be late.
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_says_anything_at_all_lives() {
     let world = World::new();
@@ -643,7 +645,7 @@ async fn a_peer_that_says_anything_at_all_lives() {
     world.tasks.spawn(async move {
         let mut stream = listener.accept().await.unwrap();
         stream.write_all(&SETTINGS).await.unwrap();
-        // It is asked after 10 s, and would be given up after 15.
+        // It is pinged after 10 s, and would be closed after 15 s.
         sleep(12 * SECOND).await;
         stream.write_all(&SETTINGS).await.unwrap();
         let _unread = (stream, std::future::pending::<()>().await);
@@ -653,7 +655,7 @@ async fn a_peer_that_says_anything_at_all_lives() {
     let error = client.post("/order", "one").await.unwrap_err();
     assert_eq!((error.reason(), error.maybe_executed()), (Reason::ConnectionLost, true));
     assert_eq!(error.message(), "the endpoint no longer answers pings");
-    // From the last word on: 10 s, then as long as an answer may take.
+    // Counted from the last received byte: 10 s, then the time that an answer may take.
     assert!((26..=28).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
 }
 

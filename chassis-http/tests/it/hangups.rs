@@ -1,4 +1,4 @@
-//! Clients that leave while their bytes are not read: their calls end.
+//! Clients that disconnect while their bytes are not read: their calls end.
 use std::{sync::Arc, time::Duration};
 
 use chassis_core::{Random, tasks::Tasks, units::Span};
@@ -80,7 +80,7 @@ impl Tcp {
         timeout(Duration::from_secs(10), self.received.recv()).await.expect("it is noticed").unwrap()
     }
 
-    /// The call has ended, and nothing came of the request behind it.
+    /// The call has ended, and the request behind it was not handled.
     async fn ends(mut self) {
         assert_eq!(self.received().await, Seen::Dropped);
         assert_eq!(self.server.drain(Duration::from_secs(5)).await, 0);
@@ -88,7 +88,7 @@ impl Tcp {
     }
 }
 
-/// hyper reads no further than the handler wants, and does not see the bytes behind.
+/// hyper reads no further than the handler requires, and does not see the bytes after that.
 #[tokio::test]
 async fn a_client_that_closes_has_left() {
     for request in [UNREAD, BEHIND, ALONE] {
@@ -96,7 +96,7 @@ async fn a_client_that_closes_has_left() {
         let stream = tcp.ask(request).await;
         drop(stream);
         tcp.ends().await;
-        // Half of it is enough.
+        // Closing one direction is enough.
         let mut tcp = Tcp::new(ServerConfig::default()).await;
         let mut stream = tcp.ask(request).await;
         stream.shutdown().await.unwrap();
@@ -109,7 +109,7 @@ async fn a_reset_is_noticed_behind_more_than_the_window_holds() {
     for half_close in [false, true] {
         let mut tcp = Tcp::new(ServerConfig { half_close, ..ServerConfig::default() }).await;
         let stream = tcp.ask(UNREAD).await;
-        // As much as goes in.
+        // As much as the buffers hold.
         let chunk = vec![b'x'; 64 * 1024];
         while stream.try_write(&chunk).is_ok() {}
         stream.set_zero_linger().unwrap();
@@ -118,13 +118,13 @@ async fn a_reset_is_noticed_behind_more_than_the_window_holds() {
     }
 }
 
-/// Some clients say with FIN no more than that the request is whole.
+/// For some clients a FIN means only that the request is complete.
 #[tokio::test]
 async fn with_half_close_a_client_may_wait_for_its_answer() {
     let mut tcp = Tcp::new(ServerConfig { half_close: true, ..ServerConfig::default() }).await;
     let mut stream = tcp.ask(ALONE).await;
     stream.shutdown().await.unwrap();
-    // The server has seen the FIN once it has answered what came behind it.
+    // The server has received the FIN once it has answered a request that was sent after it.
     let mut other = TcpStream::connect(&tcp.address).await.unwrap();
     other.write_all(b"GET /at-once HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
     let mut said = String::new();
@@ -136,7 +136,7 @@ async fn with_half_close_a_client_may_wait_for_its_answer() {
     tcp.ends().await;
 }
 
-/// Scripts close their side as soon as they have asked: what needs no wait is answered.
+/// Scripts close their side right after the request: calls that need no wait are answered.
 #[tokio::test]
 async fn what_can_be_answered_at_once_is_answered() {
     let (sender, _told) = mpsc::unbounded_channel();
@@ -185,7 +185,7 @@ async fn over_unix_sockets_too() {
     assert_eq!(dropped, Some(Seen::Dropped));
 }
 
-/// A listener of the user's own, as for a socket that was handed over.
+/// A user's own listener, such as a socket that was passed to the process.
 struct Own(tokio::net::TcpListener);
 
 #[async_trait::async_trait]
@@ -200,7 +200,7 @@ impl Listener for Own {
     }
 }
 
-/// Makes another stream of it, as TLS does.
+/// Wraps the stream in another one, as TLS does.
 struct Wraps;
 
 #[async_trait::async_trait]

@@ -1,4 +1,4 @@
-//! Heads of requests and answers as they cross a server: what is refused, and what ends here.
+//! Heads of requests and answers that pass a server: refused ones, and fields that end here.
 use axum::{Router, extract::Request, response::IntoResponse, routing::any};
 use bytes::Bytes;
 use chassis_core::{Body, Runtime, protocol::Leaf};
@@ -116,7 +116,7 @@ async fn nobody_switches_to_another_protocol() {
     assert!(said.starts_with("HTTP/1.1 501 ") && said.contains("WebSocket is not spoken here"), "{said}");
     let said = ask("CONNECT elsewhere:443 HTTP/1.1\r\nHost: elsewhere:443\r\n\r\n").await;
     assert!(said.starts_with("HTTP/1.1 501 ") && said.contains("CONNECT"), "{said}");
-    // Who also takes HTTP/1.1 gets it.
+    // A client that also accepts HTTP/1.1 gets it.
     let h2c = "Connection: close, Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n";
     let said = ask(&format!("GET /x HTTP/1.1\r\nHost: x\r\n{h2c}\r\n")).await;
     assert!(said.starts_with("HTTP/1.1 200 ") && said.ends_with("host=x 0"), "{said}");
@@ -205,7 +205,7 @@ async fn a_request_that_is_passed_on_begins_its_hop_anew() {
     drop(middle);
 }
 
-/// Also for a caller that passes nothing on.
+/// Also for a caller that forwards nothing.
 #[tokio::test(start_paused = true)]
 async fn an_answer_says_nothing_of_its_connection() {
     let world = World::new();
@@ -226,7 +226,7 @@ async fn an_answer_says_nothing_of_its_connection() {
     drop(answering);
 }
 
-/// They made the answer malformed, and its status was lost with it.
+/// Such trailers made the answer malformed, and its status was lost with it.
 #[tokio::test(start_paused = true)]
 async fn nor_do_trailers() {
     let world = World::new();

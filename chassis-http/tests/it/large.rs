@@ -1,4 +1,4 @@
-//! Headers and trailers over a limit: they fail the call that has them, and no other on its connection.
+//! Headers and trailers over a limit: they fail their own call, and no other call of the connection.
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering::SeqCst},
@@ -25,7 +25,7 @@ fn leaf(world: &World, config: ClientConfig) -> Client<H2Leaf> {
     world.leaf(|link, connector, config| H2Leaf::new(link, connector, config, true), config)
 }
 
-/// A server by hand that says `settings` and gives each request to `answer`, with its number from 0.
+/// A hand-written server that sends `settings` and passes each request to `answer`, with its number from 0.
 fn serve_raw(
     world: &World,
     settings: &'static [(u16, u32)],
@@ -50,13 +50,13 @@ fn serve_raw(
     requests
 }
 
-/// A neighbour's call that waits for its answer while others get theirs.
+/// Another call that waits for its answer while others are answered.
 fn begin(client: &Arc<Client<H2Leaf>>, path: &'static str) -> tokio::task::JoinHandle<String> {
     let client = client.clone();
     tokio::spawn(async move { client.get(path).await.unwrap() })
 }
 
-/// An answer of `size` bytes of headers or trailers, behind one that waits and before one that comes after it.
+/// Checks an answer with `size` bytes of headers or trailers, between a call that waits and one that follows.
 async fn check_answer(size: usize, in_trailers: bool, chunk: usize) {
     let world = World::new();
     let ok = [(":status", "200")];
@@ -101,7 +101,7 @@ async fn a_large_answer_fails_its_call_alone() {
     }
 }
 
-/// Of more h2 may have left out fields without a word: such a list is never taken for whole.
+/// h2 may have omitted fields of a larger list silently: such a list is never treated as complete.
 #[tokio::test(start_paused = true)]
 async fn far_larger_trailers_are_never_taken_for_whole() {
     for size in [70_000, 150_000, 300_000, 1_000_000] {
@@ -123,7 +123,7 @@ async fn far_larger_trailers_are_never_taken_for_whole() {
     }
 }
 
-/// A request whose headers are larger than the server says it takes never leaves.
+/// A request whose headers exceed the server's announced limit is not sent.
 #[tokio::test(start_paused = true)]
 async fn a_request_that_the_endpoint_would_not_take_fails_here_and_alone() {
     let world = World::new();
@@ -189,14 +189,14 @@ async fn a_large_request_is_refused_alone() {
         [(17_000, 17_000), (40_000, 4_000), (64_000, 64_000), (64_000, 100), (100_000, 4_000)]
     {
         let found = statuses(&world, size, chunk, "text/plain").await;
-        // `:status: 200` is the eighth of HPACK's static table; 431 is none of it.
+        // `:status: 200` is the eighth entry of HPACK's static table; 431 is not in it.
         let is_well: Vec<_> = found.iter().map(|(_, head)| head[0] == 0x88).collect();
         assert_eq!(is_well, [true, false, true], "{size}: {found:?}");
     }
     assert_eq!(world.memory.connections("stock"), 5);
 }
 
-/// A client of ours gets an error that names the limit, and its setting.
+/// A chassis client gets an error that names the limit and its setting.
 #[tokio::test(start_paused = true)]
 async fn a_large_request_is_told_the_limit() {
     let world = World::new();
@@ -209,7 +209,8 @@ async fn a_large_request_is_told_the_limit() {
     assert_eq!(client.get("/small").await.unwrap(), "200 small");
 }
 
-/// The answer of a server to a client of h2 that takes `most` bytes of headers, and the state of its connection.
+/// The answer of a server to an h2 client that accepts `most` bytes of headers, and the state of its
+/// connection.
 async fn answered(
     most: Option<u32>,
     head: HeaderMap,
@@ -265,7 +266,7 @@ async fn a_grpc_status_is_cut_to_what_its_reader_takes() {
         let trailers = trailers.unwrap();
         assert_eq!((&trailers["grpc-status"], trailers["x-user"].len()), (&"13".parse().unwrap(), 10));
         assert!(message.contains(&trailers["grpc-message"].len()), "{most:?}: {trailers:?}");
-        // The same where the status is all there is.
+        // The same for an answer that consists of its status.
         head.extend(status(20_000, 10));
         let (_, head, trailers) = answered(most, head, None, "application/grpc").await;
         assert_eq!((&head["grpc-status"], head["x-user"].len()), (&"13".parse().unwrap(), 10));
@@ -274,7 +275,7 @@ async fn a_grpc_status_is_cut_to_what_its_reader_takes() {
     }
 }
 
-/// Headers that a handler wants to say, and its caller does not take: an error that says so.
+/// Headers of a handler that exceed the caller's limit: the caller gets an error that explains it.
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_its_reader_does_not_take_is_an_error() {
     let mut large = HeaderMap::new();

@@ -1,4 +1,4 @@
-//! Answers whose length is known, streamed: their readers stop at the last byte, and have all of it.
+//! Streamed answers of known length: their readers stop at the last byte, and the answers count as complete.
 use std::{convert::Infallible, sync::Arc};
 
 use async_trait::async_trait;
@@ -25,7 +25,7 @@ use tower::Service;
 
 use crate::support::World;
 
-/// Every service is at `memory:` and its name.
+/// Each service is at `memory:` and its name.
 struct ByName;
 struct Once(Option<Instance>);
 
@@ -53,7 +53,7 @@ impl Watcher for Once {
     }
 }
 
-/// A service: its server, and what it calls others by.
+/// A service: its server, and its client for other services.
 pub(crate) struct Party {
     runtime: Runtime,
     transport: Arc<HttpTransport>,
@@ -82,7 +82,7 @@ impl Party {
         HttpClient::new(service, pipeline::client(&self.runtime, service, &self.transport))
     }
 
-    /// Its calls so far, by what `family` says of their status.
+    /// The number of its calls so far, by their status in the metric `family`.
     fn counted(&self, family: &str) -> Vec<(String, u64)> {
         let mut counts = Vec::new();
         for family in self.runtime.metrics().registry().gather().iter().filter(|f| f.name() == family) {
@@ -101,8 +101,8 @@ const CLIENT: &str = "http_client_request_duration_seconds";
 const SERVER: &str = "http_server_request_duration_seconds";
 const FILE: &str = "one two three ";
 
-/// A file, as servers of files send it: the length in the head, the bytes as they are read, and behind them
-/// nothing for a while.
+/// A file, as file servers send it: the length in the head, the bytes as they are read, and then a pause before
+/// the end.
 async fn file(request: Request) -> Response {
     let (mut sender, body) = Channel::<Bytes, Infallible>::new(1);
     tokio::spawn(async move {
@@ -135,7 +135,7 @@ pub(crate) fn relay(to: HttpClient) -> Router {
     Router::new().fallback(any(relay))
 }
 
-/// The bytes that come at `memory:middle` on one connection, for requests of HTTP/1.1 that ask for no more.
+/// The bytes that `memory:middle` sends on one connection, for requests of HTTP/1.1 that ask it to close.
 async fn ask(world: &World, method: &str, path: &str) -> String {
     let mut stream =
         chassis_http::connector::Connector::connect(&world.network, "memory:middle").await.unwrap();
@@ -146,8 +146,8 @@ async fn ask(world: &World, method: &str, path: &str) -> String {
     said
 }
 
-/// hyper drops a body after the last byte of its `content-length`, and never sees its end: each download counted
-/// as cancelled, and a service in the middle opened its circuits.
+/// hyper drops a body after the last byte of its `content-length`, without polling its end: each download
+/// counted as cancelled, and a service in the middle opened its circuits.
 #[tokio::test(start_paused = true)]
 async fn downloads_through_a_service_in_the_middle_count_as_what_they_are() {
     for version in [HttpVersion::One, HttpVersion::Two] {
@@ -161,7 +161,7 @@ async fn downloads_through_a_service_in_the_middle_count_as_what_they_are() {
         for _ in 0..40 {
             let answer = client.get("/file").send().await.unwrap();
             assert_eq!(answer.headers()[CONTENT_LENGTH], FILE.len().to_string());
-            // Stops at the length, as a reader that knows it may.
+            // The reader stops at the declared length, as it may.
             let mut body = answer.into_body();
             let mut got = String::new();
             while got.len() < FILE.len() {
@@ -184,7 +184,7 @@ async fn downloads_through_a_service_in_the_middle_count_as_what_they_are() {
     }
 }
 
-/// The head says how long the body would be, and hyper drops that unread.
+/// The head declares the length that the body would have, and hyper drops the body unread.
 #[tokio::test(start_paused = true)]
 async fn answers_without_a_body_are_whole_with_their_head() {
     let world = World::new();
@@ -212,7 +212,8 @@ async fn answers_without_a_body_are_whole_with_their_head() {
     assert_eq!(middle.counted(SERVER).len(), 3, "{:?}", middle.counted(SERVER));
 }
 
-/// Where no length is known, only the end shows that the body is whole: a reader that leaves before has not got it all.
+/// Without a known length, only the end shows that the body is complete: a reader that stops before has not
+/// read it all.
 #[tokio::test(start_paused = true)]
 async fn without_a_length_the_end_counts() {
     let world = World::new();

@@ -1,4 +1,4 @@
-//! The transport against itself and against raw peers, in memory and over TCP.
+//! The transport with itself and with hand-written peers, in memory and over TCP.
 #![allow(clippy::unwrap_used)]
 mod connectors;
 mod contract;

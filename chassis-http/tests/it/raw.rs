@@ -1,4 +1,4 @@
-//! HTTP/2 by hand: what no library would send.
+//! Hand-written HTTP/2, for messages that no library would send.
 use chassis_http::connector::Stream;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
@@ -20,7 +20,7 @@ pub(crate) const ACK: u8 = 1;
 pub(crate) const GET: [u8; 3] = [0x82, 0x86, 0x84];
 pub(crate) const CANCEL: [u8; 4] = 8u32.to_be_bytes();
 
-/// A frame that came in.
+/// An incoming frame.
 #[derive(Debug)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,
@@ -48,7 +48,7 @@ pub(crate) fn goaway(last: u32, code: u32) -> Vec<u8> {
     frame(GOAWAY, 0, 0, &[last.to_be_bytes(), code.to_be_bytes()].concat())
 }
 
-/// A list of headers in as many frames as it takes, its fields as literals.
+/// A header list in as many frames as it needs, its fields as literals.
 pub(crate) fn headers(stream: u32, fields: &[(&str, &str)], end: bool) -> Vec<u8> {
     let literal = |text: &str| [&varint(text.len())[..], text.as_bytes()].concat();
     let field = |(name, value): &(&str, &str)| [&[0][..], &literal(name), &literal(value)].concat();
@@ -91,7 +91,7 @@ pub(crate) async fn read(stream: &mut Stream) -> Option<Frame> {
     Some(Frame { kind, flags, stream: u32::from_be_bytes(id), payload })
 }
 
-/// The next frame of this kind; `None`: the peer hung up.
+/// The next frame of this kind; `None` if the peer closed.
 pub(crate) async fn read_until(stream: &mut Stream, kind: u8) -> Option<Frame> {
     loop {
         let frame = read(stream).await?;
@@ -101,23 +101,23 @@ pub(crate) async fn read_until(stream: &mut Stream, kind: u8) -> Option<Frame> {
     }
 }
 
-/// A server's side: takes the preface, says its settings.
+/// The server's side: reads the preface, and sends its settings.
 pub(crate) async fn greet(stream: &mut Stream, pairs: &[(u16, u32)]) {
     stream.write_all(&settings(pairs)).await.unwrap();
     stream.read_exact(&mut [0; 24]).await.unwrap();
 }
 
-/// A client's side: says the preface and its settings.
+/// The client's side: sends the preface and its settings.
 pub(crate) async fn open(stream: &mut Stream, pairs: &[(u16, u32)]) {
     stream.write_all(&[&PREFACE[..], &settings(pairs)].concat()).await.unwrap();
 }
 
-/// The number of the stream of the `call`th call, from 0.
+/// The stream number of the `call`th call, from 0.
 pub(crate) fn stream(call: usize) -> u32 {
     2 * call as u32 + 1
 }
 
-/// The next frame, which nothing is said to.
+/// The next frame, without any reaction to it.
 pub(crate) async fn receive(from: &mut (impl AsyncRead + Unpin)) -> Option<Frame> {
     let mut header = [0; 9];
     from.read_exact(&mut header).await.ok()?;

@@ -1,4 +1,4 @@
-//! Clients that read slowly, or not at all, while something is held for them.
+//! Clients that read slowly, or not at all, while data is held for them.
 use std::{
     convert::Infallible,
     pin::Pin,
@@ -40,12 +40,12 @@ static PART: [u8; 64 * 1024] = [b'x'; 64 * 1024];
 /// The bytes that a connection may hold, and the part of them for frames that wait for windows.
 const HELD: usize = 24 << 20;
 const WAITING: usize = HELD / 6;
-/// Of a stream, to begin with.
+/// The identifier of the setting for a stream's initial window.
 const WINDOW: u16 = 4;
 const ENHANCE_YOUR_CALM: [u8; 4] = 11u32.to_be_bytes();
 
-/// `/large` is 4 MiB, `/parts` the same in frames, `/trailers` nothing but trailers, `/silent` has a head and then
-/// nothing, all else is five bytes. `asked` is what all of `/parts` were asked for.
+/// `/large` is 4 MiB, `/parts` the same in frames, `/trailers` only trailers, `/silent` a head and then
+/// nothing; every other path is five bytes. `asked` counts the frames that were polled of all `/parts`.
 fn files(asked: Arc<AtomicUsize>) -> impl HttpService {
     move |request: Request<Received>| -> Answer {
         let asked = asked.clone();
@@ -70,7 +70,7 @@ fn files(asked: Arc<AtomicUsize>) -> impl HttpService {
     }
 }
 
-/// A body of so many frames more.
+/// A body with this many further frames.
 struct Parts {
     left: usize,
     asked: Arc<AtomicUsize>,
@@ -110,7 +110,7 @@ impl Library {
         Library { world, asked, runtime, server }
     }
 
-    /// How many were ended since they were too slow: streams, connections.
+    /// The number of slow readers that were ended: streams, connections.
     fn too_slow(&self) -> (u64, u64) {
         let families = self.runtime.metrics().registry().gather();
         let count = |name: &str| {
@@ -136,7 +136,8 @@ fn more(stream: u32, bytes: u32) -> Vec<u8> {
     frame(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes())
 }
 
-/// When the stream of `path` is reset by whom lets `grant` bytes come each second, within `bound` seconds.
+/// The time at which the stream of `path` is reset if its reader grants `grant` bytes each second, within
+/// `bound` seconds.
 async fn reset_after(library: &Library, path: &str, window: u32, grant: u32, bound: u64) -> Option<u64> {
     let (mut from, mut to) = split(library.connect(window).await);
     to.write_all(&ask(0, path)).await.unwrap();
@@ -186,14 +187,14 @@ async fn a_stream_that_is_not_read_is_reset() {
 async fn a_stream_that_is_read_slowly_is_kept() {
     let library = Library::new(ServerConfig::default());
     assert_eq!(reset_after(&library, "/large", 0, 300, 600).await, None);
-    // Nothing is held: its handler has nothing to say.
+    // No data is held: the handler sends none.
     assert_eq!(reset_after(&library, "/silent", 0, 0, 600).await, None);
     assert_eq!(library.too_slow(), (0, 0));
     let library = Library::new(ServerConfig { min_write_rate: Switch::Off, ..ServerConfig::default() });
     assert_eq!(reset_after(&library, "/large", 0, 0, 600).await, None);
 }
 
-/// The streams beside it go on.
+/// Other streams of the connection continue.
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_is_not_read_ends_alone() {
     let library = Library::new(ServerConfig::default());
@@ -212,14 +213,14 @@ async fn a_stream_that_is_not_read_ends_alone() {
             }
         }
     };
-    // Pings keep the connection for ever.
+    // Pings keep the connection open.
     let ended = timeout(60 * SECOND, both).await;
     assert!(ended.is_ok(), "{read} bytes are read of one stream; the other is reset: {is_reset}");
     connection.write_all(&ask(2, "/small")).await.unwrap();
     while raw::read(&mut connection).await.expect("the connection is kept").stream != 5 {}
 }
 
-/// Windows are wide open, but nothing is read of the connection's bytes.
+/// All windows are open, but the connection's bytes are not read.
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_is_not_read_is_closed() {
     let library = Library::new(ServerConfig::default());
@@ -236,7 +237,8 @@ async fn a_connection_that_is_not_read_is_closed() {
     assert!(begun.elapsed() >= 29 * SECOND, "{:?}", begun.elapsed());
 }
 
-/// A connection on which `streams` ask for `/parts`, none with a window: each may hold a frame, and there is room for 64.
+/// A connection on which `streams` request `/parts`, all without a window: each may hold a frame, and there is
+/// room for 64.
 async fn without_windows(library: &Library, streams: usize) -> Stream {
     let mut connection = library.connect(0).await;
     let asks: Vec<u8> = (0..streams).flat_map(|call| ask(call, "/parts")).collect();
@@ -248,7 +250,7 @@ async fn without_windows(library: &Library, streams: usize) -> Stream {
     connection
 }
 
-/// Reads until `stream` ends; returns how many bytes it brought. Others bring nothing.
+/// Reads until `stream` ends; returns the number of its bytes. The others send none.
 async fn read_to_end(connection: &mut Stream, stream: u32) -> usize {
     let mut read = 0;
     loop {
@@ -269,7 +271,7 @@ async fn streams_without_windows_hold_so_much_together() {
     assert_eq!(library.asked.load(SeqCst), WAITING);
 }
 
-/// Those that hold something are the first; the last has nothing, and a window.
+/// The first streams hold data; the last has none, and a window.
 #[tokio::test(start_paused = true)]
 async fn a_stream_with_a_window_goes_on_beside_those_that_wait() {
     let library = Library::new(ServerConfig::default());
@@ -278,14 +280,14 @@ async fn a_stream_with_a_window_goes_on_beside_those_that_wait() {
     connection.write_all(&[more(0, LARGE as u32), more(last, WHOLE)].concat()).await.unwrap();
     assert_eq!(read_to_end(&mut connection, last).await, LARGE);
     assert_eq!(library.asked.load(SeqCst), WAITING + LARGE);
-    // And a new one, which begins with a window.
+    // And a new stream, which begins with a window.
     let window = raw::settings(&[(WINDOW, 0)]);
     connection.write_all(&[window, ask(200, "/large"), more(0, LARGE as u32)].concat()).await.unwrap();
     connection.write_all(&more(stream(200), LARGE as u32)).await.unwrap();
     assert_eq!(read_to_end(&mut connection, stream(200)).await, LARGE);
 }
 
-/// It gets little at a time, for longer than those beside it may hold up anything.
+/// It gets little at a time, for longer than the other streams may block anything.
 #[tokio::test(start_paused = true)]
 async fn a_slow_reader_goes_on_beside_those_that_wait() {
     let library = Library::new(ServerConfig::default());
@@ -311,7 +313,7 @@ async fn a_slow_reader_goes_on_beside_those_that_wait() {
         read += come;
         sleep(SECOND).await;
     }
-    // 64 wait for 30 seconds, then the next ones, which found no room before.
+    // 64 wait for 30 seconds, then the next ones, which had no room before.
     assert_eq!((read, resets), (100_000, 3 * 64));
 }
 
@@ -328,7 +330,7 @@ async fn a_stream_that_only_ends_goes_on_once_there_is_room() {
     assert_eq!((end.stream, end.flags & END_STREAM), (stream(64), END_STREAM));
 }
 
-/// Windows are wide open, but nothing is read of the connection's bytes. Once it is, everything comes.
+/// All windows are open, but the connection's bytes are not read. Once they are, everything is sent.
 #[tokio::test(start_paused = true)]
 async fn streams_with_windows_hold_so_much_together() {
     const STREAMS: usize = 16;
@@ -349,7 +351,7 @@ async fn streams_with_windows_hold_so_much_together() {
     assert_eq!(read, STREAMS * LARGE);
 }
 
-/// One frame is over the bound.
+/// One frame exceeds the bound.
 #[tokio::test(start_paused = true)]
 async fn with_a_buffer_of_almost_nothing_streams_go_on() {
     let library = Library::new(ServerConfig { send_buffer: Size::from_kib(1), ..ServerConfig::default() });
@@ -359,7 +361,7 @@ async fn with_a_buffer_of_almost_nothing_streams_go_on() {
     assert_eq!(read_to_end(&mut connection, 3).await, LARGE);
 }
 
-/// How long a client over HTTP/1.1 that reads `bytes` each second is served, or 120 seconds.
+/// The time for which a client over HTTP/1.1 that reads `bytes` each second is served, at most 120 seconds.
 async fn served(config: ServerConfig, bytes: usize) -> (Duration, (u64, u64)) {
     let library = Library::new(config);
     let mut connection = library.world.raw().await;

@@ -28,7 +28,7 @@ use tower::Service;
 
 use crate::support::{Client, SECOND, World, call, read};
 
-/// Knows one instance of everything.
+/// A registry with one instance of every service.
 struct Fixed;
 struct Once(Option<Instance>);
 
@@ -99,12 +99,12 @@ fn client(world: &World, http_version: HttpVersion) -> HttpClient {
     client_with(world, ClientConfig { http_version, ..ClientConfig::default() })
 }
 
-/// Calls what is served at `memory:stock` by the name of `orders`, through a pipeline with its defaults.
+/// Calls the server at `memory:stock` under the name `orders`, through a pipeline with default settings.
 pub(crate) fn client_with(world: &World, config: ClientConfig) -> HttpClient {
     let runtime = Runtime::builder("shop").registry(Arc::new(Fixed)).build().unwrap();
     let transport = Arc::new(HttpTransport::new(Arc::new(world.network.clone()), config));
     let client = HttpClient::new("orders", pipeline::client(&runtime, "orders", &transport));
-    // What it shares lives as long as the test.
+    // The shared state lives as long as the test.
     world.tasks.spawn(async move {
         let _runtime = runtime;
         std::future::pending::<()>().await;
@@ -250,7 +250,7 @@ async fn problems_are_problems_on_the_way_back() {
     assert_eq!((error.code(), error.to_string().as_str()), (Code::Aborted, "409 Conflict: paid already"));
 }
 
-/// Both connections that are idle will be closed over there without a word, as soon as they are used.
+/// The endpoint will silently close both idle connections as soon as they are used.
 #[tokio::test(start_paused = true)]
 async fn another_attempt_at_an_endpoint_goes_on_a_new_connection() {
     let world = World::new();
@@ -261,7 +261,7 @@ async fn another_attempt_at_an_endpoint_goes_on_a_new_connection() {
             let barrier = barrier.clone();
             tokio::spawn(async move {
                 assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
-                // The first two are answered together, so that each has a connection of its own.
+                // The first two are answered at the same time, so each has its own connection.
                 let _ = tokio::time::timeout(SECOND, barrier.wait()).await;
                 stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nbye").await.unwrap();
                 let _ = stream.read(&mut [0; 1024]).await;

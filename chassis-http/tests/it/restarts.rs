@@ -1,4 +1,4 @@
-//! A server that is drained and started again, over and over, under load, on several threads.
+//! A server that is drained and started again repeatedly, under load, on several threads.
 use std::{
     sync::{
         Arc,
@@ -22,7 +22,7 @@ const RESTARTS: u64 = 4;
 /// Between two restarts.
 const CALLS: u64 = 500;
 
-/// Whatever fails in a drain was provably not executed, and could be sent elsewhere.
+/// Calls that fail during a drain were provably not executed, and could be sent elsewhere.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_breaks_no_call_that_was_begun() {
     let world = World::new();
@@ -57,7 +57,7 @@ async fn a_drain_breaks_no_call_that_was_begun() {
                         }
                         Err(error) => {
                             assert!(error.unsent(), "{error:?}");
-                            // A call would wait for a node to be ready.
+                            // A call would wait for a ready node.
                             let ready = client.until(Connection::Ready);
                             let _ = timeout(Duration::from_millis(50), ready).await;
                         }

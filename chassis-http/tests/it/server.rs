@@ -44,7 +44,7 @@ async fn say(words: &[u8]) -> (String, u64) {
     let (begun, mut received) = (Instant::now(), Vec::new());
     timeout(600 * SECOND, stream.read_to_end(&mut received)).await.expect("the connection ends").unwrap();
     let seconds = begun.elapsed().as_secs();
-    // The peer, which is still there, may take note of it for a second.
+    // The peer is still connected, and has a second to read the end.
     sleep(2 * SECOND).await;
     assert_eq!(server.connections(), 0);
     assert_eq!(h1(&world).get("/alive").await.unwrap(), "200 alive");
@@ -60,7 +60,7 @@ async fn slow_and_silent_peers_are_hung_up_on() {
     assert!((20..=90).contains(&seconds), "{seconds}");
 }
 
-/// One byte each second, of a frame that has begun: 75 seconds passed before anybody minded.
+/// One byte each second of a frame that has begun: before, the connection was closed only after 75 seconds.
 #[tokio::test(start_paused = true)]
 async fn a_frame_that_comes_byte_by_byte_is_hung_up_on() {
     let opening = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, b"")].concat();
@@ -82,7 +82,7 @@ async fn a_frame_that_comes_byte_by_byte_is_hung_up_on() {
     }
 }
 
-/// A request's body may come slowly, also within one frame.
+/// A request's body may arrive slowly, also within one frame.
 #[tokio::test(start_paused = true)]
 async fn a_body_may_come_byte_by_byte() {
     let world = World::new();
@@ -214,7 +214,7 @@ impl http_body::Body for Bomb {
     }
 }
 
-/// hyper keeps the head back until it has polled the body: not a byte was sent.
+/// hyper holds the head back until it has polled the body: no byte was sent.
 #[tokio::test(start_paused = true)]
 async fn a_body_that_panics_at_once_is_told_500() {
     let world = World::new();
@@ -223,7 +223,7 @@ async fn a_body_that_panics_at_once_is_told_500() {
     let _server = world.serve(ServerConfig::default(), service);
     let client = h1(&world).ready().await;
     assert!(client.get("/x").await.unwrap().starts_with("500 {"));
-    // Over HTTP/2 the head has left, and the stream is reset.
+    // Over HTTP/2 the head was sent, and the stream is reset.
     let client = h2(&world).ready().await;
     assert_eq!(client.get("/x").await.unwrap_err().reason(), Reason::Internal);
 }
@@ -281,7 +281,7 @@ async fn a_drain_ends_though_a_call_does_not() {
     assert_eq!(server.connections(), 0);
 }
 
-/// Fails so many times, then works.
+/// Fails for the first attempts, then works.
 struct Failing {
     failures: usize,
     asked: Arc<AtomicUsize>,
@@ -305,7 +305,7 @@ impl Listener for Failing {
     }
 }
 
-/// How long it takes to be served at a listener that fails ten times.
+/// The time until a listener that fails ten times serves a connection.
 async fn failing(kind: io::ErrorKind) -> Duration {
     let world = World::new();
     let asked = Arc::new(AtomicUsize::new(0));
@@ -418,7 +418,7 @@ fn frame(kind: u8, flags: u8, id: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A connection over which raw frames go.
+/// A connection for hand-written frames.
 async fn raw_h2(world: &World) -> Stream {
     let mut stream = world.raw().await;
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
@@ -426,7 +426,7 @@ async fn raw_h2(world: &World) -> Stream {
     stream
 }
 
-/// Reads until a frame of this kind came on stream `id`. GOAWAY comes before its time.
+/// Reads until a frame of this kind arrives on stream `id`. GOAWAY arrives early.
 async fn until(stream: &mut Stream, kind: u8, id: u32) {
     loop {
         let mut header = [0; 9];
@@ -452,8 +452,8 @@ const GOAWAY: u8 = 7;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// An overloaded server refuses calls before their messages have come. After about 1,070 of these, h2
-/// closed the connection under all others (`too_many_internal_resets`).
+/// An overloaded server refuses calls before their messages have arrived. After about 1,070 of these, h2 closed
+/// the connection with all other calls (`too_many_internal_resets`).
 #[tokio::test]
 async fn refusing_before_the_message_came_does_not_wear_out_the_connection() {
     let world = World::new();
@@ -468,8 +468,8 @@ async fn refusing_before_the_message_came_does_not_wear_out_the_connection() {
     }
 }
 
-/// A client whose calls are all over their time while the server was busy elsewhere. From the
-/// twenty-first on, h2 took it for an attack.
+/// A client whose calls all timed out while the server was busy. From the twenty-first on, h2 treated it as an
+/// attack.
 #[tokio::test]
 async fn giving_up_on_many_calls_at_once_does_not_cost_the_connection() {
     let world = World::new();
@@ -486,11 +486,11 @@ async fn giving_up_on_many_calls_at_once_does_not_cost_the_connection() {
     until(&mut stream, PING, 0).await;
 }
 
-/// A peer that has sent much already: each read brings one frame.
+/// A peer that has already sent much data: each read contains one frame.
 struct Flood {
     frames: VecDeque<Vec<u8>>,
     begun: Arc<AtomicUsize>,
-    /// Receives how many frames were unread when the server first wrote after a call had begun.
+    /// Receives the number of unread frames at the first write after a call has begun.
     unread: Option<oneshot::Sender<usize>>,
 }
 
@@ -541,8 +541,8 @@ impl Listener for Only {
     }
 }
 
-/// h2 writes only once there is nothing more to read: a busy connection read all that its peer might have
-/// on its way before the first answer went out, and either end waited for the other.
+/// h2 writes only when there is nothing more to read: a busy connection read everything that its peer had sent
+/// before the first answer, and both ends waited for each other.
 #[tokio::test]
 async fn answers_go_out_while_more_calls_come_in() {
     let (world, begun) = (World::new(), Arc::new(AtomicUsize::new(0)));

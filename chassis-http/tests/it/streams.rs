@@ -40,10 +40,10 @@ async fn get(client: &Client<H2Leaf>) -> Reply {
     client.leaf.call(call(Method::GET, "/x", Body::empty())).await.unwrap()
 }
 
-/// Chunks without an end; each is counted, the drop as 1,000,000.
+/// Endless chunks; each is counted, and the drop as 1,000,000.
 struct Endless {
     chunks: Arc<AtomicUsize>,
-    /// The result of the fourth.
+    /// The result of the fourth chunk.
     breaks: Option<Break>,
 }
 
@@ -106,7 +106,7 @@ async fn a_body_waits_for_its_reader_and_ends_with_it() {
     let reply = get(&client).await;
     sleep(SECOND).await;
     let chunks = taken.load(SeqCst);
-    // As much as the client lets come, and what the connection keeps at hand.
+    // The client's window, and the data that the connection buffers.
     assert!((64..=128).contains(&chunks), "{chunks}");
     drop(reply);
     sleep(SECOND).await;
@@ -119,15 +119,15 @@ async fn a_body_that_breaks_off_is_never_taken_for_whole() {
         let world = World::new();
         let body = move || Endless { chunks: Arc::default(), breaks: Some(breaks) };
         let (_server, client) = client(&world, answers(move || Response::new(ServerBody::new(body())))).await;
-        // A reset overtakes what still waits to be sent, also the head.
+        // A reset overtakes data that is not sent yet, also the head.
         let error = client.get("/x").await.unwrap_err();
         assert_eq!((error.reason(), error.maybe_executed()), (Reason::Internal, true));
         assert_eq!(world.memory.connections("stock"), 1);
     }
 }
 
-/// A server looks for further requests only behind one that is not the newest. Three requests whose bytes come in two
-/// parts, wherever they are cut, begin three handlers, also where no answer wakes the connection.
+/// A server polls for further requests only after one that is not the newest. Three requests whose bytes arrive
+/// in two parts, cut at any byte, start three handlers, also if no answer wakes the connection.
 #[tokio::test(start_paused = true)]
 async fn every_request_is_accepted_wherever_its_bytes_are_cut() {
     let begin =
@@ -153,7 +153,7 @@ async fn every_request_is_accepted_wherever_its_bytes_are_cut() {
     }
 }
 
-/// The client keeps the stream of its last call, which must not keep the connection.
+/// The client keeps the stream of its last call, which must not keep the connection open.
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_had_calls_closes_when_it_is_unused() {
     let world = World::new();

@@ -1,4 +1,4 @@
-//! A server in memory, raw peers, and a leaf that is watched.
+//! A server in memory, hand-written peers, and a leaf whose state a test reads.
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use chassis_http::{
 use http::{Method, Request, Response};
 use http_body_util::BodyExt;
 
-/// An endpoint at `memory:stock`, and what a client has to reach it.
+/// An endpoint at `memory:stock`, and the parts of a client that reaches it.
 pub(crate) struct World {
     pub(crate) memory: MemoryNetwork,
     pub(crate) network: Network,
@@ -37,7 +37,7 @@ impl World {
         server
     }
 
-    /// A leaf for `memory:stock`, made by `make`.
+    /// A leaf for `memory:stock`, created by `make`.
     pub(crate) fn leaf<L: Leaf>(
         &self,
         make: impl FnOnce(Link, Arc<dyn Connector>, ClientConfig) -> L,
@@ -59,7 +59,7 @@ pub(crate) struct Client<L> {
 }
 
 impl<L: Leaf> Client<L> {
-    /// Woken, and waited for.
+    /// Wakes the leaf and waits until it is ready.
     pub(crate) async fn ready(self) -> Self {
         self.leaf.wake();
         self.until(Connection::Ready).await;
@@ -96,7 +96,7 @@ pub(crate) async fn read(reply: Reply) -> Result<String, Error> {
     Ok(format!("{} {}", status.as_u16(), String::from_utf8_lossy(&body)))
 }
 
-/// Answers with what `answer` makes of the path and the body.
+/// Answers with the result of `answer` for the path and the body.
 pub(crate) fn echo(
     answer: impl Fn(&str, Bytes) -> String + Clone + Send + Sync + 'static,
 ) -> impl HttpService {

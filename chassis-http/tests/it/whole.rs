@@ -1,4 +1,4 @@
-//! A body is whole only if its stream ended, and with as many bytes as it said; in both directions.
+//! A body is complete only if its stream ended, and with the declared number of bytes; in both directions.
 use std::time::Duration;
 
 use chassis_core::{Body, Failed, Reason, protocol::Leaf};
@@ -20,7 +20,7 @@ use crate::{
     support::{SECOND, World, call, read},
 };
 
-/// The result of a call over HTTP/2 whose server answers with `words` once it has the head of stream 1.
+/// The result of a call over HTTP/2 whose server sends `words` after it has received the head of stream 1.
 async fn h2_answer(words: Vec<Vec<u8>>) -> Result<String, Failed> {
     let world = World::new();
     let mut listener = world.memory.listen("stock").unwrap();
@@ -84,7 +84,7 @@ async fn a_reset_after_the_whole_answer_concerns_the_request_alone() {
     assert_eq!(h2_answer(vec![at_once]).await.unwrap(), "200 all");
 }
 
-/// An upload is answered before its end, and asked to stop: the answer stands, the upload ends.
+/// An upload is answered before its end, and its client is asked to stop: the answer is valid, the upload ends.
 #[tokio::test(start_paused = true)]
 async fn an_upload_that_is_told_to_stop_has_its_answer() {
     let world = World::new();
@@ -119,7 +119,7 @@ async fn a_reset_by_the_peer_is_not_told_as_headers_over_the_limit() {
     check_broken(h2_answer(vec![malformed]).await, Reason::Malformed);
 }
 
-/// The same of an answer over HTTP/1.1.
+/// The same for an answer over HTTP/1.1.
 #[tokio::test(start_paused = true)]
 async fn an_answer_over_http1_that_ends_early_is_not_whole() {
     for words in [
@@ -140,14 +140,14 @@ async fn an_answer_over_http1_that_ends_early_is_not_whole() {
     }
 }
 
-/// How the handler of a server that gets `words` sees its request's body end: with so many bytes, or not well, or not
-/// at all.
+/// How the request's body ends for the handler of a server that gets `words`: the number of bytes, an error, or
+/// no end.
 async fn request(words: Vec<Vec<u8>>) -> Option<usize> {
     let world = World::new();
     let (ended, mut received) = mpsc::unbounded_channel();
     let service = move |request: Request<Received>| -> Answer {
         let ended = ended.clone();
-        // Apart from the exchange, which ends with its stream.
+        // In its own task, because the exchange ends with its stream.
         tokio::spawn(async move {
             let body = request.into_body().collect().await;
             let _ = ended.send(body.ok().map(|body| body.to_bytes().len()));
@@ -163,7 +163,7 @@ async fn request(words: Vec<Vec<u8>>) -> Option<usize> {
         stream.write_all(&word).await.unwrap();
         sleep(Duration::from_millis(10)).await;
     }
-    // A stream that is reset before it is looked at never gets to a handler.
+    // A stream that is reset before it is handled gets no handler.
     timeout(SECOND, received.recv()).await.ok().flatten().flatten()
 }
 
@@ -192,7 +192,7 @@ async fn a_request_that_is_reset_before_its_end_is_not_whole() {
             }
             let short = vec![begin.clone(), head.clone(), data("half", true)];
             assert_eq!(request(short).await, length.is_empty().then_some(4));
-            // Not all was read when the stream was reset after its end.
+            // Some of it was unread when the stream was reset after its end.
             let whole = vec![[begin.clone(), head, data("half", true), raw::reset(1, 0)].concat()];
             assert_ne!(request(whole).await, Some(0));
         }
