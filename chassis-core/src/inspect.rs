@@ -1,4 +1,4 @@
-//! A look into a running process: what a table, an admin page or a test reads.
+//! The inspection of a running process, for a table, an admin page or a test.
 use std::{
     collections::{BTreeMap, HashSet},
     time::Duration,
@@ -24,7 +24,7 @@ macro_rules! inspection {
     };
 }
 
-/// Declares the inspection, with what each concern shows of its rules.
+/// Declares the inspection, with the view of each concern's rules.
 macro_rules! inspection_of {
     (
         $(
@@ -33,7 +33,7 @@ macro_rules! inspection_of {
             } by $concern:ty $(, seen as $(#[$view_doc:meta])* $view:ident: $view_type:ty)? ;
         )*
     ) => {
-        /// Everything there is to see at one moment.
+        /// The complete state at one moment.
         #[derive(Clone, Debug, Serialize)]
         pub struct Inspection {
             /// This service.
@@ -45,7 +45,8 @@ macro_rules! inspection_of {
             /// Services that are called, by name and protocol.
             pub services: Vec<ServiceView>,
             $( $( $(#[$view_doc])* pub $view: Vec<$view_type>, )? )*
-            /// Pieces of state that outlive versions: grows with what is called and named, not with time.
+            /// The number of states that outlive versions: grows with the number of called and configured
+            /// names, not with time.
             pub cells: usize,
         }
 
@@ -64,7 +65,8 @@ macro_rules! inspection_of {
     };
 }
 
-/// What one concern shows of the rules of all policies, as a local variable; nothing for one that shows nothing.
+/// Collects the views of one concern in the rules of all policies, as a local variable; empty for a concern
+/// without a view.
 macro_rules! view {
     ($all:ident, $now:ident, $seen:ident, [$($field:ident),+], $concern:ty,) => {};
     ($all:ident, $now:ident, $seen:ident, [$($field:ident),+], $concern:ty, $view:ident) => {
@@ -85,7 +87,7 @@ concerns!(inspection);
 pub struct ServiceView {
     /// Its name.
     pub name: String,
-    /// Over which protocol.
+    /// Its protocol.
     pub protocol: &'static str,
     /// Its nodes.
     pub nodes: Vec<NodeView>,
@@ -98,27 +100,27 @@ pub struct ServiceView {
 pub struct NodeView {
     /// The instance's id.
     pub id: String,
-    /// Where it is.
+    /// Its address.
     pub address: String,
     /// Its labels, version and zone among them.
     pub labels: BTreeMap<String, String>,
     /// Its weight.
     pub weight: u32,
-    /// How its connection is.
+    /// The state of its connection.
     pub connection: String,
-    /// The state of its circuit, where breakers work at the scope of endpoints.
+    /// The state of its circuit, if breakers have the scope `endpoint`.
     pub circuit: Option<State>,
-    /// Attempts that ended.
+    /// The number of finished attempts.
     pub calls: u64,
-    /// Those that went well.
+    /// The number of successful attempts.
     pub successes: u64,
-    /// Under way.
+    /// The number of attempts in flight.
     pub in_flight: u32,
-    /// Half of the attempts were quicker.
+    /// The median duration of attempts.
     pub p50: Option<Duration>,
-    /// 99 of 100 were quicker.
+    /// The 99th percentile of the duration of attempts.
     pub p99: Option<Duration>,
-    /// The share of failures that weighs on picks, fading.
+    /// The decaying share of failures that affects picks.
     pub failure_share: f64,
 }
 
@@ -127,7 +129,7 @@ pub struct NodeView {
 pub struct RuleView {
     /// Its name.
     pub name: String,
-    /// Calls it decided on.
+    /// The number of calls that it decided.
     pub hits: u64,
 }
 

@@ -1,5 +1,5 @@
-//! The order of the layers, outermost first, with the reason for each place. Order is code, numbers
-//! are settings.
+//! The order of the layers, outermost first, with the reason for each place. The order is code, the numbers are
+//! settings.
 use std::{
     marker::PhantomData,
     sync::Arc,
@@ -34,54 +34,54 @@ use crate::{
     types::{Error, Reason, Side},
 };
 
-/// A whole pipeline, types erased: always ready, cheap to clone.
+/// A whole pipeline with erased types: always ready, cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Pipeline(Next);
 
-/// The way of a call from its caller to an endpoint of `service`.
+/// The pipeline of calls from a caller to an endpoint of `service`.
 pub fn client<T: Transport>(runtime: &Runtime, service: &str, transport: &Arc<T>) -> Pipeline {
     let cluster = runtime.cluster(service, transport);
     let stages = runtime.stages();
 
     let node = ServiceBuilder::new()
-        // below balance: what it marks and measures is one attempt at one node
+        // below balance: it marks and measures one attempt at one node
         .layer(AttemptLayer)
         .service(stages.at(Stage::Node, service, None, Connect::<T::Leaf>(PhantomData)));
     let attempt = ServiceBuilder::new()
-        // above balance: an injected answer blames no node
+        // above balance: an injected answer counts against no node
         .layer(FaultLayer::new(At::Attempt))
-        // below retry: each attempt picks anew, and knows where the call has been
+        // below retry: each attempt picks again, and knows the nodes tried before
         .layer(BalanceLayer::new(cluster))
         .service(node);
     let call = ServiceBuilder::new()
         // above everything that can fail, below metrics, which keep the true outcome
         .layer(FallbackLayer)
-        // above all that waits: one deadline for limits, faults, pauses and attempts together
+        // above every layer that waits: one deadline for limits, faults, pauses and attempts together
         .layer(DeadlineLayer)
-        // above breaker and retry: what is refused here reached nobody and costs no attempt
+        // above breaker and retry: a refused call reaches no node and costs no attempt
         .layer(RateLimitLayer)
         .layer(ConcurrencyLayer { side: Side::Client })
-        // above retry: what a call may carry is bounded over all of its attempts; below what refuses it unread
+        // above retry: the limits cover all attempts of a call; below the layers that refuse a call unread
         .layer(crate::layer::message_limits::MessageLimitsLayer)
-        // above retry, which would hide it; below limits, which it must not get around
+        // above retry, which would hide it; below limits, which must apply to it too
         .layer(FaultLayer::new(At::Call))
-        // above retry: it judges what the caller sees, and an open circuit costs no attempts
+        // above retry: it judges the final outcome, and an open circuit costs no attempts
         .layer(BreakerLayer)
         // above balance: another attempt goes to another node
         .layer(RetryLayer)
         .service(stages.at(Stage::Attempt, service, None, attempt));
     let client = ServiceBuilder::new()
-        // first: everything below reads what it stamps
+        // first: everything below reads the values that it sets
         .layer(RouteLayer::new(Side::Client, runtime.policies().clone()))
         // above retry: one span around all attempts
         .layer(TraceLayer::new(Side::Client))
-        // above all that refuses: refusals are counted too
+        // above every layer that refuses: refusals are counted too
         .layer(MetricsLayer)
         .service(stages.at(Stage::Call, service, None, call));
     Pipeline(Next::new(client))
 }
 
-/// The way of a call from the edge of this process to `handler`.
+/// The pipeline of incoming calls to `handler`.
 pub fn server<S>(runtime: &Runtime, handler: S) -> Pipeline
 where
     S: Service<Invocation, Response = Reply, Error = Error> + Clone + Send + Sync + 'static,
@@ -99,33 +99,33 @@ where
     let listener: Option<Arc<str>> = listener.map(Into::into);
     let (stages, service) = (runtime.stages(), runtime.service());
     let call = ServiceBuilder::new()
-        // above everything of ours and the user's that runs for this call
+        // above all code of chassis and of the user that runs for this call
         .layer(PanicLayer::new(runtime.events().clone(), runtime.metrics().clone()))
-        // above all that waits
+        // above every layer that waits
         .layer(DeadlineLayer)
-        // before anything that costs: who is over the limit is told at once
+        // before expensive work: a caller over its limit is refused at once
         .layer(RateLimitLayer)
         .layer(ConcurrencyLayer { side: Side::Server })
-        // below what refuses calls unread, around everything that reads or answers them
+        // below the layers that refuse calls unread, around all that read or answer them
         .layer(crate::layer::message_limits::MessageLimitsLayer)
-        // inside the limits, as the handler it stands for is
+        // inside the limits, like the handler that it replaces
         .layer(FaultLayer::new(At::Call))
         .layer(FaultLayer::new(At::Attempt))
         // just above the handler: calls that it makes inherit deadline, trace and chosen headers
         .layer(ContextLayer)
         .service(stages.at(Stage::Handler, service, listener.as_ref(), handler));
     let server = ServiceBuilder::new()
-        // first: everything below reads what it stamps
+        // first: everything below reads the values that it sets
         .layer(RouteLayer::new(Side::Server, runtime.policies().clone()))
-        // above the metrics: a span around all that is done for the call
+        // above the metrics: a span around all work for the call
         .layer(TraceLayer::new(Side::Server))
-        // above all that refuses: refusals are counted too
+        // above every layer that refuses: refusals are counted too
         .layer(MetricsLayer)
         .service(stages.at(Stage::ServerCall, service, listener.as_ref(), call));
     Pipeline(Next::new(server))
 }
 
-/// The effective chain of a side, outermost first: what is printed at start-up.
+/// The effective order of the layers on a side, outermost first: printed at start-up.
 pub fn chain(runtime: &Runtime, side: Side, service: &str) -> String {
     let stages = runtime.stages();
     let mut names: Vec<String> = Vec::new();
@@ -177,7 +177,7 @@ impl Service<Invocation> for Pipeline {
 }
 
 impl Pipeline {
-    /// Sends a call in.
+    /// Passes a call to the outermost layer.
     pub fn run(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, Error>> {
         self.0.run(call)
     }
@@ -187,7 +187,7 @@ impl Pipeline {
 const WITHOUT_NODE: &str = "a layer at `Node` went on with a call that has no node, or one of another protocol: \
                             pass on the call that it was given, or a `try_clone` of it";
 
-/// Hands the call to the leaf of the node that was picked.
+/// Passes the call to the leaf of the picked node.
 struct Connect<L>(PhantomData<fn() -> L>);
 
 impl<L> Clone for Connect<L> {

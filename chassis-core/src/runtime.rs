@@ -1,6 +1,7 @@
-//! What a running chassis shares: the newest rules, the registry, events, figures, randomness, tasks.
+//! The shared parts of a running chassis: the newest policies, the registry, events, metrics, randomness,
+//! tasks.
 //!
-//! Cheap to clone. When the last clone is gone, or [`Runtime::shutdown`] is called, its tasks end.
+//! Cheap to clone. When the last clone is dropped, or [`Runtime::shutdown`] is called, its tasks end.
 use std::{
     collections::HashMap,
     sync::{
@@ -40,39 +41,39 @@ use crate::{
     types::LabelSet,
 };
 
-/// What a running chassis shares.
+/// The shared parts of a running chassis.
 #[derive(Clone)]
 pub struct Runtime(Arc<Inner>);
 
 struct Inner {
     environment: Arc<Environment>,
     policies: Live<Policies>,
-    /// One version at a time is compiled, and the hash of the one in force.
+    /// The hash of the version in force; held while a version is compiled.
     applying: Mutex<String>,
     registry: Arc<dyn Registry>,
     stages: Stages,
     clusters: Mutex<HashMap<ClusterKey, Arc<Cluster>>>,
-    /// Services that are called no more, of which something is to be let go.
+    /// Retired services, which are no longer called and have parts that must be dropped.
     retired: Mutex<Vec<Retired>>,
-    /// A task lets it go.
+    /// Whether a task that drops them is running.
     sweeping: AtomicBool,
     this: Weak<Inner>,
     tasks: Tasks,
 }
 
-/// So many services that nobody knows are followed at once; beyond that, the one that was asked for least
-/// recently is retired, if no call waits for it.
+/// The limit of followed services that neither the registry nor the settings know. Beyond it, the least
+/// recently used one is retired, if no call waits for it.
 pub const MOST_UNKNOWN: usize = 512;
-/// Services that were retired together are let go of together, after this time.
+/// Services that were retired within this time are dropped together.
 const SWEEP: Duration = Duration::from_secs(1);
-/// What calls still hold is tried again after this.
+/// The time until the next attempt to drop parts that calls still hold.
 const SWEEP_AGAIN: Duration = Duration::from_secs(60);
 
-/// A service, and the address of the transport that reaches it: the cluster keeps the transport, so no other
-/// one can come to stand there.
+/// A service, and the address of the transport that reaches it. The cluster keeps the transport, so no other
+/// one can have this address.
 type ClusterKey = (Arc<str>, usize);
 
-/// Makes a [`Runtime`].
+/// Builds a [`Runtime`].
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -90,39 +91,39 @@ pub struct RuntimeBuilder {
     random: Random,
     events: Events,
     stages: Stages,
-    /// Values for single concerns, which find theirs by type.
+    /// Values for single concerns, which find their own by type.
     extensions: Extensions,
 }
 
 // === impl RuntimeBuilder ===
 
 impl RuntimeBuilder {
-    /// The labels of this service, told to those it calls. Default: none.
+    /// The labels of this service, sent to the services that it calls. Default: none.
     pub fn labels(mut self, labels: LabelSet) -> Self {
         self.labels = labels;
         self
     }
 
-    /// Where services are looked up. Default: nowhere, no service is known. One that may block its thread is polled
-    /// by [threads of its own](crate::contain).
+    /// The registry of services. Default: none, so no service is known. A registry that may block its thread is
+    /// polled by [threads of its own](crate::contain).
     pub fn registry(mut self, registry: Arc<dyn Registry>) -> Self {
         self.registry = registry;
         self
     }
 
-    /// Where figures are registered. Default: a registry of its own.
+    /// The registry of metrics. Default: a new one.
     pub fn metrics(mut self, registry: prometheus::Registry) -> Self {
         self.metrics = Some(registry);
         self
     }
 
-    /// Where randomness comes from. Default: the operating system.
+    /// The source of randomness. Default: the operating system.
     pub fn random(mut self, random: Random) -> Self {
         self.random = random;
         self
     }
 
-    /// Where events go. Default: a stream of its own.
+    /// The sink of events. Default: a new one.
     pub fn events(mut self, events: Events) -> Self {
         self.events = events;
         self
@@ -135,14 +136,14 @@ impl RuntimeBuilder {
         self
     }
 
-    /// A picker that settings can name.
+    /// Adds a picker that settings can name.
     pub fn picker(mut self, name: impl Into<String>, picker: Arc<dyn Picker>) -> Self {
         let Pickers(pickers) = self.extensions.get_or_insert_default();
         pickers.insert(name.into(), picker);
         self
     }
 
-    /// Answers instead of failed calls to `service`, or to one operation of it.
+    /// Sets the answers for failed calls to `service`, or to one operation of it.
     pub fn fallback(
         mut self,
         service: impl Into<String>,
@@ -154,23 +155,23 @@ impl RuntimeBuilder {
         self
     }
 
-    /// A protocol that calls are made with or come in by. Its metrics are registered when the runtime is built, and
-    /// settings that only a protocol can read are checked for it when they are loaded. Calls of a protocol that is
-    /// not registered work, too: its metrics are registered with the first one.
+    /// Registers a protocol of outgoing or incoming calls. Its metrics are registered when the runtime is
+    /// built, and it checks its settings when they are loaded. Calls of a protocol that is not registered work
+    /// too: its metrics are registered with the first one.
     pub fn protocol(mut self, protocol: &'static dyn Protocol) -> Self {
         let Protocols(protocols) = self.extensions.get_or_insert_default();
         protocols.push(protocol);
         self
     }
 
-    /// Operations that can be executed twice without harm, as their protos say.
+    /// Declares operations that can be executed twice without harm, as in their protos.
     pub fn idempotent(mut self, operations: impl IntoIterator<Item = String>) -> Self {
         let Idempotent(declared) = self.extensions.get_or_insert_default();
         declared.extend(operations);
         self
     }
 
-    /// Compiles the defaults. Within a tokio runtime only; fails where a metric's name is taken.
+    /// Compiles the defaults. Call it within a tokio runtime. Fails if a metric's name exists already.
     pub fn build(self) -> Result<Runtime, prometheus::Error> {
         let mut caller = self.service.to_string();
         for (name, value) in self.labels.iter() {
@@ -212,7 +213,7 @@ impl RuntimeBuilder {
 // === impl Runtime ===
 
 impl Runtime {
-    /// A runtime of the service of this name.
+    /// A builder of the runtime for the service of this name.
     pub fn builder(service: &str) -> RuntimeBuilder {
         RuntimeBuilder {
             service: service.into(),
@@ -226,22 +227,23 @@ impl Runtime {
         }
     }
 
-    /// Puts new settings in force, whole, or says everything that is wrong with them. Calls under way
-    /// end under the version they began with; state is kept. `hash` names the content in metrics.
+    /// Puts new settings in force as a whole, or returns all problems in them. Calls in flight end under the
+    /// version they began with; state is kept. `hash` names the content in metrics.
     pub fn apply(&self, settings: &Settings, version: u64, hash: &str) -> Result<(), Vec<Problem>> {
         let mut in_force = self.0.applying.lock().unwrap_or_else(PoisonError::into_inner);
         let previous = self.0.policies.get();
         let compiled = Policies::compile(settings, version, &self.0.environment, Some(&previous));
         let applied = compiled.map(|policies| self.0.policies.set(policies));
         drop(previous);
-        self.0.environment.states.sweep(); // of a refused version too
+        self.0.environment.states.sweep(); // also the states of a refused version
         applied?;
         self.metrics().config_applied(version, hash);
         hash.clone_into(&mut in_force);
         Ok(())
     }
 
-    /// Would these settings be put in force? Changes nothing but for cells nobody uses yet.
+    /// Checks whether these settings would be put in force. Changes nothing, except that unused cells may be
+    /// created.
     pub fn check(&self, settings: &Settings) -> Result<(), Vec<Problem>> {
         let scratch = Environment {
             service: self.0.environment.service.clone(),
@@ -258,11 +260,12 @@ impl Runtime {
     }
 
     /// The cluster of `service` over `transport`: clients of the same transport share it, with its connections.
-    /// Another transport has a cluster of its own, also one of the same type, which may have other credentials.
+    /// Another transport has a cluster of its own, even if it has the same type, because it may have other
+    /// credentials.
     ///
-    /// Names may come from input. A service that neither the registry nor the settings know, and that nobody
-    /// has called for five minutes, leaves no task, state or figure behind; at most [`MOST_UNKNOWN`] of them
-    /// are followed at once, but for those that calls wait for.
+    /// Names may come from input. A service that neither the registry nor the settings know, and that was not
+    /// called for five minutes, leaves no task, state or metric behind. At most [`MOST_UNKNOWN`] of them are
+    /// followed at once, apart from those that calls wait for.
     pub fn cluster<T: Transport>(&self, service: &str, transport: &Arc<T>) -> Arc<Cluster> {
         let key = (Arc::<str>::from(service), Arc::as_ptr(transport).addr());
         let mut clusters = self.0.clusters();
@@ -287,7 +290,7 @@ impl Runtime {
         clusters.entry(key).or_insert_with(start).clone()
     }
 
-    /// All clusters that somebody asked for.
+    /// All clusters that were requested.
     pub fn clusters(&self) -> Vec<Arc<Cluster>> {
         self.0.clusters().values().cloned().collect()
     }
@@ -297,12 +300,12 @@ impl Runtime {
         &self.0.environment.service
     }
 
-    /// The newest rules.
+    /// The newest policies.
     pub fn policies(&self) -> &Live<Policies> {
         &self.0.policies
     }
 
-    /// The section `name` of the settings, as it changes; `None` if there is none of this name and type.
+    /// The live section `name` of the settings; `None` if there is none of this name and type.
     pub fn section<T: Send + Sync + 'static>(&self, name: &str) -> Option<LiveSection<T>> {
         LiveSection::new(self.0.policies.clone(), name)
     }
@@ -312,17 +315,17 @@ impl Runtime {
         &self.0.registry
     }
 
-    /// What happens.
+    /// The events.
     pub fn events(&self) -> &Events {
         &self.0.environment.events
     }
 
-    /// The figures.
+    /// The metrics.
     pub fn metrics(&self) -> &Metrics {
         &self.0.environment.metrics
     }
 
-    /// Randomness.
+    /// The source of randomness.
     pub fn random(&self) -> &Random {
         &self.0.environment.common.random
     }
@@ -332,12 +335,12 @@ impl Runtime {
         &self.0.stages
     }
 
-    /// Headers that are carried on along a chain of hops; to be set by the settings.
+    /// Headers that are carried on along a chain of hops; set by the settings.
     pub fn carried(&self) -> &Carried {
         &self.0.environment.common.carried
     }
 
-    /// The share of calls without a trace that begin one; to be set by the settings.
+    /// The share of calls without a trace that begin one; set by the settings.
     pub fn sample(&self) -> &Sample {
         &self.0.environment.common.sample
     }
@@ -346,23 +349,23 @@ impl Runtime {
         &self.0.environment.states
     }
 
-    /// What runs in the background.
+    /// The background tasks.
     pub fn tasks(&self) -> &Tasks {
         &self.0.tasks
     }
 
-    /// What this service calls itself on the wire.
+    /// The name of this service in its calls.
     pub fn caller(&self) -> Option<HeaderValue> {
         self.0.environment.common.caller()
     }
 
-    /// Everything there is to see now: services, nodes, circuits, limits, rules, the version.
+    /// The complete current state: services, nodes, circuits, limits, rules, the version.
     pub fn inspect(&self) -> Inspection {
         let hash = self.0.applying.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Inspection::of(self, hash)
     }
 
-    /// Ends everything that runs in the background; waits for it at most `bound`.
+    /// Ends all background tasks; waits at most `bound`. Returns whether all have ended.
     pub async fn shutdown(&self, bound: Duration) -> bool {
         self.0.tasks.end(bound).await
     }
@@ -371,7 +374,7 @@ impl Runtime {
 // === impl Inner ===
 
 impl Inner {
-    /// Nothing panics while it is held; a poisoned lock would be as good as new.
+    /// No code panics while the lock is held, so a poisoned lock is still valid.
     fn clusters(&self) -> MutexGuard<'_, HashMap<ClusterKey, Arc<Cluster>>> {
         self.clusters.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -380,10 +383,10 @@ impl Inner {
         self.retired.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Retires the service that nobody knows and that was asked for least recently, where there are too many.
+    /// Retires the least recently used unknown service, if there are too many.
     #[cold]
     fn make_room(&self, clusters: &mut HashMap<ClusterKey, Arc<Cluster>>) {
-        // Who has a client of one keeps it.
+        // A cluster with a client is kept.
         clusters.retain(|_, cluster| cluster.is_followed() || Arc::strong_count(cluster) > 1);
         let policies = self.policies.get();
         let idle =
@@ -398,7 +401,7 @@ impl Inner {
         }
     }
 
-    /// Ends the following of one cluster; it stays only where somebody has a client of it.
+    /// Stops following one cluster; it is kept only while it has a client.
     fn retire_of(&self, clusters: &mut HashMap<ClusterKey, Arc<Cluster>>, cluster: *const Cluster) -> bool {
         let Some((key, found)) = clusters.iter().find(|(_, one)| Arc::as_ptr(one) == cluster) else {
             return false;
@@ -406,7 +409,7 @@ impl Inner {
         if !found.retire() {
             return false;
         }
-        // One reference is here, the other is the task's that follows.
+        // One reference is here, the other belongs to the following task.
         let (key, is_held) = (key.clone(), Arc::strong_count(found) > 2);
         if !is_held {
             clusters.remove(&key);
@@ -418,9 +421,10 @@ impl Inner {
         true
     }
 
-    /// Nobody calls `service` any more: its rules go now, its state and figures when no call holds them.
+    /// Retires `service`, which is no longer called: its policies are dropped now, its state and metrics when
+    /// no call holds them.
     fn let_go(&self, service: Arc<str>) {
-        // What is being compiled would carry it over.
+        // A running compilation would carry it over.
         let applying = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
         let retired = self.policies.with(|policies| policies.retire(service));
         drop(applying);
@@ -431,11 +435,11 @@ impl Inner {
         }
     }
 
-    /// Lets go of what calls no longer hold of retired services. `true`: that is all.
+    /// Drops the parts of retired services that calls no longer hold. Returns whether all were dropped.
     fn sweep(&self) -> bool {
         let mut retired = std::mem::take(&mut *self.retired());
         let policies = self.policies.get();
-        // Those that are called again have what they had.
+        // Services that are called again keep their state.
         retired.retain(|one| !policies.has(one.service()));
         let (held, gone): (Vec<_>, Vec<_>) = retired.into_iter().partition(Retired::is_in_use);
         let services: Vec<_> = gone.iter().map(|one| one.service().clone()).collect();
@@ -447,7 +451,7 @@ impl Inner {
         let mut retired = self.retired();
         retired.extend(held);
         if retired.is_empty() {
-            self.sweeping.store(false, SeqCst); // under the lock: who adds one begins anew
+            self.sweeping.store(false, SeqCst); // under the lock, so that a service added later starts a new task
         }
         retired.is_empty()
     }
@@ -460,7 +464,7 @@ impl Keeper for Inner {
     }
 }
 
-/// Lets go of retired services until none is left.
+/// Drops retired services until none is left.
 async fn sweep(inner: Weak<Inner>) {
     let mut pause = SWEEP;
     loop {
@@ -479,7 +483,7 @@ impl Drop for Inner {
     }
 }
 
-/// Knows no service.
+/// A registry without services.
 struct Nowhere;
 
 #[async_trait::async_trait]

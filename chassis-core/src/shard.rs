@@ -1,10 +1,10 @@
-//! Cells that threads have of their own, for what all calls write.
+//! Values with a copy for each group of threads, for data that all calls write.
 //!
-//! A cache line that two threads write by turns costs each of them about a tenth of a microsecond, every
-//! time. So what is counted on the way of every call, and only looked at now and then, is counted in one
-//! cell per shard and added up when somebody looks; and what is read and counted by reference has a copy
-//! per shard. Threads go to shards as they come; more threads than shards share them, which costs time and
-//! nothing else: cells are atomics.
+//! A cache line that two threads write alternately costs each of them about a tenth of a microsecond for every
+//! write. So counters that every call changes, and that are read rarely, have one cell per shard, and the
+//! reader sums the cells; shared values that calls read by reference count have a copy per shard. Threads are
+//! assigned to shards in turn. If there are more threads than shards, some share a shard, which costs only
+//! time, because cells are atomics.
 use std::{
     cell::Cell,
     ops::Deref,
@@ -14,28 +14,28 @@ use std::{
     },
 };
 
-/// Of how many shards something consists that has any.
+/// The number of shards of every sharded value.
 pub(crate) const SHARDS: usize = 16;
 
-/// A value for each shard, made when a thread of that shard first asks. Nothing but a pointer before.
+/// A value for each shard, created when a thread of that shard first needs it. Only a pointer before that.
 #[derive(Debug)]
 pub(crate) struct PerShard<T>(OnceLock<Box<[OnceLock<T>; SHARDS]>>);
 
-/// On a cache line of its own (of two, since processors fetch them in pairs).
+/// Aligned to a cache line of its own (to two, because processors fetch them in pairs).
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Line<T>(pub(crate) T);
 
-/// Cells that are written by one shard each, and read by whoever adds them up.
+/// Cells that are written by one shard each; the reader sums them.
 pub(crate) type Cells<T> = PerShard<Box<Line<T>>>;
 
-/// A number that all calls change and few look at: a counter, or a gauge, where it is signed. Written to by
-/// its figures only.
+/// A number that all calls change and that is read rarely: a counter, or a gauge if it is signed. Only its
+/// metrics write to it.
 #[derive(Debug)]
 pub struct Sum<A>(Cells<A>);
 
 thread_local! {
-    /// The shard of this thread; none of them before it first asks.
+    /// The shard of this thread; `usize::MAX` before it is assigned.
     static MINE: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
@@ -46,7 +46,7 @@ pub(crate) fn mine() -> usize {
     if mine < SHARDS { mine } else { next() }
 }
 
-/// Threads go to the shards by turns, in the order in which they first ask.
+/// Assigns threads to the shards in turn, in the order in which they first ask.
 #[cold]
 fn next() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -58,31 +58,31 @@ fn next() -> usize {
 // === impl PerShard ===
 
 impl<T> PerShard<T> {
-    /// Nothing yet, for nobody.
+    /// Contains no values yet.
     pub(crate) const fn new() -> Self {
         PerShard(OnceLock::new())
     }
 
-    /// That of this thread's shard.
+    /// The value of this thread's shard.
     #[inline]
     pub(crate) fn mine(&self, make: impl FnOnce() -> T) -> &T {
         self.0.get_or_init(Default::default)[mine()].get_or_init(make)
     }
 
-    /// All that were made so far.
+    /// All values that were created so far.
     pub(crate) fn all(&self) -> impl Iterator<Item = &T> {
         self.0.get().into_iter().flat_map(|shards| shards.iter().filter_map(OnceLock::get))
     }
 }
 
 impl<T: Default> Cells<T> {
-    /// That of this thread's shard.
+    /// The cell of this thread's shard.
     #[inline]
     pub(crate) fn cell(&self) -> &T {
         self.mine(Box::default)
     }
 
-    /// All that were written to so far.
+    /// All cells that were created so far.
     pub(crate) fn cells(&self) -> impl Iterator<Item = &T> {
         self.all().map(|line| &line.0)
     }
@@ -116,7 +116,7 @@ macro_rules! sum {
                 sum
             }
 
-            /// For who resets it while nobody counts.
+            /// Resets the number. Call it while no thread counts.
             fn set(&self, value: $number) {
                 self.0.cells().for_each(|cell| cell.store(0, Relaxed));
                 if value != 0 {
@@ -125,7 +125,7 @@ macro_rules! sum {
             }
 
             fn get(&self) -> $number {
-                // What one thread counts up another may count down: a cell may be below nothing.
+                // One thread may count down what another has counted up, so a cell may be negative.
                 self.0.cells().map(|cell| cell.load(Relaxed)).fold(0, <$number>::wrapping_add)
             }
 
@@ -149,7 +149,7 @@ mod tests {
 
     use super::*;
 
-    /// More threads than there are shards.
+    /// More threads than shards.
     const THREADS: usize = SHARDS + 4;
 
     fn on_threads(work: impl Fn(usize) + Sync) {
@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(gauge.get(), 10_000 * (THREADS as i64 - 1));
     }
 
-    /// What one thread begins another may end.
+    /// A call may begin on one thread and end on another.
     #[test]
     fn a_gauge_goes_down_on_another_thread() {
         let gauge = Sum::<AtomicI64>::new(0);

@@ -1,13 +1,13 @@
-//! Where a mechanism reports what it does.
+//! The reporter of a mechanism: metrics and events.
 use crate::{
     clock::Instant,
     event::{Event, Events, Pulse},
     metrics::Metrics,
 };
 
-/// Where something speaks up: figures, events, and at most one event a second.
+/// Reports for one rule: metrics, events, and at most one event a second.
 pub(crate) struct Site {
-    /// The figures.
+    /// The metrics.
     pub metrics: Metrics,
     /// The events.
     pub events: Events,
@@ -18,12 +18,12 @@ pub(crate) struct Site {
 // === impl Site ===
 
 impl Site {
-    /// A place that has said nothing yet.
+    /// Creates a reporter that has emitted no event yet.
     pub(crate) fn new(metrics: Metrics, events: Events) -> Self {
         Site { metrics, events, epoch: Instant::now(), pulse: Pulse::default() }
     }
 
-    /// Emits what `event` makes, unless this place emitted something within the last second.
+    /// Emits the event that `event` creates, unless this reporter emitted one within the last second.
     pub(crate) fn pulse(&self, now: Instant, event: impl FnOnce() -> Event) {
         if self.pulse.beat(now, self.epoch) {
             self.events.emit(event());

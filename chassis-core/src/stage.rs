@@ -1,8 +1,8 @@
-//! Where users put layers of their own: at named stages, for all services or for one.
+//! The stages of users' own layers: named places in the pipeline, for all services or for one.
 //!
-//! Between the user's layers and the built-in ones types are erased, once; an empty stage is a branch. Who
-//! listens to a call does not go along into the user's layers: whatever they do with it, what was counted above
-//! them comes back.
+//! Between the user's layers and the built-in ones types are erased, once; an empty stage costs one branch.
+//! Listeners of a call do not enter the user's layers: whatever a layer does with the call, the listeners above
+//! it are notified.
 use std::{
     any::Any,
     marker::PhantomData,
@@ -23,9 +23,9 @@ use crate::{
     types::{Error, Side},
 };
 
-/// A place in the pipeline where a user's layer can stand.
+/// A place in the pipeline for users' layers.
 ///
-/// `E` is the error that services have there: [`Error`], or below the retries [`Failed`].
+/// `E` is the error of the services there: [`Error`], or below the retries [`Failed`].
 pub struct Stage<E = Error>(Place, PhantomData<fn() -> E>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ enum Place {
     Handler,
 }
 
-/// At which stage a user's layer stands, and for which calls: a [`Stage`] alone is for all services.
+/// The stage of a user's layer, and the calls that it applies to: a [`Stage`] alone is for all services.
 ///
 /// ```
 /// use chassis_core::{Placement, Stage};
@@ -51,12 +51,12 @@ pub struct Placement<E = Error> {
     service: Option<Arc<str>>,
 }
 
-/// What is inside a user's layer: calls it on, or not.
+/// The service inside a user's layer, which the layer may call.
 ///
 /// Always ready. A layer may call it more than once, with another [`Invocation`] each time: a
-/// [`try_clone`](Invocation::try_clone) of the one that it was given lives under the same rules, one made by
-/// [`new`](Invocation::new) under none. At [`Stage::Node`] a call needs the node that it was given with. The call
-/// ends as the answer or the error does that the layer returns.
+/// [`try_clone`](Invocation::try_clone) of the original has the same policy, one made by
+/// [`new`](Invocation::new) has none. At [`Stage::Node`] a call needs its original node. The call ends with the
+/// answer or the error that the layer returns.
 ///
 /// `E` is the error of the [`Stage`].
 pub struct Next<E = Error>(Arc<dyn Erased<E>>);
@@ -74,10 +74,10 @@ pub struct FnService<F, E = Error> {
     next: Next<E>,
 }
 
-/// Layers of ours, which a call goes through at once and leaves as they were. So threads have some of their
-/// own, made once, rather than for each call, which would count references to what all share. Nobody waits
-/// for them: whoever finds them taken - by a call made within a call, or as more threads than shards are
-/// about - makes some for the one call.
+/// Built-in layers, which a call passes at once and leaves unchanged. Each shard of threads keeps one copy of
+/// them, because creating them for each call would count references to shared values. No call waits for a copy:
+/// if it is in use, by a call made within a call or because there are more threads than shards, a new copy is
+/// created for this one call.
 struct Erase<S> {
     service: S,
     own: Cells<Mutex<S>>,
@@ -91,7 +91,7 @@ pub struct Stages(Arc<Vec<Entry>>);
 struct Entry {
     place: Place,
     name: Arc<str>,
-    /// The number of its name: layers of one name are switched together.
+    /// The number of its name: layers with the same name are switched together.
     number: usize,
     service: Option<Arc<str>>,
     /// A `Wrap` over the error of its place.
@@ -100,7 +100,7 @@ struct Entry {
 
 struct Wrap<E>(Box<dyn Fn(Next<E>) -> Next<E> + Send + Sync>);
 
-/// A layer that settings can switch off, and what is inside it.
+/// A layer that settings can switch off, and the service inside it.
 struct Switchable<E> {
     on: Next<E>,
     off: Next<E>,
@@ -108,15 +108,15 @@ struct Switchable<E> {
     listener: Option<Arc<str>>,
 }
 
-/// A stage with the user's layers around it, or without any.
+/// A stage, with or without layers of the user.
 pub enum Staged<S, E = Error> {
-    /// None: the inner service itself.
+    /// Without layers: the inner service itself.
     Plain(S),
     /// The outermost of the user's layers.
     User(Next<E>),
 }
 
-/// Makes a tower layer of an async function over the call and what is inside, as axum's `from_fn` does.
+/// Creates a tower layer from an async function over the call and the inner service, as axum's `from_fn` does.
 ///
 /// ```
 /// use chassis_core::{Error, Invocation, Next, Reply, Stage, Stages, from_fn};
@@ -162,10 +162,10 @@ pin_project! {
     pub enum StagedFuture<F, E = Error> {
         /// The inner service's own.
         Plain { #[pin] inner: F },
-        /// Of the user's layers.
+        /// The future of the user's layers.
         User {
             inner: BoxFuture<'static, Result<Reply, E>>,
-            // Those who listen to the call, until there is an answer.
+            // The listeners of the call, until there is an answer.
             home: Option<Home>,
         },
     }
@@ -174,7 +174,7 @@ pin_project! {
 // === impl Next ===
 
 impl<E> Next<E> {
-    /// Erases `service`, which has to be always ready.
+    /// Erases the type of `service`, which must always be ready.
     pub fn new<S>(service: S) -> Self
     where
         S: Service<Invocation, Response = Reply, Error = E> + Clone + Send + Sync + 'static,
@@ -238,9 +238,8 @@ impl<E> std::fmt::Debug for Next<E> {
 // === impl Stages ===
 
 impl Stages {
-    /// Adds a tower layer at `stage`, for calls to `service` or for all. Its service is made ready before
-    /// each call, so layers that wait in `poll_ready` work too. [`Error::from_layer`] tells what its errors
-    /// become.
+    /// Adds a tower layer at `stage`, for calls to `service` or for all. Its service is made ready before each
+    /// call, so layers that wait in `poll_ready` work too. [`Error::from_layer`] converts its errors.
     pub fn add_layer<E, L>(&mut self, stage: Stage<E>, name: &str, service: Option<&str>, layer: L)
     where
         E: CallError,
@@ -252,7 +251,7 @@ impl Stages {
         self.push(stage, name, service, move |next| Next(Arc::new(Foreign(layer.layer(next)))));
     }
 
-    /// Adds an async function over the call and what is inside: cheaper by a clone than [`from_fn`].
+    /// Adds an async function over the call and the inner service: cheaper by a clone than [`from_fn`].
     pub fn add_fn<E, F, Fut>(&mut self, stage: Stage<E>, name: &str, service: Option<&str>, function: F)
     where
         E: CallError,
@@ -290,7 +289,7 @@ impl Stages {
         names
     }
 
-    /// Puts the layers of `stage` around `inner`; of calls that come in, `listener` is where they do.
+    /// Puts the layers of `stage` around `inner`; for incoming calls, `listener` is the name of their listener.
     pub(crate) fn at<E, S>(
         &self,
         stage: Stage<E>,
@@ -353,7 +352,7 @@ impl Stage<Failed> {
 }
 
 impl<E> Stage<E> {
-    /// Which end of a call it is on.
+    /// The side of a call that it is on.
     pub fn side(self) -> Side {
         match self.0 {
             Place::Call | Place::Attempt | Place::Node => Side::Client,
@@ -361,7 +360,7 @@ impl<E> Stage<E> {
         }
     }
 
-    /// This stage of the calls to `service` alone. At the server's stages the service is the server's own.
+    /// This stage for the calls to `service` alone. At the server's stages the service is the server's own.
     pub fn of(self, service: &str) -> Placement<E> {
         Placement { stage: self, service: Some(service.into()) }
     }
@@ -397,7 +396,7 @@ impl<E> Placement<E> {
         self.stage
     }
 
-    /// The one service whose calls it is for; `None`: all.
+    /// The only service whose calls it is for; `None` for all.
     pub fn service(&self) -> Option<&str> {
         self.service.as_deref()
     }
@@ -422,7 +421,7 @@ impl<E> std::fmt::Debug for Placement<E> {
     }
 }
 
-/// What is below the user's layers, which may have let the call wait.
+/// The service below the user's layers, which may have delayed the call.
 struct Below<S>(Erase<S>);
 
 impl<S, E> Erased<E> for Below<S>
@@ -445,7 +444,7 @@ impl<E: 'static> Erased<E> for Switchable<E> {
     }
 }
 
-/// A user's tower service: made ready on a clone of its own for each call.
+/// A user's tower service: for each call a clone is made ready.
 struct Foreign<S>(S);
 
 impl<S, E> Erased<E> for Foreign<S>

@@ -1,4 +1,4 @@
-//! How long calls take, counted by threads each on a cache line of its own.
+//! Histograms of call durations, which each thread counts on a cache line of its own.
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
@@ -15,13 +15,13 @@ use crate::{
     types::{DurationFamilies, Family, Side},
 };
 
-/// Bucket bounds of durations in seconds, as the semantic conventions advise for RPC and HTTP.
+/// Bucket bounds of durations in seconds, as recommended by the semantic conventions for RPC and HTTP.
 const DURATION_BUCKETS: [f64; 14] =
     [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
 /// A histogram over [`DURATION_BUCKETS`]; clones share it.
 ///
-/// `prometheus`' own counts everything in one place, which threads then have to take from each other.
+/// `prometheus`' own histogram counts everything in one place, so threads compete for its cache line.
 #[derive(Clone)]
 pub(crate) struct Durations(Arc<Counted>);
 
@@ -31,7 +31,8 @@ pub(super) type DurationsVec = MetricVec<Make>;
 #[derive(Clone)]
 pub(super) struct Make;
 
-/// The durations of calls out and in, in the families of one protocol, or of several that share them.
+/// The durations of outgoing and incoming calls, in the families of one protocol, or of several that share
+/// them.
 pub(crate) struct ProtocolDurations {
     pub(super) names: &'static DurationFamilies,
     pub(super) sides: [DurationsVec; 2],
@@ -42,12 +43,12 @@ struct Counted {
     cells: Cells<Counts>,
 }
 
-/// As many as fit into a line.
+/// As many counters as fit into a cache line.
 #[derive(Default)]
 struct Counts {
-    /// Not cumulative; behind the last bound is everything that took longer.
+    /// Not cumulative; the last bucket counts durations above the last bound.
     buckets: [AtomicU64; DURATION_BUCKETS.len() + 1],
-    /// The sum, which is enough for 584 years.
+    /// The sum in nanoseconds, which is enough for 584 years.
     nanos: AtomicU64,
 }
 
@@ -65,18 +66,18 @@ const BOUNDS: [u64; DURATION_BUCKETS.len()] = {
 // === impl Durations ===
 
 impl Durations {
-    /// Histograms called `name`, by `labels`.
+    /// Histograms with the name `name`, by `labels`.
     fn by(name: &str, help: &str, labels: &[&str]) -> Result<DurationsVec, prometheus::Error> {
         let labels = labels.iter().map(|label| (*label).to_owned()).collect();
         MetricVec::create(proto::MetricType::HISTOGRAM, Make, Opts::new(name, help).variable_labels(labels))
     }
 
-    /// A histogram that belongs to no family.
+    /// A histogram outside any family.
     pub(crate) fn detached() -> Self {
         Durations(Arc::new(Counted { labels: Vec::new(), cells: Cells::new() }))
     }
 
-    /// One call more, which took so many nanoseconds.
+    /// Counts a call of this duration.
     pub(crate) fn observe(&self, nanos: u64) {
         let counts = self.0.cells.cell();
         let bucket = BOUNDS.iter().position(|bound| nanos <= *bound).unwrap_or(BOUNDS.len());
@@ -141,12 +142,13 @@ impl ProtocolDurations {
         Ok(ProtocolDurations { names, sides: [make(&names.client)?, make(&names.server)?] })
     }
 
-    /// For a protocol whose names are none.
+    /// The families for a protocol whose names are invalid.
     pub(super) fn unnamed() -> Self {
         ProtocolDurations::new(&DurationFamilies::NEUTRAL).expect("these names are sound")
     }
 
-    /// The histogram of calls on `side` whose labels have these `values`; an error says which are too many or too few.
+    /// The histogram of calls on `side` with these label `values`; an error names the missing or superfluous
+    /// ones.
     pub(crate) fn of(
         &self,
         side: Side,
@@ -170,7 +172,7 @@ mod tests {
         TextEncoder::new().encode_to_string(&registry.gather()).unwrap()
     }
 
-    /// Text of ours is that of `prometheus`' own histogram.
+    /// The text is that of `prometheus`' own histogram.
     #[test]
     fn says_what_a_histogram_says() {
         let theirs = Histogram::with_opts(

@@ -1,9 +1,9 @@
-//! The figures of a process, in the `prometheus` registry that its builder was given.
+//! The metrics of a process, in the `prometheus` registry that its builder was given.
 //!
-//! Names follow OpenTelemetry's semantic conventions (RPC and HTTP durations) in their Prometheus
-//! spelling; what no convention names starts with `chassis_`. Handles are resolved once and kept with
-//! the policy: no label is looked up on the way of a call. What every call counts is counted by each thread
-//! apart, and added up when it is looked at.
+//! Names follow OpenTelemetry's semantic conventions (RPC and HTTP durations) in their Prometheus spelling;
+//! names without a convention start with `chassis_`. Handles are resolved once and kept in the policy: a call
+//! looks up no label. Counters that every call changes are counted by each thread separately, and summed when
+//! they are read.
 mod durations;
 
 use std::{
@@ -30,23 +30,23 @@ use crate::{
     types::{Code, DurationFamilies, Reason, Side},
 };
 
-/// Every figure a process has; clones share them.
+/// All metrics of a process; clones share them.
 #[derive(Clone)]
 pub struct Metrics(Arc<Families>);
 
-/// A counter that threads count apart in.
+/// A counter that each thread counts separately.
 pub type CallCounter = GenericCounter<Sum<AtomicU64>>;
 
 type CallCounterVec = GenericCounterVec<Sum<AtomicU64>>;
 pub(crate) type CallGauge = GenericGauge<Sum<AtomicI64>>;
 type CallGaugeVec = GenericGaugeVec<Sum<AtomicI64>>;
 
-/// The families, named in the code as on the wire.
+/// The families, with the names of the metrics as field names.
 struct Families {
     registry: Registry,
     /// The durations of calls, which protocols name.
     durations: Live<Vec<Arc<ProtocolDurations>>>,
-    /// One family at a time is registered.
+    /// Held while a family is registered.
     registering: Mutex<()>,
     in_flight: CallGaugeVec,
     rejected: IntCounterVec,
@@ -76,7 +76,7 @@ struct Families {
 // === impl Metrics ===
 
 impl Metrics {
-    /// Registers all families with `registry`; an error says which name is taken there.
+    /// Registers all families with `registry`; an error names the metric that exists there already.
     pub fn new(registry: Registry) -> Result<Self, prometheus::Error> {
         let make = Make(&registry);
         let families = Families {
@@ -186,13 +186,13 @@ impl Metrics {
         Ok(Metrics(Arc::new(families)))
     }
 
-    /// The registry they are in, to be scraped.
+    /// The registry of the metrics, to be scraped.
     pub fn registry(&self) -> &Registry {
         &self.0.registry
     }
 
-    /// Registers the families of `protocol`; an error says which name is taken. Without it, they are registered
-    /// with the first call over the protocol.
+    /// Registers the families of `protocol`; an error names the metric that exists already. Otherwise they are
+    /// registered with the first call over the protocol.
     pub fn register(&self, protocol: &'static dyn Protocol) -> Result<(), prometheus::Error> {
         self.durations(protocol.durations()).map(drop)
     }
@@ -212,7 +212,7 @@ impl Metrics {
             return Ok(found);
         }
         let made = Arc::new(ProtocolDurations::new(names)?);
-        // A family that cannot be registered is counted all the same, and not made again with each call.
+        // A family that cannot be registered is still counted, and not created again with each call.
         let registered =
             made.sides.iter().try_for_each(|side| self.0.registry.register(Box::new(side.clone())));
         self.0.durations.update(|all| {
@@ -223,7 +223,7 @@ impl Metrics {
         registered.map(|()| made)
     }
 
-    /// The same where no one can be given an error: the first call over a protocol.
+    /// The same for the first call over a protocol, where no caller handles an error.
     pub(crate) fn durations_of_calls(&self, protocol: &'static dyn Protocol) -> Arc<ProtocolDurations> {
         let names = protocol.durations();
         match self.durations(names) {
@@ -235,12 +235,12 @@ impl Metrics {
         }
     }
 
-    /// The gauge of calls under way: of `service` on one side.
+    /// The gauge of calls in flight: of `service` on one side.
     pub(crate) fn in_flight(&self, side: Side, service: &str) -> CallGauge {
         self.0.in_flight.with_label_values(&[side.name(), service])
     }
 
-    /// Counts a call refused here.
+    /// Counts a call that this process refused.
     pub fn rejected(&self, side: Side, service: &str, reason: Reason) {
         self.0.rejected.with_label_values(&[side.name(), service, reason.name()]).inc();
     }
@@ -250,18 +250,18 @@ impl Metrics {
         self.0.attempts.with_label_values(&[service, code.name()])
     }
 
-    /// Counts what came of a wish to retry.
+    /// Counts a retry, or the reason against one.
     pub fn retry(&self, service: &str, outcome: &str) {
         self.0.retries.with_label_values(&[service, outcome]).inc();
     }
 
-    /// Counts a circuit that moved; `open` says how many more are not closed.
+    /// Counts a circuit's change of state; `open` is the change of the number of circuits that are not closed.
     pub fn circuit(&self, service: &str, scope: &str, to: &str, open: i64) {
         self.0.transitions.with_label_values(&[service, scope, to]).inc();
         self.0.breakers.with_label_values(&[service, scope]).add(open);
     }
 
-    /// A circuit that was not closed is gone, with what it guarded.
+    /// Records that a circuit that was not closed was dropped.
     pub fn circuit_gone(&self, service: &str, scope: &str) {
         self.0.breakers.with_label_values(&[service, scope]).dec();
     }
@@ -282,7 +282,7 @@ impl Metrics {
         self.0.faults.with_label_values(&[rule, kind])
     }
 
-    /// Counts an answer given by a fallback.
+    /// Counts an answer of a fallback.
     pub fn fallback(&self, service: &str, reason: Reason) {
         self.0.fallbacks.with_label_values(&[service, reason.name()]).inc();
     }
@@ -292,7 +292,7 @@ impl Metrics {
         self.0.panic_picks.with_label_values(&[service]).inc();
     }
 
-    /// Says how many instances of a service are known.
+    /// Sets the number of known instances of a service.
     pub fn endpoints(&self, service: &str, protocol: &str, count: usize) {
         self.0
             .endpoints
@@ -300,7 +300,7 @@ impl Metrics {
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    /// Says how many instances are kept that a registry says are gone.
+    /// Sets the number of instances that are kept although the registry removed them.
     pub fn endpoints_held(&self, service: &str, protocol: &str, count: usize) {
         self.0
             .endpoints_held
@@ -308,12 +308,12 @@ impl Metrics {
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    /// Counts a time that a registry had no news.
+    /// Counts a failure of the registry to answer.
     pub fn registry_failed(&self) {
         self.0.registry_errors.inc();
     }
 
-    /// Counts an instance that is not used since its registry's word makes no sense.
+    /// Counts an instance that is not used because its registry entry is invalid.
     pub fn instance_refused(&self) {
         self.0.instances_refused.inc();
     }
@@ -323,7 +323,7 @@ impl Metrics {
         self.0.task_panics.with_label_values(&[task]).inc();
     }
 
-    /// Lets go of every series of these services: names that nobody calls any more.
+    /// Removes all series of these services, which are no longer called.
     pub fn forget(&self, services: &[Arc<str>]) {
         let gone: HashSet<&str> = services.iter().map(|service| &**service).collect();
         let all = &*self.0;
@@ -351,17 +351,17 @@ impl Metrics {
         self.0.handler_panics.inc();
     }
 
-    /// Counts a connection closed for what its peer did: a flood, reading too slowly.
+    /// Counts a connection that was closed because its peer exceeded a limit: a flood, slow reading.
     pub fn connection_closed(&self, side: Side, reason: &str) {
         self.0.connections_closed.with_label_values(&[side.name(), reason]).inc();
     }
 
-    /// Counts an HTTP/2 stream reset for the same.
+    /// Counts an HTTP/2 stream that was reset for the same reason.
     pub fn stream_reset(&self, side: Side, reason: &str) {
         self.0.streams_reset.with_label_values(&[side.name(), reason]).inc();
     }
 
-    /// Says that a version of the settings is in force.
+    /// Records that a version of the settings is in force.
     pub fn config_applied(&self, version: u64, hash: &str) {
         self.0.config_applies.with_label_values(&["applied"]).inc();
         self.0.config_successful.set(1);
@@ -371,7 +371,7 @@ impl Metrics {
         self.0.config_info.with_label_values(&[version.to_string().as_str(), hash]).set(1.0);
     }
 
-    /// Says that a version was refused, or a source could not be read.
+    /// Records that a version was refused, or a source could not be read.
     pub fn config_refused(&self, result: &str) {
         self.0.config_applies.with_label_values(&[result]).inc();
         self.0.config_successful.set(0);
@@ -389,7 +389,7 @@ fn forget<B: MetricVecBuilder>(family: &MetricVec<B>, label: &str, gone: &HashSe
     }
 }
 
-/// Makes and registers families.
+/// Creates and registers families.
 struct Make<'a>(&'a Registry);
 
 impl Make<'_> {

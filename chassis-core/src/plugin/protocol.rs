@@ -1,5 +1,5 @@
-//! A protocol's own words: how it reads a verdict, how it writes a refusal. It knows neither calls nor connections;
-//! its edge makes the calls, and its [transport](super::transport) sends them.
+//! The port for protocols: reading a verdict, writing a refusal. It depends neither on calls nor on
+//! connections; the protocol's edge creates the calls, and its [transport](super::transport) sends them.
 use std::{borrow::Cow, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
@@ -8,21 +8,21 @@ use crate::types::{
     Answer, Body, CallLabels, Code, DurationFamilies, Error, FixedAnswer, Hop, InvalidAnswer, Verdict, wire,
 };
 
-/// A protocol's own words, as far as the pipeline needs them.
+/// The parts of a protocol that the pipeline needs.
 pub trait Protocol: Send + Sync + 'static {
-    /// `grpc`, `http`: its name in an instance's addresses, in metrics and logs.
+    /// The name in an instance's addresses, in metrics and logs: `grpc`, `http`.
     fn name(&self) -> &'static str;
 
-    /// The verdict, where the head alone gives it: a failing status, a refusal. `None` otherwise: a
-    /// success is known only at its end.
+    /// The verdict, if the head alone determines it: a failing status, a refusal. `None` otherwise: a success
+    /// is known only at the end.
     fn judge_head(&self, status: StatusCode, metadata: &HeaderMap) -> Option<Verdict>;
 
-    /// The verdict at the end of the body, with its trailers if it had any.
+    /// The verdict at the end of the body, with its trailers if there are any.
     fn judge_end(&self, status: StatusCode, trailers: Option<&HeaderMap>) -> Verdict;
 
-    /// How many bytes `body` has, the body of an answer with this head to a call by `method`, where its last byte is
-    /// its end and its status has said how it went: a reader may stop there. `None`, the default: only the end of the
-    /// body, or its trailers, show where it ends.
+    /// The length of `body` in bytes, if the answer is complete with its last byte and its status has
+    /// determined the verdict: a reader may stop there. The body belongs to an answer with this head to a call
+    /// by `method`. `None`, the default: only the end of the body, or its trailers, show where it ends.
     fn length(
         &self,
         _method: &Method,
@@ -33,67 +33,67 @@ pub trait Protocol: Send + Sync + 'static {
         None
     }
 
-    /// Reads on through `chunk`, a part of a body, to where a message begins: so many bytes of it come before. It has
-    /// read the first byte of the message then, and goes on with the next byte. `None`, also the default: none
-    /// begins in it, and all of it was read. `position` is 0 at the start of a body; between the chunks the protocol
-    /// keeps there what it needs to know.
+    /// Scans `chunk`, a part of a body, for the begin of a message; returns the number of bytes before it. The
+    /// scan has then consumed the first byte of the message, and the next call continues after that byte.
+    /// `None`, also the default: no message begins in the chunk, and all of it was scanned. `position` is 0 at
+    /// the start of a body; between chunks the protocol stores its state there.
     ///
-    /// To be implemented by protocols whose bodies are streams of messages, so that these can be bounded.
+    /// Implement it for protocols whose bodies are streams of messages, so that messages can be limited.
     fn next_message(&self, _position: &mut u64, _chunk: &[u8]) -> Option<usize> {
         None
     }
 
-    /// Writes a refusal: what the other side gets instead of an answer. That nothing was executed it may say
-    /// only together with the [hop](Error::hop) that this is true of.
+    /// Writes a refusal: the answer that the other side gets instead. It may state that nothing was executed
+    /// only together with the [hop](Error::hop) for which that is true.
     fn refuse(&self, error: &Error) -> (StatusCode, HeaderMap, Body);
 
-    /// The answer that a fallback in the settings gives in place of a failed call; `None` if `written` says nothing
-    /// that this protocol can answer with, and the call keeps its own error. Default: none. Protocols whose bodies
-    /// are plain bytes answer with [`FixedAnswer::plain`].
+    /// The answer for a fallback in the settings, in place of a failed call; `None` if `written` contains no
+    /// answer for this protocol, and the call keeps its own error. Default: none. Protocols whose bodies are
+    /// plain bytes answer with [`FixedAnswer::plain`].
     ///
-    /// Settings are checked by it when they are loaded, if the protocol was
+    /// Settings are checked with it when they are loaded, if the protocol was
     /// [registered](crate::RuntimeBuilder::protocol).
     ///
     /// # Errors
-    /// The key whose value the protocol cannot answer with; the settings are refused there.
+    /// The key whose value is invalid for the protocol; the settings are refused with it.
     fn fixed_answer(&self, _written: &FixedAnswer) -> Result<Option<Answer>, InvalidAnswer> {
         Ok(None)
     }
 
-    /// What a failing answer says in words.
+    /// The message of a failing answer.
     fn message(&self, _metadata: &HeaderMap) -> Option<String> {
         None
     }
 
-    /// What a failing answer says about trying again.
+    /// The instruction of a failing answer about retries.
     fn pushback(&self, _metadata: &HeaderMap) -> Pushback {
         Pushback::None
     }
 
-    /// Takes out of the head, or of the trailers, of an answer what a service says there of another hop than
-    /// `hop`, and tells whether it did. An answer that says so much passed through somebody else's hands, which
-    /// may have worked for the call: what is left of it is an answer like any other. `None`: of any hop.
+    /// Removes statements about another hop than `hop` from the head, or from the trailers, of an answer, and
+    /// returns whether there were any. Such an answer was forwarded by another service, which may have executed
+    /// the call: the rest of it is an answer like any other. `None`: removes statements about every hop.
     ///
-    /// Asked only of answers whose verdict names a reason. To be implemented by protocols whose refusals
-    /// may be passed on by what does not know them.
+    /// Only called for answers whose verdict has a reason. Implement it for protocols whose refusals may be
+    /// forwarded by services that do not recognise them.
     fn strip_foreign(&self, _metadata: &mut HeaderMap, _hop: Option<&Hop>) -> bool {
         false
     }
 
-    /// Writes into the head of a failing answer that the call is not to be retried.
+    /// Writes into the head of a failing answer that the call must not be retried.
     fn forbid_retry(&self, _metadata: &mut HeaderMap) {}
 
-    /// May a call by this method be executed twice without harm?
+    /// Whether a call by this method may be executed twice without harm.
     fn is_idempotent(&self, _method: &Method) -> bool {
         false
     }
 
-    /// Where the number of attempts made before travels.
+    /// The header with the number of previous attempts.
     fn attempts_header(&self) -> HeaderName {
         wire::ATTEMPT
     }
 
-    /// Writes what remains of the deadline.
+    /// Writes the remaining time until the deadline.
     fn write_deadline(&self, metadata: &mut HeaderMap, remaining: Duration) {
         let millis = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX);
         metadata.insert(wire::TIMEOUT, HeaderValue::from(millis));
@@ -110,31 +110,31 @@ pub trait Protocol: Send + Sync + 'static {
     /// The histograms that count the durations of its calls. Default: `chassis_client_call_duration_seconds`
     /// and `chassis_server_call_duration_seconds`, by protocol, service, operation and code.
     ///
-    /// Protocols that give the same names share the families.
+    /// Protocols with the same names share the families.
     fn durations(&self) -> &'static DurationFamilies {
         &DurationFamilies::NEUTRAL
     }
 
     /// The values of the labels of these histograms for one kind of outcome, in the order of
-    /// [`DurationFamilies::labels`]. Values have to be from closed sets: each set of values is a series.
+    /// [`DurationFamilies::labels`]. Values must be from closed sets: each combination of values is a series.
     fn label_values<'a>(&self, call: &CallLabels<'a>) -> Vec<Cow<'a, str>> {
         call.neutral(self.name())
     }
 
-    /// Does this verdict count as an error of the server, in its metrics and spans?
+    /// Whether this verdict counts as an error of the server, in its metrics and spans.
     fn is_server_error(&self, verdict: &Verdict) -> bool {
         use Code::{DataLoss, DeadlineExceeded, Internal, Unavailable, Unimplemented, Unknown};
         matches!(verdict.code, Unknown | DeadlineExceeded | Unimplemented | Internal | Unavailable | DataLoss)
     }
 }
 
-/// What a failing answer says about trying again (`Retry-After`, `grpc-retry-pushback-ms`).
+/// The instruction of a failing answer about retries (`Retry-After`, `grpc-retry-pushback-ms`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pushback {
-    /// Nothing.
+    /// No instruction.
     None,
-    /// Not before this has passed.
+    /// Retry only after this time.
     After(Duration),
-    /// Not at all.
+    /// Do not retry.
     Never,
 }
