@@ -79,7 +79,7 @@ pub use section::{Section, Sections};
 
 pub use random::Random;
 
-/// What a protocol supplies: its own words, and how its calls reach endpoints.
+/// The parts that a protocol supplies: its rules for answers and refusals, and its transport.
 pub mod protocol {
     pub use crate::{
         plugin::{

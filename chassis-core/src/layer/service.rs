@@ -1,4 +1,4 @@
-//! What the services of several layers have in common.
+//! The common parts of several layers' services.
 use std::{
     pin::Pin,
     task::{Context, Poll},
@@ -8,14 +8,14 @@ use crate::{BoxFuture, call::Reply, types::Error};
 
 pin_project_lite::pin_project! {
     #[allow(missing_docs)]
-    /// What a layer decided: refused at once, passed on, or passed on after a wait.
+    /// The decision of a layer: refused at once, passed on, or passed on after a wait.
     #[project = DecidedProjection]
     pub enum Decided<F, E = Error> {
         /// Refused.
         Refused { error: Option<E> },
         /// Passed on.
         Inner { #[pin] inner: F },
-        /// Something else first: the one case that is boxed.
+        /// Other work first: the only boxed case.
         Later { later: BoxFuture<'static, Result<Reply, E>> },
     }
 }
@@ -54,7 +54,7 @@ impl<F: Future<Output = Result<Reply, E>>, E> Future for Decided<F, E> {
     }
 }
 
-/// Readiness is only forwarded: a layer that refuses does so in `call`.
+/// Forwards readiness: a layer that refuses does so in `call`.
 macro_rules! forward_ready {
     () => {
         fn poll_ready(
@@ -67,7 +67,7 @@ macro_rules! forward_ready {
 }
 pub(crate) use forward_ready;
 
-/// A layer without settings of its own: what it needs is in `call.policy`.
+/// A layer without settings of its own: everything it needs is in `call.policy`.
 macro_rules! plain_layer {
     ($(#[$meta:meta])* $layer:ident => $service:ident) => {
         $(#[$meta])*

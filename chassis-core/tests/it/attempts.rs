@@ -245,8 +245,8 @@ async fn an_upgrade_is_never_retried() {
     assert_eq!(bench.upstream.total(), 1);
 }
 
-/// Layers that pass calls on in any way they may: tower's own with its boxed errors, ours, an async function, and
-/// one that says in other words why there is no answer.
+/// Layers that pass calls on in different ways: tower's own with its boxed errors, built-in ones, an async
+/// function, and one that returns another error.
 fn in_between(stages: &mut Stages, stage: Stage<Failed>, how: &str) {
     let service = Some("stock");
     match how {
@@ -259,8 +259,8 @@ fn in_between(stages: &mut Stages, stage: Stage<Failed>, how: &str) {
     }
 }
 
-/// A stream can't be sent again from a copy. It is resent all the same where nothing of it was sent, for the leaf
-/// gives it back: through any layer in between.
+/// A stream cannot be sent again from a copy. If nothing of it was sent, it is resent nevertheless, because the
+/// leaf gives it back, through any layer in between.
 #[tokio::test(start_paused = true)]
 async fn a_refused_stream_is_resent_through_layers_of_the_users() {
     for (how, stage) in [("none", Stage::Node), ("tower", Stage::Attempt), ("tower", Stage::Node)]
@@ -296,7 +296,8 @@ async fn a_refused_stream_is_resent_through_layers_of_the_users() {
     }
 }
 
-/// An error keeps the node of its last attempt, and nodes that were tried are skipped, with any layer in between.
+/// An error keeps the node of its last attempt, and nodes that were tried are skipped, with any layer in
+/// between.
 #[tokio::test(start_paused = true)]
 async fn an_error_keeps_the_address_of_its_last_node() {
     let answers: [fn() -> Answer; 4] = [Answer::lost, Answer::unsent, Answer::refused, Answer::hang];
@@ -319,7 +320,8 @@ async fn an_error_keeps_the_address_of_its_last_node() {
     }
 }
 
-/// A layer may give a call back that it was not given, or that nothing has ended: no place at a node is lost by it.
+/// A layer may give back a call that it did not receive, or one that nothing has ended: no permit of a node is
+/// lost.
 #[tokio::test(start_paused = true)]
 async fn whichever_call_is_given_back_all_that_was_taken_comes_back() {
     for (stage, is_copy) in

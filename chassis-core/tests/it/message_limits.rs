@@ -1,4 +1,4 @@
-//! What one call may carry: bytes of its answer, number and rate of its messages. Messages of the test protocol are
+//! Limits of one call: bytes of its answer, number and rate of its messages. Messages of the test protocol are
 //! lines.
 use std::sync::Arc;
 
@@ -12,21 +12,21 @@ use serde_json::{Value, json};
 
 use crate::support::*;
 
-/// A node whose answers are what `answer` makes.
+/// A node whose answers have the body that `answer` creates.
 fn bench(limits: Value, answer: impl Fn() -> Body + Send + Sync + 'static) -> Bench {
     let bench = Bench::new(move |_| Answer::streaming(answer()));
     bench.stock(json!({ "message_limits": limits }));
     bench
 }
 
-/// A stream of these chunks, to its end.
+/// A body that streams these chunks and ends.
 fn stream(chunks: &[&'static str]) -> Body {
     let (fed, body) = feed();
     chunks.iter().for_each(|chunk| assert!(fed.send(*chunk)));
     body
 }
 
-/// Sends `call` and reads its answer as far as it comes: what came, and why no more.
+/// Sends `call` and reads its answer; returns the part that arrived, and the error that ended it.
 async fn read_until(pipeline: &Pipeline, call: Invocation) -> (String, Option<Error>) {
     let mut read = String::new();
     let reply = match within("a head", tower_service::Service::call(&mut pipeline.clone(), call)).await {
@@ -44,7 +44,7 @@ async fn read_until(pipeline: &Pipeline, call: Invocation) -> (String, Option<Er
     }
 }
 
-/// Refused by this process, by the rule of this key.
+/// Checks that this process refused, by the rule of this key.
 #[track_caller]
 fn cut(error: Option<Error>, reason: Reason, key: &str) {
     let error = error.expect("it is cut off");
@@ -81,7 +81,7 @@ async fn an_answer_has_no_more_bytes_than_the_bound_says() {
     }
 }
 
-/// It was judged with its head, so it once counted as one that went well.
+/// Regression: it was judged with its head, and counted as a success.
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_is_all_there_is_refused_before_it_is_judged() {
     let bench = Bench::new(|_| Answer::ok("123456"));
@@ -108,7 +108,7 @@ async fn as_many_messages_of_an_answer_pass_as_the_bound_says() {
         assert_eq!(read, "a\nb\n", "{chunks:?}");
         cut(error, Reason::TooLarge, "answer_messages");
     }
-    // So do those of an answer that is all there, and of one that ends in time.
+    // The same holds for a complete answer, and for one that ends in time.
     let bench = Bench::new(|_| Answer::ok("a\nb\nc\n"));
     bench.stock(json!({ "message_limits": { "answer_messages": 2 } }));
     let (read, error) = read_until(&bench.pipeline, get().build()).await;
@@ -134,7 +134,7 @@ async fn messages_of_an_answer_come_no_quicker_than_the_rate_says() {
         assert_eq!(frame(&mut body).await.unwrap().unwrap().unwrap(), "a\n");
         tokio::time::sleep(500 * MS).await;
     }
-    // Two at once, which is a second's worth, and one more.
+    // Two at once, which is the amount of one second, and one more.
     assert!(fed.send("a\nb\nc\n"));
     assert_eq!(frame(&mut body).await.unwrap().unwrap().unwrap(), "a\nb\n");
     cut(frame(&mut body).await.unwrap().err(), Reason::RateLimited, "answer_rate");
@@ -144,7 +144,7 @@ async fn messages_of_an_answer_come_no_quicker_than_the_rate_says() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_is_over_its_bounds_ends_the_call() {
-    // The node reads all that comes and never answers.
+    // The node reads the whole request and never answers.
     let bench = Bench::new(|_| Answer::hang().reading(usize::MAX));
     bench.stock(
         json!({ "timeout": "off", "message_limits": { "request_messages": 2, "request_rate": "100/s" } }),
@@ -168,7 +168,7 @@ async fn a_request_that_is_over_its_bounds_ends_the_call() {
     assert_eq!(bench.upstream.total(), 1);
     assert!(fed.is_closed());
     assert_eq!(bench.runtime.inspect().message_limits[0].cut_requests, 1);
-    // One that is all there is refused before any of it is sent.
+    // A complete request is refused before any of it is sent.
     let refused = bench.run(post().body("a\nb\nc\n")).await.unwrap_err();
     assert_eq!((refused.reason(), refused.maybe_executed()), (Reason::TooLarge, false));
     assert_eq!(bench.upstream.total(), 1);
@@ -182,7 +182,7 @@ async fn a_request_that_is_cut_off_ends_an_answer_that_has_begun() {
     ] {
         let bench = Bench::new(|_| Answer::ok(""));
         bench.apply(json!({ "inbound": { "message_limits": limits } }));
-        // Reads on while it answers, and never ends its answer.
+        // Reads while it answers, and never ends its answer.
         let server = server(&bench.runtime, |mut call: Invocation| async move {
             let (fed, answer) = feed();
             let request = std::mem::take(&mut call.body);
@@ -210,7 +210,7 @@ async fn a_request_that_is_cut_off_ends_an_answer_that_has_begun() {
     }
 }
 
-/// A handler that reads its request to the end, or as far as it comes, and answers with `ok` all the same.
+/// A handler that reads its request as far as it arrives, and answers with `ok` in any case.
 fn forgiving(bench: &Bench) -> Pipeline {
     server(&bench.runtime, |mut call: Invocation| async move {
         let read = drain(std::mem::take(&mut call.body)).await;
@@ -277,7 +277,7 @@ async fn bounds_are_inherited_key_by_key_and_can_be_lifted() {
     assert_eq!(well().await, (false, true));
     let views = bench.runtime.inspect().message_limits;
     assert!(views.iter().any(|view| (&*view.service, &*view.operation) == ("stock", "Get")), "{views:?}");
-    // What could not be meant is refused with its path.
+    // Invalid settings are refused with their path.
     for (written, path, message) in [
         (
             json!({ "request_rate": "0/s" }),
@@ -314,7 +314,7 @@ async fn a_swap_in_the_midst_leaves_calls_under_way_their_bounds_and_keeps_the_f
     let (read, error) = read_until(&bench.pipeline, get().build()).await;
     assert_eq!(read, "1\n");
     cut(error, Reason::TooLarge, "answer_messages");
-    // The older call still has the three that it began with.
+    // The older call keeps the three that it began with.
     fed.send("b\nc\nd\n");
     assert_eq!(frame(&mut under_way).await.unwrap().unwrap().unwrap(), "b\nc\n");
     cut(frame(&mut under_way).await.unwrap().err(), Reason::TooLarge, "answer_messages");

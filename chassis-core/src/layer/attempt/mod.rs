@@ -1,7 +1,8 @@
-//! One attempt: its time bound, its figures, and the headers that are its own.
+//! One attempt: its time limit, its metrics, and its own headers.
 //!
-//! It stands below retry and balance, so that what it writes - who calls, how often was tried before, what is
-//! left of the deadline, the trace - is written once per attempt, after retry has kept the headers.
+//! The layer is below retry and balance. So the headers of an attempt (the caller, the number of previous
+//! attempts, the remaining time, the trace) are written once per attempt, after retry has kept the original
+//! headers.
 mod rule;
 mod service;
 

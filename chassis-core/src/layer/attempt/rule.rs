@@ -1,4 +1,4 @@
-//! The figures of attempts. State: the handles of their series, by service.
+//! The metrics of attempts. State: the handles of their series, by service.
 use std::sync::Arc;
 
 use crate::{
@@ -7,10 +7,10 @@ use crate::{
     types::{Code, Side, Verdict},
 };
 
-/// The counters of a service's attempts, by how they ended.
+/// The counters of a service's attempts, by their outcome.
 pub struct AttemptMetrics([CallCounter; 17]);
 
-/// The handles of the service in `binding`; there are no attempts at calls that come in.
+/// The handles of the service in `binding`; none for incoming calls, which have no attempts.
 pub(crate) fn rule(binding: &mut Binding<'_>) -> Option<Arc<AttemptMetrics>> {
     let (side, service, metrics) = (binding.side, binding.service, &binding.environment.metrics);
     (side == Side::Client)

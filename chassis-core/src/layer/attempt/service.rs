@@ -26,21 +26,21 @@ plain_layer! {
 
 pin_project! {
     #[allow(missing_docs)]
-    /// Resolves with the answer or, at `bound`, without.
+    /// Resolves with the answer, or with an error at `bound`.
     #[project = AttemptProjection]
     pub enum AttemptFuture<F> {
-        /// As long as the call has time, and nobody looks.
+        /// Without a limit of its own, and without a span.
         Plain { #[pin] inner: F },
-        /// Bounded, or in a span.
+        /// With a time limit, or in a span.
         Watched {
             #[pin]
             inner: F,
-            // When its time is up, and the node to be blamed then.
+            // The end of its time, and the node that a timeout then counts against.
             bound: Option<(Instant, Option<Arc<Node>>)>,
             timer: Option<Pin<Box<Sleep>>>,
             span: Option<Box<tracing::Span>>,
         },
-        /// Its time was up.
+        /// The time was up.
         Over,
     }
 }
@@ -72,7 +72,8 @@ where
         if let Some(caller) = call.target.caller.clone() {
             call.metadata.insert(CALLER, caller);
         }
-        // A first attempt that is made for a retry says so too, or whoever is further down would retry it.
+        // The first attempt for an incoming retry is marked as a retry too; otherwise services further down
+        // would retry it.
         let before = call.attempt_number();
         if before > 0 {
             let name = call.protocol.attempts_header();

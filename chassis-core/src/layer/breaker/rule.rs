@@ -50,8 +50,8 @@ pub struct Cell {
     site: Arc<Site>,
 }
 
-/// Why a circuit opened last: failures and calls at that moment, because the window goes on. 0: a probe failed;
-/// without calls: failures in a row.
+/// The cause of the last opening: failures and calls at that moment, because the window continues. 0: a probe
+/// failed; without calls: failures in a row.
 #[derive(Default)]
 pub(super) struct Opened(AtomicU64);
 

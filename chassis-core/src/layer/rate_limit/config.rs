@@ -19,7 +19,7 @@ pub struct RateLimitConfig {
     pub rate: Rate,
     /// The most calls at once after a pause. 0 refuses all calls.
     pub burst: u32,
-    /// What a bucket counts for: all calls, each caller, … Default `global`.
+    /// The calls that share a bucket: all, those of a caller, … Default `global`.
     #[serde(default)]
     pub key: Key,
     /// The calls that it applies to. Default: all.
@@ -38,7 +38,7 @@ pub struct RateLimitConfig {
     pub max_keys_per_peer: Option<NonZeroU32>,
 }
 
-/// What a bucket counts for.
+/// The calls that share a bucket.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Key {

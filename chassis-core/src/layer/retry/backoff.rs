@@ -1,15 +1,15 @@
-//! How long to wait before trying again.
+//! The pause before a retry.
 use std::time::Duration;
 
 use crate::random::Random;
 
-/// No pause is drawn from more than this many times the first one's bound.
+/// The limit of a pause, as a multiple of `base`.
 const MOST: u32 = 10;
 
-/// The pause before retry number `retry`, the first being 1: anything from nothing to `base`, then to twice
-/// as much each time, up to ten times `base`. A `base` of 0 never waits.
+/// The pause before retry number `retry`, counted from 1: random between 0 and `base`, doubled with each retry,
+/// up to ten times `base`. With a `base` of 0 there is no pause.
 ///
-/// "Full jitter", since clients that failed together must not come back together: Marc Brooker, *Exponential
+/// "Full jitter", so that clients that failed together do not retry together: Marc Brooker, *Exponential
 /// Backoff And Jitter*, 2015.
 pub(super) fn delay(base: Duration, retry: u32, random: &Random) -> Duration {
     let doublings = retry.saturating_sub(1).min(u32::BITS - 1);
@@ -17,14 +17,14 @@ pub(super) fn delay(base: Duration, retry: u32, random: &Random) -> Duration {
     random.between(Duration::ZERO, base.saturating_mul(times))
 }
 
-/// The longest that a call waits because it was told to: who is told more is not tried again. Calls without a
-/// deadline of their own would else wait out an hour.
+/// The longest delay requested by a server for which a call waits; with a longer one it is not retried.
+/// Otherwise calls without a deadline would wait for an hour.
 pub(super) const LONGEST_PUSHBACK: Duration = Duration::from_secs(30);
 
-/// The pause after an answer that says not to come back before `after`: up to a quarter more, at least up to the
-/// first pause of the [backoff](delay). All who were told the same must not come back at the same time.
+/// The pause after an answer that requests a delay of `after`: up to a quarter longer, at least up to the first
+/// pause of the [backoff](delay), so that calls with the same request are not retried at the same time.
 ///
-/// Within `left`, the time that the call has; `None` if that is too short, or `after` too long.
+/// Within `left`, the remaining time of the call; `None` if that is too short, or `after` too long.
 pub(super) fn pushed_back(
     after: Duration,
     base: Duration,
@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn those_who_are_told_the_same_come_back_at_different_times() {
         let ms = Duration::from_millis;
-        // What is said, the backoff, the time left, and the pauses that may come of it.
+        // The requested delay, the backoff, the remaining time, and the range of expected pauses.
         for (after, base, left, expected) in [
             (1_000, 25, None, Some(1_000..=1_250)),
             (1_000, 25, Some(5_000), Some(1_000..=1_250)),
@@ -97,7 +97,7 @@ mod tests {
                 drawn.into_iter().map(|pause| pause.unwrap().as_millis() as u64).collect();
             drawn.sort_unstable();
             assert!(drawn.iter().all(|pause| expected.contains(pause)), "{after} of {left:?}");
-            // Spread over all of it.
+            // Distributed over the whole range.
             let (third, width) = (drawn[333], expected.end() - expected.start());
             assert!(third >= expected.start() + width / 4 && third <= expected.start() + width / 2);
         }

@@ -1,4 +1,4 @@
-//! What retries may cost the service they go to.
+//! The budget of retries: the load that they may add to a service.
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
@@ -7,12 +7,13 @@ use std::{
 use super::BudgetConfig;
 use crate::{clock::Instant, shard::Cells};
 
-/// Counts calls and retries of the last ten seconds. In any such time there are no more retries than the
-/// share of the calls and ten seconds' worth of the minimum.
+/// Counts calls and retries of the last ten seconds. In any such period there are at most as many retries as
+/// the share of the calls plus ten seconds of the minimum.
 ///
-/// After Finagle's `RetryBudget`, with its ten rotating slots; calls and retries are counted apart, so that
-/// both numbers are arguments and can change while the counts stay. Calls, which nobody asks for until one
-/// fails, are counted by each thread apart; retries in one place, so that the bound holds for all together.
+/// After Finagle's `RetryBudget`, with its ten rotating slots. Calls and retries are counted separately, so
+/// that both settings are arguments and can change while the counts stay. Calls are read only when one fails,
+/// so each thread counts them separately; retries are counted in one place, so that the limit holds for all
+/// threads together.
 ///
 /// ```
 /// use chassis_core::layer::retry::{Budget, BudgetConfig};
@@ -27,27 +28,27 @@ use crate::{clock::Instant, shard::Cells};
 pub struct Budget {
     epoch: Instant,
     calls: Cells<Calls>,
-    /// The slot that is written to, counted from the epoch.
+    /// The current slot, counted from the epoch.
     head: AtomicU64,
-    /// Retries in each slot, and in all of them together.
+    /// Retries in each slot, and their sum.
     retries: [AtomicU64; SLOTS],
     total: AtomicU64,
 }
 
-/// Calls in each slot, 32 bits; above them which slot that is, counted from the epoch.
+/// Calls in each slot, 32 bits; above them the number of the slot, counted from the epoch.
 #[derive(Debug, Default)]
 struct Calls([AtomicU64; SLOTS]);
 
 const SLOTS: usize = 10;
 const SLOT: Duration = Duration::from_secs(1);
 
-/// Calls times this are whole numbers at any share written with up to four decimals.
+/// With this factor, shares with up to four decimals of a number of calls are whole numbers.
 const SCALE: u64 = 1_000_000;
 
 // === impl Budget ===
 
 impl Budget {
-    /// Nothing counted yet; `now` is where its clock starts.
+    /// Creates a budget without counts; its clock starts at `now`.
     pub fn new(now: Instant) -> Self {
         Budget {
             epoch: now,
@@ -58,12 +59,12 @@ impl Budget {
         }
     }
 
-    /// A call set out: its first attempt, not a retry.
+    /// Counts a call: its first attempt, not a retry.
     pub fn deposit(&self, now: Instant) {
         self.calls.cell().count(self.tick(now));
     }
 
-    /// May there be a retry? If so, it is counted.
+    /// Whether a retry is allowed. If so, it is counted.
     pub fn withdraw(&self, now: Instant, config: &BudgetConfig) -> bool {
         let head = self.turn(now);
         let calls = self.calls(head);
@@ -76,7 +77,7 @@ impl Budget {
         granted.is_ok()
     }
 
-    /// How many retries there may be now.
+    /// The number of retries that are allowed now.
     pub fn balance(&self, now: Instant, config: &BudgetConfig) -> u32 {
         let calls = self.calls(self.turn(now));
         (left(calls, self.total.load(Relaxed), config) / SCALE as i64).max(0) as u32
@@ -86,12 +87,12 @@ impl Budget {
         now.nanos_since(self.epoch) / SLOT.as_nanos() as u64
     }
 
-    /// The slot of `now`; first lets go of the retries of those that are over.
+    /// The slot of `now`; before, removes the retries of expired slots.
     fn turn(&self, now: Instant) -> u64 {
         let tick = self.tick(now);
         let mut head = self.head.load(Relaxed);
         while head < tick {
-            // Whoever turns the page lets go of what is over: all of it if nobody was here for long.
+            // The thread that advances the slot removes the expired retries: all of them after a long pause.
             match self.head.compare_exchange(head, tick, Relaxed, Relaxed) {
                 Ok(_) => {
                     (head + 1..=tick.min(head + SLOTS as u64)).for_each(|slot| self.expire(slot));
@@ -119,7 +120,7 @@ impl Budget {
 impl Calls {
     fn count(&self, tick: u64) {
         let _ = self.0[tick as usize % SLOTS].fetch_update(Relaxed, Relaxed, |word| {
-            // Whoever comes late counts into what is there.
+            // A thread with an older time counts in the existing slot.
             let current = word >> 32 >= tick;
             Some(if current { word + 1 } else { tick << 32 | 1 })
         });
@@ -131,11 +132,11 @@ impl Calls {
     }
 }
 
-/// What is left for retries, in millionths of one.
+/// The remaining retries, in millionths.
 fn left(calls: u64, retries: u64, config: &BudgetConfig) -> i64 {
     let share = (config.share.get() * SCALE as f64).round() as u64;
     let reserve = config.min.hertz() * (SLOT * SLOTS as u32).as_secs_f64() * SCALE as f64;
-    // At most 2⁴⁰ · 10⁶ and 2³² · 10⁶: within an i64, which a reserve beyond it saturates to.
+    // At most 2⁴⁰ · 10⁶ and 2³² · 10⁶: both fit into an i64; a larger reserve saturates.
     ((calls * share) as i64).saturating_add(reserve as i64).saturating_sub((retries * SCALE) as i64)
 }
 
@@ -185,7 +186,7 @@ mod tests {
         (0..100).for_each(|_| budget.deposit(start));
         assert_eq!(drain(&budget, start + 5 * S, &config), 60);
         assert_eq!(drain(&budget, start + 9 * S, &config), 0);
-        // The calls are gone, their retries are not.
+        // The calls have expired, their retries have not.
         assert_eq!(drain(&budget, start + 10 * S, &config), 0);
         assert_eq!(drain(&budget, start + 15 * S, &config), 10);
         assert_eq!(drain(&budget, start + 1_000 * S, &config), 10);
@@ -202,7 +203,7 @@ mod tests {
         assert_eq!(drain(&budget, now, &config("50%", "0/s")), 30);
     }
 
-    /// A backend that fails everything, at most two attempts a call.
+    /// A backend that fails every call, with at most two attempts per call.
     #[test]
     fn a_storm_is_bounded() {
         let (start, config) = (Instant::now(), BudgetConfig::default());
@@ -219,7 +220,7 @@ mod tests {
         assert!((1.15..=1.25).contains(&ratio), "{ratio}");
     }
 
-    /// In any ten slots retries ≤ reserve + share · calls, whatever comes when.
+    /// In any ten slots retries ≤ reserve + share · calls, in any order of events.
     #[test]
     fn random_schedules_stay_within() {
         for seed in 0..200 {
@@ -244,7 +245,7 @@ mod tests {
                     );
                 }
                 let (calls, retries) = count(&events, second);
-                // A call that went takes its share with it, not the retry that was had for it.
+                // An expired call removes its share, but not the retry that it allowed.
                 if matches!(events.last(), Some((at, true)) if *at == second) {
                     assert!(retries <= reserve + config.share.get() * calls + 1e-6, "seed {seed}");
                 }

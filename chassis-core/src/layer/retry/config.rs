@@ -1,4 +1,4 @@
-//! What people write about retries: the table `retry` of a service or an operation.
+//! The settings of retries: the table `retry` of a service or an operation.
 use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
@@ -12,52 +12,53 @@ use crate::{
 };
 
 settings! {
-    /// When and how often a call is tried again: the `retry` table of a service or an operation.
+    /// When and how often a call is retried: the `retry` table of a service or an operation.
     pub struct RetryConfig, RetryPatch {
         /// The most attempts at a call, the first included, from 1 to 5. Default 2.
         pub attempts: NonZeroU32 = const { NonZeroU32::new(2).expect("2 is not 0") },
-        /// Which calls may be tried again. Default `safe`.
+        /// The calls that may be retried. Default `safe`.
         pub when: When = When::Safe,
-        /// How long one attempt may take to the head of its answer. Default `off`: as long as the call.
+        /// The time that one attempt may take to the head of its answer. Default `off`: as long as the call.
         pub per_try: Switch<PositiveSpan> = Switch::Off,
-        /// The pause before the first retry is drawn from nothing to this, before later ones from twice
-        /// as much each, up to ten times this. Default `25ms`.
+        /// The pause before the first retry is random between 0 and this value; the range doubles with each
+        /// further retry, up to ten times this value. Default `25ms`.
         pub backoff: PositiveSpan = PositiveSpan::from_millis(25),
-        /// How an attempt has to end to be retried: codes, statuses, `connect`, `deadline` (its own).
-        /// Default: UNAVAILABLE, 502, 503, 504, connect, deadline.
+        /// The outcomes of an attempt after which it is retried: codes, statuses, `connect`, `deadline` (the
+        /// attempt's own). Default: UNAVAILABLE, 502, 503, 504, connect, deadline.
         pub on: FailureSet = default_on(),
-        /// What all retries of a service may add to its load; `off` for no bound.
+        /// The load that all retries of a service may add; `off` for no limit.
         pub budget: Switch<BudgetPatch> = Switch::On(BudgetPatch::default()),
-        /// The most bytes of a streaming request that are kept to be sent again. Default `64KiB`; `off` keeps
-        /// none.
+        /// The most bytes of a streaming request that are kept for a retry. Default `64KiB`; `off` keeps none.
         pub replay_bytes: Switch<Size> = Switch::On(Size::from_kib(64)),
-        /// Retry also while handling a call that is a retry itself? Default no: layers multiply.
+        /// Whether calls are retried while an incoming retry is being handled. Default no: retries on several
+        /// levels multiply.
         pub chained: bool = false,
     }
 }
 
-/// Which calls may be tried again.
+/// The calls that may be retried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum When {
-    /// Those not executed, by an idempotent HTTP method, or declared idempotent.
+    /// Calls that were not executed, that use an idempotent HTTP method, or that are declared idempotent.
     #[default]
     Safe,
-    /// All: the handlers over there can take a call twice.
+    /// All calls: the handlers of the service must accept a call twice.
     Always,
 }
 
 settings! {
-    /// How many retries a service gets, all its operations together: `budget`; `budget: off` for no bound.
+    /// The number of retries of a service, for all its operations together: `budget`; `budget: off` for no
+    /// limit.
     pub struct BudgetConfig, BudgetPatch {
         /// Retries as a share of the calls of the last ten seconds. Default `20%`; `0%` leaves the minimum.
         pub share: Ratio = Ratio::percent(20),
-        /// Retries there may be besides, however few calls there are. Default `10/s`, to be had within ten
-        /// seconds at any times; `0/s` leaves the share.
+        /// Retries that are allowed in addition, with any number of calls. Default `10/s`, for use at any times
+        /// within ten seconds; `0/s` leaves only the share.
         pub min: Rate = Rate::per_second(10),
     }
 }
-/// gRFC A6 bounds attempts at five, whatever the settings say.
+/// gRFC A6 limits attempts to five, whatever the settings are.
 pub(super) const MOST_ATTEMPTS: u32 = 5;
 
 fn default_on() -> FailureSet {
@@ -71,7 +72,7 @@ fn default_on() -> FailureSet {
 // === impl RetryConfig ===
 
 impl RetryConfig {
-    /// Refuses numbers that make no sense together.
+    /// Refuses settings that contradict each other.
     pub(super) fn check(&self) -> Result<(), String> {
         match self.attempts.get() {
             n if n > MOST_ATTEMPTS => {
@@ -81,7 +82,7 @@ impl RetryConfig {
         }
     }
 
-    /// The numbers of the budget; `None` for no bound.
+    /// The settings of the budget; `None` for no limit.
     pub(super) fn bounds(&self) -> Option<BudgetConfig> {
         self.budget.on().map(|patch| {
             let mut bounds = BudgetConfig::default();

@@ -1,12 +1,12 @@
-//! Tries again where that is safe and may help: at another node, after a pause, within a budget.
+//! Retries calls where that is safe and may help: at another node, after a pause, within a budget.
 //!
-//! What provably never left is resent once, free of budget. Everything else is retried only if its
-//! settings say so for how it ended, and if executing it twice does no harm (`when`). The first frame
-//! of an answer is looked at if it is already there, never waited for.
+//! A call that provably was not sent is resent once, outside the budget. Any other call is retried only if its
+//! settings allow that for its outcome, and if a second execution is harmless (`when`). The first frame of an
+//! answer is read if it is already available; retry does not wait for it.
 //!
-//! An answer may say when to come back (`Retry-After`, `grpc-retry-pushback-ms`). That holds for the node that
-//! says so: where another one is available, the call goes there after a pause of its own. Else it waits as
-//! long, and a little longer by chance; for more than 30 seconds, or than it has time, it does not wait.
+//! An answer may request a delay (`Retry-After`, `grpc-retry-pushback-ms`). The delay is for the node that
+//! requested it: if another one is available, the call goes there after the usual pause. Otherwise it waits for
+//! the delay plus some jitter. It is not retried if the delay exceeds 30 seconds or its remaining time.
 mod backoff;
 mod budget;
 mod config;

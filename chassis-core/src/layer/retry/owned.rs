@@ -1,4 +1,4 @@
-//! A call that may be attempted again: what the retries own of it, and whether they may go on.
+//! A call that may be attempted again: the parts that the retries own, and the decision to continue.
 use std::time::Duration;
 
 use super::{
@@ -16,24 +16,25 @@ use crate::{
     types::{Body, Reader, Replay, Verdict, ended},
 };
 
-/// A call that may be attempted again, and what its attempts are made of. It is settled here, whatever becomes of
-/// them: by the reply that is returned, the last error, or the drop of the future.
+/// A call that may be attempted again, and the parts from which its attempts are made. It is settled here in
+/// every case: by the reply that is returned, by the last error, or by the drop of the future.
 pub(super) struct Owned {
-    /// With the body, where that is all there: it can be sent as often as one likes.
+    /// Includes the body if it is complete: then it can be sent any number of times.
     pub(super) call: Call,
     headers: Headers,
-    /// A body that streams, as far as it has been kept.
+    /// A streaming body, as far as it was kept.
     stream: Option<Replay>,
-    /// How the attempt under way reads `stream`.
+    /// The current attempt's reader of `stream`.
     reader: Option<Reader>,
     /// At most [`MOST_ATTEMPTS`].
     attempts: u8,
-    /// May an earlier attempt have been executed? Then that is so whatever the last one says.
+    /// Whether an earlier attempt may have been executed; this then holds for the call, whatever the last
+    /// attempt reports.
     pub(super) executed: bool,
 }
 
-/// Tells the call that is being handled here that one made for it was retried without success: the answer to it
-/// then says that it is not to be retried either.
+/// Records in the call that is being handled that one of its own calls was retried without success: its answer
+/// then forbids retries too.
 fn retries_exhausted() {
     Handled::with(|handled| handled.retries_exhausted.set());
 }
@@ -49,9 +50,9 @@ fn is_safe(call: &Call, verdict: &Verdict, config: &RetryConfig) -> bool {
 // === impl Owned ===
 
 impl Owned {
-    /// Takes the call out of `attempt`, which goes on as its first one; keeps up to `most` bytes of a stream.
+    /// Takes the call out of `attempt`, which becomes its first attempt; keeps up to `most` bytes of a stream.
     pub(super) fn take(attempt: &mut Invocation, most: usize) -> Box<Self> {
-        // Allocated first, so that the copy is made where it stays: every call that may be retried pays for it.
+        // Allocated first, so that the value is copied only once: every call that may be retried pays for it.
         let place = Box::new_uninit();
         let mut owned = Box::write(
             place,
@@ -72,7 +73,7 @@ impl Owned {
         owned
     }
 
-    /// The call ends as the attempt of `reply` does.
+    /// Ends the call together with the attempt of `reply`.
     pub(super) fn commit(mut self: Box<Self>, reply: &mut Reply) {
         reply.commit(&mut self.call);
         if let (Some(stream), Some(reader)) = (self.stream.take(), self.reader) {
@@ -80,7 +81,7 @@ impl Owned {
         }
     }
 
-    /// The pause before another attempt, which then counts; or `None` if there is to be none.
+    /// The pause before another attempt, which is then counted; `None` if there must be none.
     pub(super) fn may_retry(&mut self, verdict: &Verdict, pushback: Pushback) -> Option<Duration> {
         let Owned { call, stream, attempts, .. } = self;
         let policy = call.policy().clone();
@@ -115,7 +116,7 @@ impl Owned {
                 retries_exhausted();
                 return None;
             }
-            // Where there is another node, that has not said so.
+            // Another node is available, and it did not request a delay.
             Pushback::After(after) if !has_another(call, now) => {
                 let left = call.bound().map(|bound| bound.saturating_duration_since(now));
                 pushed_back(after, config.backoff.get(), left, &policy.common.random)
@@ -138,7 +139,7 @@ impl Owned {
             return None;
         }
         if !self.abandon() {
-            counted("not_replayable"); // read on just now, by a transport that still had it
+            counted("not_replayable"); // read just now, by a transport that still held it
             return None;
         }
         counted("retried");
@@ -147,7 +148,7 @@ impl Owned {
         pause
     }
 
-    /// Cuts the attempt off from the body, so that another one can be made; `false` if that can't be.
+    /// Cuts the attempt off from the body, so that another one can be made; `false` if that is impossible.
     pub(super) fn abandon(&mut self) -> bool {
         match (&self.stream, self.reader) {
             (Some(stream), Some(reader)) => stream.abandon(reader),
@@ -155,7 +156,7 @@ impl Owned {
         }
     }
 
-    /// The next attempt; `None` if the body can't be sent again.
+    /// The next attempt; `None` if the body cannot be sent again.
     pub(super) fn begin_attempt(&mut self) -> Option<Invocation> {
         let body = match &self.stream {
             None => self.call.body.try_clone()?,
@@ -168,10 +169,10 @@ impl Owned {
         Some(self.call.begin_attempt(&self.headers, body, Instant::now()))
     }
 
-    /// Keeps what the attempts read of `body`, which becomes that of the first one.
+    /// Keeps the parts of `body` that attempts read; `body` becomes the reader of the first attempt.
     fn keep_stream(&mut self, body: &mut Body, most: usize) {
         let stream = Replay::new(std::mem::take(body), most);
-        // There is one: no attempt has read any of it.
+        // There is a reader, because no attempt has read anything yet.
         if let Some((first, reader)) = stream.attempt() {
             *body = first;
             self.reader = Some(reader);
@@ -184,8 +185,8 @@ impl Owned {
 mod tests {
     use super::*;
 
-    /// glibc keeps freed blocks of up to 1032 bytes at hand for each thread. Every call that may be retried has one
-    /// of these, and a larger one takes it three times as long to get.
+    /// For blocks of up to 1032 bytes, glibc has a cache of freed blocks for each thread. Every call that may
+    /// be retried has one of these values, and the allocation of a larger one takes three times as long.
     #[test]
     fn is_small_enough_for_the_cache_of_a_thread() {
         assert!(size_of::<Owned>() <= 1032, "{} bytes", size_of::<Owned>());

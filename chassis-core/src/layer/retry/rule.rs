@@ -1,4 +1,4 @@
-//! What `retry` and `idempotent` are compiled to.
+//! Compiles `retry` and `idempotent`.
 //!
 //! State: the budget, one for all retries of a service; its key is the service.
 use std::{collections::HashSet, sync::Arc};
@@ -11,14 +11,14 @@ use crate::{
     types::{Side, units::Switch},
 };
 
-/// The retries of one policy: their numbers, and the budget they share.
+/// The retries of one policy: their settings, and their shared budget.
 #[derive(Clone)]
 pub struct Retries {
-    /// What is in force.
+    /// The settings in force.
     pub config: Arc<RetryConfig>,
-    /// The numbers of the budget; `None` for no bound.
+    /// The settings of the budget; `None` for no limit.
     pub bounds: Option<BudgetConfig>,
-    /// One for all retries of a service, across versions.
+    /// Shared by all retries of a service, across versions.
     pub budget: Arc<Budget>,
     pub(crate) site: Arc<Site>,
 }
@@ -26,7 +26,7 @@ pub struct Retries {
 /// Compiles `retry`.
 pub(crate) struct RetryRule;
 
-/// What holds of `retry`, everything inherited.
+/// The resolved settings of `retry`.
 #[derive(Clone)]
 pub(crate) struct Resolved {
     config: Option<Arc<RetryConfig>>,
@@ -93,7 +93,7 @@ impl Concern for IdempotentRule {
         *resolved = Some(*written);
     }
 
-    /// Where nothing is written, as the operation's proto says.
+    /// Without a setting, the operation's proto decides.
     fn rule(resolved: &Self::Resolved, binding: &mut Binding<'_>) -> bool {
         let declared = || binding.environment.extensions.get::<Idempotent>();
         resolved.unwrap_or_else(|| declared().is_some_and(|all| all.0.contains(&**binding.operation)))

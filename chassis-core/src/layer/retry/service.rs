@@ -1,4 +1,4 @@
-//! The layer and its service: one attempt after another, as the rules of the call allow.
+//! The layer and its service: attempts one after the other, as the policy of the call allows.
 use std::{
     pin::Pin,
     sync::Arc,
@@ -19,7 +19,7 @@ use crate::{
     types::{Error, Reason, Verdict},
 };
 
-/// Tries again what the policy of a call lets be tried again.
+/// Retries calls as their policy allows.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RetryLayer;
 
@@ -27,26 +27,26 @@ pub struct RetryLayer;
 #[derive(Debug)]
 pub struct Retry<S> {
     inner: S,
-    /// For further attempts. Calls take a reference along, which is counted here and not in what `inner` is
-    /// made of: every clone has one of its own.
+    /// The service of further attempts. Calls take a reference to it: it is counted here and not in the parts
+    /// of `inner`, because every clone has its own counter.
     again: Arc<S>,
 }
 
 pin_project! {
-    /// One attempt after another.
+    /// Attempts one after the other.
     #[project = RetryProjection]
     pub struct RetryFuture<S, F> {
         again: Arc<S>,
         #[pin]
         attempt: Option<F>,
         pause: Option<Pin<Box<Sleep>>>,
-        // `None` where the call is not retried: then it goes out itself.
+        // `None` if the call is not retried: then it is sent itself.
         owned: Option<Box<Owned>>,
         resent: bool,
     }
 }
 
-/// What an attempt's outcome leads to.
+/// The step after the outcome of an attempt.
 enum Next {
     /// Another attempt, at once.
     Attempt(Invocation),
@@ -85,7 +85,8 @@ where
         let mut owned = None;
         if let Some(retries) = &call.policy.retry {
             retries.budget.deposit(call.attempt_started());
-            // Else only what never left is resent; that needs no copy where the transport gives it back.
+            // Otherwise only a call that was not sent is resent, which needs no copy if the transport gives it
+            // back.
             if !call.options.no_retry && retries.config.attempts.get() > 1 {
                 let most = retries.config.replay_bytes.on().map_or(0, |size| size.get());
                 owned = Some(Owned::take(&mut call, most));
@@ -110,13 +111,13 @@ where
                 *this.pause = None;
                 match this.owned.as_mut().and_then(|owned| owned.begin_attempt()) {
                     Some(next) => this.attempt.set(Some(S::clone(this.again).call(next))),
-                    // Not so after `abandon`; an error is better than to wait for ever.
+                    // The condition cannot occur after `abandon`; an error is better than waiting for ever.
                     None => return Poll::Ready(Err(this.give_up(cannot_repeat()))),
                 }
             }
             let Some(attempt) = this.attempt.as_mut().as_pin_mut() else { return Poll::Pending };
             let outcome = std::task::ready!(attempt.poll(cx));
-            this.attempt.set(None); // before all else: it holds what it has not sent of the body
+            this.attempt.set(None); // first of all: it holds the unsent part of the body
             let next = match outcome {
                 Ok(reply) => match reply.verdict() {
                     Some(verdict) if !verdict.is_success() => this.after_failing(reply, verdict),
@@ -137,7 +138,7 @@ impl<S> RetryProjection<'_, S, S::Future>
 where
     S: Service<Invocation, Response = Reply, Error: Into<Failed>> + Clone,
 {
-    /// The call ends as this attempt does. What was kept for others is freed.
+    /// Ends the call together with this attempt, and frees the data kept for other attempts.
     fn commit(&mut self, mut reply: Reply) -> Next {
         if let Some(owned) = self.owned.take() {
             owned.commit(&mut reply);
@@ -145,7 +146,7 @@ where
         Next::End(Ok(reply))
     }
 
-    /// The attempt was answered, and the answer says `verdict`.
+    /// Decides after an answer with the failing `verdict`.
     #[cold]
     fn after_failing(&mut self, reply: Reply, verdict: Verdict) -> Next {
         let Some(owned) = self.owned else { return self.commit(reply) };
@@ -161,7 +162,7 @@ where
         }
     }
 
-    /// No answer came.
+    /// Decides after an attempt without an answer.
     #[cold]
     fn after_failure(&mut self, mut failed: Failed) -> Next {
         let untouched = failed.take_unsent();
@@ -203,7 +204,7 @@ where
         }
     }
 
-    /// The call ends with the error of its last attempt.
+    /// Ends the call with the error of its last attempt.
     fn give_up(&mut self, error: Error) -> Error {
         match self.owned.take() {
             Some(mut owned) => {

@@ -23,12 +23,12 @@ pub struct RouteConfig {
     /// The label whose values `split` has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// What happens if no instance has the labels: `any`, `none`, or rules to try. Default `any`.
+    /// The action if no instance has the labels: `any`, `none`, or rules to try. Default `any`.
     #[serde(default, skip_serializing_if = "FallbackConfig::is_unset")]
     pub fallback: FallbackConfig,
 }
 
-/// What happens to a call whose rule finds no instance.
+/// The action for a call whose rule finds no instance.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "`any`, `none`, or a list of rule names")]
 pub enum FallbackConfig {
@@ -46,7 +46,7 @@ pub enum FallbackConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FallbackWord {
-    /// It may go to any instance.
+    /// The call may go to any instance.
     Any,
     /// The call is refused.
     None,
