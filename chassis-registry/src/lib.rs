@@ -5,23 +5,30 @@
 //! - `static`: `StaticRegistry`, instances named in the configuration;
 //! - `file`: `FileRegistry`, a watched document of instances that something else writes;
 //! - `local` (Unix): `LocalRegistry`, lease files in a per-user directory. Needs nothing installed.
+//! - `dns`: `DnsRegistry`, the hosts or SRV records that DNS has.
 //!
 //! Each one reports what its source says, and no more. Core's cluster keeps the last good set, distrusts an empty one
 //! and asks again after an error.
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#[cfg(feature = "dns")]
+mod dns;
 #[cfg(feature = "file")]
 mod file;
+#[cfg(feature = "dns")]
+mod followed;
 #[cfg(all(feature = "local", unix))]
 mod local;
 #[cfg(feature = "memory")]
 mod memory;
-#[cfg(any(feature = "static", feature = "file"))]
+#[cfg(any(feature = "static", feature = "file", feature = "dns"))]
 mod noop;
 #[cfg(feature = "static")]
 mod r#static;
 #[cfg(any(feature = "memory", feature = "static"))]
 mod store;
 
+#[cfg(feature = "dns")]
+pub use dns::{DnsConfig, DnsRegistry, DnsService, Family};
 #[cfg(feature = "file")]
 pub use file::{FileConfig, FileRegistry};
 #[cfg(all(feature = "local", unix))]
@@ -32,7 +39,7 @@ pub use memory::{MemoryConfig, MemoryRegistry};
 pub use r#static::{StaticConfig, StaticInstance, StaticRegistry};
 
 /// Checks an instance before it is registered: every instance needs an address, and here the name of its service too.
-#[cfg(any(feature = "memory", feature = "static", feature = "file", feature = "local"))]
+#[cfg(any(feature = "memory", feature = "static", feature = "file", feature = "local", feature = "dns"))]
 fn check(instance: &chassis_core::registry::Instance) -> Result<(), chassis_core::registry::RegistryError> {
     if instance.service.is_empty() {
         let message = format!("instance `{}` doesn't say which service it belongs to", instance.id);

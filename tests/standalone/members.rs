@@ -18,9 +18,9 @@ const MEMBERS: [&str; 10] = [
 /// Members with features of their own; each feature must compile without the others.
 const FEATURES: [(&str, &[&str]); 4] = [
     ("chassis-core", &["testing"]),
-    ("chassis-registry", &["memory", "static", "file", "local"]),
+    ("chassis-registry", &["memory", "static", "file", "local", "dns"]),
     ("chassis-http", &["tonic", "testing"]),
-    ("chassis-rs", &["etcd", "grpc", "http", "local", "testing"]),
+    ("chassis-rs", &["dns", "etcd", "grpc", "http", "local", "testing"]),
 ];
 
 #[test]

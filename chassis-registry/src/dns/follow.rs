@@ -1,0 +1,248 @@
+//! Follows one service: asks each of its questions when it is due, and makes instances of the records.
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use chassis_core::{
+    Random,
+    registry::{Instance, Membership},
+    tasks::caught,
+};
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinSet},
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    config::{Family, Queries},
+    question::{Question, Record, Reply, Ttl},
+    resolver::{Asked, Resolver},
+};
+use crate::followed::State;
+
+/// What a follower works with.
+pub(super) struct Means {
+    pub(super) resolver: Arc<Resolver>,
+    pub(super) ttl: Ttl,
+    pub(super) family: Family,
+    pub(super) random: Random,
+}
+
+struct Follow<'a> {
+    service: &'a str,
+    means: &'a Means,
+    state: &'a watch::Sender<State>,
+    queries: Option<Queries>,
+    questions: HashMap<Asked, Question>,
+    /// The questions that are out.
+    out: BTreeSet<Asked>,
+    replies: JoinSet<(Asked, Reply)>,
+    /// What was shown last.
+    shown: Option<Membership>,
+    was_known: bool,
+    has_failed: bool,
+}
+
+/// So many hosts of SRV records are looked up for a service.
+const MOST_TARGETS: usize = 1_024;
+
+/// Follows `service` until it is dropped. `queries` says what is looked up for it.
+pub(super) async fn follow(
+    service: &str,
+    means: &Means,
+    mut queries: watch::Receiver<Option<Queries>>,
+    state: &watch::Sender<State>,
+) {
+    let mut this = Follow {
+        service,
+        means,
+        state,
+        queries: queries.borrow_and_update().clone(),
+        questions: HashMap::new(),
+        out: BTreeSet::new(),
+        replies: JoinSet::new(),
+        shown: None,
+        was_known: false,
+        has_failed: false,
+    };
+    loop {
+        this.ask();
+        this.show();
+        let due = this.due();
+        tokio::select! {
+            Some(reply) = this.replies.join_next() => {
+                this.hear(reply);
+                while let Some(reply) = this.replies.try_join_next() {
+                    this.hear(reply);
+                }
+            }
+            () = async { match due { Some(due) => sleep_until(due).await, None => std::future::pending().await } } => {}
+            Ok(()) = queries.changed() => this.queries = queries.borrow_and_update().clone(),
+            else => return,
+        }
+    }
+}
+
+// === impl Follow ===
+
+impl Follow<'_> {
+    /// Asks what is due, and forgets the questions that no record leads to any more.
+    fn ask(&mut self) {
+        let wanted = self.wanted();
+        self.questions.retain(|asked, _| wanted.contains(asked));
+        let now = Instant::now();
+        for asked in wanted {
+            let question = self.questions.entry(asked.clone()).or_insert_with(|| Question::new(now));
+            if question.due() <= now && self.out.insert(asked.clone()) {
+                let resolver = self.means.resolver.clone();
+                self.replies.spawn(async move {
+                    let reply = caught(resolver.ask(&asked)).await;
+                    let reply = reply.unwrap_or_else(|panicked| Reply::Failed(panicked.to_string()));
+                    (asked, reply)
+                });
+            }
+        }
+    }
+
+    fn hear(&mut self, reply: Result<(Asked, Reply), JoinError>) {
+        let Ok((asked, reply)) = reply else { return }; // panics are caught, and nothing aborts it
+        self.out.remove(&asked);
+        let Some(question) = self.questions.get_mut(&asked) else { return };
+        let failed = match &reply {
+            Reply::Failed(why) => Some(why.clone()),
+            _ => None,
+        };
+        question.hear(reply, Instant::now(), &self.means.ttl, &self.means.random);
+        match failed {
+            Some(why) if !std::mem::replace(&mut self.has_failed, true) => State::fail(self.state, why),
+            Some(_) => {}
+            None => self.has_failed &= self.questions.values().any(Question::is_failing),
+        }
+    }
+
+    /// When a question is due that is not out.
+    fn due(&self) -> Option<Instant> {
+        let idle = self.questions.iter().filter(|(asked, _)| !self.out.contains(asked));
+        idle.map(|(_, question)| question.due()).min()
+    }
+
+    /// The questions of the settings, and those for the hosts of SRV records.
+    fn wanted(&self) -> BTreeSet<Asked> {
+        let Some(queries) = &self.queries else { return BTreeSet::new() };
+        let addresses = |host: &str| {
+            let versions = self.means.family.versions();
+            versions.iter().map(|version| Asked::Addresses(host.to_owned(), *version)).collect::<Vec<_>>()
+        };
+        let mut wanted: BTreeSet<_> = queries.srv.iter().map(|(_, name)| Asked::Srv(name.clone())).collect();
+        let srv = wanted.iter().filter_map(|asked| self.questions.get(asked));
+        let targets: BTreeSet<_> = srv.flat_map(Question::records).filter_map(Record::target).collect();
+        if targets.len() > MOST_TARGETS {
+            let (service, hosts) = (self.service, targets.len());
+            tracing::warn!(target: "chassis", service, hosts, "only {MOST_TARGETS} hosts of SRV records are used");
+        }
+        let hosts = queries.hosts.iter().map(|(host, _)| host.clone());
+        let hosts: Vec<_> = hosts.chain(targets.into_iter().take(MOST_TARGETS).map(whole)).collect();
+        hosts.iter().for_each(|host| wanted.extend(addresses(host)));
+        wanted
+    }
+
+    /// Shows the instances if they have changed, once each question was asked: one host less would look as if it had
+    /// gone.
+    fn show(&mut self) {
+        if !self.questions.values().all(Question::is_asked) {
+            return;
+        }
+        let instances = self.instances();
+        let known = match instances.is_empty() {
+            false => Membership::Known(instances),
+            // What failed may have been some.
+            true if self.questions.values().any(|question| !question.is_answered()) => return,
+            true if self.was_known || self.questions.values().any(Question::exists) => {
+                Membership::Known(Vec::new())
+            }
+            true => Membership::Unknown,
+        };
+        self.was_known |= known != Membership::Unknown;
+        if self.shown.as_ref() != Some(&known) {
+            State::show(self.state, known.clone());
+            self.shown = Some(known);
+        }
+    }
+
+    /// The instances of all records, by id. What has not changed is shared with what was shown last.
+    fn instances(&self) -> Vec<Arc<Instance>> {
+        let mut all = BTreeMap::<String, Instance>::new();
+        let Some(queries) = &self.queries else { return Vec::new() };
+        if let Some((host, ports)) = &queries.hosts {
+            for ip in self.addresses(host) {
+                let instance = Instance::new(self.service, ip.to_string());
+                let instance = ports.iter().fold(instance, |instance, (listener, port)| {
+                    instance.with_address(listener, SocketAddr::new(ip, port.get()).to_string())
+                });
+                all.insert(instance.id.clone(), instance);
+            }
+        }
+        for (listener, name) in &queries.srv {
+            let Some(question) = self.questions.get(&Asked::Srv(name.clone())) else { continue };
+            // Sorted by priority: those of the next one are for when none of the former is left.
+            let mut first = None;
+            for record in question.records() {
+                let Record::Srv(srv) = record else { continue };
+                if first.is_some_and(|first| first < srv.priority) {
+                    break;
+                }
+                for ip in self.addresses(&whole(&srv.target)) {
+                    first = Some(srv.priority);
+                    let address = SocketAddr::new(ip, srv.port).to_string();
+                    let new = || {
+                        // 0 means a very small share in DNS, and none in chassis.
+                        let weight = u32::from(srv.weight).max(1);
+                        let instance = Instance::new(self.service, &address).with_weight(weight);
+                        instance.with_label("host", &srv.target)
+                    };
+                    let instance = all.entry(address.clone()).or_insert_with(new);
+                    instance.addresses.insert(listener, address);
+                }
+            }
+        }
+        let before = match &self.shown {
+            Some(Membership::Known(before)) => before.as_slice(),
+            _ => &[],
+        };
+        let share = |instance: Instance| {
+            let at = before.binary_search_by(|kept| kept.id.cmp(&instance.id)).ok();
+            let kept = at.map(|at| &before[at]).filter(|kept| ***kept == instance);
+            kept.cloned().unwrap_or_else(|| Arc::new(instance))
+        };
+        all.into_values().map(share).collect()
+    }
+
+    fn addresses(&self, host: &str) -> impl Iterator<Item = std::net::IpAddr> {
+        let asked = |version| Asked::Addresses(host.to_owned(), version);
+        let versions = self.means.family.versions().iter();
+        let questions = versions.filter_map(move |version| self.questions.get(&asked(*version)));
+        questions.flat_map(|question| question.records()).filter_map(|record| match record {
+            Record::Address(ip) => Some(*ip),
+            Record::Srv(_) => None,
+        })
+    }
+}
+
+/// A target of an SRV record is a whole name.
+fn whole(target: &str) -> String {
+    format!("{target}.")
+}
+
+// === impl Record ===
+
+impl Record {
+    fn target(&self) -> Option<&str> {
+        match self {
+            Record::Srv(srv) => Some(&srv.target),
+            Record::Address(_) => None,
+        }
+    }
+}

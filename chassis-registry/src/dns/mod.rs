@@ -1,0 +1,191 @@
+//! Instances as DNS has them: the addresses of a host, or SRV records.
+mod config;
+mod follow;
+mod question;
+mod resolver;
+mod thread;
+
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use chassis_core::{
+    BoxError, Random,
+    kind::Kind,
+    registry::{Instance, Registration, Registry, RegistryError, Watcher},
+    settings::Problem,
+};
+use tokio::sync::watch;
+
+pub use self::config::{DnsConfig, DnsService, Family};
+use self::{
+    follow::{Means, follow},
+    question::Ttl,
+    resolver::Resolver,
+    thread::OwnThread,
+};
+use crate::followed::Followed;
+
+/// Looks services up in DNS, and again whenever a TTL is over.
+///
+/// | records | instances |
+/// |---|---|
+/// | A, AAAA of `host` | one for each address, with the id `10.0.0.5`, and an address for each of `ports` |
+/// | SRV of `srv` | one for each address of each target, with the id `10.0.0.5:50051`, weight and label `host`; a weight of 0 counts as 1; later priorities when none of an earlier one has an address |
+/// | NXDOMAIN, or none of these | no instance, once a second answer says the same; a name that never existed is unknown |
+/// | SERVFAIL, REFUSED, no answer | no news: what is known stays, a watcher reports the error once, and DNS is asked again every 2 s or sooner |
+///
+/// All of it runs on one thread of the registry's own: a DNS server that never answers delays neither calls nor a stop.
+/// Nothing blocks: the system's resolver, which can't be interrupted and knows no TTL, is not used, and so neither
+/// `/etc/hosts` nor other sources of names are.
+///
+/// Registering is accepted and changes nothing: DNS records are written by a zone file or an orchestrator.
+///
+/// ```no_run
+/// use chassis_registry::{DnsConfig, DnsRegistry};
+///
+/// # fn example() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// let port = 50051.try_into()?;
+/// let registry = DnsRegistry::new(DnsConfig {
+///     host: "{service}.shop.svc.cluster.local".to_owned(),
+///     ports: [("grpc".to_owned(), port)].into(),
+///     ..DnsConfig::default()
+/// })?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct DnsRegistry(Arc<Inner>);
+
+struct Inner {
+    config: watch::Sender<Arc<DnsConfig>>,
+    means: Arc<Means>,
+    followed: Arc<Followed>,
+    /// Begun by the first watcher.
+    thread: OnceLock<Result<OwnThread, String>>,
+}
+
+/// The kind `dns`. The names of services can change while the process runs, so it keeps the registry it makes.
+#[derive(Default)]
+struct DnsKind(OnceLock<DnsRegistry>);
+
+// === impl DnsRegistry ===
+
+impl DnsRegistry {
+    /// The kind that settings choose by `registry: { kind: dns }`. `host`, `ports`, `srv` and `services` can change
+    /// while the process runs.
+    pub fn kind() -> impl Kind<Config = DnsConfig, Made = Arc<dyn Registry>> {
+        DnsKind::default()
+    }
+
+    /// Asks nothing before the first watcher.
+    ///
+    /// # Errors
+    /// The first problem in `config`.
+    pub fn new(config: DnsConfig) -> Result<Self, BoxError> {
+        if let [problem, ..] = &config.check()[..] {
+            return Err(problem.to_string().into());
+        }
+        let ttl = Ttl { least: config.min_ttl.get(), most: config.max_ttl.get(), jitter: config.jitter.0 };
+        let resolver = Arc::new(Resolver::new(&config)?);
+        let means = Arc::new(Means { resolver, ttl, family: config.family, random: Random::from_os() });
+        let (followed, thread) = (Arc::default(), OnceLock::new());
+        Ok(DnsRegistry(Arc::new(Inner {
+            config: watch::Sender::new(Arc::new(config)),
+            means,
+            followed,
+            thread,
+        })))
+    }
+
+    /// Replaces `host`, `ports`, `srv` and `services`; the other settings stay as they are.
+    ///
+    /// # Errors
+    /// The first problem in `config`, which changes nothing then.
+    pub fn set(&self, config: DnsConfig) -> Result<(), BoxError> {
+        if let [problem, ..] = &config.check()[..] {
+            return Err(problem.to_string().into());
+        }
+        self.0.config.send_replace(Arc::new(config));
+        Ok(())
+    }
+
+    fn thread(&self) -> Result<&OwnThread, RegistryError> {
+        let begun = self.0.thread.get_or_init(|| OwnThread::start("chassis-dns").map_err(|e| e.to_string()));
+        begun.as_ref().map_err(|why| RegistryError::new(format!("no thread for DNS: {why}")))
+    }
+}
+
+#[async_trait]
+impl Registry for DnsRegistry {
+    fn name(&self) -> &str {
+        "dns"
+    }
+
+    async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
+        let (service, id) = (&instance.service, &instance.id);
+        tracing::info!(
+            target: "chassis",
+            service, id, "not registered: DNS records are written by others, such as a zone file or an orchestrator"
+        );
+        crate::noop::register(&instance, self.name())
+    }
+
+    async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
+        let thread = self.thread()?;
+        let (watcher, new) = self.0.followed.watch(service, self.0.clone());
+        let Some(state) = new else { return Ok(watcher) };
+        let (service, means, followed) = (service.to_owned(), self.0.means.clone(), self.0.followed.clone());
+        let mut config = self.0.config.subscribe();
+        thread.spawn(async move {
+            let queries = config.borrow_and_update().queries(&service);
+            let (queries, changed) = watch::channel(queries);
+            let keep_up = async {
+                while config.changed().await.is_ok() {
+                    let new = config.borrow_and_update().queries(&service);
+                    queries.send_if_modified(|queries| std::mem::replace(queries, new.clone()) != new);
+                }
+            };
+            tokio::select! {
+                () = followed.unused(&service, &state) => {}
+                () = follow(&service, &means, changed, &state) => {}
+                () = keep_up => {}
+            }
+        });
+        Ok(watcher)
+    }
+
+    async fn services(&self) -> Vec<String> {
+        self.0.config.borrow().services.keys().cloned().collect()
+    }
+
+    fn never_blocks(&self) -> bool {
+        true
+    }
+}
+
+// === impl DnsKind ===
+
+impl Kind for DnsKind {
+    type Config = DnsConfig;
+    type Made = Arc<dyn Registry>;
+
+    fn name(&self) -> &str {
+        "dns"
+    }
+
+    fn check(&self, config: &DnsConfig) -> Vec<Problem> {
+        config.check()
+    }
+
+    fn make(&self, config: &DnsConfig) -> Result<Arc<dyn Registry>, BoxError> {
+        let made = DnsRegistry::new(config.clone())?;
+        Ok(Arc::new(self.0.get_or_init(|| made).clone()))
+    }
+
+    fn live(&self) -> &[&str] {
+        &["host", "ports", "srv", "services"]
+    }
+
+    fn change(&self, config: &DnsConfig) -> Result<(), BoxError> {
+        self.0.get().map_or(Ok(()), |registry| registry.set(config.clone()))
+    }
+}
