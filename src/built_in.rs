@@ -8,6 +8,8 @@ pub(crate) fn register(kinds: &mut Kinds) {
     Port::add(kinds, chassis_registry::StaticRegistry::kind());
     Port::add(kinds, chassis_registry::FileRegistry::kind());
     Port::add(kinds, chassis_registry::MemoryRegistry::kind());
+    #[cfg(feature = "dns")]
+    Port::add(kinds, chassis_registry::DnsRegistry::kind());
     #[cfg(feature = "etcd")]
     {
         Port::add(kinds, chassis_etcd::EtcdRegistry::kind());

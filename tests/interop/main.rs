@@ -1,5 +1,5 @@
 //! Foreign programs against chassis, as real processes on loopback: grpcio, grpc-go, curl, nginx, Python's
-//! HTTP server, etcd; and invalid input, byte by byte.
+//! HTTP server, etcd, Knot; and invalid input, byte by byte.
 //!
 //! `scripts/setup` installs them and sets their paths in the variables `CHASSIS_PEER_*`. If one is not set,
 //! its tests are ignored, and `scripts/test` counts them as not run.
@@ -18,8 +18,13 @@ mod etcd_server;
 mod from_go;
 mod from_grpcio;
 mod interop;
+#[cfg(feature = "dns")]
+#[path = "../../chassis-registry/tests/dns/knot.rs"]
+mod knot;
 mod mirror;
 mod ours;
+#[cfg(feature = "dns")]
+mod over_dns;
 #[cfg(feature = "etcd")]
 mod over_etcd;
 mod peer;
@@ -44,6 +49,8 @@ fn main() -> std::process::ExitCode {
         curl::trials(),
         from_go::trials(),
         from_grpcio::trials(),
+        #[cfg(feature = "dns")]
+        over_dns::trials(),
         #[cfg(feature = "etcd")]
         over_etcd::trials(),
         quickstart::trials(),
