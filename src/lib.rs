@@ -45,7 +45,7 @@ pub use chassis_core::{
 pub use chassis_core::{
     Abort, Aborted, Body, Call, CallError, CallOptions, Code, Context, Details, Error, Failed, Failure,
     HashKey, Hop, Invocation, LabelSet, Listener, Operation, Origin, Outcome, Reason, Replay, Reply,
-    ReplyBody, Target, TraceContext, Verdict,
+    ReplyBody, RequestExt, Target, TraceContext, Verdict,
 };
 // Layers of your own, and settings for them.
 pub use chassis_core::{Kind, LiveSection, Next, Placement, Section, Sections, Stage, from_fn};

@@ -39,7 +39,7 @@ mod types;
 
 // A call and its answer.
 pub use algorithm::HashKey;
-pub use call::{Call, CallOptions, Invocation, Reply, ReplyBody};
+pub use call::{Call, CallOptions, Invocation, Reply, ReplyBody, RequestExt};
 pub use types::{Operation, Target};
 // Bodies, and aborting them.
 pub use types::{Abort, Aborted, Body, Failure, Reader, Replay};

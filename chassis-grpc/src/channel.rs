@@ -28,7 +28,7 @@ use crate::{
 /// It is always ready, cheap to clone, and its calls never fail with an error of its own: a refusal of the
 /// pipeline reaches the stub as a `tonic::Status` with details, which [`error`](crate::error) reads. The
 /// request's timeout (`set_timeout`) covers the call up to the end of the answer and is sent on as a
-/// deadline. [`RequestExt`](crate::RequestExt) has the other options of a call.
+/// deadline. [`RequestExt`](crate::RequestExt) has all options of a call; of two timeouts the shorter one holds.
 ///
 /// ```no_run
 /// # mod stub {
@@ -119,9 +119,7 @@ impl Channel {
             call.options = head.extensions.remove().unwrap_or_default();
             call.extensions = head.extensions;
         }
-        if timeout.is_some() {
-            call.options.timeout = timeout;
-        }
+        call.options.timeout = [call.options.timeout, timeout].into_iter().flatten().min();
         Ok(call)
     }
 }

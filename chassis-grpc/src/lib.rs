@@ -23,6 +23,9 @@ mod timeout;
 mod transport;
 mod wire;
 
+/// Sets the options of a call on a `tonic::Request`.
+pub use chassis_core::RequestExt;
+
 pub use self::{
     answer::answer,
     body::ResponseBody,
@@ -30,7 +33,6 @@ pub use self::{
     descriptors::{idempotent_operations, operations},
     edge::GrpcEdge,
     health::Health,
-    options::RequestExt,
     protocol::{GRPC, Grpc},
     server::{GrpcServer, ServerFuture},
     services::{DescriptorError, GrpcServices},

@@ -35,6 +35,9 @@ pub mod connector {
     };
 }
 
+/// Sets the options of a call on a [`RequestBuilder`].
+pub use chassis_core::RequestExt;
+
 // REST: the types for callers and handlers.
 pub use self::rest::{
     HTTP, Http, HttpClient, Problem, RequestBuilder, Response, RestEdge, RestFuture, RestLayer, RestService,

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use chassis::HttpClient;
+use chassis::{HttpClient, RequestExt};
 use tokio::{
     task::{JoinHandle, JoinSet},
     time::{Instant, MissedTickBehavior, interval},

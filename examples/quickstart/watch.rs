@@ -1,7 +1,7 @@
 //! The part of `orders`' inspection that the quickstart shows.
 use std::{collections::BTreeMap, time::Duration};
 
-use chassis::HttpClient;
+use chassis::{HttpClient, RequestExt};
 use serde::Deserialize;
 
 /// One inspection of `orders`.

@@ -2,7 +2,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
-use chassis::{Chassis, Code, HttpClient, Reason};
+use chassis::{Chassis, Code, HttpClient, Reason, RequestExt};
 use http::{Method, StatusCode, header::CONTENT_LENGTH};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};

@@ -2,7 +2,7 @@
 use std::{convert::Infallible, str::FromStr, time::Duration};
 
 use bytes::Bytes;
-use chassis::{Channel, Chassis, Code, HttpClient, grpc::RequestExt};
+use chassis::{Channel, Chassis, Code, HttpClient, RequestExt};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use serde::Serialize;

@@ -5,6 +5,7 @@ mod completion;
 mod failed;
 mod home;
 mod hop;
+mod options;
 
 use std::{
     ops::{Deref, DerefMut},
@@ -29,15 +30,15 @@ pub(crate) use self::{
 pub use self::{
     completion::{Listener, Outcome, had_waited},
     failed::{CallError, Failed},
+    options::{CallOptions, RequestExt},
 };
 use crate::{
-    algorithm::HashKey,
     clock::Instant,
     cluster::Node,
     plugin::protocol::Protocol,
     policy::Policy,
     types::{
-        Abort, Body, Choice, Code, Error, Hop, LabelSet, Origin, Reason, Target, TraceContext, Verdict,
+        Abort, Body, Choice, Code, Error, Hop, Origin, Reason, Target, TraceContext, Verdict,
         matching::Subject,
     },
 };
@@ -98,23 +99,6 @@ pub struct Call {
     /// What layers want to know of the answer before it is judged; `None` for most calls.
     checks: Option<Box<Checks>>,
     completion: Completion,
-}
-
-/// What a caller asks for one call, on top of what the configuration says.
-#[derive(Clone, Debug, Default)]
-pub struct CallOptions {
-    /// To the end of the body, and sent on. Shortens what is inherited.
-    pub timeout: Option<std::time::Duration>,
-    /// Only nodes with these labels, whatever the routes say.
-    pub labels: Option<Arc<LabelSet>>,
-    /// A key for pickers that hash: they send calls with the same key to the same node while it is available.
-    pub hash_key: Option<HashKey>,
-    /// This call may be executed twice without harm.
-    pub idempotent: bool,
-    /// Never retry it. (What provably never left is still resent.)
-    pub no_retry: bool,
-    /// Not bound by the deadline of the call that is being handled here.
-    pub detached: bool,
 }
 
 /// The body of an answer as it leaves the pipeline: hears its end, enforces the deadline until then.

@@ -1,5 +1,5 @@
 //! Builds calls, and reads answers to their end.
-use std::{future::poll_fn, pin::pin, sync::Arc, time::Duration};
+use std::{future::poll_fn, pin::pin, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
@@ -8,10 +8,10 @@ use tower_service::Service;
 
 use super::TEST;
 use crate::{
-    call::{CallOptions, Invocation, Reply},
+    call::{CallOptions, Invocation, Reply, RequestExt},
     pipeline::Pipeline,
     plugin::protocol::Protocol,
-    types::{Body, Error, LabelSet, Operation, Target},
+    types::{Body, Error, Operation, Target},
 };
 
 /// Builds a call. Its time starts with [`build`](Self::build).
@@ -123,38 +123,6 @@ impl CallBuilder {
         self
     }
 
-    /// The time to the end of the answer. Default: as in the settings.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.options.timeout = Some(timeout);
-        self
-    }
-
-    /// Restricts the call to nodes with this label, too.
-    pub fn pinned(mut self, name: &str, value: &str) -> Self {
-        let label = LabelSet::from_iter([(name, value)]);
-        let all = self.options.labels.map_or_else(|| label.clone(), |labels| labels.and(&label));
-        self.options.labels = Some(Arc::new(all));
-        self
-    }
-
-    /// Marks the call as idempotent.
-    pub fn idempotent(mut self) -> Self {
-        self.options.idempotent = true;
-        self
-    }
-
-    /// Disables retries of the call.
-    pub fn no_retry(mut self) -> Self {
-        self.options.no_retry = true;
-        self
-    }
-
-    /// Ignores an inherited deadline.
-    pub fn detached(mut self) -> Self {
-        self.options.detached = true;
-        self
-    }
-
     /// The call; its time starts now.
     pub fn build(self) -> Invocation {
         let mut call = Invocation::new(self.protocol, Target::new(self.service, self.operation));
@@ -164,6 +132,12 @@ impl CallBuilder {
         call.options = self.options;
         call.body = self.body;
         call
+    }
+}
+
+impl RequestExt for CallBuilder {
+    fn options_mut(&mut self) -> &mut CallOptions {
+        &mut self.options
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 use chassis_core::{
     Code,
     Connection::{Connecting, Idle, Ready, TransientFailure},
-    Error, Event, HashKey, Reason,
+    Error, Event, HashKey, Reason, RequestExt,
     clock::Instant,
     layer::{
         balance::{Candidates, Picker},
@@ -455,7 +455,7 @@ async fn a_picker_sees_the_subject_of_each_attempt() {
     bench.registry.set("stock", Membership::known(NODES.map(labelled)));
     bench.stock(json!({ "balance": "by-key", "breaker": "off" }));
     bench.settle().await;
-    let mut call = get().uri("/stock?id=1").header("x-user", "ada").pinned("track", "new").build();
+    let mut call = get().uri("/stock?id=1").header("x-user", "ada").pin("track", "new").build();
     call.options.hash_key = Some(HashKey::of("user-2")); // node 1 of 4
     assert_eq!(run(&bench.pipeline, call).await.unwrap().address.unwrap(), "memory:c");
     let attempt = |tried: &str| {

@@ -2,7 +2,7 @@
 use std::sync::Arc;
 
 use chassis_core::{
-    Code, Error, Invocation, Reason, Reply, Stage, Stages,
+    Code, Error, Invocation, Reason, Reply, RequestExt, Stage, Stages,
     testing::{Answer, Arrival, CallBuilder, Upstream, feed},
 };
 use serde_json::json;

@@ -2,7 +2,7 @@
 use std::{sync::Arc, time::Duration};
 
 use chassis_core::{
-    Code, Context, Error, Reason,
+    Code, Context, Error, Reason, RequestExt,
     clock::Instant,
     layer::breaker::State,
     testing::{Answer, CallBuilder, STATUS, feed},

@@ -1,6 +1,6 @@
 //! Injected faults: which calls they match, their share, their effect, and their end.
 use chassis_core::{
-    Code, Error, Event, Invocation, Origin, Reason,
+    Code, Error, Event, Invocation, Origin, Reason, RequestExt,
     clock::Instant,
     layer::breaker::State,
     protocol::Protocol,

@@ -2,7 +2,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use chassis_core::{
-    Code, Error, Event, Invocation, Origin, Reason,
+    Code, Error, Event, Invocation, Origin, Reason, RequestExt,
     clock::Instant,
     pipeline::Pipeline,
     testing::{Answer, CallBuilder},

@@ -10,7 +10,7 @@ use std::{
 use chassis_core::{
     Code,
     Connection::TransientFailure,
-    Context, Error, Event, Invocation, Reason,
+    Context, Error, Event, Invocation, Reason, RequestExt,
     clock::Instant,
     registry::Membership,
     testing::{Answer, Arrival, CallBuilder, REASON, RETRY_AFTER, ScriptedRegistry, Upstream, feed},
@@ -355,7 +355,7 @@ async fn one_nodes_pushback_does_not_hold_back_a_retry_at_another() {
                             |id: &str| ScriptedRegistry::instance("stock", id).with_label("id", id);
                         two.registry.set("stock", Membership::known(["a", "b"].map(labelled)));
                         settle().await;
-                        get().pinned("id", "a")
+                        get().pin("id", "a")
                     }
                 };
                 let began = Instant::now();

@@ -1,6 +1,6 @@
 //! Routes: the first rule that matches decides.
 use chassis_core::{
-    Code, Reason,
+    Code, Reason, RequestExt,
     registry::{Instance, Membership},
     testing::{Answer, CallBuilder, ScriptedRegistry},
 };
@@ -143,9 +143,9 @@ async fn subsets_follow_the_registry() {
 async fn callers_can_pin_labels() {
     let bench = bench();
     bench.stock(json!({ "routes": [{ "name": "rest", "to": { "track": "stable" } }] }));
-    assert_eq!(canaries(&bench, 10, || get().pinned("track", "canary")).await, 10);
-    assert_eq!(canaries(&bench, 10, || get().pinned("track", "canary").pinned("version", "2")).await, 10);
-    let refused = bench.run(get().pinned("track", "canary").pinned("version", "1")).await;
+    assert_eq!(canaries(&bench, 10, || get().pin("track", "canary")).await, 10);
+    assert_eq!(canaries(&bench, 10, || get().pin("track", "canary").pin("version", "2")).await, 10);
+    let refused = bench.run(get().pin("track", "canary").pin("version", "1")).await;
     check(&refused, Code::Unavailable, Reason::NoRoute);
     assert_eq!(refused.unwrap_err().rule(), Some("pinned"));
     assert_eq!(hits(&bench), [("rest".to_owned(), 0)]);

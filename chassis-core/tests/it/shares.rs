@@ -9,6 +9,7 @@ use std::{
 };
 
 use chassis_core::{
+    RequestExt,
     pipeline::{self, Pipeline},
     registry::Membership,
     testing::{Answer, Arrival, CallBuilder, ScriptedRegistry, TestProtocol, Upstream},
@@ -209,7 +210,7 @@ async fn labels_that_callers_make_up_are_spread_too() {
     bench.stock(json!({ "balance": "round_robin" }));
     settle().await;
     for name in &names {
-        bench.run(get().pinned(name, "1")).await.unwrap();
+        bench.run(get().pin(name, "1")).await.unwrap();
     }
     let all = arrived(&bench.upstream, |_| true);
     assert!(all["a"].abs_diff(500) < 100, "{all:?}");

@@ -5,7 +5,7 @@ use std::{
 };
 
 use chassis_core::{
-    BoxFuture, CallError, Code, Error, Invocation, Next, Reason, Reply, Side, Stage, Stages,
+    BoxFuture, CallError, Code, Error, Invocation, Next, Reason, Reply, RequestExt, Side, Stage, Stages,
     layer::breaker::State,
     pipeline,
     testing::{Answer, Upstream},

@@ -197,11 +197,22 @@ async fn the_timeout_of_a_request_is_an_option_and_no_metadata() {
     request.set_timeout(Duration::from_millis(250));
     stub.call(request).await.unwrap_err();
     stub.call(says("")).await.unwrap_err();
-    let [first, second] = sight.lock().unwrap().clone().try_into().unwrap();
+    let [first, second] = sight.lock().unwrap().split_off(0).try_into().unwrap();
     assert_eq!((first.options.timeout, first.options.no_retry), (Some(Duration::from_millis(250)), true));
     assert_eq!(first.options.labels.unwrap().to_string(), "track=canary");
     assert!(!first.metadata.contains_key("grpc-timeout"));
     assert!(second.options.timeout.is_none() && second.options.labels.is_none() && !second.options.no_retry);
+
+    // Of tonic's timeout and that of the options the shorter one holds.
+    for (of_tonic, of_options) in [(200, 300), (300, 200)] {
+        let mut request = tonic::Request::new(says("")).timeout(Duration::from_millis(of_options));
+        request.set_timeout(Duration::from_millis(of_tonic));
+        stub.call(request).await.unwrap_err();
+        let seen = sight.lock().unwrap().pop().unwrap();
+        assert_eq!(seen.options.timeout, Some(Duration::from_millis(200)), "{of_tonic} {of_options}");
+    }
+    stub.call(tonic::Request::new(says("")).timeout(Duration::from_secs(1))).await.unwrap_err();
+    assert_eq!(sight.lock().unwrap().pop().unwrap().options.timeout, Some(Duration::from_secs(1)));
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use axum::{
     routing::{any, get, post},
 };
 use chassis_core::{
-    Body, Code, Context, Error, Operation, Reason, Runtime,
+    Body, Code, Context, Error, Operation, Reason, RequestExt, Runtime,
     clock::Instant,
     pipeline,
     protocol::Leaf,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use chassis::{Channel, Chassis, Code, Error, HttpClient, Problem, Reason, grpc::RequestExt};
+use chassis::{Channel, Chassis, Code, Error, HttpClient, Problem, Reason, RequestExt};
 use chassis_protos::echo::{EchoReply, EchoRequest, echo_client::EchoClient};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body_util::BodyExt;
@@ -230,7 +230,7 @@ impl Ask {
             request = request.timeout(timeout);
         }
         for (label, value) in &self.pins {
-            request = request.label(label, value);
+            request = request.pin(label, value);
         }
         if self.idempotent {
             request = request.idempotent();

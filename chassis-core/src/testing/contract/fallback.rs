@@ -5,6 +5,7 @@ use http::HeaderValue;
 use tokio::time::{Instant, timeout};
 
 use crate::{
+    call::RequestExt,
     layer::fallback::{FallbackConfig, FallbackFn, TIME_LIMIT},
     pipeline::{self, Pipeline},
     plugin::protocol::Protocol,

@@ -1,9 +1,9 @@
 //! The builder of a request.
-use std::{fmt::Display, sync::Arc, time::Duration};
+use std::{fmt::Display, sync::Arc};
 
 use bytes::Bytes;
 use chassis_core::{
-    Body, CallOptions, Code, Error, Invocation, LabelSet, Operation, Reason, Target, pipeline::Pipeline,
+    Body, CallOptions, Code, Error, Invocation, Operation, Reason, RequestExt, Target, pipeline::Pipeline,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header::CONTENT_TYPE};
 use serde::Serialize;
@@ -12,7 +12,7 @@ use super::{HttpClient, Response, template};
 use crate::{HTTP, wire::JSON};
 
 /// A request that is being built. Nothing is sent before [`send`](Self::send), which also returns the first
-/// error of the builder.
+/// error of the builder. [`RequestExt`] sets the options of the call: timeout, labels, retries.
 #[must_use = "a request is sent by `send`"]
 pub struct RequestBuilder {
     client: HttpClient,
@@ -97,42 +97,6 @@ impl RequestBuilder {
         self
     }
 
-    /// The timeout up to the end of the answer. It is sent with the call, and can only shorten an inherited
-    /// deadline.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.options.timeout = Some(timeout);
-        self
-    }
-
-    /// Restricts the call to instances with this label, regardless of the routes.
-    pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        let more = LabelSet::from_iter([(name.into(), value.into())]);
-        let labels = match &self.options.labels {
-            Some(labels) => labels.and(&more),
-            None => more,
-        };
-        self.options.labels = Some(Arc::new(labels));
-        self
-    }
-
-    /// The call may be executed twice without harm, whatever its method.
-    pub fn idempotent(mut self) -> Self {
-        self.options.idempotent = true;
-        self
-    }
-
-    /// The call is never retried. (A call that provably was not sent is still resent.)
-    pub fn no_retry(mut self) -> Self {
-        self.options.no_retry = true;
-        self
-    }
-
-    /// The call is not limited by the deadline of the call that is being handled here.
-    pub fn detached(mut self) -> Self {
-        self.options.detached = true;
-        self
-    }
-
     /// Sends the request. An answer, also a failing one, is `Ok`; an error means that there was no answer.
     pub async fn send(self) -> Result<Response, Error> {
         let (call, pipeline, max_body) = self.into_call()?;
@@ -164,5 +128,11 @@ impl RequestBuilder {
     /// Stores the first error.
     fn is_wrong(&mut self, words: String) {
         self.wrong.get_or_insert(words);
+    }
+}
+
+impl RequestExt for RequestBuilder {
+    fn options_mut(&mut self) -> &mut CallOptions {
+        &mut self.options
     }
 }
