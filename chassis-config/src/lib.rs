@@ -20,7 +20,7 @@ mod version;
 pub use de::{read, read_part};
 pub use env::Environment;
 pub use finding::Finding;
-pub use loader::{Change, Loader, Refusal, Unreadable};
+pub use loader::{Change, Control, ControlError, Held, Loader, Outcome, Record, Refusal, Trial, Unreadable};
 pub use merge::merge;
 pub use overrides::Overrides;
 pub use parse::{MAX_BYTES, MAX_DEPTH, MAX_NODES, parse};

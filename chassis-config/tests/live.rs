@@ -20,6 +20,7 @@ async fn next(loader: &mut Loader<Settings, u32>) -> String {
         Change::Refused(refusal) => refusal.problems[0].in_a_line(),
         Change::Unreadable(unreadable) => unreadable.to_string(),
         Change::Restored(number) => format!("{number} again"),
+        Change::Held(held) => format!("{} is pinned", held.pinned),
     }
 }
 

@@ -5,7 +5,7 @@ use chassis_core::config::SourceError;
 
 use crate::{
     problem::{Problem, Severity},
-    version::Version,
+    version::{Moved, Version},
 };
 
 /// The result of a change in the sources.
@@ -20,6 +20,19 @@ pub enum Change<D, T> {
     /// The sources are readable and sound again, and their settings are those of this version: there is nothing
     /// to do.
     Restored(u64),
+    /// The settings have changed and are sound, but an older version is pinned.
+    Held(Held),
+}
+
+/// Settings that are not applied while an older version is pinned.
+#[derive(Debug)]
+pub struct Held {
+    /// The version that was rolled back to.
+    pub pinned: u64,
+    /// What would change.
+    pub changed: Vec<Moved>,
+    /// The version that stays in force.
+    pub running: Option<u64>,
 }
 
 /// Why the settings can't be used.

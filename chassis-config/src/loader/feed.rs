@@ -30,8 +30,12 @@ pub(super) struct Feed {
     pub(super) layer: Layer,
     pub(super) needed: bool,
     answer: Answer,
-    /// The parsed last texts, or the parser's problems.
-    trees: Option<Vec<Result<Node, Box<Problem>>>>,
+    /// The last texts.
+    texts: Option<Vec<Text>>,
+    /// The same, parsed, or the parser's problems.
+    trees: Vec<Result<Node, Box<Problem>>>,
+    /// The texts changed since they were parsed, and since a version was made.
+    is_stale: bool,
     /// The error of the last question.
     trouble: Option<String>,
 }
@@ -79,7 +83,7 @@ impl Feed {
             Source::Directory(source) => source.path().display().to_string(),
         };
         let answer = Box::pin(Asker::new(source).ask());
-        Feed { name, layer, needed, answer, trees: None, trouble: None }
+        Feed { name, layer, needed, answer, texts: None, trees: Vec::new(), is_stale: false, trouble: None }
     }
 
     /// The next answer: texts, a new error, or `Err(None)` for the same error again.
@@ -88,8 +92,7 @@ impl Feed {
         self.answer = Box::pin(asker.ask());
         Poll::Ready(match answer {
             Ok(texts) => {
-                let trees = texts.iter().map(|text| parse(text, self.layer)).collect();
-                (self.trees, self.trouble) = (Some(trees), None);
+                (self.texts, self.is_stale, self.trouble) = (Some(texts), true, None);
                 Ok(())
             }
             Err(error) => {
@@ -102,20 +105,56 @@ impl Feed {
 
     /// Whether the first version need not wait for this source.
     pub(super) fn is_settled(&self) -> bool {
-        self.trees.is_some() || (!self.needed && self.trouble.is_some())
+        self.texts.is_some() || (!self.needed && self.trouble.is_some())
     }
 
     pub(super) fn has_text(&self) -> bool {
-        self.trees.is_some()
+        self.texts.is_some()
     }
 
     pub(super) fn is_well(&self) -> bool {
-        self.trouble.is_none() || (self.trees.is_none() && !self.needed)
+        self.trouble.is_none() || (self.texts.is_none() && !self.needed)
     }
 
     /// The parsed texts; later ones override earlier ones.
     pub(super) fn trees(&self) -> impl Iterator<Item = &Result<Node, Box<Problem>>> + Clone {
-        self.trees.iter().flatten()
+        self.trees.iter()
+    }
+
+    /// Parses the texts if they have changed since the last time. If so, returns their names: only then are they
+    /// parsed, because of many changes within a moment only the last is used.
+    pub(super) fn refresh(&mut self) -> Vec<String> {
+        if !std::mem::take(&mut self.is_stale) {
+            return Vec::new();
+        }
+        let texts = self.texts.as_deref().unwrap_or_default();
+        self.trees = texts.iter().map(|text| parse(text, self.layer)).collect();
+        let named = |text: &Text| match &text.revision {
+            Some(revision) if !text.origin.contains(revision.as_str()) => {
+                format!("{}@{revision}", text.origin)
+            }
+            _ => text.origin.clone(),
+        };
+        match texts {
+            [] => vec![self.name.clone()],
+            texts => texts.iter().map(named).collect(),
+        }
+    }
+
+    /// Whether this source, or a text of it, is called `name`.
+    pub(super) fn is_called(&self, name: &str) -> bool {
+        self.name == name || self.texts.iter().flatten().any(|text| is_called(text, name))
+    }
+
+    /// The texts, with `other` in place of the one of its name.
+    pub(super) fn with(&self, other: &Text) -> Vec<Result<Node, Box<Problem>>> {
+        let texts = self.texts.as_deref().unwrap_or_default();
+        let replaced = |text: &Text| is_called(text, &other.origin) || self.name == other.origin;
+        let parsed = texts.iter().map(|text| parse(if replaced(text) { other } else { text }, self.layer));
+        match texts {
+            [] => vec![parse(other, self.layer)],
+            _ => parsed.collect(),
+        }
     }
 }
 
@@ -187,6 +226,11 @@ impl Watcher {
             Watcher::Directory(watcher) => watcher.next().await,
         }
     }
+}
+
+/// Whether the text has this name, with or without its revision.
+fn is_called(text: &Text, name: &str) -> bool {
+    text.origin == name || text.origin.rsplit_once('@').is_some_and(|(plain, _)| plain == name)
 }
 
 fn panic_error(panicked: chassis_core::tasks::Panicked) -> SourceError {

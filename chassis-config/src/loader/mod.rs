@@ -1,18 +1,27 @@
 //! Follows the sources of a process's settings, and makes a version of every change that can be applied as a
 //! whole.
 mod change;
+mod control;
 mod feed;
+mod history;
 #[cfg(test)]
 mod tests;
 
 use std::{collections::VecDeque, future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
-use chassis_core::config::ConfigSource;
+use chassis_core::config::{ConfigSource, Text};
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
+use tokio::{sync::mpsc, time::Instant};
 
-pub use self::change::{Change, Refusal, Unreadable};
-use self::feed::{Feed, Source};
+pub use self::{
+    change::{Change, Held, Refusal, Unreadable},
+    control::{Control, ControlError, Trial},
+    history::{Outcome, Record},
+};
+use self::{
+    control::Question,
+    feed::{Feed, Source},
+};
 use crate::{
     DirectorySource, Overrides,
     env::Environment,
@@ -64,6 +73,14 @@ pub struct Loader<D, T> {
     /// Errors of sources that `next` has still to return.
     unread: VecDeque<Unreadable>,
     standing: Option<Standing>,
+    control: Control,
+    asked: mpsc::UnboundedReceiver<Question>,
+    /// Questions that are to be answered.
+    questions: VecDeque<Question>,
+    /// The version that was rolled back to: while there is one, changes of sources are not applied.
+    pinned: Option<u64>,
+    /// The sources that have changed since the last version was made.
+    from: Vec<String>,
     /// The last change was an error.
     astray: bool,
     /// When the loader stops waiting for sources that are not required.
@@ -75,6 +92,17 @@ type Read<D> = Box<dyn Fn(&Node) -> (Option<D>, Vec<Problem>) + Send + Sync>;
 
 /// Makes a value from a document: with warnings, or errors.
 type Check<D, T> = Box<dyn Fn(&D) -> Result<(T, Vec<Finding>), Vec<Finding>> + Send + Sync>;
+
+/// Settings that were read and checked.
+struct Sound<D, T> {
+    tree: Node,
+    document: D,
+    value: T,
+    warnings: Vec<Problem>,
+}
+
+/// Settings that can't be used, if they could be parsed, and the problems.
+type Refused = (Option<Node>, Vec<Problem>);
 
 /// The version in force; the next one is compared with it.
 struct Standing {
@@ -108,7 +136,13 @@ impl<D, T> Loader<D, T> {
         read: impl Fn(&Node) -> (Option<D>, Vec<Problem>) + Send + Sync + 'static,
         check: impl Fn(&D) -> Result<(T, Vec<Finding>), Vec<Finding>> + Send + Sync + 'static,
     ) -> Self {
+        let (control, asked) = Control::new();
         Loader {
+            control,
+            asked,
+            questions: VecDeque::new(),
+            pinned: None,
+            from: Vec::new(),
             read: Box::new(read),
             program: Vec::new(),
             feeds: Vec::new(),
@@ -163,10 +197,21 @@ impl<D, T> Loader<D, T> {
         self
     }
 
+    /// Asks this loader while it is polled elsewhere.
+    pub fn control(&self) -> Control {
+        self.control.clone()
+    }
+
     /// Waits for the next change. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Change<D, T> {
         loop {
             self.gather().await;
+            if let Some(question) = self.questions.pop_front() {
+                match self.answer(question) {
+                    Some(change) => return change,
+                    None => continue,
+                }
+            }
             if let Some(unreadable) = self.unread.pop_front() {
                 self.astray = true;
                 return Change::Unreadable(unreadable);
@@ -191,7 +236,7 @@ impl<D, T> Loader<D, T> {
     async fn gather(&mut self) {
         let patience = *self.patience.get_or_insert_with(|| Instant::now() + PATIENCE);
         loop {
-            if !self.unread.is_empty() {
+            if !self.unread.is_empty() || !self.questions.is_empty() {
                 return;
             }
             let ready =
@@ -208,7 +253,8 @@ impl<D, T> Loader<D, T> {
         let latest = Instant::now() + AT_LATEST;
         while self.standing.is_some() {
             let until = (Instant::now() + TOGETHER).min(latest);
-            if tokio::time::timeout_at(until, self.news()).await.is_err() || Instant::now() >= latest {
+            let is_quiet = tokio::time::timeout_at(until, self.news()).await.is_err();
+            if is_quiet || Instant::now() >= latest || !self.questions.is_empty() {
                 break;
             }
         }
@@ -218,9 +264,13 @@ impl<D, T> Loader<D, T> {
     async fn news(&mut self) {
         let running = self.running();
         let (dirty, unread) = (&mut self.dirty, &mut self.unread);
-        let feeds = &mut self.feeds;
+        let (feeds, asked, questions) = (&mut self.feeds, &mut self.asked, &mut self.questions);
         poll_fn(|cx| {
             let mut changed = false;
+            while let Poll::Ready(Some(question)) = asked.poll_recv(cx) {
+                questions.push_back(question);
+                changed = true;
+            }
             for feed in feeds.iter_mut() {
                 let Poll::Ready(news) = feed.poll(cx) else { continue };
                 changed = true;
@@ -240,37 +290,144 @@ impl<D, T> Loader<D, T> {
 
     /// Makes a version of the current texts. `None` if it equals the last one and there was no error since.
     fn settle(&mut self) -> Option<Change<D, T>> {
-        match self.read() {
-            Err(problems) => {
+        for feed in &mut self.feeds {
+            self.from.extend(feed.refresh());
+        }
+        let from = std::mem::take(&mut self.from);
+        let read = match self.assemble(None) {
+            Ok((tree, problems)) => self.evaluate(tree, problems),
+            Err(problems) => Err((None, problems)),
+        };
+        match read {
+            Err((tree, problems)) => {
                 self.astray = true;
+                let changes = tree.map(|tree| changes(&self.in_force(), &tree)).unwrap_or_default();
+                self.control.past().add(from, Outcome::Refused(problems.clone()), changes, None);
                 Some(Change::Refused(Refusal { problems, running: self.running() }))
             }
-            Ok((tree, document, value, warnings)) => {
-                let hash = hash(&tree);
+            Ok(read) => {
+                let hash = hash(&read.tree);
                 let well = self.feeds.iter().all(Feed::is_well);
                 let was_astray = std::mem::replace(&mut self.astray, !well);
                 if let Some(standing) = self.standing.as_mut().filter(|s| s.hash == hash) {
-                    standing.tree = tree; // same meaning, perhaps other positions
+                    standing.tree = read.tree; // same meaning, perhaps other positions
                     return (was_astray && well).then_some(Change::Restored(standing.number));
                 }
-                let nothing = Node::empty(Origin::new("defaults", Layer::Defaults, ""));
-                let changes = changes(self.standing.as_ref().map_or(&nothing, |s| &s.tree), &tree);
-                let number = self.running().unwrap_or(0) + 1;
-                self.standing = Some(Standing { number, hash: hash.clone(), tree: tree.clone() });
-                let version = Version { number, hash, document, value, warnings, changes, tree };
-                Some(Change::Applied(Box::new(version)))
+                if let Some(pinned) = self.pinned {
+                    let changes = changes(&self.in_force(), &read.tree);
+                    let changed = changes.clone();
+                    self.control.past().add(from, Outcome::Held { hash }, changes, None);
+                    return Some(Change::Held(Held { pinned, changed, running: self.running() }));
+                }
+                Some(self.apply(read, hash, from, None))
             }
         }
     }
 
-    fn read(&self) -> Result<(Node, D, T, Vec<Problem>), Vec<Problem>> {
-        let texts = self.feeds.iter().flat_map(Feed::trees);
+    /// Makes a version of sound settings.
+    fn apply(
+        &mut self,
+        read: Sound<D, T>,
+        hash: String,
+        from: Vec<String>,
+        back_to: Option<u64>,
+    ) -> Change<D, T> {
+        let Sound { tree, document, value, warnings } = read;
+        let changes = changes(&self.in_force(), &tree);
+        let number = self.running().unwrap_or(0) + 1;
+        let outcome = Outcome::Applied { version: number, hash: hash.clone(), back_to };
+        self.control.past().add(from, outcome, changes.clone(), Some(tree.clone()));
+        self.standing = Some(Standing { number, hash: hash.clone(), tree: tree.clone() });
+        Change::Applied(Box::new(Version { number, hash, document, value, warnings, changes, tree }))
+    }
+
+    /// Answers a question, which may change the version in force.
+    fn answer(&mut self, question: Question) -> Option<Change<D, T>> {
+        match question {
+            Question::Trial { text, reply } => {
+                reply.send(self.trial(&text)).ok(); // whoever asked may be gone
+                None
+            }
+            Question::Release { reply } => {
+                let pinned = self.pinned.take();
+                self.dirty |= pinned.is_some();
+                reply.send(pinned).ok();
+                None
+            }
+            Question::Rollback { to, reply } => {
+                let tree = self.control.past().tree(to);
+                let Some(tree) = tree else {
+                    let known = self.control.past().versions();
+                    reply.send(Err(ControlError::Unknown { version: to, known })).ok();
+                    return None;
+                };
+                match self.evaluate(tree, Vec::new()) {
+                    Err((_, problems)) => {
+                        let problems = problems.iter().map(ToString::to_string).collect();
+                        reply.send(Err(ControlError::Refused(problems))).ok();
+                        None
+                    }
+                    Ok(read) => {
+                        self.pinned = Some(to);
+                        let hash = hash(&read.tree);
+                        let same = self.standing.as_ref().filter(|standing| standing.hash == hash);
+                        if let Some(standing) = same {
+                            reply.send(Ok(standing.number)).ok();
+                            return None;
+                        }
+                        let change = self.apply(read, hash, Vec::new(), Some(to));
+                        reply.send(Ok(self.running().unwrap_or(0))).ok();
+                        Some(change)
+                    }
+                }
+            }
+        }
+    }
+
+    /// What `text` would do.
+    fn trial(&self, text: &Text) -> Trial {
+        let replaces =
+            self.feeds.iter().find(|feed| feed.is_called(&text.origin)).map(|feed| feed.name.clone());
+        let read = match self.assemble(Some(text)) {
+            Ok((tree, problems)) => self.evaluate(tree, problems),
+            Err(problems) => Err((None, problems)),
+        };
+        let (tree, problems) = match read {
+            Ok(read) => (Some(read.tree), read.warnings),
+            Err(refused) => refused,
+        };
+        let changes = tree.as_ref().map(|tree| changes(&self.in_force(), tree)).unwrap_or_default();
+        Trial { replaces, changes, problems, tree }
+    }
+
+    /// The tree of the version in force; empty before the first.
+    fn in_force(&self) -> Node {
+        let nothing = || Node::empty(Origin::new("defaults", Layer::Defaults, ""));
+        self.standing.as_ref().map_or_else(nothing, |standing| standing.tree.clone())
+    }
+
+    /// Merges all layers, with problems that may be warnings. With `other` in place of the text of its name, or over
+    /// all texts.
+    fn assemble(&self, other: Option<&Text>) -> Result<(Node, Vec<Problem>), Vec<Problem>> {
+        let placed = other.and_then(|other| {
+            let at = self.feeds.iter().position(|feed| feed.is_called(&other.origin))?;
+            Some((at, self.feeds[at].with(other)))
+        });
+        let above = other.filter(|_| placed.is_none()).map(|other| crate::parse(other, Layer::Center));
+        let mut texts: Vec<&Result<Node, Box<Problem>>> = Vec::new();
+        for (at, feed) in self.feeds.iter().enumerate() {
+            match placed.as_ref().filter(|(place, _)| *place == at) {
+                Some((_, replaced)) => texts.extend(replaced),
+                None => texts.extend(feed.trees()),
+            }
+        }
+        texts.extend(&above);
         let broken: Vec<Problem> =
-            texts.clone().filter_map(|t| t.as_ref().err().map(|p| (**p).clone())).collect();
+            texts.iter().filter_map(|text| text.as_ref().err().map(|p| (**p).clone())).collect();
         if !broken.is_empty() {
             return Err(broken);
         }
-        let below = merge(self.program.iter().chain(texts.filter_map(|t| t.as_ref().ok())));
+        let below = merge(self.program.iter().chain(texts.iter().filter_map(|text| text.as_ref().ok())));
         let (environment, mut problems) = self.environment.over(&below);
         let mut tree = merge([&below, &environment]);
         if !self.overrides.is_empty() {
@@ -278,11 +435,17 @@ impl<D, T> Loader<D, T> {
             problems.extend(more);
             tree = merge([&tree, &overrides]);
         }
+        Ok((tree, problems))
+    }
+
+    /// Reads and checks a merged tree. A tree that is refused is returned with its problems.
+    #[allow(clippy::result_large_err)] // once for each change of the settings
+    fn evaluate(&self, mut tree: Node, mut problems: Vec<Problem>) -> Result<Sound<D, T>, Refused> {
         let (document, more) = (self.read)(&tree);
         crate::env::without_unknown(&mut tree, &more);
         problems.extend(more);
         let Some(document) = document.filter(|_| !problems.iter().any(Problem::is_error)) else {
-            return Err(problems);
+            return Err((Some(tree), problems));
         };
         let (value, findings) = match (self.check)(&document) {
             Ok((value, findings)) => (Some(value), findings),
@@ -295,8 +458,10 @@ impl<D, T> Loader<D, T> {
             }
         }
         match value {
-            Some(value) if !problems.iter().any(Problem::is_error) => Ok((tree, document, value, problems)),
-            _ => Err(problems),
+            Some(value) if !problems.iter().any(Problem::is_error) => {
+                Ok(Sound { tree, document, value, warnings: problems })
+            }
+            _ => Err((Some(tree), problems)),
         }
     }
 }

@@ -43,6 +43,7 @@ async fn next(loader: &mut Tested) -> String {
         }
         Change::Unreadable(u) => format!("unreadable, {:?} stays: {u}", u.running),
         Change::Restored(number) => format!("{number} again"),
+        Change::Held(held) => format!("{:?} stays, {} is pinned", held.running, held.pinned),
     }
 }
 
@@ -326,4 +327,130 @@ async fn a_source_that_is_silent_from_the_start_is_given_up() {
     assert_eq!(started.elapsed().as_secs(), 30);
     assert_eq!(next(&mut loader).await, "1: retries unset -> 2 (scripted:1:10)");
     assert!(is_quiet(&mut loader).await, "once it has answered it may be silent");
+}
+
+/// Regression: each text of a burst was parsed, also those that were never applied.
+#[tokio::test(start_paused = true)]
+async fn a_burst_makes_few_versions_and_the_last_text_wins() {
+    let file = text("file", "retries: 1");
+    let mut loader = loader().source(Layer::File, Arc::new(file.clone()));
+    next(&mut loader).await;
+    let push = async {
+        for n in 0..1_000 {
+            file.set(format!("retries: 1\ntimeout: {n}s"));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::pin!(push);
+    let (begun, mut applied) = (Instant::now(), Vec::new());
+    while begun.elapsed() < Duration::from_secs(10) {
+        tokio::select! {
+            _ = &mut push => {}
+            change = next(&mut loader) => applied.push((begun.elapsed(), change)),
+            () = tokio::time::sleep(Duration::from_secs(10)) => {}
+        }
+    }
+    assert!(applied.len() <= 4, "{applied:?}");
+    let (at, last) = applied.last().expect("there is one");
+    assert!(last.ends_with("-> 999s (file:2:10)") && *at <= Duration::from_secs(2), "{applied:?}");
+    assert_eq!(loader.control().history().len(), applied.len() + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_history_has_accepted_and_refused_versions() {
+    let (file, center) = (text("file", "retries: 1"), text("center", ""));
+    let mut loader =
+        loader().source(Layer::File, Arc::new(file.clone())).source(Layer::Center, Arc::new(center.clone()));
+    let control = loader.control();
+    next(&mut loader).await;
+    center.set("retries: 11");
+    next(&mut loader).await;
+    file.set("retries: 1\nlabels: { token: hunter2 }");
+    center.set("");
+    next(&mut loader).await;
+    file.set("retries: [");
+    next(&mut loader).await;
+    let shown: Vec<_> = control.history().iter().map(|record| format!("{record:?}")).collect();
+    assert_eq!(shown[0], "version 1 applied, from file, center: retries unset -> 1 (file:1:10)");
+    assert!(
+        shown[1]
+            .starts_with("refused, from center: retries 1 -> 11 (center:1:10)\nerror: center:1:10  retries")
+    );
+    assert_eq!(shown[2], "version 2 applied, from file, center: labels unset -> { token: *** } (file:2:9)");
+    assert!(shown[3].starts_with("refused, from file\nerror: file:1:10"), "{}", shown[3]);
+    // Many that are refused displace no version that was accepted.
+    for n in 11..50 {
+        file.set(format!("retries: {n}"));
+        next(&mut loader).await;
+    }
+    let versions: Vec<_> = control.history().iter().filter_map(|record| record.version()).collect();
+    assert_eq!((versions, control.history().len()), (vec![1, 2], 2 + Control::KEPT));
+    for n in 0..30 {
+        file.set(format!("timeout: {n}s\nretries: 1"));
+        next(&mut loader).await;
+    }
+    let versions: Vec<_> = control.history().iter().filter_map(|record| record.version()).collect();
+    assert_eq!(versions, (13..=32).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_version_that_was_rolled_back_to_stays_until_it_is_released() {
+    let file = text("file", "retries: 1");
+    let mut loader = loader().source(Layer::File, Arc::new(file.clone()));
+    let control = loader.control();
+    next(&mut loader).await;
+    file.set("retries: 2");
+    next(&mut loader).await;
+    let (back, change) = tokio::join!(control.rollback(1), next(&mut loader));
+    assert_eq!((back, change), (Ok(3), "3: retries 2 -> 1 (file:1:10)".to_owned()));
+    file.set("retries: 4");
+    assert_eq!(next(&mut loader).await, "Some(3) stays, 1 is pinned");
+    file.set("retries: 44");
+    let refused = "refused, Some(3) stays: file:1:10 retries: more than 10";
+    assert_eq!(next(&mut loader).await, refused);
+    file.set("retries: 4");
+    assert_eq!(next(&mut loader).await, "Some(3) stays, 1 is pinned");
+    let ((unknown, released), change) = {
+        let asked = async { (control.rollback(9).await, control.release().await) };
+        tokio::join!(asked, next(&mut loader))
+    };
+    assert_eq!(unknown, Err(ControlError::Unknown { version: 9, known: vec![1, 2, 3] }));
+    assert_eq!((released, change), (Ok(Some(1)), "4: retries 1 -> 4 (file:1:10)".to_owned()));
+    let shown: Vec<_> = control.history().iter().map(ToString::to_string).collect();
+    assert_eq!(shown[2], "version 3 applied, which is version 1 again: retries 2 -> 1 (file:1:10)");
+    assert!(shown[3].starts_with("held, because an older version is pinned, from file: retries 1 -> 4"));
+    drop(loader);
+    assert_eq!(control.rollback(1).await, Err(ControlError::Gone));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dry_run_changes_nothing() {
+    let (file, center) = (text("file", "retries: 1\ntimeout: 1s"), text("center", "retries: 2"));
+    let mut loader = loader().source(Layer::File, Arc::new(file)).source(Layer::Center, Arc::new(center));
+    let control = loader.control();
+    next(&mut loader).await;
+    let quiet = tokio::spawn(async move { is_quiet(&mut loader).await });
+    let trial = async |origin: &str, content: &str| {
+        let (content, origin) = (content.to_owned(), origin.to_owned());
+        let trial = control.trial(chassis_core::config::Text {
+            content,
+            origin,
+            format: Format::Yaml,
+            revision: None,
+        });
+        let trial = trial.await.expect("the loader is there");
+        let changes: Vec<_> = trial.changes.iter().map(Moved::to_string).collect();
+        let problems: Vec<_> = trial.problems.iter().map(Problem::in_a_line).collect();
+        (trial.replaces, changes.join(", "), problems.join(", "))
+    };
+    let of = |name: &str| Some(name.to_owned());
+    let none = String::new;
+    assert_eq!(trial("file", "retries: 3\n").await, (of("file"), "timeout 1s -> unset".into(), none()));
+    assert_eq!(trial("new", "retries: 3").await, (None, "retries 2 -> 3 (new:1:10)".into(), none()));
+    let more = ("retries 2 -> 11 (center:1:10)".into(), "center:1:10 retries: more than 10".into());
+    assert_eq!(trial("center", "retries: 11").await, (of("center"), more.0, more.1));
+    let broken = (of("center"), none(), "center:1:10: this bracket is never closed".into());
+    assert_eq!(trial("center", "retries: [").await, broken);
+    assert_eq!((control.history().len(), quiet.await.unwrap()), (1, true));
 }

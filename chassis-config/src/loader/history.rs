@@ -1,0 +1,139 @@
+//! Past versions of the settings: when they came, where from, what they changed, and what became of them.
+use std::{collections::VecDeque, fmt, sync::Arc, time::SystemTime};
+
+use crate::{problem::Problem, tree::Node, version::Moved};
+
+/// A version of the settings that was applied, or was not.
+#[derive(Clone)]
+pub struct Record {
+    /// Counted from 1, through all records of the process.
+    pub number: u64,
+    /// When it came.
+    pub at: SystemTime,
+    /// The sources whose change made it, with their revisions: `chassis.yaml`, `etcd:/orders/chassis.yaml@12`. At
+    /// the start all of them.
+    pub from: Vec<String>,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// The differences from the version that was in force; empty for a text that can't be parsed. Secrets are masked.
+    pub changes: Vec<Moved>,
+    /// The settings of an applied version.
+    pub(super) tree: Option<Node>,
+}
+
+/// What became of a version.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// It was put in force.
+    Applied {
+        /// Its number.
+        version: u64,
+        /// The hash of its meaning.
+        hash: String,
+        /// The version that it repeats, after a rollback.
+        back_to: Option<u64>,
+    },
+    /// It is sound and was not put in force, because an older version is pinned.
+    Held {
+        /// The hash of its meaning.
+        hash: String,
+    },
+    /// It was refused for these reasons.
+    Refused(Vec<Problem>),
+}
+
+/// The last records.
+#[derive(Default)]
+pub(super) struct History {
+    count: u64,
+    applied: VecDeque<Arc<Record>>,
+    others: VecDeque<Arc<Record>>,
+}
+
+// === impl History ===
+
+impl History {
+    /// Apart, so that many versions that are refused displace no version that was accepted.
+    pub(super) const KEPT: usize = 20;
+
+    pub(super) fn add(
+        &mut self,
+        from: Vec<String>,
+        outcome: Outcome,
+        changes: Vec<Moved>,
+        tree: Option<Node>,
+    ) {
+        self.count += 1;
+        let list = match &outcome {
+            Outcome::Applied { .. } => &mut self.applied,
+            _ => &mut self.others,
+        };
+        if list.len() == Self::KEPT {
+            list.pop_front();
+        }
+        let number = self.count;
+        list.push_back(Arc::new(Record { number, at: SystemTime::now(), from, outcome, changes, tree }));
+    }
+
+    pub(super) fn records(&self) -> Vec<Arc<Record>> {
+        let mut all: Vec<_> = self.applied.iter().chain(&self.others).cloned().collect();
+        all.sort_by_key(|record| record.number);
+        all
+    }
+
+    /// The settings of an applied version.
+    pub(super) fn tree(&self, version: u64) -> Option<Node> {
+        let of = |record: &&Arc<Record>| record.version() == Some(version);
+        self.applied.iter().find(of)?.tree.clone()
+    }
+
+    pub(super) fn versions(&self) -> Vec<u64> {
+        self.applied.iter().filter_map(|record| record.version()).collect()
+    }
+}
+
+// === impl Record ===
+
+impl Record {
+    /// The number of the version, if it was applied.
+    pub fn version(&self) -> Option<u64> {
+        match self.outcome {
+            Outcome::Applied { version, .. } => Some(version),
+            _ => None,
+        }
+    }
+}
+
+/// `version 3 applied, from chassis.yaml: outbound.defaults.timeout 1s -> 2s (chassis.yaml:1:34)`
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.outcome {
+            Outcome::Applied { version, back_to: Some(to), .. } => {
+                write!(f, "version {version} applied, which is version {to} again")?;
+            }
+            Outcome::Applied { version, .. } => write!(f, "version {version} applied")?,
+            Outcome::Held { .. } => f.write_str("held, because an older version is pinned")?,
+            Outcome::Refused(_) => f.write_str("refused")?,
+        }
+        if !self.from.is_empty() {
+            write!(f, ", from {}", self.from.join(", "))?;
+        }
+        for (at, moved) in self.changes.iter().enumerate() {
+            write!(f, "{} {moved}", if at == 0 { ":" } else { "," })?;
+        }
+        if let Outcome::Refused(problems) = &self.outcome {
+            for problem in problems {
+                write!(f, "\n{problem}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Without the settings themselves, which may hold secrets.
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
