@@ -4,7 +4,7 @@ use std::sync::Arc;
 use chassis_core::{Live, LiveSection, Runtime, Side, pipeline};
 
 use crate::{
-    StartError,
+    ConfigHandle, StartError,
     builder::ChassisBuilder,
     document::{ServiceSection, ShutdownSection},
     life::{Hooks, Running},
@@ -25,6 +25,7 @@ pub struct Chassis {
 pub(crate) struct Parts {
     pub(crate) instance: String,
     pub(crate) runtime: Runtime,
+    pub(crate) config: ConfigHandle,
     pub(crate) service: ServiceSection,
     pub(crate) shutdown: Live<ShutdownSection>,
     pub(crate) hooks: Hooks,
@@ -100,6 +101,11 @@ impl Chassis {
     /// [`StartError::Settings`] if no section of this name and type was registered.
     pub fn settings<T: Send + Sync + 'static>(&self, name: &str) -> Result<LiveSection<T>, StartError> {
         self.parts.section(name)
+    }
+
+    /// The settings: where each is from, past versions, rollback, dry runs.
+    pub fn config(&self) -> ConfigHandle {
+        self.parts.config.clone()
     }
 
     /// The shared state of the running service, and its inspection.

@@ -20,7 +20,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    Chassis, Document, StartError,
+    Chassis, ConfigHandle, Document, StartError,
     app::Parts,
     base::{Base, FILE_VARIABLE, File, PROFILE_VARIABLE, profiles},
     centers,
@@ -442,7 +442,7 @@ impl ChassisBuilder {
                     let error = unreadable.to_string();
                     self.events.emit(Event::ConfigUnreadable { in_force: 0, error });
                 }
-                Change::Unreadable(_) | Change::Restored(_) => {}
+                Change::Unreadable(_) | Change::Restored(_) | Change::Held(_) => {}
             }
         };
         let document = &version.document;
@@ -486,10 +486,11 @@ impl ChassisBuilder {
             .idempotent(declared.idempotent)
             .build()
             .map_err(|error| setup("metrics", error.into()))?;
+        let read_once = reader.read_once(chosen.as_ref());
+        let config = ConfigHandle::new(loader.control(), reader.clone(), read_once, &version);
         let follower = Follower {
             runtime: runtime.clone(),
-            started: version.tree.clone(),
-            read_once: reader.read_once(chosen.as_ref()),
+            config: config.clone(),
             registry: chosen.map(|chosen| chosen.kind().to_owned()),
             declared: declared.operations,
             shutdown: Live::new(document.shutdown.clone()),
@@ -501,6 +502,7 @@ impl ChassisBuilder {
         let parts = Parts {
             instance: self.instance.unwrap_or_else(|| identity::instance_id(&name, &self.random)),
             runtime: runtime.clone(),
+            config,
             service: document.service.clone(),
             shutdown,
             hooks: self.hooks,

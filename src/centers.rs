@@ -57,7 +57,7 @@ pub(crate) async fn named(
             Change::Unreadable(unreadable) if unreadable.needed => {
                 return Err(StartError::Settings(unreadable.to_string()));
             }
-            Change::Unreadable(_) | Change::Restored(_) => {}
+            Change::Unreadable(_) | Change::Restored(_) | Change::Held(_) => {}
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Puts new versions of the settings in force, and reports the result of each.
 use std::{collections::BTreeSet, future::poll_fn, pin::pin, time::Duration};
 
-use chassis_config::{Change, Loader, Version, tree::Node};
+use chassis_config::{Change, Loader, Version};
 use chassis_core::{
     Event, Runtime,
     settings::Settings,
@@ -14,8 +14,8 @@ use tokio::{
 };
 
 use crate::{
-    Document,
-    document::{ReadOnce, Seen, ShutdownSection},
+    ConfigHandle, Document,
+    document::{Seen, ShutdownSection},
 };
 
 /// A version of the whole document.
@@ -32,10 +32,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(15);
 /// Applies the parts of a version that are outside the pipeline.
 pub(crate) struct Follower {
     pub(crate) runtime: Runtime,
-    /// The settings at the start: settings that are read once are compared with them.
-    pub(crate) started: Node,
-    /// The settings of which a change takes effect at the next start.
-    pub(crate) read_once: ReadOnce,
+    pub(crate) config: ConfigHandle,
     /// The kind of registry that the settings chose at the start.
     pub(crate) registry: Option<String>,
     /// Operations that the descriptors of the builder declare.
@@ -92,6 +89,10 @@ impl Follower {
                     self.runtime.metrics().config_refused("unreadable");
                     let error = unreadable.to_string();
                     self.runtime.events().emit(Event::ConfigUnreadable { in_force, error });
+                }
+                Change::Held(held) => {
+                    let changed = held.changed.iter().map(ToString::to_string).collect();
+                    self.runtime.events().emit(Event::ConfigHeld { in_force, pinned: held.pinned, changed });
                 }
                 Change::Restored(number) => {
                     self.runtime.metrics().config_applied(number, &self.runtime.inspect().hash);
@@ -166,10 +167,10 @@ impl Follower {
             let (in_force, problems) = (version.number, vec![format!("registry: {error}")]);
             self.runtime.events().emit(Event::ConfigRefused { in_force, problems });
         }
+        self.config.applied(version);
         let changed = version.changes.iter().map(ToString::to_string).collect();
         self.runtime.events().emit(Event::ConfigApplied { version: version.number, changed });
-        let waiting = self.read_once.pending(&self.started, &version.tree);
-        let paths: Vec<String> = waiting.iter().map(ToString::to_string).collect();
+        let paths: Vec<String> = self.config.pending(&version.tree).iter().map(ToString::to_string).collect();
         if paths != *pending {
             if !paths.is_empty() {
                 self.runtime.events().emit(Event::RestartPending { paths: paths.clone() });

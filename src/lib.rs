@@ -23,6 +23,7 @@ mod base;
 mod builder;
 mod built_in;
 mod centers;
+mod config_handle;
 mod container;
 pub mod document;
 mod error;
@@ -67,7 +68,14 @@ pub use chassis_http as http;
 pub use chassis_http::{HttpClient, Problem};
 pub use chassis_registry as registries;
 
-pub use self::{app::Chassis, builder::ChassisBuilder, document::Document, error::StartError, life::Running};
+pub use self::{
+    app::Chassis,
+    builder::ChassisBuilder,
+    config_handle::{ConfigHandle, DryRun, EffectiveSetting, SettingChange},
+    document::Document,
+    error::StartError,
+    life::Running,
+};
 
 /// The crates whose types appear in the interface, in the versions that chassis was built with.
 pub mod reexports {

@@ -165,6 +165,11 @@ impl Running {
         self.parts.section(name)
     }
 
+    /// The settings: where each is from, past versions, rollback, dry runs.
+    pub fn config(&self) -> crate::ConfigHandle {
+        self.parts.config.clone()
+    }
+
     /// The shared state of the running service.
     pub fn runtime(&self) -> &chassis_core::Runtime {
         &self.parts.runtime

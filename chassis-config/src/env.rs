@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     parse,
-    problem::{Problem, Severity},
+    problem::{Problem, Severity, UNKNOWN_VARIABLE},
     tree::{Entry, Layer, Node, Origin, Path, Segment, Span, Value},
 };
 
@@ -166,15 +166,13 @@ pub(crate) fn unknown(problem: Problem) -> Problem {
         let before = part(&name[..start.min(name.len())]);
         format!("{before}{}{}", spelt(nearest), part(&name[end.min(name.len())..]))
     });
-    Problem { severity: Severity::Warning, message: UNKNOWN.to_owned(), nearest: meant, ..problem }
+    Problem { severity: Severity::Warning, message: UNKNOWN_VARIABLE.to_owned(), nearest: meant, ..problem }
 }
-
-const UNKNOWN: &str = "no setting has this name";
 
 /// Removes the keys that [`unknown`] warned of from `tree`: they are not in force, so they do not belong to the
 /// version.
 pub(crate) fn without_unknown(tree: &mut Node, problems: &[Problem]) {
-    for problem in problems.iter().filter(|problem| problem.message == UNKNOWN) {
+    for problem in problems.iter().filter(|problem| problem.message == UNKNOWN_VARIABLE) {
         remove(tree, &problem.path.0);
     }
 }

@@ -51,6 +51,13 @@ impl Overrides {
         }
     }
 
+    /// The path that `written` means in `base`; `None` if it can't be read.
+    pub fn path(written: &str, base: &Node) -> Option<Path> {
+        let origin = Origin::new(NAME, Layer::Set, written);
+        let keys = keys(&origin, written, base).ok()?;
+        Some(Path(keys.into_iter().map(|(key, _)| Segment::Key(key)).collect()))
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.written.is_empty()

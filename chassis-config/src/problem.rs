@@ -37,6 +37,11 @@ pub enum Severity {
     Warning,
 }
 
+/// The message of a key that is not known.
+pub(crate) const UNKNOWN_KEY: &str = "unknown key";
+/// The message of a variable that means no known key.
+pub(crate) const UNKNOWN_VARIABLE: &str = "no setting has this name";
+
 /// The quoted line is cut to this many characters around the position.
 const QUOTED: usize = 120;
 
@@ -65,6 +70,11 @@ impl Problem {
         self.allowed = allowed.into_iter().map(Into::into).collect();
         self.nearest = nearest(found, self.allowed.iter().map(String::as_str)).map(str::to_string);
         self
+    }
+
+    /// Whether a key is not known there.
+    pub fn is_unknown_key(&self) -> bool {
+        self.message == UNKNOWN_KEY || self.message == UNKNOWN_VARIABLE
     }
 
     /// Whether the document is refused.

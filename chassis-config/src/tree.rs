@@ -342,6 +342,15 @@ impl Path {
         longer
     }
 
+    /// Its last key as a plain word; an index in brackets.
+    pub fn key(&self) -> String {
+        match self.0.last() {
+            Some(Segment::Key(key)) => key.clone(),
+            Some(Segment::Index(index)) => format!("[{index}]"),
+            None => String::new(),
+        }
+    }
+
     /// Whether `self` is at or below `other`.
     pub fn is_within(&self, other: &Path) -> bool {
         self.0.starts_with(&other.0)

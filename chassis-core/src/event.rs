@@ -55,6 +55,8 @@ pub enum Event {
     ConfigApplied { version: u64, changed: Vec<String> },
     /// A version of the settings was refused; the one before stays in force.
     ConfigRefused { in_force: u64, problems: Vec<String> },
+    /// The settings have changed and are not applied, because an older version is pinned.
+    ConfigHeld { in_force: u64, pinned: u64, changed: Vec<String> },
     /// A source of settings can't be read; the last good version stays in force.
     ConfigUnreadable { in_force: u64, error: String },
     /// These settings have changed and take effect at the next start.
@@ -201,6 +203,7 @@ impl Event {
             | RetryBudgetExhausted { .. }
             | ConfigRefused { .. }
             | ConfigUnreadable { .. }
+            | ConfigHeld { .. }
             | RestartPending { .. }
             | HandlerPanicked { .. }
             | TaskPanicked { .. }
@@ -260,6 +263,10 @@ impl fmt::Display for Event {
             }
             ConfigRefused { in_force, problems } => {
                 write!(f, "config refused, still running version {in_force}\n{}", problems.join("\n"))
+            }
+            ConfigHeld { in_force, pinned, changed } => {
+                let changed = changed.join(", ");
+                write!(f, "config held, version {pinned} is pinned as version {in_force}: {changed}")
             }
             ConfigUnreadable { in_force, error } => {
                 write!(f, "config can't be read, still running version {in_force}: {error}")

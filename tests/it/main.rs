@@ -5,6 +5,7 @@ mod mesh;
 mod breaker;
 mod callers;
 mod cancels;
+mod config_handle;
 mod fallbacks;
 mod faults;
 mod figures;

@@ -4,7 +4,7 @@ use std::fmt;
 use serde::de::{self, Expected, Unexpected};
 
 use crate::{
-    problem::Problem,
+    problem::{Problem, UNKNOWN_KEY},
     tree::{Node, Path, Segment, Span, Value},
 };
 
@@ -68,7 +68,7 @@ impl Fault {
         let problem = |message: String| Problem::error(path, Some(at), message);
         match self.kind {
             Kind::UnknownKey { key, allowed } => {
-                problem("unknown key".into()).instead(&key, allowed.iter().chain(others).copied())
+                problem(UNKNOWN_KEY.into()).instead(&key, allowed.iter().chain(others).copied())
             }
             _ if secret => problem("this is no value for it (it is not shown)".into()),
             Kind::UnknownWord { word, allowed } => {

@@ -1,0 +1,388 @@
+//! The settings of a running service: where each is from, past versions, the way back, dry runs, listeners.
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use chassis_config::{
+    Control, ControlError, Moved, Overrides, Problem, Provenance, Record, Trial, Version, merge,
+    tree::{Node, Path, Segment, Value},
+};
+use chassis_core::{Live, config::Text};
+use tokio::sync::watch;
+
+use crate::document::{ReadOnce, Reader};
+
+/// The settings of a service: the origin of each, past versions, rollback, dry runs. Clones are of the same service.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> chassis::Result {
+/// let app = chassis::Chassis::builder("orders")
+///     .without_file()
+///     .settings(serde_json::json!({ "registry": { "kind": "memory" } }))
+///     .set("outbound.defaults.retry.attempts", "3")
+///     .build()
+///     .await?;
+/// let config = app.config();
+/// let origin = |path| config.origin(path).map(|origin| origin.to_string());
+/// // A service inherits what is said for all.
+/// assert_eq!(origin("outbound.services.stock.retry.attempts").as_deref(), Some("--set"));
+/// assert_eq!(origin("outbound.defaults.timeout").as_deref(), Some("default"));
+/// assert_eq!(origin("outbound.defaults.timeuot"), None);
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct ConfigHandle(Arc<Inner>);
+
+struct Inner {
+    control: Control,
+    reader: Arc<Reader>,
+    in_force: Live<InForce>,
+    /// The number of the version in force; set once it is applied as a whole.
+    applied: watch::Sender<u64>,
+    /// The settings at the start, with those that are read once.
+    started: Node,
+    read_once: ReadOnce,
+    listeners: Mutex<Vec<Arc<Listener>>>,
+}
+
+/// The version in force.
+struct InForce {
+    number: u64,
+    hash: String,
+    tree: Node,
+}
+
+/// What a text would do to a running service.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DryRun {
+    /// The source whose text it would replace; `None` if it would be laid over all sources.
+    pub replaces: Option<String>,
+    /// The settings that would change. Secrets are masked.
+    pub changes: Vec<Moved>,
+    /// Changes that would wait for a restart.
+    pub restart: Vec<Moved>,
+    /// The problems. With an error among them the text would be refused.
+    pub problems: Vec<Problem>,
+}
+
+/// A setting in force that a source sets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EffectiveSetting {
+    /// Its path: `outbound.defaults.timeout`.
+    pub path: String,
+    /// Its value on one line; `***` for a secret.
+    pub value: String,
+    /// Where it is from.
+    pub origin: Provenance,
+}
+
+/// A setting that has changed, as a listener sees it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SettingChange {
+    /// The version in force now.
+    pub version: u64,
+    /// Its path: `outbound.defaults.timeout`.
+    pub path: String,
+    /// The value before; `None` if no source set it.
+    pub old: Option<Value>,
+    /// The value now; `None` if no source sets it any more.
+    pub new: Option<Value>,
+}
+
+/// A function that is called for settings whose paths match.
+struct Listener {
+    pattern: Vec<String>,
+    call: Box<dyn Fn(&SettingChange) + Send + Sync>,
+}
+
+// === impl ConfigHandle ===
+
+impl ConfigHandle {
+    pub(crate) fn new<D, T>(
+        control: Control,
+        reader: Arc<Reader>,
+        read_once: ReadOnce,
+        version: &Version<D, T>,
+    ) -> Self {
+        let Version { number, hash, tree, .. } = version;
+        let in_force = InForce { number: *number, hash: hash.clone(), tree: tree.clone() };
+        ConfigHandle(Arc::new(Inner {
+            control,
+            reader,
+            in_force: Live::new(in_force),
+            applied: watch::Sender::new(*number),
+            started: tree.clone(),
+            read_once,
+            listeners: Mutex::default(),
+        }))
+    }
+
+    /// A version was put in force: calls the listeners.
+    pub(crate) fn applied<D, T>(&self, version: &Version<D, T>) {
+        let Version { number, hash, tree, .. } = version;
+        let before = self.0.in_force.get();
+        self.0.in_force.set(InForce { number: *number, hash: hash.clone(), tree: tree.clone() });
+        self.0.applied.send_replace(*number);
+        let listeners = self.0.listeners.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if listeners.is_empty() {
+            return;
+        }
+        for change in leaf_changes(&before.tree, tree, *number) {
+            for listener in &listeners {
+                if listener.is_for(&change.0) {
+                    // A panic of one listener takes nothing from the others.
+                    if let Err(panicked) = chassis_core::tasks::catch(|| (listener.call)(&change.1)) {
+                        tracing::error!(target: "chassis", "on_change of {}: {panicked}", change.1.path);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The changes that wait for a restart.
+    pub(crate) fn pending(&self, tree: &Node) -> Vec<Moved> {
+        self.0.read_once.pending(&self.0.started, tree)
+    }
+
+    /// The number of the version in force, counted from 1.
+    pub fn version(&self) -> u64 {
+        self.0.in_force.get().number
+    }
+
+    /// The hash of the settings in force: the same in every process with the same settings.
+    pub fn hash(&self) -> String {
+        self.0.in_force.get().hash.clone()
+    }
+
+    /// Where the value of a setting is from; `None` if there is no such setting.
+    ///
+    /// An operation inherits from its service, and a service from the defaults: of a setting that only `defaults` have,
+    /// the origin is theirs.
+    pub fn origin(&self, path: &str) -> Option<Provenance> {
+        let tree = &self.0.in_force.get().tree;
+        let path = Overrides::path(path, tree)?;
+        for path in inherited(&path) {
+            // `retry: off` sets all that would be below.
+            let above = (1..=path.0.len())
+                .rev()
+                .find_map(|to| tree.at(&Path(path.0[..to].to_vec())).map(|n| (to, n)));
+            let Some((to, node)) = above else { continue };
+            let is_set = match node.value {
+                Value::Null => false,
+                Value::Map(_) | Value::List(_) => to == path.0.len(),
+                Value::Plain(_) | Value::Quoted(_) => true,
+            };
+            if is_set {
+                return Some(Provenance::of(node));
+            }
+        }
+        self.is_known(tree, &path).then_some(Provenance::Default)
+    }
+
+    /// Every setting in force that a source sets, in the order of the document.
+    pub fn settings(&self) -> Vec<EffectiveSetting> {
+        let in_force = self.0.in_force.get();
+        let setting = |(path, node): (Path, &Node)| EffectiveSetting {
+            value: if path.is_secret() { "***".to_owned() } else { node.value.to_string() },
+            path: path.to_string(),
+            origin: Provenance::of(node),
+        };
+        in_force.tree.leaves().into_iter().map(setting).collect()
+    }
+
+    /// Past versions, oldest first: the last 20 that were accepted and the last 20 that were not, with their sources and
+    /// changes.
+    pub fn history(&self) -> Vec<Arc<Record>> {
+        self.0.control.history()
+    }
+
+    /// Puts a past version in force again, as a new version, whose number is returned. It stays until
+    /// [`release`](ConfigHandle::release) or a restart: until then changes of the sources are recorded and not applied.
+    ///
+    /// # Errors
+    /// The history does not have the version, or the program refuses it now.
+    pub async fn rollback(&self, to: u64) -> Result<u64, ControlError> {
+        let number = self.0.control.rollback(to).await?;
+        let mut applied = self.0.applied.subscribe();
+        applied.wait_for(|applied| *applied >= number).await.map_err(|_| ControlError::Gone)?;
+        Ok(number)
+    }
+
+    /// Ends a rollback: the settings of the sources are put in force. Returns the version that was rolled back to;
+    /// `None` if there was none.
+    ///
+    /// # Errors
+    /// [`Gone`](ControlError::Gone): the process stops.
+    pub async fn release(&self) -> Result<Option<u64>, ControlError> {
+        self.0.control.release().await
+    }
+
+    /// What a text would do to this service; changes nothing.
+    ///
+    /// The text replaces that of the source that its `origin` names (the path of a file, the key of a config center),
+    /// or is laid over all sources, below the environment.
+    ///
+    /// # Errors
+    /// [`Gone`](ControlError::Gone): the process stops.
+    pub async fn dry_run(&self, text: Text) -> Result<DryRun, ControlError> {
+        let Trial { replaces, changes, problems, tree, .. } = self.0.control.trial(text).await?;
+        let mut restart = tree.map(|tree| self.pending(&tree)).unwrap_or_default();
+        restart.retain(|waiting| changes.iter().any(|moved| moved.path == waiting.path));
+        Ok(DryRun { replaces, changes, restart, problems })
+    }
+
+    /// Calls a function for every setting that changes and whose path is `pattern` or below it: first the changes of one
+    /// version in the order of the document, then those of the next.
+    ///
+    /// In a pattern `*` stands for one key, and `**` for any number of them: `outbound.services.*.timeout`. Settings of
+    /// chassis and of your own sections are treated alike. The function is called once the version is in force, by the
+    /// task that follows the settings: it must not block. A panic is logged.
+    ///
+    /// ```
+    /// # async fn example(app: chassis::Chassis) {
+    /// app.config().on_change("outbound.services.*.timeout", |change| {
+    ///     println!("{} {:?} -> {:?}", change.path, change.old, change.new);
+    /// });
+    /// # }
+    /// ```
+    pub fn on_change(&self, pattern: &str, call: impl Fn(&SettingChange) + Send + Sync + 'static) {
+        let tree = &self.0.in_force.get().tree;
+        let pattern = Overrides::path(pattern, tree).unwrap_or_default();
+        let pattern = pattern.0.into_iter().map(|segment| Path(vec![segment]).key()).collect();
+        let listener = Arc::new(Listener { pattern, call: Box::new(call) });
+        self.0.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(listener);
+    }
+
+    /// Whether the document has a setting at `path`.
+    fn is_known(&self, tree: &Node, path: &Path) -> bool {
+        let (probe, problems) = Overrides::default().set(&path.to_string(), "").over(tree);
+        let (_, found) = self.0.reader.read(&merge([tree, &probe]));
+        let is_unknown = |problem: &Problem| problem.is_unknown_key() && path.is_within(&problem.path);
+        problems.is_empty() && !found.iter().any(is_unknown)
+    }
+}
+
+impl fmt::Debug for ConfigHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConfigHandle").field("version", &self.version()).finish_non_exhaustive()
+    }
+}
+
+fn leads_on(value: &Value) -> bool {
+    match value {
+        Value::Map(entries) => !entries.is_empty(),
+        Value::List(items) => !items.is_empty(),
+        _ => false,
+    }
+}
+
+/// The paths whose values hold at `path`, the nearest first.
+fn inherited(path: &Path) -> Vec<Path> {
+    let keys: Vec<&str> = path
+        .0
+        .iter()
+        .map_while(|segment| match segment {
+            Segment::Key(key) => Some(key.as_str()),
+            Segment::Index(_) => None,
+        })
+        .collect();
+    let with = |start: &[&str], from: usize| {
+        let rest = path.0[from..].iter().cloned();
+        Path(Path::of(start.iter().copied()).0.into_iter().chain(rest).collect())
+    };
+    let mut found = vec![path.clone()];
+    match &*keys {
+        ["outbound", "services", service, "operations", _, _, ..] => {
+            found.push(with(&["outbound", "services", service], 5));
+            found.push(with(&["outbound", "defaults"], 5));
+        }
+        ["outbound", "services", _, next, ..] if *next != "operations" => {
+            found.push(with(&["outbound", "defaults"], 3));
+        }
+        ["inbound", "operations" | "listeners", _, _, ..] => found.push(with(&["inbound"], 3)),
+        _ => {}
+    }
+    found
+}
+
+/// The values that differ between two trees, with their paths: in the order of the new one, removed ones last.
+fn leaf_changes(old: &Node, new: &Node, version: u64) -> Vec<(Path, SettingChange)> {
+    let (before, after) = (old.leaves(), new.leaves());
+    let mut found = Vec::new();
+    let change = |path: &Path, old: Option<&Node>, new: Option<&Node>| {
+        let value = |node: Option<&Node>| node.map(|node| node.value.clone());
+        (path.clone(), SettingChange { version, path: path.to_string(), old: value(old), new: value(new) })
+    };
+    for (path, node) in &after {
+        // A table that took the place of a value has no value before.
+        let was = old.at(path).filter(|was| !leads_on(&was.value));
+        if was.is_none_or(|was| was.value != node.value) {
+            found.push(change(path, was, Some(node)));
+        }
+    }
+    for (path, node) in &before {
+        if new.at(path).is_none_or(|now| leads_on(&now.value)) {
+            found.push(change(path, Some(node), None));
+        }
+    }
+    found
+}
+
+// === impl DryRun ===
+
+impl DryRun {
+    /// Whether the text would be accepted.
+    pub fn is_accepted(&self) -> bool {
+        !self.problems.iter().any(Problem::is_error)
+    }
+}
+
+// === impl Listener ===
+
+impl Listener {
+    fn is_for(&self, path: &Path) -> bool {
+        let keys: Vec<String> = path.0.iter().map(|segment| Path(vec![segment.clone()]).key()).collect();
+        matches(&self.pattern, &keys)
+    }
+}
+
+/// Whether `pattern` matches the keys, or the first ones of them.
+fn matches(pattern: &[String], keys: &[String]) -> bool {
+    match (pattern.split_first(), keys.split_first()) {
+        (None, _) => true,
+        (Some((first, rest)), _) if first == "**" => {
+            matches(rest, keys) || keys.split_first().is_some_and(|(_, below)| matches(pattern, below))
+        }
+        (Some((first, rest)), Some((key, below))) => (first == "*" || first == key) && matches(rest, below),
+        (Some(_), None) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(pattern: &str, path: &str, expected: bool) {
+        let keys = |text: &str| text.split('.').map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(matches(&keys(pattern), &keys(path)), expected, "{pattern} {path}");
+    }
+
+    #[test]
+    fn patterns_match_paths_and_all_below() {
+        check("a.b", "a.b", true);
+        check("a.b", "a.b.c", true);
+        check("a.b", "a.bc", false);
+        check("a.b.c", "a.b", false);
+        check("a.*.c", "a.b.c", true);
+        check("a.*.c", "a.b.d.c", false);
+        check("a.**.c", "a.b.d.c", true);
+        check("a.**.c", "a.c", true);
+        check("**.c", "a.b.d", false);
+        check("**", "a", true);
+    }
+}

@@ -1,0 +1,145 @@
+//! The settings of a running service: origins, history, rollback, dry runs, listeners.
+use std::sync::{Arc, Mutex};
+
+use chassis::{
+    ConfigHandle, Event, Section,
+    config::{Format, Text},
+    document::Environment,
+};
+use serde::Deserialize;
+
+use crate::mesh::Mesh;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Shop {
+    discount: u8,
+    token: String,
+}
+
+#[track_caller]
+fn check(config: &ConfigHandle, path: &str, expected: Option<&str>) {
+    assert_eq!(config.origin(path).map(|origin| origin.to_string()).as_deref(), expected, "{path}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_setting_has_an_origin() {
+    let mesh = Mesh::new();
+    let settings = "outbound:\n  defaults: { retry: { attempts: 3 } }\n  services:\n    stock: { timeout: 1s }\n    \
+                    price: { retry: off, operations: { 'a.B/C': { timeout: 2s } } }\nshop: { discount: 1 }\n";
+    let variables = [("CHASSIS_OUTBOUND__DEFAULTS__BREAKER", "off")];
+    let caller = mesh
+        .server("tests", "tests")
+        .config(settings)
+        .with(move |builder| {
+            let builder =
+                builder.environment(Environment::of(variables)).section(Section::<Shop>::new("shop"));
+            let builder = builder.settings(serde_json::json!({ "service": { "zone": "a" } }));
+            builder.set("shop.token", "hunter2")
+        })
+        .caller()
+        .await;
+    let config = caller.app.config();
+    let check = |path: &str, expected| check(&config, path, expected);
+    check("outbound.services.stock.timeout", Some("pushed:4:23"));
+    check("outbound.services.stock.retry.attempts", Some("pushed:2:34"));
+    check("outbound.services.price.retry.attempts", Some("pushed:5:21"));
+    check(r#"outbound.services.price.operations."a.B/C".timeout"#, Some("pushed:5:60"));
+    check("outbound.services.price.operations.a.B/C.retry.attempts", Some("pushed:5:21"));
+    check("outbound.services.new.breaker.open", Some("$CHASSIS_OUTBOUND__DEFAULTS__BREAKER"));
+    check("outbound.defaults.timeout", Some("default"));
+    check("inbound.operations.x.timeout", Some("default"));
+    check("shop.token", Some("--set"));
+    check("service.zone", Some("builder"));
+    check("registry", Some("default"));
+    check("outbound.defaults.timeuot", None);
+    check("shop.dicount", None);
+    check("nonesuch", None);
+    let secret = config.settings().into_iter().find(|setting| setting.path == "shop.token").unwrap();
+    assert_eq!(secret.value, "***");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_version_can_be_rolled_back_to() {
+    let mesh = Mesh::new();
+    let timeout = |seconds: u32| format!("outbound: {{ defaults: {{ timeout: {seconds}s }} }}");
+    let caller = mesh.caller(&timeout(1)).await;
+    let config = caller.app.config();
+    let in_force = || {
+        let policies = caller.runtime().policies().get();
+        policies.outbound(&"stock".into(), "a.B/C").timeout.unwrap_or_default().as_secs()
+    };
+    caller.push(&timeout(2)).await.applied();
+    caller.push("outbound: { defaults: { timeout: 0s } }").await.refused();
+    assert_eq!(in_force(), 2);
+    let first = config.history()[0].version().unwrap();
+    let number = config.rollback(first).await.unwrap();
+    assert_eq!((in_force(), config.version()), (1, number));
+    let mut events = caller.runtime().events().subscribe();
+    caller.source().set(timeout(3));
+    while !matches!(&*events.recv().await.unwrap(), Event::ConfigHeld { pinned, .. } if *pinned == first) {}
+    assert_eq!(in_force(), 1);
+    assert_eq!(config.release().await, Ok(Some(first)));
+    while !matches!(&*events.recv().await.unwrap(), Event::ConfigApplied { .. }) {}
+    assert_eq!(in_force(), 3);
+    assert!(config.rollback(99).await.unwrap_err().to_string().contains("no version 99; it has 1, 2, 3, 4"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dry_run_says_what_would_change_and_what_waits() {
+    let mesh = Mesh::new();
+    let caller = mesh.caller("outbound: { defaults: { timeout: 1s } }").await;
+    let config = caller.app.config();
+    let dry_run = async |content: &str| {
+        let (content, origin) = (content.to_owned(), "pushed".to_owned());
+        config.dry_run(Text { content, format: Format::Yaml, origin, revision: None }).await.unwrap()
+    };
+    let version = config.version();
+    let sound = dry_run("outbound: { defaults: { timeout: 2s } }\nservice: { zone: a }").await;
+    let shown: Vec<_> = sound.changes.iter().map(ToString::to_string).collect();
+    let zone = "service.zone unset -> a (pushed:2:18)";
+    assert_eq!(shown, [zone, "outbound.defaults.timeout 1s -> 2s (pushed:1:34)"]);
+    let waiting: Vec<_> = sound.restart.iter().map(ToString::to_string).collect();
+    assert_eq!((waiting, sound.is_accepted()), (vec![zone.to_owned()], true));
+    let refused = dry_run("outbound: { defaults: { balance: nonesuch, timeuot: 1s } }").await;
+    assert!(!refused.is_accepted() && refused.problems[0].to_string().contains("did you mean `timeout`?"));
+    assert_eq!((config.version(), config.history().len()), (version, 1));
+}
+
+/// Listeners see the values of each version in its order, those of chassis and of a section alike.
+#[tokio::test(start_paused = true)]
+async fn listeners_see_old_and_new_values_in_order() {
+    let mesh = Mesh::new();
+    let with = |builder: chassis::ChassisBuilder| builder.section(Section::<Shop>::new("shop"));
+    let caller = mesh.server("tests", "tests").config("shop: { discount: 1 }").with(with).caller().await;
+    let config = caller.app.config();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let listen = |pattern: &str, name: &'static str| {
+        let seen = seen.clone();
+        config.on_change(pattern, move |change| {
+            let word = |value: &Option<_>| {
+                value
+                    .as_ref()
+                    .map_or("unset".to_owned(), |value: &chassis::document::tree::Value| value.to_string())
+            };
+            let (old, new) = (word(&change.old), word(&change.new));
+            seen.lock().unwrap().push(format!("{name} {} {old} -> {new}", change.path));
+        });
+    };
+    config.on_change("shop", |_| panic!("out of cheese"));
+    listen("shop", "shop");
+    listen("outbound.services.*.timeout", "timeout");
+    let pushed =
+        caller.push("shop: { discount: 2 }\noutbound: { services: { stock: { timeout: 1s } } }").await;
+    pushed.applied();
+    caller.push("shop: { discount: 101, nonesuch: 1 }").await.refused();
+    caller.push("outbound: { services: { stock: { timeout: 2s, retry: off } } }").await.applied();
+    let seen = seen.lock().unwrap().clone();
+    let expected = [
+        "shop shop.discount 1 -> 2",
+        "timeout outbound.services.stock.timeout unset -> 1s",
+        "timeout outbound.services.stock.timeout 1s -> 2s",
+        "shop shop.discount 2 -> unset",
+    ];
+    assert_eq!(seen, expected);
+}
