@@ -121,7 +121,7 @@ impl Running {
         }
         if let Err(error) = running.register().await {
             running.stop().await;
-            return Err(StartError::Settings(format!("what is advertised can't be reached: {error}")));
+            return Err(StartError::Settings(format!("the advertised address cannot be reached: {error}")));
         }
         for hook in std::mem::take(&mut running.parts.hooks.after_start) {
             if let Err(error) = start_hook("after-start", hook, &running.parts.runtime).await {
@@ -315,7 +315,7 @@ async fn deregister(
     match caught(registration.deregister()).await {
         Ok(Ok(())) => runtime.events().emit(Event::Deregistered { instance, registry }),
         Ok(Err(error)) => {
-            tracing::warn!(target: "chassis", %error, "could not be taken out of the registry");
+            tracing::warn!(target: "chassis", %error, "could not be removed from the registry");
         }
         Err(panicked) => report_panic(runtime, "registration", "registration".to_owned(), &panicked),
     }

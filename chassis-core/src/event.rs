@@ -223,10 +223,7 @@ impl fmt::Display for Event {
             }
             InstanceLeft { service, instance } => write!(f, "{service}: {instance} left"),
             EmptySetHeld { service, kept } => {
-                write!(
-                    f,
-                    "{service}: the registry says there is no instance; keeping the last {kept} for now"
-                )
+                write!(f, "{service}: the registry lists no instance; keeping the last {kept} for now")
             }
             RemovalsHeld { service, held, left } => {
                 write!(
@@ -248,7 +245,7 @@ impl fmt::Display for Event {
                 write!(f, "{service}: {side} refuses calls, {reason} by `{rule}`")
             }
             PanicPick { service } => {
-                write!(f, "{service}: over half of what is ready has an open circuit; ignoring them")
+                write!(f, "{service}: over half of the ready nodes have an open circuit; ignoring circuits")
             }
             RetryBudgetExhausted { service } => write!(f, "{service}: the retry budget is used up"),
             FaultInjected { rule } => write!(f, "fault `{rule}` injected"),

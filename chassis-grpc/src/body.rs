@@ -186,7 +186,7 @@ impl HttpBody for HandlersBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let body = &mut self.0;
         let Ok(polled) = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut *body).poll_frame(cx))) else {
-            tracing::error!("a handler panicked in the midst of its answer");
+            tracing::error!("a handler panicked in the middle of its answer");
             let broken = std::mem::take(body);
             // After a panic, dropping the value may panic again.
             let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));

@@ -84,9 +84,10 @@ pub(crate) fn of_stream(error: &h2::Error) -> Error {
         _ if error.is_reset() && !by_peer && !error.is_library() => {
             Error::local(Reason::Cancelled, "the request broke off").with_maybe_executed(true)
         }
-        _ if goaway::has_refused(error) => {
-            Error::remote(Reason::StreamRefused, "the endpoint is going away and never saw the call")
-        }
+        _ if goaway::has_refused(error) => Error::remote(
+            Reason::StreamRefused,
+            "the endpoint is shutting down and has not processed the call",
+        ),
         Some(H2::REFUSED_STREAM) if error.is_reset() && by_peer => {
             Error::remote(Reason::StreamRefused, "the endpoint refused the stream")
         }

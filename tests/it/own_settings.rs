@@ -186,7 +186,7 @@ both! {
         }
         let Pushed::Refused(why) = caller.push("layers: { adit: off }").await else { panic!("there is no such") };
         assert!(why[0].contains("pushed:1:11  layers.adit"), "{why:?}");
-        assert!(why[0].contains("no layer of one's own is called `adit`; did you mean `audit`?"), "{why:?}");
+        assert!(why[0].contains("no layer of the program is called `adit`; did you mean `audit`?"), "{why:?}");
         let Pushed::Refused(why) = caller.push("layers: { audit: of }").await else { panic!("it is no word") };
         assert!(why[0].contains("`on` or `off` belongs here, not `of`"), "{why:?}");
         let wrong = "inbound: { listeners: { htpp: { layers: { gate: off } } } }";

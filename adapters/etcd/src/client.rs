@@ -1,4 +1,4 @@
-//! The calls to etcd: our own channel to all members, with the token of the user.
+//! Calls etcd over chassis' own gRPC channel to all members, with the token of the user.
 use std::{
     fmt,
     sync::{Arc, OnceLock},
@@ -35,11 +35,11 @@ struct Inner {
     addresses: Vec<String>,
     config: ConnectionConfig,
     connected: OnceLock<Connected>,
-    /// `None`: not asked for yet, or no longer valid.
+    /// `None`: not requested yet, or no longer valid.
     token: Mutex<Option<Token>>,
 }
 
-/// Made by the first call, within the runtime of the process.
+/// Created by the first call, within the runtime of the process.
 struct Connected {
     runtime: Runtime,
     channel: Channel,
@@ -49,7 +49,7 @@ struct Connected {
 /// The token that a call carries; `None` where authentication is off.
 type Token = Option<MetadataValue<Ascii>>;
 
-/// Keys from `start` up to `end`, without it; an empty `end` means the key `start` alone.
+/// Keys from `start` up to but not including `end`; an empty `end` means the key `start` alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Range {
     pub(crate) start: Vec<u8>,
@@ -66,22 +66,22 @@ pub(crate) struct Page {
 
 /// The result of a put that must not replace the entry of another process.
 pub(crate) enum Claim {
-    /// It is there since this revision.
+    /// The entry exists since this revision.
     Put { revision: i64 },
-    /// An entry with this lease is there, since this revision.
+    /// An entry with this lease exists since this revision.
     Taken { lease: i64, revision: i64 },
 }
 
-/// The members of the cluster, as the pipeline looks them up.
+/// The members of the cluster, for lookup by the pipeline.
 struct Members(Vec<Arc<Instance>>);
 
 struct Once(Option<Vec<Arc<Instance>>>);
 
 /// The name of etcd in the pipeline, and in its messages.
 const ETCD: &str = "etcd";
-/// How long a call may take.
+/// The timeout of a call.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// A page of a list may have entries of any size that etcd allows, which is 1.5 MiB unless it is set otherwise.
+/// Entries of a page may have any size that etcd allows: 1.5 MiB by default.
 const MAX_MESSAGE: usize = 32 << 20;
 const TOKEN: &str = "token";
 
@@ -100,7 +100,7 @@ impl Client {
         format!("etcd at {}", self.0.addresses.join(", "))
     }
 
-    /// Tasks that end with the last clone of the client.
+    /// An owner of tasks that end with the last clone of the client.
     pub(crate) fn tasks(&self) -> &Tasks {
         &self.connected().tasks
     }
@@ -109,7 +109,7 @@ impl Client {
         self.connected().runtime.random()
     }
 
-    /// Up to `limit` keys of `range`, all of one revision: `revision`, or the newest where that is 0.
+    /// Up to `limit` keys of `range`, all of one revision: `revision`, or the newest if that is 0.
     pub(crate) async fn page(
         &self,
         range: &Range,
@@ -136,7 +136,7 @@ impl Client {
         Ok(answer.await?.id)
     }
 
-    /// Ends a lease, and the keys that have it. One that is over already is no error.
+    /// Ends a lease, and deletes its keys. A lease that has expired is no error.
     pub(crate) async fn revoke(&self, lease: i64) -> Result<(), Status> {
         let message = proto::LeaseRevokeRequest { id: lease };
         let answer = self.unary(message, |channel, request| async move {
@@ -148,11 +148,12 @@ impl Client {
         }
     }
 
-    /// Renews a lease. `false`: it is over.
+    /// Renews a lease. `false` if it has expired.
     pub(crate) async fn keep_alive(&self, lease: i64) -> Result<bool, Status> {
         let answer = self.unary(lease, |channel, request| async move {
             let request = request.map(|id| {
-                // Open until the answer is there: etcd would take its end for that of the whole stream.
+                // The stream stays open until the answer arrives: etcd would treat its end as the end of the
+                // whole stream.
                 tokio_stream::once(proto::LeaseKeepAliveRequest { id }).chain(tokio_stream::pending())
             });
             let mut answers = lease_client::LeaseClient::new(channel).lease_keep_alive(request).await?;
@@ -167,7 +168,7 @@ impl Client {
         }
     }
 
-    /// Puts `value` at `key` under `lease`, if no entry is there or one with a lease of `ours`.
+    /// Puts `value` at `key` under `lease`, if there is no entry, or one with a lease of `ours`.
     pub(crate) async fn claim(
         &self,
         key: &[u8],
@@ -203,12 +204,12 @@ impl Client {
         });
         match found {
             Some(found) => Ok(Claim::Taken { lease: found.lease, revision: found.mod_revision }),
-            // Compared with a lease, and there is no entry.
-            None => Err(Status::aborted("the entry went while it was being replaced")),
+            // The comparison found a lease, but there is no entry.
+            None => Err(Status::aborted("the entry was removed while it was being replaced")),
         }
     }
 
-    /// Puts `value` at `key` under `lease`, whatever is there. The revision.
+    /// Puts `value` at `key` under `lease`, replacing any entry. Returns the revision.
     pub(crate) async fn put(&self, key: &[u8], value: &[u8], lease: i64) -> Result<i64, Status> {
         let put = proto::PutRequest { key: key.into(), value: value.into(), lease };
         let put = proto::RequestOp { request: Some(proto::request_op::Request::RequestPut(put)) };
@@ -216,7 +217,7 @@ impl Client {
         Ok(answer.header.unwrap_or_default().revision)
     }
 
-    /// Deletes `key` if it has this lease. The revision of the deletion.
+    /// Deletes `key` if it has this lease. Returns the revision of the deletion.
     pub(crate) async fn delete(&self, key: &[u8], lease: i64) -> Result<Option<i64>, Status> {
         use proto::compare;
         let delete = proto::DeleteRangeRequest { key: key.into() };
@@ -235,7 +236,7 @@ impl Client {
         Ok(answer.succeeded.then(|| answer.header.unwrap_or_default().revision))
     }
 
-    /// Follows `range` from the revision `start`. A member that has lost its leader ends it.
+    /// Watches `range` from the revision `start`. A member that loses its leader ends the watch.
     pub(crate) async fn watch(
         &self,
         range: &Range,
@@ -264,7 +265,7 @@ impl Client {
         }
     }
 
-    /// Forgets the token where `status` says that etcd does not take it.
+    /// Drops the token if `status` means that etcd rejects it.
     pub(crate) async fn is_refused(&self, status: &Status) {
         if is_bad_token(status) {
             *self.0.token.lock().await = None;
@@ -276,7 +277,7 @@ impl Client {
         answer.await
     }
 
-    /// One call, with a new token where etcd does not take the one it has.
+    /// Makes one call; repeats it with a new token if etcd rejects the current one.
     async fn unary<M, A, F, Fut>(&self, message: M, send: F) -> Result<A, Status>
     where
         M: Clone,
@@ -302,7 +303,7 @@ impl Client {
         }
     }
 
-    /// The token, authenticating first where there is none. Calls that come meanwhile wait for the same one.
+    /// The token; authenticates if there is none. Calls that arrive meanwhile wait for the same token.
     async fn token(&self) -> Result<Token, Status> {
         let Some(user) = &self.0.config.user else { return Ok(None) };
         let mut token = self.0.token.lock().await;
@@ -321,7 +322,7 @@ impl Client {
                 new.set_sensitive(true);
                 Some(new)
             }
-            // Authentication is off: whoever asks is answered.
+            // Authentication is off: etcd answers calls without a token.
             Err(status) if status.code() == Code::FailedPrecondition => None,
             Err(status) => return Err(status),
         };
@@ -329,7 +330,7 @@ impl Client {
         Ok(new)
     }
 
-    /// Does `status` say that `used` is no longer valid? Then the next call has a new one.
+    /// Whether `status` means that `used` is no longer valid. Then the next call gets a new token.
     async fn forget_token_of(&self, status: &Status, used: &Token) -> bool {
         if self.0.config.user.is_none() || !is_bad_token(status) {
             return false;
@@ -372,7 +373,8 @@ fn kv(channel: Channel) -> kv_client::KvClient<Channel> {
     kv_client::KvClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
 }
 
-/// A member that has lost its leader refuses, rather than answer with what it knew; and the call is nobody's part.
+/// A member that has lost its leader refuses the call and does not answer with outdated data. The call inherits
+/// nothing from a call that is being handled.
 fn signed<M>(request: Request<M>, token: &Token) -> Request<M> {
     let mut request = request.detached();
     request.metadata_mut().insert("hasleader", AsciiMetadataValue::from_static("true"));
@@ -382,18 +384,18 @@ fn signed<M>(request: Request<M>, token: &Token) -> Request<M> {
     request
 }
 
-/// The token is unknown, or over; or users were changed since; or there was no need for one at first.
+/// The token is unknown or has expired; or users were changed since; or none was needed at first.
 fn is_bad_token(status: &Status) -> bool {
     let says = |words| status.message().contains(words);
     says("invalid auth token") || says("revision of auth store is old") || says("user name is empty")
 }
 
-/// Has etcd dropped the revision that was asked for?
+/// Whether etcd has dropped the requested revision.
 pub(crate) fn is_compacted(status: &Status) -> bool {
     status.code() == Code::OutOfRange && status.message().contains("compacted")
 }
 
-/// Is the page too large for a message?
+/// Whether the page is too large for a message.
 pub(crate) fn is_too_large(status: &Status) -> bool {
     let too_large = matches!(status.code(), Code::ResourceExhausted | Code::OutOfRange);
     too_large && !is_compacted(status) && status.message().contains("message")
@@ -410,15 +412,15 @@ impl Connected {
         let runtime = Runtime::builder(ETCD).registry(Arc::new(members)).build();
         let runtime = runtime.expect("the names of metrics are free in a registry of one's own");
         let mut settings = Settings::default();
-        // Who asks waits by itself; one that refuses meanwhile would only be late with the news.
+        // Callers wait by themselves; a breaker would only delay the detection of a recovery.
         settings.outbound.defaults.breaker = Some(Switch::Off);
         if let Err(problems) = runtime.apply(&settings, 1, "etcd") {
             unreachable!("the settings have no names and no numbers: {problems:?}");
         }
         let config = ClientConfig {
-            // An entry has to be back 2 s after etcd is.
+            // An entry must exist again 2 s after etcd is back.
             max_backoff: PositiveSpan::from_millis(500),
-            // etcd closes connections that ask more often than every 5 s.
+            // etcd closes connections that are pinged more often than every 5 s.
             keep_alive_interval: Span(Duration::from_secs(6)),
             keep_alive_timeout: PositiveSpan::from_millis(3_000),
             ..ClientConfig::default()
@@ -453,10 +455,10 @@ impl Range {
                 return Range { start, end };
             }
         }
-        Range { start, end: vec![0] } // there is no key above it: up to the last
+        Range { start, end: vec![0] } // no key is above it, so the range has no end
     }
 
-    /// The rest of the range, after `key`.
+    /// The part of the range after `key`.
     pub(crate) fn after(&self, key: &[u8]) -> Self {
         let mut start = key.to_vec();
         start.push(0);

@@ -1,11 +1,12 @@
-//! Follows a range of keys for good: a list at one revision, then what changes from there.
+//! Follows a range of keys permanently: a list at one revision, then the changes after it.
 //!
-//! A watch goes on at the last revision that was seen, so that a lost connection costs no list. Where etcd no longer
-//! has that revision, or its history is another one than before, everything is listed anew: so what was deleted
-//! meanwhile is found. It is listed anew from time to time in any case.
+//! A watch continues at the last revision that was seen, so that a lost connection requires no list. If etcd no
+//! longer has that revision, or has another history than before, everything is listed again, which also finds
+//! keys that were deleted meanwhile. It is listed again from time to time in any case.
 //!
-//! It does not go on at the revision after that: etcd up to 3.5 keeps no deletion of the very revision that it was
-//! compacted to, and a watch that begins there is told nothing of it. Begun at the revision before, it is refused.
+//! The watch does not continue at the revision after the last one: if etcd up to 3.5 was compacted to a
+//! revision, it does not store that revision's deletions, and a watch that begins there does not get them. A
+//! watch that begins at the revision before is refused.
 use std::{collections::BTreeMap, time::Duration};
 
 use chassis_core::{Random, clock};
@@ -20,43 +21,43 @@ use crate::{
 
 /// Builds a view of the keys of a range.
 pub(crate) trait View: Send {
-    /// The value that is kept for an entry.
+    /// The stored value of an entry.
     type Entry: Send;
 
-    /// Reads an entry that is new, or has changed.
+    /// Parses a new or changed entry.
     fn read(&mut self, entry: &proto::KeyValue) -> Self::Entry;
 
-    /// All entries as they are at `revision`.
+    /// Publishes all entries at `revision`.
     fn show(&mut self, all: &Entries<Self::Entry>, revision: i64);
 
-    /// The revisions of what is shown from here on begin anew.
+    /// The following revisions belong to another history.
     fn begin_anew(&mut self) {}
 
-    /// etcd can't be asked; it is not said again until it can.
+    /// etcd cannot be reached; not reported again until it can be.
     fn fail(&mut self, why: &Status);
 }
 
 /// The entries of a range by key, each with the revision that changed it.
 pub(crate) type Entries<E> = BTreeMap<Vec<u8>, (i64, E)>;
 
-/// How a watch ended.
+/// The reason why a watch ended.
 enum End {
-    /// etcd no longer has the changes after the last revision: everything has to be listed.
+    /// etcd no longer has the changes after the last revision: everything must be listed.
     Gap,
-    /// The history is another one: its revisions can't be compared with the known ones.
+    /// etcd has another history: its revisions cannot be compared with the known ones.
     Replaced,
-    /// It is time to list.
+    /// It is time to list again.
     Due,
     Failed(Status),
 }
 
-/// Where a watch goes on.
+/// The position at which a watch continues.
 #[derive(Clone, Copy)]
 struct Position {
     revision: i64,
     cluster: u64,
-    /// It comes from a list a moment ago: the member that is watched may be a little behind. Later that says that etcd
-    /// has lost its memory.
+    /// The position comes from a recent list: the watched member may be slightly behind. Later a lower revision
+    /// means that etcd has lost its data.
     is_listed: bool,
 }
 
@@ -70,12 +71,12 @@ struct Follow<'a, V: View> {
     has_failed: bool,
 }
 
-/// So many entries are asked for at a time; fewer where they are too large for a message.
+/// The number of entries of a page; fewer if they are too large for a message.
 const PAGE: usize = 500;
-/// How long etcd has to begin a watch.
+/// The time in which etcd must begin a watch.
 const CREATED: Duration = Duration::from_secs(3);
 
-/// Follows `range` until it is dropped. Everything is listed again after `every`, give or take a fifth.
+/// Follows `range` until it is dropped. Everything is listed again after `every`, plus or minus a fifth.
 pub(crate) async fn follow<V: View>(
     client: &Client,
     range: Range,
@@ -99,7 +100,7 @@ pub(crate) async fn follow<V: View>(
                 this.position = None;
                 this.entries.clear();
                 this.view.begin_anew();
-                // With endpoints of two clusters each list is followed by a watch of the other one.
+                // With endpoints of two clusters, each list would be followed by a watch of the other cluster.
                 sleep(pace.next(clock::Instant::now(), client.random())).await;
             }
             Err(End::Failed(status)) => {
@@ -108,7 +109,7 @@ pub(crate) async fn follow<V: View>(
                 }
                 client.is_refused(&status).await;
                 let pause = pace.next(clock::Instant::now(), client.random());
-                // A stream breaks when a member restarts; another one may be there at once.
+                // A stream breaks when a member restarts; another one may be available at once.
                 if (pace.failures() > 1 || this.entries.is_empty()) && !this.has_failed {
                     this.has_failed = true;
                     this.view.fail(&status);
@@ -122,7 +123,7 @@ pub(crate) async fn follow<V: View>(
 // === impl Follow ===
 
 impl<V: View> Follow<'_, V> {
-    /// Lists if need be, and watches until that ends.
+    /// Lists if necessary, and watches until the watch ends.
     async fn round(&mut self, pace: &mut Pace, every: Duration) -> Result<std::convert::Infallible, End> {
         let position = match self.position {
             Some(position) => position,
@@ -135,7 +136,7 @@ impl<V: View> Follow<'_, V> {
         self.watch(position, pace).await
     }
 
-    /// Takes in the whole range, page by page, as it was at one revision.
+    /// Reads the whole range, page by page, at one revision.
     async fn list(&mut self) -> Result<Position, Status> {
         let (mut limit, mut from) = (PAGE, self.range.clone());
         let (mut revision, mut cluster) = (0, 0);
@@ -147,7 +148,7 @@ impl<V: View> Follow<'_, V> {
                     limit = (limit / 8).max(1);
                     continue;
                 }
-                // The revision of the first page went while the others were read.
+                // The revision of the first page was compacted while the others were read.
                 Err(status) if is_compacted(&status) && revision > 0 => {
                     (revision, from) = (0, self.range.clone());
                     listed.clear();
@@ -173,7 +174,7 @@ impl<V: View> Follow<'_, V> {
             if !more {
                 break;
             }
-            tokio::task::yield_now().await; // a large range is read in turns
+            tokio::task::yield_now().await; // yields, because the range may be large
         }
         self.entries = listed;
         let position = Position { revision, cluster, is_listed: true };
@@ -193,7 +194,7 @@ impl<V: View> Follow<'_, V> {
         let (mut stream, created) =
             timeout(CREATED, begun).await.unwrap_or_else(late).map_err(End::Failed)?;
         let header = created.header.unwrap_or_default();
-        // Its data were lost, or replaced by a copy of earlier ones: what comes would not go with what is known.
+        // Its data were lost, or replaced by an older copy: new changes would not fit the known entries.
         if header.cluster_id != from.cluster || (header.revision < from.revision && !from.is_listed) {
             return Err(End::Replaced);
         }
@@ -217,7 +218,8 @@ impl<V: View> Follow<'_, V> {
         }
     }
 
-    /// Takes in what changed. Messages that are fragments of one are held until it is whole. `true`: nothing did.
+    /// Applies changes. The fragments of a message are kept until it is complete. Returns whether nothing
+    /// changed.
     fn take_in(
         &mut self,
         message: proto::WatchResponse,
@@ -251,7 +253,7 @@ impl<V: View> Follow<'_, V> {
                 }
             }
         }
-        // Word of progress says that there was nothing up to its revision.
+        // A progress notification: there are no changes up to its revision.
         if is_empty && !message.created {
             revision = message.header.unwrap_or_default().revision;
         }

@@ -102,7 +102,7 @@ impl Lease {
             Ok(Ok(ended)) => ended,
             Ok(Err(_)) => Ok(None),
             Err(_) => {
-                Err(Status::deadline_exceeded(format!("`{}` was not taken down within {END:?}", self.key)))
+                Err(Status::deadline_exceeded(format!("`{}` was not removed within {END:?}", self.key)))
             }
         }
     }
@@ -138,7 +138,7 @@ impl Owner {
             return;
         }
         if let Err(status) = self.take_down().await {
-            tracing::debug!(key = self.entry.key, %status, "an entry was not taken out of etcd");
+            tracing::debug!(key = self.entry.key, %status, "an entry was not removed from etcd");
         }
     }
 
@@ -161,7 +161,7 @@ impl Owner {
             };
             match loss {
                 Loss::Gone => {
-                    tracing::warn!(target: "chassis", key = self.entry.key, "the entry in etcd went; it is put up again")
+                    tracing::warn!(target: "chassis", key = self.entry.key, "the entry in etcd is gone; it is written again")
                 }
                 Loss::Taken => {
                     tracing::warn!(target: "chassis", key = self.entry.key, "another process has put its own entry in the place of this one");

@@ -1,27 +1,28 @@
-//! How long to wait before etcd is asked again: a plain value.
+//! The pause before the next attempt to reach etcd: a plain value.
 use std::time::Duration;
 
 use chassis_core::{Random, clock::Instant};
 
 /// The pauses of one client in a row of failures.
 ///
-/// At first it is asked again soon, so that a restart of etcd costs a moment. After [`LONG`] many clients wait for
-/// the same server: from then on each asks once in `jitter`, at a moment of its own, so that its return is no rush.
+/// At first the pauses are short, so that a restart of etcd causes little delay. After [`LONG`] many clients
+/// wait for the same server: from then on each tries once in `jitter`, at a random time, so that they do not
+/// all connect at once when it is back.
 #[derive(Debug)]
 pub(crate) struct Pace {
     jitter: Duration,
     failures: u32,
-    /// When the first of the row failed.
+    /// The time of the first failure in the row.
     since: Option<Instant>,
-    /// Its own moment is drawn.
+    /// Whether the random time was drawn.
     is_spread: bool,
 }
 
-/// An outage of this length is a long one.
+/// An outage of this length is long.
 const LONG: Duration = Duration::from_secs(30);
 /// The first pause. It doubles with each failure.
 const FIRST: Duration = Duration::from_millis(50);
-/// The longest pause in a short outage: an entry is back 2 s after etcd is.
+/// The longest pause in a short outage: an entry exists again 2 s after etcd is back.
 const MOST: Duration = Duration::from_millis(500);
 
 // === impl Pace ===
@@ -31,12 +32,12 @@ impl Pace {
         Pace { jitter, failures: 0, since: None, is_spread: false }
     }
 
-    /// It worked.
+    /// Records a success.
     pub(crate) fn reset(&mut self) {
         *self = Pace::new(self.jitter);
     }
 
-    /// It failed at `now`: how long to wait.
+    /// Records a failure at `now`; returns the pause.
     pub(crate) fn next(&mut self, now: Instant, random: &Random) -> Duration {
         let since = *self.since.get_or_insert(now);
         self.failures = self.failures.saturating_add(1);
@@ -50,7 +51,7 @@ impl Pace {
         }
     }
 
-    /// How many attempts in a row have failed.
+    /// The number of failures in a row.
     pub(crate) fn failures(&self) -> u32 {
         self.failures
     }
@@ -60,7 +61,7 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// After how many milliseconds after its return a server that was away for `outage` is asked.
+    /// After how many milliseconds a server is tried after its return from an outage of this length.
     fn asked_after(outage: Duration, random: &Random) -> u128 {
         let start = Instant::now();
         let (mut pace, mut now) = (Pace::new(Duration::from_secs(5)), start);

@@ -7,7 +7,7 @@ use chassis_core::{
 };
 use serde::Deserialize;
 
-/// How the registry uses etcd: the `registry` table when its `kind` is `etcd`.
+/// The settings of the registry: the `registry` table if its `kind` is `etcd`.
 ///
 /// ```
 /// use chassis_etcd::EtcdConfig;
@@ -23,19 +23,19 @@ pub struct EtcdConfig {
     /// The prefix of all keys: `<prefix>/services/<service>/<id>`. Default `/chassis`.
     #[serde(default = "default_prefix")]
     pub prefix: String,
-    /// How long an entry stays when its process no longer renews it. It is renewed every third of this time. From
-    /// `2s`. Default `10s`.
+    /// The time for which an entry exists without being renewed. It is renewed every third of this time. At
+    /// least `2s`. Default `10s`.
     #[serde(default = "default_lease")]
     pub lease: PositiveSpan,
-    /// Over what time processes spread their requests after an outage of more than 30 s. `0s`: they do not. Default
-    /// `5s`.
+    /// The time over which processes spread their requests after an outage of more than 30 s. `0s` disables
+    /// this. Default `5s`.
     #[serde(default = "default_jitter")]
     pub jitter: Span,
     /// The user. Default: no authentication.
     #[serde(default)]
     pub user: Option<String>,
-    /// The file with the password of `user`; white space around it is left out. It is read at each authentication, so
-    /// that a password can be changed in it.
+    /// The file with the password of `user`; surrounding white space is ignored. It is read at each
+    /// authentication, so that the password can be changed there.
     #[serde(default)]
     pub password_file: Option<PathBuf>,
     /// The environment variable with the password of `user`.
@@ -43,7 +43,7 @@ pub struct EtcdConfig {
     pub password_env: Option<String>,
 }
 
-/// Which settings are read from etcd: an entry of `config.centers` whose `kind` is `etcd`.
+/// The settings of a config center: an entry of `config.centers` whose `kind` is `etcd`.
 ///
 /// ```
 /// use chassis_etcd::EtcdSourceConfig;
@@ -56,22 +56,23 @@ pub struct EtcdConfig {
 pub struct EtcdSourceConfig {
     /// The members of the cluster, `host:port` or `http://host:port`. At least one; the port's default is 2379.
     pub endpoints: Vec<String>,
-    /// The key of a document. Its name says the format: `.json`, `.toml`, and YAML otherwise. Either this or `prefix`.
+    /// The key of a document. Its name determines the format: `.json`, `.toml`, and YAML otherwise. Either this
+    /// or `prefix`.
     #[serde(default)]
     pub key: Option<String>,
     /// The prefix of the keys of sections: the value of `<prefix>outbound` is the section `outbound`, in YAML or
     /// JSON. Either this or `key`.
     #[serde(default)]
     pub prefix: Option<String>,
-    /// Over what time processes spread their requests after an outage of more than 30 s. `0s`: they do not. Default
-    /// `5s`.
+    /// The time over which processes spread their requests after an outage of more than 30 s. `0s` disables
+    /// this. Default `5s`.
     #[serde(default = "default_jitter")]
     pub jitter: Span,
     /// The user. Default: no authentication.
     #[serde(default)]
     pub user: Option<String>,
-    /// The file with the password of `user`; white space around it is left out. It is read at each authentication, so
-    /// that a password can be changed in it.
+    /// The file with the password of `user`; surrounding white space is ignored. It is read at each
+    /// authentication, so that the password can be changed there.
     #[serde(default)]
     pub password_file: Option<PathBuf>,
     /// The environment variable with the password of `user`.
@@ -79,7 +80,7 @@ pub struct EtcdSourceConfig {
     pub password_env: Option<String>,
 }
 
-/// How etcd is reached.
+/// The connection to etcd.
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectionConfig {
     pub(crate) endpoints: Vec<String>,
@@ -90,7 +91,7 @@ pub(crate) struct ConnectionConfig {
 
 /// etcd's port for clients.
 const PORT: &str = "2379";
-/// etcd makes a shorter lease this long.
+/// etcd extends a shorter lease to this time, in seconds.
 const SHORTEST_LEASE: u64 = 2;
 
 fn default_prefix() -> String {
@@ -108,7 +109,7 @@ fn default_jitter() -> Span {
 // === impl EtcdConfig ===
 
 impl EtcdConfig {
-    /// The cluster with these members, without authentication, and the defaults.
+    /// The cluster with these members, without authentication, with default settings.
     pub fn at<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> Self {
         EtcdConfig {
             endpoints: endpoints.into_iter().map(Into::into).collect(),
@@ -218,7 +219,7 @@ impl ConnectionConfig {
         problems
     }
 
-    /// The addresses of the members, each once.
+    /// The addresses of the members, without duplicates.
     pub(crate) fn addresses(&self) -> Result<Vec<String>, String> {
         let mut all = Vec::new();
         for endpoint in &self.endpoints {
@@ -231,7 +232,7 @@ impl ConnectionConfig {
     }
 }
 
-/// `host:port` of an endpoint. A user in it is refused, for it would be in every log line.
+/// `host:port` of an endpoint. A user in it is refused, because every log line would contain it.
 fn address(endpoint: &str) -> Result<String, String> {
     if endpoint.starts_with("https://") {
         return Err("TLS to etcd is not supported yet".to_owned());

@@ -19,13 +19,13 @@ use crate::{
 
 /// Settings in etcd.
 ///
-/// One key holds a document, in the format that its name ends in. Or each key below a prefix holds a section: the value
-/// of `/orders/outbound` is what stands below `outbound`, in YAML or JSON. All sections are those of one revision: what
-/// one transaction of etcd changes is one change here.
+/// One key contains a document, in the format that its name ends in. Or each key below a prefix contains a
+/// section: the value of `/orders/outbound` is the content of `outbound`, in YAML or JSON. All sections have
+/// the same revision: the changes of one transaction of etcd are one change here.
 ///
-/// A text is called by its key and the revision that changed it: `etcd:/orders/chassis.yaml@12`. A key that is not
-/// there, or is deleted, is an error and no empty document. When etcd can't be reached that is told once, as an error,
-/// and the source goes on by itself when it is back.
+/// A text is named by its key and the revision that changed it: `etcd:/orders/chassis.yaml@12`. A missing or
+/// deleted key is an error and no empty document. If etcd cannot be reached, the source reports that once, as
+/// an error, and continues by itself when etcd is back.
 ///
 /// ```no_run
 /// use chassis_etcd::{EtcdSource, EtcdSourceConfig};
@@ -45,22 +45,22 @@ pub struct EtcdSource {
 struct SourceWatcher {
     state: watch::Receiver<State>,
     /// The last answer.
-    told: Option<Answer>,
-    /// The task of the follower ends with it.
+    last: Option<Answer>,
+    /// The follower's task ends when this is dropped.
     _over: watch::Sender<()>,
 }
 
-/// The text, or why there is none.
+/// The text, or the reason why there is none.
 type Answer = Result<Text, String>;
 
 #[derive(Clone, Default)]
 struct State {
-    /// `None`: not known yet.
+    /// `None` if not known yet.
     answer: Option<Answer>,
     trouble: Option<String>,
 }
 
-/// Makes a text of the keys.
+/// Builds a text from the keys.
 struct Texts {
     client: Client,
     config: EtcdSourceConfig,
@@ -69,9 +69,9 @@ struct Texts {
 
 struct EtcdSourceKind;
 
-/// Everything is listed again so often, in case that a change was lost on its way.
+/// The interval of complete lists, in case a change was lost.
 const LIST_EVERY: Duration = Duration::from_secs(300);
-/// The most bytes of a document; a section is a part of one.
+/// The limit of bytes of a document; a section is a part of one.
 const MAX_TEXT: usize = 8 << 20;
 
 // === impl EtcdSource ===
@@ -82,7 +82,7 @@ impl EtcdSource {
         EtcdSourceKind
     }
 
-    /// Connects with its first use.
+    /// Connects when it is first used.
     ///
     /// # Errors
     /// The first problem in `config`.
@@ -116,7 +116,7 @@ impl ConfigSource for EtcdSource {
                 () = follow(&client, range, jitter, LIST_EVERY, &mut view) => {}
             }
         });
-        Ok(Box::new(SourceWatcher { state, told: None, _over: over }))
+        Ok(Box::new(SourceWatcher { state, last: None, _over: over }))
     }
 
     fn never_blocks(&self) -> bool {
@@ -135,8 +135,8 @@ impl ConfigWatcher for SourceWatcher {
                 Some(why) => Some(Err(why)),
                 None => answer,
             };
-            if let Some(news) = news.filter(|news| !is_told(self.told.as_ref(), news)) {
-                self.told = Some(news.clone());
+            if let Some(news) = news.filter(|news| !is_known(self.last.as_ref(), news)) {
+                self.last = Some(news.clone());
                 return news.map_err(SourceError::new);
             }
             if self.state.changed().await.is_err() {
@@ -146,11 +146,11 @@ impl ConfigWatcher for SourceWatcher {
     }
 }
 
-/// A text that was put again as it was is no news.
-fn is_told(told: Option<&Answer>, news: &Answer) -> bool {
-    match (told, news) {
-        (Some(Ok(told)), Ok(news)) => (&told.content, told.format) == (&news.content, news.format),
-        (told, news) => told == Some(news),
+/// A text that was written again without a change is no news.
+fn is_known(last: Option<&Answer>, news: &Answer) -> bool {
+    match (last, news) {
+        (Some(Ok(last)), Ok(news)) => (&last.content, last.format) == (&news.content, news.format),
+        (last, news) => last == Some(news),
     }
 }
 
@@ -192,7 +192,7 @@ impl Texts {
         Ok(Text { content, format, origin, revision: Some(revision.to_string()) })
     }
 
-    /// One document of all sections, each with a line that says where it is from.
+    /// One document of all sections, each with a comment that names its source.
     fn sections(&self, prefix: &str, all: &Entries<Result<String, String>>) -> Answer {
         let place = self.config.place();
         if all.is_empty() {
@@ -212,7 +212,7 @@ impl Texts {
                 return Err(format!("{of}: `{}` can't be the name of a section", name.escape_debug()));
             }
             let section = section.as_ref().map_err(|why| format!("{of}: {why}"))?;
-            // A second document would begin here, and another section's keys at the margin.
+            // Otherwise a second document could begin here, or keys of another section.
             if section
                 .lines()
                 .any(|line| line.starts_with("---") || line.starts_with("...") || line.starts_with('%'))

@@ -202,7 +202,7 @@ impl Invocation {
 
     /// Puts the call under other rules, before anything that they bring has begun to count it.
     pub fn set_policy(&mut self, policy: Arc<Policy>) {
-        debug_assert!(!self.0.completion.is_listened_to(), "whoever counts the call would lose it");
+        debug_assert!(!self.0.completion.is_listened_to(), "a listener that counts the call would lose it");
         self.0.policy = policy;
     }
 

@@ -125,7 +125,7 @@ impl<'a> Follower<'a> {
 
     async fn hear(&mut self, watcher: &mut dyn Watcher) -> RegistryError {
         let first = ask(tokio::time::timeout(ANSWER, watcher.next())).await;
-        let mut next = first.and_then(|first| first.unwrap_or_else(|_| Err(late("tell what it knows"))));
+        let mut next = first.and_then(|first| first.unwrap_or_else(|_| Err(late("return the instances"))));
         loop {
             match next {
                 Ok(said) => self.take_in(said).await,

@@ -94,12 +94,12 @@ impl Metrics {
             )?,
             attempts: make.call_counter(
                 "chassis_attempts_total",
-                "Attempts at outgoing calls, by how they ended.",
+                "Attempts at outgoing calls, by their outcome.",
                 &["service", "code"],
             )?,
             retries: make.counter(
                 "chassis_retry_attempts_total",
-                "Retries, and why others were not made.",
+                "Retries, and the reasons against further ones.",
                 &["service", "outcome"],
             )?,
             transitions: make.counter(
@@ -114,7 +114,7 @@ impl Metrics {
             )?,
             decisions: make.call_counter(
                 "chassis_rate_limit_decisions_total",
-                "What rate limits decided.",
+                "Decisions of rate limits.",
                 &["side", "rule", "decision"],
             )?,
             routes: make.call_counter(
@@ -125,7 +125,7 @@ impl Metrics {
             faults: make.counter("chassis_faults_injected_total", "Faults injected.", &["rule", "kind"])?,
             fallbacks: make.counter(
                 "chassis_fallbacks_total",
-                "Answers given by a fallback.",
+                "Answers of fallbacks.",
                 &["service", "reason"],
             )?,
             panic_picks: make.counter(
@@ -136,29 +136,29 @@ impl Metrics {
             endpoints: make.gauge("chassis_endpoints", "Instances known.", &["service", "protocol"])?,
             endpoints_held: make.gauge(
                 "chassis_endpoints_held",
-                "Instances that are kept though their registry says that they are gone.",
+                "Instances that are kept although their registry removed them.",
                 &["service", "protocol"],
             )?,
             registry_errors: make
-                .one("chassis_registry_errors_total", "Times that a registry had no news, or panicked.")?,
+                .one("chassis_registry_errors_total", "Failures of a registry to answer, and its panics.")?,
             instances_refused: make.one(
                 "chassis_instances_refused_total",
-                "Instances of which a registry's word made no sense.",
+                "Instances that are not used because their registry entry is invalid.",
             )?,
             task_panics: make.counter(
                 "chassis_task_panics_total",
-                "Tasks in the background, and hooks, that panicked.",
+                "Background tasks and hooks that panicked.",
                 &["task"],
             )?,
             handler_panics: make.one("chassis_handler_panics_total", "Handlers that panicked.")?,
             connections_closed: make.counter(
                 "chassis_connections_closed_total",
-                "Connections closed for what their peer did on them.",
+                "Connections closed because their peer exceeded a limit.",
                 &["side", "reason"],
             )?,
             streams_reset: make.counter(
                 "chassis_streams_reset_total",
-                "HTTP/2 streams reset for what their peer did on them.",
+                "HTTP/2 streams reset because their peer exceeded a limit.",
                 &["side", "reason"],
             )?,
             config_applies: make.counter(
@@ -167,12 +167,16 @@ impl Metrics {
                 &["result"],
             )?,
             config_successful: make
-                .gauge("chassis_config_last_reload_successful", "Was the last version applied?", &[])?
+                .gauge(
+                    "chassis_config_last_reload_successful",
+                    "1 if the last version was applied, otherwise 0.",
+                    &[],
+                )?
                 .with_label_values(&[] as &[&str]),
             config_timestamp: make
                 .float(
                     "chassis_config_last_reload_success_timestamp_seconds",
-                    "When a version was last applied.",
+                    "The time at which a version was last applied, in seconds since 1970.",
                     &[],
                 )?
                 .with_label_values(&[] as &[&str]),

@@ -106,7 +106,7 @@ async fn servers_count_their_own_errors_only() {
 #[tokio::test(start_paused = true)]
 async fn names_of_a_protocol_that_are_taken() {
     let bench = bench(&NAMED, |_| Answer::ok(""));
-    let taken = prometheus::IntCounter::new("named_client_seconds", "of somebody else").unwrap();
+    let taken = prometheus::IntCounter::new("named_client_seconds", "of another part").unwrap();
     bench.runtime.metrics().registry().register(Box::new(taken)).unwrap();
     assert!(bench.runtime.metrics().register(&NAMED).is_err());
     bench.run(get().protocol(&NAMED)).await.unwrap();

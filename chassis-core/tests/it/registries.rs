@@ -175,7 +175,7 @@ async fn a_registry_that_never_answers_is_given_up() {
     assert_eq!(address(&bench).await, "memory:a");
     assert_eq!(registry.watched.load(SeqCst), 3);
     assert_eq!(unreachable(&bench, "it did not watch within 30s"), 1);
-    assert_eq!(unreachable(&bench, "it did not tell what it knows within 30s"), 1);
+    assert_eq!(unreachable(&bench, "it did not return the instances within 30s"), 1);
     // After the first answer it may be silent for as long as nothing changes.
     tokio::time::sleep(3600 * S).await;
     assert_eq!(registry.watched.load(SeqCst), 3);

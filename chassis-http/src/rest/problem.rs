@@ -256,7 +256,7 @@ pub fn error<B>(response: &Response<B>) -> Option<Error> {
 
 pub(crate) fn refusal(status: StatusCode, headers: &HeaderMap) -> Option<Error> {
     let reason = Reason::from_name(headers.get(REFUSED)?.to_str().ok()?)?;
-    let error = Error::remote(reason, format!("refused over there: {}", reason.name()));
+    let error = Error::remote(reason, format!("refused by the service: {}", reason.name()));
     let error = error.with_code(code_of(reason, status)).with_maybe_executed(false);
     Some(match retry_after(headers) {
         Some(after) => error.with_retry_after(after),

@@ -249,7 +249,7 @@ impl Port {
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
         if logged.is_none_or(|at| now >= at + LOG_INTERVAL) {
             *logged = Some(now);
-            tracing::warn!(target: "chassis", port = &*self.name, %peer, reason, "connection closed for what its peer did");
+            tracing::warn!(target: "chassis", port = &*self.name, %peer, reason, "connection closed because its peer exceeded a limit");
         }
     }
 }

@@ -292,7 +292,7 @@ async fn names_a_listener_of_another_kind() {
     client.until(Connection::TransientFailure).await;
     let error = client.get("/x").await.unwrap_err();
     let why = std::error::Error::source(&error).unwrap().to_string();
-    assert_eq!(why, "what answers does not speak HTTP/2");
+    assert_eq!(why, "the endpoint does not speak HTTP/2");
 }
 
 /// Makes this many calls at once to a server of two streams a connection; returns the number of opened

@@ -19,7 +19,7 @@ trials! {
 
 const SECRET: &str = "hunter2-is-secret";
 
-/// etcd that lets `app` use the keys below `/chassis/`, and nobody else anything.
+/// An etcd that allows `app` the keys below `/chassis/`, and other users nothing.
 async fn guarded(more: &[&str]) -> Result<Etcd, crate::trials::NotRun> {
     let etcd = Etcd::start_with(more).await?;
     for (path, body) in [
@@ -59,10 +59,10 @@ async fn a_user_with_a_password_is_let_in() -> Ran {
     until(&mut watcher, &["a"]).await;
 
     // Others are refused, with a reason and without the secret.
-    let nobody = EtcdRegistry::new(EtcdConfig::at([etcd.address.as_str()])).unwrap();
-    let error = nobody.register(stock("b")).await.err().unwrap().to_string();
+    let stranger = EtcdRegistry::new(EtcdConfig::at([etcd.address.as_str()])).unwrap();
+    let error = stranger.register(stock("b")).await.err().unwrap().to_string();
     assert!(error.contains("user name is empty"), "{error}");
-    let error = nobody.watch("stock").await.unwrap().next().await.unwrap_err().to_string();
+    let error = stranger.watch("stock").await.unwrap().next().await.unwrap_err().to_string();
     assert!(error.contains("user name is empty"), "{error}");
     let elsewhere = EtcdRegistry::new(EtcdConfig { prefix: "/else".into(), ..config.clone() }).unwrap();
     let error = elsewhere.register(stock("b")).await.err().unwrap().to_string();
@@ -86,21 +86,21 @@ async fn a_token_is_renewed() -> Ran {
     let a = registry.register(stock("a")).await.unwrap();
     let mut watcher = registry.watch("stock").await.unwrap();
     until(&mut watcher, &["a"]).await;
-    // Tokens of this kind are gone with the server.
+    // Tokens of this kind are lost with the server.
     etcd.kill().await;
     etcd.run().await;
     let b = register_soon(&registry, stock("b")).await;
-    let told = timeout(PATIENCE, async {
+    let found = timeout(PATIENCE, async {
         loop {
-            if let Ok(told) = watcher.next().await
-                && ids_of(&told).contains(&"b")
+            if let Ok(found) = watcher.next().await
+                && ids_of(&found).contains(&"b")
             {
-                return told;
+                return found;
             }
         }
     });
-    assert!(matches!(told.await.unwrap(), Membership::Known(_)));
-    // The fault itself: no call for longer than a token lives.
+    assert!(matches!(found.await.unwrap(), Membership::Known(_)));
+    // No call for longer than a token is valid: this causes the fault.
     tokio::time::sleep(Duration::from_secs(4)).await;
     b.deregister().await.unwrap();
     until(&mut watcher, &["a"]).await;

@@ -29,7 +29,7 @@ trials! {
     a_config_watcher_loses_nothing_over_gaps
 }
 
-/// A way to etcd that can be cut.
+/// A connection to etcd that can be cut.
 pub(crate) struct Proxy {
     pub(crate) address: String,
     open: watch::Sender<bool>,
@@ -95,7 +95,7 @@ async fn no_update_is_lost_over_gaps() -> Ran {
         if gaps % 2 == 0 {
             etcd.compact().await;
         }
-        // In the middle of it, too.
+        // Also in the middle of the change.
         proxy.heal();
         let healed = Instant::now();
         let ids: Vec<_> = there.keys().map(String::as_str).collect();

@@ -1,4 +1,4 @@
-//! The adapter with real servers of etcd, as processes on loopback that each test starts for itself.
+//! The adapter with real etcd servers, as processes on loopback that each test starts.
 //!
 //! `scripts/setup` fetches etcd and sets `CHASSIS_PEER_ETCD`. Without it these tests are ignored, and `scripts/test`
 //! counts them as not run.

@@ -1,4 +1,4 @@
-//! etcd is away, frozen, or has lost its memory.
+//! etcd is stopped, frozen, or has lost its data.
 use std::time::Duration;
 
 use chassis_core::{
@@ -22,7 +22,7 @@ trials! {
     another_member_takes_over
 }
 
-/// After etcd is back.
+/// The limit after etcd is back.
 const SOON: Duration = Duration::from_secs(2);
 
 async fn a_restart_is_told_once_and_loses_nothing() -> Ran {
@@ -35,19 +35,19 @@ async fn a_restart_is_told_once_and_loses_nothing() -> Ran {
     etcd.kill().await;
     let error = timeout(PATIENCE, watcher.next()).await.unwrap().unwrap_err().to_string();
     assert!(error.contains(&etcd.address), "{error}");
-    // Who asks anew is told what was known, and not the same trouble again.
+    // A new watcher gets the known instances, and not the same error again.
     let mut watcher = ours.watch("stock").await.unwrap();
     assert_eq!(ids_of(&watcher.next().await.unwrap()), ["a", "b"]);
     assert!(timeout(Duration::from_millis(500), watcher.next()).await.is_err(), "nothing changed");
     assert!(timeout(PATIENCE, ours.register(stock("c"))).await.unwrap().is_err());
-    // One goes meanwhile, and can't say so: its lease ends it.
+    // One instance ends meanwhile and cannot deregister: its lease expires.
     drop(b);
     etcd.run().await;
     let back = Instant::now();
     assert_eq!(ids_of(&timeout(PATIENCE, watcher.next()).await.unwrap().unwrap()), ["a", "b"]);
     let c = register_soon(&others, stock("c")).await;
-    let told = timeout(PATIENCE, async { while !ids_of(&watcher.next().await.unwrap()).contains(&"c") {} });
-    told.await.unwrap();
+    let found = timeout(PATIENCE, async { while !ids_of(&watcher.next().await.unwrap()).contains(&"c") {} });
+    found.await.unwrap();
     assert!(back.elapsed() <= SOON, "{:?}", back.elapsed());
     until(&mut watcher, &["a", "c"]).await;
     a.deregister().await.unwrap();
@@ -81,10 +81,10 @@ async fn an_entry_outlives_a_server_that_was_frozen_beyond_its_lease() -> Ran {
     let mut watcher = registry(&etcd).watch("stock").await.unwrap();
     until(&mut watcher, &["a"]).await;
     etcd.signal("STOP").await;
-    sleep(2 * lease.get()).await; // the fault itself
+    sleep(2 * lease.get()).await; // this causes the fault
     etcd.signal("CONT").await;
     let back = Instant::now();
-    // It may have been renewed before etcd found it over; else it is put up again.
+    // It may have been renewed before etcd found that it had expired; otherwise the entry is written again.
     let key = "/chassis/services/stock/a";
     let mut gone_at = None;
     while back.elapsed() < 2 * lease.get() {
@@ -109,7 +109,7 @@ async fn a_server_that_lost_its_memory_gets_its_entries_back() -> Ran {
     let mut etcd = Etcd::start().await?;
     etcd.put("/chassis/services/stock/ghost", r#"{"id":"ghost","addresses":{"grpc":"h:1"}}"#).await;
     for _ in 0..20 {
-        etcd.put("/x", "x").await; // its revisions are higher than those of its next life
+        etcd.put("/x", "x").await; // its revisions are higher than those after the loss
     }
     let _a = registry(&etcd).register(stock("a")).await.unwrap();
     let mut watcher = registry(&etcd).watch("stock").await.unwrap();
@@ -130,7 +130,7 @@ async fn another_member_takes_over() -> Ran {
     let _a = ours.register(stock("a")).await.unwrap();
     let mut watcher = others.watch("stock").await.unwrap();
     until(&mut watcher, &["a"]).await;
-    // Each member goes and comes back: the leader is among them, and those that are watched.
+    // Each member stops and returns, including the leader and the watched ones.
     for (n, member) in members.iter_mut().enumerate() {
         member.kill().await;
         let id = format!("b{n}");

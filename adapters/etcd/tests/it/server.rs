@@ -16,13 +16,13 @@ use crate::trials::NotRun;
 /// A limit for each wait.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A member of a cluster, most often the only one.
+/// A member of a cluster, in most tests the only one.
 pub(crate) struct Etcd {
     program: PathBuf,
     arguments: Vec<String>,
     process: Option<Child>,
     folder: TempDir,
-    /// Where clients reach it, also after a restart.
+    /// The address for clients, also after a restart.
     pub(crate) address: String,
 }
 
@@ -41,7 +41,7 @@ impl Etcd {
         Ok(etcd)
     }
 
-    /// A cluster of several members, which elect another leader soon.
+    /// A cluster of several members, which soon elect another leader.
     #[allow(dead_code)] // not every binary of tests has such a test
     pub(crate) async fn cluster(members: usize) -> Result<Vec<Etcd>, NotRun> {
         let mut all = Self::prepared(members, &["--heartbeat-interval=50", "--election-timeout=500"])?;
@@ -109,9 +109,10 @@ impl Etcd {
             panic!("etcd has ended: {said:#?}");
         };
         timeout(PATIENCE, ready).await.expect("etcd is ready soon");
-        // It would wait for a reader of what it says.
+        // The process would block if its output were not read.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        // Of several members the last may not know the leader yet. A refusal of a stranger is an answer, too.
+        // Of several members, the last may not know the leader yet. A refusal for lack of a user is an answer
+        // too.
         loop {
             let answer = self.post("/v3/kv/range", json!({ "key": b64("x") })).await;
             let is_refusal =
@@ -130,7 +131,7 @@ impl Etcd {
         }
     }
 
-    /// Forgets everything it has stored. It has to be started again.
+    /// Deletes all of its data. It must be started again.
     #[allow(dead_code)] // likewise
     pub(crate) async fn wipe(&mut self) {
         self.kill().await;
@@ -167,7 +168,7 @@ impl Etcd {
         });
         let answer = exchanged.await.expect("etcd answers");
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        // In one chunk, or of a length that is known.
+        // In one chunk, or with a known length.
         let body = match head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
             true => unchunked(body),
             false => body.to_owned(),
@@ -175,7 +176,7 @@ impl Etcd {
         serde_json::from_str(&body).unwrap_or_else(|error| panic!("{path}: {error}: {answer}"))
     }
 
-    /// Puts a value; the revision.
+    /// Puts a value; returns the revision.
     pub(crate) async fn put(&self, key: &str, value: &str) -> i64 {
         let answer = self.post("/v3/kv/put", json!({ "key": b64(key), "value": b64(value) })).await;
         revision(&answer)
@@ -239,7 +240,7 @@ fn unchunked(mut body: &str) -> String {
     whole
 }
 
-/// Ports that nothing listens at now, each another one.
+/// Ports without a listener, all different.
 fn free_ports(count: usize) -> Vec<u16> {
     let listeners: Vec<_> = (0..count).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect()

@@ -62,7 +62,7 @@ fn names<'a>(level: &Level<'a>) -> &'a [Arc<str>] {
 
 fn unknown(level: &mut Level<'_>, name: &str) {
     let allowed = names(level).iter().map(ToString::to_string).collect();
-    level.problem_with_key(name, format!("no layer of one's own is called `{name}`"), allowed);
+    level.problem_with_key(name, format!("no layer of the program is called `{name}`"), allowed);
 }
 
 // === impl Switched ===

@@ -148,8 +148,8 @@ async fn handshake(endpoint: &Arc<Endpoint>, stream: Stream) -> Result<Connectio
     });
     match is_http2.await {
         Ok(true) => Ok(Connection::new(sender, health)),
-        Ok(false) => Err("what answers does not speak HTTP/2".into()),
-        Err(_) => Err("the connection closed before the server said anything".into()),
+        Ok(false) => Err("the endpoint does not speak HTTP/2".into()),
+        Err(_) => Err("the connection closed before the server sent anything".into()),
     }
 }
 
@@ -199,7 +199,7 @@ impl FrameObserver for HealthObserver {
             FrameEvent::Abuse(abuse) => {
                 let (service, address, reason) =
                     (endpoint.link.service(), endpoint.link.address(), abuse.name());
-                tracing::warn!(target: "chassis", service, address, reason, "connection closed for what the endpoint did");
+                tracing::warn!(target: "chassis", service, address, reason, "connection closed because the endpoint exceeded a limit");
                 endpoint.link.closed_for(reason);
                 self.on_end();
             }
