@@ -1,9 +1,9 @@
-//! Attempts at a call that may be made again.
+//! Attempts at a call that may be retried.
 //!
-//! The retries own the call: everything that listens to it, its headers and its body. Each attempt is an
-//! [`Invocation`] of its own, which says the same, and whose end is the end of that attempt only. The call moves
-//! into the reply of the attempt that it ends with ([`Reply::commit`]); until then an attempt may fail, be dropped
-//! or end late, and the call does not change.
+//! The retries own the call: its listeners, its headers and its body. Each attempt is an [`Invocation`] of its
+//! own with the same content, and its end ends only that attempt. The call moves into the reply of the attempt
+//! that it ends with ([`Reply::commit`]); until then an attempt may fail, be dropped or end late without effect
+//! on the call.
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -17,17 +17,17 @@ use super::{
 use crate::clock::Instant;
 
 /// The headers of a call, kept for further attempts. A plain list is the cheapest copy: every call that may be
-/// tried again has one, and hardly any needs it.
+/// retried has one, and hardly any needs it.
 pub(crate) struct Headers(SmallVec<[(HeaderName, HeaderValue); HEADERS]>);
 
-/// So many are kept without an allocation: what a stub of tonic's sends. Where there are more, one allocation costs
-/// less than room for them would cost every call.
+/// The number of headers kept without an allocation: those that a tonic stub sends. For more headers, one
+/// allocation costs less than the space for them would cost every call.
 const HEADERS: usize = 3;
 
 // === impl Headers ===
 
 impl Headers {
-    /// Keeps those of `map`.
+    /// Copies the headers of `map`.
     pub(crate) fn of(map: &HeaderMap) -> Self {
         Headers(map.iter().map(|(name, value)| (name.clone(), value.clone())).collect())
     }
@@ -44,7 +44,7 @@ impl Headers {
 // === impl Invocation ===
 
 impl Invocation {
-    /// Everything that listens to the call moves to `call`, a copy of it; `self` goes on as its first attempt.
+    /// Moves all listeners of the call to `call`, a copy of it; `self` becomes its first attempt.
     pub(crate) fn begin_first_attempt(&mut self, call: &mut Call) {
         std::mem::swap(&mut call.completion.call, &mut self.0.completion.call);
     }
@@ -53,8 +53,8 @@ impl Invocation {
 // === impl Call ===
 
 impl Call {
-    /// The same call without headers and body. Nothing listens to it, and it is over already; but its time is up
-    /// when this one's is. Inlined, or a call is made in one place and moved to another.
+    /// A copy of the call without headers and body. It has no listeners and is already closed, but has the same
+    /// deadline. Inlined; otherwise the call would be created in one place and moved to another.
     #[inline(always)]
     pub(crate) fn copy(&self) -> Call {
         let closed = |scope: &Scope| Scope::closed(scope.started(), scope.bound());
@@ -88,7 +88,7 @@ impl Call {
         }
     }
 
-    /// Another attempt, which starts `now`.
+    /// Creates another attempt, which starts `now`.
     pub(crate) fn begin_attempt(&self, headers: &Headers, body: Body, now: Instant) -> Invocation {
         let mut attempt = Box::new(self.copy());
         attempt.metadata = headers.to_map();
@@ -101,7 +101,7 @@ impl Call {
 // === impl Reply ===
 
 impl Reply {
-    /// `call` ends as this attempt does: everything that listens to it moves here.
+    /// Ends `call` together with this attempt: moves all of its listeners here.
     pub(crate) fn commit(&mut self, call: &mut Call) {
         let own = &mut *self.0;
         if !Arc::ptr_eq(&own.policy, &call.policy) || own.completion.call.is_listened_to() {
@@ -112,7 +112,7 @@ impl Reply {
         self.judge_call();
     }
 
-    /// The same where a layer of the user's answered with the reply to another call.
+    /// The same if a user's layer answered with the reply to another call.
     #[cold]
     fn commit_foreign(&mut self, call: &mut Call) {
         let mut listening = call.copy();
@@ -125,7 +125,7 @@ impl Reply {
         self.judge_call();
     }
 
-    /// Judges the call by its attempt: by the verdict where there is one, else as an answer that begins well.
+    /// Judges the call by its attempt: by the verdict if it is known, otherwise as an answer that begins well.
     fn judge_call(&mut self) {
         let own = &mut *self.0;
         own.completion.head_arrived(own.deadline);

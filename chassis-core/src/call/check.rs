@@ -1,8 +1,8 @@
-//! What a layer checks of an answer before anything hears how the call ended.
+//! Checks of an answer by layers, before listeners are notified of the outcome.
 //!
-//! The answer is judged where it is made: by the node's leaf, or by the handler, below every layer. A layer that
-//! refuses answers above that would come too late, for the call would have been counted as one that went well. So
-//! it leaves a check with the call, which goes along to every attempt.
+//! An answer is judged where it is created: by the node's leaf, or by the handler, below every layer. A layer
+//! above that refuses answers would be too late, because the call would already count as a success. So the
+//! layer adds a check to the call, which every attempt carries.
 use std::sync::Arc;
 
 use super::{Call, Invocation, Reply};
@@ -10,17 +10,18 @@ use crate::types::{Error, Verdict};
 
 /// A layer's check of the answer to a call.
 pub(crate) trait CallCheck: Send + Sync + 'static {
-    /// Refuses the answer by an error of this process, or lets it pass; may put another body in the place of its
-    /// body, to refuse it later.
+    /// Refuses the answer with an error of this process, or accepts it; may replace its body, to refuse it
+    /// later.
     fn check_answer(&self, answer: &mut Call) -> Result<(), Error>;
 
-    /// The verdict on a call that is dropped now, if the layer drops it for a reason of its own; else `None`.
+    /// The verdict on a call that is dropped now, if the layer drops it for a reason of its own; otherwise
+    /// `None`.
     fn verdict_of_drop(&self) -> Option<Verdict> {
         None
     }
 }
 
-/// The checks of a call, and what came of them.
+/// The checks of a call, and their result.
 #[derive(Default)]
 pub(super) struct Checks {
     by: Vec<Arc<dyn CallCheck>>,
@@ -39,15 +40,15 @@ impl Checks {
 // === impl Invocation, Reply, Call ===
 
 impl Invocation {
-    /// Has `check` look at the answer, whichever attempt it comes from, before it is judged.
+    /// Adds `check`, which checks the answer of every attempt before it is judged.
     pub(crate) fn check_by(&mut self, check: Arc<dyn CallCheck>) {
         self.0.checks.get_or_insert_default().by.push(check);
     }
 }
 
 impl Reply {
-    /// Why a [`CallCheck`] refused the answer, for the layer that left it; once. Whatever does not ask finds an
-    /// answer that says the same in its protocol's words.
+    /// The reason why a [`CallCheck`] refused the answer, for the layer that added it; returned once. If it is
+    /// not taken, the answer contains the same reason in the form of its protocol.
     pub(crate) fn take_refusal(&mut self) -> Option<Error> {
         self.0.checks.as_mut()?.refusal.take()
     }
@@ -65,7 +66,7 @@ impl Call {
         Some(verdict)
     }
 
-    /// How a check says that the call ends if it is dropped now.
+    /// The verdict of a check for the case that the call is dropped now.
     pub(super) fn checked_drop(&self) -> Option<Verdict> {
         self.checks.as_ref()?.by.iter().find_map(|check| check.verdict_of_drop())
     }

@@ -1,7 +1,7 @@
-//! How a call ended, told exactly once to everybody who wants to know.
+//! Notifies each listener of the end of a call, exactly once.
 //!
-//! Two things are told: *judged*, when the verdict is known, and *ended*, when nothing is in flight
-//! any more. A call has two scopes: itself, and its current attempt.
+//! There are two events: *judged*, when the verdict is known, and *ended*, when nothing is in flight any more.
+//! A call has two scopes: itself, and its current attempt.
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -15,47 +15,47 @@ use crate::{
     types::{Choice, Origin, Reason, Target, Verdict},
 };
 
-/// Wants to know how a call, or an attempt, ended. Called once each, in this order, from whichever
-/// thread finds out; must be quick.
+/// A listener for the end of a call or of an attempt. Each method is called once, in this order, on the thread
+/// that detects the event; it must be quick.
 pub trait Listener: Send + Sync + 'static {
     /// The verdict is known: from the head, the trailers, an error, or because the call was dropped.
     fn judged(&self, token: u64, outcome: &Outcome<'_>);
 
-    /// Nothing is in flight any more: give back what was held.
+    /// Nothing is in flight any more: release held resources.
     fn ended(&self, token: u64);
 }
 
-/// What a listener hears.
+/// The outcome that a listener gets.
 pub struct Outcome<'a> {
-    /// How it ended.
+    /// The verdict.
     pub verdict: Verdict,
-    /// Whom it was for.
+    /// The service and the operation of the call.
     pub target: &'a Target,
-    /// The rules it lived under.
+    /// The policy of the call.
     pub policy: &'a Arc<Policy>,
-    /// The protocol it came and went by.
+    /// The protocol of the call.
     pub protocol: &'static dyn Protocol,
-    /// When the call, or the attempt, started.
+    /// The time at which the call, or the attempt, started.
     pub started: Instant,
-    /// When its verdict became known.
+    /// The time at which the verdict became known.
     pub now: Instant,
-    /// Where the attempt was sent, and where attempts had been sent before.
+    /// The node of the attempt, and the nodes of earlier attempts.
     pub(crate) node: Option<&'a Node>,
     pub(crate) tried: &'a Tried,
     /// The labels that its node had to have, if its route or its caller chose some.
     pub(crate) choice: Option<&'a Choice>,
 }
 
-/// What a scope tells of its call along with the verdict.
+/// The data of a call that its scope passes to listeners with the verdict.
 pub(crate) struct Of<'a> {
     pub(crate) target: &'a Target,
     pub(crate) policy: &'a Arc<Policy>,
     pub(crate) protocol: &'static dyn Protocol,
-    /// Where the attempt was sent.
+    /// The node of the attempt.
     pub(crate) node: Option<&'a Node>,
-    /// Where attempts were sent before.
+    /// The nodes of earlier attempts.
     pub(crate) tried: &'a Tried,
-    /// The labels that its node has to have, if its route or its caller chose some.
+    /// The labels that its node must have, if its route or its caller chose some.
     pub(crate) choice: Option<&'a Choice>,
 }
 
@@ -71,10 +71,10 @@ pub(crate) struct Scope {
     started: Instant,
     expires: Option<Instant>,
     verdict: Option<Verdict>,
-    /// When those who listen were told it.
+    /// The time at which listeners were notified of the verdict.
     judged: Option<Instant>,
     ended: bool,
-    /// Which of those that hang on the policy, or on the call, listen: they need no reference of their own.
+    /// The listeners that are part of the policy or of the call: they need no reference of their own.
     built_in: u8,
     /// The token of the circuit that guards the call.
     breaker: u64,
@@ -83,15 +83,15 @@ pub(crate) struct Scope {
     listeners: SmallVec<[(Arc<dyn Listener>, u64); 1]>,
 }
 
-/// A listener that hangs on the policy of a call, or on the call itself.
+/// A listener that is part of a call's policy, or of the call itself.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum BuiltIn {
     Metrics,
     Concurrency,
-    /// With the token that its circuit gave.
+    /// With the token of its circuit.
     Breaker(u64),
     Attempts,
-    /// The node of an attempt, with the token that it gave.
+    /// The node of an attempt, with its token.
     Node(u64),
 }
 
@@ -106,15 +106,15 @@ thread_local! {
     static WAITED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// Runs `drop`, which lets go of a call; was more than half of the time over that this call had? Then its caller
-/// did not give up in haste. (More than half, for callers count from when they sent it.)
+/// Runs `drop`, which drops a call; returns whether more than half of its time had passed. If so, its caller
+/// did not cancel hastily. (More than half, because callers count from the time at which they sent it.)
 pub fn had_waited(drop: impl FnOnce()) -> bool {
     WAITED.set(false);
     drop();
     WAITED.take()
 }
 
-/// Calls that `drop` lets go of ended by a panic.
+/// Calls that `drop` drops ended by a panic.
 pub(crate) fn while_panicked(drop: impl FnOnce()) {
     struct Reset;
     impl Drop for Reset {
@@ -123,7 +123,7 @@ pub(crate) fn while_panicked(drop: impl FnOnce()) {
         }
     }
     PANICKED.set(true);
-    let _reset = Reset; // also where `drop` itself panics: the next call on this thread did not
+    let _reset = Reset; // also if `drop` itself panics: the next call on this thread did not
     drop();
 }
 
@@ -142,7 +142,7 @@ impl Completion {
         self.call.ended && self.attempt.ended
     }
 
-    /// Has anybody begun to listen, to the call or to this attempt?
+    /// Whether the call, or this attempt, has a listener.
     pub(crate) fn is_listened_to(&self) -> bool {
         self.call.is_listened_to() || self.attempt.is_listened_to()
     }
@@ -151,7 +151,8 @@ impl Completion {
         self.call.is_expired(now) || self.attempt.is_expired(now)
     }
 
-    /// The caller let go: because the time was up, or for its own reasons, which blames nobody.
+    /// The verdict on a call that the caller drops: its deadline passed, or the caller cancelled, which counts
+    /// against no node.
     pub(crate) fn verdict_of_drop(&self) -> Verdict {
         self.verdict().unwrap_or_else(|| {
             WAITED.set(self.call.is_half_over(Instant::now()));
@@ -165,7 +166,7 @@ impl Completion {
         })
     }
 
-    /// The head of the answer is here: only the deadline bounds what follows.
+    /// The head of the answer has arrived: from here on only the deadline limits the call.
     pub(crate) fn head_arrived(&mut self, deadline: Option<Instant>) {
         self.call.expires = deadline;
         self.attempt.expires = None;
@@ -189,17 +190,17 @@ impl Scope {
         }
     }
 
-    /// One that is over, and that nothing listens to; its time is up at `expires`.
+    /// A closed scope without listeners, whose time is up at `expires`.
     pub(super) fn closed(started: Instant, expires: Option<Instant>) -> Self {
         Scope { expires, ended: true, ..Scope::new(started) }
     }
 
-    /// Of the same times as `other`, and as open as it is, but nobody listens yet.
+    /// A scope with the times of `other` and its state, but without listeners.
     pub(super) fn beside(other: &Scope) -> Self {
         Scope { ended: other.ended, ..Self::like(other) }
     }
 
-    /// Of the same times as `other`.
+    /// A scope with the times of `other`.
     pub(super) fn like(other: &Scope) -> Self {
         Scope { expires: other.expires, ..Scope::new(other.started) }
     }
@@ -237,7 +238,7 @@ impl Scope {
         };
     }
 
-    /// Calls `tell` with everybody who listens.
+    /// Calls `tell` with each listener.
     fn each(&self, policy: &Policy, node: Option<&Node>, mut tell: impl FnMut(&dyn Listener, u64)) {
         if self.built_in & METRICS != 0
             && let Some(metrics) = &policy.metrics
@@ -269,7 +270,7 @@ impl Scope {
         }
     }
 
-    /// It starts only now: what came before was waiting.
+    /// The attempt starts only now: before, it waited.
     pub(crate) fn starts(&mut self, now: Instant) {
         self.started = now;
     }
@@ -278,7 +279,7 @@ impl Scope {
         self.expires = Some(self.expires.map_or(at, |earlier| earlier.min(at)));
     }
 
-    /// `now` is read where somebody listens, and then handed on to whoever is told of the same verdict.
+    /// `now` is read if there is a listener, and then passed to all listeners of the same verdict.
     pub(crate) fn judge(&mut self, verdict: Verdict, of: &Of<'_>, now: &mut Option<Instant>) {
         if self.verdict.is_some() || self.ended {
             return;
@@ -303,7 +304,7 @@ impl Scope {
         }
     }
 
-    /// The answer begins well: a probe has done its work, however long the rest takes.
+    /// The answer begins well: a probe has succeeded, however long the rest takes.
     #[inline]
     pub(crate) fn begins_well(&mut self, policy: &Policy, node: Option<&Node>) {
         let is_probe = |token: u64| token != UNGUARDED && Token::from_bits(token).is_probe();
@@ -340,7 +341,7 @@ impl Scope {
         self.started
     }
 
-    /// When its time is up.
+    /// The end of its time.
     pub(crate) fn bound(&self) -> Option<Instant> {
         self.expires
     }
@@ -365,7 +366,8 @@ impl Scope {
 // === impl Outcome ===
 
 impl Outcome<'_> {
-    /// Did the last attempt go to a node that fails while most others that the call could go to don't?
+    /// Whether the last attempt went to a node that fails, while most other nodes that the call could go to do
+    /// not.
     #[cold]
     pub(crate) fn is_of_an_outlier(&self) -> bool {
         let last = self.node.or_else(|| self.tried.last().map(|node| &**node));

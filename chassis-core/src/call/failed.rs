@@ -1,15 +1,15 @@
-//! The error of attempts: of everything below the retries.
+//! The error of attempts: of all services below the retries.
 use std::{error::Error as StdError, fmt, ops::Deref, sync::Arc};
 
 use super::Invocation;
 use crate::{BoxError, cluster::Node, types::Error};
 
-/// Why an attempt at a call has no answer: the error of transports, and of layers below the retries.
+/// The reason why an attempt has no answer: the error of transports, and of layers below the retries.
 ///
-/// It is an [`Error`], to which it derefs, with what the retries need besides: the call, where nothing of it was
-/// sent ([`Invocation::give_back`]), and the node that the attempt went to. A layer at
-/// [`Stage::Attempt`](crate::Stage::Attempt) or [`Stage::Node`](crate::Stage::Node) passes it on as it is, changes
-/// its error by [`map`](Self::map), or makes one of an `Error`.
+/// It is an [`Error`], to which it derefs, and contains two further parts for the retries: the call, if nothing
+/// of it was sent ([`Invocation::give_back`]), and the node of the attempt. A layer at
+/// [`Stage::Attempt`](crate::Stage::Attempt) or [`Stage::Node`](crate::Stage::Node) passes it on unchanged,
+/// changes its error by [`map`](Self::map), or creates one from an `Error`.
 ///
 /// ```
 /// use chassis_core::{Error, Failed, Reason};
@@ -27,11 +27,11 @@ struct Inner {
 
 /// The error of a service in the pipeline: [`Error`], or [`Failed`] below the retries.
 ///
-/// Layers that stand on either side of the retries are generic over it. No other type implements it.
+/// Layers that are used above and below the retries are generic over it. No other type implements it.
 pub trait CallError:
     From<Error> + From<Failed> + Into<Failed> + Into<Error> + StdError + Send + Sync + sealed::Sealed + 'static
 {
-    /// `error`, which ended an attempt at `node`, if one had been picked.
+    /// Creates the error type from `error`, which ended an attempt at `node`, if one had been picked.
     #[doc(hidden)]
     fn at(error: Error, node: Option<Arc<Node>>) -> Self;
 }
@@ -45,15 +45,15 @@ mod sealed {
 // === impl Invocation ===
 
 impl Invocation {
-    /// Refuses the call: what listens to it is told, and the error is what the layer returns - an [`Error`], or
-    /// below the retries, where only the attempt may end, a [`Failed`].
+    /// Refuses the call: notifies its listeners, and returns the error for the layer to return: an [`Error`],
+    /// or below the retries, where only the attempt may end, a [`Failed`].
     pub fn refuse<E: CallError>(mut self, error: Error) -> E {
         let (error, node) = self.0.fail(error);
         E::at(error, node)
     }
 
-    /// Ends the attempt with `error`, which gives the call back, so that it can go to another endpoint: for a
-    /// transport that has sent nothing of it, and has put back what it had taken out.
+    /// Ends the attempt with `error`, and gives the call back, so that it can go to another endpoint: for a
+    /// transport that has sent nothing of it, and has restored its parts.
     pub fn give_back(self, error: Error) -> Failed {
         Failed::from(error).returning(self)
     }
@@ -62,8 +62,9 @@ impl Invocation {
 // === impl Failed ===
 
 impl Failed {
-    /// Converts the error of a user's tower layer, as [`Error::from_layer`] does. A `Failed` comes out as it is, with
-    /// the call that it gives back; one that is the source of another error comes out without that call.
+    /// Converts the error of a user's tower layer, as [`Error::from_layer`] does. A `Failed` is returned
+    /// unchanged, with the call that it gives back; if it is the source of another error, it is returned
+    /// without that call.
     pub fn from_layer(error: impl Into<BoxError>) -> Self {
         let error = match error.into().downcast::<Failed>() {
             Ok(failed) => return *failed,
@@ -80,13 +81,13 @@ impl Failed {
         Error::from_layer(error).into()
     }
 
-    /// The same with another error; the call and the node stay.
+    /// Replaces the error; the call and the node stay.
     pub fn map(mut self, change: impl FnOnce(Error) -> Error) -> Self {
         self.0.error = change(self.0.error);
         self
     }
 
-    /// The same, giving the untouched call back, so that it can go to another endpoint: the attempt ends here.
+    /// Gives the untouched call back, so that it can go to another endpoint: the attempt ends here.
     pub fn returning(mut self, mut call: Invocation) -> Self {
         let node = call.end_unsent(&self.0.error);
         self.0.node = self.0.node.or(node);
@@ -94,7 +95,7 @@ impl Failed {
         self
     }
 
-    /// The same, at `node` if it is at none.
+    /// Sets the node to `node` if there is none.
     pub(crate) fn or_at(mut self, node: Option<Arc<Node>>) -> Self {
         self.0.node = self.0.node.or(node);
         self
@@ -105,13 +106,13 @@ impl Failed {
         self.0.call.take()
     }
 
-    /// The error as the caller gets it: without the call, and with the address of the node.
+    /// The error for the caller: without the call, and with the address of the node.
     pub fn into_error(self) -> Error {
         let Inner { error, node, .. } = *self.0;
         Error::at(error, node)
     }
 
-    /// The node that the attempt went to, where it went to one.
+    /// The node of the attempt, if one was picked.
     pub fn node(&self) -> Option<&Arc<Node>> {
         self.0.node.as_ref()
     }

@@ -1,10 +1,10 @@
-//! Whoever listens to a call stays behind while the user's layers have it.
+//! Keeps the listeners of a call while the user's layers have it.
 //!
-//! A layer of the user's may go on with another [`Invocation`] than it was given, make several of them, answer
-//! with what another pipeline gave it, or keep the call for good. What was counted above it - a permit, a place at
-//! a node, a probe - must come back all the same. So the listeners do not go along: they stay with the future of
-//! the stage, and hear how the call ended from the answer or the error that the layers return, whichever call
-//! that belongs to. If the future is dropped, they hear it then.
+//! A user's layer may continue with another [`Invocation`], create several of them, answer with the reply of
+//! another pipeline, or keep the call for ever. Resources that were counted above it (a permit, a place at a
+//! node, a probe) must still be released. So the listeners do not enter the layer: they stay with the future of
+//! the stage, which notifies them of the end according to the answer or the error that the layers return,
+//! whichever call that belongs to. If the future is dropped, they are notified then.
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
@@ -13,20 +13,20 @@ use super::{
 };
 use crate::{clock::Instant, cluster::Node};
 
-/// A copy of a call in the user's hands, with all who listened so far.
+/// A copy of a call that the user's layers have, with all listeners so far.
 pub(crate) struct Home(Invocation);
 
-/// The same, once an answer is there that says how the call ends.
+/// The same, once there is an answer that decides the end of the call.
 struct Following(Mutex<Invocation>);
 
-/// Tokens: which scope it is that ended.
+/// Tokens: the scope that ended.
 const ATTEMPT: u64 = 0;
 const CALL: u64 = 1;
 
 // === impl Home ===
 
 impl Home {
-    /// `None` where nobody listens yet.
+    /// `None` if there are no listeners yet.
     pub(crate) fn of(call: &mut Invocation) -> Option<Self> {
         if !call.0.completion.is_listened_to() {
             return None;
@@ -36,19 +36,19 @@ impl Home {
         let own = &mut call.0.completion;
         let goes_on = Completion { call: Scope::beside(&own.call), attempt: Scope::beside(&own.attempt) };
         home.0.completion = std::mem::replace(own, goes_on);
-        // What bounds the call may stand below the layer; dropped after that, it was late.
+        // The limit of the call may be set below the layer; a call that is dropped after it was late.
         if let Some(bound) = home.0.bound() {
             home.0.completion.call.expires(bound);
         }
         Some(Home(home))
     }
 
-    /// From here on the call ends as `reply` does.
+    /// From here on the call ends together with `reply`.
     pub(crate) fn follow(self, reply: &mut Reply) {
         let Home(mut home) = self;
         let verdict = reply.0.completion.verdict();
         let Call { completion: own, node, tried, .. } = &mut *reply.0;
-        // A layer that let the call wait is not what the attempt is measured by.
+        // The wait of a call in a layer does not count as time of the attempt.
         home.0.completion.attempt.starts(own.attempt.started());
         let following = Arc::new(Following(Mutex::new(home)));
         for (scope, token) in [(&mut own.attempt, ATTEMPT), (&mut own.call, CALL)] {
@@ -71,7 +71,8 @@ impl Home {
         }
     }
 
-    /// No answer came. A call that comes back with the error goes on, and takes along what listens to all of it.
+    /// There was no answer. A call that is given back with the error continues, and gets the listeners of the
+    /// whole call.
     pub(crate) fn fail<E: CallError>(self, error: E) -> E {
         let Home(mut home) = self;
         let mut failed: Failed = error.into();
@@ -102,7 +103,7 @@ impl From<Call> for Home {
 // === impl Following ===
 
 impl Following {
-    /// A listener that panicked has been told; the others are told what follows.
+    /// A listener that panicked was notified; the others are notified afterwards.
     fn home(&self) -> MutexGuard<'_, Invocation> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -122,7 +123,7 @@ impl Listener for Following {
 // === impl Invocation ===
 
 impl Invocation {
-    /// `went`: where the attempt, and those before it, were sent below the layers.
+    /// `went`: the nodes of the attempt, and of earlier ones, below the layers.
     fn judge_scope(
         &mut self,
         is_call: bool,

@@ -1,8 +1,9 @@
-//! Decides which answers of a registry are believed, and when: a plain value that `follow` asks.
+//! Decides which answers of a registry are accepted, and when: a plain value that `follow` uses.
 //!
-//! A registry may have lost its memory. So a set that is suddenly empty is held for [`GRACE`], and where more
-//! than half of a set goes at once, those that went are held as long, one by one, unless they can't be reached
-//! or the registry says that the service was deleted. Both are counted only while the registry answers.
+//! A registry may have lost its data. So if a set suddenly becomes empty, the last one is kept for [`GRACE`];
+//! if more than half of a set is removed at once, the removed instances are kept for the same time, each on its
+//! own, unless they cannot be reached or the registry reports that the service was deleted. Both times count
+//! only while the registry answers.
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -15,52 +16,53 @@ use crate::{
     plugin::registry::{Instance, Membership},
 };
 
-/// What is believed of one service's instances.
+/// The accepted instances of one service.
 #[derive(Default)]
 pub(super) struct Belief {
     known: Option<Known>,
-    /// What is believed, those that are held included.
+    /// The accepted instances, including the kept ones.
     set: Vec<Arc<Instance>>,
-    /// Since when the registry says that there is none, though there were some.
+    /// The time since which the registry lists no instance, after it had listed some.
     empty_since: Option<Instant>,
-    /// Instances that went with most of their siblings, and since when they are gone.
+    /// Instances that were removed together with most others, and the time of their removal.
     held: HashMap<String, Instant>,
 }
 
-/// What a registry's word, or the time, has changed.
+/// The change caused by an answer of the registry, or by time.
 #[derive(Debug, PartialEq)]
 pub(super) enum News {
-    /// Nothing.
+    /// No change.
     None,
     /// The set of nodes.
     Set {
         known: Known,
-        /// They had been gone, and the last set was only held on to.
+        /// The registry lists them again after an empty set, in which the last one was kept.
         returned: bool,
-        /// How many went at once, and are held.
+        /// The number of instances that were removed at once and are kept.
         held: usize,
     },
-    /// The set is empty, and so many instances are held.
+    /// The set is empty, and this many instances are kept.
     EmptyHeld(usize),
 }
 
-/// How long an empty set, or the loss of more than half of one, is not believed.
+/// The time for which an empty set, or the loss of more than half of a set, is not accepted.
 ///
-/// Longer than a registry takes to restart and its instances to come back, which renew their leases every few
-/// seconds; shorter than most people wait before they look.
+/// Longer than a registry takes to restart and its instances to register again, which renew their leases every
+/// few seconds; shorter than the patience of most operators.
 pub(super) const GRACE: Duration = Duration::from_secs(60);
 
 // === impl Belief ===
 
 impl Belief {
-    /// Takes in what the registry says at `now`; instances that make no sense are sorted out already.
+    /// Processes the registry's answer at `now`; invalid instances were removed before.
     pub(super) fn hear(&mut self, said: Membership, now: Instant) -> News {
         let (known, said) = match said {
             Membership::Known(instances) => (Known::Service, instances),
             Membership::Unknown => (Known::Unknown, Vec::new()),
             Membership::Deleted => (Known::Deleted, Vec::new()),
         };
-        // Who knows of nobody any more, or has forgotten the service, may have lost its memory.
+        // A registry that lists no instance any more, or does not know the service any more, may have lost its
+        // data.
         if said.is_empty() && !self.set.is_empty() && known != Known::Deleted {
             let since = *self.empty_since.get_or_insert(now);
             return match now >= since + GRACE {
@@ -81,7 +83,7 @@ impl Belief {
         if is_same { News::None } else { News::Set { known, returned, held } }
     }
 
-    /// Lets the time pass while the registry says nothing new.
+    /// Advances the time while the registry reports no change.
     pub(super) fn pass(&mut self, now: Instant) -> News {
         if self.empty_since.is_some_and(|since| now >= since + GRACE) {
             return self.believe_empty(Known::Service);
@@ -91,7 +93,7 @@ impl Belief {
         self.give_up(&over)
     }
 
-    /// Those of these that are held can't be reached: they are gone.
+    /// Removes those of the given kept instances: they cannot be reached.
     pub(super) fn give_up(&mut self, ids: &[String]) -> News {
         let before = self.held.len();
         for id in ids {
@@ -105,22 +107,22 @@ impl Belief {
         News::Set { known: self.known.unwrap_or(Known::Service), returned: false, held: 0 }
     }
 
-    /// What is believed.
+    /// The accepted set.
     pub(super) fn set(&self) -> &[Arc<Instance>] {
         &self.set
     }
 
-    /// Is it held, though the registry says that it is gone?
+    /// Whether the instance is kept although the registry removed it.
     pub(super) fn holds(&self, id: &str) -> bool {
         self.held.contains_key(id)
     }
 
-    /// How many are held that the registry says are gone.
+    /// The number of instances that are kept although the registry removed them.
     pub(super) fn held(&self) -> usize {
         self.held.len()
     }
 
-    /// When something is due without any word of the registry.
+    /// The next time at which something changes without an answer of the registry.
     pub(super) fn due(&self) -> Option<Instant> {
         self.held.values().chain(&self.empty_since).min().map(|since| *since + GRACE)
     }
@@ -130,7 +132,7 @@ impl Belief {
         News::Set { known, returned: false, held: 0 }
     }
 
-    /// `said`, and those it has lost that are not believed to be gone; and how many of them are new.
+    /// Combines `said` with the lost instances that are still kept; also returns how many of them are new.
     fn with_held(
         &mut self,
         before: &[Arc<Instance>],
@@ -141,7 +143,7 @@ impl Belief {
         if said.is_empty() {
             return (said, 0);
         }
-        // A set that is replaced by another one is believed; a service may well have moved.
+        // A set that is replaced by another one is accepted; the service may have moved.
         let shrinks = said.len() * 2 < before.len();
         let (mut set, mut new) = (said, 0);
         if !shrinks && was_held.is_empty() {
@@ -174,7 +176,7 @@ fn same(a: &[Arc<Instance>], b: &[Arc<Instance>]) -> bool {
 mod tests {
     use super::*;
 
-    /// What happens, second by second, and the set after it: `+` marks those that are held.
+    /// The answers, second by second, and the set after each: `+` marks kept instances.
     struct Script {
         belief: Belief,
         start: Instant,
@@ -189,7 +191,7 @@ mod tests {
             Script { belief: Belief::default(), start: Instant::now() }
         }
 
-        /// At `second` the registry says `ids` (`-`: nobody, `?`: unknown, `!`: deleted; empty: it is silent).
+        /// At `second` the registry answers `ids` (`-`: none, `?`: unknown, `!`: deleted; empty: no answer).
         #[track_caller]
         fn at(&mut self, second: u64, said: &str, expected: &str) -> News {
             let now = self.start + Duration::from_secs(second);
@@ -230,7 +232,8 @@ mod tests {
         script.at(159, "", "a");
     }
 
-    /// A registry that is away in between begins no new grace: else the set would be held for ever.
+    /// A registry that is unreachable in between starts no new grace period; otherwise the set would be kept
+    /// for ever.
     #[test]
     fn empty_and_away_by_turns_is_believed_when_it_is_said_again() {
         let mut script = Script::new();
@@ -256,7 +259,7 @@ mod tests {
         let held = |held| News::Set { known: Known::Service, returned: false, held };
         assert_eq!(script.at(1, "a", "ab+c+d+e+"), held(4));
         assert_eq!(script.at(2, "a", "ab+c+d+e+"), News::None, "said again, it begins no new grace");
-        // Some come back, and the others are held on to until their own time is over.
+        // Some are listed again, and the others are kept until their own time is over.
         assert_eq!(script.at(10, "abc", "abcd+e+"), held(0));
         assert_eq!(script.at(60, "", "abcd+e+"), News::None);
         assert_eq!(script.at(61, "", "abc"), held(0));

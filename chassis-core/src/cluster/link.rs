@@ -1,4 +1,4 @@
-//! A node's connection, as its leaf tells it and as the cluster sees it.
+//! The state of a node's connection, which its leaf sets and the cluster reads.
 use std::sync::{
     Arc,
     atomic::{AtomicU8, AtomicU64, Ordering},
@@ -8,27 +8,27 @@ use tokio::sync::Notify;
 
 use crate::{metrics::Metrics, random::Random, tasks::Tasks, types::Side};
 
-/// What the connection to an endpoint is doing.
+/// The state of the connection to an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Connection {
-    /// Nobody wanted one yet, or it was closed for lack of use.
+    /// Not needed yet, or closed because it was not used.
     Idle = 0,
-    /// Under way.
+    /// An attempt to connect is running.
     Connecting = 1,
-    /// Takes calls.
+    /// It accepts calls.
     Ready = 2,
-    /// Failed; another try comes after a backoff.
+    /// Failed; another attempt follows after a backoff.
     TransientFailure = 3,
 }
 
-/// A leaf's side of its node: where to connect, and where to tell how that goes.
+/// The leaf's handle of its node: the address to connect to, and the state to report.
 ///
 /// Clones share it.
 #[derive(Clone)]
 pub struct Link(Arc<Ends>);
 
-/// What a node and its leaf share.
+/// The parts that a node and its leaf share.
 struct Ends {
     connection: AtomicU8,
     instance: Box<str>,
@@ -36,17 +36,17 @@ struct Ends {
     common: Arc<Common>,
 }
 
-/// What all nodes of a cluster have in common.
+/// The common parts of all nodes of a cluster.
 pub(super) struct Common {
     pub(super) service: Arc<str>,
     pub(super) changes: Changes,
     pub(super) tasks: Tasks,
     pub(super) random: Random,
-    /// `None` for a link that belongs to no cluster.
+    /// `None` for a link outside a cluster.
     pub(super) metrics: Option<Metrics>,
 }
 
-/// Counts what changed in a cluster, and wakes those who wait for it.
+/// Counts the changes of a cluster, and wakes tasks that wait for them.
 pub(super) struct Changes {
     pub(super) epoch: AtomicU64,
     pub(super) notify: Notify,
@@ -79,7 +79,7 @@ impl std::fmt::Display for Connection {
 // === impl Link ===
 
 impl Link {
-    /// A link that belongs to no cluster: for tests of a transport alone.
+    /// A link outside a cluster: for tests of a transport alone.
     pub fn detached(service: &str, address: &str, tasks: Tasks, random: Random) -> Self {
         let changes = Changes::new();
         let common = Common { service: service.into(), changes, tasks, random, metrics: None };
@@ -91,7 +91,7 @@ impl Link {
         Link(Arc::new(Ends { connection, instance: instance.into(), address: address.into(), common }))
     }
 
-    /// Where to connect: `host:port`, `unix:/path`, `memory:name`.
+    /// The address to connect to: `host:port`, `unix:/path`, `memory:name`.
     pub fn address(&self) -> &str {
         &self.0.address
     }
@@ -106,37 +106,37 @@ impl Link {
         &self.0.instance
     }
 
-    /// Tells how the connection is.
+    /// Sets the state of the connection.
     pub fn set(&self, connection: Connection) {
         if self.0.connection.swap(connection as u8, Ordering::AcqRel) != connection as u8 {
             self.common().changes.bump();
         }
     }
 
-    /// Counts a connection that was closed for what the endpoint did on it.
+    /// Counts a connection that was closed because the endpoint exceeded a limit.
     pub fn closed_for(&self, reason: &str) {
         if let Some(metrics) = &self.common().metrics {
             metrics.connection_closed(Side::Client, reason);
         }
     }
 
-    /// How the connection was last told to be.
+    /// The state that was set last.
     pub fn connection(&self) -> Connection {
         Connection::from_number(self.0.connection.load(Ordering::Acquire))
     }
 
-    /// Does it take calls?
+    /// Whether it accepts calls.
     #[inline]
     pub(super) fn is_ready(&self) -> bool {
         self.0.connection.load(Ordering::Acquire) == Connection::Ready as u8
     }
 
-    /// Resolves after the next change of this or a sibling's connection.
+    /// Resolves after the next change of this connection or of another one of the cluster.
     pub async fn changed(&self) {
         self.0.common.changes.notify.notified().await;
     }
 
-    /// What runs in the background ends with this.
+    /// The owner of background tasks, which end with it.
     pub fn tasks(&self) -> &Tasks {
         &self.0.common.tasks
     }

@@ -1,4 +1,4 @@
-//! What a node remembers of its calls: what balancing goes by, and the figures that people look at.
+//! The load and the history of a node: the input of balancing, and the figures of the inspection.
 use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     time::Duration,
@@ -6,7 +6,7 @@ use std::{
 
 use crate::{clock::Instant, shard::Cells};
 
-/// Calls under way, how many fail, and how long they take; all of it written and read without locks.
+/// Calls in flight, the share of failures, and the latency, without locks.
 ///
 /// ```
 /// use std::time::Duration;
@@ -25,11 +25,11 @@ use crate::{clock::Instant, shard::Cells};
 pub struct Load {
     epoch: Instant,
     counts: Counts,
-    /// Made for the first call that is judged: of many endpoints most may never be called.
+    /// Created by the first call that is judged: many endpoints may never be called.
     judged: Cells<Judged>,
 }
 
-/// What picks look at, side by side: threads take turns at a cache line, so the fewer the better.
+/// The values that picks read, together: threads take turns at a cache line, so fewer lines are better.
 #[derive(Debug, Default)]
 #[repr(C)]
 struct Counts {
@@ -41,7 +41,7 @@ struct Counts {
     charged: Charged,
 }
 
-/// What only people look at: each thread counts its own.
+/// The values that only the inspection reads: each thread counts separately.
 #[derive(Debug, Default)]
 struct Judged {
     calls: AtomicU64,
@@ -51,17 +51,17 @@ struct Judged {
 /// A node's figures at one moment.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LoadFigures {
-    /// Calls judged so far.
+    /// The number of judged calls so far.
     pub calls: u64,
-    /// How many of them were answered well.
+    /// The number of successes among them.
     pub successes: u64,
-    /// Calls started and not ended yet.
+    /// Calls that have started and not ended.
     pub in_flight: u32,
-    /// Half of the latest calls took at most this long, within an eighth; `None` before the first.
+    /// The median duration of the latest calls, within an eighth; `None` before the first.
     pub p50: Option<Duration>,
-    /// 99 of 100 of the latest calls took at most this long, within an eighth.
+    /// The 99th percentile of the duration of the latest calls, within an eighth.
     pub p99: Option<Duration>,
-    /// What [`Load::failure_share`] says.
+    /// The value of [`Load::failure_share`].
     pub failure_share: f64,
 }
 
@@ -69,7 +69,8 @@ pub struct LoadFigures {
 #[derive(Debug, Default)]
 struct Average(AtomicU64);
 
-/// Calls that ended sooner than they should have, packed like an [`Average`], and how quickly they fade.
+/// Calls that ended too early and still count as in flight, packed like an [`Average`], and their rate of
+/// decay.
 #[derive(Debug, Default)]
 struct Charged {
     packed: AtomicU64,
@@ -77,7 +78,7 @@ struct Charged {
     fades: AtomicU32,
 }
 
-/// How long successes take: an average of the latest, which each thread has of its own.
+/// The usual duration of successes: an average of the latest ones, which each thread keeps separately.
 #[derive(Debug, Default)]
 pub(crate) struct UsualLatency(Cells<AtomicU64>);
 
@@ -85,16 +86,16 @@ pub(crate) struct UsualLatency(Cells<AtomicU64>);
 #[derive(Debug)]
 struct Histogram([AtomicU32; BUCKETS]);
 
-/// What happened this long ago weighs a third (1/e): the τ of Finagle, linkerd and Envoy.
+/// An event this long ago has a weight of a third (1/e): the τ of Finagle, linkerd and Envoy.
 const DECAY: Duration = Duration::from_secs(10);
 
-/// The least that one outcome weighs, so that within a burst every call counts, not its first alone.
+/// The minimum weight of one outcome, so that within a burst every call counts, not only its first.
 const LEAST_WEIGHT: f64 = 1.0 / 64.0;
 
-/// The most that one outcome weighs, so that the one failure of a quiet node does not condemn it.
+/// The maximum weight of one outcome, so that a single failure does not exclude a node with few calls.
 const MOST_WEIGHT: f64 = 1.0 / 4.0;
 
-/// A node that fails always costs nine times as much as one that never does.
+/// A node that always fails costs nine times as much as one that never does.
 const FAILURE_FACTOR: f64 = 8.0;
 
 /// A smaller share of failures costs nothing: one old failure must not starve a node.
@@ -103,58 +104,60 @@ const NEGLIGIBLE: f64 = 0.02;
 /// From this share of failures on a node counts as failing: another one is better, whatever its load.
 const FAILING: f64 = 0.5;
 
-/// So many failures in a row say that a node fails, however short the time is that they took: what Envoy and
-/// Finagle eject at.
+/// With this many failures in a row a node counts as failing, however short the time that they took: the limit
+/// at which Envoy and Finagle eject.
 const IN_A_ROW: u32 = 5;
 
-/// The share of failures that they stand for. It fades to [`FAILING`] within four seconds, then the node is tried
-/// again: one more failure in the same row makes it failing once more.
+/// The share of failures that such a row sets. It decays to [`FAILING`] within four seconds, then the node is
+/// tried again: one more failure in the same row makes it failing once more.
 const SHARE_IN_A_ROW: f64 = 0.75;
 
-/// Fewer calls charged than this are none.
+/// A smaller charge counts as none.
 const NO_CHARGE: f64 = 0.02;
 
-/// How long a success takes that nobody has seen yet, as Finagle, tower and linkerd have it: whoever answers
-/// first must not look quick by refusing.
+/// The assumed duration of a success before the first one, as in Finagle, tower and linkerd: a node that
+/// answers first must not look fast because it refuses.
 const UNSEEN: u64 = 1_000_000_000;
 
-/// What lasts longer, a stream, counts as this long: it is no measure for other calls. linkerd's penalty.
+/// Longer calls, such as streams, count as this long: they are no measure for other calls. linkerd's penalty.
 const LONGEST: u64 = 5_000_000_000;
 
-/// One of so many of the latest successes makes up a usual latency.
+/// The usual latency averages this many of the latest successes.
 const OF_THE_LATEST: u64 = 16;
 
-/// While nothing fails, the time of the latest call is kept this precisely, in milliseconds: most calls
-/// then write nothing. A tenth of the time that [`LEAST_WEIGHT`] stands for, which hides the difference.
+/// While nothing fails, the time of the latest call is stored with this precision, in milliseconds: most calls
+/// then write nothing. It is a tenth of the time for which [`LEAST_WEIGHT`] stands, so the difference is
+/// invisible.
 const PRECISION: u32 = 16;
 
 const BUCKETS: usize = 128;
 
-/// Every so many calls of a thread all buckets are halved, so that the figures are those of the latest few thousand.
+/// After this many calls of a thread all buckets are halved, so that the figures are those of the latest few
+/// thousand.
 const HALVE_EVERY: u64 = 4096;
 
 // === impl Load ===
 
 impl Load {
-    /// Nothing seen yet; `now` is where its clock starts.
+    /// No calls yet; the clock starts at `now`.
     pub fn new(now: Instant) -> Self {
         Load { epoch: now, counts: Counts::default(), judged: Cells::new() }
     }
 
-    /// A call sets out.
+    /// Records the start of a call.
     pub fn started(&self) {
         self.counts.in_flight.fetch_add(1, Relaxed);
     }
 
-    /// Nothing of a call is in flight any more. Once for every [`Load::started`].
+    /// Records that nothing of a call is in flight any more. Once for every [`Load::started`].
     pub fn ended(&self) {
-        // One too many would wrap to four billion in flight: a node that is never chosen again.
+        // One call too many would wrap to four billion in flight: a node that is never picked again.
         if self.counts.in_flight.fetch_sub(1, Relaxed) == 0 {
             self.counts.in_flight.fetch_add(1, Relaxed);
         }
     }
 
-    /// The verdict on a call that took `latency`. Not for calls that were cancelled or never left.
+    /// Records the verdict on a call that took `latency`. Not for calls that were cancelled or not sent.
     pub fn judged(&self, success: bool, latency: Duration, now: Instant) {
         self.judged_in(success, u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX), now);
     }
@@ -178,29 +181,29 @@ impl Load {
         self.counts.failures.add(true, least, self.millis(now));
     }
 
-    /// An answer came after `latency` that was no success; those take `usual` nanoseconds. Until as much time
-    /// has passed it costs as much as a call under way.
+    /// Records an unsuccessful answer after `latency`; successes take `usual` nanoseconds. Until that time has
+    /// passed, the answer costs as much as a call in flight.
     pub(crate) fn charge(&self, latency: u64, usual: u64, now: Instant) {
         if latency < usual {
             self.counts.charged.add(usual - latency, usual, self.millis(now));
         }
     }
 
-    /// Calls under way.
+    /// The number of calls in flight.
     pub fn in_flight(&self) -> u32 {
         self.counts.in_flight.load(Relaxed)
     }
 
-    /// How many of the latest calls failed, from 0 to 1: an exponential average that also fades while
-    /// nothing is called, so that a node nobody picks comes back.
+    /// The share of failures among the latest calls, from 0 to 1: an exponential average that also decays
+    /// without calls, so that a node that is not picked can recover.
     pub fn failure_share(&self, now: Instant) -> f64 {
         self.counts.failures.get(self.millis(now))
     }
 
-    /// What one more call costs here, to be compared between nodes: the calls under way and this one,
-    /// up to nine times as much where calls fail. A share of failures under 2 % costs nothing.
+    /// The cost of one more call to this node, for comparison between nodes: the calls in flight and this one,
+    /// up to nine times as much if calls fail. A share of failures under 2 % costs nothing.
     ///
-    /// A call that ended quickly without success is charged for as long as a success would have taken.
+    /// A call that ended early without success is charged for as long as a success would have taken.
     pub fn cost(&self, now: Instant) -> f64 {
         let calls = f64::from(self.in_flight()) + 1.0;
         if self.is_plain() { calls } else { self.cost_of_failures(calls, now) }
@@ -215,22 +218,22 @@ impl Load {
         }
     }
 
-    /// Is its cost that of the calls under way, and no more?
+    /// Whether the cost consists of the calls in flight alone.
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {
-        // Shares and charges only fade from there: no need to compute how far.
+        // Shares and charges only decrease: there is no need to compute by how much.
         self.counts.failures.is_negligible() && self.counts.charged.is_none()
     }
 
-    /// Do calls there fail rather than not, as far as the latest few seconds tell?
+    /// Whether most calls failed in the latest few seconds.
     pub(crate) fn is_failing(&self, now: Instant) -> bool {
         self.counts.failures.last() >= FAILING && self.failure_share(now) >= FAILING
     }
 
-    /// All that is known, for people to look at.
+    /// All figures, for the inspection.
     pub fn figures(&self, now: Instant) -> LoadFigures {
         let (mut calls, mut counts) = (0u64, [0u32; BUCKETS]);
-        let failed = self.counts.failed.load(Relaxed); // before the calls, which it must not be above
+        let failed = self.counts.failed.load(Relaxed); // before the calls, which it must not exceed
         for judged in self.judged.cells() {
             calls += judged.calls.load(Relaxed);
             judged.latencies.add_to(&mut counts);
@@ -246,7 +249,7 @@ impl Load {
         }
     }
 
-    /// Wraps after 49 days, which [`elapsed`] takes into account.
+    /// Wraps after 49 days, which [`elapsed`] handles.
     fn millis(&self, now: Instant) -> u32 {
         now.millis_since(self.epoch) as u32
     }
@@ -261,7 +264,7 @@ impl Average {
         loop {
             let (value, then) = unpack(packed);
             if value == 0.0 && !one {
-                // Nothing has failed: there is nothing to fade, only the time to be kept.
+                // Nothing has failed: there is nothing to decay, only the time to be stored.
                 if passed(then, now) < PRECISION {
                     return;
                 }
@@ -281,20 +284,20 @@ impl Average {
         }
     }
 
-    /// The value as it is `now`: projected, not stored, so that looking changes nothing.
+    /// The value at `now`: computed, not stored, so that reading changes nothing.
     fn get(&self, now: u32) -> f64 {
         let (value, then) = unpack(self.0.load(Relaxed));
         value * (-elapsed(then, now).as_secs_f64() / DECAY.as_secs_f64()).exp()
     }
 
-    /// Was the value negligible when it was stored? Numbers above zero are in the order of their bits.
+    /// Whether the value was negligible when it was stored. Positive numbers have the order of their bits.
     #[inline]
     fn is_negligible(&self) -> bool {
         const NEGLIGIBLE_BITS: u32 = (NEGLIGIBLE as f32).to_bits();
         (self.0.load(Relaxed) >> 32) as u32 <= NEGLIGIBLE_BITS
     }
 
-    /// The value as it was stored.
+    /// The stored value.
     fn last(&self) -> f64 {
         unpack(self.0.load(Relaxed)).0
     }
@@ -303,9 +306,9 @@ impl Average {
 // === impl Charged ===
 
 impl Charged {
-    /// Charges a call for `early` nanoseconds more, where it should have taken `usual`.
+    /// Charges a call for `early` more nanoseconds, if it should have taken `usual`.
     fn add(&self, early: u64, usual: u64, now: u32) {
-        // Over `usual` a charge of one call fades to a third: all in all that is one call for that time.
+        // Over `usual` a charge of one call decays to a third: in total that is one call for that time.
         let fades = usual.div_ceil(1_000_000).clamp(1, u32::MAX.into()) as u32;
         let charge = early as f64 / (f64::from(fades) * 1e6);
         let faded = |packed| self.faded(packed, now) + charge;
@@ -315,13 +318,13 @@ impl Charged {
         self.fades.store(fades, Relaxed);
     }
 
-    /// The calls charged `now`.
+    /// The charged calls at `now`.
     fn get(&self, now: u32) -> f64 {
         let packed = self.packed.load(Relaxed);
         match self.faded(packed, now) {
             charge if charge >= NO_CHARGE => charge,
             _ => {
-                // So that picks need not look again. If another charge comes meanwhile, that stays.
+                // So that picks need not compute it again. A charge that another thread adds meanwhile stays.
                 let _ = self.packed.compare_exchange(packed, 0, Relaxed, Relaxed);
                 0.0
             }
@@ -345,7 +348,7 @@ impl Charged {
 // === impl UsualLatency ===
 
 impl UsualLatency {
-    /// A success that took so many nanoseconds.
+    /// Records a success of this duration.
     #[inline]
     pub(crate) fn add(&self, latency: u64) {
         let (cell, latency) = (self.0.cell(), latency.clamp(1, LONGEST));
@@ -353,11 +356,11 @@ impl UsualLatency {
             0 => latency,
             average => average - average / OF_THE_LATEST + latency / OF_THE_LATEST,
         };
-        // Of two threads with one cell one may get lost: it is an average.
+        // If two threads share a cell, one value may get lost: it is an average.
         cell.store(average.max(1), Relaxed);
     }
 
-    /// How many nanoseconds a success takes.
+    /// The usual duration of a success in nanoseconds.
     pub(crate) fn get(&self) -> u64 {
         let seen = self.0.cells().map(|cell| cell.load(Relaxed)).filter(|average| *average > 0);
         let (sum, count) = seen.fold((0u64, 0u64), |(sum, count), average| (sum + average, count + 1));
@@ -373,7 +376,7 @@ fn unpack(packed: u64) -> (f64, u32) {
     (f64::from(f32::from_bits((packed >> 32) as u32)), packed as u32)
 }
 
-/// From `then` to `now` on a clock that wraps; nothing if another thread was already further.
+/// The time from `then` to `now` on a clock that wraps; zero if another thread was later.
 fn elapsed(then: u32, now: u32) -> Duration {
     Duration::from_millis(passed(then, now).into())
 }
@@ -414,14 +417,15 @@ impl Histogram {
     }
 }
 
-/// Below 4 µs a bucket each, then four to a doubling: the exponent, and the two bits after the first.
+/// Below 4 µs one bucket per microsecond, then four to a doubling: the exponent, and the two bits after the
+/// first.
 fn bucket(micros: u64) -> usize {
     let Some(exponent @ 2..) = micros.checked_ilog2() else { return micros as usize };
     let step = (micros >> (exponent - 2)) & 3;
     (4 * (exponent as usize - 1) + step as usize).min(BUCKETS - 1)
 }
 
-/// Where a bucket starts, in microseconds: the way back of [`bucket`].
+/// The start of a bucket in microseconds: the inverse of [`bucket`].
 fn start(bucket: usize) -> f64 {
     match bucket {
         0..4 => bucket as f64,
@@ -429,7 +433,7 @@ fn start(bucket: usize) -> f64 {
     }
 }
 
-/// The middle of the bucket that the `share`-th call fell into.
+/// The middle of the bucket that contains the `share`-th call.
 fn quantile(counts: &[u32; BUCKETS], share: f64) -> Option<Duration> {
     let total: u64 = counts.iter().copied().map(u64::from).sum();
     let rank = (total as f64 * share).ceil();
@@ -538,8 +542,8 @@ mod tests {
         assert!(load.is_plain(), "what took as long as a success is charged nothing");
     }
 
-    /// Under a steady stream of answers that come at once, a node looks as loaded as if they had taken as long
-    /// as successes.
+    /// Under a steady stream of immediate answers, a node looks as loaded as if they had taken as long as
+    /// successes.
     #[test]
     fn charges_add_up_to_what_successes_would_cost() {
         for usual in [MS, 20 * MS, S] {

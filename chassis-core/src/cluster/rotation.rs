@@ -1,4 +1,4 @@
-//! Round robin without locks: who is next, in proportion to the weights and spread out over time.
+//! Round robin without locks: selects nodes in proportion to their weights, evenly distributed over time.
 use std::{
     collections::HashMap,
     sync::{
@@ -12,13 +12,13 @@ use crate::{
     types::LabelSet,
 };
 
-/// Where the round robin over one set of nodes is. It goes on when the set or a weight changes.
+/// The position of the round robin over one set of nodes. It continues when the set or a weight changes.
 ///
-/// A round gives each node as many turns as its weight says, so shares are exact from round to round. Within
-/// a round the turns are a golden section apart, so those of a heavy node are spread out. Every round begins
-/// at a random place: two operations that are called by turns must not get the same nodes each time.
+/// A round gives each node as many turns as its weight, so shares are exact from round to round. Within a round
+/// successive turns are a golden section apart, so the turns of a heavy node are spread out. Every round begins
+/// at a random position: two operations that are called alternately must not always get the same nodes.
 ///
-/// After the static stride scheduler of gRPC (A58), with one step a turn whatever the weights are.
+/// After the static stride scheduler of gRPC (A58), with one step per turn for any weights.
 #[derive(Debug)]
 pub(crate) struct Rotation {
     turns: AtomicU64,
@@ -31,10 +31,10 @@ pub(super) struct Rotations {
     random: Random,
 }
 
-/// Label sets a cluster keeps ready; more are worked out per call.
+/// The number of label sets for which a cluster keeps subsets; others are computed for each call.
 pub(super) const MOST_SUBSETS: usize = 256;
 
-/// The inverse of the golden ratio: multiples of it never come close to each other.
+/// The inverse of the golden ratio: its multiples never come close to each other.
 const GOLDEN: f64 = 0.618_033_988_749_895;
 
 // === impl Rotation ===
@@ -44,7 +44,7 @@ impl Rotation {
         Rotation { turns: AtomicU64::new(0), seed: random.next_u64() }
     }
 
-    /// The place below `total`, which is not 0, whose turn it is; `stride` has to be that of `total`.
+    /// The next position below `total`, which is not 0; `stride` must be that of `total`.
     pub(super) fn advance(&self, total: u64, stride: u64) -> u64 {
         let turn = self.turns.fetch_add(1, Relaxed);
         let (round, at) = (turn / total, turn % total);
@@ -53,8 +53,8 @@ impl Rotation {
     }
 }
 
-/// How far apart successive turns of a round of `total` are: about a golden section, and such that all
-/// places have had their turn before the first has another.
+/// The distance between successive positions of a round of `total`: about a golden section, and such that every
+/// position is visited once before the first one is visited again.
 pub(super) fn stride(total: u64) -> u64 {
     let golden = (total as f64 * GOLDEN).round() as u64;
     let near = (0..total).flat_map(|far| [golden.checked_sub(far), golden.checked_add(far)]);
@@ -73,7 +73,7 @@ impl Rotations {
         Rotations { by_labels: Mutex::default(), random }
     }
 
-    /// The rotation of the subset with `labels`; `None` if there are too many in use.
+    /// The rotation of the subset with `labels`; `None` if too many are in use.
     pub(super) fn of(&self, labels: &LabelSet) -> Option<Arc<Rotation>> {
         let mut all = self.by_labels.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(rotation) = all.get(labels) {
@@ -95,7 +95,7 @@ impl Rotations {
 mod tests {
     use super::*;
 
-    /// The places of `turns` successive turns.
+    /// The positions of `turns` successive turns.
     fn turns(rotation: &Rotation, total: u64, turns: usize) -> Vec<u64> {
         (0..turns).map(|_| rotation.advance(total, stride(total))).collect()
     }
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn the_turns_of_a_heavy_node_are_spread_out() {
-        // 30 % of all places: in any ten turns of a round three, give or take one.
+        // 30 % of all positions: three, plus or minus one, in any ten turns of a round.
         let rotation = Rotation::new(&Random::seeded(1));
         for total in [10, 100, 1_000] {
             let round = turns(&rotation, total, total as usize);

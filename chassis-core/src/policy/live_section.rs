@@ -1,4 +1,4 @@
-//! A section of the settings, as it changes.
+//! A live section of the settings.
 use std::{fmt, sync::Arc};
 
 use super::Policies;

@@ -1,4 +1,4 @@
-//! What holds for a service or an operation: the settings of every concern, with all that is inherited.
+//! The resolved settings of a service or an operation: those of every concern, with inheritance.
 
 use super::{
     Policy, concerns,
@@ -25,7 +25,7 @@ macro_rules! resolved {
     };
 }
 
-/// Declares what has a part for every concern.
+/// Declares a struct with a part for every concern.
 macro_rules! all {
     (
         $(
@@ -34,14 +34,14 @@ macro_rules! all {
             } by $concern:ty $(, seen as $(#[$view_doc:meta])* $view:ident: $view_type:ty)? ;
         )*
     ) => {
-        /// What holds for a service or an operation, concern by concern.
+        /// The resolved settings of a service or an operation, concern by concern.
         #[derive(Clone)]
         pub(super) struct Resolved {
             $( $key: <$concern as Concern>::Resolved, )*
         }
 
         impl Resolved {
-            /// What holds where nothing is written.
+            /// The settings without any key.
             pub(super) fn unwritten(level: &Level<'_>) -> Self {
                 Resolved { $( $key: <$concern as Concern>::unwritten(level), )* }
             }
@@ -66,7 +66,7 @@ macro_rules! all {
     };
 }
 
-/// Declares how one kind of settings is overlaid on what holds so far.
+/// Declares how one kind of settings overlays the settings so far.
 macro_rules! overlay {
     (
         $name:ident($settings:ty):
@@ -88,7 +88,7 @@ macro_rules! overlay {
     };
 }
 
-/// Declares how keys that a service replaces as a whole are taken out of the defaults.
+/// Declares how keys that a service replaces as a whole are removed from the defaults.
 macro_rules! without {
     (
         $(
@@ -96,7 +96,7 @@ macro_rules! without {
             $(, seen as $(#[$view_doc:meta])* $view:ident: $view_type:ty)? ;
         )*
     ) => {
-        /// Of `defaults` the keys of whole services, but for those that `service` has itself.
+        /// The keys of `defaults` for whole services, except those that `service` sets itself.
         pub(super) fn unreplaced(defaults: &ServiceSettings, service: &ServiceSettings) -> ServiceSettings {
             ServiceSettings {
                 $( $key: match service.$key { None => defaults.$key.clone(), Some(_) => None }, )*
@@ -114,7 +114,7 @@ impl Resolved {
         LayersRule::overlay(&mut self.layers, &settings.layers, level.at("layers"));
     }
 
-    /// Overlays what is different at the listener called `name`.
+    /// Overlays the settings of the listener `name`.
     pub(super) fn listener(&mut self, name: &str, settings: &ListenerSettings, level: &mut Level<'_>) {
         LayersRule::overlay_listener(&mut self.layers, name, &settings.layers, level.at("layers"));
     }

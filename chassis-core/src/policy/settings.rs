@@ -1,4 +1,4 @@
-//! What people write about calls: the parts of the document that the pipeline lives by.
+//! The settings of calls: the parts of the document that the pipeline uses.
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// Everything the pipeline lives by. An empty one means the defaults.
+/// All settings of the pipeline. An empty value means the defaults.
 ///
 /// ```
 /// use chassis_core::settings::{OperationSettings, ServiceSettings, Settings};
@@ -25,39 +25,39 @@ use crate::{
 /// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
-    /// Matches by name, to be used by routes, limits and faults.
+    /// Matches by name, for routes, limits and faults.
     pub matches: BTreeMap<String, Match>,
-    /// Calls that come in.
+    /// Incoming calls.
     pub inbound: InboundSettings,
-    /// Calls that go out.
+    /// Outgoing calls.
     pub outbound: OutboundSettings,
     /// Faults to inject.
     pub faults: Vec<FaultConfig>,
-    /// Pickers by name, for `balance` to name. They stand over those that a runtime was built with.
+    /// Pickers by name, for `balance`. They override those that a runtime was built with.
     pub pickers: Pickers,
-    /// Layers of one's own that calls pass by, by name. What inbound, outbound, a service, a listener or an operation
-    /// says stands over it. Default: each is on.
+    /// The user's layers that calls skip, by name. Settings of inbound, outbound, a service, a listener or an
+    /// operation override it. Default: each is on.
     pub layers: BTreeMap<String, LayerSwitch>,
-    /// Sections of others, compiled.
+    /// The registered sections, compiled.
     pub sections: Sections,
 }
 
-/// What is different for calls that come in at one listener.
+/// The settings of incoming calls at one listener that differ.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ListenerSettings {
-    /// Layers of one's own that are switched. Default: as for all.
+    /// The user's layers that are switched. Default: as for all listeners.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub layers: BTreeMap<String, LayerSwitch>,
 }
 
-/// Calls that go out: what holds for all services, and what is different for some.
+/// Outgoing calls: the settings of all services, and those of single services.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OutboundSettings {
-    /// For every service.
+    /// The settings of every service.
     pub defaults: ServiceSettings,
-    /// For single services, by name.
+    /// The settings of single services, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub services: BTreeMap<String, ServiceSettings>,
 }
@@ -66,22 +66,22 @@ pub struct OutboundSettings {
 macro_rules! settings {
     (both { $($both:tt)* } outbound { $($outbound:tt)* } service { $($service:tt)* }) => {
         keys! {
-            /// Calls that come in.
+            /// Incoming calls.
             pub struct InboundSettings { $($both)* }
             listeners: ListenerSettings,
             operations: InboundOperationSettings
         }
         keys! {
-            /// What is different for one operation that comes in. A key that is not set keeps what holds for all.
+            /// The settings of one incoming operation. A key that is not set keeps the value for all.
             pub struct InboundOperationSettings { $($both)* }
         }
         keys! {
-            /// How calls to a service are made. A key that is not set keeps what `defaults` says.
+            /// The settings of calls to a service. A key that is not set keeps the value of `defaults`.
             pub struct ServiceSettings { $($both)* $($outbound)* $($service)* }
             operations: OperationSettings
         }
         keys! {
-            /// How calls to one operation are made. A key that is not set keeps what its service says.
+            /// The settings of calls to one operation. A key that is not set keeps the value of its service.
             pub struct OperationSettings { $($both)* $($outbound)* }
         }
     };
@@ -106,12 +106,12 @@ macro_rules! keys {
         pub struct $name {
             $( $(#[$doc])* #[serde(skip_serializing_if = "Option::is_none")] pub $key: Option<$written>, )*
             $(
-                /// What is different at single listeners, by their names in `listen`.
+                /// The settings of single listeners, by their names in `listen`.
                 #[serde(skip_serializing_if = "BTreeMap::is_empty")]
                 pub listeners: BTreeMap<String, $listener>,
             )?
             $(
-                /// What is different for single operations, by name.
+                /// The settings of single operations, by name.
                 #[serde(skip_serializing_if = "BTreeMap::is_empty")]
                 pub operations: BTreeMap<String, $operation>,
             )?

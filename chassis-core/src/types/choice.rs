@@ -3,14 +3,14 @@ use std::sync::Arc;
 
 use super::LabelSet;
 
-/// What happens to a call whose rule finds no instance.
+/// The action for a call whose rule finds no instance.
 #[derive(Clone, Debug)]
 pub enum Fallback {
-    /// It goes to any instance.
+    /// The call goes to any instance.
     Any,
-    /// It fails.
+    /// The call fails.
     None,
-    /// It goes to the first of these label sets that has instances.
+    /// The call goes to the first of these label sets that has instances.
     Sets(Arc<[Arc<LabelSet>]>),
 }
 
@@ -21,6 +21,6 @@ pub struct Choice {
     pub rule: Arc<str>,
     /// Only instances with these labels.
     pub labels: Arc<LabelSet>,
-    /// What happens if there are none.
+    /// The action if there are none.
     pub fallback: Fallback,
 }
