@@ -8,7 +8,7 @@ use chassis_core::{
     config::ConfigSource,
     contain,
     layer::{
-        balance::Picker,
+        balance::PickerFactory,
         fallback::{Answer, FailedCall, FallbackFn},
     },
     protocol::Protocol,
@@ -66,7 +66,7 @@ pub struct ChassisBuilder {
     random: Random,
     events: Events,
     stages: Stages,
-    pickers: HashMap<String, Arc<dyn Picker>>,
+    pickers: HashMap<String, Arc<dyn PickerFactory>>,
     fallbacks: HashMap<(String, Option<String>), Arc<FallbackFn>>,
     protocols: Vec<&'static dyn Protocol>,
     descriptors: Vec<Vec<u8>>,
@@ -172,7 +172,8 @@ impl ChassisBuilder {
     /// an entry of `config.centers` or of `pickers`. A later kind replaces an earlier one of the same name, also a
     /// built-in one.
     ///
-    /// [`Kind::Made`] decides the port: `Arc<dyn Registry>`, `Arc<dyn ConfigSource>` or `Arc<dyn Picker>`.
+    /// [`Kind::Made`] decides the port: `Arc<dyn Registry>`, `Arc<dyn ConfigSource>` or
+    /// `Arc<dyn PickerFactory>`.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -288,8 +289,11 @@ impl ChassisBuilder {
         self
     }
 
-    /// A picker of your own, which the settings choose by name: `balance: name`.
-    pub fn picker(mut self, name: &str, picker: impl Picker) -> Self {
+    /// A picker of your own, which the settings choose by name: `balance: name`. A [`Picker`] that can be cloned, or
+    /// a factory that builds one for each subset of nodes.
+    ///
+    /// [`Picker`]: crate::layer::balance::Picker
+    pub fn picker(mut self, name: &str, picker: impl PickerFactory) -> Self {
         self.pickers.insert(name.to_owned(), Arc::new(picker));
         self
     }

@@ -11,14 +11,15 @@ use crate::{BoxError, rule::Problem};
 /// reads [`Config`](Kind::Config) from the keys beside `kind`, checks it, and makes the registry from it.
 /// Unknown keys and invalid values are errors with their line, as for built-in kinds.
 ///
-/// [`Made`](Kind::Made) decides the port: `Arc<dyn Registry>`, `Arc<dyn Picker>`.
+/// [`Made`](Kind::Made) decides the port: `Arc<dyn Registry>`, `Arc<dyn PickerFactory>`.
 ///
 /// ```
 /// use std::sync::Arc;
 ///
-/// use chassis_core::{BoxError, Kind, layer::balance::{Candidates, Picker}};
+/// use chassis_core::{BoxError, Kind, layer::balance::{Candidates, Picker, PickerFactory}};
 ///
 /// /// Always picks the node with this number, or the last one.
+/// #[derive(Clone)]
 /// struct Fixed(usize);
 ///
 /// impl Picker for Fixed {
@@ -38,12 +39,12 @@ use crate::{BoxError, rule::Problem};
 ///
 /// impl Kind for FixedKind {
 ///     type Config = FixedConfig;
-///     type Made = Arc<dyn Picker>;
+///     type Made = Arc<dyn PickerFactory>;
 ///
 ///     fn name(&self) -> &str {
 ///         "fixed"
 ///     }
-///     fn make(&self, config: &FixedConfig) -> Result<Arc<dyn Picker>, BoxError> {
+///     fn make(&self, config: &FixedConfig) -> Result<Arc<dyn PickerFactory>, BoxError> {
 ///         Ok(Arc::new(Fixed(config.node)))
 ///     }
 /// }
@@ -99,13 +100,13 @@ struct FnKind<C, F> {
 /// ```
 /// use std::sync::Arc;
 ///
-/// use chassis_core::{kind, layer::balance::{Picker, RandomPicker}};
+/// use chassis_core::{kind, layer::balance::{PickerFactory, RandomPicker}};
 ///
 /// #[derive(Default, serde::Deserialize)]
 /// #[serde(default, deny_unknown_fields)]
 /// struct Nothing {}
 ///
-/// let any = kind::from_fn("any", |_: &Nothing| Ok(Arc::new(RandomPicker) as Arc<dyn Picker>));
+/// let any = kind::from_fn("any", |_: &Nothing| Ok(Arc::new(RandomPicker) as Arc<dyn PickerFactory>));
 /// ```
 pub fn from_fn<C, M, F>(name: impl Into<String>, make: F) -> impl Kind<Config = C, Made = M>
 where

@@ -20,7 +20,7 @@ use crate::{
     event::Events,
     inspect::Inspection,
     layer::{
-        balance::{Picker, Pickers},
+        balance::{PickerFactory, Pickers},
         fallback::{FallbackFn, Fallbacks, Protocols},
         own::LayerNames,
         retry::Idempotent,
@@ -136,8 +136,8 @@ impl RuntimeBuilder {
         self
     }
 
-    /// Adds a picker that settings can name.
-    pub fn picker(mut self, name: impl Into<String>, picker: Arc<dyn Picker>) -> Self {
+    /// Adds a picker that settings can name, or a factory of pickers.
+    pub fn picker(mut self, name: impl Into<String>, picker: Arc<dyn PickerFactory>) -> Self {
         let Pickers(pickers) = self.extensions.get_or_insert_default();
         pickers.insert(name.into(), picker);
         self

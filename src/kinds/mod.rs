@@ -12,7 +12,7 @@ use chassis_config::{
 use chassis_core::{
     BoxError, Kind, Section, Sections,
     config::ConfigSource,
-    layer::balance::Picker,
+    layer::balance::PickerFactory,
     registry::Registry,
     settings::{self, BUILT_IN_PICKERS, Pickers},
 };
@@ -28,7 +28,7 @@ mod tests;
 pub struct Kinds {
     registries: Table<Arc<dyn Registry>>,
     centers: Table<Arc<dyn ConfigSource>>,
-    pickers: Table<Arc<dyn Picker>>,
+    pickers: Table<Arc<dyn PickerFactory>>,
     sections: Vec<Box<dyn ReadSection>>,
     /// Pickers made from settings: the same settings get the same picker, which keeps its state.
     made: Mutex<Vec<Made>>,
@@ -37,12 +37,12 @@ pub struct Kinds {
 }
 
 /// A picker made from settings: their path, their value, and the picker.
-type Made = (Path, Value, Weak<dyn Picker>);
+type Made = (Path, Value, Weak<dyn PickerFactory>);
 
 /// The kinds of one port.
 struct Table<M>(Vec<Arc<dyn ReadKind<M>>>);
 
-/// A port that has kinds: `Arc<dyn Registry>`, `Arc<dyn ConfigSource>` and `Arc<dyn Picker>`.
+/// A port that has kinds: `Arc<dyn Registry>`, `Arc<dyn ConfigSource>` and `Arc<dyn PickerFactory>`.
 pub trait Port: Sized + Send + Sync + 'static {
     /// Adds the kind to those of its port.
     #[doc(hidden)]
@@ -109,7 +109,7 @@ impl Port for Arc<dyn ConfigSource> {
     }
 }
 
-impl Port for Arc<dyn Picker> {
+impl Port for Arc<dyn PickerFactory> {
     fn add(kinds: &mut Kinds, kind: impl Kind<Made = Self>) {
         kinds.pickers.add(kind);
     }
@@ -256,8 +256,8 @@ impl Kinds {
         &self,
         part: &Path,
         written: &Value,
-        chosen: &Chosen<Arc<dyn Picker>>,
-    ) -> Result<Arc<dyn Picker>, BoxError> {
+        chosen: &Chosen<Arc<dyn PickerFactory>>,
+    ) -> Result<Arc<dyn PickerFactory>, BoxError> {
         let find = |made: &mut Vec<Made>| {
             made.retain(|(.., picker)| picker.strong_count() > 0);
             let same = made.iter().find(|(path, from, _)| path == part && from == written);

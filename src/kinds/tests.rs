@@ -16,9 +16,10 @@ struct Seed {
     seed: u64,
 }
 
+#[derive(Clone)]
 struct Seeded(u64);
 
-impl Picker for Seeded {
+impl chassis_core::layer::balance::Picker for Seeded {
     fn pick(&self, _: &chassis_core::layer::balance::Candidates<'_>) -> usize {
         self.0 as usize
     }
@@ -30,7 +31,7 @@ fn seeded() -> Kinds {
         &mut kinds,
         kind::from_fn("seeded", |seed: &Seed| match seed.seed {
             13 => Err("13 brings bad luck".into()),
-            seed => Ok(Arc::new(Seeded(seed)) as Arc<dyn Picker>),
+            seed => Ok(Arc::new(Seeded(seed)) as Arc<dyn PickerFactory>),
         }),
     );
     kinds

@@ -190,6 +190,7 @@ both! {
 }
 
 /// Sends each user to an instance of their own, while it is available.
+#[derive(Clone)]
 struct ByUser;
 
 impl Picker for ByUser {

@@ -1,14 +1,14 @@
 //! A user's own kinds of plugins, as in an external crate: selected by name, with their own settings.
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
 };
 
 use chassis::{
-    BoxError, Chassis, Kind, StartError,
+    BoxError, Chassis, HashKey, Kind, StartError,
     document::Environment,
     kind,
-    layer::balance::{Candidates, Picker},
+    layer::balance::{Candidates, Picker, PickerFactory, Subset},
     registries::MemoryRegistry,
     registry::{Instance, Registry},
     settings::Problem,
@@ -87,6 +87,7 @@ enum End {
     Last,
 }
 
+#[derive(Clone)]
 struct EndPicker(End);
 
 impl Picker for EndPicker {
@@ -100,8 +101,8 @@ impl Picker for EndPicker {
     }
 }
 
-fn end() -> impl Kind<Config = EndConfig, Made = Arc<dyn Picker>> {
-    kind::from_fn("end", |config: &EndConfig| Ok(Arc::new(EndPicker(config.end)) as Arc<dyn Picker>))
+fn end() -> impl Kind<Config = EndConfig, Made = Arc<dyn PickerFactory>> {
+    kind::from_fn("end", |config: &EndConfig| Ok(Arc::new(EndPicker(config.end)) as Arc<dyn PickerFactory>))
 }
 
 async fn caller(mesh: &Mesh, config: &str) -> Arc<Caller> {
@@ -185,6 +186,89 @@ both! {
         let Pushed::Refused(why) = caller.push(&settings("middle")).await else { panic!("there is no such end") };
         assert!(why[0].contains("pickers.edge.end"), "{why:?}");
         assert_eq!(by(4).await, ["stock-2"; 4]);
+    }
+}
+
+/// Builds rings with a number of points for each node, and records the sizes of the subsets.
+#[derive(Clone)]
+struct Rings {
+    points: u32,
+    built: Arc<Mutex<Vec<usize>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RingConfig {
+    points: u32,
+}
+
+/// The points of the nodes, in order, each with the index of its node.
+struct Ring(Vec<(u32, usize)>);
+
+impl PickerFactory for Rings {
+    fn build(&self, subset: &Subset) -> Arc<dyn Picker> {
+        self.built.lock().unwrap().push(subset.nodes().len());
+        let points = subset.nodes().iter().enumerate().flat_map(|(index, node)| {
+            (0..self.points).map(move |n| (HashKey::of(format!("{}-{n}", node.id())).get(), index))
+        });
+        let mut ring: Vec<_> = points.collect();
+        ring.sort_unstable();
+        Arc::new(Ring(ring))
+    }
+}
+
+impl Picker for Ring {
+    fn pick(&self, candidates: &Candidates<'_>) -> usize {
+        let Some(user) = candidates.subject().metadata.get("x-user") else { return candidates.draw() };
+        let at = self.0.partition_point(|(point, _)| *point < HashKey::of(user).get());
+        let (before, after) = self.0.split_at(at);
+        let mut nodes = after.iter().chain(before).map(|(_, index)| *index);
+        nodes.find(|index| candidates.is_available(*index)).unwrap_or_else(|| candidates.draw())
+    }
+}
+
+both! {
+    async fn a_ring_of_ones_own_is_built_once_for_each_set_of_nodes(wire: Wire) {
+        let mesh = Mesh::new();
+        let mut stocks = Vec::new();
+        for n in 0..3 {
+            stocks.push(mesh.start("stock", &format!("stock-{n}")).await);
+        }
+        let built = Arc::<Mutex<Vec<usize>>>::default();
+        let settings = |points: u32, timeout: &str| {
+            format!(
+                "pickers: {{ by-user: {{ kind: ring, points: {points} }} }}\n\
+                 outbound: {{ services: {{ stock: {{ balance: by-user, timeout: {timeout} }} }} }}"
+            )
+        };
+        let rings = {
+            let built = built.clone();
+            kind::from_fn("ring", move |config: &RingConfig| {
+                let rings = Rings { points: config.points, built: built.clone() };
+                Ok(Arc::new(rings) as Arc<dyn PickerFactory>)
+            })
+        };
+        let plan = mesh.server("tests", "tests").config(&settings(100, "5s"));
+        let caller = plan.with(|builder| builder.kind(rings)).caller().await;
+        let ask = |user: u32| Ask::to("stock").header("x-user", &format!("user-{user}"));
+        let homes = async || {
+            let mut homes = Vec::new();
+            for user in 0..30 {
+                homes.push(caller.call(wire, ask(user)).await.by().to_owned());
+            }
+            homes
+        };
+        // Until all are connected, a user may be sent to another one.
+        while homes().await.iter().collect::<BTreeSet<_>>().len() < 3 {}
+        let first = homes().await;
+        assert_eq!(homes().await, first);
+        // Other settings keep the rings; settings of the picker are another picker.
+        caller.push(&settings(100, "6s")).await.applied();
+        assert_eq!(homes().await, first);
+        assert_eq!(*built.lock().unwrap(), [3]);
+        caller.push(&settings(200, "6s")).await.applied();
+        assert_ne!(homes().await, first);
+        assert_eq!(*built.lock().unwrap(), [3, 3]);
     }
 }
 

@@ -10,6 +10,8 @@ use std::{
 use super::{
     link::Connection,
     node::Node,
+    picker::{Picker, PickerFactory},
+    prepared::{Prepared, Unprepared},
     rotation::{MOST_SUBSETS, Rotation, Rotations, gcd, stride},
     rules::NodeRules,
 };
@@ -76,6 +78,10 @@ pub struct Subset {
     stride: u64,
     /// Where the round robin is; `None` where there are more label sets than are kept.
     rotation: Option<Arc<Rotation>>,
+    /// Its pickers; unset if no call needed one.
+    prepared: OnceLock<Arc<Prepared>>,
+    /// Whether later calls find this very subset again. Otherwise it was put together for one call.
+    is_kept: bool,
     /// The epoch of the changes that `panicking` was worked out at, plus one, and the answer.
     panicking: (AtomicU64, AtomicBool),
 }
@@ -89,7 +95,7 @@ impl Members {
         nodes: Vec<Arc<Node>>,
         rotations: Arc<Rotations>,
     ) -> Self {
-        let all = Subset::new(nodes.clone(), rotations.of(&LabelSet::default()));
+        let all = Subset::new(nodes.clone(), rotations.of(&LabelSet::default()), true);
         Members {
             known,
             hint,
@@ -99,6 +105,40 @@ impl Members {
             first: Default::default(),
             rotations,
         }
+    }
+
+    /// Takes over the pickers of `before`, the snapshot that this one replaces. Those of a subset with the same nodes
+    /// stay; others are built anew, if they were used. `has_changed`: the instance of this node is another one.
+    pub(super) fn take_pickers(&mut self, before: &Members, has_changed: impl Fn(&Node) -> bool) {
+        let take = |old: &Subset, new: &Subset, is_used: bool| {
+            let Some(prepared) = old.prepared.get() else { return };
+            let is_same = |(a, b): (&Arc<Node>, &Arc<Node>)| Arc::ptr_eq(a, b) && !has_changed(b);
+            let taken =
+                match old.nodes.len() == new.nodes.len() && old.nodes.iter().zip(&new.nodes).all(is_same) {
+                    true => prepared.clone(),
+                    false if is_used && !new.is_empty() => Arc::new(prepared.rebuilt(new)),
+                    false => return,
+                };
+            let _ = new.prepared.set(taken); // nobody else has this subset yet
+        };
+        let is_used = |subset: &Subset| subset.prepared.get().is_some_and(|prepared| prepared.take_used());
+        take(&before.all, &self.all, is_used(&before.all));
+        let mut chosen = HashMap::default();
+        before.chosen.with(|old| {
+            let is_full = old.len() >= MOST_SUBSETS;
+            for (labels, subset) in old.iter().filter(|(_, subset)| subset.prepared.get().is_some()) {
+                let is_used = is_used(subset);
+                // Label sets that are not used any more must not take the room of others for ever.
+                if is_used || !is_full {
+                    let new = self.select(labels, true);
+                    take(subset, &new, is_used);
+                    if new.prepared.get().is_some() {
+                        chosen.insert(labels.clone(), new);
+                    }
+                }
+            }
+        });
+        self.chosen = Live::new(chosen);
     }
 
     /// What the registry said last; `None` before its first answer.
@@ -171,20 +211,27 @@ impl Members {
         if labels.is_empty() {
             return self.all.clone();
         }
-        if let Some(subset) = self.chosen.with(|chosen| chosen.get(labels).cloned()) {
-            return subset;
-        }
-        let select = |node: &&Arc<Node>| labels.selects(&node.instance.get());
-        let nodes = self.all.nodes.iter().filter(select).cloned().collect();
-        let subset = Subset::new(nodes, self.rotations.of(labels));
+        let find = || self.chosen.with(|chosen| (chosen.get(labels).cloned(), chosen.len()));
+        let subset = match find() {
+            (Some(subset), _) => return subset,
+            (None, MOST_SUBSETS..) => return self.select(labels, false),
+            (None, _) => self.select(labels, true),
+        };
         self.chosen.update(|chosen| {
             let mut chosen = chosen.clone();
             if chosen.len() < MOST_SUBSETS {
-                chosen.insert(labels.clone(), subset.clone());
+                chosen.entry(labels.clone()).or_insert_with(|| subset.clone());
             }
             chosen
         });
-        subset
+        // Another thread may have been faster: all of them use the same one.
+        find().0.unwrap_or(subset)
+    }
+
+    fn select(&self, labels: &LabelSet, is_kept: bool) -> Arc<Subset> {
+        let select = |node: &&Arc<Node>| labels.selects(&node.instance.get());
+        let nodes = self.all.nodes.iter().filter(select).cloned().collect();
+        Subset::new(nodes, self.rotations.of(labels), is_kept)
     }
 }
 
@@ -203,7 +250,7 @@ impl std::ops::Deref for Chosen<'_> {
 // === impl Subset ===
 
 impl Subset {
-    fn new(nodes: Vec<Arc<Node>>, rotation: Option<Arc<Rotation>>) -> Arc<Self> {
+    fn new(nodes: Vec<Arc<Node>>, rotation: Option<Arc<Rotation>>, is_kept: bool) -> Arc<Self> {
         // Weight 0 takes no new calls, unless all have it.
         let weighed = nodes.into_iter().map(|node| (u64::from(node.instance.get().weight), node));
         let mut weighed: Vec<_> = weighed.collect();
@@ -220,7 +267,8 @@ impl Subset {
         let nodes: Box<[_]> = weighed.into_iter().map(|(_, node)| node).collect();
         let total = weights.as_ref().and_then(|sums| sums.last().copied()).unwrap_or(nodes.len() as u64);
         let panicking = (AtomicU64::new(0), AtomicBool::new(false));
-        Arc::new(Subset { nodes, weights, stride: stride(total), rotation, panicking })
+        let (stride, prepared) = (stride(total), OnceLock::new());
+        Arc::new(Subset { nodes, weights, stride, rotation, prepared, is_kept, panicking })
     }
 
     /// The nodes, in a fixed order.
@@ -233,8 +281,16 @@ impl Subset {
         self.nodes.is_empty()
     }
 
+    /// Picks with the picker that `factory` builds for these nodes, once for all calls. The subset must not be empty.
+    pub(crate) fn pick_by<R>(&self, factory: &Arc<dyn PickerFactory>, pick: impl Fn(&dyn Picker) -> R) -> R {
+        match self.is_kept {
+            true => self.prepared.get_or_init(|| Arc::new(Prepared::new())).pick(self, factory, pick),
+            false => pick(&Unprepared),
+        }
+    }
+
     /// An index drawn in proportion to the weights. The subset must not be empty.
-    pub fn draw(&self, random: &Random) -> usize {
+    pub(crate) fn draw(&self, random: &Random) -> usize {
         match &self.weights {
             None => random.below(self.nodes.len()),
             Some(sums) => {

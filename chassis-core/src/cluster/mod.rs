@@ -9,6 +9,7 @@ mod load;
 mod members;
 mod node;
 mod picker;
+mod prepared;
 mod rotation;
 mod rules;
 
@@ -32,12 +33,12 @@ use self::{
 pub use self::{
     link::{Connection, Link},
     load::Load,
-    members::{Known, Members},
+    members::{Known, Members, Subset},
     node::Node,
-    picker::{Candidates, Picker},
+    picker::{Candidates, Picker, PickerFactory},
 };
 pub(crate) use self::{
-    members::{Chosen, Subset},
+    members::Chosen,
     node::{Admitted, AnyLeaf, LeafMaker, UNGUARDED},
     rules::NodeRules,
 };
@@ -253,7 +254,7 @@ impl Cluster {
         }
         let old = self.members.get();
         let mut by_id: HashMap<&str, &Arc<Node>> = old.nodes().iter().map(|n| (n.id(), n)).collect();
-        let mut nodes = Vec::with_capacity(instances.len());
+        let (mut nodes, mut changed) = (Vec::with_capacity(instances.len()), HashSet::new());
         for instance in instances.iter().cloned() {
             let Some(address) = instance.addresses.get(self.leaves.protocol) else { continue };
             // Who comes back after a failure is another process: it is not to wait for a backoff.
@@ -262,6 +263,9 @@ impl Cluster {
             };
             match by_id.remove(instance.id.as_str()).filter(stays) {
                 Some(node) => {
+                    if *node.instance.get() != *instance {
+                        changed.insert(Arc::as_ptr(node));
+                    }
                     node.instance.set_shared(instance); // equal or not: one copy is enough
                     nodes.push(node.clone());
                 }
@@ -274,7 +278,9 @@ impl Cluster {
         if nodes.len() + old.nodes().len() > 0 {
             self.site().metrics.endpoints(self.service(), self.leaves.protocol, nodes.len());
         }
-        self.members.set(Members::new(Some(known), hint, nodes, self.rotations.clone()));
+        let mut members = Members::new(Some(known), hint, nodes, self.rotations.clone());
+        members.take_pickers(&old, |node| changed.contains(&std::ptr::from_ref(node)));
+        self.members.set(members);
         self.common.changes.bump();
         for node in gone {
             node.leaf.close();

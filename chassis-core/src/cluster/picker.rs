@@ -29,6 +29,69 @@ pub trait Picker: Send + Sync + 'static {
     fn pick(&self, candidates: &Candidates<'_>) -> usize;
 }
 
+/// Builds pickers that need to prepare something from the nodes: a hash ring, a table, running sums of weights.
+///
+/// A picker is built for each *subset*: the nodes of one service over one protocol that a call may go to, which are all
+/// of them or those with the labels that a route or the caller chose. It is built once, by the first call that needs
+/// it, and lives until the subset or the settings of the factory change. When nodes join or leave, or an instance
+/// changes, the pickers that are in use are built anew before the first call sees the new nodes. Other settings
+/// change nothing. So `pick` computes nothing that `build` could.
+///
+/// What chassis knows about a node, such as its latency and its calls in flight, belongs to the [`Node`] and survives.
+/// A picker may keep state of its own; state that a new picker has to go on with belongs to the factory.
+///
+/// At most 256 label sets of a service are kept at a time. A subset beyond has no picker: its nodes are drawn in
+/// proportion to their weights. So are those of a subset whose `build` panicked, which is logged.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use chassis_core::{
+///     HashKey,
+///     layer::balance::{Candidates, Picker, PickerFactory, Subset},
+/// };
+///
+/// /// Sends each value of the header `x-user` to a node of its own. If a node leaves, only its users move.
+/// struct ByUser;
+///
+/// /// The points of the nodes on a circle, in order, each with the index of its node.
+/// struct Ring(Vec<(u32, usize)>);
+///
+/// impl PickerFactory for ByUser {
+///     fn build(&self, subset: &Subset) -> Arc<dyn Picker> {
+///         let points = subset.nodes().iter().enumerate().flat_map(|(index, node)| {
+///             (0..100).map(move |n| (HashKey::of(format!("{}-{n}", node.id())).get(), index))
+///         });
+///         let mut ring: Vec<_> = points.collect();
+///         ring.sort_unstable();
+///         Arc::new(Ring(ring))
+///     }
+/// }
+///
+/// impl Picker for Ring {
+///     fn pick(&self, candidates: &Candidates<'_>) -> usize {
+///         let Some(user) = candidates.subject().metadata.get("x-user") else { return candidates.draw() };
+///         let key = HashKey::of(user).get();
+///         let (before, after) = self.0.split_at(self.0.partition_point(|(point, _)| *point < key));
+///         let mut nodes = after.iter().chain(before).map(|(_, index)| *index);
+///         nodes.find(|index| candidates.is_available(*index)).unwrap_or_else(|| candidates.draw())
+///     }
+/// }
+/// ```
+#[diagnostic::on_unimplemented(
+    note = "a `Picker` is a `PickerFactory` if it implements `Clone`, or in an `Arc`"
+)]
+pub trait PickerFactory: Send + Sync + 'static {
+    /// Builds the picker of `subset`, which has at least one node. The picker sees the same nodes, in the same order.
+    fn build(&self, subset: &Subset) -> Arc<dyn Picker>;
+
+    /// The picker of all subsets, if there is nothing to prepare; then [`build`](Self::build) is not called. Default
+    /// `None`. Every picker that can be cloned is such a factory: its clones have to share the state that they keep.
+    fn shared(&self) -> Option<Arc<dyn Picker>> {
+        None
+    }
+}
+
 /// The nodes that a call may go to, and the parts of the call that a picker may depend on.
 ///
 /// It holds a [`Subject`] and no call, so that pickers can also serve traffic that consists of no calls.
@@ -112,5 +175,25 @@ impl<'a> Candidates<'a> {
     #[inline]
     pub(crate) fn was_tried(&self, node: &Arc<Node>) -> bool {
         self.tried.iter().any(|tried| Arc::ptr_eq(tried, node))
+    }
+}
+
+// === impl Picker ===
+
+impl<P: Picker + ?Sized> Picker for Arc<P> {
+    fn pick(&self, candidates: &Candidates<'_>) -> usize {
+        (**self).pick(candidates)
+    }
+}
+
+// === impl PickerFactory ===
+
+impl<P: Picker + Clone> PickerFactory for P {
+    fn build(&self, _: &Subset) -> Arc<dyn Picker> {
+        Arc::new(self.clone())
+    }
+
+    fn shared(&self) -> Option<Arc<dyn Picker>> {
+        Some(Arc::new(self.clone()))
     }
 }

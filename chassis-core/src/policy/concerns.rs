@@ -88,7 +88,7 @@ macro_rules! concerns {
                 /// `pickers` or of a picker of one's own. Default `p2c`.
                 balance: String => {
                     /// Which node.
-                    pub picker: Arc<dyn layer::balance::Picker>
+                    pub(crate) picker: layer::balance::Balancer
                 } by layer::balance::PickerRule;
                 /// Where calls go, in order; the first rule that matches decides. Default: anywhere.
                 routes: Vec<layer::route::RouteConfig> => {

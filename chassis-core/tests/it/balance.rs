@@ -393,6 +393,7 @@ async fn a_failing_node_is_left_out_however_it_fails() {
 }
 
 /// A picker that always takes the first available node.
+#[derive(Clone)]
 struct First;
 
 impl Picker for First {
@@ -420,7 +421,7 @@ async fn a_picker_of_ones_own() {
 }
 
 /// Picks a node by the hash key of the call, and records what it sees of the call.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct ByKey(Arc<Mutex<Vec<String>>>);
 
 impl Picker for ByKey {

@@ -7,7 +7,7 @@ use std::{
 use chassis_core::{
     Body, Error, Reason,
     layer::{
-        balance::{Candidates, P2c, Picker, RandomPicker, RoundRobin},
+        balance::{Candidates, P2c, Picker, PickerFactory, RandomPicker, RoundRobin, Subset},
         fallback::{Answer as Instead, FallbackConfig, FallbackFn},
     },
     registry::{Membership, Registry},
@@ -68,6 +68,7 @@ async fn our_pickers_keep_to_the_contract() {
 }
 
 /// As in its documentation: always takes the first available node.
+#[derive(Clone)]
 struct First;
 
 impl Picker for First {
@@ -77,6 +78,7 @@ impl Picker for First {
 }
 
 /// Picks an index beyond the end.
+#[derive(Clone)]
 struct Beyond;
 
 impl Picker for Beyond {
@@ -116,10 +118,11 @@ impl Picker for Grudge {
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "what is back is picked again")]
 async fn a_picker_must_go_back_to_a_node_that_is_back() {
-    contract::picker::picker(Grudge::default(), false).await;
+    contract::picker::picker(Arc::new(Grudge::default()), false).await;
 }
 
 /// Assumes that there are always two nodes to choose from.
+#[derive(Clone)]
 struct OfTwo;
 
 impl Picker for OfTwo {
@@ -135,6 +138,22 @@ impl Picker for OfTwo {
 #[should_panic(expected = "a picker does not panic, but it panicked: there are two")]
 async fn a_picker_must_not_panic_whatever_there_is_to_choose_from() {
     contract::picker::picker(OfTwo, true).await;
+}
+
+/// Builds its pickers for two nodes or more.
+struct BuildsOfTwo;
+
+impl PickerFactory for BuildsOfTwo {
+    fn build(&self, subset: &Subset) -> Arc<dyn Picker> {
+        let [_, _, ..] = subset.nodes() else { panic!("there are two") };
+        Arc::new(RandomPicker)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "a picker is built for any nodes, but [\"it panicked: there are two\"]")]
+async fn a_picker_must_be_built_for_any_nodes() {
+    contract::picker::picker(BuildsOfTwo, false).await;
 }
 
 static MESSAGES: TestProtocol = TestProtocol::named("messages").with_messages();

@@ -23,6 +23,7 @@ mod panic;
 mod rate_limit;
 mod registries;
 mod retry;
+mod rings;
 mod route;
 mod shares;
 mod stages;

@@ -1,18 +1,18 @@
 //! Pickers that have a name, for `balance` to name.
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use super::Picker;
+use super::PickerFactory;
 
 /// Pickers by name: those that the settings made, or those that the program brings along.
 #[derive(Clone, Default)]
-pub struct Pickers(pub BTreeMap<String, Arc<dyn Picker>>);
+pub struct Pickers(pub BTreeMap<String, Arc<dyn PickerFactory>>);
 
 // === impl Pickers ===
 
 /// The same pickers, not only such of one kind.
 impl PartialEq for Pickers {
     fn eq(&self, other: &Self) -> bool {
-        let place = |picker: &Arc<dyn Picker>| Arc::as_ptr(picker).cast::<()>();
+        let place = |picker: &Arc<dyn PickerFactory>| Arc::as_ptr(picker).cast::<()>();
         self.0.len() == other.0.len()
             && self.0.iter().all(|(name, picker)| other.0.get(name).map(place) == Some(place(picker)))
     }

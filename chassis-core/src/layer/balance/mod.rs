@@ -18,5 +18,8 @@ pub use self::{
     rule::BUILT_IN_PICKERS,
     service::{Balance, BalanceLayer},
 };
-pub(crate) use self::{rule::PickerRule, service::has_another};
-pub use crate::cluster::{Candidates, Picker};
+pub(crate) use self::{
+    rule::{Balancer, PickerRule},
+    service::has_another,
+};
+pub use crate::cluster::{Candidates, Picker, PickerFactory, Subset};

@@ -12,7 +12,7 @@ use crate::cluster::{Candidates, Picker};
 /// Where weights differ, the first is drawn in proportion to them, and the other one is taken if it would have
 /// less load for its weight even with the call and with two calls less at the first: so shares are those of
 /// the weights with one caller and with many, unless a node can't keep up with its share.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct P2c;
 
 /// Calls that a node of another weight may have above the share that its weight gives it. A light node has a

@@ -2,7 +2,7 @@
 use crate::cluster::{Candidates, Picker};
 
 /// Any, in proportion to the weights: `random`.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RandomPicker;
 
 // === impl RandomPicker ===

@@ -6,7 +6,7 @@ use crate::cluster::{Candidates, Picker};
 /// Every subset of a service that routes choose has turns of its own, over each protocol; settings and members
 /// that change do not begin them anew. A node that can't take the call loses its turn to the next. Only first
 /// attempts take turns: further ones go to any other node, in proportion to the weights.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RoundRobin;
 
 /// Turns that one pick takes while the nodes whose turns they are can't take the call.

@@ -1,36 +1,47 @@
-//! What `balance` is compiled to: a picker. What it keeps of nodes lives with them; turns live with the subset.
+//! What `balance` is compiled to. What pickers prepare and turns belong to the subset, what is seen of a node to the node.
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{P2c, Picker, Pickers, RandomPicker, RoundRobin};
+use super::{P2c, Picker, PickerFactory, Pickers, RandomPicker, RoundRobin};
 use crate::rule::{Binding, Concern, Level};
 
 /// Compiles `balance`.
 pub(crate) struct PickerRule;
 
-/// The names that `balance` knows without being told.
+/// The picker of a call.
+#[derive(Clone)]
+pub(crate) struct Balancer {
+    /// The value that the settings named. Subsets find their pickers by it.
+    pub(super) factory: Arc<dyn PickerFactory>,
+    /// The picker of all subsets, if the factory prepares nothing.
+    pub(super) shared: Option<Arc<dyn Picker>>,
+}
+
+/// The names of the pickers that are built in.
 pub const BUILT_IN_PICKERS: [&str; 3] = ["p2c", "random", "round_robin"];
+
+// === impl PickerRule ===
 
 impl Concern for PickerRule {
     type Written = String;
-    type Resolved = Arc<dyn Picker>;
-    type Rule = Arc<dyn Picker>;
+    type Resolved = Balancer;
+    type Rule = Balancer;
 
     fn none() -> Self::Rule {
-        Arc::new(P2c)
+        Balancer::new(Arc::new(P2c))
     }
 
     fn unwritten(_: &Level<'_>) -> Self::Resolved {
-        Arc::new(P2c)
+        Balancer::new(Arc::new(P2c))
     }
 
     fn overlay(resolved: &mut Self::Resolved, written: &String, level: &mut Level<'_>) {
         let own = named(level);
-        *resolved = match written.as_str() {
+        *resolved = Balancer::new(match written.as_str() {
             "p2c" => Arc::new(P2c),
             "random" => Arc::new(RandomPicker),
             "round_robin" => Arc::new(RoundRobin),
             name => match own.get(&name.to_owned()) {
-                Some(picker) => (*picker).clone(),
+                Some(factory) => (*factory).clone(),
                 None => {
                     let allowed =
                         BUILT_IN_PICKERS.map(str::to_owned).into_iter().chain(own.into_keys().cloned());
@@ -38,7 +49,7 @@ impl Concern for PickerRule {
                     return level.problem_among("", format!("no picker is called `{name}`"), allowed);
                 }
             },
-        };
+        });
     }
 
     fn rule(resolved: &Self::Resolved, _: &mut Binding<'_>) -> Self::Rule {
@@ -46,7 +57,16 @@ impl Concern for PickerRule {
     }
 }
 
+// === impl Balancer ===
+
+impl Balancer {
+    fn new(factory: Arc<dyn PickerFactory>) -> Self {
+        let shared = factory.shared();
+        Balancer { factory, shared }
+    }
+}
+
 /// Pickers that have a name: those of the settings stand over those of the program.
-fn named<'a>(level: &Level<'a>) -> BTreeMap<&'a String, &'a Arc<dyn Picker>> {
+fn named<'a>(level: &Level<'a>) -> BTreeMap<&'a String, &'a Arc<dyn PickerFactory>> {
     level.extensions::<Pickers>().flat_map(|pickers| &pickers.0).collect()
 }

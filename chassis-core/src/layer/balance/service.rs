@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use tower_service::Service;
 
+use super::Balancer;
 use crate::layer::{Decided, forward_ready};
 use crate::{
     call::{Call, Failed, Invocation, Listener, Outcome, Reply},
     clock::Instant,
-    cluster::{Admitted, Candidates, Chosen, Cluster, Connection, Known, Members, Node, Subset},
+    cluster::{Admitted, Candidates, Chosen, Cluster, Connection, Known, Members, Node, Picker, Subset},
     event::Event,
     policy::Policy,
     types::{Choice, Code, Error, Reason, Side},
@@ -63,7 +64,7 @@ impl BalanceLayer {
                 Err(error) => return Pick::Refuse(error),
             },
         };
-        let (subset, nodes) = (&*chosen, chosen.nodes());
+        let subset = &*chosen;
         let policy = &*call.policy;
         let rules = policy.node_rules();
         // Circuits are ignored where too many are open.
@@ -79,11 +80,22 @@ impl BalanceLayer {
             panicking,
             random: &policy.common.random,
         };
+        match &policy.picker {
+            Balancer { shared: Some(picker), .. } => self.propose(&**picker, policy, &candidates),
+            Balancer { factory, shared: None } => {
+                subset.pick_by(factory, |picker| self.propose(picker, policy, &candidates))
+            }
+        }
+    }
+
+    /// Asks `picker` for nodes until one admits the call.
+    fn propose(&self, picker: &dyn Picker, policy: &Policy, candidates: &Candidates<'_>) -> Pick {
+        let nodes = candidates.nodes();
         for _ in 0..MOST_PROPOSALS {
-            let node = &nodes[policy.picker.pick(&candidates).min(nodes.len() - 1)];
+            let node = &nodes[picker.pick(candidates).min(nodes.len() - 1)];
             let admit = || match candidates.was_tried(node) {
                 true => None,
-                false => self.admit(node, policy, &candidates),
+                false => self.admit(node, policy, candidates),
             };
             if let Some(picked) = admit() {
                 return picked;
@@ -95,7 +107,7 @@ impl BalanceLayer {
                 }
             }
         }
-        self.ask_all(policy, &candidates)
+        self.ask_all(policy, candidates)
     }
 
     /// There is no node at all.
