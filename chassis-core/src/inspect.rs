@@ -16,7 +16,9 @@ use crate::{
     runtime::Runtime,
 };
 
-pub use crate::layer::{breaker::CircuitView, concurrency::ConcurrencyView, rate_limit::LimitView};
+pub use crate::layer::{
+    breaker::CircuitView, concurrency::ConcurrencyView, own::LayerView, rate_limit::LimitView,
+};
 
 macro_rules! inspection {
     (both { $($both:tt)* } outbound { $($outbound:tt)* } service { $($service:tt)* }) => {

@@ -126,16 +126,29 @@ where
 }
 
 /// The effective order of the layers on a side, outermost first: printed at start-up.
+///
+/// Users' layers are in brackets, with their switch if it is off: `[audit: off]`, `[audit: off at http]`. Operations
+/// with switches of their own are in [`inspect`](crate::inspect) only.
 pub fn chain(runtime: &Runtime, side: Side, service: &str) -> String {
-    let stages = runtime.stages();
+    let (stages, policies) = (runtime.stages(), runtime.policies().get());
+    let policy = match side {
+        Side::Client => policies.outbound_now(service),
+        Side::Server => policies.inbound_now(),
+    };
+    let own = |layers: Vec<(Arc<str>, usize)>| {
+        layers.into_iter().map(|(name, number)| match policy.layers.in_words(number).as_str() {
+            "" => format!("[{name}]"),
+            off => format!("[{name}: {off}]"),
+        })
+    };
     let mut names: Vec<String> = Vec::new();
-    let mut add = |built_in: &[&str], own: Vec<Arc<str>>| {
+    let mut add = |built_in: &[&str], layers| {
         names.extend(built_in.iter().map(|name| (*name).to_owned()));
-        names.extend(own.iter().map(|name| format!("[{name}]")));
+        names.extend(own(layers));
     };
     match side {
         Side::Client => {
-            add(&["route", "trace", "metrics"], stages.names(Stage::Call, service));
+            add(&["route", "trace", "metrics"], stages.numbered(Stage::Call, service));
             let call = [
                 "fallback",
                 "deadline",
@@ -146,15 +159,16 @@ pub fn chain(runtime: &Runtime, side: Side, service: &str) -> String {
                 "breaker",
                 "retry",
             ];
-            add(&call, stages.names(Stage::Attempt, service));
-            add(&["fault(attempt)", "balance", "attempt"], stages.names(Stage::Node, service));
+            add(&call, stages.numbered(Stage::Attempt, service));
+            add(&["fault(attempt)", "balance", "attempt"], stages.numbered(Stage::Node, service));
             add(&["connect"], Vec::new());
         }
         Side::Server => {
-            add(&["route", "trace", "metrics"], stages.names(Stage::ServerCall, service));
+            let service = runtime.service();
+            add(&["route", "trace", "metrics"], stages.numbered(Stage::ServerCall, service));
             add(
                 &["panic", "deadline", "rate_limit", "concurrency", "message_limits", "fault", "context"],
-                stages.names(Stage::Handler, service),
+                stages.numbered(Stage::Handler, service),
             );
             add(&["handler"], Vec::new());
         }

@@ -317,9 +317,9 @@ impl Stages {
         }))
     }
 
-    /// The names of the layers at `stage`, outermost first.
-    pub fn names<E>(&self, stage: Stage<E>, service: &str) -> Vec<Arc<str>> {
-        self.of(stage, service).map(|entry| entry.name.clone()).collect()
+    /// The names and numbers of the layers at `stage`, outermost first.
+    pub(crate) fn numbered<E>(&self, stage: Stage<E>, service: &str) -> Vec<(Arc<str>, usize)> {
+        self.of(stage, service).map(|entry| (entry.name.clone(), entry.number)).collect()
     }
 
     fn of<E>(&self, stage: Stage<E>, service: &str) -> impl DoubleEndedIterator<Item = &Entry> {

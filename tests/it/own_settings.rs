@@ -195,6 +195,74 @@ both! {
     }
 }
 
+/// The chains and the inspection show a layer that is off, and where it is.
+#[tokio::test(start_paused = true)]
+async fn layers_that_are_off_are_shown_as_off() {
+    let mesh = Mesh::new();
+    let [audit, gate] =
+        [Arc::<AtomicUsize>::default(), Arc::default()].map(|count| from_fn(counting(&count)));
+    let plan = mesh.server("tests", "tests").with(|builder| {
+        let builder = builder.layer(Stage::Call, "audit", audit);
+        builder.layer(Stage::Handler.of("tests"), "gate", gate)
+    });
+    let caller = plan.caller().await;
+    let brackets = |chain: &str| {
+        let own = chain.split(" → ").filter(|layer| layer.starts_with('['));
+        own.map(str::to_owned).collect::<Vec<_>>().join(" ")
+    };
+    let rows = || {
+        let all = caller.runtime().inspect().layers.into_iter().map(|row| {
+            let of = row.operation.or(row.listener).map(|of| format!(" {of}")).unwrap_or_default();
+            format!("{} {}{of} {} {}", row.side, row.service, row.layer, if row.on { "on" } else { "off" })
+        });
+        all.filter(|row| !row.starts_with("client _OTHER")).collect::<Vec<_>>()
+    };
+    for (settings, stock, ledger, inward, expected) in [
+        ("shutdown: { delay: 1s }", "[audit]", "[audit]", "[gate]", &[][..]),
+        (
+            "outbound: { services: { stock: { layers: { audit: off } } } }",
+            "[audit: off]",
+            "[audit]",
+            "[gate]",
+            &["client stock audit off"],
+        ),
+        (
+            "outbound: { services: { stock: { operations: { a: { layers: { audit: off } } } } } }",
+            "[audit]",
+            "[audit]",
+            "[gate]",
+            &["client stock a audit off"],
+        ),
+        (
+            "layers: { gate: off, audit: off }\noutbound: { defaults: { layers: { audit: on } } }",
+            "[audit]",
+            "[audit]",
+            "[gate: off]",
+            &["server tests audit off", "server tests gate off"],
+        ),
+        (
+            "inbound: { listeners: { http: { layers: { gate: off } } } }",
+            "[audit]",
+            "[audit]",
+            "[gate: off at http]",
+            &["server tests http gate off"],
+        ),
+        (
+            "inbound: { layers: { gate: off }, listeners: { http: { layers: { gate: on } } } }",
+            "[audit]",
+            "[audit]",
+            "[gate: off, on at http]",
+            &["server tests gate off", "server tests http gate on"],
+        ),
+    ] {
+        caller.push(settings).await.applied();
+        let chains =
+            ["stock", "ledger"].map(|service| caller.app.chains(service).map(|chain| brackets(&chain)));
+        assert_eq!(chains, [[stock, inward], [ledger, inward]], "{settings}");
+        assert_eq!(rows(), expected, "{settings}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn sections_are_compiled_and_found_by_name_and_type() {
     let builder = || {

@@ -44,7 +44,9 @@ macro_rules! concerns {
                 layers: BTreeMap<String, layer::own::LayerSwitch> => {
                     /// Layers of the user's own that it passes by.
                     pub(crate) layers: layer::own::Switched
-                } by layer::own::LayersRule;
+                } by layer::own::LayersRule, seen as
+                    /// Switches of the user's layers that are off, or that differ for a listener.
+                    layers: layer::own::LayerView;
                 /// What one call may carry: bytes of its answer, number and rate of its messages. Default `off`.
                 message_limits: Switch<layer::message_limits::MessageLimitsPatch> => {
                     /// What one call may carry.

@@ -254,6 +254,11 @@ impl Policies {
         self.is_named(service) || self.called.with(|called| called.contains_key(service))
     }
 
+    /// The rules of incoming calls of operations without rules of their own. Changes nothing, unlike a call.
+    pub(crate) fn inbound_now(&self) -> Arc<Policy> {
+        self.inbound.other.policy.clone()
+    }
+
     /// The rules of calls to operations of `service` that have none of their own; changes nothing, unlike a call.
     pub(crate) fn outbound_now(&self, service: &str) -> Arc<Policy> {
         let table = self.named.get(service).cloned();

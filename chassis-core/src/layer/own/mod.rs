@@ -3,8 +3,8 @@
 mod config;
 mod rule;
 
-pub use self::config::LayerSwitch;
 pub(crate) use self::{
     config::LayerNames,
     rule::{LayersRule, Switched},
 };
+pub use self::{config::LayerSwitch, rule::LayerView};
