@@ -108,6 +108,10 @@ pub struct NodeView {
     pub labels: BTreeMap<String, String>,
     /// Its weight.
     pub weight: u32,
+    /// Its priority; smaller numbers come first.
+    pub priority: u32,
+    /// The status that the registry states: `up`, `out_of_service`.
+    pub status: String,
     /// The state of its connection.
     pub connection: String,
     /// The state of its circuit, if breakers have the scope `endpoint`.
@@ -166,16 +170,16 @@ impl NodeView {
     fn of(node: &Node, policy: &Policy, now: Instant) -> Self {
         let (instance, figures) = (node.instance(), node.load().figures(now));
         let mut labels: BTreeMap<_, _> = instance.labels.clone().into();
-        for (name, value) in [("version", &instance.version), ("zone", &instance.zone)] {
-            if !value.is_empty() {
-                labels.entry(name.to_owned()).or_insert_with(|| value.clone());
-            }
+        for (name, value) in instance.stated() {
+            labels.entry(name.to_owned()).or_insert_with(|| value.to_owned());
         }
         NodeView {
             id: node.id().to_owned(),
             address: node.address().to_owned(),
             labels,
             weight: instance.weight,
+            priority: instance.priority,
+            status: instance.status().as_str().to_owned(),
             connection: node.connection().to_string(),
             circuit: policy.node_breaker.as_ref().map(|_| node.circuit(now, &policy.node_rules())),
             calls: figures.calls,

@@ -15,7 +15,7 @@ use http::{Extensions, HeaderValue};
 
 use crate::{
     Live,
-    cluster::{Cluster, Keeper, LeafMaker},
+    cluster::{Cluster, Keeper, LeafMaker, Lookup},
     contain,
     event::Events,
     inspect::Inspection,
@@ -50,7 +50,7 @@ struct Inner {
     policies: Live<Policies>,
     /// The hash of the version in force; held while a version is compiled.
     applying: Mutex<String>,
-    registry: Arc<dyn Registry>,
+    lookup: Arc<Lookup>,
     stages: Stages,
     clusters: Mutex<HashMap<ClusterKey, Arc<Cluster>>>,
     /// Retired services, which are no longer called and have parts that must be dropped.
@@ -86,6 +86,7 @@ type ClusterKey = (Arc<str>, usize);
 pub struct RuntimeBuilder {
     service: Arc<str>,
     labels: LabelSet,
+    lookup_in: Arc<str>,
     registry: Arc<dyn Registry>,
     metrics: Option<prometheus::Registry>,
     random: Random,
@@ -101,6 +102,13 @@ impl RuntimeBuilder {
     /// The labels of this service, sent to the services that it calls. Default: none.
     pub fn labels(mut self, labels: LabelSet) -> Self {
         self.labels = labels;
+        self
+    }
+
+    /// The environment of this service: instances that state another one are not called. Default: empty, which is the
+    /// environment of instances that state none.
+    pub fn environment(mut self, environment: &str) -> Self {
+        self.lookup_in = environment.into();
         self
     }
 
@@ -199,7 +207,7 @@ impl RuntimeBuilder {
             environment,
             policies: Live::new(policies),
             applying: Mutex::default(),
-            registry,
+            lookup: Arc::new(Lookup { registry, environment: self.lookup_in }),
             stages: self.stages,
             clusters: Mutex::default(),
             retired: Mutex::default(),
@@ -218,6 +226,7 @@ impl Runtime {
         RuntimeBuilder {
             service: service.into(),
             labels: LabelSet::default(),
+            lookup_in: "".into(),
             registry: Arc::new(Nowhere),
             metrics: None,
             random: Random::from_os(),
@@ -274,13 +283,13 @@ impl Runtime {
         }
         let start = || {
             let site = Site::new(self.metrics().clone(), self.events().clone());
-            let (registry, tasks) = (self.0.registry.clone(), self.0.tasks.clone());
+            let (lookup, tasks) = (self.0.lookup.clone(), self.0.tasks.clone());
             let keeper: Weak<Inner> = self.0.this.clone();
             let (protocol, transport) = (transport.protocol().name(), transport.clone());
             Cluster::start(
                 service.into(),
                 LeafMaker { protocol, make: Box::new(move |link| Box::new(transport.leaf(link))) },
-                registry,
+                lookup,
                 keeper,
                 site,
                 tasks,
@@ -312,7 +321,7 @@ impl Runtime {
 
     /// The registry.
     pub fn registry(&self) -> &Arc<dyn Registry> {
-        &self.0.registry
+        &self.0.lookup.registry
     }
 
     /// The events.

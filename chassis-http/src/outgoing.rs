@@ -64,6 +64,7 @@ impl Form {
     /// Requests to `service`, whose logical name is the authority: certificates and virtual hosts use the name,
     /// not an address.
     pub(crate) fn new(service: &str, sized: bool, config: &ClientConfig) -> Self {
+        let (service, _) = chassis_core::registry::split_listener(service);
         let authority = Authority::try_from(service).unwrap_or_else(|_| Authority::from_static("invalid"));
         let timeout_header = Some(config.timeout_header.0.clone()).filter(|name| *name != TIMEOUT);
         let host = HeaderValue::from_str(authority.as_str());

@@ -47,3 +47,18 @@ fn check(instance: &chassis_core::registry::Instance) -> Result<(), chassis_core
     }
     instance.check()
 }
+
+/// Checks what is to replace the entry `id` of `service`.
+#[cfg(any(feature = "memory", feature = "local"))]
+fn check_update(
+    instance: &chassis_core::registry::Instance,
+    service: &str,
+    id: &str,
+) -> Result<(), chassis_core::registry::RegistryError> {
+    if instance.service != service || instance.id != id {
+        let message =
+            format!("`{id}` of `{service}` can't become `{}` of `{}`", instance.id, instance.service);
+        return Err(chassis_core::registry::RegistryError::new(message));
+    }
+    check(instance)
+}

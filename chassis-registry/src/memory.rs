@@ -198,6 +198,16 @@ fn find(all: &[Arc<Instance>], id: &str) -> Result<usize, usize> {
 
 #[async_trait]
 impl Registration for Lease {
+    async fn update(&mut self, instance: Instance) -> Result<(), RegistryError> {
+        crate::check_update(&instance, &self.entry.0, &self.entry.1)?;
+        let leases = self.registry.leases.lock().expect("no code panics while it holds this lock");
+        if leases.by_entry.get(&self.entry) != Some(&self.number) {
+            return Err(RegistryError::new(format!("`{}` belongs to a later registration", self.entry.1)));
+        }
+        self.registry.put(instance);
+        Ok(())
+    }
+
     async fn deregister(self: Box<Self>) -> Result<(), RegistryError> {
         Ok(()) // `drop` removes the entry
     }

@@ -15,6 +15,10 @@ pub(crate) fn register(instance: &Instance, registry: &str) -> Result<Box<dyn Re
 
 #[async_trait]
 impl Registration for NoopRegistration {
+    async fn update(&mut self, _: Instance) -> Result<(), RegistryError> {
+        Ok(())
+    }
+
     async fn deregister(self: Box<Self>) -> Result<(), RegistryError> {
         Ok(())
     }

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use chassis_core::{
     BoxError,
     kind::Kind,
-    registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
+    registry::{Instance, Membership, Registration, Registry, RegistryError, Status, Watcher},
     settings::Problem,
 };
 use serde::Deserialize;
@@ -40,12 +40,24 @@ pub struct StaticInstance {
     /// Id in messages and metrics, unique within the service. Default: its first address, in the order of the
     /// protocols' names.
     pub id: Option<String>,
-    /// Address by protocol: `grpc: 10.0.0.5:50051`, `http: unix:/run/stock.sock`. At least one.
+    /// Address by the name of the listener: `grpc: 10.0.0.5:50051`, `http: unix:/run/stock.sock`. At least one.
     pub addresses: BTreeMap<String, String>,
     /// Version that runs there. Default: not stated.
     pub version: String,
     /// Zone where it runs. Default: not stated.
     pub zone: String,
+    /// Region, which has several zones. Default: not stated.
+    pub region: String,
+    /// Host where it runs. Default: not stated.
+    pub hostname: String,
+    /// Application that the service is a part of. Default: not stated.
+    pub app: String,
+    /// Environment; callers of another one do not call it. Default: not stated, so callers of every one do.
+    pub environment: String,
+    /// Rank among the instances of the service: smaller numbers come first. Default 0.
+    pub priority: u32,
+    /// Does it take calls? `out_of_service`, `starting` or `down` has it take no new ones. Default `up`.
+    pub status: Status,
     /// Share of the calls relative to others. Default 1; 0 takes no new calls.
     pub weight: Option<u32>,
     /// Labels that routes can match. Default none.
@@ -128,15 +140,19 @@ fn resolve(service: &str, all: &[StaticInstance], problems: &mut Vec<Problem>) -
 impl StaticInstance {
     fn resolve(&self, service: &str) -> Instance {
         let first = || self.addresses.values().next().cloned();
-        Instance {
-            id: self.id.clone().or_else(first).unwrap_or_default(),
-            service: service.into(),
-            version: self.version.clone(),
-            zone: self.zone.clone(),
-            addresses: self.addresses.clone().into(),
-            weight: self.weight.unwrap_or(1),
-            labels: self.labels.clone().into(),
-        }
+        let mut instance = Instance::new(service, self.id.clone().or_else(first).unwrap_or_default())
+            .with_version(&self.version)
+            .with_zone(&self.zone)
+            .with_region(&*self.region)
+            .with_hostname(&*self.hostname)
+            .with_app(&*self.app)
+            .with_environment(&*self.environment)
+            .with_weight(self.weight.unwrap_or(1))
+            .with_priority(self.priority)
+            .with_status(self.status.clone());
+        instance.addresses = self.addresses.clone().into();
+        instance.labels = self.labels.clone().into();
+        instance
     }
 }
 

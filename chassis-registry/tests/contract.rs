@@ -51,7 +51,7 @@ async fn memory() {
 
 #[tokio::test]
 async fn fixed() {
-    contract::registry(async || {
+    contract::written_registry(async || {
         let registry = StaticRegistry::default();
         let written = registry.clone();
         Arc::new(Written::new(registry, tempfile::tempdir().unwrap(), move |services| {
@@ -91,9 +91,21 @@ async fn local() {
 }
 
 fn configured(instance: &Instance) -> StaticInstance {
-    let Instance { id, service: _, version, zone, addresses, weight, labels } = instance.clone();
-    let (addresses, labels) = (addresses.into(), labels.into());
-    StaticInstance { id: Some(id), version, zone, addresses, weight: Some(weight), labels }
+    let one = instance.clone();
+    StaticInstance {
+        region: one.region().into(),
+        hostname: one.hostname().into(),
+        app: one.app().into(),
+        environment: one.environment().into(),
+        priority: one.priority,
+        status: one.status().clone(),
+        id: Some(one.id),
+        version: one.version,
+        zone: one.zone,
+        addresses: one.addresses.into(),
+        weight: Some(one.weight),
+        labels: one.labels.into(),
+    }
 }
 
 // === impl Written ===
@@ -145,6 +157,15 @@ impl Pen {
 
 #[async_trait]
 impl<R: Registry + Clone> Registration for Line<R> {
+    async fn update(&mut self, instance: Instance) -> Result<(), RegistryError> {
+        self.pen.edit(|services| {
+            let all = services.entry(instance.service.clone()).or_default();
+            all.iter_mut().filter(|i| i.id == instance.id).for_each(|one| *one = instance.clone());
+        });
+        self.instance = instance;
+        Ok(())
+    }
+
     async fn deregister(self: Box<Self>) -> Result<(), RegistryError> {
         let (registry, instance) = (self.registry.clone(), self.instance.clone());
         drop(self);
@@ -225,7 +246,9 @@ impl Registry for Broken {
             instance.labels = Default::default();
         }
         if self.1 == Fault::MixesServices {
-            self.0.put(Instance { service: "all-services".into(), ..instance.clone() });
+            let mut one = instance.clone();
+            one.service = "all-services".into();
+            self.0.put(one);
         }
         let up = self.0.register(instance).await?;
         Ok(if self.1 == Fault::KeepsWhatIsDropped { Box::new(Kept(Some(up))) } else { up })

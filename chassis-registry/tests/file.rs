@@ -139,6 +139,7 @@ async fn bad_instances_are_refused_one_by_one() {
             { "id": "weight", "addresses": { "grpc": "h:1" }, "weight": 4294967296 },
             { "id": "theirs", "service": "orders", "addresses": { "grpc": "h:1" } },
             { "id": "ours", "service": "stock", "addresses": { "grpc": "h:1" } },
+            { "id": "yesterday", "addresses": { "grpc": "h:1" }, "started_at": "yesterday" },
             17, null, "b", [], {}, DEEP ] } }"#
             .replace("DEEP", &format!("{}{}", "[".repeat(100_000), "]".repeat(100_000))),
     );

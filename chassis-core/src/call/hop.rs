@@ -2,6 +2,7 @@
 use http::header::HOST;
 
 use super::Call;
+use crate::plugin::registry::split_listener;
 use crate::types::{
     Hop,
     wire::{FORWARDED_BY, contains},
@@ -10,10 +11,14 @@ use crate::types::{
 // === impl Hop ===
 
 impl Hop {
-    /// As the caller knows it, which sends the name of the service as the authority. `None` if the caller has
+    /// As the caller knows it, which sends the name of the service as the authority, without the listener. `None` if the caller has
     /// no name: then no refusal can be told from one that was meant for somebody else.
     pub(crate) fn sent(call: &Call) -> Option<Self> {
-        Hop::new(call.target.caller.as_ref(), call.attempt_number(), Some(&call.target.service))
+        Hop::new(
+            call.target.caller.as_ref(),
+            call.attempt_number(),
+            Some(split_listener(&call.target.service).0),
+        )
     }
 
     /// As the service knows it that is called. What somebody forwarded is whole for nobody.

@@ -40,6 +40,8 @@ const MOST_PASSED: usize = 64;
 const PROBES: usize = 32;
 /// So many instances of one answer that make no sense are reported one by one.
 const MOST_REFUSED: usize = 10;
+/// So many listeners or environments of other instances are named to a caller that finds none of its own.
+const MOST_LISTED: usize = 8;
 
 /// One cluster, on its way with its registry.
 struct Follower<'a> {
@@ -56,8 +58,8 @@ struct Follower<'a> {
     refused: HashSet<String>,
     /// How many were held when this was last told.
     held: usize,
-    /// What the instances of the last answer speak, if none speaks the protocol of the cluster.
-    others: Option<Arc<str>>,
+    /// Why none of the instances of the last answer can be called, if there were some.
+    others: Option<Hint>,
 }
 
 /// How often changes are taken in.
@@ -97,7 +99,7 @@ impl<'a> Follower<'a> {
         Follower {
             cluster,
             following,
-            registry: &*cluster.registry,
+            registry: &*cluster.lookup.registry,
             belief: Belief::default(),
             pace: Pace::default(),
             failures: 0,
@@ -110,7 +112,7 @@ impl<'a> Follower<'a> {
 
     /// Follows one watcher until it fails.
     async fn watch(&mut self) -> RegistryError {
-        let (registry, service) = (self.registry, self.cluster.service().clone());
+        let (registry, service) = (self.registry, self.cluster.registered.clone());
         let begun = ask(tokio::time::timeout(ANSWER, registry.watch(&service))).await;
         let mut watcher = match begun.and_then(|begun| begun.unwrap_or_else(|_| Err(late("watch")))) {
             Ok(watcher) => watcher,
@@ -203,7 +205,7 @@ impl<'a> Follower<'a> {
         self.reported = None;
         let said = match said {
             Membership::Known(instances) => {
-                self.others = self.cluster.other_protocols(&instances);
+                self.others = self.cluster.out_of_reach(&instances);
                 Membership::Known(self.usable(instances))
             }
             other => {
@@ -212,7 +214,7 @@ impl<'a> Follower<'a> {
             }
         };
         let near = match said {
-            Membership::Unknown => nearest_of(self.cluster.service(), self.registry).await,
+            Membership::Unknown => nearest_of(&self.cluster.registered, self.registry).await,
             _ => None,
         };
         let news = self.belief.hear(said, Instant::now());
@@ -228,8 +230,7 @@ impl<'a> Follower<'a> {
                 cluster.site().events.emit(Event::EmptySetHeld { service: service(), kept });
             }
             News::Set { known, returned, held } => {
-                let others = || self.others.clone().map(Hint::Protocols);
-                let hint = near.map(Hint::Name).or_else(others);
+                let hint = near.map(Hint::Name).or_else(|| self.others.clone());
                 cluster.replace(self.following, known, hint, self.belief.set(), returned);
                 let held_before = std::mem::replace(&mut self.held, self.belief.held());
                 cluster.count_held(held_before, self.held);
@@ -297,10 +298,12 @@ impl<'a> Follower<'a> {
         };
         let mut seen = HashSet::new();
         instances.retain(|instance| {
-            if !instance.addresses.contains_key(cluster.protocol()) {
+            if !instance.addresses.contains_key(&cluster.listener)
+                || !instance.is_in(&cluster.lookup.environment)
+            {
                 return false;
             }
-            if let Err(error) = instance.check_for(cluster.service()) {
+            if let Err(error) = instance.check_for(&cluster.registered) {
                 refuse(&instance.id, error.to_string());
                 return false;
             }
@@ -347,6 +350,16 @@ async fn nearest_of(name: &str, registry: &dyn Registry) -> Option<Arc<str>> {
     nearest(name, all.iter().map(String::as_str).filter(|other| *other != name)).map(Into::into)
 }
 
+/// The first few of them: names come from a registry.
+fn listed(names: BTreeSet<&str>) -> Arc<str> {
+    let mut first: Vec<_> =
+        names.iter().take(MOST_LISTED).map(|name| name.escape_debug().to_string()).collect();
+    if names.len() > MOST_LISTED {
+        first.push("…".to_owned());
+    }
+    first.join(", ").into()
+}
+
 fn chain(error: &RegistryError) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
@@ -359,13 +372,22 @@ fn chain(error: &RegistryError) -> String {
 }
 
 impl Cluster {
-    /// What `instances` speak, if none of them speaks the protocol of this cluster.
-    fn other_protocols(&self, instances: &[Arc<Instance>]) -> Option<Arc<str>> {
-        if instances.iter().any(|instance| instance.addresses.contains_key(self.protocol())) {
+    /// Why no calls go to any of `instances`: none has the listener, or those that have it are in other environments.
+    fn out_of_reach(&self, instances: &[Arc<Instance>]) -> Option<Hint> {
+        let has_listener = |instance: &&Arc<Instance>| instance.addresses.contains_key(&self.listener);
+        let (mut others, mut in_reach) = (BTreeSet::new(), false);
+        for instance in instances.iter().filter(has_listener) {
+            in_reach |= instance.is_in(&self.lookup.environment);
+            others.insert(instance.environment());
+        }
+        if in_reach {
             return None;
         }
+        if !others.is_empty() {
+            return Some(Hint::Environments(listed(others)));
+        }
         let spoken: BTreeSet<_> = instances.iter().flat_map(|instance| instance.addresses.keys()).collect();
-        (!spoken.is_empty()).then(|| spoken.into_iter().collect::<Vec<_>>().join(", ").into())
+        (!spoken.is_empty()).then(|| Hint::Protocols(listed(spoken)))
     }
 }
 

@@ -61,6 +61,8 @@ pub(super) enum Hint {
     Name(Arc<str>),
     /// What the instances speak, none of which speaks the protocol of this cluster.
     Protocols(Arc<str>),
+    /// The environments of the instances, none of which is in that of the caller.
+    Environments(Arc<str>),
 }
 
 /// Nodes that were chosen: looked at where they are, or held on to where they were put together just now.
@@ -162,6 +164,14 @@ impl Members {
         }
     }
 
+    /// The environments of its instances, where none of them is in that of the caller: `staging, test`.
+    pub fn other_environments(&self) -> Option<&str> {
+        match &self.hint {
+            Some(Hint::Environments(environments)) => Some(environments),
+            _ => None,
+        }
+    }
+
     /// Every node, those of weight 0 too.
     pub fn nodes(&self) -> &[Arc<Node>] {
         &self.nodes
@@ -251,8 +261,8 @@ impl std::ops::Deref for Chosen<'_> {
 
 impl Subset {
     fn new(nodes: Vec<Arc<Node>>, rotation: Option<Arc<Rotation>>, is_kept: bool) -> Arc<Self> {
-        // Weight 0 takes no new calls, unless all have it.
-        let weighed = nodes.into_iter().map(|node| (u64::from(node.instance.get().weight), node));
+        // Weight 0, or a status other than `up`, takes no new calls, unless this is true of all.
+        let weighed = nodes.into_iter().map(|node| (u64::from(node.instance.get().effective_weight()), node));
         let mut weighed: Vec<_> = weighed.collect();
         if weighed.iter().any(|(weight, _)| *weight > 0) {
             weighed.retain(|(weight, _)| *weight > 0);
@@ -354,7 +364,7 @@ impl Subset {
         let (mut ready, mut out) = (0u64, 0u64);
         for node in &self.nodes {
             if node.connection() == Connection::Ready {
-                let weight = u64::from(node.instance.get().weight.max(1));
+                let weight = u64::from(node.instance.get().effective_weight().max(1));
                 ready += weight;
                 out += if node.circuit(now, rules) == State::Open { weight } else { 0 };
             }

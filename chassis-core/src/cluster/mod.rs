@@ -47,7 +47,7 @@ use crate::{
     algorithm::circuit::Circuit,
     clock::Instant,
     event::Event,
-    plugin::registry::{Instance, Registry},
+    plugin::registry::{Instance, Registry, split_listener},
     random::Random,
     site::Site,
     tasks::Tasks,
@@ -59,7 +59,11 @@ use crate::{
 /// One that has no nodes, and that nobody asks for, follows it no more until somebody asks: names that come
 /// from input leave nothing behind.
 pub struct Cluster {
-    registry: Arc<dyn Registry>,
+    /// The service as the registry knows it: the cluster's name without the listener.
+    registered: Arc<str>,
+    /// The listener of the service that its calls go to.
+    listener: Arc<str>,
+    lookup: Arc<Lookup>,
     keeper: Weak<dyn Keeper>,
     /// Odd while a task follows the registry; each following has a number of its own.
     following: AtomicU64,
@@ -77,6 +81,13 @@ pub struct Cluster {
     common: Arc<Common>,
     leaves: LeafMaker,
     of_nodes: Arc<OfCluster>,
+}
+
+/// Where services are looked up, and as whom.
+pub(crate) struct Lookup {
+    pub registry: Arc<dyn Registry>,
+    /// Instances of other environments are not called. Empty: only those that state none are.
+    pub environment: Arc<str>,
 }
 
 /// Who owns clusters, as they see it.
@@ -99,7 +110,7 @@ impl Cluster {
     pub(crate) fn start(
         service: Arc<str>,
         leaves: LeafMaker,
-        registry: Arc<dyn Registry>,
+        lookup: Arc<Lookup>,
         keeper: Weak<dyn Keeper>,
         site: Site,
         tasks: Tasks,
@@ -107,9 +118,13 @@ impl Cluster {
     ) -> Arc<Self> {
         let rotations = Arc::new(Rotations::new(random.clone()));
         let members = Live::new(Members::new(None, None, Vec::new(), rotations.clone()));
+        let (registered, listener) = split_listener(&service);
+        let (registered, listener) = (registered.into(), listener.unwrap_or(leaves.protocol).into());
         let metrics = Some(site.metrics.clone());
         let cluster = Arc::new_cyclic(|cluster: &Weak<Cluster>| Cluster {
-            registry,
+            registered,
+            listener,
+            lookup,
             keeper,
             following: AtomicU64::new(0),
             asked: AtomicU64::new(0),
@@ -127,7 +142,7 @@ impl Cluster {
         cluster
     }
 
-    /// The service's name.
+    /// The service's name, with the listener where one was asked for: `stock:admin`.
     pub fn service(&self) -> &Arc<str> {
         &self.common.service
     }
@@ -135,6 +150,11 @@ impl Cluster {
     /// The protocol its nodes speak.
     pub fn protocol(&self) -> &'static str {
         self.leaves.protocol
+    }
+
+    /// The listener of its nodes that calls go to; where none was asked for, that of the protocol's name.
+    pub fn listener(&self) -> &str {
+        &self.listener
     }
 
     /// Who is there now.
@@ -256,7 +276,7 @@ impl Cluster {
         let mut by_id: HashMap<&str, &Arc<Node>> = old.nodes().iter().map(|n| (n.id(), n)).collect();
         let (mut nodes, mut changed) = (Vec::with_capacity(instances.len()), HashSet::new());
         for instance in instances.iter().cloned() {
-            let Some(address) = instance.addresses.get(self.leaves.protocol) else { continue };
+            let Some(address) = instance.addresses.get(&self.listener) else { continue };
             // Who comes back after a failure is another process: it is not to wait for a backoff.
             let stays = |node: &&Arc<Node>| {
                 node.address() == address && !(returned && node.connection() == Connection::TransientFailure)
@@ -297,7 +317,7 @@ impl Cluster {
     }
 
     fn node(&self, instance: Arc<Instance>) -> Arc<Node> {
-        let address = instance.addresses.get(self.leaves.protocol).unwrap_or_default();
+        let address = instance.addresses.get(&self.listener).unwrap_or_default();
         let link = Link::new(self.common.clone(), &instance.id, address);
         self.site().events.emit(Event::InstanceJoined {
             service: self.service().clone(),

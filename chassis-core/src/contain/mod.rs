@@ -211,6 +211,19 @@ impl Registry for Contained<dyn Registry> {
 
 #[async_trait]
 impl Registration for Part<Box<dyn Registration>> {
+    async fn update(&mut self, instance: Instance) -> Result<(), RegistryError> {
+        let Some(mut registration) = self.inner().take() else {
+            return Err(RegistryError::new("it has panicked before, or its last update was not awaited"));
+        };
+        let updating = async move {
+            let updated = registration.update(instance).await;
+            (registration, updated)
+        };
+        let (registration, updated) = self.plugin_threads.run("update", updating).await;
+        *self.inner() = Some(registration);
+        updated
+    }
+
     async fn deregister(mut self: Box<Self>) -> Result<(), RegistryError> {
         let Some(registration) = self.inner().take() else { return Ok(()) };
         self.plugin_threads.run("deregister", async move { registration.deregister().await }).await

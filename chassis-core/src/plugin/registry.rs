@@ -1,7 +1,10 @@
 //! The port for registries: they list the instances of services, and register this process.
 use std::{
+    borrow::Cow,
+    collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr},
     sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 use async_trait::async_trait;
@@ -13,28 +16,109 @@ use crate::{
 };
 
 /// One running process of a service, as its registry describes it.
+///
+/// In JSON, fields that have their default are left out. Unknown keys are kept ([`others`](Self::others)) and written
+/// again, so that processes of different versions can share a registry.
+///
+/// ```
+/// use chassis_core::registry::{Instance, Status};
+///
+/// let stock = Instance::new("stock", "stock-1")
+///     .with_address("grpc", "10.0.0.5:50051")
+///     .with_address("admin", "10.0.0.5:9090") // another listener: called as `stock:admin`
+///     .with_version("1.4.0")
+///     .with_region("eu")
+///     .with_label("track", "canary");
+/// assert_eq!((stock.label("region"), stock.status()), (Some("eu"), &Status::Up));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(from = "Written", into = "Written")]
+#[non_exhaustive]
 pub struct Instance {
     /// The process's id: constant for its life, and unique.
     pub id: String,
     /// The service it belongs to.
-    #[serde(default)]
     pub service: String,
     /// The version of the program; empty if it is not set.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub version: String,
     /// The zone of the process; empty if it is not set.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub zone: String,
-    /// Address by protocol: `grpc` → `10.0.0.5:50051`, `http` → `unix:/run/stock.sock`.
+    /// Address by the name of its listener: `grpc` → `10.0.0.5:50051`, `http` → `unix:/run/stock.sock`. `grpc` and
+    /// `http` are the protocols too; a listener of any other name is called as `service:name`.
     pub addresses: TextMap,
     /// Share of the calls, relative to other instances. Default 1; 0 gets no new calls.
-    #[serde(default = "one", skip_serializing_if = "is_one")]
     pub weight: u32,
-    /// Labels that routes choose by. `version` and `zone` can be used like labels.
-    #[serde(default, skip_serializing_if = "TextMap::is_empty")]
+    /// The rank among the instances of the service, as in DNS SRV records: smaller numbers come first. Default 0.
+    pub priority: u32,
+    /// Labels that routes choose by. The fields that [`Instance::STATED`] lists can be used like labels.
     pub labels: TextMap,
+    /// What few instances state; `None` where all of it has its default, for there are many instances.
+    more: Option<Box<More>>,
+}
+
+/// What few instances state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct More {
+    region: Box<str>,
+    hostname: Box<str>,
+    app: Box<str>,
+    environment: Box<str>,
+    started_at: Option<SystemTime>,
+    status: Status,
+    others: BTreeMap<String, serde_json::Value>,
+}
+
+/// An instance as it is written.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    id: String,
+    #[serde(default)]
+    service: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    version: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    zone: String,
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    region: Box<str>,
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    hostname: Box<str>,
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    app: Box<str>,
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    environment: Box<str>,
+    addresses: TextMap,
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    weight: u32,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    priority: u32,
+    /// RFC 3339, to the millisecond.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "rfc3339")]
+    started_at: Option<SystemTime>,
+    #[serde(default, skip_serializing_if = "Status::is_up")]
+    status: Status,
+    #[serde(default, skip_serializing_if = "TextMap::is_empty")]
+    labels: TextMap,
+    #[serde(flatten)]
+    others: BTreeMap<String, serde_json::Value>,
+}
+
+/// Does an instance take calls?
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+#[non_exhaustive]
+pub enum Status {
+    /// It does: `up`.
+    #[default]
+    Up,
+    /// It is there and takes no new calls, because it was taken out by hand: `out_of_service`.
+    OutOfService,
+    /// It has not begun to take calls: `starting`.
+    Starting,
+    /// It takes none: `down`.
+    Down,
+    /// A word that is not known here. It takes no new calls, because a status that newer processes write is most
+    /// likely a reason to send none.
+    Other(Box<str>),
 }
 
 /// All that a registry knows of a service.
@@ -120,6 +204,19 @@ pub trait Registry: Send + Sync + 'static {
 /// A lease on a registered instance. Dropping it removes the instance as soon as the registry can.
 #[async_trait]
 pub trait Registration: Send + Sync + 'static {
+    /// Replaces the registered instance by `instance`, which has the same service and id. Watchers see the old
+    /// instance or the new one at every moment. The registration keeps the new one registered from then on.
+    ///
+    /// If the future is dropped before it ends, the registry may hold the old instance, the new one, or none.
+    ///
+    /// # Errors
+    /// The registered instance is unchanged; the caller may register anew instead. Default: the registry does not
+    /// support updates.
+    async fn update(&mut self, instance: Instance) -> Result<(), RegistryError> {
+        let _ = instance;
+        Err(RegistryError::unsupported("this registry can't update an instance"))
+    }
+
     /// Removes the instance, and returns when this registry no longer lists it.
     async fn deregister(self: Box<Self>) -> Result<(), RegistryError>;
 }
@@ -153,7 +250,41 @@ fn is_one(weight: &u32) -> bool {
     *weight == 1
 }
 
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// Times as `2026-03-01T12:00:00.250Z`.
+mod rfc3339 {
+    use std::{borrow::Cow, time::SystemTime};
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(at: &Option<SystemTime>, to: S) -> Result<S::Ok, S::Error> {
+        match at {
+            Some(at) => to.collect_str(&humantime::format_rfc3339_millis(super::writable(*at))),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SystemTime>, D::Error> {
+        let text = Option::<Cow<'de, str>>::deserialize(from)?;
+        text.map(|text| humantime::parse_rfc3339_weak(&text).map_err(D::Error::custom)).transpose()
+    }
+}
+
+/// `at`, to the millisecond and within the years that RFC 3339 can write: 1970 to 9999.
+fn writable(at: SystemTime) -> SystemTime {
+    const LAST: u64 = 253_402_300_799_999; // the end of 9999
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    SystemTime::UNIX_EPOCH
+        + Duration::from_millis(u64::try_from(since.as_millis()).map_or(LAST, |ms| ms.min(LAST)))
+}
+
 impl Instance {
+    /// What routes can choose by as if it were a label.
+    pub const STATED: [&'static str; 6] = ["version", "zone", "region", "hostname", "app", "environment"];
+
     /// An instance without addresses, labels or version, of weight 1.
     pub fn new(service: impl Into<String>, id: impl Into<String>) -> Self {
         Instance {
@@ -163,13 +294,15 @@ impl Instance {
             zone: String::new(),
             addresses: TextMap::new(),
             weight: 1,
+            priority: 0,
             labels: TextMap::new(),
+            more: None,
         }
     }
 
-    /// Adds an address for `protocol`.
-    pub fn with_address(mut self, protocol: impl Into<String>, address: impl Into<String>) -> Self {
-        self.addresses.insert(protocol, address);
+    /// Adds the address of a listener: `grpc`, `http`, or one with another name.
+    pub fn with_address(mut self, listener: impl Into<String>, address: impl Into<String>) -> Self {
+        self.addresses.insert(listener, address);
         self
     }
 
@@ -185,14 +318,130 @@ impl Instance {
         self
     }
 
-    /// The value of a label; `version` and `zone` are labels too, unless one of that name is set.
+    /// The same, of this version.
+    pub fn with_version(mut self, version: impl Into<String>) -> Self {
+        self.version = version.into();
+        self
+    }
+
+    /// The same, in this zone.
+    pub fn with_zone(mut self, zone: impl Into<String>) -> Self {
+        self.zone = zone.into();
+        self
+    }
+
+    /// The same, in this region.
+    pub fn with_region(self, region: impl Into<Box<str>>) -> Self {
+        self.with_more(|more| more.region = region.into())
+    }
+
+    /// The same, on this host.
+    pub fn with_hostname(self, hostname: impl Into<Box<str>>) -> Self {
+        self.with_more(|more| more.hostname = hostname.into())
+    }
+
+    /// The same, as a part of this application.
+    pub fn with_app(self, app: impl Into<Box<str>>) -> Self {
+        self.with_more(|more| more.app = app.into())
+    }
+
+    /// The same, in this environment.
+    pub fn with_environment(self, environment: impl Into<Box<str>>) -> Self {
+        self.with_more(|more| more.environment = environment.into())
+    }
+
+    /// The same, of this priority.
+    pub fn with_priority(mut self, priority: u32) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// The same, started at this time, which is cut to the millisecond.
+    pub fn with_started_at(self, at: SystemTime) -> Self {
+        self.with_more(|more| more.started_at = Some(writable(at)))
+    }
+
+    /// The same, with this status.
+    pub fn with_status(self, status: Status) -> Self {
+        self.with_more(|more| more.status = status)
+    }
+
+    /// The same, with a key that this version of chassis does not know.
+    pub fn with_other(self, key: impl Into<String>, value: serde_json::Value) -> Self {
+        self.with_more(|more| drop(more.others.insert(key.into(), value)))
+    }
+
+    fn with_more(mut self, change: impl FnOnce(&mut More)) -> Self {
+        let mut more = self.more.take().unwrap_or_default();
+        change(&mut more);
+        self.more = Some(more).filter(|more| **more != More::default());
+        self
+    }
+
+    fn more<'a, T: ?Sized>(&'a self, of: impl FnOnce(&'a More) -> &'a T) -> Option<&'a T> {
+        self.more.as_deref().map(of)
+    }
+
+    /// The region, which has several zones. Default empty: not stated.
+    pub fn region(&self) -> &str {
+        self.more(|more| &*more.region).unwrap_or_default()
+    }
+
+    /// The host where it runs. Default empty: not stated.
+    pub fn hostname(&self) -> &str {
+        self.more(|more| &*more.hostname).unwrap_or_default()
+    }
+
+    /// The application that the service is a part of. Default empty: not stated.
+    pub fn app(&self) -> &str {
+        self.more(|more| &*more.app).unwrap_or_default()
+    }
+
+    /// The environment, such as `production`. Callers of another environment do not call it. Default empty: not
+    /// stated, so callers of every environment do.
+    pub fn environment(&self) -> &str {
+        self.more(|more| &*more.environment).unwrap_or_default()
+    }
+
+    /// When the process started, to the millisecond; RFC 3339 in JSON. Default `None`: not stated.
+    pub fn started_at(&self) -> Option<SystemTime> {
+        self.more.as_ref()?.started_at
+    }
+
+    /// Does it take calls? Default [`Status::Up`].
+    pub fn status(&self) -> &Status {
+        self.more(|more| &more.status).unwrap_or(&Status::Up)
+    }
+
+    /// Keys that are not known here, with their values. Default none.
+    pub fn others(&self) -> impl Iterator<Item = (&str, &serde_json::Value)> {
+        self.more.iter().flat_map(|more| more.others.iter().map(|(key, value)| (key.as_str(), value)))
+    }
+
+    /// The value of a label. `version`, `zone`, `region`, `hostname`, `app` and `environment` are labels too where
+    /// they are stated, unless one of that name is set.
     pub fn label(&self, name: &str) -> Option<&str> {
-        match (self.labels.get(name), name) {
-            (Some(value), _) => Some(value),
-            (None, "version") if !self.version.is_empty() => Some(&self.version),
-            (None, "zone") if !self.zone.is_empty() => Some(&self.zone),
-            _ => None,
-        }
+        let stated = || self.stated().find(|(stated, _)| *stated == name).map(|(_, value)| value);
+        self.labels.get(name).or_else(stated)
+    }
+
+    /// What is a label too and is stated, by its name.
+    pub(crate) fn stated(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let values =
+            [&*self.version, &*self.zone, self.region(), self.hostname(), self.app(), self.environment()];
+        let named = Self::STATED.into_iter().zip(values);
+        named.filter(|(_, value)| !value.is_empty())
+    }
+
+    /// Its share of the calls: [`weight`](Self::weight), and 0 unless its [`status`](Self::status) is [`Status::Up`].
+    pub fn effective_weight(&self) -> u32 {
+        if self.status().is_up() { self.weight } else { 0 }
+    }
+
+    /// May a caller of `environment` call it? An instance that does not state its environment belongs to every one.
+    pub fn is_in(&self, environment: &str) -> bool {
+        let own = self.environment();
+        own.is_empty() || own == environment
     }
 
     /// Whether calls can be sent to it. A registry's document is input: an instance with an invalid id or
@@ -221,6 +470,49 @@ impl Instance {
             return Err(RegistryError::new(format!("instance `{id}` belongs to `{other}`")));
         }
         self.check()
+    }
+}
+
+impl From<Written> for Instance {
+    fn from(written: Written) -> Self {
+        let Written { region, hostname, app, environment, started_at, status, others, .. } = written;
+        let started_at = started_at.map(writable);
+        let more = More { region, hostname, app, environment, started_at, status, others };
+        Instance {
+            id: written.id,
+            service: written.service,
+            version: written.version,
+            zone: written.zone,
+            addresses: written.addresses,
+            weight: written.weight,
+            priority: written.priority,
+            labels: written.labels,
+            more: (more != More::default()).then(|| more.into()),
+        }
+    }
+}
+
+impl From<Instance> for Written {
+    fn from(instance: Instance) -> Self {
+        let More { region, hostname, app, environment, started_at, status, others } =
+            *instance.more.unwrap_or_default();
+        Written {
+            id: instance.id,
+            service: instance.service,
+            version: instance.version,
+            zone: instance.zone,
+            region,
+            hostname,
+            app,
+            environment,
+            addresses: instance.addresses,
+            weight: instance.weight,
+            priority: instance.priority,
+            started_at,
+            status,
+            labels: instance.labels,
+            others,
+        }
     }
 }
 
@@ -299,6 +591,65 @@ fn is_of_name(byte: u8) -> bool {
 const MAX_SOCKET_PATH: usize = 107;
 /// The longest name in DNS.
 const MAX_HOST: usize = 253;
+
+/// The parts of a name that a program calls: `stock` has no listener, `stock:admin` is the listener `admin` of `stock`.
+///
+/// ```
+/// use chassis_core::registry::split_listener;
+///
+/// assert_eq!(split_listener("stock:admin"), ("stock", Some("admin")));
+/// assert_eq!(split_listener("stock"), ("stock", None));
+/// ```
+pub fn split_listener(name: &str) -> (&str, Option<&str>) {
+    match name.rsplit_once(':') {
+        Some((service, listener)) if !service.is_empty() && !listener.is_empty() => (service, Some(listener)),
+        _ => (name, None),
+    }
+}
+
+// === impl Status ===
+
+impl Status {
+    /// The word for it.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Status::Up => "up",
+            Status::OutOfService => "out_of_service",
+            Status::Starting => "starting",
+            Status::Down => "down",
+            Status::Other(word) => word,
+        }
+    }
+
+    /// Is it [`Status::Up`]?
+    pub fn is_up(&self) -> bool {
+        *self == Status::Up
+    }
+}
+
+impl From<Cow<'_, str>> for Status {
+    fn from(word: Cow<'_, str>) -> Self {
+        match &*word {
+            "up" | "" => Status::Up,
+            "out_of_service" => Status::OutOfService,
+            "starting" => Status::Starting,
+            "down" => Status::Down,
+            _ => Status::Other(word.into_owned().into()),
+        }
+    }
+}
+
+impl From<String> for Status {
+    fn from(word: String) -> Self {
+        Cow::<str>::Owned(word).into()
+    }
+}
+
+impl From<Status> for String {
+    fn from(status: Status) -> Self {
+        status.as_str().to_owned()
+    }
+}
 
 // === impl Membership ===
 
@@ -453,7 +804,14 @@ mod tests {
         let stock = |address: &str| Instance::new("stock", "a").with_address("grpc", address);
         assert_eq!(said(stock("a\nb:80")), r#"instance `a`, grpc `a\nb:80`: a control character is in it"#);
         assert_eq!(said(Instance::new("stock", "a")), "instance `a` has no address");
-        assert_eq!(said(Instance { id: String::new(), ..stock("h:80") }), "an instance of `stock` has no id");
+        assert_eq!(
+            said({
+                let mut none = stock("h:80");
+                none.id.clear();
+                none
+            }),
+            "an instance of `stock` has no id"
+        );
         assert!(stock("h:80").check_for("stock").is_ok());
         assert_eq!(
             stock("h:80").check_for("billing").unwrap_err().to_string(),
@@ -461,5 +819,60 @@ mod tests {
         );
         // The service is known from the watch.
         assert!(Instance { service: String::new(), ..stock("h:80") }.check_for("stock").is_ok());
+    }
+
+    #[test]
+    fn what_newer_processes_write_is_kept() {
+        let text = r#"{"id":"a","service":"stock","region":"eu","addresses":{"grpc":"h:80"},"priority":2,"started_at":"2026-03-01T12:00:00.250Z","status":"warming_up","gpu":{"count":2},"tags":["x"]}"#;
+        let instance: Instance = serde_json::from_str(text).unwrap();
+        assert_eq!(instance.others().find(|(key, _)| *key == "gpu").unwrap().1["count"], 2);
+        assert_eq!((instance.status().as_str(), instance.effective_weight()), ("warming_up", 0));
+        assert_eq!(
+            instance.started_at(),
+            Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1_772_366_400_250))
+        );
+        assert_eq!(serde_json::to_string(&instance).unwrap(), text);
+    }
+
+    /// Older processes read it, and what is written for ten thousand instances stays small.
+    #[test]
+    fn what_is_not_stated_is_not_written() {
+        let text = r#"{"id":"a","service":"stock","addresses":{"grpc":"h:80"}}"#;
+        let instance = Instance::new("stock", "a").with_address("grpc", "h:80");
+        assert_eq!(serde_json::to_string(&instance).unwrap(), text);
+        assert_eq!(serde_json::from_str::<Instance>(text).unwrap(), instance);
+    }
+
+    #[test]
+    fn times_that_can_not_be_written_are_cut() {
+        let (early, late) = (SystemTime::UNIX_EPOCH - Duration::from_secs(1), 300_000_000_000);
+        for at in [early, SystemTime::UNIX_EPOCH + Duration::from_secs(late)] {
+            let instance = Instance::new("stock", "a").with_started_at(at);
+            let text = serde_json::to_string(&instance).unwrap();
+            assert_eq!(serde_json::from_str::<Instance>(&text).unwrap(), instance, "{text}");
+        }
+        let bad = r#"{"id":"a","addresses":{},"started_at":"yesterday"}"#;
+        assert!(serde_json::from_str::<Instance>(bad).is_err());
+    }
+
+    #[test]
+    fn fields_are_labels_unless_one_of_that_name_is_set() {
+        let stock = Instance::new("stock", "a").with_region("eu").with_app("shop").with_label("app", "other");
+        let labels = ["region", "app", "zone", "status"].map(|name| stock.label(name));
+        assert_eq!(labels, [Some("eu"), Some("other"), None, None]);
+    }
+
+    #[test]
+    fn a_name_may_have_a_listener() {
+        for (name, parts) in [
+            ("stock", ("stock", None)),
+            ("stock:admin", ("stock", Some("admin"))),
+            ("a:b:c", ("a:b", Some("c"))),
+            (":admin", (":admin", None)),
+            ("stock:", ("stock:", None)),
+            ("", ("", None)),
+        ] {
+            assert_eq!(split_listener(name), parts);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The inspection of a running process.
 use chassis_core::{
     layer::breaker::State,
-    registry::{Instance, Membership},
+    registry::Membership,
     testing::{Answer, CallBuilder, ScriptedRegistry},
 };
 use serde_json::json;
@@ -15,7 +15,7 @@ async fn everything_is_there_and_can_be_written_down() {
         _ => Answer::status(500),
     });
     let a = ScriptedRegistry::instance("stock", "a").with_label("track", "stable");
-    let a = Instance { version: "1.4".into(), zone: "eu-1".into(), ..a };
+    let a = a.with_version("1.4").with_zone("eu-1");
     let idle = ScriptedRegistry::instance("stock", "idle").with_weight(0);
     bench.registry.set("stock", Membership::known([a, idle]));
     bench.apply(json!({

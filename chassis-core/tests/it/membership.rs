@@ -2,7 +2,7 @@
 use chassis_core::{
     Code, Event, Reason,
     clock::Instant,
-    registry::{Instance, Membership},
+    registry::{Instance, Membership, Status},
     testing::{Answer, CallBuilder, ScriptedRegistry, Upstream},
 };
 use serde_json::json;
@@ -56,7 +56,7 @@ async fn what_was_seen_of_a_node_outlives_refreshes() {
     }
     let instance = |weight, zone: &str| {
         let instance = ScriptedRegistry::instance("stock", "a").with_weight(weight);
-        Instance { zone: zone.into(), ..instance }
+        instance.with_zone(zone)
     };
     // Also with weight 0, where it takes no calls, and back.
     let other = ScriptedRegistry::instance("stock", "b");
@@ -224,4 +224,48 @@ async fn following_ends_with_the_runtime() {
     let tasks = bench.runtime.tasks().clone();
     assert!(bench.runtime.shutdown(S).await);
     assert_eq!(tasks.running(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn instances_of_other_environments_are_not_called() {
+    let bench = Bench::build(Upstream::new(|_| Answer::ok("")), |builder| builder.environment("production"));
+    let at =
+        |id: &str, environment: &str| ScriptedRegistry::instance("stock", id).with_environment(environment);
+    bench.registry.set("stock", Membership::known([at("a", "staging"), at("b", "test")]));
+    let refused = bench.get().await;
+    check(&refused, Code::Unavailable, Reason::NoEndpoint);
+    let why = "its instances are in other environments than this process: staging, test";
+    assert!(refused.as_ref().unwrap_err().message().contains(why), "{refused:?}");
+    bench.registry.set("stock", Membership::known([at("a", "staging"), at("b", "production"), at("c", "")]));
+    bench.settle().await;
+    for _ in 0..40 {
+        bench.get().await.unwrap();
+    }
+    let calls = ["memory:a", "memory:b", "memory:c"].map(|address| bench.upstream.calls(address));
+    assert!(calls[0] == 0 && calls[1] > 0 && calls[2] > 0, "{calls:?}");
+    assert_eq!(bench.metric("chassis_instances_refused_total", &[]), 0.0, "an environment is no fault");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_is_out_of_service_gets_no_new_calls() {
+    let bench = Bench::with(["a", "b"], |_| Answer::ok(""));
+    for _ in 0..20 {
+        bench.get().await.unwrap();
+    }
+    let [a, b] = ["a", "b"].map(|id| ScriptedRegistry::instance("stock", id));
+    for status in [Status::OutOfService, Status::Starting, Status::Down, "unheard-of".to_owned().into()] {
+        bench.registry.set("stock", Membership::known([a.clone().with_status(status), b.clone()]));
+        bench.settle().await;
+        let before = bench.upstream.calls("memory:a");
+        for _ in 0..20 {
+            bench.get().await.unwrap();
+        }
+        assert_eq!(bench.upstream.calls("memory:a"), before);
+    }
+    // Nobody else is there: it is better than none.
+    let all = [&a, &b].map(|one| one.clone().with_status(Status::OutOfService));
+    bench.registry.set("stock", Membership::known(all));
+    bench.settle().await;
+    bench.get().await.unwrap();
+    assert_eq!(bench.upstream.closes("memory:a"), 0, "its connection stays: calls under way go on");
 }

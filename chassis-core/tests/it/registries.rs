@@ -276,7 +276,8 @@ async fn empty_and_unreachable_by_turns_is_believed_in_the_end() {
 async fn instances_of_another_service_are_refused() {
     let bench = Bench::build(Upstream::new(|_| Answer::ok("")), |builder| builder);
     let a = ScriptedRegistry::instance("stock", "a");
-    let nobodys = Instance { service: String::new(), ..ScriptedRegistry::instance("stock", "b") };
+    let mut nobodys = ScriptedRegistry::instance("stock", "b");
+    nobodys.service.clear();
     let other = ScriptedRegistry::instance("billing", "c");
     let all = || Membership::known([a.clone(), nobodys.clone(), other.clone()]);
     for _ in 0..3 {

@@ -25,7 +25,7 @@ fn bench() -> Bench {
 
 fn instance(id: &str, track: &str, version: &str) -> Instance {
     let instance = ScriptedRegistry::instance("stock", id).with_label("track", track);
-    Instance { version: version.into(), ..instance }
+    instance.with_version(version)
 }
 
 /// The number of `calls` calls that went to the canary.

@@ -14,7 +14,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     process,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, SystemTime},
 };
 
@@ -25,7 +25,6 @@ use super::dir::temp_path;
 
 /// The content of the file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct Entry {
     pub(super) instance: Arc<Instance>,
     /// Duration of the lease after the file's modification time, in milliseconds.
@@ -37,9 +36,14 @@ pub(super) struct Entry {
 /// The lease file of an instance of this process. Dropping it removes the file.
 pub(super) struct Lease {
     path: PathBuf,
+    held: Mutex<Held>,
+}
+
+struct Held {
+    /// The content of the file.
     text: Vec<u8>,
     /// Open and locked; `None` after the end of the lease.
-    file: Mutex<Option<File>>,
+    file: Option<File>,
 }
 
 /// The reason why a lease was not granted.
@@ -75,19 +79,37 @@ impl Entry {
 impl Lease {
     /// Creates the entry at `path`. Replaces an entry whose process no longer runs.
     pub(super) fn take(path: PathBuf, entry: &Entry) -> Result<Lease, Refused> {
-        let text = serde_json::to_vec_pretty(entry).map_err(io::Error::other)?;
+        let text = text(entry)?;
         let file = publish(&path, &text)?;
-        Ok(Lease { path, text, file: Mutex::new(Some(file)) })
+        Ok(Lease { path, held: Mutex::new(Held { text, file: Some(file) }) })
+    }
+
+    /// Replaces the content. The path names a complete and locked file at every moment.
+    pub(super) fn update(&self, entry: &Entry) -> Result<(), Refused> {
+        let text = text(entry)?;
+        let mut held = self.held();
+        let Some(file) = &held.file else { return Err(io::Error::other("the lease has ended").into()) };
+        let new = match is_at(file, &self.path)? {
+            // No other process removes or replaces the file meanwhile: it is locked.
+            true => {
+                let (temp, file) = write_locked(&self.path, &text)?;
+                fs::rename(&temp.0, &self.path)?;
+                file
+            }
+            false => publish(&self.path, &text)?,
+        };
+        *held = Held { text, file: Some(new) };
+        Ok(())
     }
 
     /// Renews the lease. If the file was removed, creates it again.
     pub(super) fn renew(&self) -> Result<(), Refused> {
-        let mut held = self.file.lock().expect("no code panics while it holds this lock");
-        match held.as_ref() {
+        let mut held = self.held();
+        match held.file.as_ref() {
             None => {}
             Some(file) if is_at(file, &self.path)? => file.set_modified(SystemTime::now())?,
             Some(_) => {
-                *held = Some(publish(&self.path, &self.text)?);
+                held.file = Some(publish(&self.path, &held.text)?);
                 tracing::warn!(path = %self.path.display(), "the lease file had been removed; it is written again");
             }
         }
@@ -107,14 +129,21 @@ impl Lease {
 
     /// Removes the file, unless the path now names another one.
     pub(super) fn end(&self) -> io::Result<()> {
-        let mut held = self.file.lock().expect("no code panics while it holds this lock");
-        match held.take() {
+        match self.held().file.take() {
             // No other process changes the file between these two calls: it is locked until the end of this
             // arm.
             Some(file) if is_at(&file, &self.path)? => fs::remove_file(&self.path),
             _ => Ok(()),
         }
     }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().expect("no code panics while it holds this lock")
+    }
+}
+
+fn text(entry: &Entry) -> io::Result<Vec<u8>> {
+    serde_json::to_vec_pretty(entry).map_err(io::Error::other)
 }
 
 impl Drop for Lease {
@@ -125,18 +154,24 @@ impl Drop for Lease {
 
 /// Creates the file at `path` in one step, complete and locked.
 fn publish(path: &Path, text: &[u8]) -> Result<File, Refused> {
-    let dir = path.parent().ok_or_else(|| io::Error::other("a path without a directory"))?;
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let temp = Unfinished(temp_path(dir));
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp.0)?;
-    file.try_lock().map_err(io::Error::from)?;
-    file.write_all(text)?;
+    let (temp, file) = write_locked(path, text)?;
     let link = || match fs::hard_link(&temp.0, path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         other => other.map(|()| true),
     };
     let linked = link()? || (remove_dead(path)? && link()?);
     if linked { Ok(file) } else { Err(Refused::Taken) }
+}
+
+/// A complete and locked file beside `path`.
+fn write_locked(path: &Path, text: &[u8]) -> Result<(Unfinished, File), Refused> {
+    let dir = path.parent().ok_or_else(|| io::Error::other("a path without a directory"))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let temp = Unfinished(temp_path(dir));
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp.0)?;
+    file.try_lock().map_err(io::Error::from)?;
+    file.write_all(text)?;
+    Ok((temp, file))
 }
 
 /// Removes the file at `path` if its process no longer runs. Returns whether the path is now free.

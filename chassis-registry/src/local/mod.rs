@@ -85,6 +85,10 @@ pub struct LocalRegistry {
 
 struct LocalRegistration {
     lease: Arc<Lease>,
+    service: String,
+    id: String,
+    /// How long the lease lasts without a renewal.
+    duration: Duration,
     renewal: JoinHandle<()>,
 }
 
@@ -178,13 +182,14 @@ impl Registry for LocalRegistry {
         let path = self.open().await?.instance(&instance.service, &instance.id)?;
         let what = format!("instance `{}` of `{}`, {}", instance.id, instance.service, path.display());
         let lease = self.config.lease.get();
+        let (service, id) = (instance.service.clone(), instance.id.clone());
         let entry = Arc::new(Entry::new(instance, lease));
         let mut tries = TRIES;
         loop {
             let (path, entry) = (path.clone(), entry.clone());
             // If this future is dropped meanwhile, the lease is dropped as soon as it is granted.
             match blocking(move || Ok(Lease::take(path, &entry))).await? {
-                Ok(taken) => return Ok(Box::new(LocalRegistration::new(taken, lease / 3))),
+                Ok(taken) => return Ok(Box::new(LocalRegistration::new(taken, service, id, lease))),
                 Err(Refused::Taken) if tries > 1 => tries -= 1,
                 Err(Refused::Io(e)) => {
                     return Err(RegistryError::new(format!("{what} can't be written")).with_source(e));
@@ -238,8 +243,8 @@ impl Registry for LocalRegistry {
 // === impl LocalRegistration ===
 
 impl LocalRegistration {
-    fn new(lease: Lease, every: Duration) -> Self {
-        let lease = Arc::new(lease);
+    fn new(lease: Lease, service: String, id: String, duration: Duration) -> Self {
+        let (lease, every) = (Arc::new(lease), duration / 3);
         let renewed = lease.clone();
         let renewal = tokio::spawn(async move {
             let mut tick = interval_at(Instant::now() + every, every);
@@ -253,12 +258,24 @@ impl LocalRegistration {
                 }
             }
         });
-        LocalRegistration { lease, renewal }
+        LocalRegistration { lease, service, id, duration, renewal }
     }
 }
 
 #[async_trait]
 impl Registration for LocalRegistration {
+    async fn update(&mut self, instance: Instance) -> Result<(), RegistryError> {
+        crate::check_update(&instance, &self.service, &self.id)?;
+        let what = format!("`{}` of `{}`", self.id, self.service);
+        let (lease, entry) = (self.lease.clone(), Entry::new(instance, self.duration));
+        blocking(move || {
+            lease
+                .update(&entry)
+                .map_err(|e| RegistryError::new(format!("{what} can't be written")).with_source(e))
+        })
+        .await
+    }
+
     async fn deregister(self: Box<Self>) -> Result<(), RegistryError> {
         let lease = self.lease.clone();
         blocking(move || {

@@ -241,10 +241,14 @@ impl BalanceLayer {
     }
 
     fn no_instances(&self, members: &Members) -> Error {
-        let protocol = self.cluster.protocol();
-        match members.other_protocols() {
-            None => self.none("it has no instances"),
-            Some(others) => self.none(&format!("its instances do not offer {protocol}, only {others}")),
+        let wanted = self.cluster.listener();
+        match (members.other_protocols(), members.other_environments()) {
+            (Some(others), _) => self.none(&format!("its instances do not offer {wanted}, only {others}")),
+            (None, Some(others)) => {
+                let message = format!("its instances are in other environments than this process: {others}");
+                self.none(&message)
+            }
+            (None, None) => self.none("it has no instances"),
         }
     }
 

@@ -1,10 +1,14 @@
 //! The contract of [`Registry`].
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::time::{Instant, timeout};
 
-use crate::registry::{Instance, Membership, Registration, Registry, Watcher};
+use crate::registry::{Instance, Membership, Registration, Registry, Status, Watcher};
 
 /// Instances by id: a registry may list them in any order.
 type Set = BTreeMap<String, Instance>;
@@ -38,9 +42,20 @@ pub async fn registry<F>(make: F)
 where
     F: AsyncFn() -> Arc<dyn Registry>,
 {
+    written_registry(&make).await;
+    what_a_process_states_comes_back(make().await).await;
+}
+
+/// The same for a registry whose instances people write, such as that of the settings: there an unknown key is an
+/// error, and no start time is stated.
+pub async fn written_registry<F>(make: F)
+where
+    F: AsyncFn() -> Arc<dyn Registry>,
+{
     the_first_answer_comes_at_once(make().await).await;
     an_instance_is_seen_while_it_is_registered(make().await).await;
     an_instance_comes_back_as_it_was_put_up(make().await).await;
+    an_instance_can_be_updated(make().await).await;
     every_watcher_sees_every_change(make().await).await;
     services_do_not_mix_whatever_they_are_called(make().await).await;
     a_dropped_future_loses_nothing(make().await).await;
@@ -91,12 +106,45 @@ async fn an_instance_comes_back_as_it_was_put_up(registry: Arc<dyn Registry>) {
         .with_weight(0);
     full.version = "1.4.0-rc.1+build".into();
     full.zone = "eu-1a".into();
+    full = full.with_region("eu").with_hostname("node-7").with_app("shop").with_environment("staging");
+    full = full.with_priority(3).with_status(Status::OutOfService);
     let mut watch = Watch::start(&registry, "stock").await;
     let _full = register(&registry, &full).await;
     watch.until(&[&full]).await;
     let heavy = instance("stock", "heavy").with_weight(u32::MAX);
     let _heavy = register(&registry, &heavy).await;
     watch.until(&[&full, &heavy]).await;
+}
+
+/// This includes values that only newer versions know.
+async fn what_a_process_states_comes_back(registry: Arc<dyn Registry>) {
+    let full = instance("stock", "full")
+        .with_started_at(SystemTime::UNIX_EPOCH + Duration::from_millis(1_772_366_400_250))
+        .with_status("warming_up".to_owned().into())
+        .with_other("gpu", serde_json::json!({ "count": 2, "kinds": ["a", null] }));
+    let mut watch = Watch::start(&registry, "stock").await;
+    let _full = register(&registry, &full).await;
+    watch.until(&[&full]).await;
+}
+
+/// A registry that does not support updates returns an error, and leaves the instance as it was.
+async fn an_instance_can_be_updated(registry: Arc<dyn Registry>) {
+    let mut watch = Watch::start(&registry, "stock").await;
+    let a = instance("stock", "a");
+    let mut up = register(&registry, &a).await;
+    watch.until(&[&a]).await;
+    for changed in [
+        a.clone().with_status(Status::OutOfService),
+        a.clone().with_weight(7).with_address("grpc", "127.0.0.1:50052"),
+    ] {
+        if up.update(changed.clone()).await.is_err() {
+            Watch::start(&registry, "stock").await.until(&[&a]).await;
+            break;
+        }
+        watch.until_without_a_gap(&[&changed]).await;
+    }
+    up.deregister().await.expect("deregister");
+    watch.until(&[]).await;
 }
 
 async fn every_watcher_sees_every_change(registry: Arc<dyn Registry>) {
@@ -216,6 +264,21 @@ impl Watch {
         let waited = timeout(CAP, async {
             while self.last.as_ref() != Some(&expected) {
                 self.advance().await;
+            }
+        });
+        if waited.await.is_err() {
+            panic!("`{}`: expected {expected:#?}, last answer: {:#?}", self.service, self.last);
+        }
+    }
+
+    /// The same, and no answer on the way is empty.
+    async fn until_without_a_gap(&mut self, expected: &[&Instance]) {
+        let expected = set(expected);
+        let waited = timeout(CAP, async {
+            while self.last.as_ref() != Some(&expected) {
+                self.advance().await;
+                let is_empty = self.last.as_ref().is_some_and(Set::is_empty);
+                assert!(!is_empty, "`{}`: no instance was listed during an update", self.service);
             }
         });
         if waited.await.is_err() {
