@@ -1,40 +1,11 @@
 //! How an instance stands in etcd: its key, and its value in JSON.
-use chassis_core::{
-    TextMap,
-    registry::{Instance, RegistryError},
-};
+use chassis_core::registry::{Instance, RegistryError};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
-use serde::{Deserialize, Serialize};
-
-/// The value of an entry. Keys that a newer writer adds are passed over.
-#[derive(Serialize, Deserialize)]
-struct Entry {
-    id: String,
-    #[serde(default)]
-    service: String,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    version: String,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    zone: String,
-    addresses: TextMap,
-    #[serde(default = "one", skip_serializing_if = "is_one")]
-    weight: u32,
-    #[serde(default, skip_serializing_if = "TextMap::is_empty")]
-    labels: TextMap,
-}
 
 /// The bytes that stand in a key unchanged.
 const ESCAPED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 /// A larger value is no instance: it would be kept in the memory of every process that calls the service.
 const MAX_VALUE: usize = 64 << 10;
-
-fn one() -> u32 {
-    1
-}
-
-fn is_one(weight: &u32) -> bool {
-    *weight == 1
-}
 
 /// The prefix of the keys of all services.
 pub(crate) fn services(prefix: &str) -> String {
@@ -60,9 +31,7 @@ pub(crate) fn service_of(key: &[u8], below: &str) -> Option<String> {
 
 /// The value of the entry of `instance`.
 pub(crate) fn write(instance: &Instance) -> Vec<u8> {
-    let Instance { id, service, version, zone, addresses, weight, labels } = instance.clone();
-    let entry = Entry { id, service, version, zone, addresses, weight, labels };
-    serde_json::to_vec(&entry).expect("texts and numbers can be written as JSON")
+    serde_json::to_vec(instance).expect("texts, numbers and JSON values can be written as JSON")
 }
 
 /// The instance of a value at a key that ends in `id`, of `service`.
@@ -73,14 +42,12 @@ pub(crate) fn read(value: &[u8], service: &str, id: &[u8]) -> Result<Instance, R
     if value.len() > MAX_VALUE {
         return Err(RegistryError::new(format!("it has {} bytes, {MAX_VALUE} are allowed", value.len())));
     }
-    let entry: Entry =
+    let mut instance: Instance =
         serde_json::from_slice(value).map_err(|error| RegistryError::new(error.to_string()))?;
-    let Entry { id: own, service: of, version, zone, addresses, weight, labels } = entry;
     let at = percent_decode(id).decode_utf8_lossy();
-    if own != at {
-        return Err(RegistryError::new(format!("its id is `{}`", own.escape_debug())));
+    if instance.id != at {
+        return Err(RegistryError::new(format!("its id is `{}`", instance.id.escape_debug())));
     }
-    let mut instance = Instance { id: own, service: of, version, zone, addresses, weight, labels };
     instance.check_for(service)?;
     instance.service = service.to_owned();
     Ok(instance)
@@ -88,6 +55,8 @@ pub(crate) fn read(value: &[u8], service: &str, id: &[u8]) -> Result<Instance, R
 
 #[cfg(test)]
 mod tests {
+    use chassis_core::registry::Status;
+
     use super::*;
 
     #[test]
@@ -110,8 +79,8 @@ mod tests {
             String::from_utf8(write(&stock)).unwrap(),
             r#"{"id":"a","service":"stock","addresses":{"grpc":"10.0.0.5:50051"},"labels":{"t":"x"}}"#
         );
-        stock = stock.with_weight(0);
-        (stock.version, stock.zone) = ("1.2".into(), "eu".into());
+        stock = stock.with_weight(0).with_version("1.2").with_zone("eu").with_region("europe");
+        stock = stock.with_status(Status::OutOfService).with_other("gpu", serde_json::json!({ "count": 2 }));
         assert_eq!(read(&write(&stock), "stock", b"a").unwrap(), stock);
     }
 
@@ -131,7 +100,9 @@ mod tests {
             let error = read(value.as_bytes(), "stock", b"a").expect_err(&value).to_string();
             assert!(error.contains(why), "{value}: {error}");
         }
-        let newer = r#"{"id":"a","addresses":{"grpc":"h:1"},"priority":7}"#;
-        assert_eq!(read(newer.as_bytes(), "stock", b"a").unwrap().service, "stock");
+        let newer = r#"{"id":"a","service":"stock","addresses":{"grpc":"h:1"},"tags":["x"]}"#;
+        assert_eq!(write(&read(newer.as_bytes(), "stock", b"a").unwrap()), newer.as_bytes());
+        let short = r#"{"id":"a","addresses":{"grpc":"h:1"}}"#;
+        assert_eq!(read(short.as_bytes(), "stock", b"a").unwrap().service, "stock");
     }
 }

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use chassis_core::clock;
 use tokio::{
-    sync::{oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     time::{sleep, timeout},
 };
 use tonic::Status;
@@ -26,8 +26,15 @@ pub(crate) struct Entry {
 /// Ends the task when it is dropped.
 pub(crate) struct Lease {
     end: Option<oneshot::Sender<oneshot::Sender<Ended>>>,
+    updates: mpsc::Sender<Update>,
     /// For the message.
     key: String,
+}
+
+/// Replaces the value of the entry.
+struct Update {
+    value: Vec<u8>,
+    done: oneshot::Sender<Result<(), Status>>,
 }
 
 /// The revision of the deletion, if it was there.
@@ -42,6 +49,7 @@ struct Owner {
     leases: Vec<i64>,
     /// Since when the entry is there.
     since: Since,
+    updates: mpsc::Receiver<Update>,
 }
 
 /// The entry as etcd has it.
@@ -82,13 +90,27 @@ impl Lease {
     pub(crate) async fn begin(client: &Client, entry: Entry) -> Result<Self, Status> {
         let (end, asked) = oneshot::channel();
         let (ready, is_up) = oneshot::channel();
-        let lease = Lease { end: Some(end), key: entry.key.clone() };
-        let pace = Pace::new(entry.jitter);
-        let owner =
-            Owner { client: client.clone(), entry, pace, leases: Vec::new(), since: Since::default() };
+        let (updates, updated) = mpsc::channel(1);
+        let lease = Lease { end: Some(end), updates, key: entry.key.clone() };
+        let owner = Owner {
+            client: client.clone(),
+            pace: Pace::new(entry.jitter),
+            entry,
+            leases: Vec::new(),
+            since: Since::default(),
+            updates: updated,
+        };
         client.tasks().spawn(owner.own(ready, asked));
         let up = is_up.await;
         up.unwrap_or_else(|_| Err(Status::cancelled("the process ends"))).map(|()| lease)
+    }
+
+    /// Replaces the value, under the same lease. While the entry is not there, this waits until it is put up again.
+    pub(crate) async fn update(&mut self, value: Vec<u8>) -> Result<(), Status> {
+        let (done, updated) = oneshot::channel();
+        let ended = || Status::cancelled("the registration has ended");
+        self.updates.send(Update { value, done }).await.map_err(|_| ended())?;
+        updated.await.unwrap_or_else(|_| Err(ended()))
     }
 
     /// Takes it down.
@@ -158,6 +180,11 @@ impl Owner {
             let loss = tokio::select! {
                 () = renew(&client, lease, every, &mut self.pace) => Loss::Gone,
                 loss = lost(&mut presence, lease, self.since) => loss,
+                Some(Update { value, done }) = self.updates.recv() => {
+                    // Its error leaves nothing to do here: `renew` and `lost` find out whether the entry is there.
+                    let _ = done.send(self.update(lease, value).await);
+                    continue;
+                }
             };
             match loss {
                 Loss::Gone => {
@@ -172,6 +199,20 @@ impl Owner {
             }
             self.put_up_again().await;
             self.since.life = presence.borrow().map_or(0, |seen| seen.at.life);
+        }
+    }
+
+    /// Replaces the value where the entry still has this lease.
+    async fn update(&mut self, lease: Option<i64>, value: Vec<u8>) -> Result<(), Status> {
+        let gone = || Status::aborted(format!("`{}` has another lease, or is gone", self.entry.key));
+        let lease = lease.ok_or_else(gone)?;
+        match self.client.claim(self.entry.key.as_bytes(), &value, lease, Some(lease)).await? {
+            Claim::Put { revision } => {
+                self.since.revision = revision;
+                self.entry.value = value;
+                Ok(())
+            }
+            Claim::Taken { .. } => Err(gone()),
         }
     }
 

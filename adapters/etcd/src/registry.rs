@@ -105,6 +105,7 @@ struct Instances {
 struct Registered {
     registry: EtcdRegistry,
     service: String,
+    id: String,
     lease: Lease,
 }
 
@@ -193,11 +194,7 @@ impl Registry for EtcdRegistry {
     }
 
     async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
-        if instance.service.is_empty() {
-            let message = format!("instance `{}` doesn't say which service it belongs to", instance.id);
-            return Err(RegistryError::new(message));
-        }
-        instance.check()?;
+        check(&instance)?;
         let Inner { config, client, .. } = &*self.0;
         let entry = Entry {
             key: entry::key(&config.prefix, &instance.service, &instance.id),
@@ -206,8 +203,8 @@ impl Registry for EtcdRegistry {
             jitter: config.jitter.0,
         };
         let lease = Lease::begin(client, entry).await.map_err(|status| error(client, &status))?;
-        let (registry, service) = (self.clone(), instance.service);
-        Ok(Box::new(Registered { registry, service, lease }))
+        let Instance { service, id, .. } = instance;
+        Ok(Box::new(Registered { registry: self.clone(), service, id, lease }))
     }
 
     async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
@@ -241,6 +238,15 @@ impl Registry for EtcdRegistry {
     }
 }
 
+/// Whether `instance` can be registered.
+fn check(instance: &Instance) -> Result<(), RegistryError> {
+    if instance.service.is_empty() {
+        let message = format!("instance `{}` doesn't say which service it belongs to", instance.id);
+        return Err(RegistryError::new(message));
+    }
+    instance.check()
+}
+
 /// Why etcd could not be asked. It never holds a password or a token.
 fn error(client: &Client, status: &Status) -> RegistryError {
     RegistryError::new(crate::why(client, status))
@@ -250,8 +256,17 @@ fn error(client: &Client, status: &Status) -> RegistryError {
 
 #[async_trait]
 impl Registration for Registered {
+    async fn update(&mut self, instance: Instance) -> Result<(), RegistryError> {
+        if (&instance.service, &instance.id) != (&self.service, &self.id) {
+            return Err(RegistryError::new("an update keeps the service and the id"));
+        }
+        check(&instance)?;
+        let updated = self.lease.update(entry::write(&instance)).await;
+        updated.map_err(|status| error(&self.registry.0.client, &status))
+    }
+
     async fn deregister(self: Box<Self>) -> Result<(), RegistryError> {
-        let Registered { registry, service, lease } = *self;
+        let Registered { registry, service, lease, .. } = *self;
         let deleted = lease.end().await.map_err(|status| error(&registry.0.client, &status))?;
         if let Some(revision) = deleted {
             registry.heard(&service, revision).await;

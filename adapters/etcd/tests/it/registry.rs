@@ -100,6 +100,7 @@ async fn an_entry_is_readable_by_others() -> Ran {
     etcd.put("/chassis/services/stock/x", by_hand).await;
     let told = registry(&etcd).watch("stock").await.unwrap().next().await.unwrap();
     let x = Instance::new("stock", "x").with_address("grpc", "10.0.0.5:1").with_label("t", "c");
+    let x = x.with_other("started", 12.into());
     assert_eq!(told, Membership::known([x]));
     Ok(())
 }
