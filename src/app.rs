@@ -8,6 +8,7 @@ use crate::{
     builder::ChassisBuilder,
     document::{ServiceSection, ShutdownSection},
     life::{Hooks, Running},
+    presence::Presence,
     rest::Rest,
     rpc::Rpc,
 };
@@ -24,6 +25,7 @@ pub struct Chassis {
 /// The parts of a service that do not depend on the protocols of the build.
 pub(crate) struct Parts {
     pub(crate) instance: String,
+    pub(crate) presence: Presence,
     pub(crate) runtime: Runtime,
     pub(crate) config: ConfigHandle,
     pub(crate) service: ServiceSection,
@@ -111,6 +113,11 @@ impl Chassis {
     /// The shared state of the running service, and its inspection.
     pub fn runtime(&self) -> &Runtime {
         &self.parts.runtime
+    }
+
+    /// Takes this process out of service, or puts it back, while it runs; see [`Presence`].
+    pub fn presence(&self) -> &Presence {
+        &self.parts.presence
     }
 
     /// The id of this process in its registry.

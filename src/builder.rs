@@ -24,11 +24,12 @@ use crate::{
     app::Parts,
     base::{Base, FILE_VARIABLE, File, PROFILE_VARIABLE, profiles},
     centers,
-    document::{Reader, check_name},
+    document::{Reader, ServiceSection, check_name},
     follow::Follower,
     identity,
     kinds::Port,
     life::{Hook, Hooks},
+    presence::Presence,
     rest::{self, Rest},
     rpc::{self, Declared, Rpc},
 };
@@ -462,7 +463,15 @@ impl ChassisBuilder {
         let name = document.service.name.clone().unwrap_or(self.name);
         check_name(&name).map_err(|why| StartError::Settings(format!("the builder's name: {why}")))?;
         let mut labels = LabelSet::from_iter(document.service.labels.clone());
-        for (key, value) in [("version", &document.service.version), ("zone", &document.service.zone)] {
+        let ServiceSection { version: runs, zone, region, app, environment, .. } = &document.service;
+        let stated = [
+            ("version", runs),
+            ("zone", zone),
+            ("region", region),
+            ("app", app),
+            ("environment", environment),
+        ];
+        for (key, value) in stated {
             if let Some(value) = value {
                 labels = LabelSet::from_iter([(key, value.as_str())]).and(&labels);
             }
@@ -470,6 +479,7 @@ impl ChassisBuilder {
         let mut runtime = Runtime::builder(&name)
             .labels(labels)
             .registry(registry)
+            .environment(environment.as_deref().unwrap_or_default())
             .random(self.random.clone())
             .events(self.events)
             .stages(self.stages);
@@ -507,6 +517,7 @@ impl ChassisBuilder {
             instance: self.instance.unwrap_or_else(|| identity::instance_id(&name, &self.random)),
             runtime: runtime.clone(),
             config,
+            presence: Presence::new(rpc.health()),
             service: document.service.clone(),
             shutdown,
             hooks: self.hooks,

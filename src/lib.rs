@@ -31,6 +31,7 @@ mod follow;
 mod identity;
 mod kinds;
 mod life;
+mod presence;
 #[cfg_attr(not(feature = "http"), path = "rest/off.rs")]
 mod rest;
 #[cfg_attr(not(feature = "grpc"), path = "rpc/off.rs")]
@@ -75,6 +76,7 @@ pub use self::{
     document::Document,
     error::StartError,
     life::Running,
+    presence::Presence,
 };
 
 /// The crates whose types appear in the interface, in the versions that chassis was built with.

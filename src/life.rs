@@ -5,22 +5,23 @@
 //! GOAWAY, wait, abort what is left → close clients → after-stop hooks.
 use std::{
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::{Mutex, PoisonError},
+    time::{Duration, SystemTime},
 };
 
 use chassis_core::{
     BoxError, BoxFuture, Event,
-    registry::{Instance, Registration, Registry, RegistryError},
-    tasks::{Panicked, backoff, caught},
+    registry::{Instance, RegistryError},
+    tasks::{Panicked, caught},
 };
-use tokio::{sync::oneshot, time::Instant};
+use tokio::time::Instant;
 
 use crate::{
     Chassis, StartError,
     app::Parts,
     container::Container,
     identity,
+    presence::{Presence, Registered},
     rest::{self, Rest},
     rpc::Rpc,
 };
@@ -48,24 +49,10 @@ pub struct Running {
     registered: Option<Registered>,
 }
 
-/// The registration, held by one task.
-struct Registered {
-    deregister: oneshot::Sender<oneshot::Sender<()>>,
-}
-
 /// The time a stop waits for a hook.
 const HOOK: Duration = Duration::from_secs(5);
-/// The time a start waits for the registry, and a stop.
-const REGISTER: Duration = Duration::from_secs(5);
-/// A registry that has not registered by then is asked again.
-const REGISTER_TRY: Duration = Duration::from_secs(10);
-/// The longest wait before the registry is asked again.
-const LONGEST_WAIT: Duration = Duration::from_secs(15);
-/// An error of the registry that stays the same is logged again after this time.
-const REMINDER: Duration = Duration::from_secs(60);
 /// A hook of a start is logged again and again while it takes longer than this.
 const SLOW_HOOK: Duration = Duration::from_secs(10);
-const DEREGISTER: Duration = Duration::from_secs(2);
 /// The time a stop waits for background tasks.
 const TASKS: Duration = Duration::from_secs(1);
 /// The time Kubernetes needs until endpoints have been removed everywhere.
@@ -104,7 +91,7 @@ impl Running {
                 return Err(error);
             }
         };
-        app.rpc.serving();
+        app.parts.presence.serving();
         let mut running = Running {
             rest: app.rest,
             rpc: app.rpc,
@@ -148,7 +135,7 @@ impl Running {
         self.addresses.iter().find(|(n, _)| n == name).map(|(_, address)| address.as_str())
     }
 
-    /// The addresses at which others reach this process, by protocol: those of `listen`, with the host of
+    /// The addresses at which others reach this process, by listener: those of `listen`, with the host of
     /// `service.advertise`, and those that [`Chassis::advertise`] added.
     pub fn advertised(&self) -> &[(String, String)] {
         &self.advertised
@@ -170,6 +157,28 @@ impl Running {
         self.parts.config.clone()
     }
 
+    /// Takes this process out of service, or puts it back, while it runs; see [`Presence`].
+    pub fn presence(&self) -> &Presence {
+        &self.parts.presence
+    }
+
+    /// Makes other services send no new calls here until [`put_back_in_service`](Self::put_back_in_service): see
+    /// [`Presence::take_out_of_service`].
+    ///
+    /// # Errors
+    /// The registry has not accepted the change within 5 s. It is tried again in the background.
+    pub async fn take_out_of_service(&self) -> Result<(), RegistryError> {
+        self.parts.presence.take_out_of_service().await
+    }
+
+    /// Takes calls again: see [`Presence::put_back_in_service`].
+    ///
+    /// # Errors
+    /// As for [`take_out_of_service`](Self::take_out_of_service).
+    pub async fn put_back_in_service(&self) -> Result<(), RegistryError> {
+        self.parts.presence.put_back_in_service().await
+    }
+
     /// The shared state of the running service.
     pub fn runtime(&self) -> &chassis_core::Runtime {
         &self.parts.runtime
@@ -180,14 +189,9 @@ impl Running {
         let shutdown = self.parts.shutdown.get();
         let hooks = std::mem::take(&mut self.parts.hooks.before_stop);
         stop_hooks("before-stop", hooks, &self.parts.runtime).await;
-        self.rpc.not_serving();
+        self.parts.presence.stopping();
         if let Some(registered) = self.registered.take() {
-            let (done, gone) = oneshot::channel();
-            // The task answers after the registry does; if the task is gone, nothing is registered.
-            let _ = registered.deregister.send(done);
-            if tokio::time::timeout(DEREGISTER, gone).await.is_err() {
-                tracing::warn!(target: "chassis", "still in the registry after {DEREGISTER:?}; going on without it");
-            }
+            registered.deregister().await;
         }
         let in_kubernetes = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
         let delay = shutdown.delay.map(|span| span.0);
@@ -209,34 +213,33 @@ impl Running {
     /// Registers this process; the first try is awaited, later ones run in the background. An error means that
     /// no registry could make this process known.
     async fn register(&mut self) -> Result<(), RegistryError> {
-        let Parts { service, runtime, instance, .. } = &self.parts;
-        let mut entry = Instance::new(runtime.service().to_string(), instance.clone());
-        entry.version = service.version.clone().unwrap_or_default();
-        entry.zone = service.zone.clone().unwrap_or_default();
+        let Parts { service, runtime, instance, presence, .. } = &self.parts;
+        let mut entry = Instance::new(runtime.service().to_string(), instance.clone())
+            .with_version(service.version.as_deref().unwrap_or_default())
+            .with_zone(service.zone.as_deref().unwrap_or_default())
+            .with_region(service.region.as_deref().unwrap_or_default())
+            .with_hostname(service.hostname.as_deref().unwrap_or_default())
+            .with_app(service.app.as_deref().unwrap_or_default())
+            .with_environment(service.environment.as_deref().unwrap_or_default())
+            .with_priority(service.priority)
+            .with_started_at(SystemTime::now());
         entry.labels = service.labels.clone().into();
-        for (protocol, address) in &self.advertised {
-            entry.addresses.insert(protocol.clone(), address.clone());
+        for (listener, address) in &self.advertised {
+            entry.addresses.insert(listener.clone(), address.clone());
         }
         if entry.addresses.is_empty() {
             return Ok(()); // nothing is served, so nothing is registered
         }
         entry.check()?;
-        let (deregister, asked) = oneshot::channel();
-        let (first, tried) = oneshot::channel();
-        let registry = runtime.registry().clone();
-        let task = keep_registered(registry, entry, runtime.clone(), first, asked);
-        // Not one of the runtime's own tasks: it has to outlive the first of them.
-        self.parts.runtime.tasks().spawn(task);
-        let _ = tokio::time::timeout(REGISTER, tried).await;
-        self.registered = Some(Registered { deregister });
+        self.registered = Some(presence.register(entry, runtime).await);
         Ok(())
     }
 }
 
-/// Where others reach the protocols of this process, given the addresses of the listeners.
+/// Where others reach the listeners of this process, given the addresses of the listeners.
 fn advertised(parts: &Parts, addresses: &[(String, String)]) -> Vec<(String, String)> {
     let (mut advertised, is_local) = (parts.advertised.clone(), parts.runtime.registry().is_local());
-    for (name, address) in addresses.iter().filter(|(name, _)| matches!(name.as_str(), "grpc" | "http")) {
+    for (name, address) in addresses {
         let address = identity::advertised(address, parts.service.advertise.as_deref(), is_local);
         advertised.retain(|(protocol, _)| protocol != name);
         advertised.push((name.clone(), address));
@@ -248,76 +251,6 @@ fn advertised(parts: &Parts, addresses: &[(String, String)]) -> Vec<(String, Str
 impl Drop for Running {
     fn drop(&mut self) {
         self.parts.runtime.tasks().cancel();
-    }
-}
-
-/// Owns the registration: registers, again until it succeeds, and deregisters when asked.
-///
-/// A registry is code of another crate: its panic is an error, and every try has a time limit.
-async fn keep_registered(
-    registry: Arc<dyn Registry>,
-    entry: Instance,
-    runtime: chassis_core::Runtime,
-    first: oneshot::Sender<()>,
-    mut asked: oneshot::Receiver<oneshot::Sender<()>>,
-) {
-    let (mut first, mut failures) = (Some(first), 0);
-    let mut reported: Option<(String, Instant)> = None;
-    let (instance, name) = (entry.id.clone(), registry.name().to_owned());
-    let registration: Box<dyn Registration> = loop {
-        let register = async { registry.register(entry.clone()).await };
-        let mut registering = pin!(caught(tokio::time::timeout(REGISTER_TRY, register)));
-        let tried = tokio::select! {
-            tried = &mut registering => tried,
-            done = &mut asked => {
-                // A pending registration may still succeed, and would then stay until its lease ends.
-                if let Ok(Ok(Ok(Ok(late)))) = tokio::time::timeout(DEREGISTER / 2, registering).await {
-                    deregister(late, &runtime, instance, name).await;
-                }
-                return drop(done.map(|done| done.send(())));
-            }
-        };
-        let error = match tried {
-            Ok(Ok(Ok(registration))) => break registration,
-            Ok(Ok(Err(error))) => error.to_string(),
-            Ok(Err(_)) => format!("it did not register within {REGISTER_TRY:?}"),
-            Err(panicked) => panicked.to_string(),
-        };
-        runtime.metrics().registry_failed();
-        failures += 1;
-        let now = Instant::now();
-        if !reported.as_ref().is_some_and(|(before, at)| *before == error && now < *at + REMINDER) {
-            reported = Some((error.clone(), now));
-            let service = runtime.service().clone();
-            runtime.events().emit_caused(&error.clone(), Event::RegistryUnreachable { service, error });
-        }
-        first.take().map(|first| first.send(()));
-        tokio::select! {
-            () = tokio::time::sleep(backoff(failures, LONGEST_WAIT, runtime.random())) => {}
-            done = &mut asked => return drop(done.map(|done| done.send(()))),
-        }
-    };
-    let registered = Event::Registered { instance: instance.clone(), registry: name.clone() };
-    runtime.events().emit(registered);
-    first.take().map(|first| first.send(()));
-    if let Ok(done) = asked.await {
-        deregister(registration, &runtime, instance, name).await;
-        let _ = done.send(());
-    }
-}
-
-async fn deregister(
-    registration: Box<dyn Registration>,
-    runtime: &chassis_core::Runtime,
-    instance: String,
-    registry: String,
-) {
-    match caught(registration.deregister()).await {
-        Ok(Ok(())) => runtime.events().emit(Event::Deregistered { instance, registry }),
-        Ok(Err(error)) => {
-            tracing::warn!(target: "chassis", %error, "could not be removed from the registry");
-        }
-        Err(panicked) => report_panic(runtime, "registration", "registration".to_owned(), &panicked),
     }
 }
 
@@ -362,7 +295,7 @@ async fn stop_hooks(which: &'static str, hooks: Vec<Hook>, runtime: &chassis_cor
     }
 }
 
-fn report_panic(runtime: &chassis_core::Runtime, kind: &str, task: String, panicked: &Panicked) {
+pub(crate) fn report_panic(runtime: &chassis_core::Runtime, kind: &str, task: String, panicked: &Panicked) {
     runtime.metrics().task_panicked(kind);
     runtime.events().emit(Event::TaskPanicked { task, message: panicked.to_string() });
 }

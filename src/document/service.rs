@@ -14,6 +14,18 @@ pub struct ServiceSection {
     pub version: Option<String>,
     /// The zone of this process. Default: not set.
     pub zone: Option<String>,
+    /// The region, which has several zones. Default: not set.
+    pub region: Option<String>,
+    /// The host of this process. Default: not set.
+    pub hostname: Option<String>,
+    /// The application that this service is a part of. Default: not set.
+    pub app: Option<String>,
+    /// The environment, such as `production`: this process calls the instances of the same environment, and those
+    /// that state none. Default: not set; then it calls only instances that state none, and instances of every
+    /// environment call it.
+    pub environment: Option<String>,
+    /// The rank among the instances of the service: smaller numbers come first. Default 0.
+    pub priority: u32,
     /// Labels that routes of other services can choose by. Default none.
     pub labels: BTreeMap<String, String>,
     /// The host at which others reach this process. Default: the address of the primary interface, or loopback
@@ -42,16 +54,17 @@ pub struct TelemetrySection {
     pub sample: Ratio,
 }
 
-/// Checks a service name, which is sent in a header and used in addresses and metrics.
+/// Checks a service name, which is sent in a header and used in addresses and metrics; a colon separates it from the
+/// name of a listener.
 ///
 /// # Errors
 /// The reason, and the allowed form.
 pub fn check_name(name: &str) -> Result<(), String> {
-    let odd = |c: char| c.is_whitespace() || c.is_control() || c == ';' || !c.is_ascii();
+    let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, ';' | ':') || !c.is_ascii();
     match (name.is_empty(), name.find(odd)) {
         (true, _) => Err("a service has a name; leave `name` out to keep the program's own".to_owned()),
         (_, Some(_)) => Err(format!(
-            "{name:?} can't be the name of a service: visible ASCII characters but `;` are allowed"
+            "{name:?} can't be the name of a service: visible ASCII characters but `;` and `:` are allowed"
         )),
         _ => Ok(()),
     }

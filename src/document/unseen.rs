@@ -32,7 +32,7 @@ pub struct SeenService {
 }
 
 /// Labels that every instance has.
-const ALWAYS: [&str; 2] = ["version", "zone"];
+const ALWAYS: [&str; 6] = chassis_core::registry::Instance::STATED;
 
 // === impl Document ===
 

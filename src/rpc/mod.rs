@@ -115,12 +115,10 @@ impl Rpc {
         }
     }
 
-    pub(crate) fn serving(&self) {
-        self.health.serving();
-    }
-
-    pub(crate) fn not_serving(&self) {
-        self.health.not_serving();
+    /// Sets whether gRPC's health service says that the process takes calls.
+    pub(crate) fn health(&self) -> impl Fn(bool) + Send + Sync + 'static {
+        let health = self.health.clone();
+        move |serving| if serving { health.serving() } else { health.not_serving() }
     }
 
     /// Ends streams of health watchers and of reflection.

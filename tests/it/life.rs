@@ -6,7 +6,7 @@ use std::{
 
 use axum::{Router, routing::get};
 use chassis::{
-    Code, Event, StartError,
+    Chassis, Code, Event, StartError,
     http::connector::{Connector, Network},
     registries::MemoryRegistry,
     registry::{Instance as Entry, Membership, Registry},
@@ -17,7 +17,7 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::mesh::{Act, Ask, Mesh, Wire, all_well, both, until};
+use crate::mesh::{Act, Ask, Caller, Mesh, Wire, all_well, both, until};
 
 /// Whether the registry has an instance of `stock`.
 async fn registered(registry: &MemoryRegistry) -> bool {
@@ -325,4 +325,61 @@ async fn who_stopped_can_be_started_again_at_the_same_place() {
         }
         stock.stop().await;
     }
+}
+
+/// What the registry says of the nodes that `caller` knows.
+fn statuses(caller: &Caller) -> Vec<String> {
+    let services = caller.app.runtime().inspect().services;
+    services.iter().flat_map(|service| &service.nodes).map(|node| node.status.clone()).collect()
+}
+
+both! {
+    async fn who_is_out_of_service_gets_no_new_calls(wire: Wire) {
+        let mesh = Mesh::new();
+        let first = mesh.start("stock", "stock-1").await;
+        let second = mesh.start("stock", "stock-2").await;
+        let caller = mesh.caller("").await;
+        let calls = async || {
+            for _ in 0..30 {
+                caller.call(wire, Ask::to("stock")).await.by();
+            }
+        };
+        calls().await;
+        assert!(first.executed() > 0 && second.executed() > 0);
+        first.running.take_out_of_service().await.unwrap();
+        assert!(!first.running.presence().is_in_service());
+        until("the caller has learned of it", || statuses(&caller).contains(&"out_of_service".to_owned())).await;
+        let before = first.executed();
+        calls().await;
+        assert_eq!(first.executed(), before);
+        first.running.put_back_in_service().await.unwrap();
+        until("the caller has learned of it", || statuses(&caller).iter().all(|status| status == "up")).await;
+        calls().await;
+        assert!(first.executed() > before);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listener_is_called_by_its_name() {
+    let mesh = Mesh::new();
+    let admin = Router::new().route("/ping", get(|| async { "pong" }));
+    let stock = Chassis::builder("stock")
+        .without_file()
+        .network(mesh.network.clone())
+        .registry(mesh.registry.clone())
+        .settings(json!({ "listen": { "http": "memory:stock", "admin": "memory:stock-admin" } }))
+        .build()
+        .await
+        .unwrap()
+        .serve_http(Router::new())
+        .serve_http_at("admin", admin)
+        .start()
+        .await
+        .unwrap();
+    let caller = mesh.caller("").await;
+    let answer = caller.app.http("stock:admin").get("/ping").send().await.unwrap();
+    assert_eq!(answer.text().await.unwrap(), "pong");
+    let none = caller.app.http("stock:debug").get("/ping").send().await.unwrap_err();
+    assert!(none.to_string().contains("its instances do not offer debug, only admin, http"), "{none}");
+    stock.stop().await;
 }

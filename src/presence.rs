@@ -1,0 +1,354 @@
+//! The instance of this process in its registry: one task registers, updates and deregisters it.
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use chassis_core::{
+    Event, Runtime,
+    registry::{Instance, Registration, Registry, RegistryError, Status},
+    tasks::{backoff, caught},
+};
+use tokio::{
+    sync::{oneshot, watch},
+    time::{Instant, timeout},
+};
+
+/// Whether this process takes calls, as its registry and its health service state it. Clones share one state.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> chassis::Result {
+/// use chassis::Chassis;
+///
+/// let app = Chassis::builder("shop")
+///     .settings(serde_json::json!({ "registry": { "kind": "memory", "name": "doc-presence" } }))
+///     .build()
+///     .await?;
+/// let presence = app.presence().clone(); // for a handler, or for a task that watches a signal
+/// let running = app.start().await?;
+/// presence.take_out_of_service().await?;
+/// // Other services send no new calls here; calls in flight go on.
+/// presence.put_back_in_service().await?;
+/// running.stop().await;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Presence(Arc<Inner>);
+
+struct Inner {
+    /// The status to register.
+    wanted: watch::Sender<Status>,
+    /// The registered status; `None` if nothing is registered.
+    registered: watch::Sender<Option<Status>>,
+    /// False before the start, after the stop, and if nothing is served.
+    registers: AtomicBool,
+    /// From the moment that the process listens to the begin of its stop.
+    serves: AtomicBool,
+    /// Sets the answer of gRPC's health service.
+    health: Box<dyn Fn(bool) + Send + Sync>,
+}
+
+/// The registration, owned by one task.
+pub(crate) struct Registered {
+    deregister: oneshot::Sender<oneshot::Sender<()>>,
+    presence: Presence,
+}
+
+/// The task that owns the registration.
+struct Keeper {
+    registry: Arc<dyn Registry>,
+    entry: Instance,
+    runtime: Runtime,
+    presence: Presence,
+    wanted: watch::Receiver<Status>,
+    asked: oneshot::Receiver<oneshot::Sender<()>>,
+    /// Resolved once the first try has ended.
+    first: Option<oneshot::Sender<()>>,
+    failures: u32,
+    /// The last error, and when it was reported.
+    reported: Option<(String, Instant)>,
+}
+
+/// How a wait of the keeper ends.
+enum Over<T> {
+    Done(T),
+    /// The process stops; the sender, if any, is answered after the deregistration.
+    Stops(Option<oneshot::Sender<()>>),
+}
+
+/// The time that a start, or a change of the status, waits for the registry.
+const REGISTER: Duration = Duration::from_secs(5);
+/// The time limit of one try to register or update.
+const REGISTER_TRY: Duration = Duration::from_secs(10);
+/// The longest wait before the registry is asked again.
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
+/// An error of the registry that stays the same is reported again after this time.
+const REMINDER: Duration = Duration::from_secs(60);
+/// The time that a stop waits for the registry.
+const DEREGISTER: Duration = Duration::from_secs(2);
+
+// === impl Presence ===
+
+impl Presence {
+    pub(crate) fn new(health: impl Fn(bool) + Send + Sync + 'static) -> Self {
+        Presence(Arc::new(Inner {
+            wanted: watch::Sender::new(Status::Up),
+            registered: watch::Sender::new(None),
+            registers: AtomicBool::new(false),
+            serves: AtomicBool::new(false),
+            health: Box::new(health),
+        }))
+    }
+
+    /// Makes other services send no new calls here: the registered status becomes [`Status::OutOfService`], and gRPC's
+    /// health service answers NOT_SERVING. The process still answers calls, so callers that do not know the new status
+    /// see no failure. With a registry that does not support updates, the instance is registered anew.
+    ///
+    /// Before the start, this makes the service start out of service. If all instances of a service are out of service,
+    /// callers use all of them.
+    ///
+    /// # Errors
+    /// The registry has not accepted the change within 5 s. It is tried again in the background until it does.
+    pub async fn take_out_of_service(&self) -> Result<(), RegistryError> {
+        self.set(Status::OutOfService).await
+    }
+
+    /// Takes calls again, as after the start.
+    ///
+    /// # Errors
+    /// As for [`take_out_of_service`](Self::take_out_of_service).
+    pub async fn put_back_in_service(&self) -> Result<(), RegistryError> {
+        self.set(Status::Up).await
+    }
+
+    /// Whether the process wants calls; its registry may not know yet.
+    pub fn is_in_service(&self) -> bool {
+        self.0.wanted.borrow().is_up()
+    }
+
+    async fn set(&self, status: Status) -> Result<(), RegistryError> {
+        let mut registered = self.0.registered.subscribe();
+        self.0.wanted.send_replace(status.clone());
+        self.update_health();
+        if !self.0.registers.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let is_over = |now: &Option<Status>| {
+            now.as_ref() == Some(&status)
+                || *self.0.wanted.borrow() != status // it was changed again
+                || !self.0.registers.load(Ordering::SeqCst)
+        };
+        match timeout(REGISTER, registered.wait_for(is_over)).await {
+            Ok(_) => Ok(()),
+            Err(_) => {
+                let message = format!(
+                    "the registry has not accepted the status `{}` within {REGISTER:?}; it is tried again",
+                    status.as_str()
+                );
+                Err(RegistryError::new(message))
+            }
+        }
+    }
+
+    /// The process listens.
+    pub(crate) fn serving(&self) {
+        self.0.serves.store(true, Ordering::SeqCst);
+        self.update_health();
+    }
+
+    /// The process stops: from here on no status puts it back in service.
+    pub(crate) fn stopping(&self) {
+        self.0.serves.store(false, Ordering::SeqCst);
+        self.update_health();
+    }
+
+    fn update_health(&self) {
+        (self.0.health)(self.0.serves.load(Ordering::SeqCst) && self.is_in_service());
+        // A stop may have begun meanwhile, and decides.
+        if !self.0.serves.load(Ordering::SeqCst) {
+            (self.0.health)(false);
+        }
+    }
+
+    /// Registers `entry`; the first try is awaited, later ones run in the background.
+    pub(crate) async fn register(&self, entry: Instance, runtime: &Runtime) -> Registered {
+        let (deregister, asked) = oneshot::channel();
+        let (first, tried) = oneshot::channel();
+        let keeper = Keeper {
+            registry: runtime.registry().clone(),
+            entry,
+            runtime: runtime.clone(),
+            presence: self.clone(),
+            wanted: self.0.wanted.subscribe(),
+            asked,
+            first: Some(first),
+            failures: 0,
+            reported: None,
+        };
+        self.0.registers.store(true, Ordering::SeqCst);
+        // Not one of the runtime's own tasks: it has to outlive the first of them.
+        runtime.tasks().spawn(keeper.keep());
+        let _ = timeout(REGISTER, tried).await;
+        Registered { deregister, presence: self.clone() }
+    }
+}
+
+// === impl Registered ===
+
+impl Registered {
+    /// Deregisters; returns when the registry has, or after 2 s.
+    pub(crate) async fn deregister(self) {
+        let (done, gone) = oneshot::channel();
+        // The task answers after the registry does; if the task is gone, nothing is registered.
+        let _ = self.deregister.send(done);
+        if timeout(DEREGISTER, gone).await.is_err() {
+            tracing::warn!(target: "chassis", "still in the registry after {DEREGISTER:?}; going on without it");
+        }
+        self.presence.0.registers.store(false, Ordering::SeqCst);
+        self.presence.0.registered.send_replace(None);
+    }
+}
+
+// === impl Keeper ===
+
+/// A registry is code of another crate: its panic is an error, and every try has a time limit.
+impl Keeper {
+    async fn keep(mut self) {
+        let done = loop {
+            let registration = match self.register().await {
+                Over::Done(registration) => registration,
+                Over::Stops(done) => break done,
+            };
+            self.accepted();
+            let (instance, registry) = (self.entry.id.clone(), self.registry.name().to_owned());
+            self.runtime.events().emit(Event::Registered { instance, registry });
+            self.tried();
+            match self.hold(registration).await {
+                Over::Done(()) => {} // it is registered anew
+                Over::Stops(done) => break done,
+            }
+        };
+        done.map(|done| done.send(()));
+    }
+
+    /// Registers the entry, again until it succeeds.
+    async fn register(&mut self) -> Over<Box<dyn Registration>> {
+        loop {
+            let wanted = self.wanted.borrow_and_update().clone();
+            self.entry = self.entry.clone().with_status(wanted);
+            let (registry, entry) = (self.registry.clone(), self.entry.clone());
+            let register = async move { registry.register(entry).await };
+            let mut registering = pin!(caught(timeout(REGISTER_TRY, register)));
+            let tried = tokio::select! {
+                tried = &mut registering => tried,
+                done = &mut self.asked => {
+                    // A pending registration may still succeed, and would then stay until its lease ends.
+                    if let Ok(Ok(Ok(Ok(late)))) = timeout(DEREGISTER / 2, registering).await {
+                        self.deregister(late).await;
+                    }
+                    return Over::Stops(done.ok());
+                }
+            };
+            let error = match tried {
+                Ok(Ok(Ok(registration))) => return Over::Done(registration),
+                Ok(Ok(Err(error))) => error.to_string(),
+                Ok(Err(_)) => format!("it did not register within {REGISTER_TRY:?}"),
+                Err(panicked) => panicked.to_string(),
+            };
+            self.failed(error);
+            self.tried();
+            if let Over::Stops(done) = self.pause().await {
+                return Over::Stops(done);
+            }
+        }
+    }
+
+    /// Keeps `registration` at the wanted status until the stop. `Done`: it was given up, and has to be made anew.
+    async fn hold(&mut self, mut registration: Box<dyn Registration>) -> Over<()> {
+        self.failures = 0;
+        loop {
+            let wanted = self.wanted.borrow_and_update().clone();
+            if wanted != *self.entry.status() {
+                self.entry = self.entry.clone().with_status(wanted);
+                let entry = self.entry.clone();
+                let updated = caught(timeout(REGISTER_TRY, registration.update(entry))).await;
+                let why = match updated {
+                    Ok(Ok(Ok(()))) => {
+                        self.accepted();
+                        continue;
+                    }
+                    Ok(Ok(Err(error))) => error.to_string(),
+                    Ok(Err(_)) => format!("it did not change the entry within {REGISTER_TRY:?}"),
+                    Err(panicked) => panicked.to_string(),
+                };
+                tracing::debug!(target: "chassis", why, "the instance could not be updated; it is registered anew");
+                self.deregister(registration).await;
+                return Over::Done(());
+            }
+            tokio::select! {
+                changed = self.wanted.changed() => {
+                    if changed.is_err() {
+                        std::future::pending::<()>().await; // this task holds the sender
+                    }
+                }
+                done = &mut self.asked => {
+                    // An error means that the service was dropped without a stop; then so is the registration.
+                    if let Ok(done) = done {
+                        self.deregister(registration).await;
+                        return Over::Stops(Some(done));
+                    }
+                    return Over::Stops(None);
+                }
+            }
+        }
+    }
+
+    async fn pause(&mut self) -> Over<()> {
+        tokio::select! {
+            () = tokio::time::sleep(backoff(self.failures, LONGEST_WAIT, self.runtime.random())) => Over::Done(()),
+            done = &mut self.asked => Over::Stops(done.ok()),
+        }
+    }
+
+    /// The registry has accepted the entry.
+    fn accepted(&self) {
+        self.presence.0.registered.send_replace(Some(self.entry.status().clone()));
+    }
+
+    fn tried(&mut self) {
+        self.first.take().map(|first| first.send(()));
+    }
+
+    fn failed(&mut self, error: String) {
+        self.runtime.metrics().registry_failed();
+        self.failures += 1;
+        let now = Instant::now();
+        if !self.reported.as_ref().is_some_and(|(before, at)| *before == error && now < *at + REMINDER) {
+            self.reported = Some((error.clone(), now));
+            let service = self.runtime.service().clone();
+            self.runtime.events().emit_caused(&error.clone(), Event::RegistryUnreachable { service, error });
+        }
+    }
+
+    async fn deregister(&self, registration: Box<dyn Registration>) {
+        let (instance, registry) = (self.entry.id.clone(), self.registry.name().to_owned());
+        match caught(registration.deregister()).await {
+            Ok(Ok(())) => self.runtime.events().emit(Event::Deregistered { instance, registry }),
+            Ok(Err(error)) => {
+                tracing::warn!(target: "chassis", %error, "could not be removed from the registry");
+            }
+            Err(panicked) => {
+                crate::life::report_panic(
+                    &self.runtime,
+                    "registration",
+                    "registration".to_owned(),
+                    &panicked,
+                );
+            }
+        }
+    }
+}
