@@ -4,12 +4,12 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
 };
 
 use chassis_core::{
-    HashKey, RequestExt,
+    HashKey, RequestExt, RuntimeBuilder,
     layer::balance::{Candidates, Picker, PickerFactory, Subset},
     pipeline::{self, Pipeline},
     registry::{Instance, Membership},
@@ -286,6 +286,54 @@ async fn many_callers_share_each_ring_and_a_swap_moves_only_the_users_of_the_nod
     }
     assert!(moved > 0, "no user of the node that left");
     assert_eq!(rings.take(), ["a b d"], "one ring for the subset that has changed");
+}
+
+/// The number of threads that need a ring at once.
+const THREADS: usize = 3;
+
+/// Builds a ring only once all threads have begun their calls.
+#[derive(Clone, Default)]
+struct Slow {
+    rings: Rings,
+    begun: Arc<AtomicUsize>,
+}
+
+impl PickerFactory for Slow {
+    fn build(&self, subset: &Subset) -> Arc<dyn Picker> {
+        while self.begun.load(SeqCst) < THREADS {
+            std::thread::yield_now();
+        }
+        // Gives the other threads the time to find that there is no ring.
+        (0..200).for_each(|_| std::thread::yield_now());
+        self.rings.build(subset)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_need_a_ring_at_once_wait_for_the_same_one() {
+    // Each round has a picker of its own, so that it begins without a ring.
+    let rounds: Vec<_> = (0..50).map(|round| (format!("slow-{round}"), Slow::default())).collect();
+    let bench = Bench::build(Upstream::new(|_| Answer::ok("")), |builder| {
+        let add = |builder: RuntimeBuilder, (name, slow): &(String, Slow)| {
+            builder.picker(name.clone(), Arc::new(slow.clone()))
+        };
+        rounds.iter().fold(builder, add)
+    });
+    bench.registry.put("stock", ["a", "b"]);
+    bench.get().await.unwrap(); // the nodes are there
+    for (name, slow) in &rounds {
+        bench.stock(json!({ "balance": name }));
+        std::thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                    slow.begun.fetch_add(1, SeqCst);
+                    runtime.block_on(run(&bench.pipeline, get().build())).unwrap();
+                });
+            }
+        });
+        assert_eq!(slow.rings.take(), ["a b"], "{name}");
+    }
 }
 
 /// Label sets that callers make up: the subsets beyond the maximum are not kept, and no call builds a ring for itself.
