@@ -158,8 +158,8 @@ impl Follower {
             self.runtime.metrics().config_refused("refused");
             return self.runtime.events().emit(Event::ConfigRefused { in_force, problems });
         }
-        self.runtime.carried().set(version.document.propagate.0.clone());
-        self.runtime.sample().set(version.document.telemetry.sample);
+        self.runtime.set_carried(version.document.propagate.0.clone());
+        self.runtime.set_sample(version.document.telemetry.sample);
         self.shutdown.set(version.document.shutdown.clone());
         let chosen = version.document.registry.as_ref();
         let chosen = chosen.filter(|chosen| self.registry.as_deref() == Some(chosen.kind()));

@@ -23,29 +23,30 @@ use crate::{clock::Instant, types::TraceContext};
 
 /// Inherited by the calls that are made for a call. Empty outside a handler.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Context {
     /// When the caller stops waiting.
     pub deadline: Option<Instant>,
     /// The trace the call is part of.
     pub trace: Option<Arc<TraceContext>>,
     /// Headers that are carried on along a chain of hops: baggage, and those named in the settings.
-    pub headers: CarriedHeaders,
+    pub(crate) headers: CarriedHeaders,
     /// Whether the incoming call is a retry.
     pub is_retry: bool,
     /// Whether a call made for this one was retried without success. If so, the failure of this one forbids
     /// retries.
-    pub retries_exhausted: RetriesExhausted,
+    pub(crate) retries_exhausted: RetriesExhausted,
 }
 
 /// Set by outgoing calls that failed and must not be retried by callers further up: if each hop of a chain
 /// retries what the next hop has retried, the load on the failing service multiplies.
 #[derive(Debug, Default)]
-pub struct RetriesExhausted(AtomicBool);
+pub(crate) struct RetriesExhausted(AtomicBool);
 
 /// Headers in the size of a pointer: few calls carry any, and each poll of a task in a context moves this
 /// value. `map.into()` converts a map, and it derefs to one.
 #[derive(Clone, Debug, Default)]
-pub struct CarriedHeaders(Option<Box<HeaderMap>>);
+pub(crate) struct CarriedHeaders(Option<Box<HeaderMap>>);
 
 tokio::task_local! {
     static CURRENT: Context;
@@ -72,6 +73,17 @@ impl Context {
     /// Runs `work` at once with this context as the current one.
     pub fn enter<R>(self, work: impl FnOnce() -> R) -> R {
         CURRENT.sync_scope(self, work)
+    }
+
+    /// The headers that are carried on along a chain of hops: baggage, and those named in the settings.
+    pub fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    /// Replaces the headers that are carried on.
+    pub fn with_headers(mut self, headers: HeaderMap) -> Self {
+        self.headers = headers.into();
+        self
     }
 
     /// Removes the deadline: for work that shall outlive the call.
@@ -101,12 +113,12 @@ impl std::ops::Deref for CarriedHeaders {
 
 impl RetriesExhausted {
     /// A call made for this one failed and was retried, or would have been.
-    pub fn set(&self) {
+    pub(crate) fn set(&self) {
         self.0.store(true, Relaxed);
     }
 
     /// Whether that happened.
-    pub fn is_set(&self) -> bool {
+    pub(crate) fn is_set(&self) -> bool {
         self.0.load(Relaxed)
     }
 }

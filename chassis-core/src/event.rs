@@ -101,7 +101,7 @@ pub(crate) struct Pulse(AtomicU64);
 
 impl Events {
     /// The number of past events that are kept.
-    pub const KEPT: usize = 500;
+    pub(crate) const KEPT: usize = 500;
 
     /// Without subscribers.
     pub fn new() -> Self {

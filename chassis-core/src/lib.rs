@@ -53,7 +53,7 @@ pub use types::{LabelSet, TextMap, TraceContext};
 
 // Policies, and the value that swaps them.
 pub use live::Live;
-pub use policy::{MOST_OPERATIONS, MOST_SERVICES, Policies, Policy, States};
+pub use policy::{MOST_OPERATIONS, MOST_SERVICES, Policies, Policy};
 pub use types::{matching, units};
 
 // Nodes and their connections; registries and config sources.
@@ -62,14 +62,14 @@ pub use plugin::{config_source as config, registry};
 
 // Pipelines, and layers of your own in them.
 pub use runtime::{MOST_UNKNOWN, Runtime, RuntimeBuilder};
-pub use stage::{Next, Placement, Stage, Staged, Stages, from_fn};
+pub use stage::{Next, Placement, Stage, Stages, from_fn};
 
 // *Did you mean*, for messages about names.
 pub use algorithm::nearest;
 
 // Observation.
 pub use event::{Event, Events};
-pub use metrics::{CallCounter, Metrics};
+pub use metrics::Metrics;
 pub use types::Side;
 
 // Registered kinds and sections.
@@ -94,8 +94,8 @@ pub mod protocol {
 /// its module of [`layer`].
 pub mod settings {
     pub use crate::policy::{
-        BUILT_IN_PICKERS, Common, Environment, InboundOperationSettings, InboundSettings, LayerSwitch,
-        ListenerSettings, OperationSettings, OutboundSettings, Pickers, Problem, ServiceSettings, Settings,
+        BUILT_IN_PICKERS, InboundOperationSettings, InboundSettings, LayerSwitch, ListenerSettings,
+        OperationSettings, OutboundSettings, Pickers, Problem, ServiceSettings, Settings,
     };
 }
 

@@ -34,12 +34,12 @@ impl<T> Live<T> {
     }
 
     /// The same with a shared value.
-    pub fn set_shared(&self, value: Arc<T>) {
+    pub(crate) fn set_shared(&self, value: Arc<T>) {
         self.0.store(value);
     }
 
     /// Replaces the value by the result of `change`; repeats that if another thread was faster.
-    pub fn update(&self, mut change: impl FnMut(&T) -> T) {
+    pub(crate) fn update(&self, mut change: impl FnMut(&T) -> T) {
         self.0.rcu(|value| change(value));
     }
 

@@ -68,7 +68,7 @@ impl Random {
 
     /// Two different numbers below `n`, which must be 2 or more, from one draw.
     #[inline]
-    pub fn two_below(&self, n: usize) -> (usize, usize) {
+    pub(crate) fn two_below(&self, n: usize) -> (usize, usize) {
         let (drawn, n) = (self.next_u64(), n as u64);
         let scaled = |half: u64, n: u64| ((u128::from(half) * u128::from(n)) >> 32) as usize;
         let (a, b) = (scaled(drawn >> 32, n), scaled(drawn & u64::from(u32::MAX), n.saturating_sub(1)));

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Extensions, HeaderValue};
+use http::{Extensions, HeaderName, HeaderValue};
 
 use crate::{
     Live,
@@ -31,14 +31,12 @@ use crate::{
         registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
         transport::Transport,
     },
-    policy::{
-        Carried, Common, Environment, LiveSection, Policies, Problem, Retired, Sample, Settings, States,
-    },
+    policy::{Common, Environment, LiveSection, Policies, Problem, Retired, Settings, States},
     random::Random,
     site::Site,
     stage::Stages,
     tasks::Tasks,
-    types::LabelSet,
+    types::{LabelSet, units::Ratio},
 };
 
 /// The shared parts of a running chassis.
@@ -344,14 +342,15 @@ impl Runtime {
         &self.0.stages
     }
 
-    /// Headers that are carried on along a chain of hops; set by the settings.
-    pub fn carried(&self) -> &Carried {
-        &self.0.environment.common.carried
+    /// Sets the names of the headers that are carried on along a chain of hops, for calls from now on. Default:
+    /// none.
+    pub fn set_carried(&self, names: Vec<HeaderName>) {
+        self.0.environment.common.carried.set(names);
     }
 
-    /// The share of calls without a trace that begin one; set by the settings.
-    pub fn sample(&self) -> &Sample {
-        &self.0.environment.common.sample
+    /// Sets the share of calls without a trace that begin one, for calls from now on. Default: none.
+    pub fn set_sample(&self, share: Ratio) {
+        self.0.environment.common.sample.set(share);
     }
 
     pub(crate) fn states(&self) -> &States {

@@ -32,7 +32,7 @@ pub(crate) type Cells<T> = PerShard<Box<Line<T>>>;
 /// A number that all calls change and that is read rarely: a counter, or a gauge if it is signed. Only its
 /// metrics write to it.
 #[derive(Debug)]
-pub struct Sum<A>(Cells<A>);
+pub(crate) struct Sum<A>(Cells<A>);
 
 thread_local! {
     /// The shard of this thread; `usize::MAX` before it is assigned.

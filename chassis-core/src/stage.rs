@@ -109,7 +109,7 @@ struct Switchable<E> {
 }
 
 /// A stage, with or without layers of the user.
-pub enum Staged<S, E = Error> {
+pub(crate) enum Staged<S, E = Error> {
     /// Without layers: the inner service itself.
     Plain(S),
     /// The outermost of the user's layers.
@@ -159,7 +159,7 @@ pin_project! {
     #[allow(missing_docs)]
     /// The future of a [`Staged`].
     #[project = StagedProjection]
-    pub enum StagedFuture<F, E = Error> {
+    pub(crate) enum StagedFuture<F, E = Error> {
         /// The inner service's own.
         Plain { #[pin] inner: F },
         /// The future of the user's layers.

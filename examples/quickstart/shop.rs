@@ -73,7 +73,7 @@ pub(crate) async fn orders() -> chassis::Result {
             Stage::Call,
             "version",
             from_fn(|call, next| async move {
-                let version = call.policy().version;
+                let version = call.policy().version();
                 let mut reply = next.run(call).await?;
                 reply.metadata.insert(VERSION, version.into());
                 Ok(reply)

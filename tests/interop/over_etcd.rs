@@ -216,7 +216,7 @@ async fn settings_come_from_a_key() -> Ran {
     let app = builder().settings(settings).build().await.unwrap();
     let timeout_of = || {
         let policies = app.runtime().policies().get();
-        policies.outbound(&"stock".into(), "x").timeout
+        policies.outbound(&"stock".into(), "x").timeout()
     };
     assert_eq!(timeout_of(), Some(Duration::from_secs(3)), "a center stands over the program");
 

@@ -52,7 +52,7 @@ fn watching(seen: &Arc<Seen>) -> impl FnOnce(ChassisBuilder) -> ChassisBuilder +
     let seen = seen.clone();
     let audit = move |call: Invocation, next: Next| {
         let audit = call.policy().extension::<Audit>().expect("it was registered");
-        let timeout = call.policy().timeout.unwrap_or_default();
+        let timeout = call.policy().timeout().unwrap_or_default();
         seen.calls.fetch_add(1, Relaxed);
         seen.last.store(audit.number, Relaxed);
         if timeout != Duration::from_millis(1_000 + audit.number) {

@@ -62,15 +62,15 @@ impl Watch {
 
     fn look(&self, policy: &Arc<Policy>, first: Option<&First>) {
         self.0.looks.fetch_add(1, SeqCst);
-        self.0.versions.lock().unwrap().insert(policy.version);
-        let whole = policy.timeout == policy.total_timeout
-            && policy.concurrency.as_ref().is_none_or(|bound| {
-                Some(Duration::from_millis(u64::from(bound.config.limit.get()))) == policy.timeout
-            });
+        self.0.versions.lock().unwrap().insert(policy.version());
+        let (timeout, total) = (policy.timeout(), policy.total_timeout());
+        let whole = timeout == total
+            && policy
+                .concurrency()
+                .is_none_or(|bound| Some(Duration::from_millis(u64::from(bound.limit.get()))) == timeout);
         let same = first.is_none_or(|first| Arc::ptr_eq(&first.0, policy));
         if !whole || !same {
-            let (timeout, total) = (policy.timeout, policy.total_timeout);
-            self.0.torn.lock().unwrap().push(format!("{}: {timeout:?} {total:?}", policy.version));
+            self.0.torn.lock().unwrap().push(format!("{}: {timeout:?} {total:?}", policy.version()));
         }
     }
 

@@ -4,8 +4,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use chassis::{Chassis, Code};
-use chassis_core::CallCounter;
+use chassis::{Chassis, Metrics};
 use serde::Serialize;
 use tokio::{
     task::JoinSet,
@@ -40,7 +39,7 @@ pub enum Load {
 pub struct Drive {
     options: Options,
     caller: Caller,
-    attempts: Vec<CallCounter>,
+    metrics: Metrics,
     limit: Duration,
 }
 
@@ -59,10 +58,10 @@ impl Drive {
         let caller = Caller::new(app, &options)?;
         let runtime = app.runtime();
         let policy = runtime.policies().get().outbound(&options.to.as_str().into(), caller.operation());
-        let bounds = [options.timeout, policy.timeout, policy.total_timeout];
+        let bounds = [options.timeout, policy.timeout(), policy.total_timeout()];
         let limit = bounds.into_iter().flatten().min().unwrap_or(LONGEST) + GRACE;
-        let attempts = Code::ALL.map(|code| runtime.metrics().attempts(&options.to, code)).to_vec();
-        Ok(Drive { options, caller, attempts, limit })
+        let metrics = runtime.metrics().clone();
+        Ok(Drive { options, caller, metrics, limit })
     }
 
     /// Makes the calls, waits for the last answers, and returns the report.
@@ -137,7 +136,13 @@ impl Drive {
     }
 
     fn attempts(&self) -> u64 {
-        self.attempts.iter().map(CallCounter::get).sum()
+        let families = self.metrics.registry().gather();
+        let attempts = families.iter().filter(|family| family.name() == "chassis_attempts_total");
+        let ours = attempts.flat_map(|family| family.get_metric()).filter(|metric| {
+            let labels = metric.get_label();
+            labels.iter().any(|label| label.name() == "service" && label.value() == self.options.to)
+        });
+        ours.map(|metric| metric.get_counter().get_value() as u64).sum()
     }
 }
 

@@ -101,7 +101,7 @@ pub fn runtime(name: &str, with: impl FnOnce(RuntimeBuilder) -> RuntimeBuilder) 
 pub async fn grpc(yaml: &str, wire: Wire) -> Box<dyn Case> {
     let rig = Rig::new(yaml);
     let traced = matches!(wire, Wire::Traceparent | Wire::Both);
-    rig.client.sample().set(Ratio::percent(if traced { 100 } else { 0 }));
+    rig.client.set_sample(Ratio::percent(if traced { 100 } else { 0 }));
     let stub = EchoClient::new(rig.channel());
     // chassis writes the trace here; the row itself only sets the timeout.
     let wire = match wire {

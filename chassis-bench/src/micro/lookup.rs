@@ -50,7 +50,7 @@ impl Case for Named {
             for number in 0..times {
                 let operation = &self.operations[number * stride % self.operations.len()];
                 let policy = self.runtime.policies().with(|all| all.outbound(&self.service, operation));
-                black_box(policy.timeout);
+                black_box(policy.timeout());
             }
         })
     }

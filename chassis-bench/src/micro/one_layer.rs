@@ -1,27 +1,8 @@
 //! Each layer alone over a leaf that answers at once: on, and off where it can be off.
 use std::sync::Arc;
 
-use chassis::{
-    Invocation, Live, Reply, Runtime, Side,
-    layer::{
-        attempt::AttemptLayer,
-        breaker::BreakerLayer,
-        concurrency::ConcurrencyLayer,
-        context::ContextLayer,
-        deadline::DeadlineLayer,
-        fallback::FallbackLayer,
-        fault::{At, FaultLayer},
-        metrics::MetricsLayer,
-        panic::PanicLayer,
-        rate_limit::RateLimitLayer,
-        retry::RetryLayer,
-        route::RouteLayer,
-        trace::TraceLayer,
-    },
-    units::Ratio,
-};
-use chassis_core::{Policies, Policy, Staged};
-use tower_layer::Layer;
+use chassis::{Invocation, Live, Reply, Runtime, units::Ratio};
+use chassis_core::{Policies, Policy, testing::layers};
 use tower_service::Service;
 
 use super::leaf::{AtOnce, Connected, calls};
@@ -70,32 +51,29 @@ pub async fn layer(name: &str, on: bool) -> Box<dyn Case> {
     runtime.apply(&all, 1, "bench").expect("our settings can be applied");
     let policies: &Live<Policies> = runtime.policies();
     let policy = policies.with(|all| all.outbound(&"echo".into(), "bench.v1.Echo/Call"));
-    runtime.sample().set(Ratio::percent(if on && name == "trace" { 100 } else { 0 }));
-    let (metrics, events) = (runtime.metrics().clone(), runtime.events().clone());
+    runtime.set_sample(Ratio::percent(if on && name == "trace" { 100 } else { 0 }));
     let bounded = on && name == "deadline";
     let policy = on.then_some(policy);
     macro_rules! alone {
-        ($layer:expr) => {
-            alone!($layer, AtOnce::new())
-        };
-        ($layer:expr, $inner:expr) => {
-            Box::new(Alone { service: $layer.layer($inner), policy, bounded, _runtime: runtime.clone() })
+        ($service:expr) => {
+            Box::new(Alone { service: $service, policy, bounded, _runtime: runtime.clone() })
         };
     }
+    let leaf = AtOnce::new();
     match name {
-        "fallback" => alone!(FallbackLayer),
-        "deadline" => alone!(DeadlineLayer),
-        "rate_limit" => alone!(RateLimitLayer),
-        "concurrency" => alone!(ConcurrencyLayer { side: Side::Client }),
-        "fault" => alone!(FaultLayer::new(At::Call)),
-        "breaker" => alone!(BreakerLayer),
-        "retry" => alone!(RetryLayer, Connected(AtOnce::new())),
-        "trace" => alone!(TraceLayer::new(Side::Server)),
-        "metrics" => alone!(MetricsLayer),
-        "attempt" => alone!(AttemptLayer, Connected(AtOnce::new())),
-        "route" => alone!(RouteLayer::new(Side::Client, policies.clone())),
-        "panic" => alone!(PanicLayer::new(events, metrics)),
-        "context" => alone!(ContextLayer),
+        "fallback" => alone!(layers::fallback(leaf)),
+        "deadline" => alone!(layers::deadline(leaf)),
+        "rate_limit" => alone!(layers::rate_limit(leaf)),
+        "concurrency" => alone!(layers::concurrency(leaf)),
+        "fault" => alone!(layers::fault(leaf)),
+        "breaker" => alone!(layers::breaker(leaf)),
+        "retry" => alone!(layers::retry(Connected(leaf))),
+        "trace" => alone!(layers::trace(leaf)),
+        "metrics" => alone!(layers::metrics(leaf)),
+        "attempt" => alone!(layers::attempt(Connected(leaf))),
+        "route" => alone!(layers::route(&runtime, leaf)),
+        "panic" => alone!(layers::panic(&runtime, leaf)),
+        "context" => alone!(layers::context(leaf)),
         other => panic!("there is no layer `{other}`"),
     }
 }
@@ -103,7 +81,12 @@ pub async fn layer(name: &str, on: bool) -> Box<dyn Case> {
 /// A stage without any user layer.
 pub async fn empty_stage() -> Box<dyn Case> {
     let runtime = runtime("echo", |builder| builder);
-    Box::new(Alone { service: Staged::Plain(AtOnce::new()), policy: None, bounded: false, _runtime: runtime })
+    Box::new(Alone {
+        service: layers::empty_stage(AtOnce::new()),
+        policy: None,
+        bounded: false,
+        _runtime: runtime,
+    })
 }
 
 impl<S> Case for Alone<S>

@@ -6,19 +6,14 @@ use std::{
     time::Duration,
 };
 
-use chassis::{
-    Invocation, Runtime,
-    clock::Instant,
-    layer::balance::{Balance, BalanceLayer},
-};
-use chassis_core::Policy;
+use chassis::{Failed, Invocation, Reply, Runtime, clock::Instant};
+use chassis_core::{Policy, testing::layers};
 use tower::{
     BoxError, ServiceExt,
     balance::p2c::Balance as TowerBalance,
     discover::ServiceList,
     load::{CompleteOnResponse, PeakEwma},
 };
-use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{
@@ -32,8 +27,8 @@ use crate::layers::{
 };
 
 /// The chassis balancer over leaves that answer at once.
-struct Ours {
-    service: Balance<Connected>,
+struct Ours<S> {
+    service: S,
     policy: Arc<Policy>,
     _runtime: Runtime,
 }
@@ -58,11 +53,14 @@ pub async fn ours(endpoints: usize) -> Box<dyn Case> {
         node.load().judged(true, Duration::ZERO, Instant::now()); // creates the first call's state
     }
     let policy = runtime.policies().with(|all| all.outbound(&"echo".into(), "bench.v1.Echo/Call"));
-    let layer = BalanceLayer::new(cluster);
-    Box::new(Ours { service: layer.layer(Connected(AtOnce::new())), policy, _runtime: runtime })
+    let service = layers::balance(cluster, Connected(AtOnce::new()));
+    Box::new(Ours { service, policy, _runtime: runtime })
 }
 
-impl Case for Ours {
+impl<S> Case for Ours<S>
+where
+    S: Service<Invocation, Response = Reply, Error = Failed, Future: Send> + Clone + Send + 'static,
+{
     fn run(&self, times: usize, callers: usize) -> Local<'_> {
         calls(times, callers, || {
             let (mut service, policy) = (self.service.clone(), self.policy.clone());

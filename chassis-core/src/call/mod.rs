@@ -83,7 +83,7 @@ pub struct Call {
     /// The rules it lives under: one consistent snapshot, stamped by the route layer.
     pub(crate) policy: Arc<Policy>,
     /// What the rule that matched chose: only nodes with these labels. Stamped by the route layer.
-    pub choice: Option<Choice>,
+    pub(crate) choice: Option<Choice>,
     /// Hears how the attempt ends, so nobody but us may change it.
     node: Option<Arc<Node>>,
     /// Nodes that attempts of this call went to before: others are better, if there are any.
@@ -212,7 +212,7 @@ impl Invocation {
     }
 
     /// From `at` on, dropping this attempt means that its time was up.
-    pub fn attempt_expires(&mut self, at: Instant) {
+    pub(crate) fn attempt_expires(&mut self, at: Instant) {
         self.0.completion.attempt.expires(at);
     }
 
@@ -223,7 +223,7 @@ impl Invocation {
 
     /// The current attempt starts only `now`: until here it waited, and neither its time bound nor its
     /// figures are about that. To be called by every layer that let the call wait.
-    pub fn attempt_waited(&mut self, now: Instant) {
+    pub(crate) fn attempt_waited(&mut self, now: Instant) {
         self.0.completion.attempt.starts(now);
     }
 
@@ -261,11 +261,6 @@ impl Invocation {
     pub fn set_request_abort(&mut self, abort: Abort) {
         self.0.request = Some(abort);
     }
-
-    /// Is the time of the call, or of this attempt, up at `now`?
-    pub fn is_expired(&self, now: Instant) -> bool {
-        self.0.completion.is_expired(now)
-    }
 }
 
 // === impl Reply ===
@@ -277,7 +272,7 @@ impl Reply {
     }
 
     /// Ends the answer here, unread: what it said so far is its verdict.
-    pub fn discard(self) {}
+    pub(crate) fn discard(self) {}
 
     /// The body as it leaves the pipeline; take `status` and `extensions` before. An answer whose `metadata`
     /// tells how long it is has to keep that until here: [`into_parts`](Self::into_parts) does.

@@ -5,23 +5,22 @@
 //! of their own, are always ready, and decide in `call`.
 //!
 //! A folder spans two floors: settings and rules are below the policy, services above the call.
-pub mod attempt;
+pub(crate) mod attempt;
 pub mod balance;
 pub mod breaker;
 pub mod concurrency;
-pub mod context;
-pub mod deadline;
+pub(crate) mod context;
+pub(crate) mod deadline;
 pub mod fallback;
 pub mod fault;
 pub mod message_limits;
-pub mod metrics;
+pub(crate) mod metrics;
 pub mod own;
 pub mod panic;
 pub mod rate_limit;
 pub mod retry;
 pub mod route;
 mod service;
-pub mod trace;
+pub(crate) mod trace;
 
-pub use self::service::Decided;
-pub(crate) use self::service::{forward_ready, plain_layer};
+pub(crate) use self::service::{Decided, forward_ready, plain_layer};

@@ -10,7 +10,7 @@ pin_project_lite::pin_project! {
     #[allow(missing_docs)]
     /// The decision of a layer: refused at once, passed on, or passed on after a wait.
     #[project = DecidedProjection]
-    pub enum Decided<F, E = Error> {
+    pub(crate) enum Decided<F, E = Error> {
         /// Refused.
         Refused { error: Option<E> },
         /// Passed on.
@@ -24,17 +24,17 @@ pin_project_lite::pin_project! {
 
 impl<F, E> Decided<F, E> {
     /// Refused at once.
-    pub fn refused(error: E) -> Self {
+    pub(crate) fn refused(error: E) -> Self {
         Decided::Refused { error: Some(error) }
     }
 
     /// Passed on at once.
-    pub fn inner(inner: F) -> Self {
+    pub(crate) fn inner(inner: F) -> Self {
         Decided::Inner { inner }
     }
 
     /// Passed on later, or not at all.
-    pub fn later(later: impl Future<Output = Result<Reply, E>> + Send + 'static) -> Self {
+    pub(crate) fn later(later: impl Future<Output = Result<Reply, E>> + Send + 'static) -> Self {
         Decided::Later { later: Box::pin(later) }
     }
 }
@@ -72,7 +72,7 @@ macro_rules! plain_layer {
     ($(#[$meta:meta])* $layer:ident => $service:ident) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, Default)]
-        pub struct $layer;
+        pub(crate) struct $layer;
 
         impl<S> tower_layer::Layer<S> for $layer {
             type Service = $service<S>;
@@ -83,7 +83,7 @@ macro_rules! plain_layer {
 
         #[doc = concat!("The service of [`", stringify!($layer), "`].")]
         #[derive(Clone, Debug)]
-        pub struct $service<S> {
+        pub(crate) struct $service<S> {
             inner: S,
         }
     };

@@ -35,7 +35,7 @@ use crate::{
 pub struct Metrics(Arc<Families>);
 
 /// A counter that each thread counts separately.
-pub type CallCounter = GenericCounter<Sum<AtomicU64>>;
+pub(crate) type CallCounter = GenericCounter<Sum<AtomicU64>>;
 
 type CallCounterVec = GenericCounterVec<Sum<AtomicU64>>;
 pub(crate) type CallGauge = GenericGauge<Sum<AtomicI64>>;
@@ -245,59 +245,59 @@ impl Metrics {
     }
 
     /// Counts a call that this process refused.
-    pub fn rejected(&self, side: Side, service: &str, reason: Reason) {
+    pub(crate) fn rejected(&self, side: Side, service: &str, reason: Reason) {
         self.0.rejected.with_label_values(&[side.name(), service, reason.name()]).inc();
     }
 
     /// The counter of attempts that ended with `code`.
-    pub fn attempts(&self, service: &str, code: Code) -> CallCounter {
+    pub(crate) fn attempts(&self, service: &str, code: Code) -> CallCounter {
         self.0.attempts.with_label_values(&[service, code.name()])
     }
 
     /// Counts a retry, or the reason against one.
-    pub fn retry(&self, service: &str, outcome: &str) {
+    pub(crate) fn retry(&self, service: &str, outcome: &str) {
         self.0.retries.with_label_values(&[service, outcome]).inc();
     }
 
     /// Counts a circuit's change of state; `open` is the change of the number of circuits that are not closed.
-    pub fn circuit(&self, service: &str, scope: &str, to: &str, open: i64) {
+    pub(crate) fn circuit(&self, service: &str, scope: &str, to: &str, open: i64) {
         self.0.transitions.with_label_values(&[service, scope, to]).inc();
         self.0.breakers.with_label_values(&[service, scope]).add(open);
     }
 
     /// Records that a circuit that was not closed was dropped.
-    pub fn circuit_gone(&self, service: &str, scope: &str) {
+    pub(crate) fn circuit_gone(&self, service: &str, scope: &str) {
         self.0.breakers.with_label_values(&[service, scope]).dec();
     }
 
     /// The counters of a rate limit: allowed, refused.
-    pub fn limit(&self, side: Side, rule: &str) -> [CallCounter; 2] {
+    pub(crate) fn limit(&self, side: Side, rule: &str) -> [CallCounter; 2] {
         ["allowed", "refused"]
             .map(|decision| self.0.decisions.with_label_values(&[side.name(), rule, decision]))
     }
 
     /// The counter of a route rule.
-    pub fn route(&self, service: &str, rule: &str) -> CallCounter {
+    pub(crate) fn route(&self, service: &str, rule: &str) -> CallCounter {
         self.0.routes.with_label_values(&[service, rule])
     }
 
     /// The counter of a fault's kind.
-    pub fn fault(&self, rule: &str, kind: &str) -> IntCounter {
+    pub(crate) fn fault(&self, rule: &str, kind: &str) -> IntCounter {
         self.0.faults.with_label_values(&[rule, kind])
     }
 
     /// Counts an answer of a fallback.
-    pub fn fallback(&self, service: &str, reason: Reason) {
+    pub(crate) fn fallback(&self, service: &str, reason: Reason) {
         self.0.fallbacks.with_label_values(&[service, reason.name()]).inc();
     }
 
     /// Counts a pick that ignored open circuits.
-    pub fn panic_pick(&self, service: &str) {
+    pub(crate) fn panic_pick(&self, service: &str) {
         self.0.panic_picks.with_label_values(&[service]).inc();
     }
 
     /// Sets the number of known instances of a service.
-    pub fn endpoints(&self, service: &str, protocol: &str, count: usize) {
+    pub(crate) fn endpoints(&self, service: &str, protocol: &str, count: usize) {
         self.0
             .endpoints
             .with_label_values(&[service, protocol])
@@ -305,7 +305,7 @@ impl Metrics {
     }
 
     /// Sets the number of instances that are kept although the registry removed them.
-    pub fn endpoints_held(&self, service: &str, protocol: &str, count: usize) {
+    pub(crate) fn endpoints_held(&self, service: &str, protocol: &str, count: usize) {
         self.0
             .endpoints_held
             .with_label_values(&[service, protocol])
@@ -318,7 +318,7 @@ impl Metrics {
     }
 
     /// Counts an instance that is not used because its registry entry is invalid.
-    pub fn instance_refused(&self) {
+    pub(crate) fn instance_refused(&self) {
         self.0.instances_refused.inc();
     }
 
@@ -351,7 +351,7 @@ impl Metrics {
     }
 
     /// Counts a handler that panicked.
-    pub fn handler_panicked(&self) {
+    pub(crate) fn handler_panicked(&self) {
         self.0.handler_panics.inc();
     }
 

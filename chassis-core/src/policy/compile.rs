@@ -63,7 +63,7 @@ fn for_unnamed(settings: &Settings) -> Settings {
 impl Policies {
     /// Compiles `settings`, all or nothing. State, and the operations called so far, come from
     /// `previous` and the environment.
-    pub fn compile(
+    pub(crate) fn compile(
         settings: &Settings,
         version: u64,
         environment: &Arc<Environment>,

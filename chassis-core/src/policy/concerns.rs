@@ -16,26 +16,26 @@ macro_rules! concerns {
                 /// caller waits less.
                 timeout: Switch<PositiveSpan> => {
                     /// To the head of the answer.
-                    pub timeout: Option<Duration>
+                    pub(crate) timeout: Option<Duration>
                 } by layer::deadline::TimeoutRule;
                 /// How long a call may take to the end of its body; sent on. Default `off`.
                 total_timeout: Switch<PositiveSpan> => {
                     /// To the end of the body; sent on.
-                    pub total_timeout: Option<Duration>
+                    pub(crate) total_timeout: Option<Duration>
                 } by layer::deadline::TotalTimeoutRule;
                 /// How many calls may be under way at once. Default `off`.
                 concurrency: Switch<layer::concurrency::ConcurrencyConfig> => {
                     /// How many at once.
-                    pub concurrency: Option<layer::concurrency::Bound>,
+                    pub(crate) concurrency: Option<layer::concurrency::Bound>,
                     /// How many at once at each node.
-                    pub node_concurrency: Option<u32>
+                    pub(crate) node_concurrency: Option<u32>
                 } by layer::concurrency::ConcurrencyRule, seen as
                     /// Bounds on concurrent calls.
                     concurrency: layer::concurrency::ConcurrencyView;
                 /// Rates that calls are admitted at, all of which have to admit a call. Default: none.
                 rate_limits: Vec<layer::rate_limit::RateLimitConfig> => {
                     /// Rates to admit at.
-                    pub rate_limits: Arc<[Arc<layer::rate_limit::Limit>]>
+                    pub(crate) rate_limits: Arc<[Arc<layer::rate_limit::Limit>]>
                 } by layer::rate_limit::RateLimitRule, seen as
                     /// Rate limits, of calls out and in.
                     limits: layer::rate_limit::LimitView;
@@ -50,7 +50,7 @@ macro_rules! concerns {
                 /// What one call may carry: bytes of its answer, number and rate of its messages. Default `off`.
                 message_limits: Switch<layer::message_limits::MessageLimitsPatch> => {
                     /// What one call may carry.
-                    pub message_limits: Option<Arc<layer::message_limits::MessageLimits>>
+                    pub(crate) message_limits: Option<Arc<layer::message_limits::MessageLimits>>
                 } by layer::message_limits::MessageLimitsRule, seen as
                     /// Bounds on answers and messages.
                     message_limits: layer::message_limits::MessageLimitsView;
@@ -60,28 +60,28 @@ macro_rules! concerns {
                 /// When and how often calls are tried again; `off` for never.
                 retry: Switch<layer::retry::RetryPatch> => {
                     /// Trying again.
-                    pub retry: Option<layer::retry::Retries>
+                    pub(crate) retry: Option<layer::retry::Retries>
                 } by layer::retry::RetryRule;
                 /// When a circuit opens; `off` for never.
                 breaker: Switch<layer::breaker::BreakerPatch> => {
                     /// The circuit above the retries.
-                    pub breaker: Option<layer::breaker::Guard>,
+                    pub(crate) breaker: Option<layer::breaker::Guard>,
                     /// The numbers of the circuits of nodes.
-                    pub node_breaker: Option<Arc<layer::breaker::CircuitConfig>>,
+                    pub(crate) node_breaker: Option<Arc<layer::breaker::CircuitConfig>>,
                     /// What weighs on a node when it is picked.
-                    pub failures: layer::breaker::FailureSet
+                    pub(crate) failures: layer::breaker::FailureSet
                 } by layer::breaker::BreakerRule, seen as
                     /// Circuits above the retries, of services and operations.
                     circuits: layer::breaker::CircuitView;
                 /// What to answer where a call fails. Default `off`. A function given to the builder wins.
                 fallback: Switch<layer::fallback::FallbackConfig> => {
                     /// Answering instead.
-                    pub fallback: Option<layer::fallback::Fallback>
+                    pub(crate) fallback: Option<layer::fallback::Fallback>
                 } by layer::fallback::FallbackRule;
                 /// Can calls be executed twice without harm? Default: as HTTP methods and protos say.
                 idempotent: bool => {
                     /// Does executing it twice do no harm?
-                    pub idempotent: bool
+                    pub(crate) idempotent: bool
                 } by layer::retry::IdempotentRule;
             }
             // Keys of calls that go out, of services only: what a service says is said for all its operations.

@@ -30,14 +30,16 @@ pub use crate::layer::{
     balance::{BUILT_IN_PICKERS, Pickers},
     own::LayerSwitch,
 };
-pub(crate) use crate::rule::{Carried, Sample};
-pub use crate::rule::{Common, Environment, Problem, States};
+pub use crate::rule::Problem;
+pub(crate) use crate::rule::{Common, Environment, States};
 use crate::{
     Live,
     cluster::NodeRules,
     layer::{
         self,
+        concurrency::ConcurrencyConfig,
         fault::{Fault, Faults},
+        retry::RetryConfig,
         route::Rule,
     },
     rule::Concern,
@@ -63,19 +65,19 @@ macro_rules! policy_of {
         #[derive(Clone)]
         pub struct Policy {
             /// The service called; on the server this one.
-            pub service: Arc<str>,
+            pub(crate) service: Arc<str>,
             /// The operation, or `_OTHER`.
-            pub operation: Arc<str>,
+            pub(crate) operation: Arc<str>,
             /// The version of the settings.
-            pub version: u64,
+            pub(crate) version: u64,
             /// Faults to inject, by where they are.
-            pub faults: Faults,
+            pub(crate) faults: Faults,
             /// Its figures.
-            pub metrics: Option<Arc<layer::metrics::CallMetrics>>,
+            pub(crate) metrics: Option<Arc<layer::metrics::CallMetrics>>,
             /// The figures of its attempts.
-            pub attempts: Option<Arc<layer::attempt::AttemptMetrics>>,
+            pub(crate) attempts: Option<Arc<layer::attempt::AttemptMetrics>>,
             /// What all policies of a process have in common.
-            pub common: Arc<Common>,
+            pub(crate) common: Arc<Common>,
             /// Sections of others, of the same version.
             pub(crate) sections: Sections,
             $( $( $(#[$field_doc])* $vis $field: $type, )+ )*
@@ -177,6 +179,46 @@ impl Policy {
     pub fn none() -> Arc<Self> {
         static NONE: PerShard<Arc<Policy>> = PerShard::new();
         NONE.mine(|| Arc::new(Policy::empty())).clone()
+    }
+
+    /// The service that is called; of a call that comes in, this service.
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
+    /// The operation, by its name in the settings; `_OTHER` for one that has no policy of its own.
+    pub fn operation(&self) -> &str {
+        &self.operation
+    }
+
+    /// The version of the settings that this policy was compiled from; 0 for the defaults.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The setting `timeout`: how long the call may take to the head of its answer. `None`: no bound.
+    pub fn timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
+    /// The setting `total_timeout`: how long the call may take to the end of its body. `None`: no bound.
+    pub fn total_timeout(&self) -> Option<Duration> {
+        self.total_timeout
+    }
+
+    /// Whether the settings say that executing the call twice does no harm.
+    pub fn is_idempotent(&self) -> bool {
+        self.idempotent
+    }
+
+    /// The settings `retry`; `None` if they are off.
+    pub fn retry(&self) -> Option<&RetryConfig> {
+        self.retry.as_ref().map(|retries| &*retries.config)
+    }
+
+    /// The setting `concurrency` of the service or the operation; `None` if it is off.
+    pub fn concurrency(&self) -> Option<&ConcurrencyConfig> {
+        self.concurrency.as_ref().map(|bound| &bound.config)
     }
 
     /// The rules of the nodes that it may be sent to.

@@ -11,7 +11,7 @@ use crate::{Live, random::Random, shard::PerShard, types::units::Ratio};
 
 /// Randomness, this service's name on the wire, which calls begin a trace, and the headers to carry on.
 #[derive(Debug)]
-pub struct Common {
+pub(crate) struct Common {
     /// The source of all randomness.
     pub random: Random,
     /// The name of this service on the wire, with its labels: `orders;track=stable`.
@@ -32,11 +32,11 @@ struct Caller {
 
 /// A share that can be set while calls read it.
 #[derive(Debug)]
-pub struct Sample(AtomicU64);
+pub(crate) struct Sample(AtomicU64);
 
 /// Names of headers, usually none, that can be set while calls read them.
 #[derive(Debug)]
-pub struct Carried {
+pub(crate) struct Carried {
     any: AtomicBool,
     names: Live<Vec<HeaderName>>,
 }
@@ -45,19 +45,19 @@ pub struct Carried {
 
 impl Common {
     /// With randomness of `random`; without a name, and without traces.
-    pub fn new(random: Random) -> Self {
+    pub(crate) fn new(random: Random) -> Self {
         Common { random, caller: None, sample: Sample::default(), carried: Carried::default() }
     }
 
     /// Sets the name of this service on the wire. A name that is invalid in a header is not sent.
-    pub fn called(self, caller: String) -> Self {
+    pub(crate) fn called(self, caller: String) -> Self {
         let caller = HeaderValue::try_from(caller).ok();
         Common { caller: caller.map(|name| Caller { name, copies: PerShard::new() }), ..self }
     }
 
     /// The name of this service on the wire, with its labels: `orders;track=stable`.
     #[inline]
-    pub fn caller(&self) -> Option<HeaderValue> {
+    pub(crate) fn caller(&self) -> Option<HeaderValue> {
         let caller = self.caller.as_ref()?;
         Some(caller.copies.mine(|| apart(&caller.name)).clone())
     }
@@ -84,12 +84,12 @@ fn apart(value: &HeaderValue) -> HeaderValue {
 
 impl Sample {
     /// Sets the share.
-    pub fn set(&self, share: Ratio) {
+    pub(crate) fn set(&self, share: Ratio) {
         self.0.store(share.get().to_bits(), Relaxed);
     }
 
     /// The current share.
-    pub fn get(&self) -> f64 {
+    pub(crate) fn get(&self) -> f64 {
         f64::from_bits(self.0.load(Relaxed))
     }
 }
@@ -105,19 +105,19 @@ impl Default for Sample {
 
 impl Carried {
     /// Sets the names.
-    pub fn set(&self, names: Vec<HeaderName>) {
+    pub(crate) fn set(&self, names: Vec<HeaderName>) {
         let any = !names.is_empty();
         self.names.set(names);
         self.any.store(any, Release);
     }
 
     /// Whether there are any.
-    pub fn any(&self) -> bool {
+    pub(crate) fn any(&self) -> bool {
         self.any.load(Acquire)
     }
 
     /// Calls `look` with each.
-    pub fn each(&self, look: impl FnMut(&HeaderName)) {
+    pub(crate) fn each(&self, look: impl FnMut(&HeaderName)) {
         if self.any() {
             self.names.with(|names| names.iter().for_each(look));
         }

@@ -7,7 +7,7 @@ use super::{Common, States};
 use crate::{event::Events, metrics::Metrics, site::Site};
 
 /// The environment in which policies are compiled, apart from the settings.
-pub struct Environment {
+pub(crate) struct Environment {
     /// The name of this service, to which incoming calls go.
     pub service: Arc<str>,
     /// State that outlives versions.

@@ -11,11 +11,11 @@ mod look;
 mod problem;
 mod states;
 
+pub use self::problem::Problem;
 pub(crate) use self::{
     binding::{Binding, Of},
-    common::{Carried, Sample},
     concern::{Concern, Visible},
     level::{Findings, Level, Place, Shared},
     look::Look,
 };
-pub use self::{common::Common, environment::Environment, problem::Problem, states::States};
+pub(crate) use self::{common::Common, environment::Environment, states::States};

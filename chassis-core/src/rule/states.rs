@@ -7,13 +7,13 @@ use std::{
 
 /// Cells of state; the same key always returns the same cell.
 #[derive(Default)]
-pub struct States(Mutex<HashMap<String, Arc<dyn Any + Send + Sync>, foldhash::fast::RandomState>>);
+pub(crate) struct States(Mutex<HashMap<String, Arc<dyn Any + Send + Sync>, foldhash::fast::RandomState>>);
 
 // === impl States ===
 
 impl States {
     /// The cell of `key`, or a new one if there is none of this type.
-    pub fn cell<T: Send + Sync + 'static>(&self, key: &str, make: impl FnOnce() -> T) -> Arc<T> {
+    pub(crate) fn cell<T: Send + Sync + 'static>(&self, key: &str, make: impl FnOnce() -> T) -> Arc<T> {
         let mut cells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(cell) = cells.get(key).and_then(|cell| cell.clone().downcast().ok()) {
             return cell;
@@ -24,17 +24,12 @@ impl States {
     }
 
     /// Drops cells that no policy holds any more.
-    pub fn sweep(&self) {
+    pub(crate) fn sweep(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, cell| Arc::strong_count(cell) > 1);
     }
 
     /// The number of cells.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-
-    /// Whether there are no cells.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }

@@ -24,6 +24,7 @@
 mod call;
 pub mod contract;
 mod feed;
+pub mod layers;
 mod protocol;
 mod registry;
 mod upstream;

@@ -5,7 +5,7 @@ use super::LabelSet;
 
 /// The action for a call whose rule finds no instance.
 #[derive(Clone, Debug)]
-pub enum Fallback {
+pub(crate) enum Fallback {
     /// The call goes to any instance.
     Any,
     /// The call fails.
@@ -16,7 +16,7 @@ pub enum Fallback {
 
 /// The choice of a rule, or of the caller, for a call.
 #[derive(Clone, Debug)]
-pub struct Choice {
+pub(crate) struct Choice {
     /// The rule's name; `pinned` if the caller chose.
     pub rule: Arc<str>,
     /// Only instances with these labels.

@@ -150,7 +150,7 @@ impl Error {
     }
 
     /// Adds the trace of the call; 0 means none.
-    pub fn with_trace_id(mut self, trace_id: u128) -> Self {
+    pub(crate) fn with_trace_id(mut self, trace_id: u128) -> Self {
         self.0.trace_id = trace_id;
         self
     }

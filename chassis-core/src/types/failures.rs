@@ -16,12 +16,11 @@ use super::{Code, Reason, Verdict};
 /// A call is in the set if any of its words applies. An empty list contains no outcome.
 ///
 /// ```
-/// use chassis_core::{Code, layer::breaker::{Ended, FailureSet}};
+/// use chassis_core::{Code, layer::breaker::FailureSet};
 ///
-/// let set: FailureSet = serde_json::from_str(r#"["UNAVAILABLE", 503, "connect"]"#).unwrap();
-/// assert!(set.contains(Ended::with_code(Code::Unavailable)));
-/// assert!(set.contains(Ended::with_status(503)));
-/// assert!(!set.contains(Ended::with_status(500)));
+/// let read: FailureSet = serde_json::from_str(r#"["UNAVAILABLE", 503, "connect"]"#).unwrap();
+/// let made = FailureSet::NONE.with_codes([Code::Unavailable]).with_statuses([503]).with_connect();
+/// assert_eq!(read, made);
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct FailureSet {
@@ -33,7 +32,7 @@ pub struct FailureSet {
 
 /// The parts of a call's outcome that decide whether it is a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ended {
+pub(crate) struct Ended {
     /// The gRPC code of the answer, or the code of the error if there was no answer.
     pub code: Code,
     /// The HTTP status of the answer; 0 for gRPC and for errors.
@@ -114,7 +113,7 @@ impl FailureSet {
     }
 
     /// Whether the set contains this outcome.
-    pub fn contains(&self, ended: Ended) -> bool {
+    pub(crate) fn contains(&self, ended: Ended) -> bool {
         let answer = match ended.status {
             0 => self.codes & 1 << ended.code.number() != 0,
             status => self.has_status(status),
@@ -234,12 +233,13 @@ pub(crate) fn ended(verdict: &Verdict) -> Ended {
 
 impl Ended {
     /// A gRPC answer, or an error of this side, with this code.
-    pub fn with_code(code: Code) -> Self {
+    pub(crate) fn with_code(code: Code) -> Self {
         Ended { code, status: 0, connect: false, deadline: false }
     }
 
     /// An HTTP answer with this status, and the code of the same meaning.
-    pub fn with_status(status: u16) -> Self {
+    #[cfg(test)]
+    pub(crate) fn with_status(status: u16) -> Self {
         let code = http::StatusCode::from_u16(status).map_or(Code::Unknown, Code::from_http);
         Ended { code, status, connect: false, deadline: false }
     }

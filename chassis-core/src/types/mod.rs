@@ -23,7 +23,7 @@ pub use self::{
     code::Code,
     durations::{CallLabels, DurationFamilies, Family},
     error::{Details, Error},
-    failures::{Ended, FailureSet},
+    failures::FailureSet,
     hop::Hop,
     labels::{LabelSet, TextMap},
     reason::{Origin, Reason},
@@ -34,5 +34,5 @@ pub use self::{
 };
 pub(crate) use self::{
     choice::{Choice, Fallback},
-    failures::ended,
+    failures::{Ended, ended},
 };

@@ -9,15 +9,15 @@ use http::{
 /// The calling service, with its labels: `orders;track=stable`.
 pub const CALLER: HeaderName = HeaderName::from_static("x-chassis-caller");
 /// The number of attempts before this one, for protocols without a name of their own for it.
-pub const ATTEMPT: HeaderName = HeaderName::from_static("x-chassis-attempt");
+pub(crate) const ATTEMPT: HeaderName = HeaderName::from_static("x-chassis-attempt");
 /// The remaining milliseconds until the deadline, for protocols without a name of their own for it.
 pub const TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 /// The trace and the calling span.
-pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The trace state of other tracers.
-pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+pub(crate) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// Entries that applications pass on, with or without a trace.
-pub const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
+pub(crate) const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 /// Headers that proxies add. Not all of them name the client: Envoy writes `x-forwarded-for` only with
 /// `use_remote_address`, and nginx is often configured to write `x-real-ip` instead.
 pub(crate) const FORWARDED_BY: [HeaderName; 7] = [

@@ -29,7 +29,7 @@ const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 #[tokio::test(start_paused = true)]
 async fn deadline_trace_and_chosen_headers_go_on() {
     let bench = Arc::new(Bench::new(|_| Answer::ok("")));
-    bench.runtime.carried().set(vec![HeaderName::from_static("x-tenant")]);
+    bench.runtime.set_carried(vec![HeaderName::from_static("x-tenant")]);
     let mut call = post()
         .header("traceparent", PARENT)
         .header("tracestate", "a=b")
@@ -65,7 +65,7 @@ async fn deadline_trace_and_chosen_headers_go_on() {
 async fn what_the_call_says_itself_wins() {
     let bench = Arc::new(Bench::new(|_| Answer::ok("")));
     let headers = [("x-tenant", "inherited")].map(|(k, v)| (HeaderName::from_static(k), v.parse().unwrap()));
-    let context = Context { headers: http::HeaderMap::from_iter(headers).into(), ..Default::default() };
+    let context = Context::default().with_headers(http::HeaderMap::from_iter(headers));
     context.scope(bench.run(get().header("x-tenant", "own"))).await.unwrap();
     let arrived = bench.upstream.last();
     assert_eq!(arrived.metadata.get_all("x-tenant").iter().collect::<Vec<_>>(), ["own"]);
@@ -86,7 +86,7 @@ async fn a_retry_below_is_known_as_one() {
 #[tokio::test(start_paused = true)]
 async fn attempts_are_spans_of_one_trace() {
     let bench = Bench::new(|arrival| if arrival.nth == 0 { Answer::lost() } else { Answer::ok("") });
-    bench.runtime.sample().set(Ratio::percent(100));
+    bench.runtime.set_sample(Ratio::percent(100));
     bench.get().await.unwrap();
     let traces: Vec<_> =
         bench.upstream.arrivals().iter().map(|a| TraceContext::read(&a.metadata).unwrap()).collect();
@@ -98,11 +98,9 @@ async fn attempts_are_spans_of_one_trace() {
 #[tokio::test(start_paused = true)]
 async fn spawned_work_takes_it_along_and_detached_work_without_the_deadline() {
     let bench = Arc::new(Bench::new(|_| Answer::ok("")));
-    let context = Context {
-        deadline: Some(chassis_core::clock::Instant::now() + S),
-        is_retry: true,
-        ..Default::default()
-    };
+    let mut context = Context::default();
+    context.deadline = Some(chassis_core::clock::Instant::now() + S);
+    context.is_retry = true;
     context
         .scope(async {
             let (plain, taken, detached) = (bench.clone(), bench.clone(), bench.clone());

@@ -177,7 +177,8 @@ async fn every_hop_sees_less_and_nothing_works_on_after_it() {
 async fn inherited(deadline: Option<Duration>, call: impl FnOnce() -> CallBuilder) -> Option<Duration> {
     let bench = Bench::new(|_| Answer::ok(""));
     let now = Instant::now();
-    let context = Context { deadline: deadline.map(|left| now + left), ..Default::default() };
+    let mut context = Context::default();
+    context.deadline = deadline.map(|left| now + left);
     let call = call();
     context.scope(bench.run(call)).await.unwrap();
     bench.upstream.last().deadline.map(|at| at - now)

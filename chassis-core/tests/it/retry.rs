@@ -525,7 +525,8 @@ async fn a_stream_that_breaks_on_our_side_is_not_retried() {
 #[tokio::test(start_paused = true)]
 async fn a_call_below_a_retry_is_not_retried_again() {
     let within = |bench: Arc<Bench>| async move {
-        let context = Context { is_retry: true, ..Default::default() };
+        let mut context = Context::default();
+        context.is_retry = true;
         let _ = context.scope(bench.get()).await;
         bench.upstream.total()
     };

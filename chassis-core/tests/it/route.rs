@@ -167,7 +167,7 @@ async fn rules_of_the_defaults_hold_for_services_not_named() {
     assert_eq!(canaries(&bench, 10, || get().header("x-canary", "true")).await, 10);
     assert_eq!(canaries(&bench, 10, get).await, 0);
     let policy = bench.runtime.policies().get().outbound(&"stock".into(), "Slow");
-    assert_eq!(policy.timeout, Some(MS));
+    assert_eq!(policy.timeout(), Some(MS));
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,7 +10,7 @@ use std::{
 use chassis_core::{
     CallError, Code, Error, Invocation, Reason, Stage, Stages,
     layer::breaker::State,
-    testing::{Answer, CallBuilder, Upstream},
+    testing::{Answer, CallBuilder, Upstream, layers::share_state},
 };
 use http::StatusCode;
 use serde_json::json;
@@ -32,14 +32,14 @@ fn pair(version: u64) -> serde_json::Value {
 /// Panics if a call sees two versions.
 fn consistent(call: &Invocation) -> u64 {
     let policy = call.policy();
-    let timeout = policy.timeout.unwrap();
-    assert_eq!(policy.total_timeout, Some(timeout), "version {}", policy.version);
-    assert_eq!(policy.version, timeout.as_secs());
-    if let Some(retry) = &policy.retry {
-        assert_eq!(u64::from(retry.config.attempts.get()), (policy.version - 1) % 5 + 1);
+    let timeout = policy.timeout().unwrap();
+    assert_eq!(policy.total_timeout(), Some(timeout), "version {}", policy.version());
+    assert_eq!(policy.version(), timeout.as_secs());
+    if let Some(retry) = policy.retry() {
+        assert_eq!(u64::from(retry.attempts.get()), (policy.version() - 1) % 5 + 1);
     }
     assert_eq!(call.deadline, Some(call.started + timeout));
-    policy.version
+    policy.version()
 }
 
 /// A layer at `stage` that counts calls, and those of them which are under another version than before.
@@ -88,16 +88,8 @@ async fn a_thousand_versions_under_load_fail_no_call() {
         callers.spawn(async move {
             let (mut calls, mut failed) = (0, Vec::new());
             while !over.load(SeqCst) {
-                let attempts = bench
-                    .runtime
-                    .policies()
-                    .get()
-                    .outbound(&"stock".into(), "Get")
-                    .retry
-                    .as_ref()
-                    .unwrap()
-                    .config
-                    .attempts;
+                let policy = bench.runtime.policies().get().outbound(&"stock".into(), "Get");
+                let attempts = policy.retry().unwrap().attempts;
                 match bench.get().await {
                     Ok(_) => {}
                     // A refusal may reach the caller only where the settings allow no retry, after a resend.
@@ -264,7 +256,7 @@ async fn asking_whether_settings_would_do_changes_nothing() {
     bench.runtime.check(&good).unwrap();
     assert_eq!(bench.runtime.check(&bad).unwrap_err().len(), 1);
     let policy = bench.runtime.policies().get().outbound(&"stock".into(), "Get");
-    assert_eq!((policy.version, policy.timeout), (1, Some(Duration::from_secs(1))));
+    assert_eq!((policy.version(), policy.timeout()), (1, Some(Duration::from_secs(1))));
 }
 
 #[tokio::test(start_paused = true)]
@@ -299,7 +291,7 @@ async fn nothing_piles_up_over_a_thousand_versions() {
     }
     assert_eq!(bench.runtime.inspect().cells, cells);
     assert_eq!(
-        bench.runtime.policies().get().all().iter().filter(|p| p.service.starts_with("service")).count(),
+        bench.runtime.policies().get().all().iter().filter(|p| p.service().starts_with("service")).count(),
         1
     );
 }
@@ -325,19 +317,14 @@ async fn threads_have_copies_of_a_policy_and_share_its_state() {
     assert!(all.iter().any(|policy| !Arc::ptr_eq(policy, &all[0])));
     for policy in &all {
         let [one, other] = [policy, &all[0]];
-        assert_eq!((&*one.operation, one.version, one.timeout), ("Get", other.version, other.timeout));
-        let same = [
-            Arc::ptr_eq(&one.breaker.as_ref().unwrap().cell, &other.breaker.as_ref().unwrap().cell),
-            Arc::ptr_eq(&one.concurrency.as_ref().unwrap().gauge, &other.concurrency.as_ref().unwrap().gauge),
-            Arc::ptr_eq(&one.retry.as_ref().unwrap().budget, &other.retry.as_ref().unwrap().budget),
-            Arc::ptr_eq(&one.rate_limits[0].buckets, &other.rate_limits[0].buckets),
-            Arc::ptr_eq(one.metrics.as_ref().unwrap(), other.metrics.as_ref().unwrap()),
-        ];
-        assert_eq!(same, [true; 5]);
+        assert_eq!(one.operation(), "Get");
+        assert_eq!((one.version(), one.timeout()), (other.version(), other.timeout()));
+        assert!(share_state(one, other));
+        assert!(one.concurrency().is_some() && one.retry().is_some());
     }
-    // After one call, every copy of the rule that matched has counted it.
+    // Whichever copy of the rule matches, the call is counted once.
     bench.get().await.unwrap();
-    assert!(all.iter().all(|policy| policy.rules()[0].hits() == 1));
+    assert_eq!(bench.runtime.inspect().services[0].rules[0].hits, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -367,7 +354,7 @@ async fn a_call_reads_its_settings_once() {
         let (runtime, swap_at, seen, stage_name) =
             (runtime.clone(), *swap_at, seen.clone(), format!("{stage:?}"));
         stages.add_fn(stage, "swap", None, move |call: Invocation, next| {
-            seen.lock().unwrap().push((stage_name.clone(), call.policy().version));
+            seen.lock().unwrap().push((stage_name.clone(), call.policy().version()));
             if stage_name == swap_at {
                 let other = json!({ "outbound": { "services": { "stock": { "retry": "off" } } } });
                 runtime.get().unwrap().apply(&settings(other), 7, "other").unwrap();

@@ -14,7 +14,7 @@ use crate::{
 ///
 /// They can change while calls are under way: counts, an open circuit and its remaining time stay.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct CircuitConfig {
+pub(crate) struct CircuitConfig {
     /// Share of failed calls in `window` that opens the circuit.
     pub failure_ratio: Ratio,
     /// Number of calls that ended in `window` below which `failure_ratio` does not apply.

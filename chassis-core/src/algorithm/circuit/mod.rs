@@ -7,11 +7,12 @@ use std::sync::atomic::{
 use crate::{clock::Instant, random::Random};
 
 use self::word::{Phase, UNHEARD, Word};
-pub use self::{
-    config::{CircuitConfig, Force},
-    state::{Admission, CircuitFigures, Refused, State, Transition},
+pub(crate) use self::{
+    config::CircuitConfig,
+    state::{Admission, CircuitFigures, Refused, Transition},
     token::Token,
 };
+pub use self::{config::Force, state::State};
 use crate::algorithm::window::{Tally, UnderWay, Window};
 
 mod config;
@@ -61,7 +62,7 @@ mod tests;
 /// assert_eq!(circuit.admit(now, &config).unwrap_err().state, State::Open);
 /// ```
 #[derive(Debug)]
-pub struct Circuit {
+pub(crate) struct Circuit {
     epoch: Instant,
     word: AtomicU64,
     window: Window,
@@ -77,7 +78,7 @@ pub struct Circuit {
 
 impl Circuit {
     /// A closed circuit; its clock starts at `now`.
-    pub fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         let word = Word { era: 0, phase: Phase::Closed { consecutive: 0 } };
         Circuit {
             epoch: now,
@@ -90,12 +91,12 @@ impl Circuit {
     }
 
     /// The same, with a random jitter of open times.
-    pub fn with_jitter(now: Instant, random: &Random) -> Self {
+    pub(crate) fn with_jitter(now: Instant, random: &Random) -> Self {
         Circuit { seed: (random.next_u64() >> 32) as u32 | 1, ..Circuit::new(now) }
     }
 
     /// Whether a call may go out at `now`. An open circuit becomes half-open once `open` has passed.
-    pub fn admit(&self, now: Instant, config: &CircuitConfig) -> Result<Admission, Refused> {
+    pub(crate) fn admit(&self, now: Instant, config: &CircuitConfig) -> Result<Admission, Refused> {
         loop {
             let (seen, word) = self.load();
             match (config.force, word.phase) {
@@ -125,7 +126,7 @@ impl Circuit {
     }
 
     /// Whether [`Circuit::admit`] would admit a call. Changes nothing; for pickers.
-    pub fn admits(&self, now: Instant, config: &CircuitConfig) -> bool {
+    pub(crate) fn admits(&self, now: Instant, config: &CircuitConfig) -> bool {
         let (_, word) = self.load();
         match (config.force, word.phase) {
             (Force::Open, _) => false,
@@ -135,7 +136,7 @@ impl Circuit {
     }
 
     /// Records the outcome of an admitted call; returns the transition if there is one.
-    pub fn record(
+    pub(crate) fn record(
         &self,
         token: Token,
         failed: bool,
@@ -234,7 +235,7 @@ impl Circuit {
 
     /// The head of the answer to an admitted call is good, with which a probe succeeds; returns the transition
     /// if there is one. The returned token replaces `token` for the outcome of the whole call.
-    pub fn answered(
+    pub(crate) fn answered(
         &self,
         token: Token,
         now: Instant,
@@ -265,7 +266,7 @@ impl Circuit {
     }
 
     /// An admitted call has no outcome: it was cancelled, or an inner layer refused it. Frees a probe's place.
-    pub fn release(&self, token: Token, config: &CircuitConfig) {
+    pub(crate) fn release(&self, token: Token, config: &CircuitConfig) {
         if !token.probe {
             if !token.answered && self.load().1.era == token.era {
                 self.window.cancel(token.at, config.window.get());
@@ -288,7 +289,7 @@ impl Circuit {
 
     /// The state. A circuit that was open for longer than `open` is reported as half-open: the next call finds
     /// it so.
-    pub fn state(&self, now: Instant, config: &CircuitConfig) -> State {
+    pub(crate) fn state(&self, now: Instant, config: &CircuitConfig) -> State {
         let (_, word) = self.load();
         match (config.force, word.phase) {
             (Force::Open, _) => State::Open,
@@ -301,7 +302,7 @@ impl Circuit {
     }
 
     /// All figures, for inspection.
-    pub fn figures(&self, now: Instant, config: &CircuitConfig) -> CircuitFigures {
+    pub(crate) fn figures(&self, now: Instant, config: &CircuitConfig) -> CircuitFigures {
         let (_, word) = self.load();
         let Tally { calls, failures, .. } =
             self.window.tally(self.millis(now), config.window.get(), UnderWay::All);

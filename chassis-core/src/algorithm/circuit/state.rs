@@ -19,7 +19,7 @@ pub enum State {
 
 /// A call was admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Admission {
+pub(crate) struct Admission {
     /// To be passed back with the outcome.
     pub token: Token,
     /// The transition, if admitting the call caused one.
@@ -28,7 +28,7 @@ pub struct Admission {
 
 /// A call was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused {
+pub(crate) struct Refused {
     /// `Open`, or `HalfOpen` with all its probes under way.
     pub state: State,
     /// The time until the circuit admits a probe, if that is known.
@@ -37,7 +37,7 @@ pub struct Refused {
 
 /// A change of a circuit's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transition {
+pub(crate) struct Transition {
     /// The state before.
     pub from: State,
     /// The state now.
@@ -46,7 +46,7 @@ pub struct Transition {
 
 /// A circuit's figures at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CircuitFigures {
+pub(crate) struct CircuitFigures {
     /// The state.
     pub state: State,
     /// Calls that ended in the window; while open, those that opened it, as far as they are still in the

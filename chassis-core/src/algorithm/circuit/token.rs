@@ -3,7 +3,7 @@ use super::word::{ERA_BITS, mask};
 
 /// Identifies an admission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Token {
+pub(crate) struct Token {
     pub(super) era: u32,
     pub(super) probe: bool,
     /// The call was a probe, and its answer has a good head.
@@ -26,19 +26,19 @@ pub(super) const LATEST: u64 = mask(64 - TOKEN_ERA_END) - 1;
 
 impl Token {
     /// As one number, for places that only hold a number.
-    pub fn to_bits(self) -> u64 {
+    pub(crate) fn to_bits(self) -> u64 {
         let flags = u64::from(self.answered) << 1 | u64::from(self.probe);
         self.at.min(LATEST) << TOKEN_ERA_END | u64::from(self.era) << TOKEN_FLAGS | flags
     }
 
     /// The inverse of [`Token::to_bits`].
-    pub fn from_bits(bits: u64) -> Self {
+    pub(crate) fn from_bits(bits: u64) -> Self {
         let era = (bits >> TOKEN_FLAGS & mask(ERA_BITS + 1)) as u32;
         Token { era, probe: bits & 1 == 1, answered: bits & 2 == 2, at: bits >> TOKEN_ERA_END }
     }
 
     /// Whether the call was admitted as a probe.
-    pub fn is_probe(self) -> bool {
+    pub(crate) fn is_probe(self) -> bool {
         self.probe
     }
 }

@@ -28,7 +28,7 @@ mod tests;
 /// assert_eq!(wait.retry_after.unwrap().as_millis(), 100);
 /// ```
 #[derive(Debug)]
-pub struct Gcra {
+pub(crate) struct Gcra {
     epoch: Instant,
     /// The level, packed.
     word: AtomicU64,
@@ -38,7 +38,7 @@ pub struct Gcra {
 
 /// The bucket does not hold enough calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wait {
+pub(crate) struct Wait {
     /// The time until it does, if no other caller takes calls meanwhile; `None` if never: at a rate or burst of
     /// 0, and if `n` is more than the bucket holds.
     pub retry_after: Option<Duration>,
@@ -82,18 +82,18 @@ const OLD: u32 = 1 << 22;
 
 impl Gcra {
     /// A full bucket; its clock starts at `now`.
-    pub fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Gcra { epoch: now, word: AtomicU64::new(0), hertz: AtomicU64::new(0) }
     }
 
     /// Takes `n` calls, all or none. A `rate` or `burst` of 0 refuses all.
-    pub fn take(&self, now: Instant, rate: Rate, burst: u32, n: u32) -> Result<(), Wait> {
+    pub(crate) fn take(&self, now: Instant, rate: Rate, burst: u32, n: u32) -> Result<(), Wait> {
         self.reserve(now, rate, burst, n, Duration::ZERO).map(|_| ())
     }
 
     /// Takes `n` calls, also before they are refilled: the caller has to wait for the time that is returned, at
     /// most `most`, and [gives back](Gcra::give_back) calls that it then does not make.
-    pub fn reserve(
+    pub(crate) fn reserve(
         &self,
         now: Instant,
         rate: Rate,
@@ -132,7 +132,7 @@ impl Gcra {
     ///
     /// Nothing is given back if others wait behind them: their turns stay as they are, and a new caller would
     /// go out together with the last of them. After Go's `x/time/rate`.
-    pub fn give_back(&self, now: Instant, burst: u32, n: u32, left: Duration) {
+    pub(crate) fn give_back(&self, now: Instant, burst: u32, n: u32, left: Duration) {
         let (hertz, now) = (f64::from_bits(self.hertz.load(Relaxed)), self.moment(now));
         let most = f64::from(burst) + left.as_secs_f64() * hertz + SLACK;
         let _ = self.word.fetch_update(Relaxed, Relaxed, |word| {
@@ -144,7 +144,7 @@ impl Gcra {
 
     /// Refills at `rate` from `now` on; the level stays. Call it when a setting changes: otherwise the next
     /// call does so, and the time until then counts at the old rate.
-    pub fn retune(&self, now: Instant, rate: Rate) {
+    pub(crate) fn retune(&self, now: Instant, rate: Rate) {
         let now = self.moment(now);
         let old = f64::from_bits(self.hertz.load(Relaxed));
         // The level first, so that a thread that sees the new rate does not apply it to the time before.
@@ -156,12 +156,12 @@ impl Gcra {
     }
 
     /// The number of calls that could be taken at `now`.
-    pub fn available(&self, now: Instant, burst: u32) -> u32 {
+    pub(crate) fn available(&self, now: Instant, burst: u32) -> u32 {
         (f64::from(burst) - self.used(now) + SLACK).max(0.0) as u32
     }
 
     /// Whether the bucket is full. A full bucket can be dropped, because a new one is equal to it.
-    pub fn is_full(&self, now: Instant) -> bool {
+    pub(crate) fn is_full(&self, now: Instant) -> bool {
         self.used(now) <= SLACK
     }
 

@@ -6,5 +6,7 @@
 mod rule;
 mod service;
 
-pub(crate) use self::rule::{AttemptMetrics, rule};
-pub use self::service::{Attempt, AttemptFuture, AttemptLayer};
+pub(crate) use self::{
+    rule::{AttemptMetrics, rule},
+    service::AttemptLayer,
+};

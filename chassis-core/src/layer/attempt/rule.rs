@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// The counters of a service's attempts, by their outcome.
-pub struct AttemptMetrics([CallCounter; 17]);
+pub(crate) struct AttemptMetrics([CallCounter; 17]);
 
 /// The handles of the service in `binding`; none for incoming calls, which have no attempts.
 pub(crate) fn rule(binding: &mut Binding<'_>) -> Option<Arc<AttemptMetrics>> {

@@ -28,7 +28,7 @@ pin_project! {
     #[allow(missing_docs)]
     /// Resolves with the answer, or with an error at `bound`.
     #[project = AttemptProjection]
-    pub enum AttemptFuture<F> {
+    pub(crate) enum AttemptFuture<F> {
         /// Without a limit of its own, and without a span.
         Plain { #[pin] inner: F },
         /// With a time limit, or in a span.

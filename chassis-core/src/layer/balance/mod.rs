@@ -11,12 +11,11 @@ mod rule;
 mod service;
 
 pub use self::{
-    config::Pickers,
-    p2c::P2c,
-    random::RandomPicker,
-    round_robin::RoundRobin,
-    rule::BUILT_IN_PICKERS,
-    service::{Balance, BalanceLayer},
+    config::Pickers, p2c::P2c, random::RandomPicker, round_robin::RoundRobin, rule::BUILT_IN_PICKERS,
+};
+pub(crate) use self::{
+    rule::PickerRule,
+    service::{BalanceLayer, has_another},
 };
 pub(crate) use self::{
     rule::{Balancer, PickerRule},

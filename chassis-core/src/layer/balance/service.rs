@@ -17,13 +17,13 @@ use crate::{
 
 /// Sends every attempt to a node of `cluster`.
 #[derive(Clone)]
-pub struct BalanceLayer {
+pub(crate) struct BalanceLayer {
     cluster: Arc<Cluster>,
 }
 
 /// The service of [`BalanceLayer`].
 #[derive(Clone)]
-pub struct Balance<S> {
+pub(crate) struct Balance<S> {
     inner: S,
     with: BalanceLayer,
 }
@@ -47,7 +47,7 @@ const MOST_CONNECTING: usize = 32;
 
 impl BalanceLayer {
     /// Picks among the nodes of `cluster`, drawing from `random`.
-    pub fn new(cluster: Arc<Cluster>) -> Self {
+    pub(crate) fn new(cluster: Arc<Cluster>) -> Self {
         BalanceLayer { cluster }
     }
 

@@ -62,7 +62,7 @@ pub enum Scope {
 
 impl BreakerConfig {
     /// The numbers of the circuit.
-    pub fn circuit(&self) -> CircuitConfig {
+    pub(crate) fn circuit(&self) -> CircuitConfig {
         let &BreakerConfig { failure_ratio, min_calls, consecutive, window, open, probes, force, .. } = self;
         CircuitConfig { failure_ratio, min_calls, consecutive, window, open, probes, force }
     }

@@ -8,15 +8,18 @@ mod config;
 mod rule;
 mod service;
 
-pub(crate) use self::rule::BreakerRule;
 pub use self::{
     config::{BreakerConfig, BreakerPatch, Scope},
-    rule::{Cell, CircuitView, Guard},
-    service::{Breaker, BreakerLayer},
+    rule::CircuitView,
+};
+pub(crate) use self::{
+    rule::{BreakerRule, Cell, Guard},
+    service::BreakerLayer,
+};
+pub(crate) use crate::algorithm::circuit::{
+    Admission, Circuit, CircuitConfig, CircuitFigures, Refused, Token, Transition,
 };
 pub use crate::{
-    algorithm::circuit::{
-        Admission, Circuit, CircuitConfig, CircuitFigures, Force, Refused, State, Token, Transition,
-    },
-    types::{Ended, FailureSet},
+    algorithm::circuit::{Force, State},
+    types::FailureSet,
 };

@@ -29,7 +29,7 @@ use crate::{
 
 /// The circuit of one policy, and its numbers.
 #[derive(Clone)]
-pub struct Guard {
+pub(crate) struct Guard {
     /// The numbers in force.
     pub config: Arc<CircuitConfig>,
     /// The circuit; shared by all policies of the same scope, across versions.
@@ -37,7 +37,7 @@ pub struct Guard {
 }
 
 /// A circuit with its name; it reports its transitions.
-pub struct Cell {
+pub(crate) struct Cell {
     /// The circuit.
     pub circuit: Circuit,
     /// The service or the operation.

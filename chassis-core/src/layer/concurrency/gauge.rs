@@ -20,7 +20,7 @@ use std::sync::atomic::{
 /// ```
 #[derive(Debug, Default)]
 #[repr(align(64))]
-pub struct Gauge {
+pub(crate) struct Gauge {
     /// Permits in use.
     taken: AtomicU32,
 }
@@ -29,19 +29,19 @@ pub struct Gauge {
 
 impl Gauge {
     /// Takes a permit if fewer than `limit` are in use. A limit of 0 admits no call.
-    pub fn acquire(&self, limit: u32) -> bool {
+    pub(crate) fn acquire(&self, limit: u32) -> bool {
         let under = |taken| (taken < limit).then(|| taken + 1);
         self.taken.fetch_update(AcqRel, Relaxed, under).is_ok()
     }
 
     /// Returns a permit: once for every one taken.
-    pub fn release(&self) {
+    pub(crate) fn release(&self) {
         // One return too many would wrap to four billion, at which no limit admits a call.
         let _ = self.taken.fetch_update(Release, Relaxed, |taken| taken.checked_sub(1));
     }
 
     /// The number of permits in use.
-    pub fn in_use(&self) -> u32 {
+    pub(crate) fn in_use(&self) -> u32 {
         self.taken.load(Acquire)
     }
 }

@@ -7,10 +7,12 @@ mod gauge;
 mod rule;
 mod service;
 
-pub(crate) use self::rule::ConcurrencyRule;
 pub use self::{
     config::{ConcurrencyConfig, Scope},
+    rule::ConcurrencyView,
+};
+pub(crate) use self::{
     gauge::Gauge,
-    rule::{Bound, ConcurrencyView},
-    service::{Concurrency, ConcurrencyLayer},
+    rule::{Bound, ConcurrencyRule},
+    service::ConcurrencyLayer,
 };

@@ -15,7 +15,7 @@ use crate::{
 
 /// The bound of one policy: its settings, and the shared count.
 #[derive(Clone)]
-pub struct Bound {
+pub(crate) struct Bound {
     /// The settings in force.
     pub config: ConcurrencyConfig,
     /// The calls under way; shared by all policies of the same scope, across versions.

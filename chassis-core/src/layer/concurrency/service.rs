@@ -12,14 +12,14 @@ use crate::{
 
 /// Refuses calls over the bound of their policy.
 #[derive(Clone, Copy, Debug)]
-pub struct ConcurrencyLayer {
+pub(crate) struct ConcurrencyLayer {
     /// The side of its metrics.
     pub side: Side,
 }
 
 /// The service of [`ConcurrencyLayer`].
 #[derive(Clone, Debug)]
-pub struct Concurrency<S> {
+pub(crate) struct Concurrency<S> {
     inner: S,
     side: Side,
 }

@@ -4,4 +4,4 @@
 //! only the service directly above the failing one retries, instead of each service of a chain.
 mod service;
 
-pub use self::service::{ContextFuture, ContextLayer, WithContext};
+pub(crate) use self::service::ContextLayer;

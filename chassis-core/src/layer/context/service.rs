@@ -26,7 +26,7 @@ plain_layer! {
 
 pin_project! {
     /// The handler, in its context.
-    pub struct ContextFuture<S: Service<Invocation>> {
+    pub(crate) struct ContextFuture<S: Service<Invocation>> {
         #[pin]
         inner: TaskLocalFuture<Context, Handling<S>>,
     }

@@ -2,7 +2,7 @@
 use std::time::Duration;
 
 /// The default `timeout` of outgoing calls.
-pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The default `timeout` of incoming calls: longer, because callers bound their calls themselves.
-pub const DEFAULT_INBOUND_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const DEFAULT_INBOUND_TIMEOUT: Duration = Duration::from_secs(30);

@@ -7,8 +7,8 @@ mod config;
 mod rule;
 mod service;
 
-pub(crate) use self::rule::{TimeoutRule, TotalTimeoutRule};
-pub use self::{
+pub(crate) use self::{
     config::{DEFAULT_INBOUND_TIMEOUT, DEFAULT_TIMEOUT},
-    service::{Deadline, DeadlineFuture, DeadlineLayer},
+    rule::{TimeoutRule, TotalTimeoutRule},
+    service::DeadlineLayer,
 };

@@ -24,7 +24,7 @@ pin_project! {
     #[allow(missing_docs)]
     /// Resolves with the answer, or with an error at `bound`.
     #[project = DeadlineProjection]
-    pub enum DeadlineFuture<F> {
+    pub(crate) enum DeadlineFuture<F> {
         /// Without a time limit.
         Unbounded { #[pin] inner: F },
         /// With a time limit.

@@ -6,13 +6,10 @@ mod config;
 mod rule;
 mod service;
 
-pub use self::{
-    config::{FailedCall, FallbackConfig, FallbackFn},
-    rule::Fallback,
-    service::{FallbackLayer, TIME_LIMIT, WithFallback},
-};
+pub use self::config::{FailedCall, FallbackConfig, FallbackFn};
 pub(crate) use self::{
     config::{Fallbacks, Protocols},
-    rule::FallbackRule,
+    rule::{Fallback, FallbackRule},
+    service::{FallbackLayer, TIME_LIMIT},
 };
 pub use crate::types::{Answer, FixedAnswer, InvalidAnswer};

@@ -16,7 +16,7 @@ use crate::{
 
 /// The source of a policy's answers.
 #[derive(Clone)]
-pub struct Fallback {
+pub(crate) struct Fallback {
     pub(crate) source: Source,
     pub(crate) site: Arc<Site>,
     /// Whether it was logged that a protocol finds no answer.

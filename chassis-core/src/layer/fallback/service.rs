@@ -13,16 +13,16 @@ use crate::{
 
 /// Replaces failed calls with an answer, if their policy has one.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct FallbackLayer;
+pub(crate) struct FallbackLayer;
 
 /// The service of [`FallbackLayer`].
 #[derive(Clone, Debug)]
-pub struct WithFallback<S> {
+pub(crate) struct WithFallback<S> {
     inner: S,
 }
 
 /// A function that takes longer is dropped; the call keeps its error or its failing answer.
-pub const TIME_LIMIT: Duration = Duration::from_secs(1);
+pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(1);
 
 impl<S> tower_layer::Layer<S> for FallbackLayer {
     type Service = WithFallback<S>;

@@ -7,9 +7,8 @@ mod config;
 mod rule;
 mod service;
 
-pub(crate) use self::rule::rules;
-pub use self::{
-    config::{Abort, At, Delay, DelayRange, FaultConfig, Until},
-    rule::{Fault, Faults},
-    service::{FaultLayer, InjectFault},
+pub use self::config::{Abort, At, Delay, DelayRange, FaultConfig, Until};
+pub(crate) use self::{
+    rule::{Fault, Faults, rules},
+    service::FaultLayer,
 };

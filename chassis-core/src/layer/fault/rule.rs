@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// A compiled fault.
-pub struct Fault {
+pub(crate) struct Fault {
     /// The settings in force.
     pub config: FaultConfig,
     pub(super) matcher: Matcher,
@@ -24,7 +24,7 @@ pub struct Fault {
 
 /// The faults of a policy, by their place.
 #[derive(Clone, Default)]
-pub struct Faults {
+pub(crate) struct Faults {
     call: Arc<[Arc<Fault>]>,
     attempt: Arc<[Arc<Fault>]>,
 }
@@ -36,7 +36,7 @@ impl Faults {
     }
 
     /// The faults that are injected at this place.
-    pub fn at(&self, at: At) -> &[Arc<Fault>] {
+    pub(crate) fn at(&self, at: At) -> &[Arc<Fault>] {
         match at {
             At::Call => &self.call,
             At::Attempt => &self.attempt,

@@ -13,20 +13,20 @@ use crate::{
 
 /// Injects the faults of a policy.
 #[derive(Clone, Copy, Debug)]
-pub struct FaultLayer {
+pub(crate) struct FaultLayer {
     at: At,
 }
 
 /// The service of [`FaultLayer`].
 #[derive(Clone, Debug)]
-pub struct InjectFault<S> {
+pub(crate) struct InjectFault<S> {
     inner: S,
     with: FaultLayer,
 }
 
 impl FaultLayer {
     /// Injects the faults whose place is `at`.
-    pub fn new(at: At) -> Self {
+    pub(crate) fn new(at: At) -> Self {
         FaultLayer { at }
     }
 

@@ -5,7 +5,7 @@ use crate::{algorithm::gcra::Gcra, clock::Instant, types::units::Rate};
 
 /// The bounds of a body.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Bounds {
+pub(crate) struct Bounds {
     /// The most bytes.
     pub bytes: Option<u64>,
     /// The most messages.
@@ -25,7 +25,7 @@ pub struct Bounds {
 /// assert_eq!(meter.admit(b"!", &bounds, || now, &mut none).unwrap_err().bound, Bound::Bytes);
 /// ```
 #[derive(Debug)]
-pub struct Meter {
+pub(crate) struct Meter {
     bytes: u64,
     messages: u32,
     /// The protocol's position between two chunks.
@@ -35,7 +35,7 @@ pub struct Meter {
 
 /// The bound that a body exceeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bound {
+pub(crate) enum Bound {
     /// It has too many bytes.
     Bytes,
     /// It has too many messages.
@@ -46,7 +46,7 @@ pub enum Bound {
 
 /// A chunk with which its body exceeds a bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Over {
+pub(crate) struct Over {
     /// The bound.
     pub bound: Bound,
     /// The number of the chunk's bytes that belong to messages within all bounds.
@@ -57,12 +57,12 @@ pub struct Over {
 
 impl Bounds {
     /// Whether any bound is set.
-    pub fn is_on(&self) -> bool {
+    pub(crate) fn is_on(&self) -> bool {
         *self != Bounds::default()
     }
 
     /// Whether messages must be counted.
-    pub fn counts_messages(&self) -> bool {
+    pub(crate) fn counts_messages(&self) -> bool {
         self.messages.is_some() || self.rate.is_some()
     }
 }
@@ -71,13 +71,13 @@ impl Bounds {
 
 impl Meter {
     /// Nothing measured yet.
-    pub fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Meter { bytes: 0, messages: 0, position: 0, bucket: Gcra::new(now) }
     }
 
     /// Measures `chunk`, which follows the chunks before. `now` is only read if a rate is set; `next_message`
     /// is the protocol's.
-    pub fn admit(
+    pub(crate) fn admit(
         &mut self,
         chunk: &[u8],
         bounds: &Bounds,

@@ -19,10 +19,12 @@ mod meter;
 mod rule;
 mod service;
 
-pub(crate) use self::rule::MessageLimitsRule;
 pub use self::{
     config::{MessageLimitsConfig, MessageLimitsPatch},
+    rule::MessageLimitsView,
+};
+pub(crate) use self::{
     meter::{Bound, Bounds, Meter, Over},
-    rule::{MessageLimits, MessageLimitsView},
-    service::{LimitMessages, MessageLimitsFuture, MessageLimitsLayer},
+    rule::{MessageLimits, MessageLimitsRule},
+    service::MessageLimitsLayer,
 };

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The bounds of one policy, and the count of calls that exceeded them.
-pub struct MessageLimits {
+pub(crate) struct MessageLimits {
     /// The settings in force.
     pub config: MessageLimitsConfig,
     cuts: Arc<Cuts>,

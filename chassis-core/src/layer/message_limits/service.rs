@@ -31,7 +31,7 @@ pin_project! {
     #[allow(missing_docs)]
     /// Resolves with the answer, or with an error once a bound cuts off the call.
     #[project = LimitProjection]
-    pub enum MessageLimitsFuture<F> {
+    pub(crate) enum MessageLimitsFuture<F> {
         /// Without bounds.
         Unbounded { #[pin] inner: F },
         /// The answer is bounded, and the request if it is a stream.
@@ -47,7 +47,7 @@ pin_project! {
 }
 
 /// Checks a call against its bounds.
-pub struct Watch {
+pub(crate) struct Watch {
     limits: Arc<MessageLimits>,
     /// `None` if the request is complete.
     cut: Option<Arc<Cut>>,

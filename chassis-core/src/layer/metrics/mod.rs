@@ -5,5 +5,4 @@ mod recorder;
 mod rule;
 mod service;
 
-pub use self::service::{Metrics, MetricsLayer};
-pub(crate) use self::{recorder::CallMetrics, rule::rule};
+pub(crate) use self::{recorder::CallMetrics, rule::rule, service::MetricsLayer};

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The handles of one operation on one side.
-pub struct CallMetrics {
+pub(crate) struct CallMetrics {
     metrics: Metrics,
     side: Side,
     service: Arc<str>,
@@ -49,12 +49,12 @@ impl CallMetrics {
     }
 
     /// Records the start of a call.
-    pub fn started(&self) {
+    pub(crate) fn started(&self) {
         self.in_flight.inc();
     }
 
     /// Records that no part of a call is under way any more.
-    pub fn ended(&self) {
+    pub(crate) fn ended(&self) {
         self.in_flight.dec();
     }
 

@@ -6,4 +6,5 @@
 //! or reports panics; [`quiet_panics`] does not call it for panics that are caught here.
 mod service;
 
-pub use self::service::{PanicFuture, PanicGuard, PanicLayer, caught, quiet_panics};
+pub(crate) use self::service::PanicLayer;
+pub use self::service::{caught, quiet_panics};

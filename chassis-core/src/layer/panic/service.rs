@@ -23,20 +23,20 @@ use crate::{
 
 /// Catches panics of the inner service.
 #[derive(Clone)]
-pub struct PanicLayer {
+pub(crate) struct PanicLayer {
     shared: Arc<(Events, Metrics)>,
 }
 
 /// The service of [`PanicLayer`].
 #[derive(Clone)]
-pub struct PanicGuard<S> {
+pub(crate) struct PanicGuard<S> {
     inner: S,
     shared: Arc<(Events, Metrics)>,
 }
 
 pin_project! {
     /// Resolves with the answer, or with an error if the handler panicked.
-    pub struct PanicFuture<F> {
+    pub(crate) struct PanicFuture<F> {
         #[pin]
         inner: Option<F>,
         operation: Arc<str>,
@@ -105,7 +105,7 @@ fn hook() {
 
 impl PanicLayer {
     /// Reports panics to `events`, and counts them in `metrics`.
-    pub fn new(events: Events, metrics: Metrics) -> Self {
+    pub(crate) fn new(events: Events, metrics: Metrics) -> Self {
         hook();
         PanicLayer { shared: Arc::new((events, metrics)) }
     }

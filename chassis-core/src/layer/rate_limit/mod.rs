@@ -8,11 +8,14 @@ mod keys;
 mod rule;
 mod service;
 
-pub(crate) use self::rule::RateLimitRule;
 pub use self::{
     config::{Key, RateLimitConfig},
-    keys::{Keyed, MostKeys},
-    rule::{Buckets, Limit, LimitView},
-    service::{RateLimit, RateLimitLayer},
+    keys::MostKeys,
+    rule::LimitView,
 };
-pub use crate::algorithm::gcra::{Gcra, Wait};
+pub(crate) use self::{
+    keys::Keyed,
+    rule::{Buckets, Limit, RateLimitRule},
+    service::RateLimitLayer,
+};
+pub(crate) use crate::algorithm::gcra::{Gcra, Wait};

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// A compiled rule: its settings, and its bucket, which versions share.
-pub struct Limit {
+pub(crate) struct Limit {
     /// The settings in force.
     pub config: RateLimitConfig,
     /// The bucket, or buckets.
@@ -32,7 +32,7 @@ pub struct Limit {
 /// One bucket, or one for each key. The words that all calls write share no cache line with data that they only
 /// read.
 #[repr(align(64))]
-pub enum Buckets {
+pub(crate) enum Buckets {
     /// One for all calls.
     One(Gcra),
     /// One for each key.

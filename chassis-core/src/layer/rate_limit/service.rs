@@ -16,11 +16,11 @@ use crate::{
 
 /// Refuses or delays calls above the rates of their policy.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct RateLimitLayer;
+pub(crate) struct RateLimitLayer;
 
 /// The service of [`RateLimitLayer`].
 #[derive(Clone, Debug)]
-pub struct RateLimit<S> {
+pub(crate) struct RateLimit<S> {
     inner: S,
 }
 

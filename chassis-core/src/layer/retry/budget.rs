@@ -25,7 +25,7 @@ use crate::{clock::Instant, shard::Cells};
 /// assert!(budget.withdraw(now, &config) && !budget.withdraw(now, &config));
 /// ```
 #[derive(Debug)]
-pub struct Budget {
+pub(crate) struct Budget {
     epoch: Instant,
     calls: Cells<Calls>,
     /// The current slot, counted from the epoch.
@@ -49,7 +49,7 @@ const SCALE: u64 = 1_000_000;
 
 impl Budget {
     /// Creates a budget without counts; its clock starts at `now`.
-    pub fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Budget {
             epoch: now,
             calls: Cells::new(),
@@ -60,12 +60,12 @@ impl Budget {
     }
 
     /// Counts a call: its first attempt, not a retry.
-    pub fn deposit(&self, now: Instant) {
+    pub(crate) fn deposit(&self, now: Instant) {
         self.calls.cell().count(self.tick(now));
     }
 
     /// Whether a retry is allowed. If so, it is counted.
-    pub fn withdraw(&self, now: Instant, config: &BudgetConfig) -> bool {
+    pub(crate) fn withdraw(&self, now: Instant, config: &BudgetConfig) -> bool {
         let head = self.turn(now);
         let calls = self.calls(head);
         let granted = self.total.fetch_update(Relaxed, Relaxed, |retries| {
@@ -78,7 +78,8 @@ impl Budget {
     }
 
     /// The number of retries that are allowed now.
-    pub fn balance(&self, now: Instant, config: &BudgetConfig) -> u32 {
+    #[cfg(test)]
+    pub(crate) fn balance(&self, now: Instant, config: &BudgetConfig) -> u32 {
         let calls = self.calls(self.turn(now));
         (left(calls, self.total.load(Relaxed), config) / SCALE as i64).max(0) as u32
     }

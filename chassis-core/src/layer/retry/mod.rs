@@ -14,10 +14,9 @@ mod owned;
 mod rule;
 mod service;
 
-pub(crate) use self::rule::{Idempotent, IdempotentRule, RetryRule};
-pub use self::{
+pub use self::config::{BudgetConfig, BudgetPatch, RetryConfig, RetryPatch, When};
+pub(crate) use self::{
     budget::Budget,
-    config::{BudgetConfig, BudgetPatch, RetryConfig, RetryPatch, When},
-    rule::Retries,
-    service::{Retry, RetryFuture, RetryLayer},
+    rule::{Idempotent, IdempotentRule, Retries, RetryRule},
+    service::RetryLayer,
 };

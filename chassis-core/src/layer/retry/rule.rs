@@ -13,7 +13,7 @@ use crate::{
 
 /// The retries of one policy: their settings, and their shared budget.
 #[derive(Clone)]
-pub struct Retries {
+pub(crate) struct Retries {
     /// The settings in force.
     pub config: Arc<RetryConfig>,
     /// The settings of the budget; `None` for no limit.

@@ -21,11 +21,11 @@ use crate::{
 
 /// Retries calls as their policy allows.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct RetryLayer;
+pub(crate) struct RetryLayer;
 
 /// The service of [`RetryLayer`].
 #[derive(Debug)]
-pub struct Retry<S> {
+pub(crate) struct Retry<S> {
     inner: S,
     /// The service of further attempts. Calls take a reference to it: it is counted here and not in the parts
     /// of `inner`, because every clone has its own counter.
@@ -35,7 +35,7 @@ pub struct Retry<S> {
 pin_project! {
     /// Attempts one after the other.
     #[project = RetryProjection]
-    pub struct RetryFuture<S, F> {
+    pub(crate) struct RetryFuture<S, F> {
         again: Arc<S>,
         #[pin]
         attempt: Option<F>,

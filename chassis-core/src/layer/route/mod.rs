@@ -6,9 +6,8 @@ mod config;
 mod rule;
 mod service;
 
-pub(crate) use self::rule::RouteRule;
-pub use self::{
-    config::{FallbackConfig, FallbackWord, RouteConfig},
-    rule::Rule,
-    service::{Route, RouteLayer},
+pub use self::config::{FallbackConfig, FallbackWord, RouteConfig};
+pub(crate) use self::{
+    rule::{RouteRule, Rule},
+    service::RouteLayer,
 };

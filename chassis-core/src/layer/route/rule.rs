@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// A compiled rule.
-pub struct Rule {
+pub(crate) struct Rule {
     /// Its name.
     pub name: Arc<str>,
     pub(super) matcher: Matcher,
@@ -84,13 +84,8 @@ impl Rule {
     }
 
     /// The number of calls that it decided.
-    pub fn hits(&self) -> u64 {
+    pub(crate) fn hits(&self) -> u64 {
         self.hits.get()
-    }
-
-    /// The labels that it sends calls to.
-    pub fn targets(&self) -> Vec<Arc<LabelSet>> {
-        self.targets.all()
     }
 }
 

@@ -15,14 +15,14 @@ use crate::{
 
 /// Sets the policy, the deadline and the choice of calls.
 #[derive(Clone)]
-pub struct RouteLayer {
+pub(crate) struct RouteLayer {
     side: Side,
     policies: Live<Policies>,
 }
 
 /// The service of [`RouteLayer`].
 #[derive(Clone)]
-pub struct Route<S> {
+pub(crate) struct Route<S> {
     inner: S,
     with: RouteLayer,
 }
@@ -35,7 +35,7 @@ const MARGIN: Duration = Duration::from_millis(5);
 
 impl RouteLayer {
     /// For the outgoing or the incoming calls of this service, under the newest `policies`.
-    pub fn new(side: Side, policies: Live<Policies>) -> Self {
+    pub(crate) fn new(side: Side, policies: Live<Policies>) -> Self {
         RouteLayer { side, policies }
     }
 
@@ -123,7 +123,7 @@ where
 
 impl Policy {
     /// The rules that choose the targets of calls under this policy, in order.
-    pub fn rules(&self) -> &[Rule] {
+    pub(crate) fn rules(&self) -> &[Rule] {
         &self.routes
     }
 }

@@ -4,5 +4,4 @@
 //! carry no header.
 mod service;
 
-pub(crate) use self::service::attempt_span;
-pub use self::service::{Trace, TraceFuture, TraceLayer};
+pub(crate) use self::service::{TraceLayer, attempt_span};

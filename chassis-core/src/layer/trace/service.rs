@@ -20,20 +20,20 @@ use crate::{
 
 /// Opens spans, and reads trace context.
 #[derive(Clone, Copy, Debug)]
-pub struct TraceLayer {
+pub(crate) struct TraceLayer {
     side: Side,
 }
 
 /// The service of [`TraceLayer`].
 #[derive(Clone, Debug)]
-pub struct Trace<S> {
+pub(crate) struct Trace<S> {
     inner: S,
     with: TraceLayer,
 }
 
 pin_project! {
     /// The inner future, in its span.
-    pub struct TraceFuture<F> {
+    pub(crate) struct TraceFuture<F> {
         #[pin]
         inner: F,
         // Boxed, because few calls have one, and the future is moved.
@@ -47,7 +47,7 @@ pin_project! {
 
 impl TraceLayer {
     /// Traces the calls of one side.
-    pub fn new(side: Side) -> Self {
+    pub(crate) fn new(side: Side) -> Self {
         TraceLayer { side }
     }
 

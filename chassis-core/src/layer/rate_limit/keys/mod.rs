@@ -38,7 +38,7 @@ mod tests;
 /// assert!(callers.take("billing", None, now, rate, 1, 1).is_ok());
 /// ```
 #[derive(Debug)]
-pub struct Keyed {
+pub(crate) struct Keyed {
     hasher: RandomState,
     most: AtomicUsize,
     most_of_a_peer: AtomicUsize,
@@ -98,7 +98,7 @@ pub(super) fn network(peer: IpAddr) -> IpAddr {
 
 impl Keyed {
     /// Without keys; at most about `most` of them, rounded up to multiples of 16.
-    pub fn new(now: Instant, most: MostKeys) -> Self {
+    pub(crate) fn new(now: Instant, most: MostKeys) -> Self {
         Keyed {
             hasher: RandomState::new(),
             most: AtomicUsize::new(most.all),
@@ -110,13 +110,14 @@ impl Keyed {
     }
 
     /// Sets other bounds. Lower bounds apply to new keys; existing keys stay.
-    pub fn set_most(&self, most: MostKeys) {
+    pub(crate) fn set_most(&self, most: MostKeys) {
         self.most.store(most.all, Relaxed);
         self.most_of_a_peer.store(most.of_a_peer, Relaxed);
     }
 
     /// [`Gcra::take`] for `key` of `peer`.
-    pub fn take(
+    #[cfg(test)]
+    pub(crate) fn take(
         &self,
         key: &str,
         peer: Option<IpAddr>,
@@ -130,7 +131,7 @@ impl Keyed {
 
     /// [`Gcra::reserve`] for `key` of `peer`.
     #[expect(clippy::too_many_arguments, reason = "a key of two parts, and what a bucket takes")]
-    pub fn reserve(
+    pub(crate) fn reserve(
         &self,
         key: &str,
         peer: Option<IpAddr>,
@@ -144,7 +145,7 @@ impl Keyed {
     }
 
     /// [`Gcra::give_back`] for `key` of `peer`.
-    pub fn give_back(
+    pub(crate) fn give_back(
         &self,
         key: &str,
         peer: Option<IpAddr>,
@@ -157,7 +158,7 @@ impl Keyed {
     }
 
     /// [`Gcra::retune`] for every key.
-    pub fn retune(&self, now: Instant, rate: Rate) {
+    pub(crate) fn retune(&self, now: Instant, rate: Rate) {
         self.shared.iter().for_each(|bucket| bucket.retune(now, rate));
         for shard in &self.shards {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -166,18 +167,14 @@ impl Keyed {
     }
 
     /// The number of keys with a bucket.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         let count = |shard: &Mutex<Shard>| shard.lock().unwrap_or_else(PoisonError::into_inner).buckets.len();
         self.shards.iter().map(count).sum()
     }
 
-    /// Whether no key has a bucket.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// How many calls used a shared bucket because their key had none.
-    pub fn overflows(&self) -> u64 {
+    #[cfg(test)]
+    pub(crate) fn overflows(&self) -> u64 {
         self.overflows.load(Relaxed)
     }
 
