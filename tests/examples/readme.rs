@@ -6,10 +6,10 @@ use chassis::{
     http::{ClientConfig, ServerConfig},
     layer::{
         breaker::BreakerConfig,
-        fault::At,
         retry::{BudgetConfig, RetryConfig},
     },
 };
+use chassis_core::testing::{is_guarded, mechanisms};
 
 const README: &str = include_str!("../../README.md");
 
@@ -52,20 +52,12 @@ async fn the_settings_are_sound() {
     let policies = app.runtime().policies().get();
     let level = policies.outbound(&"stock".into(), "shop.v1.Stock/Level");
     let reserve = policies.outbound(&"stock".into(), "shop.v1.Stock/Reserve");
-    assert_eq!(level.timeout.unwrap().as_millis(), 300);
-    assert!(level.retry.is_some() && level.fallback.is_some() && level.faults.at(At::Call).len() == 1);
-    assert!(reserve.retry.is_none() && reserve.timeout.unwrap().as_secs() == 2);
-    assert_eq!(
-        policies
-            .outbound(&"stock".into(), "GET /stock/{id}")
-            .concurrency
-            .as_ref()
-            .unwrap()
-            .config
-            .limit
-            .get(),
-        64
-    );
+    assert_eq!(level.timeout().unwrap().as_millis(), 300);
+    assert_eq!(mechanisms(&level), ["timeout", "retry", "breaker", "fallback", "faults"]);
+    assert_eq!(mechanisms(&reserve), ["timeout", "breaker", "fallback", "faults"]);
+    assert_eq!(reserve.timeout().unwrap().as_secs(), 2);
+    let rest = policies.outbound(&"stock".into(), "GET /stock/{id}");
+    assert_eq!(rest.concurrency().unwrap().limit.get(), 64);
 }
 
 #[tokio::test]
@@ -81,14 +73,13 @@ async fn the_defaults_are_those_in_force() {
         (RetryConfig::default(), BreakerConfig::default(), BudgetConfig::default());
     let (server, client) = (ServerConfig::default(), ClientConfig::default());
 
-    row("outbound.defaults.timeout", &format!("`{}s`", out.timeout.unwrap().as_secs()));
-    row("inbound.timeout", &format!("`{}s`", inbound.timeout.unwrap().as_secs()));
-    assert_eq!(*out.retry.as_ref().unwrap().config, retry);
+    row("outbound.defaults.timeout", &format!("`{}s`", out.timeout().unwrap().as_secs()));
+    row("inbound.timeout", &format!("`{}s`", inbound.timeout().unwrap().as_secs()));
+    assert_eq!(*out.retry().unwrap(), retry);
     row("retry", &format!("{} attempts, `safe`", retry.attempts));
     assert!(README.contains(&format!("backoff of up to `{}`", retry.backoff)));
     row("retry.budget", &format!("`{}` and `{}`", budget.share, budget.min));
-    let guard = out.breaker.as_ref().unwrap();
-    assert_eq!((*guard.config, &*guard.cell.of), (breaker.circuit(), "stock"), "the scope is `service`");
+    assert!(is_guarded(&out, "stock", &breaker), "the scope is `service`");
     let of = format!(
         "`{}` of at least {} calls in `{}`",
         breaker.failure_ratio, breaker.min_calls, breaker.window
@@ -98,12 +89,8 @@ async fn the_defaults_are_those_in_force() {
         "open for `{0}`, reduced by random jitter of up to a tenth; then {1} probes, and {1} more after each `{0}`",
         breaker.open, breaker.probes
     )));
-    assert!(out.rate_limits.is_empty() && out.concurrency.is_none() && out.fallback.is_none());
-    assert!(
-        inbound.rate_limits.is_empty()
-            && inbound.concurrency.is_none()
-            && [At::Call, At::Attempt].iter().all(|at| out.faults.at(*at).is_empty())
-    );
+    assert_eq!(mechanisms(&out), ["timeout", "retry", "breaker"]);
+    assert_eq!(mechanisms(&inbound), ["timeout"]);
     let shutdown = chassis::document::ShutdownSection::default();
     row("shutdown", &format!("`{}`", shutdown.deadline));
 

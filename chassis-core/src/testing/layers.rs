@@ -25,7 +25,6 @@ use crate::{
         route::RouteLayer,
         trace::TraceLayer,
     },
-    policy::Policy,
     runtime::Runtime,
     stage::Staged,
     types::{Error, Side},
@@ -91,25 +90,4 @@ where
     E: CallError,
 {
     Staged::Plain(inner)
-}
-
-/// Whether two policies share their circuit, count of concurrent calls, retry budget, first bucket and metrics. What
-/// both are without counts as shared.
-pub fn share_state(one: &Policy, other: &Policy) -> bool {
-    fn same<T>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
-        match (one, other) {
-            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
-            (one, other) => one.is_none() && other.is_none(),
-        }
-    }
-    let circuit = |policy: &Policy| policy.breaker.as_ref().map(|guard| guard.cell.clone());
-    let gauge = |policy: &Policy| policy.concurrency.as_ref().map(|bound| bound.gauge.clone());
-    let budget = |policy: &Policy| policy.retry.as_ref().map(|retries| retries.budget.clone());
-    let buckets = |policy: &Policy| policy.rate_limits.first().map(|limit| limit.buckets.clone());
-    same(circuit(one).as_ref(), circuit(other).as_ref())
-        && same(gauge(one).as_ref(), gauge(other).as_ref())
-        && same(budget(one).as_ref(), budget(other).as_ref())
-        && same(one.metrics.as_ref(), other.metrics.as_ref())
-        && one.rate_limits.len() == other.rate_limits.len()
-        && same(buckets(one).as_ref(), buckets(other).as_ref())
 }

@@ -25,6 +25,7 @@ mod call;
 pub mod contract;
 mod feed;
 pub mod layers;
+mod policy;
 mod protocol;
 mod registry;
 mod upstream;
@@ -32,6 +33,7 @@ mod upstream;
 pub use self::{
     call::{Answered, CallBuilder, read, run},
     feed::{Feed, feed},
+    policy::{is_guarded, mechanisms, share_state},
     protocol::{REASON, RETRY_AFTER, STATUS, TEST, TestProtocol},
     registry::ScriptedRegistry,
     upstream::{Answer, Arrival, Upstream, UpstreamLeaf},

@@ -5,7 +5,7 @@ use chassis_core::{
     Code, MOST_SERVICES, MOST_UNKNOWN, Reason,
     pipeline::{self, Pipeline},
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
-    testing::{Answer, CallBuilder, ScriptedRegistry, Upstream, layers::share_state},
+    testing::{Answer, CallBuilder, ScriptedRegistry, Upstream, share_state},
 };
 use serde_json::json;
 

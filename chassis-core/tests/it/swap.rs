@@ -10,7 +10,7 @@ use std::{
 use chassis_core::{
     CallError, Code, Error, Invocation, Reason, Stage, Stages,
     layer::breaker::State,
-    testing::{Answer, CallBuilder, Upstream, layers::share_state},
+    testing::{Answer, CallBuilder, Upstream, share_state},
 };
 use http::StatusCode;
 use serde_json::json;

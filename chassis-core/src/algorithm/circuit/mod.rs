@@ -49,18 +49,6 @@ mod tests;
 ///
 /// After Resilience4j and failsafe-go; another round after `open` as in Hystrix and Polly, which send one more
 /// probe.
-///
-/// ```
-/// use chassis_core::layer::breaker::{BreakerConfig, Circuit, State};
-/// use chassis_core::clock::Instant;
-///
-/// let config = BreakerConfig { consecutive: 1, ..Default::default() }.circuit();
-/// let now = Instant::now();
-/// let circuit = Circuit::new(now);
-/// let admission = circuit.admit(now, &config).unwrap();
-/// circuit.record(admission.token, true, now, &config);
-/// assert_eq!(circuit.admit(now, &config).unwrap_err().state, State::Open);
-/// ```
 #[derive(Debug)]
 pub(crate) struct Circuit {
     epoch: Instant,

@@ -16,17 +16,6 @@ mod tests;
 /// GCRA in its form as a continuous-state leaky bucket (ITU-T I.371), which stores how many calls were taken
 /// and when. The other form, a theoretical arrival time, measures the level in time: it would jump with every
 /// change of the rate.
-///
-/// ```
-/// use chassis_core::{layer::rate_limit::Gcra, units::Rate};
-/// use chassis_core::clock::Instant;
-///
-/// let (now, rate) = (Instant::now(), Rate::per_second(10));
-/// let bucket = Gcra::new(now);
-/// assert!(bucket.take(now, rate, 1, 1).is_ok());
-/// let wait = bucket.take(now, rate, 1, 1).unwrap_err();
-/// assert_eq!(wait.retry_after.unwrap().as_millis(), 100);
-/// ```
 #[derive(Debug)]
 pub(crate) struct Gcra {
     epoch: Instant,

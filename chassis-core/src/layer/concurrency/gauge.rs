@@ -9,15 +9,6 @@ use std::sync::atomic::{
 ///
 /// The count is always exact: never more permits than the limit are in use, and no call is refused while fewer
 /// are. That is why all threads share one counter.
-///
-/// ```
-/// use chassis_core::layer::concurrency::Gauge;
-///
-/// let gauge = Gauge::default();
-/// assert!(gauge.acquire(1) && !gauge.acquire(1));
-/// gauge.release();
-/// assert!(gauge.acquire(1));
-/// ```
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub(crate) struct Gauge {

@@ -15,15 +15,6 @@ pub(crate) struct Bounds {
 }
 
 /// The measures of a body so far.
-///
-/// ```
-/// use chassis_core::{clock::Instant, layer::message_limits::{Bound, Bounds, Meter}};
-///
-/// let (now, bounds) = (Instant::now(), Bounds { bytes: Some(5), ..Default::default() });
-/// let (mut meter, mut none) = (Meter::new(now), |_: &mut u64, _: &[u8]| None);
-/// assert!(meter.admit(b"hello", &bounds, || now, &mut none).is_ok());
-/// assert_eq!(meter.admit(b"!", &bounds, || now, &mut none).unwrap_err().bound, Bound::Bytes);
-/// ```
 #[derive(Debug)]
 pub(crate) struct Meter {
     bytes: u64,

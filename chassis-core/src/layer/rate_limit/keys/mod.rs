@@ -26,17 +26,6 @@ mod tests;
 ///
 /// Only a 64-bit hash of a key is stored, seeded with a random number, so that long keys cost nothing and
 /// collisions can't be constructed. A call locks one of 16 parts while it looks up a key.
-///
-/// ```
-/// use chassis_core::{layer::rate_limit::Keyed, units::Rate};
-/// use chassis_core::clock::Instant;
-///
-/// let (now, rate) = (Instant::now(), Rate::per_second(1));
-/// let callers = Keyed::new(now, Default::default());
-/// assert!(callers.take("orders", None, now, rate, 1, 1).is_ok());
-/// assert!(callers.take("orders", None, now, rate, 1, 1).is_err());
-/// assert!(callers.take("billing", None, now, rate, 1, 1).is_ok());
-/// ```
 #[derive(Debug)]
 pub(crate) struct Keyed {
     hasher: RandomState,
