@@ -14,16 +14,6 @@ use crate::{clock::Instant, shard::Cells};
 /// that both settings are arguments and can change while the counts stay. Calls are read only when one fails,
 /// so each thread counts them separately; retries are counted in one place, so that the limit holds for all
 /// threads together.
-///
-/// ```
-/// use chassis_core::layer::retry::{Budget, BudgetConfig};
-/// use chassis_core::clock::Instant;
-///
-/// let now = Instant::now();
-/// let (budget, config) = (Budget::new(now), BudgetConfig { min: "0/s".parse().unwrap(), ..Default::default() });
-/// (0..5).for_each(|_| budget.deposit(now));
-/// assert!(budget.withdraw(now, &config) && !budget.withdraw(now, &config));
-/// ```
 #[derive(Debug)]
 pub(crate) struct Budget {
     epoch: Instant,
