@@ -67,7 +67,7 @@ async fn a_version_can_be_rolled_back_to() {
     let config = caller.app.config();
     let in_force = || {
         let policies = caller.runtime().policies().get();
-        policies.outbound(&"stock".into(), "a.B/C").timeout.unwrap_or_default().as_secs()
+        policies.outbound(&"stock".into(), "a.B/C").timeout().unwrap_or_default().as_secs()
     };
     caller.push(&timeout(2)).await.applied();
     caller.push("outbound: { defaults: { timeout: 0s } }").await.refused();
