@@ -14,11 +14,7 @@ pub use self::{
     config::Pickers, p2c::P2c, random::RandomPicker, round_robin::RoundRobin, rule::BUILT_IN_PICKERS,
 };
 pub(crate) use self::{
-    rule::PickerRule,
-    service::{BalanceLayer, has_another},
-};
-pub(crate) use self::{
     rule::{Balancer, PickerRule},
-    service::has_another,
+    service::{BalanceLayer, has_another},
 };
 pub use crate::cluster::{Candidates, Picker, PickerFactory, Subset};
