@@ -2,7 +2,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use chassis_config::{DirectorySource, Environment, FileSource, Loader, Overrides, tree::Layer};
+use chassis_config::{Decrypt, DirectorySource, Environment, FileSource, Loader, Overrides, tree::Layer};
 
 /// The settings that are there without a config center.
 pub(crate) struct Base {
@@ -11,6 +11,7 @@ pub(crate) struct Base {
     pub(crate) environment: Environment,
     pub(crate) overrides: Overrides,
     pub(crate) profiles: Vec<String>,
+    pub(crate) ciphers: Vec<(String, Arc<dyn Decrypt>)>,
 }
 
 /// The file to read.
@@ -34,6 +35,9 @@ impl Base {
     /// `loader`, with these settings.
     pub(crate) fn under<D, T>(&self, loader: Loader<D, T>) -> Loader<D, T> {
         let mut loader = loader.environment(self.environment.clone()).overrides(self.overrides.clone());
+        for (name, cipher) in &self.ciphers {
+            loader = loader.decrypt(name, cipher.clone());
+        }
         for settings in &self.program {
             loader = loader.settings(settings);
         }

@@ -1,7 +1,7 @@
 //! Builds a service from its settings and its parts.
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
-use chassis_config::{Change, Environment, Finding, Loader, Overrides, tree};
+use chassis_config::{Change, Decrypt, Environment, Finding, Loader, Overrides, tree};
 use chassis_core::{
     BoxError, BoxFuture, CallError, Error, Event, Events, Invocation, Kind, LabelSet, Live, Next, Placement,
     Random, Reply, Runtime, Section, Stages,
@@ -62,6 +62,7 @@ pub struct ChassisBuilder {
     profiles: Option<String>,
     default_profiles: String,
     overrides: Overrides,
+    ciphers: Vec<(String, Arc<dyn Decrypt>)>,
     registry: Option<Arc<dyn Registry>>,
     metrics: Option<prometheus::Registry>,
     random: Random,
@@ -89,6 +90,7 @@ impl ChassisBuilder {
             profiles: None,
             default_profiles: String::new(),
             overrides: Overrides::default(),
+            ciphers: Vec::new(),
             registry: None,
             metrics: None,
             random: Random::from_os(),
@@ -141,6 +143,13 @@ impl ChassisBuilder {
     /// other is a plain word. Keys that contain dots are quoted: `outbound.services."a.b".timeout`.
     pub fn set(mut self, path: &str, value: &str) -> Self {
         self.overrides = self.overrides.set(path, value);
+        self
+    }
+
+    /// A cipher for values of the settings: `${name:text}` is what it makes of `text`. A later cipher replaces an
+    /// earlier one of the same name.
+    pub fn decrypt(mut self, name: &str, cipher: impl Decrypt) -> Self {
+        self.ciphers.push((name.to_owned(), Arc::new(cipher)));
         self
     }
 
@@ -417,7 +426,8 @@ impl ChassisBuilder {
         let profiles = profiles(self.profiles.as_deref().unwrap_or(&self.default_profiles))
             .map_err(|why| StartError::Settings(format!("{PROFILE_VARIABLE}: {why}")))?;
         let (environment, overrides) = (self.environment, self.overrides);
-        let base = Base { program: self.program, file, environment, overrides, profiles };
+        let base =
+            Base { program: self.program, file, environment, overrides, profiles, ciphers: self.ciphers };
         let centers = centers::named(&reader, |loader| base.under(loader)).await?;
         let loader = Loader::reading(read, move |document: &Document| check(&checker, document));
         let mut loader = base.under(loader);

@@ -79,8 +79,8 @@ pub struct EffectiveSetting {
     pub origin: Provenance,
 }
 
-/// A setting that has changed, as a listener sees it.
-#[derive(Clone, Debug)]
+/// A setting that has changed, as a listener sees it. `Debug` shows no values, which may be secrets.
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct SettingChange {
     /// The version in force now.
@@ -187,7 +187,7 @@ impl ConfigHandle {
     pub fn settings(&self) -> Vec<EffectiveSetting> {
         let in_force = self.0.in_force.get();
         let setting = |(path, node): (Path, &Node)| EffectiveSetting {
-            value: if path.is_secret() { "***".to_owned() } else { node.value.to_string() },
+            value: if path.is_secret() { "***".to_owned() } else { node.shown().to_string() },
             path: path.to_string(),
             origin: Provenance::of(node),
         };
@@ -330,6 +330,17 @@ fn leaf_changes(old: &Node, new: &Node, version: u64) -> Vec<(Path, SettingChang
         }
     }
     found
+}
+
+// === impl SettingChange ===
+
+impl fmt::Debug for SettingChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SettingChange")
+            .field("version", &self.version)
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
 }
 
 // === impl DryRun ===

@@ -29,6 +29,8 @@ const PREFIX: &str = "CHASSIS_";
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
     variables: BTreeMap<String, String>,
+    /// All variables, for `${env:NAME}`.
+    all: Arc<BTreeMap<String, String>>,
 }
 
 // === impl Environment ===
@@ -41,11 +43,18 @@ impl Environment {
         )
     }
 
-    /// These variables; those that do not start with `CHASSIS_` are ignored.
+    /// These variables. Those that do not start with `CHASSIS_` are no settings; `${env:NAME}` reads them all.
     pub fn of(variables: impl IntoIterator<Item = (impl Into<String>, impl Into<String>)>) -> Self {
         let ours = |name: &str| name.get(..PREFIX.len()).is_some_and(|p| p.eq_ignore_ascii_case(PREFIX));
-        let all = variables.into_iter().map(|(name, value)| (name.into(), value.into()));
-        Environment { variables: all.filter(|(name, _)| ours(name)).collect() }
+        let all: BTreeMap<String, String> =
+            variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        let settings = all.iter().filter(|(name, _)| ours(name));
+        Environment { variables: settings.map(|(k, v)| (k.clone(), v.clone())).collect(), all: Arc::new(all) }
+    }
+
+    /// The value of any variable of exactly this name.
+    pub(crate) fn any(&self, name: &str) -> Option<&str> {
+        self.all.get(name).map(String::as_str)
     }
 
     /// The value of a variable, whatever the case of its letters.
@@ -149,7 +158,7 @@ fn insert(node: &mut Node, steps: &[(String, Span)], value: Node) -> Result<(), 
             Ok(())
         }
         (None, below) => {
-            let mut inner = Node { value: Value::Map(Vec::new()), at: key_at.clone() };
+            let mut inner = Node::new(Value::Map(Vec::new()), key_at.clone());
             let done = insert(&mut inner, below, value);
             entries.push(Entry { key: key.clone(), key_at: key_at.clone(), node: inner });
             done

@@ -26,6 +26,9 @@ pub struct Finding {
     pub allowed: Vec<String>,
 }
 
+/// The message about a value that was written as `${…}`.
+const HIDDEN: &str = "this is no value for it (it is not shown)";
+
 // === impl Finding ===
 
 impl Finding {
@@ -77,6 +80,9 @@ impl Finding {
         }
         if !rest.is_empty() {
             path.0.push(Segment::Key(rest.to_string()));
+        }
+        if tree.at(&found).is_some_and(|node| node.written.is_some()) && rest.is_empty() {
+            return Problem { severity: self.severity, ..Problem::error(path, at, HIDDEN) };
         }
         let at = at.filter(|at| at.line > 0 || at.origin.name != "defaults");
         let problem = Problem { severity: self.severity, ..Problem::error(path, at, self.message) };

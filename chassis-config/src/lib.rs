@@ -7,6 +7,7 @@
 mod de;
 mod env;
 mod finding;
+mod interpolate;
 mod loader;
 mod merge;
 mod overrides;
@@ -21,6 +22,7 @@ mod version;
 pub use de::{read, read_part};
 pub use env::Environment;
 pub use finding::Finding;
+pub use interpolate::Decrypt;
 pub use loader::{Change, Control, ControlError, Held, Loader, Outcome, Record, Refusal, Trial, Unreadable};
 pub use merge::merge;
 pub use overrides::Overrides;

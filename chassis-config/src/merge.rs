@@ -82,7 +82,7 @@ fn lower<'a>(merged: Merged, nodes: &[Held<'a>]) -> Option<(Option<&'a Entry>, N
         let entry = entry?;
         Some(Entry { key: entry.key.clone(), key_at: entry.key_at.clone(), node })
     });
-    Some((entry, Node { value: Value::Map(entries.collect()), at: node.at.clone() }))
+    Some((entry, Node::new(Value::Map(entries.collect()), node.at.clone())))
 }
 
 #[cfg(test)]

@@ -75,7 +75,7 @@ impl Overrides {
                         parse::value(&origin, &written[path + 1..], written[..*path].chars().count() + 1);
                     let node = keys.into_iter().rev().fold(value, |node, (key, key_at)| {
                         let at = key_at.clone();
-                        Node { value: Value::Map(vec![Entry { key, key_at, node }]), at }
+                        Node::new(Value::Map(vec![Entry { key, key_at, node }]), at)
                     });
                     layers.push(node);
                 }

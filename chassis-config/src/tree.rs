@@ -46,13 +46,15 @@ pub struct Span {
     pub length: usize,
 }
 
-/// A value and its position.
-#[derive(Clone, Debug)]
+/// A value and its position. `Debug` shows the text before `${…}`, not what replaced it.
+#[derive(Clone)]
 pub struct Node {
     /// The value.
     pub value: Value,
     /// Its position.
     pub at: Span,
+    /// The text before `${…}` was replaced, which is shown in place of the value; `None` if there was none.
+    pub written: Option<Arc<str>>,
 }
 
 /// A key of a map, and its value.
@@ -158,10 +160,21 @@ impl fmt::Display for Span {
 
 // === impl Node ===
 
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("value", &self.shown()).field("at", &self.at).finish()
+    }
+}
+
 impl Node {
+    /// A value at a position.
+    pub fn new(value: Value, at: Span) -> Self {
+        Node { value, at, written: None }
+    }
+
     /// An empty map without a position.
     pub fn empty(origin: Arc<Origin>) -> Self {
-        Node { value: Value::Map(Vec::new()), at: Span::whole(origin) }
+        Node::new(Value::Map(Vec::new()), Span::whole(origin))
     }
 
     /// A tree of values that no text contains, such as those of a builder.
@@ -184,7 +197,15 @@ impl Node {
                     .collect(),
             ),
         };
-        Node { value, at }
+        Node::new(value, at)
+    }
+
+    /// What messages show of it: the text before `${…}`, or the value.
+    pub fn shown(&self) -> std::borrow::Cow<'_, Value> {
+        match &self.written {
+            Some(written) => std::borrow::Cow::Owned(Value::Quoted(written.to_string())),
+            None => std::borrow::Cow::Borrowed(&self.value),
+        }
     }
 
     /// The entries of a map; empty for any other value.
@@ -286,7 +307,7 @@ impl fmt::Display for Value {
             Value::List(items) => {
                 f.write_str("[")?;
                 for (i, item) in items.iter().enumerate() {
-                    write!(f, "{}{}", if i == 0 { "" } else { ", " }, item.value)?;
+                    write!(f, "{}{}", if i == 0 { "" } else { ", " }, item.shown())?;
                 }
                 f.write_str("]")
             }
@@ -296,7 +317,7 @@ impl fmt::Display for Value {
                     write!(f, "{}{}: ", if i == 0 { " " } else { ", " }, e.key)?;
                     match crate::secret::is_secret(&e.key) {
                         true => f.write_str("***")?,
-                        false => write!(f, "{}", e.node.value)?,
+                        false => write!(f, "{}", e.node.shown())?,
                     }
                 }
                 f.write_str(if entries.is_empty() { "}" } else { " }" })

@@ -109,7 +109,7 @@ fn shown(path: &Path, node: &Node) -> String {
     if path.is_secret() {
         return "***".into();
     }
-    let text = node.value.to_string();
+    let text = node.shown().to_string();
     match text.char_indices().nth(SHOWN) {
         Some((cut, _)) => format!("{}\u{2026}", &text[..cut]),
         None => text,

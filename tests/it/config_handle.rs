@@ -59,6 +59,42 @@ async fn every_setting_has_an_origin() {
     assert_eq!(secret.value, "***");
 }
 
+/// No listing, history or event has the text of a secret, whatever its key is called.
+#[tokio::test(start_paused = true)]
+async fn what_a_reference_stands_for_is_not_shown() {
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(default)]
+    struct Database {
+        login: chassis::units::Secret,
+    }
+    struct Prefixed;
+    impl chassis::document::Decrypt for Prefixed {
+        fn decrypt(&self, text: &str) -> Result<String, chassis::BoxError> {
+            Ok(format!("hunter{text}"))
+        }
+    }
+    let mesh = Mesh::new();
+    let with = |builder: chassis::ChassisBuilder| {
+        builder
+            .environment(Environment::of([("LOGIN", "hunter1")]))
+            .decrypt("prefixed", Prefixed)
+            .section(Section::<Database>::new("database"))
+    };
+    let first = "database: { login: \"${env:LOGIN}\" }";
+    let caller = mesh.server("tests", "tests").config(first).with(with).caller().await;
+    let (config, database) = (caller.app.config(), caller.app.settings::<Database>("database").unwrap());
+    assert_eq!(database.get().login.expose(), "hunter1");
+    caller.push("database: { login: \"${prefixed:2}\" }").await.applied();
+    assert_eq!(database.get().login.expose(), "hunter2");
+    let why = caller.push("database: { login: \"${env:NONE}\" }").await.refused().join("");
+    assert!(why.contains("the environment has no variable `NONE`"), "{why}");
+    let events: Vec<_> =
+        caller.runtime().events().past().iter().map(|(_, event)| event.to_string()).collect();
+    let shown = format!("{:?} {:?} {events:?} {:?}", config.settings(), config.history(), database.get());
+    assert!(shown.contains("${prefixed:2}") && shown.contains("${env:LOGIN}"), "{shown}");
+    assert!(!shown.contains("hunter"), "{shown}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_version_can_be_rolled_back_to() {
     let mesh = Mesh::new();

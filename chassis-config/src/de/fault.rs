@@ -62,9 +62,9 @@ impl Fault {
         (path, node.at.clone())
     }
 
-    /// `others` are further keys that are allowed beside it.
-    pub(super) fn into_problem(self, path: Path, at: Span, others: &[&str]) -> Problem {
-        let secret = path.is_secret();
+    /// `is_replaced`: the value was written as `${…}`, and is not shown. `others` are further keys that are allowed beside it.
+    pub(super) fn into_problem(self, path: Path, at: Span, others: &[&str], is_replaced: bool) -> Problem {
+        let secret = path.is_secret() || is_replaced;
         let problem = |message: String| Problem::error(path, Some(at), message);
         match self.kind {
             Kind::UnknownKey { key, allowed } => {

@@ -44,7 +44,7 @@ pub fn read<D: DeserializeOwned>(tree: &Node) -> (Option<D>, Vec<Problem>) {
 /// assert_eq!(disk.unwrap().path, "/var/lib");
 /// ```
 pub fn read_part<D: DeserializeOwned>(tree: &Node, part: &Path, aside: &[Path]) -> (Option<D>, Vec<Problem>) {
-    let nothing = Node { value: Value::Null, at: tree.at.clone() };
+    let nothing = Node::new(Value::Null, tree.at.clone());
     let node = tree.at(part).unwrap_or(&nothing);
     let (mut problems, mut skipped) = (Vec::new(), aside.to_vec());
     while skipped.len() < MAX_SKIPS + aside.len() {
@@ -64,7 +64,8 @@ pub fn read_part<D: DeserializeOwned>(tree: &Node, part: &Path, aside: &[Path]) 
         if !reported {
             let from_environment = at.origin.layer == Layer::Environment && fault.is_unknown_key();
             let others: Vec<_> = aside.iter().filter_map(|other| beside(other, &path)).collect();
-            let mut problem = fault.into_problem(path.clone(), at, &others);
+            let is_replaced = tree.at(&path).is_some_and(|node| node.written.is_some());
+            let mut problem = fault.into_problem(path.clone(), at, &others, is_replaced);
             if tree.at(part).is_none() {
                 problem.at = None; // it is not in the text
             }

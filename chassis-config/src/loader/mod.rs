@@ -3,11 +3,19 @@
 mod change;
 mod control;
 mod feed;
+mod files;
 mod history;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::VecDeque, future::poll_fn, sync::Arc, task::Poll, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    future::poll_fn,
+    path::PathBuf,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use chassis_core::config::{ConfigSource, Text};
 use serde::de::DeserializeOwned;
@@ -21,11 +29,13 @@ pub use self::{
 use self::{
     control::Question,
     feed::{Feed, Source},
+    files::Files,
 };
 use crate::{
     DirectorySource, Overrides,
     env::Environment,
     finding::Finding,
+    interpolate::{Ciphers, Decrypt, Resolved},
     merge::merge,
     problem::Problem,
     tree::{Layer, Node, Origin},
@@ -66,6 +76,9 @@ pub struct Loader<D, T> {
     feeds: Vec<Feed>,
     environment: Environment,
     overrides: Overrides,
+    ciphers: Ciphers,
+    /// The files that values were read from.
+    files: Files,
     read: Read<D>,
     check: Check<D, T>,
     /// A source has changed since the last version was made.
@@ -99,10 +112,16 @@ struct Sound<D, T> {
     document: D,
     value: T,
     warnings: Vec<Problem>,
+    files: BTreeMap<PathBuf, Option<String>>,
 }
 
-/// Settings that can't be used, if they could be parsed, and the problems.
-type Refused = (Option<Node>, Vec<Problem>);
+/// Settings that can't be used.
+struct Refused {
+    /// `None` if a text can't be parsed.
+    tree: Option<Node>,
+    problems: Vec<Problem>,
+    files: BTreeMap<PathBuf, Option<String>>,
+}
 
 /// The version in force; the next one is compared with it.
 struct Standing {
@@ -148,6 +167,8 @@ impl<D, T> Loader<D, T> {
             feeds: Vec::new(),
             environment: Environment::default(),
             overrides: Overrides::default(),
+            ciphers: Ciphers::default(),
+            files: Files::default(),
             check: Box::new(check),
             dirty: true,
             unread: VecDeque::new(),
@@ -194,6 +215,12 @@ impl<D, T> Loader<D, T> {
     /// Single settings, which override all sources and the environment. Default: none.
     pub fn overrides(mut self, overrides: Overrides) -> Self {
         self.overrides = overrides;
+        self
+    }
+
+    /// A cipher: values of the form `${name:text}` are decrypted by it.
+    pub fn decrypt(mut self, name: &str, cipher: Arc<dyn Decrypt>) -> Self {
+        self.ciphers.add(name, cipher);
         self
     }
 
@@ -265,8 +292,13 @@ impl<D, T> Loader<D, T> {
         let running = self.running();
         let (dirty, unread) = (&mut self.dirty, &mut self.unread);
         let (feeds, asked, questions) = (&mut self.feeds, &mut self.asked, &mut self.questions);
+        let (files, from) = (&mut self.files, &mut self.from);
         poll_fn(|cx| {
             let mut changed = false;
+            while let Poll::Ready(file) = files.poll(cx) {
+                from.push(file);
+                (*dirty, changed) = (true, true);
+            }
             while let Poll::Ready(Some(question)) = asked.poll_recv(cx) {
                 questions.push_back(question);
                 changed = true;
@@ -296,16 +328,18 @@ impl<D, T> Loader<D, T> {
         let from = std::mem::take(&mut self.from);
         let read = match self.assemble(None) {
             Ok((tree, problems)) => self.evaluate(tree, problems),
-            Err(problems) => Err((None, problems)),
+            Err(problems) => Err(Refused { tree: None, problems, files: BTreeMap::new() }),
         };
         match read {
-            Err((tree, problems)) => {
+            Err(Refused { tree, problems, files }) => {
+                self.files.follow(files, true);
                 self.astray = true;
                 let changes = tree.map(|tree| changes(&self.in_force(), &tree)).unwrap_or_default();
                 self.control.past().add(from, Outcome::Refused(problems.clone()), changes, None);
                 Some(Change::Refused(Refusal { problems, running: self.running() }))
             }
             Ok(read) => {
+                self.files.follow(read.files.clone(), false);
                 let hash = hash(&read.tree);
                 let well = self.feeds.iter().all(Feed::is_well);
                 let was_astray = std::mem::replace(&mut self.astray, !well);
@@ -332,7 +366,7 @@ impl<D, T> Loader<D, T> {
         from: Vec<String>,
         back_to: Option<u64>,
     ) -> Change<D, T> {
-        let Sound { tree, document, value, warnings } = read;
+        let Sound { tree, document, value, warnings, files: _ } = read;
         let changes = changes(&self.in_force(), &tree);
         let number = self.running().unwrap_or(0) + 1;
         let outcome = Outcome::Applied { version: number, hash: hash.clone(), back_to };
@@ -362,7 +396,7 @@ impl<D, T> Loader<D, T> {
                     return None;
                 };
                 match self.evaluate(tree, Vec::new()) {
-                    Err((_, problems)) => {
+                    Err(Refused { problems, .. }) => {
                         let problems = problems.iter().map(ToString::to_string).collect();
                         reply.send(Err(ControlError::Refused(problems))).ok();
                         None
@@ -390,11 +424,11 @@ impl<D, T> Loader<D, T> {
             self.feeds.iter().find(|feed| feed.is_called(&text.origin)).map(|feed| feed.name.clone());
         let read = match self.assemble(Some(text)) {
             Ok((tree, problems)) => self.evaluate(tree, problems),
-            Err(problems) => Err((None, problems)),
+            Err(problems) => Err(Refused { tree: None, problems, files: BTreeMap::new() }),
         };
         let (tree, problems) = match read {
             Ok(read) => (Some(read.tree), read.warnings),
-            Err(refused) => refused,
+            Err(Refused { tree, problems, .. }) => (tree, problems),
         };
         let changes = tree.as_ref().map(|tree| changes(&self.in_force(), tree)).unwrap_or_default();
         Trial { replaces, changes, problems, tree }
@@ -440,12 +474,15 @@ impl<D, T> Loader<D, T> {
 
     /// Reads and checks a merged tree. A tree that is refused is returned with its problems.
     #[allow(clippy::result_large_err)] // once for each change of the settings
-    fn evaluate(&self, mut tree: Node, mut problems: Vec<Problem>) -> Result<Sound<D, T>, Refused> {
+    fn evaluate(&self, tree: Node, mut problems: Vec<Problem>) -> Result<Sound<D, T>, Refused> {
+        let Resolved { mut tree, problems: more, files } =
+            Resolved::of(&tree, &self.environment, &self.ciphers);
+        problems.extend(more);
         let (document, more) = (self.read)(&tree);
         crate::env::without_unknown(&mut tree, &more);
         problems.extend(more);
         let Some(document) = document.filter(|_| !problems.iter().any(Problem::is_error)) else {
-            return Err((Some(tree), problems));
+            return Err(Refused { tree: Some(tree), problems, files });
         };
         let (value, findings) = match (self.check)(&document) {
             Ok((value, findings)) => (Some(value), findings),
@@ -459,9 +496,9 @@ impl<D, T> Loader<D, T> {
         }
         match value {
             Some(value) if !problems.iter().any(Problem::is_error) => {
-                Ok(Sound { tree, document, value, warnings: problems })
+                Ok(Sound { tree, document, value, warnings: problems, files })
             }
-            _ => Err((Some(tree), problems)),
+            _ => Err(Refused { tree: Some(tree), problems, files }),
         }
     }
 }

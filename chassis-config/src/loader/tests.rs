@@ -454,3 +454,51 @@ async fn a_dry_run_changes_nothing() {
     assert_eq!(trial("center", "retries: [").await, broken);
     assert_eq!((control.history().len(), quiet.await.unwrap()), (1, true));
 }
+
+#[tokio::test]
+async fn a_file_that_a_value_is_read_from_is_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (secret, new) = (dir.path().join("secret"), dir.path().join("new"));
+    std::fs::write(&secret, "hunter2\n").unwrap();
+    let reference = format!("${{file:{}}}", secret.display());
+    let content = format!("retries: 1\nlabels: {{ a: \"{reference}\" }}\ntimeout: ${{env:WAIT:-1s}}");
+    let file = text("file", &content);
+    let mut loader = loader().source(Layer::File, Arc::new(file.clone()));
+    let control = loader.control();
+    let bound = Duration::from_secs(30);
+    let Change::Applied(version) = loader.next().await else { panic!("it is sound") };
+    assert_eq!((&*version.document.labels["a"], &*version.document.timeout), ("hunter2", "1s"));
+    std::fs::write(&new, "hunter3").unwrap();
+    std::fs::rename(&new, &secret).unwrap();
+    let change = tokio::time::timeout(bound, loader.next()).await.expect("a change is noticed");
+    let Change::Applied(version) = change else { panic!("it is sound") };
+    assert_eq!((version.number, &*version.document.labels["a"]), (2, "hunter3"));
+    // The secret is nowhere to be read.
+    let settings: Vec<_> = version.settings().collect();
+    let shown = format!("{settings:?} {:?} {:?}", version.changes, control.history());
+    assert!(shown.contains("labels.a") && shown.contains(&reference) && !shown.contains("hunter"), "{shown}");
+    std::fs::remove_file(&secret).unwrap();
+    let change = tokio::time::timeout(bound, loader.next()).await.expect("a change is noticed");
+    let Change::Refused(refusal) = change else { panic!("the file is gone") };
+    assert!(refusal.problems[0].message.contains("No such file"), "{refusal}");
+    // Of a past version the files are read anew.
+    std::fs::write(&secret, "hunter4").unwrap();
+    let (back, change) = tokio::join!(control.rollback(1), loader.next());
+    let Change::Applied(version) = change else { panic!("it is sound") };
+    assert_eq!((back, &*version.document.labels["a"]), (Ok(3), "hunter4"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_that_is_not_shown_is_not_in_an_error_either() {
+    struct Plain;
+    impl Decrypt for Plain {
+        fn decrypt(&self, text: &str) -> Result<String, chassis_core::BoxError> {
+            Ok(format!("hunter{text}"))
+        }
+    }
+    let file = text("file", "retries: ${plain:2}");
+    let mut loader = loader().decrypt("plain", Arc::new(Plain)).source(Layer::File, Arc::new(file.clone()));
+    let shown = next(&mut loader).await;
+    assert_eq!(shown, "refused, None stays: file:1:10 retries: this is no value for it (it is not shown)");
+    assert!(!format!("{:?}", loader.control().history()).contains("hunter"));
+}

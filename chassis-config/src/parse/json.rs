@@ -47,7 +47,7 @@ impl Walk<'_> {
             }
         };
         let end = if matches!(value, Value::Map(_) | Value::List(_)) { start + 1 } else { self.at };
-        Ok(Node { value, at: Span::of_bytes(self.origin, start, end) })
+        Ok(Node::new(value, Span::of_bytes(self.origin, start, end)))
     }
 
     fn nested(&mut self, read: impl FnOnce(&mut Self) -> Read<Value>) -> Read<Value> {

@@ -46,8 +46,8 @@ pub(crate) fn value(origin: &Arc<Origin>, text: &str, prefix: usize) -> Node {
         Span { origin: origin.clone(), line: 1, column: prefix + 1, length: text.chars().count().max(1) };
     let yaml = text.starts_with(['[', '{', '"', '\'']).then(|| yaml::parse_inline(origin, text, prefix).ok());
     yaml.flatten().unwrap_or_else(|| match text {
-        "" => Node { value: Value::Null, at: whole },
-        text => Node { value: Value::Plain(text.to_string()), at: whole },
+        "" => Node::new(Value::Null, whole),
+        text => Node::new(Value::Plain(text.to_string()), whole),
     })
 }
 

@@ -38,11 +38,11 @@ fn node(origin: &Arc<Origin>, value: &Spanned<DeValue<'_>>, depth: usize) -> Rea
             deeper(origin, &span, depth)?;
             let start = span.start..span.start + 1;
             let items = items.iter().map(|item| node(origin, item, depth + 1)).collect::<Result<_, _>>()?;
-            return Ok(Node { value: Value::List(items), at: at(origin, start) });
+            return Ok(Node::new(Value::List(items), at(origin, start)));
         }
         DeValue::Table(table) => return map(origin, span, table, depth + 1),
     };
-    Ok(Node { value: read, at: at(origin, span) })
+    Ok(Node::new(read, at(origin, span)))
 }
 
 fn map(origin: &Arc<Origin>, span: Range<usize>, table: &DeTable<'_>, depth: usize) -> Read<Node> {
@@ -59,7 +59,7 @@ fn map(origin: &Arc<Origin>, span: Range<usize>, table: &DeTable<'_>, depth: usi
         push(&mut entries, &mut seen, entry)?;
     }
     let start = span.start..span.start + 1;
-    Ok(Node { value: Value::Map(entries), at: at(origin, start) })
+    Ok(Node::new(Value::Map(entries), at(origin, start)))
 }
 
 fn deeper(origin: &Arc<Origin>, span: &Range<usize>, depth: usize) -> Read<()> {

@@ -17,7 +17,7 @@ pub(super) fn parse(origin: &Arc<Origin>) -> Read<Node> {
     let node = Reader::new(origin, &origin.content, 0).document()?;
     match node.value {
         Value::Map(_) => Ok(node),
-        Value::Null => Ok(Node { value: Value::Map(Vec::new()), at: node.at }),
+        Value::Null => Ok(Node::new(Value::Map(Vec::new()), node.at)),
         other => {
             let help = if matches!(other, Value::Plain(_)) { "; a colon wants a space after it" } else { "" };
             let length = node.at.length;
@@ -67,7 +67,7 @@ impl<'a> Reader<'a> {
             }
         }
         let start = Span { origin: self.origin.clone(), line: 1, column: self.prefix + 1, length: 1 };
-        Ok(document.unwrap_or(Node { value: Value::Null, at: start }))
+        Ok(document.unwrap_or(Node::new(Value::Null, start)))
     }
 
     fn node(&mut self, depth: usize) -> Read<Node> {
@@ -98,7 +98,7 @@ impl<'a> Reader<'a> {
             return Err(plain(at, format!("tags such as `{tag}` have no meaning here")));
         }
         let length = if matches!(value, Value::Map(_) | Value::List(_)) { 1 } else { at.length };
-        let node = Node { value, at: Span { length, ..at } };
+        let node = Node::new(value, Span { length, ..at });
         if anchor > 0 {
             let held = Anchor { nodes: self.nodes - before + 1, depth: height(&node), node: node.clone() };
             self.anchors.insert(anchor, held);
@@ -130,7 +130,7 @@ impl<'a> Reader<'a> {
             let node = self.node(depth + 1)?;
             match (key, node.value) {
                 (Some(key), value) => {
-                    push(&mut entries, &mut seen, Entry { key, key_at, node: Node { value, at: node.at } })?;
+                    push(&mut entries, &mut seen, Entry { key, key_at, node: Node::new(value, node.at) })?;
                 }
                 (None, Value::Map(more)) => merged.extend(more),
                 (None, Value::List(maps)) if maps.iter().all(|m| matches!(m.value, Value::Map(_))) => {

@@ -3,8 +3,11 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+mod secret;
 #[cfg(test)]
 mod tests;
+
+pub use secret::Secret;
 
 /// A length of time, written `250ms`, `1.5s`, `2m` or `1h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
