@@ -6,6 +6,8 @@ mod imports;
 mod source;
 mod spdx;
 
+use std::collections::BTreeSet;
+
 use graph::{Graph, Package};
 
 /// The published members except core: each depends on core, and not on the others.
@@ -206,6 +208,36 @@ fn the_facade_asks_for_features_at_few_places() {
     let mut findings = source::lines_with(&["rs"], &["feature = \""]);
     findings.retain(|finding| finding.starts_with("src/") && finding.contains("cfg"));
     assert!(findings.len() <= 16, "{} places: {findings:#?}", findings.len());
+}
+
+/// A concern is a folder: outside of it only the table of concerns, the pipeline and `layer/mod.rs` name it. Lines that
+/// are close to each other are one edit.
+#[test]
+fn a_concern_is_named_at_few_places_outside_its_folder() {
+    const NAMES: [&str; 2] = ["message_limits", "MessageLimits"];
+    const NEAR: usize = 6;
+    let mut places: Vec<(String, usize)> = Vec::new();
+    for line in source::lines_with(&["rs"], &NAMES) {
+        let (path, rest) = line.split_once(':').unwrap();
+        let number: usize = rest.split_once(':').unwrap().0.parse().unwrap();
+        let is_source = path.starts_with("src/") || path.contains("/src/");
+        if !is_source || path.contains("/layer/message_limits/") {
+            continue;
+        }
+        let is_near = places.last().is_some_and(|(last, at)| last == path && number - at <= NEAR);
+        match places.last_mut().filter(|_| is_near) {
+            Some((_, at)) => *at = number,
+            None => places.push((path.to_owned(), number)),
+        }
+    }
+    let files: BTreeSet<_> = places.iter().map(|(path, _)| path).collect();
+    assert!(files.len() >= 3, "the places were not found: {places:?}");
+    assert!(
+        places.len() <= 6 && files.len() <= 4,
+        "{} edits in {} files: {places:?}",
+        places.len(),
+        files.len()
+    );
 }
 
 #[test]
