@@ -1,4 +1,4 @@
-//! The settings of a running service: where each is from, past versions, the way back, dry runs, listeners.
+//! The settings of a running service: origins, past versions, rollback, dry runs, listeners.
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
@@ -25,7 +25,7 @@ use crate::document::{ReadOnce, Reader};
 ///     .await?;
 /// let config = app.config();
 /// let origin = |path| config.origin(path).map(|origin| origin.to_string());
-/// // A service inherits what is said for all.
+/// // A service inherits the settings for all services.
 /// assert_eq!(origin("outbound.services.stock.retry.attempts").as_deref(), Some("--set"));
 /// assert_eq!(origin("outbound.defaults.timeout").as_deref(), Some("default"));
 /// assert_eq!(origin("outbound.defaults.timeuot"), None);
@@ -53,11 +53,11 @@ struct InForce {
     tree: Node,
 }
 
-/// What a text would do to a running service.
+/// The effect that a text would have on a running service.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct DryRun {
-    /// The source whose text it would replace; `None` if it would be laid over all sources.
+    /// The source whose text it would replace; `None` if it would overlay all sources.
     pub replaces: Option<String>,
     /// The settings that would change. Secrets are masked.
     pub changes: Vec<Moved>,
@@ -75,7 +75,7 @@ pub struct EffectiveSetting {
     pub path: String,
     /// Its value on one line; `***` for a secret.
     pub value: String,
-    /// Where it is from.
+    /// The origin.
     pub origin: Provenance,
 }
 
@@ -134,7 +134,7 @@ impl ConfigHandle {
         for change in leaf_changes(&before.tree, tree, *number) {
             for listener in &listeners {
                 if listener.is_for(&change.0) {
-                    // A panic of one listener takes nothing from the others.
+                    // A panic of one listener does not affect the others.
                     if let Err(panicked) = chassis_core::tasks::catch(|| (listener.call)(&change.1)) {
                         tracing::error!(target: "chassis", "on_change of {}: {panicked}", change.1.path);
                     }
@@ -158,10 +158,10 @@ impl ConfigHandle {
         self.0.in_force.get().hash.clone()
     }
 
-    /// Where the value of a setting is from; `None` if there is no such setting.
+    /// The origin of a setting's value; `None` if there is no such setting.
     ///
-    /// An operation inherits from its service, and a service from the defaults: of a setting that only `defaults` have,
-    /// the origin is theirs.
+    /// An operation inherits from its service, and a service from the defaults: if only `defaults` have a
+    /// setting, that is its origin.
     pub fn origin(&self, path: &str) -> Option<Provenance> {
         let tree = &self.0.in_force.get().tree;
         let path = Overrides::path(path, tree)?;
@@ -221,10 +221,10 @@ impl ConfigHandle {
         self.0.control.release().await
     }
 
-    /// What a text would do to this service; changes nothing.
+    /// Determines the effect that a text would have on this service; changes nothing.
     ///
-    /// The text replaces that of the source that its `origin` names (the path of a file, the key of a config center),
-    /// or is laid over all sources, below the environment.
+    /// The text replaces that of the source in its `origin` (the path of a file, the key of a config center),
+    /// or overlays all sources, below the environment.
     ///
     /// # Errors
     /// [`Gone`](ControlError::Gone): the process stops.

@@ -1,4 +1,4 @@
-//! Single settings that stand over all others: `--set outbound.defaults.timeout=2s`.
+//! Single settings that override all others: `--set outbound.defaults.timeout=2s`.
 use std::sync::Arc;
 
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
-    /// What was written, with the number of bytes of the path.
+    /// The settings as written, with the number of bytes of the path.
     written: Vec<(String, usize)>,
 }
 

@@ -1,9 +1,9 @@
-//! Where a setting is from.
+//! The origin of a setting.
 use std::fmt;
 
 use crate::tree::{Layer, Node, Span};
 
-/// Where the value of a setting is from.
+/// The origin of the value of a setting.
 ///
 /// ```
 /// use chassis_config::{Provenance, parse, tree::{Layer, Path}};
@@ -17,7 +17,7 @@ use crate::tree::{Layer, Node, Span};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Provenance {
-    /// Nothing sets it.
+    /// No source sets it.
     Default,
     /// The program, through its builder.
     Program,
@@ -50,7 +50,7 @@ pub enum Provenance {
 // === impl Provenance ===
 
 impl Provenance {
-    /// Where a value of a merged tree is from.
+    /// The origin of a value of a merged tree.
     pub fn of(node: &Node) -> Self {
         let Span { origin, line, column, .. } = &node.at;
         let (line, column, name) = (*line, *column, origin.name.clone());

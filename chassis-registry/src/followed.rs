@@ -1,4 +1,4 @@
-//! Services that are followed: one follower each, for any number of watchers.
+//! Followed services: one follower each, for any number of watchers.
 use std::{
     collections::HashMap,
     sync::{
@@ -16,7 +16,7 @@ use tokio::{sync::watch, time::sleep};
 #[derive(Default)]
 pub(crate) struct Followed(Mutex<HashMap<String, watch::Sender<State>>>);
 
-/// What a follower tells its watchers.
+/// The state that a follower publishes to its watchers.
 #[derive(Clone, Default)]
 pub(crate) struct State {
     /// `None` until the first answer.
@@ -26,7 +26,7 @@ pub(crate) struct State {
     trouble: Option<Arc<Trouble>>,
 }
 
-/// Why there is no news: reported by one watcher, and once.
+/// The reason of a failure: reported by one watcher, once.
 struct Trouble {
     why: String,
     is_told: AtomicBool,
@@ -36,12 +36,12 @@ struct Trouble {
 struct FollowedWatcher<K> {
     state: watch::Receiver<State>,
     /// The number of the last answer.
-    told: Option<u64>,
+    answered: Option<u64>,
     _keeps: K,
 }
 
-/// A service without watchers is followed for so long: a watcher that is begun anew after an error finds what was
-/// known.
+/// The time for which a service without watchers is still followed: a watcher that is created after an error
+/// finds the known state.
 const LINGER: Duration = Duration::from_secs(60);
 
 // === impl Followed ===
@@ -62,7 +62,7 @@ impl Followed {
                 (state, Some(sender))
             }
         };
-        (Box::new(FollowedWatcher { state, told: None, _keeps: keeps }), new)
+        (Box::new(FollowedWatcher { state, answered: None, _keeps: keeps }), new)
     }
 
     /// Completes when `service` has had no watcher for a while. It is no longer in the table then.
@@ -78,7 +78,7 @@ impl Followed {
         }
     }
 
-    /// Nothing panics while it is held; a poisoned lock would be as good as new.
+    /// No code panics while the lock is held, so a poisoned lock is still valid.
     fn lock(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<State>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -87,14 +87,14 @@ impl Followed {
 // === impl State ===
 
 impl State {
-    /// Tells watchers what is known.
+    /// Publishes the known instances to watchers.
     pub(crate) fn show(state: &watch::Sender<State>, known: Membership) {
         state.send_modify(|state| {
             *state = State { known: Some(known), number: state.number + 1, trouble: None };
         });
     }
 
-    /// Tells one watcher why there is no news. What is known stays.
+    /// Reports the reason of a failure to one watcher. The known instances stay.
     pub(crate) fn fail(state: &watch::Sender<State>, why: impl Into<String>) {
         let trouble = Some(Arc::new(Trouble { why: why.into(), is_told: AtomicBool::new(false) }));
         state.send_modify(|state| state.trouble = trouble);
@@ -109,8 +109,8 @@ impl<K: Send + 'static> Watcher for FollowedWatcher<K> {
         loop {
             {
                 let state = self.state.borrow_and_update();
-                if let Some(known) = state.known.as_ref().filter(|_| self.told != Some(state.number)) {
-                    self.told = Some(state.number);
+                if let Some(known) = state.known.as_ref().filter(|_| self.answered != Some(state.number)) {
+                    self.answered = Some(state.number);
                     return Ok(known.clone());
                 }
                 let untold = |trouble: &&Arc<Trouble>| !trouble.is_told.swap(true, Relaxed);

@@ -1,4 +1,4 @@
-//! What people read when a document is wrong, letter for letter.
+//! The messages about a wrong document, letter for letter.
 use std::sync::Arc;
 
 use chassis_core::{Runtime, config::Format};

@@ -41,7 +41,7 @@ impl Rpc {
         mux
     }
 
-    /// There is nobody to be told whether the process serves.
+    /// No health service reports whether the process serves.
     pub(crate) fn health(&self) -> impl Fn(bool) + Send + Sync + 'static {
         |_| {}
     }

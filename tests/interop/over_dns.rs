@@ -55,7 +55,7 @@ async fn write(knot: &mut Knot, all: &[&Running]) {
     knot.write(&records.iter().map(String::as_str).collect::<Vec<_>>()).await;
 }
 
-/// Callers, until they are told to end.
+/// Callers, until they are stopped.
 struct Callers {
     app: Chassis,
     tasks: JoinSet<Vec<String>>,
@@ -83,7 +83,7 @@ impl Callers {
         Callers { app, tasks, calls, over }
     }
 
-    /// Waits for so many more calls.
+    /// Waits for this many further calls.
     async fn go_on(&self, calls: u64) {
         let until = self.calls.load(Relaxed) + calls;
         let waited = timeout(PATIENCE, async {
@@ -152,7 +152,7 @@ async fn records_change_under_callers() -> Ran {
     Ok(())
 }
 
-/// Frozen, failing and gone, while a backend goes; then it is back with other records.
+/// DNS is frozen, failing and stopped, while a backend stops; then it is back with other records.
 async fn dns_is_away_under_callers() -> Ran {
     let mut knot = Knot::start(&[]).await?;
     let (first, second) = (stock().await, stock().await);

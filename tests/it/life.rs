@@ -327,7 +327,7 @@ async fn who_stopped_can_be_started_again_at_the_same_place() {
     }
 }
 
-/// What the registry says of the nodes that `caller` knows.
+/// The registry's status of the nodes that `caller` knows.
 fn statuses(caller: &Caller) -> Vec<String> {
     let services = caller.app.runtime().inspect().services;
     services.iter().flat_map(|service| &service.nodes).map(|node| node.status.clone()).collect()

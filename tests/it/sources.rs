@@ -1,10 +1,10 @@
-//! Where settings come from, and which of them win.
+//! Sources of settings, and their precedence.
 use std::path::Path;
 
 use chassis::{Chassis, ChassisBuilder, Section, StartError, document::Environment};
 use serde::Deserialize;
 
-/// Each key is set by one more source than the one before.
+/// Each key is set by one more source than the previous one.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Shop {
@@ -80,7 +80,7 @@ async fn later_sources_win() {
     assert_eq!(shop(replaced).await[4], "directory");
 }
 
-/// A misspelt profile must not start with the settings of none.
+/// A misspelt profile must not start with settings without a profile.
 #[tokio::test]
 async fn a_profile_without_a_file_is_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,10 +1,10 @@
-//! How an instance stands in etcd: its key, and its value in JSON.
+//! The entry of an instance in etcd: its key, and its value in JSON.
 use chassis_core::registry::{Instance, RegistryError};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
 
-/// The bytes that stand in a key unchanged.
+/// The bytes that are written unchanged in a key.
 const ESCAPED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-/// A larger value is no instance: it would be kept in the memory of every process that calls the service.
+/// A larger value is no instance: every process that calls the service would keep it in memory.
 const MAX_VALUE: usize = 64 << 10;
 
 /// The prefix of the keys of all services.
@@ -34,10 +34,10 @@ pub(crate) fn write(instance: &Instance) -> Vec<u8> {
     serde_json::to_vec(instance).expect("texts, numbers and JSON values can be written as JSON")
 }
 
-/// The instance of a value at a key that ends in `id`, of `service`.
+/// Parses the instance of `service` from the value at a key that ends in `id`.
 ///
 /// # Errors
-/// Why it is none, or can't be called.
+/// The reason why it is invalid.
 pub(crate) fn read(value: &[u8], service: &str, id: &[u8]) -> Result<Instance, RegistryError> {
     if value.len() > MAX_VALUE {
         return Err(RegistryError::new(format!("it has {} bytes, {MAX_VALUE} are allowed", value.len())));

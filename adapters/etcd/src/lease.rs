@@ -1,4 +1,4 @@
-//! The entry of one process: one task owns it, from its registration until it is taken down.
+//! The entry of one process. One task owns it, from its registration to its removal.
 use std::time::Duration;
 
 use chassis_core::clock;
@@ -15,7 +15,7 @@ use crate::{
     proto,
 };
 
-/// The entry to put up.
+/// The entry to write.
 pub(crate) struct Entry {
     pub(crate) key: String,
     pub(crate) value: Vec<u8>,
@@ -27,7 +27,7 @@ pub(crate) struct Entry {
 pub(crate) struct Lease {
     end: Option<oneshot::Sender<oneshot::Sender<Ended>>>,
     updates: mpsc::Sender<Update>,
-    /// For the message.
+    /// The key, for messages.
     key: String,
 }
 
@@ -37,7 +37,7 @@ struct Update {
     done: oneshot::Sender<Result<(), Status>>,
 }
 
-/// The revision of the deletion, if it was there.
+/// The revision of the deletion, if the entry existed.
 pub(crate) type Ended = Result<Option<i64>, Status>;
 
 /// The task that owns the entry.
@@ -45,14 +45,14 @@ struct Owner {
     client: Client,
     entry: Entry,
     pace: Pace,
-    /// The leases that may have the entry: the last one is to have it.
+    /// The leases that the entry may have; it is being moved to the last one.
     leases: Vec<i64>,
-    /// Since when the entry is there.
+    /// The time since which the entry exists.
     since: Since,
     updates: mpsc::Receiver<Update>,
 }
 
-/// The entry as etcd has it.
+/// The state of the entry in etcd.
 struct Presence {
     seen: watch::Sender<Option<Seen>>,
     life: u64,
@@ -61,32 +61,32 @@ struct Presence {
 #[derive(Clone, Copy)]
 struct Seen {
     at: Since,
-    /// `None`: there is no entry.
+    /// `None` if there is no entry.
     lease: Option<i64>,
 }
 
-/// A moment in the history of etcd. One that loses its memory begins another life, in which revisions begin anew.
+/// A position in the history of etcd. If etcd loses its data, another history begins, with new revisions.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Since {
     life: u64,
     revision: i64,
 }
 
-/// Why the entry is to be put up again.
+/// The reason why the entry must be written again.
 enum Loss {
-    /// Its lease is over, or it was deleted.
+    /// Its lease has expired, or it was deleted.
     Gone,
-    /// Another process has put its own in its place.
+    /// Another process has replaced it.
     Taken,
 }
 
-/// How long taking it down may take.
+/// The time limit of the removal.
 const END: Duration = Duration::from_secs(5);
 
 // === impl Lease ===
 
 impl Lease {
-    /// Puts the entry up, in a task of its own that goes on after that.
+    /// Writes the entry, in a task of its own that then maintains it.
     pub(crate) async fn begin(client: &Client, entry: Entry) -> Result<Self, Status> {
         let (end, asked) = oneshot::channel();
         let (ready, is_up) = oneshot::channel();
@@ -113,11 +113,11 @@ impl Lease {
         updated.await.unwrap_or_else(|_| Err(ended()))
     }
 
-    /// Takes it down.
+    /// Removes the entry.
     pub(crate) async fn end(mut self) -> Ended {
         let (done, ended) = oneshot::channel();
         if let Some(end) = self.end.take() {
-            // A task that is gone has nothing to take down.
+            // A task that has ended has no entry to remove.
             let _ = end.send(done);
         }
         match timeout(END, ended).await {
@@ -138,7 +138,7 @@ impl Owner {
         ready: oneshot::Sender<Result<(), Status>>,
         mut asked: oneshot::Receiver<oneshot::Sender<Ended>>,
     ) {
-        // To the end also where its asker has gone: what is half up is taken down below.
+        // This completes even if the caller is gone: a partly written entry is removed below.
         let up = self.put_up().await;
         let is_up = up.is_ok();
         let is_heard = ready.send(up).is_ok();
@@ -147,7 +147,7 @@ impl Owner {
             let (client, range) = (self.client.clone(), Range::key(self.entry.key.as_str()));
             let (jitter, every) = (self.entry.jitter, self.entry.ttl);
             let mut view = Presence { seen, life: 0 };
-            // The view is not told of the entry any more once it ends, which it does with this task.
+            // Once this task ends, the view gets no more changes of the entry.
             let done = tokio::select! {
                 done = &mut asked => done.ok(),
                 () = follow(&client, range, jitter, every, &mut view) => None,
@@ -164,7 +164,7 @@ impl Owner {
         }
     }
 
-    /// For the first time: an entry of an earlier life of this process is replaced.
+    /// The first write: replaces the entry of an earlier run of this process.
     async fn put_up(&mut self) -> Result<(), Status> {
         let lease = self.client.grant(self.entry.ttl).await?;
         self.leases.push(lease);
@@ -172,7 +172,7 @@ impl Owner {
         Ok(())
     }
 
-    /// Keeps the entry there.
+    /// Maintains the entry.
     async fn keep(&mut self, mut presence: watch::Receiver<Option<Seen>>) {
         loop {
             let (client, lease, every) =
@@ -192,7 +192,7 @@ impl Owner {
                 }
                 Loss::Taken => {
                     tracing::warn!(target: "chassis", key = self.entry.key, "another process has put its own entry in the place of this one");
-                    // It goes on when that one goes.
+                    // The task continues when the other entry is removed.
                     let gone = presence.wait_for(|seen| seen.is_some_and(|seen| seen.lease.is_none()));
                     let _ = gone.await;
                 }
@@ -216,7 +216,8 @@ impl Owner {
         }
     }
 
-    /// Puts it up with a new lease: one that is over never comes back. Until it is, or another process has done so.
+    /// Writes the entry again with a new lease, because an expired lease cannot be renewed. Repeats until it
+    /// exists, or another process has written one.
     async fn put_up_again(&mut self) {
         loop {
             match self.claim().await {
@@ -238,24 +239,24 @@ impl Owner {
         if let Claim::Taken { lease: found, .. } = claim
             && self.leases.contains(&found)
         {
-            // Its own of before, which is about to go.
+            // The entry has its own former lease, which is about to expire.
             claim = self.client.claim(key, value, lease, Some(found)).await?;
         }
         let (Claim::Put { revision } | Claim::Taken { revision, .. }) = claim;
         self.since.revision = revision;
         for old in std::mem::replace(&mut self.leases, vec![lease]).into_iter().filter(|old| *old != lease) {
-            // Nothing has it any more. If it can't be ended now, it ends by itself.
+            // No entry has it any more. If it cannot be ended now, it expires.
             let _ = self.client.revoke(old).await;
         }
         Ok(())
     }
 
-    /// Takes it down, if it is this task's.
+    /// Removes the entry, if it belongs to this task.
     async fn take_down(&mut self) -> Ended {
         let mut ended = Ok(None);
         for lease in std::mem::take(&mut self.leases) {
             let deleted = self.client.delete(self.entry.key.as_bytes(), lease).await;
-            // With the lease goes what it could not delete.
+            // The end of the lease removes an entry that could not be deleted.
             let revoked = self.client.revoke(lease).await;
             match (deleted, revoked) {
                 (Ok(None), _) | (Err(_), Ok(())) => {}
@@ -267,7 +268,7 @@ impl Owner {
     }
 }
 
-/// Renews `lease` until it is over.
+/// Renews `lease` until it has expired.
 async fn renew(client: &Client, lease: Option<i64>, every: Duration, pace: &mut Pace) {
     let Some(lease) = lease else { return };
     loop {
@@ -285,7 +286,7 @@ async fn renew(client: &Client, lease: Option<i64>, every: Duration, pace: &mut 
     }
 }
 
-/// Resolves when the entry that was put up at `since` is not there any more with this `lease`.
+/// Resolves when the entry that was written at `since` no longer exists with this `lease`.
 async fn lost(presence: &mut watch::Receiver<Option<Seen>>, lease: Option<i64>, since: Since) -> Loss {
     let is_lost = |seen: &Option<Seen>| seen.is_some_and(|seen| seen.at >= since && seen.lease != lease);
     let seen = presence.wait_for(is_lost).await.map(|seen| *seen);

@@ -31,12 +31,12 @@ use crate::{
 
 /// Instances in etcd, each as an entry with a lease.
 ///
-/// Clones share connections and what is followed. A process follows each service that it calls once, however many
-/// clients it has. What is known stays when etcd can't be reached; a watcher tells that once, as an error, and goes on
-/// by itself when etcd is back.
+/// Clones share connections and followers. A process follows each service that it calls once, for any number of
+/// clients. The known instances stay when etcd cannot be reached; a watcher reports that once, as an error, and
+/// continues by itself when etcd is back.
 ///
-/// A registration replaces an entry of the same id, which a process that restarts may have left behind. If another
-/// process replaces it, this one logs that, and puts its own up again when that one goes.
+/// A registration replaces an entry of the same id, which may remain from before a restart. If another process
+/// replaces it, this one logs that, and writes its own again when the other one is removed.
 ///
 /// ```no_run
 /// use chassis_core::registry::{Instance, Registry};
@@ -58,11 +58,11 @@ struct Inner {
     followed: Mutex<HashMap<String, Arc<Followed>>>,
 }
 
-/// A service that is followed, for all its watchers.
+/// The follower of a service, shared by its watchers.
 struct Followed {
     service: String,
     state: watch::Receiver<State>,
-    /// The task of the follower ends with it.
+    /// The follower's task ends when this is dropped.
     _over: watch::Sender<()>,
 }
 
@@ -70,14 +70,14 @@ struct Followed {
 #[derive(Clone, Default)]
 struct State {
     known: Option<Membership>,
-    /// The revision it is of.
+    /// The revision of the state.
     revision: i64,
-    /// Counts what was told.
+    /// Counts the answers.
     number: u64,
     trouble: Option<Arc<Trouble>>,
 }
 
-/// etcd can't be reached: told to one watcher, which is asked anew for it.
+/// etcd cannot be reached: reported to one watcher, which then asks again.
 struct Trouble {
     why: String,
     is_told: AtomicBool,
@@ -88,11 +88,11 @@ struct ServiceWatcher {
     followed: Arc<Followed>,
     registry: EtcdRegistry,
     state: watch::Receiver<State>,
-    /// The number of what it told last.
-    told: Option<u64>,
+    /// The number of its last answer.
+    answered: Option<u64>,
 }
 
-/// Makes instances of the entries of a service.
+/// Converts the entries of a service to instances.
 struct Instances {
     client: Client,
     service: String,
@@ -111,15 +111,16 @@ struct Registered {
 
 struct EtcdKind;
 
-/// Everything is listed again so often, in case that a change was lost on its way.
+/// The interval of complete lists, in case a change was lost.
 const LIST_EVERY: Duration = Duration::from_secs(300);
-/// A service without watchers is followed on for so long: who asks anew after an error finds what was known.
+/// The time for which a service without watchers is still followed: a watcher that is created after an error
+/// finds the known state.
 const LINGER: Duration = Duration::from_secs(60);
-/// How long a deregistration waits until watchers of this process have seen it.
-const HEARD: Duration = Duration::from_secs(1);
+/// The time for which a deregistration waits for this process's own watchers to see it.
+const OWN_WATCHERS: Duration = Duration::from_secs(1);
 /// Keys that are read at a time to find the names of services.
 const NAMES: usize = 2_000;
-/// So many refused entries of a service are named in the log.
+/// The number of refused entries of a service that the log names.
 const MAX_WARNINGS: u64 = 10;
 
 // === impl EtcdRegistry ===
@@ -130,7 +131,7 @@ impl EtcdRegistry {
         EtcdKind
     }
 
-    /// Connects with its first use.
+    /// Connects when it is first used.
     ///
     /// # Errors
     /// The first problem in `config`.
@@ -142,7 +143,7 @@ impl EtcdRegistry {
         Ok(EtcdRegistry(Arc::new(Inner { config, client, followed: Mutex::default() })))
     }
 
-    /// The follower of `service`, begun if there is none.
+    /// The follower of `service`; started if there is none.
     fn follow(&self, service: &str) -> Arc<Followed> {
         let mut followed = self.followed();
         if let Some(followed) = followed.get(service) {
@@ -173,15 +174,15 @@ impl EtcdRegistry {
         new
     }
 
-    /// Waits until a watcher of this process would tell what happened to `service` at `revision`.
-    async fn heard(&self, service: &str, revision: i64) {
+    /// Waits until a watcher of this process would return the state of `service` at `revision`.
+    async fn seen_by_watchers(&self, service: &str, revision: i64) {
         let followed = self.followed().get(service).cloned();
         let Some(followed) = followed else { return };
         let mut state = followed.state.clone();
-        let _ = timeout(HEARD, state.wait_for(|state| state.revision >= revision)).await;
+        let _ = timeout(OWN_WATCHERS, state.wait_for(|state| state.revision >= revision)).await;
     }
 
-    /// Nothing panics while it is held; a poisoned lock would be as good as new.
+    /// No code panics while the lock is held, so a poisoned lock is still valid.
     fn followed(&self) -> MutexGuard<'_, HashMap<String, Arc<Followed>>> {
         self.0.followed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -210,7 +211,7 @@ impl Registry for EtcdRegistry {
     async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
         let followed = self.follow(service);
         let state = followed.state.clone();
-        Ok(Box::new(ServiceWatcher { followed, registry: self.clone(), state, told: None }))
+        Ok(Box::new(ServiceWatcher { followed, registry: self.clone(), state, answered: None }))
     }
 
     async fn services(&self) -> Vec<String> {
@@ -218,7 +219,7 @@ impl Registry for EtcdRegistry {
         let mut range = Range::prefix(below.as_str());
         let (mut names, mut revision) = (BTreeMap::new(), 0);
         loop {
-            // A list that is not whole would be worse than none.
+            // An incomplete list would be worse than none.
             let Ok(page) = self.0.client.page(&range, NAMES, revision, true).await else { return Vec::new() };
             revision = page.revision;
             for entry in &page.all {
@@ -247,7 +248,7 @@ fn check(instance: &Instance) -> Result<(), RegistryError> {
     instance.check()
 }
 
-/// Why etcd could not be asked. It never holds a password or a token.
+/// The error of a failed call to etcd. It never contains a password or a token.
 fn error(client: &Client, status: &Status) -> RegistryError {
     RegistryError::new(crate::why(client, status))
 }
@@ -269,7 +270,7 @@ impl Registration for Registered {
         let Registered { registry, service, lease, .. } = *self;
         let deleted = lease.end().await.map_err(|status| error(&registry.0.client, &status))?;
         if let Some(revision) = deleted {
-            registry.heard(&service, revision).await;
+            registry.seen_by_watchers(&service, revision).await;
         }
         Ok(())
     }
@@ -283,8 +284,8 @@ impl Watcher for ServiceWatcher {
         loop {
             {
                 let state = self.state.borrow_and_update();
-                if let Some(known) = state.known.as_ref().filter(|_| self.told != Some(state.number)) {
-                    self.told = Some(state.number);
+                if let Some(known) = state.known.as_ref().filter(|_| self.answered != Some(state.number)) {
+                    self.answered = Some(state.number);
                     return Ok(known.clone());
                 }
                 let untold = |trouble: &&Arc<Trouble>| !trouble.is_told.swap(true, Ordering::Relaxed);
@@ -306,7 +307,7 @@ impl Drop for ServiceWatcher {
             sleep(LINGER).await;
             let (Some(registry), Some(followed)) = (registry.upgrade(), followed.upgrade()) else { return };
             let mut all = registry.followed.lock().unwrap_or_else(PoisonError::into_inner);
-            // The table's own, and this one.
+            // The reference of the table, and this one.
             if Arc::strong_count(&followed) == 2 {
                 all.remove(&followed.service);
             }
@@ -317,7 +318,7 @@ impl Drop for ServiceWatcher {
 // === impl Instances ===
 
 impl View for Instances {
-    /// `None`: it was refused.
+    /// `None` if it was refused.
     type Entry = Option<Arc<Instance>>;
 
     fn read(&mut self, entry: &proto::KeyValue) -> Self::Entry {

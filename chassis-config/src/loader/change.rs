@@ -29,7 +29,7 @@ pub enum Change<D, T> {
 pub struct Held {
     /// The version that was rolled back to.
     pub pinned: u64,
-    /// What would change.
+    /// The settings that would change.
     pub changed: Vec<Moved>,
     /// The version that stays in force.
     pub running: Option<u64>,

@@ -1,4 +1,4 @@
-//! Asks a [`Loader`](crate::Loader) that runs elsewhere: for its history, for another version, for a dry run.
+//! Controls a [`Loader`](crate::Loader) that another task runs: its history, other versions, dry runs.
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
@@ -10,25 +10,25 @@ use tokio::sync::{mpsc, oneshot};
 use super::history::{History, Record};
 use crate::{problem::Problem, tree::Node, version::Moved};
 
-/// Controls a loader; clones control the same one. Questions are answered while [`Loader::next`](crate::Loader::next)
-/// is polled.
+/// Controls a loader; clones control the same one. Requests are answered while
+/// [`Loader::next`](crate::Loader::next) is polled.
 #[derive(Clone)]
 pub struct Control {
     questions: mpsc::UnboundedSender<Question>,
     history: Arc<Mutex<History>>,
 }
 
-/// Asked of the loader.
+/// A request to the loader.
 pub(super) enum Question {
     Rollback { to: u64, reply: oneshot::Sender<Result<u64, ControlError>> },
     Release { reply: oneshot::Sender<Option<u64>> },
     Trial { text: Text, reply: oneshot::Sender<Trial> },
 }
 
-/// What a text would do.
+/// The effect that a text would have.
 #[derive(Clone, Debug)]
 pub struct Trial {
-    /// The source whose text it replaces; `None` if it is laid over all sources.
+    /// The source whose text it replaces; `None` if it overlays all sources.
     pub replaces: Option<String>,
     /// The settings that would change.
     pub changes: Vec<Moved>,
@@ -38,20 +38,20 @@ pub struct Trial {
     pub tree: Option<Node>,
 }
 
-/// Why a version can't be put in force.
+/// The reason why a version cannot be put in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ControlError {
     /// The history has no such version; it has these.
     Unknown {
-        /// The version that was asked for.
+        /// The requested version.
         version: u64,
         /// The versions that can be put in force.
         known: Vec<u64>,
     },
     /// The version is refused today, for these reasons.
     Refused(Vec<String>),
-    /// The loader is gone: the process stops.
+    /// The loader has ended: the process stops.
     Gone,
 }
 

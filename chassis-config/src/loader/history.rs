@@ -1,19 +1,19 @@
-//! Past versions of the settings: when they came, where from, what they changed, and what became of them.
+//! Past versions of the settings: their times, sources, changes and outcomes.
 use std::{collections::VecDeque, fmt, sync::Arc, time::SystemTime};
 
 use crate::{problem::Problem, tree::Node, version::Moved};
 
-/// A version of the settings that was applied, or was not.
+/// A version of the settings that was applied or not.
 #[derive(Clone)]
 pub struct Record {
     /// Counted from 1, through all records of the process.
     pub number: u64,
-    /// When it came.
+    /// The time at which it was read.
     pub at: SystemTime,
-    /// The sources whose change made it, with their revisions: `chassis.yaml`, `etcd:/orders/chassis.yaml@12`. At
-    /// the start all of them.
+    /// The sources whose change caused it, with their revisions: `chassis.yaml`,
+    /// `etcd:/orders/chassis.yaml@12`. At the start all of them.
     pub from: Vec<String>,
-    /// What became of it.
+    /// The outcome.
     pub outcome: Outcome,
     /// The differences from the version that was in force; empty for a text that can't be parsed. Secrets are masked.
     pub changes: Vec<Moved>,
@@ -21,7 +21,7 @@ pub struct Record {
     pub(super) tree: Option<Node>,
 }
 
-/// What became of a version.
+/// The outcome of a version.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Outcome {
@@ -34,7 +34,7 @@ pub enum Outcome {
         /// The version that it repeats, after a rollback.
         back_to: Option<u64>,
     },
-    /// It is sound and was not put in force, because an older version is pinned.
+    /// It is valid and was not put in force, because an older version is pinned.
     Held {
         /// The hash of its meaning.
         hash: String,
@@ -54,7 +54,7 @@ pub(super) struct History {
 // === impl History ===
 
 impl History {
-    /// Apart, so that many versions that are refused displace no version that was accepted.
+    /// Kept separately, so that many refused versions displace no accepted one.
     pub(super) const KEPT: usize = 20;
 
     pub(super) fn add(

@@ -379,7 +379,7 @@ impl<D, T> Loader<D, T> {
     fn answer(&mut self, question: Question) -> Option<Change<D, T>> {
         match question {
             Question::Trial { text, reply } => {
-                reply.send(self.trial(&text)).ok(); // whoever asked may be gone
+                reply.send(self.trial(&text)).ok(); // the caller may be gone
                 None
             }
             Question::Release { reply } => {
@@ -418,7 +418,7 @@ impl<D, T> Loader<D, T> {
         }
     }
 
-    /// What `text` would do.
+    /// The effect that `text` would have.
     fn trial(&self, text: &Text) -> Trial {
         let replaces =
             self.feeds.iter().find(|feed| feed.is_called(&text.origin)).map(|feed| feed.name.clone());

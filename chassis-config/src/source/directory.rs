@@ -18,9 +18,9 @@ use super::{
 /// The files of a directory, in the order of their names: `10-limits.yaml` before `20-routes.yaml`. Later files
 /// override earlier ones.
 ///
-/// Files whose names end in `.yaml`, `.yml`, `.toml` or `.json` are read, others and those that begin with a dot
-/// are not. A file that is added or removed is a change of the settings. A directory that does not exist holds no
-/// settings; one that goes away with all its files is an error, as is a file that can't be read, and the last good
+/// Files whose names end in `.yaml`, `.yml`, `.toml` or `.json` are read, except those that begin with a dot. A
+/// file that is added or removed is a change of the settings. A directory that does not exist contains no
+/// settings; if it is removed with all its files, or a file cannot be read, that is an error, and the last good
 /// version stays. Files are watched and read as by a [`FileSource`](super::FileSource).
 #[derive(Clone, Debug)]
 pub struct DirectorySource {

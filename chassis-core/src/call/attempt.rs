@@ -131,7 +131,7 @@ impl Reply {
         own.completion.head_arrived(own.deadline);
         let known = own.completion.attempt.verdict();
         let mut now = own.completion.attempt.judged();
-        let (of, completion) = own.told();
+        let (of, completion) = own.for_listeners();
         match known {
             Some(verdict) => completion.call.judge(verdict, &of, &mut now),
             None => completion.call.begins_well(of.policy, None),

@@ -238,35 +238,35 @@ impl Scope {
         };
     }
 
-    /// Calls `tell` with each listener.
-    fn each(&self, policy: &Policy, node: Option<&Node>, mut tell: impl FnMut(&dyn Listener, u64)) {
+    /// Calls `notify` with each listener.
+    fn each(&self, policy: &Policy, node: Option<&Node>, mut notify: impl FnMut(&dyn Listener, u64)) {
         if self.built_in & METRICS != 0
             && let Some(metrics) = &policy.metrics
         {
-            tell(&**metrics, 0);
+            notify(&**metrics, 0);
         }
         if self.built_in & CONCURRENCY != 0
             && let Some(bound) = &policy.concurrency
         {
-            tell(&*bound.gauge, 0);
+            notify(&*bound.gauge, 0);
         }
         if self.built_in & BREAKER != 0
             && let Some(breaker) = &policy.breaker
         {
-            tell(&*breaker.cell, self.breaker);
+            notify(&*breaker.cell, self.breaker);
         }
         if self.built_in & ATTEMPTS != 0
             && let Some(attempts) = &policy.attempts
         {
-            tell(&**attempts, 0);
+            notify(&**attempts, 0);
         }
         if self.built_in & NODE != 0
             && let Some(node) = node
         {
-            tell(node, self.node);
+            notify(node, self.node);
         }
         for (listener, token) in &self.listeners {
-            tell(&**listener, *token);
+            notify(&**listener, *token);
         }
     }
 

@@ -131,7 +131,7 @@ impl Invocation {
         mut now: Option<Instant>,
         (node, tried): (Option<&Node>, &Tried),
     ) {
-        let (of, completion) = self.0.told();
+        let (of, completion) = self.0.for_listeners();
         match is_call {
             true => completion.call.judge(verdict, &Of { node, tried, ..of }, &mut now),
             false => completion.attempt.judge(verdict, &of, &mut now),
@@ -139,13 +139,13 @@ impl Invocation {
     }
 
     fn begins_well(&mut self) {
-        let (of, completion) = self.0.told();
+        let (of, completion) = self.0.for_listeners();
         completion.attempt.begins_well(of.policy, of.node);
         completion.call.begins_well(of.policy, None);
     }
 
     fn end_scope(&mut self, is_call: bool) {
-        let (of, completion) = self.0.told();
+        let (of, completion) = self.0.for_listeners();
         match is_call {
             true => completion.call.end(of.policy, None),
             false => completion.attempt.end(of.policy, of.node),

@@ -1,4 +1,4 @@
-//! The [hop](Hop) that a call goes by, and the one that it came by.
+//! The [hop](Hop) of a sent call, and of a received one.
 use http::header::HOST;
 
 use super::Call;
@@ -11,8 +11,8 @@ use crate::types::{
 // === impl Hop ===
 
 impl Hop {
-    /// As the caller knows it, which sends the name of the service as the authority, without the listener. `None` if the caller has
-    /// no name: then no refusal can be told from one that was meant for somebody else.
+    /// The caller's view: it sends the name of the service as the authority, without the listener. `None` if the
+    /// caller has no name: then a refusal meant for another caller could not be recognised.
     pub(crate) fn sent(call: &Call) -> Option<Self> {
         Hop::new(
             call.target.caller.as_ref(),
@@ -21,7 +21,7 @@ impl Hop {
         )
     }
 
-    /// As the service knows it that is called. What somebody forwarded is whole for nobody.
+    /// The called service's view. A forwarded call has no valid hop.
     pub(crate) fn received(call: &Call) -> Option<Self> {
         if FORWARDED_BY.iter().any(|name| contains(&call.metadata, name)) {
             return Self::by_caller(call);
@@ -32,7 +32,7 @@ impl Hop {
         Hop::new(call.target.caller.as_ref(), call.previous_attempts, authority)
     }
 
-    /// The same but for the authority, for what is told once the handler has begun to work.
+    /// The same without the authority, for statements after the handler has started.
     pub(crate) fn by_caller(call: &Call) -> Option<Self> {
         Hop::new(call.target.caller.as_ref(), call.previous_attempts, None)
     }

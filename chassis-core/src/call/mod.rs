@@ -1,4 +1,4 @@
-//! One call on its way through the pipeline, and its answer on the way back.
+//! A call on its way through the pipeline, and its answer on the way back.
 mod attempt;
 mod check;
 mod completion;
@@ -43,82 +43,82 @@ use crate::{
     },
 };
 
-/// A call on its way to where it is answered. One pointer moves through the layers.
+/// A call on its way to the service that answers it. One pointer moves through the layers.
 ///
-/// Whoever holds it answers it ([`answered`](Self::answered)), refuses it ([`refuse`](Self::refuse)),
-/// or passes it on. Dropping it says that the caller gave up, or that the time was up.
+/// The owner answers it ([`answered`](Self::answered)), refuses it ([`refuse`](Self::refuse)), or passes it on.
+/// Dropping it means that the caller cancelled, or that its time was up.
 pub struct Invocation(Box<Call>);
 
-/// The same box on its way back, with head and body of the answer.
+/// The same box on the way back, with head and body of the answer.
 pub struct Reply(Box<Call>);
 
-/// What an [`Invocation`] and a [`Reply`] consist of.
+/// The contents of an [`Invocation`] and of a [`Reply`].
 pub struct Call {
-    /// How this protocol reads verdicts and writes refusals.
+    /// The protocol, which reads verdicts and writes refusals.
     pub protocol: &'static dyn Protocol,
-    /// Whom the call is for.
+    /// The service and the operation of the call.
     pub target: Target,
-    /// The HTTP method; POST where a protocol has none.
+    /// The HTTP method; POST if the protocol has none.
     pub method: Method,
-    /// Path and query as they travel.
+    /// Path and query, as sent.
     pub uri: Uri,
-    /// Status of the answer; 200 until there is one, and for protocols that have none.
+    /// The status of the answer; 200 until there is one, and for protocols without a status.
     pub status: StatusCode,
     /// HTTP headers or gRPC metadata: of the request, then of the answer.
     pub metadata: HeaderMap,
-    /// The one clock read on the way in; read again only after a wait and per attempt.
+    /// The start of the call. The clock is read here, and again only after a wait and for each attempt.
     pub started: Instant,
-    /// When the call is over for its caller, to the end of the body. It travels on.
+    /// The deadline of the caller, for the end of the body. It is sent with the call.
     pub deadline: Option<Instant>,
-    /// When the head of the answer has to be there: a local bound that does not travel.
+    /// The time by which the head of the answer must have arrived: a local limit that is not sent.
     pub head_by: Option<Instant>,
-    /// Who called, where the call came in over a network.
+    /// The address of the caller, if the call arrived over a network.
     pub peer: Option<std::net::IpAddr>,
-    /// The trace it is part of, if it is part of one.
+    /// The trace of the call, if it is part of one.
     pub trace: Option<Arc<TraceContext>>,
-    /// Is the call that is being handled here a retry? Then this one is not retried again by default.
+    /// Whether the call that is being handled here is a retry. If so, this one is not retried by default.
     pub below_retry: bool,
-    /// What the caller wants of this one call.
+    /// The options of this call that its caller set.
     pub options: CallOptions,
-    /// The rules it lives under: one consistent snapshot, stamped by the route layer.
+    /// The policy of the call: one consistent snapshot, set by the route layer.
     pub(crate) policy: Arc<Policy>,
-    /// What the rule that matched chose: only nodes with these labels. Stamped by the route layer.
+    /// The choice of the matching rule: only nodes with these labels. Set by the route layer.
     pub(crate) choice: Option<Choice>,
-    /// Hears how the attempt ends, so nobody but us may change it.
+    /// It is notified of the end of the attempt, so only this module may change it.
     node: Option<Arc<Node>>,
-    /// Nodes that attempts of this call went to before: others are better, if there are any.
+    /// The nodes of earlier attempts at this call: others are preferred, if there are any.
     pub tried: SmallVec<[Arc<Node>; 2]>,
-    /// Attempts made before this one: by us, or by our caller where it says so.
+    /// The number of earlier attempts: by this process, or by the caller if it sends the number.
     pub previous_attempts: u32,
     /// Typed values of users and edges.
     pub extensions: http::Extensions,
-    /// The message, or the stream of them: of the request, then of the answer.
+    /// The message, or the stream of messages: of the request, then of the answer.
     pub body: Body,
-    /// Stops what is still being sent when the answer is over or unwanted.
+    /// Stops the sending of the request when the answer has ended or is unwanted.
     request: Option<Abort>,
-    /// What layers want to know of the answer before it is judged; `None` for most calls.
+    /// The checks of layers, which run before the answer is judged; `None` for most calls.
     checks: Option<Box<Checks>>,
     completion: Completion,
 }
 
-/// The body of an answer as it leaves the pipeline: hears its end, enforces the deadline until then.
+/// The body of an answer outside the pipeline: notifies the call of its end, and enforces the deadline until
+/// then.
 pub struct ReplyBody {
     call: Box<Call>,
     timer: Option<Pin<Box<Sleep>>>,
-    /// How many bytes its reader still lacks, where the last of them is the end and nothing else tells it.
+    /// The remaining bytes, if the answer is complete with its last byte and nothing else shows its end.
     left: Option<u64>,
 }
 
 // === impl Invocation ===
 
 impl Invocation {
-    /// A call to `target`, starting now, under no rules yet.
+    /// A call to `target`, starting now, without a policy yet.
     pub fn new(protocol: &'static dyn Protocol, target: Target) -> Self {
         Self::from_parts(protocol, target, Uri::default(), HeaderMap::new(), Body::empty())
     }
 
-    /// The same with the URI, the metadata and the body given, which costs less than setting these fields
-    /// afterwards.
+    /// The same with the URI, the metadata and the body, which costs less than setting these fields afterwards.
     pub fn from_parts(
         protocol: &'static dyn Protocol,
         target: Target,
@@ -127,7 +127,7 @@ impl Invocation {
         body: Body,
     ) -> Self {
         let now = Instant::now();
-        // Allocated first, so that the call is made where it stays.
+        // Allocated first, so that the value is not moved afterwards.
         let place = Box::new_uninit();
         Invocation(Box::write(
             place,
@@ -159,8 +159,8 @@ impl Invocation {
         ))
     }
 
-    /// Another call that says the same, where its body is all there: under the same rules, within the same
-    /// time, to the same node if one is picked. Nobody listens to it, so it holds no permit and no place.
+    /// A second call with the same content, if its body is complete: with the same policy, the same deadline,
+    /// and the same node if one is picked. It has no listeners, so it holds no permit and no place.
     ///
     /// For layers that pass a call on more than once.
     pub fn try_clone(&self) -> Option<Invocation> {
@@ -174,33 +174,33 @@ impl Invocation {
         Some(other)
     }
 
-    /// Tells `listener` how the whole call ended; `token` comes back with it.
+    /// Adds `listener` for the end of the whole call; it gets `token` back.
     pub fn listen(&mut self, listener: Arc<dyn Listener>, token: u64) {
         self.0.completion.call.listen(listener, token);
     }
 
-    /// Tells `listener` how this attempt ended; `token` comes back with it.
+    /// Adds `listener` for the end of this attempt; it gets `token` back.
     pub fn listen_attempt(&mut self, listener: Arc<dyn Listener>, token: u64) {
         self.0.completion.attempt.listen(listener, token);
     }
 
-    /// Tells a listener of the policy's own how the whole call ended.
+    /// Adds a listener of the policy for the end of the whole call.
     pub(crate) fn listen_built_in(&mut self, listener: BuiltIn) {
         self.0.completion.call.listen_built_in(listener);
     }
 
-    /// The attempt goes to `node`, which gave `token` for it and hears how it ends.
+    /// Sets the node of the attempt; it gave `token` for it and is notified of its end.
     pub(crate) fn send_to(&mut self, node: Arc<Node>, token: u64) {
         self.0.node = Some(node);
         self.0.completion.attempt.listen_built_in(BuiltIn::Node(token));
     }
 
-    /// Tells a listener of the policy's own how this attempt ended.
+    /// Adds a listener of the policy for the end of this attempt.
     pub(crate) fn listen_attempt_built_in(&mut self, listener: BuiltIn) {
         self.0.completion.attempt.listen_built_in(listener);
     }
 
-    /// Puts the call under other rules, before anything that they bring has begun to count it.
+    /// Sets another policy, before any of its parts has begun to count the call.
     pub fn set_policy(&mut self, policy: Arc<Policy>) {
         debug_assert!(!self.0.completion.is_listened_to(), "a listener that counts the call would lose it");
         self.0.policy = policy;
@@ -216,23 +216,23 @@ impl Invocation {
         self.0.completion.attempt.expires(at);
     }
 
-    /// Starts an attempt at `now`; listeners of an earlier one have been told how it ended.
+    /// Starts an attempt at `now`; listeners of an earlier one have been notified of its end.
     pub fn begin_attempt(&mut self, now: Instant) {
         self.0.completion.attempt.begin(now);
     }
 
-    /// The current attempt starts only `now`: until here it waited, and neither its time bound nor its
-    /// figures are about that. To be called by every layer that let the call wait.
+    /// Restarts the current attempt `now`: it waited until here, which counts neither for its time limit nor
+    /// for its metrics. Every layer that delays the call must call it.
     pub(crate) fn attempt_waited(&mut self, now: Instant) {
         self.0.completion.attempt.starts(now);
     }
 
-    /// When the current attempt started.
+    /// The start of the current attempt.
     pub fn attempt_started(&self) -> Instant {
         self.0.completion.attempt.started()
     }
 
-    /// Ends the attempt with `error`; the call goes on. The node that it was to go to.
+    /// Ends the attempt with `error`; the call continues. Returns the node that the attempt had.
     fn end_unsent(&mut self, error: &Error) -> Option<Arc<Node>> {
         self.0.end_attempt(Verdict::of(error));
         self.0.node.take()
@@ -257,7 +257,7 @@ impl Invocation {
         Reply(call)
     }
 
-    /// Stops the sending of the request when the answer is over or unwanted.
+    /// Stops the sending of the request when the answer has ended or is unwanted.
     pub fn set_request_abort(&mut self, abort: Abort) {
         self.0.request = Some(abort);
     }
@@ -266,16 +266,16 @@ impl Invocation {
 // === impl Reply ===
 
 impl Reply {
-    /// The verdict, where it is known already.
+    /// The verdict, if it is known already.
     pub fn verdict(&self) -> Option<Verdict> {
         self.0.completion.verdict()
     }
 
-    /// Ends the answer here, unread: what it said so far is its verdict.
+    /// Ends the answer here, unread; the verdict follows from the part that has arrived.
     pub(crate) fn discard(self) {}
 
-    /// The body as it leaves the pipeline; take `status` and `extensions` before. An answer whose `metadata`
-    /// tells how long it is has to keep that until here: [`into_parts`](Self::into_parts) does.
+    /// The body outside the pipeline; take `status` and `extensions` before. If `metadata` declares the length
+    /// of the answer, it must stay until here; [`into_parts`](Self::into_parts) ensures that.
     pub fn into_body(self) -> ReplyBody {
         let mut call = self.0;
         let mut left = None;
@@ -284,14 +284,14 @@ impl Reply {
         } else if call.completion.verdict().is_none() {
             left = call.protocol.length(&call.method, call.status, &call.metadata, &call.body);
             if left == Some(0) {
-                // Its head has been judged, and there is nothing else that could say that it is late.
+                // Its head was judged, and no other event can report that it is late.
                 let _ = call.finish(None);
             }
         }
         ReplyBody { call, timer: None, left }
     }
 
-    /// Status, metadata and extensions of the answer, and its body as it leaves the pipeline.
+    /// Status, metadata and extensions of the answer, and its body outside the pipeline.
     pub fn into_parts(mut self) -> (StatusCode, HeaderMap, http::Extensions, ReplyBody) {
         let (status, extensions) = (self.status, std::mem::take(&mut self.extensions));
         let mut body = self.into_body();
@@ -302,7 +302,7 @@ impl Reply {
 // === impl Call ===
 
 impl Call {
-    /// Ends the call with `error`; the node that it had gone to.
+    /// Ends the call with `error`; returns the node of its attempt.
     pub(crate) fn fail(&mut self, error: Error) -> (Error, Option<Arc<Node>>) {
         let error = self.in_time(error);
         self.settle(Verdict::of(&error));
@@ -310,15 +310,15 @@ impl Call {
     }
 
     fn judge(&mut self, verdict: Verdict) {
-        let (of, completion) = self.told();
+        let (of, completion) = self.for_listeners();
         let mut now = None;
         completion.attempt.judge(verdict, &of, &mut now);
         completion.call.judge(verdict, &of, &mut now);
     }
 
-    /// The head of a good answer is here, and not yet all of it.
+    /// The head of a good answer has arrived, and a part of the body is missing.
     fn begins_well(&mut self) {
-        let (of, completion) = self.told();
+        let (of, completion) = self.for_listeners();
         completion.attempt.begins_well(of.policy, of.node);
         completion.call.begins_well(of.policy, None);
     }
@@ -328,7 +328,8 @@ impl Call {
         self.end();
     }
 
-    /// The verdict that the head of the answer gives, together with the end or the trailers where these are there.
+    /// The verdict according to the head of the answer, together with the end or the trailers if they are
+    /// available.
     fn judge_head(&self) -> Option<Verdict> {
         let head = self.protocol.judge_head(self.status, &self.metadata);
         match (head, self.body.is_end_stream()) {
@@ -338,8 +339,8 @@ impl Call {
         }
     }
 
-    /// The same where the answer says what is not to be believed unseen: takes off what is true of another hop,
-    /// and tells of a cancellation that the time was up where it was.
+    /// The same for an answer with statements that must be checked: removes those about another hop, and
+    /// reports a cancellation as a timeout if the time was up.
     #[cold]
     fn judge_odd(&mut self, verdict: Option<Verdict>) -> Option<Verdict> {
         let hop = Hop::sent(self);
@@ -356,7 +357,7 @@ impl Call {
         verdict
     }
 
-    /// The answer is whole: what it says is the verdict, if that is not known already.
+    /// The answer is complete: it determines the verdict, if that is not known already.
     fn finish(&mut self, trailers: Option<&mut HeaderMap>) -> Result<(), Error> {
         if self.completion.verdict().is_some() {
             self.end();
@@ -386,13 +387,13 @@ impl Call {
         {
             verdict = self.protocol.judge_end(self.status, Some(trailers));
         }
-        // A handler has answered, if only with a head.
+        // A handler has answered, at least with a head.
         self.settle(Verdict { maybe_executed: true, ..verdict });
         Ok(())
     }
 
-    /// Once its time is up, a call that was reset or cancelled ended for that: who is called watches the same
-    /// deadline, and may be the first to notice.
+    /// A call that was reset or cancelled after its deadline ended because of the deadline: the called service
+    /// observes the same deadline, and may notice it first.
     fn in_time(&self, error: Error) -> Error {
         let may_be_late =
             matches!(error.reason(), Reason::Cancelled | Reason::ConnectionLost | Reason::Internal);
@@ -415,53 +416,53 @@ impl Call {
         Error::remote(Reason::DeadlineExceeded, "the call was broken off at its deadline")
     }
 
-    /// The number of this attempt, as it is sent: the first one of a call that is made for a retry is none.
+    /// The number of this attempt, as sent: for an incoming retry, the first attempt is not number 0.
     pub(crate) fn attempt_number(&self) -> u32 {
         self.previous_attempts.max(u32::from(self.below_retry))
     }
 
     fn end_attempt(&mut self, verdict: Verdict) {
-        let (of, completion) = self.told();
+        let (of, completion) = self.for_listeners();
         completion.attempt.judge(verdict, &of, &mut None);
         completion.attempt.end(of.policy, of.node);
     }
 
     fn end(&mut self) {
-        let (of, completion) = self.told();
+        let (of, completion) = self.for_listeners();
         completion.attempt.end(of.policy, of.node);
         completion.call.end(of.policy, None);
         self.request = None;
     }
 
-    /// What listeners are told of the call, and who listens.
-    fn told(&mut self) -> (Of<'_>, &mut Completion) {
+    /// The data for listeners, and the listeners.
+    fn for_listeners(&mut self) -> (Of<'_>, &mut Completion) {
         let Call { target, policy, protocol, node, tried, choice, completion, .. } = self;
         let (protocol, node, choice) = (*protocol, node.as_deref(), choice.as_ref());
         (Of { target, policy, protocol, node, tried, choice }, completion)
     }
 
-    /// The node an attempt goes to, once one is picked.
+    /// The node of an attempt, once one is picked.
     pub fn node(&self) -> Option<&Arc<Node>> {
         self.node.as_ref()
     }
 
-    /// The rules it lives under: one consistent snapshot, stamped by the route layer.
+    /// The policy of the call: one consistent snapshot, set by the route layer.
     pub fn policy(&self) -> &Arc<Policy> {
         &self.policy
     }
 
-    /// The earlier of the deadline and the bound on the head.
+    /// The earlier of the deadline and the limit for the head.
     pub fn bound(&self) -> Option<Instant> {
         earlier(self.deadline, self.head_by)
     }
 
-    /// What remains of the deadline at `now`.
+    /// The remaining time until the deadline at `now`.
     pub fn remaining(&self, now: Instant) -> Option<std::time::Duration> {
         self.deadline.map(|at| at.saturating_duration_since(now))
     }
 }
 
-/// Of two bounds that there may be, the one that binds.
+/// The earlier of two optional limits.
 pub(crate) fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     match (one, other) {
         (Some(a), Some(b)) => Some(a.min(b)),
@@ -521,24 +522,24 @@ impl std::fmt::Debug for Reply {
 // === impl ReplyBody ===
 
 impl ReplyBody {
-    /// The call it belongs to.
+    /// The call of the answer.
     pub fn call(&self) -> &Call {
         &self.call
     }
 
-    /// The verdict, where it is known already.
+    /// The verdict, if it is known already.
     pub fn verdict(&self) -> Option<Verdict> {
         self.call.completion.verdict()
     }
 
-    /// Ends the answer by `error`, which its reader found. What is still to come is not read.
+    /// Ends the answer with `error`, which its reader found. The rest is not read.
     pub fn fail(&mut self, error: &Error) {
         self.call.body = Body::empty();
         self.call.settle(Verdict::of(error));
     }
 
-    /// Counts what its reader gets. `true`: that was the last byte. Readers stop there, as HTTP/1.1 does where
-    /// it knows the length, and do not look at the end.
+    /// Counts the bytes passed to the reader. Returns whether the last byte was among them: readers stop there,
+    /// as HTTP/1.1 does with a known length, and do not poll the end.
     fn deliver(&mut self, frame: &Frame<bytes::Bytes>) -> bool {
         let Some(left) = &mut self.left else { return false };
         *left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len() as u64));
@@ -563,7 +564,7 @@ impl http_body::Body for ReplyBody {
     ) -> Poll<Option<Result<Frame<Self::Data>, Error>>> {
         let this = &mut *self;
         let polled = Pin::new(&mut this.call.body).poll_frame(cx);
-        // Whoever reads more slowly than the other side writes never waits, and needs no timer to be late.
+        // A reader that is slower than the sender never waits, and needs no timer to detect that it is late.
         let is_late = |call: &Call| call.deadline.is_some_and(|at| Instant::now() >= at);
         match polled {
             Poll::Ready(Some(Ok(_))) if this.call.body.is_streaming() && is_late(&this.call) => {
@@ -580,7 +581,7 @@ impl http_body::Body for ReplyBody {
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(error))) => {
-                // A peer that has sent a head has worked for the call, however the rest of the answer ends.
+                // A peer that has sent a head has executed the call, however the rest of the answer ends.
                 let error = this.call.in_time(error).with_maybe_executed(true);
                 this.call.settle(Verdict::of(&error));
                 Poll::Ready(Some(Err(error.of_hop(|| Hop::received(&this.call)))))
@@ -604,9 +605,9 @@ impl http_body::Body for ReplyBody {
     }
 }
 
-/// An error that stands for an answer: what a layer that only knows errors makes of a failing reply.
+/// Converts failing replies to errors, for layers that handle only errors.
 impl Reply {
-    /// The failing answer as an error; `None` while it may still turn out well, or did.
+    /// The failing answer as an error; `None` if it has succeeded, or is not known yet to fail.
     pub fn as_error(&self) -> Option<Error> {
         let verdict = self.verdict().filter(|v| !v.is_success())?;
         let message = self.protocol.message(&self.metadata).unwrap_or_else(|| verdict.code.name().to_owned());
@@ -620,7 +621,7 @@ impl Reply {
 }
 
 impl Call {
-    /// The call as matchers see it.
+    /// The view of the call for matchers.
     pub(crate) fn subject(&self) -> Subject<'_> {
         Subject { target: &self.target, method: &self.method, uri: &self.uri, metadata: &self.metadata }
     }

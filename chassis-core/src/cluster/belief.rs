@@ -55,7 +55,7 @@ pub(super) const GRACE: Duration = Duration::from_secs(60);
 
 impl Belief {
     /// Processes the registry's answer at `now`; invalid instances were removed before.
-    pub(super) fn hear(&mut self, said: Membership, now: Instant) -> News {
+    pub(super) fn accept(&mut self, said: Membership, now: Instant) -> News {
         let (known, said) = match said {
             Membership::Known(instances) => (Known::Service, instances),
             Membership::Unknown => (Known::Unknown, Vec::new()),
@@ -197,10 +197,10 @@ mod tests {
             let now = self.start + Duration::from_secs(second);
             let news = match said {
                 "" => self.belief.pass(now),
-                "-" => self.belief.hear(Membership::Known(Vec::new()), now),
-                "?" => self.belief.hear(Membership::Unknown, now),
-                "!" => self.belief.hear(Membership::Deleted, now),
-                ids => self.belief.hear(Membership::known(ids.chars().map(instance)), now),
+                "-" => self.belief.accept(Membership::Known(Vec::new()), now),
+                "?" => self.belief.accept(Membership::Unknown, now),
+                "!" => self.belief.accept(Membership::Deleted, now),
+                ids => self.belief.accept(Membership::known(ids.chars().map(instance)), now),
             };
             let show =
                 |i: &Arc<Instance>| format!("{}{}", i.id, if self.belief.holds(&i.id) { "+" } else { "" });
@@ -309,6 +309,6 @@ mod tests {
         script.at(0, "ab", "ab");
         assert_eq!(script.at(1, "ab", "ab"), News::None);
         let heavy = Membership::known([instance('a').with_weight(2), instance('b')]);
-        assert!(matches!(script.belief.hear(heavy, script.start), News::Set { .. }));
+        assert!(matches!(script.belief.accept(heavy, script.start), News::Set { .. }));
     }
 }

@@ -1,8 +1,8 @@
-//! How a cluster follows its registry: asked for good, at a bounded pace, whatever it does.
+//! Follows the registry of a cluster permanently, at a bounded pace, whatever the registry does.
 //!
-//! A registry is somebody else's code. Its panics and errors are reported and it is asked anew after a pause,
-//! with the last good set kept meanwhile; what never answers is given up; what always has news is heard at a
-//! pace that leaves the thread to others.
+//! A registry is foreign code. After a panic or an error, which is reported, it is called again after a pause,
+//! and the last good set is kept meanwhile; a call that never answers is abandoned; a registry that always has
+//! changes is polled at a pace that leaves the thread to others.
 use std::{
     collections::{BTreeSet, HashSet},
     sync::Arc,
@@ -23,54 +23,54 @@ use crate::{
     tasks::{backoff, catch, caught},
 };
 
-/// How long calls to an unknown service wait for the name that may have been meant.
+/// The time for which calls to an unknown service wait for the most similar known name.
 const SERVICES_WAIT: Duration = Duration::from_millis(100);
-/// A registry that has neither begun to watch nor said what it knows by then is asked anew.
+/// A registry that has neither begun to watch nor answered after this time is called again.
 const ANSWER: Duration = Duration::from_secs(30);
-/// The longest pause before a registry is asked anew.
+/// The longest pause before a registry is called again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-/// A registry that still has no news, for the same reason, is reported this often.
+/// The interval of reports about a registry that fails for an unchanged reason.
 const REMINDER: Duration = Duration::from_secs(60);
-/// Changes that come in a row are taken in at once up to [`QUICK`], then one in this time: the newest.
+/// Changes in quick succession are applied at once up to [`QUICK`], then one in this time: the newest.
 const PACE: Duration = Duration::from_millis(20);
 const QUICK: u32 = 16;
-/// So many changes are passed over at a time for a newer one.
+/// The number of changes that are skipped at a time for a newer one.
 const MOST_PASSED: usize = 64;
-/// So many instances that are held are connected to, to see whether they are there.
+/// The number of kept instances that are connected to at a time, to check whether they run.
 const PROBES: usize = 32;
-/// So many instances of one answer that make no sense are reported one by one.
+/// The number of invalid instances of one answer that are reported individually.
 const MOST_REFUSED: usize = 10;
-/// So many listeners or environments of other instances are named to a caller that finds none of its own.
+/// The number of listeners or environments of other instances that a message lists for a caller that finds none.
 const MOST_LISTED: usize = 8;
 
-/// One cluster, on its way with its registry.
+/// A cluster and its position in the registry's changes.
 struct Follower<'a> {
     cluster: &'a Cluster,
-    /// The number of this following.
+    /// The number of this follower.
     following: u64,
     registry: &'a dyn Registry,
     belief: Belief,
     pace: Pace,
     failures: u32,
-    /// The last error, and when it was reported.
+    /// The last error, and the time of its report.
     reported: Option<(String, Instant)>,
-    /// What of the last answer made no sense.
+    /// The invalid instances of the last answer.
     refused: HashSet<String>,
-    /// How many were held when this was last told.
+    /// The number of kept instances in the last report.
     held: usize,
-    /// Why none of the instances of the last answer can be called, if there were some.
+    /// The reason why none of the instances of the last answer can be called, if there were some.
     others: Option<Hint>,
 }
 
-/// How often changes are taken in.
+/// The pace at which changes are applied.
 #[derive(Default)]
 struct Pace {
-    /// When the allowance is whole again.
+    /// The time at which the allowance is complete again.
     whole: Option<Instant>,
 }
 
-/// Keeps `cluster` as its registry says, and the last good set where it says nothing. Ends when nobody has
-/// asked for the service for a while that nobody knows.
+/// Keeps `cluster` equal to the registry's set, and keeps the last good set while the registry does not answer.
+/// Ends when an unknown service was not called for a while.
 pub(super) async fn follow(cluster: Arc<Cluster>, following: u64) {
     let followed = async {
         let mut follower = Follower::new(&cluster, following);
@@ -118,14 +118,14 @@ impl<'a> Follower<'a> {
             Ok(watcher) => watcher,
             Err(error) => return error,
         };
-        let error = self.hear(&mut *watcher).await;
+        let error = self.receive(&mut *watcher).await;
         match catch(|| drop(watcher)) {
             Ok(()) => error,
             Err(panicked) => RegistryError::new(panicked.to_string()),
         }
     }
 
-    async fn hear(&mut self, watcher: &mut dyn Watcher) -> RegistryError {
+    async fn receive(&mut self, watcher: &mut dyn Watcher) -> RegistryError {
         let first = ask(tokio::time::timeout(ANSWER, watcher.next())).await;
         let mut next = first.and_then(|first| first.unwrap_or_else(|_| Err(late("return the instances"))));
         loop {
@@ -133,7 +133,7 @@ impl<'a> Follower<'a> {
                 Ok(said) => self.take_in(said).await,
                 Err(error) => return error,
             }
-            // Others get their turn, also where a registry always has news.
+            // Other tasks get their turn, even if the registry always has changes.
             tokio::task::yield_now().await;
             next = match self.pace.take(Instant::now()) {
                 Some(until) => match self.newest(watcher, until).await {
@@ -150,11 +150,11 @@ impl<'a> Follower<'a> {
         }
     }
 
-    /// Waits for the registry's next word; meanwhile what is held runs out, or turns out to be gone.
+    /// Waits for the registry's next answer; meanwhile kept instances may expire or turn out to be unreachable.
     async fn news(&mut self, watcher: &mut dyn Watcher) -> Result<Membership, RegistryError> {
         let cluster = self.cluster;
         loop {
-            // Listened for before looking, or what happens in between is missed.
+            // Registered before the check, so that no change in between is missed.
             let mut changed = std::pin::pin!(cluster.changed());
             changed.as_mut().enable();
             let gone = self.unreachable();
@@ -179,7 +179,7 @@ impl<'a> Follower<'a> {
         }
     }
 
-    /// The newest of what is told before `until`, and the error that ended it.
+    /// The newest of the changes before `until`, and the error that ended it.
     async fn newest(
         &mut self,
         watcher: &mut dyn Watcher,
@@ -217,7 +217,7 @@ impl<'a> Follower<'a> {
             Membership::Unknown => nearest_of(&self.cluster.registered, self.registry).await,
             _ => None,
         };
-        let news = self.belief.hear(said, Instant::now());
+        let news = self.belief.accept(said, Instant::now());
         self.apply(news, near);
     }
 
@@ -243,7 +243,7 @@ impl<'a> Follower<'a> {
         }
     }
 
-    /// Connects to some of those that are held, if nobody else does: who can't be reached is gone.
+    /// Connects to some of the kept instances, unless calls do so already: an unreachable one is removed.
     fn probe(&self) {
         let members = self.cluster.members();
         let idle =
@@ -251,7 +251,7 @@ impl<'a> Follower<'a> {
         members.nodes().iter().filter(idle).take(PROBES).for_each(|node| node.wake());
     }
 
-    /// Those of the held that can't be connected to.
+    /// The kept instances that cannot be connected to.
     fn unreachable(&self) -> Vec<String> {
         if self.belief.held() == 0 {
             return Vec::new();
@@ -266,10 +266,10 @@ impl<'a> Follower<'a> {
         self.failures = self.failures.saturating_add(1);
         let (service, error, now) = (self.cluster.service().clone(), chain(error), Instant::now());
         self.cluster.site().metrics.registry_failed();
-        let told = |(before, at): &(String, Instant)| *before == error && now < *at + REMINDER;
-        if !self.reported.as_ref().is_some_and(told) {
+        let is_reported = |(before, at): &(String, Instant)| *before == error && now < *at + REMINDER;
+        if !self.reported.as_ref().is_some_and(is_reported) {
             self.reported = Some((error.clone(), now));
-            // One document or one server is behind all services: one line tells it.
+            // One document or one server is the cause for all services: one line reports it.
             self.cluster
                 .site()
                 .events
@@ -325,7 +325,7 @@ impl<'a> Follower<'a> {
 // === impl Pace ===
 
 impl Pace {
-    /// Counts a change taken in at `now`; until when to wait with the next one, if at all.
+    /// Counts a change that is applied at `now`; returns until when the next one must wait, if at all.
     fn take(&mut self, now: Instant) -> Option<Instant> {
         let whole = self.whole.filter(|whole| *whole > now).unwrap_or(now) + PACE;
         self.whole = Some(whole);
@@ -334,7 +334,7 @@ impl Pace {
     }
 }
 
-/// What user code answers; its panic is an error.
+/// The answer of user code; its panic is an error.
 async fn ask<T>(question: impl Future<Output = T>) -> Result<T, RegistryError> {
     caught(question).await.map_err(|panicked| RegistryError::new(panicked.to_string()))
 }
@@ -343,14 +343,14 @@ fn late(what: &str) -> RegistryError {
     RegistryError::new(format!("it did not {what} within {ANSWER:?}"))
 }
 
-/// The service that may have been meant. A registry that can't tell at once is not waited for: calls wait.
+/// The most similar known service. Because calls wait, a registry that cannot answer at once is not waited for.
 async fn nearest_of(name: &str, registry: &dyn Registry) -> Option<Arc<str>> {
     let mut all = ask(tokio::time::timeout(SERVICES_WAIT, registry.services())).await.ok()?.ok()?;
-    all.sort_unstable(); // of names that are equally near, always the same
+    all.sort_unstable(); // so that among equally similar names the choice is always the same
     nearest(name, all.iter().map(String::as_str).filter(|other| *other != name)).map(Into::into)
 }
 
-/// The first few of them: names come from a registry.
+/// The first few names, because a registry may contain any number of them.
 fn listed(names: BTreeSet<&str>) -> Arc<str> {
     let mut first: Vec<_> =
         names.iter().take(MOST_LISTED).map(|name| name.escape_debug().to_string()).collect();
@@ -372,7 +372,8 @@ fn chain(error: &RegistryError) -> String {
 }
 
 impl Cluster {
-    /// Why no calls go to any of `instances`: none has the listener, or those that have it are in other environments.
+    /// The reason why no calls go to any of `instances`: none has the listener, or those that have it are in other
+    /// environments.
     fn out_of_reach(&self, instances: &[Arc<Instance>]) -> Option<Hint> {
         let has_listener = |instance: &&Arc<Instance>| instance.addresses.contains_key(&self.listener);
         let (mut others, mut in_reach) = (BTreeSet::new(), false);
@@ -395,7 +396,7 @@ impl Cluster {
 mod tests {
     use super::*;
 
-    /// A row of changes is taken in at once, and what never ends at a pace.
+    /// A quick succession of changes is applied at once, and endless changes at a pace.
     #[test]
     fn changes_have_a_pace() {
         let mut pace = Pace::default();
@@ -408,7 +409,7 @@ mod tests {
             taken += 1;
         }
         assert!((495..=505).contains(&taken), "{taken} in ten seconds");
-        // After a while of quiet there is a row again.
+        // After a pause changes are applied at once again.
         now += Duration::from_secs(1);
         assert_eq!((0..100).take_while(|_| pace.take(now).is_none()).count(), QUICK as usize);
     }

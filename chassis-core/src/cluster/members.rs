@@ -1,4 +1,4 @@
-//! The nodes there are at one moment, and those of them that a call may go to.
+//! The nodes at one moment, and the subsets of them that calls may go to.
 use std::{
     collections::HashMap,
     sync::{
@@ -24,48 +24,48 @@ use crate::{
     types::{Choice, Fallback, LabelSet},
 };
 
-/// Who is there, as of one snapshot of the registry.
+/// The nodes of one snapshot of the registry.
 pub struct Members {
-    /// What the registry said; `None` before its first answer.
+    /// The registry's answer; `None` before the first one.
     known: Option<Known>,
     hint: Option<Hint>,
-    /// Everybody, those of weight 0 too.
+    /// All nodes, including those of weight 0.
     nodes: Box<[Arc<Node>]>,
     all: Arc<Subset>,
     chosen: Live<HashMap<LabelSet, Arc<Subset>, foldhash::fast::RandomState>>,
-    /// The first few of them once more, by the very sets of the rules: found without hashing. Threads have
-    /// sets of their own, as they have rules.
+    /// The first few subsets again, by the label sets of the rules: found without hashing. Threads have sets of
+    /// their own, as they have rules.
     first: PerShard<[ByRule; 4]>,
-    /// Where the round robin over each of its subsets is: shared with the snapshots before and after.
+    /// The positions of the round robin over each subset: shared with earlier and later snapshots.
     rotations: Arc<Rotations>,
 }
 
 /// The labels of a rule, and the nodes that have them.
 type ByRule = OnceLock<(Arc<LabelSet>, Arc<Subset>)>;
 
-/// What a registry's answer amounts to.
+/// The meaning of a registry's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Known {
-    /// It has instances, or had some and says nothing of a deletion.
+    /// It has instances, or had some and reports no deletion.
     Service,
-    /// It has never heard of the service.
+    /// The registry does not know the service.
     Unknown,
     /// The service was deleted.
     Deleted,
 }
 
-/// What to tell those who find nobody here.
+/// A hint for calls that find no node.
 #[derive(Clone, Debug)]
 pub(super) enum Hint {
-    /// The name that may have been meant, where this one is unknown.
+    /// The most similar known name, if the service is unknown.
     Name(Arc<str>),
-    /// What the instances speak, none of which speaks the protocol of this cluster.
+    /// The protocols of the instances, none of which has the protocol of this cluster.
     Protocols(Arc<str>),
     /// The environments of the instances, none of which is in that of the caller.
     Environments(Arc<str>),
 }
 
-/// Nodes that were chosen: looked at where they are, or held on to where they were put together just now.
+/// The chosen nodes: a reference to a stored subset, or a subset that was just built.
 pub(crate) enum Chosen<'a> {
     There(&'a Subset),
     Held(Arc<Subset>),
@@ -74,17 +74,17 @@ pub(crate) enum Chosen<'a> {
 /// The nodes that a call may go to, in a fixed order, with their weights.
 pub struct Subset {
     nodes: Box<[Arc<Node>]>,
-    /// Running sums of the weights, divided by their greatest common divisor; `None` where all are the same.
+    /// Running sums of the weights, divided by their greatest common divisor; `None` if all are the same.
     weights: Option<Box<[u64]>>,
-    /// How far apart successive turns of the round robin are.
+    /// The distance between successive positions of the round robin.
     stride: u64,
-    /// Where the round robin is; `None` where there are more label sets than are kept.
+    /// The position of the round robin; `None` if there are more label sets than are kept.
     rotation: Option<Arc<Rotation>>,
     /// Its pickers; unset if no call needed one.
     prepared: OnceLock<Arc<Prepared>>,
-    /// Whether later calls find this very subset again. Otherwise it was put together for one call.
+    /// Whether later calls find this subset again. Otherwise it was built for one call.
     is_kept: bool,
-    /// The epoch of the changes that `panicking` was worked out at, plus one, and the answer.
+    /// The epoch of the changes at which `panicking` was computed, plus one, and the result.
     panicking: (AtomicU64, AtomicBool),
 }
 
@@ -121,7 +121,7 @@ impl Members {
                     false if is_used && !new.is_empty() => Arc::new(prepared.rebuilt(new)),
                     false => return,
                 };
-            let _ = new.prepared.set(taken); // nobody else has this subset yet
+            let _ = new.prepared.set(taken); // no other thread has this subset yet
         };
         let is_used = |subset: &Subset| subset.prepared.get().is_some_and(|prepared| prepared.take_used());
         take(&before.all, &self.all, is_used(&before.all));
@@ -143,12 +143,12 @@ impl Members {
         self.chosen = Live::new(chosen);
     }
 
-    /// What the registry said last; `None` before its first answer.
+    /// The registry's last answer; `None` before the first one.
     pub fn known(&self) -> Option<Known> {
         self.known
     }
 
-    /// The service that may have been meant, where the registry has never heard of this one.
+    /// The most similar known service, if the registry does not know this one.
     pub fn nearest_name(&self) -> Option<&str> {
         match &self.hint {
             Some(Hint::Name(name)) => Some(name),
@@ -156,7 +156,7 @@ impl Members {
         }
     }
 
-    /// The protocols that its instances speak, where none of them speaks that of this cluster: `grpc, line`.
+    /// The protocols of its instances, if none of them has that of this cluster: `grpc, line`.
     pub fn other_protocols(&self) -> Option<&str> {
         match &self.hint {
             Some(Hint::Protocols(protocols)) => Some(protocols),
@@ -164,7 +164,7 @@ impl Members {
         }
     }
 
-    /// The environments of its instances, where none of them is in that of the caller: `staging, test`.
+    /// The environments of its instances, if none of them is in that of the caller: `staging, test`.
     pub fn other_environments(&self) -> Option<&str> {
         match &self.hint {
             Some(Hint::Environments(environments)) => Some(environments),
@@ -172,18 +172,18 @@ impl Members {
         }
     }
 
-    /// Every node, those of weight 0 too.
+    /// All nodes, including those of weight 0.
     pub fn nodes(&self) -> &[Arc<Node>] {
         &self.nodes
     }
 
-    /// Every node that takes calls.
+    /// All nodes that accept calls.
     pub fn all(&self) -> &Arc<Subset> {
         &self.all
     }
 
-    /// The nodes that a call with this choice may go to, by its fallback where none has its labels; `None` if that
-    /// leaves none. `by_rule`: a rule made the choice, so that many calls have the very same one.
+    /// The nodes that a call with this choice may go to, with the choice's fallback if none has its labels;
+    /// `None` if there are none then. `by_rule`: a rule made the choice, so many calls have the identical one.
     pub(crate) fn choose<'a>(&'a self, choice: &Choice, by_rule: bool) -> Option<Chosen<'a>> {
         let subset = match by_rule {
             true => self.with_labels_of(&choice.labels),
@@ -211,7 +211,7 @@ impl Members {
         }
         let subset = self.with_labels(rule);
         if let Some(free) = first.get(taken.count()) {
-            let _ = free.set((rule.clone(), subset.clone())); // or somebody was quicker
+            let _ = free.set((rule.clone(), subset.clone())); // unless another thread was faster
         }
         Chosen::Held(subset)
     }
@@ -286,7 +286,7 @@ impl Subset {
         &self.nodes
     }
 
-    /// Are there none?
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
     }
@@ -311,8 +311,7 @@ impl Subset {
         }
     }
 
-    /// The index whose turn it is in the round robin, each as often as its weight says. The subset must not
-    /// be empty.
+    /// The next index of the round robin, each as often as its weight. The subset must not be empty.
     pub(crate) fn turn(&self, random: &Random) -> usize {
         match (&self.rotation, &self.weights) {
             (None, _) => self.draw(random),
@@ -323,12 +322,12 @@ impl Subset {
         }
     }
 
-    /// The node that has the place `at` among all weights together.
+    /// The node at position `at` of the sum of all weights.
     fn at(&self, at: u64, sums: &[u64]) -> usize {
         sums.partition_point(|sum| *sum <= at).min(self.nodes.len() - 1)
     }
 
-    /// The weights of two nodes, in the same unit; `None` where all nodes have the same.
+    /// The weights of two nodes, in the same unit; `None` if all nodes have the same.
     #[inline]
     pub(crate) fn weights_of(&self, a: usize, b: usize) -> Option<(f64, f64)> {
         let sums = self.weights.as_ref()?;
@@ -336,7 +335,7 @@ impl Subset {
         Some((weight(a) as f64, weight(b) as f64))
     }
 
-    /// Two different nodes, the first by its weight; there have to be two.
+    /// Two different nodes, the first by its weight; there must be at least two.
     #[inline]
     pub(crate) fn draw_two(&self, random: &Random) -> (usize, usize) {
         let count = self.nodes.len();
@@ -344,15 +343,15 @@ impl Subset {
             return random.two_below(count);
         }
         let (a, b) = (self.draw(random), self.draw(random));
-        // A second draw of the same node would be no choice: then it is any other, each as likely.
+        // A second draw of the same node would be no choice: then it is any other one, with equal probability.
         (a, if a == b { (a + 1 + random.below(count - 1)) % count } else { b })
     }
 
-    /// Is more than half of what is ready out by an open circuit? Then circuits are ignored, unless they
-    /// are held open by hand.
+    /// Whether more than half of the ready nodes have an open circuit. Then circuits are ignored, unless they
+    /// are forced open.
     ///
-    /// After Envoy's panic threshold and Finagle's panic mode. Worked out once per change. That the time
-    /// of an open circuit is over is no change yet, but the first call there makes it one.
+    /// After Envoy's panic threshold and Finagle's panic mode. Computed once per change. The end of a circuit's
+    /// open time is no change yet, but the first call to that node makes it one.
     #[inline]
     pub(crate) fn is_panicking(&self, epoch: u64, now: Instant, rules: &NodeRules<'_>) -> bool {
         if rules.breaker.is_none_or(|breaker| breaker.force != Force::Auto) {

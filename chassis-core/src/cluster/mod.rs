@@ -1,7 +1,7 @@
-//! The nodes of one service over one transport: who is there, and what we have seen of each.
+//! The nodes of one service over one transport: the known nodes, and the history of each.
 //!
-//! *Instance* is what the registry says; *node* is one instance over one protocol with its load, its
-//! circuit and its connection. Nodes outlive refreshes of the set, so nothing seen is forgotten.
+//! An *instance* is an entry of the registry; a *node* is one instance over one protocol with its load, its
+//! circuit and its connection. Nodes survive updates of the set, so their history is not lost.
 mod belief;
 mod follow;
 mod link;
@@ -56,8 +56,8 @@ use crate::{
 
 /// The nodes of one service over one protocol, following the registry.
 ///
-/// One that has no nodes, and that nobody asks for, follows it no more until somebody asks: names that come
-/// from input leave nothing behind.
+/// A cluster without nodes that gets no calls stops following until the next call: names that come from input
+/// leave nothing behind.
 pub struct Cluster {
     /// The service as the registry knows it: the cluster's name without the listener.
     registered: Arc<str>,
@@ -65,16 +65,17 @@ pub struct Cluster {
     listener: Arc<str>,
     lookup: Arc<Lookup>,
     keeper: Weak<dyn Keeper>,
-    /// Odd while a task follows the registry; each following has a number of its own.
+    /// Odd while a task follows the registry; each follower has a number of its own.
     following: AtomicU64,
-    /// When a call was last turned away, or began to wait, for want of nodes: milliseconds after `begun`.
+    /// The last time at which a call was refused, or began to wait, because there were no nodes: milliseconds
+    /// after `begun`.
     asked: AtomicU64,
     begun: Instant,
     /// Calls that wait for a node.
     waiting: AtomicU64,
-    /// Tells the following that it is over.
+    /// Notifies the follower that it must end.
     over: tokio::sync::Notify,
-    /// Held by who changes the members: a following that is over changes them no more.
+    /// Held while the members are changed: a follower that has ended changes them no more.
     changing: Mutex<()>,
     members: Live<Members>,
     rotations: Arc<Rotations>,
@@ -90,17 +91,17 @@ pub(crate) struct Lookup {
     pub environment: Arc<str>,
 }
 
-/// Who owns clusters, as they see it.
+/// The owner of clusters, from a cluster's point of view.
 pub(crate) trait Keeper: Send + Sync {
-    /// Nobody asks for `cluster`, which has no nodes: ends its following with
-    /// [`retire`](Cluster::retire), unless it is to go on. `false`: it goes on.
+    /// `cluster` gets no calls and has no nodes: ends its follower with [`retire`](Cluster::retire), unless it
+    /// must continue. Returns `false` if it continues.
     fn retire(&self, cluster: &Arc<Cluster>) -> bool;
 }
 
 /// A call that waits for a node.
 pub(crate) struct Waiting<'a>(&'a Cluster);
 
-/// A service without instances is followed for so long after it was last asked for.
+/// The time for which a service without instances is followed after its last call.
 pub(crate) const IDLE: Duration = Duration::from_secs(300);
 
 // === impl Cluster ===
@@ -147,7 +148,7 @@ impl Cluster {
         &self.common.service
     }
 
-    /// The protocol its nodes speak.
+    /// The protocol of its nodes.
     pub fn protocol(&self) -> &'static str {
         self.leaves.protocol
     }
@@ -157,17 +158,17 @@ impl Cluster {
         &self.listener
     }
 
-    /// Who is there now.
+    /// The current members.
     pub fn members(&self) -> Arc<Members> {
         self.members.get()
     }
 
-    /// Looks at who is there now, without holding on to it.
+    /// Passes the current members to `look`, without a reference count.
     pub(crate) fn with_members<R>(&self, look: impl FnOnce(&Members) -> R) -> R {
         self.members.with(|members| look(members))
     }
 
-    /// Where picking speaks up.
+    /// The reporter of the balance layer.
     pub(crate) fn site(&self) -> &Site {
         &self.of_nodes.site
     }
@@ -176,7 +177,7 @@ impl Cluster {
         &self.common.random
     }
 
-    /// Waits until something changes that a pick depends on. Take the future, look, then await it.
+    /// Waits until something changes that a pick depends on. Create the future, check, then await it.
     pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.common.changes.notify.notified()
     }
@@ -185,7 +186,7 @@ impl Cluster {
         self.common.changes.epoch.load(Ordering::Acquire)
     }
 
-    /// A call finds no node at `now`: from here on the registry is followed, if it was no more.
+    /// A call finds no node at `now`: the registry is followed again, if it was not.
     pub(crate) fn asked(self: &Arc<Self>, now: Instant) {
         self.asked.store(now.millis_since(self.begun), Ordering::Relaxed);
         let before = self.following.load(Ordering::Acquire);
@@ -203,24 +204,24 @@ impl Cluster {
         Waiting(self)
     }
 
-    /// When it was last asked for, if a service without nodes.
+    /// The last time at which a call found no node.
     pub(crate) fn last_asked(&self) -> Instant {
         self.begun + Duration::from_millis(self.asked.load(Ordering::Relaxed))
     }
 
-    /// Does a task follow the registry?
+    /// Whether a task follows the registry.
     pub(crate) fn is_followed(&self) -> bool {
         self.following.load(Ordering::Acquire) % 2 == 1
     }
 
-    /// Could it be retired now, as far as its calls go?
+    /// Whether it could be retired now, as far as calls are concerned.
     pub(crate) fn is_idle(&self) -> bool {
         self.is_followed()
             && self.waiting.load(Ordering::Relaxed) == 0
             && self.members.with(|members| members.nodes().is_empty())
     }
 
-    /// Ends its following, if it is idle. The next call begins another one.
+    /// Ends its follower, if it is idle. The next call starts another one.
     pub(crate) fn retire(&self) -> bool {
         let _changing = self.changing();
         if !self.is_idle() {
@@ -233,11 +234,11 @@ impl Cluster {
         true
     }
 
-    /// Resolves when the following of this number is over: nobody asks for it any more.
+    /// Resolves when the follower of this number must end because there are no calls.
     async fn retired(self: &Arc<Self>, following: u64) {
         let is_over = || self.following.load(Ordering::Acquire) != following;
         loop {
-            // Listened for before looking, or what happens in between is missed.
+            // Registered before the check, so that no change in between is missed.
             let mut over = std::pin::pin!(self.over.notified());
             over.as_mut().enable();
             if is_over() {
@@ -254,12 +255,12 @@ impl Cluster {
         }
     }
 
-    /// Nothing panics while it is held; a poisoned lock would be as good as new.
+    /// No code panics while the lock is held, so a poisoned lock is still valid.
     fn changing(&self) -> MutexGuard<'_, ()> {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `returned`: they had been gone, and the last set was only held on to.
+    /// `returned`: the registry lists them again after an empty set, in which the last one was kept.
     fn replace(
         &self,
         following: u64,
@@ -277,7 +278,7 @@ impl Cluster {
         let (mut nodes, mut changed) = (Vec::with_capacity(instances.len()), HashSet::new());
         for instance in instances.iter().cloned() {
             let Some(address) = instance.addresses.get(&self.listener) else { continue };
-            // Who comes back after a failure is another process: it is not to wait for a backoff.
+            // An instance that returns after a failure is another process: it must not wait for a backoff.
             let stays = |node: &&Arc<Node>| {
                 node.address() == address && !(returned && node.connection() == Connection::TransientFailure)
             };
@@ -294,7 +295,7 @@ impl Cluster {
         }
         let kept: HashSet<*const Node> = nodes.iter().map(Arc::as_ptr).collect();
         let gone: Vec<_> = old.nodes().iter().filter(|n| !kept.contains(&Arc::as_ptr(n))).cloned().collect();
-        // Services that never had a node have no figure either: their names may be anything.
+        // Services that never had a node have no metric either: their names may be arbitrary.
         if nodes.len() + old.nodes().len() > 0 {
             self.site().metrics.endpoints(self.service(), self.leaves.protocol, nodes.len());
         }
@@ -309,7 +310,7 @@ impl Cluster {
         }
     }
 
-    /// Says how many nodes are held that the registry says are gone; `before`: as many as were.
+    /// Sets the number of nodes that are kept although the registry removed them; `before`: the former number.
     fn count_held(&self, before: usize, held: usize) {
         if before != held {
             self.site().metrics.endpoints_held(self.service(), self.leaves.protocol, held);

@@ -29,49 +29,49 @@ pub struct Node {
     pub(super) load: Load,
     pub(super) circuit: Circuit,
     pub(super) leaf: Box<dyn AnyLeaf>,
-    /// Counted among the circuits that are not closed.
+    /// Whether it is counted among the circuits that are not closed.
     pub(super) counted: AtomicBool,
     pub(super) of: Arc<OfCluster>,
 }
 
-/// What the nodes of a cluster share, apart from their links.
+/// The parts that the nodes of a cluster share, apart from their links.
 pub(super) struct OfCluster {
     pub(super) site: Site,
-    /// How long the successes of its calls take.
+    /// The usual duration of successful calls.
     pub(super) usual: UsualLatency,
     pub(super) siblings: Weak<dyn Siblings>,
 }
 
-/// The nodes of a cluster, as one of them sees them.
+/// The nodes of a cluster, from the point of view of one of them.
 pub(super) trait Siblings: Send + Sync {
     /// Calls `look` with the nodes that a call with this choice may go to, unless there are none.
     fn look(&self, choice: Option<&Choice>, look: &mut dyn FnMut(&[Arc<Node>]));
 }
 
-/// A node has let a call in.
+/// A node has admitted a call.
 pub(crate) struct Admitted {
-    /// To be handed to the node with the attempt's outcome.
+    /// To be passed to the node with the attempt's outcome.
     pub(crate) token: u64,
-    /// Only because circuits are ignored.
+    /// The call was only admitted because circuits are ignored.
     pub(crate) forced: bool,
 }
 
-/// The token of a call that no circuit watches.
+/// The token of a call without a circuit.
 pub(crate) const UNGUARDED: u64 = u64::MAX;
 
-/// The leaf of a node, as the node sees it: it sends the calls, and any transport has one of its own type.
+/// The leaf of a node with erased type: it sends the calls, and each transport has its own type.
 pub(crate) trait AnyLeaf: Send + Sync {
-    /// Itself, for the pipeline that knows its type.
+    /// Itself, for the pipeline, which knows its type.
     fn as_any(&self) -> &dyn Any;
-    /// A call would like to go here: connect.
+    /// A call needs this node: connect.
     fn wake(&self);
-    /// The node is gone for good.
+    /// The node was removed.
     fn close(&self);
 }
 
-/// A transport as a cluster needs it: what makes the leaves of its nodes.
+/// The part of a transport that a cluster needs: it creates the leaves of its nodes.
 pub(crate) struct LeafMaker {
-    /// The protocol that they speak, which picks one of an instance's addresses.
+    /// Their protocol, which selects one of an instance's addresses.
     pub(crate) protocol: &'static str,
     pub(crate) make: Box<dyn Fn(Link) -> Box<dyn AnyLeaf> + Send + Sync>,
 }
@@ -84,22 +84,22 @@ impl Node {
         self.link.instance()
     }
 
-    /// Where it is reached.
+    /// The address.
     pub fn address(&self) -> &str {
         self.link.address()
     }
 
-    /// What the registry says of it now.
+    /// The current entry of the registry.
     pub fn instance(&self) -> Arc<Instance> {
         self.instance.get()
     }
 
-    /// What goes on there, and went.
+    /// Its load and history.
     pub fn load(&self) -> &Load {
         &self.load
     }
 
-    /// How its connection is.
+    /// The state of its connection.
     pub fn connection(&self) -> Connection {
         self.link.connection()
     }
@@ -109,24 +109,24 @@ impl Node {
         self.link.is_ready()
     }
 
-    /// The state of its circuit: closed unless breakers work at the scope of endpoints.
+    /// The state of its circuit: closed unless breakers have the scope `endpoint`.
     pub(crate) fn circuit(&self, now: Instant, rules: &NodeRules<'_>) -> State {
         rules.breaker.map_or(State::Closed, |config| self.circuit.state(now, config))
     }
 
-    /// Would a call be let in now? Asking changes nothing.
+    /// Whether a call would be admitted now. Changes nothing.
     pub(crate) fn is_available(&self, now: Instant, rules: &NodeRules<'_>, ignore_circuit: bool) -> bool {
         self.is_ready() && self.has_room(now, rules, ignore_circuit)
     }
 
-    /// The same of one that is ready.
+    /// The same for a node that is ready.
     #[inline]
     pub(crate) fn has_room(&self, now: Instant, rules: &NodeRules<'_>, ignore_circuit: bool) -> bool {
         rules.concurrency.is_none_or(|most| self.load.in_flight() < most)
             && (ignore_circuit || rules.breaker.is_none_or(|config| self.circuit.admits(now, config)))
     }
 
-    /// A call would like to go here: connect.
+    /// A call needs this node: connect.
     pub fn wake(&self) {
         self.leaf.wake();
     }
@@ -136,12 +136,12 @@ impl Node {
         self.leaf.as_any().downcast_ref()
     }
 
-    /// Is it ready, but has no room for another call?
+    /// Whether it is ready, but has no room for another call.
     pub(crate) fn is_full(&self, rules: &NodeRules<'_>) -> bool {
         rules.concurrency.is_some_and(|most| self.load.in_flight() >= most)
     }
 
-    /// Lets a call in, or says no. What comes back goes to [`Listener`] with the attempt.
+    /// Admits a call or refuses it. The result is passed to [`Listener`] with the attempt.
     pub(crate) fn admit(
         &self,
         now: Instant,
@@ -174,7 +174,7 @@ impl Node {
         }
     }
 
-    /// The answer to the call of `token` begins well: the token that takes its place.
+    /// The answer to the call of `token` begins well: returns the token that replaces it.
     pub(crate) fn answered(&self, token: u64, rules: &NodeRules<'_>) -> u64 {
         let Some(breaker) = rules.breaker else { return token };
         let (token, moved) = self.circuit.answered(Token::from_bits(token), Instant::now(), breaker);
@@ -184,7 +184,7 @@ impl Node {
         token.to_bits()
     }
 
-    /// The verdict on the call of `token`, which took `latency` nanoseconds.
+    /// Records the verdict on the call of `token`, which took `latency` nanoseconds.
     pub(crate) fn judged(
         &self,
         token: u64,
@@ -213,12 +213,13 @@ impl Node {
         }
     }
 
-    /// Nothing of a call that was let in is in flight any more.
+    /// Records that nothing of an admitted call is in flight any more.
     pub(crate) fn ended(&self) {
         self.load.ended();
     }
 
-    /// Looks at the nodes of its cluster that a call with this choice may go to; `None` if there are none.
+    /// Passes the nodes of its cluster that a call with this choice may go to to `look`; `None` if there are
+    /// none.
     pub(crate) fn with_siblings<R>(
         &self,
         choice: Option<&Choice>,
@@ -230,14 +231,14 @@ impl Node {
         seen
     }
 
-    /// Does it fail, while at least half of the nodes don't that are ready for calls with this choice? Then the
-    /// service does well without it, and its failures are its own.
+    /// Whether it fails, while at least half of the nodes that are ready for calls with this choice do not.
+    /// Then the service works without it, and its failures count only for itself.
     pub(crate) fn is_outlier(&self, now: Instant, choice: Option<&Choice>) -> bool {
         if !self.load.is_failing(now) {
             return false;
         }
         let of_most = self.with_siblings(choice, |nodes| {
-            // Itself is one of them, also if it is just not ready any more.
+            // The node itself is one of them, also if it is no longer ready.
             let itself = usize::from(!self.is_ready());
             let (mut all, mut failing) = (itself, itself);
             for node in nodes.iter().filter(|node| node.is_ready()) {
@@ -249,11 +250,11 @@ impl Node {
         of_most == Some(false)
     }
 
-    /// An answer that is no success is charged as if it had taken as long as a success: who answers more
-    /// quickly than others because it does not do the work must not look less loaded than they are.
+    /// Charges an unsuccessful answer as if it had taken as long as a success: a node that answers faster than
+    /// others because it does not do the work must not look less loaded.
     #[cold]
     fn charge(&self, verdict: &Verdict, latency: u64, now: Instant) {
-        // What never reached it says nothing of it, nor what was given up here.
+        // Calls that did not reach the node, or were cancelled here, give no information about it.
         if verdict.origin == Origin::Remote && (verdict.status != 0 || verdict.maybe_executed) {
             self.load.charge(latency, self.of.usual.get(), now);
         }
@@ -295,7 +296,7 @@ impl std::fmt::Debug for Node {
 mod tests {
     use super::*;
 
-    /// There are as many of them as there are instances, most of them never called.
+    /// There is one for each instance, most of them never called.
     #[test]
     fn is_small() {
         let sizes = [size_of::<Node>(), size_of::<Link>(), size_of::<Instance>()];

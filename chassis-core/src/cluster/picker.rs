@@ -9,13 +9,13 @@ use crate::{
     types::{LabelSet, matching::Subject},
 };
 
-/// Proposes a node. A node that does not admit the call is passed over, and after four proposals the layer asks
+/// Proposes a node. A node that does not admit the call is skipped, and after four proposals the layer asks
 /// every node in turn.
 ///
 /// ```
 /// use chassis_core::layer::balance::{Candidates, Picker};
 ///
-/// /// Always the first that is available.
+/// /// Always picks the first available node.
 /// struct First;
 ///
 /// impl Picker for First {
@@ -37,7 +37,7 @@ pub trait Picker: Send + Sync + 'static {
 /// changes, the pickers that are in use are built anew before the first call sees the new nodes. Other settings
 /// change nothing. So `pick` computes nothing that `build` could.
 ///
-/// What chassis knows about a node, such as its latency and its calls in flight, belongs to the [`Node`] and survives.
+/// The history of a node, such as its latency and its calls in flight, belongs to the [`Node`] and survives.
 /// A picker may keep state of its own; state that a new picker has to go on with belongs to the factory.
 ///
 /// At most 256 label sets of a service are kept at a time. A subset beyond has no picker: its nodes are drawn in
@@ -157,13 +157,14 @@ impl<'a> Candidates<'a> {
         self.subset.turn(self.random)
     }
 
-    /// Is the node ready, with room for the call, its circuit not open, and not tried by this call before?
+    /// Whether the node is ready and has room for the call, its circuit is not open, and this call did not try
+    /// it before.
     pub fn is_available(&self, index: usize) -> bool {
         let node = &self.nodes()[index];
         node.is_available(self.now, &self.rules, self.panicking) && !self.was_tried(node)
     }
 
-    /// The same of a node that was drawn: an idle one also starts to connect.
+    /// The same for a node that was drawn: if it is idle, it starts to connect.
     #[inline]
     pub(crate) fn would_take(&self, node: &Arc<Node>) -> bool {
         if !node.is_ready() && node.connection() == Connection::Idle {

@@ -156,7 +156,7 @@ mod tests {
         let labels = |i: usize| LabelSet::from_iter([("i", i.to_string().as_str())]);
         let first = rotations.of(&labels(0));
         for i in 0..10 * MOST_SUBSETS {
-            assert!(rotations.of(&labels(i)).is_some(), "those that nobody uses any more make room");
+            assert!(rotations.of(&labels(i)).is_some(), "unused ones make room");
         }
         assert!(Arc::ptr_eq(&first.unwrap(), &rotations.of(&labels(0)).unwrap()));
         let held: Vec<_> = (0..2 * MOST_SUBSETS).filter_map(|i| rotations.of(&labels(i))).collect();

@@ -52,11 +52,11 @@ pub struct Instance {
     pub priority: u32,
     /// Labels that routes choose by. The fields that [`Instance::STATED`] lists can be used like labels.
     pub labels: TextMap,
-    /// What few instances state; `None` where all of it has its default, for there are many instances.
+    /// Fields that few instances state; `None` if all of them have their defaults, because there are many instances.
     more: Option<Box<More>>,
 }
 
-/// What few instances state.
+/// Fields that few instances state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct More {
     region: Box<str>,
@@ -102,19 +102,19 @@ struct Written {
     others: BTreeMap<String, serde_json::Value>,
 }
 
-/// Does an instance take calls?
+/// Whether an instance takes calls.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 #[non_exhaustive]
 pub enum Status {
-    /// It does: `up`.
+    /// It takes calls: `up`.
     #[default]
     Up,
-    /// It is there and takes no new calls, because it was taken out by hand: `out_of_service`.
+    /// It runs and takes no new calls, because it was taken out manually: `out_of_service`.
     OutOfService,
     /// It has not begun to take calls: `starting`.
     Starting,
-    /// It takes none: `down`.
+    /// It takes no calls: `down`.
     Down,
     /// A word that is not known here. It takes no new calls, because a status that newer processes write is most
     /// likely a reason to send none.
@@ -282,7 +282,7 @@ fn writable(at: SystemTime) -> SystemTime {
 }
 
 impl Instance {
-    /// What routes can choose by as if it were a label.
+    /// The fields that routes can choose by like labels.
     pub const STATED: [&'static str; 6] = ["version", "zone", "region", "hostname", "app", "environment"];
 
     /// An instance without addresses, labels or version, of weight 1.
@@ -408,7 +408,7 @@ impl Instance {
         self.more.as_ref()?.started_at
     }
 
-    /// Does it take calls? Default [`Status::Up`].
+    /// Whether it takes calls. Default [`Status::Up`].
     pub fn status(&self) -> &Status {
         self.more(|more| &more.status).unwrap_or(&Status::Up)
     }
@@ -425,7 +425,7 @@ impl Instance {
         self.labels.get(name).or_else(stated)
     }
 
-    /// What is a label too and is stated, by its name.
+    /// The stated fields that are labels too, by name.
     pub(crate) fn stated(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let values =
             [&*self.version, &*self.zone, self.region(), self.hostname(), self.app(), self.environment()];
@@ -438,7 +438,7 @@ impl Instance {
         if self.status().is_up() { self.weight } else { 0 }
     }
 
-    /// May a caller of `environment` call it? An instance that does not state its environment belongs to every one.
+    /// Whether a caller of `environment` may call it. An instance that does not state its environment belongs to every one.
     pub fn is_in(&self, environment: &str) -> bool {
         let own = self.environment();
         own.is_empty() || own == environment

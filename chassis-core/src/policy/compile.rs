@@ -1,5 +1,5 @@
-//! From settings to policies: which settings overlay which, and the tables that come of it. Every concern compiles
-//! itself (`layer/*/rule.rs`).
+//! Compiles settings to policies: which settings overlay which, and the resulting tables. Every concern
+//! compiles itself (`layer/*/rule.rs`).
 use std::{
     collections::BTreeSet,
     sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// Everything about a service but the operation.
+/// Everything about a service except the operation.
 pub(super) struct Base {
     side: Side,
     service: Arc<str>,
@@ -35,11 +35,11 @@ pub(super) struct Base {
     environment: Arc<Environment>,
 }
 
-/// Collects what is wrong, so that one look shows all of it.
+/// Collects all problems, so that one run shows all of them.
 struct Compiler<'a> {
     settings: &'a Settings,
     environment: &'a Arc<Environment>,
-    /// Values that the settings hold for single concerns.
+    /// Values of the settings for single concerns.
     extensions: Extensions,
     version: u64,
     findings: Findings,
@@ -47,7 +47,7 @@ struct Compiler<'a> {
 
 const DEFAULTS: &str = "outbound.defaults";
 
-/// What services that are not named are compiled from.
+/// The settings from which services without settings of their own are compiled.
 fn for_unnamed(settings: &Settings) -> Settings {
     let outbound = OutboundSettings { defaults: settings.outbound.defaults.clone(), ..Default::default() };
     Settings {
@@ -61,8 +61,8 @@ fn for_unnamed(settings: &Settings) -> Settings {
 }
 
 impl Policies {
-    /// Compiles `settings`, all or nothing. State, and the operations called so far, come from
-    /// `previous` and the environment.
+    /// Compiles `settings`, all or nothing. State, and the operations called so far, come from `previous` and
+    /// the environment.
     pub(crate) fn compile(
         settings: &Settings,
         version: u64,
@@ -73,7 +73,7 @@ impl Policies {
         compiler.check_matches();
         let faults = compiler.faults();
         let inbound = compiler.inbound(&settings.inbound, &faults);
-        // The defaults are compiled once for a service that no one names, so that they are checked too.
+        // The defaults are compiled once for a fictitious service, so that they are checked too.
         compiler.outbound_parts("_OTHER".into(), DEFAULTS, &ServiceSettings::default(), &faults);
         let mut named = ByName::default();
         for (name, service) in &settings.outbound.services {
@@ -116,7 +116,7 @@ impl Policies {
         }
     }
 
-    /// The table of a service that the settings do not name. What the defaults say has been checked.
+    /// The table of a service that the settings do not name. The defaults have been checked.
     pub(super) fn compile_unnamed(&self, service: Arc<str>) -> Table {
         let mut compiler = Compiler::new(&self.settings, &self.environment, self.version);
         compiler.outbound(service, DEFAULTS, &ServiceSettings::default(), &self.faults)
@@ -126,7 +126,7 @@ impl Policies {
 // === impl Base ===
 
 impl Base {
-    /// The policy of an operation that has no settings of its own.
+    /// The policy of an operation without settings of its own.
     pub(super) fn policy(&self, operation: Arc<str>) -> Policy {
         self.policy_with(operation, &self.resolved)
     }
@@ -161,7 +161,7 @@ impl<'a> Compiler<'a> {
         self.findings.problems.push(Problem::new(path, message));
     }
 
-    /// The level at `place` of calls of `service`.
+    /// The level at `place`, for calls of `service`.
     fn level<'b>(&'b mut self, side: Side, service: &'b Arc<str>, place: Place<'b>) -> Level<'b> {
         let Compiler { settings, environment, extensions, findings, .. } = self;
         let shared = Shared { matches: &settings.matches, extensions };
@@ -173,7 +173,7 @@ impl<'a> Compiler<'a> {
         Base { side, service, version: self.version, resolved, faults, sections, environment }
     }
 
-    /// What holds of calls of `service` before their side says anything.
+    /// The settings for calls of `service` before those of their side are overlaid.
     fn resolved(&mut self, side: Side, service: &Arc<str>) -> Resolved {
         let settings = self.settings;
         let mut level = self.level(side, service, Place::new(""));
@@ -182,7 +182,7 @@ impl<'a> Compiler<'a> {
         resolved
     }
 
-    /// Matches that nobody uses have to make sense too.
+    /// Unused matches must be valid too.
     fn check_matches(&mut self) {
         let (matches, service) = (&self.settings.matches, self.environment.service.clone());
         let mut level = self.level(Side::Server, &service, Place::new(""));
@@ -230,7 +230,7 @@ impl<'a> Compiler<'a> {
         base.table(operations)
     }
 
-    /// What a service and its operations live under, before any state is looked up for them.
+    /// The resolved settings of a service and its operations, before any state is looked up for them.
     fn outbound_parts(
         &mut self,
         service: Arc<str>,

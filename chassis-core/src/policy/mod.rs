@@ -1,9 +1,9 @@
-//! The rules that calls live under: compiled from settings, taken once per call, swapped whole.
+//! The policies of calls: compiled from settings, taken once per call, swapped as a whole.
 //!
-//! Compiling resolves every piece of state - circuits, buckets, budgets, counts - by a stable key into
-//! cells that are shared between versions: same key, same cell. So a swap changes numbers, and no
-//! history is lost. Operations that no settings name get their policy when they are first called, a
-//! bounded number of them; the rest share that of `_OTHER`.
+//! The compiler finds every piece of state (circuits, buckets, budgets, counts) by a stable key in cells that
+//! versions share: the same key gives the same cell. So a swap changes numbers, and no history is lost.
+//! Operations that the settings do not name get their policy with their first call, a bounded number of them;
+//! the others share that of `_OTHER`.
 mod compile;
 mod concerns;
 mod live_section;
@@ -61,7 +61,7 @@ macro_rules! policy_of {
             } by $concern:ty $(, seen as $(#[$view_doc:meta])* $view:ident: $view_type:ty)? ;
         )*
     ) => {
-        /// The rules one call lives under, with the state they share. What is `None` or empty is off.
+        /// The rules of one call, with the state they share. A field that is `None` or empty is off.
         #[derive(Clone)]
         pub struct Policy {
             /// The service called; on the server this one.
@@ -70,15 +70,15 @@ macro_rules! policy_of {
             pub(crate) operation: Arc<str>,
             /// The version of the settings.
             pub(crate) version: u64,
-            /// Faults to inject, by where they are.
+            /// The faults to inject, by their place.
             pub(crate) faults: Faults,
-            /// Its figures.
+            /// The metrics.
             pub(crate) metrics: Option<Arc<layer::metrics::CallMetrics>>,
-            /// The figures of its attempts.
+            /// The metrics of attempts.
             pub(crate) attempts: Option<Arc<layer::attempt::AttemptMetrics>>,
-            /// What all policies of a process have in common.
+            /// The common values of all policies of a process.
             pub(crate) common: Arc<Common>,
-            /// Sections of others, of the same version.
+            /// The registered sections, of the same version.
             pub(crate) sections: Sections,
             $( $( $(#[$field_doc])* $vis $field: $type, )+ )*
         }
@@ -105,27 +105,27 @@ macro_rules! policy_of {
 
 concerns!(policy);
 
-/// Looked into by every call. The hash is quick and seeded at random; names that callers make up are bounded
-/// ([`MOST_OPERATIONS`]).
+/// Every call looks up a name. The hash is fast and randomly seeded; the number of names that callers invent is
+/// bounded ([`MOST_OPERATIONS`]).
 type ByName<T> = HashMap<Arc<str>, T, foldhash::fast::RandomState>;
 
-/// One version of all rules: service → operation → policy.
+/// One version of all policies: service → operation → policy.
 pub struct Policies {
     version: u64,
     inbound: Table,
     /// Services that the settings name.
     named: ByName<Arc<Table>>,
-    /// Services that were called and are not named.
+    /// Services that were called and are not in the settings.
     called: Live<ByName<Arc<Table>>>,
     environment: Arc<Environment>,
-    /// What it was compiled from, for services that are called without being named.
+    /// The settings, for services that are called without being named.
     settings: Arc<Settings>,
-    /// That of services beyond [`MOST_SERVICES`].
+    /// The table of services beyond [`MOST_SERVICES`].
     other: OnceLock<Arc<Table>>,
     faults: Arc<[Arc<Fault>]>,
 }
 
-/// What is left of a service that is called no more, as long as calls of it are under way.
+/// The rest of a service that is no longer called, as long as calls of it are in flight.
 pub(crate) struct Retired {
     service: Arc<str>,
     table: Option<Arc<Table>>,
@@ -136,46 +136,46 @@ struct Table {
     base: Base,
     named: ByName<Entry>,
     called: Live<ByName<Arc<Entry>>>,
-    /// The first few of them once more: found without a hash or a snapshot.
+    /// The first few of them again: found without a hash or a snapshot.
     first: [OnceLock<(Arc<str>, Arc<Entry>)>; 8],
     other: Entry,
-    /// Somebody has asked for a policy: there may be state to carry over.
+    /// Whether a policy was requested, so that there may be state to carry over.
     used: AtomicBool,
     copies: Copies,
 }
 
-/// The policy of an operation. A call counts references to it and to what its rules choose, so threads have
-/// copies: else they would have to take those counts from each other. All state is the same.
+/// The policy of an operation. A call counts references to it and to the targets of its rules, so threads have
+/// copies; otherwise they would compete for the counters. All state is shared.
 struct Entry {
     policy: Arc<Policy>,
-    /// The shard that has the policy itself, plus one; 0 before anybody called the operation.
+    /// The shard that has the policy itself, plus one; 0 before the first call of the operation.
     owner: AtomicUsize,
     copies: PerShard<Arc<Policy>>,
 }
 
-/// What is copied of a service's policies.
+/// The copied parts of a service's policies.
 #[derive(Default)]
 struct Copies {
     count: AtomicUsize,
     routes: PerShard<Arc<[Rule]>>,
 }
 
-/// Operations of one service that have a policy of their own without being named: beyond it they
-/// share `_OTHER`'s, so that nobody can fill our memory by inventing names.
+/// The limit of unnamed operations of one service that have a policy of their own: beyond it they share that of
+/// `_OTHER`, so that invented names cannot fill the memory.
 pub const MOST_OPERATIONS: usize = 1024;
 
-/// Services that have policies of their own without being named: beyond it they share those of `_OTHER`, so
-/// that nobody can fill our memory by inventing names.
+/// The limit of unnamed services that have policies of their own: beyond it they share those of `_OTHER`, so
+/// that invented names cannot fill the memory.
 pub const MOST_SERVICES: usize = 1024;
 
-/// Copies there are of the policies of one service: about half a megabyte. Threads share what else they call;
-/// of so many operations few are called by two at once.
+/// The limit of copies of one service's policies: about half a megabyte. Threads share the policies of other
+/// operations; among so many operations few are called by two threads at once.
 const MOST_COPIES: usize = 1024;
 
 // === impl Policy ===
 
 impl Policy {
-    /// No rules at all: what a call lives under before the route layer.
+    /// The policy of a call before the route layer: without rules.
     pub fn none() -> Arc<Self> {
         static NONE: PerShard<Arc<Policy>> = PerShard::new();
         NONE.mine(|| Arc::new(Policy::empty())).clone()
@@ -221,7 +221,7 @@ impl Policy {
         self.concurrency.as_ref().map(|bound| &bound.config)
     }
 
-    /// The rules of the nodes that it may be sent to.
+    /// The rules for the nodes that a call may be sent to.
     #[inline]
     pub(crate) fn node_rules(&self) -> NodeRules<'_> {
         NodeRules {
@@ -231,8 +231,8 @@ impl Policy {
         }
     }
 
-    /// The section of this type, as the version of the settings has it that this call lives under; `None` if none
-    /// was registered. Costs a look at each section there is, and counts no reference.
+    /// The section of this type, in the version of the settings of this call; `None` if none was registered. It
+    /// costs a comparison for each section, and counts no reference.
     pub fn extension<T: Send + Sync + 'static>(&self) -> Option<&T> {
         self.sections.get()
     }
@@ -241,18 +241,18 @@ impl Policy {
 // === impl Policies ===
 
 impl Policies {
-    /// The version of the settings it was compiled from.
+    /// The version of the settings.
     pub fn version(&self) -> u64 {
         self.version
     }
 
-    /// The sections of others.
+    /// The registered sections.
     pub fn sections(&self) -> &Sections {
         &self.settings.sections
     }
 
-    /// Operations that were called without being named in the settings: of `service`, or those that
-    /// came in.
+    /// Operations that were called without being named in the settings: those of `service`, or the incoming
+    /// ones.
     pub fn called(&self, service: Option<&str>) -> Vec<Arc<str>> {
         match service {
             None => self.inbound.names_called(),
@@ -263,7 +263,7 @@ impl Policies {
         }
     }
 
-    /// The rules of a call to `operation` of `service`.
+    /// The policy of a call to `operation` of `service`.
     pub fn outbound(&self, service: &Arc<str>, operation: &str) -> Arc<Policy> {
         match self.named.get(service) {
             Some(table) => table.policy(operation),
@@ -271,12 +271,12 @@ impl Policies {
         }
     }
 
-    /// The rules of a call that comes in for `operation`.
+    /// The policy of an incoming call for `operation`.
     pub fn inbound(&self, operation: &str) -> Arc<Policy> {
         self.inbound.policy(operation)
     }
 
-    /// Every policy there is, to be looked at: inbound, then by service.
+    /// All policies, for the inspection: inbound, then by service.
     pub fn all(&self) -> Vec<Arc<Policy>> {
         let mut tables: Vec<Arc<Table>> = self.named.values().cloned().collect();
         tables.extend(self.called.get().values().cloned());
@@ -286,12 +286,12 @@ impl Policies {
         all
     }
 
-    /// Do the settings name `service`?
+    /// Whether the settings name `service`.
     pub(crate) fn is_named(&self, service: &str) -> bool {
         self.named.contains_key(service)
     }
 
-    /// Do calls to `service` have policies of their own by now?
+    /// Whether calls to `service` have policies of their own already.
     pub(crate) fn has(&self, service: &str) -> bool {
         self.is_named(service) || self.called.with(|called| called.contains_key(service))
     }
@@ -301,15 +301,15 @@ impl Policies {
         self.inbound.other.policy.clone()
     }
 
-    /// The rules of calls to operations of `service` that have none of their own; changes nothing, unlike a call.
+    /// The policy of calls to operations of `service` without one of their own; changes nothing, unlike a call.
     pub(crate) fn outbound_now(&self, service: &str) -> Arc<Policy> {
         let table = self.named.get(service).cloned();
         let table = table.or_else(|| self.called.with(|called| called.get(service).cloned()));
         table.unwrap_or_else(|| self.other().clone()).other.policy.clone()
     }
 
-    /// Takes away the policies of a service that the settings do not name and that nobody calls any more. A call
-    /// makes them anew, with the state that calls under way still hold.
+    /// Removes the policies of a service that the settings do not name and that is no longer called. A later
+    /// call creates them again, with the state that calls in flight still hold.
     pub(crate) fn retire(&self, service: Arc<str>) -> Retired {
         let table = self.called.with(|called| called.get(&service).cloned());
         if table.is_some() {
@@ -333,7 +333,7 @@ impl Policies {
         }
         let table = Arc::new(self.compile_unnamed(service.clone()));
         insert(&self.called, service.clone(), table, MOST_SERVICES);
-        // Somebody may have been quicker; all use the one that is in the map.
+        // Another thread may have been faster; all use the table in the map.
         self.called.with(|called| called.get(service).cloned()).unwrap_or_else(|| self.other().clone())
     }
 
@@ -349,7 +349,7 @@ impl Retired {
         &self.service
     }
 
-    /// Does a call hold any of it?
+    /// Whether a call holds any of it.
     pub(crate) fn is_in_use(&self) -> bool {
         self.table.as_ref().is_some_and(|table| table.is_in_use())
     }
@@ -394,18 +394,18 @@ impl Table {
         }
     }
 
-    /// From now on `operation` has a policy of its own; `None` if there are too many.
+    /// Creates a policy for `operation`; `None` if there are too many.
     fn add(&self, operation: Arc<str>) -> Option<Arc<Entry>> {
         let entry = Arc::new(Entry::new(self.base.policy(operation.clone())));
         insert(&self.called, operation.clone(), entry, MOST_OPERATIONS);
         let entry = self.called.with(|called| called.get(&operation).cloned())?;
         if let Some(free) = self.first.iter().find(|first| first.get().is_none()) {
-            let _ = free.set((operation, entry.clone())); // or somebody was quicker
+            let _ = free.set((operation, entry.clone())); // unless another thread was faster
         }
         Some(entry)
     }
 
-    /// Has anybody but this table one of its policies?
+    /// Whether one of its policies is held outside this table.
     fn is_in_use(&self) -> bool {
         let called = self.called.get();
         let entries = self.named.values().chain(called.values().map(|entry| &**entry)).chain([&self.other]);
@@ -428,7 +428,7 @@ impl Table {
         next.used.store(self.used.load(Relaxed), Relaxed);
         for operation in self.called.get().keys() {
             if !next.named.contains_key(operation) {
-                next.add(operation.clone()); // for whoever calls it, which is not this thread
+                next.add(operation.clone()); // for the thread that calls it, which is not this one
             }
         }
     }
@@ -442,7 +442,7 @@ impl Entry {
     }
 
     fn is_in_use(&self) -> bool {
-        // Where there are too many copies, a thread has the policy itself.
+        // If there are too many copies, a thread uses the policy itself.
         let own = |policy: &&Arc<Policy>| Arc::ptr_eq(policy, &self.policy);
         let copies = self.copies.all().filter(|copy| !own(copy));
         Arc::strong_count(&self.policy) > 1 + self.copies.all().filter(own).count()

@@ -262,7 +262,7 @@ async fn an_instance_that_is_out_of_service_gets_no_new_calls() {
         }
         assert_eq!(bench.upstream.calls("memory:a"), before);
     }
-    // Nobody else is there: it is better than none.
+    // There is no other node: it is better than none.
     let all = [&a, &b].map(|one| one.clone().with_status(Status::OutOfService));
     bench.registry.set("stock", Membership::known(all));
     bench.settle().await;

@@ -1,4 +1,4 @@
-//! The settings: the DNS servers, and which names belong to which service.
+//! The settings: the DNS servers, and the names that belong to each service.
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
@@ -13,7 +13,7 @@ use chassis_core::{
 use hickory_resolver::proto::rr::Name;
 use serde::Deserialize;
 
-/// Which names are looked up, and how: the `registry` table when its `kind` is `dns`.
+/// The names that are looked up, and how: the `registry` table if its `kind` is `dns`.
 ///
 /// ```yaml
 /// registry:
@@ -38,21 +38,22 @@ pub struct DnsConfig {
     pub host: String,
     /// The port of each listener at `host`: `grpc: 50051`. Default none: the hosts of a service are not looked up.
     pub ports: BTreeMap<String, NonZeroU16>,
-    /// The name of the SRV records of each listener: `grpc: _grpc._tcp.{service}.example.com`. They tell port,
-    /// priority and weight. Default none.
+    /// The name of the SRV records of each listener: `grpc: _grpc._tcp.{service}.example.com`. They contain
+    /// port, priority and weight. Default none.
     pub srv: BTreeMap<String, String>,
     /// Services whose names or ports differ. Default none.
     pub services: BTreeMap<String, DnsService>,
-    /// Which addresses of a host are used. Default `both`: each of its addresses is an instance.
+    /// The addresses of a host that are used. Default `both`: each of its addresses is an instance.
     pub family: Family,
-    /// A name is not looked up more often than this, though its TTL may be shorter. Default `1s`.
+    /// A name is not looked up more often than this, even if its TTL is shorter. Default `1s`.
     pub min_ttl: PositiveSpan,
-    /// A name is looked up again after this at the latest, though its TTL may be longer. Default `5m`.
+    /// A name is looked up again after this time at the latest, even if its TTL is longer. Default `5m`.
     pub max_ttl: PositiveSpan,
-    /// A name is looked up again up to so much later than its TTL, at random, so that processes do not ask all at
-    /// once. Default `500ms`.
+    /// A name is looked up again up to this much later than its TTL, at random, so that processes do not query
+    /// at the same time. Default `500ms`.
     pub jitter: Span,
-    /// How long a server has to answer. A query is repeated once, to another server if there is one. Default `2s`.
+    /// The time in which a server must answer. A query is repeated once, to another server if there is one.
+    /// Default `2s`.
     pub timeout: PositiveSpan,
 }
 
@@ -68,7 +69,7 @@ pub struct DnsService {
     pub srv: BTreeMap<String, String>,
 }
 
-/// Which addresses of a host are used.
+/// The addresses of a host that are used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -82,7 +83,7 @@ pub enum Family {
     Ipv6,
 }
 
-/// What is looked up for one service.
+/// The names that are looked up for one service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Queries {
     /// The name of its hosts, and the port of each listener there.
@@ -91,7 +92,7 @@ pub(super) struct Queries {
     pub(super) srv: Vec<(String, String)>,
 }
 
-/// What stands for the name of a service.
+/// The placeholder for the name of a service.
 const SERVICE: &str = "{service}";
 /// The port of DNS.
 const PORT: u16 = 53;
@@ -116,8 +117,8 @@ impl Default for DnsConfig {
 }
 
 impl DnsConfig {
-    /// What is looked up for `service`. `None`: nothing, for it has no ports and no SRV records here, or its name
-    /// can't be part of a name in DNS.
+    /// The names that are looked up for `service`. `None` if there are none, because it has no ports and no SRV
+    /// records here, or its name cannot be part of a DNS name.
     pub(super) fn queries(&self, service: &str) -> Option<Queries> {
         let own = self.services.get(service);
         let (ports, srv) = match own {
@@ -146,7 +147,7 @@ impl DnsConfig {
         (queries.hosts.is_some() || !queries.srv.is_empty()).then_some(queries)
     }
 
-    /// The addresses of `servers`, or which of them is none.
+    /// The addresses of `servers`, or the index of an invalid one.
     pub(super) fn addresses(&self) -> Result<Vec<SocketAddr>, (usize, String)> {
         let all = self.servers.iter().enumerate();
         all.map(|(at, server)| {

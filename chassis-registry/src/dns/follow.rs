@@ -1,4 +1,4 @@
-//! Follows one service: asks each of its questions when it is due, and makes instances of the records.
+//! Follows one service: sends each of its questions when it is due, and creates instances from the records.
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::followed::State;
 
-/// What a follower works with.
+/// The parts that a follower uses.
 pub(super) struct Means {
     pub(super) resolver: Arc<Resolver>,
     pub(super) ttl: Ttl,
@@ -37,19 +37,19 @@ struct Follow<'a> {
     state: &'a watch::Sender<State>,
     queries: Option<Queries>,
     questions: HashMap<Asked, Question>,
-    /// The questions that are out.
+    /// The questions that are in flight.
     out: BTreeSet<Asked>,
     replies: JoinSet<(Asked, Reply)>,
-    /// What was shown last.
+    /// The last published instances.
     shown: Option<Membership>,
     was_known: bool,
     has_failed: bool,
 }
 
-/// So many hosts of SRV records are looked up for a service.
+/// The limit of hosts of SRV records that are looked up for a service.
 const MOST_TARGETS: usize = 1_024;
 
-/// Follows `service` until it is dropped. `queries` says what is looked up for it.
+/// Follows `service` until it is dropped. `queries` returns the names to look up for it.
 pub(super) async fn follow(
     service: &str,
     means: &Means,
@@ -74,9 +74,9 @@ pub(super) async fn follow(
         let due = this.due();
         tokio::select! {
             Some(reply) = this.replies.join_next() => {
-                this.hear(reply);
+                this.accept(reply);
                 while let Some(reply) = this.replies.try_join_next() {
-                    this.hear(reply);
+                    this.accept(reply);
                 }
             }
             () = async { match due { Some(due) => sleep_until(due).await, None => std::future::pending().await } } => {}
@@ -89,7 +89,7 @@ pub(super) async fn follow(
 // === impl Follow ===
 
 impl Follow<'_> {
-    /// Asks what is due, and forgets the questions that no record leads to any more.
+    /// Sends the questions that are due, and drops those to which no record refers any more.
     fn ask(&mut self) {
         let wanted = self.wanted();
         self.questions.retain(|asked, _| wanted.contains(asked));
@@ -107,7 +107,7 @@ impl Follow<'_> {
         }
     }
 
-    fn hear(&mut self, reply: Result<(Asked, Reply), JoinError>) {
+    fn accept(&mut self, reply: Result<(Asked, Reply), JoinError>) {
         let Ok((asked, reply)) = reply else { return }; // panics are caught, and nothing aborts it
         self.out.remove(&asked);
         let Some(question) = self.questions.get_mut(&asked) else { return };
@@ -115,7 +115,7 @@ impl Follow<'_> {
             Reply::Failed(why) => Some(why.clone()),
             _ => None,
         };
-        question.hear(reply, Instant::now(), &self.means.ttl, &self.means.random);
+        question.accept(reply, Instant::now(), &self.means.ttl, &self.means.random);
         match failed {
             Some(why) if !std::mem::replace(&mut self.has_failed, true) => State::fail(self.state, why),
             Some(_) => {}
@@ -123,7 +123,7 @@ impl Follow<'_> {
         }
     }
 
-    /// When a question is due that is not out.
+    /// The time of the next question that is not in flight.
     fn due(&self) -> Option<Instant> {
         let idle = self.questions.iter().filter(|(asked, _)| !self.out.contains(asked));
         idle.map(|(_, question)| question.due()).min()
@@ -149,8 +149,8 @@ impl Follow<'_> {
         wanted
     }
 
-    /// Shows the instances if they have changed, once each question was asked: one host less would look as if it had
-    /// gone.
+    /// Publishes the instances if they have changed, once each question was asked: a missing host would look as
+    /// if it were removed.
     fn show(&mut self) {
         if !self.questions.values().all(Question::is_asked) {
             return;
@@ -158,7 +158,7 @@ impl Follow<'_> {
         let instances = self.instances();
         let known = match instances.is_empty() {
             false => Membership::Known(instances),
-            // What failed may have been some.
+            // The failed questions may be some of them.
             true if self.questions.values().any(|question| !question.is_answered()) => return,
             true if self.was_known || self.questions.values().any(Question::exists) => {
                 Membership::Known(Vec::new())
@@ -172,7 +172,7 @@ impl Follow<'_> {
         }
     }
 
-    /// The instances of all records, by id. What has not changed is shared with what was shown last.
+    /// The instances of all records, by id. Unchanged ones are shared with the last published instances.
     fn instances(&self) -> Vec<Arc<Instance>> {
         let mut all = BTreeMap::<String, Instance>::new();
         let Some(queries) = &self.queries else { return Vec::new() };
@@ -187,7 +187,7 @@ impl Follow<'_> {
         }
         for (listener, name) in &queries.srv {
             let Some(question) = self.questions.get(&Asked::Srv(name.clone())) else { continue };
-            // Sorted by priority: those of the next one are for when none of the former is left.
+            // Sorted by priority: the next one applies only if no instance of an earlier one is left.
             let mut first = None;
             for record in question.records() {
                 let Record::Srv(srv) = record else { continue };
@@ -231,7 +231,7 @@ impl Follow<'_> {
     }
 }
 
-/// A target of an SRV record is a whole name.
+/// A target of an SRV record is a fully qualified name.
 fn whole(target: &str) -> String {
     format!("{target}.")
 }

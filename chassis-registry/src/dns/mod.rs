@@ -1,4 +1,4 @@
-//! Instances as DNS has them: the addresses of a host, or SRV records.
+//! Instances from DNS: the addresses of a host, or SRV records.
 mod config;
 mod follow;
 mod question;
@@ -25,14 +25,15 @@ use self::{
 };
 use crate::followed::Followed;
 
-/// Looks services up in DNS, and again whenever a TTL is over.
+/// Looks services up in DNS, and again whenever a TTL expires.
 ///
 /// | records | instances |
 /// |---|---|
 /// | A, AAAA of `host` | one for each address, with the id `10.0.0.5`, and an address for each of `ports` |
 /// | SRV of `srv` | one for each address of each target, with the id `10.0.0.5:50051`, weight and label `host`; a weight of 0 counts as 1; later priorities when none of an earlier one has an address |
 /// | NXDOMAIN, or none of these | no instance, once a second answer says the same; a name that never existed is unknown |
-/// | SERVFAIL, REFUSED, no answer | no news: what is known stays, a watcher reports the error once, and DNS is asked again every 2 s or sooner |
+/// | SERVFAIL, REFUSED, no answer | no change: the known instances stay, a watcher reports the error once, and
+/// DNS is queried again every 2 s or sooner |
 ///
 /// All of it runs on one thread of the registry's own: a DNS server that never answers delays neither calls nor a stop.
 /// Nothing blocks: the system's resolver, which can't be interrupted and knows no TTL, is not used, and so neither
@@ -63,7 +64,7 @@ struct Inner {
     thread: OnceLock<Result<OwnThread, String>>,
 }
 
-/// The kind `dns`. The names of services can change while the process runs, so it keeps the registry it makes.
+/// The kind `dns`. The names of services can change while the process runs, so it keeps its registry.
 #[derive(Default)]
 struct DnsKind(OnceLock<DnsRegistry>);
 
@@ -76,7 +77,7 @@ impl DnsRegistry {
         DnsKind::default()
     }
 
-    /// Asks nothing before the first watcher.
+    /// Sends no query before the first watcher.
     ///
     /// # Errors
     /// The first problem in `config`.

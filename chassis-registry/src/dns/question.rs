@@ -1,17 +1,17 @@
-//! One question to DNS: what is known of it, and when it is asked again. A plain value.
+//! One question to DNS: its known answer, and the time of the next query. A plain value.
 use std::{net::IpAddr, time::Duration};
 
 use chassis_core::Random;
 use tokio::time::Instant;
 
-/// A record that is an answer.
+/// A record of an answer.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Record {
     Address(IpAddr),
     Srv(Srv),
 }
 
-/// An SRV record: where a listener of a service runs.
+/// An SRV record: the host and port of a listener.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Srv {
     pub(super) priority: u16,
@@ -21,7 +21,7 @@ pub(super) struct Srv {
     pub(super) target: String,
 }
 
-/// How a question was answered.
+/// The reply to a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Reply {
     /// Records, valid for the time.
@@ -29,19 +29,19 @@ pub(super) enum Reply {
     /// There are none: NXDOMAIN, or the name `exists` without such records.
     Nothing {
         exists: bool,
-        /// How long that is valid, if it is said.
+        /// The time for which that is valid, if it is stated.
         ttl: Option<Duration>,
     },
-    /// No answer, or one that says nothing: SERVFAIL, a time-out.
+    /// No answer, or an unusable one: SERVFAIL, a timeout.
     Failed(String),
 }
 
-/// What is known of a question.
+/// The state of a question.
 #[derive(Debug)]
 pub(super) struct Question {
-    /// The last answer that is believed. `None`: there is none yet.
+    /// The last accepted answer. `None`: there is none yet.
     known: Option<Known>,
-    /// How often in a row records were said to be gone that are still believed.
+    /// The number of replies in a row that deny records which are still accepted.
     denied: u32,
     failures: u32,
     due: Instant,
@@ -53,7 +53,7 @@ struct Known {
     exists: bool,
 }
 
-/// Between which times a question is asked again.
+/// The bounds of the time between two queries.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ttl {
     pub(super) least: Duration,
@@ -61,11 +61,12 @@ pub(super) struct Ttl {
     pub(super) jitter: Duration,
 }
 
-/// So many answers in a row have to say that there are no records any more: one alone may be a mistake.
+/// The number of answers in a row that must state that there are no records any more: a single one may be a
+/// mistake.
 const CONFIRMATIONS: u32 = 2;
-/// How soon such an answer is asked for again.
+/// The time until such an answer is checked by another query.
 const CONFIRM: Duration = Duration::from_millis(250);
-/// That there is nothing is believed for this long at most: a service may start at any time.
+/// The longest time for which a negative answer is accepted: a service may start at any time.
 const MOST_NOTHING: Duration = Duration::from_secs(5);
 /// The first pause after a failure. It doubles with each failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -80,8 +81,8 @@ impl Question {
         Question { known: None, denied: 0, failures: 0, due: now }
     }
 
-    /// Takes in a reply of `now`. Whether what is known has changed.
-    pub(super) fn hear(&mut self, reply: Reply, now: Instant, ttl: &Ttl, random: &Random) -> bool {
+    /// Processes a reply at `now`. Returns whether the known records have changed.
+    pub(super) fn accept(&mut self, reply: Reply, now: Instant, ttl: &Ttl, random: &Random) -> bool {
         if let Reply::Failed(_) = reply {
             let pause = (FIRST_PAUSE * (1 << self.failures.min(4))).min(LONGEST_PAUSE);
             self.failures = self.failures.saturating_add(1);
@@ -114,7 +115,7 @@ impl Question {
         has_changed
     }
 
-    /// The records that are believed.
+    /// The accepted records.
     pub(super) fn records(&self) -> &[Record] {
         self.known.as_ref().map_or(&[], |known| &known.records)
     }
@@ -138,7 +139,7 @@ impl Question {
         self.known.as_ref().is_some_and(|known| known.exists)
     }
 
-    /// When it is asked again.
+    /// The time of the next query.
     pub(super) fn due(&self) -> Instant {
         self.due
     }
@@ -164,7 +165,7 @@ mod tests {
                 _ => Reply::Failed("SERVFAIL".into()),
             };
             let is_failure = matches!(reply, Reply::Failed(_));
-            question.hear(reply, now, &TTL, &random);
+            question.accept(reply, now, &TTL, &random);
             let pause = (question.due() - now).as_millis() as u64;
             let is_expected =
                 if is_failure { pause <= expected.1 && 2 * pause >= expected.1 } else { pause == expected.1 };
@@ -199,19 +200,19 @@ mod tests {
     fn a_ttl_has_a_floor_and_a_cap_and_a_jitter() {
         let (random, now) = (Random::seeded(7), Instant::now());
         let ttl = Ttl { jitter: Duration::from_millis(500), ..TTL };
-        for (told, least) in [(0, 1), (1, 1), (30, 30), (60, 60), (86_400, 60), (u64::from(u32::MAX), 60)] {
+        for (stated, least) in [(0, 1), (1, 1), (30, 30), (60, 60), (86_400, 60), (u64::from(u32::MAX), 60)] {
             let mut pauses: Vec<_> = (0..100)
                 .map(|_| {
                     let mut question = Question::new(now);
                     let found = vec![Record::Address([10, 0, 0, 5].into())];
-                    question.hear(Reply::Found(found, Duration::from_secs(told)), now, &ttl, &random);
+                    question.accept(Reply::Found(found, Duration::from_secs(stated)), now, &ttl, &random);
                     question.due() - now
                 })
                 .collect();
             pauses.sort();
             let least = Duration::from_secs(least);
-            assert!(pauses[0] >= least && pauses[99] <= least + ttl.jitter, "{told}: {pauses:?}");
-            assert!(pauses[99] - pauses[0] > ttl.jitter / 2, "{told}: they are spread");
+            assert!(pauses[0] >= least && pauses[99] <= least + ttl.jitter, "{stated}: {pauses:?}");
+            assert!(pauses[99] - pauses[0] > ttl.jitter / 2, "{stated}: they are spread");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Asks DNS: one question at a time, with the servers and the search list of the settings or of the system.
+//! Sends queries to DNS: one question at a time, with the servers and the search list of the settings or of the
+//! system.
 use std::{
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
@@ -25,7 +26,7 @@ use super::{
     question::{Record, Reply, Srv},
 };
 
-/// What is asked for.
+/// The subject of a question.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Asked {
     /// The addresses of a host.
@@ -34,13 +35,13 @@ pub(super) enum Asked {
     Srv(String),
 }
 
-/// Asks DNS servers. It has no cache: those who ask know when they do so again.
+/// Queries DNS servers. It has no cache: its callers know when to query again.
 pub(super) struct Resolver {
     /// `None`: the servers of the system.
     servers: Option<ResolverConfig>,
     patience: Duration,
     current: Mutex<Option<Arc<Current>>>,
-    /// How many questions are out.
+    /// Limits the questions in flight.
     slots: Semaphore,
 }
 
@@ -49,27 +50,27 @@ struct Current {
     hickory: TokioResolver,
     /// For messages.
     servers: String,
-    /// The system's list, appended to names that are no whole ones.
+    /// The system's list, appended to names that are not fully qualified.
     search: Vec<Name>,
-    /// From so many dots on a name is tried as it is first.
+    /// A name with at least this many dots is first tried unchanged.
     dots: usize,
-    /// The settings of the system that it was made of, as text.
+    /// The settings of the system from which it was created, as text.
     made_of: String,
     read: Instant,
 }
 
-/// The servers could not be asked: there is no point in asking for another name.
+/// The servers could not be reached: a query for another name makes no sense.
 struct NoAnswer(String);
 
-/// So many questions are out at a time.
+/// The limit of questions in flight.
 const MOST_OUT: usize = 32;
-/// How often a question is put: to the next server if there is one.
+/// The number of attempts per question: the next one goes to the next server if there is one.
 const ATTEMPTS: u32 = 2;
-/// How often the settings of the system are read.
+/// The interval at which the settings of the system are read.
 const READ_EVERY: Duration = Duration::from_secs(10);
-/// So many records of an answer are used. One has at most 64 KiB.
+/// The limit of records of an answer that are used. An answer has at most 64 KiB.
 const MOST_RECORDS: usize = 4_096;
-/// How many names an alias may lead through.
+/// The limit of names in a chain of aliases.
 const MOST_ALIASES: usize = 16;
 
 // === impl Resolver ===
@@ -92,7 +93,7 @@ impl Resolver {
         })
     }
 
-    /// Asks once. A search list is gone through as the system does: the first name that has such records counts.
+    /// Sends one question. The search list is used as the system does: the first name with such records counts.
     pub(super) async fn ask(&self, asked: &Asked) -> Reply {
         let Ok(_slot) = self.slots.acquire().await else { return Reply::Failed("the process ends".into()) };
         let current = match self.current() {
@@ -107,9 +108,9 @@ impl Resolver {
         for name in names {
             match self.look_up(&current, &name, asked).await {
                 Ok(found @ Reply::Found(..)) => return found,
-                Ok(Reply::Nothing { exists: one, ttl: told }) => {
+                Ok(Reply::Nothing { exists: one, ttl: stated }) => {
                     exists |= one;
-                    ttl = [ttl, told].into_iter().flatten().min();
+                    ttl = [ttl, stated].into_iter().flatten().min();
                 }
                 // A domain of the list whose servers fail must not hide the others.
                 Ok(Reply::Failed(why)) => failed = failed.or(Some(why)),

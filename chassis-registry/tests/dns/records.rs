@@ -1,4 +1,4 @@
-//! The records that Knot serves, and how soon a watcher sees that they change.
+//! The records that Knot serves, and the delay until a watcher sees their changes.
 use std::{collections::BTreeMap, time::Duration};
 
 use chassis_core::{
@@ -42,7 +42,7 @@ pub(crate) fn config(server: &str) -> DnsConfig {
     }
 }
 
-/// The same, and what has no TTL is asked for again at once.
+/// The same; names without a TTL are queried again at once.
 pub(crate) fn quick(server: &str) -> DnsConfig {
     DnsConfig {
         min_ttl: PositiveSpan::from_millis(10),
@@ -65,29 +65,29 @@ pub(crate) async fn next(watcher: &mut Box<dyn Watcher>) -> Membership {
     timeout(PATIENCE, watcher.next()).await.expect("an answer comes").unwrap()
 }
 
-/// Waits until the watcher tells these ids; errors are passed over.
+/// Waits until the watcher returns these ids; errors are ignored.
 #[track_caller]
 pub(crate) fn until<'a>(watcher: &'a mut Box<dyn Watcher>, ids: &'a [&str]) -> impl Future<Output = ()> + 'a {
     let caller = std::panic::Location::caller();
     async move {
         let mut last = None;
-        let told = timeout(PATIENCE, async {
+        let found = timeout(PATIENCE, async {
             loop {
-                let told = watcher.next().await;
-                if told.as_ref().is_ok_and(|told| ids_of(told) == ids) {
+                let found = watcher.next().await;
+                if found.as_ref().is_ok_and(|found| ids_of(found) == ids) {
                     return;
                 }
-                last = Some(told);
+                last = Some(found);
             }
         });
-        if told.await.is_err() {
-            panic!("{caller}: expected {ids:?}, told last: {last:?}");
+        if found.await.is_err() {
+            panic!("{caller}: expected {ids:?}, last answer {last:?}");
         }
     }
 }
 
-pub(crate) fn ids_of(told: &Membership) -> Vec<&str> {
-    match told {
+pub(crate) fn ids_of(found: &Membership) -> Vec<&str> {
+    match found {
         Membership::Known(all) => all.iter().map(|instance| instance.id.as_str()).collect(),
         Membership::Unknown | Membership::Deleted => Vec::new(),
     }
@@ -102,13 +102,13 @@ async fn addresses_of_a_host_are_instances() -> Ran {
     };
     let (a, b) = (of("stock", "127.0.0.5", "127.0.0.5"), of("stock", "127.0.0.6", "127.0.0.6"));
     let c = of("stock", "fd00::5", "[fd00::5]");
-    let told = next(&mut watch(config(&knot.address), "stock").await).await;
-    assert_eq!(told, Membership::known([a, b, c.clone()]));
+    let found = next(&mut watch(config(&knot.address), "stock").await).await;
+    assert_eq!(found, Membership::known([a, b, c.clone()]));
 
     let ipv6 = DnsConfig { family: Family::Ipv6, ..config(&knot.address) };
     assert_eq!(next(&mut watch(ipv6, "stock").await).await, Membership::known([c]));
-    let told = next(&mut watch(config(&knot.address), "alias").await).await;
-    assert_eq!(ids_of(&told), ["127.0.0.5", "127.0.0.6", "fd00::5"]);
+    let found = next(&mut watch(config(&knot.address), "alias").await).await;
+    assert_eq!(ids_of(&found), ["127.0.0.5", "127.0.0.6", "fd00::5"]);
     Ok(())
 }
 
@@ -231,11 +231,11 @@ async fn hundreds_of_records_come_over_tcp() -> Ran {
         (1..=100).map(|n| format!("_grpc._tcp.many SRV 0 1 {} host{n}\nhost{n} A 127.0.2.{n}", 50_000 + n));
     let records: Vec<_> = hosts.chain(srv_records).collect();
     let knot = Knot::start(&records.iter().map(String::as_str).collect::<Vec<_>>()).await?;
-    let told = next(&mut watch(config(&knot.address), "many").await).await;
-    let Membership::Known(all) = told else { panic!("{told:?}") };
+    let found = next(&mut watch(config(&knot.address), "many").await).await;
+    let Membership::Known(all) = found else { panic!("{found:?}") };
     assert_eq!(all.len(), 200);
-    let told = next(&mut watch(srv(&knot.address), "many").await).await;
-    let Membership::Known(all) = told else { panic!("{told:?}") };
+    let found = next(&mut watch(srv(&knot.address), "many").await).await;
+    let Membership::Known(all) = found else { panic!("{found:?}") };
     assert_eq!(all.len(), 100, "the first answer is whole");
     assert!(all.iter().any(|one| one.addresses.get("grpc") == Some("127.0.2.100:50100")));
     Ok(())
@@ -286,7 +286,7 @@ async fn a_dropped_future_loses_nothing() -> Ran {
         let begun = Instant::now();
         loop {
             match timeout(Duration::from_micros(100), watcher.next()).await {
-                Ok(told) if ids_of(told.as_ref().unwrap()) == [ip.as_str()] => break,
+                Ok(found) if ids_of(found.as_ref().unwrap()) == [ip.as_str()] => break,
                 _ => assert!(begun.elapsed() < PATIENCE, "{ip} is not seen"),
             }
         }

@@ -132,7 +132,7 @@ async fn garbled_answers_take_nothing_away() {
     let begun = Instant::now();
     while server.answers.load(Relaxed) < before + 400 {
         assert!(begun.elapsed() < PATIENCE, "it is asked again");
-        // A changed address or port of an answer is one that can't be told from a true one.
+        // A changed address or port of an answer cannot be distinguished from a true one.
         let _ = timeout(Duration::from_millis(10), watcher.next()).await;
     }
     *last.lock().unwrap() = 2;
@@ -171,8 +171,8 @@ async fn answers_that_make_no_sense_take_nothing_away() {
         // Nothing was taken away, so nothing is news until there is a change.
         let reached = server.answers.load(Relaxed) + 20;
         while server.answers.load(Relaxed) < reached {
-            let told = timeout(Duration::from_millis(10), watcher.next()).await;
-            assert!(!matches!(&told, Ok(Ok(_))), "{refusal}: {told:?}");
+            let found = timeout(Duration::from_millis(10), watcher.next()).await;
+            assert!(!matches!(&found, Ok(Ok(_))), "{refusal}: {found:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The entries in etcd, and how soon others see them.
+//! The entries in etcd, and the delay until others see them.
 use std::{sync::Arc, time::Duration};
 
 use chassis_core::{
@@ -32,7 +32,7 @@ pub(crate) fn stock(id: &str) -> Instance {
     Instance::new("stock", id).with_address("grpc", "127.0.0.1:50051")
 }
 
-/// Registers with an etcd that is back: a connection is there again within 2 s.
+/// Registers after etcd is back: a connection exists again within 2 s.
 pub(crate) async fn register_soon(registry: &EtcdRegistry, instance: Instance) -> Box<dyn Registration> {
     let back = Instant::now();
     loop {
@@ -44,29 +44,29 @@ pub(crate) async fn register_soon(registry: &EtcdRegistry, instance: Instance) -
     }
 }
 
-/// Waits until the watcher tells these ids.
+/// Waits until the watcher returns these ids.
 #[track_caller]
 pub(crate) fn until<'a>(watcher: &'a mut Box<dyn Watcher>, ids: &'a [&str]) -> impl Future<Output = ()> + 'a {
     let caller = std::panic::Location::caller();
     async move {
         let mut last = None;
-        let told = timeout(PATIENCE, async {
+        let found = timeout(PATIENCE, async {
             loop {
-                let told = watcher.next().await;
-                if told.as_ref().is_ok_and(|told| ids_of(told) == ids) {
+                let found = watcher.next().await;
+                if found.as_ref().is_ok_and(|found| ids_of(found) == ids) {
                     return;
                 }
-                last = Some(told);
+                last = Some(found);
             }
         });
-        if told.await.is_err() {
-            panic!("{caller}: expected {ids:?}, told last: {last:?}");
+        if found.await.is_err() {
+            panic!("{caller}: expected {ids:?}, last answer {last:?}");
         }
     }
 }
 
-pub(crate) fn ids_of(told: &Membership) -> Vec<&str> {
-    match told {
+pub(crate) fn ids_of(found: &Membership) -> Vec<&str> {
+    match found {
         Membership::Known(all) => all.iter().map(|instance| instance.id.as_str()).collect(),
         Membership::Unknown | Membership::Deleted => Vec::new(),
     }
@@ -94,14 +94,14 @@ async fn an_entry_is_readable_by_others() -> Ran {
     registration.deregister().await.unwrap();
     assert_eq!(etcd.get("/chassis/services/stock/a%20b").await, None);
 
-    // And an entry of others is read.
+    // And an entry that another program wrote is read.
     let by_hand =
         r#"{ "id": "x", "addresses": { "grpc": "10.0.0.5:1" }, "started": 12, "labels": { "t": "c" } }"#;
     etcd.put("/chassis/services/stock/x", by_hand).await;
-    let told = registry(&etcd).watch("stock").await.unwrap().next().await.unwrap();
+    let found = registry(&etcd).watch("stock").await.unwrap().next().await.unwrap();
     let x = Instance::new("stock", "x").with_address("grpc", "10.0.0.5:1").with_label("t", "c");
     let x = x.with_other("started", 12.into());
-    assert_eq!(told, Membership::known([x]));
+    assert_eq!(found, Membership::known([x]));
     Ok(())
 }
 
@@ -126,7 +126,7 @@ async fn what_is_no_instance_is_refused_one_by_one() -> Ran {
     }
     let mut watcher = registry(&etcd).watch("stock").await.unwrap();
     until(&mut watcher, &["good", "nested/key"]).await;
-    // One that turns bad is gone, and the others stay; and it may become good again.
+    // An entry that becomes invalid is removed, and the others stay; it may become valid again.
     etcd.put("/chassis/services/stock/good", "bad").await;
     until(&mut watcher, &["nested/key"]).await;
     etcd.put("/chassis/services/stock/good", &entry("good", "10.0.0.5:2")).await;
@@ -138,9 +138,9 @@ async fn a_range_of_many_pages_is_read_whole() -> Ran {
     let etcd = Etcd::start().await?;
     fill(&etcd, 1_234, 0).await;
     let registry = registry(&etcd);
-    let told = registry.watch("stock").await.unwrap().next().await.unwrap();
+    let found = registry.watch("stock").await.unwrap().next().await.unwrap();
     let ids: Vec<_> = (0..1_234).map(|n| format!("i{n:04}")).collect();
-    assert_eq!(ids_of(&told), ids);
+    assert_eq!(ids_of(&found), ids);
     assert_eq!(registry.services().await, ["stock"]);
     Ok(())
 }
@@ -148,12 +148,12 @@ async fn a_range_of_many_pages_is_read_whole() -> Ran {
 async fn pages_that_are_too_large_are_read_in_smaller_ones() -> Ran {
     let etcd = Etcd::start().await?;
     fill(&etcd, 560, 60_000).await; // 500 of them, a page, are more than the 32 MiB of a message
-    let told = registry(&etcd).watch("stock").await.unwrap().next().await.unwrap();
-    assert_eq!(ids_of(&told).len(), 560);
+    let found = registry(&etcd).watch("stock").await.unwrap().next().await.unwrap();
+    assert_eq!(ids_of(&found).len(), 560);
     Ok(())
 }
 
-/// `count` instances, each with a label of so many bytes.
+/// `count` instances, each with a label of `bytes` bytes.
 async fn fill(etcd: &Etcd, count: usize, bytes: usize) {
     let value = |n| {
         let label = "x".repeat(bytes);
@@ -225,7 +225,8 @@ async fn another_process_may_take_an_entry_over() -> Ran {
     until(&mut watcher, &["a"]).await;
     let second = registry(&etcd).register(stock("a").with_weight(2)).await.unwrap();
     weight(&mut watcher, 2).await;
-    // The first one is back when the second goes, and takes nothing of it down before.
+    // The first one is written again when the second one is removed; before that it removes nothing of the
+    // second.
     second.deregister().await.unwrap();
     weight(&mut watcher, 1).await;
     let third = registry(&etcd).register(stock("a").with_weight(3)).await.unwrap();
@@ -238,7 +239,7 @@ async fn another_process_may_take_an_entry_over() -> Ran {
 }
 
 async fn weight(watcher: &mut Box<dyn Watcher>, weight: u32) {
-    let told = timeout(PATIENCE, async {
+    let found = timeout(PATIENCE, async {
         loop {
             if let Ok(Membership::Known(all)) = watcher.next().await
                 && all.iter().any(|instance| instance.weight == weight)
@@ -247,5 +248,5 @@ async fn weight(watcher: &mut Box<dyn Watcher>, weight: u32) {
             }
         }
     });
-    told.await.unwrap_or_else(|_| panic!("no instance of weight {weight}"));
+    found.await.unwrap_or_else(|_| panic!("no instance of weight {weight}"));
 }

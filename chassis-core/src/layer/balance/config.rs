@@ -1,15 +1,15 @@
-//! Pickers that have a name, for `balance` to name.
+//! Named pickers for `balance`.
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use super::PickerFactory;
 
-/// Pickers by name: those that the settings made, or those that the program brings along.
+/// Pickers by name, from the settings or from the program.
 #[derive(Clone, Default)]
 pub struct Pickers(pub BTreeMap<String, Arc<dyn PickerFactory>>);
 
 // === impl Pickers ===
 
-/// The same pickers, not only such of one kind.
+/// Equal if the pickers are identical, not only of one kind.
 impl PartialEq for Pickers {
     fn eq(&self, other: &Self) -> bool {
         let place = |picker: &Arc<dyn PickerFactory>| Arc::as_ptr(picker).cast::<()>();

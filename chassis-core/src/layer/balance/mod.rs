@@ -1,8 +1,8 @@
-//! Picks the node that an attempt goes to, and waits where none is ready yet.
+//! Picks the node of an attempt, and waits if no node is ready yet.
 //!
-//! A picker proposes, the node lets in or not: an open circuit, a full node, a connection that is not
-//! there cost no attempt, another is picked. At most half of what is ready may be out by open
-//! circuits, and never the last one: beyond that circuits are ignored, and that is counted.
+//! A picker proposes a node, and the node admits the call or not: an open circuit, a full node or a missing
+//! connection cost no attempt, another node is picked. At most half of the ready nodes, and never the last one,
+//! may be excluded by open circuits: beyond that circuits are ignored, and this is counted.
 mod config;
 mod p2c;
 mod random;

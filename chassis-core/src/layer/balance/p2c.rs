@@ -1,22 +1,23 @@
-//! The less loaded of two nodes.
+//! Picks the less loaded of two nodes.
 use crate::cluster::{Candidates, Picker};
 
-/// The less loaded of two drawn at random: `p2c`, the default.
+/// Picks the less loaded of two nodes that are drawn at random: `p2c`, the default.
 ///
-/// Load is what is in flight, to the end of the bodies. A node that fails fast must not look free: a node
-/// whose calls mostly fail is passed over for one whose calls don't, and failures weigh. Nor must one that
-/// refuses fast: an answer without success counts as in flight for as long as successes take.
+/// Load is the number of calls in flight, to the end of their bodies. A node that fails quickly must not look
+/// idle: a node whose calls mostly fail is skipped for one whose calls do not, and failures add to the cost.
+/// Nor must one that refuses quickly: an answer without success counts as in flight for as long as successes
+/// take.
 ///
 /// After Mitzenmacher's power of two choices; the order, state before load, is Finagle's.
 ///
-/// Where weights differ, the first is drawn in proportion to them, and the other one is taken if it would have
-/// less load for its weight even with the call and with two calls less at the first: so shares are those of
-/// the weights with one caller and with many, unless a node can't keep up with its share.
+/// If weights differ, the first node is drawn in proportion to them. The other one is taken if it would have
+/// less load for its weight even with this call, and with two calls fewer at the first. So the shares follow
+/// the weights with one caller and with many, unless a node cannot keep up with its share.
 #[derive(Clone, Debug, Default)]
 pub struct P2c;
 
-/// Calls that a node of another weight may have above the share that its weight gives it. A light node has a
-/// fraction of a call at a time on average: without slack each call there would count as too many.
+/// The calls that a node of another weight may have above its share. A light node has a fraction of a call at a
+/// time on average: without slack each call there would count as too many.
 const SLACK: f64 = 2.0;
 
 // === impl P2c ===
@@ -37,7 +38,7 @@ impl Picker for P2c {
     }
 }
 
-/// Has the second of two nodes less load than the first, for its weight?
+/// Whether the second of two nodes has less load for its weight than the first.
 #[inline]
 fn prefers_second(candidates: &Candidates<'_>, a: usize, b: usize) -> bool {
     let nodes = candidates.nodes();
@@ -52,7 +53,7 @@ fn prefers_second(candidates: &Candidates<'_>, a: usize, b: usize) -> bool {
     }
 }
 
-/// The same where calls to one of them fail, or end sooner than they should. Not inlined: few picks come here.
+/// The same if calls to one of them fail, or end too early. Not inlined: few picks take this path.
 #[cold]
 fn prefers_second_of_failing(candidates: &Candidates<'_>, a: usize, b: usize) -> bool {
     let (nodes, now) = (candidates.nodes(), candidates.now());
@@ -70,7 +71,8 @@ fn prefers_second_of_failing(candidates: &Candidates<'_>, a: usize, b: usize) ->
     }
 }
 
-/// Has `other` less load for its weight than `one`, even with one more call? Both are costs of one more call.
+/// Whether `other` has less load for its weight than `one`, even with one more call. Both are costs of one more
+/// call.
 fn is_lighter(other: f64, one: f64, (of_one, of_other): (f64, f64)) -> bool {
     other * of_one < (one - 1.0 - SLACK) * of_other
 }

@@ -1,7 +1,7 @@
-//! Any node.
+//! Picks any node.
 use crate::cluster::{Candidates, Picker};
 
-/// Any, in proportion to the weights: `random`.
+/// Picks any node, in proportion to the weights: `random`.
 #[derive(Clone, Debug, Default)]
 pub struct RandomPicker;
 

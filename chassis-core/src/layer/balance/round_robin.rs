@@ -1,15 +1,15 @@
-//! Each node in turn.
+//! Picks the nodes in turn.
 use crate::cluster::{Candidates, Picker};
 
-/// Each in turn, as often as its weight says: `round_robin`. Even over time, blind to load.
+/// Picks the nodes in turn, each as often as its weight: `round_robin`. Even over time, without regard to load.
 ///
-/// Every subset of a service that routes choose has turns of its own, over each protocol; settings and members
-/// that change do not begin them anew. A node that can't take the call loses its turn to the next. Only first
+/// Every subset of a service that routes choose has its own rotation, over each protocol, which changes of
+/// settings and members do not restart. A node that cannot take the call loses its turn to the next. Only first
 /// attempts take turns: further ones go to any other node, in proportion to the weights.
 #[derive(Clone, Debug, Default)]
 pub struct RoundRobin;
 
-/// Turns that one pick takes while the nodes whose turns they are can't take the call.
+/// Turns that one pick takes while their nodes cannot take the call.
 const MOST_TURNS: usize = 16;
 
 // === impl RoundRobin ===

@@ -1,4 +1,4 @@
-//! What `balance` is compiled to. What pickers prepare and turns belong to the subset, what is seen of a node to the node.
+//! Compiles `balance`. Prepared pickers and turns belong to the subset, the history of a node to the node.
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{P2c, Picker, PickerFactory, Pickers, RandomPicker, RoundRobin};
@@ -66,7 +66,7 @@ impl Balancer {
     }
 }
 
-/// Pickers that have a name: those of the settings stand over those of the program.
+/// Pickers by name: those of the settings override those of the program.
 fn named<'a>(level: &Level<'a>) -> BTreeMap<&'a String, &'a Arc<dyn PickerFactory>> {
     level.extensions::<Pickers>().flat_map(|pickers| &pickers.0).collect()
 }
