@@ -5,6 +5,7 @@ mod graph;
 mod imports;
 mod source;
 mod spdx;
+mod words;
 
 use std::collections::BTreeSet;
 
@@ -263,6 +264,24 @@ fn nothing_names_a_machine() {
     let words = ["/root/", "/home/", "/Users/", "C:\\\\"];
     let kinds = ["rs", "toml", "md", "yaml", "yml", "json", "proto", "py", "sh", ""];
     refuse("paths of one machine", source::lines_with(&kinds, &words));
+}
+
+/// Subject first, an active verb, the field's noun. The bounds leave room for quotations and names of others.
+#[test]
+fn docs_are_in_plain_words() {
+    const MOST_OPENINGS: usize = 20;
+    const MOST_AVOIDED: usize = 30;
+    let mut files = source::files(&["rs", "md"]);
+    files.retain(|file| !file.path.starts_with("tests/workspace/"));
+    let bounds = [
+        ("doc comments begin with `What`", words::openings(&files), MOST_OPENINGS),
+        ("lines have a word that `words.rs` lists", words::avoided(&files), MOST_AVOIDED),
+    ];
+    for (what, findings, most) in bounds {
+        if findings.len() > most {
+            refuse(&format!("{} {what}, {most} are allowed", findings.len()), findings);
+        }
+    }
 }
 
 #[test]
