@@ -135,7 +135,7 @@ async fn an_instance_can_be_updated(registry: Arc<dyn Registry>) {
     watch.until(&[&a]).await;
     for changed in [
         a.clone().with_status(Status::OutOfService),
-        a.clone().with_weight(7).with_address("grpc", "127.0.0.1:50052"),
+        a.clone().with_weight(7).with_address("admin", "127.0.0.1:50052"),
     ] {
         if up.update(changed.clone()).await.is_err() {
             Watch::start(&registry, "stock").await.until(&[&a]).await;
