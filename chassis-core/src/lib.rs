@@ -26,11 +26,11 @@ pub mod pipeline;
 mod plugin;
 mod policy;
 mod random;
+mod reporter;
 mod rule;
 mod runtime;
 pub mod section;
 mod shard;
-mod site;
 mod stage;
 pub mod tasks;
 #[cfg(feature = "testing")]

@@ -33,7 +33,7 @@ use crate::{
     },
     policy::{Common, Environment, LiveSection, Policies, Problem, Retired, Settings, States},
     random::Random,
-    site::Site,
+    reporter::Reporter,
     stage::Stages,
     tasks::Tasks,
     types::{LabelSet, units::Ratio},
@@ -280,7 +280,7 @@ impl Runtime {
             self.0.make_room(&mut clusters);
         }
         let start = || {
-            let site = Site::new(self.metrics().clone(), self.events().clone());
+            let reporter = Reporter::new(self.metrics().clone(), self.events().clone());
             let (lookup, tasks) = (self.0.lookup.clone(), self.0.tasks.clone());
             let keeper: Weak<Inner> = self.0.this.clone();
             let (protocol, transport) = (transport.protocol().name(), transport.clone());
@@ -289,7 +289,7 @@ impl Runtime {
                 LeafMaker { protocol, make: Box::new(move |link| Box::new(transport.leaf(link))) },
                 lookup,
                 keeper,
-                site,
+                reporter,
                 tasks,
                 self.random().clone(),
             )

@@ -322,7 +322,7 @@ const FLOORS: [(&str, &[&str]); 11] = [
     ("algorithms", &["random.rs", "algorithm/"]),
     (
         "ports, events, metrics",
-        &["plugin/", "contain/", "event.rs", "metrics/", "site.rs", "tasks.rs", "context.rs", "files.rs"],
+        &["plugin/", "contain/", "event.rs", "metrics/", "reporter.rs", "tasks.rs", "context.rs", "files.rs"],
     ),
     ("cluster", &["cluster/"]),
     ("rules", &["rule/", "section.rs", "kind.rs", "layer/"]),

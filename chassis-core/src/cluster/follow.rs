@@ -227,7 +227,7 @@ impl<'a> Follower<'a> {
         match news {
             News::None => {}
             News::EmptyHeld(kept) => {
-                cluster.site().events.emit(Event::EmptySetHeld { service: service(), kept });
+                cluster.reporter().events.emit(Event::EmptySetHeld { service: service(), kept });
             }
             News::Set { known, returned, held } => {
                 let hint = near.map(Hint::Name).or_else(|| self.others.clone());
@@ -236,7 +236,7 @@ impl<'a> Follower<'a> {
                 cluster.count_held(held_before, self.held);
                 if held > 0 {
                     let left = self.belief.set().len() - self.belief.held();
-                    cluster.site().events.emit(Event::RemovalsHeld { service: service(), held, left });
+                    cluster.reporter().events.emit(Event::RemovalsHeld { service: service(), held, left });
                     self.probe();
                 }
             }
@@ -265,13 +265,13 @@ impl<'a> Follower<'a> {
     fn report(&mut self, error: &RegistryError) {
         self.failures = self.failures.saturating_add(1);
         let (service, error, now) = (self.cluster.service().clone(), chain(error), Instant::now());
-        self.cluster.site().metrics.registry_failed();
+        self.cluster.reporter().metrics.registry_failed();
         let is_reported = |(before, at): &(String, Instant)| *before == error && now < *at + REMINDER;
         if !self.reported.as_ref().is_some_and(is_reported) {
             self.reported = Some((error.clone(), now));
             // One document or one server is the cause for all services: one line reports it.
             self.cluster
-                .site()
+                .reporter()
                 .events
                 .emit_caused(&error.clone(), Event::RegistryUnreachable { service, error });
         }
@@ -285,11 +285,11 @@ impl<'a> Follower<'a> {
         let mut refuse = |id: &str, why: String| {
             if !before.contains(&why) && !refused.contains(&why) {
                 new += 1;
-                cluster.site().metrics.instance_refused();
+                cluster.reporter().metrics.instance_refused();
                 if new <= MOST_REFUSED {
                     let (service, instance) = (cluster.service().clone(), id.to_owned());
                     cluster
-                        .site()
+                        .reporter()
                         .events
                         .emit_caused(&why, Event::InstanceRefused { service, instance, why: why.clone() });
                 }

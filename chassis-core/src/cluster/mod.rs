@@ -49,7 +49,7 @@ use crate::{
     event::Event,
     plugin::registry::{Instance, Registry, split_listener},
     random::Random,
-    site::Site,
+    reporter::Reporter,
     tasks::Tasks,
     types::Choice,
 };
@@ -113,7 +113,7 @@ impl Cluster {
         leaves: LeafMaker,
         lookup: Arc<Lookup>,
         keeper: Weak<dyn Keeper>,
-        site: Site,
+        reporter: Reporter,
         tasks: Tasks,
         random: Random,
     ) -> Arc<Self> {
@@ -121,7 +121,7 @@ impl Cluster {
         let members = Live::new(Members::new(None, None, Vec::new(), rotations.clone()));
         let (registered, listener) = split_listener(&service);
         let (registered, listener) = (registered.into(), listener.unwrap_or(leaves.protocol).into());
-        let metrics = Some(site.metrics.clone());
+        let metrics = Some(reporter.metrics.clone());
         let cluster = Arc::new_cyclic(|cluster: &Weak<Cluster>| Cluster {
             registered,
             listener,
@@ -137,7 +137,11 @@ impl Cluster {
             rotations,
             common: Arc::new(Common { service, changes: Changes::new(), tasks, random, metrics }),
             leaves,
-            of_nodes: Arc::new(OfCluster { site, usual: UsualLatency::default(), siblings: cluster.clone() }),
+            of_nodes: Arc::new(OfCluster {
+                reporter,
+                usual: UsualLatency::default(),
+                siblings: cluster.clone(),
+            }),
         });
         cluster.asked(cluster.begun);
         cluster
@@ -169,8 +173,8 @@ impl Cluster {
     }
 
     /// The reporter of the balance layer.
-    pub(crate) fn site(&self) -> &Site {
-        &self.of_nodes.site
+    pub(crate) fn reporter(&self) -> &Reporter {
+        &self.of_nodes.reporter
     }
 
     pub(crate) fn random(&self) -> &Random {
@@ -297,7 +301,7 @@ impl Cluster {
         let gone: Vec<_> = old.nodes().iter().filter(|n| !kept.contains(&Arc::as_ptr(n))).cloned().collect();
         // Services that never had a node have no metric either: their names may be arbitrary.
         if nodes.len() + old.nodes().len() > 0 {
-            self.site().metrics.endpoints(self.service(), self.leaves.protocol, nodes.len());
+            self.reporter().metrics.endpoints(self.service(), self.leaves.protocol, nodes.len());
         }
         let mut members = Members::new(Some(known), hint, nodes, self.rotations.clone());
         members.take_pickers(&old, |node| changed.contains(&std::ptr::from_ref(node)));
@@ -306,21 +310,21 @@ impl Cluster {
         for node in gone {
             node.leaf.close();
             let (service, instance) = (self.service().clone(), node.id().to_owned());
-            self.site().events.emit(Event::InstanceLeft { service, instance });
+            self.reporter().events.emit(Event::InstanceLeft { service, instance });
         }
     }
 
     /// Sets the number of nodes that are kept although the registry removed them; `before`: the former number.
     fn count_held(&self, before: usize, held: usize) {
         if before != held {
-            self.site().metrics.endpoints_held(self.service(), self.leaves.protocol, held);
+            self.reporter().metrics.endpoints_held(self.service(), self.leaves.protocol, held);
         }
     }
 
     fn node(&self, instance: Arc<Instance>) -> Arc<Node> {
         let address = instance.addresses.get(&self.listener).unwrap_or_default();
         let link = Link::new(self.common.clone(), &instance.id, address);
-        self.site().events.emit(Event::InstanceJoined {
+        self.reporter().events.emit(Event::InstanceJoined {
             service: self.service().clone(),
             instance: instance.id.clone(),
             address: address.to_owned(),

@@ -18,7 +18,7 @@ use crate::{
     clock::Instant,
     event::Event,
     plugin::registry::Instance,
-    site::Site,
+    reporter::Reporter,
     types::{Choice, Origin, Verdict, ended},
 };
 
@@ -36,7 +36,7 @@ pub struct Node {
 
 /// The parts that the nodes of a cluster share, apart from their links.
 pub(super) struct OfCluster {
-    pub(super) site: Site,
+    pub(super) reporter: Reporter,
     /// The usual duration of successful calls.
     pub(super) usual: UsualLatency,
     pub(super) siblings: Weak<dyn Siblings>,
@@ -265,8 +265,8 @@ impl Node {
         changes.bump();
         self.counted.store(to != State::Closed, Ordering::Relaxed);
         let open = i64::from(to != State::Closed) - i64::from(from != State::Closed);
-        self.of.site.metrics.circuit(service, "endpoint", to.name(), open);
-        self.of.site.events.emit(Event::CircuitMoved {
+        self.of.reporter.metrics.circuit(service, "endpoint", to.name(), open);
+        self.of.reporter.events.emit(Event::CircuitMoved {
             service: service.clone(),
             of: self.id().to_owned(),
             from,
@@ -278,7 +278,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         if self.counted.load(Ordering::Relaxed) {
-            self.of.site.metrics.circuit_gone(self.link.service(), "endpoint");
+            self.of.reporter.metrics.circuit_gone(self.link.service(), "endpoint");
         }
     }
 }

@@ -2,7 +2,7 @@
 use std::sync::Arc;
 
 use super::Environment;
-use crate::{site::Site, types::Side};
+use crate::{reporter::Reporter, types::Side};
 
 /// The operation whose rules are compiled, and its states.
 pub(crate) struct Binding<'a> {
@@ -57,7 +57,7 @@ impl<'a> Binding<'a> {
     }
 
     /// A new reporter: metrics, events, and at most one event a second.
-    pub(crate) fn site(&self) -> Arc<Site> {
-        self.environment.site()
+    pub(crate) fn reporter(&self) -> Arc<Reporter> {
+        self.environment.reporter()
     }
 }

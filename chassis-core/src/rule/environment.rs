@@ -4,7 +4,7 @@ use std::sync::Arc;
 use http::Extensions;
 
 use super::{Common, States};
-use crate::{event::Events, metrics::Metrics, site::Site};
+use crate::{event::Events, metrics::Metrics, reporter::Reporter};
 
 /// The environment in which policies are compiled, apart from the settings.
 pub(crate) struct Environment {
@@ -26,7 +26,7 @@ pub(crate) struct Environment {
 
 impl Environment {
     /// A new reporter: metrics, events, and at most one event a second.
-    pub(crate) fn site(&self) -> Arc<Site> {
-        Arc::new(Site::new(self.metrics.clone(), self.events.clone()))
+    pub(crate) fn reporter(&self) -> Arc<Reporter> {
+        Arc::new(Reporter::new(self.metrics.clone(), self.events.clone()))
     }
 }

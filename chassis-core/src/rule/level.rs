@@ -6,7 +6,7 @@ use http::Extensions;
 use super::{Environment, Problem};
 use crate::{
     clock::Instant,
-    site::Site,
+    reporter::Reporter,
     types::{
         Side,
         matching::{Match, MatchRef, Matcher},
@@ -125,8 +125,8 @@ impl<'a> Level<'a> {
     }
 
     /// A new reporter: metrics, events, and at most one event a second.
-    pub(crate) fn site(&self) -> Arc<Site> {
-        self.environment.site()
+    pub(crate) fn reporter(&self) -> Arc<Reporter> {
+        self.environment.reporter()
     }
 
     fn path(&self, below: &str) -> String {

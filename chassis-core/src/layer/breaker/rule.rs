@@ -19,8 +19,8 @@ use super::{
 use crate::{
     clock::Instant,
     event::Event,
+    reporter::Reporter,
     rule::{Binding, Concern, Environment, Level, Look, Of, Visible},
-    site::Site,
     types::{
         Error, Reason, Side,
         units::{Span, Switch},
@@ -47,7 +47,7 @@ pub(crate) struct Cell {
     /// Whether it is counted in the metric of circuits that are not closed.
     counted: AtomicBool,
     pub(super) opened: Opened,
-    site: Arc<Site>,
+    reporter: Arc<Reporter>,
 }
 
 /// The cause of the last opening: failures and calls at that moment, because the window continues. 0: a probe
@@ -83,12 +83,20 @@ impl Opened {
 impl Cell {
     fn new(service: &Arc<str>, of: &Arc<str>, scope: Scope, environment: &Environment) -> Self {
         let circuit = Circuit::with_jitter(Instant::now(), &environment.common.random);
-        let (of, service, site) = (of.clone(), service.clone(), environment.site());
-        Cell { circuit, of, service, scope, counted: AtomicBool::new(false), opened: Opened::default(), site }
+        let (of, service, reporter) = (of.clone(), service.clone(), environment.reporter());
+        Cell {
+            circuit,
+            of,
+            service,
+            scope,
+            counted: AtomicBool::new(false),
+            opened: Opened::default(),
+            reporter,
+        }
     }
 
     pub(super) fn error(&self, refused: Refused, config: &CircuitConfig, now: Instant) -> Error {
-        self.site.pulse(now, || Event::Refusing {
+        self.reporter.pulse(now, || Event::Refusing {
             side: Side::Client,
             service: self.service.clone(),
             reason: Reason::CircuitOpen,
@@ -123,16 +131,16 @@ impl Cell {
     pub(super) fn moved(&self, Transition { from, to }: Transition) {
         let open = i64::from(to != State::Closed) - i64::from(from != State::Closed);
         self.counted.store(to != State::Closed, Relaxed);
-        self.site.metrics.circuit(&self.service, self.scope.name(), to.name(), open);
+        self.reporter.metrics.circuit(&self.service, self.scope.name(), to.name(), open);
         let (service, of) = (self.service.clone(), self.of.to_string());
-        self.site.events.emit(Event::CircuitMoved { service, of, from, to });
+        self.reporter.events.emit(Event::CircuitMoved { service, of, from, to });
     }
 }
 
 impl Drop for Cell {
     fn drop(&mut self) {
         if self.counted.load(Relaxed) {
-            self.site.metrics.circuit_gone(&self.service, self.scope.name());
+            self.reporter.metrics.circuit_gone(&self.service, self.scope.name());
         }
     }
 }

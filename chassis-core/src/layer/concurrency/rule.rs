@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use super::{ConcurrencyConfig, Gauge, Scope};
 use crate::{
+    reporter::Reporter,
     rule::{Binding, Concern, Level, Look, Of, Visible},
-    site::Site,
     types::{Side, units::Switch},
 };
 
@@ -20,7 +20,7 @@ pub(crate) struct Bound {
     pub config: ConcurrencyConfig,
     /// The calls under way; shared by all policies of the same scope, across versions.
     pub gauge: Arc<Gauge>,
-    pub(crate) site: Arc<Site>,
+    pub(crate) reporter: Arc<Reporter>,
 }
 
 /// A bound on concurrent calls, in `inspect`.
@@ -45,7 +45,7 @@ pub(crate) struct Resolved {
     config: Option<ConcurrencyConfig>,
     /// The operation has settings of its own, and so its own count.
     is_own: bool,
-    site: Arc<Site>,
+    reporter: Arc<Reporter>,
 }
 
 // === impl ConcurrencyRule ===
@@ -61,7 +61,7 @@ impl Concern for ConcurrencyRule {
     }
 
     fn unwritten(level: &Level<'_>) -> Resolved {
-        Resolved { config: None, is_own: false, site: level.site() }
+        Resolved { config: None, is_own: false, reporter: level.reporter() }
     }
 
     fn overlay(resolved: &mut Resolved, written: &Self::Written, level: &mut Level<'_>) {
@@ -85,7 +85,7 @@ impl Concern for ConcurrencyRule {
             Scope::Service => Of::Service,
         };
         let gauge = binding.state(of, "gauge", Gauge::default);
-        (Some(Bound { config, gauge, site: resolved.site.clone() }), None)
+        (Some(Bound { config, gauge, reporter: resolved.reporter.clone() }), None)
     }
 }
 

@@ -9,8 +9,8 @@ use std::{
 
 use super::{FallbackConfig, FallbackFn, Fallbacks, Protocols};
 use crate::{
+    reporter::Reporter,
     rule::{Binding, Concern, Level},
-    site::Site,
     types::{Code, Ended, FailureSet, FixedAnswer, Side, Verdict, ended, units::Switch},
 };
 
@@ -18,7 +18,7 @@ use crate::{
 #[derive(Clone)]
 pub(crate) struct Fallback {
     pub(crate) source: Source,
-    pub(crate) site: Arc<Site>,
+    pub(crate) reporter: Arc<Reporter>,
     /// Whether it was logged that a protocol finds no answer.
     pub(crate) warned: Arc<AtomicBool>,
 }
@@ -36,8 +36,8 @@ pub(crate) struct Fixed {
 }
 
 impl Fallback {
-    fn new(source: Source, site: Arc<Site>) -> Self {
-        Fallback { source, site, warned: Arc::default() }
+    fn new(source: Source, reporter: Arc<Reporter>) -> Self {
+        Fallback { source, reporter, warned: Arc::default() }
     }
 
     pub(super) fn answers(&self, verdict: &Verdict, code: Code) -> bool {
@@ -91,14 +91,14 @@ impl Concern for FallbackRule {
         *resolved = written.on().map(|config| {
             let fixed = Fixed { answer: config.answer(), on: config.on };
             check(&fixed.answer, level);
-            Fallback::new(Source::Settings(Arc::new(fixed)), level.site())
+            Fallback::new(Source::Settings(Arc::new(fixed)), level.reporter())
         });
     }
 
     /// A function of the builder wins over the settings.
     fn rule(resolved: &Self::Resolved, binding: &mut Binding<'_>) -> Self::Rule {
         match function(binding) {
-            Some(function) => Some(Fallback::new(Source::Function(function), binding.site())),
+            Some(function) => Some(Fallback::new(Source::Function(function), binding.reporter())),
             None => resolved.clone(),
         }
     }

@@ -97,8 +97,8 @@ where
                     }
                 }
             }?;
-            fallback.site.metrics.fallback(&policy.service, reason);
-            fallback.site.pulse(crate::clock::Instant::now(), || Event::FellBack {
+            fallback.reporter.metrics.fallback(&policy.service, reason);
+            fallback.reporter.pulse(crate::clock::Instant::now(), || Event::FellBack {
                 service: policy.service.clone(),
                 operation: policy.operation.clone(),
                 reason,

@@ -5,8 +5,8 @@ use super::{Abort, At, Delay, DelayRange, FaultConfig, Until};
 use crate::{
     clock::Instant,
     event::Event,
+    reporter::Reporter,
     rule::Level,
-    site::Site,
     types::{Code, Details, Error, Origin, Reason, matching::Matcher},
 };
 
@@ -19,7 +19,7 @@ pub(crate) struct Fault {
     /// Kept so that the next version finds the time at which the fault was first applied.
     _applied: Arc<Instant>,
     counters: [prometheus::IntCounter; 2],
-    site: Arc<Site>,
+    reporter: Arc<Reporter>,
 }
 
 /// The faults of a policy, by their place.
@@ -58,7 +58,7 @@ impl Fault {
         config: FaultConfig,
         matcher: Matcher,
         applied: Arc<Instant>,
-        site: Arc<Site>,
+        reporter: Arc<Reporter>,
     ) -> Result<Self, String> {
         if config.delay.is_none() && config.abort.is_none() {
             return Err("a fault needs a delay or an abort".to_owned());
@@ -80,8 +80,8 @@ impl Fault {
                 Instant::now().checked_add(time.duration_since(SystemTime::now()).unwrap_or_default())
             }
         });
-        let counters = ["delay", "abort"].map(|kind| site.metrics.fault(&config.name, kind));
-        Ok(Fault { config, matcher, ends, _applied: applied, counters, site })
+        let counters = ["delay", "abort"].map(|kind| reporter.metrics.fault(&config.name, kind));
+        Ok(Fault { config, matcher, ends, _applied: applied, counters, reporter })
     }
 
     pub(super) fn is_over(&self, now: Instant) -> bool {
@@ -90,7 +90,7 @@ impl Fault {
 
     pub(super) fn injected(&self, kind: usize, now: Instant) {
         self.counters[kind].inc();
-        self.site.pulse(now, || Event::FaultInjected { rule: self.config.name.clone() });
+        self.reporter.pulse(now, || Event::FaultInjected { rule: self.config.name.clone() });
     }
 
     pub(super) fn error(&self, abort: &Abort) -> Error {
@@ -127,7 +127,7 @@ pub(crate) fn rules(configs: &[FaultConfig], level: &mut Level<'_>) -> Arc<[Arc<
         let until = config.until.map(|until| until.to_string()).unwrap_or_default();
         let key = format!("fault/{}/{until}", config.name);
         let applied = level.environment.states.cell(&key, Instant::now);
-        match Fault::new(config.clone(), matcher, applied, level.site()) {
+        match Fault::new(config.clone(), matcher, applied, level.reporter()) {
             Ok(fault) => faults.push(Arc::new(fault)),
             Err(message) => level.problem(&format!("[{i}]"), message),
         }

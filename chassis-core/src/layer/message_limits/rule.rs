@@ -13,8 +13,8 @@ use super::{Bound, Bounds, MessageLimitsConfig, MessageLimitsPatch};
 use crate::{
     clock::Instant,
     event::Event,
+    reporter::Reporter,
     rule::{Binding, Concern, Level, Look, Of, Visible},
-    site::Site,
     types::{Details, Error, Reason, Side, units::Switch},
 };
 
@@ -25,7 +25,7 @@ pub(crate) struct MessageLimits {
     cuts: Arc<Cuts>,
     side: Side,
     service: Arc<str>,
-    site: Arc<Site>,
+    reporter: Arc<Reporter>,
 }
 
 /// The direction of messages.
@@ -73,7 +73,7 @@ pub(crate) struct Resolved {
     config: Option<MessageLimitsConfig>,
     /// The operation has bounds of its own, and so its own counts.
     is_own: bool,
-    site: Arc<Site>,
+    reporter: Arc<Reporter>,
 }
 
 // === impl MessageLimitsRule ===
@@ -88,7 +88,7 @@ impl Concern for MessageLimitsRule {
     }
 
     fn unwritten(level: &Level<'_>) -> Resolved {
-        Resolved { config: None, is_own: false, site: level.site() }
+        Resolved { config: None, is_own: false, reporter: level.reporter() }
     }
 
     fn overlay(resolved: &mut Resolved, written: &Self::Written, level: &mut Level<'_>) {
@@ -103,8 +103,8 @@ impl Concern for MessageLimitsRule {
         let config = resolved.config.clone().filter(MessageLimitsConfig::is_on)?;
         let of = if resolved.is_own { Of::Operation } else { Of::Service };
         let cuts = binding.state(of, "message_limits", Cuts::default);
-        let (side, service, site) = (binding.side, binding.service.clone(), resolved.site.clone());
-        Some(Arc::new(MessageLimits { config, cuts, side, service, site }))
+        let (side, service, reporter) = (binding.side, binding.service.clone(), resolved.reporter.clone());
+        Some(Arc::new(MessageLimits { config, cuts, side, service, reporter }))
     }
 }
 
@@ -160,7 +160,7 @@ impl MessageLimits {
         };
         let message = format!("{service}: the {what} is over the bound `{key}: {most}`");
         let rule = format!("message_limits.{key}");
-        self.site.pulse(Instant::now(), || Event::Refusing {
+        self.reporter.pulse(Instant::now(), || Event::Refusing {
             side: self.side,
             service: service.clone(),
             reason,

@@ -11,8 +11,8 @@ use super::{Gcra, Key, Keyed, RateLimitConfig};
 use crate::{
     clock::Instant,
     metrics::CallCounter,
+    reporter::Reporter,
     rule::{Binding, Concern, Level, Look, Visible},
-    site::Site,
     types::{Side, matching::Matcher},
 };
 
@@ -25,7 +25,7 @@ pub(crate) struct Limit {
     pub(super) matcher: Matcher,
     pub(super) header: Option<HeaderName>,
     pub(super) counters: [CallCounter; 2],
-    pub(super) site: Arc<Site>,
+    pub(super) reporter: Arc<Reporter>,
     pub(super) side: Side,
 }
 
@@ -85,7 +85,7 @@ impl Concern for RateLimitRule {
             let matcher = level.matcher(&format!("[{i}].match"), config.matching.as_ref());
             let state = format!("limit/{}/{:?}", config.name, config.key);
             let buckets = level.state(&state, || Buckets::new(config, Instant::now()));
-            match Limit::new(config.clone(), matcher, buckets, level.side, level.site()) {
+            match Limit::new(config.clone(), matcher, buckets, level.side, level.reporter()) {
                 Ok(limit) => limits.push(Arc::new(limit)),
                 Err(message) => level.problem(&format!("[{i}].key"), message),
             }
@@ -120,7 +120,7 @@ impl Limit {
         matcher: Matcher,
         buckets: Arc<Buckets>,
         side: Side,
-        site: Arc<Site>,
+        reporter: Arc<Reporter>,
     ) -> Result<Self, String> {
         let header = match &config.key {
             Key::Header(name) => {
@@ -129,8 +129,8 @@ impl Limit {
             }
             _ => None,
         };
-        let counters = site.metrics.limit(side, &config.name);
-        Ok(Limit { config, buckets, matcher, header, counters, site, side })
+        let counters = reporter.metrics.limit(side, &config.name);
+        Ok(Limit { config, buckets, matcher, header, counters, reporter, side })
     }
 
     fn view(&self, look: &Look<'_>) -> LimitView {

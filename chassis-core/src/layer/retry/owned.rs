@@ -96,7 +96,7 @@ impl Owned {
             }
             return None;
         }
-        let counted = |outcome: &str| retries.site.metrics.retry(&policy.service, outcome);
+        let counted = |outcome: &str| retries.reporter.metrics.retry(&policy.service, outcome);
         if !is_safe(call, verdict, config) {
             counted("unsafe");
             return None;
@@ -135,7 +135,7 @@ impl Owned {
         {
             counted("budget");
             retries_exhausted();
-            retries.site.pulse(now, || Event::RetryBudgetExhausted { service: policy.service.clone() });
+            retries.reporter.pulse(now, || Event::RetryBudgetExhausted { service: policy.service.clone() });
             return None;
         }
         if !self.abandon() {

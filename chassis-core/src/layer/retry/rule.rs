@@ -6,8 +6,8 @@ use std::{collections::HashSet, sync::Arc};
 use super::{Budget, BudgetConfig, RetryConfig, RetryPatch};
 use crate::{
     clock::Instant,
+    reporter::Reporter,
     rule::{Binding, Concern, Level, Of},
-    site::Site,
     types::{Side, units::Switch},
 };
 
@@ -20,7 +20,7 @@ pub(crate) struct Retries {
     pub bounds: Option<BudgetConfig>,
     /// Shared by all retries of a service, across versions.
     pub budget: Arc<Budget>,
-    pub(crate) site: Arc<Site>,
+    pub(crate) reporter: Arc<Reporter>,
 }
 
 /// Compiles `retry`.
@@ -30,7 +30,7 @@ pub(crate) struct RetryRule;
 #[derive(Clone)]
 pub(crate) struct Resolved {
     config: Option<Arc<RetryConfig>>,
-    site: Arc<Site>,
+    reporter: Arc<Reporter>,
 }
 
 /// Operations that their protos declare idempotent.
@@ -53,7 +53,7 @@ impl Concern for RetryRule {
 
     fn unwritten(level: &Level<'_>) -> Resolved {
         let config = (level.side == Side::Client).then(Arc::default);
-        Resolved { config, site: level.site() }
+        Resolved { config, reporter: level.reporter() }
     }
 
     fn overlay(resolved: &mut Resolved, written: &Self::Written, level: &mut Level<'_>) {
@@ -69,7 +69,7 @@ impl Concern for RetryRule {
             config: config.clone(),
             bounds: config.bounds(),
             budget: binding.state(Of::Service, "budget", || Budget::new(Instant::now())),
-            site: resolved.site.clone(),
+            reporter: resolved.reporter.clone(),
         })
     }
 }

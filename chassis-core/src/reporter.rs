@@ -6,7 +6,7 @@ use crate::{
 };
 
 /// Reports for one rule: metrics, events, and at most one event a second.
-pub(crate) struct Site {
+pub(crate) struct Reporter {
     /// The metrics.
     pub metrics: Metrics,
     /// The events.
@@ -15,12 +15,12 @@ pub(crate) struct Site {
     pulse: Pulse,
 }
 
-// === impl Site ===
+// === impl Reporter ===
 
-impl Site {
+impl Reporter {
     /// Creates a reporter that has emitted no event yet.
     pub(crate) fn new(metrics: Metrics, events: Events) -> Self {
-        Site { metrics, events, epoch: Instant::now(), pulse: Pulse::default() }
+        Reporter { metrics, events, epoch: Instant::now(), pulse: Pulse::default() }
     }
 
     /// Emits the event that `event` creates, unless this reporter emitted one within the last second.
