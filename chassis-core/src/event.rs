@@ -84,7 +84,7 @@ struct Inner {
     /// The time of the last log line for each cause.
     causes: Mutex<HashMap<String, Instant>>,
     /// One for each reason.
-    refusals: [Pulse; Reason::ALL.len()],
+    refusals: [LogThrottle; Reason::ALL.len()],
     begun: Instant,
 }
 
@@ -95,7 +95,7 @@ const MOST_CAUSES: usize = 256;
 
 /// Lets one event a second pass: for events that would otherwise come once a call.
 #[derive(Debug, Default)]
-pub(crate) struct Pulse(AtomicU64);
+pub(crate) struct LogThrottle(AtomicU64);
 
 // === impl Events ===
 
@@ -106,7 +106,7 @@ impl Events {
     /// Without subscribers.
     pub fn new() -> Self {
         let (live, _) = broadcast::channel(Self::KEPT);
-        let refusals = std::array::from_fn(|_| Pulse::default());
+        let refusals = std::array::from_fn(|_| LogThrottle::default());
         Events(Arc::new(Inner {
             live,
             past: Mutex::default(),
@@ -164,8 +164,8 @@ impl Events {
             Reason::Panicked | Reason::Cancelled => true,
             _ => false,
         };
-        let pulse = Reason::ALL.iter().position(|it| *it == reason).map(|at| &self.0.refusals[at]);
-        if !is_told && pulse.is_some_and(|pulse| pulse.beat(Instant::now(), self.0.begun)) {
+        let throttle = Reason::ALL.iter().position(|it| *it == reason).map(|at| &self.0.refusals[at]);
+        if !is_told && throttle.is_some_and(|throttle| throttle.allow(Instant::now(), self.0.begun)) {
             let (operation, message) = (operation.to_owned(), error.message().to_owned());
             self.emit(Event::Refused { operation, reason, rule: error.rule().map(str::to_owned), message });
         }
@@ -296,11 +296,11 @@ impl fmt::Display for Side {
     }
 }
 
-// === impl Pulse ===
+// === impl LogThrottle ===
 
-impl Pulse {
+impl LogThrottle {
     /// Whether this is the first call within a second.
-    pub(crate) fn beat(&self, now: Instant, epoch: Instant) -> bool {
+    pub(crate) fn allow(&self, now: Instant, epoch: Instant) -> bool {
         let millis = now.millis_since(epoch) + 1;
         let last = self.0.load(Ordering::Relaxed);
         let due = last == 0 || millis.saturating_sub(last) >= Duration::from_secs(1).as_millis() as u64;

@@ -1,7 +1,7 @@
 //! The reporter of a mechanism: metrics and events.
 use crate::{
     clock::Instant,
-    event::{Event, Events, Pulse},
+    event::{Event, Events, LogThrottle},
     metrics::Metrics,
 };
 
@@ -12,7 +12,7 @@ pub(crate) struct Reporter {
     /// The events.
     pub events: Events,
     epoch: Instant,
-    pulse: Pulse,
+    throttle: LogThrottle,
 }
 
 // === impl Reporter ===
@@ -20,12 +20,12 @@ pub(crate) struct Reporter {
 impl Reporter {
     /// Creates a reporter that has emitted no event yet.
     pub(crate) fn new(metrics: Metrics, events: Events) -> Self {
-        Reporter { metrics, events, epoch: Instant::now(), pulse: Pulse::default() }
+        Reporter { metrics, events, epoch: Instant::now(), throttle: LogThrottle::default() }
     }
 
     /// Emits the event that `event` creates, unless this reporter emitted one within the last second.
-    pub(crate) fn pulse(&self, now: Instant, event: impl FnOnce() -> Event) {
-        if self.pulse.beat(now, self.epoch) {
+    pub(crate) fn emit_throttled(&self, now: Instant, event: impl FnOnce() -> Event) {
+        if self.throttle.allow(now, self.epoch) {
             self.events.emit(event());
         }
     }

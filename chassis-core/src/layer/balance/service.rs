@@ -167,7 +167,9 @@ impl BalanceLayer {
         let Admitted { token, forced } = node.admit(*now, rules, *panicking)?;
         if forced {
             self.cluster.reporter().metrics.panic_pick(&policy.service);
-            self.cluster.reporter().pulse(*now, || Event::PanicPick { service: policy.service.clone() });
+            self.cluster
+                .reporter()
+                .emit_throttled(*now, || Event::PanicPick { service: policy.service.clone() });
         }
         Some(Pick::Node(node.clone(), token))
     }
@@ -228,7 +230,12 @@ impl BalanceLayer {
     fn refusing(&self, reason: Reason, now: Instant) {
         let service = self.cluster.service().clone();
         let rule = "balance".to_owned();
-        self.cluster.reporter().pulse(now, || Event::Refusing { side: Side::Client, service, reason, rule });
+        self.cluster.reporter().emit_throttled(now, || Event::Refusing {
+            side: Side::Client,
+            service,
+            reason,
+            rule,
+        });
     }
 
     fn unknown(&self, members: &Members) -> Error {

@@ -96,7 +96,7 @@ impl Cell {
     }
 
     pub(super) fn error(&self, refused: Refused, config: &CircuitConfig, now: Instant) -> Error {
-        self.reporter.pulse(now, || Event::Refusing {
+        self.reporter.emit_throttled(now, || Event::Refusing {
             side: Side::Client,
             service: self.service.clone(),
             reason: Reason::CircuitOpen,

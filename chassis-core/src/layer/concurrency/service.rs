@@ -60,7 +60,7 @@ fn refuse(call: Invocation, side: Side, limit: u32) -> Error {
     let message = format!("{service}: {limit} calls are under way, the most at once");
     if let Some(bound) = &call.policy.concurrency {
         let (reason, rule) = (Reason::Overloaded, "concurrency".to_owned());
-        bound.reporter.pulse(call.started, || Event::Refusing { side, service, reason, rule });
+        bound.reporter.emit_throttled(call.started, || Event::Refusing { side, service, reason, rule });
     }
     call.refuse(Error::local(Reason::Overloaded, message).with_rule("concurrency"))
 }

@@ -98,7 +98,7 @@ where
                 }
             }?;
             fallback.reporter.metrics.fallback(&policy.service, reason);
-            fallback.reporter.pulse(crate::clock::Instant::now(), || Event::FellBack {
+            fallback.reporter.emit_throttled(crate::clock::Instant::now(), || Event::FellBack {
                 service: policy.service.clone(),
                 operation: policy.operation.clone(),
                 reason,

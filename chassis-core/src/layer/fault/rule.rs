@@ -90,7 +90,7 @@ impl Fault {
 
     pub(super) fn injected(&self, kind: usize, now: Instant) {
         self.counters[kind].inc();
-        self.reporter.pulse(now, || Event::FaultInjected { rule: self.config.name.clone() });
+        self.reporter.emit_throttled(now, || Event::FaultInjected { rule: self.config.name.clone() });
     }
 
     pub(super) fn error(&self, abort: &Abort) -> Error {

@@ -160,7 +160,7 @@ impl MessageLimits {
         };
         let message = format!("{service}: the {what} is over the bound `{key}: {most}`");
         let rule = format!("message_limits.{key}");
-        self.reporter.pulse(Instant::now(), || Event::Refusing {
+        self.reporter.emit_throttled(Instant::now(), || Event::Refusing {
             side: self.side,
             service: service.clone(),
             reason,

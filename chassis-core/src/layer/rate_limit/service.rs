@@ -190,7 +190,7 @@ impl Limit {
 
     fn error(&self, call: &Invocation, wait: Wait) -> Error {
         let (name, rate, burst) = (&self.config.name, self.config.rate, self.config.burst);
-        self.reporter.pulse(call.started, || Event::Refusing {
+        self.reporter.emit_throttled(call.started, || Event::Refusing {
             side: self.side,
             service: call.policy.service.clone(),
             reason: Reason::RateLimited,

@@ -135,7 +135,9 @@ impl Owned {
         {
             counted("budget");
             retries_exhausted();
-            retries.reporter.pulse(now, || Event::RetryBudgetExhausted { service: policy.service.clone() });
+            retries
+                .reporter
+                .emit_throttled(now, || Event::RetryBudgetExhausted { service: policy.service.clone() });
             return None;
         }
         if !self.abandon() {
