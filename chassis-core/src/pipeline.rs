@@ -213,7 +213,7 @@ impl<L> Clone for Connect<L> {
 impl<L: Leaf> Service<Invocation> for Connect<L> {
     type Response = Reply;
     type Error = Failed;
-    type Future = crate::layer::Decided<L::Future, Failed>;
+    type Future = crate::layer::MaybeBoxed<L::Future, Failed>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failed>> {
         Poll::Ready(Ok(()))
@@ -222,10 +222,10 @@ impl<L: Leaf> Service<Invocation> for Connect<L> {
     fn call(&mut self, call: Invocation) -> Self::Future {
         let node = call.node().cloned();
         match node.as_ref().and_then(|node| node.leaf::<L>()) {
-            Some(leaf) => crate::layer::Decided::inner(leaf.call(call)),
+            Some(leaf) => crate::layer::MaybeBoxed::inner(leaf.call(call)),
             None => {
                 let error = Error::local(Reason::Internal, WITHOUT_NODE).with_rule("layers");
-                crate::layer::Decided::refused(call.refuse(error))
+                crate::layer::MaybeBoxed::refused(call.refuse(error))
             }
         }
     }

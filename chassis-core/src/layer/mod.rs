@@ -23,4 +23,4 @@ pub mod route;
 mod service;
 pub(crate) mod trace;
 
-pub(crate) use self::service::{Decided, forward_ready, plain_layer};
+pub(crate) use self::service::{MaybeBoxed, forward_ready, plain_layer};

@@ -9,47 +9,47 @@ use crate::{BoxFuture, call::Reply, types::Error};
 pin_project_lite::pin_project! {
     #[allow(missing_docs)]
     /// The decision of a layer: refused at once, passed on, or passed on after a wait.
-    #[project = DecidedProjection]
-    pub(crate) enum Decided<F, E = Error> {
+    #[project = MaybeBoxedProjection]
+    pub(crate) enum MaybeBoxed<F, E = Error> {
         /// Refused.
         Refused { error: Option<E> },
         /// Passed on.
         Inner { #[pin] inner: F },
         /// Other work first: the only boxed case.
-        Later { later: BoxFuture<'static, Result<Reply, E>> },
+        Boxed { boxed: BoxFuture<'static, Result<Reply, E>> },
     }
 }
 
-// === impl Decided ===
+// === impl MaybeBoxed ===
 
-impl<F, E> Decided<F, E> {
+impl<F, E> MaybeBoxed<F, E> {
     /// Refused at once.
     pub(crate) fn refused(error: E) -> Self {
-        Decided::Refused { error: Some(error) }
+        MaybeBoxed::Refused { error: Some(error) }
     }
 
     /// Passed on at once.
     pub(crate) fn inner(inner: F) -> Self {
-        Decided::Inner { inner }
+        MaybeBoxed::Inner { inner }
     }
 
     /// Passed on later, or not at all.
-    pub(crate) fn later(later: impl Future<Output = Result<Reply, E>> + Send + 'static) -> Self {
-        Decided::Later { later: Box::pin(later) }
+    pub(crate) fn boxed(future: impl Future<Output = Result<Reply, E>> + Send + 'static) -> Self {
+        MaybeBoxed::Boxed { boxed: Box::pin(future) }
     }
 }
 
-impl<F: Future<Output = Result<Reply, E>>, E> Future for Decided<F, E> {
+impl<F: Future<Output = Result<Reply, E>>, E> Future for MaybeBoxed<F, E> {
     type Output = Result<Reply, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {
-            DecidedProjection::Refused { error } => {
+            MaybeBoxedProjection::Refused { error } => {
                 // Taken once: a future is not polled again after it has resolved.
                 Poll::Ready(Err(error.take().expect("polled after it was ready")))
             }
-            DecidedProjection::Inner { inner } => inner.poll(cx),
-            DecidedProjection::Later { later } => later.as_mut().poll(cx),
+            MaybeBoxedProjection::Inner { inner } => inner.poll(cx),
+            MaybeBoxedProjection::Boxed { boxed } => boxed.as_mut().poll(cx),
         }
     }
 }

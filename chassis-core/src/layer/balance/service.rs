@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tower_service::Service;
 
 use super::Balancer;
-use crate::layer::{Decided, forward_ready};
+use crate::layer::{MaybeBoxed, forward_ready};
 use crate::{
     call::{Call, Failed, Invocation, Listener, Outcome, Reply},
     clock::Instant,
@@ -303,7 +303,7 @@ where
 {
     type Response = Reply;
     type Error = Failed;
-    type Future = Decided<S::Future, Failed>;
+    type Future = MaybeBoxed<S::Future, Failed>;
 
     forward_ready!();
 
@@ -311,12 +311,12 @@ where
         match self.with.pick(&call, call.attempt_started()) {
             Pick::Node(node, token) => {
                 call.send_to(node, token);
-                Decided::inner(self.inner.call(call))
+                MaybeBoxed::inner(self.inner.call(call))
             }
-            Pick::Refuse(error) => Decided::refused(call.refuse(error)),
+            Pick::Refuse(error) => MaybeBoxed::refused(call.refuse(error)),
             Pick::Wait => {
                 let (with, mut inner) = (self.with.clone(), self.inner.clone());
-                Decided::later(async move {
+                MaybeBoxed::boxed(async move {
                     match with.wait(&call).await {
                         Ok((node, token)) => {
                             call.attempt_waited(Instant::now()); // its latency is the node's, not the wait's

@@ -3,7 +3,7 @@
 use tower_service::Service;
 
 use super::{Admission, Cell, Guard, State, Token};
-use crate::layer::{Decided, forward_ready, plain_layer};
+use crate::layer::{MaybeBoxed, forward_ready, plain_layer};
 use crate::{
     call::{BuiltIn, Invocation, Listener, Outcome, Reply},
     types::{Error, ended},
@@ -20,14 +20,14 @@ where
 {
     type Response = Reply;
     type Error = Error;
-    type Future = Decided<S::Future>;
+    type Future = MaybeBoxed<S::Future>;
 
     forward_ready!();
 
     #[inline]
     fn call(&mut self, call: Invocation) -> Self::Future {
         match call.policy.breaker {
-            None => Decided::inner(self.inner.call(call)),
+            None => MaybeBoxed::inner(self.inner.call(call)),
             Some(_) => self.guarded(call),
         }
     }
@@ -39,9 +39,9 @@ where
 {
     /// Passes the call on if its circuit admits it. Not inlined: keeps the disabled path to one branch.
     #[inline(never)]
-    fn guarded(&mut self, mut call: Invocation) -> Decided<S::Future> {
+    fn guarded(&mut self, mut call: Invocation) -> MaybeBoxed<S::Future> {
         let Some(Guard { config, cell }) = &call.policy.breaker else {
-            return Decided::inner(self.inner.call(call));
+            return MaybeBoxed::inner(self.inner.call(call));
         };
         let now = call.attempt_started(); // limits above may have let it wait
         match cell.circuit.admit(now, config) {
@@ -50,11 +50,11 @@ where
                     cell.moved(moved);
                 }
                 call.listen_built_in(BuiltIn::Breaker(token.to_bits()));
-                Decided::inner(self.inner.call(call))
+                MaybeBoxed::inner(self.inner.call(call))
             }
             Err(refused) => {
                 let error = cell.error(refused, config, now);
-                Decided::refused(call.refuse(error))
+                MaybeBoxed::refused(call.refuse(error))
             }
         }
     }

@@ -3,7 +3,7 @@
 use tower_service::Service;
 
 use super::Gauge;
-use crate::layer::{Decided, forward_ready};
+use crate::layer::{MaybeBoxed, forward_ready};
 use crate::{
     call::{BuiltIn, Invocation, Listener, Outcome, Reply},
     event::Event,
@@ -37,7 +37,7 @@ where
 {
     type Response = Reply;
     type Error = Error;
-    type Future = Decided<S::Future>;
+    type Future = MaybeBoxed<S::Future>;
 
     forward_ready!();
 
@@ -46,11 +46,11 @@ where
         if let Some(bound) = &call.policy.concurrency {
             let limit = bound.config.limit.get();
             if !bound.gauge.acquire(limit) {
-                return Decided::refused(refuse(call, self.side, limit));
+                return MaybeBoxed::refused(refuse(call, self.side, limit));
             }
             call.listen_built_in(BuiltIn::Concurrency);
         }
-        Decided::inner(self.inner.call(call))
+        MaybeBoxed::inner(self.inner.call(call))
     }
 }
 

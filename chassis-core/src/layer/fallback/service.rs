@@ -4,7 +4,7 @@ use std::time::Duration;
 use tower_service::Service;
 
 use super::{FailedCall, Fallback, rule::Source};
-use crate::layer::{Decided, forward_ready};
+use crate::layer::{MaybeBoxed, forward_ready};
 use crate::{
     call::{Invocation, Reply},
     event::Event,
@@ -38,14 +38,14 @@ where
 {
     type Response = Reply;
     type Error = Error;
-    type Future = Decided<S::Future>;
+    type Future = MaybeBoxed<S::Future>;
 
     forward_ready!();
 
     #[inline]
     fn call(&mut self, call: Invocation) -> Self::Future {
         match call.policy.fallback.clone() {
-            None => Decided::inner(self.inner.call(call)),
+            None => MaybeBoxed::inner(self.inner.call(call)),
             Some(fallback) => self.with(fallback, call),
         }
     }
@@ -58,11 +58,11 @@ where
 {
     /// Lets `fallback` answer if the call fails. Not inlined: keeps the disabled path to one branch.
     #[inline(never)]
-    fn with(&mut self, fallback: Fallback, call: Invocation) -> Decided<S::Future> {
+    fn with(&mut self, fallback: Fallback, call: Invocation) -> MaybeBoxed<S::Future> {
         let (protocol, target, policy) = (call.protocol, call.target.clone(), call.policy.clone());
         let metadata = call.metadata.clone();
         let inner = self.inner.call(call);
-        Decided::later(async move {
+        MaybeBoxed::boxed(async move {
             let (reply, error) = match inner.await {
                 Err(error) => (None, error),
                 Ok(reply) => match reply.as_error() {

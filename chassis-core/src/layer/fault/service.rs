@@ -4,7 +4,7 @@ use std::time::Duration;
 use tower_service::Service;
 
 use super::At;
-use crate::layer::{Decided, forward_ready};
+use crate::layer::{MaybeBoxed, forward_ready};
 use crate::{
     call::{CallError, Invocation, Reply},
     clock::Instant,
@@ -77,14 +77,14 @@ where
 {
     type Response = Reply;
     type Error = S::Error;
-    type Future = Decided<S::Future, S::Error>;
+    type Future = MaybeBoxed<S::Future, S::Error>;
 
     forward_ready!();
 
     #[inline]
     fn call(&mut self, call: Invocation) -> Self::Future {
         match call.policy.faults.at(self.with.at).is_empty() {
-            true => Decided::inner(self.inner.call(call)),
+            true => MaybeBoxed::inner(self.inner.call(call)),
             false => self.drawn(call),
         }
     }
@@ -97,16 +97,16 @@ where
 {
     /// Draws whether a fault hits. Not inlined: keeps the disabled path to one branch.
     #[inline(never)]
-    fn drawn(&mut self, mut call: Invocation) -> Decided<S::Future, S::Error> {
+    fn drawn(&mut self, mut call: Invocation) -> MaybeBoxed<S::Future, S::Error> {
         if !self.with.is_about(&call) {
-            return Decided::inner(self.inner.call(call));
+            return MaybeBoxed::inner(self.inner.call(call));
         }
         match self.with.draw(&call) {
-            (Duration::ZERO, None) => Decided::inner(self.inner.call(call)),
-            (Duration::ZERO, Some(error)) => Decided::refused(call.refuse(error)),
+            (Duration::ZERO, None) => MaybeBoxed::inner(self.inner.call(call)),
+            (Duration::ZERO, Some(error)) => MaybeBoxed::refused(call.refuse(error)),
             (delay, abort) => {
                 let mut inner = self.inner.clone();
-                Decided::later(async move {
+                MaybeBoxed::boxed(async move {
                     tokio::time::sleep(delay).await;
                     match abort {
                         Some(error) => Err(call.refuse(error)),

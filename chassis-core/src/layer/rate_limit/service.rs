@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 use tower_service::Service;
 
 use super::{Buckets, Key, Limit, Wait, keys::network};
-use crate::layer::{Decided, forward_ready};
+use crate::layer::{MaybeBoxed, forward_ready};
 use crate::{
     call::{Invocation, Reply},
     clock::Instant,
@@ -47,14 +47,14 @@ where
 {
     type Response = Reply;
     type Error = Error;
-    type Future = Decided<S::Future>;
+    type Future = MaybeBoxed<S::Future>;
 
     forward_ready!();
 
     #[inline]
     fn call(&mut self, call: Invocation) -> Self::Future {
         match call.policy.rate_limits.is_empty() {
-            true => Decided::inner(self.inner.call(call)),
+            true => MaybeBoxed::inner(self.inner.call(call)),
             false => self.limited(call),
         }
     }
@@ -67,7 +67,7 @@ where
 {
     /// Passes the call on when the limits admit it. Not inlined: keeps the disabled path to one branch.
     #[inline(never)]
-    fn limited(&mut self, call: Invocation) -> Decided<S::Future> {
+    fn limited(&mut self, call: Invocation) -> MaybeBoxed<S::Future> {
         // The usual case: one limit, which admits the call at once, so there is nothing to return.
         let alone = match &*call.policy.rate_limits {
             [limit] if limit.is_about(&call) => Some(limit.take(&call)),
@@ -75,18 +75,18 @@ where
             _ => None,
         };
         let (wait, taken) = match alone {
-            Some(Ok(Duration::ZERO)) => return Decided::inner(self.inner.call(call)),
+            Some(Ok(Duration::ZERO)) => return MaybeBoxed::inner(self.inner.call(call)),
             Some(Ok(wait)) => (wait, Taken::from_iter([(0, wait)])),
-            Some(Err(error)) => return Decided::refused(call.refuse(error)),
+            Some(Err(error)) => return MaybeBoxed::refused(call.refuse(error)),
             None => match take_all(&call) {
-                Ok((Duration::ZERO, _)) => return Decided::inner(self.inner.call(call)),
+                Ok((Duration::ZERO, _)) => return MaybeBoxed::inner(self.inner.call(call)),
                 Ok(waits) => waits,
-                Err(error) => return Decided::refused(call.refuse(error)),
+                Err(error) => return MaybeBoxed::refused(call.refuse(error)),
             },
         };
         // The deadline layer is above: it drops a wait beyond the deadline.
         let mut inner = self.inner.clone();
-        Decided::later(async move {
+        MaybeBoxed::boxed(async move {
             let mut waiting = Waiting { call: Some(call), taken };
             tokio::time::sleep(wait).await;
             let mut call = waiting.call.take().expect("taken only here");
