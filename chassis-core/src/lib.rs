@@ -30,8 +30,8 @@ mod reporter;
 mod rule;
 mod runtime;
 pub mod section;
-mod shard;
 mod stage;
+mod striped;
 pub mod tasks;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -12,7 +12,7 @@ use std::{
 use rand::TryRngCore;
 
 use crate::{
-    shard::{self, Line, SHARDS},
+    striped::{self, CachePadded, STRIPES},
     types::units::Ratio,
 };
 
@@ -32,7 +32,7 @@ use crate::{
 /// assert!(one.below(6) < 6);
 /// ```
 #[derive(Clone)]
-pub struct Random(Arc<[Line<AtomicU64>]>);
+pub struct Random(Arc<[CachePadded<AtomicU64>]>);
 
 /// The step of SplitMix64: odd, and close to 2⁶⁴ divided by the golden ratio.
 const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -42,22 +42,22 @@ const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 impl Random {
     /// Seeded by the operating system.
     pub fn from_os() -> Self {
-        Random((0..SHARDS).map(|_| Line(AtomicU64::new(seed()))).collect())
+        Random((0..STRIPES).map(|_| CachePadded(AtomicU64::new(seed()))).collect())
     }
 
     /// The same sequence for the same `seed`, as long as one thread uses it.
     pub fn seeded(seed: u64) -> Self {
-        Random(Arc::new([Line(AtomicU64::new(seed))]))
+        Random(Arc::new([CachePadded(AtomicU64::new(seed))]))
     }
 
     /// 64 random bits.
     #[inline]
     pub fn next_u64(&self) -> u64 {
-        let shard = match &*self.0 {
+        let stripe = match &*self.0 {
             [only] => only,
-            shards => &shards[shard::mine()],
+            stripes => &stripes[striped::mine()],
         };
-        mix(shard.fetch_add(STEP, Relaxed).wrapping_add(STEP))
+        mix(stripe.fetch_add(STEP, Relaxed).wrapping_add(STEP))
     }
 
     /// A number below `n`; 0 if `n` is 0.

@@ -19,7 +19,7 @@ use crate::{
     BoxError, BoxFuture,
     call::{CallError, Failed, Home, Invocation, Reply},
     clock::Instant,
-    shard::{Cells, Line},
+    striped::{CachePadded, StripedCells},
     types::{Error, Side},
 };
 
@@ -74,13 +74,13 @@ pub struct FnService<F, E = Error> {
     next: Next<E>,
 }
 
-/// Built-in layers, which a call passes at once and leaves unchanged. Each shard of threads keeps one copy of
+/// Built-in layers, which a call passes at once and leaves unchanged. Each stripe of threads keeps one copy of
 /// them, because creating them for each call would count references to shared values. No call waits for a copy:
-/// if it is in use, by a call made within a call or because there are more threads than shards, a new copy is
+/// if it is in use, by a call made within a call or because there are more threads than stripes, a new copy is
 /// created for this one call.
 struct Erase<S> {
     service: S,
-    own: Cells<Mutex<S>>,
+    own: StripedCells<Mutex<S>>,
 }
 
 /// The user's layers, in the order they were added: the first is outermost.
@@ -191,7 +191,7 @@ impl<E> Next<E> {
 
 impl<S> Erase<S> {
     fn new(service: S) -> Self {
-        Erase { service, own: Cells::new() }
+        Erase { service, own: StripedCells::new() }
     }
 }
 
@@ -201,7 +201,7 @@ where
     S::Future: Send + 'static,
 {
     fn call(&self, call: Invocation) -> BoxFuture<'static, Result<Reply, E>> {
-        let own = self.own.mine(|| Box::new(Line(Mutex::new(self.service.clone()))));
+        let own = self.own.mine(|| Box::new(CachePadded(Mutex::new(self.service.clone()))));
         match own.try_lock() {
             Ok(mut own) => Box::pin(own.call(call)),
             Err(_) => Box::pin(self.service.clone().call(call)),

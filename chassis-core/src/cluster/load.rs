@@ -4,7 +4,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{clock::Instant, shard::Cells};
+use crate::{clock::Instant, striped::StripedCells};
 
 /// Calls in flight, the share of failures, and the latency, without locks.
 ///
@@ -26,7 +26,7 @@ pub struct Load {
     epoch: Instant,
     counts: Counts,
     /// Created by the first call that is judged: many endpoints may never be called.
-    judged: Cells<Judged>,
+    judged: StripedCells<Judged>,
 }
 
 /// The values that picks read, together: threads take turns at a cache line, so fewer lines are better.
@@ -80,7 +80,7 @@ struct Charged {
 
 /// The usual duration of successes: an average of the latest ones, which each thread keeps separately.
 #[derive(Debug, Default)]
-pub(crate) struct UsualLatency(Cells<AtomicU64>);
+pub(crate) struct UsualLatency(StripedCells<AtomicU64>);
 
 /// Counts of latencies in microseconds: four buckets to every doubling, from 1 µs to two hours.
 #[derive(Debug)]
@@ -141,7 +141,7 @@ const HALVE_EVERY: u64 = 4096;
 impl Load {
     /// No calls yet; the clock starts at `now`.
     pub fn new(now: Instant) -> Self {
-        Load { epoch: now, counts: Counts::default(), judged: Cells::new() }
+        Load { epoch: now, counts: Counts::default(), judged: StripedCells::new() }
     }
 
     /// Records the start of a call.

@@ -20,7 +20,7 @@ use crate::{
     algorithm::circuit::{Force, State},
     clock::Instant,
     random::Random,
-    shard::PerShard,
+    striped::Striped,
     types::{Choice, Fallback, LabelSet},
 };
 
@@ -35,7 +35,7 @@ pub struct Members {
     chosen: Live<HashMap<LabelSet, Arc<Subset>, foldhash::fast::RandomState>>,
     /// The first few subsets again, by the label sets of the rules: found without hashing. Threads have sets of
     /// their own, as they have rules.
-    first: PerShard<[ByRule; 4]>,
+    first: Striped<[ByRule; 4]>,
     /// The positions of the round robin over each subset: shared with earlier and later snapshots.
     rotations: Arc<Rotations>,
 }

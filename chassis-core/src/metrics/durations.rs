@@ -11,7 +11,7 @@ use prometheus::{
 };
 
 use crate::{
-    shard::Cells,
+    striped::StripedCells,
     types::{DurationFamilies, Family, Side},
 };
 
@@ -40,7 +40,7 @@ pub(crate) struct ProtocolDurations {
 
 struct Counted {
     labels: Vec<proto::LabelPair>,
-    cells: Cells<Counts>,
+    cells: StripedCells<Counts>,
 }
 
 /// As many counters as fit into a cache line.
@@ -74,7 +74,7 @@ impl Durations {
 
     /// A histogram outside any family.
     pub(crate) fn detached() -> Self {
-        Durations(Arc::new(Counted { labels: Vec::new(), cells: Cells::new() }))
+        Durations(Arc::new(Counted { labels: Vec::new(), cells: StripedCells::new() }))
     }
 
     /// Counts a call of this duration.
@@ -130,7 +130,7 @@ impl MetricVecBuilder for Make {
             })
             .collect();
         labels.sort();
-        Ok(Durations(Arc::new(Counted { labels, cells: Cells::new() })))
+        Ok(Durations(Arc::new(Counted { labels, cells: StripedCells::new() })))
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) use self::durations::{Durations, ProtocolDurations};
 use crate::{
     Live,
     plugin::protocol::Protocol,
-    shard::Sum,
+    striped::StripedAtomic,
     types::{Code, DurationFamilies, Reason, Side},
 };
 
@@ -35,11 +35,11 @@ use crate::{
 pub struct Metrics(Arc<Families>);
 
 /// A counter that each thread counts separately.
-pub(crate) type CallCounter = GenericCounter<Sum<AtomicU64>>;
+pub(crate) type CallCounter = GenericCounter<StripedAtomic<AtomicU64>>;
 
-type CallCounterVec = GenericCounterVec<Sum<AtomicU64>>;
-pub(crate) type CallGauge = GenericGauge<Sum<AtomicI64>>;
-type CallGaugeVec = GenericGaugeVec<Sum<AtomicI64>>;
+type CallCounterVec = GenericCounterVec<StripedAtomic<AtomicU64>>;
+pub(crate) type CallGauge = GenericGauge<StripedAtomic<AtomicI64>>;
+type CallGaugeVec = GenericGaugeVec<StripedAtomic<AtomicI64>>;
 
 /// The families, with the names of the metrics as field names.
 struct Families {

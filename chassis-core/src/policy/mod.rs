@@ -44,7 +44,7 @@ use crate::{
     },
     rule::Concern,
     section::Sections,
-    shard::{self, PerShard},
+    striped::{self, Striped},
 };
 
 macro_rules! policy {
@@ -148,16 +148,16 @@ struct Table {
 /// copies; otherwise they would compete for the counters. All state is shared.
 struct Entry {
     policy: Arc<Policy>,
-    /// The shard that has the policy itself, plus one; 0 before the first call of the operation.
+    /// The stripe that has the policy itself, plus one; 0 before the first call of the operation.
     owner: AtomicUsize,
-    copies: PerShard<Arc<Policy>>,
+    copies: Striped<Arc<Policy>>,
 }
 
 /// The copied parts of a service's policies.
 #[derive(Default)]
 struct Copies {
     count: AtomicUsize,
-    routes: PerShard<Arc<[Rule]>>,
+    routes: Striped<Arc<[Rule]>>,
 }
 
 /// The limit of unnamed operations of one service that have a policy of their own: beyond it they share that of
@@ -177,7 +177,7 @@ const MOST_COPIES: usize = 1024;
 impl Policy {
     /// The policy of a call before the route layer: without rules.
     pub fn none() -> Arc<Self> {
-        static NONE: PerShard<Arc<Policy>> = PerShard::new();
+        static NONE: Striped<Arc<Policy>> = Striped::new();
         NONE.mine(|| Arc::new(Policy::empty())).clone()
     }
 
@@ -438,7 +438,7 @@ impl Table {
 
 impl Entry {
     fn new(policy: Policy) -> Self {
-        Entry { policy: Arc::new(policy), owner: AtomicUsize::new(0), copies: PerShard::new() }
+        Entry { policy: Arc::new(policy), owner: AtomicUsize::new(0), copies: Striped::new() }
     }
 
     fn is_in_use(&self) -> bool {
@@ -451,7 +451,7 @@ impl Entry {
 
     /// The policy, or this thread's copy of it.
     fn mine(&self, of: &Copies) -> Arc<Policy> {
-        let me = shard::mine() + 1;
+        let me = striped::mine() + 1;
         match self.owner.load(Relaxed) {
             owner if owner == me => self.policy.clone(),
             0 if self.owner.compare_exchange(0, me, Relaxed, Relaxed).is_ok() => self.policy.clone(),

@@ -7,7 +7,7 @@ use std::sync::atomic::{
 
 use http::{HeaderName, HeaderValue};
 
-use crate::{Live, random::Random, shard::PerShard, types::units::Ratio};
+use crate::{Live, random::Random, striped::Striped, types::units::Ratio};
 
 /// Randomness, this service's name on the wire, which calls begin a trace, and the headers to carry on.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(crate) struct Common {
 #[derive(Debug)]
 struct Caller {
     name: HeaderValue,
-    copies: PerShard<HeaderValue>,
+    copies: Striped<HeaderValue>,
 }
 
 /// A share that can be set while calls read it.
@@ -52,7 +52,7 @@ impl Common {
     /// Sets the name of this service on the wire. A name that is invalid in a header is not sent.
     pub(crate) fn called(self, caller: String) -> Self {
         let caller = HeaderValue::try_from(caller).ok();
-        Common { caller: caller.map(|name| Caller { name, copies: PerShard::new() }), ..self }
+        Common { caller: caller.map(|name| Caller { name, copies: Striped::new() }), ..self }
     }
 
     /// The name of this service on the wire, with its labels: `orders;track=stable`.

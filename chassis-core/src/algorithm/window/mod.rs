@@ -4,7 +4,7 @@ use std::{
     time::Duration,
 };
 
-use crate::shard::Cells;
+use crate::striped::StripedCells;
 
 #[cfg(test)]
 mod tests;
@@ -23,7 +23,7 @@ pub(super) struct Window {
     failures: Buckets,
     /// The time of the latest failure, plus one; 0 if there was none.
     failed: AtomicU64,
-    calls: Cells<Calls>,
+    calls: StripedCells<Calls>,
 }
 
 /// The counts of one thread.

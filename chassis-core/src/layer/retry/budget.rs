@@ -5,7 +5,7 @@ use std::{
 };
 
 use super::BudgetConfig;
-use crate::{clock::Instant, shard::Cells};
+use crate::{clock::Instant, striped::StripedCells};
 
 /// Counts calls and retries of the last ten seconds. In any such period there are at most as many retries as
 /// the share of the calls plus ten seconds of the minimum.
@@ -17,7 +17,7 @@ use crate::{clock::Instant, shard::Cells};
 #[derive(Debug)]
 pub(crate) struct Budget {
     epoch: Instant,
-    calls: Cells<Calls>,
+    calls: StripedCells<Calls>,
     /// The current slot, counted from the epoch.
     head: AtomicU64,
     /// Retries in each slot, and their sum.
@@ -42,7 +42,7 @@ impl Budget {
     pub(crate) fn new(now: Instant) -> Self {
         Budget {
             epoch: now,
-            calls: Cells::new(),
+            calls: StripedCells::new(),
             head: AtomicU64::new(0),
             retries: Default::default(),
             total: AtomicU64::new(0),

@@ -1,9 +1,9 @@
 //! Values with a copy for each group of threads, for data that all calls write.
 //!
 //! A cache line that two threads write alternately costs each of them about a tenth of a microsecond for every
-//! write. So counters that every call changes, and that are read rarely, have one cell per shard, and the
-//! reader sums the cells; shared values that calls read by reference count have a copy per shard. Threads are
-//! assigned to shards in turn. If there are more threads than shards, some share a shard, which costs only
+//! write. So counters that every call changes, and that are read rarely, have one cell per stripe, and the
+//! reader sums the cells; shared values that calls read by reference count have a copy per stripe. Threads are
+//! assigned to stripes in turn. If there are more threads than stripes, some share a stripe, which costs only
 //! time, because cells are atomics.
 use std::{
     cell::Cell,
@@ -14,56 +14,56 @@ use std::{
     },
 };
 
-/// The number of shards of every sharded value.
-pub(crate) const SHARDS: usize = 16;
+/// The number of stripes of every striped value.
+pub(crate) const STRIPES: usize = 16;
 
-/// A value for each shard, created when a thread of that shard first needs it. Only a pointer before that.
+/// A value for each stripe, created when a thread of that stripe first needs it. Only a pointer before that.
 #[derive(Debug)]
-pub(crate) struct PerShard<T>(OnceLock<Box<[OnceLock<T>; SHARDS]>>);
+pub(crate) struct Striped<T>(OnceLock<Box<[OnceLock<T>; STRIPES]>>);
 
 /// Aligned to a cache line of its own (to two, because processors fetch them in pairs).
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub(crate) struct Line<T>(pub(crate) T);
+pub(crate) struct CachePadded<T>(pub(crate) T);
 
-/// Cells that are written by one shard each; the reader sums them.
-pub(crate) type Cells<T> = PerShard<Box<Line<T>>>;
+/// Cells that are written by one stripe each; the reader sums them.
+pub(crate) type StripedCells<T> = Striped<Box<CachePadded<T>>>;
 
 /// A number that all calls change and that is read rarely: a counter, or a gauge if it is signed. Only its
 /// metrics write to it.
 #[derive(Debug)]
-pub(crate) struct Sum<A>(Cells<A>);
+pub(crate) struct StripedAtomic<A>(StripedCells<A>);
 
 thread_local! {
-    /// The shard of this thread; `usize::MAX` before it is assigned.
+    /// The stripe of this thread; `usize::MAX` before it is assigned.
     static MINE: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
-/// The shard of this thread: below [`SHARDS`].
+/// The stripe of this thread: below [`STRIPES`].
 #[inline]
 pub(crate) fn mine() -> usize {
     let mine = MINE.get();
-    if mine < SHARDS { mine } else { next() }
+    if mine < STRIPES { mine } else { next() }
 }
 
-/// Assigns threads to the shards in turn, in the order in which they first ask.
+/// Assigns threads to the stripes in turn, in the order in which they first ask.
 #[cold]
 fn next() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let mine = NEXT.fetch_add(1, Relaxed) % SHARDS;
+    let mine = NEXT.fetch_add(1, Relaxed) % STRIPES;
     MINE.set(mine);
     mine
 }
 
-// === impl PerShard ===
+// === impl Striped ===
 
-impl<T> PerShard<T> {
+impl<T> Striped<T> {
     /// Contains no values yet.
     pub(crate) const fn new() -> Self {
-        PerShard(OnceLock::new())
+        Striped(OnceLock::new())
     }
 
-    /// The value of this thread's shard.
+    /// The value of this thread's stripe.
     #[inline]
     pub(crate) fn mine(&self, make: impl FnOnce() -> T) -> &T {
         self.0.get_or_init(Default::default)[mine()].get_or_init(make)
@@ -71,12 +71,12 @@ impl<T> PerShard<T> {
 
     /// All values that were created so far.
     pub(crate) fn all(&self) -> impl Iterator<Item = &T> {
-        self.0.get().into_iter().flat_map(|shards| shards.iter().filter_map(OnceLock::get))
+        self.0.get().into_iter().flat_map(|stripes| stripes.iter().filter_map(OnceLock::get))
     }
 }
 
-impl<T: Default> Cells<T> {
-    /// The cell of this thread's shard.
+impl<T: Default> StripedCells<T> {
+    /// The cell of this thread's stripe.
     #[inline]
     pub(crate) fn cell(&self) -> &T {
         self.mine(Box::default)
@@ -88,30 +88,30 @@ impl<T: Default> Cells<T> {
     }
 }
 
-impl<T> Default for PerShard<T> {
+impl<T> Default for Striped<T> {
     fn default() -> Self {
-        PerShard::new()
+        Striped::new()
     }
 }
 
-// === impl Line ===
+// === impl CachePadded ===
 
-impl<T> Deref for Line<T> {
+impl<T> Deref for CachePadded<T> {
     type Target = T;
     fn deref(&self) -> &T {
         &self.0
     }
 }
 
-// === impl Sum ===
+// === impl StripedAtomic ===
 
-macro_rules! sum {
+macro_rules! striped_atomic {
     ($atomic:ty, $number:ty) => {
-        impl prometheus::core::Atomic for Sum<$atomic> {
+        impl prometheus::core::Atomic for StripedAtomic<$atomic> {
             type T = $number;
 
             fn new(value: $number) -> Self {
-                let sum = Sum(Cells::new());
+                let sum = StripedAtomic(StripedCells::new());
                 sum.set(value);
                 sum
             }
@@ -140,8 +140,8 @@ macro_rules! sum {
     };
 }
 
-sum!(AtomicU64, u64);
-sum!(AtomicI64, i64);
+striped_atomic!(AtomicU64, u64);
+striped_atomic!(AtomicI64, i64);
 
 #[cfg(test)]
 mod tests {
@@ -149,8 +149,8 @@ mod tests {
 
     use super::*;
 
-    /// More threads than shards.
-    const THREADS: usize = SHARDS + 4;
+    /// More threads than stripes.
+    const THREADS: usize = STRIPES + 4;
 
     fn on_threads(work: impl Fn(usize) + Sync) {
         std::thread::scope(|scope| {
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn no_count_is_lost_between_threads() {
-        let (counter, gauge) = (Sum::<AtomicU64>::new(7), Sum::<AtomicI64>::new(0));
+        let (counter, gauge) = (StripedAtomic::<AtomicU64>::new(7), StripedAtomic::<AtomicI64>::new(0));
         on_threads(|i| {
             for _ in 0..10_000 {
                 counter.inc_by(1);
@@ -178,7 +178,7 @@ mod tests {
     /// A call may begin on one thread and end on another.
     #[test]
     fn a_gauge_goes_down_on_another_thread() {
-        let gauge = Sum::<AtomicI64>::new(0);
+        let gauge = StripedAtomic::<AtomicI64>::new(0);
         gauge.inc_by(3);
         on_threads(|i| gauge.dec_by(i64::from(i < 3)));
         assert_eq!(gauge.get(), 0);
@@ -188,19 +188,19 @@ mod tests {
 
     #[test]
     fn a_shard_keeps_what_was_made_for_it() {
-        let numbers = PerShard::new();
+        let numbers = Striped::new();
         assert_eq!(numbers.all().count(), 0);
         on_threads(|i| {
             let first = *numbers.mine(|| i);
             assert_eq!(*numbers.mine(|| usize::MAX), first);
         });
-        assert!((1..=SHARDS).contains(&numbers.all().count()));
+        assert!((1..=STRIPES).contains(&numbers.all().count()));
     }
 
     #[test]
     fn a_cell_has_a_line_of_its_own() {
-        assert_eq!((size_of::<Line<u64>>(), align_of::<Line<u64>>()), (128, 128));
-        let cells = Cells::<AtomicU64>::new();
+        assert_eq!((size_of::<CachePadded<u64>>(), align_of::<CachePadded<u64>>()), (128, 128));
+        let cells = StripedCells::<AtomicU64>::new();
         assert!(std::ptr::eq(cells.cell(), cells.cell()));
     }
 }
