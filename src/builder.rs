@@ -27,7 +27,8 @@ use crate::{
     document::{Reader, ServiceSection, check_name},
     follow::Follower,
     identity,
-    kinds::Port,
+    kinds::{Keep, Port},
+    last_good::LastGood,
     life::{Hook, Hooks},
     presence::Presence,
     rest::{self, Rest},
@@ -428,7 +429,12 @@ impl ChassisBuilder {
         let (environment, overrides) = (self.environment, self.overrides);
         let base =
             Base { program: self.program, file, environment, overrides, profiles, ciphers: self.ciphers };
-        let centers = centers::named(&reader, |loader| base.under(loader)).await?;
+        let (centers, keep) = centers::named(&reader, |loader| base.under(loader)).await?;
+        let last_good = match keep {
+            Keep::Off | Keep::Wrong(_) => None,
+            Keep::In(directory) => Some(LastGood::new(directory)),
+            Keep::ByDefault => LastGood::of_service(&self.name, &base.environment),
+        };
         let loader = Loader::reading(read, move |document: &Document| check(&checker, document));
         let mut loader = base.under(loader);
         for (layer, source) in self.sources {
@@ -437,7 +443,8 @@ impl ChassisBuilder {
         }
         let mut optional = Vec::new();
         for center in &centers {
-            let source = centers::source(center).map_err(|error| setup(&center.path, error))?;
+            let source = centers::source(center, last_good.as_ref(), &self.events)
+                .map_err(|error| setup(&center.path, error))?;
             let source = contain::config_source(source, &self.events, contain::BLOCKED_AFTER);
             if center.is_required {
                 loader = loader.source(tree::Layer::Center, source);
@@ -515,6 +522,7 @@ impl ChassisBuilder {
         let follower = Follower {
             runtime: runtime.clone(),
             config: config.clone(),
+            last_good: last_good.filter(|_| !centers.is_empty()),
             registry: chosen.map(|chosen| chosen.kind().to_owned()),
             declared: declared.operations,
             shutdown: Live::new(document.shutdown.clone()),

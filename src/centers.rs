@@ -4,13 +4,19 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use chassis_config::{Change, Loader};
 use chassis_core::{
-    BoxError, Random,
+    BoxError, Event, Events, Random,
     config::{ConfigSource, ConfigWatcher, SourceError, Text},
     tasks::backoff,
+    units::Span,
 };
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::{StartError, document::Reader, kinds::Center};
+use crate::{
+    StartError,
+    document::Reader,
+    kinds::{Center, Keep, keep},
+    last_good::{Kept, LastGood},
+};
 
 /// A source whose first text is waited for.
 struct AtStart {
@@ -18,6 +24,8 @@ struct AtStart {
     /// For the message.
     path: String,
     wait: Duration,
+    last_good: Option<LastGood>,
+    events: Events,
 }
 
 struct AtStartWatcher {
@@ -27,12 +35,17 @@ struct AtStartWatcher {
     /// Until when it is waited for; `None` once it has answered.
     until: Option<Instant>,
     wait: Duration,
+    /// The text that was kept, to start with if the center does not answer.
+    kept: Option<Kept>,
+    events: Events,
 }
 
 /// How long a start waits for a config center.
 const REQUIRED: Duration = Duration::from_secs(10);
 /// How long it waits for one that it goes on without: less than the loader does.
 const OPTIONAL: Duration = Duration::from_secs(4);
+/// How long it waits where a last good text is on disk.
+const WITH_LAST_GOOD: Duration = Duration::from_secs(2);
 /// The longest pause before a center that can't be read is asked again.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
@@ -43,16 +56,16 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 pub(crate) async fn named(
     reader: &Arc<Reader>,
     base: impl FnOnce(Loader<Vec<Center>, Vec<Center>>) -> Loader<Vec<Center>, Vec<Center>>,
-) -> Result<Vec<Center>, StartError> {
+) -> Result<(Vec<Center>, Keep), StartError> {
     if !reader.has_centers() {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), Keep::Off));
     }
     let reader = reader.clone();
     let read = move |tree: &chassis_config::tree::Node| reader.read_centers(tree);
     let mut loader = base(Loader::reading(read, |centers: &Vec<Center>| Ok((centers.clone(), Vec::new()))));
     loop {
         match loader.next().await {
-            Change::Applied(version) => return Ok(version.value),
+            Change::Applied(version) => return Ok((version.value, keep(&version.tree))),
             Change::Refused(refusal) => return Err(StartError::Settings(refusal.to_string())),
             Change::Unreadable(unreadable) if unreadable.needed => {
                 return Err(StartError::Settings(unreadable.to_string()));
@@ -66,9 +79,14 @@ pub(crate) async fn named(
 ///
 /// # Errors
 /// It can't be made of its settings.
-pub(crate) fn source(center: &Center) -> Result<Arc<dyn ConfigSource>, BoxError> {
+pub(crate) fn source(
+    center: &Center,
+    last_good: Option<&LastGood>,
+    events: &Events,
+) -> Result<Arc<dyn ConfigSource>, BoxError> {
     let wait = if center.is_required { REQUIRED } else { OPTIONAL };
-    Ok(Arc::new(AtStart { source: center.chosen.make()?, path: center.path.clone(), wait }))
+    let (source, path) = (center.chosen.make()?, center.path.clone());
+    Ok(Arc::new(AtStart { source, path, wait, last_good: last_good.cloned(), events: events.clone() }))
 }
 
 #[async_trait]
@@ -78,10 +96,17 @@ impl ConfigSource for AtStart {
     }
 
     async fn watch(&self) -> Result<Box<dyn ConfigWatcher>, SourceError> {
-        let AtStart { source, path, wait } = self;
-        let until = Some(Instant::now() + *wait);
-        let (source, path, wait) = (source.clone(), path.clone(), *wait);
-        Ok(Box::new(AtStartWatcher { source, path, watcher: None, until, wait }))
+        let AtStart { source, path, wait, last_good, events } = self;
+        let kept = last_good.as_ref().map(|last_good| last_good.read(&source.name())).transpose();
+        let kept = kept.unwrap_or_else(|why| {
+            tracing::warn!(target: "chassis", "last good settings of {path}: {why}");
+            None
+        });
+        let kept = kept.flatten();
+        let wait = if kept.is_some() { WITH_LAST_GOOD.min(*wait) } else { *wait };
+        let until = Some(Instant::now() + wait);
+        let (source, path, events) = (source.clone(), path.clone(), events.clone());
+        Ok(Box::new(AtStartWatcher { source, path, watcher: None, until, wait, kept, events }))
     }
 
     fn never_blocks(&self) -> bool {
@@ -108,6 +133,15 @@ impl ConfigWatcher for AtStartWatcher {
                 self.until = None;
                 let (path, wait) = (&self.path, self.wait);
                 let last = last.map_or_else(|| "it has not answered".to_owned(), |error| error.to_string());
+                if let Some(Kept { text, age }) = self.kept.take() {
+                    let (origin, age) = (&text.origin, Span(Duration::from_secs(age.as_secs())));
+                    let error = format!(
+                        "{path}: not readable within {wait:?}: {last}; started with the last good text on disk, \
+                         {origin}, {age} old"
+                    );
+                    self.events.emit(Event::ConfigUnreadable { in_force: 0, error });
+                    return Ok(text);
+                }
                 return Err(SourceError::new(format!("{path}: not readable within {wait:?}: {last}")));
             }
             failures += 1;
@@ -158,7 +192,8 @@ mod tests {
     async fn first(tries: u32) -> (Result<Text, SourceError>, Duration) {
         let begun = Instant::now();
         let (source, path) = (Arc::new(Late(tries)), "config.centers[0]".to_owned());
-        let at_start = AtStart { source, path, wait: REQUIRED };
+        let (last_good, events) = (None, Events::new());
+        let at_start = AtStart { source, path, wait: REQUIRED, last_good, events };
         (at_start.watch().await.unwrap().next().await, begun.elapsed())
     }
 
@@ -170,5 +205,40 @@ mod tests {
         let error = read.unwrap_err().to_string();
         assert_eq!(error, "config.centers[0]: not readable within 10s: no connection");
         assert!(took <= REQUIRED + Duration::from_millis(10), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_center_that_is_down_is_replaced_by_its_last_good_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let last_good = LastGood::new(dir.path());
+        let text = |content: &str| {
+            let (content, format) = (content.to_owned(), chassis_core::config::Format::Yaml);
+            Text { content, format, origin: "late@7".into(), revision: Some("7".into()) }
+        };
+        last_good.keep("late", &text("a: 1")).unwrap();
+        let events = Events::new();
+        let at_start = |tries| AtStart {
+            source: Arc::new(Late(tries)),
+            path: "config.centers[0]".to_owned(),
+            wait: REQUIRED,
+            last_good: Some(last_good.clone()),
+            events: events.clone(),
+        };
+        let begun = Instant::now();
+        let mut watcher = at_start(10).watch().await.unwrap();
+        assert_eq!(watcher.next().await.unwrap(), text("a: 1"));
+        assert!(begun.elapsed() <= WITH_LAST_GOOD + Duration::from_millis(10), "{:?}", begun.elapsed());
+        let past = events.past();
+        let said = past.last().map(|(_, event)| event.to_string()).unwrap_or_default();
+        assert!(said.contains("last good text on disk, late@7, 0s old"), "{said}");
+        // It goes on with the center once that answers.
+        let mut answer = watcher.next().await;
+        while answer.is_err() {
+            answer = watcher.next().await;
+        }
+        assert_eq!(answer.unwrap().origin, "late");
+        // A center that answers needs no text of the past.
+        let mut watcher = at_start(1).watch().await.unwrap();
+        assert_eq!(watcher.next().await.unwrap().content, "");
     }
 }

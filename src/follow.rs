@@ -16,6 +16,7 @@ use tokio::{
 use crate::{
     ConfigHandle, Document,
     document::{Seen, ShutdownSection},
+    last_good::LastGood,
 };
 
 /// A version of the whole document.
@@ -33,6 +34,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(15);
 pub(crate) struct Follower {
     pub(crate) runtime: Runtime,
     pub(crate) config: ConfigHandle,
+    /// Where texts of config centers are kept.
+    pub(crate) last_good: Option<LastGood>,
     /// The kind of registry that the settings chose at the start.
     pub(crate) registry: Option<String>,
     /// Operations that the descriptors of the builder declare.
@@ -168,6 +171,11 @@ impl Follower {
             self.runtime.events().emit(Event::ConfigRefused { in_force, problems });
         }
         self.config.applied(version);
+        for (source, text) in &version.texts {
+            if let Some(Err(error)) = self.last_good.as_ref().map(|kept| kept.keep(source, text)) {
+                tracing::warn!(target: "chassis", "the last good settings of {source} can't be kept: {error}");
+            }
+        }
         let changed = version.changes.iter().map(ToString::to_string).collect();
         self.runtime.events().emit(Event::ConfigApplied { version: version.number, changed });
         let paths: Vec<String> = self.config.pending(&version.tree).iter().map(ToString::to_string).collect();

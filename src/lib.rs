@@ -30,6 +30,7 @@ mod error;
 mod follow;
 mod identity;
 mod kinds;
+mod last_good;
 mod life;
 mod presence;
 #[cfg_attr(not(feature = "http"), path = "rest/off.rs")]

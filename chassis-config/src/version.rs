@@ -1,6 +1,8 @@
 //! One accepted version of all settings, and its differences from the version before.
 use std::fmt;
 
+use chassis_core::config::Text;
+
 use crate::{
     problem::Problem,
     tree::{Entry, Node, Path, Segment, Span, Value},
@@ -24,6 +26,8 @@ pub struct Version<D, T> {
     pub changes: Vec<Moved>,
     /// The merged tree: every value with its origin.
     pub tree: Node,
+    /// The texts of config centers that it was made of, with the names of their sources; none after a rollback.
+    pub texts: Vec<(String, Text)>,
 }
 
 /// A setting that changed.

@@ -92,6 +92,8 @@ const OPTIONAL_SECTIONS: [(&str, &str); 2] = [("client", "http"), ("server", "ht
 const KIND: &str = "kind";
 /// The key of the table `config`.
 const CENTERS: &str = "centers";
+/// The key of the table `config` for the directory of last good texts.
+const LAST_GOOD: &str = "last_good";
 /// The key of a config center beside those of its kind.
 const REQUIRED: &str = "required";
 
@@ -175,10 +177,13 @@ impl Kinds {
             problems.push(wrong_type(table, part, "a map with `centers`"));
             return Vec::new();
         }
-        for entry in table.entries().iter().filter(|entry| entry.key != CENTERS) {
+        for entry in table.entries().iter().filter(|entry| ![CENTERS, LAST_GOOD].contains(&&*entry.key)) {
             let at = part.then(Segment::Key(entry.key.clone()));
             let unknown = Problem::error(at, Some(entry.key_at.clone()), "unknown key");
-            problems.push(unknown.instead(&entry.key, [CENTERS]));
+            problems.push(unknown.instead(&entry.key, [CENTERS, LAST_GOOD]));
+        }
+        if let Keep::Wrong(wrong) = keep(tree) {
+            problems.push(*wrong);
         }
         let part = part.then(Segment::Key(CENTERS.to_owned()));
         let Some(centers) = tree.at(&part) else { return Vec::new() };
@@ -308,6 +313,26 @@ impl Kinds {
                 problem.nearest = None;
             }
         }
+    }
+}
+
+/// Where the settings say that last good texts are kept.
+pub(crate) enum Keep {
+    /// In the directory that the environment names.
+    ByDefault,
+    Off,
+    In(String),
+    Wrong(Box<Problem>),
+}
+
+/// The key `config.last_good`: a directory, or `off`.
+pub(crate) fn keep(tree: &Node) -> Keep {
+    let at = Path::of(["config", LAST_GOOD]);
+    match tree.at(&at).map(|node| (node, &node.value)) {
+        None | Some((_, Value::Null)) => Keep::ByDefault,
+        Some((_, Value::Plain(word))) if word == "off" => Keep::Off,
+        Some((_, Value::Plain(path) | Value::Quoted(path))) => Keep::In(path.clone()),
+        Some((node, _)) => Keep::Wrong(Box::new(wrong_type(node, at, "a directory, or `off`,"))),
     }
 }
 

@@ -210,7 +210,7 @@ async fn settings_come_from_a_key() -> Ran {
     let settings = json!({
         "registry": { "kind": "memory" },
         "outbound": { "defaults": { "timeout": "9s" } },
-        "config": { "centers": [center("/orders/chassis.yaml"), center("/orders/over.yaml")] },
+        "config": { "last_good": "off", "centers": [center("/orders/chassis.yaml"), center("/orders/over.yaml")] },
     });
     let builder = || Chassis::builder("orders").without_file().environment(Environment::default());
     let app = builder().settings(settings).build().await.unwrap();
@@ -268,7 +268,7 @@ async fn a_center_that_is_away_is_waited_for() -> Ran {
     let start = |required: bool| {
         let center =
             json!({ "kind": "etcd", "endpoints": [etcd.address], "key": "/c.yaml", "required": required });
-        let settings = json!({ "registry": { "kind": "memory" }, "config": { "centers": [center] } });
+        let settings = json!({ "registry": { "kind": "memory" }, "config": { "last_good": "off", "centers": [center] } });
         let builder = Chassis::builder("orders").without_file().environment(Environment::default());
         builder.settings(settings).build()
     };

@@ -116,6 +116,11 @@ impl Feed {
         self.trouble.is_none() || (self.texts.is_none() && !self.needed)
     }
 
+    /// The last texts.
+    pub(super) fn texts(&self) -> impl Iterator<Item = &Text> {
+        self.texts.iter().flatten()
+    }
+
     /// The parsed texts; later ones override earlier ones.
     pub(super) fn trees(&self) -> impl Iterator<Item = &Result<Node, Box<Problem>>> + Clone {
         self.trees.iter()

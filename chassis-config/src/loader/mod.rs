@@ -372,7 +372,10 @@ impl<D, T> Loader<D, T> {
         let outcome = Outcome::Applied { version: number, hash: hash.clone(), back_to };
         self.control.past().add(from, outcome, changes.clone(), Some(tree.clone()));
         self.standing = Some(Standing { number, hash: hash.clone(), tree: tree.clone() });
-        Change::Applied(Box::new(Version { number, hash, document, value, warnings, changes, tree }))
+        let centers = self.feeds.iter().filter(|feed| feed.layer == Layer::Center && back_to.is_none());
+        let texts =
+            centers.flat_map(|feed| feed.texts().map(|text| (feed.name.clone(), text.clone()))).collect();
+        Change::Applied(Box::new(Version { number, hash, document, value, warnings, changes, tree, texts }))
     }
 
     /// Answers a question, which may change the version in force.
