@@ -1,7 +1,7 @@
 //! Builds a service from its settings and its parts.
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
-use chassis_config::{Change, Decrypt, Environment, Finding, Loader, Overrides, tree};
+use chassis_config::{Change, Code, Decrypt, Environment, Finding, Loader, Overrides, tree};
 use chassis_core::{
     BoxError, BoxFuture, CallError, Error, Event, Events, Invocation, Kind, LabelSet, Live, Next, Placement,
     Random, Reply, Runtime, Section, Stages,
@@ -24,6 +24,7 @@ use crate::{
     app::Parts,
     base::{Base, FILE_VARIABLE, File, PROFILE_VARIABLE, profiles},
     centers,
+    cli::Cli,
     document::{Reader, ServiceSection, check_name},
     follow::Follower,
     identity,
@@ -53,7 +54,8 @@ use crate::{
 /// # Ok(()) }
 /// ```
 pub struct ChassisBuilder {
-    name: String,
+    pub(crate) name: String,
+    pub(crate) cli: Cli,
     instance: Option<String>,
     sources: Vec<(tree::Layer, Arc<dyn ConfigSource>)>,
     file: File,
@@ -83,6 +85,7 @@ impl ChassisBuilder {
     pub(crate) fn new(name: &str) -> Self {
         ChassisBuilder {
             name: name.to_owned(),
+            cli: Cli::default(),
             instance: None,
             sources: Vec::new(),
             file: File::IfThere,
@@ -402,6 +405,11 @@ impl ChassisBuilder {
     /// [`StartError::Settings`] with every line that is wrong; [`StartError::Setup`] for an unusable registry,
     /// invalid descriptors, or a metric whose name is taken.
     pub async fn build(self) -> Result<Chassis, StartError> {
+        let cli = self.cli.clone();
+        self.make().await.inspect_err(|error| cli.refuse(error))
+    }
+
+    async fn make(self) -> Result<Chassis, StartError> {
         let setup = |what: &str, error: BoxError| StartError::Setup(what.to_owned(), error);
         // Checks settings before the runtime exists that they apply to.
         let mut checker = Runtime::builder(&self.name).stages(self.stages.clone());
@@ -426,7 +434,7 @@ impl ChassisBuilder {
         };
         let profiles = profiles(self.profiles.as_deref().unwrap_or(&self.default_profiles))
             .map_err(|why| StartError::Settings(format!("{PROFILE_VARIABLE}: {why}")))?;
-        let (environment, overrides) = (self.environment, self.overrides);
+        let (environment, overrides) = (self.environment, self.cli.overrides(self.overrides));
         let base =
             Base { program: self.program, file, environment, overrides, profiles, ciphers: self.ciphers };
         let (centers, keep) = centers::named(&reader, |loader| base.under(loader)).await?;
@@ -458,7 +466,8 @@ impl ChassisBuilder {
                 Change::Applied(version) => break version,
                 Change::Refused(refusal) => return Err(StartError::Settings(refusal.to_string())),
                 Change::Unreadable(unreadable) if unreadable.needed => {
-                    return Err(StartError::Settings(unreadable.to_string()));
+                    let why = format!("error[{}]: {unreadable}", Code::Unreadable);
+                    return Err(StartError::Settings(why));
                 }
                 Change::Unreadable(unreadable) if optional.contains(&unreadable.source) => {
                     let error = unreadable.to_string();
@@ -467,6 +476,7 @@ impl ChassisBuilder {
                 Change::Unreadable(_) | Change::Restored(_) | Change::Held(_) => {}
             }
         };
+        self.cli.answer(&version);
         let document = &version.document;
         let (chosen, registry) = match self.registry {
             Some(registry) => (None, registry),

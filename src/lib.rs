@@ -23,6 +23,8 @@ mod base;
 mod builder;
 mod built_in;
 mod centers;
+#[cfg_attr(not(feature = "cli"), path = "cli/off.rs")]
+mod cli;
 mod config_handle;
 mod container;
 pub mod document;

@@ -2,8 +2,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
+    code::Code,
     parse,
-    problem::{Problem, Severity, UNKNOWN_VARIABLE},
+    problem::{Problem, Severity},
     tree::{Entry, Layer, Node, Origin, Path, Segment, Span, Value},
 };
 
@@ -53,7 +54,7 @@ impl Environment {
     }
 
     /// The value of any variable of exactly this name.
-    pub(crate) fn any(&self, name: &str) -> Option<&str> {
+    pub fn any(&self, name: &str) -> Option<&str> {
         self.all.get(name).map(String::as_str)
     }
 
@@ -86,7 +87,7 @@ impl Environment {
             }
             if let Err((at, other)) = insert(&mut layer, &steps, value) {
                 let message = format!("two variables are about one value; the other is `{other}`");
-                problems.push(Problem::error(path, Some(at), message));
+                problems.push(Problem::error(path, Some(at), message).coded(Code::VariableTwice));
             }
         }
         stand_in(&mut layer, base);
@@ -116,7 +117,7 @@ fn hides(path: &Path, hidden: &Node, name: &str, value: &Node) -> Problem {
         true => format!("hidden by `{name}` in the environment"),
         false => format!("hidden by `{name}` in the environment: `{}` holds", value.value),
     };
-    Problem::warning(path.clone(), Some(hidden.at.clone()), message)
+    Problem::warning(path.clone(), Some(hidden.at.clone()), message).coded(Code::Hidden)
 }
 
 /// The keys that a name means, with their positions in the name.
@@ -175,13 +176,19 @@ pub(crate) fn unknown(problem: Problem) -> Problem {
         let before = part(&name[..start.min(name.len())]);
         format!("{before}{}{}", spelt(nearest), part(&name[end.min(name.len())..]))
     });
-    Problem { severity: Severity::Warning, message: UNKNOWN_VARIABLE.to_owned(), nearest: meant, ..problem }
+    Problem {
+        severity: Severity::Warning,
+        message: "no setting has this name".to_owned(),
+        nearest: meant,
+        ..problem
+    }
+    .coded(Code::UnknownVariable)
 }
 
 /// Removes the keys that [`unknown`] warned of from `tree`: they are not in force, so they do not belong to the
 /// version.
 pub(crate) fn without_unknown(tree: &mut Node, problems: &[Problem]) {
-    for problem in problems.iter().filter(|problem| problem.message == UNKNOWN_VARIABLE) {
+    for problem in problems.iter().filter(|problem| problem.code == Code::UnknownVariable) {
         remove(tree, &problem.path.0);
     }
 }

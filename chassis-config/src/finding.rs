@@ -1,5 +1,6 @@
 //! Findings of a check of the whole document: every value could be read, but the settings do not fit.
 use crate::{
+    code::Code,
     problem::{Problem, Severity},
     tree::{Node, Path, Segment, Value},
 };
@@ -82,10 +83,16 @@ impl Finding {
             path.0.push(Segment::Key(rest.to_string()));
         }
         if tree.at(&found).is_some_and(|node| node.written.is_some()) && rest.is_empty() {
-            return Problem { severity: self.severity, ..Problem::error(path, at, HIDDEN) };
+            return Problem {
+                severity: self.severity,
+                ..Problem::error(path, at, HIDDEN).coded(Code::Conflict)
+            };
         }
         let at = at.filter(|at| at.line > 0 || at.origin.name != "defaults");
-        let problem = Problem { severity: self.severity, ..Problem::error(path, at, self.message) };
+        let problem = Problem {
+            severity: self.severity,
+            ..Problem::error(path, at, self.message).coded(Code::Conflict)
+        };
         let written = tree.at(&found).and_then(|node| match &node.value {
             Value::Plain(word) | Value::Quoted(word) => Some(word.as_str()),
             _ => None,

@@ -10,6 +10,7 @@ use std::{
 use chassis_core::{BoxError, files};
 
 use crate::{
+    code::Code,
     env::Environment,
     problem::Problem,
     tree::{Entry, Node, Path, Segment, Value},
@@ -127,7 +128,9 @@ impl Resolved {
                     // A number from the environment may stand where quotes are needed for the braces.
                     Ok(expanded) if is_whole => node.value = Value::Plain(expanded),
                     Ok(expanded) => *text = expanded,
-                    Err(why) => self.problems.push(Problem::error(path.clone(), Some(node.at.clone()), why)),
+                    Err(why) => self.problems.push(
+                        Problem::error(path.clone(), Some(node.at.clone()), why).coded(Code::Reference),
+                    ),
                 }
                 node.written = Some(written);
             }

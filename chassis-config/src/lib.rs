@@ -4,6 +4,7 @@
 //! overlays the layers; [`read`] deserializes the result and reports [`Problem`]s that quote the line;
 //! [`read_part`] does so for one table whose type is only known at run time. A [`Loader`] does all of it, again
 //! whenever a source changes, and yields whole [`Version`]s or none.
+mod code;
 mod de;
 mod env;
 mod finding;
@@ -19,6 +20,7 @@ mod source;
 pub mod tree;
 mod version;
 
+pub use code::Code;
 pub use de::{read, read_part};
 pub use env::Environment;
 pub use finding::Finding;

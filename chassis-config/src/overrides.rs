@@ -2,6 +2,7 @@
 use std::sync::Arc;
 
 use crate::{
+    code::Code,
     env::stand_in,
     merge::merge,
     parse,
@@ -79,7 +80,9 @@ impl Overrides {
                     });
                     layers.push(node);
                 }
-                Err((at, why)) => problems.push(Problem::error(Path::default(), Some(at), why)),
+                Err((at, why)) => {
+                    problems.push(Problem::error(Path::default(), Some(at), why).coded(Code::SetPath))
+                }
             }
         }
         let mut layer = merge(&layers);
@@ -172,12 +175,11 @@ mod tests {
 
     #[test]
     fn paths_that_cannot_be_read_are_refused_with_their_place() {
-        let list =
-            "error: --set\n      | l[0].a=1\n      |  ^^^^^ items of a list can't be set; set the whole list";
+        let list = "error[C012]: --set\n      | l[0].a=1\n      |  ^^^^^ items of a list can't be set; set the whole list";
         check("l: [ { a: 1 } ]", &["l[0].a=1"], "{}", &[list]);
-        let twice = "error: --set\n      | a..b=1\n      |   ^^ a key belongs here";
+        let twice = "error[C012]: --set\n      | a..b=1\n      |   ^^ a key belongs here";
         check("", &["a..b=1"], "{}", &[twice]);
-        let end = "error: --set\n      | a.=1\n      |  ^ a key belongs behind this";
+        let end = "error[C012]: --set\n      | a.=1\n      |  ^ a key belongs behind this";
         check("", &["a.=1"], "{}", &[end]);
         for written in ["a.b", "=1", r#""a=b"#] {
             let why = Overrides::default().parse(written).expect_err("it is no setting");

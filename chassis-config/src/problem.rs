@@ -5,6 +5,7 @@ use std::fmt;
 use chassis_core::nearest;
 
 use crate::{
+    code::Code,
     secret,
     tree::{Layer, Path, Segment, Span},
 };
@@ -16,6 +17,8 @@ use crate::{
 pub struct Problem {
     /// Whether the document may still be used.
     pub severity: Severity,
+    /// Its code, which `docs/errors.md` explains.
+    pub code: Code,
     /// The key, if the text could be read that far.
     pub path: Path,
     /// The position; `None` if nothing was written.
@@ -37,21 +40,17 @@ pub enum Severity {
     Warning,
 }
 
-/// The message of a key that is not known.
-pub(crate) const UNKNOWN_KEY: &str = "unknown key";
-/// The message of a variable that means no known key.
-pub(crate) const UNKNOWN_VARIABLE: &str = "no setting has this name";
-
 /// The quoted line is cut to this many characters around the position.
 const QUOTED: usize = 120;
 
 // === impl Problem ===
 
 impl Problem {
-    /// A problem that rejects the document.
+    /// A problem that rejects the document. Its code is [`Code::WrongValue`] until [`coded`](Problem::coded).
     pub fn error(path: Path, at: Option<Span>, message: impl Into<String>) -> Self {
         Problem {
             severity: Severity::Error,
+            code: Code::WrongValue,
             path,
             at,
             message: message.into(),
@@ -65,6 +64,11 @@ impl Problem {
         Problem { severity: Severity::Warning, ..Problem::error(path, at, message) }
     }
 
+    /// Gives it a code.
+    pub fn coded(self, code: Code) -> Self {
+        Problem { code, ..self }
+    }
+
     /// Adds the `allowed` values, and suggests the one most like `found`.
     pub fn instead(mut self, found: &str, allowed: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.allowed = allowed.into_iter().map(Into::into).collect();
@@ -74,7 +78,7 @@ impl Problem {
 
     /// Whether a key is not known there.
     pub fn is_unknown_key(&self) -> bool {
-        self.message == UNKNOWN_KEY || self.message == UNKNOWN_VARIABLE
+        matches!(self.code, Code::UnknownKey | Code::UnknownVariable)
     }
 
     /// Whether the document is refused.
@@ -130,10 +134,11 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.severity {
-            Severity::Error => "error:",
-            Severity::Warning => "warning:",
-        })?;
+        let severity = match self.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
+        write!(f, "{severity}[{}]:", self.code)?;
         if let Some(at) = &self.at {
             write!(f, " {at}")?;
         }

@@ -33,10 +33,40 @@ async fn version(content: &str) -> Box<Version<Document, ()>> {
     }
 }
 
+/// A problem as it is printed, but for its code.
+fn without_code(problem: &Problem) -> String {
+    let (printed, code) = (problem.to_string(), format!("[{}]:", problem.code));
+    assert!(printed.starts_with(&format!("error{code}")) || printed.starts_with(&format!("warning{code}")));
+    printed.replacen(&code, ":", 1)
+}
+
+#[test]
+fn every_problem_has_a_code() {
+    for (content, code) in [
+        ("a: [", "C001"),
+        ("outbond: {}", "C002"),
+        ("outbound: { defaults: { retry: { when: saef } } }", "C003"),
+        ("registry: { kind: nonesuch }", "C003"),
+        ("faults: [ {} ]", "C004"),
+        ("registry: {}", "C004"),
+        ("outbound: []", "C005"),
+        ("outbound: { defaults: { timeout: 300 } }", "C006"),
+        ("outbound: { defaults: { retry: { attempts: 0 } } }", "C006"),
+        ("listen: { grpc: 0.0.0.0:8080, http: 127.0.0.1:8080 }", "C007"),
+        ("service: { zone: '${env:NONE}' }", "C008"),
+    ] {
+        let text = TextSource::new("c", Format::Yaml, content);
+        let change = block_on(async { loader(text, Environment::default()).next().await });
+        let Change::Refused(refusal) = change else { panic!("{content}") };
+        let codes: Vec<_> = refusal.problems.iter().map(|problem| problem.code.to_string()).collect();
+        assert_eq!(codes, [code], "{content}");
+    }
+}
+
 /// The problems of a text, as they are printed.
 async fn problems(name: &str, format: Format, content: &str, variables: &[(&str, &str)]) -> String {
     let file = TextSource::new(name, format, content);
-    let print = |problems: &[Problem]| problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n");
+    let print = |problems: &[Problem]| problems.iter().map(without_code).collect::<Vec<_>>().join("\n");
     match loader(file, Environment::of(variables.iter().copied())).next().await {
         Change::Refused(refusal) => print(&refusal.problems),
         Change::Applied(version) => print(&version.warnings),
@@ -472,7 +502,7 @@ faults: [ { name: slow, to: stock2, delay: 1s } ]
     let stock = SeenService { labels: set(&["track"]), operations: set(&["stock.v1.Stock/Reserve"]) };
     let services = [("stock".to_string(), stock), ("carts".to_string(), SeenService::default())].into();
     let found = version.document.unseen(&Seen { services, ..Default::default() });
-    let printed: Vec<_> = found.into_iter().map(|f| f.place(&version.tree).to_string()).collect();
+    let printed: Vec<_> = found.into_iter().map(|f| without_code(&f.place(&version.tree))).collect();
     let expected = r#"
 warning: chassis.yaml:7:29  faults[0].to
     7 | faults: [ { name: slow, to: stock2, delay: 1s } ]
@@ -485,7 +515,7 @@ warning: chassis.yaml:6:21  outbound.services.stock.operations."stock.v1.Stock/R
 warning: chassis.yaml:5:70  outbound.services.stock.routes[0].by
     5 |       routes: [ { name: split, split: { stable: 95, canary: 5 }, by: trak } ]
       |                                                                      ^^^^ no label `trak` was seen yet; did you mean `track`?
-   allowed: track, version, zone
+   allowed: track, version, zone, region, hostname, app, environment
 warning: chassis.yaml:3:5  outbound.services.stok
     3 |     stok: { timeout: 1s }
       |     ^^^^ no service `stok` was seen yet; did you mean `stock`?

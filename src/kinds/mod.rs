@@ -6,7 +6,7 @@ use std::{
 };
 
 use chassis_config::{
-    Finding, Problem, read_part,
+    Code, Finding, Problem, read_part,
     tree::{Layer, Node, Path, Segment, Value},
 };
 use chassis_core::{
@@ -179,7 +179,8 @@ impl Kinds {
         }
         for entry in table.entries().iter().filter(|entry| ![CENTERS, LAST_GOOD].contains(&&*entry.key)) {
             let at = part.then(Segment::Key(entry.key.clone()));
-            let unknown = Problem::error(at, Some(entry.key_at.clone()), "unknown key");
+            let unknown =
+                Problem::error(at, Some(entry.key_at.clone()), "unknown key").coded(Code::UnknownKey);
             problems.push(unknown.instead(&entry.key, [CENTERS, LAST_GOOD]));
         }
         if let Keep::Wrong(wrong) = keep(tree) {
@@ -358,6 +359,7 @@ fn wrong_type(node: &Node, part: Path, wanted: &str) -> Problem {
         Value::Map(_) => "a map".to_owned(),
     };
     Problem::error(part, Some(node.at.clone()), format!("{wanted} belongs here, not {found}"))
+        .coded(Code::WrongType)
 }
 
 fn placed(tree: &Node, part: &Path, wrong: Vec<settings::Problem>) -> Vec<Problem> {
@@ -391,7 +393,9 @@ impl<M: 'static> Table<M> {
         }
         let at = part.then(Segment::Key(KIND.to_owned()));
         let Some(entry) = table.entry(KIND) else {
-            return Err(vec![Finding::error("", "missing `kind`").within(part).place(tree)]);
+            return Err(vec![
+                Finding::error("", "missing `kind`").within(part).place(tree).coded(Code::Missing),
+            ]);
         };
         let (Value::Plain(word) | Value::Quoted(word)) = &entry.node.value else {
             return Err(vec![wrong_type(&entry.node, at, "the name of a kind")]);
@@ -403,11 +407,14 @@ impl<M: 'static> Table<M> {
         Err(vec![match OPTIONAL_KINDS.iter().find(|(kind, _)| kind == word) {
             Some((kind, feature)) => {
                 let allowed = self.names().map(str::to_owned).collect();
-                Problem { allowed, ..Problem::error(at, place, left_out_message(kind, feature)) }
+                Problem {
+                    allowed,
+                    ..Problem::error(at, place, left_out_message(kind, feature)).coded(Code::UnknownWord)
+                }
             }
-            None => {
-                Problem::error(at, place, format!("`{word}` is not known here")).instead(word, self.names())
-            }
+            None => Problem::error(at, place, format!("`{word}` is not known here"))
+                .coded(Code::UnknownWord)
+                .instead(word, self.names()),
         }])
     }
 }

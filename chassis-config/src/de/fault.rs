@@ -4,7 +4,8 @@ use std::fmt;
 use serde::de::{self, Expected, Unexpected};
 
 use crate::{
-    problem::{Problem, UNKNOWN_KEY},
+    code::Code,
+    problem::Problem,
     tree::{Node, Path, Segment, Span, Value},
 };
 
@@ -66,9 +67,16 @@ impl Fault {
     pub(super) fn into_problem(self, path: Path, at: Span, others: &[&str], is_replaced: bool) -> Problem {
         let secret = path.is_secret() || is_replaced;
         let problem = |message: String| Problem::error(path, Some(at), message);
-        match self.kind {
+        let code = match &self.kind {
+            Kind::UnknownKey { .. } => Code::UnknownKey,
+            Kind::UnknownWord { .. } => Code::UnknownWord,
+            Kind::Missing(_) => Code::Missing,
+            Kind::WrongType { .. } => Code::WrongType,
+            Kind::WrongValue { .. } | Kind::Said(_) => Code::WrongValue,
+        };
+        let problem = match self.kind {
             Kind::UnknownKey { key, allowed } => {
-                problem(UNKNOWN_KEY.into()).instead(&key, allowed.iter().chain(others).copied())
+                problem("unknown key".into()).instead(&key, allowed.iter().chain(others).copied())
             }
             _ if secret => problem("this is no value for it (it is not shown)".into()),
             Kind::UnknownWord { word, allowed } => {
@@ -87,7 +95,8 @@ impl Fault {
             }
             Kind::WrongValue { found, wanted } => problem(format!("{wanted} belongs here, not {found}")),
             Kind::Said(message) => problem(message),
-        }
+        };
+        problem.coded(code)
     }
 
     fn of(kind: Kind) -> Self {

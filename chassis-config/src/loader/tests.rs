@@ -171,8 +171,7 @@ async fn single_settings_win_over_all_others() {
     let Change::Refused(refusal) = set(Overrides::default().set("retires", "1")).next().await else {
         panic!("the key is unknown")
     };
-    let unknown =
-        "error: --set  retires\n      | retires=1\n      | ^^^^^^^ unknown key; did you mean `retries`?";
+    let unknown = "error[C002]: --set  retires\n      | retires=1\n      | ^^^^^^^ unknown key; did you mean `retries`?";
     assert!(refusal.problems[1].to_string().starts_with(unknown), "{refusal}");
 }
 
@@ -264,7 +263,7 @@ async fn with_no_source_there_is_one_version() {
     let mut loader = loader();
     let Change::Applied(version) = loader.next().await else { panic!("it is sound") };
     let warnings: Vec<_> = version.warnings.iter().map(Problem::to_string).collect();
-    assert_eq!((version.number, warnings), (1, vec!["warning: retries\n   none at all".to_string()]));
+    assert_eq!((version.number, warnings), (1, vec!["warning[C007]: retries\n   none at all".to_string()]));
     assert!(is_quiet(&mut loader).await);
 }
 
@@ -373,12 +372,11 @@ async fn the_history_has_accepted_and_refused_versions() {
     next(&mut loader).await;
     let shown: Vec<_> = control.history().iter().map(|record| format!("{record:?}")).collect();
     assert_eq!(shown[0], "version 1 applied, from file, center: retries unset -> 1 (file:1:10)");
-    assert!(
-        shown[1]
-            .starts_with("refused, from center: retries 1 -> 11 (center:1:10)\nerror: center:1:10  retries")
-    );
+    assert!(shown[1].starts_with(
+        "refused, from center: retries 1 -> 11 (center:1:10)\nerror[C007]: center:1:10  retries"
+    ));
     assert_eq!(shown[2], "version 2 applied, from file, center: labels unset -> { token: *** } (file:2:9)");
-    assert!(shown[3].starts_with("refused, from file\nerror: file:1:10"), "{}", shown[3]);
+    assert!(shown[3].starts_with("refused, from file\nerror[C001]: file:1:10"), "{}", shown[3]);
     // Many that are refused displace no version that was accepted.
     for n in 11..50 {
         file.set(format!("retries: {n}"));

@@ -1,7 +1,7 @@
 //! JSON with positions. `serde_json` decides what is valid JSON; the walk that follows only records positions.
 use std::sync::Arc;
 
-use super::{Keys, MAX_DEPTH, Read, plain, push};
+use super::{Keys, MAX_DEPTH, Read, plain, push, too_large};
 use crate::tree::{Entry, Node, Origin, Span, Value};
 
 pub(super) fn parse(origin: &Arc<Origin>) -> Read<Node> {
@@ -54,7 +54,7 @@ impl Walk<'_> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
             let at = Span::of_bytes(self.origin, self.at, self.at + 1);
-            return Err(plain(at, format!("nested deeper than {MAX_DEPTH} levels")));
+            return Err(too_large(at, format!("nested deeper than {MAX_DEPTH} levels")));
         }
         self.at += 1; // the bracket
         let value = read(self)?;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use chassis_core::config::{Format, Text};
 
 use crate::{
+    code::Code,
     problem::Problem,
     tree::{Entry, Layer, Node, Origin, Path, Span, Value},
 };
@@ -27,7 +28,7 @@ pub fn parse(text: &Text, layer: Layer) -> Result<Node, Box<Problem>> {
     let origin = Origin::of_revision(&text.origin, layer, &text.content, text.revision.clone());
     if text.content.len() > MAX_BYTES {
         let size = text.content.len();
-        return Err(plain(
+        return Err(too_large(
             Span::whole(origin),
             format!("{size} bytes are too many; the limit is {MAX_BYTES}"),
         ));
@@ -55,7 +56,12 @@ pub(crate) fn value(origin: &Arc<Origin>, text: &str, prefix: usize) -> Node {
 type Read<T> = Result<T, Box<Problem>>;
 
 fn plain(at: Span, message: impl Into<String>) -> Box<Problem> {
-    Box::new(Problem::error(Path::default(), Some(at), message))
+    Box::new(Problem::error(Path::default(), Some(at), message).coded(Code::Syntax))
+}
+
+/// A text that is too long, too deep, or has too many values.
+fn too_large(at: Span, message: impl Into<String>) -> Box<Problem> {
+    Box::new(Problem::error(Path::default(), Some(at), message).coded(Code::TooLarge))
 }
 
 /// Adds an entry unless its key is a duplicate or invalid.

@@ -6,7 +6,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{Keys, MAX_DEPTH, Read, plain, push};
+use super::{Keys, MAX_DEPTH, Read, plain, push, too_large};
 use crate::tree::{Entry, Node, Origin, Span, Value};
 
 pub(super) fn parse(origin: &Arc<Origin>) -> Read<Node> {
@@ -64,7 +64,7 @@ fn map(origin: &Arc<Origin>, span: Range<usize>, table: &DeTable<'_>, depth: usi
 
 fn deeper(origin: &Arc<Origin>, span: &Range<usize>, depth: usize) -> Read<()> {
     match depth > MAX_DEPTH {
-        true => Err(plain(at(origin, span.clone()), format!("nested deeper than {MAX_DEPTH} levels"))),
+        true => Err(too_large(at(origin, span.clone()), format!("nested deeper than {MAX_DEPTH} levels"))),
         false => Ok(()),
     }
 }

@@ -7,7 +7,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span as Mark, StrInput};
 
-use super::{Keys, MAX_DEPTH, MAX_NODES, Read, plain, push};
+use super::{Keys, MAX_DEPTH, MAX_NODES, Read, plain, push, too_large};
 use crate::{
     problem::Problem,
     tree::{Entry, Node, Origin, Span, Value},
@@ -159,10 +159,10 @@ impl<'a> Reader<'a> {
     fn count(&mut self, more: usize, depth: usize, at: &Span) -> Read<()> {
         self.nodes += more;
         if depth > MAX_DEPTH {
-            return Err(plain(at.clone(), format!("nested deeper than {MAX_DEPTH} levels")));
+            return Err(too_large(at.clone(), format!("nested deeper than {MAX_DEPTH} levels")));
         }
         match self.nodes > MAX_NODES {
-            true => Err(plain(at.clone(), format!("more than {MAX_NODES} values, aliases written out"))),
+            true => Err(too_large(at.clone(), format!("more than {MAX_NODES} values, aliases written out"))),
             false => Ok(()),
         }
     }
