@@ -510,6 +510,9 @@ impl ChassisBuilder {
             .random(self.random.clone())
             .events(self.events)
             .stages(self.stages);
+        if let Some(last_good) = &document.discovery.last_good {
+            runtime = runtime.last_good(last_good.clone());
+        }
         if let Some(metrics) = self.metrics {
             runtime = runtime.metrics(metrics);
         }

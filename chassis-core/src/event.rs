@@ -31,6 +31,8 @@ pub enum Event {
     /// More than half of a service's instances were removed at once; they are kept for a while, except those
     /// that can't be reached.
     RemovalsHeld { service: Arc<str>, held: usize, left: usize },
+    /// The registry did not answer at first; the instances that were saved on disk `age` ago are used until it does.
+    LastGoodUsed { service: Arc<str>, instances: usize, age: Duration },
     /// An instance in the registry is invalid or belongs to another service; the others are used.
     InstanceRefused { service: Arc<str>, instance: String, why: String },
     /// The registry has no news, for this reason.
@@ -198,6 +200,7 @@ impl Event {
             | RegistryUnreachable { .. }
             | EmptySetHeld { .. }
             | RemovalsHeld { .. }
+            | LastGoodUsed { .. }
             | InstanceRefused { .. }
             | PanicPick { .. }
             | RetryBudgetExhausted { .. }
@@ -230,6 +233,12 @@ impl fmt::Display for Event {
                     f,
                     "{service}: the registry took out {held} instances at once and left {left}; keeping those \
                      that can be reached for now"
+                )
+            }
+            LastGoodUsed { service, instances, age } => {
+                write!(
+                    f,
+                    "{service}: the registry has not answered; using {instances} instances saved {age:?} ago"
                 )
             }
             InstanceRefused { service, instance, why } => {

@@ -57,7 +57,7 @@ pub use policy::{MOST_OPERATIONS, MOST_SERVICES, Policies, Policy};
 pub use types::{matching, units};
 
 // Nodes and their connections; registries and config sources.
-pub use cluster::{Connection, Known, Link, Load, Members, Node};
+pub use cluster::{Connection, Known, LastGoodConfig, Link, Load, Members, Node};
 pub use plugin::{config_source as config, registry};
 
 // Pipelines, and layers of your own in them.

@@ -15,7 +15,7 @@ use http::{Extensions, HeaderName, HeaderValue};
 
 use crate::{
     Live,
-    cluster::{Cluster, Keeper, LeafMaker, Lookup},
+    cluster::{Cluster, Keeper, LastGoodConfig, LeafMaker, Lookup},
     contain,
     event::Events,
     inspect::Inspection,
@@ -85,6 +85,7 @@ pub struct RuntimeBuilder {
     service: Arc<str>,
     labels: LabelSet,
     lookup_in: Arc<str>,
+    last_good: Option<LastGoodConfig>,
     registry: Arc<dyn Registry>,
     metrics: Option<prometheus::Registry>,
     random: Random,
@@ -107,6 +108,13 @@ impl RuntimeBuilder {
     /// environment of instances that state none.
     pub fn environment(mut self, environment: &str) -> Self {
         self.lookup_in = environment.into();
+        self
+    }
+
+    /// Keeps the last good instances of each called service on disk. A cluster whose registry fails, or does not answer
+    /// within 2 s of the first call, begins with them. Default: nothing is kept.
+    pub fn last_good(mut self, config: LastGoodConfig) -> Self {
+        self.last_good = Some(config);
         self
     }
 
@@ -205,7 +213,7 @@ impl RuntimeBuilder {
             environment,
             policies: Live::new(policies),
             applying: Mutex::default(),
-            lookup: Arc::new(Lookup { registry, environment: self.lookup_in }),
+            lookup: Arc::new(Lookup { registry, environment: self.lookup_in, last_good: self.last_good }),
             stages: self.stages,
             clusters: Mutex::default(),
             retired: Mutex::default(),
@@ -225,6 +233,7 @@ impl Runtime {
             service: service.into(),
             labels: LabelSet::default(),
             lookup_in: "".into(),
+            last_good: None,
             registry: Arc::new(Nowhere),
             metrics: None,
             random: Random::from_os(),

@@ -24,7 +24,7 @@ use self::tree::{Node, Path};
 pub use self::{
     listen::{Address, Listen},
     propagate::Propagate,
-    service::{ServiceSection, ShutdownSection, TelemetrySection, check_name},
+    service::{DiscoverySection, ServiceSection, ShutdownSection, TelemetrySection, check_name},
     unseen::{Seen, SeenService},
 };
 use crate::kinds::{Center, Chosen};
@@ -44,6 +44,8 @@ pub struct Document {
     /// The registry, which finds other services and makes this one known.
     #[serde(deserialize_with = "read::later")]
     pub(crate) registry: Option<Chosen>,
+    /// The handling of the registry's answers.
+    pub discovery: DiscoverySection,
     /// Config centers.
     #[serde(deserialize_with = "read::later")]
     pub(crate) config: Vec<Center>,
@@ -72,13 +74,14 @@ pub struct Document {
 }
 
 /// Tables of the document that are read once, at the start.
-const READ_ONCE: [&str; 4] = ["service", "listen", "registry", "config"];
+const READ_ONCE: [&str; 5] = ["service", "listen", "registry", "discovery", "config"];
 
 /// The tables of the document: no registered section may have such a name.
-pub(crate) const TABLES: [&str; 13] = [
+pub(crate) const TABLES: [&str; 14] = [
     "service",
     "listen",
     "registry",
+    "discovery",
     "config",
     "matches",
     "pickers",

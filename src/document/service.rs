@@ -1,7 +1,10 @@
 //! The identity of this process, and the time limits of its stop.
 use std::{collections::BTreeMap, time::Duration};
 
-use chassis_core::units::{Ratio, Span};
+use chassis_core::{
+    LastGoodConfig,
+    units::{Ratio, Span},
+};
 use serde::{Deserialize, Serialize};
 
 /// The `service` table: the identity of this process. Read once, at the start.
@@ -43,6 +46,15 @@ pub struct ShutdownSection {
     /// How long running calls may still take once no new ones are accepted. Then they are aborted. Default
     /// `25s`; `0s` aborts them at once.
     pub deadline: Span,
+}
+
+/// The `discovery` table: the handling of the registry's answers, whatever its kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DiscoverySection {
+    /// Keeps the last good instances of each called service on disk. If the registry fails at the start, or does not
+    /// answer within 2 s, calls use them. Default: not set, so nothing is written.
+    pub last_good: Option<LastGoodConfig>,
 }
 
 /// The `telemetry` table: traces.

@@ -113,6 +113,10 @@ impl Belief {
     }
 
     /// Whether the instance is kept although the registry removed it.
+    pub(super) fn is_unset(&self) -> bool {
+        self.known.is_none()
+    }
+
     pub(super) fn holds(&self, id: &str) -> bool {
         self.held.contains_key(id)
     }

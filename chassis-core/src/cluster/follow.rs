@@ -12,6 +12,7 @@ use std::{
 use super::{
     Cluster,
     belief::{Belief, News},
+    last_good::{LastGood, Of, Snapshot},
     link::Connection,
     members::Hint,
 };
@@ -27,6 +28,8 @@ use crate::{
 const SERVICES_WAIT: Duration = Duration::from_millis(100);
 /// A registry that has neither begun to watch nor answered after this time is called again.
 const ANSWER: Duration = Duration::from_secs(30);
+/// While a registry has not answered for this time, calls use the last good instances on disk.
+const LATE: Duration = Duration::from_secs(2);
 /// The longest pause before a registry is called again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// The interval of reports about a registry that fails for an unchanged reason.
@@ -60,6 +63,10 @@ struct Follower<'a> {
     held: usize,
     /// The reason why none of the instances of the last answer can be called, if there were some.
     others: Option<Hint>,
+    /// The file of the last good set; `None` if none is kept.
+    last_good: Option<LastGood>,
+    /// Takes what is to be written to it.
+    save: tokio::sync::watch::Sender<Snapshot>,
 }
 
 /// The pace at which changes are applied.
@@ -72,8 +79,15 @@ struct Pace {
 /// Keeps `cluster` equal to the registry's set, and keeps the last good set while the registry does not answer.
 /// Ends when an unknown service was not called for a while.
 pub(super) async fn follow(cluster: Arc<Cluster>, following: u64) {
+    let mut follower = Follower::new(&cluster, following);
+    let (last_good, snapshots) = (follower.last_good.clone(), follower.save.subscribe());
+    let saving = async {
+        match last_good {
+            Some(last_good) => last_good.keep(snapshots).await,
+            None => std::future::pending().await,
+        }
+    };
     let followed = async {
-        let mut follower = Follower::new(&cluster, following);
         loop {
             // Twice: a watcher that panicked is dropped outside of that panic, and may panic again.
             let error = match caught(follower.watch()).await {
@@ -81,6 +95,7 @@ pub(super) async fn follow(cluster: Arc<Cluster>, following: u64) {
                 Err(panicked) => RegistryError::new(panicked.to_string()),
             };
             follower.report(&error);
+            follower.restore().await;
             let pause = backoff(follower.failures, LONGEST_PAUSE, cluster.random());
             tokio::time::sleep(pause).await;
         }
@@ -88,6 +103,7 @@ pub(super) async fn follow(cluster: Arc<Cluster>, following: u64) {
     tokio::select! {
         biased;
         () = cluster.retired(following) => {}
+        () = saving => {}
         () = followed => {}
     }
 }
@@ -96,10 +112,21 @@ pub(super) async fn follow(cluster: Arc<Cluster>, following: u64) {
 
 impl<'a> Follower<'a> {
     fn new(cluster: &'a Cluster, following: u64) -> Self {
+        let registry = &*cluster.lookup.registry;
+        let of = || Of {
+            registry: registry.name().to_owned(),
+            environment: cluster.lookup.environment.to_string(),
+            service: cluster.registered.to_string(),
+            listener: cluster.listener.to_string(),
+        };
+        let last_good = cluster.lookup.last_good.as_ref();
+        // The name of the registry comes from code of another crate.
+        let last_good =
+            last_good.and_then(|config| catch(|| LastGood::new(config, of(), cluster.random().clone())).ok());
         Follower {
             cluster,
             following,
-            registry: &*cluster.lookup.registry,
+            registry,
             belief: Belief::default(),
             pace: Pace::default(),
             failures: 0,
@@ -107,13 +134,15 @@ impl<'a> Follower<'a> {
             refused: HashSet::new(),
             held: 0,
             others: None,
+            last_good,
+            save: Default::default(),
         }
     }
 
     /// Follows one watcher until it fails.
     async fn watch(&mut self) -> RegistryError {
         let (registry, service) = (self.registry, self.cluster.registered.clone());
-        let begun = ask(tokio::time::timeout(ANSWER, registry.watch(&service))).await;
+        let begun = self.answer_of(registry.watch(&service)).await;
         let mut watcher = match begun.and_then(|begun| begun.unwrap_or_else(|_| Err(late("watch")))) {
             Ok(watcher) => watcher,
             Err(error) => return error,
@@ -125,8 +154,40 @@ impl<'a> Follower<'a> {
         }
     }
 
+    /// The answer to `question`, if it comes in time. While no answer has come yet, calls wait; so the instances on disk
+    /// are used before that.
+    async fn answer_of<T>(
+        &mut self,
+        question: impl Future<Output = T>,
+    ) -> Result<Result<T, tokio::time::error::Elapsed>, RegistryError> {
+        let mut asked = std::pin::pin!(ask(tokio::time::timeout(ANSWER, question)));
+        if self.last_good.is_some() && self.belief.is_unset() {
+            if let Ok(answer) = tokio::time::timeout(LATE, &mut asked).await {
+                return answer;
+            }
+            self.restore().await;
+        }
+        asked.await
+    }
+
+    /// Uses the instances on disk, if the registry has not answered yet. They are checked like an answer.
+    async fn restore(&mut self) {
+        let Some(last_good) = self.last_good.as_ref().filter(|_| self.belief.is_unset()) else { return };
+        let Some((instances, age)) = last_good.load().await else { return };
+        let instances = self.usable(instances);
+        if instances.is_empty() {
+            return;
+        }
+        let count = instances.len();
+        if let News::Set { known, .. } = self.belief.accept(Membership::Known(instances), Instant::now()) {
+            self.cluster.replace(self.following, known, None, self.belief.set(), false);
+            let service = self.cluster.service().clone();
+            self.cluster.reporter().events.emit(Event::LastGoodUsed { service, instances: count, age });
+        }
+    }
+
     async fn receive(&mut self, watcher: &mut dyn Watcher) -> RegistryError {
-        let first = ask(tokio::time::timeout(ANSWER, watcher.next())).await;
+        let first = self.answer_of(watcher.next()).await;
         let mut next = first.and_then(|first| first.unwrap_or_else(|_| Err(late("return the instances"))));
         loop {
             match next {
@@ -219,6 +280,12 @@ impl<'a> Follower<'a> {
         };
         let news = self.belief.accept(said, Instant::now());
         self.apply(news, near);
+        self.save.send_if_modified(|snapshot| {
+            if snapshot.instances.is_none() && !self.belief.set().is_empty() {
+                snapshot.instances = Some(self.belief.set().to_vec());
+            }
+            !std::mem::replace(&mut snapshot.is_current, true)
+        });
     }
 
     fn apply(&mut self, news: News, near: Option<Arc<str>>) {
@@ -231,6 +298,12 @@ impl<'a> Follower<'a> {
             }
             News::Set { known, returned, held } => {
                 let hint = near.map(Hint::Name).or_else(|| self.others.clone());
+                // A first answer without instances may come from a registry that has lost them: the file stays.
+                let had_some = cluster.with_members(|members| !members.nodes().is_empty());
+                if self.last_good.is_some() && (had_some || !self.belief.set().is_empty()) {
+                    let instances = Some(self.belief.set().to_vec());
+                    self.save.send_modify(|snapshot| *snapshot = Snapshot { instances, is_current: true });
+                }
                 cluster.replace(self.following, known, hint, self.belief.set(), returned);
                 let held_before = std::mem::replace(&mut self.held, self.belief.held());
                 cluster.count_held(held_before, self.held);
@@ -264,6 +337,7 @@ impl<'a> Follower<'a> {
 
     fn report(&mut self, error: &RegistryError) {
         self.failures = self.failures.saturating_add(1);
+        self.save.send_if_modified(|snapshot| std::mem::replace(&mut snapshot.is_current, false));
         let (service, error, now) = (self.cluster.service().clone(), chain(error), Instant::now());
         self.cluster.reporter().metrics.registry_failed();
         let is_reported = |(before, at): &(String, Instant)| *before == error && now < *at + REMINDER;

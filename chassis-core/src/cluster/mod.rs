@@ -4,6 +4,7 @@
 //! circuit and its connection. Nodes survive updates of the set, so their history is not lost.
 mod belief;
 mod follow;
+mod last_good;
 mod link;
 mod load;
 mod members;
@@ -31,6 +32,7 @@ use self::{
     rotation::Rotations,
 };
 pub use self::{
+    last_good::LastGoodConfig,
     link::{Connection, Link},
     load::Load,
     members::{Known, Members, Subset},
@@ -89,6 +91,8 @@ pub(crate) struct Lookup {
     pub registry: Arc<dyn Registry>,
     /// Instances of other environments are not called. Empty: only those that state none are.
     pub environment: Arc<str>,
+    /// `None`: nothing is kept on disk.
+    pub last_good: Option<LastGoodConfig>,
 }
 
 /// The owner of clusters, from a cluster's point of view.

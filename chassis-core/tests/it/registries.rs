@@ -9,7 +9,7 @@ use std::{
 };
 
 use chassis_core::{
-    BoxFuture, Code, Connection, Event, Reason,
+    BoxFuture, Code, Connection, Event, LastGoodConfig, Reason,
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
     testing::{Answer, ScriptedRegistry, Upstream},
 };
@@ -48,6 +48,10 @@ fn has<const N: usize>(ids: [&str; N]) -> Act {
 
 fn panics() -> Act {
     Box::new(|| Box::pin(async { panic!("out of cheese") }))
+}
+
+fn fails() -> Act {
+    Box::new(|| Box::pin(async { Err(RegistryError::new("out of order")) }))
 }
 
 fn hangs() -> Act {
@@ -376,4 +380,103 @@ async fn who_is_held_and_can_not_be_reached_is_gone() {
     bench.registry.set("stock", Membership::Deleted);
     bench.settle().await;
     check(&bench.get().await, Code::Unavailable, Reason::NoEndpoint);
+}
+
+fn bench_on_disk(registry: Rude, dir: &std::path::Path) -> Bench {
+    let (upstream, config) = (Upstream::new(|_| Answer::ok("")), LastGoodConfig::new(dir));
+    Bench::build(upstream, |builder| builder.registry(Arc::new(registry)).last_good(config))
+}
+
+/// The number of complete files, once it is `expected`; fails after a minute.
+async fn until_files(dir: &std::path::Path, expected: usize) {
+    for _ in 0..60_000 {
+        let files = std::fs::read_dir(dir).map(Iterator::flatten).into_iter().flatten();
+        let files = files.filter(|file| file.path().extension().is_some_and(|end| end == "instances"));
+        if files.count() == expected {
+            return;
+        }
+        tokio::time::sleep(MS).await;
+    }
+    panic!("not {expected} files");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cold_start_without_the_registry_uses_the_last_good_instances() {
+    let dir = tempfile::tempdir().unwrap();
+    let before = bench_on_disk(Rude::new([vec![has(["a", "b"]), has(["a"])]]), dir.path());
+    address(&before).await;
+    until_files(dir.path(), 1).await;
+    tokio::time::sleep(10 * S).await; // the second answer is written, too
+    assert!(before.runtime.shutdown(S).await);
+
+    // A registry that fails, and one that does not answer: in both functions.
+    let opens = |act: Act| Rude { opens: Mutex::new([act].into()), ..Rude::new([vec![has(["c"])]]) };
+    for registry in [
+        Rude::new([vec![fails()], vec![has(["c"])]]),
+        Rude::new([vec![hangs()], vec![has(["c"])]]),
+        opens(fails()),
+        opens(hangs()),
+    ] {
+        let began = tokio::time::Instant::now();
+        let bench = bench_on_disk(registry, dir.path());
+        assert_eq!(address(&bench).await, "memory:a");
+        assert!(began.elapsed() <= 3 * S, "{:?}", began.elapsed());
+        let used = |e: &Event| matches!(e, Event::LastGoodUsed { instances: 1, .. });
+        assert_eq!(bench.count_events(used), 1);
+        // Once the registry answers, its word counts. The file is left as it was for the next round.
+        let kept: Vec<_> = std::fs::read_dir(dir.path()).unwrap().flatten().map(|file| file.path()).collect();
+        let text = std::fs::read(&kept[0]).unwrap();
+        tokio::time::sleep(40 * S).await;
+        assert_eq!(address(&bench).await, "memory:c");
+        assert_eq!(bench.count_events(used), 1);
+        assert!(bench.runtime.shutdown(S).await);
+        assert_ne!(std::fs::read(&kept[0]).unwrap(), text, "the newer instances were written");
+        std::fs::write(&kept[0], text).unwrap();
+    }
+}
+
+/// A registry that has lost its memory must not take the file along; a deletion does.
+#[tokio::test(start_paused = true)]
+async fn the_last_good_instances_go_with_a_deletion_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let silent = || {
+        Box::new(|| -> BoxFuture<'static, _> {
+            Box::pin(async {
+                tokio::time::sleep(10 * S).await;
+                Ok(Membership::Unknown)
+            })
+        }) as Act
+    };
+    let first = bench_on_disk(Rude::new([vec![has(["a"]), silent()]]), dir.path());
+    address(&first).await;
+    until_files(dir.path(), 1).await;
+    tokio::time::sleep(20 * S).await;
+    assert!(first.runtime.shutdown(S).await);
+    let empty = bench_on_disk(Rude::new([vec![says(Membership::Unknown)]]), dir.path());
+    check(&empty.get().await, Code::Unavailable, Reason::UnknownService);
+    tokio::time::sleep(20 * S).await;
+    until_files(dir.path(), 1).await;
+    assert!(empty.runtime.shutdown(S).await);
+    let deleted = bench_on_disk(Rude::new([vec![has(["a"]), says(Membership::Deleted)]]), dir.path());
+    deleted.get().await.ok();
+    until_files(dir.path(), 0).await;
+}
+
+/// A file is checked like an answer, and one that makes no sense is no worse than none.
+#[tokio::test(start_paused = true)]
+async fn a_file_that_makes_no_sense_is_no_worse_than_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = bench_on_disk(Rude::new([vec![has(["a"])]]), dir.path());
+    address(&first).await;
+    until_files(dir.path(), 1).await;
+    assert!(first.runtime.shutdown(S).await);
+    let path = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+    for text in [&b""[..], b"\n", b"{}", &[0xff; 10_000]] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(path.file_name().unwrap()), text).unwrap();
+        let bench = bench_on_disk(Rude::new([vec![fails()], vec![has(["b"])]]), dir.path());
+        assert_eq!(address(&bench).await, "memory:b");
+        assert_eq!(bench.count_events(|e| matches!(e, Event::LastGoodUsed { .. })), 0);
+        assert!(bench.runtime.shutdown(S).await);
+    }
 }
