@@ -1,22 +1,80 @@
 //! chassis: one pipeline under gRPC and REST — routing, balancing, breaking, limits, retries, faults —
 //! with every setting swappable while calls are in flight.
 //!
-//! Clients stay tonic stubs, services stay tonic services, routers stay axum routers. Between them and the wire
-//! runs one protocol-neutral pipeline, configured by `chassis.yaml`:
+//! Clients remain tonic stubs, services remain tonic services, routers remain axum routers. Between them and the network
+//! is one protocol-neutral pipeline, which `chassis.yaml` configures.
+//!
+//! # A first service
 //!
 //! ```no_run
-//! use axum::{Router, routing::get};
+//! use axum::{Router, extract::Path, routing::get};
+//! use chassis::Chassis;
 //!
 //! #[tokio::main]
 //! async fn main() -> chassis::Result {
-//!     let app = chassis::Chassis::builder("hello").build().await?;
-//!     app.serve_http(Router::new().route("/", get(|| async { "hello" }))).run().await
+//!     let app = Chassis::builder("stock").build().await?;
+//!     let routes = Router::new().route("/stock/{id}", get(|id: Path<String>| async move { format!("7 of {}", *id) }));
+//!     app.serve_http(routes).run().await // until SIGTERM or SIGINT, then an ordered stop
 //! }
 //! ```
 //!
-//! - [`Chassis`] is the running service: clients by name, servers, start and stop.
-//! - [`layer`], [`Invocation`] and [`Stage`] are for layers of your own, [`registry`] and [`config`] for
-//!   registries and config centers of your own, [`protocol`] for protocols of your own.
+//! Without a file the defaults apply: the service listens at `127.0.0.1:8080`, and is registered in the registry
+//! `local`, where other processes of this machine find it by its name. `serve_grpc` adds a tonic service at
+//! `127.0.0.1:50051`.
+//!
+//! # A first client
+//!
+//! A client knows the name of a service; the pipeline finds its instances. Each call may have options of its own
+//! ([`RequestExt`]). A [`Problem`] is an HTTP answer (RFC 9457), and `?` converts refusals to one.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use axum::{Router, extract::{Path, State}, routing::get};
+//! use chassis::{Chassis, HttpClient, Problem, RequestExt};
+//!
+//! async fn order(State(stock): State<HttpClient>, Path(id): Path<String>) -> Result<String, Problem> {
+//!     let request = stock.get("/stock/{id}").param("id", id).timeout(Duration::from_millis(300));
+//!     let answer = request.send().await?.ok().await?; // a failing answer is a `Problem` too
+//!     Ok(answer.text().await?)
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> chassis::Result {
+//!     let app = Chassis::builder("orders").build().await?;
+//!     let routes = Router::new().route("/orders/{id}", get(order)).with_state(app.http("stock"));
+//!     app.serve_http(routes).run().await
+//! }
+//! ```
+//!
+//! For gRPC, `StockClient::new(app.grpc("stock"))` is a stub on a [`Channel`] of chassis; the README has a whole
+//! service with it.
+//!
+//! # Next steps
+//!
+//! | to | see |
+//! | --- | --- |
+//! | change a setting: timeouts, retries, breakers, limits | [`document`], [`ChassisBuilder::config_file`]; the README shows each key with its default |
+//! | look at a running service | [`Chassis::runtime`], [`inspect`], [`Events`], [`Metrics`] |
+//! | add a layer of your own | [`Stage`], [`from_fn`], [`Invocation`]; its settings are a [`Section`] |
+//! | choose a registry, or write one | [`registries`], [`registry`] |
+//! | read settings from elsewhere | [`config`] |
+//! | choose nodes by an algorithm of your own | [`layer::balance`] |
+//! | add a protocol | [`protocol`] |
+//! | test a service in memory | `chassis::testing`, with the feature `testing` |
+//!
+//! # Features
+//!
+//! | feature | default | adds |
+//! | --- | --- | --- |
+//! | `grpc` | yes | channels for tonic stubs, tonic services, health, reflection; includes `http` |
+//! | `http` | yes | clients of REST services, axum routers |
+//! | `local` | yes | the registry `local`: processes of one user on one machine |
+//! | `dns` | no | the registry `dns` |
+//! | `etcd` | no | the registry and the config center `etcd` |
+//! | `testing` | no | services in memory, scripted upstreams, contract suites |
+//!
+//! The registries `static`, `file` and `memory` are always there.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 mod app;
 mod base;
