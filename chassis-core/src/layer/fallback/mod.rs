@@ -7,9 +7,11 @@ mod rule;
 mod service;
 
 pub use self::config::{FailedCall, FallbackConfig, FallbackFn};
+#[cfg(feature = "testing")]
+pub(crate) use self::service::TIME_LIMIT;
 pub(crate) use self::{
     config::{Fallbacks, Protocols},
     rule::{Fallback, FallbackRule},
-    service::{FallbackLayer, TIME_LIMIT},
+    service::FallbackLayer,
 };
 pub use crate::types::{Answer, FixedAnswer, InvalidAnswer};
