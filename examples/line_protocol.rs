@@ -166,7 +166,9 @@ async fn answer(
         let mut call = Invocation::new(&LINE, Target::new(service.clone(), operation));
         call.target.caller = frame.metadata.get(CALLER).cloned();
         let waits = frame.metadata.get(WAITS).and_then(|value| value.to_str().ok()?.parse().ok());
-        call.deadline = waits.and_then(|waits| call.started.checked_add(Duration::from_millis(waits)));
+        if let Some(waits) = waits {
+            call.end_within(Duration::from_millis(waits));
+        }
         (call.metadata, call.body) = (frame.metadata, Body::full(frame.text));
         let (metadata, text) = match pipeline.run(call).await {
             Ok(mut reply) => (std::mem::take(&mut reply.metadata), reply.into_body().collect().await),

@@ -86,6 +86,7 @@ concerns!(inspection);
 
 /// A service that is called.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct ServiceView {
     /// Its name.
     pub name: String,
@@ -99,6 +100,7 @@ pub struct ServiceView {
 
 /// One node.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct NodeView {
     /// The instance's id.
     pub id: String,
@@ -132,6 +134,7 @@ pub struct NodeView {
 
 /// A route rule.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct RuleView {
     /// Its name.
     pub name: String,

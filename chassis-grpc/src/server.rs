@@ -109,7 +109,8 @@ impl GrpcServer {
         call.peer = head.extensions.get().and_then(|at: &Connected| at.peer().ip());
         call.extensions = head.extensions;
         match timeout {
-            Ok(timeout) => call.deadline = timeout.and_then(|timeout| call.started.checked_add(timeout)),
+            Ok(Some(timeout)) => call.end_within(timeout),
+            Ok(None) => {}
             Err(words) => drop(call.extensions.insert(Malformed(words.into()))),
         }
         call

@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn every_error_comes_back() {
-        for reason in Reason::ALL {
+        for reason in Reason::ALL.iter().copied() {
             check_round_trip(&Error::local(reason, "no"));
             check_round_trip(&Error::remote(reason, "no"));
         }

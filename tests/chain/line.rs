@@ -146,7 +146,9 @@ async fn serve(pipeline: Pipeline, stream: Stream, service: Arc<str>) -> std::io
     let parts: Vec<_> = line.trim_end().splitn(4, '|').collect();
     let [operation, left, _, text_said] = parts[..] else { return Ok(()) };
     let mut call = Invocation::new(&LINE, Target::new(service, Operation::from(operation)));
-    call.deadline = left.parse().ok().map(|left| call.started + Duration::from_millis(left));
+    if let Ok(left) = left.parse() {
+        call.end_within(Duration::from_millis(left));
+    }
     call.body = Body::full(text_said.to_owned());
     let (metadata, body) = match pipeline.run(call).await {
         Ok(mut reply) => (std::mem::take(&mut reply.metadata), reply.into_body().collect().await),

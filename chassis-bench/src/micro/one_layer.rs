@@ -102,7 +102,7 @@ where
                     call.set_policy(policy.clone());
                 }
                 if bounded {
-                    call.head_by = Some(call.started + std::time::Duration::from_secs(5));
+                    call.end_within(std::time::Duration::from_secs(5));
                 }
                 service.call(call)
             }

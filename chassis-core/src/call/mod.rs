@@ -55,7 +55,7 @@ pub struct Reply(Box<Call>);
 /// The contents of an [`Invocation`] and of a [`Reply`].
 pub struct Call {
     /// The protocol, which reads verdicts and writes refusals.
-    pub protocol: &'static dyn Protocol,
+    pub(crate) protocol: &'static dyn Protocol,
     /// The service and the operation of the call.
     pub target: Target,
     /// The HTTP method; POST if the protocol has none.
@@ -67,17 +67,17 @@ pub struct Call {
     /// HTTP headers or gRPC metadata: of the request, then of the answer.
     pub metadata: HeaderMap,
     /// The start of the call. The clock is read here, and again only after a wait and for each attempt.
-    pub started: Instant,
+    pub(crate) started: Instant,
     /// The deadline of the caller, for the end of the body. It is sent with the call.
-    pub deadline: Option<Instant>,
+    pub(crate) deadline: Option<Instant>,
     /// The time by which the head of the answer must have arrived: a local limit that is not sent.
-    pub head_by: Option<Instant>,
+    pub(crate) head_by: Option<Instant>,
     /// The address of the caller, if the call arrived over a network.
     pub peer: Option<std::net::IpAddr>,
     /// The trace of the call, if it is part of one.
     pub trace: Option<Arc<TraceContext>>,
     /// Whether the call that is being handled here is a retry. If so, this one is not retried by default.
-    pub below_retry: bool,
+    pub(crate) below_retry: bool,
     /// The options of this call that its caller set.
     pub options: CallOptions,
     /// The policy of the call: one consistent snapshot, set by the route layer.
@@ -87,7 +87,7 @@ pub struct Call {
     /// It is notified of the end of the attempt, so only this module may change it.
     node: Option<Arc<Node>>,
     /// The nodes of earlier attempts at this call: others are preferred, if there are any.
-    pub tried: SmallVec<[Arc<Node>; 2]>,
+    pub(crate) tried: SmallVec<[Arc<Node>; 2]>,
     /// The number of earlier attempts: by this process, or by the caller if it sends the number.
     pub previous_attempts: u32,
     /// Typed values of users and edges.

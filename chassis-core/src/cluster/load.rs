@@ -50,7 +50,7 @@ struct Judged {
 
 /// A node's figures at one moment.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LoadFigures {
+pub(crate) struct LoadFigures {
     /// The number of judged calls so far.
     pub calls: u64,
     /// The number of successes among them.
@@ -231,7 +231,7 @@ impl Load {
     }
 
     /// All figures, for the inspection.
-    pub fn figures(&self, now: Instant) -> LoadFigures {
+    pub(crate) fn figures(&self, now: Instant) -> LoadFigures {
         let (mut calls, mut counts) = (0u64, [0u32; BUCKETS]);
         let failed = self.counts.failed.load(Relaxed); // before the calls, which it must not exceed
         for judged in self.judged.cells() {

@@ -149,7 +149,7 @@ impl Members {
     }
 
     /// The most similar known service, if the registry does not know this one.
-    pub fn nearest_name(&self) -> Option<&str> {
+    pub(crate) fn nearest_name(&self) -> Option<&str> {
         match &self.hint {
             Some(Hint::Name(name)) => Some(name),
             _ => None,
@@ -157,7 +157,7 @@ impl Members {
     }
 
     /// The protocols of its instances, if none of them has that of this cluster: `grpc, line`.
-    pub fn other_protocols(&self) -> Option<&str> {
+    pub(crate) fn other_protocols(&self) -> Option<&str> {
         match &self.hint {
             Some(Hint::Protocols(protocols)) => Some(protocols),
             _ => None,
@@ -165,7 +165,7 @@ impl Members {
     }
 
     /// The environments of its instances, if none of them is in that of the caller: `staging, test`.
-    pub fn other_environments(&self) -> Option<&str> {
+    pub(crate) fn other_environments(&self) -> Option<&str> {
         match &self.hint {
             Some(Hint::Environments(environments)) => Some(environments),
             _ => None,
@@ -217,7 +217,7 @@ impl Members {
     }
 
     /// The nodes with `labels`; may be empty.
-    pub fn with_labels(&self, labels: &LabelSet) -> Arc<Subset> {
+    pub(crate) fn with_labels(&self, labels: &LabelSet) -> Arc<Subset> {
         if labels.is_empty() {
             return self.all.clone();
         }

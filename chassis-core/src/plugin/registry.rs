@@ -434,12 +434,12 @@ impl Instance {
     }
 
     /// Its share of the calls: [`weight`](Self::weight), and 0 unless its [`status`](Self::status) is [`Status::Up`].
-    pub fn effective_weight(&self) -> u32 {
+    pub(crate) fn effective_weight(&self) -> u32 {
         if self.status().is_up() { self.weight } else { 0 }
     }
 
     /// Whether a caller of `environment` may call it. An instance that does not state its environment belongs to every one.
-    pub fn is_in(&self, environment: &str) -> bool {
+    pub(crate) fn is_in(&self, environment: &str) -> bool {
         let own = self.environment();
         own.is_empty() || own == environment
     }

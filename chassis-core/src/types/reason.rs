@@ -56,7 +56,7 @@ pub enum Origin {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Reason; 17] = [
+    pub const ALL: &'static [Reason] = &[
         Reason::RateLimited,
         Reason::Overloaded,
         Reason::CircuitOpen,
@@ -101,7 +101,7 @@ impl Reason {
 
     /// The reason with this name on the wire.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|reason| reason.name() == name)
+        Self::ALL.iter().copied().find(|reason| reason.name() == name)
     }
 
     /// Its canonical code, unless the error has another.

@@ -329,7 +329,7 @@ async fn whichever_call_is_given_back_all_that_was_taken_comes_back() {
     {
         let mut stages = Stages::default();
         stages.add_fn(stage, "gives back", None, move |call: Invocation, next: Next<Failed>| async move {
-            if !call.tried.is_empty() {
+            if !call.tried().is_empty() {
                 return next.run(call).await;
             }
             let given = if is_copy { call.try_clone().unwrap() } else { call };

@@ -38,8 +38,8 @@ async fn deadline_trace_and_chosen_headers_go_on() {
         .header("x-tenant", "two")
         .header("x-other", "stays")
         .build();
-    let began = call.started;
-    call.deadline = Some(began + S);
+    let began = call.started();
+    call.shorten_deadline(began + S);
     run(&calling(&bench), call).await.unwrap();
     let arrived = bench.upstream.last();
     assert_eq!(arrived.deadline, Some(began + 995 * MS));

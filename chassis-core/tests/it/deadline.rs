@@ -86,7 +86,7 @@ async fn zero_and_late_never_leave() {
     assert_eq!(late.text(), "");
     check(&bench.run(get().timeout(Duration::ZERO)).await, Code::DeadlineExceeded, Reason::DeadlineExceeded);
     let mut call = get().build();
-    call.deadline = Some(Instant::now());
+    call.shorten_deadline(Instant::now());
     let refused = run(&bench.pipeline, call).await;
     check(&refused, Code::DeadlineExceeded, Reason::DeadlineExceeded);
     let error = refused.unwrap_err();
@@ -155,7 +155,7 @@ async fn every_hop_sees_less_and_nothing_works_on_after_it() {
         server(&back.runtime.clone(), move |call| {
             let (back, seen) = (back.clone(), seen.clone());
             async move {
-                seen.lock().unwrap().push(call.deadline.unwrap());
+                seen.lock().unwrap().push(call.deadline().unwrap());
                 let answer = run(&back.pipeline, post().build()).await;
                 Err(call.refuse(answer.unwrap_err()))
             }
@@ -163,7 +163,7 @@ async fn every_hop_sees_less_and_nothing_works_on_after_it() {
     };
     let began = Instant::now();
     let mut call = post().build();
-    call.deadline = Some(began + 100 * MS);
+    call.shorten_deadline(began + 100 * MS);
     let result = run(&middle, call).await;
     check(&result, Code::DeadlineExceeded, Reason::DeadlineExceeded);
     assert!(began.elapsed() <= 100 * MS);

@@ -378,7 +378,7 @@ fn does<E: CallError>(
             if !on {
                 return next.run(call).await;
             }
-            let fresh = Invocation::new(call.protocol, call.target.clone());
+            let fresh = Invocation::new(call.protocol(), call.target.clone());
             match what {
                 Does::Another => {
                     drop(call);

@@ -38,7 +38,7 @@ fn consistent(call: &Invocation) -> u64 {
     if let Some(retry) = policy.retry() {
         assert_eq!(u64::from(retry.attempts.get()), (policy.version() - 1) % 5 + 1);
     }
-    assert_eq!(call.deadline, Some(call.started + timeout));
+    assert_eq!(call.deadline(), Some(call.started() + timeout));
     policy.version()
 }
 

@@ -43,7 +43,7 @@ fn look(call: &Invocation, sight: &Sight) {
         operation: call.target.operation.to_string(),
         metadata: call.metadata.clone(),
         options: call.options.clone(),
-        deadline: call.remaining(call.started),
+        deadline: call.remaining(call.started()),
         previous_attempts: call.previous_attempts,
         caller: call.target.caller_name().map(str::to_owned),
     });

@@ -75,7 +75,7 @@ impl Drop for H1Leaf {
 /// have closed all idle ones, and one address may stand for several servers.
 async fn send(pool: Arc<Pool>, mut call: Invocation) -> Result<Reply, Failed> {
     let mut permit = Some(pool.permit().await);
-    let was_here = call.node().is_some_and(|node| call.tried.iter().any(|t| Arc::ptr_eq(t, node)));
+    let was_here = call.node().is_some_and(|node| call.tried().iter().any(|t| Arc::ptr_eq(t, node)));
     if was_here {
         pool.make_room();
     }

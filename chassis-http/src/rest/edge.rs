@@ -149,7 +149,7 @@ impl Edge {
         target.caller = find(&head.headers, &CALLER).cloned();
         let mut call = Invocation::new(&HTTP, target);
         if let Some(allowed) = allowed(&head.headers, &self.timeout_header)? {
-            call.deadline = call.started.checked_add(allowed);
+            call.end_within(allowed);
         }
         let attempts = find(&head.headers, &HTTP.attempts_header());
         call.previous_attempts = attempts.and_then(|n| n.to_str().ok()?.parse().ok()).unwrap_or(0);

@@ -147,6 +147,7 @@ impl Drop for Cell {
 
 /// A circuit above the retries, in `inspect`.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct CircuitView {
     /// The service called.
     pub service: String,

@@ -25,6 +25,7 @@ pub(crate) struct Bound {
 
 /// A bound on concurrent calls, in `inspect`.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct ConcurrencyView {
     /// The service called, or this one.
     pub service: String,

@@ -43,6 +43,7 @@ struct Cuts([AtomicU64; 2]);
 
 /// Bounds on messages, in `inspect`; `None` means off.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct MessageLimitsView {
     /// The service called, or this one.
     pub service: String,

@@ -41,6 +41,7 @@ pub(crate) enum Buckets {
 
 /// A rate limit, in `inspect`.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct LimitView {
     /// The service called, or this one.
     pub service: String,

@@ -20,7 +20,7 @@ use crate::{
 /// If a promise is broken, with its name.
 pub fn protocol(protocol: &'static dyn Protocol) {
     assert!(!protocol.name().is_empty(), "a protocol has a name");
-    for reason in Reason::ALL {
+    for reason in Reason::ALL.iter().copied() {
         for error in [Error::local(reason, "no"), Error::remote(reason, "no")] {
             for maybe in [false, true] {
                 refusals(protocol, &|| error.repeat().with_maybe_executed(maybe));

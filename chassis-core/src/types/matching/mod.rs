@@ -93,7 +93,7 @@ pub struct CallerMatch {
 
 /// A compiled match. The default one matches all calls.
 #[derive(Clone, Debug, Default)]
-pub struct Matcher(Vec<Test>);
+pub(crate) struct Matcher(Vec<Test>);
 
 /// The parts of a call that a matcher reads.
 #[derive(Clone, Copy, Debug)]
@@ -143,18 +143,18 @@ struct Compiler<'a> {
 
 impl Matcher {
     /// Matches all calls.
-    pub fn any() -> Self {
+    pub(crate) fn any() -> Self {
         Self::default()
     }
 
     /// Compiles `written`, and the entries of `named` that it refers to.
-    pub fn compile(written: &MatchRef, named: &BTreeMap<String, Match>) -> Result<Self, Problem> {
+    pub(crate) fn compile(written: &MatchRef, named: &BTreeMap<String, Match>) -> Result<Self, Problem> {
         Compiler { named, within: Vec::new() }.resolve(written)
     }
 
     /// Whether it matches this call.
     #[inline]
-    pub fn matches(&self, call: &Subject<'_>) -> bool {
+    pub(crate) fn matches(&self, call: &Subject<'_>) -> bool {
         self.0.is_empty() || self.matches_each(call)
     }
 
@@ -163,7 +163,7 @@ impl Matcher {
     }
 
     /// Whether it matches all calls.
-    pub fn is_any(&self) -> bool {
+    pub(crate) fn is_any(&self) -> bool {
         self.0.is_empty()
     }
 }
