@@ -3,6 +3,7 @@
 
 mod graph;
 mod imports;
+mod public;
 mod source;
 mod spdx;
 mod words;

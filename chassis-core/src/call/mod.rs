@@ -451,6 +451,39 @@ impl Call {
         &self.policy
     }
 
+    /// How this protocol reads verdicts and writes refusals.
+    pub fn protocol(&self) -> &'static dyn Protocol {
+        self.protocol
+    }
+
+    /// When the call began: the one clock read on the way in.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// When the call is over for its caller, to the end of the body; `None`: it has no deadline. It travels on.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Ends the call at `at`, unless it ends before: a deadline can become earlier, and never later.
+    pub fn shorten_deadline(&mut self, at: Instant) {
+        self.deadline = earlier(self.deadline, Some(at));
+    }
+
+    /// Ends the call when `time` has passed since it began, unless it ends before. A time beyond what the clock can
+    /// count is no bound.
+    pub fn end_within(&mut self, time: std::time::Duration) {
+        if let Some(at) = self.started.checked_add(time) {
+            self.shorten_deadline(at);
+        }
+    }
+
+    /// Nodes that attempts of this call went to before; a picker prefers others.
+    pub fn tried(&self) -> &[Arc<Node>] {
+        &self.tried
+    }
+
     /// The earlier of the deadline and the limit for the head.
     pub fn bound(&self) -> Option<Instant> {
         earlier(self.deadline, self.head_by)

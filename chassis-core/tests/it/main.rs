@@ -25,6 +25,7 @@ mod registries;
 mod retry;
 mod rings;
 mod route;
+mod settings;
 mod shares;
 mod stages;
 mod swap;

@@ -10,11 +10,10 @@ mod service;
 
 pub use self::{
     config::{Key, RateLimitConfig},
-    keys::MostKeys,
     rule::LimitView,
 };
 pub(crate) use self::{
-    keys::Keyed,
+    keys::{Keyed, MostKeys},
     rule::{Buckets, Limit, RateLimitRule},
     service::RateLimitLayer,
 };

@@ -38,7 +38,7 @@ pub(crate) struct Keyed {
 
 /// The most keys that have buckets of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MostKeys {
+pub(crate) struct MostKeys {
     /// In total. Default 10,000.
     pub all: usize,
     /// For one peer address, or one /64 of IPv6. Default: a quarter of `all`.
