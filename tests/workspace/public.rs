@@ -10,7 +10,7 @@ use crate::{CORE, source};
 const MOST: usize = 20;
 
 /// Unused items that stay public, and the reason.
-const KEPT: [(&str, &str); 13] = [
+const KEPT: [(&str, &str); 12] = [
     ("CircuitView", "an element of a public field of `Inspection`"),
     ("ConcurrencyView", "an element of a public field of `Inspection`"),
     ("FnLayer", "the return type of `from_fn`, a layer that users hold"),
@@ -21,7 +21,6 @@ const KEPT: [(&str, &str); 13] = [
     ("MessageLimitsView", "an element of a public field of `Inspection`"),
     ("RuleView", "an element of a public field of `ServiceView`"),
     ("Sealed", "the supertrait that keeps others from implementing `CallError`; it cannot be reached"),
-    ("Subject", "what a picker reads of a call: `Candidates::subject`"),
     ("TextMap", "the type of `Instance::labels`, which registries fill from pairs"),
     ("server_faults", "the default of `failures`, for programs that add to it"),
 ];
