@@ -9,6 +9,7 @@
 //! - Other crates can implement [`registry`], [`config`], [`protocol`], layers at a [`Stage`],
 //!   [pickers](layer::balance::Picker) and [fallbacks](layer::fallback::FallbackFn).
 #![cfg_attr(docsrs, feature(doc_cfg))]
+pub mod adapter;
 mod algorithm;
 mod call;
 pub mod clock;

@@ -326,7 +326,7 @@ const FLOORS: [(&str, &[&str]); 11] = [
         &["plugin/", "contain/", "event.rs", "metrics/", "reporter.rs", "tasks.rs", "context.rs", "files.rs"],
     ),
     ("cluster", &["cluster/"]),
-    ("rules", &["rule/", "section.rs", "kind.rs", "layer/"]),
+    ("rules", &["rule/", "section.rs", "kind.rs", "adapter/", "layer/"]),
     ("policy", &["policy/"]),
     ("call", &["call/"]),
     (

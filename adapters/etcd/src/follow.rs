@@ -9,13 +9,12 @@
 //! watch that begins at the revision before is refused.
 use std::{collections::BTreeMap, time::Duration};
 
-use chassis_core::{Random, clock};
+use chassis_core::{Random, adapter::Pace, clock};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::{Code, Status};
 
 use crate::{
     client::{Client, Range, is_compacted, is_too_large},
-    pace::Pace,
     proto::{self, event::EventType},
 };
 

@@ -1,7 +1,7 @@
 //! The entry of one process. One task owns it, from its registration to its removal.
 use std::time::Duration;
 
-use chassis_core::clock;
+use chassis_core::{adapter::Pace, clock};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{sleep, timeout},
@@ -11,7 +11,6 @@ use tonic::Status;
 use crate::{
     client::{Claim, Client, Range},
     follow::{Entries, View, follow},
-    pace::Pace,
     proto,
 };
 

@@ -25,7 +25,6 @@ mod client;
 mod entry;
 mod follow;
 mod lease;
-mod pace;
 mod proto;
 mod registry;
 mod settings;

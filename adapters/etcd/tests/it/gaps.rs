@@ -1,24 +1,15 @@
 //! A watcher that was cut off finds everything that happened meanwhile, deletions too.
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use chassis_core::{
     Random,
     registry::{Registration, Registry},
 };
 use chassis_etcd::{EtcdConfig, EtcdRegistry};
-use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
-    sync::watch,
-    task::AbortHandle,
-    time::Instant,
-};
+use tokio::time::Instant;
 
 use crate::{
+    proxy::Proxy,
     registry::{registry, stock, until},
     server::Etcd,
     trials::Ran,
@@ -29,50 +20,9 @@ trials! {
     a_config_watcher_loses_nothing_over_gaps
 }
 
-/// A connection to etcd that can be cut.
-pub(crate) struct Proxy {
-    pub(crate) address: String,
-    open: watch::Sender<bool>,
-    connections: Arc<Mutex<Vec<AbortHandle>>>,
-}
-
 /// The series of gaps ends after this time, and after [`GAPS`] at the latest.
 const LASTS: Duration = Duration::from_secs(15);
 const GAPS: usize = 200;
-
-impl Proxy {
-    pub(crate) async fn start(to: &str) -> Proxy {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let (open, is_open) = watch::channel(true);
-        let connections = Arc::new(Mutex::new(Vec::<AbortHandle>::new()));
-        let (all, to) = (connections.clone(), to.to_owned());
-        tokio::spawn(async move {
-            loop {
-                let (mut from, _) = listener.accept().await.unwrap();
-                if !*is_open.borrow() {
-                    continue; // closed at once
-                }
-                let to = to.clone();
-                let connection = tokio::spawn(async move {
-                    let mut to = TcpStream::connect(to).await?;
-                    copy_bidirectional(&mut from, &mut to).await
-                });
-                all.lock().unwrap().push(connection.abort_handle());
-            }
-        });
-        Proxy { address, open, connections }
-    }
-
-    pub(crate) fn cut(&self) {
-        self.open.send_replace(false);
-        self.connections.lock().unwrap().drain(..).for_each(|connection| connection.abort());
-    }
-
-    pub(crate) fn heal(&self) {
-        self.open.send_replace(true);
-    }
-}
 
 async fn no_update_is_lost_over_gaps() -> Ran {
     let etcd = Etcd::start().await?;

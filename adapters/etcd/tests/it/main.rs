@@ -11,6 +11,7 @@ mod access;
 mod center;
 mod gaps;
 mod outages;
+mod proxy;
 mod registry;
 mod server;
 

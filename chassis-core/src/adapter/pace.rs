@@ -1,15 +1,15 @@
-//! The pause before the next attempt to reach etcd: a plain value.
+//! The pause before the next attempt to reach a server: a plain value.
 use std::time::Duration;
 
-use chassis_core::{Random, clock::Instant};
+use crate::{clock::Instant, random::Random};
 
 /// The pauses of one client in a row of failures.
 ///
-/// At first the pauses are short, so that a restart of etcd causes little delay. After [`LONG`] many clients
-/// wait for the same server: from then on each tries once in `jitter`, at a random time, so that they do not
+/// At first the pauses are short, so that a restart of the server causes little delay. After 30 s many
+/// clients wait for the same server: from then on each tries once in `jitter`, at a random time, so that they do not
 /// all connect at once when it is back.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub struct Pace {
     jitter: Duration,
     failures: u32,
     /// The time of the first failure in the row.
@@ -22,23 +22,24 @@ pub(crate) struct Pace {
 const LONG: Duration = Duration::from_secs(30);
 /// The first pause. It doubles with each failure.
 const FIRST: Duration = Duration::from_millis(50);
-/// The longest pause in a short outage: an entry exists again 2 s after etcd is back.
+/// The longest pause in a short outage: an entry exists again 2 s after the server is back.
 const MOST: Duration = Duration::from_millis(500);
 
 // === impl Pace ===
 
 impl Pace {
-    pub(crate) fn new(jitter: Duration) -> Self {
+    /// Without a failure. After a long outage clients spread their attempts over `jitter`; zero: they do not.
+    pub fn new(jitter: Duration) -> Self {
         Pace { jitter, failures: 0, since: None, is_spread: false }
     }
 
     /// Records a success.
-    pub(crate) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         *self = Pace::new(self.jitter);
     }
 
     /// Records a failure at `now`; returns the pause.
-    pub(crate) fn next(&mut self, now: Instant, random: &Random) -> Duration {
+    pub fn next(&mut self, now: Instant, random: &Random) -> Duration {
         let since = *self.since.get_or_insert(now);
         self.failures = self.failures.saturating_add(1);
         if now < since + LONG || self.jitter.is_zero() {
@@ -52,7 +53,7 @@ impl Pace {
     }
 
     /// The number of failures in a row.
-    pub(crate) fn failures(&self) -> u32 {
+    pub fn failures(&self) -> u32 {
         self.failures
     }
 }
