@@ -3,12 +3,13 @@
 use crate::made::{cargo, output, workspace};
 
 /// Every member, with its default features and with all; chassis-rs has more combinations.
-const MEMBERS: [&str; 10] = [
+const MEMBERS: [&str; 11] = [
     "chassis-core",
     "chassis-config",
     "chassis-registry",
     "chassis-http",
     "chassis-grpc",
+    "chassis-consul",
     "chassis-etcd",
     "chassis-rs",
     "chassis-bench",
@@ -20,7 +21,7 @@ const FEATURES: [(&str, &[&str]); 4] = [
     ("chassis-core", &["testing"]),
     ("chassis-registry", &["memory", "static", "file", "local", "dns"]),
     ("chassis-http", &["tonic", "testing"]),
-    ("chassis-rs", &["dns", "etcd", "grpc", "http", "local", "testing"]),
+    ("chassis-rs", &["consul", "dns", "etcd", "grpc", "http", "local", "testing"]),
 ];
 
 #[test]
