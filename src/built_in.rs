@@ -10,6 +10,11 @@ pub(crate) fn register(kinds: &mut Kinds) {
     Port::add(kinds, chassis_registry::MemoryRegistry::kind());
     #[cfg(feature = "dns")]
     Port::add(kinds, chassis_registry::DnsRegistry::kind());
+    #[cfg(feature = "consul")]
+    {
+        Port::add(kinds, chassis_consul::ConsulRegistry::kind());
+        Port::add(kinds, chassis_consul::ConsulSource::kind());
+    }
     #[cfg(feature = "etcd")]
     {
         Port::add(kinds, chassis_etcd::EtcdRegistry::kind());

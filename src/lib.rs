@@ -113,6 +113,8 @@ pub use chassis_core::{
 // Layers of your own, and settings for them.
 pub use chassis_core::{Kind, LiveSection, Next, Placement, Section, Sections, Stage, from_fn};
 // Policies, pipelines, clusters, and the state that they share.
+#[cfg(feature = "consul")]
+pub use chassis_consul as consul;
 pub use chassis_core::{BoxError, BoxFuture};
 pub use chassis_core::{
     Connection, Event, Events, Known, Link, Live, Load, MOST_OPERATIONS, MOST_SERVICES, Members, Metrics,

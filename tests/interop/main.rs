@@ -1,5 +1,5 @@
 //! Foreign programs against chassis, as real processes on loopback: grpcio, grpc-go, curl, nginx, Python's
-//! HTTP server, etcd, Knot; and invalid input, byte by byte.
+//! HTTP server, etcd, Consul, Knot; and invalid input, byte by byte.
 //!
 //! `scripts/setup` installs them and sets their paths in the variables `CHASSIS_PEER_*`. If one is not set,
 //! its tests are ignored, and `scripts/test` counts them as not run.
@@ -9,6 +9,12 @@ mod trials;
 
 mod bad_input;
 mod bad_instances;
+#[cfg(any(feature = "consul", feature = "etcd"))]
+mod callers;
+#[cfg(feature = "consul")]
+#[path = "../../adapters/consul/tests/it/server.rs"]
+#[allow(dead_code)] // the tests of the adapter use the other half
+mod consul_server;
 mod curl;
 mod echo;
 #[cfg(feature = "etcd")]
@@ -23,6 +29,8 @@ mod interop;
 mod knot;
 mod mirror;
 mod ours;
+#[cfg(feature = "consul")]
+mod over_consul;
 #[cfg(feature = "dns")]
 mod over_dns;
 #[cfg(feature = "etcd")]
@@ -49,6 +57,8 @@ fn main() -> std::process::ExitCode {
         curl::trials(),
         from_go::trials(),
         from_grpcio::trials(),
+        #[cfg(feature = "consul")]
+        over_consul::trials(),
         #[cfg(feature = "dns")]
         over_dns::trials(),
         #[cfg(feature = "etcd")]

@@ -1,28 +1,17 @@
 //! Services that find each other through a real etcd, and read their settings from it.
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
 use chassis::{
     Chassis, Document, Event, Running, StartError,
     config::{Format, Text},
     document::{Environment, parse, tree::Layer},
 };
-use chassis_protos::echo::echo_client::EchoClient;
 use serde_json::{Value, json};
-use tokio::{
-    task::JoinSet,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 
 use crate::{
-    echo::{self, says},
+    callers::{self, Callers},
     etcd_server::Etcd,
-    ours,
     peer::PATIENCE,
     trials::Ran,
 };
@@ -35,108 +24,12 @@ trials! {
     settings_of_the_page_are_valid
 }
 
-async fn app(etcd: &Etcd, name: &str, settings: Value) -> Chassis {
-    let base = json!({
-        "registry": { "kind": "etcd", "endpoints": [etcd.address] },
-        "service": { "advertise": "127.0.0.1" },
-        "listen": { "grpc": "127.0.0.1:0", "http": "127.0.0.1:0" },
-    });
-    let builder = Chassis::builder(name).without_file().environment(Environment::default());
-    builder.settings(base).settings(settings).build().await.unwrap()
+fn registry(etcd: &Etcd) -> Value {
+    json!({ "kind": "etcd", "endpoints": [etcd.address] })
 }
 
 async fn stock(etcd: &Etcd) -> Running {
-    app(etcd, "stock", json!({}))
-        .await
-        .serve_http(ours::router())
-        .serve_grpc(echo::service())
-        .start()
-        .await
-        .unwrap()
-}
-
-/// Callers of both protocols, until they are stopped.
-struct Callers {
-    app: Chassis,
-    tasks: JoinSet<Vec<String>>,
-    calls: Arc<AtomicU64>,
-    over: Arc<AtomicBool>,
-}
-
-impl Callers {
-    async fn start(etcd: &Etcd) -> Callers {
-        let app = app(etcd, "caller", json!({})).await;
-        let (calls, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let mut tasks = JoinSet::new();
-        for n in 0..8 {
-            let (http, grpc) = (app.http("stock"), EchoClient::new(app.grpc("stock")));
-            let (calls, over) = (calls.clone(), over.clone());
-            tasks.spawn(async move {
-                let mut failed = Vec::new();
-                while !over.load(Relaxed) {
-                    let ended = match n % 2 {
-                        0 => http
-                            .get("/hello/{name}")
-                            .param("name", "x")
-                            .send()
-                            .await
-                            .map(drop)
-                            .map_err(|e| e.to_string()),
-                        _ => {
-                            grpc.clone().call(says("x")).await.map(drop).map_err(|status| status.to_string())
-                        }
-                    };
-                    failed.extend(ended.err());
-                    calls.fetch_add(1, Relaxed);
-                }
-                failed
-            });
-        }
-        Callers { app, tasks, calls, over }
-    }
-
-    /// Waits for this many further calls.
-    async fn go_on(&self, calls: u64) {
-        let until = self.calls.load(Relaxed) + calls;
-        let waited = timeout(PATIENCE, async {
-            while self.calls.load(Relaxed) < until {
-                tokio::task::yield_now().await;
-            }
-        });
-        waited.await.expect("callers go on");
-    }
-
-    /// Waits until these instances are known, and no others.
-    async fn know(&self, instances: &[&Running]) -> Duration {
-        let mut ids: Vec<_> =
-            instances.iter().flat_map(|one| one.advertised()).map(|(_, at)| at.clone()).collect();
-        ids.sort();
-        let begun = Instant::now();
-        let waited = timeout(PATIENCE, async {
-            loop {
-                let services = self.app.runtime().inspect().services.into_iter();
-                let nodes =
-                    services.filter(|service| service.name == "stock").flat_map(|service| service.nodes);
-                let mut known: Vec<_> = nodes.map(|node| node.address.to_string()).collect();
-                known.sort();
-                if known == ids {
-                    return;
-                }
-                tokio::task::yield_now().await;
-            }
-        });
-        waited.await.unwrap_or_else(|_| panic!("not known: {ids:?}"));
-        begun.elapsed()
-    }
-
-    async fn end(mut self) -> (u64, Vec<String>) {
-        self.over.store(true, Relaxed);
-        let mut failed = Vec::new();
-        while let Some(one) = self.tasks.join_next().await {
-            failed.extend(one.unwrap());
-        }
-        (self.calls.load(Relaxed), failed)
-    }
+    callers::stock(&registry(etcd)).await
 }
 
 async fn three_instances_are_restarted_under_callers() -> Ran {
@@ -145,7 +38,7 @@ async fn three_instances_are_restarted_under_callers() -> Ran {
     for _ in 0..3 {
         all.push(stock(&etcd).await);
     }
-    let callers = Callers::start(&etcd).await;
+    let callers = Callers::start(&registry(&etcd)).await;
     callers.know(&all.iter().collect::<Vec<_>>()).await;
     for _ in 0..2 {
         for _ in 0..3 {
@@ -164,7 +57,7 @@ async fn three_instances_are_restarted_under_callers() -> Ran {
 async fn etcd_is_away_under_callers() -> Ran {
     let mut etcd = Etcd::start().await?;
     let (first, second) = (stock(&etcd).await, stock(&etcd).await);
-    let callers = Callers::start(&etcd).await;
+    let callers = Callers::start(&registry(&etcd)).await;
     callers.know(&[&first, &second]).await;
     // etcd is frozen and then resumed; meanwhile an instance stops, and its entry stays until its lease
     // expires.
