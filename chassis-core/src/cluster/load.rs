@@ -7,20 +7,6 @@ use std::{
 use crate::{clock::Instant, striped::StripedCells};
 
 /// Calls in flight, the share of failures, and the latency, without locks.
-///
-/// ```
-/// use std::time::Duration;
-/// use chassis_core::Load;
-/// use chassis_core::clock::Instant;
-///
-/// let now = Instant::now();
-/// let load = Load::new(now);
-/// load.started();
-/// assert_eq!(load.cost(now), 2.0); // one under way, and the one that would come
-/// load.judged(true, Duration::from_millis(3), now);
-/// load.ended();
-/// assert_eq!(load.figures(now).calls, 1);
-/// ```
 #[derive(Debug)]
 pub struct Load {
     epoch: Instant,

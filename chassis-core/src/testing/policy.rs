@@ -6,7 +6,7 @@ use crate::{
     policy::Policy,
 };
 
-/// The mechanisms that are on, by their keys in the settings.
+/// The mechanisms that are on, by their keys in the settings; bounds on messages are not among them.
 pub fn mechanisms(policy: &Policy) -> Vec<&'static str> {
     let faults = [At::Call, At::Attempt].iter().any(|at| !policy.faults.at(*at).is_empty());
     let all = [
@@ -14,7 +14,6 @@ pub fn mechanisms(policy: &Policy) -> Vec<&'static str> {
         ("total_timeout", policy.total_timeout.is_some()),
         ("concurrency", policy.concurrency.is_some() || policy.node_concurrency.is_some()),
         ("rate_limits", !policy.rate_limits.is_empty()),
-        ("message_limits", policy.message_limits.is_some()),
         ("retry", policy.retry.is_some()),
         ("breaker", policy.breaker.is_some() || policy.node_breaker.is_some()),
         ("fallback", policy.fallback.is_some()),

@@ -16,14 +16,6 @@ use self::{glob::Glob, read::text_or_map, value::Value};
 use crate::types::{Target, wire};
 
 /// A condition on calls: all of its keys must hold. Without keys it matches all calls.
-///
-/// ```
-/// use chassis_core::matching::{Match, Matcher};
-///
-/// let json = r#"{ "http": "GET /orders/**", "header": { "x-canary": "true" }, "not": { "caller": "batch-*" } }"#;
-/// let written: Match = serde_json::from_str(json).unwrap();
-/// assert!(Matcher::compile(&written.into(), &Default::default()).is_ok());
-/// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Match {
