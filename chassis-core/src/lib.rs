@@ -36,6 +36,7 @@ mod striped;
 pub mod tasks;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod thread;
 mod types;
 
 // A call and its answer.

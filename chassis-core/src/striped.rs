@@ -6,13 +6,14 @@
 //! assigned to stripes in turn. If there are more threads than stripes, some share a stripe, which costs only
 //! time, because cells are atomics.
 use std::{
-    cell::Cell,
     ops::Deref,
     sync::{
         OnceLock,
         atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
+
+use crate::thread::THREAD;
 
 /// The number of stripes of every striped value.
 pub(crate) const STRIPES: usize = 16;
@@ -34,15 +35,10 @@ pub(crate) type StripedCells<T> = Striped<Box<CachePadded<T>>>;
 #[derive(Debug)]
 pub(crate) struct StripedAtomic<A>(StripedCells<A>);
 
-thread_local! {
-    /// The stripe of this thread; `usize::MAX` before it is assigned.
-    static MINE: Cell<usize> = const { Cell::new(usize::MAX) };
-}
-
 /// The stripe of this thread: below [`STRIPES`].
 #[inline]
 pub(crate) fn mine() -> usize {
-    let mine = MINE.get();
+    let mine = THREAD.with(|thread| thread.stripe.get());
     if mine < STRIPES { mine } else { next() }
 }
 
@@ -51,7 +47,7 @@ pub(crate) fn mine() -> usize {
 fn next() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let mine = NEXT.fetch_add(1, Relaxed) % STRIPES;
-    MINE.set(mine);
+    THREAD.with(|thread| thread.stripe.set(mine));
     mine
 }
 

@@ -12,6 +12,7 @@ use crate::{
     cluster::{Node, UNGUARDED},
     plugin::protocol::Protocol,
     policy::Policy,
+    thread::THREAD,
     types::{Choice, Origin, Reason, Target, Verdict},
 };
 
@@ -101,17 +102,12 @@ const BREAKER: u8 = 4;
 const ATTEMPTS: u8 = 8;
 const NODE: u8 = 16;
 
-thread_local! {
-    static PANICKED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
-    static WAITED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
-}
-
 /// Runs `drop`, which drops a call; returns whether more than half of its time had passed. If so, its caller
 /// did not cancel hastily. (More than half, because callers count from the time at which they sent it.)
 pub fn had_waited(drop: impl FnOnce()) -> bool {
-    WAITED.set(false);
+    THREAD.with(|thread| thread.had_waited.set(false));
     drop();
-    WAITED.take()
+    THREAD.with(|thread| thread.had_waited.take())
 }
 
 /// Calls that `drop` drops ended by a panic.
@@ -119,10 +115,10 @@ pub(crate) fn while_panicked(drop: impl FnOnce()) {
     struct Reset;
     impl Drop for Reset {
         fn drop(&mut self) {
-            PANICKED.set(false);
+            THREAD.with(|thread| thread.drops_by_panic.set(false));
         }
     }
-    PANICKED.set(true);
+    THREAD.with(|thread| thread.drops_by_panic.set(true));
     let _reset = Reset; // also if `drop` itself panics: the next call on this thread did not
     drop();
 }
@@ -155,8 +151,8 @@ impl Completion {
     /// against no node.
     pub(crate) fn verdict_of_drop(&self) -> Verdict {
         self.verdict().unwrap_or_else(|| {
-            WAITED.set(self.call.is_half_over(Instant::now()));
-            if std::thread::panicking() || PANICKED.get() {
+            THREAD.with(|thread| thread.had_waited.set(self.call.is_half_over(Instant::now())));
+            if std::thread::panicking() || THREAD.with(|thread| thread.drops_by_panic.get()) {
                 Verdict::failed(Reason::Panicked, Origin::Remote)
             } else if self.is_expired(Instant::now()) {
                 Verdict::failed(Reason::DeadlineExceeded, Origin::Remote)

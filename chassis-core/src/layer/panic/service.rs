@@ -1,7 +1,6 @@
 //! The layer and its service.
 use std::{
     any::Any,
-    cell::{Cell, RefCell},
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
@@ -18,6 +17,7 @@ use crate::{
     call::{Invocation, Reply, while_panicked},
     event::{Event, Events},
     metrics::Metrics,
+    thread::{PANIC_PLACE, THREAD},
     types::{Body, Error, Hop, Reason},
 };
 
@@ -51,13 +51,6 @@ pin_project! {
 /// Whether the former hook is not called for panics that are caught.
 static QUIET: AtomicBool = AtomicBool::new(false);
 
-thread_local! {
-    /// Whether a panic on this thread will be caught here. Only set if panics are quiet.
-    static IS_CAUGHT: Cell<bool> = const { Cell::new(false) };
-    /// The place of this thread's last panic.
-    static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
-}
-
 /// From now on, panics of handlers are reported by chassis' log line and event only: the process's panic hook,
 /// which prints them to stderr by default, is not called for them. Applies to the whole process.
 pub fn quiet_panics() {
@@ -68,10 +61,10 @@ pub fn quiet_panics() {
 /// Runs `inner`; a panic is returned as its message and place.
 pub fn caught<T>(inner: impl FnOnce() -> T) -> Result<T, String> {
     let is_quiet = QUIET.load(Relaxed);
-    let before = is_quiet && IS_CAUGHT.replace(true);
+    let before = is_quiet && THREAD.with(|thread| thread.catches_panics.replace(true));
     let result = catch_unwind(AssertUnwindSafe(inner));
     if is_quiet {
-        IS_CAUGHT.set(before);
+        THREAD.with(|thread| thread.catches_panics.set(before));
     }
     result.map_err(|payload| in_words(&*payload))
 }
@@ -81,7 +74,7 @@ fn in_words(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().copied();
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     let text = text.unwrap_or("no text");
-    match PLACE.take() {
+    match PANIC_PLACE.take() {
         Some(place) => format!("{text} ({place})"),
         None => text.to_owned(),
     }
@@ -95,8 +88,8 @@ fn hook() {
         std::panic::set_hook(Box::new(move |panic| {
             let place = panic.location().map(ToString::to_string);
             // No longer available while the thread ends.
-            let _ = PLACE.try_with(|noted| noted.replace(place));
-            if !IS_CAUGHT.try_with(Cell::get).unwrap_or(false) {
+            let _ = PANIC_PLACE.try_with(|noted| noted.replace(place));
+            if !THREAD.try_with(|thread| thread.catches_panics.get()).unwrap_or(false) {
                 before(panic);
             }
         }));
