@@ -133,7 +133,7 @@ async fn an_agent_asks_the_health_of_grpc() -> Ran {
     let stock = callers::stock(&registry).await;
     let asked = timeout(PATIENCE, async {
         loop {
-            // The agent tells the servers of a new output, with the same status, only after minutes.
+            // The agent sends the servers a new output, with the same status, only after minutes.
             let checks = consul.ok("GET", "/v1/agent/checks", Value::Null).await;
             let check = checks.as_object().unwrap().values().next().unwrap();
             assert_eq!(check["Status"], "passing", "{check}");

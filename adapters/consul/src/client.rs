@@ -39,7 +39,7 @@ struct Connected {
     tasks: Tasks,
 }
 
-/// What is asked for: a path with one hole, and what stands in it.
+/// A request: a path with one hole, and the value of the hole.
 #[derive(Clone, Debug)]
 pub(crate) struct Query {
     pub(crate) template: &'static str,
@@ -49,7 +49,7 @@ pub(crate) struct Query {
     pub(crate) is_of_datacenter: bool,
 }
 
-/// What a blocking query waits for.
+/// The condition that a blocking query waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum After {
     /// It is answered at once.
@@ -87,7 +87,7 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 const SLACK: Duration = Duration::from_secs(5);
 /// The longest answer.
 const MAX_BODY: usize = 32 << 20;
-/// Of an error's text, so much is told.
+/// The bytes of an error's text that are kept.
 const MAX_WORDS: usize = 300;
 /// Each followed service holds a connection of its own.
 const MAX_BLOCKING: usize = 4_096;
@@ -158,8 +158,8 @@ impl Client {
         let template = "/v1/internal/acl/authorize";
         let request = self.connected().prompt.post(template).timeout(TIMEOUT).json(&body);
         let answer = self.send(request).await?;
-        let told: Vec<serde_json::Value> = serde_json::from_slice(&answer.body).unwrap_or_default();
-        Ok(told.len() == body.len() && told.iter().all(|one| one["Allow"] == true))
+        let allowed: Vec<serde_json::Value> = serde_json::from_slice(&answer.body).unwrap_or_default();
+        Ok(allowed.len() == body.len() && allowed.iter().all(|one| one["Allow"] == true))
     }
 
     /// The token, as it stands in its file at the moment.

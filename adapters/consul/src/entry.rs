@@ -1,6 +1,6 @@
 //! How an instance stands in Consul: as a service of the agent, with what other programs read where they look for it.
 //!
-//! What Consul has a place for is there: the name, one address, further ones as tagged addresses, the weight, and
+//! Each part stands where Consul has a place for it: the name, one address, further ones as tagged addresses, the weight, and
 //! labels as metadata and as tags. What does not fit stands as JSON in the metadata.
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ pub(crate) struct Definition {
     pub(crate) id: String,
     /// The id of its check.
     pub(crate) check: String,
-    /// What its process says of itself: `passing`, or `warning` while it takes no calls.
+    /// The status that its process reports: `passing`, or `warning` while it takes no calls.
     pub(crate) status: &'static str,
     /// The body of the registration.
     pub(crate) body: Value,
@@ -454,7 +454,7 @@ fn extend(
 mod tests {
     use super::*;
 
-    /// What Consul lists of a registration.
+    /// The entry that Consul lists of a registration.
     fn listed(body: &Value, status: &str) -> Value {
         json!({
             "Node": { "Node": "n1", "Address": "10.0.0.1" },
@@ -584,7 +584,7 @@ mod tests {
     fn entries_of_others_are_instances_too() {
         let config = ConsulConfig::default();
         let foreign = |service: Value| json!({ "Node": { "Node": "n1", "Address": "10.0.0.1" }, "Service": service, "Checks": null });
-        let told = read(
+        let found = read(
             foreign(json!({
                 "ID": "stock", "Service": "stock", "Port": 80, "Tags": ["blue", "track=canary", "zone=x"],
                 "Meta": { "track": "stable", "version": "2" }, "Weights": { "Passing": 5, "Warning": 1 },
@@ -601,12 +601,12 @@ mod tests {
             .with_label("zone", "x")
             .with_weight(5)
             .with_version("2");
-        assert_eq!(told, Ok(Some(expected)));
+        assert_eq!(found, Ok(Some(expected)));
         let one = json!({
             "ID": "x", "Service": "stock", "Port": 80, "Address": "h",
             "TaggedAddresses": { "grpc": { "Address": "h", "Port": 81 } } });
-        let told = read(foreign(one), "stock", &config).unwrap().unwrap();
-        assert_eq!((told.addresses.get("grpc"), told.addresses.get("http")), (Some("h:81"), None));
+        let found = read(foreign(one), "stock", &config).unwrap().unwrap();
+        assert_eq!((found.addresses.get("grpc"), found.addresses.get("http")), (Some("h:81"), None));
         for (service, why) in [
             (json!({ "ID": "x", "Service": "stock" }), "port 0"),
             (json!({ "ID": "x", "Service": "stock", "Address": "a b", "Port": 1 }), "no name"),

@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn an_index_that_goes_back_begins_anew() {
-        for (before, told, after) in [
+        for (before, answered, after) in [
             (0, Some(7), 7),
             (7, Some(7), 7),
             (7, Some(9), 9),
@@ -107,7 +107,7 @@ mod tests {
             (0, None, 1),
             (1, Some(0), 1),
         ] {
-            assert_eq!(Position { index: before }.next(told).index, after, "{before} {told:?}");
+            assert_eq!(Position { index: before }.next(answered).index, after, "{before} {answered:?}");
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::{
 pub(crate) struct Own {
     client: Client,
     definition: Definition,
-    /// Tells this registration from others of the same id.
+    /// Distinguishes this registration from others of the same id.
     owner: String,
     /// How often the process says that it lives; `None`: the agent asks by itself.
     renew: Option<Duration>,

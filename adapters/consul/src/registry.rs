@@ -23,7 +23,7 @@ use crate::{
 ///
 /// Clones share connections and what is followed. A process follows each service that it calls once, however many
 /// clients it has. What is known stays when Consul can't be reached, and when it hides its entries from the token; a
-/// watcher tells that once, as an error, and goes on by itself when Consul is back.
+/// watcher reports that once, as an error, and goes on by itself when Consul is back.
 ///
 /// A registration replaces an entry of the same id on the same agent, which a process that restarts may have left
 /// behind. If another process replaces it, this one logs that, and puts its own up again when that one goes.
@@ -53,13 +53,13 @@ struct Instances {
     registry: ConsulRegistry,
     service: String,
     feed: Feed,
-    /// What was read last, by id. An instance that has not changed is shared with the watchers of before.
+    /// The last instances, by id. An instance that has not changed is shared with the watchers of before.
     known: HashMap<String, Arc<Instance>>,
-    /// What was refused last, by its place: it is said once.
+    /// The last refused entries, by their places: each is logged once.
     refused: HashMap<String, String>,
 }
 
-/// What a list holds.
+/// The content of a list.
 #[derive(Default)]
 struct List {
     /// How many entries there are, also such that are not to be called.

@@ -93,7 +93,7 @@ pub struct GrpcCheck {
     pub timeout: PositiveSpan,
 }
 
-/// What becomes of instances whose checks warn.
+/// Whether instances are called whose checks warn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

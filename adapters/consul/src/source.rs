@@ -24,7 +24,7 @@ use crate::{
 /// transaction of Consul changes is one change here.
 ///
 /// A text is called by its key and the index that changed it: `consul:orders/chassis.yaml@12`. A key that is not there,
-/// or is deleted, is an error and no empty document. When Consul can't be reached that is told once, as an error, and the
+/// or is deleted, is an error and no empty document. When Consul can't be reached that is an error once, and the
 /// source goes on by itself when it is back.
 ///
 /// ```no_run
@@ -41,7 +41,7 @@ pub struct ConsulSource {
     client: Client,
 }
 
-/// What is read.
+/// The keys to read.
 #[derive(Clone)]
 enum Place {
     Key(String),

@@ -22,7 +22,7 @@ use crate::{
 /// The services that are followed. A process follows each service that it calls once, however many clients it has;
 /// clones share them.
 ///
-/// What is known stays while the server can't be reached. That is told once, as an error of one watcher, and the
+/// The last state stays while the server can't be reached. It is reported once, as an error of one watcher, and the
 /// watchers go on when the server is back.
 #[derive(Clone, Default)]
 pub struct Followers(Arc<Mutex<HashMap<String, Arc<Followed>>>>);
@@ -47,12 +47,12 @@ struct State {
     known: Option<Membership>,
     /// The server's revision it is of.
     revision: u64,
-    /// Counts what was told.
+    /// Counts the states.
     number: u64,
     trouble: Option<Arc<Trouble>>,
 }
 
-/// The server can't be asked: told to one watcher, which is asked anew for it.
+/// The server can't be asked: reported to one watcher, which is asked anew for it.
 struct Trouble {
     why: String,
     is_told: AtomicBool,
@@ -64,8 +64,8 @@ struct ServiceWatcher {
     followers: Followers,
     tasks: Tasks,
     state: watch::Receiver<State>,
-    /// The number of what it told last.
-    told: Option<u64>,
+    /// The number of the state that it returned last.
+    last: Option<u64>,
 }
 
 /// A service without watchers is followed on for so long: who asks anew after an error finds what was known.
@@ -85,11 +85,11 @@ impl Followers {
         let followed = self.followed(service, tasks, follow);
         let state = followed.state.clone();
         let (followers, tasks) = (self.clone(), tasks.clone());
-        Box::new(ServiceWatcher { followed, followers, tasks, state, told: None })
+        Box::new(ServiceWatcher { followed, followers, tasks, state, last: None })
     }
 
-    /// Waits, for a second at most, until the watchers of `service` are told a state that `is_seen` takes: its
-    /// instances, and the server's revision. Returns at once where nobody follows it.
+    /// Waits, for a second at most, until the watchers of `service` see a state that `is_seen` takes: its
+    /// instances, and the server's revision. Returns at once where it is not followed.
     pub async fn seen(&self, service: &str, is_seen: impl Fn(&Membership, u64) -> bool) {
         let followed = self.lock().get(service).cloned();
         let Some(followed) = followed else { return };
@@ -130,7 +130,7 @@ impl Followers {
 // === impl Feed ===
 
 impl Feed {
-    /// Tells the watchers these instances, as they are at the server's `revision`. A service of which there was never
+    /// Shows the watchers these instances, as they are at the server's `revision`. A service of which there was never
     /// an entry, also no refused one, is unknown: `is_there` says whether there is one.
     pub fn show(&mut self, instances: Vec<Arc<Instance>>, is_there: bool, revision: u64) {
         self.was_known |= is_there;
@@ -143,7 +143,7 @@ impl Feed {
         });
     }
 
-    /// Tells one watcher that the server can't be asked, and why.
+    /// Reports to one watcher that the server can't be asked, and why.
     pub fn fail(&mut self, why: String) {
         let trouble = Some(Arc::new(Trouble { why, is_told: AtomicBool::new(false) }));
         self.state.send_modify(|state| state.trouble = trouble);
@@ -158,8 +158,8 @@ impl Watcher for ServiceWatcher {
         loop {
             {
                 let state = self.state.borrow_and_update();
-                if let Some(known) = state.known.as_ref().filter(|_| self.told != Some(state.number)) {
-                    self.told = Some(state.number);
+                if let Some(known) = state.known.as_ref().filter(|_| self.last != Some(state.number)) {
+                    self.last = Some(state.number);
                     return Ok(known.clone());
                 }
                 let untold = |trouble: &&Arc<Trouble>| !trouble.is_told.swap(true, Ordering::Relaxed);

@@ -14,9 +14,9 @@ use crate::{plugin::registry::RegistryError, tasks::Tasks};
 /// Its functions run in one task, one after the other.
 #[async_trait]
 pub trait Entry: Send + 'static {
-    /// What an update replaces it by.
+    /// The content that an update brings.
     type Value: Send + 'static;
-    /// What its end says.
+    /// The result of its end.
     type Ended: Send + 'static;
 
     /// Puts it up for the first time. An entry of an earlier life of this process is replaced.
@@ -45,7 +45,7 @@ struct Update<V> {
     done: oneshot::Sender<Result<(), RegistryError>>,
 }
 
-/// What the end of an entry says.
+/// The result of the end of an entry.
 type Ended<E> = Result<<E as Entry>::Ended, RegistryError>;
 
 /// The longest time that taking an entry down may take.

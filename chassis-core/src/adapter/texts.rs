@@ -1,4 +1,4 @@
-//! The texts of a config center: what its watchers are told, and one document of many sections.
+//! The texts of a config center: the state for its watchers, and one document of many sections.
 use std::path::Path;
 
 use async_trait::async_trait;
@@ -37,7 +37,7 @@ struct State {
 struct TextWatcher {
     state: watch::Receiver<State>,
     /// The last answer.
-    told: Option<Answer>,
+    last: Option<Answer>,
     /// The task of the follower ends with it.
     _over: watch::Sender<()>,
 }
@@ -59,7 +59,7 @@ where
             () = following => {}
         }
     });
-    Box::new(TextWatcher { state, told: None, _over: over })
+    Box::new(TextWatcher { state, last: None, _over: over })
 }
 
 /// One document of all `sections`, each with a line that says where it is from.
@@ -107,12 +107,12 @@ pub fn format_of(key: &str) -> Format {
 // === impl TextFeed ===
 
 impl TextFeed {
-    /// Tells the text, or why there is none.
+    /// Shows the watcher the text, or why there is none.
     pub fn show(&self, answer: Result<Text, String>) {
         self.0.send_modify(|state| *state = State { answer: Some(answer), trouble: None });
     }
 
-    /// Tells that the server can't be asked, and why.
+    /// Shows the watcher that the server can't be asked, and why.
     pub fn fail(&self, why: String) {
         self.0.send_modify(|state| state.trouble = Some(why));
     }
@@ -129,8 +129,8 @@ impl ConfigWatcher for TextWatcher {
                 Some(why) => Some(Err(why)),
                 None => answer,
             };
-            if let Some(news) = news.filter(|news| !is_told(self.told.as_ref(), news)) {
-                self.told = Some(news.clone());
+            if let Some(news) = news.filter(|news| !is_known(self.last.as_ref(), news)) {
+                self.last = Some(news.clone());
                 return news.map_err(SourceError::new);
             }
             if self.state.changed().await.is_err() {
@@ -141,9 +141,9 @@ impl ConfigWatcher for TextWatcher {
 }
 
 /// A text that was put again as it was is no news.
-fn is_told(told: Option<&Answer>, news: &Answer) -> bool {
-    match (told, news) {
-        (Some(Ok(told)), Ok(news)) => (&told.content, told.format) == (&news.content, news.format),
-        (told, news) => told == Some(news),
+fn is_known(last: Option<&Answer>, news: &Answer) -> bool {
+    match (last, news) {
+        (Some(Ok(last)), Ok(news)) => (&last.content, last.format) == (&news.content, news.format),
+        (last, news) => last == Some(news),
     }
 }

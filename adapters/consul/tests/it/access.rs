@@ -21,7 +21,7 @@ trials! {
     keys_have_rules_too
 }
 
-/// What a service needs that is registered and calls itself.
+/// The rules for a service that is registered and calls itself.
 const RULES: &str = r#"service "stock" { policy = "write" } node_prefix "" { policy = "read" }"#;
 
 /// The settings with `token`, which stands in a file.
@@ -60,10 +60,10 @@ async fn a_token_lets_its_rules_in() -> Ran {
     assert!(error.contains("403") && !error.contains(&token), "{error}");
 
     // Without a token, and with one that is none.
-    let nobody = ConsulRegistry::new(ConsulConfig::at(&consul.address)).unwrap();
-    let error = nobody.watch("stock").await.unwrap().next().await.unwrap_err().to_string();
+    let stranger = ConsulRegistry::new(ConsulConfig::at(&consul.address)).unwrap();
+    let error = stranger.watch("stock").await.unwrap().next().await.unwrap_err().to_string();
     assert!(error.contains("hides the instances of `stock`: no token is set"), "{error}");
-    assert!(nobody.register(stock("x")).await.is_err());
+    assert!(stranger.register(stock("x")).await.is_err());
     let unknown = "22222222-2222-2222-2222-222222222222";
     let (config, _unknown_file) = with(&consul, unknown);
     let wrong = ConsulRegistry::new(config).unwrap();
@@ -98,8 +98,8 @@ async fn a_token_may_be_replaced() -> Ran {
     let error = timeout(PATIENCE, watcher.next()).await.unwrap().unwrap_err().to_string();
     assert!(error.contains("ACL not found"), "{error}");
     std::fs::write(file.path(), consul.new_token(RULES).await.0).unwrap();
-    let told = timeout(PATIENCE, watcher.next()).await.unwrap().unwrap();
-    assert_eq!(crate::registry::ids_of(&told), ["a", "b"]);
+    let answer = timeout(PATIENCE, watcher.next()).await.unwrap().unwrap();
+    assert_eq!(crate::registry::ids_of(&answer), ["a", "b"]);
     a.deregister().await.unwrap();
     b.deregister().await.unwrap();
     until(&mut watcher, &[]).await;
@@ -131,10 +131,10 @@ async fn keys_have_rules_too() -> Ran {
     consul.put("orders/secret", "x: 1").await;
     let source = |config: ConsulSourceConfig| ConsulSource::new(config).unwrap();
     let first = async |source: ConsulSource| source.watch().await.unwrap().next().await;
-    let nobody = first(source(ConsulSourceConfig::key(&consul.address, "orders/outbound"))).await;
-    assert!(nobody.unwrap_err().to_string().contains("403"), "a key");
-    let nobody = first(source(ConsulSourceConfig::prefix(&consul.address, "orders/"))).await;
-    let error = nobody.unwrap_err().to_string();
+    let stranger = first(source(ConsulSourceConfig::key(&consul.address, "orders/outbound"))).await;
+    assert!(stranger.unwrap_err().to_string().contains("403"), "a key");
+    let stranger = first(source(ConsulSourceConfig::prefix(&consul.address, "orders/"))).await;
+    let error = stranger.unwrap_err().to_string();
     assert!(error.ends_with("or hides it: no token is set"), "{error}");
 
     let (token, _) = consul.new_token(r#"key_prefix "orders/" { policy = "read" }"#).await;

@@ -113,7 +113,7 @@ async fn what_is_no_text_is_an_error() -> Ran {
     let mut watcher = none.watch().await.unwrap();
     let error = watcher.next().await.unwrap_err().to_string();
     assert!(error.ends_with("has no key consul:none"), "{error}");
-    assert!(timeout(Duration::from_millis(200), watcher.next()).await.is_err(), "it is told once");
+    assert!(timeout(Duration::from_millis(200), watcher.next()).await.is_err(), "it is returned once");
     consul.put("none", "a: 1").await;
     assert_eq!(timeout(PATIENCE, watcher.next()).await.unwrap().unwrap().content, "a: 1");
 

@@ -35,7 +35,7 @@ async fn an_agent_that_lost_its_memory_gets_its_entries_back() -> Ran {
     consul.kill().await;
     let error = timeout(PATIENCE, watcher.next()).await.unwrap().unwrap_err().to_string();
     assert!(error.contains(&consul.address), "{error}");
-    // Who asks anew is told what was known, and not the same trouble again.
+    // A new watcher returns the known instances, and not the same error again.
     let mut watcher = ours.watch("stock").await.unwrap();
     assert_eq!(ids_of(&watcher.next().await.unwrap()), ["a", "b"]);
     assert!(timeout(Duration::from_millis(500), watcher.next()).await.is_err(), "nothing changed");

@@ -52,29 +52,29 @@ pub(crate) async fn register_soon(registry: &ConsulRegistry, instance: Instance)
     }
 }
 
-/// Waits until the watcher tells these ids.
+/// Waits until the watcher returns these ids.
 #[track_caller]
 pub(crate) fn until<'a>(watcher: &'a mut Box<dyn Watcher>, ids: &'a [&str]) -> impl Future<Output = ()> + 'a {
     let caller = std::panic::Location::caller();
     async move {
         let mut last = None;
-        let told = timeout(PATIENCE, async {
+        let answer = timeout(PATIENCE, async {
             loop {
-                let told = watcher.next().await;
-                if told.as_ref().is_ok_and(|told| ids_of(told) == ids) {
+                let answer = watcher.next().await;
+                if answer.as_ref().is_ok_and(|answer| ids_of(answer) == ids) {
                     return;
                 }
-                last = Some(told);
+                last = Some(answer);
             }
         });
-        if told.await.is_err() {
-            panic!("{caller}: expected {ids:?}, told last: {last:?}");
+        if answer.await.is_err() {
+            panic!("{caller}: expected {ids:?}, answer last: {last:?}");
         }
     }
 }
 
-pub(crate) fn ids_of(told: &Membership) -> Vec<&str> {
-    match told {
+pub(crate) fn ids_of(answer: &Membership) -> Vec<&str> {
+    match answer {
         Membership::Known(all) => all.iter().map(|instance| instance.id.as_str()).collect(),
         Membership::Unknown | Membership::Deleted => Vec::new(),
     }
@@ -169,9 +169,9 @@ async fn a_long_list_is_read_whole() -> Ran {
     for some in services.chunks(64) {
         consul.ok("PUT", "/v1/txn", some.into()).await;
     }
-    let told = registry(&consul).watch("stock").await.unwrap().next().await.unwrap();
+    let answer = registry(&consul).watch("stock").await.unwrap().next().await.unwrap();
     let ids: Vec<_> = (0..1_234).map(|n| format!("x/i{n:04}")).collect();
-    assert_eq!(ids_of(&told), ids);
+    assert_eq!(ids_of(&answer), ids);
     Ok(())
 }
 

@@ -32,7 +32,7 @@ struct Fake {
     paths: Arc<Mutex<Vec<String>>>,
 }
 
-/// What a server sends.
+/// An answer of the server.
 #[derive(Clone)]
 enum Sent {
     /// A head, and a body.
@@ -142,8 +142,8 @@ async fn answers_that_make_no_sense_change_nothing() {
         .await;
         let mut watcher = fake.registry().watch("stock").await.unwrap();
         until(&mut watcher, &["n/a"]).await;
-        let told = timeout(PATIENCE, watcher.next()).await.unwrap();
-        let error = told.expect_err(&format!("answer {n}")).to_string();
+        let answer = timeout(PATIENCE, watcher.next()).await.unwrap();
+        let error = answer.expect_err(&format!("answer {n}")).to_string();
         assert!(error.len() < 1_000 && !error.contains('\u{1b}'), "answer {n}: {error}");
         until(&mut watcher, &["n/a", "n/b"]).await;
         assert!(turn.load(Relaxed) <= 5, "answer {n}");
@@ -161,8 +161,8 @@ async fn an_answer_that_does_not_come_is_given_up() {
         let mut watcher = fake.registry().watch("stock").await.unwrap();
         until(&mut watcher, &["n/a"]).await;
         let begun = Instant::now();
-        let told = timeout(PATIENCE, watcher.next()).await.unwrap();
-        assert!(told.is_err(), "{told:?}");
+        let answer = timeout(PATIENCE, watcher.next()).await.unwrap();
+        assert!(answer.is_err(), "{answer:?}");
         // The blocking query, which may wait for 1 s, and one that does not wait.
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
         assert!(fake.asked.load(Relaxed) <= 4);
@@ -218,10 +218,10 @@ async fn constant_change_is_read_at_a_bounded_pace() {
     let most = 200 + 5 * begun.elapsed().as_millis() as usize / 1_000 + 2;
     let asked = fake.asked.load(Relaxed);
     assert!((50..=most).contains(&asked), "{asked} requests in {:?}", begun.elapsed());
-    // What is told is the newest state.
-    let told = watcher.next().await.unwrap();
+    // The watcher returns the newest state.
+    let answer = watcher.next().await.unwrap();
     let newest = turn.load(Relaxed) - 1;
-    let ids = crate::registry::ids_of(&told).join(",");
-    let told: u64 = ids.trim_start_matches("n/i").parse().unwrap();
-    assert!(told + 1 >= newest, "{told} of {newest}");
+    let ids = crate::registry::ids_of(&answer).join(",");
+    let answer: u64 = ids.trim_start_matches("n/i").parse().unwrap();
+    assert!(answer + 1 >= newest, "{answer} of {newest}");
 }

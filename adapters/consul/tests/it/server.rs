@@ -16,7 +16,7 @@ pub(crate) struct Consul {
     program: PathBuf,
     arguments: Vec<String>,
     process: Option<Child>,
-    /// What requests of the test itself carry.
+    /// The token of the test's own requests.
     token: Option<String>,
     pub(crate) address: String,
 }
