@@ -60,7 +60,7 @@ pub use types::{matching, units};
 
 // Nodes and their connections; registries and config sources.
 pub use cluster::{Connection, Known, LastGoodConfig, Link, Load, Members, Node};
-pub use plugin::{config_source as config, registry};
+pub use plugin::{config_source as config, followed, registry};
 
 // Pipelines, and layers of your own in them.
 pub use runtime::{MOST_UNKNOWN, Runtime, RuntimeBuilder};

@@ -14,8 +14,6 @@
 mod dns;
 #[cfg(feature = "file")]
 mod file;
-#[cfg(feature = "dns")]
-mod followed;
 #[cfg(all(feature = "local", unix))]
 mod local;
 #[cfg(feature = "memory")]

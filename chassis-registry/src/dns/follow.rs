@@ -7,6 +7,7 @@ use std::{
 
 use chassis_core::{
     Random,
+    followed::State,
     registry::{Instance, Membership},
     tasks::caught,
 };
@@ -21,7 +22,6 @@ use super::{
     question::{Question, Record, Reply, Ttl},
     resolver::{Asked, Resolver},
 };
-use crate::followed::State;
 
 /// The parts that a follower uses.
 pub(super) struct Means {

@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 use chassis_core::{
     BoxError, Random,
+    followed::Followed,
     kind::Kind,
     registry::{Instance, Registration, Registry, RegistryError, Watcher},
     settings::Problem,
@@ -23,7 +24,6 @@ use self::{
     resolver::Resolver,
     thread::OwnThread,
 };
-use crate::followed::Followed;
 
 /// Looks services up in DNS, and again whenever a TTL expires.
 ///

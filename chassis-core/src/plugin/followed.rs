@@ -1,4 +1,4 @@
-//! Followed services: one follower each, for any number of watchers.
+//! For registries on a server: one follower for each service, for any number of watchers.
 use std::{
     collections::HashMap,
     sync::{
@@ -9,16 +9,33 @@ use std::{
 };
 
 use async_trait::async_trait;
-use chassis_core::registry::{Membership, RegistryError, Watcher};
 use tokio::{sync::watch, time::sleep};
 
+use super::registry::{Membership, RegistryError, Watcher};
+
 /// The followed services by name.
+///
+/// ```
+/// use chassis_core::{followed::{Followed, State}, registry::Membership};
+///
+/// # async fn example(followed: &std::sync::Arc<Followed>) {
+/// let (watcher, new) = followed.watch("stock", ());
+/// if let Some(state) = new {
+///     // There is no follower of this service yet: this task is one.
+///     let followed = followed.clone();
+///     tokio::spawn(async move {
+///         let follow = async { State::show(&state, Membership::Unknown) };
+///         tokio::join!(follow, followed.unused("stock", &state));
+///     });
+/// }
+/// # }
+/// ```
 #[derive(Default)]
-pub(crate) struct Followed(Mutex<HashMap<String, watch::Sender<State>>>);
+pub struct Followed(Mutex<HashMap<String, watch::Sender<State>>>);
 
 /// The state that a follower publishes to its watchers.
 #[derive(Clone, Default)]
-pub(crate) struct State {
+pub struct State {
     /// `None` until the first answer.
     known: Option<Membership>,
     /// Counts the answers.
@@ -48,7 +65,7 @@ const LINGER: Duration = Duration::from_secs(60);
 
 impl Followed {
     /// A watcher of `service`, which keeps `keeps`; and the sender for its follower, if there is none yet.
-    pub(crate) fn watch<K: Send + 'static>(
+    pub fn watch<K: Send + 'static>(
         &self,
         service: &str,
         keeps: K,
@@ -66,7 +83,7 @@ impl Followed {
     }
 
     /// Completes when `service` has had no watcher for a while. It is no longer in the table then.
-    pub(crate) async fn unused(&self, service: &str, state: &watch::Sender<State>) {
+    pub async fn unused(&self, service: &str, state: &watch::Sender<State>) {
         loop {
             state.closed().await;
             sleep(LINGER).await;
@@ -88,14 +105,14 @@ impl Followed {
 
 impl State {
     /// Publishes the known instances to watchers.
-    pub(crate) fn show(state: &watch::Sender<State>, known: Membership) {
+    pub fn show(state: &watch::Sender<State>, known: Membership) {
         state.send_modify(|state| {
             *state = State { known: Some(known), number: state.number + 1, trouble: None };
         });
     }
 
     /// Reports the reason of a failure to one watcher. The known instances stay.
-    pub(crate) fn fail(state: &watch::Sender<State>, why: impl Into<String>) {
+    pub fn fail(state: &watch::Sender<State>, why: impl Into<String>) {
         let trouble = Some(Arc::new(Trouble { why: why.into(), is_told: AtomicBool::new(false) }));
         state.send_modify(|state| state.trouble = trouble);
     }
