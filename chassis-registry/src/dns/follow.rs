@@ -201,7 +201,7 @@ impl Follow<'_> {
                         // 0 means a very small share in DNS, and none in chassis.
                         let weight = u32::from(srv.weight).max(1);
                         let instance = Instance::new(self.service, &address).with_weight(weight);
-                        instance.with_label("host", &srv.target)
+                        instance.with_priority(srv.priority.into()).with_hostname(&*srv.target)
                     };
                     let instance = all.entry(address.clone()).or_insert_with(new);
                     instance.addresses.insert(listener, address);

@@ -30,7 +30,7 @@ use self::{
 /// | records | instances |
 /// |---|---|
 /// | A, AAAA of `host` | one for each address, with the id `10.0.0.5`, and an address for each of `ports` |
-/// | SRV of `srv` | one for each address of each target, with the id `10.0.0.5:50051`, weight and label `host`; a weight of 0 counts as 1; later priorities when none of an earlier one has an address |
+/// | SRV of `srv` | one for each address of each target, with the id `10.0.0.5:50051`, weight, priority and host name; a weight of 0 counts as 1; later priorities when none of an earlier one has an address |
 /// | NXDOMAIN, or none of these | no instance, once a second answer says the same; a name that never existed is unknown |
 /// | SERVFAIL, REFUSED, no answer | no change: the known instances stay, a watcher reports the error once, and
 /// DNS is queried again every 2 s or sooner |

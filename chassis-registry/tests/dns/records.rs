@@ -126,7 +126,7 @@ async fn srv_records_are_instances() -> Ran {
     let mut watcher = watch(srv(&knot.address), "stock").await;
     let of = |address: &str, weight, host| {
         let instance = Instance::new("stock", address).with_address("grpc", address);
-        instance.with_weight(weight).with_label("host", host)
+        instance.with_weight(weight).with_priority(10).with_hostname(host)
     };
     let all = [
         of("127.0.0.5:50051", 3, "a.test"),
