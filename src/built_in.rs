@@ -20,6 +20,8 @@ pub(crate) fn register(kinds: &mut Kinds) {
         Port::add(kinds, chassis_etcd::EtcdRegistry::kind());
         Port::add(kinds, chassis_etcd::EtcdSource::kind());
     }
+    #[cfg(feature = "ttl")]
+    Port::add(kinds, chassis_ttl::TtlRegistry::kind());
     #[cfg(feature = "http")]
     {
         kinds.section(chassis_core::Section::<chassis_http::ClientPatch>::new("client").read_once());

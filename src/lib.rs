@@ -131,6 +131,8 @@ pub use chassis_http as http;
 #[cfg(feature = "http")]
 pub use chassis_http::{HttpClient, Problem};
 pub use chassis_registry as registries;
+#[cfg(feature = "ttl")]
+pub use chassis_ttl as ttl;
 
 pub use self::{
     app::Chassis,

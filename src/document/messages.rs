@@ -88,7 +88,7 @@ fn check_in(format: Format, content: &str, expected: &str) {
     };
     let mut printed = block_on(problems(name, format, content, &[]));
     // A build with more cargo features has more kinds.
-    for kind in [", dns", ", consul", ", etcd"] {
+    for kind in [", dns", ", consul", ", etcd", ", ttl"] {
         printed = printed.replace(kind, "");
     }
     assert_eq!(printed, expected.trim_matches('\n'), "\n{printed}\n");

@@ -85,8 +85,8 @@ pub(crate) struct Center {
 type Make<M> = dyn Fn() -> Result<M, BoxError> + Send + Sync;
 
 /// Kinds that a build may lack, and the cargo feature that adds each.
-const OPTIONAL_KINDS: [(&str, &str); 4] =
-    [("local", "local"), ("dns", "dns"), ("consul", "consul"), ("etcd", "etcd")];
+const OPTIONAL_KINDS: [(&str, &str); 5] =
+    [("local", "local"), ("dns", "dns"), ("consul", "consul"), ("etcd", "etcd"), ("ttl", "ttl")];
 /// Sections that a build may lack, and the cargo feature that adds each.
 const OPTIONAL_SECTIONS: [(&str, &str); 2] = [("client", "http"), ("server", "http")];
 

@@ -35,12 +35,18 @@ mod over_consul;
 mod over_dns;
 #[cfg(feature = "etcd")]
 mod over_etcd;
+#[cfg(feature = "ttl")]
+mod over_ttl;
 mod peer;
 #[path = "../examples/process.rs"]
 #[allow(dead_code)] // the tests of the examples use the other half
 mod process;
 mod quickstart;
 mod raw;
+#[cfg(feature = "ttl")]
+#[path = "../../adapters/ttl/tests/it/process.rs"]
+#[allow(dead_code)] // the tests of the adapter use the other half
+mod registry_server;
 #[path = "../examples/shop.rs"]
 #[allow(dead_code)] // likewise
 mod shop;
@@ -63,6 +69,8 @@ fn main() -> std::process::ExitCode {
         over_dns::trials(),
         #[cfg(feature = "etcd")]
         over_etcd::trials(),
+        #[cfg(feature = "ttl")]
+        over_ttl::trials(),
         quickstart::trials(),
         through_nginx::trials(),
         to_go::trials(),

@@ -3,7 +3,7 @@
 use crate::made::{cargo, output, workspace};
 
 /// Every member, with its default features and with all; chassis-rs has more combinations.
-const MEMBERS: [&str; 11] = [
+const MEMBERS: [&str; 12] = [
     "chassis-core",
     "chassis-config",
     "chassis-registry",
@@ -11,6 +11,7 @@ const MEMBERS: [&str; 11] = [
     "chassis-grpc",
     "chassis-consul",
     "chassis-etcd",
+    "chassis-ttl",
     "chassis-rs",
     "chassis-bench",
     "chassis-conformance",
@@ -21,7 +22,7 @@ const FEATURES: [(&str, &[&str]); 4] = [
     ("chassis-core", &["testing"]),
     ("chassis-registry", &["memory", "static", "file", "local", "dns"]),
     ("chassis-http", &["tonic", "testing"]),
-    ("chassis-rs", &["consul", "dns", "etcd", "grpc", "http", "local", "testing"]),
+    ("chassis-rs", &["consul", "dns", "etcd", "grpc", "http", "local", "testing", "ttl"]),
 ];
 
 #[test]

@@ -1,0 +1,41 @@
+//! A registry server of chassis' own, and the registry that uses it.
+//!
+//! - [`TtlServer`]: an axum router to mount; it keeps instances for as long as their processes renew them, and a snapshot
+//!   on disk;
+//! - [`TtlRegistry`]: `registry: { kind: ttl, servers: ["10.0.0.5:8500", "10.0.0.6:8500"] }`.
+//!
+//! Servers do not know each other. A process registers with all of them, and uses the union of what they list; so one of
+//! them may fail at any time. That is enough for a few hundred instances. For more, or where several writers
+//! have to agree on an order, use etcd or Consul.
+//!
+//! # The API
+//!
+//! | request | answer |
+//! |---|---|
+//! | `POST /v1/services` with `{ "instance": { "id": "stock-1", "service": "stock", "addresses": { … } }, "ttl": "10s" }` | 201 `{ "lease": "8f3a…", "revision": "…" }`; an instance of the same id is replaced |
+//! | `PUT /v1/services/{lease}/heartbeat` | 204; 404: the lease is not known; 409: another process has replaced the instance |
+//! | `DELETE /v1/services/{lease}` | 200 `{ "revision": "…" }`, also if it is not there |
+//! | `GET /v1/services/{lease}` | 200 the instance, or 404 |
+//! | `GET /v1/services`, `GET /v1/services?service=stock` | 200 `{ "revision": "…", "instances": [ … ] }` |
+//! | `GET /v1/names` | 200 `[ "orders", "stock" ]` |
+//! | `GET /v1/watch?service=stock` | 200, server-sent events, without end |
+//!
+//! A watch begins with the events `reset`, a `put` for each instance, and `ready`; then follows a `put` or a `delete` for
+//! each change. The `id` of an event is the revision, and an event that has nothing else says that nothing happened. A
+//! watch goes on at a revision by `?from=` or the header `last-event-id`; 410 says that its changes are no longer kept, and
+//! that the list has to be read anew. With a token, each request has `authorization: Bearer …`; else it is answered 401.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+mod client;
+mod follow;
+mod lease;
+mod registry;
+mod server;
+mod settings;
+mod sse;
+mod wire;
+
+pub use self::{
+    registry::TtlRegistry,
+    server::{TtlServer, TtlServerConfig},
+    settings::TtlConfig,
+};

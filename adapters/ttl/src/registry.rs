@@ -1,0 +1,212 @@
+//! The registry: an entry at each server for each instance, and a follower for each service that is called.
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chassis_core::{
+    BoxError, Kind,
+    followed::Followed,
+    registry::{Instance, Registration, Registry, RegistryError, Watcher},
+    settings::Problem,
+};
+use tokio::{sync::watch, task::JoinSet, time::timeout};
+
+use crate::{
+    client::{Client, Failure},
+    follow::{Heard, follow},
+    lease::{Entry, Lease},
+    settings::TtlConfig,
+    wire::{Register, Revision},
+};
+
+/// Instances at registry servers, each with a heartbeat.
+///
+/// Clones share connections and what is followed. A process follows each service that it calls once at each server, however
+/// many clients it has. What is known stays when no server can be reached; a watcher tells that once, as an error, and goes
+/// on by itself when one is back.
+///
+/// A registration replaces an entry of the same id, which a process that restarts may have left behind. If another process
+/// replaces it, this one logs that, and puts its own up again when that one goes.
+///
+/// ```no_run
+/// use chassis_core::registry::{Instance, Registry};
+/// use chassis_ttl::{TtlConfig, TtlRegistry};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// let registry = TtlRegistry::new(TtlConfig::at(["10.0.0.5:8500", "10.0.0.6:8500"]))?;
+/// let stock = Instance::new("stock", "stock-1").with_address("grpc", "10.0.0.7:50051");
+/// let registration = registry.register(stock).await?;
+/// registration.deregister().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct TtlRegistry(Arc<Inner>);
+
+struct Inner {
+    config: TtlConfig,
+    client: Client,
+    followed: Arc<Followed>,
+    /// How far the followers have heard the servers.
+    heard: Arc<Mutex<HashMap<String, watch::Receiver<Heard>>>>,
+    /// The followers end with it.
+    over: watch::Sender<()>,
+}
+
+struct Registered {
+    registry: TtlRegistry,
+    service: String,
+    id: String,
+    lease: Lease,
+}
+
+struct TtlKind;
+
+/// How long a deregistration waits until watchers of this process have seen it.
+const HEARD: Duration = Duration::from_secs(1);
+
+// === impl TtlRegistry ===
+
+impl TtlRegistry {
+    /// The kind that settings choose by `registry: { kind: ttl }`.
+    pub fn kind() -> impl Kind<Config = TtlConfig, Made = Arc<dyn Registry>> {
+        TtlKind
+    }
+
+    /// Connects with its first use.
+    ///
+    /// # Errors
+    /// The first problem in `config`.
+    pub fn new(config: TtlConfig) -> Result<Self, BoxError> {
+        if let [problem, ..] = &config.check()[..] {
+            return Err(problem.to_string().into());
+        }
+        let client = Client::new(config.clone());
+        let (followed, heard, over) = (Arc::default(), Arc::default(), watch::Sender::new(()));
+        Ok(TtlRegistry(Arc::new(Inner { config, client, followed, heard, over })))
+    }
+
+    /// The registration of `instance`, as it is sent.
+    fn body(&self, instance: &Instance) -> Result<Bytes, RegistryError> {
+        instance.check()?;
+        let body = serde_json::to_vec(&Register { instance, ttl: Some(self.0.config.lease) });
+        Ok(body.map_err(|error| RegistryError::new(error.to_string()))?.into())
+    }
+
+    /// Waits until a watcher of this process would tell what happened to `service` at these revisions.
+    async fn heard(&self, service: &str, revisions: &[(usize, Revision)]) {
+        let heard = self.0.heard.lock().unwrap_or_else(PoisonError::into_inner).get(service).cloned();
+        let Some(mut heard) = heard else { return };
+        let is_heard = |heard: &Heard| {
+            revisions.iter().all(|(server, revision)| {
+                let at = heard.get(*server).copied().flatten();
+                at.is_some_and(|at| at.history != revision.history || at.number >= revision.number)
+            })
+        };
+        let _ = timeout(HEARD, heard.wait_for(is_heard)).await;
+    }
+}
+
+#[async_trait]
+impl Registry for TtlRegistry {
+    fn name(&self) -> &str {
+        "ttl"
+    }
+
+    async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
+        if instance.service.is_empty() {
+            let message = format!("instance `{}` doesn't say which service it belongs to", instance.id);
+            return Err(RegistryError::new(message));
+        }
+        let Inner { config, client, .. } = &*self.0;
+        let body = self.body(&instance)?;
+        let entry =
+            Entry { id: instance.id.as_str().into(), ttl: config.lease.get(), jitter: config.jitter.0 };
+        let lease = Lease::begin(client, &entry, body).await.map_err(error)?;
+        let Instance { service, id, .. } = instance;
+        Ok(Box::new(Registered { registry: self.clone(), service, id, lease }))
+    }
+
+    async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
+        let Inner { config, client, followed, heard, over } = &*self.0;
+        let (watcher, new) = followed.watch(service, self.clone());
+        let Some(state) = new else { return Ok(watcher) };
+        let (all, jitter, mut is_over) = (heard.clone(), config.jitter.0, over.subscribe());
+        let (heard, known) = watch::channel(Heard::new());
+        all.lock().unwrap_or_else(PoisonError::into_inner).insert(service.to_owned(), known);
+        let (followed, service, of) = (followed.clone(), service.to_owned(), client.clone());
+        client.tasks().spawn(async move {
+            tokio::select! {
+                _ = is_over.changed() => return,
+                () = followed.unused(&service, &state) => {}
+                () = follow(&of, &service, jitter, &state, &heard) => {}
+            }
+            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+            // Another follower may have begun.
+            if all.get(&service).is_some_and(|kept| kept.same_channel(&heard.subscribe())) {
+                all.remove(&service);
+            }
+        });
+        Ok(watcher)
+    }
+
+    async fn services(&self) -> Vec<String> {
+        let mut asked = JoinSet::new();
+        for server in 0..self.0.client.count() {
+            let client = self.0.client.clone();
+            asked.spawn(async move { client.names(server).await });
+        }
+        let names = asked.join_all().await.into_iter().flatten().flatten();
+        names.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    fn never_blocks(&self) -> bool {
+        true
+    }
+}
+
+fn error(failure: Failure) -> RegistryError {
+    RegistryError::new(failure.why)
+}
+
+// === impl Registered ===
+
+#[async_trait]
+impl Registration for Registered {
+    async fn update(&mut self, instance: Instance) -> Result<(), RegistryError> {
+        if (&instance.service, &instance.id) != (&self.service, &self.id) {
+            return Err(RegistryError::new("an update keeps the service and the id"));
+        }
+        let body = self.registry.body(&instance)?;
+        self.lease.update(body).await.map_err(error)
+    }
+
+    async fn deregister(self: Box<Self>) -> Result<(), RegistryError> {
+        let Registered { registry, service, lease, .. } = *self;
+        let revisions = lease.end().await.map_err(error)?;
+        registry.heard(&service, &revisions).await;
+        Ok(())
+    }
+}
+
+// === impl TtlKind ===
+
+impl Kind for TtlKind {
+    type Config = TtlConfig;
+    type Made = Arc<dyn Registry>;
+
+    fn name(&self) -> &str {
+        "ttl"
+    }
+
+    fn check(&self, config: &TtlConfig) -> Vec<Problem> {
+        config.check()
+    }
+
+    fn make(&self, config: &TtlConfig) -> Result<Arc<dyn Registry>, BoxError> {
+        Ok(Arc::new(TtlRegistry::new(config.clone())?))
+    }
+}

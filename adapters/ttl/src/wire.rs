@@ -1,0 +1,84 @@
+//! The contents of requests and answers.
+use std::{fmt, str::FromStr, time::Duration};
+
+use chassis_core::{registry::Instance, units::PositiveSpan};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// The body of `POST /v1/services`.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Register<I = Instance> {
+    pub(crate) instance: I,
+    /// How long it is kept without a heartbeat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ttl: Option<PositiveSpan>,
+}
+
+/// The answer to it.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Registered {
+    pub(crate) lease: String,
+    pub(crate) revision: Revision,
+}
+
+/// The answer to `DELETE /v1/services/{lease}`.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Removed {
+    pub(crate) revision: Revision,
+}
+
+/// The data of the event `delete`.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Gone {
+    pub(crate) id: String,
+}
+
+/// A moment in the history of a server: which history, and how many changes it has. A server begins another history
+/// when it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Revision {
+    pub(crate) history: u64,
+    pub(crate) number: u64,
+}
+
+/// A watch has an event at least so often.
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// The names of events.
+pub(crate) const RESET: &str = "reset";
+pub(crate) const PUT: &str = "put";
+pub(crate) const DELETE: &str = "delete";
+pub(crate) const READY: &str = "ready";
+/// The changes after what was sent are no longer kept.
+pub(crate) const BEHIND: &str = "behind";
+
+// === impl Revision ===
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}.{}", self.history, self.number)
+    }
+}
+
+impl FromStr for Revision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{}` is no revision", text.escape_debug());
+        let (history, number) = text.split_once('.').ok_or_else(wrong)?;
+        let history = u64::from_str_radix(history, 16).map_err(|_| wrong())?;
+        Ok(Revision { history, number: number.parse().map_err(|_| wrong())? })
+    }
+}
+
+impl Serialize for Revision {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Revision {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?.parse().map_err(de::Error::custom)
+    }
+}

@@ -1,0 +1,195 @@
+//! The entries at the servers, and how soon others see them.
+use std::{sync::Arc, time::Duration};
+
+use chassis_core::{
+    registry::{Instance, Membership, Registry, Watcher},
+    testing::contract,
+    units::PositiveSpan,
+};
+use chassis_ttl::{TtlConfig, TtlRegistry, TtlServerConfig};
+use tokio::time::{Instant, timeout};
+
+use crate::process::{PATIENCE, Process};
+
+pub(crate) fn registry(servers: &[&Process]) -> TtlRegistry {
+    TtlRegistry::new(TtlConfig::at(servers.iter().map(|server| server.address.as_str()))).unwrap()
+}
+
+pub(crate) fn stock(id: &str) -> Instance {
+    Instance::new("stock", id).with_address("grpc", "127.0.0.1:50051")
+}
+
+/// Waits until the watcher tells these ids; errors are passed over.
+#[track_caller]
+pub(crate) fn until<'a>(watcher: &'a mut Box<dyn Watcher>, ids: &'a [&str]) -> impl Future<Output = ()> + 'a {
+    let caller = std::panic::Location::caller();
+    async move {
+        let mut last = None;
+        let told = timeout(PATIENCE, async {
+            loop {
+                let told = watcher.next().await;
+                if told.as_ref().is_ok_and(|told| ids_of(told) == ids) {
+                    return;
+                }
+                last = Some(told);
+            }
+        });
+        if told.await.is_err() {
+            panic!("{caller}: expected {ids:?}, told last: {last:?}");
+        }
+    }
+}
+
+pub(crate) fn ids_of(told: &Membership) -> Vec<&str> {
+    match told {
+        Membership::Known(all) => all.iter().map(|instance| instance.id.as_str()).collect(),
+        Membership::Unknown | Membership::Deleted => Vec::new(),
+    }
+}
+
+/// The contract with so many servers, which are new for each promise.
+async fn keeps_the_contract(servers: usize) {
+    let all = std::cell::RefCell::new(Vec::new());
+    contract::registry::registry(async || {
+        let mut new = Vec::new();
+        for _ in 0..servers {
+            new.push(Process::start().await);
+        }
+        let registry = registry(&new.iter().collect::<Vec<_>>());
+        all.borrow_mut().extend(new);
+        Arc::new(registry) as _
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn keeps_the_contract_with_one_server() {
+    keeps_the_contract(1).await;
+}
+
+#[tokio::test]
+async fn keeps_the_contract_with_three_servers() {
+    keeps_the_contract(3).await;
+}
+
+#[tokio::test]
+async fn a_change_is_seen_at_once() {
+    let server = Process::start().await;
+    let mut watcher = registry(&[&server]).watch("stock").await.unwrap();
+    assert_eq!(watcher.next().await.unwrap(), Membership::Unknown);
+    let writer = registry(&[&server]);
+    let mut taken = Vec::new();
+    for round in 0..50 {
+        let id = format!("i{round}");
+        let begun = Instant::now();
+        let registration = writer.register(stock(&id)).await.unwrap();
+        until(&mut watcher, &[&id]).await;
+        taken.push(begun.elapsed());
+        let begun = Instant::now();
+        registration.deregister().await.unwrap();
+        until(&mut watcher, &[]).await;
+        taken.push(begun.elapsed());
+    }
+    taken.sort();
+    let p99 = taken[taken.len() * 99 / 100];
+    println!("ttl: a change is seen after {:?}, p99 {p99:?}", taken[taken.len() / 2]);
+    assert!(p99 <= Duration::from_secs(1), "{p99:?}");
+}
+
+#[tokio::test]
+async fn a_process_that_ends_is_gone_when_its_lease_is_over() {
+    let server = Process::start().await;
+    let mut watcher = registry(&[&server]).watch("stock").await.unwrap();
+    let address = server.address.clone();
+    // A process of its own: a runtime that ends with all its tasks.
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let lease = PositiveSpan::from_millis(2_000);
+        let config = TtlConfig { lease, ..TtlConfig::at([address]) };
+        let registration =
+            runtime.block_on(async { TtlRegistry::new(config).unwrap().register(stock("a")).await.unwrap() });
+        runtime.shutdown_background();
+        drop(registration);
+    })
+    .join()
+    .unwrap();
+    until(&mut watcher, &["a"]).await;
+    let begun = Instant::now();
+    until(&mut watcher, &[]).await;
+    assert!(begun.elapsed() <= Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn another_process_may_take_an_entry_over() {
+    let server = Process::start().await;
+    let mut watcher = registry(&[&server]).watch("stock").await.unwrap();
+    let first = registry(&[&server]).register(stock("a")).await.unwrap();
+    let second = registry(&[&server]).register(stock("a").with_weight(2)).await.unwrap();
+    let weight = |told: &Membership| match told {
+        Membership::Known(all) => all.first().map(|instance| instance.weight),
+        _ => None,
+    };
+    let wait = async |watcher: &mut Box<dyn Watcher>, expected: u32| {
+        let told =
+            timeout(PATIENCE, async { while weight(&watcher.next().await.unwrap()) != Some(expected) {} });
+        told.await.unwrap_or_else(|_| panic!("not seen: weight {expected}"));
+    };
+    wait(&mut watcher, 2).await;
+    // The first one comes back when the second goes, and takes nothing of it along.
+    second.deregister().await.unwrap();
+    let gone = Instant::now();
+    wait(&mut watcher, 1).await;
+    assert!(gone.elapsed() <= Duration::from_secs(2), "{:?}", gone.elapsed());
+    let third = registry(&[&server]).register(stock("a").with_weight(3)).await.unwrap();
+    first.deregister().await.unwrap();
+    assert_eq!(server.ids().await, ["a"]);
+    third.deregister().await.unwrap();
+    assert_eq!(server.ids().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn entries_are_readable_by_others() {
+    let server = Process::start().await;
+    let registration = registry(&[&server]).register(stock("a b")).await.unwrap();
+    let (status, answer) = server.ask("GET", "/v1/services", "").await;
+    let expected =
+        serde_json::json!([{ "id": "a b", "service": "stock", "addresses": { "grpc": "127.0.0.1:50051" } }]);
+    assert_eq!((status, &answer["instances"]), (200, &expected));
+    assert_eq!(server.ask("GET", "/v1/names", "").await, (200, serde_json::json!(["stock"])));
+    registration.deregister().await.unwrap();
+
+    // And by hand one takes part.
+    let lease = server.put("x", 1).await;
+    let mut watcher = registry(&[&server]).watch("stock").await.unwrap();
+    until(&mut watcher, &["x"]).await;
+    assert_eq!(server.ask("PUT", &format!("/v1/services/{lease}/heartbeat"), "").await.0, 204);
+    let (status, instance) = server.ask("GET", &format!("/v1/services/{lease}"), "").await;
+    assert_eq!((status, instance["id"].as_str()), (200, Some("x")));
+    server.delete(&lease).await;
+    until(&mut watcher, &[]).await;
+    assert_eq!(server.ask("PUT", &format!("/v1/services/{lease}/heartbeat"), "").await.0, 404);
+    assert_eq!(server.ask("GET", &format!("/v1/services/{lease}"), "").await.0, 404);
+}
+
+#[tokio::test]
+async fn a_token_is_asked_for_and_may_change() {
+    let config = TtlServerConfig { token: Some("first".into()), ..TtlServerConfig::default() };
+    let server = Process::start_with(config).await;
+    let error = registry(&[&server]).register(stock("a")).await.map(drop).unwrap_err().to_string();
+    assert!(error.contains("401") && error.contains(&server.address), "{error}");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("token");
+    std::fs::write(&path, "wrong\n").unwrap();
+    let config = TtlConfig { token_file: Some(path.clone()), ..TtlConfig::at([server.address.as_str()]) };
+    let registry = TtlRegistry::new(config).unwrap();
+    let error = registry.register(stock("a")).await.map(drop).unwrap_err().to_string();
+    assert!(error.contains("401") && !error.contains("wrong"), "{error}");
+    std::fs::write(&path, "first\n").unwrap();
+    let _registration = registry.register(stock("a")).await.unwrap();
+    until(&mut registry.watch("stock").await.unwrap(), &["a"]).await;
+    for authorization in ["", "authorization: Bearer firs\r\n", "authorization: Basic first\r\n"] {
+        let request =
+            format!("GET /v1/names HTTP/1.1\r\nhost: r\r\n{authorization}connection: close\r\n\r\n");
+        assert_eq!(server.send(&request).await.0, 401, "{authorization}");
+    }
+}
