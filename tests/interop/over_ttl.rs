@@ -39,7 +39,7 @@ async fn stock(servers: &[&str]) -> Running {
     app("stock", servers).await.serve_http(ours::router()).start().await.unwrap()
 }
 
-/// Callers, until they are told to end.
+/// Callers, until they are stopped.
 struct Callers {
     app: Chassis,
     tasks: JoinSet<Vec<String>>,

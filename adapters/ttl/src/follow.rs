@@ -24,8 +24,8 @@ use crate::{
 /// The instances of one server by id.
 type All = BTreeMap<String, Arc<Instance>>;
 
-/// The revision up to which each server was heard.
-pub(crate) type Heard = Vec<Option<Revision>>;
+/// The revision up to which each server was read.
+pub(crate) type Read = Vec<Option<Revision>>;
 
 /// The state of one server.
 #[derive(Default)]
@@ -75,7 +75,7 @@ pub(crate) async fn follow(
     service: &str,
     jitter: Duration,
     state: &watch::Sender<State>,
-    heard: &watch::Sender<Heard>,
+    read: &watch::Sender<Read>,
 ) {
     let (to, mut news) = mpsc::channel(WAITING);
     let mut followers = JoinSet::new(); // end with this
@@ -103,7 +103,7 @@ pub(crate) async fn follow(
                     shown = Some(known);
                 }
             }
-            heard.send_replace(servers.iter().map(|server| server.revision).collect());
+            read.send_replace(servers.iter().map(|server| server.revision).collect());
             let is_there = servers.iter().any(|server| server.all.is_some() && server.lost.is_none());
             if !is_there && asked && !is_failing {
                 let why: Vec<_> = servers.iter().filter_map(|server| server.why.as_deref()).collect();

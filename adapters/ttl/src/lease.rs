@@ -27,12 +27,12 @@ pub(crate) struct Lease {
     over: watch::Sender<bool>,
     /// The registration as it is sent, and how often it was replaced.
     body: watch::Sender<(u64, Bytes)>,
-    told: mpsc::Receiver<Told>,
+    reports: mpsc::Receiver<Report>,
     servers: usize,
 }
 
 /// A message of a task to its owner.
-enum Told {
+enum Report {
     /// The first registration has ended.
     Begun(Result<(), Failure>),
     /// The registration of this number was sent.
@@ -52,7 +52,7 @@ struct Owner {
     pace: Pace,
     /// Of the entry that is there.
     lease: Option<String>,
-    told: mpsc::Sender<Told>,
+    reports: mpsc::Sender<Report>,
     is_begun: bool,
     /// Another process has registered the same id.
     is_replaced: bool,
@@ -60,8 +60,8 @@ struct Owner {
 
 /// The longest time between two heartbeats: an entry that a server has lost is back 2 s later.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// So many words of each server wait for their owner.
-const TOLD: usize = 8;
+/// So many reports of each server wait for their owner.
+const REPORTS: usize = 8;
 /// How long taking them down, or an update, may take.
 const END: Duration = Duration::from_secs(5);
 
@@ -76,7 +76,7 @@ impl Lease {
         let servers = client.count();
         let (over, is_over) = watch::channel(false);
         let (body, sent) = watch::channel((0, body));
-        let (told, heard) = mpsc::channel(TOLD * servers.max(1));
+        let (reports, reported) = mpsc::channel(REPORTS * servers.max(1));
         for server in 0..servers {
             let owner = Owner {
                 client: client.clone(),
@@ -86,19 +86,19 @@ impl Lease {
                 sent: 0,
                 pace: Pace::new(entry.jitter),
                 lease: None,
-                told: told.clone(),
+                reports: reports.clone(),
                 is_begun: false,
                 is_replaced: false,
             };
             client.tasks().spawn(owner.own(is_over.clone()));
         }
-        let mut lease = Lease { over, body, told: heard, servers };
+        let mut lease = Lease { over, body, reports: reported, servers };
         let mut failed = None;
         for _ in 0..servers {
-            match lease.told.recv().await {
-                Some(Told::Begun(Ok(()))) => return Ok(lease),
-                Some(Told::Begun(Err(failure))) => failed = Some(failure),
-                Some(Told::Updated(..) | Told::Ended(..)) | None => break,
+            match lease.reports.recv().await {
+                Some(Report::Begun(Ok(()))) => return Ok(lease),
+                Some(Report::Begun(Err(failure))) => failed = Some(failure),
+                Some(Report::Updated(..) | Report::Ended(..)) | None => break,
             }
         }
         Err(failed.unwrap_or_else(|| Failure { status: None, why: "the process ends".to_owned() }))
@@ -117,9 +117,9 @@ impl Lease {
         let (mut failed, mut left) = (None, self.servers);
         let all = timeout(END, async {
             while left > 0 {
-                match self.told.recv().await {
-                    Some(Told::Updated(of, Ok(()))) if of == number => return true,
-                    Some(Told::Updated(of, Err(failure))) if of == number => {
+                match self.reports.recv().await {
+                    Some(Report::Updated(of, Ok(()))) if of == number => return true,
+                    Some(Report::Updated(of, Err(failure))) if of == number => {
                         failed = Some(failure);
                         left -= 1;
                     }
@@ -146,16 +146,16 @@ impl Lease {
         let (mut revisions, mut failed, mut ended) = (Vec::new(), None, 0);
         let all = timeout(END, async {
             while ended < self.servers {
-                match self.told.recv().await {
-                    Some(Told::Ended(server, Ok(revision))) => {
+                match self.reports.recv().await {
+                    Some(Report::Ended(server, Ok(revision))) => {
                         revisions.extend(revision.map(|revision| (server, revision)));
                         ended += 1;
                     }
-                    Some(Told::Ended(_, Err(failure))) => {
+                    Some(Report::Ended(_, Err(failure))) => {
                         failed = Some(failure);
                         ended += 1;
                     }
-                    Some(Told::Begun(_) | Told::Updated(..)) => {}
+                    Some(Report::Begun(_) | Report::Updated(..)) => {}
                     None => return,
                 }
             }
@@ -183,7 +183,7 @@ impl Owner {
                 Some(lease) => tokio::select! {
                     biased;
                     () = is_over(&mut over) => break,
-                    renewed = self.client.renew(self.server, &lease) => self.hear(renewed),
+                    renewed = self.client.renew(self.server, &lease) => self.renewed(renewed),
                 },
             };
             if ended.is_ok() && self.lease.is_none() {
@@ -191,7 +191,7 @@ impl Owner {
             }
             let pause = self.pause(&ended);
             if !std::mem::replace(&mut self.is_begun, true) {
-                let _ = self.told.try_send(Told::Begun(ended));
+                let _ = self.reports.try_send(Report::Begun(ended));
             }
             tokio::select! {
                 biased;
@@ -211,11 +211,11 @@ impl Owner {
                 "an entry was not taken out of the registry"
             );
         }
-        let _ = self.told.try_send(Told::Ended(self.server, ended));
+        let _ = self.reports.try_send(Report::Ended(self.server, ended));
     }
 
     /// Takes in the answer to a heartbeat. An entry that is not known any more has no lease afterwards.
-    fn hear(&mut self, renewed: Result<Heartbeat, Failure>) -> Result<(), Failure> {
+    fn renewed(&mut self, renewed: Result<Heartbeat, Failure>) -> Result<(), Failure> {
         let renewed = renewed?;
         let (id, server) = (&*self.entry.id, self.client.name(self.server));
         if renewed == Heartbeat::Unknown {
@@ -255,8 +255,8 @@ impl Owner {
         self.sent = number;
         if number > 0 {
             let _ = self
-                .told
-                .try_send(Told::Updated(number, registered.as_ref().map(drop).map_err(Failure::clone)));
+                .reports
+                .try_send(Report::Updated(number, registered.as_ref().map(drop).map_err(Failure::clone)));
         }
         self.lease = Some(registered?.lease);
         Ok(())

@@ -17,7 +17,7 @@ use tokio::{sync::watch, task::JoinSet, time::timeout};
 
 use crate::{
     client::{Client, Failure},
-    follow::{Heard, follow},
+    follow::{Read, follow},
     lease::{Entry, Lease},
     settings::TtlConfig,
     wire::{Register, Revision},
@@ -26,7 +26,7 @@ use crate::{
 /// Instances at registry servers, each with a heartbeat.
 ///
 /// Clones share connections and what is followed. A process follows each service that it calls once at each server, however
-/// many clients it has. What is known stays when no server can be reached; a watcher tells that once, as an error, and goes
+/// many clients it has. What is known stays when no server can be reached; a watcher reports that once, as an error, and goes
 /// on by itself when one is back.
 ///
 /// A registration replaces an entry of the same id, which a process that restarts may have left behind. If another process
@@ -50,8 +50,8 @@ struct Inner {
     config: TtlConfig,
     client: Client,
     followed: Arc<Followed>,
-    /// How far the followers have heard the servers.
-    heard: Arc<Mutex<HashMap<String, watch::Receiver<Heard>>>>,
+    /// How far the followers have read the servers.
+    read: Arc<Mutex<HashMap<String, watch::Receiver<Read>>>>,
     /// The followers end with it.
     over: watch::Sender<()>,
 }
@@ -66,7 +66,7 @@ struct Registered {
 struct TtlKind;
 
 /// How long a deregistration waits until watchers of this process have seen it.
-const HEARD: Duration = Duration::from_secs(1);
+const READ: Duration = Duration::from_secs(1);
 
 // === impl TtlRegistry ===
 
@@ -85,8 +85,8 @@ impl TtlRegistry {
             return Err(problem.to_string().into());
         }
         let client = Client::new(config.clone());
-        let (followed, heard, over) = (Arc::default(), Arc::default(), watch::Sender::new(()));
-        Ok(TtlRegistry(Arc::new(Inner { config, client, followed, heard, over })))
+        let (followed, read, over) = (Arc::default(), Arc::default(), watch::Sender::new(()));
+        Ok(TtlRegistry(Arc::new(Inner { config, client, followed, read, over })))
     }
 
     /// The registration of `instance`, as it is sent.
@@ -96,17 +96,17 @@ impl TtlRegistry {
         Ok(body.map_err(|error| RegistryError::new(error.to_string()))?.into())
     }
 
-    /// Waits until a watcher of this process would tell what happened to `service` at these revisions.
-    async fn heard(&self, service: &str, revisions: &[(usize, Revision)]) {
-        let heard = self.0.heard.lock().unwrap_or_else(PoisonError::into_inner).get(service).cloned();
-        let Some(mut heard) = heard else { return };
-        let is_heard = |heard: &Heard| {
+    /// Waits until a watcher of this process would report what happened to `service` at these revisions.
+    async fn read(&self, service: &str, revisions: &[(usize, Revision)]) {
+        let read = self.0.read.lock().unwrap_or_else(PoisonError::into_inner).get(service).cloned();
+        let Some(mut read) = read else { return };
+        let is_read = |read: &Read| {
             revisions.iter().all(|(server, revision)| {
-                let at = heard.get(*server).copied().flatten();
+                let at = read.get(*server).copied().flatten();
                 at.is_some_and(|at| at.history != revision.history || at.number >= revision.number)
             })
         };
-        let _ = timeout(HEARD, heard.wait_for(is_heard)).await;
+        let _ = timeout(READ, read.wait_for(is_read)).await;
     }
 }
 
@@ -131,22 +131,22 @@ impl Registry for TtlRegistry {
     }
 
     async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
-        let Inner { config, client, followed, heard, over } = &*self.0;
+        let Inner { config, client, followed, read, over } = &*self.0;
         let (watcher, new) = followed.watch(service, self.clone());
         let Some(state) = new else { return Ok(watcher) };
-        let (all, jitter, mut is_over) = (heard.clone(), config.jitter.0, over.subscribe());
-        let (heard, known) = watch::channel(Heard::new());
+        let (all, jitter, mut is_over) = (read.clone(), config.jitter.0, over.subscribe());
+        let (read, known) = watch::channel(Read::new());
         all.lock().unwrap_or_else(PoisonError::into_inner).insert(service.to_owned(), known);
         let (followed, service, of) = (followed.clone(), service.to_owned(), client.clone());
         client.tasks().spawn(async move {
             tokio::select! {
                 _ = is_over.changed() => return,
                 () = followed.unused(&service, &state) => {}
-                () = follow(&of, &service, jitter, &state, &heard) => {}
+                () = follow(&of, &service, jitter, &state, &read) => {}
             }
             let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
             // Another follower may have begun.
-            if all.get(&service).is_some_and(|kept| kept.same_channel(&heard.subscribe())) {
+            if all.get(&service).is_some_and(|kept| kept.same_channel(&read.subscribe())) {
                 all.remove(&service);
             }
         });
@@ -187,7 +187,7 @@ impl Registration for Registered {
     async fn deregister(self: Box<Self>) -> Result<(), RegistryError> {
         let Registered { registry, service, lease, .. } = *self;
         let revisions = lease.end().await.map_err(error)?;
-        registry.heard(&service, &revisions).await;
+        registry.read(&service, &revisions).await;
         Ok(())
     }
 }

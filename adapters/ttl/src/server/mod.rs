@@ -217,12 +217,12 @@ impl Inner {
         let Some(token) = &self.config.token else { return true };
         let given = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
-        // In a time that does not tell how much of it is right.
+        // The time it takes does not depend on how much of it is right.
         let differs = given.bytes().zip(token.bytes()).fold(0, |differs, (a, b)| differs | (a ^ b));
         given.len() == token.len() && differs == 0
     }
 
-    /// Tells watches and the snapshot of a change; returns when it is on disk, or after a while.
+    /// Informs watches and the snapshot of a change; returns when it is on disk, or after a while.
     async fn changed(&self) {
         let (number, version) = {
             let store = self.store();

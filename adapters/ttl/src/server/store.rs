@@ -67,7 +67,7 @@ pub(super) enum Renewed {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Full;
 
-/// So many earlier leases of an instance are remembered, to tell their owners.
+/// So many earlier leases of an instance are remembered, to inform their owners.
 const MOST_REPLACED: usize = 4;
 
 // === impl Store ===
@@ -243,7 +243,7 @@ mod tests {
         store.put(stock("a"), TTL, "first".into(), now).unwrap();
         let revision = store.revision();
         store.put(stock("a"), TTL, "second".into(), now).unwrap();
-        assert_eq!(store.revision(), revision, "it is the same instance: nothing to tell watchers");
+        assert_eq!(store.revision(), revision, "it is the same instance: nothing changes for watchers");
         assert_eq!(store.renew("first", now), Renewed::Replaced);
         store.remove("first");
         assert_eq!((ids(&store), store.get("first")), (vec!["a".to_owned()], None));

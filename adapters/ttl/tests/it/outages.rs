@@ -173,7 +173,7 @@ impl Model {
         }
     }
 
-    /// Waits until the watcher tells exactly this.
+    /// Waits until the watcher reports exactly this.
     async fn is_seen(&self, watcher: &mut Box<dyn Watcher>, last: &mut Membership, round: u32) -> Duration {
         let weights = |all: &Membership| -> BTreeMap<String, u32> {
             let Membership::Known(all) = all else { return BTreeMap::new() };

@@ -19,7 +19,7 @@ pub(crate) fn stock(id: &str) -> Instance {
     Instance::new("stock", id).with_address("grpc", "127.0.0.1:50051")
 }
 
-/// Waits until the watcher tells these ids; errors are passed over.
+/// Waits until the watcher reports these ids; errors are passed over.
 #[track_caller]
 pub(crate) fn until<'a>(watcher: &'a mut Box<dyn Watcher>, ids: &'a [&str]) -> impl Future<Output = ()> + 'a {
     let caller = std::panic::Location::caller();

@@ -74,7 +74,7 @@ async fn instances_and_watches_have_bounds() {
     server.delete(&leases[1]).await;
     assert_eq!(server.ask("POST", "/v1/services", body).await.0, 201);
 
-    // Watches that read nothing hold up nobody, and their places are free when they go.
+    // Watches that read nothing hold up no other request, and their places are free when they go.
     let mut watches = Vec::new();
     for _ in 0..3 {
         let mut stream = TcpStream::connect(&server.address).await.unwrap();
