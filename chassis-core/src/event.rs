@@ -173,7 +173,7 @@ impl Events {
         }
     }
 
-    /// All events from now on; a subscriber more than [`KEPT`](Self::KEPT) events behind misses the oldest.
+    /// All events from now on; a subscriber more than 500 events behind misses the oldest.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
         self.0.live.subscribe()
     }

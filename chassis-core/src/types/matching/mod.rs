@@ -1,6 +1,6 @@
 //! Matches calls: one matcher for routes, limits, faults and retries.
 //!
-//! [`Match`] is the written form, [`Matcher`] the compiled one: it is compiled with the settings, and matches
+//! [`Match`] is the written form, `Matcher` the compiled one: it is compiled with the settings, and matches
 //! each call without allocating (except for a percent-encoded query).
 mod glob;
 mod read;
