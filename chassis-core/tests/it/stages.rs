@@ -341,8 +341,8 @@ enum Does {
     Hangs,
     /// Answers with the reply of another pipeline.
     Asks,
-    /// Removes the call's policy.
-    Unruled,
+    /// Keeps the call, and continues with the one that it kept before.
+    Swaps,
     Panics,
 }
 
@@ -356,7 +356,7 @@ const ALL: [Does; 11] = [
     Does::FailsAndKeeps,
     Does::Hangs,
     Does::Asks,
-    Does::Unruled,
+    Does::Swaps,
     Does::Panics,
 ];
 
@@ -371,10 +371,10 @@ fn does<E: CallError>(
 ) -> Stages {
     let mut stages = Stages::default();
     let (other, kept, on) = (other.pipeline.clone(), kept.clone(), on.clone());
-    stages.add_fn(stage, "odd", None, move |mut call: Invocation, next: Next<E>| {
+    stages.add_fn(stage, "odd", None, move |call: Invocation, next: Next<E>| {
         let (other, kept, on) = (other.clone(), kept.clone(), on.is_on());
-        let keep = move |what: Kept| kept.lock().unwrap().push(what);
         async move {
+            let keep = |what: Kept| kept.lock().unwrap().push(what);
             if !on {
                 return next.run(call).await;
             }
@@ -419,9 +419,13 @@ fn does<E: CallError>(
                     keep(Kept::Call(call));
                     other.run(get().build()).await.map_err(E::from)
                 }
-                Does::Unruled => {
-                    call.set_policy(chassis_core::Policy::none());
-                    next.run(call).await
+                Does::Swaps => {
+                    let former = kept.lock().unwrap().pop();
+                    keep(Kept::Call(call));
+                    match former {
+                        Some(Kept::Call(former)) => next.run(former).await,
+                        _ => Err(Error::local(Reason::Internal, "the first").into()),
+                    }
                 }
                 Does::Panics => panic!("as asked for"),
             }
