@@ -99,7 +99,7 @@ where
             let (mut service, policy, bounded) = (self.service.clone(), self.policy.clone(), self.bounded);
             move |mut call: Invocation| {
                 if let Some(policy) = &policy {
-                    call.set_policy(policy.clone());
+                    call = layers::with_policy(call, policy.clone());
                 }
                 if bounded {
                     call.end_within(std::time::Duration::from_secs(5));

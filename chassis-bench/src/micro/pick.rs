@@ -64,10 +64,7 @@ where
     fn run(&self, times: usize, callers: usize) -> Local<'_> {
         calls(times, callers, || {
             let (mut service, policy) = (self.service.clone(), self.policy.clone());
-            move |mut call: Invocation| {
-                call.set_policy(policy.clone());
-                service.call(call)
-            }
+            move |call: Invocation| service.call(layers::with_policy(call, policy.clone()))
         })
     }
 }

@@ -201,7 +201,7 @@ impl Invocation {
     }
 
     /// Sets another policy, before any of its parts has begun to count the call.
-    pub fn set_policy(&mut self, policy: Arc<Policy>) {
+    pub(crate) fn set_policy(&mut self, policy: Arc<Policy>) {
         debug_assert!(!self.0.completion.is_listened_to(), "a listener that counts the call would lose it");
         self.0.policy = policy;
     }

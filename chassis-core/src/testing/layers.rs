@@ -1,6 +1,6 @@
 //! Single layers of the pipeline around a service, to test or measure one of them alone.
 //!
-//! A call that reaches such a layer has the policy that [`Invocation::set_policy`] gave it.
+//! A call that reaches such a layer has the policy that [`with_policy`] gave it.
 use std::sync::Arc;
 
 use tower_layer::Layer;
@@ -25,10 +25,17 @@ use crate::{
         route::RouteLayer,
         trace::TraceLayer,
     },
+    policy::Policy,
     runtime::Runtime,
     stage::Staged,
     types::{Error, Side},
 };
+
+/// `call` with this policy, as the route layer passes it on.
+pub fn with_policy(mut call: Invocation, policy: Arc<Policy>) -> Invocation {
+    call.set_policy(policy);
+    call
+}
 
 /// Declares a function for each layer: it puts the layer around a service whose error is `$inner`, and the error of
 /// the result is `$outer`.
