@@ -5,6 +5,7 @@ use chassis_core::BoxError;
 ///
 /// `Debug` prints the message and its causes for people, because a `main` that returns this error prints it so.
 #[derive(thiserror::Error)]
+#[non_exhaustive]
 pub enum StartError {
     /// The settings can't be used; the text shows each line that is wrong.
     #[error("the settings can't be used\n{0}")]

@@ -33,6 +33,7 @@ pub struct Problem {
 
 /// Whether a document with this problem is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Severity {
     /// The document is refused.
     Error,

@@ -18,6 +18,7 @@ pub struct Origin {
 
 /// The layer of a setting. Later layers win.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Layer {
     /// Default values.
     Defaults,

@@ -11,6 +11,7 @@ use crate::{metrics::Metrics, random::Random, tasks::Tasks, types::Side};
 /// The state of the connection to an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum Connection {
     /// Not needed yet, or closed because it was not used.
     Idle = 0,

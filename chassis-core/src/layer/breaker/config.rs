@@ -49,6 +49,7 @@ settings! {
 /// The scope of a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Scope {
     /// One circuit for the service.
     Service,

@@ -15,6 +15,7 @@ pub struct ConcurrencyConfig {
 /// The scope of a count of calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Scope {
     /// All operations together.
     #[default]

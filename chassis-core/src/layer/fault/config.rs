@@ -44,6 +44,7 @@ pub struct FaultConfig {
 /// The length of a delay.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "a length of time as in 200ms, or a map of from, to and share")]
+#[non_exhaustive]
 pub enum Delay {
     /// A fixed length.
     Fixed(Span),
@@ -98,6 +99,7 @@ pub enum At {
 
 /// The end of a fault.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Until {
     /// At this time.
     Time(SystemTime),

@@ -41,6 +41,7 @@ pub struct RateLimitConfig {
 /// The calls that share a bucket.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Key {
     /// All calls: one bucket.
     #[default]

@@ -39,6 +39,7 @@ settings! {
 /// The calls that may be retried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum When {
     /// Calls that were not executed, that use an idempotent HTTP method, or that are declared idempotent.
     #[default]

@@ -31,6 +31,7 @@ pub struct RouteConfig {
 /// The action for a call whose rule finds no instance.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "`any`, `none`, or a list of rule names")]
+#[non_exhaustive]
 pub enum FallbackConfig {
     /// A word.
     Word(FallbackWord),
