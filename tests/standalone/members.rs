@@ -22,7 +22,7 @@ const FEATURES: [(&str, &[&str]); 4] = [
     ("chassis-core", &["testing"]),
     ("chassis-registry", &["memory", "static", "file", "local", "dns"]),
     ("chassis-http", &["tonic", "testing"]),
-    ("chassis-rs", &["consul", "dns", "etcd", "grpc", "http", "local", "testing", "ttl"]),
+    ("chassis-rs", &["cli", "consul", "dns", "etcd", "grpc", "http", "local", "testing", "ttl"]),
 ];
 
 #[test]
