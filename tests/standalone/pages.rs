@@ -52,6 +52,8 @@ async fn settings_are_sound() {
         let text: &'static str = fs::read_to_string(&page).unwrap().leak();
         for block in blocks(text).into_iter().filter(|block| block.language == "yaml") {
             let wrong = match name {
+                "consul.md" => cfg!(feature = "consul").then(|| read(&block.text)).flatten(),
+                "ttl.md" => cfg!(feature = "ttl").then(|| read(&block.text)).flatten(),
                 "etcd.md" => cfg!(feature = "etcd").then(|| read(&block.text)).flatten(),
                 "dns.md" => cfg!(feature = "dns").then(|| read(&block.text)).flatten(),
                 _ => build(&block.text).await,
@@ -60,7 +62,8 @@ async fn settings_are_sound() {
             seen.push(name.to_owned());
         }
     }
-    for page in ["containers.md", "registries.md", "etcd.md", "dns.md", "extending.md"] {
+    for page in ["containers.md", "registries.md", "etcd.md", "consul.md", "dns.md", "ttl.md", "extending.md"]
+    {
         assert!(seen.iter().any(|seen| seen == page), "{page}: no settings were found");
     }
 }
