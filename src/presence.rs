@@ -21,7 +21,7 @@ use tokio::{
 /// Whether this process takes calls, as its registry and its health service state it. Clones share one state.
 ///
 /// ```
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> chassis::Result {
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 /// use chassis::Chassis;
 ///
 /// let app = Chassis::builder("shop")

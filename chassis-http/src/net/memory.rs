@@ -27,7 +27,7 @@ use super::{
 /// use chassis_http::connector::{Fate, MemoryNetwork};
 ///
 /// let network = MemoryNetwork::default();
-/// The first connection breaks after ten bytes to the server; all others work.
+/// // The first connection breaks after ten bytes to the server; all others work.
 /// network.faults("stock", |n| match n {
 ///     0 => Fate::Cut { to_server: Some(10), to_client: None },
 ///     _ => Fate::Well,
