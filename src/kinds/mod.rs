@@ -327,12 +327,13 @@ pub(crate) enum Keep {
     Wrong(Box<Problem>),
 }
 
-/// The key `config.last_good`: a directory, or `off`.
+/// The key `config.last_good`: a directory, or `off`, also in quotes, as JSON has it. A directory of that name is `./off`.
 pub(crate) fn keep(tree: &Node) -> Keep {
     let at = Path::of(["config", LAST_GOOD]);
     match tree.at(&at).map(|node| (node, &node.value)) {
         None | Some((_, Value::Null)) => Keep::ByDefault,
-        Some((_, Value::Plain(word))) if word == "off" => Keep::Off,
+        Some((_, Value::Plain(word) | Value::Quoted(word))) if word == "off" => Keep::Off,
+        Some((_, Value::Plain(word))) if word == "false" => Keep::Off,
         Some((_, Value::Plain(path) | Value::Quoted(path))) => Keep::In(path.clone()),
         Some((node, _)) => Keep::Wrong(Box::new(wrong_type(node, at, "a directory, or `off`,"))),
     }

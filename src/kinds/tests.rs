@@ -183,3 +183,15 @@ fn config_centers_are_read_at_their_place() {
         assert_eq!(read(content), (Vec::new(), vec![problem.to_owned()]), "{content}");
     }
 }
+
+/// JSON has `off` in quotes only.
+#[test]
+fn no_last_good_texts_are_kept_where_it_is_off() {
+    for off in ["off", "\"off\"", "false"] {
+        assert!(matches!(keep(&yaml(&format!("config: {{ last_good: {off} }}"))), Keep::Off), "{off}");
+    }
+    let kept = keep(&yaml("config: { last_good: ./off }"));
+    assert!(matches!(kept, Keep::In(directory) if directory == "./off"));
+    assert!(matches!(keep(&yaml("{}")), Keep::ByDefault));
+    assert!(matches!(keep(&yaml("config: { last_good: [off] }")), Keep::Wrong(_)));
+}
