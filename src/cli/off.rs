@@ -5,7 +5,7 @@ use crate::StartError;
 
 /// Asks for nothing.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Cli;
+pub(crate) struct Cli {}
 
 // === impl Cli ===
 
