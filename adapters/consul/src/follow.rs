@@ -66,7 +66,7 @@ pub(crate) async fn follow<V: View>(client: &Client, query: &Query, jitter: Dura
                 pace.reset();
             }
             Err(why) => {
-                // What is known may be old when it answers again, and its index another server's.
+                // When it answers again, the known instances may be outdated, and its index may be that of another server.
                 position = Position::default();
                 let pause = pace.next(clock::Instant::now(), client.random());
                 // A connection breaks when the agent restarts, which may be back at once.

@@ -9,7 +9,7 @@ use chassis_core::{
 };
 use serde::Deserialize;
 
-/// How the registry uses Consul: the `registry` table when its `kind` is `consul`.
+/// The settings of the registry: the `registry` table when its `kind` is `consul`.
 ///
 /// ```
 /// use chassis_consul::ConsulConfig;

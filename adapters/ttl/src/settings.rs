@@ -7,7 +7,7 @@ use chassis_core::{
 };
 use serde::Deserialize;
 
-/// How the registry uses its servers: the `registry` table when its `kind` is `ttl`.
+/// The settings of the registry: the `registry` table when its `kind` is `ttl`.
 ///
 /// ```
 /// use chassis_ttl::TtlConfig;

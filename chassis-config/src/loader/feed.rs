@@ -43,7 +43,7 @@ pub(super) struct Feed {
 /// The pending question; it returns the asker with the answer.
 type Answer = Pin<Box<dyn Future<Output = (Asker, Result<Vec<Text>, SourceError>)> + Send>>;
 
-/// Where the texts of a feed are from.
+/// The source of the texts of a feed.
 pub(super) enum Source {
     /// One text.
     One(Arc<dyn ConfigSource>),

@@ -27,7 +27,7 @@ use crate::{
 #[derive(Clone, Default)]
 pub struct Followers(Arc<Mutex<HashMap<String, Arc<Followed>>>>);
 
-/// Where the follower of a service writes what it learns.
+/// Receives the instances that the follower of a service reads.
 pub struct Feed {
     state: watch::Sender<State>,
     was_known: bool,

@@ -9,7 +9,7 @@ use crate::{
     tasks::Tasks,
 };
 
-/// Where the follower of a config center writes what it reads.
+/// Receives the texts that the follower of a config center reads.
 pub struct TextFeed(watch::Sender<State>);
 
 /// A section of settings, as a center holds it apart from others.

@@ -49,6 +49,7 @@ pub struct Instance {
     /// Share of the calls, relative to other instances. Default 1; 0 gets no new calls.
     pub weight: u32,
     /// The rank among the instances of the service, as in DNS SRV records: smaller numbers come first. Default 0.
+    /// No built-in picker uses it: calls go to instances of every priority. A picker of your own can read it.
     pub priority: u32,
     /// Labels that routes choose by. The fields that [`Instance::STATED`] lists can be used like labels.
     pub labels: TextMap,

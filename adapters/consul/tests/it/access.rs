@@ -92,7 +92,7 @@ async fn a_token_may_be_replaced() -> Ran {
     let b = ours.register(stock("b")).await.unwrap();
     until(&mut watcher, &["a", "b"]).await;
     assert!(begun.elapsed() <= Duration::from_secs(2), "{:?}", begun.elapsed());
-    // What is known stays while the file holds no valid token, and is followed on once it does.
+    // The known instances stay while the file holds no valid token; once it does, their changes are seen again.
     std::fs::write(file.path(), &old).unwrap();
     consul.revoke(&new_accessor).await;
     let error = timeout(PATIENCE, watcher.next()).await.unwrap().unwrap_err().to_string();

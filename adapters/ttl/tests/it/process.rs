@@ -16,7 +16,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A registry server on a runtime of its own.
 pub(crate) struct Process {
-    /// Where it is reached, also after a restart.
+    /// The address of the server, which a restart keeps.
     pub(crate) address: String,
     config: TtlServerConfig,
     running: Option<Running>,
