@@ -58,6 +58,12 @@ pub trait Kind: Send + Sync + 'static {
     /// The value of `kind` that chooses it.
     fn name(&self) -> &str;
 
+    /// The JSON Schema of [`Config`](Kind::Config), draft 07: a part of what a program prints as the schema of its
+    /// settings. Default `{}`: everything is allowed.
+    fn schema(&self) -> serde_json::Value {
+        serde_json::json!({})
+    }
+
     /// Reports problems of settings that could be read. Paths are relative to the table: `services.stock[0]`.
     /// Default: none.
     fn check(&self, config: &Self::Config) -> Vec<Problem> {
@@ -70,6 +76,15 @@ pub trait Kind: Send + Sync + 'static {
     /// # Errors
     /// The reason: the start fails, or the new settings are refused.
     fn make(&self, config: &Self::Config) -> Result<Self::Made, BoxError>;
+
+    /// Makes a further implementation, whose settings stay as they are: [`change`](Kind::change) does not affect it. For
+    /// a member of a composite registry, and for the registry of a single service. Default: [`make`](Kind::make).
+    ///
+    /// # Errors
+    /// As for [`make`](Kind::make).
+    fn make_fixed(&self, config: &Self::Config) -> Result<Self::Made, BoxError> {
+        self.make(config)
+    }
 
     /// Keys of the table whose changes take effect while the process runs, by [`change`](Kind::change). Other
     /// changes wait for a restart. Default: none. Only used for registries: other ports are made anew.
@@ -91,6 +106,7 @@ pub trait Kind: Send + Sync + 'static {
 /// A kind made of a name and a function: see [`from_fn`].
 struct FnKind<C, F> {
     name: String,
+    schema: serde_json::Value,
     make: F,
     config: PhantomData<fn() -> C>,
 }
@@ -114,7 +130,21 @@ where
     M: 'static,
     F: Fn(&C) -> Result<M, BoxError> + Send + Sync + 'static,
 {
-    FnKind { name: name.into(), make, config: PhantomData }
+    FnKind { name: name.into(), schema: serde_json::json!({}), make, config: PhantomData }
+}
+
+/// The same, with the JSON Schema of its settings.
+pub fn described<C, M, F>(
+    name: impl Into<String>,
+    schema: serde_json::Value,
+    make: F,
+) -> impl Kind<Config = C, Made = M>
+where
+    C: DeserializeOwned + Send + Sync + 'static,
+    M: 'static,
+    F: Fn(&C) -> Result<M, BoxError> + Send + Sync + 'static,
+{
+    FnKind { name: name.into(), schema, make, config: PhantomData }
 }
 
 // === impl FnKind ===
@@ -129,6 +159,10 @@ where
 
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn schema(&self) -> serde_json::Value {
+        self.schema.clone()
     }
 
     fn make(&self, config: &C) -> Result<M, BoxError> {

@@ -41,6 +41,7 @@ pub struct Section<T, C = T> {
     name: String,
     compile: Box<Compile<T, C>>,
     read_once: bool,
+    schema: serde_json::Value,
 }
 
 type Compile<T, C> = dyn Fn(C) -> Result<T, Vec<Problem>> + Send + Sync;
@@ -71,7 +72,8 @@ impl<T: Send + Sync + 'static, C: 'static> Section<T, C> {
         name: impl Into<String>,
         compile: impl Fn(C) -> Result<T, Vec<Problem>> + Send + Sync + 'static,
     ) -> Self {
-        Section { name: name.into(), compile: Box::new(compile), read_once: false }
+        let schema = serde_json::json!({});
+        Section { name: name.into(), compile: Box::new(compile), read_once: false, schema }
     }
 
     /// Adds a check that may refuse the section. Paths of problems are relative to the section.
@@ -88,6 +90,21 @@ impl<T: Send + Sync + 'static, C: 'static> Section<T, C> {
     /// take effect at once.
     pub fn read_once(self) -> Self {
         Section { read_once: true, ..self }
+    }
+
+    /// The JSON Schema of the written form, draft 07: a part of what a program prints as the schema of its settings, and
+    /// the source of their descriptions and defaults there. Default `{}`: everything is allowed.
+    #[cfg_attr(
+        feature = "schema",
+        doc = "[`schema::of`](crate::schema::of) makes it of a type that derives `JsonSchema`."
+    )]
+    pub fn schema(self, schema: serde_json::Value) -> Self {
+        Section { schema, ..self }
+    }
+
+    /// Its JSON Schema.
+    pub fn json_schema(&self) -> &serde_json::Value {
+        &self.schema
     }
 
     /// Its key at the top level of the document.

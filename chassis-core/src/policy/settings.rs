@@ -44,6 +44,7 @@ pub struct Settings {
 
 /// The settings of incoming calls at one listener that differ.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct ListenerSettings {
     /// The user's layers that are switched. Default: as for all listeners.
@@ -53,6 +54,7 @@ pub struct ListenerSettings {
 
 /// Outgoing calls: the settings of all services, and those of single services.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct OutboundSettings {
     /// The settings of every service.
@@ -102,6 +104,7 @@ macro_rules! keys {
     ) => {
         $(#[$meta])*
         #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         #[serde(default, deny_unknown_fields)]
         pub struct $name {
             $( $(#[$doc])* #[serde(skip_serializing_if = "Option::is_none")] pub $key: Option<$written>, )*

@@ -45,9 +45,12 @@ enum Rest {
 
 /// A boxed stream, and the number of its remaining bytes if that was known before the first poll.
 struct Stream {
-    body: SyncWrapper<Pin<Box<dyn HttpBody<Data = Bytes, Error = Error> + Send>>>,
+    body: SyncWrapper<BoxBody>,
     size: Option<u64>,
 }
+
+/// A stream whose type is erased.
+pub(crate) type BoxBody = Pin<Box<dyn HttpBody<Data = Bytes, Error = Error> + Send>>;
 
 /// Ends the body that it was made for, when it is dropped or [`abort`](Abort::abort)ed.
 pub struct Abort(Option<Arc<AbortState>>);
@@ -256,6 +259,16 @@ impl Body {
     /// Whether a part of the body is still to be read from a stream.
     pub fn is_streaming(&self) -> bool {
         matches!(self.rest, Rest::Stream(_))
+    }
+
+    /// Puts `wrap` around the stream that is still to be read, if there is one.
+    pub(crate) fn wrap<B>(self, wrap: impl FnOnce(BoxBody) -> B) -> Body
+    where
+        B: HttpBody<Data = Bytes, Error = Error> + Send + 'static,
+    {
+        let Rest::Stream(Stream { body, size }) = self.rest else { return self };
+        let body = SyncWrapper::new(Box::pin(wrap(body.into_inner())) as BoxBody);
+        Body { first: self.first, rest: Rest::Stream(Stream { body, size }) }
     }
 
     /// Adds a handle that can end the body early. A body without a stream needs none.

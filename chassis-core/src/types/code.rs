@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// The canonical codes of gRPC, which every protocol maps to and from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[repr(u8)]
 pub enum Code {

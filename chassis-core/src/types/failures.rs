@@ -46,7 +46,7 @@ pub(crate) struct Ended {
 const STATUSES: RangeInclusive<u16> = 400..=599;
 
 /// The words, apart from single statuses.
-const WORDS: &[&str] = &[
+pub(super) const WORDS: &[&str] = &[
     "4xx",
     "5xx",
     "connect",

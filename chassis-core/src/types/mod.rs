@@ -10,6 +10,8 @@ mod hop;
 mod labels;
 pub mod matching;
 mod reason;
+#[cfg(feature = "schema")]
+pub mod schema;
 mod side;
 mod target;
 mod trace;
@@ -33,6 +35,7 @@ pub use self::{
     verdict::Verdict,
 };
 pub(crate) use self::{
+    body::BoxBody,
     choice::{Choice, Fallback},
     failures::{Ended, ended},
 };

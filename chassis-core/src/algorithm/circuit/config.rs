@@ -33,6 +33,7 @@ pub(crate) struct CircuitConfig {
 
 /// Whether a circuit's state is forced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Force {
     /// Not forced: the outcomes of calls change the state.

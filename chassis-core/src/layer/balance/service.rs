@@ -9,7 +9,9 @@ use crate::layer::{MaybeBoxed, forward_ready};
 use crate::{
     call::{Call, Failed, Invocation, Listener, Outcome, Reply},
     clock::Instant,
-    cluster::{Admitted, Candidates, Chosen, Cluster, Connection, Known, Members, Node, Picker, Subset},
+    cluster::{
+        Admitted, Candidates, Chosen, Cluster, Connection, Known, Members, Node, Picker, Subset, Tiered,
+    },
     event::Event,
     policy::Policy,
     types::{Choice, Code, Error, Reason, Side},
@@ -39,6 +41,8 @@ enum Pick {
 
 /// Proposals of the picker before all nodes are looked at, after Finagle's `maxEffort`: 0.25⁴ < 1 %.
 const MOST_PROPOSALS: usize = 4;
+/// So many nodes are looked at for one that may get ready, where none is.
+const MOST_LOOKED_AT: usize = 1_024;
 /// So many nodes connect at once for calls that find none ready; the next ones once these have failed.
 /// All of a small set, and of a hundred thousand not more than a process has sockets.
 const MOST_CONNECTING: usize = 32;
@@ -67,8 +71,19 @@ impl BalanceLayer {
         let subset = &*chosen;
         let policy = &*call.policy;
         let rules = policy.node_rules();
-        // Circuits are ignored where too many are open.
-        let panicking = subset.is_panicking(self.cluster.epoch(), now, &rules);
+        let (changes, random) = (self.cluster.changes(), &policy.common.random);
+        let whole = subset;
+        let (subset, tiers, is_short) = match subset.by_priority() {
+            None => (subset, None, true),
+            Some(tiers) => {
+                let chosen = tiers.choose(changes, now, &rules, call.options.hash_key, random);
+                let Tiered { subset, at, is_short } = chosen;
+                (subset, Some((tiers, at)), is_short)
+            }
+        };
+        // Circuits are ignored where too many are open, of all priorities together, and no other priority can take the
+        // calls.
+        let panicking = is_short && whole.is_panicking(changes, now, &rules);
         let candidates = Candidates {
             subset,
             subject: call.subject(),
@@ -78,7 +93,8 @@ impl BalanceLayer {
             rules,
             now,
             panicking,
-            random: &policy.common.random,
+            tiers,
+            random,
         };
         match &policy.picker {
             Balancer { shared: Some(picker), .. } => self.propose(&**picker, policy, &candidates),
@@ -121,14 +137,23 @@ impl BalanceLayer {
         }
     }
 
-    /// Every node in turn, from a random one on; those that were tried before last.
+    /// Every node in turn, from a random one on; then those of other priorities that are ready; those that were tried
+    /// before last.
     #[cold]
     fn ask_all(&self, policy: &Policy, candidates: &Candidates<'_>) -> Pick {
+        if !self.cluster.changes().has_ready() {
+            return self.none_admitted(policy, candidates);
+        }
         let nodes = candidates.nodes();
         let start = candidates.draw();
         let turn = || nodes[start..].iter().chain(&nodes[..start]);
         let fresh = turn().filter(|node| !candidates.was_tried(node));
-        for node in fresh.chain(turn().filter(|node| candidates.was_tried(node))) {
+        let others = candidates.tiers.into_iter().flat_map(|(tiers, at)| tiers.others(at));
+        let others = others.flat_map(|subset| {
+            let (before, from) = subset.nodes().split_at(subset.draw(candidates.random));
+            from.iter().chain(before).filter(|node| !candidates.was_tried(node))
+        });
+        for node in fresh.chain(others).chain(turn().filter(|node| candidates.was_tried(node))) {
             if let Some(picked) = self.admit(node, policy, candidates) {
                 return picked;
             }
@@ -178,7 +203,13 @@ impl BalanceLayer {
     fn none_admitted(&self, policy: &Policy, candidates: &Candidates<'_>) -> Pick {
         let Candidates { subset, rules, now, .. } = *candidates;
         let (mut ready, mut full, mut connecting, mut idle) = (false, false, 0, 0);
-        for node in subset.nodes() {
+        for (looked_at, node) in subset.nodes().iter().enumerate() {
+            let waits = connecting >= MOST_CONNECTING || looked_at >= MOST_LOOKED_AT && connecting + idle > 0;
+            if waits && !self.cluster.changes().has_ready() {
+                // Many calls wait for a large set, and each of them looks at each change.
+                connecting = connecting.max(self.cluster.changes().connecting());
+                break;
+            }
             match node.connection() {
                 Connection::Ready => {
                     // Ready only since it was asked, or with room again: it is asked once more.

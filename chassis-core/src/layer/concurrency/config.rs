@@ -14,6 +14,7 @@ pub struct ConcurrencyConfig {
 
 /// The scope of a count of calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Scope {
@@ -26,15 +27,27 @@ pub enum Scope {
     Endpoint,
 }
 
+/// The form with a scope.
+#[derive(Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "ConcurrencyTable"))]
+#[serde(deny_unknown_fields)]
+struct Table {
+    /// The most calls under way at once. 0 is refused; `off` removes the bound.
+    limit: NonZeroU32,
+    /// The scope of the count. Default `service`.
+    #[serde(default)]
+    scope: Scope,
+}
+
+#[cfg(feature = "schema")]
+crate::types::schema::written! {
+    ConcurrencyConfig: |generator| {
+        "anyOf": [ generator.subschema_for::<NonZeroU32>(), generator.subschema_for::<Table>() ],
+    }
+}
+
 impl<'de> Deserialize<'de> for ConcurrencyConfig {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Table {
-            limit: NonZeroU32,
-            #[serde(default)]
-            scope: Scope,
-        }
         struct Visitor;
         impl<'de> de::Visitor<'de> for Visitor {
             type Value = ConcurrencyConfig;

@@ -4,17 +4,18 @@ use std::{
     task::{self, Poll},
 };
 
+use bytes::Bytes;
 use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use tokio::task::futures::TaskLocalFuture;
 use tower_service::Service;
 
 use crate::layer::{forward_ready, plain_layer};
 use crate::{
     call::{Invocation, Reply},
-    context::{CarriedHeaders, Context, RetriesExhausted},
+    context::{CallSettings, CarriedHeaders, Context, RetriesExhausted, Scoped, within},
     types::{
-        Error,
+        BoxBody, Error,
         wire::{BAGGAGE, LONGEST_CARRIED, contains},
     },
 };
@@ -28,7 +29,7 @@ pin_project! {
     /// The handler, in its context.
     pub(crate) struct ContextFuture<S: Service<Invocation>> {
         #[pin]
-        inner: TaskLocalFuture<Context, Handling<S>>,
+        inner: Scoped<Handling<S>>,
     }
 }
 
@@ -39,6 +40,12 @@ pin_project! {
         Before { start: Option<(S, Invocation)> },
         Under { #[pin] way: S::Future },
     }
+}
+
+/// The stream of an answer: the handler's code that makes its parts runs in the handler's context.
+struct InContext {
+    body: BoxBody,
+    context: Option<Context>,
 }
 
 impl<S> Service<Invocation> for WithContext<S>
@@ -58,9 +65,10 @@ where
             headers: carried(&call),
             is_retry: call.previous_attempts > 0,
             retries_exhausted: RetriesExhausted::default(),
+            settings: CallSettings::of(&call.policy),
         };
         let handling = Handling::Before { start: Some((self.inner.clone(), call)) };
-        ContextFuture { inner: context.scope(handling) }
+        ContextFuture { inner: context.scoped(handling) }
     }
 }
 
@@ -98,12 +106,16 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
         let mut inner = self.project().inner;
         let mut answer = task::ready!(inner.as_mut().poll(cx));
-        if let Ok(reply) = &mut answer
-            && reply.verdict().is_some_and(|verdict| !verdict.is_success())
-            && inner.take_value().is_some_and(|context| context.retries_exhausted.is_set())
-        {
-            let protocol = reply.protocol;
-            protocol.forbid_retry(&mut reply.metadata);
+        let Ok(reply) = &mut answer else { return Poll::Ready(answer) };
+        let has_failed = reply.verdict().is_some_and(|verdict| !verdict.is_success());
+        if has_failed || reply.body.is_streaming() {
+            let context = inner.take_context();
+            if has_failed && context.as_ref().is_some_and(|context| context.retries_exhausted.is_set()) {
+                let protocol = reply.protocol;
+                protocol.forbid_retry(&mut reply.metadata);
+            }
+            let body = std::mem::take(&mut reply.body);
+            reply.body = body.wrap(|body| InContext { body, context });
         }
         Poll::Ready(answer)
     }
@@ -126,5 +138,28 @@ impl<S: Service<Invocation>> Future for Handling<S> {
                 }
             }
         }
+    }
+}
+
+// === impl InContext ===
+
+impl HttpBody for InContext {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let InContext { body, context } = &mut *self;
+        within(context, || body.as_mut().poll_frame(cx))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

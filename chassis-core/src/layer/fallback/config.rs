@@ -16,6 +16,7 @@ use crate::{
 /// ([`Protocol::fixed_answer`](crate::protocol::Protocol::fixed_answer)). A call whose protocol finds nothing to
 /// answer with keeps its own error.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct FallbackConfig {
     /// The HTTP status. Default 200. Only for REST calls.

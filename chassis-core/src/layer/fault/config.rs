@@ -14,6 +14,7 @@ use crate::{
 
 /// One fault of the list `faults`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct FaultConfig {
     /// Its name, in answers, metrics and logs.
@@ -43,6 +44,7 @@ pub struct FaultConfig {
 
 /// The length of a delay.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged, expecting = "a length of time as in 200ms, or a map of from, to and share")]
 #[non_exhaustive]
 pub enum Delay {
@@ -54,6 +56,7 @@ pub enum Delay {
 
 /// A delay between two bounds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct DelayRange {
     /// The shortest.
@@ -67,6 +70,7 @@ pub struct DelayRange {
 
 /// The answer that replaces the call.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Abort {
     /// A gRPC code by name. Default: the code with the meaning of `status`, or UNAVAILABLE.
@@ -88,6 +92,7 @@ pub struct Abort {
 
 /// The place where a fault is injected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum At {
     /// Above the retries: the caller sees it.
@@ -146,6 +151,14 @@ impl std::fmt::Display for Until {
             Until::After(span) => Span(*span).fmt(f),
             Until::Time(time) => humantime::format_rfc3339_seconds(*time).fmt(f),
         }
+    }
+}
+
+#[cfg(feature = "schema")]
+crate::types::schema::written! {
+    Until: |generator| {
+        "type": "string",
+        "pattern": r"(^[0-9]{4}-[0-9]{2}-[0-9]{2}T.*Z$)|(^\s*\+?[0-9.]+\s*(us|ms|s|m|h)$)",
     }
 }
 

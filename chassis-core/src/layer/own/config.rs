@@ -18,6 +18,11 @@ pub(crate) struct LayerNames(pub(crate) Arc<[Arc<str>]>);
 
 // === impl LayerSwitch ===
 
+#[cfg(feature = "schema")]
+crate::types::schema::written! {
+    LayerSwitch: |generator| { "enum": ["on", "off", true, false] }
+}
+
 impl<'de> Deserialize<'de> for LayerSwitch {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         struct Word;

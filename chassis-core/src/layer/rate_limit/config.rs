@@ -11,6 +11,7 @@ use crate::types::{
 
 /// One rate limit of the list `rate_limits`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RateLimitConfig {
     /// Its name, in refusals, metrics and logs.
@@ -72,14 +73,24 @@ impl RateLimitConfig {
     }
 }
 
+/// A key with a name of its own.
+#[derive(Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "HeaderKey"))]
+#[serde(deny_unknown_fields)]
+struct Table {
+    /// The header whose values have a bucket each.
+    header: String,
+}
+
+#[cfg(feature = "schema")]
+crate::types::schema::written! {
+    Key: |generator| {
+        "anyOf": [ { "enum": ["global", "caller", "operation", "peer"] }, generator.subschema_for::<Table>() ],
+    }
+}
+
 impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Table {
-            header: String,
-        }
-
         struct Visitor;
         impl<'de> de::Visitor<'de> for Visitor {
             type Value = Key;

@@ -7,6 +7,7 @@ use crate::types::matching::MatchRef;
 
 /// One rule of a service's `routes`; the first rule that matches a call decides.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RouteConfig {
     /// Its name, in metrics and logs.
@@ -30,6 +31,7 @@ pub struct RouteConfig {
 
 /// The action for a call whose rule finds no instance.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged, expecting = "`any`, `none`, or a list of rule names")]
 #[non_exhaustive]
 pub enum FallbackConfig {
@@ -45,6 +47,7 @@ pub enum FallbackConfig {
 
 /// `any` or `none`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum FallbackWord {
     /// The call may go to any instance.

@@ -17,6 +17,7 @@ use crate::types::{Target, wire};
 
 /// A condition on calls: all of its keys must hold. Without keys it matches all calls.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Match {
     /// The operation: a glob, or a list of globs of which one must match: `stock.v1.Stock/*`, `GET
@@ -394,10 +395,13 @@ impl<'de> Deserialize<'de> for MatchRef {
 }
 
 #[derive(Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
-struct CallerTable {
+pub(super) struct CallerTable {
+    /// A glob for its name. Default: any name.
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
+    /// Its labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     labels: BTreeMap<String, ValueMatch>,
 }

@@ -34,6 +34,7 @@ pub enum ValueMatch {
 
 /// Bounds on an integer from -2⁶³ to 2⁶³ - 1, all of which must hold. At least one is required.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct IntMatch {
     /// Equal to.

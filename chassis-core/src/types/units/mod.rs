@@ -65,14 +65,14 @@ pub trait Patch: Clone + Default {
 #[macro_export]
 macro_rules! settings {
     (
-        $(#[$meta:meta])*
+        $(#[doc = $doc:literal])*
         pub struct $full:ident, $patch:ident {
-            $( $(#[$field_meta:meta])* pub $field:ident : $ty:ty = $default:expr ),* $(,)?
+            $( $(#[doc = $field_doc:literal])* pub $field:ident : $ty:ty = $default:expr ),* $(,)?
         }
     ) => {
-        $(#[$meta])*
+        $(#[doc = $doc])*
         #[derive(Clone, Debug, PartialEq)]
-        pub struct $full { $( $(#[$field_meta])* pub $field: $ty ),* }
+        pub struct $full { $( $(#[doc = $field_doc])* pub $field: $ty ),* }
 
         impl Default for $full {
             fn default() -> Self {
@@ -84,8 +84,14 @@ macro_rules! settings {
         #[derive(Clone, Debug, Default, PartialEq, ::serde::Deserialize, ::serde::Serialize)]
         #[serde(default, deny_unknown_fields)]
         pub struct $patch {
-            $( $(#[$field_meta])* #[serde(skip_serializing_if = "Option::is_none")] pub $field: Option<$ty> ),*
+            $(
+                $(#[doc = $field_doc])*
+                #[serde(skip_serializing_if = "Option::is_none")]
+                pub $field: Option<$ty>
+            ),*
         }
+
+        $crate::patch_schema! { $patch, $full, [$($doc)*], $( $field: $ty = [$($field_doc)*] ),* }
 
         impl $crate::units::Patch for $patch {
             type Full = $full;
@@ -94,6 +100,14 @@ macro_rules! settings {
             }
         }
     };
+}
+
+/// A build without the schema of the settings.
+#[cfg(not(feature = "schema"))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! patch_schema {
+    ($($ignored:tt)*) => {};
 }
 
 // === impl Span ===
