@@ -2,7 +2,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -19,151 +19,232 @@ use crate::{
     tasks::Tasks,
 };
 
-/// The services that are followed. A process follows each service that it calls once, however many clients it has;
-/// clones share them.
+/// The followed services. A process follows each service that it calls once, for any number of clients; clones share
+/// them.
 ///
-/// The last state stays while the server can't be reached. It is reported once, as an error of one watcher, and the
-/// watchers go on when the server is back.
-#[derive(Clone, Default)]
-pub struct Followers(Arc<Mutex<HashMap<String, Arc<Followed>>>>);
+/// The last state stays while the server cannot be reached. One watcher reports that once, as an error, and the
+/// watchers continue when the server is back. All followers end with the last clone and the last watcher.
+///
+/// `R` is the server's revision of a state.
+pub struct Followers<R = u64>(Arc<Table<R>>);
 
 /// Receives the instances that the follower of a service reads.
-pub struct Feed {
-    state: watch::Sender<State>,
+pub struct Feed<R = u64> {
+    state: watch::Sender<State<R>>,
     was_known: bool,
 }
 
-/// A service that is followed, for all its watchers.
-struct Followed {
-    service: String,
-    state: watch::Receiver<State>,
-    /// The task of the follower ends with it.
-    _over: watch::Sender<()>,
+/// The followed services by name.
+struct Table<R> {
+    all: Mutex<HashMap<String, watch::Sender<State<R>>>>,
+    /// The tasks of the followers end with it.
+    over: watch::Sender<()>,
 }
 
 /// The known state of a service.
-#[derive(Clone, Default)]
-struct State {
-    known: Option<Membership>,
-    /// The server's revision it is of.
-    revision: u64,
-    /// Counts the states.
+struct State<R> {
+    /// The instances, and the server's revision of them. `None` until the first answer.
+    known: Option<(Membership, R)>,
+    /// Counts the answers.
     number: u64,
-    trouble: Option<Arc<Trouble>>,
+    trouble: Option<Trouble>,
 }
 
-/// The server can't be asked: reported to one watcher, which is asked anew for it.
+/// The server cannot be asked: reported by one watcher, once.
 struct Trouble {
     why: String,
-    is_told: AtomicBool,
+    is_reported: AtomicBool,
+}
+
+/// A follower in the table, which it leaves when it is dropped.
+struct Followed<R> {
+    service: String,
+    state: watch::Sender<State<R>>,
+    table: Weak<Table<R>>,
 }
 
 /// Watches one service.
-struct ServiceWatcher {
-    followed: Arc<Followed>,
-    followers: Followers,
-    tasks: Tasks,
-    state: watch::Receiver<State>,
+struct ServiceWatcher<R> {
+    state: watch::Receiver<State<R>>,
     /// The number of the state that it returned last.
     last: Option<u64>,
+    _followers: Followers<R>,
 }
 
-/// A service without watchers is followed on for so long: who asks anew after an error finds what was known.
+/// The time for which a service without watchers is still followed: a watcher that is created after an error finds the
+/// known state.
 const LINGER: Duration = Duration::from_secs(60);
 /// The longest wait until the watchers of this process have seen a change.
 const SEEN: Duration = Duration::from_secs(1);
 
 // === impl Followers ===
 
-impl Followers {
+impl<R: Send + Sync + 'static> Followers<R> {
     /// A watcher of `service`. If there is no follower of it yet, `follow` makes the future of one, which runs among
-    /// `tasks` until a minute after its last watcher has gone.
-    pub fn watch<F>(&self, service: &str, tasks: &Tasks, follow: impl FnOnce(Feed) -> F) -> Box<dyn Watcher>
+    /// `tasks` until a minute after its last watcher was dropped.
+    pub fn watch<F>(
+        &self,
+        service: &str,
+        tasks: &Tasks,
+        follow: impl FnOnce(Feed<R>) -> F,
+    ) -> Box<dyn Watcher>
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let followed = self.followed(service, tasks, follow);
-        let state = followed.state.clone();
-        let (followers, tasks) = (self.clone(), tasks.clone());
-        Box::new(ServiceWatcher { followed, followers, tasks, state, last: None })
+        let state = self.followed(service, tasks, follow);
+        Box::new(ServiceWatcher { state, last: None, _followers: self.clone() })
     }
 
-    /// Waits, for a second at most, until the watchers of `service` see a state that `is_seen` takes: its
-    /// instances, and the server's revision. Returns at once where it is not followed.
-    pub async fn seen(&self, service: &str, is_seen: impl Fn(&Membership, u64) -> bool) {
-        let followed = self.lock().get(service).cloned();
-        let Some(followed) = followed else { return };
-        let mut state = followed.state.clone();
-        let is_seen =
-            |state: &State| state.known.as_ref().is_some_and(|known| is_seen(known, state.revision));
+    /// Waits, for a second at most, until the watchers of `service` see a state that `is_seen` accepts: its
+    /// instances, and the server's revision. Returns at once if it is not followed.
+    pub async fn seen(&self, service: &str, is_seen: impl Fn(&Membership, &R) -> bool) {
+        let state = self.0.lock().get(service).map(watch::Sender::subscribe);
+        let Some(mut state) = state else { return };
+        let is_seen = |state: &State<R>| state.known.as_ref().is_some_and(|(known, at)| is_seen(known, at));
         let _ = timeout(SEEN, state.wait_for(is_seen)).await;
     }
 
-    fn followed<F>(&self, service: &str, tasks: &Tasks, follow: impl FnOnce(Feed) -> F) -> Arc<Followed>
+    /// What `look` finds in the last state of `service`: its instances, and the server's revision. `None` if it is not
+    /// followed, or nothing is known.
+    pub fn look<T>(&self, service: &str, look: impl FnOnce(&Membership, &R) -> T) -> Option<T> {
+        let state = self.0.lock().get(service).map(watch::Sender::subscribe)?;
+        let state = state.borrow();
+        state.known.as_ref().map(|(known, at)| look(known, at))
+    }
+
+    fn followed<F>(
+        &self,
+        service: &str,
+        tasks: &Tasks,
+        follow: impl FnOnce(Feed<R>) -> F,
+    ) -> watch::Receiver<State<R>>
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let mut all = self.lock();
-        if let Some(followed) = all.get(service) {
-            return followed.clone();
+        let (state, known) = watch::channel(State { known: None, number: 0, trouble: None });
+        {
+            let mut all = self.0.lock();
+            if let Some(followed) = all.get(service) {
+                return followed.subscribe();
+            }
+            all.insert(service.to_owned(), state.clone());
         }
-        let (state, known) = watch::channel(State::default());
-        let (over, mut is_over) = watch::channel(());
-        let new = Arc::new(Followed { service: service.to_owned(), state: known, _over: over });
+        let (service, table) = (service.to_owned(), Arc::downgrade(&self.0));
+        let followed = Followed { service, state: state.clone(), table };
         let following = follow(Feed { state, was_known: false });
+        let mut over = self.0.over.subscribe();
         tasks.spawn(async move {
             tokio::select! {
-                _ = is_over.changed() => {}
+                _ = over.changed() => {}
+                () = followed.unused() => {}
                 () = following => {}
             }
         });
-        all.insert(service.to_owned(), new.clone());
-        new
+        known
     }
+}
 
-    /// Nothing panics while it is held; a poisoned lock would be as good as new.
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Followed>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl<R> Clone for Followers<R> {
+    fn clone(&self) -> Self {
+        Followers(self.0.clone())
+    }
+}
+
+impl<R> Default for Followers<R> {
+    fn default() -> Self {
+        Followers(Arc::new(Table { all: Mutex::default(), over: watch::Sender::new(()) }))
+    }
+}
+
+// === impl Table ===
+
+impl<R> Table<R> {
+    /// No code panics while the lock is held, so a poisoned lock is still valid.
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<State<R>>>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 // === impl Feed ===
 
-impl Feed {
-    /// Shows the watchers these instances, as they are at the server's `revision`. A service of which there was never
-    /// an entry, also no refused one, is unknown: `is_there` says whether there is one.
-    pub fn show(&mut self, instances: Vec<Arc<Instance>>, is_there: bool, revision: u64) {
+impl<R> Feed<R> {
+    /// Publishes these instances to the watchers, as they are at the server's `revision`. A service that never had an
+    /// entry, also no refused one, is unknown: `is_there` states whether it has one.
+    pub fn show(&mut self, instances: Vec<Arc<Instance>>, is_there: bool, revision: R) {
         self.was_known |= is_there;
         let known = match self.was_known {
             true => Membership::Known(instances),
             false => Membership::Unknown,
         };
+        self.publish(known, revision);
+    }
+
+    /// Publishes what is known of the service to the watchers, as it is at the server's `revision`.
+    pub fn publish(&mut self, known: Membership, revision: R) {
         self.state.send_modify(|state| {
-            *state = State { known: Some(known), revision, number: state.number + 1, trouble: None };
+            *state = State { known: Some((known, revision)), number: state.number + 1, trouble: None };
         });
     }
 
-    /// Reports to one watcher that the server can't be asked, and why.
-    pub fn fail(&mut self, why: String) {
-        let trouble = Some(Arc::new(Trouble { why, is_told: AtomicBool::new(false) }));
+    /// The instances are those of before also at this `revision`.
+    pub fn at(&self, revision: R) {
+        self.state.send_modify(|state| {
+            if let Some((_, at)) = &mut state.known {
+                *at = revision;
+            }
+        });
+    }
+
+    /// Reports to one watcher that the server cannot be asked, and why. The known instances stay.
+    pub fn fail(&self, why: String) {
+        let trouble = Some(Trouble { why, is_reported: AtomicBool::new(false) });
         self.state.send_modify(|state| state.trouble = trouble);
+    }
+}
+
+// === impl Followed ===
+
+impl<R> Followed<R> {
+    /// Completes when the service has had no watcher for a while. It is no longer in the table then.
+    async fn unused(&self) {
+        loop {
+            self.state.closed().await;
+            sleep(LINGER).await;
+            let Some(table) = self.table.upgrade() else { return };
+            let mut all = table.lock();
+            if self.state.receiver_count() == 0 {
+                all.remove(&self.service);
+                return;
+            }
+        }
+    }
+}
+
+impl<R> Drop for Followed<R> {
+    fn drop(&mut self) {
+        let Some(table) = self.table.upgrade() else { return };
+        let mut all = table.lock();
+        // Another follower may have begun.
+        if all.get(&self.service).is_some_and(|kept| kept.same_channel(&self.state)) {
+            all.remove(&self.service);
+        }
     }
 }
 
 // === impl ServiceWatcher ===
 
 #[async_trait]
-impl Watcher for ServiceWatcher {
+impl<R: Send + Sync + 'static> Watcher for ServiceWatcher<R> {
     async fn next(&mut self) -> Result<Membership, RegistryError> {
         loop {
             {
                 let state = self.state.borrow_and_update();
-                if let Some(known) = state.known.as_ref().filter(|_| self.last != Some(state.number)) {
+                if let Some((known, _)) = state.known.as_ref().filter(|_| self.last != Some(state.number)) {
                     self.last = Some(state.number);
                     return Ok(known.clone());
                 }
-                let untold = |trouble: &&Arc<Trouble>| !trouble.is_told.swap(true, Ordering::Relaxed);
-                if let Some(trouble) = state.trouble.as_ref().filter(untold) {
+                let is_new = |trouble: &&Trouble| !trouble.is_reported.swap(true, Ordering::Relaxed);
+                if let Some(trouble) = state.trouble.as_ref().filter(is_new) {
                     return Err(RegistryError::new(trouble.why.clone()));
                 }
             }
@@ -174,66 +255,89 @@ impl Watcher for ServiceWatcher {
     }
 }
 
-impl Drop for ServiceWatcher {
-    fn drop(&mut self) {
-        let (followers, followed) = (Arc::downgrade(&self.followers.0), Arc::downgrade(&self.followed));
-        self.tasks.spawn(async move {
-            sleep(LINGER).await;
-            let (Some(followers), Some(followed)) = (followers.upgrade(), followed.upgrade()) else { return };
-            let mut all = followers.lock().unwrap_or_else(PoisonError::into_inner);
-            // The table's own, and this one.
-            if Arc::strong_count(&followed) == 2 {
-                all.remove(&followed.service);
-            }
-        });
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A watcher of `stock`, and the feed of its new follower.
+    async fn begun(followers: &Followers, tasks: &Tasks) -> (Box<dyn Watcher>, Feed) {
+        let (sent, feed) = tokio::sync::oneshot::channel();
+        let watcher = followers.watch("stock", tasks, |feed| async move {
+            drop(sent.send(feed));
+            std::future::pending().await
+        });
+        (watcher, feed.await.unwrap_or_else(|_| panic!("there was a follower")))
+    }
+
+    /// A further watcher, of the same follower.
+    fn further(followers: &Followers, tasks: &Tasks) -> Box<dyn Watcher> {
+        followers.watch("stock", tasks, |_| async { panic!("one follower is enough") })
+    }
+
     #[tokio::test(start_paused = true)]
     async fn watchers_share_a_follower_which_ends_a_minute_after_the_last_one() {
         let (followers, tasks) = (Followers::default(), Tasks::new());
-        let watch = || {
-            followers.watch("stock", &tasks, |mut feed| async move {
-                feed.show(vec![Instance::new("stock", "a").into()], true, 1);
-                std::future::pending::<()>().await;
-                drop(feed);
-            })
-        };
-        let (mut first, mut second) = (watch(), watch());
+        let (mut first, mut feed) = begun(&followers, &tasks).await;
+        let mut second = further(&followers, &tasks);
+        feed.show(vec![Instance::new("stock", "a").into()], true, 1);
         for watcher in [&mut first, &mut second] {
             assert_eq!(watcher.next().await.unwrap(), Membership::known([Instance::new("stock", "a")]));
         }
         assert_eq!(tasks.running(), 1);
+        for _ in 0..2 {
+            drop((first, second));
+            sleep(LINGER / 2).await;
+            (first, second) = (further(&followers, &tasks), further(&followers, &tasks));
+            assert_eq!(first.next().await.unwrap(), Membership::known([Instance::new("stock", "a")]));
+        }
         drop((first, second));
-        sleep(LINGER / 2).await;
-        assert!(followers.lock().contains_key("stock"));
-        sleep(LINGER).await;
-        assert!(!followers.lock().contains_key("stock"));
-        tokio::task::yield_now().await;
+        sleep(LINGER * 2).await;
+        assert_eq!(tasks.running(), 0);
+        begun(&followers, &tasks).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn followers_end_with_the_last_clone_and_watcher() {
+        let (followers, tasks) = (Followers::default(), Tasks::new());
+        let (watcher, _feed) = begun(&followers, &tasks).await;
+        drop(followers);
+        sleep(LINGER * 2).await;
+        assert_eq!(tasks.running(), 1, "it has a watcher");
+        drop(watcher);
+        sleep(Duration::from_millis(1)).await;
         assert_eq!(tasks.running(), 0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn trouble_is_told_once_and_what_is_known_stays() {
+    async fn a_follower_that_panicked_is_replaced() {
+        let (followers, tasks) = (Followers::<u64>::default(), Tasks::new());
+        let mut watcher = followers.watch("stock", &tasks, |feed| async move {
+            drop(feed);
+            panic!("on purpose")
+        });
+        assert!(watcher.next().await.is_err());
+        begun(&followers, &tasks).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn trouble_is_reported_once_and_what_is_known_stays() {
         let (followers, tasks) = (Followers::default(), Tasks::new());
-        let (fed, feed) = tokio::sync::oneshot::channel();
-        let mut first = followers.watch("stock", &tasks, |feed| async move { drop(fed.send(feed)) });
-        let mut feed = feed.await.unwrap_or_else(|_| panic!("the follower runs"));
+        let (mut first, mut feed) = begun(&followers, &tasks).await;
         feed.show(Vec::new(), false, 1);
         assert_eq!(first.next().await.unwrap(), Membership::Unknown);
         feed.fail("no route".into());
         assert_eq!(first.next().await.unwrap_err().to_string(), "no route");
-        let mut second = followers.watch("stock", &tasks, |_| async {});
+        let mut second = further(&followers, &tasks);
         assert_eq!(second.next().await.unwrap(), Membership::Unknown);
+        feed.at(2);
         for watcher in [&mut first, &mut second] {
             assert!(timeout(Duration::from_secs(9), watcher.next()).await.is_err(), "nothing is new");
         }
+        followers.seen("stock", |_, revision| *revision == 2).await;
         feed.show(Vec::new(), true, 7);
-        followers.seen("stock", |known, revision| *known == Membership::Known(vec![]) && revision == 7).await;
+        followers
+            .seen("stock", |known, revision| *known == Membership::Known(vec![]) && *revision == 7)
+            .await;
         feed.show(Vec::new(), false, 8); // it was there
         assert_eq!(first.next().await.unwrap(), Membership::Known(Vec::new()));
     }

@@ -1,6 +1,7 @@
 //! Pieces for adapters: what a registry and a config center on a server need, whichever server it is.
 //!
 //! - [`Pace`]: the pauses before a server that fails is asked again;
+//! - [`Throttle`]: the pauses between the requests of a follower under constant change;
 //! - [`Followers`]: one follower for each service, shared by all watchers of the process;
 //! - [`Owned`]: one task that owns the entry of an instance, from its registration until it is taken down;
 //! - [`TextFeed`], [`sections`]: the texts of a config center;
@@ -14,6 +15,7 @@ mod owned;
 mod pace;
 mod secret;
 mod texts;
+mod throttle;
 
 pub use self::{
     fixed::FixedAddresses,
@@ -22,4 +24,5 @@ pub use self::{
     pace::Pace,
     secret::SecretSource,
     texts::{SectionText, TextFeed, format_of, sections, watch_texts},
+    throttle::Throttle,
 };

@@ -16,6 +16,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use tokio::sync::Mutex as AsyncMutex;
 
 use self::threads::{Offloaded, Threads, Watch};
 use crate::{
@@ -65,7 +66,14 @@ struct Contained<P: ?Sized> {
     plugin_threads: PluginThreads,
 }
 
-/// A watcher or a registration of a plugin.
+/// A registration of a plugin. It stays if the caller of an update drops the future, or if the update panics: a stop has to
+/// take the entry down.
+struct Kept {
+    inner: Arc<AsyncMutex<Option<Box<dyn Registration>>>>,
+    plugin_threads: PluginThreads,
+}
+
+/// A watcher of a plugin.
 struct Part<W: Send + 'static> {
     /// `None` while it is in use, and after a panic. The lock is never contended: it makes parts `Sync` that
     /// are not.
@@ -81,7 +89,7 @@ struct Asked<W: Send + 'static, T: Send + 'static> {
 
 /// The threads that poll a plugin, and the plugin's name.
 #[derive(Clone)]
-struct PluginThreads {
+pub(crate) struct PluginThreads {
     plugin: Arc<str>,
     threads: Threads,
     events: Events,
@@ -91,7 +99,7 @@ struct PluginThreads {
 // === impl PluginThreads ===
 
 impl PluginThreads {
-    fn new(plugin: String, events: &Events, after: Duration) -> Self {
+    pub(crate) fn new(plugin: String, events: &Events, after: Duration) -> Self {
         PluginThreads { plugin: plugin.into(), threads: Threads::new(), events: events.clone(), after }
     }
 
@@ -109,7 +117,7 @@ impl PluginThreads {
     }
 
     /// Has the plugin's threads poll `future`. Its panic is resumed here.
-    async fn run<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         &self,
         what: &str,
         future: impl Future<Output = T> + Send + 'static,
@@ -144,6 +152,19 @@ impl<W: Send + 'static> Drop for Part<W> {
         match clock::is_paused() {
             true => drop(inner),
             false => self.plugin_threads.threads.drop_later(inner),
+        }
+    }
+}
+
+// === impl Kept ===
+
+/// Dropping a registration may block as well.
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let inner = std::mem::take(&mut self.inner);
+        let is_over = inner.try_lock().is_ok_and(|registration| registration.is_none());
+        if !is_over && !clock::is_paused() {
+            self.plugin_threads.threads.drop_later(inner);
         }
     }
 }
@@ -185,11 +206,16 @@ impl Registry for Contained<dyn Registry> {
         self.inner.is_local()
     }
 
+    fn listed_by(&self, service: &str, id: &str) -> Option<String> {
+        self.inner.listed_by(service, id)
+    }
+
     async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
         let registry = self.inner.clone();
         let registering = async move { registry.register(instance).await };
         let registration = self.plugin_threads.run("register", registering).await?;
-        Ok(Box::new(self.plugin_threads.part(registration)))
+        let inner = Arc::new(AsyncMutex::new(Some(registration)));
+        Ok(Box::new(Kept { inner, plugin_threads: self.plugin_threads.clone() }))
     }
 
     async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
@@ -210,23 +236,27 @@ impl Registry for Contained<dyn Registry> {
 }
 
 #[async_trait]
-impl Registration for Part<Box<dyn Registration>> {
+impl Registration for Kept {
     async fn update(&mut self, instance: Instance) -> Result<(), RegistryError> {
-        let Some(mut registration) = self.inner().take() else {
-            return Err(RegistryError::new("it has panicked before, or its last update was not awaited"));
-        };
+        let inner = self.inner.clone();
         let updating = async move {
-            let updated = registration.update(instance).await;
-            (registration, updated)
+            match inner.lock().await.as_mut() {
+                Some(registration) => registration.update(instance).await,
+                None => Err(RegistryError::new("it was deregistered")),
+            }
         };
-        let (registration, updated) = self.plugin_threads.run("update", updating).await;
-        *self.inner() = Some(registration);
-        updated
+        self.plugin_threads.run("update", updating).await
     }
 
-    async fn deregister(mut self: Box<Self>) -> Result<(), RegistryError> {
-        let Some(registration) = self.inner().take() else { return Ok(()) };
-        self.plugin_threads.run("deregister", async move { registration.deregister().await }).await
+    async fn deregister(self: Box<Self>) -> Result<(), RegistryError> {
+        let inner = self.inner.clone();
+        let ending = async move {
+            match inner.lock().await.take() {
+                Some(registration) => registration.deregister().await,
+                None => Ok(()),
+            }
+        };
+        self.plugin_threads.run("deregister", ending).await
     }
 }
 

@@ -1,6 +1,5 @@
 //! Ports that other crates implement: registries, sources of settings, protocols and their transports.
 pub mod config_source;
-pub mod followed;
 pub(crate) mod protocol;
 pub mod registry;
 pub(crate) mod transport;

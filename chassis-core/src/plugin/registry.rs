@@ -49,7 +49,7 @@ pub struct Instance {
     /// Share of the calls, relative to other instances. Default 1; 0 gets no new calls.
     pub weight: u32,
     /// The rank among the instances of the service, as in DNS SRV records: smaller numbers come first. Default 0.
-    /// No built-in picker uses it: calls go to instances of every priority. A picker of your own can read it.
+    /// Instances of the next number get the calls that those of the lower ones, as far as they are healthy, cannot take.
     pub priority: u32,
     /// Labels that routes choose by. The fields that [`Instance::STATED`] lists can be used like labels.
     pub labels: TextMap,
@@ -192,6 +192,13 @@ pub trait Registry: Send + Sync + 'static {
     /// The services known at the moment, for *did you mean*. Empty if the registry can't list them.
     async fn services(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// The name of the registry that lists the instance `id` of `service`, for a registry that consists of several.
+    /// `inspect` shows it. Must not wait. Default `None`: its own name is shown.
+    fn listed_by(&self, service: &str, id: &str) -> Option<String> {
+        let _ = (service, id);
+        None
     }
 
     /// Whether all of its functions, and those of its watchers and registrations, never block their thread when
@@ -610,6 +617,11 @@ pub fn split_listener(name: &str) -> (&str, Option<&str>) {
 
 // === impl Status ===
 
+#[cfg(feature = "schema")]
+crate::types::schema::written! {
+    Status: |generator| { "type": "string", "examples": ["up", "out_of_service", "starting", "down"] }
+}
+
 impl Status {
     /// The word for it.
     pub fn as_str(&self) -> &str {
@@ -708,6 +720,12 @@ impl<R: Registry + ?Sized> Registry for Arc<R> {
     }
     async fn services(&self) -> Vec<String> {
         (**self).services().await
+    }
+    fn is_local(&self) -> bool {
+        (**self).is_local()
+    }
+    fn listed_by(&self, service: &str, id: &str) -> Option<String> {
+        (**self).listed_by(service, id)
     }
     fn never_blocks(&self) -> bool {
         (**self).never_blocks()
