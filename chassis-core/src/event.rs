@@ -41,6 +41,8 @@ pub enum Event {
     Registered { instance: String, registry: String },
     /// This process was deregistered.
     Deregistered { instance: String, registry: String },
+    /// A health check of the program passes or fails from now on. `status`: `starting`, `passing` or `failing`.
+    HealthChanged { check: String, status: &'static str, why: Option<String>, is_critical: bool },
     /// A circuit opened, closed or became half-open. `of`: the service, an operation, or a node.
     CircuitMoved { service: Arc<str>, of: String, from: State, to: State },
     /// A mechanism refuses calls. At most one event a second for each rule.
@@ -59,6 +61,8 @@ pub enum Event {
     ConfigRefused { in_force: u64, problems: Vec<String> },
     /// The settings have changed and are not applied, because an older version is pinned.
     ConfigHeld { in_force: u64, pinned: u64, changed: Vec<String> },
+    /// Sound settings are not put in force, because they did harm before or have to wait.
+    ConfigAvoided { in_force: u64, hash: String, why: String, changed: Vec<String> },
     /// A source of settings can't be read; the last good version stays in force.
     ConfigUnreadable { in_force: u64, error: String },
     /// These settings have changed and take effect at the next start.
@@ -207,7 +211,9 @@ impl Event {
             | ConfigRefused { .. }
             | ConfigUnreadable { .. }
             | ConfigHeld { .. }
+            | ConfigAvoided { .. }
             | RestartPending { .. }
+            | HealthChanged { status: "failing", .. }
             | HandlerPanicked { .. }
             | TaskPanicked { .. }
             | PluginBlocked { .. } => tracing::warn!(target: "chassis", "{self}"),
@@ -249,6 +255,11 @@ impl fmt::Display for Event {
             }
             Registered { instance, registry } => write!(f, "{instance} registered ({registry})"),
             Deregistered { instance, registry } => write!(f, "{instance} deregistered ({registry})"),
+            HealthChanged { check, status, why, is_critical } => {
+                let kind = if *is_critical { "critical health check" } else { "health check" };
+                write!(f, "{kind} `{check}` is {status}")?;
+                why.iter().try_for_each(|why| write!(f, ": {why}"))
+            }
             CircuitMoved { service, of, from, to } => write!(f, "{service}: circuit of {of} {from} -> {to}"),
             Refusing { side, service, reason, rule } => {
                 write!(f, "{service}: {side} refuses calls, {reason} by `{rule}`")
@@ -273,6 +284,10 @@ impl fmt::Display for Event {
             ConfigHeld { in_force, pinned, changed } => {
                 let changed = changed.join(", ");
                 write!(f, "config held, version {pinned} is pinned as version {in_force}: {changed}")
+            }
+            ConfigAvoided { in_force, hash, why, changed } => {
+                let changed = changed.join(", ");
+                write!(f, "config {hash} not applied, still running version {in_force}: {why}: {changed}")
             }
             ConfigUnreadable { in_force, error } => {
                 write!(f, "config can't be read, still running version {in_force}: {error}")

@@ -1,6 +1,7 @@
 //! The inspection of a running process, for a table, an admin page or a test.
 use std::{
     collections::{BTreeMap, HashSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,8 +15,10 @@ use crate::{
     policy::{Policies, Policy, concerns},
     rule::{Look, Visible},
     runtime::Runtime,
+    tasks::catch,
 };
 
+pub use crate::health::CheckView;
 pub use crate::layer::{
     breaker::CircuitView, concurrency::ConcurrencyView, own::LayerView, rate_limit::LimitView,
 };
@@ -44,6 +47,8 @@ macro_rules! inspection_of {
             pub version: u64,
             /// The hash of their content.
             pub hash: String,
+            /// The health checks of the program, by name.
+            pub checks: Vec<CheckView>,
             /// Services that are called, by name and protocol.
             pub services: Vec<ServiceView>,
             $( $( $(#[$view_doc])* pub $view: Vec<$view_type>, )? )*
@@ -61,7 +66,8 @@ macro_rules! inspection_of {
                 let services = services(runtime, &policies, now);
                 let service = runtime.service().to_string();
                 let (version, cells) = (policies.version(), runtime.states().len());
-                Inspection { service, version, hash, services, $( $( $view, )? )* cells }
+                let checks = runtime.health().view();
+                Inspection { service, version, hash, checks, services, $( $( $view, )? )* cells }
             }
         }
     };
@@ -106,6 +112,8 @@ pub struct NodeView {
     pub id: String,
     /// Its address.
     pub address: String,
+    /// The registry that lists it: the member of a composite one, or the one that the service has of its own.
+    pub registry: String,
     /// Its labels, version and zone among them.
     pub labels: BTreeMap<String, String>,
     /// Its weight.
@@ -146,7 +154,7 @@ fn services(runtime: &Runtime, policies: &Policies, now: Instant) -> Vec<Service
     let mut services: Vec<_> = runtime
         .clusters()
         .iter()
-        .map(|cluster| ServiceView::of(cluster, &policies.outbound_now(cluster.service()), now))
+        .map(|cluster| ServiceView::of(runtime, cluster, &policies.outbound_now(cluster.service()), now))
         .collect();
     services.sort_by(|a, b| (&a.name, a.protocol).cmp(&(&b.name, b.protocol)));
     services
@@ -155,11 +163,20 @@ fn services(runtime: &Runtime, policies: &Policies, now: Instant) -> Vec<Service
 // === impl ServiceView ===
 
 impl ServiceView {
-    fn of(cluster: &Cluster, policy: &Policy, now: Instant) -> Self {
+    fn of(runtime: &Runtime, cluster: &Cluster, policy: &Policy, now: Instant) -> Self {
+        let (registry, service) = (runtime.registry(), cluster.registered());
+        // The registry is code of another crate: its panic hides nothing else.
+        let own = catch(|| registry.name().to_owned()).unwrap_or_default();
+        let listed_by = |id: &str| {
+            catch(|| registry.listed_by(service, id)).ok().flatten().unwrap_or_else(|| own.clone())
+        };
+        let members = cluster.members();
+        let node = |node: &Arc<Node>| NodeView::of(node, listed_by(node.id()), policy, now);
+        let nodes = members.nodes().iter().map(node).collect();
         ServiceView {
             name: cluster.service().to_string(),
             protocol: cluster.protocol(),
-            nodes: cluster.members().nodes().iter().map(|node| NodeView::of(node, policy, now)).collect(),
+            nodes,
             rules: policy
                 .rules()
                 .iter()
@@ -170,7 +187,7 @@ impl ServiceView {
 }
 
 impl NodeView {
-    fn of(node: &Node, policy: &Policy, now: Instant) -> Self {
+    fn of(node: &Node, registry: String, policy: &Policy, now: Instant) -> Self {
         let (instance, figures) = (node.instance(), node.load().figures(now));
         let mut labels: BTreeMap<_, _> = instance.labels.clone().into();
         for (name, value) in instance.stated() {
@@ -179,6 +196,7 @@ impl NodeView {
         NodeView {
             id: node.id().to_owned(),
             address: node.address().to_owned(),
+            registry,
             labels,
             weight: instance.weight,
             priority: instance.priority,

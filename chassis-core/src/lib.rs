@@ -18,6 +18,7 @@ pub mod contain;
 mod context;
 mod event;
 pub mod files;
+pub mod health;
 pub mod inspect;
 pub mod kind;
 pub mod layer;
@@ -56,11 +57,13 @@ pub use types::{LabelSet, TextMap, TraceContext};
 // Policies, and the value that swaps them.
 pub use live::Live;
 pub use policy::{MOST_OPERATIONS, MOST_SERVICES, Policies, Policy};
+#[cfg(feature = "schema")]
+pub use types::schema;
 pub use types::{matching, units};
 
 // Nodes and their connections; registries and config sources.
-pub use cluster::{Connection, Known, LastGoodConfig, Link, Load, Members, Node};
-pub use plugin::{config_source as config, followed, registry};
+pub use cluster::{Connection, HoldConfig, Known, LastGoodConfig, Link, Load, Members, Node};
+pub use plugin::{config_source as config, registry};
 
 // Pipelines, and layers of your own in them.
 pub use runtime::{MOST_UNKNOWN, Runtime, RuntimeBuilder};

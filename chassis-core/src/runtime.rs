@@ -12,12 +12,14 @@ use std::{
 };
 
 use http::{Extensions, HeaderName, HeaderValue};
+use tokio::sync::watch;
 
 use crate::{
     Live,
-    cluster::{Cluster, Keeper, LastGoodConfig, LeafMaker, Lookup},
+    cluster::{Cluster, HoldConfig, Keeper, LastGoodConfig, LeafMaker, Lookup},
     contain,
     event::Events,
+    health::Health,
     inspect::Inspection,
     layer::{
         balance::{PickerFactory, Pickers},
@@ -57,6 +59,7 @@ struct Inner {
     sweeping: AtomicBool,
     this: Weak<Inner>,
     tasks: Tasks,
+    health: Health,
 }
 
 /// The limit of followed services that neither the registry nor the settings know. Beyond it, the least
@@ -209,17 +212,26 @@ impl RuntimeBuilder {
             Ok(policies) => policies,
             Err(problems) => unreachable!("the defaults compile: {problems:?}"),
         };
+        let tasks = Tasks::new();
+        let health =
+            Health::new(environment.events.clone(), environment.common.random.clone(), tasks.clone());
         Ok(Runtime(Arc::new_cyclic(|this| Inner {
             environment,
             policies: Live::new(policies),
             applying: Mutex::default(),
-            lookup: Arc::new(Lookup { registry, environment: self.lookup_in, last_good: self.last_good }),
+            lookup: Arc::new(Lookup {
+                registry,
+                environment: self.lookup_in,
+                last_good: self.last_good,
+                hold: watch::Sender::new(Some(HoldConfig::default())),
+            }),
             stages: self.stages,
             clusters: Mutex::default(),
             retired: Mutex::default(),
             sweeping: AtomicBool::new(false),
             this: this.clone(),
-            tasks: Tasks::new(),
+            tasks,
+            health,
         })))
     }
 }
@@ -323,7 +335,7 @@ impl Runtime {
 
     /// The live section `name` of the settings; `None` if there is none of this name and type.
     pub fn section<T: Send + Sync + 'static>(&self, name: &str) -> Option<LiveSection<T>> {
-        LiveSection::new(self.0.policies.clone(), name)
+        LiveSection::new(self.0.policies.clone(), &self.0.environment.common, name)
     }
 
     /// The registry.
@@ -362,6 +374,12 @@ impl Runtime {
         self.0.environment.common.sample.set(share);
     }
 
+    /// Sets when instances that the registry removed are kept for a while; `None`: never. It also applies to those that
+    /// are kept now. Default: [`HoldConfig::default`].
+    pub fn set_hold(&self, hold: Option<HoldConfig>) {
+        self.0.lookup.hold.send_if_modified(|now| std::mem::replace(now, hold) != hold);
+    }
+
     pub(crate) fn states(&self) -> &States {
         &self.0.environment.states
     }
@@ -369,6 +387,11 @@ impl Runtime {
     /// The background tasks.
     pub fn tasks(&self) -> &Tasks {
         &self.0.tasks
+    }
+
+    /// The health checks of the program.
+    pub fn health(&self) -> &Health {
+        &self.0.health
     }
 
     /// The name of this service in its calls.

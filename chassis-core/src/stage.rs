@@ -19,6 +19,7 @@ use crate::{
     BoxError, BoxFuture,
     call::{CallError, Failed, Home, Invocation, Reply},
     clock::Instant,
+    context::Context as Handled,
     striped::{CachePadded, StripedCells},
     types::{Error, Side},
 };
@@ -561,7 +562,11 @@ where
             Staged::Plain(inner) => StagedFuture::Plain { inner: inner.call(call) },
             Staged::User(next) => {
                 let home = Home::of(&mut call);
-                StagedFuture::User { inner: next.run(call), home }
+                let inner = match Handled::of_layers(&call.policy) {
+                    None => next.run(call),
+                    Some(context) => context.begin(|| next.run(call)),
+                };
+                StagedFuture::User { inner, home }
             }
         }
     }

@@ -4,6 +4,7 @@ pub(crate) mod circuit;
 pub(crate) mod gcra;
 mod hash_key;
 mod nearest;
+pub(crate) mod spill;
 mod window;
 
 pub use self::{hash_key::HashKey, nearest::nearest};

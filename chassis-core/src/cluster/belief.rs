@@ -1,16 +1,15 @@
 //! Decides which answers of a registry are accepted, and when: a plain value that `follow` uses.
 //!
-//! A registry may have lost its data. So if a set suddenly becomes empty, the last one is kept for [`GRACE`];
-//! if more than half of a set is removed at once, the removed instances are kept for the same time, each on its
+//! A registry may have lost its data. So if a set suddenly becomes empty, the last one is kept for a while, by default a
+//! minute; if more than half of a set is removed at once, the removed instances are kept for the same time, each on its
 //! own, unless they cannot be reached or the registry reports that the service was deleted. Both times count
-//! only while the registry answers.
+//! only while the registry answers. Share and time are those of [`HoldConfig`], which may change at any time.
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::Duration,
 };
 
-use super::Known;
+use super::{HoldConfig, Known};
 use crate::{
     clock::Instant,
     plugin::registry::{Instance, Membership},
@@ -21,7 +20,7 @@ use crate::{
 pub(super) struct Belief {
     known: Option<Known>,
     /// The accepted instances, including the kept ones.
-    set: Vec<Arc<Instance>>,
+    set: Arc<Vec<Arc<Instance>>>,
     /// The time since which the registry lists no instance, after it had listed some.
     empty_since: Option<Instant>,
     /// Instances that were removed together with most others, and the time of their removal.
@@ -45,17 +44,12 @@ pub(super) enum News {
     EmptyHeld(usize),
 }
 
-/// The time for which an empty set, or the loss of more than half of a set, is not accepted.
-///
-/// Longer than a registry takes to restart and its instances to register again, which renew their leases every
-/// few seconds; shorter than the patience of most operators.
-pub(super) const GRACE: Duration = Duration::from_secs(60);
-
 // === impl Belief ===
 
 impl Belief {
-    /// Processes the registry's answer at `now`; invalid instances were removed before.
-    pub(super) fn accept(&mut self, said: Membership, now: Instant) -> News {
+    /// Processes the registry's answer at `now`; invalid instances were removed before. Without `hold` it is accepted as
+    /// it is.
+    pub(super) fn accept(&mut self, said: Membership, now: Instant, hold: Option<&HoldConfig>) -> News {
         let (known, said) = match said {
             Membership::Known(instances) => (Known::Service, instances),
             Membership::Unknown => (Known::Unknown, Vec::new()),
@@ -63,9 +57,13 @@ impl Belief {
         };
         // A registry that lists no instance any more, or does not know the service any more, may have lost its
         // data.
-        if said.is_empty() && !self.set.is_empty() && known != Known::Deleted {
+        if let Some(hold) = hold
+            && said.is_empty()
+            && !self.set.is_empty()
+            && known != Known::Deleted
+        {
             let since = *self.empty_since.get_or_insert(now);
-            return match now >= since + GRACE {
+            return match now >= since + hold.time() {
                 true => self.believe_empty(known),
                 false if since == now => News::EmptyHeld(self.set.len()),
                 false => News::None,
@@ -73,23 +71,24 @@ impl Belief {
         }
         let returned = self.empty_since.take().is_some();
         let (before, were_held) = (std::mem::take(&mut self.set), self.held.len());
-        let (set, held) = self.with_held(&before, said, now);
+        let (set, held) = self.with_held(&before, said, now, hold);
         let is_same = self.known == Some(known)
             && known == Known::Service
             && !returned
             && (held, self.held.len()) == (0, were_held)
             && same(&before, &set);
-        (self.known, self.set) = (Some(known), set);
+        (self.known, self.set) = (Some(known), set.into());
         if is_same { News::None } else { News::Set { known, returned, held } }
     }
 
     /// Advances the time while the registry reports no change.
-    pub(super) fn pass(&mut self, now: Instant) -> News {
-        if self.empty_since.is_some_and(|since| now >= since + GRACE) {
+    pub(super) fn pass(&mut self, now: Instant, hold: Option<&HoldConfig>) -> News {
+        let is_over = |since: Instant| hold.is_none_or(|hold| now >= since + hold.time());
+        if self.empty_since.is_some_and(is_over) {
             return self.believe_empty(Known::Service);
         }
         let over: Vec<String> =
-            self.held.iter().filter(|(_, since)| now >= **since + GRACE).map(|(id, _)| id.clone()).collect();
+            self.held.iter().filter(|(_, since)| is_over(**since)).map(|(id, _)| id.clone()).collect();
         self.give_up(&over)
     }
 
@@ -103,7 +102,7 @@ impl Belief {
             return News::None;
         }
         let gone: HashSet<&str> = ids.iter().map(String::as_str).collect();
-        self.set.retain(|instance| !gone.contains(instance.id.as_str()));
+        Arc::make_mut(&mut self.set).retain(|instance| !gone.contains(instance.id.as_str()));
         News::Set { known: self.known.unwrap_or(Known::Service), returned: false, held: 0 }
     }
 
@@ -112,11 +111,17 @@ impl Belief {
         &self.set
     }
 
-    /// Whether the instance is kept although the registry removed it.
+    /// The same, shared.
+    pub(super) fn shared(&self) -> Arc<Vec<Arc<Instance>>> {
+        self.set.clone()
+    }
+
+    /// Whether there was no answer yet.
     pub(super) fn is_unset(&self) -> bool {
         self.known.is_none()
     }
 
+    /// Whether the instance is kept although the registry removed it.
     pub(super) fn holds(&self, id: &str) -> bool {
         self.held.contains_key(id)
     }
@@ -127,8 +132,9 @@ impl Belief {
     }
 
     /// The next time at which something changes without an answer of the registry.
-    pub(super) fn due(&self) -> Option<Instant> {
-        self.held.values().chain(&self.empty_since).min().map(|since| *since + GRACE)
+    pub(super) fn due(&self, hold: Option<&HoldConfig>) -> Option<Instant> {
+        let first = self.held.values().chain(&self.empty_since).min();
+        first.map(|since| hold.map_or(*since, |hold| *since + hold.time()))
     }
 
     fn believe_empty(&mut self, known: Known) -> News {
@@ -142,13 +148,12 @@ impl Belief {
         before: &[Arc<Instance>],
         said: Vec<Arc<Instance>>,
         now: Instant,
+        hold: Option<&HoldConfig>,
     ) -> (Vec<Arc<Instance>>, usize) {
         let was_held = std::mem::take(&mut self.held);
-        if said.is_empty() {
-            return (said, 0);
-        }
+        let Some(hold) = hold.filter(|_| !said.is_empty()) else { return (said, 0) };
         // A set that is replaced by another one is accepted; the service may have moved.
-        let shrinks = said.len() * 2 < before.len();
+        let shrinks = hold.is_loss(before.len(), said.len());
         let (mut set, mut new) = (said, 0);
         if !shrinks && was_held.is_empty() {
             return (set, new);
@@ -157,7 +162,7 @@ impl Belief {
         let mut kept = Vec::new();
         for instance in before.iter().filter(|instance| !there.contains(instance.id.as_str())) {
             let since = match was_held.get(&instance.id) {
-                Some(since) if now < *since + GRACE => *since,
+                Some(since) if now < *since + hold.time() => *since,
                 None if shrinks => {
                     new += 1;
                     now
@@ -178,12 +183,16 @@ fn same(a: &[Arc<Instance>], b: &[Arc<Instance>]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::units::{PositiveSpan, Ratio};
 
     /// The answers, second by second, and the set after each: `+` marks kept instances.
     struct Script {
         belief: Belief,
         start: Instant,
+        hold: Option<HoldConfig>,
     }
 
     fn instance(id: char) -> Instance {
@@ -192,19 +201,20 @@ mod tests {
 
     impl Script {
         fn new() -> Self {
-            Script { belief: Belief::default(), start: Instant::now() }
+            Script { belief: Belief::default(), start: Instant::now(), hold: Some(HoldConfig::default()) }
         }
 
         /// At `second` the registry answers `ids` (`-`: none, `?`: unknown, `!`: deleted; empty: no answer).
         #[track_caller]
         fn at(&mut self, second: u64, said: &str, expected: &str) -> News {
             let now = self.start + Duration::from_secs(second);
+            let (belief, hold) = (&mut self.belief, self.hold.as_ref());
             let news = match said {
-                "" => self.belief.pass(now),
-                "-" => self.belief.accept(Membership::Known(Vec::new()), now),
-                "?" => self.belief.accept(Membership::Unknown, now),
-                "!" => self.belief.accept(Membership::Deleted, now),
-                ids => self.belief.accept(Membership::known(ids.chars().map(instance)), now),
+                "" => belief.pass(now, hold),
+                "-" => belief.accept(Membership::Known(Vec::new()), now, hold),
+                "?" => belief.accept(Membership::Unknown, now, hold),
+                "!" => belief.accept(Membership::Deleted, now, hold),
+                ids => belief.accept(Membership::known(ids.chars().map(instance)), now, hold),
             };
             let show =
                 |i: &Arc<Instance>| format!("{}{}", i.id, if self.belief.holds(&i.id) { "+" } else { "" });
@@ -253,7 +263,7 @@ mod tests {
         script.at(0, "abcde", "abcde");
         script.at(1, "a", "ab+c+d+e+");
         script.at(2, "!", "");
-        assert_eq!(script.belief.due(), None);
+        assert_eq!(script.belief.due(script.hold.as_ref()), None);
     }
 
     #[test]
@@ -267,7 +277,7 @@ mod tests {
         assert_eq!(script.at(10, "abc", "abcd+e+"), held(0));
         assert_eq!(script.at(60, "", "abcd+e+"), News::None);
         assert_eq!(script.at(61, "", "abc"), held(0));
-        assert_eq!(script.belief.due(), None);
+        assert_eq!(script.belief.due(script.hold.as_ref()), None);
     }
 
     #[test]
@@ -307,12 +317,79 @@ mod tests {
         script.at(90, "", "");
     }
 
+    fn hold(share: u8, seconds: u64) -> Option<HoldConfig> {
+        let time = PositiveSpan::from_millis(seconds * 1_000);
+        Some(HoldConfig { share: Ratio::percent(share), time })
+    }
+
+    #[test]
+    fn the_share_that_may_go_is_a_setting() {
+        for (share, before, after, expected) in [
+            (50, "abcd", "ab", "ab"),
+            (49, "abcd", "ab", "abc+d+"),
+            (0, "abcd", "abc", "abcd+"),
+            (0, "abcd", "abcd", "abcd"),
+            (20, "abcde", "abcd", "abcd"),
+            (20, "abcde", "abc", "abcd+e+"),
+            (99, "abcde", "a", "a"),
+            (100, "abcde", "a", "a"),
+            (100, "abcde", "-", "abcde"),
+        ] {
+            let mut script = Script::new();
+            script.hold = hold(share, 60);
+            script.at(0, before, before);
+            script.at(1, after, expected);
+        }
+    }
+
+    /// Times count from the removal, also if the setting changes meanwhile.
+    #[test]
+    fn the_time_is_a_setting_that_may_change() {
+        for said in ["a", "-"] {
+            let kept = if said == "-" { "abcde" } else { "ab+c+d+e+" };
+            let after = if said == "-" { "" } else { "a" };
+            let mut script = Script::new();
+            script.hold = hold(50, 10);
+            script.at(0, "abcde", "abcde");
+            script.at(1, said, kept);
+            script.at(10, "", kept);
+            script.hold = hold(50, 300);
+            script.at(60, said, kept);
+            assert_eq!(
+                script.belief.due(script.hold.as_ref()),
+                Some(script.start + Duration::from_secs(301))
+            );
+            script.hold = hold(50, 30);
+            assert_eq!(script.belief.due(script.hold.as_ref()), Some(script.start + Duration::from_secs(31)));
+            script.at(61, "", after);
+        }
+    }
+
+    #[test]
+    fn nothing_is_held_if_that_is_off() {
+        let mut script = Script::new();
+        script.at(0, "abcde", "abcde");
+        script.at(1, "a", "ab+c+d+e+");
+        script.hold = None;
+        script.at(2, "", "a");
+        assert_eq!(script.belief.due(None), None);
+        script.at(3, "abcde", "abcde");
+        script.at(4, "a", "a");
+        script.at(5, "-", "");
+        // What is empty already, too.
+        let mut script = Script::new();
+        script.at(0, "ab", "ab");
+        script.at(1, "-", "ab");
+        script.hold = None;
+        script.at(2, "-", "");
+    }
+
     #[test]
     fn what_is_said_again_is_no_news() {
         let mut script = Script::new();
         script.at(0, "ab", "ab");
         assert_eq!(script.at(1, "ab", "ab"), News::None);
         let heavy = Membership::known([instance('a').with_weight(2), instance('b')]);
-        assert!(matches!(script.belief.accept(heavy, script.start), News::Set { .. }));
+        assert!(matches!(script.belief.accept(heavy, script.start, None), News::Set { .. }));
     }
 }

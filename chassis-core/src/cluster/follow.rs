@@ -3,24 +3,25 @@
 //! A registry is foreign code. After a panic or an error, which is reported, it is called again after a pause,
 //! and the last good set is kept meanwhile; a call that never answers is abandoned; a registry that always has
 //! changes is polled at a pace that leaves the thread to others.
+//!
+//! What takes time in proportion to the number of instances is the work of the [`View`]: large sets are compared and
+//! applied on a thread that serves no calls.
 use std::{
-    collections::{BTreeSet, HashSet},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use super::{
     Cluster,
-    belief::{Belief, News},
-    last_good::{LastGood, Of, Snapshot},
-    link::Connection,
-    members::Hint,
+    last_good::{LastGood, Of},
+    offload::{IN_PLACE, drop_list, offload},
+    view::{Summary, View},
 };
 use crate::{
     algorithm::nearest,
     clock::Instant,
     event::Event,
-    plugin::registry::{Instance, Membership, Registry, RegistryError, Watcher},
+    plugin::registry::{Membership, Registry, RegistryError, Watcher},
     tasks::{backoff, catch, caught},
 };
 
@@ -39,34 +40,23 @@ const PACE: Duration = Duration::from_millis(20);
 const QUICK: u32 = 16;
 /// The number of changes that are skipped at a time for a newer one.
 const MOST_PASSED: usize = 64;
-/// The number of kept instances that are connected to at a time, to check whether they run.
-const PROBES: usize = 32;
-/// The number of invalid instances of one answer that are reported individually.
-const MOST_REFUSED: usize = 10;
-/// The number of listeners or environments of other instances that a message lists for a caller that finds none.
-const MOST_LISTED: usize = 8;
+/// Changes of a large set may take one in so many parts of the time of a thread.
+const SHARE: u32 = 2;
 
 /// A cluster and its position in the registry's changes.
 struct Follower<'a> {
-    cluster: &'a Cluster,
-    /// The number of this follower.
-    following: u64,
+    cluster: &'a Arc<Cluster>,
     registry: &'a dyn Registry,
-    belief: Belief,
+    /// Locked by the work that is under way, of which there is one at a time.
+    view: Arc<Mutex<View>>,
+    /// The outcome of the last work.
+    summary: Summary,
     pace: Pace,
     failures: u32,
     /// The last error, and the time of its report.
     reported: Option<(String, Instant)>,
-    /// The invalid instances of the last answer.
-    refused: HashSet<String>,
-    /// The number of kept instances in the last report.
-    held: usize,
-    /// The reason why none of the instances of the last answer can be called, if there were some.
-    others: Option<Hint>,
     /// The file of the last good set; `None` if none is kept.
     last_good: Option<LastGood>,
-    /// Takes what is to be written to it.
-    save: tokio::sync::watch::Sender<Snapshot>,
 }
 
 /// The pace at which changes are applied.
@@ -80,10 +70,10 @@ struct Pace {
 /// Ends when an unknown service was not called for a while.
 pub(super) async fn follow(cluster: Arc<Cluster>, following: u64) {
     let mut follower = Follower::new(&cluster, following);
-    let (last_good, snapshots) = (follower.last_good.clone(), follower.save.subscribe());
+    let (last_good, snapshots) = (follower.last_good.clone(), follower.view().snapshots());
     let saving = async {
-        match last_good {
-            Some(last_good) => last_good.keep(snapshots).await,
+        match last_good.zip(snapshots) {
+            Some((last_good, snapshots)) => last_good.keep(snapshots).await,
             None => std::future::pending().await,
         }
     };
@@ -111,7 +101,7 @@ pub(super) async fn follow(cluster: Arc<Cluster>, following: u64) {
 // === impl Follower ===
 
 impl<'a> Follower<'a> {
-    fn new(cluster: &'a Cluster, following: u64) -> Self {
+    fn new(cluster: &'a Arc<Cluster>, following: u64) -> Self {
         let registry = &*cluster.lookup.registry;
         let of = || Of {
             registry: registry.name().to_owned(),
@@ -125,18 +115,36 @@ impl<'a> Follower<'a> {
             last_good.and_then(|config| catch(|| LastGood::new(config, of(), cluster.random().clone())).ok());
         Follower {
             cluster,
-            following,
             registry,
-            belief: Belief::default(),
+            view: Arc::new(Mutex::new(View::new(following, last_good.is_some()))),
+            summary: Summary::default(),
             pace: Pace::default(),
             failures: 0,
             reported: None,
-            refused: HashSet::new(),
-            held: 0,
-            others: None,
             last_good,
-            save: Default::default(),
         }
+    }
+
+    /// Has the view do some work that concerns this many instances, and those that are accepted.
+    async fn work<T: Send + 'static>(
+        &mut self,
+        instances: usize,
+        work: impl FnOnce(&mut View, &Cluster) -> T + Send + 'static,
+    ) -> T {
+        let (view, cluster) = (self.view.clone(), self.cluster.clone());
+        let locked = move || {
+            let mut view = view.lock().unwrap_or_else(PoisonError::into_inner);
+            let done = work(&mut view, &cluster);
+            (done, view.summary(&cluster))
+        };
+        let (done, summary) = offload(instances.max(self.summary.instances), locked).await;
+        self.summary = summary;
+        done
+    }
+
+    /// The view, in its intervals of rest. After a panic it is still usable: the next answer replaces it.
+    fn view(&self) -> std::sync::MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Follows one watcher until it fails.
@@ -161,7 +169,7 @@ impl<'a> Follower<'a> {
         question: impl Future<Output = T>,
     ) -> Result<Result<T, tokio::time::error::Elapsed>, RegistryError> {
         let mut asked = std::pin::pin!(ask(tokio::time::timeout(ANSWER, question)));
-        if self.last_good.is_some() && self.belief.is_unset() {
+        if self.last_good.is_some() && self.summary.is_unset {
             if let Ok(answer) = tokio::time::timeout(LATE, &mut asked).await {
                 return answer;
             }
@@ -172,15 +180,11 @@ impl<'a> Follower<'a> {
 
     /// Uses the instances on disk, if the registry has not answered yet. They are checked like an answer.
     async fn restore(&mut self) {
-        let Some(last_good) = self.last_good.as_ref().filter(|_| self.belief.is_unset()) else { return };
+        let Some(last_good) = self.last_good.as_ref().filter(|_| self.summary.is_unset) else { return };
         let Some((instances, age)) = last_good.load().await else { return };
-        let instances = self.usable(instances);
-        if instances.is_empty() {
-            return;
-        }
-        let count = instances.len();
-        if let News::Set { known, .. } = self.belief.accept(Membership::Known(instances), Instant::now()) {
-            self.cluster.replace(self.following, known, None, self.belief.set(), false);
+        let restored =
+            self.work(instances.len(), move |view, cluster| view.restore(cluster, instances)).await;
+        if let Some(count) = restored {
             let service = self.cluster.service().clone();
             self.cluster.reporter().events.emit(Event::LastGoodUsed { service, instances: count, age });
         }
@@ -190,13 +194,13 @@ impl<'a> Follower<'a> {
         let first = self.answer_of(watcher.next()).await;
         let mut next = first.and_then(|first| first.unwrap_or_else(|_| Err(late("return the instances"))));
         loop {
-            match next {
+            let took = match next {
                 Ok(said) => self.take_in(said).await,
                 Err(error) => return error,
-            }
+            };
             // Other tasks get their turn, even if the registry always has changes.
             tokio::task::yield_now().await;
-            next = match self.pace.take(Instant::now()) {
+            next = match self.pace.take(Instant::now(), took) {
                 Some(until) => match self.newest(watcher, until).await {
                     (Some(newest), Some(error)) => {
                         self.take_in(newest).await;
@@ -214,28 +218,38 @@ impl<'a> Follower<'a> {
     /// Waits for the registry's next answer; meanwhile kept instances may expire or turn out to be unreachable.
     async fn news(&mut self, watcher: &mut dyn Watcher) -> Result<Membership, RegistryError> {
         let cluster = self.cluster;
+        let mut settings = cluster.lookup.hold.subscribe();
+        if self.summary.due.is_some() {
+            settings.mark_changed(); // it may have changed since the last answer was applied
+        }
         loop {
             // Registered before the check, so that no change in between is missed.
             let mut changed = std::pin::pin!(cluster.changed());
             changed.as_mut().enable();
-            let gone = self.unreachable();
-            let news = self.belief.give_up(&gone);
-            self.apply(news, None);
-            let due = self.belief.due();
+            if self.summary.held > 0 {
+                self.work(0, View::give_up_unreachable).await;
+            }
+            let due = self.summary.due;
             let over = async {
                 match due {
                     Some(due) => tokio::time::sleep_until(due.into()).await,
                     None => std::future::pending().await,
                 }
             };
+            let is_large = self.summary.instances > IN_PLACE;
+            let changed = async {
+                changed.await;
+                // Each of many connections is a change: one look at all of them in this time is enough.
+                if is_large {
+                    tokio::time::sleep(PACE).await;
+                }
+            };
             tokio::select! {
                 biased;
                 next = ask(watcher.next()) => return next?,
-                () = over => {
-                    let news = self.belief.pass(Instant::now());
-                    self.apply(news, None);
-                }
-                () = changed, if self.belief.held() > 0 => {}
+                () = over => self.work(0, |view, cluster| view.pass(cluster, Instant::now())).await,
+                () = changed, if self.summary.held > 0 => {}
+                _ = settings.changed() => self.work(0, |view, cluster| view.pass(cluster, Instant::now())).await,
             }
         }
     }
@@ -253,7 +267,11 @@ impl<'a> Follower<'a> {
                 biased;
                 () = &mut over => return (newest, None),
                 next = ask(watcher.next()), if passed < MOST_PASSED => match next.and_then(|next| next) {
-                    Ok(said) => (newest, passed) = (Some(said), passed + 1),
+                    Ok(said) => {
+                        let before = newest.replace(said);
+                        drop_list(before.as_ref().map_or(0, size), before);
+                        passed += 1;
+                    }
                     Err(error) => return (newest, Some(error)),
                 },
             }
@@ -261,83 +279,22 @@ impl<'a> Follower<'a> {
         }
     }
 
-    async fn take_in(&mut self, said: Membership) {
+    /// Applies an answer; returns the time that it took.
+    async fn take_in(&mut self, said: Membership) -> Duration {
         self.failures = 0;
         self.reported = None;
-        let said = match said {
-            Membership::Known(instances) => {
-                self.others = self.cluster.out_of_reach(&instances);
-                Membership::Known(self.usable(instances))
-            }
-            other => {
-                self.others = None;
-                other
-            }
-        };
         let near = match said {
             Membership::Unknown => nearest_of(&self.cluster.registered, self.registry).await,
             _ => None,
         };
-        let news = self.belief.accept(said, Instant::now());
-        self.apply(news, near);
-        self.save.send_if_modified(|snapshot| {
-            if snapshot.instances.is_none() && !self.belief.set().is_empty() {
-                snapshot.instances = Some(self.belief.set().to_vec());
-            }
-            !std::mem::replace(&mut snapshot.is_current, true)
-        });
-    }
-
-    fn apply(&mut self, news: News, near: Option<Arc<str>>) {
-        let cluster = self.cluster;
-        let service = || cluster.service().clone();
-        match news {
-            News::None => {}
-            News::EmptyHeld(kept) => {
-                cluster.reporter().events.emit(Event::EmptySetHeld { service: service(), kept });
-            }
-            News::Set { known, returned, held } => {
-                let hint = near.map(Hint::Name).or_else(|| self.others.clone());
-                // A first answer without instances may come from a registry that has lost them: the file stays.
-                let had_some = cluster.with_members(|members| !members.nodes().is_empty());
-                if self.last_good.is_some() && (had_some || !self.belief.set().is_empty()) {
-                    let instances = Some(self.belief.set().to_vec());
-                    self.save.send_modify(|snapshot| *snapshot = Snapshot { instances, is_current: true });
-                }
-                cluster.replace(self.following, known, hint, self.belief.set(), returned);
-                let held_before = std::mem::replace(&mut self.held, self.belief.held());
-                cluster.count_held(held_before, self.held);
-                if held > 0 {
-                    let left = self.belief.set().len() - self.belief.held();
-                    cluster.reporter().events.emit(Event::RemovalsHeld { service: service(), held, left });
-                    self.probe();
-                }
-            }
-        }
-    }
-
-    /// Connects to some of the kept instances, unless calls do so already: an unreachable one is removed.
-    fn probe(&self) {
-        let members = self.cluster.members();
-        let idle =
-            |node: &&Arc<super::Node>| self.belief.holds(node.id()) && node.connection() == Connection::Idle;
-        members.nodes().iter().filter(idle).take(PROBES).for_each(|node| node.wake());
-    }
-
-    /// The kept instances that cannot be connected to.
-    fn unreachable(&self) -> Vec<String> {
-        if self.belief.held() == 0 {
-            return Vec::new();
-        }
-        let members = self.cluster.members();
-        let held = members.nodes().iter().filter(|node| self.belief.holds(node.id()));
-        let gone = held.filter(|node| node.connection() == Connection::TransientFailure);
-        gone.map(|node| node.id().to_owned()).collect()
+        let began = Instant::now();
+        self.work(size(&said), move |view, cluster| view.take_in(cluster, said, near)).await;
+        began.elapsed()
     }
 
     fn report(&mut self, error: &RegistryError) {
         self.failures = self.failures.saturating_add(1);
-        self.save.send_if_modified(|snapshot| std::mem::replace(&mut snapshot.is_current, false));
+        self.view().outdated();
         let (service, error, now) = (self.cluster.service().clone(), chain(error), Instant::now());
         self.cluster.reporter().metrics.registry_failed();
         let is_reported = |(before, at): &(String, Instant)| *before == error && now < *at + REMINDER;
@@ -350,58 +307,15 @@ impl<'a> Follower<'a> {
                 .emit_caused(&error.clone(), Event::RegistryUnreachable { service, error });
         }
     }
-
-    /// The instances that can be called over this cluster's protocol, each once.
-    fn usable(&mut self, mut instances: Vec<Arc<Instance>>) -> Vec<Arc<Instance>> {
-        let cluster = self.cluster;
-        let before = std::mem::take(&mut self.refused);
-        let (mut refused, mut new) = (HashSet::new(), 0);
-        let mut refuse = |id: &str, why: String| {
-            if !before.contains(&why) && !refused.contains(&why) {
-                new += 1;
-                cluster.reporter().metrics.instance_refused();
-                if new <= MOST_REFUSED {
-                    let (service, instance) = (cluster.service().clone(), id.to_owned());
-                    cluster
-                        .reporter()
-                        .events
-                        .emit_caused(&why, Event::InstanceRefused { service, instance, why: why.clone() });
-                }
-            }
-            refused.insert(why);
-        };
-        let mut seen = HashSet::new();
-        instances.retain(|instance| {
-            if !instance.addresses.contains_key(&cluster.listener)
-                || !instance.is_in(&cluster.lookup.environment)
-            {
-                return false;
-            }
-            if let Err(error) = instance.check_for(&cluster.registered) {
-                refuse(&instance.id, error.to_string());
-                return false;
-            }
-            let first = seen.insert(instance.id.clone());
-            if !first {
-                refuse(&instance.id, format!("another instance has the id `{}`", instance.id));
-            }
-            first
-        });
-        if new > MOST_REFUSED {
-            let service = &**cluster.service();
-            tracing::warn!(target: "chassis", service, refused = new, "more instances were refused than are named");
-        }
-        self.refused = refused;
-        instances
-    }
 }
 
 // === impl Pace ===
 
 impl Pace {
-    /// Counts a change that is applied at `now`; returns until when the next one must wait, if at all.
-    fn take(&mut self, now: Instant) -> Option<Instant> {
-        let whole = self.whole.filter(|whole| *whole > now).unwrap_or(now) + PACE;
+    /// Counts a change that was applied at `now` and took this long; returns until when the next one must wait, if at
+    /// all.
+    fn take(&mut self, now: Instant, took: Duration) -> Option<Instant> {
+        let whole = self.whole.filter(|whole| *whole > now).unwrap_or(now) + PACE.max(took * SHARE);
         self.whole = Some(whole);
         let until = whole.checked_sub(PACE * QUICK)?;
         (until > now).then_some(until)
@@ -424,14 +338,12 @@ async fn nearest_of(name: &str, registry: &dyn Registry) -> Option<Arc<str>> {
     nearest(name, all.iter().map(String::as_str).filter(|other| *other != name)).map(Into::into)
 }
 
-/// The first few names, because a registry may contain any number of them.
-fn listed(names: BTreeSet<&str>) -> Arc<str> {
-    let mut first: Vec<_> =
-        names.iter().take(MOST_LISTED).map(|name| name.escape_debug().to_string()).collect();
-    if names.len() > MOST_LISTED {
-        first.push("…".to_owned());
+/// The number of instances of an answer.
+fn size(said: &Membership) -> usize {
+    match said {
+        Membership::Known(instances) => instances.len(),
+        Membership::Unknown | Membership::Deleted => 0,
     }
-    first.join(", ").into()
 }
 
 fn chain(error: &RegistryError) -> String {
@@ -445,27 +357,6 @@ fn chain(error: &RegistryError) -> String {
     text
 }
 
-impl Cluster {
-    /// The reason why no calls go to any of `instances`: none has the listener, or those that have it are in other
-    /// environments.
-    fn out_of_reach(&self, instances: &[Arc<Instance>]) -> Option<Hint> {
-        let has_listener = |instance: &&Arc<Instance>| instance.addresses.contains_key(&self.listener);
-        let (mut others, mut in_reach) = (BTreeSet::new(), false);
-        for instance in instances.iter().filter(has_listener) {
-            in_reach |= instance.is_in(&self.lookup.environment);
-            others.insert(instance.environment());
-        }
-        if in_reach {
-            return None;
-        }
-        if !others.is_empty() {
-            return Some(Hint::Environments(listed(others)));
-        }
-        let spoken: BTreeSet<_> = instances.iter().flat_map(|instance| instance.addresses.keys()).collect();
-        (!spoken.is_empty()).then(|| Hint::Protocols(listed(spoken)))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -475,16 +366,29 @@ mod tests {
     fn changes_have_a_pace() {
         let mut pace = Pace::default();
         let mut now = Instant::now();
-        let quick = (0..100).take_while(|_| pace.take(now).is_none()).count();
+        let quick = (0..100).take_while(|_| pace.take(now, Duration::ZERO).is_none()).count();
         assert_eq!(quick, QUICK as usize);
         let (began, mut taken) = (now, 0);
         while now < began + Duration::from_secs(10) {
-            now = pace.take(now).unwrap_or(now);
+            now = pace.take(now, Duration::ZERO).unwrap_or(now);
             taken += 1;
         }
         assert!((495..=505).contains(&taken), "{taken} in ten seconds");
         // After a pause changes are applied at once again.
         now += Duration::from_secs(1);
-        assert_eq!((0..100).take_while(|_| pace.take(now).is_none()).count(), QUICK as usize);
+        assert_eq!((0..100).take_while(|_| pace.take(now, Duration::ZERO).is_none()).count(), QUICK as usize);
+    }
+
+    /// Changes that take long leave most of the thread's time to others.
+    #[test]
+    fn long_changes_have_a_share() {
+        let (mut pace, mut now, took) = (Pace::default(), Instant::now(), Duration::from_millis(100));
+        let (began, mut taken) = (now, 0);
+        while now < began + Duration::from_secs(20) {
+            now += took;
+            now = pace.take(now, took).unwrap_or(now);
+            taken += 1;
+        }
+        assert!((98..=105).contains(&taken), "{taken} of 100 ms in 20 s");
     }
 }

@@ -17,6 +17,7 @@ use crate::{files, plugin::registry::Instance, random::Random, units::PositiveSp
 
 /// The last good instances on disk: the table `discovery.last_good`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct LastGoodConfig {
     /// The directory of the files; it is created with mode 0700. Processes may share it.
@@ -48,7 +49,7 @@ pub(super) struct Of {
 #[derive(Default)]
 pub(super) struct Snapshot {
     /// `None` before the registry's first answer; none at all removes the file.
-    pub(super) instances: Option<Vec<Arc<Instance>>>,
+    pub(super) instances: Option<Arc<Vec<Arc<Instance>>>>,
     /// False while the registry fails: then the file keeps its age.
     pub(super) is_current: bool,
 }
@@ -62,7 +63,7 @@ struct Content {
     of: Of,
     /// Seconds since 1970.
     saved_at: u64,
-    instances: Vec<Arc<Instance>>,
+    instances: Arc<Vec<Arc<Instance>>>,
 }
 
 /// The first word of a file; its number changes with the format.
@@ -130,7 +131,7 @@ impl LastGood {
         while !matches!(timeout(REFRESH, snapshots.changed()).await, Ok(Err(_))) {
             let instances = {
                 let snapshot = snapshots.borrow_and_update();
-                snapshot.instances.clone().filter(|_| snapshot.is_current)
+                if snapshot.is_current { snapshot.instances.clone() } else { None }
             };
             let Some(instances) = instances else { continue };
             let file = self.clone();
@@ -169,11 +170,11 @@ impl LastGood {
         if age > self.max_age {
             return Err(format!("it is {age:?} old; max_age is {:?}", self.max_age));
         }
-        Ok(Some((content.instances, age)))
+        Ok(Some((Arc::unwrap_or_clone(content.instances), age)))
     }
 
     /// Replaces the file; without instances, removes it.
-    fn write(&self, instances: Vec<Arc<Instance>>) -> io::Result<()> {
+    fn write(&self, instances: Arc<Vec<Arc<Instance>>>) -> io::Result<()> {
         if instances.is_empty() {
             return match fs::remove_file(&self.path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -256,7 +257,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = stock(&dir.path().join("new"), "etcd");
         assert!(file.read().unwrap().is_none());
-        file.write(two()).unwrap();
+        file.write(two().into()).unwrap();
         assert_eq!(file.read().unwrap().unwrap().0, two());
         assert!(stock(&dir.path().join("new"), "consul").read().unwrap().is_none(), "of another registry");
         let names = fs::read_dir(dir.path().join("new")).unwrap().map(|entry| entry.unwrap().file_name());
@@ -266,9 +267,9 @@ mod tests {
             use std::os::unix::fs::PermissionsExt;
             assert_eq!(fs::metadata(&file.path).unwrap().permissions().mode() & 0o777, 0o600);
         }
-        file.write(Vec::new()).unwrap();
+        file.write(Arc::default()).unwrap();
         assert!(file.read().unwrap().is_none());
-        file.write(Vec::new()).unwrap();
+        file.write(Arc::default()).unwrap();
     }
 
     /// Each prefix of a file, and each file with one changed byte, is refused.
@@ -276,7 +277,7 @@ mod tests {
     fn a_damaged_file_is_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let file = stock(dir.path(), "etcd");
-        file.write(two()).unwrap();
+        file.write(two().into()).unwrap();
         let good = fs::read(&file.path).unwrap();
         for length in 0..good.len() {
             fs::write(&file.path, &good[..length]).unwrap();
@@ -295,7 +296,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = stock(dir.path(), "etcd");
         let write = |of: &Of, saved_at: u64| {
-            let content = Content { of: of.clone(), saved_at, instances: two() };
+            let content = Content { of: of.clone(), saved_at, instances: two().into() };
             let content = serde_json::to_vec(&content).unwrap();
             fs::write(&file.path, [first_line(&content).as_bytes(), b"\n", &content].concat()).unwrap();
         };

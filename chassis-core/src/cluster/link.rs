@@ -1,7 +1,7 @@
 //! The state of a node's connection, which its leaf sets and the cluster reads.
 use std::sync::{
     Arc,
-    atomic::{AtomicU8, AtomicU64, Ordering},
+    atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
 };
 
 use tokio::sync::Notify;
@@ -48,9 +48,16 @@ pub(super) struct Common {
 }
 
 /// Counts the changes of a cluster, and wakes tasks that wait for them.
-pub(super) struct Changes {
+pub(crate) struct Changes {
     pub(super) epoch: AtomicU64,
     pub(super) notify: Notify,
+    /// The numbers of nodes that are connecting and ready. Nodes that have left count until they are dropped.
+    connecting: AtomicUsize,
+    ready: AtomicUsize,
+    /// The number of those that cannot be connected to, in the same way.
+    failing: AtomicUsize,
+    /// The number of nodes whose circuits are not closed.
+    pub(super) guarded: AtomicUsize,
 }
 
 // === impl Connection ===
@@ -109,8 +116,16 @@ impl Link {
 
     /// Sets the state of the connection.
     pub fn set(&self, connection: Connection) {
-        if self.0.connection.swap(connection as u8, Ordering::AcqRel) != connection as u8 {
-            self.common().changes.bump();
+        let before = Connection::from_number(self.0.connection.swap(connection as u8, Ordering::AcqRel));
+        if before != connection {
+            let changes = &self.common().changes;
+            if let Some(count) = changes.count(connection) {
+                count.fetch_add(1, Ordering::AcqRel);
+            }
+            if let Some(count) = changes.count(before) {
+                count.fetch_sub(1, Ordering::AcqRel);
+            }
+            changes.bump();
         }
     }
 
@@ -152,11 +167,52 @@ impl Link {
     }
 }
 
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let connection = Connection::from_number(*self.connection.get_mut());
+        if let Some(count) = self.common.changes.count(connection) {
+            count.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
 // === impl Changes ===
 
 impl Changes {
     pub(super) fn new() -> Self {
-        Changes { epoch: AtomicU64::new(0), notify: Notify::new() }
+        Changes {
+            epoch: AtomicU64::new(0),
+            notify: Notify::new(),
+            connecting: AtomicUsize::new(0),
+            ready: AtomicUsize::new(0),
+            failing: AtomicUsize::new(0),
+            guarded: AtomicUsize::new(0),
+        }
+    }
+
+    /// The number of nodes that may be connecting.
+    pub(crate) fn connecting(&self) -> usize {
+        self.connecting.load(Ordering::Acquire)
+    }
+
+    /// Whether a node may be ready.
+    pub(crate) fn has_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire) != 0
+    }
+
+    /// Whether each node can be connected to, as far as is known, and has a closed circuit.
+    #[inline]
+    pub(super) fn is_sound(&self) -> bool {
+        self.failing.load(Ordering::Acquire) == 0 && self.guarded.load(Ordering::Acquire) == 0
+    }
+
+    fn count(&self, connection: Connection) -> Option<&AtomicUsize> {
+        match connection {
+            Connection::Connecting => Some(&self.connecting),
+            Connection::Ready => Some(&self.ready),
+            Connection::TransientFailure => Some(&self.failing),
+            Connection::Idle => None,
+        }
     }
 
     pub(super) fn bump(&self) {

@@ -1,6 +1,6 @@
 //! The nodes at one moment, and the subsets of them that calls may go to.
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -8,12 +8,14 @@ use std::{
 };
 
 use super::{
-    link::Connection,
+    link::{Changes, Connection},
     node::Node,
+    offload::IN_PLACE,
     picker::{Picker, PickerFactory},
     prepared::{Prepared, Unprepared},
     rotation::{MOST_SUBSETS, Rotation, Rotations, gcd, stride},
     rules::NodeRules,
+    tiers::Tiers,
 };
 use crate::{
     Live,
@@ -74,6 +76,8 @@ pub(crate) enum Chosen<'a> {
 /// The nodes that a call may go to, in a fixed order, with their weights.
 pub struct Subset {
     nodes: Box<[Arc<Node>]>,
+    /// The same nodes by priority, if there are several priorities. Then pickers pick among those of one.
+    tiers: Option<Box<Tiers>>,
     /// Running sums of the weights, divided by their greatest common divisor; `None` if all are the same.
     weights: Option<Box<[u64]>>,
     /// The distance between successive positions of the round robin.
@@ -84,6 +88,8 @@ pub struct Subset {
     prepared: OnceLock<Arc<Prepared>>,
     /// Whether later calls find this subset again. Otherwise it was built for one call.
     is_kept: bool,
+    /// Whether calls used it since the last snapshot.
+    is_used: AtomicBool,
     /// The epoch of the changes at which `panicking` was computed, plus one, and the result.
     panicking: (AtomicU64, AtomicBool),
 }
@@ -97,7 +103,7 @@ impl Members {
         nodes: Vec<Arc<Node>>,
         rotations: Arc<Rotations>,
     ) -> Self {
-        let all = Subset::new(nodes.clone(), rotations.of(&LabelSet::default()), true);
+        let all = Subset::of(nodes.clone(), &rotations, &LabelSet::default(), true);
         Members {
             known,
             hint,
@@ -110,9 +116,10 @@ impl Members {
     }
 
     /// Takes over the pickers of `before`, the snapshot that this one replaces. Those of a subset with the same nodes
-    /// stay; others are built anew, if they were used. `has_changed`: the instance of this node is another one.
-    pub(super) fn take_pickers(&mut self, before: &Members, has_changed: impl Fn(&Node) -> bool) {
-        let take = |old: &Subset, new: &Subset, is_used: bool| {
+    /// stay; others are built anew, if they were used. So are the subsets themselves if there are many nodes, so that no
+    /// call has to build them. `has_changed`: the instance of this node is another one.
+    pub(super) fn take_over(&mut self, before: &Members, has_changed: impl Fn(&Node) -> bool) {
+        let take_tier = |old: &Subset, new: &Subset, is_used: bool| {
             let Some(prepared) = old.prepared.get() else { return };
             let is_same = |(a, b): (&Arc<Node>, &Arc<Node>)| Arc::ptr_eq(a, b) && !has_changed(b);
             let taken =
@@ -123,18 +130,35 @@ impl Members {
                 };
             let _ = new.prepared.set(taken); // no other thread has this subset yet
         };
-        let is_used = |subset: &Subset| subset.prepared.get().is_some_and(|prepared| prepared.take_used());
+        // Those of a priority come from the same one. A new priority has those of the first one: calls may need them.
+        let take = |old: &Subset, new: &Subset, is_used: bool| {
+            let before = old.tiers();
+            for (priority, new) in new.tiers() {
+                let same = before.iter().find(|(other, _)| *other == priority);
+                if let Some((_, old)) = same.or(before.first()) {
+                    take_tier(old, new, is_used);
+                }
+            }
+        };
+        let is_used = |subset: &Subset| {
+            let tiers = subset.tiers().into_iter().filter_map(|(_, tier)| tier.prepared.get());
+            tiers.fold(false, |is_used, prepared| prepared.take_used() | is_used)
+        };
+        let is_prepared =
+            |subset: &Subset| subset.tiers().iter().any(|(_, tier)| tier.prepared.get().is_some());
         take(&before.all, &self.all, is_used(&before.all));
+        let is_large = self.nodes.len() > IN_PLACE;
         let mut chosen = HashMap::default();
         before.chosen.with(|old| {
             let is_full = old.len() >= MOST_SUBSETS;
-            for (labels, subset) in old.iter().filter(|(_, subset)| subset.prepared.get().is_some()) {
-                let is_used = is_used(subset);
+            for (labels, subset) in old.iter() {
+                let was_prepared = is_prepared(subset);
+                let is_used = is_used(subset) || is_large && subset.is_used.load(Ordering::Relaxed);
                 // Label sets that are not used any more must not take the room of others for ever.
-                if is_used || !is_full {
+                if (is_large || was_prepared) && (is_used || !is_full && was_prepared) {
                     let new = self.select(labels, true);
                     take(subset, &new, is_used);
-                    if new.prepared.get().is_some() {
+                    if is_large || is_prepared(&new) {
                         chosen.insert(labels.clone(), new);
                     }
                 }
@@ -189,6 +213,7 @@ impl Members {
             true => self.with_labels_of(&choice.labels),
             false => Chosen::Held(self.with_labels(&choice.labels)),
         };
+        subset.mark_used();
         if !subset.is_empty() {
             return Some(subset);
         }
@@ -196,7 +221,11 @@ impl Members {
             Fallback::Any => Some(Chosen::There(&self.all)),
             Fallback::None => None,
             Fallback::Sets(sets) => {
-                let found = sets.iter().map(|set| self.with_labels(set)).find(|subset| !subset.is_empty());
+                let mut subsets = sets.iter().map(|set| self.with_labels(set));
+                let found = subsets.find(|subset| {
+                    subset.mark_used();
+                    !subset.is_empty()
+                });
                 found.map(Chosen::Held)
             }
         }
@@ -239,9 +268,9 @@ impl Members {
     }
 
     fn select(&self, labels: &LabelSet, is_kept: bool) -> Arc<Subset> {
-        let select = |node: &&Arc<Node>| labels.selects(&node.instance.get());
+        let select = |node: &&Arc<Node>| node.instance.with(|instance| labels.selects(instance));
         let nodes = self.all.nodes.iter().filter(select).cloned().collect();
-        Subset::new(nodes, self.rotations.of(labels), is_kept)
+        Subset::of(nodes, &self.rotations, labels, is_kept)
     }
 }
 
@@ -260,13 +289,49 @@ impl std::ops::Deref for Chosen<'_> {
 // === impl Subset ===
 
 impl Subset {
-    fn new(nodes: Vec<Arc<Node>>, rotation: Option<Arc<Rotation>>, is_kept: bool) -> Arc<Self> {
+    /// The nodes with `labels`, by priority.
+    fn of(nodes: Vec<Arc<Node>>, rotations: &Rotations, labels: &LabelSet, is_kept: bool) -> Arc<Self> {
         // Weight 0, or a status other than `up`, takes no new calls, unless this is true of all.
-        let weighed = nodes.into_iter().map(|node| (u64::from(node.instance.get().effective_weight()), node));
+        let figures = |node: &Node| {
+            node.instance.with(|instance| {
+                let weight = instance.effective_weight();
+                (u64::from(weight), u64::from(instance.weight.max(weight)), instance.priority)
+            })
+        };
+        let weighed = nodes.into_iter().map(|node| (figures(&node), node));
         let mut weighed: Vec<_> = weighed.collect();
-        if weighed.iter().any(|(weight, _)| *weight > 0) {
-            weighed.retain(|(weight, _)| *weight > 0);
+        let mut out = BTreeMap::new();
+        if weighed.iter().any(|((weight, ..), _)| *weight > 0) {
+            for ((_, stated, priority), _) in weighed.iter().filter(|((weight, ..), _)| *weight == 0) {
+                *out.entry(*priority).or_insert(0) += stated;
+            }
+            weighed.retain(|((weight, ..), _)| *weight > 0);
         }
+        let first = weighed.first().map(|((.., priority), _)| *priority);
+        let has_several = weighed.iter().any(|((.., priority), _)| Some(*priority) != first);
+        let tiers = has_several.then(|| {
+            let mut by_priority: BTreeMap<u32, Vec<_>> = BTreeMap::new();
+            for ((weight, _, priority), node) in &weighed {
+                by_priority.entry(*priority).or_default().push((*weight, node.clone()));
+            }
+            Box::new(Tiers::new(by_priority.into_iter().map(|(priority, weighed)| {
+                let rotation = rotations.of(labels, Some(priority));
+                let out = out.get(&priority).copied().unwrap_or(0);
+                (priority, Arc::new(Subset::new(weighed, None, rotation, is_kept)), out)
+            })))
+        });
+        let rotation = rotations.of(labels, None);
+        let weighed = weighed.into_iter().map(|((weight, ..), node)| (weight, node)).collect();
+        Arc::new(Subset::new(weighed, tiers, rotation, is_kept))
+    }
+
+    /// Nodes with their weights.
+    fn new(
+        weighed: Vec<(u64, Arc<Node>)>,
+        tiers: Option<Box<Tiers>>,
+        rotation: Option<Arc<Rotation>>,
+        is_kept: bool,
+    ) -> Self {
         let same = weighed.windows(2).all(|pair| pair[0].0 == pair[1].0);
         let divisor = weighed.iter().map(|(weight, _)| *weight).fold(0, gcd).max(1);
         let sums = weighed.iter().scan(0, |sum, (weight, _)| {
@@ -277,8 +342,26 @@ impl Subset {
         let nodes: Box<[_]> = weighed.into_iter().map(|(_, node)| node).collect();
         let total = weights.as_ref().and_then(|sums| sums.last().copied()).unwrap_or(nodes.len() as u64);
         let panicking = (AtomicU64::new(0), AtomicBool::new(false));
-        let (stride, prepared) = (stride(total), OnceLock::new());
-        Arc::new(Subset { nodes, weights, stride, rotation, prepared, is_kept, panicking })
+        let (stride, prepared, is_used) = (stride(total), OnceLock::new(), AtomicBool::new(false));
+        Subset { nodes, tiers, weights, stride, rotation, prepared, is_kept, is_used, panicking }
+    }
+
+    /// The nodes of each priority, with the priority; a subset with one priority is its own.
+    fn tiers(&self) -> Vec<(u32, &Subset)> {
+        match &self.tiers {
+            Some(tiers) => tiers.all().map(|(priority, nodes)| (priority, &**nodes)).collect(),
+            None => {
+                let first = self.nodes.first();
+                let priority = first.map_or(0, |node| node.instance.with(|instance| instance.priority));
+                vec![(priority, self)]
+            }
+        }
+    }
+
+    /// The nodes by priority, if there are several priorities.
+    #[inline]
+    pub(crate) fn by_priority(&self) -> Option<&Tiers> {
+        self.tiers.as_deref()
     }
 
     /// The nodes, in a fixed order.
@@ -289,6 +372,14 @@ impl Subset {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
+    }
+
+    /// A call uses it. Most calls only read the flag, because a write would move the cache line between threads.
+    #[inline]
+    fn mark_used(&self) {
+        if !self.is_used.load(Ordering::Relaxed) {
+            self.is_used.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Picks with the picker that `factory` builds for these nodes, once for all calls. The subset must not be empty.
@@ -353,10 +444,14 @@ impl Subset {
     /// After Envoy's panic threshold and Finagle's panic mode. Computed once per change. The end of a circuit's
     /// open time is no change yet, but the first call to that node makes it one.
     #[inline]
-    pub(crate) fn is_panicking(&self, epoch: u64, now: Instant, rules: &NodeRules<'_>) -> bool {
+    pub(crate) fn is_panicking(&self, changes: &Changes, now: Instant, rules: &NodeRules<'_>) -> bool {
         if rules.breaker.is_none_or(|breaker| breaker.force != Force::Auto) {
             return false;
         }
+        if changes.guarded.load(Ordering::Acquire) == 0 {
+            return false;
+        }
+        let epoch = changes.epoch.load(Ordering::Acquire);
         if self.panicking.0.load(Ordering::Acquire) == epoch + 1 {
             return self.panicking.1.load(Ordering::Relaxed);
         }

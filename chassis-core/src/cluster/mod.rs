@@ -9,10 +9,14 @@ mod link;
 mod load;
 mod members;
 mod node;
+mod offload;
 mod picker;
 mod prepared;
 mod rotation;
 mod rules;
+mod tiers;
+mod trust;
+mod view;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,12 +27,15 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::watch;
+
 use self::{
     follow::follow,
-    link::{Changes, Common},
+    link::Common,
     load::UsualLatency,
     members::Hint,
     node::{OfCluster, Siblings},
+    offload::drop_members,
     rotation::Rotations,
 };
 pub use self::{
@@ -38,11 +45,14 @@ pub use self::{
     members::{Known, Members, Subset},
     node::Node,
     picker::{Candidates, Picker, PickerFactory},
+    trust::HoldConfig,
 };
 pub(crate) use self::{
+    link::Changes,
     members::Chosen,
     node::{Admitted, AnyLeaf, LeafMaker, UNGUARDED},
     rules::NodeRules,
+    tiers::{Tiered, Tiers},
 };
 use crate::{
     Live,
@@ -93,6 +103,8 @@ pub(crate) struct Lookup {
     pub environment: Arc<str>,
     /// `None`: nothing is kept on disk.
     pub last_good: Option<LastGoodConfig>,
+    /// When removed instances are kept for a while; `None`: never.
+    pub hold: watch::Sender<Option<HoldConfig>>,
 }
 
 /// The owner of clusters, from a cluster's point of view.
@@ -105,8 +117,26 @@ pub(crate) trait Keeper: Send + Sync {
 /// A call that waits for a node.
 pub(crate) struct Waiting<'a>(&'a Cluster);
 
+/// The nodes of the members that are replaced, by the ids of their instances.
+struct Before<'a> {
+    nodes: &'a [Arc<Node>],
+    is_kept: Vec<bool>,
+    /// The position after the last one that was found: most snapshots differ little from the one before.
+    next: usize,
+    /// All positions; `None` until an instance was not at the next one.
+    by_id: Option<HashMap<&'a str, usize, foldhash::fast::RandomState>>,
+}
+
 /// The time for which a service without instances is followed after its last call.
 pub(crate) const IDLE: Duration = Duration::from_secs(300);
+
+// === impl Lookup ===
+
+impl Lookup {
+    fn hold(&self) -> Option<HoldConfig> {
+        *self.hold.borrow()
+    }
+}
 
 // === impl Cluster ===
 
@@ -156,6 +186,11 @@ impl Cluster {
         &self.common.service
     }
 
+    /// The service's name in the registry, without a listener.
+    pub(crate) fn registered(&self) -> &str {
+        &self.registered
+    }
+
     /// The protocol of its nodes.
     pub fn protocol(&self) -> &'static str {
         self.leaves.protocol
@@ -190,8 +225,9 @@ impl Cluster {
         self.common.changes.notify.notified()
     }
 
-    pub(crate) fn epoch(&self) -> u64 {
-        self.common.changes.epoch.load(Ordering::Acquire)
+    /// The changes that picks depend on.
+    pub(crate) fn changes(&self) -> &Changes {
+        &self.common.changes
     }
 
     /// A call finds no node at `now`: the registry is followed again, if it was not.
@@ -268,7 +304,11 @@ impl Cluster {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `returned`: the registry lists them again after an empty set, in which the last one was kept.
+    /// Replaces the members by the nodes of `instances`, unless the follower of this number has ended. Nodes of
+    /// instances with the same id and address stay. `returned`: the registry lists them again after an empty set, in
+    /// which the last one was kept.
+    ///
+    /// Takes time in proportion to their number, without a lock.
     fn replace(
         &self,
         following: u64,
@@ -277,45 +317,69 @@ impl Cluster {
         instances: &[Arc<Instance>],
         returned: bool,
     ) {
-        let _changing = self.changing();
-        if self.following.load(Ordering::Acquire) != following {
+        let is_following = || self.following.load(Ordering::Acquire) == following;
+        // Only this follower replaces the members, until it has ended.
+        let old = self.members.get();
+        if !is_following() {
             return;
         }
-        let old = self.members.get();
-        let mut by_id: HashMap<&str, &Arc<Node>> = old.nodes().iter().map(|n| (n.id(), n)).collect();
+        let mut before = Before::new(old.nodes());
         let (mut nodes, mut changed) = (Vec::with_capacity(instances.len()), HashSet::new());
-        for instance in instances.iter().cloned() {
+        let mut joined = Vec::new();
+        for instance in instances {
             let Some(address) = instance.addresses.get(&self.listener) else { continue };
             // An instance that returns after a failure is another process: it must not wait for a backoff.
-            let stays = |node: &&Arc<Node>| {
+            let stays = |node: &Arc<Node>| {
                 node.address() == address && !(returned && node.connection() == Connection::TransientFailure)
             };
-            match by_id.remove(instance.id.as_str()).filter(stays) {
+            match before.keep(&instance.id, stays) {
                 Some(node) => {
-                    if *node.instance.get() != *instance {
+                    let (is_shared, is_same) =
+                        node.instance.with(|old| (Arc::ptr_eq(old, instance), **old == **instance));
+                    if !is_same {
                         changed.insert(Arc::as_ptr(node));
                     }
-                    node.instance.set_shared(instance); // equal or not: one copy is enough
+                    if !is_shared {
+                        node.instance.set_shared(instance.clone()); // equal or not: one copy is enough
+                    }
                     nodes.push(node.clone());
                 }
-                None => nodes.push(self.node(instance)),
+                None => {
+                    let node = self.node(instance.clone());
+                    joined.push(node.clone());
+                    nodes.push(node);
+                }
             }
         }
-        let kept: HashSet<*const Node> = nodes.iter().map(Arc::as_ptr).collect();
-        let gone: Vec<_> = old.nodes().iter().filter(|n| !kept.contains(&Arc::as_ptr(n))).cloned().collect();
-        // Services that never had a node have no metric either: their names may be arbitrary.
-        if nodes.len() + old.nodes().len() > 0 {
-            self.reporter().metrics.endpoints(self.service(), self.leaves.protocol, nodes.len());
-        }
+        let (count, gone) = (nodes.len(), before.gone());
         let mut members = Members::new(Some(known), hint, nodes, self.rotations.clone());
-        members.take_pickers(&old, |node| changed.contains(&std::ptr::from_ref(node)));
-        self.members.set(members);
+        members.take_over(&old, |node| changed.contains(&std::ptr::from_ref(node)));
+        {
+            let _changing = self.changing();
+            if !is_following() {
+                joined.iter().for_each(|node| node.leaf.close());
+                return;
+            }
+            self.members.set(members);
+        }
         self.common.changes.bump();
+        // Services that never had a node have no metric either: their names may be arbitrary.
+        if count + old.nodes().len() > 0 {
+            self.reporter().metrics.endpoints(self.service(), self.leaves.protocol, count);
+        }
+        for node in joined {
+            self.reporter().events.emit(Event::InstanceJoined {
+                service: self.service().clone(),
+                instance: node.id().to_owned(),
+                address: node.address().to_owned(),
+            });
+        }
         for node in gone {
             node.leaf.close();
             let (service, instance) = (self.service().clone(), node.id().to_owned());
             self.reporter().events.emit(Event::InstanceLeft { service, instance });
         }
+        drop_members(old, &self.common.tasks);
     }
 
     /// Sets the number of nodes that are kept although the registry removed them; `before`: the former number.
@@ -328,11 +392,6 @@ impl Cluster {
     fn node(&self, instance: Arc<Instance>) -> Arc<Node> {
         let address = instance.addresses.get(&self.listener).unwrap_or_default();
         let link = Link::new(self.common.clone(), &instance.id, address);
-        self.reporter().events.emit(Event::InstanceJoined {
-            service: self.service().clone(),
-            instance: instance.id.clone(),
-            address: address.to_owned(),
-        });
         let now = Instant::now();
         Arc::new(Node {
             leaf: (self.leaves.make)(link.clone()),
@@ -356,6 +415,36 @@ impl Siblings for Cluster {
                 }
             }
         });
+    }
+}
+
+// === impl Before ===
+
+impl<'a> Before<'a> {
+    fn new(nodes: &'a [Arc<Node>]) -> Self {
+        Before { nodes, is_kept: vec![false; nodes.len()], next: 0, by_id: None }
+    }
+
+    /// The node with this id, unless it was found before, or does not stay.
+    fn keep(&mut self, id: &str, stays: impl Fn(&Arc<Node>) -> bool) -> Option<&'a Arc<Node>> {
+        let is_next = self.nodes.get(self.next).is_some_and(|node| node.id() == id);
+        let at = match is_next {
+            true => self.next,
+            false => {
+                let positions = || self.nodes.iter().enumerate().map(|(at, node)| (node.id(), at)).collect();
+                *self.by_id.get_or_insert_with(positions).get(id)?
+            }
+        };
+        self.next = at + 1;
+        let keeps = !self.is_kept[at] && stays(&self.nodes[at]);
+        self.is_kept[at] |= keeps;
+        keeps.then(|| &self.nodes[at])
+    }
+
+    /// The nodes that were not kept.
+    fn gone(self) -> Vec<Arc<Node>> {
+        let gone = self.nodes.iter().zip(self.is_kept).filter(|(_, is_kept)| !is_kept);
+        gone.map(|(node, _)| node.clone()).collect()
     }
 }
 

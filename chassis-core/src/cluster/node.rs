@@ -262,9 +262,10 @@ impl Node {
 
     fn moved(&self, Transition { from, to }: Transition) {
         let Common { service, changes, .. } = self.link.common();
-        changes.bump();
         self.counted.store(to != State::Closed, Ordering::Relaxed);
         let open = i64::from(to != State::Closed) - i64::from(from != State::Closed);
+        changes.guarded.fetch_add(open as usize, Ordering::AcqRel); // wraps around, so -1 is subtracted
+        changes.bump();
         self.of.reporter.metrics.circuit(service, "endpoint", to.name(), open);
         self.of.reporter.events.emit(Event::CircuitMoved {
             service: service.clone(),
@@ -277,7 +278,8 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if self.counted.load(Ordering::Relaxed) {
+        if *self.counted.get_mut() {
+            self.link.common().changes.guarded.fetch_sub(1, Ordering::AcqRel);
             self.of.reporter.metrics.circuit_gone(self.link.service(), "endpoint");
         }
     }

@@ -1,7 +1,7 @@
 //! The interface of pickers: how one of several nodes is proposed, and what a proposal may depend on.
 use std::sync::Arc;
 
-use super::{Connection, Node, NodeRules, Subset};
+use super::{Connection, Node, NodeRules, Subset, Tiers};
 use crate::{
     algorithm::HashKey,
     clock::Instant,
@@ -32,7 +32,8 @@ pub trait Picker: Send + Sync + 'static {
 /// Builds pickers that need to prepare something from the nodes: a hash ring, a table, running sums of weights.
 ///
 /// A picker is built for each *subset*: the nodes of one service over one protocol that a call may go to, which are all
-/// of them or those with the labels that a route or the caller chose. It is built once, by the first call that needs
+/// of them or those with the labels that a route or the caller chose; if instances have several priorities, those of each
+/// one. It is built once, by the first call that needs
 /// it, and lives until the subset or the settings of the factory change. When nodes join or leave, or an instance
 /// changes, the pickers that are in use are built anew before the first call sees the new nodes. Other settings
 /// change nothing. So `pick` computes nothing that `build` could.
@@ -105,13 +106,16 @@ pub struct Candidates<'a> {
     pub(crate) now: Instant,
     /// Circuits are ignored, because too many are open.
     pub(crate) panicking: bool,
+    /// The nodes of all priorities, if there are several, and the position of the subset among them.
+    pub(crate) tiers: Option<(&'a Tiers, usize)>,
     pub(crate) random: &'a Random,
 }
 
 // === impl Candidates ===
 
 impl<'a> Candidates<'a> {
-    /// The nodes, in a fixed order.
+    /// The nodes, in a fixed order. If instances have several priorities, all nodes are of one, which was chosen for this
+    /// call.
     pub fn nodes(&self) -> &'a [Arc<Node>] {
         self.subset.nodes()
     }

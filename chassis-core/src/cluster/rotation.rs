@@ -27,9 +27,12 @@ pub(crate) struct Rotation {
 
 /// The rotations of a cluster by the labels of its subsets, across all snapshots of its members.
 pub(super) struct Rotations {
-    by_labels: Mutex<HashMap<LabelSet, Arc<Rotation>>>,
+    by_labels: Mutex<HashMap<Of, Arc<Rotation>>>,
     random: Random,
 }
+
+/// The labels of a subset, and the priority if the subset has several.
+type Of = (LabelSet, Option<u32>);
 
 /// The number of label sets for which a cluster keeps subsets; others are computed for each call.
 pub(super) const MOST_SUBSETS: usize = 256;
@@ -74,9 +77,10 @@ impl Rotations {
     }
 
     /// The rotation of the subset with `labels`; `None` if too many are in use.
-    pub(super) fn of(&self, labels: &LabelSet) -> Option<Arc<Rotation>> {
+    pub(super) fn of(&self, labels: &LabelSet, priority: Option<u32>) -> Option<Arc<Rotation>> {
         let mut all = self.by_labels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(rotation) = all.get(labels) {
+        let key = (labels.clone(), priority);
+        if let Some(rotation) = all.get(&key) {
             return Some(rotation.clone());
         }
         if all.len() >= MOST_SUBSETS {
@@ -86,7 +90,7 @@ impl Rotations {
             return None;
         }
         let rotation = Arc::new(Rotation::new(&self.random));
-        all.insert(labels.clone(), rotation.clone());
+        all.insert(key, rotation.clone());
         Some(rotation)
     }
 }
@@ -154,12 +158,12 @@ mod tests {
     fn no_more_than_are_kept_and_none_that_is_in_use_is_lost() {
         let rotations = Rotations::new(Random::seeded(1));
         let labels = |i: usize| LabelSet::from_iter([("i", i.to_string().as_str())]);
-        let first = rotations.of(&labels(0));
+        let first = rotations.of(&labels(0), None);
         for i in 0..10 * MOST_SUBSETS {
-            assert!(rotations.of(&labels(i)).is_some(), "unused ones make room");
+            assert!(rotations.of(&labels(i), None).is_some(), "unused ones make room");
         }
-        assert!(Arc::ptr_eq(&first.unwrap(), &rotations.of(&labels(0)).unwrap()));
-        let held: Vec<_> = (0..2 * MOST_SUBSETS).filter_map(|i| rotations.of(&labels(i))).collect();
+        assert!(Arc::ptr_eq(&first.unwrap(), &rotations.of(&labels(0), None).unwrap()));
+        let held: Vec<_> = (0..2 * MOST_SUBSETS).filter_map(|i| rotations.of(&labels(i), None)).collect();
         assert_eq!(held.len(), MOST_SUBSETS);
     }
 

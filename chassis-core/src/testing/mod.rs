@@ -1,5 +1,5 @@
-//! Tools for tests: a scripted upstream that counts, a scripted registry, calls to send, and the contract
-//! suites of the ports.
+//! Tools for tests: a scripted upstream that counts, a scripted registry, calls to send, the contract suites of
+//! the ports, and suites for adapters with their real servers.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -28,6 +28,7 @@ pub mod layers;
 mod policy;
 mod protocol;
 mod registry;
+pub mod server;
 mod upstream;
 
 pub use self::{

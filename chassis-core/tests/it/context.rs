@@ -2,7 +2,9 @@
 use std::sync::Arc;
 
 use chassis_core::{
-    BoxFuture, Context, Error, Invocation, Reply, TraceContext, pipeline, testing::Answer, units::Ratio,
+    BoxFuture, Context, Error, Invocation, Next, Reply, Stage, Stages, TraceContext, pipeline,
+    testing::{Answer, CallBuilder, RETRY_AFTER, Upstream},
+    units::Ratio,
 };
 use http::{HeaderName, StatusCode};
 use serde_json::json;
@@ -144,4 +146,31 @@ async fn it_is_there_from_a_handlers_first_line() {
     let server = pipeline::server(&bench.runtime, Eager(bench.pipeline.clone()));
     run(&server, post().build()).await.unwrap();
     assert!(bench.upstream.last().deadline.is_some());
+}
+
+/// An answer that fails because a call below it must not be retried forbids retries, also where that call passes layers
+/// of the user, which have a context of their own.
+#[tokio::test(start_paused = true)]
+async fn a_layer_does_not_hide_that_retries_are_exhausted() {
+    for with_layer in [false, true] {
+        let mut stages = Stages::default();
+        if with_layer {
+            let go_on = |call: Invocation, next: Next| async move { next.run(call).await };
+            stages.add_fn(Stage::Call, "mine", None, go_on);
+        }
+        let upstream = Upstream::new(|_| Answer::status(503).with(RETRY_AFTER, "never"));
+        let bench = Arc::new(Bench::build(upstream, |builder| builder.stages(stages)));
+        bench.registry.put("stock", ["a"]);
+        let handler = server(&bench.runtime.clone(), move |call| {
+            let bench = bench.clone();
+            async move {
+                bench.get().await.unwrap();
+                let unavailable = StatusCode::SERVICE_UNAVAILABLE;
+                Ok::<_, Error>(call.answered(unavailable, Default::default(), Default::default()))
+            }
+        });
+        let answered = run(&handler, CallBuilder::post("orders", "Put").build()).await.unwrap();
+        let forbidden = answered.metadata.get(RETRY_AFTER).map(|value| value.to_str().unwrap().to_owned());
+        assert_eq!(forbidden.as_deref(), Some("never"), "{with_layer}");
+    }
 }

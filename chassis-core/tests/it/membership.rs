@@ -1,6 +1,6 @@
 //! Membership: the registry's answers, and the nodes that result from them.
 use chassis_core::{
-    Code, Event, Reason,
+    Code, Connection, Event, Reason,
     clock::Instant,
     registry::{Instance, Membership, Status},
     testing::{Answer, CallBuilder, ScriptedRegistry, Upstream},
@@ -268,4 +268,129 @@ async fn an_instance_that_is_out_of_service_gets_no_new_calls() {
     bench.settle().await;
     bench.get().await.unwrap();
     assert_eq!(bench.upstream.closes("memory:a"), 0, "its connection stays: calls under way go on");
+}
+
+/// Held, alarmed, probed, aged out; deletes at once. Share and time are settings, which apply also to what is held.
+#[tokio::test(start_paused = true)]
+async fn a_mass_removal_is_held_for_the_time_that_is_set() {
+    let nodes = ["a", "b", "c", "d", "e"];
+    let hold = |share: u32, time: &str| {
+        Some(serde_json::from_value(json!({ "share": format!("{share}%"), "time": time })).unwrap())
+    };
+    let bench = Bench::with(nodes, |_| Answer::ok(""));
+    let held = || bench.metric("chassis_endpoints_held", &[]);
+    let count = || bench.runtime.inspect().services[0].nodes.len();
+    let alarms = || bench.count_events(|event| matches!(event, Event::RemovalsHeld { .. }));
+    bench.get().await.unwrap();
+
+    // The default: 50 %, 60 s.
+    bench.registry.put("stock", ["a", "b"]);
+    bench.settle().await;
+    assert_eq!((count(), held(), alarms()), (5, 3.0, 1));
+    // One that cannot be reached is given up at once.
+    bench.upstream.connect("memory:c", Connection::TransientFailure);
+    bench.settle().await;
+    assert_eq!((count(), held()), (4, 2.0));
+    tokio::time::sleep(59 * S).await;
+    assert_eq!(count(), 4);
+    tokio::time::sleep(2 * S).await;
+    assert_eq!((count(), held()), (2, 0.0));
+
+    // Another time and share, also while some are held; those that are idle are probed.
+    bench.runtime.set_hold(hold(20, "10s"));
+    bench.registry.put("stock", nodes);
+    bench.settle().await;
+    assert_eq!(count(), 5);
+    for id in ["d", "e"] {
+        bench.upstream.connect(&format!("memory:{id}"), Connection::Idle);
+    }
+    let wakes = bench.upstream.wakes("memory:d");
+    bench.registry.put("stock", ["a", "b", "c"]);
+    bench.settle().await;
+    assert_eq!((count(), held(), alarms()), (5, 2.0, 2));
+    assert!(bench.upstream.wakes("memory:d") > wakes);
+    tokio::time::sleep(9 * S).await;
+    assert_eq!(count(), 5);
+    bench.runtime.set_hold(hold(20, "30s"));
+    tokio::time::sleep(20 * S).await;
+    assert_eq!(count(), 5, "held longer");
+    bench.runtime.set_hold(hold(20, "5s"));
+    bench.settle().await;
+    assert_eq!((count(), held()), (3, 0.0), "its time is over");
+    // An empty set is held as long; a deletion is believed at once; off holds nothing.
+    bench.registry.put("stock", []);
+    tokio::time::sleep(4 * S).await;
+    assert_eq!(count(), 3);
+    bench.runtime.set_hold(None);
+    bench.settle().await;
+    assert_eq!(count(), 0, "off applies to what is held");
+    bench.registry.put("stock", nodes);
+    bench.settle().await;
+    bench.registry.put("stock", ["a"]);
+    bench.settle().await;
+    assert_eq!((count(), alarms()), (1, 2));
+    bench.runtime.set_hold(hold(0, "1h"));
+    bench.registry.put("stock", nodes);
+    bench.settle().await;
+    bench.registry.put("stock", ["a", "b", "c", "d"]);
+    bench.settle().await;
+    assert_eq!((count(), held()), (5, 1.0), "one of five");
+    bench.registry.set("stock", Membership::Deleted);
+    bench.settle().await;
+    assert_eq!((count(), held()), (0, 0.0));
+}
+
+/// Kept instances are probed some at a time, and the next ones once these have failed.
+#[tokio::test(start_paused = true)]
+async fn all_held_instances_are_probed_while_probes_fail() {
+    let ids: Vec<String> = (0..100).map(|number| format!("n{number:02}")).collect();
+    let bench = Bench::with(["n00"], |_| Answer::ok(""));
+    let all = ids.iter().map(|id| ScriptedRegistry::instance("stock", id));
+    bench.registry.set("stock", Membership::known(all));
+    bench.get().await.unwrap();
+    let address = |id: &String| format!("memory:{id}");
+    for id in &ids {
+        bench.upstream.connect(&address(id), Connection::Idle);
+    }
+    let wakes = |id: &String| bench.upstream.wakes(&address(id));
+    let before: Vec<_> = ids.iter().map(wakes).collect();
+    let mut failed = vec![false; ids.len()];
+    bench.registry.put("stock", ["n00"]);
+    for left in [99, 67, 35, 3] {
+        bench.settle().await;
+        assert_eq!(bench.metric("chassis_endpoints_held", &[]), f64::from(left));
+        let mut probed = 0;
+        for at in 1..ids.len() {
+            if !failed[at] && wakes(&ids[at]) > before[at] {
+                failed[at] = true;
+                probed += 1;
+                bench.upstream.connect(&address(&ids[at]), Connection::TransientFailure);
+            }
+        }
+        assert_eq!(probed, left.min(32), "of {left}");
+    }
+    bench.settle().await;
+    assert_eq!(bench.runtime.inspect().services[0].nodes.len(), 1);
+}
+
+/// A change is applied, and the next one waits for its turn: meanwhile the setting changes.
+#[tokio::test(start_paused = true)]
+async fn a_hold_time_that_changes_between_two_changes_applies() {
+    let nodes = ["a", "b", "c", "d", "e"];
+    let bench = Bench::with(nodes, |_| Answer::ok(""));
+    bench.get().await.unwrap();
+    for round in 0..40 {
+        match round % 2 {
+            0 => bench.registry.put("stock", ["a", "b", "c", "d"]),
+            _ => bench.registry.put("stock", nodes),
+        }
+        bench.settle().await;
+    }
+    bench.registry.put("stock", []);
+    while bench.count_events(|event| matches!(event, Event::EmptySetHeld { .. })) == 0 {
+        tokio::time::sleep(MS).await;
+    }
+    bench.runtime.set_hold(None);
+    tokio::time::sleep(S).await;
+    assert_eq!(bench.runtime.inspect().services[0].nodes.len(), 0);
 }

@@ -8,8 +8,9 @@ use std::{
 };
 
 use chassis_core::{
-    CallError, Code, Error, Invocation, Reason, Stage, Stages,
+    CallError, Code, Error, Invocation, Reason, Sections, Stage, Stages,
     layer::breaker::State,
+    settings::Settings,
     testing::{Answer, CallBuilder, Upstream, share_state},
 };
 use http::StatusCode;
@@ -389,4 +390,82 @@ async fn a_call_reads_its_settings_once() {
             assert_eq!(bench.upstream.total(), 4);
         }
     }
+}
+
+/// A section with the number of its version.
+struct Numbered(u64);
+
+fn with_section(document: serde_json::Value, number: u64) -> Settings {
+    let sections = Sections::default().with("numbered", Arc::new(Numbered(number)));
+    Settings { sections, ..settings(document) }
+}
+
+/// A handler takes the timeout of its call and, on either side of other work, a section that always changes with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_section_and_a_rule_are_of_one_version_throughout_a_call() {
+    let bench = Arc::new(Bench::new(|_| Answer::ok("")));
+    let apply = {
+        let runtime = bench.runtime.clone();
+        move |version| runtime.apply(&with_section(pair(version), version), version + 1, "hash").unwrap()
+    };
+    apply(0);
+    let section = bench.runtime.section::<Numbered>("numbered").unwrap();
+    let torn = Arc::new(AtomicUsize::new(0));
+    let handler = {
+        let (section, torn) = (section.clone(), torn.clone());
+        server(&bench.runtime, move |call: Invocation| {
+            let (section, torn) = (section.clone(), torn.clone());
+            async move {
+                let number = call.policy().timeout().unwrap().as_secs() - 1;
+                for _ in 0..3 {
+                    torn.fetch_add(usize::from(section.get().0 != number), SeqCst);
+                    tokio::task::yield_now().await; // a version may be applied in between
+                }
+                Ok::<_, Error>(call.answered(StatusCode::OK, Default::default(), Default::default()))
+            }
+        })
+    };
+    let over = Arc::new(AtomicBool::new(false));
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let (handler, over) = (handler.clone(), over.clone());
+        callers.spawn(async move {
+            let mut calls = 0;
+            while !over.load(SeqCst) {
+                run(&handler, CallBuilder::post("orders", "Put").build()).await.unwrap();
+                calls += 1;
+            }
+            calls
+        });
+    }
+    for version in 1..=1_000 {
+        apply(version);
+        tokio::task::yield_now().await;
+    }
+    over.store(true, SeqCst);
+    let calls: u64 = callers.join_all().await.into_iter().sum();
+    assert!(calls > 100, "{calls}");
+    assert_eq!((torn.load(SeqCst), section.get().0), (0, 1_000));
+}
+
+/// Two services of one program have sections of the same name and type.
+#[tokio::test(start_paused = true)]
+async fn a_handler_reads_the_newest_section_of_another_service() {
+    let [own, other] = [(); 2].map(|()| Bench::new(|_| Answer::ok("")));
+    own.runtime.apply(&with_section(json!({}), 1), 1, "hash").unwrap();
+    other.runtime.apply(&with_section(json!({}), 10), 1, "hash").unwrap();
+    let sections = [&own, &other].map(|bench| bench.runtime.section::<Numbered>("numbered").unwrap());
+    let runtimes = [own.runtime.clone(), other.runtime.clone()];
+    let handler = server(&own.runtime, move |call: Invocation| {
+        let (sections, runtimes) = (sections.clone(), runtimes.clone());
+        async move {
+            for runtime in runtimes {
+                let newer = 5 + runtime.section::<Numbered>("numbered").unwrap().newest().0;
+                runtime.apply(&with_section(json!({}), newer), 2, "hash").unwrap();
+            }
+            assert_eq!(sections.map(|section| section.get().0), [1, 15]);
+            Ok::<_, Error>(call.answered(StatusCode::OK, Default::default(), Default::default()))
+        }
+    });
+    run(&handler, CallBuilder::post("orders", "Put").build()).await.unwrap();
 }
