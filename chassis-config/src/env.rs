@@ -226,7 +226,7 @@ mod tests {
     fn check(below: &str, variables: &[(&str, &str)], expected: &str, problems: &[&str]) {
         let (layer, found) = Environment::of(variables.iter().copied()).over(&base(below));
         assert_eq!(layer.value.to_string(), expected);
-        assert_eq!(found.iter().map(Problem::in_a_line).collect::<Vec<_>>(), problems);
+        assert_eq!(found.iter().map(Problem::without_code).collect::<Vec<_>>(), problems);
     }
 
     #[test]

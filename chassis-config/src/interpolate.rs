@@ -67,9 +67,17 @@ pub(crate) struct Resolved {
     pub(crate) files: BTreeMap<PathBuf, Option<String>>,
 }
 
-/// What begins a reference; `$${` stands for itself.
+/// The sources that the references of a text may name.
+struct Allowed<'a> {
+    environment: &'a Environment,
+    ciphers: &'a Ciphers,
+    /// The text is of a writer who may not read files and variables of this process.
+    is_foreign: bool,
+}
+
+/// The beginning of a reference; `$${` stands for itself.
 const OPEN: &str = "${";
-/// What separates a reference from its default.
+/// The separator of a reference and its default.
 const DEFAULT: &str = ":-";
 /// The most bytes of a file that a value is read from.
 const MOST: u64 = 1 << 20;
@@ -124,7 +132,8 @@ impl Resolved {
                 }
                 let written: Arc<str> = written.into();
                 let is_whole = written.starts_with(OPEN) && written.find('}') == Some(written.len() - 1);
-                match self.expand(&written, environment, ciphers) {
+                let from = Allowed { environment, ciphers, is_foreign: !node.at.origin.has_references };
+                match self.expand(&written, &from) {
                     // A number from the environment may stand where quotes are needed for the braces.
                     Ok(expanded) if is_whole => node.value = Value::Plain(expanded),
                     Ok(expanded) => *text = expanded,
@@ -137,12 +146,7 @@ impl Resolved {
         }
     }
 
-    fn expand(
-        &mut self,
-        written: &str,
-        environment: &Environment,
-        ciphers: &Ciphers,
-    ) -> Result<String, String> {
+    fn expand(&mut self, written: &str, from: &Allowed<'_>) -> Result<String, String> {
         let (mut expanded, mut rest) = (String::new(), written);
         while let Some(at) = rest.find(OPEN) {
             if rest[..at].ends_with('$') {
@@ -156,7 +160,7 @@ impl Resolved {
             let (reference, after) = inner
                 .split_once('}')
                 .ok_or("a `${` is never closed; write `$${` for the characters themselves")?;
-            expanded.push_str(&self.look_up(reference, environment, ciphers)?);
+            expanded.push_str(&self.look_up(reference, from)?);
             rest = after;
         }
         expanded.push_str(rest);
@@ -166,8 +170,7 @@ impl Resolved {
     fn look_up(
         &mut self,
         reference: &str,
-        environment: &Environment,
-        ciphers: &Ciphers,
+        Allowed { environment, ciphers, is_foreign }: &Allowed<'_>,
     ) -> Result<String, String> {
         let (kind, rest) = reference.split_once(':').unwrap_or((reference, ""));
         if let Some(cipher) = ciphers.0.get(kind) {
@@ -181,6 +184,10 @@ impl Resolved {
             None => (rest, None),
         };
         match kind {
+            "env" | "file" if *is_foreign => Err(format!(
+                "a config center may not refer to files and variables of this process; `references: true` beside its \
+                 `kind` allows it, and `$${{{kind}:` stands for the characters themselves"
+            )),
             "env" => {
                 let value = environment.any(name).filter(|value| !value.is_empty()).or(default);
                 value.map(str::to_owned).ok_or_else(|| format!("the environment has no variable `{name}`"))
@@ -266,7 +273,7 @@ mod tests {
 
     #[track_caller]
     fn refused(content: &str, expected: &str) {
-        let problems: Vec<_> = resolved(content).problems.iter().map(Problem::in_a_line).collect();
+        let problems: Vec<_> = resolved(content).problems.iter().map(Problem::without_code).collect();
         assert_eq!(problems, [expected]);
     }
 

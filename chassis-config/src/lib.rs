@@ -25,7 +25,10 @@ pub use de::{read, read_part};
 pub use env::Environment;
 pub use finding::Finding;
 pub use interpolate::Decrypt;
-pub use loader::{Change, Control, ControlError, Held, Loader, Outcome, Record, Refusal, Trial, Unreadable};
+pub use loader::{
+    Avoided, Change, Control, ControlError, Gate, Held, Loader, Outcome, Record, Refusal, SourceOptions,
+    Trial, Unreadable,
+};
 pub use merge::merge;
 pub use overrides::Overrides;
 pub use parse::{MAX_BYTES, MAX_DEPTH, MAX_NODES, parse};

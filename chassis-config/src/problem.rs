@@ -87,8 +87,12 @@ impl Problem {
         self.severity == Severity::Error
     }
 
-    /// `chassis.yaml:14:16 outbound.defaults.retry.atempts: unknown key; did you mean …`
+    /// `C002 chassis.yaml:14:16 outbound.defaults.retry.atempts: unknown key; did you mean …`
     pub fn in_a_line(&self) -> String {
+        format!("{} {}", self.code, self.without_code())
+    }
+
+    pub(crate) fn without_code(&self) -> String {
         let place = self.at.as_ref().map(Span::to_string);
         let path = (!self.path.0.is_empty()).then(|| self.path.to_string());
         let mut words: Vec<String> = [place, path].into_iter().flatten().collect();

@@ -1,5 +1,7 @@
 //! The parsed document, with the position of every key and value.
-use std::{fmt, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
+
+use chassis_core::config::Text;
 
 /// A text that settings were read from: its name and its lines, which messages quote.
 #[derive(Debug, PartialEq, Eq)]
@@ -12,6 +14,8 @@ pub struct Origin {
     pub revision: Option<String>,
     /// The text; empty if there is none to quote.
     pub content: String,
+    /// Whether `${env:…}` and `${file:…}` in it are replaced. Default: not in a text of a config center.
+    pub(crate) has_references: bool,
     /// The offsets of the line starts, in bytes.
     starts: Vec<usize>,
 }
@@ -102,19 +106,34 @@ pub enum Segment {
 impl Origin {
     /// A text of `layer`, called `name` in messages.
     pub fn new(name: impl Into<String>, layer: Layer, content: impl Into<String>) -> Arc<Self> {
-        Origin::of_revision(name, layer, content, None)
+        Origin::make(name.into(), layer, content.into(), None, layer.has_references())
     }
 
-    /// The same for a text that has a version of its own.
-    pub fn of_revision(
-        name: impl Into<String>,
+    /// The text of a source.
+    pub(crate) fn of_text(text: &Text, layer: Layer, has_references: bool) -> Arc<Self> {
+        let Text { origin, content, revision, .. } = text;
+        Origin::make(origin.clone(), layer, content.clone(), revision.clone(), has_references)
+    }
+
+    fn make(
+        name: String,
         layer: Layer,
-        content: impl Into<String>,
+        content: String,
         revision: Option<String>,
+        has_references: bool,
     ) -> Arc<Self> {
-        let content = content.into();
         let starts = std::iter::once(0).chain(content.match_indices('\n').map(|(i, _)| i + 1)).collect();
-        Arc::new(Origin { name: name.into(), layer, revision, content, starts })
+        Arc::new(Origin { name, layer, revision, content, has_references, starts })
+    }
+
+    /// The name with the revision, which is part of some names.
+    pub(crate) fn named(&self) -> Cow<'_, str> {
+        match &self.revision {
+            Some(revision) if !self.name.ends_with(&format!("@{revision}")) => {
+                format!("{}@{revision}", self.name).into()
+            }
+            _ => self.name.as_str().into(),
+        }
     }
 
     /// The line with this number, counted from 1.
@@ -122,6 +141,17 @@ impl Origin {
         let start = *self.starts.get(number.checked_sub(1)?)?;
         let end = self.starts.get(number).map_or(self.content.len(), |next| next - 1);
         Some(self.content[start..end].trim_end_matches('\r'))
+    }
+}
+
+// === impl Layer ===
+
+impl Layer {
+    /// Whether `${env:…}` and `${file:…}` are replaced in texts of this layer, unless a source states otherwise. The
+    /// owner of a process writes its files and its environment; a config center may have other writers, who must not
+    /// read files of the process.
+    pub(crate) fn has_references(self) -> bool {
+        self != Layer::Center
     }
 }
 
@@ -153,8 +183,9 @@ impl Span {
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.line, self.origin.layer) {
-            (0, _) | (_, Layer::Environment | Layer::Set) => f.write_str(&self.origin.name),
-            (line, _) => write!(f, "{}:{line}:{}", self.origin.name, self.column),
+            (_, Layer::Environment | Layer::Set) => f.write_str(&self.origin.name),
+            (0, _) => f.write_str(&self.origin.named()),
+            (line, _) => write!(f, "{}:{line}:{}", self.origin.named(), self.column),
         }
     }
 }

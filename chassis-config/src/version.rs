@@ -28,6 +28,9 @@ pub struct Version<D, T> {
     pub tree: Node,
     /// The texts of config centers that it was made of, with the names of their sources; none after a rollback.
     pub texts: Vec<(String, Text)>,
+    /// The texts of all sources that it was made of, by the names of the sources. `None` without a
+    /// [`Gate`](crate::Gate), and for a version that repeats an earlier one.
+    pub sources: Option<Vec<(String, Vec<Text>)>>,
 }
 
 /// A setting that changed.

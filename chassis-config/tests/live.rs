@@ -21,6 +21,7 @@ async fn next(loader: &mut Loader<Settings, u32>) -> String {
         Change::Unreadable(unreadable) => unreadable.to_string(),
         Change::Restored(number) => format!("{number} again"),
         Change::Held(held) => format!("{} is pinned", held.pinned),
+        Change::Avoided(avoided) => avoided.why,
     }
 }
 
@@ -40,10 +41,10 @@ async fn the_last_good_version_outlives_whatever_happens_to_its_file() {
 
     std::fs::write(&path, "timeout = 3\ntimeo").unwrap(); // half-written
     let broken = next(&mut loader).await;
-    assert!(broken.starts_with(&format!("{shown}:2:")), "{broken}");
+    assert!(broken.starts_with(&format!("C001 {shown}:2:")), "{broken}");
 
     std::fs::remove_file(&path).unwrap();
-    assert_eq!(next(&mut loader).await, format!("{shown}: there is no such file"));
+    assert_eq!(next(&mut loader).await, format!("C014 {shown}: there is no such file"));
 
     std::fs::write(&path, "timeout = 2 # as before\n").unwrap();
     assert_eq!(next(&mut loader).await, "2 again");

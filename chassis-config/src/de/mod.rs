@@ -134,7 +134,7 @@ mod tests {
     #[track_caller]
     fn check(content: &str, expected: &[&str]) {
         let (_, problems) = read::<Rules>(&tree(content));
-        assert_eq!(problems.iter().map(Problem::in_a_line).collect::<Vec<_>>(), expected);
+        assert_eq!(problems.iter().map(Problem::without_code).collect::<Vec<_>>(), expected);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fmt;
 use chassis_core::config::SourceError;
 
 use crate::{
+    code::Code,
     problem::{Problem, Severity},
     version::{Moved, Version},
 };
@@ -22,6 +23,24 @@ pub enum Change<D, T> {
     Restored(u64),
     /// The settings have changed and are sound, but an older version is pinned.
     Held(Held),
+    /// The settings have changed and are sound, but the [`Gate`](crate::Gate) refuses them.
+    Avoided(Avoided),
+}
+
+/// Sound settings that the [`Gate`](crate::Gate) refuses. Reported once.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Avoided {
+    /// Their hash.
+    pub hash: String,
+    /// The gate's reason.
+    pub why: String,
+    /// The settings that would change.
+    pub changed: Vec<Moved>,
+    /// The version that stays in force; `None` if there was none yet.
+    pub running: Option<u64>,
+    /// No version is in force, and none can be made of the texts of an earlier time.
+    pub is_stuck: bool,
 }
 
 /// Settings that are not applied while an older version is pinned.
@@ -77,13 +96,14 @@ impl std::error::Error for Refusal {}
 
 // === impl Unreadable ===
 
+/// `C014 chassis.yaml: there is no such file`
 impl fmt::Display for Unreadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Most sources name themselves in their errors.
         let said = self.error.to_string();
         match said.contains(&self.source) {
-            true => f.write_str(&said),
-            false => write!(f, "{}: {said}", self.source),
+            true => write!(f, "{} {said}", Code::Unreadable),
+            false => write!(f, "{} {}: {said}", Code::Unreadable, self.source),
         }
     }
 }

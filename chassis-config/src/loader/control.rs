@@ -23,6 +23,8 @@ pub(super) enum Question {
     Rollback { to: u64, reply: oneshot::Sender<Result<u64, ControlError>> },
     Release { reply: oneshot::Sender<Option<u64>> },
     Trial { text: Text, reply: oneshot::Sender<Trial> },
+    Reconsider,
+    Revert { hash: String, reply: oneshot::Sender<Option<u64>> },
 }
 
 /// The effect that a text would have.
@@ -102,6 +104,20 @@ impl Control {
         let (reply, answer) = oneshot::channel();
         self.questions.send(Question::Trial { text, reply }).map_err(|_| ControlError::Gone)?;
         answer.await.map_err(|_| ControlError::Gone)
+    }
+
+    /// Asks the [`Gate`](crate::Gate) again about settings that it refused.
+    pub fn reconsider(&self) {
+        self.questions.send(Question::Reconsider).ok(); // without a loader there is nothing to do
+    }
+
+    /// Puts the version before the one with this hash in force again, as a new version, whose number is returned. `None`
+    /// if another one is in force or pinned, or if there is none before. Unlike a [`rollback`](Control::rollback) it pins
+    /// nothing: the [`Gate`](crate::Gate) must refuse the hash from now on.
+    pub async fn revert(&self, hash: &str) -> Option<u64> {
+        let (reply, answer) = oneshot::channel();
+        self.questions.send(Question::Revert { hash: hash.to_owned(), reply }).ok()?;
+        answer.await.ok().flatten()
     }
 
     pub(super) fn past(&self) -> std::sync::MutexGuard<'_, History> {

@@ -18,22 +18,27 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::{
     DirectorySource,
-    parse::parse,
+    parse::parse_as,
     problem::Problem,
     source::DirectoryWatcher,
     tree::{Layer, Node},
 };
+
+/// A text as a tree, or its fault.
+pub(super) type Parsed = Result<Node, Box<Problem>>;
 
 /// A source and its last answer.
 pub(super) struct Feed {
     pub(super) name: String,
     pub(super) layer: Layer,
     pub(super) needed: bool,
+    /// Whether `${env:…}` and `${file:…}` in its texts are replaced.
+    has_references: bool,
     answer: Answer,
     /// The last texts.
     texts: Option<Vec<Text>>,
     /// The same, parsed, or the parser's problems.
-    trees: Vec<Result<Node, Box<Problem>>>,
+    trees: Vec<Parsed>,
     /// The texts changed since they were parsed, and since a version was made.
     is_stale: bool,
     /// The error of the last question.
@@ -49,6 +54,17 @@ pub(super) enum Source {
     One(Arc<dyn ConfigSource>),
     /// A text for each file of a directory.
     Directory(DirectorySource),
+}
+
+/// The use of a source's texts: see [`Loader::source_with`](crate::Loader::source_with).
+#[derive(Clone, Copy, Debug)]
+pub struct SourceOptions {
+    /// The first version requires the source. If not, it waits 5 s at most for the source, and stops waiting once the
+    /// source returned an error.
+    pub needed: bool,
+    /// `${env:…}` and `${file:…}` in the texts are replaced. If not, a text with such a reference is refused: its writer
+    /// must not read files and variables of this process. Ciphers are always applied.
+    pub has_references: bool,
 }
 
 enum Watcher {
@@ -74,16 +90,36 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// The least time between two answers of one source.
 const PACE: Duration = Duration::from_millis(25);
 
+// === impl SourceOptions ===
+
+impl SourceOptions {
+    /// The defaults of a layer: the source is needed; references are replaced, but for texts of config centers.
+    pub fn of(layer: Layer) -> Self {
+        SourceOptions { needed: true, has_references: layer.has_references() }
+    }
+}
+
 // === impl Feed ===
 
 impl Feed {
-    pub(super) fn new(layer: Layer, source: Source, needed: bool) -> Self {
+    pub(super) fn new(layer: Layer, source: Source, options: SourceOptions) -> Self {
+        let SourceOptions { needed, has_references } = options;
         let name = match &source {
             Source::One(source) => source.name(),
             Source::Directory(source) => source.path().display().to_string(),
         };
         let answer = Box::pin(Asker::new(source).ask());
-        Feed { name, layer, needed, answer, texts: None, trees: Vec::new(), is_stale: false, trouble: None }
+        Feed {
+            name,
+            layer,
+            needed,
+            has_references,
+            answer,
+            texts: None,
+            trees: Vec::new(),
+            is_stale: false,
+            trouble: None,
+        }
     }
 
     /// The next answer: texts, a new error, or `Err(None)` for the same error again.
@@ -133,7 +169,7 @@ impl Feed {
             return Vec::new();
         }
         let texts = self.texts.as_deref().unwrap_or_default();
-        self.trees = texts.iter().map(|text| parse(text, self.layer)).collect();
+        self.trees = texts.iter().map(|text| self.parse(text)).collect();
         let named = |text: &Text| match &text.revision {
             Some(revision) if !text.origin.contains(revision.as_str()) => {
                 format!("{}@{revision}", text.origin)
@@ -146,18 +182,22 @@ impl Feed {
         }
     }
 
+    pub(super) fn parse(&self, text: &Text) -> Result<Node, Box<Problem>> {
+        parse_as(text, self.layer, self.has_references)
+    }
+
     /// Whether this source, or a text of it, is called `name`.
     pub(super) fn is_called(&self, name: &str) -> bool {
         self.name == name || self.texts.iter().flatten().any(|text| is_called(text, name))
     }
 
     /// The texts, with `other` in place of the one of its name.
-    pub(super) fn with(&self, other: &Text) -> Vec<Result<Node, Box<Problem>>> {
+    pub(super) fn with(&self, other: &Text) -> Vec<Parsed> {
         let texts = self.texts.as_deref().unwrap_or_default();
         let replaced = |text: &Text| is_called(text, &other.origin) || self.name == other.origin;
-        let parsed = texts.iter().map(|text| parse(if replaced(text) { other } else { text }, self.layer));
+        let parsed = texts.iter().map(|text| self.parse(if replaced(text) { other } else { text }));
         match texts {
-            [] => vec![parse(other, self.layer)],
+            [] => vec![self.parse(other)],
             _ => parsed.collect(),
         }
     }

@@ -39,6 +39,13 @@ pub enum Outcome {
         /// The hash of its meaning.
         hash: String,
     },
+    /// It is valid and was not put in force, because the [`Gate`](crate::Gate) refused it.
+    Avoided {
+        /// The hash of its meaning.
+        hash: String,
+        /// The gate's reason.
+        why: String,
+    },
     /// It was refused for these reasons.
     Refused(Vec<Problem>),
 }
@@ -88,6 +95,14 @@ impl History {
         self.applied.iter().find(of)?.tree.clone()
     }
 
+    /// The newest applied version with another hash.
+    pub(super) fn before(&self, now: &str) -> Option<(u64, Node)> {
+        self.applied.iter().rev().find_map(|record| match &record.outcome {
+            Outcome::Applied { version, hash, .. } if hash != now => Some((*version, record.tree.clone()?)),
+            _ => None,
+        })
+    }
+
     pub(super) fn versions(&self) -> Vec<u64> {
         self.applied.iter().filter_map(|record| record.version()).collect()
     }
@@ -114,6 +129,7 @@ impl fmt::Display for Record {
             }
             Outcome::Applied { version, .. } => write!(f, "version {version} applied")?,
             Outcome::Held { .. } => f.write_str("held, because an older version is pinned")?,
+            Outcome::Avoided { why, .. } => write!(f, "not applied, because {why}")?,
             Outcome::Refused(_) => f.write_str("refused")?,
         }
         if !self.from.is_empty() {

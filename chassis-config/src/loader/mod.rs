@@ -4,6 +4,7 @@ mod change;
 mod control;
 mod feed;
 mod files;
+mod gate;
 mod history;
 #[cfg(test)]
 mod tests;
@@ -22,14 +23,17 @@ use serde::de::DeserializeOwned;
 use tokio::{sync::mpsc, time::Instant};
 
 pub use self::{
-    change::{Change, Held, Refusal, Unreadable},
+    change::{Avoided, Change, Held, Refusal, Unreadable},
     control::{Control, ControlError, Trial},
+    feed::SourceOptions,
+    gate::Gate,
     history::{Outcome, Record},
 };
 use self::{
     control::Question,
     feed::{Feed, Source},
     files::Files,
+    gate::Gated,
 };
 use crate::{
     DirectorySource, Overrides,
@@ -67,7 +71,7 @@ use crate::{
 ///
 /// source.set("wokers = 5");
 /// let Change::Refused(refusal) = loader.next().await else { panic!("it is not") };
-/// assert_eq!(refusal.problems[0].in_a_line(), "settings:1:1 wokers: unknown key; did you mean `workers`?");
+/// assert_eq!(refusal.problems[0].in_a_line(), "C002 settings:1:1 wokers: unknown key; did you mean `workers`?");
 /// # });
 /// # Ok::<(), std::io::Error>(())
 /// ```
@@ -94,6 +98,9 @@ pub struct Loader<D, T> {
     pinned: Option<u64>,
     /// The sources that have changed since the last version was made.
     from: Vec<String>,
+    gated: Gated,
+    /// A change that follows the one that was returned.
+    next: Option<Change<D, T>>,
     /// The last change was an error.
     astray: bool,
     /// When the loader stops waiting for sources that are not required.
@@ -173,6 +180,8 @@ impl<D, T> Loader<D, T> {
             dirty: true,
             unread: VecDeque::new(),
             standing: None,
+            gated: Gated::default(),
+            next: None,
             astray: false,
             patience: None,
         }
@@ -187,21 +196,30 @@ impl<D, T> Loader<D, T> {
 
     /// A source that the first version requires. Sources of a later layer override those of an earlier one;
     /// within a layer, later calls override earlier ones.
-    pub fn source(mut self, layer: Layer, source: Arc<dyn ConfigSource>) -> Self {
-        self.add(Feed::new(layer, Source::One(source), true));
-        self
+    pub fn source(self, layer: Layer, source: Arc<dyn ConfigSource>) -> Self {
+        self.source_with(layer, source, SourceOptions::of(layer))
     }
 
     /// A source that the first version does not require: it waits 5 s at most for the source, and stops once
     /// the source returned an error.
-    pub fn source_if_there(mut self, layer: Layer, source: Arc<dyn ConfigSource>) -> Self {
-        self.add(Feed::new(layer, Source::One(source), false));
+    pub fn source_if_there(self, layer: Layer, source: Arc<dyn ConfigSource>) -> Self {
+        self.source_with(layer, source, SourceOptions { needed: false, ..SourceOptions::of(layer) })
+    }
+
+    /// A source with options.
+    pub fn source_with(
+        mut self,
+        layer: Layer,
+        source: Arc<dyn ConfigSource>,
+        options: SourceOptions,
+    ) -> Self {
+        self.add(Feed::new(layer, Source::One(source), options));
         self
     }
 
     /// The files of a directory, which the first version requires to be readable. It need not exist.
     pub fn directory(mut self, layer: Layer, directory: DirectorySource) -> Self {
-        self.add(Feed::new(layer, Source::Directory(directory), true));
+        self.add(Feed::new(layer, Source::Directory(directory), SourceOptions::of(layer)));
         self
     }
 
@@ -231,6 +249,9 @@ impl<D, T> Loader<D, T> {
 
     /// Waits for the next change. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Change<D, T> {
+        if let Some(next) = self.next.take() {
+            return next;
+        }
         loop {
             self.gather().await;
             if let Some(question) = self.questions.pop_front() {
@@ -345,6 +366,7 @@ impl<D, T> Loader<D, T> {
                 let was_astray = std::mem::replace(&mut self.astray, !well);
                 if let Some(standing) = self.standing.as_mut().filter(|s| s.hash == hash) {
                     standing.tree = read.tree; // same meaning, perhaps other positions
+                    self.gated.settled();
                     return (was_astray && well).then_some(Change::Restored(standing.number));
                 }
                 if let Some(pinned) = self.pinned {
@@ -353,9 +375,53 @@ impl<D, T> Loader<D, T> {
                     self.control.past().add(from, Outcome::Held { hash }, changes, None);
                     return Some(Change::Held(Held { pinned, changed, running: self.running() }));
                 }
-                Some(self.apply(read, hash, from, None))
+                match self.gated.admit(&hash, self.standing.is_none()) {
+                    Ok(()) => Some(self.apply(read, hash, from, None)),
+                    Err(why) => self.avoid(&read.tree, hash, why, from),
+                }
             }
         }
+    }
+
+    /// The texts of all sources that the version in force was made of; `None` for a repeated version.
+    fn sources(&self, is_repeated: bool) -> Option<Vec<(String, Vec<Text>)>> {
+        let texts = |feed: &Feed| (feed.name.clone(), feed.texts().cloned().collect());
+        (self.gated.gate.is_some() && !is_repeated).then(|| self.feeds.iter().map(texts).collect())
+    }
+
+    /// Records that the gate refuses sound settings. `None` if that was reported before.
+    fn avoid(&mut self, tree: &Node, hash: String, why: String, from: Vec<String>) -> Option<Change<D, T>> {
+        if !self.gated.refuse(&hash, &why) {
+            return None;
+        }
+        let changed = changes(&self.in_force(), tree);
+        let outcome = Outcome::Avoided { hash: hash.clone(), why: why.clone() };
+        self.control.past().add(from, outcome, changed.clone(), None);
+        let running = self.running();
+        if running.is_none() {
+            self.next = self.begin_instead();
+        }
+        let is_stuck = self.running().is_none();
+        Some(Change::Avoided(Avoided { hash, why, changed, running, is_stuck }))
+    }
+
+    /// The version of an earlier time, to begin with.
+    fn begin_instead(&mut self) -> Option<Change<D, T>> {
+        let (tree, problems) = self.assemble_instead()?;
+        let read = self.evaluate(tree, problems).ok()?;
+        let hash = hash(&read.tree);
+        self.gated.admit(&hash, true).ok()?;
+        Some(self.apply_instead(read, hash))
+    }
+
+    /// Makes a version of texts that the sources no longer have.
+    fn apply_instead(&mut self, read: Sound<D, T>, hash: String) -> Change<D, T> {
+        let mut change = self.apply(read, hash, Vec::new(), None);
+        if let Change::Applied(version) = &mut change {
+            version.texts.clear();
+            version.sources = None;
+        }
+        change
     }
 
     /// Makes a version of sound settings.
@@ -375,7 +441,18 @@ impl<D, T> Loader<D, T> {
         let centers = self.feeds.iter().filter(|feed| feed.layer == Layer::Center && back_to.is_none());
         let texts =
             centers.flat_map(|feed| feed.texts().map(|text| (feed.name.clone(), text.clone()))).collect();
-        Change::Applied(Box::new(Version { number, hash, document, value, warnings, changes, tree, texts }))
+        let sources = self.sources(back_to.is_some());
+        Change::Applied(Box::new(Version {
+            number,
+            hash,
+            document,
+            value,
+            warnings,
+            changes,
+            tree,
+            texts,
+            sources,
+        }))
     }
 
     /// Answers a question, which may change the version in force.
@@ -384,6 +461,16 @@ impl<D, T> Loader<D, T> {
             Question::Trial { text, reply } => {
                 reply.send(self.trial(&text)).ok(); // the caller may be gone
                 None
+            }
+            Question::Reconsider => {
+                self.dirty = true;
+                None
+            }
+            Question::Revert { hash: harmful, reply } => {
+                let change = self.revert(&harmful);
+                reply.send(change.is_some().then(|| self.running()).flatten()).ok();
+                self.dirty = true; // the gate states in the history why the sources' settings are not in force
+                change
             }
             Question::Release { reply } => {
                 let pinned = self.pinned.take();
@@ -421,6 +508,24 @@ impl<D, T> Loader<D, T> {
         }
     }
 
+    /// Puts the version before the one with this hash in force, if that is in force now.
+    fn revert(&mut self, harmful: &str) -> Option<Change<D, T>> {
+        if self.pinned.is_some() || self.standing.as_ref().is_none_or(|standing| standing.hash != harmful) {
+            return None;
+        }
+        let before = self.control.past().before(harmful);
+        let (tree, back_to) = match before {
+            Some((version, tree)) => (tree, Some(version)),
+            None => (self.assemble_instead()?.0, None),
+        };
+        let read = self.evaluate(tree, Vec::new()).ok()?;
+        let hash = hash(&read.tree);
+        (hash != harmful).then(|| match back_to {
+            Some(_) => self.apply(read, hash, Vec::new(), back_to),
+            None => self.apply_instead(read, hash),
+        })
+    }
+
     /// The effect that `text` would have.
     fn trial(&self, text: &Text) -> Trial {
         let replaces =
@@ -451,9 +556,18 @@ impl<D, T> Loader<D, T> {
             Some((at, self.feeds[at].with(other)))
         });
         let above = other.filter(|_| placed.is_none()).map(|other| crate::parse(other, Layer::Center));
-        let mut texts: Vec<&Result<Node, Box<Problem>>> = Vec::new();
+        self.assemble_with(placed.into_iter().collect(), above)
+    }
+
+    /// The same with other texts for some sources, by their index, and a text `above` all of them.
+    fn assemble_with(
+        &self,
+        replaced: Vec<(usize, Vec<feed::Parsed>)>,
+        above: Option<feed::Parsed>,
+    ) -> Result<(Node, Vec<Problem>), Vec<Problem>> {
+        let mut texts: Vec<&feed::Parsed> = Vec::new();
         for (at, feed) in self.feeds.iter().enumerate() {
-            match placed.as_ref().filter(|(place, _)| *place == at) {
+            match replaced.iter().find(|(place, _)| *place == at) {
                 Some((_, replaced)) => texts.extend(replaced),
                 None => texts.extend(feed.trees()),
             }

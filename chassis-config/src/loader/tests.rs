@@ -38,12 +38,16 @@ async fn next(loader: &mut Tested) -> String {
             format!("{}: {}", v.number, changes.join(", "))
         }
         Change::Refused(r) => {
-            let problems: Vec<_> = r.problems.iter().map(Problem::in_a_line).collect();
+            let problems: Vec<_> = r.problems.iter().map(Problem::without_code).collect();
             format!("refused, {:?} stays: {}", r.running, problems.join(", "))
         }
         Change::Unreadable(u) => format!("unreadable, {:?} stays: {u}", u.running),
         Change::Restored(number) => format!("{number} again"),
         Change::Held(held) => format!("{:?} stays, {} is pinned", held.running, held.pinned),
+        Change::Avoided(avoided) => {
+            let stuck = if avoided.is_stuck { ", and nothing is there instead" } else { "" };
+            format!("{:?} stays: {}{stuck}", avoided.running, avoided.why)
+        }
     }
 }
 
@@ -86,7 +90,7 @@ async fn going_back_to_what_holds_is_told_once() {
     file.set("retries: 1");
     assert_eq!(next(&mut loader).await, "1 again");
     file.fail("it is gone");
-    assert_eq!(next(&mut loader).await, "unreadable, Some(1) stays: file: it is gone");
+    assert_eq!(next(&mut loader).await, "unreadable, Some(1) stays: C014 file: it is gone");
     assert!(is_quiet(&mut loader).await);
     file.set("retries: 1");
     assert_eq!(next(&mut loader).await, "1 again");
@@ -149,7 +153,7 @@ async fn later_layers_win() {
         "retries=3 center:1:10",
     ];
     assert_eq!(settings, expected);
-    let warnings: Vec<_> = version.warnings.iter().map(Problem::in_a_line).collect();
+    let warnings: Vec<_> = version.warnings.iter().map(Problem::without_code).collect();
     let hidden = "file:3:14 labels.a: hidden by `CHASSIS_LABELS__A` in the environment: `environment` holds";
     let unknown = "environment timeot: no setting has this name; did you mean `CHASSIS_TIMEOUT`?";
     assert_eq!(warnings, [hidden, unknown]);
@@ -239,7 +243,7 @@ async fn another_source_is_not() {
         .settings(&serde_json::json!({ "retries": 1 }))
         .source_if_there(Layer::Center, Arc::new(center.clone()))
         .source_if_there(Layer::Center, Arc::new(Mute));
-    assert_eq!(next(&mut loader).await, "unreadable, None stays: center: no connection");
+    assert_eq!(next(&mut loader).await, "unreadable, None stays: C014 center: no connection");
     assert_eq!(next(&mut loader).await, "1: retries unset -> 1 (builder)");
     assert_eq!(started.elapsed(), PATIENCE);
     center.set("retries: 2");
@@ -310,7 +314,7 @@ async fn a_source_that_panics_is_opened_anew() {
     let source = Scripted(std::sync::Mutex::new(script.into()));
     let mut loader = loader().source(Layer::File, Arc::new(source));
     assert_eq!(next(&mut loader).await, "1: retries unset -> 1 (scripted:1:10)");
-    let panicked = "unreadable, Some(1) stays: scripted: it panicked: ";
+    let panicked = "unreadable, Some(1) stays: C014 scripted: it panicked: ";
     assert_eq!(next(&mut loader).await, format!("{panicked}out of cheese"));
     assert_eq!(next(&mut loader).await, format!("{panicked}not gone quietly"));
     assert_eq!(next(&mut loader).await, "2: retries 1 -> 2 (scripted:1:10)");
@@ -322,7 +326,10 @@ async fn a_source_that_is_silent_from_the_start_is_given_up() {
     let source = Scripted(std::sync::Mutex::new([vec![], vec!["retries: 2"]].into()));
     let mut loader = loader().source(Layer::File, Arc::new(source));
     let started = Instant::now();
-    assert_eq!(next(&mut loader).await, "unreadable, None stays: scripted: it has not answered within 30s");
+    assert_eq!(
+        next(&mut loader).await,
+        "unreadable, None stays: C014 scripted: it has not answered within 30s"
+    );
     assert_eq!(started.elapsed().as_secs(), 30);
     assert_eq!(next(&mut loader).await, "1: retries unset -> 2 (scripted:1:10)");
     assert!(is_quiet(&mut loader).await, "once it has answered it may be silent");
@@ -439,7 +446,7 @@ async fn a_dry_run_changes_nothing() {
         });
         let trial = trial.await.expect("the loader is there");
         let changes: Vec<_> = trial.changes.iter().map(Moved::to_string).collect();
-        let problems: Vec<_> = trial.problems.iter().map(Problem::in_a_line).collect();
+        let problems: Vec<_> = trial.problems.iter().map(Problem::without_code).collect();
         (trial.replaces, changes.join(", "), problems.join(", "))
     };
     let of = |name: &str| Some(name.to_owned());
@@ -486,6 +493,55 @@ async fn a_file_that_a_value_is_read_from_is_followed() {
     assert_eq!((back, &*version.document.labels["a"]), (Ok(3), "hunter4"));
 }
 
+/// Whoever may write a center's text must not read what this process can read, unless that is allowed.
+#[tokio::test]
+async fn a_center_refers_to_files_and_variables_only_where_that_is_allowed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (secret, new) = (dir.path().join("secret"), dir.path().join("new"));
+    std::fs::write(&secret, "hunter2").unwrap();
+    let reference = format!("${{file:{}}}", secret.display());
+    let environment = || Environment::of([("NAME", "stock")]);
+    let center = text("center", "retries: 1");
+    let options = SourceOptions::of(Layer::Center);
+    assert_eq!((options.needed, options.has_references), (true, false));
+    let mut closed = loader().environment(environment()).source(Layer::Center, Arc::new(center.clone()));
+    next(&mut closed).await;
+    for reference in [&*reference, "${env:NAME}", "${env:NONE:-x}", "${file:/nonesuch:-x}"] {
+        center.set(format!("retries: 1\nlabels: {{ a: \"b-{reference}\" }}"));
+        let refused = next(&mut closed).await;
+        assert!(
+            refused.contains("center:2:14 labels.a: a config center may not refer to files"),
+            "{refused}"
+        );
+        assert!(refused.contains("`references: true`") && !refused.contains("hunter"), "{refused}");
+    }
+    // The characters themselves are no reference, and neither is what a file states below the center.
+    center.set("retries: 1\nlabels: { a: \"$${env:NAME}\" }");
+    let file = text("file", &format!("labels: {{ b: \"{reference}\" }}"));
+    let mut both = loader()
+        .environment(environment())
+        .source(Layer::File, Arc::new(file))
+        .source(Layer::Center, Arc::new(center.clone()));
+    let Change::Applied(version) = both.next().await else { panic!("it is sound") };
+    let labels: Vec<_> = version.document.labels.values().map(String::as_str).collect();
+    assert_eq!(labels, ["${env:NAME}", "hunter2"]);
+
+    let options = SourceOptions { has_references: true, ..options };
+    let mut open =
+        loader().environment(environment()).source_with(Layer::Center, Arc::new(center.clone()), options);
+    center.set(format!("retries: 1\nlabels: {{ a: \"{reference}\", b: \"${{env:NAME}}\" }}"));
+    let Change::Applied(version) = open.next().await else { panic!("it is sound") };
+    let labels: Vec<_> = version.document.labels.values().map(String::as_str).collect();
+    assert_eq!(labels, ["hunter2", "stock"]);
+    // A file that the center names is followed.
+    std::fs::write(&new, "hunter3").unwrap();
+    std::fs::rename(&new, &secret).unwrap();
+    let bound = Duration::from_secs(30);
+    let change = tokio::time::timeout(bound, open.next()).await.expect("a change is noticed");
+    let Change::Applied(version) = change else { panic!("it is sound") };
+    assert_eq!((version.number, &*version.document.labels["a"]), (2, "hunter3"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_value_that_is_not_shown_is_not_in_an_error_either() {
     struct Plain;
@@ -499,4 +555,133 @@ async fn a_value_that_is_not_shown_is_not_in_an_error_either() {
     let shown = next(&mut loader).await;
     assert_eq!(shown, "refused, None stays: file:1:10 retries: this is no value for it (it is not shown)");
     assert!(!format!("{:?}", loader.control().history()).contains("hunter"));
+}
+
+/// Refuses the hashes in its list.
+#[derive(Default)]
+struct Refusing(std::sync::Mutex<Vec<String>>);
+
+impl Gate for Refusing {
+    fn admit(&self, hash: &str, is_first: bool) -> Result<(), String> {
+        let is_refused = self.0.lock().unwrap().iter().any(|refused| refused == hash);
+        if is_refused { Err(format!("it is on the list, first: {is_first}")) } else { Ok(()) }
+    }
+}
+
+impl Refusing {
+    fn set(&self, hashes: impl IntoIterator<Item = String>) {
+        *self.0.lock().unwrap() = hashes.into_iter().collect();
+    }
+}
+
+/// The hash of the settings in `content`.
+fn hash_of(content: &str) -> String {
+    let text = Text { content: content.into(), format: Format::Yaml, origin: "file".into(), revision: None };
+    hash(&crate::parse(&text, Layer::File).unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_version_that_the_gate_refuses_waits_and_is_reported_once() {
+    let (file, gate) = (text("file", "retries: 1"), Arc::new(Refusing::default()));
+    gate.set([hash_of("retries: 2"), hash_of("retries: 3")]);
+    let mut loader = loader().source(Layer::File, Arc::new(file.clone())).gate(gate.clone(), Vec::new());
+    let control = loader.control();
+    next(&mut loader).await;
+    file.set("retries: 2");
+    assert_eq!(next(&mut loader).await, "Some(1) stays: it is on the list, first: false");
+    file.set("# the same\nretries: 2");
+    control.reconsider();
+    assert!(is_quiet(&mut loader).await);
+    file.set("retries: 1");
+    assert!(is_quiet(&mut loader).await);
+    file.set("retries: 2");
+    assert_eq!(next(&mut loader).await, "Some(1) stays: it is on the list, first: false");
+    gate.set([hash_of("retries: 3")]);
+    assert!(is_quiet(&mut loader).await, "no source has changed");
+    control.reconsider();
+    assert_eq!(next(&mut loader).await, "2: retries 1 -> 2 (file:1:10)");
+    file.set("retries: 3");
+    next(&mut loader).await;
+    file.set("retries: 4");
+    assert_eq!(next(&mut loader).await, "3: retries 2 -> 4 (file:1:10)");
+    let outcomes: Vec<_> = control.history().iter().map(|record| record.version()).collect();
+    assert_eq!(outcomes, [Some(1), None, None, Some(2), None, Some(3)]);
+    let shown = control.history()[1].to_string();
+    let expected =
+        "not applied, because it is on the list, first: false, from file: retries 1 -> 2 (file:1:10)";
+    assert_eq!(shown, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loader_begins_with_the_texts_of_an_earlier_time() {
+    let (file, center) = (text("file", "retries: 2"), text("center", "timeout: 1s"));
+    let gate = Arc::new(Refusing::default());
+    let with = |instead: Vec<(String, Vec<Text>)>| {
+        let loader = loader().source(Layer::File, Arc::new(file.clone()));
+        loader.source(Layer::Center, Arc::new(center.clone())).gate(gate.clone(), instead)
+    };
+    let mut first = with(Vec::new());
+    let Change::Applied(version) = first.next().await else { panic!("it is sound") };
+    let earlier = version.sources.unwrap();
+    assert_eq!((earlier.len(), &*earlier[0].0, &*earlier[1].1[0].content), (2, "file", "timeout: 1s"));
+
+    center.set("timeout: 9s");
+    gate.set([hash_of("timeout: 9s\nretries: 2")]);
+    let mut loader = with(earlier.clone());
+    assert_eq!(next(&mut loader).await, "None stays: it is on the list, first: true");
+    let Change::Applied(version) = loader.next().await else { panic!("there are other texts") };
+    assert_eq!((version.document.timeout.as_str(), version.sources, version.texts.len()), ("1s", None, 0));
+    assert!(is_quiet(&mut loader).await);
+    center.set("timeout: 2s");
+    assert_eq!(next(&mut loader).await, "2: timeout 1s -> 2s (center:1:10)");
+
+    // Without other texts, or with texts that are refused too, there is no version.
+    gate.set([hash_of("timeout: 2s\nretries: 2"), version.hash]);
+    for instead in [Vec::new(), earlier] {
+        let mut loader = with(instead);
+        let stuck = "None stays: it is on the list, first: true, and nothing is there instead";
+        assert_eq!(next(&mut loader).await, stuck);
+        assert!(is_quiet(&mut loader).await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_harmful_version_is_reverted_without_a_pin() {
+    let (file, gate) = (text("file", "retries: 1"), Arc::new(Refusing::default()));
+    let mut loader = loader().source(Layer::File, Arc::new(file.clone())).gate(gate.clone(), Vec::new());
+    let control = loader.control();
+    next(&mut loader).await;
+    let revert = async |loader: &mut Tested, content: &str| {
+        let hash = hash_of(content);
+        let (control, gate) = (control.clone(), gate.clone());
+        tokio::spawn(async move {
+            gate.set([hash.clone()]);
+            control.revert(&hash).await
+        });
+        next(loader).await
+    };
+    file.set("retries: 2");
+    next(&mut loader).await;
+    assert_eq!(revert(&mut loader, "retries: 2").await, "3: retries 2 -> 1 (file:1:10)");
+    assert_eq!(next(&mut loader).await, "Some(3) stays: it is on the list, first: false");
+    let back_to = |record: &Arc<Record>| match record.outcome {
+        Outcome::Applied { back_to, .. } => back_to,
+        _ => None,
+    };
+    assert_eq!(back_to(&control.history()[2]), Some(1));
+    file.set("retries: 3");
+    assert_eq!(next(&mut loader).await, "4: retries 1 -> 3 (file:1:10)");
+
+    // Another version is in force, or this one is pinned: nothing changes.
+    for (pinned, harmful) in [(false, "retries: 2"), (true, "retries: 1")] {
+        if pinned {
+            let control = control.clone();
+            tokio::spawn(async move { control.rollback(1).await });
+            assert_eq!(next(&mut loader).await, "5: retries 3 -> 1 (file:1:10)");
+        }
+        let (control, hash) = (control.clone(), hash_of(harmful));
+        let reverted = tokio::spawn(async move { control.revert(&hash).await });
+        let _ = tokio::time::timeout(Duration::from_secs(60), loader.next()).await;
+        assert_eq!(reverted.await.unwrap(), None, "{harmful}");
+    }
 }

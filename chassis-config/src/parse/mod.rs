@@ -25,7 +25,12 @@ pub const MAX_NODES: usize = 200_000;
 
 /// Reads a text of a layer.
 pub fn parse(text: &Text, layer: Layer) -> Result<Node, Box<Problem>> {
-    let origin = Origin::of_revision(&text.origin, layer, &text.content, text.revision.clone());
+    parse_as(text, layer, layer.has_references())
+}
+
+/// The same, with references to the environment and to files or without.
+pub(crate) fn parse_as(text: &Text, layer: Layer, has_references: bool) -> Result<Node, Box<Problem>> {
+    let origin = Origin::of_text(text, layer, has_references);
     if text.content.len() > MAX_BYTES {
         let size = text.content.len();
         return Err(too_large(
@@ -97,7 +102,7 @@ mod tests {
     #[track_caller]
     fn refused(format: Format, content: &str, expected: &str) {
         let problem = read(format, content).expect_err("the text is broken");
-        assert_eq!(problem.in_a_line(), expected, "{content:?}");
+        assert_eq!(problem.without_code(), expected, "{content:?}");
     }
 
     #[test]
