@@ -8,9 +8,11 @@
 //! | answer with a problem document, or convert an error to one | [`Problem`], [`error`] |
 //! | accept connections | [`server`] |
 //! | open connections another way, or accept TLS | [`connector`] |
+//! | read server-sent events | [`sse`] |
 //! | build a protocol on HTTP/2, as `chassis-grpc` is | [`H2Transport`], [`server::HttpService`] |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 pub mod server;
+pub mod sse;
 
 mod failure;
 mod h1;
@@ -25,13 +27,14 @@ pub mod wire;
 
 /// Byte streams, by address: the base of connections for clients and servers, below HTTP.
 ///
-/// TLS is added here: as a [`Connector`](connector::Connector) around another one on the client, as an
-/// [`Acceptor`](connector::Acceptor) on the server.
+/// TLS is added here: as a [`Connector`](connector::Connector) around another one on the client, as
+/// [`TlsConfig`](connector::TlsConfig) makes it; as an [`Acceptor`](connector::Acceptor) on the server.
 pub mod connector {
     #[cfg(feature = "testing")]
     pub use crate::net::contract;
     pub use crate::net::{
-        Acceptor, Connector, Fate, Io, Listener, MemoryListener, MemoryNetwork, Network, Peer, Plain, Stream,
+        Acceptor, Connector, Fate, Io, Listener, MemoryListener, MemoryNetwork, Network, Peer, Pem, Plain,
+        Stream, TlsConfig,
     };
 }
 
@@ -46,7 +49,7 @@ pub use self::rest::{
 // Transports: how a pipeline reaches an endpoint.
 pub use self::wire::REFUSED;
 pub use self::{
-    h1::H1Leaf,
+    h1::{EndsWithConnection, H1Leaf},
     h2::H2Leaf,
     transport::{H2Transport, HttpLeaf, HttpTransport},
 };

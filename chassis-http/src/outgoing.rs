@@ -7,7 +7,7 @@ use http::{
 };
 use http_body::Body as _;
 
-use crate::{ClientConfig, h2::headers, hop, wire::TIMEOUT};
+use crate::{ClientConfig, h2::headers, hop, net::Connector, wire::TIMEOUT};
 
 /// The form of requests to one endpoint.
 #[derive(Clone, Debug)]
@@ -16,6 +16,8 @@ pub(crate) struct Form {
     /// The authority as the `Host` header of HTTP/1.1.
     host: HeaderValue,
     sized: bool,
+    /// Are its connections encrypted?
+    is_secure: bool,
     /// The header for the deadline, if the protocol does not write it itself.
     timeout_header: Option<HeaderName>,
 }
@@ -69,7 +71,13 @@ impl Form {
         let timeout_header = Some(config.timeout_header.0.clone()).filter(|name| *name != TIMEOUT);
         let host = HeaderValue::from_str(authority.as_str());
         let host = host.unwrap_or_else(|_| HeaderValue::from_static("invalid"));
-        Form { authority, host, sized, timeout_header }
+        Form { authority, host, sized, is_secure: false, timeout_header }
+    }
+
+    /// The same over connections of `connector`, which may encrypt them.
+    pub(crate) fn over(mut self, connector: &dyn Connector) -> Self {
+        self.is_secure = connector.is_secure();
+        self
     }
 
     /// Whether requests and answers declare the length of their bodies.
@@ -80,7 +88,7 @@ impl Form {
     /// Moves headers and body out of `call`, in the form of HTTP/2.
     pub(crate) fn write_h2(&self, call: &mut Invocation) -> OutgoingH2 {
         let mut uri = http::uri::Parts::default();
-        uri.scheme = Some(Scheme::HTTP);
+        uri.scheme = Some(if self.is_secure { Scheme::HTTPS } else { Scheme::HTTP });
         let mut is_odd = false;
         let look = |name: &str, value: &_| is_odd |= hop::is_field_h2(name, value) || name == "host";
         let size = headers::measure(&call.metadata, look);

@@ -134,6 +134,39 @@ pub enum HttpVersion {
     Two,
 }
 
+/// Versions of HTTP and names of headers, as they are written.
+#[cfg(feature = "schema")]
+mod schema {
+    use chassis_core::schema::{JsonSchema, Schema, SchemaGenerator};
+    use schemars::json_schema;
+
+    use super::{Header, HttpVersion};
+
+    impl JsonSchema for HttpVersion {
+        fn inline_schema() -> bool {
+            true
+        }
+        fn schema_name() -> std::borrow::Cow<'static, str> {
+            "HttpVersion".into()
+        }
+        fn json_schema(_: &mut SchemaGenerator) -> Schema {
+            json_schema!({ "enum": ["1", "1.1", "2", 1, 1.1, 2] })
+        }
+    }
+
+    impl JsonSchema for Header {
+        fn inline_schema() -> bool {
+            true
+        }
+        fn schema_name() -> std::borrow::Cow<'static, str> {
+            "Header".into()
+        }
+        fn json_schema(_: &mut SchemaGenerator) -> Schema {
+            json_schema!({ "type": "string", "pattern": "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$" })
+        }
+    }
+}
+
 impl Serialize for HttpVersion {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(match self {

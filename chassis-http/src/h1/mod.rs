@@ -16,7 +16,8 @@ use chassis_core::{
     Body, Failed, Invocation, Link, Reply,
     protocol::{Leaf, LeafFuture},
 };
-use http_body::{Frame, SizeHint};
+use http::header::TRANSFER_ENCODING;
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use self::pool::{Lease, Pool, Unanswered};
@@ -29,6 +30,11 @@ use crate::{
 
 /// Sends calls to one endpoint over HTTP/1.1.
 pub struct H1Leaf(Arc<Pool>);
+
+/// An extension of answers over HTTP/1.1 that state neither a length nor chunks: their body ends when the connection is
+/// closed, so it may be cut off without an error.
+#[derive(Clone, Copy, Debug)]
+pub struct EndsWithConnection;
 
 /// The body of an answer; at its end the connection returns to the pool.
 struct Held {
@@ -104,6 +110,9 @@ async fn send(pool: Arc<Pool>, mut call: Invocation) -> Result<Reply, Failed> {
                 }
                 let lease = permit.take().map(|permit| Lease::new(pool.clone(), sender, permit));
                 let (mut head, body) = response.into_parts();
+                if body.size_hint().exact().is_none() && !head.headers.contains_key(TRANSFER_ENCODING) {
+                    call.extensions.insert(EndsWithConnection);
+                }
                 hop::strip_h1(&mut head.headers);
                 let body = Body::eager(Held { body, lease, ended: false }, failure::of_answer);
                 return Ok(call.answered(head.status, head.headers, body));

@@ -64,6 +64,8 @@ pub async fn connector(connector: &dyn Connector, mut listener: Box<dyn Listener
     bounded("the end of what was shut down", server.read_to_end(&mut got)).await.expect("an end is no error");
     assert_eq!(got, b"ask", "what was written before the end arrives");
     server.write_all(b"answer").await.expect("the other way is open");
+    // With TLS, an end that was not announced is an error: bytes may be missing.
+    server.shutdown().await.expect("a stream is shut down");
     drop(server);
     got.clear();
     bounded("the end of a peer that left", client.read_to_end(&mut got)).await.expect("an end is no error");

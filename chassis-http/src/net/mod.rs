@@ -8,6 +8,7 @@ mod eyeballs;
 mod hangup;
 mod memory;
 mod network;
+mod tls;
 pub(crate) mod write_rate;
 
 use std::{
@@ -30,6 +31,7 @@ pub(crate) use self::hangup::Hangup;
 pub use self::{
     memory::{Fate, MemoryListener, MemoryNetwork},
     network::Network,
+    tls::{Pem, TlsConfig},
 };
 
 /// Opens a stream to an address. Object-safe; must be cancel-safe: the caller bounds the time.
@@ -59,6 +61,11 @@ pub trait Connector: Send + Sync + 'static {
     async fn connect_within(&self, address: &str, budget: Duration) -> io::Result<Stream> {
         let _ = budget;
         self.connect(address).await
+    }
+
+    /// Are its streams encrypted? Then requests over HTTP/2 have the scheme `https`. Default `false`.
+    fn is_secure(&self) -> bool {
+        false
     }
 }
 

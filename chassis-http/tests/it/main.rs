@@ -1,5 +1,6 @@
 //! The transport with itself and with hand-written peers, in memory and over TCP.
 #![allow(clippy::unwrap_used)]
+mod certificates;
 mod connectors;
 mod contract;
 mod cuts;
@@ -18,4 +19,5 @@ mod restarts;
 mod server;
 mod streams;
 mod support;
+mod tls;
 mod whole;

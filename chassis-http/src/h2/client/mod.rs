@@ -41,7 +41,7 @@ impl H2Leaf {
         sized: bool,
     ) -> Self {
         let config = config.into();
-        let form = Form::new(link.service(), sized, &config);
+        let form = Form::new(link.service(), sized, &config).over(&*connector);
         H2Leaf(Arc::new(Endpoint::new(link, connector, config, form)))
     }
 }
