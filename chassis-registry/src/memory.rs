@@ -16,6 +16,7 @@ use crate::store::MembershipStore;
 
 /// The name of the registry: the `registry` table when its `kind` is `memory`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct MemoryConfig {
     /// Services of one process with the same name share one registry. Default: the empty name, so all
@@ -73,7 +74,7 @@ struct Lease {
 impl MemoryRegistry {
     /// The kind that settings choose by `registry: { kind: memory }`.
     pub fn kind() -> impl Kind<Config = MemoryConfig, Made = Arc<dyn Registry>> {
-        kind::from_fn("memory", |config: &MemoryConfig| {
+        kind::described("memory", schema_of!(MemoryConfig), |config: &MemoryConfig| {
             Ok(Arc::new(MemoryRegistry::shared(&config.name)) as Arc<dyn Registry>)
         })
     }

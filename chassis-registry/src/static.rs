@@ -26,6 +26,7 @@ use crate::store::MembershipStore;
 ///       - { addresses: { grpc: 127.0.0.1:50052 }, weight: 2 }
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct StaticConfig {
     /// The instances of each service. Default none. A service with an empty list has no instances; a service
@@ -35,6 +36,7 @@ pub struct StaticConfig {
 
 /// One instance of a service in a [`StaticConfig`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct StaticInstance {
     /// Id in messages and metrics, unique within the service. Default: its first address, in the order of the
@@ -217,6 +219,11 @@ impl Kind for StaticKind {
         "static"
     }
 
+    #[cfg(feature = "schema")]
+    fn schema(&self) -> chassis_core::schema::Value {
+        chassis_core::schema::of::<StaticConfig>()
+    }
+
     fn check(&self, config: &StaticConfig) -> Vec<Problem> {
         config.resolve().err().unwrap_or_default()
     }
@@ -224,6 +231,10 @@ impl Kind for StaticKind {
     fn make(&self, config: &StaticConfig) -> Result<Arc<dyn Registry>, BoxError> {
         self.change(config)?;
         Ok(Arc::new(self.0.clone()))
+    }
+
+    fn make_fixed(&self, config: &StaticConfig) -> Result<Arc<dyn Registry>, BoxError> {
+        Ok(Arc::new(StaticRegistry::new(config.clone())?))
     }
 
     fn live(&self) -> &[&str] {

@@ -15,8 +15,8 @@ use async_trait::async_trait;
 use chassis_core::registry::{self, Instance, Membership, Registration, Registry, RegistryError, Watcher};
 use chassis_core::units::PositiveSpan;
 use chassis_registry::{
-    FileConfig, FileRegistry, LocalConfig, LocalRegistry, MemoryRegistry, StaticConfig, StaticInstance,
-    StaticRegistry,
+    CompositeRegistry, FileConfig, FileRegistry, LocalConfig, LocalRegistry, MemberMode, MemoryRegistry,
+    RegistryByService, StaticConfig, StaticInstance, StaticRegistry,
 };
 use tempfile::TempDir;
 
@@ -47,6 +47,36 @@ struct Line<R> {
 #[tokio::test]
 async fn memory() {
     contract::registry(async || Arc::new(MemoryRegistry::new()) as _).await;
+}
+
+#[tokio::test]
+async fn composite() {
+    contract::registry(async || {
+        let both = |registry: CompositeRegistry, name: &str| {
+            registry.member(name, MemberMode::ReadWrite, MemoryRegistry::new())
+        };
+        Arc::new(both(both(CompositeRegistry::new(), "new"), "old")) as _
+    })
+    .await;
+}
+
+/// Only one member is written; another one, which has no instances, is read.
+#[tokio::test]
+async fn composite_of_different_modes() {
+    contract::registry(async || {
+        let registry = CompositeRegistry::new()
+            .member("old", MemberMode::Read, MemoryRegistry::new())
+            .member("other", MemberMode::Write, MemoryRegistry::new())
+            .member("new", MemberMode::ReadWrite, MemoryRegistry::new());
+        Arc::new(registry) as _
+    })
+    .await;
+}
+
+/// No service has a registry of its own.
+#[tokio::test]
+async fn by_service() {
+    contract::registry(async || Arc::new(RegistryByService::new(Arc::new(MemoryRegistry::new()))) as _).await;
 }
 
 #[tokio::test]

@@ -27,6 +27,7 @@ use serde::Deserialize;
 ///
 /// `host`, `ports`, `srv` and `services` can change while the process runs.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct DnsConfig {
     /// Addresses of DNS servers, `ip` or `ip:port`; the port's default is 53. Default none: the servers, the search
@@ -59,6 +60,7 @@ pub struct DnsConfig {
 
 /// One service of a [`DnsConfig`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct DnsService {
     /// The name whose A and AAAA records are its hosts. Default: the `host` of all services.
@@ -71,6 +73,7 @@ pub struct DnsService {
 
 /// The addresses of a host that are used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Family {

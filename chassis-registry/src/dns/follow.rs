@@ -5,12 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use chassis_core::{
-    Random,
-    followed::State,
-    registry::{Instance, Membership},
-    tasks::caught,
-};
+use chassis_core::{Random, adapter::Feed, registry::Instance, tasks::caught};
 use tokio::{
     sync::watch,
     task::{JoinError, JoinSet},
@@ -34,15 +29,14 @@ pub(super) struct Means {
 struct Follow<'a> {
     service: &'a str,
     means: &'a Means,
-    state: &'a watch::Sender<State>,
+    feed: &'a mut Feed<()>,
     queries: Option<Queries>,
     questions: HashMap<Asked, Question>,
     /// The questions that are in flight.
     out: BTreeSet<Asked>,
     replies: JoinSet<(Asked, Reply)>,
-    /// The last published instances.
-    shown: Option<Membership>,
-    was_known: bool,
+    /// The last published instances, and whether the service is known.
+    shown: Option<(Vec<Arc<Instance>>, bool)>,
     has_failed: bool,
 }
 
@@ -54,18 +48,17 @@ pub(super) async fn follow(
     service: &str,
     means: &Means,
     mut queries: watch::Receiver<Option<Queries>>,
-    state: &watch::Sender<State>,
+    feed: &mut Feed<()>,
 ) {
     let mut this = Follow {
         service,
         means,
-        state,
+        feed,
         queries: queries.borrow_and_update().clone(),
         questions: HashMap::new(),
         out: BTreeSet::new(),
         replies: JoinSet::new(),
         shown: None,
-        was_known: false,
         has_failed: false,
     };
     loop {
@@ -117,7 +110,7 @@ impl Follow<'_> {
         };
         question.accept(reply, Instant::now(), &self.means.ttl, &self.means.random);
         match failed {
-            Some(why) if !std::mem::replace(&mut self.has_failed, true) => State::fail(self.state, why),
+            Some(why) if !std::mem::replace(&mut self.has_failed, true) => self.feed.fail(why),
             Some(_) => {}
             None => self.has_failed &= self.questions.values().any(Question::is_failing),
         }
@@ -156,19 +149,18 @@ impl Follow<'_> {
             return;
         }
         let instances = self.instances();
-        let known = match instances.is_empty() {
-            false => Membership::Known(instances),
-            // The failed questions may be some of them.
-            true if self.questions.values().any(|question| !question.is_answered()) => return,
-            true if self.was_known || self.questions.values().any(Question::exists) => {
-                Membership::Known(Vec::new())
+        // The failed questions may be some of them.
+        if instances.is_empty() && self.questions.values().any(|question| !question.is_answered()) {
+            return;
+        }
+        let was_known = self.shown.as_ref().is_some_and(|(_, is_known)| *is_known);
+        let is_known = was_known || !instances.is_empty() || self.questions.values().any(Question::exists);
+        let new = Some((instances, is_known));
+        if self.shown != new {
+            self.shown = new;
+            if let Some((instances, _)) = &self.shown {
+                self.feed.show(instances.clone(), is_known, ());
             }
-            true => Membership::Unknown,
-        };
-        self.was_known |= known != Membership::Unknown;
-        if self.shown.as_ref() != Some(&known) {
-            State::show(self.state, known.clone());
-            self.shown = Some(known);
         }
     }
 
@@ -187,15 +179,10 @@ impl Follow<'_> {
         }
         for (listener, name) in &queries.srv {
             let Some(question) = self.questions.get(&Asked::Srv(name.clone())) else { continue };
-            // Sorted by priority: the next one applies only if no instance of an earlier one is left.
-            let mut first = None;
+            // Sorted by priority: an address in several records has the first one.
             for record in question.records() {
                 let Record::Srv(srv) = record else { continue };
-                if first.is_some_and(|first| first < srv.priority) {
-                    break;
-                }
                 for ip in self.addresses(&whole(&srv.target)) {
-                    first = Some(srv.priority);
                     let address = SocketAddr::new(ip, srv.port).to_string();
                     let new = || {
                         // 0 means a very small share in DNS, and none in chassis.
@@ -208,10 +195,7 @@ impl Follow<'_> {
                 }
             }
         }
-        let before = match &self.shown {
-            Some(Membership::Known(before)) => before.as_slice(),
-            _ => &[],
-        };
+        let before = self.shown.as_ref().map_or(&[][..], |(before, _)| before);
         let share = |instance: Instance| {
             let at = before.binary_search_by(|kept| kept.id.cmp(&instance.id)).ok();
             let kept = at.map(|at| &before[at]).filter(|kept| ***kept == instance);

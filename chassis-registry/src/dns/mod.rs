@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 use chassis_core::{
     BoxError, Random,
-    followed::Followed,
+    adapter::Followers,
     kind::Kind,
     registry::{Instance, Registration, Registry, RegistryError, Watcher},
     settings::Problem,
@@ -30,7 +30,7 @@ use self::{
 /// | records | instances |
 /// |---|---|
 /// | A, AAAA of `host` | one for each address, with the id `10.0.0.5`, and an address for each of `ports` |
-/// | SRV of `srv` | one for each address of each target, with the id `10.0.0.5:50051`, weight, priority and host name; a weight of 0 counts as 1; later priorities when none of an earlier one has an address |
+/// | SRV of `srv` | one for each address of each target, with the id `10.0.0.5:50051`, weight, priority and host name; a weight of 0 counts as 1 |
 /// | NXDOMAIN, or none of these | no instance, once a second answer says the same; a name that never existed is unknown |
 /// | SERVFAIL, REFUSED, no answer | no change: the known instances stay, a watcher reports the error once, and
 /// DNS is queried again every 2 s or sooner |
@@ -59,9 +59,9 @@ pub struct DnsRegistry(Arc<Inner>);
 struct Inner {
     config: watch::Sender<Arc<DnsConfig>>,
     means: Arc<Means>,
-    followed: Arc<Followed>,
-    /// Begun by the first watcher.
-    thread: OnceLock<Result<OwnThread, String>>,
+    followers: Followers<()>,
+    /// Begun by the first watcher; it ends with the last follower.
+    thread: OnceLock<Result<Arc<OwnThread>, String>>,
 }
 
 /// The kind `dns`. The names of services can change while the process runs, so it keeps its registry.
@@ -88,13 +88,8 @@ impl DnsRegistry {
         let ttl = Ttl { least: config.min_ttl.get(), most: config.max_ttl.get(), jitter: config.jitter.0 };
         let resolver = Arc::new(Resolver::new(&config)?);
         let means = Arc::new(Means { resolver, ttl, family: config.family, random: Random::from_os() });
-        let (followed, thread) = (Arc::default(), OnceLock::new());
-        Ok(DnsRegistry(Arc::new(Inner {
-            config: watch::Sender::new(Arc::new(config)),
-            means,
-            followed,
-            thread,
-        })))
+        let (config, followers) = (watch::Sender::new(Arc::new(config)), Followers::default());
+        Ok(DnsRegistry(Arc::new(Inner { config, means, followers, thread: OnceLock::new() })))
     }
 
     /// Replaces `host`, `ports`, `srv` and `services`; the other settings stay as they are.
@@ -109,8 +104,9 @@ impl DnsRegistry {
         Ok(())
     }
 
-    fn thread(&self) -> Result<&OwnThread, RegistryError> {
-        let begun = self.0.thread.get_or_init(|| OwnThread::start("chassis-dns").map_err(|e| e.to_string()));
+    fn thread(&self) -> Result<&Arc<OwnThread>, RegistryError> {
+        let begin = || OwnThread::start("chassis-dns").map(Arc::new).map_err(|e| e.to_string());
+        let begun = self.0.thread.get_or_init(begin);
         begun.as_ref().map_err(|why| RegistryError::new(format!("no thread for DNS: {why}")))
     }
 }
@@ -131,27 +127,28 @@ impl Registry for DnsRegistry {
     }
 
     async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
+        let Inner { config, means, followers, .. } = &*self.0;
         let thread = self.thread()?;
-        let (watcher, new) = self.0.followed.watch(service, self.0.clone());
-        let Some(state) = new else { return Ok(watcher) };
-        let (service, means, followed) = (service.to_owned(), self.0.means.clone(), self.0.followed.clone());
-        let mut config = self.0.config.subscribe();
-        thread.spawn(async move {
-            let queries = config.borrow_and_update().queries(&service);
-            let (queries, changed) = watch::channel(queries);
-            let keep_up = async {
-                while config.changed().await.is_ok() {
-                    let new = config.borrow_and_update().queries(&service);
-                    queries.send_if_modified(|queries| std::mem::replace(queries, new.clone()) != new);
+        Ok(followers.watch(service, thread.tasks(), |mut feed| {
+            let (service, means, mut config) = (service.to_owned(), means.clone(), config.subscribe());
+            let thread = thread.clone();
+            async move {
+                let queries = config.borrow_and_update().queries(&service);
+                let (queries, changed) = watch::channel(queries);
+                let keep_up = async {
+                    while config.changed().await.is_ok() {
+                        let new = config.borrow_and_update().queries(&service);
+                        queries.send_if_modified(|queries| std::mem::replace(queries, new.clone()) != new);
+                    }
+                    std::future::pending().await // the registry was dropped, and there are watchers
+                };
+                tokio::select! {
+                    () = follow(&service, &means, changed, &mut feed) => {}
+                    () = keep_up => {}
                 }
-            };
-            tokio::select! {
-                () = followed.unused(&service, &state) => {}
-                () = follow(&service, &means, changed, &state) => {}
-                () = keep_up => {}
+                drop(thread); // kept until here
             }
-        });
-        Ok(watcher)
+        }))
     }
 
     async fn services(&self) -> Vec<String> {
@@ -173,6 +170,11 @@ impl Kind for DnsKind {
         "dns"
     }
 
+    #[cfg(feature = "schema")]
+    fn schema(&self) -> chassis_core::schema::Value {
+        chassis_core::schema::of::<DnsConfig>()
+    }
+
     fn check(&self, config: &DnsConfig) -> Vec<Problem> {
         config.check()
     }
@@ -180,6 +182,10 @@ impl Kind for DnsKind {
     fn make(&self, config: &DnsConfig) -> Result<Arc<dyn Registry>, BoxError> {
         let made = DnsRegistry::new(config.clone())?;
         Ok(Arc::new(self.0.get_or_init(|| made).clone()))
+    }
+
+    fn make_fixed(&self, config: &DnsConfig) -> Result<Arc<dyn Registry>, BoxError> {
+        Ok(Arc::new(DnsRegistry::new(config.clone())?))
     }
 
     fn live(&self) -> &[&str] {

@@ -23,6 +23,7 @@ mod look;
 
 /// Path and poll interval of the document: the `registry` table when its `kind` is `file`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct FileConfig {
     /// Path of the document. The file may not exist yet.
@@ -112,7 +113,7 @@ fn one_second() -> PositiveSpan {
 impl FileRegistry {
     /// The kind that settings choose by `registry: { kind: file }`.
     pub fn kind() -> impl Kind<Config = FileConfig, Made = Arc<dyn Registry>> {
-        kind::from_fn("file", |config: &FileConfig| {
+        kind::described("file", schema_of!(FileConfig), |config: &FileConfig| {
             Ok(Arc::new(FileRegistry::new(config.clone())) as Arc<dyn Registry>)
         })
     }

@@ -32,6 +32,7 @@ mod scan;
 
 /// Directory of the lease files and duration of a lease: the `registry` table when its `kind` is `local`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct LocalConfig {
     /// The directory. Default `$XDG_RUNTIME_DIR/chassis`, or else `chassis-<uid>` in the directory for
@@ -137,7 +138,7 @@ impl Default for LocalConfig {
 impl LocalRegistry {
     /// The kind that settings choose by `registry: { kind: local }`.
     pub fn kind() -> impl Kind<Config = LocalConfig, Made = Arc<dyn Registry>> {
-        kind::from_fn("local", |config: &LocalConfig| {
+        kind::described("local", schema_of!(LocalConfig), |config: &LocalConfig| {
             Ok(Arc::new(LocalRegistry::new(config.clone())) as Arc<dyn Registry>)
         })
     }

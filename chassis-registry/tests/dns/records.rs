@@ -124,18 +124,20 @@ async fn srv_records_are_instances() -> Ran {
     ];
     let mut knot = Knot::start(&[&first[..], &others].concat()).await?;
     let mut watcher = watch(srv(&knot.address), "stock").await;
-    let of = |address: &str, weight, host| {
+    let of = |address: &str, weight, priority, host| {
         let instance = Instance::new("stock", address).with_address("grpc", address);
-        instance.with_weight(weight).with_priority(10).with_hostname(host)
+        instance.with_weight(weight).with_priority(priority).with_hostname(host)
     };
     let all = [
-        of("127.0.0.5:50051", 3, "a.test"),
-        of("127.0.0.6:50051", 1, "b.test"),
-        of("[fd00::6]:50051", 1, "b.test"),
+        of("127.0.0.5:50051", 3, 10, "a.test"),
+        of("127.0.0.6:50051", 1, 10, "b.test"),
+        of("127.0.0.6:50052", 1, 20, "b.test"),
+        of("[fd00::6]:50051", 1, 10, "b.test"),
+        of("[fd00::6]:50052", 1, 20, "b.test"),
     ];
     assert_eq!(next(&mut watcher).await, Membership::known(all));
     assert_eq!(next(&mut watch(srv(&knot.address), "resting").await).await, Membership::Known(Vec::new()));
-    // Those of the next priority, once the first ones are gone.
+    // Those of the other priority stay.
     knot.write(&others).await;
     until(&mut watcher, &["127.0.0.6:50052", "[fd00::6]:50052"]).await;
     Ok(())
