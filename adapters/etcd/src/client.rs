@@ -1,20 +1,26 @@
 //! Calls etcd over chassis' own gRPC channel to all members, with the token of the user.
 use std::{
     fmt,
+    future::poll_fn,
+    pin::Pin,
     sync::{Arc, OnceLock},
+    task::Poll,
     time::Duration,
 };
 
-use async_trait::async_trait;
 use chassis_core::{
-    Random, Runtime, pipeline,
-    registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
+    Random, Runtime,
+    adapter::FixedAddresses,
+    pipeline,
     settings::Settings,
     tasks::Tasks,
     units::{PositiveSpan, Span, Switch},
 };
 use chassis_grpc::{Channel, GrpcTransport, RequestExt};
-use chassis_http::{ClientConfig, connector::Network};
+use chassis_http::{
+    ClientConfig, HttpVersion,
+    connector::{Connector, TlsConfig},
+};
 use tokio::sync::Mutex;
 use tokio_stream::StreamExt;
 use tonic::{
@@ -33,6 +39,7 @@ pub(crate) struct Client(Arc<Inner>);
 
 struct Inner {
     addresses: Vec<String>,
+    connector: Arc<dyn Connector>,
     config: ConnectionConfig,
     connected: OnceLock<Connected>,
     /// `None`: not requested yet, or no longer valid.
@@ -72,15 +79,14 @@ pub(crate) enum Claim {
     Taken { lease: i64, revision: i64 },
 }
 
-/// The members of the cluster, for lookup by the pipeline.
-struct Members(Vec<Arc<Instance>>);
-
-struct Once(Option<Vec<Arc<Instance>>>);
-
 /// The name of etcd in the pipeline, and in its messages.
 const ETCD: &str = "etcd";
 /// The timeout of a call.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// A call without an answer for so long is sent once more beside the first, up to [`ATTEMPTS`] times. A member passes
+/// writes on to its leader; if that has just ended, they are lost, and the member never answers.
+const PATIENCE: Duration = Duration::from_millis(600);
+const ATTEMPTS: usize = 3;
 /// Entries of a page may have any size that etcd allows: 1.5 MiB by default.
 const MAX_MESSAGE: usize = 32 << 20;
 const TOKEN: &str = "token";
@@ -91,8 +97,9 @@ impl Client {
     /// Connects with the first call.
     pub(crate) fn new(config: ConnectionConfig) -> Result<Self, String> {
         let addresses = config.addresses()?;
+        let connector = TlsConfig::network(config.tls.as_ref(), HttpVersion::Two)?;
         let (connected, token) = (OnceLock::new(), Mutex::default());
-        Ok(Client(Arc::new(Inner { addresses, config, connected, token })))
+        Ok(Client(Arc::new(Inner { addresses, connector, config, connected, token })))
     }
 
     /// The members, for messages.
@@ -277,7 +284,9 @@ impl Client {
         answer.await
     }
 
-    /// Makes one call; repeats it with a new token if etcd rejects the current one.
+    /// Makes one call; repeats it with a new token if etcd rejects the current one. Each call may be executed more than
+    /// once: of a lease that was granted twice, one expires; an entry that was put twice has the lease that it should
+    /// have; the rest changes nothing the second time.
     async fn unary<M, A, F, Fut>(&self, message: M, send: F) -> Result<A, Status>
     where
         M: Clone,
@@ -287,9 +296,12 @@ impl Client {
         let mut is_second = false;
         loop {
             let token = self.token().await?;
-            let mut request = signed(Request::new(message.clone()), &token);
-            request.set_timeout(TIMEOUT);
-            let sent = tokio::time::timeout(TIMEOUT, send(self.channel(), request)).await;
+            let attempt = || {
+                let mut request = signed(Request::new(message.clone()), &token);
+                request.set_timeout(TIMEOUT);
+                send(self.channel(), request)
+            };
+            let sent = tokio::time::timeout(TIMEOUT, insistent(attempt)).await;
             match sent.unwrap_or_else(|_| Err(Status::deadline_exceeded("etcd has not answered within 2 s")))
             {
                 Ok(answer) => return Ok(answer.into_inner()),
@@ -310,7 +322,8 @@ impl Client {
         if let Some(token) = &*token {
             return Ok(token.clone());
         }
-        let password = self.password().await?;
+        let password = self.0.config.password.read().await.map_err(Status::unauthenticated)?;
+        let password = password.ok_or_else(|| Status::unauthenticated("there is no password"))?;
         let mut request =
             Request::new(proto::AuthenticateRequest { name: user.clone(), password }).detached();
         request.set_timeout(TIMEOUT);
@@ -342,30 +355,51 @@ impl Client {
         true
     }
 
-    async fn password(&self) -> Result<String, Status> {
-        let config = &self.0.config;
-        if let Some(path) = &config.password_file {
-            let read = tokio::fs::read_to_string(path).await;
-            let why = |error| Status::unauthenticated(format!("password_file {}: {error}", path.display()));
-            return read.map(|text| text.trim().to_owned()).map_err(why);
-        }
-        let variable = config.password_env.as_deref().unwrap_or_default();
-        std::env::var(variable)
-            .map_err(|_| Status::unauthenticated(format!("the environment has no variable `{variable}`")))
-    }
-
     fn channel(&self) -> Channel {
         self.connected().channel.clone()
     }
 
     fn connected(&self) -> &Connected {
-        self.0.connected.get_or_init(|| Connected::new(&self.0.addresses))
+        self.0.connected.get_or_init(|| Connected::new(&self.0.addresses, &self.0.connector))
     }
 }
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Client").field(&self.0.addresses).finish()
+    }
+}
+
+/// The first success of up to [`ATTEMPTS`] attempts, which begin [`PATIENCE`] apart; or the last failure once each
+/// attempt so far has failed.
+async fn insistent<T, Fut>(attempt: impl Fn() -> Fut) -> Result<T, Status>
+where
+    Fut: Future<Output = Result<T, Status>>,
+{
+    let mut attempts: Vec<Pin<Box<Fut>>> = vec![Box::pin(attempt())];
+    let mut begun = 1;
+    loop {
+        let ended = poll_fn(|cx| {
+            let mut failed = None;
+            attempts.retain_mut(|one| match (&failed, one.as_mut().poll(cx)) {
+                (Some(Ok(_)), _) | (_, Poll::Pending) => true,
+                (_, Poll::Ready(ended)) => {
+                    failed = Some(ended);
+                    false
+                }
+            });
+            match failed {
+                Some(ended) if ended.is_ok() || attempts.is_empty() => Poll::Ready(ended),
+                _ => Poll::Pending,
+            }
+        });
+        tokio::select! {
+            ended = ended => return ended,
+            () = tokio::time::sleep(PATIENCE), if begun < ATTEMPTS => {
+                attempts.push(Box::pin(attempt()));
+                begun += 1;
+            }
+        }
     }
 }
 
@@ -404,11 +438,8 @@ pub(crate) fn is_too_large(status: &Status) -> bool {
 // === impl Connected ===
 
 impl Connected {
-    fn new(addresses: &[String]) -> Self {
-        let member = |address: &String| {
-            Arc::new(Instance::new(ETCD, address.as_str()).with_address("grpc", address.as_str()))
-        };
-        let members = Members(addresses.iter().map(member).collect());
+    fn new(addresses: &[String], connector: &Arc<dyn Connector>) -> Self {
+        let members = FixedAddresses::new(ETCD, "grpc", addresses);
         let runtime = Runtime::builder(ETCD).registry(Arc::new(members)).build();
         let runtime = runtime.expect("the names of metrics are free in a registry of one's own");
         let mut settings = Settings::default();
@@ -425,7 +456,7 @@ impl Connected {
             keep_alive_timeout: PositiveSpan::from_millis(3_000),
             ..ClientConfig::default()
         };
-        let transport = Arc::new(GrpcTransport::new(Arc::new(Network::default()), config));
+        let transport = Arc::new(GrpcTransport::new(connector.clone(), config));
         let channel =
             Channel::new(ETCD, pipeline::client(&runtime, ETCD, &transport)).max_message(MAX_MESSAGE);
         Connected { runtime, channel, tasks: Tasks::new() }
@@ -466,40 +497,36 @@ impl Range {
     }
 }
 
-// === impl Members ===
-
-#[async_trait]
-impl Registry for Members {
-    fn name(&self) -> &str {
-        ETCD
-    }
-
-    async fn register(&self, _: Instance) -> Result<Box<dyn Registration>, RegistryError> {
-        Err(RegistryError::unsupported("the members of etcd stand in the settings"))
-    }
-
-    async fn watch(&self, _: &str) -> Result<Box<dyn Watcher>, RegistryError> {
-        Ok(Box::new(Once(Some(self.0.clone()))))
-    }
-
-    fn never_blocks(&self) -> bool {
-        true
-    }
-}
-
-#[async_trait]
-impl Watcher for Once {
-    async fn next(&mut self) -> Result<Membership, RegistryError> {
-        match self.0.take() {
-            Some(all) => Ok(Membership::Known(all)),
-            None => std::future::pending().await,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Attempts by what they do: after how many milliseconds they end, and whether well.
+    async fn insist(all: &[(u64, bool)]) -> (Result<usize, Code>, u128, usize) {
+        let (begun, sent) = (tokio::time::Instant::now(), std::cell::Cell::new(0));
+        let ended = insistent(|| {
+            let n = sent.replace(sent.get() + 1);
+            async move {
+                let (after, is_ok) = all[n];
+                tokio::time::sleep(Duration::from_millis(after)).await;
+                if is_ok { Ok(n) } else { Err(Status::unavailable("no leader")) }
+            }
+        });
+        (ended.await.map_err(|status| status.code()), begun.elapsed().as_millis(), sent.get())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_was_lost_is_sent_again_beside_the_first() {
+        const NEVER: u64 = 1_000_000;
+        assert_eq!(insist(&[(5, true)]).await, (Ok(0), 5, 1));
+        assert_eq!(insist(&[(5, false)]).await, (Err(Code::Unavailable), 5, 1));
+        assert_eq!(insist(&[(NEVER, true), (5, true)]).await, (Ok(1), 605, 2));
+        assert_eq!(insist(&[(700, true), (NEVER, true)]).await, (Ok(0), 700, 2));
+        assert_eq!(insist(&[(NEVER, true), (NEVER, true), (5, true)]).await, (Ok(2), 1_205, 3));
+        assert_eq!(insist(&[(700, false), (300, true)]).await, (Ok(1), 900, 2));
+        assert_eq!(insist(&[(700, false), (300, false)]).await, (Err(Code::Unavailable), 900, 2));
+        assert_eq!(insist(&[(3_000, true), (NEVER, true), (NEVER, true)]).await, (Ok(0), 3_000, 3));
+    }
 
     #[test]
     fn a_prefix_has_an_end() {

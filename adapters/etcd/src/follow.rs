@@ -79,11 +79,10 @@ const CREATED: Duration = Duration::from_secs(3);
 pub(crate) async fn follow<V: View>(
     client: &Client,
     range: Range,
-    jitter: Duration,
+    mut pace: Pace,
     every: Duration,
     view: &mut V,
 ) {
-    let mut pace = Pace::new(jitter);
     let (entries, next_list) = (Entries::new(), Instant::now());
     let mut this = Follow { client, range, view, entries, position: None, next_list, has_failed: false };
     loop {

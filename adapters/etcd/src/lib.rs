@@ -30,6 +30,8 @@ mod registry;
 mod settings;
 mod source;
 
+pub use chassis_http::connector::TlsConfig;
+
 pub use self::{
     registry::EtcdRegistry,
     settings::{EtcdConfig, EtcdSourceConfig},

@@ -1,22 +1,12 @@
 //! The registry: an entry for each instance, and a follower for each service that is called.
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use chassis_core::{
     BoxError, Kind,
-    registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
+    adapter::{Feed, Followers, Owned, Pace},
+    registry::{Instance, Registration, Registry, RegistryError, Watcher},
     settings::Problem,
-};
-use tokio::{
-    sync::watch,
-    time::{sleep, timeout},
 };
 use tonic::Status;
 
@@ -24,7 +14,7 @@ use crate::{
     client::{Client, Range},
     entry,
     follow::{Entries, View, follow},
-    lease::{Entry, Lease},
+    lease::Own,
     proto,
     settings::EtcdConfig,
 };
@@ -55,41 +45,8 @@ pub struct EtcdRegistry(Arc<Inner>);
 struct Inner {
     config: EtcdConfig,
     client: Client,
-    followed: Mutex<HashMap<String, Arc<Followed>>>,
-}
-
-/// The follower of a service, shared by its watchers.
-struct Followed {
-    service: String,
-    state: watch::Receiver<State>,
-    /// The follower's task ends when this is dropped.
-    _over: watch::Sender<()>,
-}
-
-/// The known state of a service.
-#[derive(Clone, Default)]
-struct State {
-    known: Option<Membership>,
-    /// The revision of the state.
-    revision: i64,
-    /// Counts the answers.
-    number: u64,
-    trouble: Option<Arc<Trouble>>,
-}
-
-/// etcd cannot be reached: reported to one watcher, which then asks again.
-struct Trouble {
-    why: String,
-    is_told: AtomicBool,
-}
-
-/// Follows one service.
-struct ServiceWatcher {
-    followed: Arc<Followed>,
-    registry: EtcdRegistry,
-    state: watch::Receiver<State>,
-    /// The number of its last answer.
-    answered: Option<u64>,
+    /// With etcd's revisions.
+    followers: Followers<i64>,
 }
 
 /// Converts the entries of a service to instances.
@@ -97,8 +54,7 @@ struct Instances {
     client: Client,
     service: String,
     below: String,
-    was_known: bool,
-    state: watch::Sender<State>,
+    feed: Feed<i64>,
     refused: u64,
 }
 
@@ -106,18 +62,13 @@ struct Registered {
     registry: EtcdRegistry,
     service: String,
     id: String,
-    lease: Lease,
+    own: Owned<Own>,
 }
 
 struct EtcdKind;
 
 /// The interval of complete lists, in case a change was lost.
 const LIST_EVERY: Duration = Duration::from_secs(300);
-/// The time for which a service without watchers is still followed: a watcher that is created after an error
-/// finds the known state.
-const LINGER: Duration = Duration::from_secs(60);
-/// The time for which a deregistration waits for this process's own watchers to see it.
-const OWN_WATCHERS: Duration = Duration::from_secs(1);
 /// Keys that are read at a time to find the names of services.
 const NAMES: usize = 2_000;
 /// The number of refused entries of a service that the log names.
@@ -140,51 +91,7 @@ impl EtcdRegistry {
             return Err(problem.to_string().into());
         }
         let client = Client::new(config.connection())?;
-        Ok(EtcdRegistry(Arc::new(Inner { config, client, followed: Mutex::default() })))
-    }
-
-    /// The follower of `service`; started if there is none.
-    fn follow(&self, service: &str) -> Arc<Followed> {
-        let mut followed = self.followed();
-        if let Some(followed) = followed.get(service) {
-            return followed.clone();
-        }
-        let EtcdConfig { prefix, jitter, .. } = &self.0.config;
-        let below = entry::service(prefix, service);
-        let (range, jitter, client) = (Range::prefix(below.as_str()), jitter.0, self.0.client.clone());
-        let (state, known) = watch::channel(State::default());
-        let (over, mut is_over) = watch::channel(());
-        let new = Arc::new(Followed { service: service.to_owned(), state: known, _over: over });
-        let view = Instances {
-            client: client.clone(),
-            service: service.to_owned(),
-            below,
-            was_known: false,
-            state,
-            refused: 0,
-        };
-        self.0.client.tasks().spawn(async move {
-            let mut view = view;
-            tokio::select! {
-                _ = is_over.changed() => {}
-                () = follow(&client, range, jitter, LIST_EVERY, &mut view) => {}
-            }
-        });
-        followed.insert(service.to_owned(), new.clone());
-        new
-    }
-
-    /// Waits until a watcher of this process would return the state of `service` at `revision`.
-    async fn seen_by_watchers(&self, service: &str, revision: i64) {
-        let followed = self.followed().get(service).cloned();
-        let Some(followed) = followed else { return };
-        let mut state = followed.state.clone();
-        let _ = timeout(OWN_WATCHERS, state.wait_for(|state| state.revision >= revision)).await;
-    }
-
-    /// No code panics while the lock is held, so a poisoned lock is still valid.
-    fn followed(&self) -> MutexGuard<'_, HashMap<String, Arc<Followed>>> {
-        self.0.followed.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(EtcdRegistry(Arc::new(Inner { config, client, followers: Followers::default() })))
     }
 }
 
@@ -197,39 +104,43 @@ impl Registry for EtcdRegistry {
     async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
         check(&instance)?;
         let Inner { config, client, .. } = &*self.0;
-        let entry = Entry {
-            key: entry::key(&config.prefix, &instance.service, &instance.id),
-            value: entry::write(&instance),
-            ttl: config.lease.get(),
-            jitter: config.jitter.0,
-        };
-        let lease = Lease::begin(client, entry).await.map_err(|status| error(client, &status))?;
+        let key = entry::key(&config.prefix, &instance.service, &instance.id);
+        let value = entry::write(&instance);
+        let own = Own::new(client.clone(), key.clone(), value, config.lease.get(), config.jitter.0);
+        let own = Owned::begin(client.tasks(), key, own).await?;
         let Instance { service, id, .. } = instance;
-        Ok(Box::new(Registered { registry: self.clone(), service, id, lease }))
+        Ok(Box::new(Registered { registry: self.clone(), service, id, own }))
     }
 
     async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
-        let followed = self.follow(service);
-        let state = followed.state.clone();
-        Ok(Box::new(ServiceWatcher { followed, registry: self.clone(), state, answered: None }))
+        let Inner { config, client, followers } = &*self.0;
+        Ok(followers.watch(service, client.tasks(), |feed| {
+            let (below, service) = (entry::service(&config.prefix, service), service.to_owned());
+            let (range, jitter) = (Range::prefix(below.as_str()), config.jitter.0);
+            let (client, of) = (client.clone(), client.clone());
+            async move {
+                let mut view = Instances { client, service, below, feed, refused: 0 };
+                follow(&of, range, Pace::new(jitter), LIST_EVERY, &mut view).await;
+            }
+        }))
     }
 
     async fn services(&self) -> Vec<String> {
         let below = entry::services(&self.0.config.prefix);
         let mut range = Range::prefix(below.as_str());
-        let (mut names, mut revision) = (BTreeMap::new(), 0);
+        let (mut names, mut revision) = (BTreeSet::new(), 0);
         loop {
             // An incomplete list would be worse than none.
             let Ok(page) = self.0.client.page(&range, NAMES, revision, true).await else { return Vec::new() };
             revision = page.revision;
             for entry in &page.all {
                 if let Some(name) = entry::service_of(&entry.key, &below) {
-                    names.insert(name, ());
+                    names.insert(name);
                 }
             }
             match page.all.last().filter(|_| page.more) {
                 Some(last) => range = range.after(&last.key),
-                None => return names.into_keys().collect(),
+                None => return names.into_iter().collect(),
             }
         }
     }
@@ -248,11 +159,6 @@ fn check(instance: &Instance) -> Result<(), RegistryError> {
     instance.check()
 }
 
-/// The error of a failed call to etcd. It never contains a password or a token.
-fn error(client: &Client, status: &Status) -> RegistryError {
-    RegistryError::new(crate::why(client, status))
-}
-
 // === impl Registered ===
 
 #[async_trait]
@@ -262,56 +168,15 @@ impl Registration for Registered {
             return Err(RegistryError::new("an update keeps the service and the id"));
         }
         check(&instance)?;
-        let updated = self.lease.update(entry::write(&instance)).await;
-        updated.map_err(|status| error(&self.registry.0.client, &status))
+        self.own.update(entry::write(&instance)).await
     }
 
     async fn deregister(self: Box<Self>) -> Result<(), RegistryError> {
-        let Registered { registry, service, lease, .. } = *self;
-        let deleted = lease.end().await.map_err(|status| error(&registry.0.client, &status))?;
-        if let Some(revision) = deleted {
-            registry.seen_by_watchers(&service, revision).await;
+        let Registered { registry, service, own, .. } = *self;
+        if let Some(deleted) = own.end().await?.flatten() {
+            registry.0.followers.seen(&service, |_, revision| *revision >= deleted).await;
         }
         Ok(())
-    }
-}
-
-// === impl ServiceWatcher ===
-
-#[async_trait]
-impl Watcher for ServiceWatcher {
-    async fn next(&mut self) -> Result<Membership, RegistryError> {
-        loop {
-            {
-                let state = self.state.borrow_and_update();
-                if let Some(known) = state.known.as_ref().filter(|_| self.answered != Some(state.number)) {
-                    self.answered = Some(state.number);
-                    return Ok(known.clone());
-                }
-                let untold = |trouble: &&Arc<Trouble>| !trouble.is_told.swap(true, Ordering::Relaxed);
-                if let Some(trouble) = state.trouble.as_ref().filter(untold) {
-                    return Err(RegistryError::new(trouble.why.clone()));
-                }
-            }
-            if self.state.changed().await.is_err() {
-                return Err(RegistryError::new("the process ends"));
-            }
-        }
-    }
-}
-
-impl Drop for ServiceWatcher {
-    fn drop(&mut self) {
-        let (registry, followed) = (Arc::downgrade(&self.registry.0), Arc::downgrade(&self.followed));
-        self.registry.0.client.tasks().spawn(async move {
-            sleep(LINGER).await;
-            let (Some(registry), Some(followed)) = (registry.upgrade(), followed.upgrade()) else { return };
-            let mut all = registry.followed.lock().unwrap_or_else(PoisonError::into_inner);
-            // The reference of the table, and this one.
-            if Arc::strong_count(&followed) == 2 {
-                all.remove(&followed.service);
-            }
-        });
     }
 }
 
@@ -340,20 +205,11 @@ impl View for Instances {
 
     fn show(&mut self, all: &Entries<Self::Entry>, revision: i64) {
         let instances: Vec<_> = all.values().filter_map(|(_, instance)| instance.clone()).collect();
-        self.was_known |= !all.is_empty();
-        let known = match self.was_known {
-            true => Membership::Known(instances),
-            false => Membership::Unknown,
-        };
-        self.state.send_modify(|state| {
-            *state = State { known: Some(known), revision, number: state.number + 1, trouble: None };
-        });
+        self.feed.show(instances, !all.is_empty(), revision);
     }
 
     fn fail(&mut self, why: &Status) {
-        let why = crate::why(&self.client, why);
-        let trouble = Some(Arc::new(Trouble { why, is_told: AtomicBool::new(false) }));
-        self.state.send_modify(|state| state.trouble = trouble);
+        self.feed.fail(crate::why(&self.client, why));
     }
 }
 
@@ -365,6 +221,11 @@ impl Kind for EtcdKind {
 
     fn name(&self) -> &str {
         "etcd"
+    }
+
+    #[cfg(feature = "schema")]
+    fn schema(&self) -> chassis_core::schema::Value {
+        chassis_core::schema::of::<EtcdConfig>()
     }
 
     fn check(&self, config: &EtcdConfig) -> Vec<Problem> {

@@ -2,9 +2,11 @@
 use std::path::PathBuf;
 
 use chassis_core::{
+    adapter::SecretSource,
     settings::Problem,
     units::{PositiveSpan, Span},
 };
+use chassis_http::connector::TlsConfig;
 use serde::Deserialize;
 
 /// The settings of the registry: the `registry` table if its `kind` is `etcd`.
@@ -16,9 +18,11 @@ use serde::Deserialize;
 /// assert_eq!((config.prefix.as_str(), config.lease.get().as_secs()), ("/chassis", 10));
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct EtcdConfig {
-    /// The members of the cluster, `host:port` or `http://host:port`. At least one; the port's default is 2379.
+    /// The members of the cluster, `host:port`, `http://host:port`, or `https://host:port` with `tls`. At least one; the
+    /// port's default is 2379.
     pub endpoints: Vec<String>,
     /// The prefix of all keys: `<prefix>/services/<service>/<id>`. Default `/chassis`.
     #[serde(default = "default_prefix")]
@@ -41,6 +45,10 @@ pub struct EtcdConfig {
     /// The environment variable with the password of `user`.
     #[serde(default)]
     pub password_env: Option<String>,
+    /// TLS to etcd: `tls: { ca: /path, cert: /path, key: /path, server_name: … }`; it needs the cargo feature `tls`. Default:
+    /// none.
+    #[serde(default)]
+    pub tls: Option<TlsConfig>,
 }
 
 /// The settings of a config center: an entry of `config.centers` whose `kind` is `etcd`.
@@ -52,9 +60,11 @@ pub struct EtcdConfig {
 /// assert!(config.prefix.is_none());
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct EtcdSourceConfig {
-    /// The members of the cluster, `host:port` or `http://host:port`. At least one; the port's default is 2379.
+    /// The members of the cluster, `host:port`, `http://host:port`, or `https://host:port` with `tls`. At least one; the
+    /// port's default is 2379.
     pub endpoints: Vec<String>,
     /// The key of a document. Its name determines the format: `.json`, `.toml`, and YAML otherwise. Either this
     /// or `prefix`.
@@ -78,6 +88,10 @@ pub struct EtcdSourceConfig {
     /// The environment variable with the password of `user`.
     #[serde(default)]
     pub password_env: Option<String>,
+    /// TLS to etcd: `tls: { ca: /path, cert: /path, key: /path, server_name: … }`; it needs the cargo feature `tls`. Default:
+    /// none.
+    #[serde(default)]
+    pub tls: Option<TlsConfig>,
 }
 
 /// The connection to etcd.
@@ -85,8 +99,8 @@ pub struct EtcdSourceConfig {
 pub(crate) struct ConnectionConfig {
     pub(crate) endpoints: Vec<String>,
     pub(crate) user: Option<String>,
-    pub(crate) password_file: Option<PathBuf>,
-    pub(crate) password_env: Option<String>,
+    pub(crate) password: SecretSource,
+    pub(crate) tls: Option<TlsConfig>,
 }
 
 /// etcd's port for clients.
@@ -119,12 +133,14 @@ impl EtcdConfig {
             user: None,
             password_file: None,
             password_env: None,
+            tls: None,
         }
     }
 
     pub(crate) fn connection(&self) -> ConnectionConfig {
-        let EtcdConfig { endpoints, user, password_file, password_env, .. } = self.clone();
-        ConnectionConfig { endpoints, user, password_file, password_env }
+        let EtcdConfig { endpoints, user, password_file, password_env, tls, .. } = self.clone();
+        let password = SecretSource { file: password_file, env: password_env };
+        ConnectionConfig { endpoints, user, password, tls }
     }
 
     pub(crate) fn check(&self) -> Vec<Problem> {
@@ -161,12 +177,14 @@ impl EtcdSourceConfig {
             user: None,
             password_file: None,
             password_env: None,
+            tls: None,
         }
     }
 
     pub(crate) fn connection(&self) -> ConnectionConfig {
-        let EtcdSourceConfig { endpoints, user, password_file, password_env, .. } = self.clone();
-        ConnectionConfig { endpoints, user, password_file, password_env }
+        let EtcdSourceConfig { endpoints, user, password_file, password_env, tls, .. } = self.clone();
+        let password = SecretSource { file: password_file, env: password_env };
+        ConnectionConfig { endpoints, user, password, tls }
     }
 
     pub(crate) fn check(&self) -> Vec<Problem> {
@@ -195,25 +213,20 @@ impl ConnectionConfig {
             problems.push(Problem::new("endpoints", "at least one member of the cluster is needed"));
         }
         for (at, endpoint) in self.endpoints.iter().enumerate() {
-            if let Err(why) = address(endpoint) {
+            if let Err(why) = address(endpoint, self.tls.as_ref()) {
                 problems.push(Problem::new(format!("endpoints[{at}]"), why));
             }
         }
-        let passwords =
-            [("password_file", self.password_file.is_some()), ("password_env", self.password_env.is_some())];
-        match (&self.user, passwords) {
-            (Some(_), [(_, false), (_, false)]) => {
+        problems.extend(self.tls.iter().flat_map(TlsConfig::check));
+        problems.extend(self.password.check("password"));
+        match &self.user {
+            Some(_) if !self.password.is_set() => {
                 problems.push(Problem::new("user", "`password_file` or `password_env` has to be set"));
             }
-            (_, [(_, true), (_, true)]) => {
-                problems
-                    .push(Problem::new("password_env", "`password_file` is set as well; use one of them"));
+            None if self.password.is_set() => {
+                let key = if self.password.file.is_some() { "password_file" } else { "password_env" };
+                problems.push(Problem::new(key, "there is no `user` whose password it is"));
             }
-            (None, all) => problems.extend(
-                all.iter()
-                    .filter(|(_, is_set)| *is_set)
-                    .map(|(key, _)| Problem::new(*key, "there is no `user` whose password it is")),
-            ),
             _ => {}
         }
         problems
@@ -223,7 +236,8 @@ impl ConnectionConfig {
     pub(crate) fn addresses(&self) -> Result<Vec<String>, String> {
         let mut all = Vec::new();
         for endpoint in &self.endpoints {
-            let address = address(endpoint).map_err(|why| format!("endpoint `{endpoint}`: {why}"))?;
+            let address = address(endpoint, self.tls.as_ref())
+                .map_err(|why| format!("endpoint `{endpoint}`: {why}"))?;
             if !all.contains(&address) {
                 all.push(address);
             }
@@ -233,11 +247,8 @@ impl ConnectionConfig {
 }
 
 /// `host:port` of an endpoint. A user in it is refused, because every log line would contain it.
-fn address(endpoint: &str) -> Result<String, String> {
-    if endpoint.starts_with("https://") {
-        return Err("TLS to etcd is not supported yet".to_owned());
-    }
-    let address = endpoint.strip_prefix("http://").unwrap_or(endpoint);
+fn address(endpoint: &str, tls: Option<&TlsConfig>) -> Result<String, String> {
+    let address = TlsConfig::without_scheme(tls, endpoint)?;
     let address = address.strip_suffix('/').unwrap_or(address);
     if address.contains('@') {
         return Err("a user has no place in it; set `user`".to_owned());
@@ -262,10 +273,10 @@ mod tests {
             ("[::1]", "[::1]:2379"),
             ("[::1]:4001", "[::1]:4001"),
         ] {
-            assert_eq!(super::address(written).as_deref(), Ok(address), "{written}");
+            assert_eq!(super::address(written, None).as_deref(), Ok(address), "{written}");
         }
         for wrong in ["", "http://", "etcd/v3", "root:secret@etcd:2379", "https://etcd:2379"] {
-            assert!(super::address(wrong).is_err(), "{wrong}");
+            assert!(super::address(wrong, None).is_err(), "{wrong}");
         }
     }
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use chassis_core::{
     BoxError, Kind,
-    adapter::{SectionText, TextFeed, format_of, sections, watch_texts},
+    adapter::{Pace, SectionText, TextFeed, format_of, sections, watch_texts},
     config::{ConfigSource, ConfigWatcher, Format, SourceError, Text},
     settings::Problem,
 };
@@ -91,7 +91,7 @@ impl ConfigSource for EtcdSource {
         let config = self.config.clone();
         Ok(watch_texts(self.client.tasks(), |feed| async move {
             let mut view = Texts { client: client.clone(), config, feed };
-            follow(&client, range, jitter, LIST_EVERY, &mut view).await;
+            follow(&client, range, Pace::new(jitter), LIST_EVERY, &mut view).await;
         }))
     }
 
@@ -173,6 +173,11 @@ impl Kind for EtcdSourceKind {
 
     fn name(&self) -> &str {
         "etcd"
+    }
+
+    #[cfg(feature = "schema")]
+    fn schema(&self) -> chassis_core::schema::Value {
+        chassis_core::schema::of::<EtcdSourceConfig>()
     }
 
     fn check(&self, config: &EtcdSourceConfig) -> Vec<Problem> {

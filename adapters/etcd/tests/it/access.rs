@@ -1,13 +1,18 @@
 //! Users and passwords.
 use std::time::Duration;
 
-use chassis_core::registry::{Membership, Registry};
-use chassis_etcd::{EtcdConfig, EtcdRegistry};
+use chassis_core::{
+    config::ConfigSource,
+    registry::{Membership, Registry},
+    testing::server::{PATIENCE, ids_of, register_soon, stock, until},
+};
+use chassis_etcd::{EtcdConfig, EtcdRegistry, EtcdSource, EtcdSourceConfig};
+use chassis_http::connector::TlsConfig;
 use serde_json::json;
 use tokio::time::timeout;
 
 use crate::{
-    registry::{PATIENCE, ids_of, register_soon, stock, until},
+    certificates::Authority,
     server::{Etcd, b64},
     trials::Ran,
 };
@@ -15,6 +20,7 @@ use crate::{
 trials! {
     a_user_with_a_password_is_let_in
     a_token_is_renewed
+    certificates_let_in
 }
 
 const SECRET: &str = "hunter2-is-secret";
@@ -105,5 +111,48 @@ async fn a_token_is_renewed() -> Ran {
     b.deregister().await.unwrap();
     until(&mut watcher, &["a"]).await;
     a.deregister().await.unwrap();
+    Ok(())
+}
+
+async fn certificates_let_in() -> Ran {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path(), "authority");
+    let server = authority.server("etcd");
+    let flag = |name: &str, path: &std::path::Path| format!("--{name}={}", path.display());
+    let more = vec![
+        flag("cert-file", &server.cert),
+        flag("key-file", &server.key),
+        flag("trusted-ca-file", &authority.ca),
+        "--client-cert-auth".to_owned(),
+    ];
+    let (etcd, secure) = Etcd::start_secure(more).await?;
+    let at = |tls: TlsConfig| EtcdConfig { tls: Some(tls), ..EtcdConfig::at([format!("https://{secure}")]) };
+    let known = authority.client("app", &[]);
+    let tls = TlsConfig::new(&authority.ca).with_identity(&known.cert, &known.key);
+    let registry = EtcdRegistry::new(at(tls.clone())).unwrap();
+    let a = registry.register(stock("a")).await.unwrap();
+    let mut watcher = registry.watch("stock").await.unwrap();
+    until(&mut watcher, &["a"]).await;
+    a.deregister().await.unwrap();
+    until(&mut watcher, &[]).await;
+
+    etcd.put("/c.yaml", "inbound: {}").await;
+    let endpoints = [format!("https://{secure}")];
+    let source = EtcdSourceConfig { tls: Some(tls), ..EtcdSourceConfig::key(endpoints, "/c.yaml") };
+    let mut texts = EtcdSource::new(source).unwrap().watch().await.unwrap();
+    let text = timeout(PATIENCE, texts.next()).await.unwrap().unwrap();
+    assert_eq!(text.content, "inbound: {}");
+
+    // A server that is not trusted, and a process that etcd does not trust.
+    let stranger = Authority::new(folder.path(), "stranger");
+    let theirs = stranger.client("intruder", &[]);
+    for tls in [
+        TlsConfig::new(&stranger.ca),
+        TlsConfig::new(&authority.ca),
+        TlsConfig::new(&authority.ca).with_identity(&theirs.cert, &theirs.key),
+    ] {
+        let registry = EtcdRegistry::new(at(tls.clone())).unwrap();
+        assert!(registry.register(stock("b")).await.is_err(), "{tls:?}");
+    }
     Ok(())
 }

@@ -4,12 +4,15 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use chassis_core::{
     config::{ConfigSource, Format},
-    testing::contract::config_source::{Place, config_source},
+    testing::{
+        contract::config_source::{Place, config_source},
+        server::PATIENCE,
+    },
 };
 use chassis_etcd::{EtcdSource, EtcdSourceConfig};
 use tokio::time::timeout;
 
-use crate::{registry::PATIENCE, server::Etcd, trials::Ran};
+use crate::{server::Etcd, trials::Ran};
 
 trials! {
     keeps_the_contract

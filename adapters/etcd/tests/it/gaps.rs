@@ -1,82 +1,51 @@
 //! A watcher that was cut off finds everything that happened meanwhile, deletions too.
-use std::{collections::BTreeMap, time::Duration};
+use std::sync::Arc;
 
+use async_trait::async_trait;
 use chassis_core::{
-    Random,
-    registry::{Registration, Registry},
+    config::ConfigSource,
+    testing::{
+        contract::config_source::Place,
+        server::{self, Proxy},
+    },
 };
-use chassis_etcd::{EtcdConfig, EtcdRegistry};
-use tokio::time::Instant;
+use chassis_etcd::{EtcdSource, EtcdSourceConfig};
 
-use crate::{
-    proxy::Proxy,
-    registry::{registry, stock, until},
-    server::Etcd,
-    trials::Ran,
-};
+use crate::{server::Etcd, trials::Ran};
 
 trials! {
     no_update_is_lost_over_gaps
     a_config_watcher_loses_nothing_over_gaps
 }
 
-/// The series of gaps ends after this time, and after [`GAPS`] at the latest.
-const LASTS: Duration = Duration::from_secs(15);
-const GAPS: usize = 200;
-
 async fn no_update_is_lost_over_gaps() -> Ran {
-    let etcd = Etcd::start().await?;
-    let proxy = Proxy::start(&etcd.address).await;
-    let reader = EtcdRegistry::new(EtcdConfig::at([proxy.address.as_str()])).unwrap();
-    let writer = registry(&etcd);
-    let mut watcher = reader.watch("stock").await.unwrap();
-    let mut there: BTreeMap<String, Box<dyn Registration>> = BTreeMap::new();
-    let random = Random::seeded(5);
-    let (begun, mut gaps, mut longest) = (Instant::now(), 0, Duration::ZERO);
-    while gaps < GAPS && begun.elapsed() < LASTS {
-        proxy.cut();
-        for _ in 0..1 + random.below(10) {
-            let id = format!("i{:02}", random.below(20));
-            match there.remove(&id) {
-                Some(registration) => registration.deregister().await.unwrap(),
-                None => drop(there.insert(id.clone(), writer.register(stock(&id)).await.unwrap())),
-            }
-        }
-        if gaps % 2 == 0 {
-            etcd.compact().await;
-        }
-        // Also in the middle of the change.
-        proxy.heal();
-        let healed = Instant::now();
-        let ids: Vec<_> = there.keys().map(String::as_str).collect();
-        until(&mut watcher, &ids).await;
-        longest = longest.max(healed.elapsed());
-        gaps += 1;
-    }
-    println!("etcd: {gaps} gaps, half of them compacted; all was seen after {longest:?} at most");
-    assert!(longest <= Duration::from_secs(2), "{longest:?}");
-    assert!(gaps >= 20, "only {gaps}");
+    server::gaps(&mut Etcd::start().await?).await;
     Ok(())
 }
 
-async fn a_config_watcher_loses_nothing_over_gaps() -> Ran {
-    use chassis_core::config::ConfigSource;
-    let etcd = Etcd::start().await?;
-    let proxy = Proxy::start(&etcd.address).await;
-    let config = chassis_etcd::EtcdSourceConfig::key([proxy.address.as_str()], "/c.yaml");
-    etcd.put("/c.yaml", "a: -1").await;
-    let source = chassis_etcd::EtcdSource::new(config).unwrap();
-    let mut watcher = source.watch().await.unwrap();
-    for n in 0..10 {
-        proxy.cut();
-        let content = format!("a: {n}");
-        etcd.put("/c.yaml", &content).await;
-        etcd.compact().await;
-        proxy.heal();
-        let seen = tokio::time::timeout(Duration::from_secs(2), async {
-            while watcher.next().await.ok().is_none_or(|text| text.content != content) {}
-        });
-        seen.await.unwrap_or_else(|_| panic!("{content} is not seen"));
+/// A key that is read at another address, and whose history is compacted with each write.
+struct Compacted(Etcd, String);
+
+#[async_trait]
+impl Place for Compacted {
+    fn source(&self) -> Arc<dyn ConfigSource> {
+        Arc::new(EtcdSource::new(EtcdSourceConfig::key([self.1.as_str()], "/c.yaml")).unwrap())
     }
+
+    async fn write(&mut self, content: &str) {
+        self.0.put("/c.yaml", content).await;
+        self.0.compact().await;
+    }
+
+    async fn spoil(&mut self) -> bool {
+        false
+    }
+}
+
+async fn a_config_watcher_loses_nothing_over_gaps() -> Ran {
+    let etcd = Etcd::start().await?;
+    let proxy = Proxy::start(&etcd.address).await.unwrap();
+    let place = Compacted(etcd, proxy.address().to_owned());
+    server::config_gaps(place, &proxy).await;
     Ok(())
 }

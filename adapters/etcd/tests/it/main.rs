@@ -9,9 +9,10 @@ mod trials;
 
 mod access;
 mod center;
+#[path = "../../../../chassis-http/tests/it/certificates.rs"]
+mod certificates;
 mod gaps;
 mod outages;
-mod proxy;
 mod registry;
 mod server;
 

@@ -2,17 +2,13 @@
 use std::time::Duration;
 
 use chassis_core::{
-    registry::{Membership, Registry},
-    units::PositiveSpan,
+    registry::Registry,
+    testing::server::{self, PATIENCE, SOON, ids_of, register_soon, stock, until},
 };
 use chassis_etcd::{EtcdConfig, EtcdRegistry};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
-use crate::{
-    registry::{PATIENCE, ids_of, register_soon, registry, stock, until},
-    server::Etcd,
-    trials::Ran,
-};
+use crate::{registry::registry, server::Etcd, trials::Ran};
 
 trials! {
     a_restart_is_told_once_and_loses_nothing
@@ -21,9 +17,6 @@ trials! {
     a_server_that_lost_its_memory_gets_its_entries_back
     another_member_takes_over
 }
-
-/// The limit after etcd is back.
-const SOON: Duration = Duration::from_secs(2);
 
 async fn a_restart_is_told_once_and_loses_nothing() -> Ran {
     let mut etcd = Etcd::start().await?;
@@ -57,51 +50,12 @@ async fn a_restart_is_told_once_and_loses_nothing() -> Ran {
 }
 
 async fn who_begins_without_etcd_finds_it_when_it_comes() -> Ran {
-    let mut etcd = Etcd::start().await?;
-    etcd.kill().await;
-    let registry = registry(&etcd);
-    let mut watcher = registry.watch("stock").await.unwrap();
-    let began = Instant::now();
-    assert!(timeout(PATIENCE, watcher.next()).await.unwrap().is_err(), "it says why it knows nothing");
-    assert!(registry.services().await.is_empty());
-    assert!(registry.register(stock("a")).await.is_err());
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
-    etcd.run().await;
-    let back = Instant::now();
-    assert_eq!(timeout(PATIENCE, watcher.next()).await.unwrap().unwrap(), Membership::Unknown);
-    assert!(back.elapsed() <= SOON, "{:?}", back.elapsed());
+    server::begun_without_it(&mut Etcd::start().await?).await;
     Ok(())
 }
 
 async fn an_entry_outlives_a_server_that_was_frozen_beyond_its_lease() -> Ran {
-    let etcd = Etcd::start().await?;
-    let lease = PositiveSpan::from_millis(2_000);
-    let ours = EtcdRegistry::new(EtcdConfig { lease, ..EtcdConfig::at([etcd.address.as_str()]) }).unwrap();
-    let registration = ours.register(stock("a")).await.unwrap();
-    let mut watcher = registry(&etcd).watch("stock").await.unwrap();
-    until(&mut watcher, &["a"]).await;
-    etcd.signal("STOP").await;
-    sleep(2 * lease.get()).await; // this causes the fault
-    etcd.signal("CONT").await;
-    let back = Instant::now();
-    // It may have been renewed before etcd found that it had expired; otherwise the entry is written again.
-    let key = "/chassis/services/stock/a";
-    let mut gone_at = None;
-    while back.elapsed() < 2 * lease.get() {
-        match etcd.get(key).await {
-            None => drop(gone_at.get_or_insert_with(Instant::now)),
-            Some(_) => {
-                if let Some(at) = gone_at.take() {
-                    assert!(at.elapsed() <= SOON, "{:?}", at.elapsed());
-                }
-            }
-        }
-        sleep(Duration::from_millis(20)).await;
-    }
-    assert!(etcd.get(key).await.is_some(), "it is there");
-    until(&mut watcher, &["a"]).await;
-    registration.deregister().await.unwrap();
-    until(&mut watcher, &[]).await;
+    server::frozen_beyond_its_lease(&mut Etcd::start().await?).await;
     Ok(())
 }
 

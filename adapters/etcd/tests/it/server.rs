@@ -41,6 +41,17 @@ impl Etcd {
         Ok(etcd)
     }
 
+    /// A cluster of one that also listens for TLS, with these arguments; and its address for TLS.
+    #[allow(dead_code)] // likewise
+    pub(crate) async fn start_secure(more: Vec<String>) -> Result<(Etcd, String), NotRun> {
+        let mut etcd = Self::prepared(1, &[])?.remove(0);
+        let secure = format!("127.0.0.1:{}", free_ports(1)[0]);
+        etcd.arguments.push(format!("--listen-client-urls=http://{},https://{secure}", etcd.address));
+        etcd.arguments.extend(more);
+        etcd.run().await;
+        Ok((etcd, secure))
+    }
+
     /// A cluster of several members, which soon elect another leader.
     #[allow(dead_code)] // not every binary of tests has such a test
     pub(crate) async fn cluster(members: usize) -> Result<Vec<Etcd>, NotRun> {
@@ -177,6 +188,7 @@ impl Etcd {
     }
 
     /// Puts a value; returns the revision.
+    #[allow(dead_code)] // likewise
     pub(crate) async fn put(&self, key: &str, value: &str) -> i64 {
         let answer = self.post("/v3/kv/put", json!({ "key": b64(key), "value": b64(value) })).await;
         revision(&answer)
@@ -191,6 +203,7 @@ impl Etcd {
         assert_eq!(answer["succeeded"], true, "{answer}");
     }
 
+    #[allow(dead_code)] // likewise
     pub(crate) async fn delete(&self, key: &str) {
         revision(&self.post("/v3/kv/deleterange", json!({ "key": b64(key) })).await);
     }
