@@ -14,7 +14,10 @@ use chassis_core::{
     tasks::Tasks,
     units::{PositiveSpan, Switch},
 };
-use chassis_http::{ClientConfig, HttpClient, HttpTransport, RequestBuilder, connector::Network};
+use chassis_http::{
+    ClientConfig, HttpClient, HttpTransport, HttpVersion, RequestBuilder,
+    connector::{Connector, TlsConfig},
+};
 use http::{HeaderValue, Method, StatusCode};
 use serde::Serialize;
 
@@ -26,6 +29,7 @@ pub(crate) struct Client(Arc<Inner>);
 
 struct Inner {
     address: String,
+    connector: Arc<dyn Connector>,
     config: ConnectionConfig,
     connected: OnceLock<Connected>,
 }
@@ -98,7 +102,8 @@ impl Client {
     /// Connects with the first call.
     pub(crate) fn new(config: ConnectionConfig) -> Result<Self, String> {
         let address = config.address()?;
-        Ok(Client(Arc::new(Inner { address, config, connected: OnceLock::new() })))
+        let connector = TlsConfig::network(config.tls.as_ref(), HttpVersion::One)?;
+        Ok(Client(Arc::new(Inner { address, connector, config, connected: OnceLock::new() })))
     }
 
     /// The agent, for messages.
@@ -201,7 +206,7 @@ impl Client {
     }
 
     fn connected(&self) -> &Connected {
-        self.0.connected.get_or_init(|| Connected::new(&self.0.address))
+        self.0.connected.get_or_init(|| Connected::new(&self.0.address, &self.0.connector))
     }
 }
 
@@ -263,7 +268,7 @@ impl fmt::Display for Failure {
 // === impl Connected ===
 
 impl Connected {
-    fn new(address: &String) -> Self {
+    fn new(address: &String, connector: &Arc<dyn Connector>) -> Self {
         let registry = FixedAddresses::new(CONSUL, "http", [address]);
         let runtime = Runtime::builder(CONSUL).registry(Arc::new(registry)).build();
         let runtime = runtime.expect("the names of metrics are free in a registry of one's own");
@@ -280,7 +285,7 @@ impl Connected {
                 pool: pool.try_into().expect("it is not 0"),
                 ..ClientConfig::default()
             };
-            let transport = Arc::new(HttpTransport::new(Arc::new(Network::default()), config));
+            let transport = Arc::new(HttpTransport::new(connector.clone(), config));
             HttpClient::new(service, pipeline::client(&runtime, service, &transport)).max_body(MAX_BODY)
         };
         let (prompt, blocking) = (client(CONSUL, 16), client("consul, blocking", MAX_BLOCKING));

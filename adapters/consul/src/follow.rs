@@ -5,13 +5,13 @@
 //! with index 0 would not wait. An answer is no promise of a change. A [`Throttle`] bounds how often it is asked.
 use std::time::Duration;
 
-use chassis_core::{adapter::Pace, clock};
+use chassis_core::{
+    adapter::{Pace, Throttle},
+    clock,
+};
 use tokio::time::sleep;
 
-use crate::{
-    client::{After, Answer, Client, Failure, Query},
-    throttle::Throttle,
-};
+use crate::client::{After, Answer, Client, Failure, Query};
 
 /// Builds a view of what is read.
 pub(crate) trait View: Send {

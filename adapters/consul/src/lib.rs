@@ -31,7 +31,8 @@ mod owner;
 mod registry;
 mod settings;
 mod source;
-mod throttle;
+
+pub use chassis_http::connector::TlsConfig;
 
 pub use self::{
     registry::ConsulRegistry,

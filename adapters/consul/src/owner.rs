@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chassis_core::{
-    adapter::{Entry, Pace, Updates},
+    adapter::{Entry, Pace, Throttle, Updates},
     clock,
     registry::RegistryError,
 };
@@ -13,7 +13,6 @@ use tokio::{sync::watch, time::sleep};
 use crate::{
     client::{After, Client, Failure, Query},
     entry::{Definition, OWNER},
-    throttle::Throttle,
 };
 
 /// An instance that this process has registered.
@@ -24,7 +23,7 @@ pub(crate) struct Own {
     owner: String,
     /// How often the process says that it lives; `None`: the agent asks by itself.
     renew: Option<Duration>,
-    jitter: Duration,
+    pace: Pace,
     /// The token that the agent has for it. It writes to the catalog with the one that came with the registration.
     token: Option<String>,
 }
@@ -56,7 +55,8 @@ impl Own {
         ttl: Option<Duration>,
         jitter: Duration,
     ) -> Self {
-        Own { client, definition, owner, renew: ttl.map(|ttl| ttl / 3), jitter, token: None }
+        let pace = Pace::new(jitter);
+        Own { client, definition, owner, renew: ttl.map(|ttl| ttl / 3), pace, token: None }
     }
 
     async fn register(&mut self, definition: &Definition) -> Result<(), Failure> {
@@ -76,7 +76,7 @@ impl Own {
 
     /// Registers until that works.
     async fn register_again(&mut self) {
-        let (mut pace, definition) = (Pace::new(self.jitter), self.definition.clone());
+        let (mut pace, definition) = (self.pace.beside(), self.definition.clone());
         while let Err(failure) = self.register(&definition).await {
             tracing::debug!(id = self.definition.id, %failure, "not in Consul yet");
             sleep(pace.next(clock::Instant::now(), self.client.random())).await;
@@ -87,8 +87,7 @@ impl Own {
     async fn renew(&self) {
         let Some(every) = self.renew else { return std::future::pending().await };
         let query = Query::agent("/v1/agent/check/update/{check}", "check", self.definition.check.as_str());
-        let (mut pace, body) =
-            (Pace::new(self.jitter), serde_json::json!({ "Status": self.definition.status }));
+        let (mut pace, body) = (self.pace.beside(), serde_json::json!({ "Status": self.definition.status }));
         loop {
             let pause = match self.client.put(&query, &body).await {
                 Ok(answer) if !answer.is_there => return,
@@ -98,7 +97,7 @@ impl Own {
                 }
                 Err(failure) => {
                     tracing::debug!(id = self.definition.id, %failure, "a check of Consul is not renewed");
-                    pace.next(clock::Instant::now(), self.client.random()).min(every)
+                    pace.next(clock::Instant::now(), self.client.random())
                 }
             };
             sleep(pause).await;
@@ -133,8 +132,7 @@ impl Own {
 
     /// Follows the entry until it is dropped.
     async fn follow(&self, seen: watch::Sender<Option<Seen>>) {
-        let (mut pace, mut throttle, mut after) =
-            (Pace::new(self.jitter), Throttle::default(), After::Nothing);
+        let (mut pace, mut throttle, mut after) = (self.pace.beside(), Throttle::default(), After::Nothing);
         loop {
             sleep(throttle.pause(clock::Instant::now())).await;
             let pause = match self.look(&after).await {

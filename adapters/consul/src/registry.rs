@@ -50,7 +50,8 @@ struct Inner {
 
 /// Makes instances of the entries of a service.
 struct Instances {
-    registry: ConsulRegistry,
+    client: Client,
+    config: ConsulConfig,
     service: String,
     feed: Feed,
     /// The last instances, by id. An instance that has not changed is shared with the watchers of before.
@@ -137,12 +138,12 @@ impl Registry for ConsulRegistry {
             if config.warning == Warning::Skip {
                 query = query.with("passing", "true");
             }
-            let (known, refused) = (HashMap::new(), HashMap::new());
-            let (registry, service) = (self.clone(), service.to_owned());
-            let (client, jitter) = (client.clone(), config.jitter.0);
+            let (client, config, service) = (client.clone(), config.clone(), service.to_owned());
             async move {
-                let mut view = Instances { registry, service, feed, known, refused };
-                follow(&client, &query, jitter, &mut view).await;
+                let (of, jitter, known, refused) =
+                    (client.clone(), config.jitter.0, HashMap::new(), HashMap::new());
+                let mut view = Instances { client, config, service, feed, known, refused };
+                follow(&of, &query, jitter, &mut view).await;
             }
         };
         Ok(followers.watch(service, client.tasks(), begin))
@@ -187,7 +188,7 @@ impl Registration for Registered {
     async fn deregister(self: Box<Self>) -> Result<(), RegistryError> {
         let Registered { registry, service, id, own, .. } = *self;
         own.end().await?;
-        let is_gone = |known: &Membership, _| match known {
+        let is_gone = |known: &Membership, _: &u64| match known {
             Membership::Known(all) => all.iter().all(|instance| instance.id != id),
             Membership::Unknown | Membership::Deleted => true,
         };
@@ -203,7 +204,7 @@ impl View for Instances {
         if !answer.is_there {
             return Err(Failure::of("it has no health API".to_owned()));
         }
-        let (service, config) = (self.service.clone(), self.registry.0.config.clone());
+        let (service, config) = (self.service.clone(), self.config.clone());
         let (body, index) = (answer.body.clone(), answer.index.unwrap_or(0));
         let read = move || read(&body, &service, &config);
         let list = match answer.body.len() > LARGE {
@@ -238,7 +239,7 @@ impl View for Instances {
     }
 
     fn fail(&mut self, why: &Failure) {
-        self.feed.fail(format!("{}: {why}", self.registry.0.client.name()));
+        self.feed.fail(format!("{}: {why}", self.client.name()));
     }
 }
 
@@ -257,7 +258,7 @@ impl Instances {
         }
         // Of a request without a token it does not say whether it has left out something.
         if answer.is_guarded && !answer.has_token {
-            let may_read = self.registry.0.client.may_read(&entry::name(&self.service)).await?;
+            let may_read = self.client.may_read(&entry::name(&self.service)).await?;
             return if may_read { Ok(()) } else { Err(hidden()) };
         }
         Ok(())
@@ -311,6 +312,11 @@ impl Kind for ConsulKind {
 
     fn name(&self) -> &str {
         CONSUL
+    }
+
+    #[cfg(feature = "schema")]
+    fn schema(&self) -> chassis_core::schema::Value {
+        chassis_core::schema::of::<ConsulConfig>()
     }
 
     fn check(&self, config: &ConsulConfig) -> Vec<Problem> {

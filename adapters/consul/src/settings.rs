@@ -7,6 +7,7 @@ use chassis_core::{
     settings::Problem,
     units::{PositiveSpan, Span},
 };
+use chassis_http::connector::TlsConfig;
 use serde::Deserialize;
 
 /// The settings of the registry: the `registry` table when its `kind` is `consul`.
@@ -18,10 +19,11 @@ use serde::Deserialize;
 /// assert_eq!((config.deregister_after.0.as_secs(), config.wait.get().as_secs()), (60, 60));
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct ConsulConfig {
-    /// The agent of this machine, `host:port`, `http://host:port` or `unix:/path`. The port's default is 8500. Default
-    /// `127.0.0.1:8500`.
+    /// The agent of this machine, `host:port`, `http://host:port`, `unix:/path`, or `https://host:port` with `tls`. The
+    /// port's default is 8500, and 8501 with `tls`. Default `127.0.0.1:8500`.
     pub address: String,
     /// How Consul finds out whether an instance lives. Default `{ ttl: 10s }`.
     pub check: Check,
@@ -49,10 +51,14 @@ pub struct ConsulConfig {
     pub token_file: Option<PathBuf>,
     /// The environment variable with the ACL token.
     pub token_env: Option<String>,
+    /// TLS to the agent: `tls: { ca: /path, cert: /path, key: /path, server_name: … }`; it needs the cargo feature `tls`. Default:
+    /// none.
+    pub tls: Option<TlsConfig>,
 }
 
 /// How Consul finds out whether an instance lives.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Check {
@@ -67,6 +73,7 @@ pub enum Check {
 
 /// The agent asks for a path, which has to be answered by a status 2xx; 429 warns.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct HttpCheck {
@@ -82,6 +89,7 @@ pub struct HttpCheck {
 
 /// The agent asks gRPC's health service.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct GrpcCheck {
@@ -95,6 +103,7 @@ pub struct GrpcCheck {
 
 /// Whether instances are called whose checks warn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Warning {
@@ -114,10 +123,11 @@ pub enum Warning {
 /// assert!(config.prefix.is_none());
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct ConsulSourceConfig {
-    /// The agent of this machine, `host:port`, `http://host:port` or `unix:/path`. The port's default is 8500. Default
-    /// `127.0.0.1:8500`.
+    /// The agent of this machine, `host:port`, `http://host:port`, `unix:/path`, or `https://host:port` with `tls`. The
+    /// port's default is 8500, and 8501 with `tls`. Default `127.0.0.1:8500`.
     pub address: String,
     /// The key of a document. Its name says the format: `.json`, `.toml`, and YAML otherwise. A slash at its beginning
     /// is left out, as Consul's own tools do. Either this or `prefix`.
@@ -139,6 +149,9 @@ pub struct ConsulSourceConfig {
     pub token_file: Option<PathBuf>,
     /// The environment variable with the ACL token.
     pub token_env: Option<String>,
+    /// TLS to the agent: `tls: { ca: /path, cert: /path, key: /path, server_name: … }`; it needs the cargo feature `tls`. Default:
+    /// none.
+    pub tls: Option<TlsConfig>,
 }
 
 /// How Consul is reached.
@@ -149,10 +162,13 @@ pub(crate) struct ConnectionConfig {
     pub(crate) namespace: Option<String>,
     pub(crate) wait: PositiveSpan,
     pub(crate) token: SecretSource,
+    pub(crate) tls: Option<TlsConfig>,
 }
 
 /// The port of an agent's HTTP API.
 const PORT: &str = "8500";
+/// The same over TLS.
+const TLS_PORT: &str = "8501";
 const LOCAL: &str = "127.0.0.1:8500";
 /// Consul waits no longer for a change.
 const LONGEST_WAIT: u64 = 600;
@@ -178,9 +194,10 @@ impl ConsulConfig {
     }
 
     pub(crate) fn connection(&self) -> ConnectionConfig {
-        let ConsulConfig { address, datacenter, namespace, wait, token_file, token_env, .. } = self.clone();
+        let ConsulConfig { address, datacenter, namespace, wait, token_file, token_env, tls, .. } =
+            self.clone();
         let token = SecretSource { file: token_file, env: token_env };
-        ConnectionConfig { address, datacenter, namespace, wait, token }
+        ConnectionConfig { address, datacenter, namespace, wait, token, tls }
     }
 
     pub(crate) fn check(&self) -> Vec<Problem> {
@@ -219,6 +236,7 @@ impl Default for ConsulConfig {
             jitter: default_jitter(),
             token_file: None,
             token_env: None,
+            tls: None,
         }
     }
 }
@@ -279,10 +297,10 @@ impl ConsulSourceConfig {
     }
 
     pub(crate) fn connection(&self) -> ConnectionConfig {
-        let ConsulSourceConfig { address, datacenter, namespace, wait, token_file, token_env, .. } =
+        let ConsulSourceConfig { address, datacenter, namespace, wait, token_file, token_env, tls, .. } =
             self.clone();
         let token = SecretSource { file: token_file, env: token_env };
-        ConnectionConfig { address, datacenter, namespace, wait, token }
+        ConnectionConfig { address, datacenter, namespace, wait, token, tls }
     }
 
     pub(crate) fn check(&self) -> Vec<Problem> {
@@ -316,6 +334,7 @@ impl Default for ConsulSourceConfig {
             jitter,
             token_file: None,
             token_env: None,
+            tls: None,
         }
     }
 }
@@ -325,9 +344,10 @@ impl Default for ConsulSourceConfig {
 impl ConnectionConfig {
     fn check(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        if let Err(why) = address(&self.address) {
+        if let Err(why) = self.address() {
             problems.push(Problem::new("address", why));
         }
+        problems.extend(self.tls.iter().flat_map(TlsConfig::check));
         problems.extend(self.token.check("token"));
         if !(1..=LONGEST_WAIT).contains(&self.wait.get().as_secs()) {
             problems.push(Problem::new("wait", "Consul takes times from 1s to 10m"));
@@ -342,19 +362,17 @@ impl ConnectionConfig {
 
     /// The address of the agent.
     pub(crate) fn address(&self) -> Result<String, String> {
-        address(&self.address).map_err(|why| format!("address `{}`: {why}", self.address))
+        address(&self.address, self.tls.as_ref())
     }
 }
 
 /// `host:port` or `unix:/path` of an agent. A user in it is refused, for it would be in every log line.
-fn address(written: &str) -> Result<String, String> {
-    if written.starts_with("https://") {
-        return Err("TLS to Consul is not supported yet".to_owned());
-    }
+fn address(written: &str, tls: Option<&TlsConfig>) -> Result<String, String> {
     let address = match written.strip_prefix("unix:") {
+        Some(_) if tls.is_some() => return Err("a Unix socket has no use for `tls`".to_owned()),
         Some(path) => format!("unix:{}", path.strip_prefix("//").unwrap_or(path)), // as Consul's tools write it
         None => {
-            let address = written.strip_prefix("http://").unwrap_or(written);
+            let address = TlsConfig::without_scheme(tls, written)?;
             let address = address.strip_suffix('/').unwrap_or(address);
             if address.contains('@') {
                 return Err("a user has no place in it; set `token_file`".to_owned());
@@ -363,7 +381,11 @@ fn address(written: &str) -> Result<String, String> {
                 return Err("write host:port or http://host:port".to_owned());
             }
             let has_port = address.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'));
-            if has_port { address.to_owned() } else { format!("{address}:{PORT}") }
+            if has_port {
+                address.to_owned()
+            } else {
+                format!("{address}:{}", if tls.is_some() { TLS_PORT } else { PORT })
+            }
         }
     };
     let agent = Instance::new("consul", "consul").with_address("http", address.as_str());
@@ -384,12 +406,12 @@ mod tests {
             ("unix:///run/consul.sock", "unix:/run/consul.sock"),
             ("unix:/run/consul.sock", "unix:/run/consul.sock"),
         ] {
-            assert_eq!(super::address(written).as_deref(), Ok(address), "{written}");
+            assert_eq!(super::address(written, None).as_deref(), Ok(address), "{written}");
         }
         for wrong in
             ["", "http://", "consul/v1", "root:secret@consul:8500", "https://consul:8501", "a:0", "unix:"]
         {
-            assert!(super::address(wrong).is_err(), "{wrong}");
+            assert!(super::address(wrong, None).is_err(), "{wrong}");
         }
     }
 

@@ -218,6 +218,11 @@ impl Kind for ConsulSourceKind {
         "consul"
     }
 
+    #[cfg(feature = "schema")]
+    fn schema(&self) -> chassis_core::schema::Value {
+        chassis_core::schema::of::<ConsulSourceConfig>()
+    }
+
     fn check(&self, config: &ConsulSourceConfig) -> Vec<Problem> {
         config.check()
     }

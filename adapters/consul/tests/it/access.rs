@@ -5,11 +5,13 @@ use chassis_consul::{ConsulConfig, ConsulRegistry, ConsulSource, ConsulSourceCon
 use chassis_core::{
     config::ConfigSource,
     registry::{Membership, Registry},
+    testing::server::{PATIENCE, ids_of, stock, until},
 };
+use chassis_http::connector::TlsConfig;
 use tokio::time::{Instant, timeout};
 
 use crate::{
-    registry::{PATIENCE, stock, until},
+    certificates::Authority,
     server::{Consul, MASTER},
     trials::Ran,
 };
@@ -19,6 +21,7 @@ trials! {
     a_token_may_be_replaced
     who_may_read_without_a_token_needs_none
     keys_have_rules_too
+    certificates_let_in
 }
 
 /// The rules for a service that is registered and calls itself.
@@ -99,7 +102,7 @@ async fn a_token_may_be_replaced() -> Ran {
     assert!(error.contains("ACL not found"), "{error}");
     std::fs::write(file.path(), consul.new_token(RULES).await.0).unwrap();
     let answer = timeout(PATIENCE, watcher.next()).await.unwrap().unwrap();
-    assert_eq!(crate::registry::ids_of(&answer), ["a", "b"]);
+    assert_eq!(ids_of(&answer), ["a", "b"]);
     a.deregister().await.unwrap();
     b.deregister().await.unwrap();
     until(&mut watcher, &[]).await;
@@ -152,5 +155,36 @@ async fn keys_have_rules_too() -> Ran {
     assert!(error.contains("hides keys of consul:orders/* from the token"), "{error}");
     let one = ConsulSourceConfig { prefix: None, key: Some("orders/outbound".into()), ..part };
     assert!(first(source(one)).await.unwrap().content.contains("3s"));
+    Ok(())
+}
+
+async fn certificates_let_in() -> Ran {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path(), "authority");
+    let agent = authority.server("consul");
+    let (ca, cert, key) = (authority.ca.display(), agent.cert.display(), agent.key.display());
+    let files =
+        format!("ca_file = \"{ca}\", cert_file = \"{cert}\", key_file = \"{key}\", verify_incoming = true");
+    let (consul, secure) = Consul::secure(&files.replace(", ", "\n")).await?;
+    let at =
+        |tls: TlsConfig| ConsulConfig { tls: Some(tls), ..ConsulConfig::at(format!("https://{secure}")) };
+    let known = authority.client("app", &[]);
+    let tls = TlsConfig::new(&authority.ca).with_identity(&known.cert, &known.key);
+    let registry = ConsulRegistry::new(at(tls.clone())).unwrap();
+    let a = registry.register(stock("a")).await.unwrap();
+    let mut watcher = registry.watch("stock").await.unwrap();
+    until(&mut watcher, &["a"]).await;
+    a.deregister().await.unwrap();
+
+    consul.put("c.yaml", "inbound: {}").await;
+    let source = ConsulSourceConfig { tls: Some(tls), ..ConsulSourceConfig::key(secure.as_str(), "c.yaml") };
+    let mut texts = ConsulSource::new(source).unwrap().watch().await.unwrap();
+    assert_eq!(timeout(PATIENCE, texts.next()).await.unwrap().unwrap().content, "inbound: {}");
+
+    let stranger = Authority::new(folder.path(), "stranger");
+    for tls in [TlsConfig::new(&stranger.ca), TlsConfig::new(&authority.ca)] {
+        let registry = ConsulRegistry::new(at(tls.clone())).unwrap();
+        assert!(registry.register(stock("b")).await.is_err(), "{tls:?}");
+    }
     Ok(())
 }

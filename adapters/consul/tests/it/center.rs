@@ -5,12 +5,15 @@ use async_trait::async_trait;
 use chassis_consul::{ConsulSource, ConsulSourceConfig};
 use chassis_core::{
     config::{ConfigSource, Format},
-    testing::contract::config_source::{Place, config_source},
+    testing::{
+        contract::config_source::{Place, config_source},
+        server::PATIENCE,
+    },
 };
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::{registry::PATIENCE, server::Consul, trials::Ran};
+use crate::{server::Consul, trials::Ran};
 
 trials! {
     keeps_the_contract

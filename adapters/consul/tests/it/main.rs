@@ -10,10 +10,10 @@ mod trials;
 
 mod access;
 mod center;
+#[path = "../../../../chassis-http/tests/it/certificates.rs"]
+mod certificates;
 mod gaps;
 mod outages;
-#[path = "../../../etcd/tests/it/proxy.rs"]
-mod proxy;
 mod registry;
 mod rude;
 mod server;

@@ -1,19 +1,15 @@
 //! The agent is away, frozen, or has lost its memory.
 use std::time::Duration;
 
-use chassis_consul::{Check, ConsulConfig, ConsulRegistry, ConsulSource, ConsulSourceConfig};
+use chassis_consul::{ConsulSource, ConsulSourceConfig};
 use chassis_core::{
     config::ConfigSource,
-    registry::{Membership, Registry},
-    units::PositiveSpan,
+    registry::Registry,
+    testing::server::{self, PATIENCE, SOON, ids_of, register_soon, stock, until},
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
-use crate::{
-    registry::{PATIENCE, ids_of, register_soon, registry, stock, until},
-    server::Consul,
-    trials::Ran,
-};
+use crate::{registry::registry, server::Consul, trials::Ran};
 
 trials! {
     an_agent_that_lost_its_memory_gets_its_entries_back
@@ -21,9 +17,6 @@ trials! {
     an_entry_outlives_an_agent_that_was_frozen_beyond_its_ttl
     an_index_that_goes_back_hides_no_change
 }
-
-/// After Consul is back.
-const SOON: Duration = Duration::from_secs(2);
 
 async fn an_agent_that_lost_its_memory_gets_its_entries_back() -> Ran {
     let mut consul = Consul::start().await?;
@@ -55,51 +48,12 @@ async fn an_agent_that_lost_its_memory_gets_its_entries_back() -> Ran {
 }
 
 async fn who_begins_without_consul_finds_it_when_it_comes() -> Ran {
-    let mut consul = Consul::start().await?;
-    consul.kill().await;
-    let registry = registry(&consul);
-    let mut watcher = registry.watch("stock").await.unwrap();
-    let began = Instant::now();
-    assert!(timeout(PATIENCE, watcher.next()).await.unwrap().is_err(), "it says why it knows nothing");
-    assert!(registry.services().await.is_empty());
-    assert!(registry.register(stock("a")).await.is_err());
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
-    consul.run().await;
-    let back = Instant::now();
-    assert_eq!(timeout(PATIENCE, watcher.next()).await.unwrap().unwrap(), Membership::Unknown);
-    assert!(back.elapsed() <= SOON, "{:?}", back.elapsed());
+    server::begun_without_it(&mut Consul::start().await?).await;
     Ok(())
 }
 
 async fn an_entry_outlives_an_agent_that_was_frozen_beyond_its_ttl() -> Ran {
-    let consul = Consul::start().await?;
-    let ttl = PositiveSpan::from_millis(2_000);
-    let config = ConsulConfig { check: Check::Ttl(ttl), ..ConsulConfig::at(&consul.address) };
-    let registration = ConsulRegistry::new(config).unwrap().register(stock("a")).await.unwrap();
-    let mut watcher = registry(&consul).watch("stock").await.unwrap();
-    until(&mut watcher, &["a"]).await;
-    consul.signal("STOP").await;
-    sleep(2 * ttl.get()).await; // the fault itself
-    consul.signal("CONT").await;
-    let back = Instant::now();
-    // It may have been renewed before its time was found over; else it is critical for a moment.
-    let path = "/v1/health/service/stock?passing";
-    let mut gone_at = None;
-    while back.elapsed() < 2 * ttl.get() {
-        match consul.ok("GET", path, serde_json::Value::Null).await.as_array().unwrap().is_empty() {
-            true => drop(gone_at.get_or_insert_with(Instant::now)),
-            false => {
-                if let Some(at) = gone_at.take() {
-                    assert!(at.elapsed() <= SOON, "{:?}", at.elapsed());
-                }
-            }
-        }
-        sleep(Duration::from_millis(20)).await;
-    }
-    assert_eq!(gone_at, None, "it is there");
-    until(&mut watcher, &["a"]).await;
-    registration.deregister().await.unwrap();
-    until(&mut watcher, &[]).await;
+    server::frozen_beyond_its_lease(&mut Consul::start().await?).await;
     Ok(())
 }
 

@@ -1,10 +1,14 @@
 //! The entries in Consul, and how soon others see them.
 use std::{sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use chassis_consul::{Check, ConsulConfig, ConsulRegistry, Warning};
 use chassis_core::{
-    registry::{Instance, Membership, Registration, Registry, Watcher},
-    testing::contract,
+    registry::{Instance, Membership, Registry},
+    testing::{
+        contract,
+        server::{self, PATIENCE, Server, ids_of, stock, until, until_weight},
+    },
     units::PositiveSpan,
 };
 use serde_json::{Value, json};
@@ -12,7 +16,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
     sync::watch,
-    time::{Instant, timeout},
+    time::Instant,
 };
 
 use crate::{server::Consul, trials::Ran};
@@ -29,54 +33,37 @@ trials! {
     an_agent_asks_by_itself
 }
 
-/// A limit for each wait.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-
 pub(crate) fn registry(consul: &Consul) -> ConsulRegistry {
     ConsulRegistry::new(ConsulConfig::at(&consul.address)).unwrap()
 }
 
-pub(crate) fn stock(id: &str) -> Instance {
-    Instance::new("stock", id).with_address("grpc", "127.0.0.1:50051")
-}
-
-/// Registers with an agent that is back: a connection is there again within 2 s.
-pub(crate) async fn register_soon(registry: &ConsulRegistry, instance: Instance) -> Box<dyn Registration> {
-    let back = Instant::now();
-    loop {
-        match registry.register(instance.clone()).await {
-            Ok(registration) => return registration,
-            Err(error) => assert!(back.elapsed() < Duration::from_secs(2), "{error}"),
-        }
-        tokio::task::yield_now().await;
+#[async_trait]
+impl Server for Consul {
+    fn address(&self) -> &str {
+        &self.address
     }
-}
 
-/// Waits until the watcher returns these ids.
-#[track_caller]
-pub(crate) fn until<'a>(watcher: &'a mut Box<dyn Watcher>, ids: &'a [&str]) -> impl Future<Output = ()> + 'a {
-    let caller = std::panic::Location::caller();
-    async move {
-        let mut last = None;
-        let answer = timeout(PATIENCE, async {
-            loop {
-                let answer = watcher.next().await;
-                if answer.as_ref().is_ok_and(|answer| ids_of(answer) == ids) {
-                    return;
-                }
-                last = Some(answer);
-            }
-        });
-        if answer.await.is_err() {
-            panic!("{caller}: expected {ids:?}, answer last: {last:?}");
-        }
+    fn registry(&self, address: &str, lease: Option<Duration>) -> Arc<dyn Registry> {
+        let config = ConsulConfig::at(address);
+        let check = lease.and_then(PositiveSpan::new).map_or(config.check.clone(), Check::Ttl);
+        Arc::new(ConsulRegistry::new(ConsulConfig { check, ..config }).unwrap())
     }
-}
 
-pub(crate) fn ids_of(answer: &Membership) -> Vec<&str> {
-    match answer {
-        Membership::Known(all) => all.iter().map(|instance| instance.id.as_str()).collect(),
-        Membership::Unknown | Membership::Deleted => Vec::new(),
+    async fn kill(&mut self) {
+        Consul::kill(self).await;
+    }
+
+    async fn run(&mut self) {
+        Consul::run(self).await;
+    }
+
+    async fn freeze(&mut self, is_frozen: bool) {
+        self.signal(if is_frozen { "STOP" } else { "CONT" }).await;
+    }
+
+    async fn lists(&mut self, id: &str) -> bool {
+        let all = self.ok("GET", "/v1/health/service/stock?passing", Value::Null).await;
+        all.as_array().unwrap().iter().any(|one| one["Service"]["ID"] == format!("stock:{id}"))
     }
 }
 
@@ -176,26 +163,7 @@ async fn a_long_list_is_read_whole() -> Ran {
 }
 
 async fn a_change_is_seen_within_100_ms() -> Ran {
-    let consul = Consul::start().await?;
-    let mut watcher = registry(&consul).watch("stock").await.unwrap();
-    assert_eq!(watcher.next().await.unwrap(), Membership::Unknown);
-    let writer = registry(&consul);
-    let mut taken = Vec::new();
-    for round in 0..100 {
-        let id = format!("i{round}");
-        let begun = Instant::now();
-        let registration = writer.register(stock(&id)).await.unwrap();
-        until(&mut watcher, &[&id]).await;
-        taken.push(begun.elapsed());
-        let begun = Instant::now();
-        registration.deregister().await.unwrap();
-        until(&mut watcher, &[]).await;
-        taken.push(begun.elapsed());
-    }
-    taken.sort();
-    let p99 = taken[taken.len() * 99 / 100];
-    println!("consul: a change is seen after {:?}, p99 {p99:?}", taken[taken.len() / 2]);
-    assert!(p99 <= Duration::from_millis(100), "{p99:?}");
+    server::change_is_seen(&Consul::start().await?, Duration::from_millis(100)).await;
     Ok(())
 }
 
@@ -261,16 +229,7 @@ async fn checks_decide_what_is_called() -> Ran {
     let set = async |path: &str| drop(consul.ok("PUT", path, Value::Null).await);
     set("/v1/agent/check/warn/c").await;
     until(&mut healthy, &[]).await;
-    let warned = timeout(PATIENCE, async {
-        loop {
-            if let Ok(Membership::Known(known)) = all.next().await
-                && known.first().is_some_and(|one| one.weight == 4)
-            {
-                return;
-            }
-        }
-    });
-    warned.await.expect("it is called with the weight of this state");
+    until_weight(&mut all, 4).await; // that of this state
     set("/v1/agent/check/fail/c").await;
     until(&mut all, &[]).await;
     set("/v1/agent/check/pass/c").await;

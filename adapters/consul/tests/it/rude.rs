@@ -8,14 +8,16 @@ use std::{
 };
 
 use chassis_consul::{ConsulConfig, ConsulRegistry};
-use chassis_core::{registry::Registry, units::PositiveSpan};
+use chassis_core::{
+    registry::Registry,
+    testing::server::{PATIENCE, ids_of, until},
+    units::PositiveSpan,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     time::{Instant, sleep, timeout},
 };
-
-use crate::registry::{PATIENCE, until};
 
 trials! {
     answers_that_make_no_sense_change_nothing
@@ -221,7 +223,7 @@ async fn constant_change_is_read_at_a_bounded_pace() {
     // The watcher returns the newest state.
     let answer = watcher.next().await.unwrap();
     let newest = turn.load(Relaxed) - 1;
-    let ids = crate::registry::ids_of(&answer).join(",");
+    let ids = ids_of(&answer).join(",");
     let answer: u64 = ids.trim_start_matches("n/i").parse().unwrap();
     assert!(answer + 1 >= newest, "{answer} of {newest}");
 }

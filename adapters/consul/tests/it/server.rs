@@ -41,6 +41,14 @@ impl Consul {
         Self::start_with(&acl, Some(MASTER)).await
     }
 
+    /// Starts an agent that also listens for TLS, with these settings in its table `defaults`; and its address for TLS.
+    #[allow(dead_code)] // likewise
+    pub(crate) async fn secure(tls: &str) -> Result<(Consul, String), NotRun> {
+        let [port] = free_ports();
+        let more = format!("ports {{ https = {port} }}\ntls {{ defaults {{ {tls} }} }}");
+        Ok((Self::start_with(&more, None).await?, format!("127.0.0.1:{port}")))
+    }
+
     async fn start_with(more: &str, token: Option<&str>) -> Result<Consul, NotRun> {
         let variable = "CHASSIS_PEER_CONSUL";
         let program = std::env::var(variable).map_err(|_| NotRun(format!("{variable} is not set")))?;
