@@ -7,23 +7,29 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use chassis_core::{
-    Random, ReplyBody, RequestExt, Runtime, pipeline,
+    Random, ReplyBody, RequestExt, Runtime,
+    adapter::SecretSource,
+    pipeline,
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
     settings::Settings,
     tasks::Tasks,
     units::{PositiveSpan, Span, Switch},
 };
 use chassis_http::{
-    ClientConfig, HttpClient, HttpTransport, HttpVersion, RequestBuilder, Response, connector::Network,
+    ClientConfig, HttpClient, HttpTransport, HttpVersion, RequestBuilder, Response,
+    connector::{Connector, TlsConfig},
 };
-use http::{Method, StatusCode, header::AUTHORIZATION};
+use http::{
+    Method, StatusCode,
+    header::{ACCEPT, AUTHORIZATION},
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::{sync::Mutex, time::timeout};
 
 use crate::{
     settings::TtlConfig,
-    wire::{Registered, Removed, Revision},
+    wire::{EVENTS, Registered, Removed, Revision},
 };
 
 /// Asks the servers; clones share connections and token. A server is named by its place in the settings.
@@ -33,6 +39,7 @@ pub(crate) struct Client(Arc<Inner>);
 struct Inner {
     config: TtlConfig,
     addresses: Vec<String>,
+    connector: Arc<dyn Connector>,
     connected: OnceLock<Connected>,
     /// `None`: not read yet, or refused.
     token: Mutex<Option<Arc<str>>>,
@@ -79,9 +86,10 @@ const MOST_WORDS: usize = 200;
 
 impl Client {
     /// Connects with the first request.
-    pub(crate) fn new(config: TtlConfig) -> Self {
+    pub(crate) fn new(config: TtlConfig) -> Result<Self, String> {
+        let connector = TlsConfig::network(config.tls.as_ref(), HttpVersion::Two)?;
         let (addresses, connected, token) = (config.addresses(), OnceLock::new(), Mutex::default());
-        Client(Arc::new(Inner { config, addresses, connected, token }))
+        Ok(Client(Arc::new(Inner { config, addresses, connector, connected, token })))
     }
 
     /// How many servers there are.
@@ -144,6 +152,24 @@ impl Client {
         Ok(answer.into_body())
     }
 
+    /// Begins to watch the document `key`: each version that is not `last`.
+    pub(crate) async fn watch_document(
+        &self,
+        server: usize,
+        key: &str,
+        last: Option<u64>,
+    ) -> Result<ReplyBody, Failure> {
+        let with = |request: RequestBuilder| {
+            let request = request.param("key", key).header(ACCEPT, EVENTS);
+            match last {
+                Some(last) => request.header("last-event-id", last.to_string()),
+                None => request,
+            }
+        };
+        let answer = self.send(server, Method::GET, "/v1/settings/{*key}", with).await?;
+        Ok(answer.into_body())
+    }
+
     async fn json<T: DeserializeOwned>(
         &self,
         server: usize,
@@ -192,7 +218,9 @@ impl Client {
         let mut is_second = false;
         loop {
             let token = self.token().await.map_err(|why| self.failure(server, None, &why))?;
-            let Some(client) = self.connected().servers.get(server) else { return Err(self.late(server)) };
+            let Some(client) = self.connected().servers.get(server) else {
+                return Err(self.late(server));
+            };
             let mut request = with(client.request(method.clone(), path)).no_retry().detached();
             if let Some(token) = &token {
                 request = request.header(AUTHORIZATION, format!("Bearer {token}"));
@@ -224,16 +252,11 @@ impl Client {
         if let Some(token) = &*kept {
             return Ok(Some(token.clone()));
         }
-        let read = match (token_file, token_env) {
-            (Some(path), _) => {
-                let read = tokio::fs::read_to_string(path).await;
-                read.map_err(|error| format!("token_file {}: {error}", path.display()))?
-            }
-            (None, Some(variable)) => std::env::var(variable)
-                .map_err(|_| format!("the environment has no variable `{variable}`"))?,
-            (None, None) => return Ok(None),
+        let source = SecretSource { file: token_file.clone(), env: token_env.clone() };
+        let Some(token) = source.read().await? else {
+            return Ok(None);
         };
-        let token: Arc<str> = read.trim().into();
+        let token: Arc<str> = token.into();
         *kept = Some(token.clone());
         Ok(Some(token))
     }
@@ -254,14 +277,14 @@ impl Client {
     }
 
     fn connected(&self) -> &Connected {
-        self.0.connected.get_or_init(|| Connected::new(&self.0.addresses))
+        self.0.connected.get_or_init(|| Connected::new(&self.0.addresses, &self.0.connector))
     }
 }
 
 // === impl Connected ===
 
 impl Connected {
-    fn new(addresses: &[String]) -> Self {
+    fn new(addresses: &[String], connector: &Arc<dyn Connector>) -> Self {
         let server = |(n, address): (usize, &String)| {
             let name = format!("server-{n}");
             (
@@ -288,7 +311,7 @@ impl Connected {
             keep_alive_timeout: PositiveSpan::from_millis(3_000),
             ..ClientConfig::default()
         };
-        let transport = Arc::new(HttpTransport::new(Arc::new(Network::default()), config));
+        let transport = Arc::new(HttpTransport::new(connector.clone(), config));
         let client = |(name, _): &(String, _)| {
             HttpClient::new(name.as_str(), pipeline::client(&runtime, name, &transport))
         };

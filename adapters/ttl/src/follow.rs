@@ -2,22 +2,21 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chassis_core::{
-    adapter::Pace,
+    adapter::{Feed, Pace},
     clock,
-    followed::State,
-    registry::{Instance, Membership},
+    registry::Instance,
 };
+use chassis_http::sse::{Event, Reader};
 use http::StatusCode;
 use http_body_util::BodyExt;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::mpsc,
     task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},
 };
 
 use crate::{
     client::Client,
-    sse::{Event, Reader},
     wire::{BEHIND, DELETE, Gone, KEEP_ALIVE, PUT, READY, RESET, Revision},
 };
 
@@ -61,22 +60,18 @@ enum End {
 }
 
 /// A server without any event for so long is given up.
-const SILENCE: Duration = KEEP_ALIVE.saturating_mul(3);
+pub(crate) const SILENCE: Duration = KEEP_ALIVE.saturating_mul(3);
 /// How long the first answer waits for servers that have not answered yet.
 const FIRST: Duration = Duration::from_secs(1);
 /// The list of a lost server counts for so long while others are there: as long as processes have to reach them.
 const LOST: Duration = Duration::from_secs(30);
+/// An event has at most so many bytes.
+const MAX_EVENT: usize = 1 << 20;
 /// So many changes wait to be shown.
 const WAITING: usize = 16;
 
 /// Follows `service` until it is dropped.
-pub(crate) async fn follow(
-    client: &Client,
-    service: &str,
-    jitter: Duration,
-    state: &watch::Sender<State>,
-    read: &watch::Sender<Read>,
-) {
+pub(crate) async fn follow(client: &Client, service: &str, jitter: Duration, feed: &mut Feed<Read>) {
     let (to, mut news) = mpsc::channel(WAITING);
     let mut followers = JoinSet::new(); // end with this
     for server in 0..client.count() {
@@ -88,26 +83,21 @@ pub(crate) async fn follow(
     }
     let begun = Instant::now();
     let mut servers: Vec<Server> = (0..client.count()).map(|_| Server::default()).collect();
-    let (mut shown, mut was_known, mut is_failing) = (None, false, false);
+    let (mut shown, mut is_failing) = (None, false);
     loop {
         let asked = servers.iter().all(|server| server.all.is_some() || server.lost.is_some());
         if asked || begun.elapsed() >= FIRST {
-            if let Some(all) = union(&servers, Instant::now()) {
-                was_known |= !all.is_empty();
-                let known = match was_known {
-                    true => Membership::Known(all),
-                    false => Membership::Unknown,
-                };
-                if shown.as_ref() != Some(&known) {
-                    State::show(state, known.clone());
-                    shown = Some(known);
-                }
+            let all = union(&servers, Instant::now());
+            let read = servers.iter().map(|server| server.revision).collect();
+            match &all {
+                Some(all) if shown.as_ref() != Some(all) => feed.show(all.clone(), !all.is_empty(), read),
+                _ => feed.at(read),
             }
-            read.send_replace(servers.iter().map(|server| server.revision).collect());
+            shown = all;
             let is_there = servers.iter().any(|server| server.all.is_some() && server.lost.is_none());
             if !is_there && asked && !is_failing {
                 let why: Vec<_> = servers.iter().filter_map(|server| server.why.as_deref()).collect();
-                State::fail(state, why.join("; "));
+                feed.fail(why.join("; "));
             }
             is_failing = !is_there && asked;
         }
@@ -134,7 +124,9 @@ pub(crate) async fn follow(
 }
 
 fn take_in(servers: &mut [Server], (from, news): (usize, News)) {
-    let Some(server) = servers.get_mut(from) else { return };
+    let Some(server) = servers.get_mut(from) else {
+        return;
+    };
     match news {
         News::Known(all, revision) => {
             *server = Server { all: Some(all), revision: Some(revision), lost: None, why: None };
@@ -202,12 +194,14 @@ impl Follower<'_> {
         })?;
         let name = self.client.name(self.server);
         let failed = |why: &str| End::Failed(format!("the registry server {name}: {why}"));
-        let (mut reader, mut list) = (Reader::default(), None);
+        let (mut reader, mut list) = (Reader::new(MAX_EVENT), None);
         loop {
             let frame = timeout(SILENCE, body.frame()).await.map_err(|_| failed("no event in time"))?;
             let frame = frame.ok_or_else(|| failed("a watch has ended"))?;
             let frame = frame.map_err(|error| failed(&error.to_string()))?;
-            let Some(bytes) = frame.data_ref() else { continue };
+            let Some(bytes) = frame.data_ref() else {
+                continue;
+            };
             let mut is_news = false;
             for event in reader.read(bytes).map_err(|why| failed(&why))? {
                 is_news |= self.take_in(event, &mut list)?;

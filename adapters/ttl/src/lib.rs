@@ -1,8 +1,9 @@
-//! A registry server of chassis' own, and the registry that uses it.
+//! A small server of chassis' own for instances and settings, and the registry and the config center that use it.
 //!
 //! - [`TtlServer`]: an axum router to mount; it keeps instances for as long as their processes renew them, and a snapshot
-//!   on disk;
-//! - [`TtlRegistry`]: `registry: { kind: ttl, servers: ["10.0.0.5:8500", "10.0.0.6:8500"] }`.
+//!   on disk. It also keeps documents of settings;
+//! - [`TtlRegistry`]: `registry: { kind: ttl, servers: ["10.0.0.5:8500", "10.0.0.6:8500"] }`;
+//! - [`TtlSource`]: `config: { centers: [ { kind: ttl, servers: ["10.0.0.5:8500"], key: orders/chassis.yaml } ] }`.
 //!
 //! Servers do not know each other. A process registers with all of them, and uses the union of what they list; so one of
 //! them may fail at any time. That is enough for a few hundred instances. For more, or where several writers
@@ -19,6 +20,10 @@
 //! | `GET /v1/services`, `GET /v1/services?service=stock` | 200 `{ "revision": "…", "instances": [ … ] }` |
 //! | `GET /v1/names` | 200 `[ "orders", "stock" ]` |
 //! | `GET /v1/watch?service=stock` | 200, server-sent events, without end |
+//! | `PUT /v1/settings/orders/chassis.yaml` with a document | 200 `{ "revision": "1764416405123" }`, once it is on disk; with `if-match: "…"` or `if-none-match: *`, 412 if it has another revision |
+//! | `DELETE /v1/settings/orders/chassis.yaml` | 200 `{ "revision": "…" }`, also if it is not there |
+//! | `GET /v1/settings/orders/chassis.yaml` | 200 the document with its revision as `etag`, or 404; 304 by `if-none-match`, after the time of `prefer: wait=60`; with `accept: text/event-stream` an event for each version, without end |
+//! | `GET /v1/settings` | 200 `[ { "key": "…", "revision": "…", "bytes": 812 } ]` |
 //!
 //! A watch begins with the events `reset`, a `put` for each instance, and `ready`; then follows a `put` or a `delete` for
 //! each change. The `id` of an event is the revision, and an event that has nothing else says that nothing happened. A
@@ -31,11 +36,14 @@ mod lease;
 mod registry;
 mod server;
 mod settings;
-mod sse;
+mod source;
 mod wire;
+
+pub use chassis_http::connector::TlsConfig;
 
 pub use self::{
     registry::TtlRegistry,
     server::{TtlServer, TtlServerConfig},
-    settings::TtlConfig,
+    settings::{TtlConfig, TtlSourceConfig},
+    source::TtlSource,
 };

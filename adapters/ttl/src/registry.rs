@@ -1,26 +1,22 @@
 //! The registry: an entry at each server for each instance, and a follower for each service that is called.
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use chassis_core::{
     BoxError, Kind,
-    followed::Followed,
+    adapter::Followers,
     registry::{Instance, Registration, Registry, RegistryError, Watcher},
     settings::Problem,
 };
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio::task::JoinSet;
 
 use crate::{
     client::{Client, Failure},
     follow::{Read, follow},
     lease::{Entry, Lease},
     settings::TtlConfig,
-    wire::{Register, Revision},
+    wire::Register,
 };
 
 /// Instances at registry servers, each with a heartbeat.
@@ -49,11 +45,8 @@ pub struct TtlRegistry(Arc<Inner>);
 struct Inner {
     config: TtlConfig,
     client: Client,
-    followed: Arc<Followed>,
-    /// How far the followers have read the servers.
-    read: Arc<Mutex<HashMap<String, watch::Receiver<Read>>>>,
-    /// The followers end with it.
-    over: watch::Sender<()>,
+    /// With the revision up to which each server was read.
+    followers: Followers<Read>,
 }
 
 struct Registered {
@@ -64,9 +57,6 @@ struct Registered {
 }
 
 struct TtlKind;
-
-/// How long a deregistration waits until watchers of this process have seen it.
-const READ: Duration = Duration::from_secs(1);
 
 // === impl TtlRegistry ===
 
@@ -84,9 +74,8 @@ impl TtlRegistry {
         if let [problem, ..] = &config.check()[..] {
             return Err(problem.to_string().into());
         }
-        let client = Client::new(config.clone());
-        let (followed, read, over) = (Arc::default(), Arc::default(), watch::Sender::new(()));
-        Ok(TtlRegistry(Arc::new(Inner { config, client, followed, read, over })))
+        let client = Client::new(config.clone())?;
+        Ok(TtlRegistry(Arc::new(Inner { config, client, followers: Followers::default() })))
     }
 
     /// The registration of `instance`, as it is sent.
@@ -94,19 +83,6 @@ impl TtlRegistry {
         instance.check()?;
         let body = serde_json::to_vec(&Register { instance, ttl: Some(self.0.config.lease) });
         Ok(body.map_err(|error| RegistryError::new(error.to_string()))?.into())
-    }
-
-    /// Waits until a watcher of this process would report what happened to `service` at these revisions.
-    async fn read(&self, service: &str, revisions: &[(usize, Revision)]) {
-        let read = self.0.read.lock().unwrap_or_else(PoisonError::into_inner).get(service).cloned();
-        let Some(mut read) = read else { return };
-        let is_read = |read: &Read| {
-            revisions.iter().all(|(server, revision)| {
-                let at = read.get(*server).copied().flatten();
-                at.is_some_and(|at| at.history != revision.history || at.number >= revision.number)
-            })
-        };
-        let _ = timeout(READ, read.wait_for(is_read)).await;
     }
 }
 
@@ -131,26 +107,11 @@ impl Registry for TtlRegistry {
     }
 
     async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
-        let Inner { config, client, followed, read, over } = &*self.0;
-        let (watcher, new) = followed.watch(service, self.clone());
-        let Some(state) = new else { return Ok(watcher) };
-        let (all, jitter, mut is_over) = (read.clone(), config.jitter.0, over.subscribe());
-        let (read, known) = watch::channel(Read::new());
-        all.lock().unwrap_or_else(PoisonError::into_inner).insert(service.to_owned(), known);
-        let (followed, service, of) = (followed.clone(), service.to_owned(), client.clone());
-        client.tasks().spawn(async move {
-            tokio::select! {
-                _ = is_over.changed() => return,
-                () = followed.unused(&service, &state) => {}
-                () = follow(&of, &service, jitter, &state, &read) => {}
-            }
-            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
-            // Another follower may have begun.
-            if all.get(&service).is_some_and(|kept| kept.same_channel(&read.subscribe())) {
-                all.remove(&service);
-            }
-        });
-        Ok(watcher)
+        let Inner { config, client, followers } = &*self.0;
+        Ok(followers.watch(service, client.tasks(), |mut feed| {
+            let (client, service, jitter) = (client.clone(), service.to_owned(), config.jitter.0);
+            async move { follow(&client, &service, jitter, &mut feed).await }
+        }))
     }
 
     async fn services(&self) -> Vec<String> {
@@ -187,7 +148,13 @@ impl Registration for Registered {
     async fn deregister(self: Box<Self>) -> Result<(), RegistryError> {
         let Registered { registry, service, lease, .. } = *self;
         let revisions = lease.end().await.map_err(error)?;
-        registry.read(&service, &revisions).await;
+        let is_seen = |_: &_, read: &Read| {
+            revisions.iter().all(|(server, revision)| {
+                let at = read.get(*server).copied().flatten();
+                at.is_some_and(|at| at.history != revision.history || at.number >= revision.number)
+            })
+        };
+        registry.0.followers.seen(&service, is_seen).await;
         Ok(())
     }
 }
@@ -200,6 +167,11 @@ impl Kind for TtlKind {
 
     fn name(&self) -> &str {
         "ttl"
+    }
+
+    #[cfg(feature = "schema")]
+    fn schema(&self) -> chassis_core::schema::Value {
+        chassis_core::schema::of::<TtlConfig>()
     }
 
     fn check(&self, config: &TtlConfig) -> Vec<Problem> {

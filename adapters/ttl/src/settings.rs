@@ -5,7 +5,10 @@ use chassis_core::{
     settings::Problem,
     units::{PositiveSpan, Span},
 };
+use chassis_http::connector::TlsConfig;
 use serde::Deserialize;
+
+use crate::wire::check_key;
 
 /// The settings of the registry: the `registry` table when its `kind` is `ttl`.
 ///
@@ -16,10 +19,11 @@ use serde::Deserialize;
 /// assert_eq!(config.lease.get().as_secs(), 10);
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct TtlConfig {
-    /// The registry servers, `host:port` or `http://host:port`. At least one; the port's default is 8500. This process
-    /// registers with all of them, and uses the union of what they list.
+    /// The registry servers, `host:port`, `http://host:port`, or `https://host:port` with `tls`. At least one; the port's
+    /// default is 8500. This process registers with all of them, and uses the union of what they list.
     pub servers: Vec<String>,
     /// How long an entry stays when its process no longer renews it. It is renewed every third of this time, and at least
     /// once a second. From `2s`. Default `10s`.
@@ -36,6 +40,45 @@ pub struct TtlConfig {
     /// The environment variable with the token.
     #[serde(default)]
     pub token_env: Option<String>,
+    /// TLS to the servers: `tls: { ca: /path, cert: /path, key: /path, server_name: … }`; it needs the cargo feature `tls`. Default:
+    /// none.
+    #[serde(default)]
+    pub tls: Option<TlsConfig>,
+}
+
+/// Which settings are read from registry servers: an entry of `config.centers` whose `kind` is `ttl`.
+///
+/// ```
+/// use chassis_ttl::TtlSourceConfig;
+///
+/// let config = TtlSourceConfig::at(["10.0.0.5:8500", "10.0.0.6:8500"], "orders/chassis.yaml");
+/// assert_eq!(config.servers.len(), 2);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct TtlSourceConfig {
+    /// The registry servers, `host:port`, `http://host:port`, or `https://host:port` with `tls`. At least one; the port's
+    /// default is 8500. The version that was put last at any of them counts.
+    pub servers: Vec<String>,
+    /// The key of the document. Its name says the format: `.json`, `.toml`, and YAML otherwise. A slash at its beginning is
+    /// left out.
+    pub key: String,
+    /// Over what time processes spread their requests after an outage of more than 30 s. `0s`: they do not. Default
+    /// `5s`.
+    #[serde(default = "default_jitter")]
+    pub jitter: Span,
+    /// The file with the token of the servers; white space around it is left out. It is read again when a server refuses
+    /// the token. Default: none is sent.
+    #[serde(default)]
+    pub token_file: Option<PathBuf>,
+    /// The environment variable with the token.
+    #[serde(default)]
+    pub token_env: Option<String>,
+    /// TLS to the servers: `tls: { ca: /path, cert: /path, key: /path, server_name: … }`; it needs the cargo feature `tls`. Default:
+    /// none.
+    #[serde(default)]
+    pub tls: Option<TlsConfig>,
 }
 
 const PORT: &str = "8500";
@@ -61,6 +104,7 @@ impl TtlConfig {
             jitter: default_jitter(),
             token_file: None,
             token_env: None,
+            tls: None,
         }
     }
 
@@ -70,10 +114,11 @@ impl TtlConfig {
             problems.push(Problem::new("servers", "at least one registry server is needed"));
         }
         for (at, server) in self.servers.iter().enumerate() {
-            if let Err(why) = address(server) {
+            if let Err(why) = address(server, self.tls.as_ref()) {
                 problems.push(Problem::new(format!("servers[{at}]"), why));
             }
         }
+        problems.extend(self.tls.iter().flat_map(TlsConfig::check));
         if self.lease.get().as_secs() < SHORTEST_LEASE {
             problems.push(Problem::new("lease", "the shortest lease is 2s"));
         }
@@ -86,7 +131,7 @@ impl TtlConfig {
     /// The addresses of the servers, each once.
     pub(crate) fn addresses(&self) -> Vec<String> {
         let mut all = Vec::new();
-        for address in self.servers.iter().filter_map(|server| address(server).ok()) {
+        for address in self.servers.iter().filter_map(|server| address(server, self.tls.as_ref()).ok()) {
             if !all.contains(&address) {
                 all.push(address);
             }
@@ -95,12 +140,37 @@ impl TtlConfig {
     }
 }
 
-/// `host:port` of a server. A user in it is refused, for it would be in every log line.
-fn address(server: &str) -> Result<String, String> {
-    if server.starts_with("https://") {
-        return Err("TLS to a registry server is not supported yet".to_owned());
+// === impl TtlSourceConfig ===
+
+impl TtlSourceConfig {
+    /// The document `key` at these servers, without a token, and the defaults.
+    pub fn at<S: Into<String>>(servers: impl IntoIterator<Item = S>, key: impl Into<String>) -> Self {
+        let TtlConfig { servers, jitter, token_file, token_env, tls, .. } = TtlConfig::at(servers);
+        TtlSourceConfig { servers, key: key.into(), jitter, token_file, token_env, tls }
     }
-    let address = server.strip_prefix("http://").unwrap_or(server);
+
+    /// The addresses of the servers, and the way to them.
+    pub(crate) fn connection(&self) -> TtlConfig {
+        let TtlSourceConfig { servers, jitter, token_file, token_env, tls, .. } = self.clone();
+        TtlConfig { servers, lease: default_lease(), jitter, token_file, token_env, tls }
+    }
+
+    pub(crate) fn document(&self) -> &str {
+        self.key.trim_start_matches('/')
+    }
+
+    pub(crate) fn check(&self) -> Vec<Problem> {
+        let mut problems = self.connection().check();
+        if let Err(why) = check_key(self.document()) {
+            problems.push(Problem::new("key", why));
+        }
+        problems
+    }
+}
+
+/// `host:port` of a server. A user in it is refused, for it would be in every log line.
+fn address(server: &str, tls: Option<&TlsConfig>) -> Result<String, String> {
+    let address = TlsConfig::without_scheme(tls, server)?;
     let address = address.strip_suffix('/').unwrap_or(address);
     if address.contains('@') {
         return Err("a user has no place in it; set `token_file`".to_owned());
@@ -131,5 +201,12 @@ mod tests {
         assert_eq!(wrong(TtlConfig { lease: PositiveSpan::from_millis(1_999), ..good.clone() }), ["lease"]);
         let token = TtlConfig { token_env: Some("T".into()), token_file: Some("t".into()), ..good };
         assert_eq!(wrong(token), ["token_env"]);
+        let center = |servers: &[&str], key: &str| -> Vec<String> {
+            let config = TtlSourceConfig::at(servers.iter().copied(), key);
+            config.check().into_iter().map(|problem| problem.path).collect()
+        };
+        assert_eq!(center(&["a"], "/orders/chassis.yaml"), Vec::<String>::new());
+        assert_eq!(center(&["a"], "/"), ["key"]);
+        assert_eq!(center(&[], "a//b"), ["servers", "key"]);
     }
 }

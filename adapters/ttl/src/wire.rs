@@ -44,6 +44,9 @@ pub(crate) struct Revision {
 /// A watch has an event at least so often.
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
+/// The content type of a watch.
+pub(crate) const EVENTS: &str = "text/event-stream";
+
 /// The names of events.
 pub(crate) const RESET: &str = "reset";
 pub(crate) const PUT: &str = "put";
@@ -51,6 +54,21 @@ pub(crate) const DELETE: &str = "delete";
 pub(crate) const READY: &str = "ready";
 /// The changes after what was sent are no longer kept.
 pub(crate) const BEHIND: &str = "behind";
+
+/// The longest key of a document.
+const MAX_KEY: usize = 256;
+
+/// Why `key` can't be the key of a document.
+pub(crate) fn check_key(key: &str) -> Result<(), String> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
+    let is_part = |part: &str| !matches!(part, "" | "." | "..");
+    if key.len() > MAX_KEY || !key.bytes().all(is_plain) || !key.split('/').all(is_part) {
+        return Err(format!(
+            "a key has at most {MAX_KEY} of the characters A-Z, a-z, 0-9, `-`, `_`, `.` and `/`"
+        ));
+    }
+    Ok(())
+}
 
 // === impl Revision ===
 
@@ -80,5 +98,20 @@ impl Serialize for Revision {
 impl<'de> Deserialize<'de> for Revision {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         String::deserialize(from)?.parse().map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_a_path() {
+        for good in ["a", "orders/chassis.yaml", "a-b_c.D/9"] {
+            assert_eq!(check_key(good), Ok(()), "{good}");
+        }
+        for bad in ["", "/a", "a/", "a//b", "a/../b", ".", "a b", "ä", "a?b", &"a".repeat(MAX_KEY + 1)] {
+            assert!(check_key(bad).is_err(), "{bad}");
+        }
     }
 }

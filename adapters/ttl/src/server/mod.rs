@@ -1,10 +1,12 @@
 //! The registry server.
+mod documents;
+mod settings;
 mod snapshot;
 mod store;
 mod watch;
 
 use std::{
-    io,
+    fmt, io,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -24,7 +26,7 @@ use chassis_core::{
     tasks::Tasks,
     units::{PositiveSpan, Size},
 };
-use http::{StatusCode, header::AUTHORIZATION};
+use http::{Method, StatusCode, header::AUTHORIZATION};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::{
@@ -32,17 +34,24 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use self::store::{Renewed, Store};
+use self::{
+    snapshot::{Content, Disk},
+    store::{Renewed, Store},
+};
 use crate::wire::{Register, Registered, Removed};
 
 /// The limits of a [`TtlServer`], and where it keeps its snapshot.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct TtlServerConfig {
     /// The file of the snapshot, which is read at the start and written with every change. Default none: a server that
     /// restarts knows nothing until its clients have registered again.
     pub snapshot: Option<PathBuf>,
-    /// The token that clients have to send as `authorization: Bearer …`. Default none: every client may ask and register.
+    /// The token that clients have to send as `authorization: Bearer …`; an empty one is refused. Default none: every client
+    /// may ask and register.
     pub token: Option<String>,
+    /// The token of clients that change settings; it may do all that `token` may, too. An empty one is refused. Default none:
+    /// `token` is enough, so that every service may change the settings of all.
+    pub settings_token: Option<String>,
     /// The TTL of an instance that states none. Default `30s`.
     pub ttl: PositiveSpan,
     /// A longer TTL is shortened to this. Default `1h`.
@@ -51,6 +60,10 @@ pub struct TtlServerConfig {
     pub max_instances: usize,
     /// Bytes of a registration; more is refused with 413. Default `16KiB`.
     pub max_body: Size,
+    /// Documents of settings, with those that were deleted lately; more are refused with 507. Default 1000.
+    pub max_documents: usize,
+    /// Bytes of a document; more is refused with 413. Default `256KiB`.
+    pub max_document: Size,
     /// Watches at once; more are refused with 503. Default 4096.
     pub max_watches: usize,
     /// So many changes are kept, for watches that go on where they were. Default 4096.
@@ -82,9 +95,15 @@ struct Inner {
     tasks: Tasks,
     /// The number of the last change, for watches.
     changed: latest::Sender<u64>,
+    /// The last revision of a document, for those who watch one.
+    documents: latest::Sender<u64>,
+    /// Is the server closed?
+    closing: latest::Sender<bool>,
     /// The version that a snapshot has to have, and the one that is written.
     wanted: latest::Sender<u64>,
     written: latest::Sender<u64>,
+    /// The file of the snapshot, if there is to be one.
+    disk: Option<Arc<Disk>>,
     watches: Arc<Semaphore>,
 }
 
@@ -111,13 +130,48 @@ impl Default for TtlServerConfig {
         TtlServerConfig {
             snapshot: None,
             token: None,
+            settings_token: None,
             ttl: PositiveSpan::from_millis(30_000),
             max_ttl: PositiveSpan::from_millis(3_600_000),
             max_instances: 10_000,
             max_body: Size::from_kib(16),
+            max_documents: 1_000,
+            max_document: Size::from_kib(256),
             max_watches: 4_096,
             max_changes: 4_096,
         }
+    }
+}
+
+/// Without the tokens.
+impl fmt::Debug for TtlServerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let TtlServerConfig {
+            snapshot,
+            token,
+            settings_token,
+            ttl,
+            max_ttl,
+            max_instances,
+            max_body,
+            max_documents,
+            max_document,
+            max_watches,
+            max_changes,
+        } = self;
+        f.debug_struct("TtlServerConfig")
+            .field("snapshot", snapshot)
+            .field("token", &token.as_ref().map(|_| "***"))
+            .field("settings_token", &settings_token.as_ref().map(|_| "***"))
+            .field("ttl", ttl)
+            .field("max_ttl", max_ttl)
+            .field("max_instances", max_instances)
+            .field("max_body", max_body)
+            .field("max_documents", max_documents)
+            .field("max_document", max_document)
+            .field("max_watches", max_watches)
+            .field("max_changes", max_changes)
+            .finish()
     }
 }
 
@@ -127,19 +181,31 @@ impl TtlServer {
     /// Reads the snapshot and begins; each instance of it has a whole TTL for its first heartbeat. Needs a tokio runtime.
     ///
     /// # Errors
-    /// The snapshot is there and can't be read. It is not overwritten then.
+    /// A token is empty: a request without any would be allowed. Or the snapshot is there and can't be read; it is not
+    /// overwritten then.
     pub async fn open(config: TtlServerConfig) -> Result<Self, BoxError> {
+        for (name, token) in [("token", &config.token), ("settings_token", &config.settings_token)] {
+            if token.as_ref().is_some_and(String::is_empty) {
+                return Err(format!("`{name}` is empty, which would allow requests without a token").into());
+            }
+        }
         let kept = match config.snapshot.clone() {
-            None => Vec::new(),
+            None => snapshot::Read::default(),
             Some(path) => {
                 let read = tokio::task::spawn_blocking(move || (snapshot::read(&path), path)).await?;
                 read.0.map_err(|error| format!("the snapshot {}: {error}", read.1.display()))?
             }
         };
         let random = Random::from_os();
-        let mut store = Store::new(random.next_u64(), config.max_instances, config.max_changes);
+        let TtlServerConfig { max_instances, max_changes, max_documents, .. } = config;
+        let mut store = Store::new(random.next_u64(), max_instances, max_changes, max_documents);
         let now = Instant::now();
-        for (instance, ttl, lease) in kept {
+        for (key, document) in kept.documents {
+            if store.documents_mut().restore(key.clone(), document).is_err() {
+                tracing::warn!(target: "chassis", key, "a document of the snapshot is left out: there are too many");
+            }
+        }
+        for (instance, ttl, lease) in kept.instances {
             let id = instance.id.clone();
             if store.put(instance, ttl, lease, now).is_err() {
                 tracing::warn!(target: "chassis", id, "an instance of the snapshot is left out: there are too many");
@@ -147,18 +213,21 @@ impl TtlServer {
         }
         let (changed, version) = (store.revision().number, store.version());
         let inner = Arc::new(Inner {
+            disk: config.snapshot.clone().map(Disk::new).map(Arc::new),
             watches: Arc::new(Semaphore::new(config.max_watches)),
             config,
             store: Mutex::new(store),
             random,
             tasks: Tasks::new(),
             changed: latest::Sender::new(changed),
+            documents: latest::Sender::default(),
+            closing: latest::Sender::default(),
             wanted: latest::Sender::new(version),
             written: latest::Sender::new(version),
         });
         inner.tasks.spawn(expire(inner.clone()));
-        if let Some(path) = inner.config.snapshot.clone() {
-            inner.tasks.spawn(keep_written(inner.clone(), path));
+        if let Some(disk) = inner.disk.clone() {
+            inner.tasks.spawn(keep_written(inner.clone(), disk));
         }
         Ok(TtlServer(Arc::new(Owner(inner))))
     }
@@ -172,6 +241,8 @@ impl TtlServer {
             .route("/v1/services/{lease}", get(one).delete(remove))
             .route("/v1/services/{lease}/heartbeat", put(renew))
             .route("/v1/names", get(names))
+            .route("/v1/settings", get(settings::list))
+            .route("/v1/settings/{*key}", get(settings::get).put(settings::put).delete(settings::delete))
             .route("/v1/watch", get(watch::watch))
             .layer(middleware::from_fn(move |request: Request, next: Next| {
                 let owner = owner.clone();
@@ -188,10 +259,12 @@ impl TtlServer {
     /// Ends all watches and writes a last snapshot; requests that come later are answered still.
     pub async fn close(&self) {
         let inner = &self.0.0;
+        inner.closing.send_replace(true);
         inner.tasks.end(WRITTEN).await;
-        if let Some(path) = inner.config.snapshot.clone() {
-            let entries: Vec<_> = inner.store().entries().cloned().collect();
-            let written = tokio::task::spawn_blocking(move || snapshot::write(&path, &entries)).await;
+        if let Some(disk) = inner.disk.clone() {
+            let content = Content::of(&inner.store());
+            // A write that was begun goes on though its task has ended: this one waits for it.
+            let written = tokio::task::spawn_blocking(move || disk.write(&content)).await;
             if let Ok(Err(error)) = written {
                 tracing::error!(target: "chassis", %error, "the snapshot of the registry is not written");
             }
@@ -214,28 +287,41 @@ impl Inner {
     }
 
     fn is_allowed(&self, request: &Request) -> bool {
-        let Some(token) = &self.config.token else { return true };
+        let TtlServerConfig { token, settings_token, .. } = &self.config;
+        let changes = request.method() != Method::GET && request.method() != Method::HEAD;
+        let is_settings = changes && request.uri().path().starts_with("/v1/settings");
         let given = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
-        // The time it takes does not depend on how much of it is right.
-        let differs = given.bytes().zip(token.bytes()).fold(0, |differs, (a, b)| differs | (a ^ b));
-        given.len() == token.len() && differs == 0
+        match (token, settings_token) {
+            (_, Some(settings_token)) if is_settings => is_same(given, settings_token),
+            (Some(token), Some(settings_token)) => is_same(given, token) | is_same(given, settings_token),
+            (Some(token), None) => is_same(given, token),
+            (None, _) => true,
+        }
     }
 
-    /// Informs watches and the snapshot of a change; returns when it is on disk, or after a while.
-    async fn changed(&self) {
-        let (number, version) = {
+    /// Informs watches and the snapshot of a change; returns when it is on disk, or after a while `false`.
+    async fn changed(&self) -> bool {
+        let (number, document, version) = {
             let store = self.store();
-            (store.revision().number, store.version())
+            (store.revision().number, store.documents().last(), store.version())
         };
+        self.documents.send_if_modified(|last| std::mem::replace(last, document.max(*last)) < document);
         self.changed.send_if_modified(|last| std::mem::replace(last, number.max(*last)) < number);
         if self.config.snapshot.is_none() {
-            return;
+            return true;
         }
         self.wanted.send_if_modified(|last| std::mem::replace(last, version.max(*last)) < version);
         let mut written = self.written.subscribe();
-        let _ = timeout(WRITTEN, written.wait_for(|written| *written >= version)).await;
+        let written = timeout(WRITTEN, written.wait_for(|written| *written >= version)).await;
+        written.is_ok_and(|written| written.is_ok())
     }
+}
+
+/// Compares a token; the time it takes does not depend on how much of it is right.
+fn is_same(given: &str, token: &str) -> bool {
+    let differs = given.bytes().zip(token.bytes()).fold(0, |differs, (a, b)| differs | (a ^ b));
+    given.len() == token.len() && differs == 0
 }
 
 /// Removes instances whose time is over.
@@ -264,18 +350,15 @@ async fn expire(inner: Arc<Inner>) {
 }
 
 /// Keeps the snapshot up to date: what comes while one is being written comes with the next.
-async fn keep_written(inner: Arc<Inner>, path: PathBuf) {
+async fn keep_written(inner: Arc<Inner>, disk: Arc<Disk>) {
     let mut wanted = inner.wanted.subscribe();
     let mut has_failed = false;
     loop {
         let version = *wanted.borrow_and_update();
         if version > *inner.written.borrow() {
-            let (version, entries) = {
-                let store = inner.store();
-                (store.version(), store.entries().cloned().collect::<Vec<_>>())
-            };
-            let to = path.clone();
-            let written = tokio::task::spawn_blocking(move || snapshot::write(&to, &entries)).await;
+            let content = Content::of(&inner.store());
+            let (version, to) = (content.version, disk.clone());
+            let written = tokio::task::spawn_blocking(move || to.write(&content)).await;
             let written = written.unwrap_or_else(|error| Err(io::Error::other(error)));
             match written {
                 Ok(()) => {
@@ -284,7 +367,7 @@ async fn keep_written(inner: Arc<Inner>, path: PathBuf) {
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut has_failed, true) {
-                        let path = path.display();
+                        let path = disk.path().display();
                         tracing::error!(target: "chassis", %path, %error, "the snapshot of the registry is not written");
                     }
                     tokio::time::sleep(AGAIN).await;

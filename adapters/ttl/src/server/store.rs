@@ -8,6 +8,7 @@ use std::{
 use chassis_core::registry::Instance;
 use tokio::time::Instant;
 
+use super::documents::Documents;
 use crate::wire::Revision;
 
 /// All that a server keeps.
@@ -17,6 +18,7 @@ pub(super) struct Store {
     number: u64,
     /// Counts what a snapshot has to have, which are leases beside changes.
     version: u64,
+    documents: Documents,
     entries: BTreeMap<Key, Entry>,
     leases: HashMap<String, Key>,
     /// The last changes, the oldest first, without gaps.
@@ -73,17 +75,33 @@ const MOST_REPLACED: usize = 4;
 // === impl Store ===
 
 impl Store {
-    pub(super) fn new(history: u64, most_instances: usize, most_changes: usize) -> Self {
+    pub(super) fn new(
+        history: u64,
+        most_instances: usize,
+        most_changes: usize,
+        most_documents: usize,
+    ) -> Self {
         Store {
             history,
             number: 0,
             version: 0,
+            documents: Documents::new(most_documents),
             entries: BTreeMap::new(),
             leases: HashMap::new(),
             changes: VecDeque::new(),
             most_instances,
             most_changes,
         }
+    }
+
+    pub(super) fn documents(&self) -> &Documents {
+        &self.documents
+    }
+
+    /// The documents, to be changed: a snapshot has to have them anew.
+    pub(super) fn documents_mut(&mut self) -> &mut Documents {
+        self.version += 1;
+        &mut self.documents
     }
 
     /// Registers `instance`, or replaces the one of its id.
@@ -133,7 +151,9 @@ impl Store {
 
     /// Removes the instance of `lease`, if it was not replaced.
     pub(super) fn remove(&mut self, lease: &str) {
-        let Some(key) = self.leases.get(lease).cloned() else { return };
+        let Some(key) = self.leases.get(lease).cloned() else {
+            return;
+        };
         if self.entries.get(&key).is_some_and(|entry| entry.lease == lease) {
             self.drop_entry(&key);
         }
@@ -193,7 +213,9 @@ impl Store {
     }
 
     fn drop_entry(&mut self, key: &Key) {
-        let Some(entry) = self.entries.remove(key) else { return };
+        let Some(entry) = self.entries.remove(key) else {
+            return;
+        };
         self.leases.remove(&entry.lease);
         entry.replaced.iter().for_each(|lease| drop(self.leases.remove(lease)));
         self.version += 1;
@@ -225,7 +247,7 @@ mod tests {
 
     #[test]
     fn what_is_not_renewed_goes() {
-        let (mut store, now) = (Store::new(7, 9, 9), Instant::now());
+        let (mut store, now) = (Store::new(7, 9, 9, 9), Instant::now());
         store.put(stock("a"), TTL, "la".into(), now).unwrap();
         store.put(stock("b"), TTL * 2, "lb".into(), now).unwrap();
         assert_eq!(store.due(), Some(now + TTL));
@@ -239,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_lease_that_was_replaced_removes_nothing() {
-        let (mut store, now) = (Store::new(7, 9, 9), Instant::now());
+        let (mut store, now) = (Store::new(7, 9, 9, 9), Instant::now());
         store.put(stock("a"), TTL, "first".into(), now).unwrap();
         let revision = store.revision();
         store.put(stock("a"), TTL, "second".into(), now).unwrap();
@@ -257,7 +279,7 @@ mod tests {
 
     #[test]
     fn changes_are_kept_up_to_a_number() {
-        let (mut store, now) = (Store::new(7, 9, 3), Instant::now());
+        let (mut store, now) = (Store::new(7, 9, 3, 9), Instant::now());
         let start = store.revision();
         for (at, service) in ["stock", "orders", "stock"].into_iter().enumerate() {
             let mut instance = stock(&format!("i{at}"));
@@ -278,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_full_store_takes_no_more() {
-        let (mut store, now) = (Store::new(7, 2, 9), Instant::now());
+        let (mut store, now) = (Store::new(7, 2, 9, 9), Instant::now());
         for id in ["a", "b", "a"] {
             store.put(stock(id), TTL, format!("l{id}"), now).unwrap();
         }

@@ -19,7 +19,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Inner, Server, refusal, store::What};
-use crate::wire::{BEHIND, DELETE, Gone, KEEP_ALIVE, PUT, READY, RESET, Revision};
+use crate::wire::{BEHIND, DELETE, EVENTS, Gone, KEEP_ALIVE, PUT, READY, RESET, Revision};
 
 #[derive(Deserialize)]
 pub(super) struct From {
@@ -43,7 +43,7 @@ const CHUNK: usize = 256;
 /// So many pieces wait for the reader.
 const PIECES: usize = 2;
 /// A reader that takes nothing for so long is given up.
-const READS: Duration = Duration::from_secs(30);
+pub(super) const READS: Duration = Duration::from_secs(30);
 
 pub(super) async fn watch(State(server): Server, Query(asked): Query<From>, headers: HeaderMap) -> Response {
     let header = headers.get("last-event-id").and_then(|value| value.to_str().ok()).map(str::to_owned);
@@ -61,11 +61,13 @@ pub(super) async fn watch(State(server): Server, Query(asked): Query<From>, head
     let tasks = server.tasks.clone();
     let watch = Watch { server, service: asked.service, to, _place: place };
     tasks.spawn(async move {
-        let Err(Over) = watch.run(from).await else { return };
+        let Err(Over) = watch.run(from).await else {
+            return;
+        };
     });
     let body = Body::from_stream(ReceiverStream::new(events));
     let mut answer = body.into_response();
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(EVENTS));
     answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
 }

@@ -1,14 +1,32 @@
 //! Servers that go, come back, forget, or are blocked.
 use std::{collections::BTreeMap, time::Duration};
 
-use chassis_core::registry::{Instance, Membership, Registry, Watcher};
+use chassis_core::{
+    registry::{Instance, Membership, Registry, Watcher},
+    testing::server::{self, PATIENCE, ids_of, stock, until},
+};
 use chassis_ttl::TtlServerConfig;
 use tokio::time::{Instant, timeout};
 
 use crate::{
-    process::{PATIENCE, Process},
-    registry::{ids_of, registry, stock, until},
+    process::Process,
+    registry::{Single, registry},
 };
+
+#[tokio::test]
+async fn a_process_that_begins_without_a_server_finds_it_when_it_comes() {
+    server::begun_without_it(&mut Single::start().await).await;
+}
+
+#[tokio::test]
+async fn an_entry_outlives_a_server_that_was_frozen_beyond_its_lease() {
+    server::frozen_beyond_its_lease(&mut Single::start().await).await;
+}
+
+#[tokio::test]
+async fn no_update_is_lost_when_connections_are_cut() {
+    server::gaps(&mut Single::start().await).await;
+}
 
 /// Waits until a server lists these ids.
 async fn lists(server: &Process, ids: &[&str]) -> Duration {
@@ -176,7 +194,9 @@ impl Model {
     /// Waits until the watcher reports exactly this.
     async fn is_seen(&self, watcher: &mut Box<dyn Watcher>, last: &mut Membership, round: u32) -> Duration {
         let weights = |all: &Membership| -> BTreeMap<String, u32> {
-            let Membership::Known(all) = all else { return BTreeMap::new() };
+            let Membership::Known(all) = all else {
+                return BTreeMap::new();
+            };
             all.iter()
                 .map(|instance: &std::sync::Arc<Instance>| (instance.id.clone(), instance.weight))
                 .collect()

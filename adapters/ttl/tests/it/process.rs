@@ -72,7 +72,8 @@ impl Process {
                     served = axum::serve(listener, server.router()) => served.unwrap(),
                 }
             });
-            runtime.shutdown_background();
+            // A write of the snapshot ends first: that of a killed process does not end after it.
+            runtime.shutdown_timeout(PATIENCE);
         });
         self.address = is_bound.await.unwrap().to_string();
         self.running = Some(Running { over, freeze, thread });
@@ -115,6 +116,12 @@ impl Process {
 
     /// Sends these bytes, and reads an answer to its end.
     pub(crate) async fn send(&self, request: &str) -> (u16, Value) {
+        let (status, _, body) = self.exchange(request).await;
+        (status, serde_json::from_str(&body).unwrap_or_default())
+    }
+
+    /// The same, with the head and the body as they are.
+    pub(crate) async fn exchange(&self, request: &str) -> (u16, String, String) {
         let exchanged = timeout(PATIENCE, async {
             let mut stream = TcpStream::connect(&self.address).await.unwrap();
             stream.write_all(request.as_bytes()).await.unwrap();
@@ -125,7 +132,7 @@ impl Process {
         let answer = exchanged.await.expect("the server answers");
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, serde_json::from_str(body).unwrap_or_default())
+        (status, head.to_ascii_lowercase(), body.to_owned())
     }
 
     /// Registers by hand; the lease.

@@ -2,6 +2,7 @@
 use std::time::Duration;
 
 use chassis_core::registry::Registry;
+use chassis_core::testing::server::until;
 use chassis_core::units::Size;
 use chassis_ttl::{TtlConfig, TtlRegistry, TtlServer, TtlServerConfig};
 use tokio::{
@@ -12,7 +13,7 @@ use tokio::{
 
 use crate::{
     process::{PATIENCE, Process},
-    registry::{registry, until},
+    registry::registry,
 };
 
 #[tokio::test]
