@@ -1,0 +1,317 @@
+//! The registry: a follower of the EndpointSlices of each service that is called.
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use chassis_core::{
+    BoxError, Kind,
+    adapter::{Feed, Followers},
+    registry::{Instance, Registration, Registry, RegistryError, Watcher},
+    settings::Problem,
+};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::{
+    client::{Client, Collection, Failure},
+    follow::{LARGE, Object, View, aside, follow},
+    place::Place,
+    settings::{KubernetesConfig, is_name},
+    slices::{Read, merge},
+};
+
+/// The instances that Kubernetes lists in the EndpointSlices of a Service.
+///
+/// `stock` is the Service of this name in the namespace of the process, and `stock.shop` that of the namespace `shop`.
+/// Pods that are ready are called. A process follows each service that it calls once, however many clients it has. What
+/// is known stays when the API server can't be reached; a watcher reports that once, as an error, and goes on by itself
+/// when it is back.
+///
+/// A registration does nothing: Kubernetes writes the slices, by the selector of the Service and the readiness of its
+/// pods.
+///
+/// ```no_run
+/// use chassis_core::registry::Registry;
+/// use chassis_kubernetes::{KubernetesConfig, KubernetesRegistry};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// let registry = KubernetesRegistry::new(KubernetesConfig::default())?; // by the service account of the pod
+/// let mut stock = registry.watch("stock").await?;
+/// println!("{:?}", stock.next().await?);
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct KubernetesRegistry(Arc<Inner>);
+
+struct Inner {
+    config: KubernetesConfig,
+    client: Client,
+    followers: Followers<String>,
+}
+
+/// Makes instances of the slices of a service.
+struct Slices {
+    feed: Feed<String>,
+    /// The changes that are not read yet, in their order; `None`: the slice has gone.
+    news: Vec<(String, Option<Box<RawValue>>)>,
+    /// `None` while it is being read.
+    model: Option<Model>,
+}
+
+/// The slices of a service, and the last instances.
+struct Model {
+    service: String,
+    config: KubernetesConfig,
+    slices: BTreeMap<String, Read>,
+    known: HashMap<String, Arc<Instance>>,
+    /// The last refused entries, by their places: each is logged once.
+    refused: HashMap<String, String>,
+}
+
+/// The metadata of a slice.
+#[derive(Deserialize)]
+struct Labelled {
+    metadata: Labels,
+}
+
+#[derive(Deserialize)]
+struct Labels {
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+}
+
+/// A registration that has nothing to remove.
+struct NoopRegistration;
+
+struct KubernetesKind;
+
+/// A change of a service with more instances is read on a thread of its own.
+const MANY: usize = 500;
+/// So many refused entries of a service are named in the log each time.
+const MAX_WARNINGS: usize = 10;
+const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices";
+/// The label of a slice that names its Service.
+const SERVICE: &str = "kubernetes.io/service-name";
+
+// === impl KubernetesRegistry ===
+
+impl KubernetesRegistry {
+    /// The kind that settings choose by `registry: { kind: kubernetes }`.
+    pub fn kind() -> impl Kind<Config = KubernetesConfig, Made = Arc<dyn Registry>> {
+        KubernetesKind
+    }
+
+    /// Reads the kubeconfig, or finds the service account; connects with its first use.
+    ///
+    /// # Errors
+    /// The first problem in `config`, or in the kubeconfig.
+    pub fn new(config: KubernetesConfig) -> Result<Self, BoxError> {
+        if let [problem, ..] = &config.check()[..] {
+            return Err(problem.to_string().into());
+        }
+        let client = Client::new(Place::of(&config.connection())?)?;
+        Ok(KubernetesRegistry(Arc::new(Inner { config, client, followers: Followers::default() })))
+    }
+
+    /// The slices of a service; `None`: Kubernetes can have none of this name.
+    fn slices(&self, service: &str) -> Option<Collection> {
+        let (name, namespace) = service.split_once('.').unwrap_or((service, self.0.client.namespace()));
+        let selector = ("labelSelector", format!("{SERVICE}={name}"));
+        let namespace = namespace.to_owned();
+        (is_name(name) && is_name(&namespace)).then_some(Collection { template: SLICES, namespace, selector })
+    }
+}
+
+#[async_trait]
+impl Registry for KubernetesRegistry {
+    fn name(&self) -> &str {
+        "kubernetes"
+    }
+
+    async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
+        instance.check()?;
+        let (service, id) = (&instance.service, &instance.id);
+        tracing::info!(
+            target: "chassis",
+            service,
+            id,
+            "not registered: Kubernetes lists the pods of a Service by itself, while they are ready"
+        );
+        Ok(Box::new(NoopRegistration))
+    }
+
+    async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
+        let Inner { config, client, followers } = &*self.0;
+        let begin = |mut feed: Feed<String>| {
+            let (client, of, jitter) = (client.clone(), self.slices(service), config.jitter.0);
+            let model = Model {
+                service: service.to_owned(),
+                config: config.clone(),
+                slices: BTreeMap::new(),
+                known: HashMap::new(),
+                refused: HashMap::new(),
+            };
+            async move {
+                let Some(of) = of else {
+                    feed.show(Vec::new(), false, String::new());
+                    return std::future::pending().await;
+                };
+                let mut view = Slices { feed, news: Vec::new(), model: Some(model) };
+                follow(&client, &of, jitter, &mut view).await;
+            }
+        };
+        Ok(followers.watch(service, client.tasks(), begin))
+    }
+
+    /// Those of the namespace of this process.
+    async fn services(&self) -> Vec<String> {
+        #[derive(Deserialize)]
+        struct Page {
+            items: Vec<Labelled>,
+        }
+        let namespace = self.0.client.namespace().to_owned();
+        let all = Collection { template: SLICES, namespace, selector: ("labelSelector", SERVICE.to_owned()) };
+        let Ok(body) = self.0.client.list(&all, None).await else { return Vec::new() };
+        let names = aside(body.len() > LARGE, move || {
+            let items = serde_json::from_slice::<Page>(&body).map(|page| page.items).unwrap_or_default();
+            let names = items.into_iter().filter_map(|mut slice| slice.metadata.labels.remove(SERVICE));
+            names.collect::<BTreeSet<_>>()
+        });
+        names.await.into_iter().collect()
+    }
+
+    fn never_blocks(&self) -> bool {
+        true
+    }
+}
+
+// === impl NoopRegistration ===
+
+#[async_trait]
+impl Registration for NoopRegistration {
+    async fn update(&mut self, _: Instance) -> Result<(), RegistryError> {
+        Ok(())
+    }
+
+    async fn deregister(self: Box<Self>) -> Result<(), RegistryError> {
+        Ok(())
+    }
+}
+
+// === impl Slices ===
+
+impl View for Slices {
+    fn list(&mut self, all: Vec<Object>) {
+        // Changes from before the list are in it.
+        self.news.clear();
+        if let Some(model) = &self.model {
+            let there: HashSet<_> = all.iter().map(|object| object.name.as_str()).collect();
+            let gone = model.slices.keys().filter(|name| !there.contains(name.as_str()));
+            self.news = gone.map(|name| (name.clone(), None)).collect();
+        }
+        for object in all {
+            self.put(object);
+        }
+    }
+
+    fn put(&mut self, object: Object) {
+        self.news.push((object.name, Some(object.text)));
+    }
+
+    fn delete(&mut self, name: &str) {
+        self.news.push((name.to_owned(), None));
+    }
+
+    async fn show(&mut self, version: &str) {
+        let Some(mut model) = self.model.take() else { return };
+        let news = std::mem::take(&mut self.news);
+        let bytes: usize =
+            news.iter().filter_map(|(_, text)| text.as_ref()).map(|text| text.get().len()).sum();
+        let is_large = bytes > LARGE || model.known.len() > MANY;
+        let reading = aside(is_large, move || {
+            let instances = model.apply(news);
+            (model, instances)
+        });
+        let (model, instances) = reading.await;
+        self.feed.show(instances, !model.slices.is_empty(), version.to_owned());
+        self.model = Some(model);
+    }
+
+    fn fail(&mut self, why: &Failure) {
+        self.feed.fail(why.to_string());
+    }
+}
+
+// === impl Model ===
+
+impl Model {
+    /// Takes in the changes; the instances after them.
+    fn apply(&mut self, news: Vec<(String, Option<Box<RawValue>>)>) -> Vec<Arc<Instance>> {
+        let (mut refused, mut before) = (HashMap::new(), HashMap::new());
+        for (name, text) in news {
+            let is_of = |place: &String| place.split(' ').next() == Some(&name);
+            before.extend(self.refused.extract_if(|place, _| is_of(place)));
+            refused.retain(|place, _| !is_of(place));
+            let Some(text) = text else {
+                self.slices.remove(&name);
+                continue;
+            };
+            let read = Read::of(text.get(), &self.service, &self.config).unwrap_or_else(|why| {
+                refused.insert(format!("{name} "), why);
+                Read::default()
+            });
+            refused.extend(read.refused.iter().map(|(place, why)| (format!("{name} {place}"), why.clone())));
+            self.slices.insert(name, read);
+        }
+        self.warn(refused, &before);
+        let mut instances = merge(self.slices.values(), self.config.zone.as_deref());
+        let mut before = std::mem::take(&mut self.known);
+        for instance in &mut instances {
+            // An instance that has not changed is shared with the watchers of before.
+            if let Some(same) = before.remove(&instance.id).filter(|before| before == instance) {
+                *instance = same;
+            }
+            self.known.insert(instance.id.clone(), instance.clone());
+        }
+        instances
+    }
+
+    /// Logs the refused entries that were not refused `before`.
+    fn warn(&mut self, refused: HashMap<String, String>, before: &HashMap<String, String>) {
+        let new = refused.iter().filter(|(place, why)| before.get(*place) != Some(*why));
+        for (n, (place, why)) in new.enumerate() {
+            if n < MAX_WARNINGS {
+                tracing::warn!(target: "chassis", service = self.service, slice = place, why, "instance refused");
+            } else {
+                tracing::debug!(target: "chassis", service = self.service, slice = place, why, "instance refused");
+            }
+        }
+        self.refused.extend(refused);
+    }
+}
+
+// === impl KubernetesKind ===
+
+impl Kind for KubernetesKind {
+    type Config = KubernetesConfig;
+    type Made = Arc<dyn Registry>;
+
+    fn name(&self) -> &str {
+        "kubernetes"
+    }
+
+    #[cfg(feature = "schema")]
+    fn schema(&self) -> chassis_core::schema::Value {
+        chassis_core::schema::of::<KubernetesConfig>()
+    }
+
+    fn check(&self, config: &KubernetesConfig) -> Vec<Problem> {
+        config.check()
+    }
+
+    fn make(&self, config: &KubernetesConfig) -> Result<Arc<dyn Registry>, BoxError> {
+        Ok(Arc::new(KubernetesRegistry::new(config.clone())?))
+    }
+}
