@@ -1,0 +1,34 @@
+//! ServiceComb service center as a registry of chassis, which go-chassis and the Java chassis use too.
+//!
+//! [`ServiceCombRegistry`]: `registry: { kind: servicecomb }`. It calls version 4 of the REST API, over chassis' own
+//! HTTP client, and has changes pushed over a WebSocket.
+//!
+//! # An instance in service center
+//!
+//! | in service center | of the instance |
+//! | --- | --- |
+//! | `appId`, `environment` of the service | those of the settings |
+//! | `serviceName` | the service. A name that service center would not take stands in hexadecimal digits behind `chassis-x-` |
+//! | `version` of the service | the numbers that the version begins with; `0.0.1` without any |
+//! | `endpoints` | `rest://` and the address of the listener `http`; of another listener its own name |
+//! | `hostName` | the host; that of the first address if it is not known |
+//! | `status` | the status: `UP`, `OUTOFSERVICE`, `STARTING`, `DOWN` |
+//! | `dataCenterInfo` | region and zone |
+//! | `properties` | each label |
+//! | `properties` `chassis-id` | the id. An entry without it was written by another program |
+//! | `properties` `chassis-generation` | of two entries with the same id the later one counts |
+//! | `properties` `chassis-more` | JSON of what has no other place: the weight, sockets, odd labels |
+//!
+//! Of an entry of another program the id is `instanceId`, and properties are labels. Endpoints with `sslEnabled=true`
+//! are left out.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+mod access;
+mod client;
+mod entry;
+mod follow;
+mod link;
+mod owner;
+mod registry;
+mod settings;
+
+pub use self::{registry::ServiceCombRegistry, settings::ServiceCombConfig};
