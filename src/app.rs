@@ -1,11 +1,12 @@
 //! A service with its clients and servers, before it runs.
 use std::sync::Arc;
 
-use chassis_core::{Live, LiveSection, Runtime, Side, pipeline};
+use chassis_core::{Live, LiveSection, Runtime, Side, health::Health, pipeline};
 
 use crate::{
     ConfigHandle, StartError,
     builder::ChassisBuilder,
+    crash_guard::Watched,
     document::{ServiceSection, ShutdownSection},
     life::{Hooks, Running},
     presence::Presence,
@@ -28,6 +29,7 @@ pub(crate) struct Parts {
     pub(crate) presence: Presence,
     pub(crate) runtime: Runtime,
     pub(crate) config: ConfigHandle,
+    pub(crate) crash_guard: Option<Watched>,
     pub(crate) service: ServiceSection,
     pub(crate) shutdown: Live<ShutdownSection>,
     pub(crate) hooks: Hooks,
@@ -118,6 +120,12 @@ impl Chassis {
     /// Takes this process out of service, or puts it back, while it runs; see [`Presence`].
     pub fn presence(&self) -> &Presence {
         &self.parts.presence
+    }
+
+    /// The health checks of the program, which decide whether this process is ready for calls. See
+    /// [`health_check`](ChassisBuilder::health_check) for those that exist from the start on.
+    pub fn health(&self) -> &Health {
+        self.parts.runtime.health()
     }
 
     /// The id of this process in its registry.

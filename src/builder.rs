@@ -1,12 +1,17 @@
 //! Builds a service from its settings and its parts.
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::Arc,
+};
 
-use chassis_config::{Change, Code, Decrypt, Environment, Finding, Loader, Overrides, tree};
+use chassis_config::{Change, Code, Decrypt, Environment, Finding, Loader, Overrides, SourceOptions, tree};
 use chassis_core::{
     BoxError, BoxFuture, CallError, Error, Event, Events, Invocation, Kind, LabelSet, Live, Next, Placement,
     Random, Reply, Runtime, Section, Stages,
     config::ConfigSource,
     contain,
+    health::{CheckConfig, Health},
     layer::{
         balance::PickerFactory,
         fallback::{Answer, FailedCall, FallbackFn},
@@ -15,6 +20,7 @@ use chassis_core::{
     registry::Registry,
     settings::Settings,
 };
+use chassis_registry::RegistryByService;
 use serde::de::DeserializeOwned;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -25,6 +31,7 @@ use crate::{
     base::{Base, FILE_VARIABLE, File, PROFILE_VARIABLE, profiles},
     centers,
     cli::Cli,
+    crash_guard::{CrashGuard, SURVIVAL, Watched},
     document::{Reader, ServiceSection, check_name},
     follow::Follower,
     identity,
@@ -57,7 +64,8 @@ pub struct ChassisBuilder {
     pub(crate) name: String,
     pub(crate) cli: Cli,
     instance: Option<String>,
-    sources: Vec<(tree::Layer, Arc<dyn ConfigSource>)>,
+    /// Config centers of the program; whether their texts may refer to files and variables.
+    sources: Vec<(Arc<dyn ConfigSource>, bool)>,
     file: File,
     program: Vec<serde_json::Value>,
     environment: Environment,
@@ -67,6 +75,7 @@ pub struct ChassisBuilder {
     overrides: Overrides,
     ciphers: Vec<(String, Arc<dyn Decrypt>)>,
     registry: Option<Arc<dyn Registry>>,
+    registries: BTreeMap<String, Arc<dyn Registry>>,
     metrics: Option<prometheus::Registry>,
     random: Random,
     events: Events,
@@ -76,10 +85,14 @@ pub struct ChassisBuilder {
     protocols: Vec<&'static dyn Protocol>,
     descriptors: Vec<Vec<u8>>,
     hooks: Hooks,
-    reader: Reader,
+    checks: Vec<StartCheck>,
+    pub(crate) reader: Reader,
     pub(crate) rest: rest::Setup,
     pub(crate) rpc: rpc::Setup,
 }
+
+/// Begins a health check.
+type StartCheck = Box<dyn FnOnce(&Health) + Send>;
 
 impl ChassisBuilder {
     pub(crate) fn new(name: &str) -> Self {
@@ -96,6 +109,7 @@ impl ChassisBuilder {
             overrides: Overrides::default(),
             ciphers: Vec::new(),
             registry: None,
+            registries: BTreeMap::new(),
             metrics: None,
             random: Random::from_os(),
             events: Events::new(),
@@ -105,6 +119,7 @@ impl ChassisBuilder {
             protocols: crate::rest::PROTOCOLS.iter().chain(crate::rpc::PROTOCOLS).copied().collect(),
             descriptors: Vec::new(),
             hooks: Hooks::default(),
+            checks: Vec::new(),
             reader: Reader::default(),
             rest: rest::Setup::default(),
             rpc: rpc::Setup::default(),
@@ -157,9 +172,18 @@ impl ChassisBuilder {
         self
     }
 
-    /// A config center; its settings override those of the file.
+    /// A config center; its settings override those of the file. A text that refers to files or environment variables of
+    /// this process, by `${file:…}` or `${env:…}`, is refused: see
+    /// [`config_with_references`](ChassisBuilder::config_with_references).
     pub fn config(mut self, source: impl ConfigSource) -> Self {
-        self.sources.push((tree::Layer::Center, Arc::new(source)));
+        self.sources.push((Arc::new(source), false));
+        self
+    }
+
+    /// A config center whose writers may read files and environment variables of this process, by `${file:…}` and
+    /// `${env:…}`. A file that is named so is read again when it changes.
+    pub fn config_with_references(mut self, source: impl ConfigSource) -> Self {
+        self.sources.push((Arc::new(source), true));
         self
     }
 
@@ -179,6 +203,20 @@ impl ChassisBuilder {
     /// A registry of your own, instead of the one in the settings.
     pub fn registry(mut self, registry: impl Registry) -> Self {
         self.registry = Some(Arc::new(registry));
+        self
+    }
+
+    /// A registry for the look-up of one service; all others, and the registration of this process, use the usual
+    /// one. Precedes `discovery.services` of the settings.
+    ///
+    /// ```
+    /// use chassis::{Chassis, registries::MemoryRegistry};
+    ///
+    /// let builder = Chassis::builder("orders").registry_of("billing", MemoryRegistry::shared("partners"));
+    /// # let _ = builder;
+    /// ```
+    pub fn registry_of(mut self, service: &str, registry: impl Registry) -> Self {
+        self.registries.insert(service.to_owned(), Arc::new(registry));
         self
     }
 
@@ -355,6 +393,33 @@ impl ChassisBuilder {
         self
     }
 
+    /// A health check that exists from the start to the stop of the service. It runs at once and then every
+    /// [`interval`](CheckConfig::interval); while a critical one does not pass, this process is not ready: gRPC's health
+    /// service answers NOT_SERVING, and the registry states `starting` or `out_of_service`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use chassis::{Chassis, health::CheckConfig};
+    ///
+    /// # async fn ping() -> Result<(), std::io::Error> { Ok(()) }
+    /// let config = CheckConfig { interval: Duration::from_secs(5), ..CheckConfig::default() };
+    /// let builder = Chassis::builder("orders").health_check("db", config, || async {
+    ///     ping().await?; // an error, a panic, and no answer in time are failures
+    ///     Ok(())
+    /// });
+    /// # let _ = builder;
+    /// ```
+    pub fn health_check<F, Fut>(mut self, name: &str, config: CheckConfig, check: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        let name = name.to_owned();
+        self.checks.push(Box::new(move |health| health.check(&name, config, check).detach()));
+        self
+    }
+
     /// Runs before the listeners are bound; an error stops the start.
     pub fn before_start<Fut>(mut self, hook: impl FnOnce() -> Fut + Send + 'static) -> Self
     where
@@ -423,6 +488,7 @@ impl ChassisBuilder {
         if let [conflict, ..] = self.reader.conflicts() {
             return Err(StartError::Settings(conflict.clone()));
         }
+        self.cli.answer_at_once(&self.reader);
         let reader = Arc::new(self.reader);
         let read = {
             let reader = reader.clone();
@@ -433,11 +499,12 @@ impl ChassisBuilder {
             (file, _) => file,
         };
         let profiles = profiles(self.profiles.as_deref().unwrap_or(&self.default_profiles))
-            .map_err(|why| StartError::Settings(format!("{PROFILE_VARIABLE}: {why}")))?;
+            .map_err(|why| StartError::Settings(format!("{} {PROFILE_VARIABLE}: {why}", Code::WrongValue)))?;
         let (environment, overrides) = (self.environment, self.cli.overrides(self.overrides));
         let base =
             Base { program: self.program, file, environment, overrides, profiles, ciphers: self.ciphers };
         let (centers, keep) = centers::named(&reader, |loader| base.under(loader)).await?;
+        let is_named = matches!(keep, Keep::In(_));
         let last_good = match keep {
             Keep::Off | Keep::Wrong(_) => None,
             Keep::In(directory) => Some(LastGood::new(directory)),
@@ -445,33 +512,48 @@ impl ChassisBuilder {
         };
         let loader = Loader::reading(read, move |document: &Document| check(&checker, document));
         let mut loader = base.under(loader);
-        for (layer, source) in self.sources {
+        // Questions of the command line are about the settings as they are written.
+        let guard =
+            last_good.clone().filter(|_| (is_named || !centers.is_empty()) && !self.cli.is_question());
+        let guard = guard.map(|disk| Arc::new(CrashGuard::open(disk, SURVIVAL)));
+        if let Some(guard) = &guard {
+            loader = loader.gate(guard.clone(), guard.proven());
+        }
+        for (source, has_references) in self.sources {
             let source = contain::config_source(source, &self.events, contain::BLOCKED_AFTER);
-            loader = loader.source(layer, source);
+            let options = SourceOptions { needed: true, has_references };
+            loader = loader.source_with(tree::Layer::Center, source, options);
         }
         let mut optional = Vec::new();
         for center in &centers {
             let source = centers::source(center, last_good.as_ref(), &self.events)
                 .map_err(|error| setup(&center.path, error))?;
             let source = contain::config_source(source, &self.events, contain::BLOCKED_AFTER);
-            if center.is_required {
-                loader = loader.source(tree::Layer::Center, source);
-            } else {
+            if !center.is_required {
                 optional.push(source.name());
-                loader = loader.source_if_there(tree::Layer::Center, source);
             }
+            let options = SourceOptions { needed: center.is_required, has_references: center.has_references };
+            loader = loader.source_with(tree::Layer::Center, source, options);
         }
         let version = loop {
             match loader.next().await {
                 Change::Applied(version) => break version,
                 Change::Refused(refusal) => return Err(StartError::Settings(refusal.to_string())),
                 Change::Unreadable(unreadable) if unreadable.needed => {
-                    let why = format!("error[{}]: {unreadable}", Code::Unreadable);
-                    return Err(StartError::Settings(why));
+                    return Err(StartError::Settings(unreadable.to_string()));
                 }
                 Change::Unreadable(unreadable) if optional.contains(&unreadable.source) => {
                     let error = unreadable.to_string();
                     self.events.emit(Event::ConfigUnreadable { in_force: 0, error });
+                }
+                Change::Avoided(avoided) => {
+                    let why = format!("settings {} are not applied, because {}", avoided.hash, avoided.why);
+                    if avoided.is_stuck {
+                        let no_others = "no earlier settings are on disk; change the settings";
+                        return Err(StartError::Settings(format!("{why}; {no_others}")));
+                    }
+                    tracing::error!(target: "chassis", "{why}: started with the last settings that were proven");
+                    self.events.emit(avoided_event(0, avoided));
                 }
                 Change::Unreadable(_) | Change::Restored(_) | Change::Held(_) => {}
             }
@@ -487,8 +569,28 @@ impl ChassisBuilder {
                 (Some(chosen), registry)
             }
         };
+        let mut registries = BTreeMap::new();
+        for (service, chosen) in &document.discovery.services {
+            let at = || format!("discovery.services.{service}.registry");
+            registries.insert(service.clone(), chosen.make_fixed().map_err(|error| setup(&at(), error))?);
+        }
+        registries.extend(self.registries);
+        let registry = match registries.is_empty() {
+            true => registry,
+            false => {
+                // Each by itself: one that blocks delays no other.
+                let contained = |registry| contain::registry(registry, &self.events, contain::BLOCKED_AFTER);
+                let usual = RegistryByService::new(contained(registry));
+                let all = registries.into_iter();
+                let each = |all: RegistryByService, (service, registry): (String, _)| {
+                    all.service(service, contained(registry))
+                };
+                Arc::new(all.fold(usual, each)) as Arc<dyn Registry>
+            }
+        };
         let name = document.service.name.clone().unwrap_or(self.name);
-        check_name(&name).map_err(|why| StartError::Settings(format!("the builder's name: {why}")))?;
+        check_name(&name)
+            .map_err(|why| StartError::Settings(format!("{} the builder's name: {why}", Code::WrongValue)))?;
         let mut labels = LabelSet::from_iter(document.service.labels.clone());
         let ServiceSection { version: runs, zone, region, app, environment, .. } = &document.service;
         let stated = [
@@ -539,16 +641,21 @@ impl ChassisBuilder {
             registry: chosen.map(|chosen| chosen.kind().to_owned()),
             declared: declared.operations,
             shutdown: Live::new(document.shutdown.clone()),
+            guard: guard.clone(),
         };
         let shutdown = follower.shutdown.clone();
         follower.apply(&version, &mut Vec::new());
         let rest = Rest::new(self.rest, &version);
         let rpc = Rpc::new(self.rpc, &rest, self.descriptors);
+        self.checks.into_iter().for_each(|begin| begin(runtime.health()));
+        let presence = Presence::new(runtime.health(), rpc.health());
+        runtime.tasks().spawn(presence.clone().follow(runtime.health().watch()));
         let parts = Parts {
             instance: self.instance.unwrap_or_else(|| identity::instance_id(&name, &self.random)),
             runtime: runtime.clone(),
             config,
-            presence: Presence::new(rpc.health()),
+            crash_guard: guard.map(Watched),
+            presence,
             service: document.service.clone(),
             shutdown,
             hooks: self.hooks,
@@ -559,6 +666,12 @@ impl ChassisBuilder {
         runtime.tasks().spawn(follower.follow(loader, version));
         Ok(app)
     }
+}
+
+/// The event for settings that are not applied.
+pub(crate) fn avoided_event(in_force: u64, avoided: chassis_config::Avoided) -> Event {
+    let changed = avoided.changed.iter().map(ToString::to_string).collect();
+    Event::ConfigAvoided { in_force, hash: avoided.hash, why: avoided.why, changed }
 }
 
 /// The pipeline's settings, if the document as a whole is valid.

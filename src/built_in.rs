@@ -8,6 +8,7 @@ pub(crate) fn register(kinds: &mut Kinds) {
     Port::add(kinds, chassis_registry::StaticRegistry::kind());
     Port::add(kinds, chassis_registry::FileRegistry::kind());
     Port::add(kinds, chassis_registry::MemoryRegistry::kind());
+    kinds.add_composites();
     #[cfg(feature = "dns")]
     Port::add(kinds, chassis_registry::DnsRegistry::kind());
     #[cfg(feature = "consul")]
@@ -20,11 +21,27 @@ pub(crate) fn register(kinds: &mut Kinds) {
         Port::add(kinds, chassis_etcd::EtcdRegistry::kind());
         Port::add(kinds, chassis_etcd::EtcdSource::kind());
     }
+    #[cfg(feature = "http-center")]
+    Port::add(kinds, chassis_http_center::HttpSource::kind());
+    #[cfg(feature = "servicecomb")]
+    Port::add(kinds, chassis_servicecomb::ServiceCombRegistry::kind());
+    #[cfg(feature = "kubernetes")]
+    {
+        Port::add(kinds, chassis_kubernetes::KubernetesRegistry::kind());
+        Port::add(kinds, chassis_kubernetes::KubernetesSource::kind());
+    }
     #[cfg(feature = "ttl")]
-    Port::add(kinds, chassis_ttl::TtlRegistry::kind());
+    {
+        Port::add(kinds, chassis_ttl::TtlRegistry::kind());
+        Port::add(kinds, chassis_ttl::TtlSource::kind());
+    }
     #[cfg(feature = "http")]
     {
-        kinds.section(chassis_core::Section::<chassis_http::ClientPatch>::new("client").read_once());
-        kinds.section(chassis_core::Section::<chassis_http::ServerPatch>::new("server").read_once());
+        use chassis_http::{ClientPatch, ServerPatch};
+
+        let client = chassis_core::Section::<ClientPatch>::new("client").read_once();
+        kinds.section(client.schema(crate::cli::schema_of!(ClientPatch)));
+        let server = chassis_core::Section::<ServerPatch>::new("server").read_once();
+        kinds.section(server.schema(crate::cli::schema_of!(ServerPatch)));
     }
 }

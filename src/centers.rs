@@ -2,7 +2,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use chassis_config::{Change, Loader};
+use chassis_config::{Change, Code, Loader};
 use chassis_core::{
     BoxError, Event, Events, Random,
     config::{ConfigSource, ConfigWatcher, SourceError, Text},
@@ -57,9 +57,6 @@ pub(crate) async fn named(
     reader: &Arc<Reader>,
     base: impl FnOnce(Loader<Vec<Center>, Vec<Center>>) -> Loader<Vec<Center>, Vec<Center>>,
 ) -> Result<(Vec<Center>, Keep), StartError> {
-    if !reader.has_centers() {
-        return Ok((Vec::new(), Keep::Off));
-    }
     let reader = reader.clone();
     let read = move |tree: &chassis_config::tree::Node| reader.read_centers(tree);
     let mut loader = base(Loader::reading(read, |centers: &Vec<Center>| Ok((centers.clone(), Vec::new()))));
@@ -70,7 +67,7 @@ pub(crate) async fn named(
             Change::Unreadable(unreadable) if unreadable.needed => {
                 return Err(StartError::Settings(unreadable.to_string()));
             }
-            Change::Unreadable(_) | Change::Restored(_) | Change::Held(_) => {}
+            Change::Unreadable(_) | Change::Restored(_) | Change::Held(_) | Change::Avoided(_) => {}
         }
     }
 }
@@ -136,8 +133,9 @@ impl ConfigWatcher for AtStartWatcher {
                 if let Some(Kept { text, age }) = self.kept.take() {
                     let (origin, age) = (&text.origin, Span(Duration::from_secs(age.as_secs())));
                     let error = format!(
-                        "{path}: not readable within {wait:?}: {last}; started with the last good text on disk, \
-                         {origin}, {age} old"
+                        "{} {path}: not readable within {wait:?}: {last}; started with the last good text on disk, \
+                         {origin}, {age} old",
+                        Code::Unreadable
                     );
                     self.events.emit(Event::ConfigUnreadable { in_force: 0, error });
                     return Ok(text);

@@ -1,7 +1,7 @@
 //! Puts new versions of the settings in force, and reports the result of each.
-use std::{collections::BTreeSet, future::poll_fn, pin::pin, time::Duration};
+use std::{collections::BTreeSet, future::poll_fn, pin::pin, sync::Arc, time::Duration};
 
-use chassis_config::{Change, Loader, Version};
+use chassis_config::{Change, Finding, Loader, Version};
 use chassis_core::{
     Event, Runtime,
     settings::Settings,
@@ -9,12 +9,14 @@ use chassis_core::{
 };
 use tokio::{
     runtime::{Handle, RuntimeFlavor},
-    task::block_in_place,
+    task::{block_in_place, spawn_blocking},
     time::Instant,
 };
 
 use crate::{
     ConfigHandle, Document,
+    builder::avoided_event,
+    crash_guard::{CrashGuard, SURVIVAL},
     document::{Seen, ShutdownSection},
     last_good::LastGood,
 };
@@ -41,6 +43,7 @@ pub(crate) struct Follower {
     /// Operations that the descriptors of the builder declare.
     pub(crate) declared: Vec<String>,
     pub(crate) shutdown: chassis_core::Live<ShutdownSection>,
+    pub(crate) guard: Option<Arc<CrashGuard>>,
 }
 
 impl Follower {
@@ -93,6 +96,7 @@ impl Follower {
                     let error = unreadable.to_string();
                     self.runtime.events().emit(Event::ConfigUnreadable { in_force, error });
                 }
+                Change::Avoided(avoided) => self.runtime.events().emit(avoided_event(in_force, avoided)),
                 Change::Held(held) => {
                     let changed = held.changed.iter().map(ToString::to_string).collect();
                     self.runtime.events().emit(Event::ConfigHeld { in_force, pinned: held.pinned, changed });
@@ -150,24 +154,48 @@ impl Follower {
         }
     }
 
+    /// Attributes a crash of the next seconds to `version`, and proves it if there is none.
+    fn begin_trial(&self, version: &Applied) {
+        let Some(guard) = self.guard.clone() else { return };
+        if !guard.trying(&version.hash) {
+            return;
+        }
+        let (hash, sources) = (version.hash.clone(), version.sources.clone());
+        let in_force = self.runtime.policies().clone();
+        let number = version.number;
+        self.runtime.tasks().spawn(async move {
+            tokio::time::sleep(SURVIVAL).await;
+            let (survivor, survived) = (guard.clone(), hash.clone());
+            spawn_blocking(move || survivor.survived(&survived)).await.ok(); // it ends with the process
+            tokio::time::sleep(guard.proven_after().saturating_sub(SURVIVAL)).await;
+            if let Some(sources) = sources.filter(|_| in_force.get().version() == number) {
+                spawn_blocking(move || guard.prove(&hash, sources)).await.ok();
+            }
+        });
+    }
+
     /// Puts one version in force. It was checked, so only a picker that is gone could refuse it.
     pub(crate) fn apply(&self, version: &Applied, pending: &mut Vec<String>) {
         for warning in &version.warnings {
             tracing::warn!(target: "chassis", "{warning}");
         }
+        self.begin_trial(version);
         if let Err(problems) = self.runtime.apply(&version.value, version.number, &version.hash) {
             let in_force = self.runtime.policies().get().version();
-            let problems = problems.iter().map(ToString::to_string).collect();
+            let place = |problem| Finding::from(problem).place(&version.tree).to_string();
+            let problems = problems.into_iter().map(place).collect();
             self.runtime.metrics().config_refused("refused");
             return self.runtime.events().emit(Event::ConfigRefused { in_force, problems });
         }
         self.runtime.set_carried(version.document.propagate.0.clone());
         self.runtime.set_sample(version.document.telemetry.sample);
+        self.runtime.set_hold(version.document.discovery.hold.on().copied());
         self.shutdown.set(version.document.shutdown.clone());
         let chosen = version.document.registry.as_ref();
         let chosen = chosen.filter(|chosen| self.registry.as_deref() == Some(chosen.kind()));
         if let Some(Err(error)) = chosen.map(|chosen| chosen.change()) {
-            let (in_force, problems) = (version.number, vec![format!("registry: {error}")]);
+            let problem = Finding::error("registry", error.to_string()).place(&version.tree);
+            let (in_force, problems) = (version.number, vec![problem.to_string()]);
             self.runtime.events().emit(Event::ConfigRefused { in_force, problems });
         }
         self.config.applied(version);

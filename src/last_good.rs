@@ -57,19 +57,30 @@ impl LastGood {
     /// # Errors
     /// The directory or the file can't be written.
     pub(crate) fn keep(&self, source: &str, text: &Text) -> io::Result<()> {
-        let path = self.path(source);
         if self.read(source).is_ok_and(|kept| kept.is_some_and(|kept| kept.text == *text)) {
             return Ok(());
         }
+        self.replace(&file_name(source), &encode(source, text))
+    }
+
+    /// Replaces a file as a whole.
+    ///
+    /// # Errors
+    /// The directory or the file can't be written.
+    pub(crate) fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         make_directory(&self.0)?;
-        let new = self.0.join(format!(".{}-{:x}.new", file_name(source), std::process::id()));
-        let written = write_new(&new, &encode(source, text)).and_then(|()| fs::rename(&new, &path));
+        let new = self.0.join(format!(".{name}-{:x}.new", std::process::id()));
+        let written = write_new(&new, bytes).and_then(|()| fs::rename(&new, self.0.join(name)));
         if written.is_err() {
             fs::remove_file(&new).ok(); // it may not be there
         }
         written?;
         // The name is on disk only once its directory is.
         File::open(&self.0)?.sync_all()
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.0
     }
 
     /// The text that was kept of a source; `None` if there is none.
@@ -100,7 +111,7 @@ fn file_name(source: &str) -> String {
 }
 
 /// A line with a checksum of all that follows, a line of what is known of the text, and the text.
-fn encode(source: &str, text: &Text) -> Vec<u8> {
+pub(crate) fn encode(source: &str, text: &Text) -> Vec<u8> {
     let format = match text.format {
         Format::Yaml => "yaml",
         Format::Toml => "toml",
@@ -114,7 +125,7 @@ fn encode(source: &str, text: &Text) -> Vec<u8> {
 }
 
 /// `None` if a byte is not as it was written.
-fn decode(source: &str, bytes: &[u8]) -> Option<Text> {
+pub(crate) fn decode(source: &str, bytes: &[u8]) -> Option<Text> {
     let text = std::str::from_utf8(bytes).ok()?;
     let (first, body) = text.split_once('\n')?;
     let sum = first.strip_prefix(MARK)?.strip_prefix(' ')?;

@@ -85,6 +85,7 @@ mod centers;
 mod cli;
 mod config_handle;
 mod container;
+mod crash_guard;
 pub mod document;
 mod error;
 mod follow;
@@ -101,8 +102,11 @@ mod rpc;
 pub mod testing;
 
 // Ports, settings and inspection; each module's page says what it is for.
+#[cfg(feature = "cli")]
+pub use chassis_core::schema;
 pub use chassis_core::{
-    clock, config, inspect, kind, layer, matching, pipeline, protocol, registry, settings, units, wire,
+    clock, config, health, inspect, kind, layer, matching, pipeline, protocol, registry, settings, units,
+    wire,
 };
 // A call, its reply, and its end.
 pub use chassis_core::{
@@ -130,7 +134,13 @@ pub use chassis_grpc::Channel;
 pub use chassis_http as http;
 #[cfg(feature = "http")]
 pub use chassis_http::{HttpClient, Problem};
+#[cfg(feature = "http-center")]
+pub use chassis_http_center as http_center;
+#[cfg(feature = "kubernetes")]
+pub use chassis_kubernetes as kubernetes;
 pub use chassis_registry as registries;
+#[cfg(feature = "servicecomb")]
+pub use chassis_servicecomb as servicecomb;
 #[cfg(feature = "ttl")]
 pub use chassis_ttl as ttl;
 
@@ -161,4 +171,5 @@ pub type Result<T = (), E = StartError> = std::result::Result<T, E>;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 #[doc = include_str!("../docs/extending.md")]
+#[doc = include_str!("../docs/health.md")]
 struct Pages;

@@ -20,6 +20,7 @@ use crate::{
     Chassis, StartError,
     app::Parts,
     container::Container,
+    crash_guard::Watched,
     identity,
     presence::{Presence, Registered},
     rest::{self, Rest},
@@ -162,6 +163,11 @@ impl Running {
         &self.parts.presence
     }
 
+    /// The health checks of the program, which decide whether this process is ready for calls.
+    pub fn health(&self) -> &chassis_core::health::Health {
+        self.parts.runtime.health()
+    }
+
     /// Makes other services send no new calls here until [`put_back_in_service`](Self::put_back_in_service): see
     /// [`Presence::take_out_of_service`].
     ///
@@ -187,6 +193,9 @@ impl Running {
     /// Stops in order. It always ends: every step has a time limit.
     pub async fn stop(mut self) {
         let shutdown = self.parts.shutdown.get();
+        if let Some(Watched(guard)) = &self.parts.crash_guard {
+            guard.stopped(); // whatever ends the process from now on, it was told to end
+        }
         let hooks = std::mem::take(&mut self.parts.hooks.before_stop);
         stop_hooks("before-stop", hooks, &self.parts.runtime).await;
         self.parts.presence.stopping();

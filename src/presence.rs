@@ -2,7 +2,7 @@
 use std::{
     pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -10,6 +10,7 @@ use std::{
 
 use chassis_core::{
     Event, Runtime,
+    health::{Health, Readiness},
     registry::{Instance, Registration, Registry, RegistryError, Status},
     tasks::{backoff, caught},
 };
@@ -40,6 +41,7 @@ use tokio::{
 pub struct Presence(Arc<Inner>);
 
 struct Inner {
+    reasons: Mutex<Reasons>,
     /// The status to register.
     wanted: watch::Sender<Status>,
     /// The registered status; `None` if nothing is registered.
@@ -50,6 +52,13 @@ struct Inner {
     serves: AtomicBool,
     /// Sets the answer of gRPC's health service.
     health: Box<dyn Fn(bool) + Send + Sync>,
+}
+
+/// What decides whether the process wants calls.
+struct Reasons {
+    /// Up, or out of service by hand.
+    by_hand: Status,
+    readiness: Readiness,
 }
 
 /// The registration, owned by one task.
@@ -94,9 +103,12 @@ const DEREGISTER: Duration = Duration::from_secs(2);
 // === impl Presence ===
 
 impl Presence {
-    pub(crate) fn new(health: impl Fn(bool) + Send + Sync + 'static) -> Self {
+    /// `health` sets the answer of gRPC's health service.
+    pub(crate) fn new(checks: &Health, health: impl Fn(bool) + Send + Sync + 'static) -> Self {
+        let reasons = Reasons { by_hand: Status::Up, readiness: checks.readiness() };
         Presence(Arc::new(Inner {
-            wanted: watch::Sender::new(Status::Up),
+            wanted: watch::Sender::new(reasons.status()),
+            reasons: Mutex::new(reasons),
             registered: watch::Sender::new(None),
             registers: AtomicBool::new(false),
             serves: AtomicBool::new(false),
@@ -117,7 +129,7 @@ impl Presence {
         self.set(Status::OutOfService).await
     }
 
-    /// Takes calls again, as after the start.
+    /// Takes calls again, as after the start: unless a critical health check does not pass.
     ///
     /// # Errors
     /// As for [`take_out_of_service`](Self::take_out_of_service).
@@ -125,15 +137,41 @@ impl Presence {
         self.set(Status::Up).await
     }
 
-    /// Whether the process wants calls; its registry may not know yet.
+    /// Whether the process wants calls: it was not taken out of service, and its critical
+    /// [health checks](chassis_core::health::Health) pass. Its registry may not know yet.
     pub fn is_in_service(&self) -> bool {
         self.0.wanted.borrow().is_up()
     }
 
-    async fn set(&self, status: Status) -> Result<(), RegistryError> {
-        let mut registered = self.0.registered.subscribe();
-        self.0.wanted.send_replace(status.clone());
+    /// Follows the health checks.
+    pub(crate) async fn follow(self, mut readiness: watch::Receiver<Readiness>) {
+        loop {
+            let now = *readiness.borrow_and_update();
+            self.want(|reasons| reasons.readiness = now);
+            if readiness.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Changes the reasons; returns the status that follows from them.
+    fn want(&self, change: impl FnOnce(&mut Reasons)) -> Status {
+        let status = {
+            // No code panics while the lock is held, so a poisoned lock is still valid.
+            let mut reasons = self.0.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+            change(&mut reasons);
+            let status = reasons.status();
+            let is_new = |before: &mut Status| std::mem::replace(before, status.clone()) != status;
+            self.0.wanted.send_if_modified(is_new);
+            status
+        };
         self.update_health();
+        status
+    }
+
+    async fn set(&self, by_hand: Status) -> Result<(), RegistryError> {
+        let mut registered = self.0.registered.subscribe();
+        let status = self.want(|reasons| reasons.by_hand = by_hand);
         if !self.0.registers.load(Ordering::SeqCst) {
             return Ok(());
         }
@@ -194,6 +232,20 @@ impl Presence {
         runtime.tasks().spawn(keeper.keep());
         let _ = timeout(REGISTER, tried).await;
         Registered { deregister, presence: self.clone() }
+    }
+}
+
+// === impl Reasons ===
+
+impl Reasons {
+    /// The status to register. Taken out by hand precedes the checks.
+    fn status(&self) -> Status {
+        match self.readiness {
+            _ if !self.by_hand.is_up() => self.by_hand.clone(),
+            Readiness::Ready => Status::Up,
+            Readiness::Starting => Status::Starting,
+            Readiness::Failing => Status::OutOfService,
+        }
     }
 }
 
@@ -275,7 +327,25 @@ impl Keeper {
             if wanted != *self.entry.status() {
                 self.entry = self.entry.clone().with_status(wanted);
                 let entry = self.entry.clone();
-                let updated = caught(timeout(REGISTER_TRY, registration.update(entry))).await;
+                let updated = {
+                    let mut updating = pin!(caught(timeout(REGISTER_TRY, registration.update(entry))));
+                    tokio::select! {
+                        updated = &mut updating => Ok(updated),
+                        done = &mut self.asked => {
+                            // It may still succeed, and would overtake the deregistration.
+                            let _late = timeout(DEREGISTER / 2, updating).await;
+                            Err(done.ok())
+                        }
+                    }
+                };
+                let updated = match updated {
+                    Ok(updated) => updated,
+                    Err(None) => return Over::Stops(None),
+                    Err(done) => {
+                        self.deregister(registration).await;
+                        return Over::Stops(done);
+                    }
+                };
                 let why = match updated {
                     Ok(Ok(Ok(()))) => {
                         self.accepted();
@@ -336,7 +406,9 @@ impl Keeper {
 
     async fn deregister(&self, registration: Box<dyn Registration>) {
         let (instance, registry) = (self.entry.id.clone(), self.registry.name().to_owned());
-        match caught(registration.deregister()).await {
+        let ended = caught(timeout(REGISTER_TRY, registration.deregister())).await;
+        let late = |_| Err(RegistryError::new(format!("it did not deregister within {REGISTER_TRY:?}")));
+        match ended.map(|ended| ended.unwrap_or_else(late)) {
             Ok(Ok(())) => self.runtime.events().emit(Event::Deregistered { instance, registry }),
             Ok(Err(error)) => {
                 tracing::warn!(target: "chassis", %error, "could not be removed from the registry");

@@ -4,11 +4,22 @@ use std::{ffi::OsString, process};
 use chassis_config::{Code, Overrides, Version};
 use clap::{Arg, ArgAction, Command};
 
-use crate::{ChassisBuilder, StartError};
+use crate::{ChassisBuilder, StartError, document::Reader};
 
 mod print;
+mod schema;
 
-/// What the command line asks for.
+/// The JSON Schema of a section.
+#[allow(unused_macros, reason = "a build may have no section of its own")]
+macro_rules! schema_of {
+    ($section:ty) => {
+        chassis_core::schema::of::<$section>()
+    };
+}
+#[allow(unused_imports, reason = "a build may have no section of its own")]
+pub(crate) use schema_of;
+
+/// The demand of the command line.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Cli {
     /// The builder reads the command line.
@@ -22,6 +33,7 @@ pub(crate) struct Cli {
 enum Ask {
     Check,
     Print,
+    Schema,
 }
 
 /// The exit code of settings that can't be used: `EX_CONFIG` of sysexits.
@@ -44,7 +56,7 @@ impl Cli {
         }
     }
 
-    /// What `arguments` ask for, or the text that they ask for.
+    /// The demand of `arguments`, or the text that they ask for.
     fn of(
         name: &str,
         arguments: impl IntoIterator<Item = OsString>,
@@ -55,6 +67,7 @@ impl Cli {
         let mut command = Command::new(name.to_owned())
             .arg(flag("check-config", "Checks the settings and exits: 0 if they can be used, 78 if not"))
             .arg(flag("print-config", "Prints the settings in force, each with its origin, and exits"))
+            .arg(flag("print-schema", "Prints the JSON Schema of the settings (draft 07), and exits"))
             .arg(
                 Arg::new("set")
                     .long("set")
@@ -77,11 +90,9 @@ impl Cli {
             let why = format!("no code `{code}`; there are {all}");
             return Err(command.error(clap::error::ErrorKind::InvalidValue, why));
         }
-        let ask = match (found.get_flag("check-config"), found.get_flag("print-config")) {
-            (_, true) => Some(Ask::Print),
-            (true, false) => Some(Ask::Check),
-            (false, false) => None,
-        };
+        let asks =
+            [("print-schema", Ask::Schema), ("print-config", Ask::Print), ("check-config", Ask::Check)];
+        let ask = asks.into_iter().find(|(flag, _)| found.get_flag(flag)).map(|(_, ask)| ask);
         let set: Vec<String> = found.get_many("set").into_iter().flatten().cloned().collect();
         for set in &set {
             if let Err(why) = Overrides::default().parse(set) {
@@ -97,6 +108,19 @@ impl Cli {
         self.set.iter().fold(overrides, |all, set| all.clone().parse(set).unwrap_or(all))
     }
 
+    /// Whether the command line asks about the settings, and the program is not to run.
+    pub(crate) fn is_question(&self) -> bool {
+        self.ask.is_some()
+    }
+
+    /// Answers what needs no settings, and exits; returns if there is more to do.
+    pub(crate) fn answer_at_once(&self, reader: &Reader) {
+        if self.ask == Some(Ask::Schema) {
+            println!("{:#}", schema::of(&reader.tables()));
+            process::exit(0)
+        }
+    }
+
     /// Answers what was asked about settings that can be used, and exits; returns if the program is to run.
     pub(crate) fn answer<D, T>(&self, version: &Version<D, T>) {
         match self.ask {
@@ -105,6 +129,7 @@ impl Cli {
                 version.warnings.iter().for_each(|warning| eprintln!("{warning}"));
                 println!("the settings can be used; their hash is {}", version.hash);
             }
+            Some(Ask::Schema) => return, // it was answered
             Some(Ask::Print) => print!("{}", print::commented(&version.tree)),
         }
         process::exit(0)
@@ -127,10 +152,11 @@ impl ChassisBuilder {
     /// | --- | --- |
     /// | `--check-config` | checks the settings; exit code 0 or 78 |
     /// | `--print-config` | prints the settings in force as YAML, with the origin of each; secrets are not shown |
+    /// | `--print-schema` | prints the JSON Schema of the settings, draft 07, with the kinds and sections of this program |
     /// | `--set path=value` | sets one setting over all sources; may be repeated |
     /// | `--explain C002` | explains the code of a problem |
     ///
-    /// The first two are answered by [`build`](ChassisBuilder::build), which then exits; the program's own work begins
+    /// The first three are answered by [`build`](ChassisBuilder::build), which then exits; the program's own work begins
     /// after it. Settings that can't be used end the process with exit code 78 (`EX_CONFIG`), their problems on stderr.
     /// Other arguments are refused: a program with arguments of its own uses [`set`](ChassisBuilder::set) instead.
     ///
@@ -143,6 +169,31 @@ impl ChassisBuilder {
     pub fn cli(mut self) -> Self {
         self.cli = Cli::of_process(&self.name);
         self
+    }
+
+    /// The JSON Schema of the settings, draft 07, with the kinds and sections of this builder: what `--print-schema`
+    /// prints.
+    ///
+    /// Descriptions are the doc comments; `x-reload` of each key is `live` or `restart`. A section or a kind without a
+    /// schema of its own allows everything: see [`Section::schema`](crate::Section::schema).
+    ///
+    /// ```
+    /// use chassis::{Chassis, Section, schema};
+    ///
+    /// #[derive(Default, serde::Deserialize, schemars::JsonSchema)]
+    /// #[serde(default, deny_unknown_fields)]
+    /// struct Shop {
+    ///     /// Percent. Default 0.
+    ///     discount: u8,
+    /// }
+    ///
+    /// let shop = Section::<Shop>::new("shop").schema(schema::of::<Shop>());
+    /// let schema = Chassis::builder("orders").section(shop).schema();
+    /// let discount = &schema["properties"]["shop"]["properties"]["discount"];
+    /// assert_eq!((&discount["x-reload"], &discount["description"]), (&"live".into(), &"Percent. Default 0.".into()));
+    /// ```
+    pub fn schema(&self) -> serde_json::Value {
+        schema::of(&self.reader.tables())
     }
 }
 

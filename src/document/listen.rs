@@ -8,8 +8,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 ///
 /// Several names may have one address: they share the port. Default none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(transparent)]
-pub struct Listen(pub BTreeMap<String, Address>);
+pub struct Listen(
+    #[cfg_attr(feature = "cli", schemars(with = "BTreeMap<String, String>"))] pub BTreeMap<String, Address>,
+);
 
 /// An address to listen at: `host:port`, `[v6]:port`, `unix:/path`, or `memory:name` within the process. Port 0
 /// means any free port.

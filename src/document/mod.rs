@@ -35,6 +35,7 @@ use crate::kinds::{Center, Chosen};
 /// and `server` among them), because it knows their types: see [`kind`](crate::ChassisBuilder::kind) and
 /// [`section`](crate::ChassisBuilder::section).
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Document {
     /// The identity of this process.
@@ -43,16 +44,19 @@ pub struct Document {
     pub listen: Listen,
     /// The registry, which finds other services and makes this one known.
     #[serde(deserialize_with = "read::later")]
+    #[cfg_attr(feature = "cli", schemars(with = "serde_json::Value"))]
     pub(crate) registry: Option<Chosen>,
     /// The handling of the registry's answers.
     pub discovery: DiscoverySection,
     /// Config centers.
     #[serde(deserialize_with = "read::later")]
+    #[cfg_attr(feature = "cli", schemars(with = "serde_json::Value"))]
     pub(crate) config: Vec<Center>,
     /// Matches by name, for routes, limits and faults. Default none.
     pub matches: BTreeMap<String, Match>,
     /// Pickers by name, for `balance`. Default none.
     #[serde(deserialize_with = "read::later")]
+    #[cfg_attr(feature = "cli", schemars(with = "serde_json::Value"))]
     pub pickers: Pickers,
     /// Incoming calls.
     pub inbound: InboundSettings,
@@ -74,7 +78,10 @@ pub struct Document {
 }
 
 /// Tables of the document that are read once, at the start.
-const READ_ONCE: [&str; 5] = ["service", "listen", "registry", "discovery", "config"];
+pub(crate) const READ_ONCE: [&str; 5] = ["service", "listen", "registry", "discovery", "config"];
+
+/// Keys of the table `discovery` that are read once; the others are live.
+const DISCOVERY_READ_ONCE: [&str; 2] = ["last_good", "services"];
 
 /// The tables of the document: no registered section may have such a name.
 pub(crate) const TABLES: [&str; 14] = [
@@ -163,16 +170,25 @@ impl ReadOnce {
     /// The differences from the tree that a process `started` with which wait for its next start.
     pub(crate) fn pending(&self, started: &Node, now: &Node) -> Vec<Moved> {
         let mut found = changes(started, now);
-        found.retain(|moved| self.waits(&moved.path));
+        found.retain(|moved| self.waits(&moved.path, [started, now]));
         found
     }
 
-    fn waits(&self, path: &Path) -> bool {
+    fn waits(&self, path: &Path, trees: [&Node; 2]) -> bool {
         let key = |at: usize| match path.0.get(at) {
             Some(tree::Segment::Key(key)) => key.as_str(),
             _ => "",
         };
-        let is_live = key(0) == "registry" && self.live.iter().any(|live| live == key(1));
+        let is_live = match (key(0), key(1)) {
+            ("registry", key) => self.live.iter().any(|live| live == key),
+            // The whole table was added or removed.
+            ("discovery", "") => {
+                let has = |key| trees.iter().any(|tree| tree.at(&Path::of(["discovery", key])).is_some());
+                !DISCOVERY_READ_ONCE.into_iter().any(has)
+            }
+            ("discovery", key) => !DISCOVERY_READ_ONCE.contains(&key),
+            _ => false,
+        };
         !is_live && (READ_ONCE.contains(&key(0)) || self.sections.iter().any(|section| section == key(0)))
     }
 }
@@ -206,6 +222,18 @@ mod tests {
         check("", "registry: {kind: local}", &["registry unset -> { kind: local } (c:1:11)"]);
         check("registry: {kind: static, services: {}}", "registry: {kind: static, services: {a: []}}", &[]);
         check("service: {name: a}\nshutdown: {}", "service: {name: a}", &[]);
+        check("discovery: {hold: off}", "discovery: {hold: {share: 20%}}", &[]);
+        check("", "discovery: {hold: off}", &[]);
+        check(
+            "discovery: {last_good: {dir: a}}",
+            "discovery: {hold: off}",
+            &["discovery.last_good { dir: a } -> unset"],
+        );
+        check(
+            "",
+            "discovery: {last_good: {dir: a}}",
+            &["discovery unset -> { last_good: { dir: a } } (c:1:12)"],
+        );
         check(
             "client: {connections: 1}",
             "client: {connections: 2}",
@@ -228,8 +256,8 @@ mod tests {
         assert_eq!(names, ["x-tenant", "accept-language"]);
         let (_, problems) = read("propagate: [a, te, 'b c']");
         let found: Vec<_> = problems.iter().map(Problem::in_a_line).collect();
-        let te = "c:1:16 propagate[1]: `te` is about one hop and can't be carried on";
-        assert_eq!(found, [te, "c:1:20 propagate[2]: `b c` can't be the name of a header"]);
+        let te = "C006 c:1:16 propagate[1]: `te` is about one hop and can't be carried on";
+        assert_eq!(found, [te, "C006 c:1:20 propagate[2]: `b c` can't be the name of a header"]);
     }
 
     #[test]

@@ -5,8 +5,13 @@ use serde::{Deserialize, Deserializer, de};
 /// The `propagate` list: headers of an incoming call that are copied to the calls its handler makes. Default
 /// none; trace headers and deadlines are always carried on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(transparent)]
-pub struct Propagate(#[serde(deserialize_with = "names")] pub Vec<HeaderName>);
+pub struct Propagate(
+    #[serde(deserialize_with = "names")]
+    #[cfg_attr(feature = "cli", schemars(with = "Vec<String>"))]
+    pub Vec<HeaderName>,
+);
 
 /// Headers that belong to one hop, or are written anew for every call.
 const OF_ONE_HOP: [&str; 9] = [

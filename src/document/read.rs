@@ -6,12 +6,12 @@ use serde::{
 };
 
 use super::{
-    Document, Problem, ReadOnce, read_part,
+    DiscoverySection, Document, Problem, ReadOnce, read_part,
     tree::{Node, Path},
 };
 use crate::{
     built_in,
-    kinds::{Center, Chosen, Kinds, Port},
+    kinds::{Center, Chosen, Kinds, Port, Tables},
 };
 
 /// Reads documents with all registered kinds and sections.
@@ -54,6 +54,12 @@ impl Reader {
         self.0.section_names()
     }
 
+    /// All kinds and sections, for the schema.
+    #[allow(dead_code, reason = "for the command line, which a build may be without")]
+    pub(crate) fn tables(&self) -> Tables {
+        self.0.tables()
+    }
+
     /// Names that can't be registered, with the reasons.
     pub(crate) fn conflicts(&self) -> &[String] {
         &self.0.conflicts
@@ -65,17 +71,17 @@ impl Reader {
         let (document, mut problems) = read_part::<Document>(tree, &Path::default(), &others);
         self.0.explain_left_out(&mut problems);
         let registry = self.0.read_registry(tree, &mut problems);
+        let overrides = self.0.read_overrides(tree, &mut problems);
         let config = self.0.read_centers(tree, &mut problems);
         let pickers = self.0.read_pickers(tree, &mut problems);
         let sections = self.0.read_sections(tree, &mut problems);
         problems.sort_by_key(place);
         let sound = document.filter(|_| !problems.iter().any(Problem::is_error));
-        (sound.map(|document| Document { config, registry, pickers, sections, ..document }), problems)
-    }
-
-    /// Can the settings name config centers?
-    pub(crate) fn has_centers(&self) -> bool {
-        self.0.has_centers()
+        let whole = |document: Document| {
+            let discovery = DiscoverySection { services: overrides, ..document.discovery };
+            Document { config, registry, discovery, pickers, sections, ..document }
+        };
+        (sound.map(whole), problems)
     }
 
     /// Reads the config centers of a tree, and nothing else: the rest of the settings is not whole without them.

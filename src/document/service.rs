@@ -2,13 +2,16 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use chassis_core::{
-    LastGoodConfig,
-    units::{Ratio, Span},
+    HoldConfig, LastGoodConfig,
+    units::{Ratio, Span, Switch},
 };
 use serde::{Deserialize, Serialize};
 
+use crate::kinds::Chosen;
+
 /// The `service` table: the identity of this process. Read once, at the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct ServiceSection {
     /// The service's name. Default: the name that the program passes to the builder.
@@ -38,6 +41,7 @@ pub struct ServiceSection {
 
 /// The `shutdown` table: time limits of the steps of a stop.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct ShutdownSection {
     /// How long the service still accepts calls after it was deregistered, until clients know of it. Default
@@ -49,16 +53,27 @@ pub struct ShutdownSection {
 }
 
 /// The `discovery` table: the handling of the registry's answers, whatever its kind.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct DiscoverySection {
     /// Keeps the last good instances of each called service on disk. If the registry fails at the start, or does not
     /// answer within 2 s, calls use them. Default: not set, so nothing is written.
+    /// Read once, at the start.
     pub last_good: Option<LastGoodConfig>,
+    /// Keeps instances for a while that the registry removed together with most others, or `off`. Default: a removal of
+    /// more than `50%`, for `60s`.
+    pub hold: Switch<HoldConfig>,
+    /// Settings of single services, by name: `billing: { registry: { kind: dns, … } }` looks up `billing` in a registry
+    /// of its own. Default none.
+    #[serde(deserialize_with = "super::read::later", skip_serializing)]
+    #[cfg_attr(feature = "cli", schemars(with = "serde_json::Value"))]
+    pub(crate) services: BTreeMap<String, Chosen>,
 }
 
 /// The `telemetry` table: traces.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct TelemetrySection {
     /// The share of calls that begin a trace if they are not part of one. Default `0%`: incoming traces are
@@ -79,6 +94,18 @@ pub fn check_name(name: &str) -> Result<(), String> {
             "{name:?} can't be the name of a service: visible ASCII characters but `;` and `:` are allowed"
         )),
         _ => Ok(()),
+    }
+}
+
+// === impl DiscoverySection ===
+
+impl Default for DiscoverySection {
+    fn default() -> Self {
+        DiscoverySection {
+            last_good: None,
+            hold: Switch::On(HoldConfig::default()),
+            services: BTreeMap::new(),
+        }
     }
 }
 

@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 
 use crate::document::TABLES;
 
+mod composite;
 #[cfg(test)]
 mod tests;
 
@@ -52,16 +53,48 @@ pub trait Port: Sized + Send + Sync + 'static {
 /// A kind, and how its settings are read.
 trait ReadKind<M>: Send + Sync {
     fn name(&self) -> &str;
+    fn described(&self) -> Described;
     /// Reads the table at `part`, or returns the problems. The keys `beside` are not the kind's own.
-    fn read(self: Arc<Self>, tree: &Node, part: &Path, beside: &[&str]) -> Result<Chosen<M>, Vec<Problem>>;
+    /// `kinds` are all kinds of the port, for a kind that consists of others.
+    fn read(
+        self: Arc<Self>,
+        kinds: &Table<M>,
+        tree: &Node,
+        part: &Path,
+        beside: &[&str],
+    ) -> Result<Chosen<M>, Vec<Problem>>;
 }
 
 /// A section, and how it is read.
 trait ReadSection: Send + Sync {
     fn name(&self) -> &str;
     fn is_read_once(&self) -> bool;
+    fn schema(&self) -> &serde_json::Value;
     /// Adds the section to `sections`, or returns the problems.
     fn read(&self, tree: &Node, sections: &mut Sections) -> Result<(), Vec<Problem>>;
+}
+
+/// The definition, in the schema of the settings, of a table with a `kind` of registry that is read once.
+pub(crate) const FIXED_REGISTRY: &str = "#/definitions/registry.fixed";
+
+/// A kind, as the schema of the settings shows it.
+#[allow(dead_code, reason = "for the command line, which a build may be without")]
+pub(crate) struct Described {
+    pub(crate) name: String,
+    /// The schema of its table, without `kind`.
+    pub(crate) schema: serde_json::Value,
+    /// Keys that can change while what it made is in use.
+    pub(crate) live: Vec<String>,
+}
+
+/// All kinds and sections, as the schema of the settings shows them.
+#[allow(dead_code, reason = "for the command line, which a build may be without")]
+pub(crate) struct Tables {
+    pub(crate) registries: Vec<Described>,
+    pub(crate) centers: Vec<Described>,
+    pub(crate) pickers: Vec<Described>,
+    /// The name of each section, whether it is read once, and its schema.
+    pub(crate) sections: Vec<(String, bool, serde_json::Value)>,
 }
 
 /// A kind with its settings, as a table chose it.
@@ -69,6 +102,7 @@ pub(crate) struct Chosen<M = Arc<dyn Registry>> {
     kind: Arc<str>,
     live: Arc<[String]>,
     make: Arc<Make<M>>,
+    make_fixed: Arc<Make<M>>,
     change: Arc<Make<()>>,
 }
 
@@ -80,23 +114,36 @@ pub(crate) struct Center {
     pub(crate) chosen: Chosen<Arc<dyn ConfigSource>>,
     /// There is no start without it.
     pub(crate) is_required: bool,
+    /// Its text may refer to files and environment variables of this process.
+    pub(crate) has_references: bool,
 }
 
 type Make<M> = dyn Fn() -> Result<M, BoxError> + Send + Sync;
 
 /// Kinds that a build may lack, and the cargo feature that adds each.
-const OPTIONAL_KINDS: [(&str, &str); 5] =
-    [("local", "local"), ("dns", "dns"), ("consul", "consul"), ("etcd", "etcd"), ("ttl", "ttl")];
+const OPTIONAL_KINDS: [(&str, &str); 8] = [
+    ("local", "local"),
+    ("dns", "dns"),
+    ("consul", "consul"),
+    ("etcd", "etcd"),
+    ("kubernetes", "kubernetes"),
+    ("http", "http-center"),
+    ("servicecomb", "servicecomb"),
+    ("ttl", "ttl"),
+];
 /// Sections that a build may lack, and the cargo feature that adds each.
 const OPTIONAL_SECTIONS: [(&str, &str); 2] = [("client", "http"), ("server", "http")];
 
 const KIND: &str = "kind";
+/// The key of a service in the table `discovery.services`.
+const REGISTRY: &str = "registry";
 /// The key of the table `config`.
 const CENTERS: &str = "centers";
 /// The key of the table `config` for the directory of last good texts.
 const LAST_GOOD: &str = "last_good";
-/// The key of a config center beside those of its kind.
+/// The keys of a config center beside those of its kind.
 const REQUIRED: &str = "required";
+const REFERENCES: &str = "references";
 
 // === the ports ===
 
@@ -137,6 +184,20 @@ impl Kinds {
         self.sections.push(Box::new(section));
     }
 
+    /// All of them, for the schema.
+    #[allow(dead_code, reason = "for the command line, which a build may be without")]
+    pub(crate) fn tables(&self) -> Tables {
+        let section = |section: &dyn ReadSection| {
+            (section.name().to_owned(), section.is_read_once(), section.schema().clone())
+        };
+        Tables {
+            registries: self.registries.described(),
+            centers: self.centers.described(),
+            pickers: self.pickers.described(),
+            sections: self.sections.iter().map(|read| section(&**read)).collect(),
+        }
+    }
+
     pub(crate) fn section_names(&self) -> impl Iterator<Item = &str> {
         self.sections.iter().map(|section| section.name())
     }
@@ -156,6 +217,11 @@ impl Kinds {
         sections
     }
 
+    /// The built-in kinds that consist of others.
+    pub(crate) fn add_composites(&mut self) {
+        self.registries.add_read(composite::CompositeKind);
+    }
+
     /// The registry that the `registry` table chooses; `None` without such a table.
     pub(crate) fn read_registry(&self, tree: &Node, problems: &mut Vec<Problem>) -> Option<Chosen> {
         let part = Path::of(["registry"]);
@@ -163,9 +229,39 @@ impl Kinds {
         self.registries.read(tree, &part, &[]).map_err(|wrong| problems.extend(wrong)).ok()
     }
 
-    /// Is there any kind of config center?
-    pub(crate) fn has_centers(&self) -> bool {
-        !self.centers.0.is_empty()
+    /// The registries of single services, in the table `discovery.services`, by service.
+    pub(crate) fn read_overrides(
+        &self,
+        tree: &Node,
+        problems: &mut Vec<Problem>,
+    ) -> BTreeMap<String, Chosen> {
+        let part = Path::of(["discovery", "services"]);
+        let Some((services, value)) = value_of(tree, &part) else { return BTreeMap::new() };
+        if !matches!(value, Value::Map(_)) {
+            problems.push(wrong_type(services, part, "a map by the names of services"));
+            return BTreeMap::new();
+        }
+        let mut read = BTreeMap::new();
+        for service in services.entries() {
+            let part = part.then(Segment::Key(service.key.clone()));
+            if !matches!(service.node.value, Value::Map(_) | Value::Null) {
+                problems.push(wrong_type(&service.node, part, "a map with `registry`"));
+                continue;
+            }
+            for key in service.node.entries().iter().filter(|key| key.key != REGISTRY) {
+                let at = part.then(Segment::Key(key.key.clone()));
+                let unknown = Problem::error(at, Some(key.key_at.clone()), "unknown key");
+                problems.push(unknown.coded(Code::UnknownKey).instead(&key.key, [REGISTRY]));
+            }
+            let part = part.then(Segment::Key(REGISTRY.to_owned()));
+            if tree.at(&part).is_some() {
+                match self.registries.read(tree, &part, &[]) {
+                    Ok(chosen) => drop(read.insert(service.key.clone(), chosen)),
+                    Err(wrong) => problems.extend(wrong),
+                }
+            }
+        }
+        read
     }
 
     /// The config centers of the table `config`, in their order: later ones stand over earlier ones.
@@ -210,15 +306,18 @@ impl Kinds {
     }
 
     fn center(&self, tree: &Node, part: &Path) -> Result<Center, Vec<Problem>> {
-        let chosen = self.centers.read(tree, part, &[REQUIRED])?;
-        let at = part.then(Segment::Key(REQUIRED.to_owned()));
-        let is_required = match tree.at(&at).map(|node| (node, &node.value)) {
-            None => true,
-            Some((_, Value::Plain(word))) if word == "true" => true,
-            Some((_, Value::Plain(word))) if word == "false" => false,
-            Some((node, _)) => return Err(vec![wrong_type(node, at, "`true` or `false`")]),
-        };
-        Ok(Center { path: part.to_string(), chosen, is_required })
+        let chosen = self.centers.read(tree, part, &[REQUIRED, REFERENCES]);
+        let (is_required, has_references) =
+            (read_switch(tree, part, REQUIRED, true), read_switch(tree, part, REFERENCES, false));
+        match (chosen, is_required, has_references) {
+            (Ok(chosen), Ok(is_required), Ok(has_references)) => {
+                Ok(Center { path: part.to_string(), chosen, is_required, has_references })
+            }
+            (chosen, is_required, has_references) => {
+                let switches = [is_required.err(), has_references.err()].into_iter().flatten();
+                Err(chosen.err().unwrap_or_default().into_iter().chain(switches).collect())
+            }
+        }
     }
 
     /// The pickers of the `pickers` table, and the kinds that need no settings, under their own names.
@@ -229,7 +328,7 @@ impl Kinds {
             // A kind that needs settings has a picker only where the table has them.
             let own = part.then(Segment::Key(kind.name().to_owned()));
             if tree.at(&own).is_none()
-                && let Ok(chosen) = kind.clone().read(tree, &own, &[])
+                && let Ok(chosen) = kind.clone().read(&self.pickers, tree, &own, &[])
                 && let Ok(picker) = self.picker(&own, &Value::Null, &chosen)
             {
                 pickers.insert(kind.name().to_owned(), picker);
@@ -297,7 +396,7 @@ impl Kinds {
             )
             .into());
         };
-        local.clone().read(tree, &Path::of(["registry"]), &[]).map_err(|wrong| {
+        local.clone().read(&self.registries, tree, &Path::of(["registry"]), &[]).map_err(|wrong| {
             let wrong: Vec<_> = wrong.iter().map(Problem::in_a_line).collect();
             wrong.join("; ").into()
         })
@@ -339,6 +438,18 @@ pub(crate) fn keep(tree: &Node) -> Keep {
     }
 }
 
+/// The switch `key` of the table at `part`.
+#[allow(clippy::result_large_err)] // once for each change of the settings
+fn read_switch(tree: &Node, part: &Path, key: &str, default: bool) -> Result<bool, Problem> {
+    let at = part.then(Segment::Key(key.to_owned()));
+    match tree.at(&at).map(|node| (node, &node.value)) {
+        None | Some((_, Value::Null)) => Ok(default),
+        Some((_, Value::Plain(word))) if word == "true" => Ok(true),
+        Some((_, Value::Plain(word))) if word == "false" => Ok(false),
+        Some((node, _)) => Err(wrong_type(node, at, "`true` or `false`")),
+    }
+}
+
 fn left_out_message(name: &str, feature: &str) -> String {
     format!("this build of chassis has no `{name}`: the cargo feature `{feature}` adds it")
 }
@@ -351,6 +462,11 @@ fn failed(tree: &Node, part: &Path, error: &(dyn std::error::Error + 'static)) -
         source = cause.source();
     }
     Finding::error("", message).within(part).place(tree)
+}
+
+/// The value at `part`, unless it is null.
+fn value_of<'a>(tree: &'a Node, part: &Path) -> Option<(&'a Node, &'a Value)> {
+    tree.at(part).map(|node| (node, &node.value)).filter(|(_, value)| !matches!(value, Value::Null))
 }
 
 fn wrong_type(node: &Node, part: Path, wanted: &str) -> Problem {
@@ -379,12 +495,21 @@ impl<M> Default for Table<M> {
 impl<M: 'static> Table<M> {
     /// The last kind of a name wins: a program may replace a built-in one.
     fn add(&mut self, kind: impl Kind<Made = M>) {
+        self.add_read(Readable(kind));
+    }
+
+    fn add_read(&mut self, kind: impl ReadKind<M> + 'static) {
         self.0.retain(|other| other.name() != kind.name());
-        self.0.push(Arc::new(Readable(kind)));
+        self.0.push(Arc::new(kind));
     }
 
     fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|kind| kind.name())
+    }
+
+    #[allow(dead_code, reason = "for the command line, which a build may be without")]
+    fn described(&self) -> Vec<Described> {
+        self.0.iter().map(|kind| kind.described()).collect()
     }
 
     /// Reads the table at `part` as its `kind` requires.
@@ -403,7 +528,7 @@ impl<M: 'static> Table<M> {
             return Err(vec![wrong_type(&entry.node, at, "the name of a kind")]);
         };
         if let Some(kind) = self.0.iter().find(|kind| kind.name() == word) {
-            return kind.clone().read(tree, part, beside);
+            return kind.clone().read(self, tree, part, beside);
         }
         let place = Some(entry.node.at.clone());
         Err(vec![match OPTIONAL_KINDS.iter().find(|(kind, _)| kind == word) {
@@ -431,8 +556,14 @@ impl<K: Kind> ReadKind<K::Made> for Readable<K> {
         self.0.name()
     }
 
+    fn described(&self) -> Described {
+        let live = self.0.live().iter().map(|key| (*key).to_owned()).collect();
+        Described { name: self.0.name().to_owned(), schema: self.0.schema(), live }
+    }
+
     fn read(
         self: Arc<Self>,
+        _: &Table<K::Made>,
         tree: &Node,
         part: &Path,
         beside: &[&str],
@@ -448,10 +579,12 @@ impl<K: Kind> ReadKind<K::Made> for Readable<K> {
         let (kind, live) =
             (self.0.name().into(), self.0.live().iter().map(|key| (*key).to_owned()).collect());
         let (this, of) = (self.clone(), config.clone());
+        let (another, its) = (self.clone(), config.clone());
         Ok(Chosen {
             kind,
             live,
             make: Arc::new(move || this.0.make(&of)),
+            make_fixed: Arc::new(move || another.0.make_fixed(&its)),
             change: Arc::new(move || self.0.change(&config)),
         })
     }
@@ -466,6 +599,10 @@ impl<T: Send + Sync + 'static, C: DeserializeOwned + 'static> ReadSection for Se
 
     fn is_read_once(&self) -> bool {
         self.is_read_once()
+    }
+
+    fn schema(&self) -> &serde_json::Value {
+        self.json_schema()
     }
 
     fn read(&self, tree: &Node, sections: &mut Sections) -> Result<(), Vec<Problem>> {
@@ -495,8 +632,20 @@ impl<M> Chosen<M> {
         &self.live
     }
 
+    /// A choice whose settings take effect at the start only.
+    fn fixed(kind: &str, make: impl Fn() -> Result<M, BoxError> + Send + Sync + 'static) -> Self {
+        let make: Arc<Make<M>> = Arc::new(make);
+        let live = Vec::new().into();
+        Chosen { kind: kind.into(), live, make: make.clone(), make_fixed: make, change: Arc::new(|| Ok(())) }
+    }
+
     pub(crate) fn make(&self) -> Result<M, BoxError> {
         (self.make)()
+    }
+
+    /// Makes a further one, which [`change`](Self::change) does not affect.
+    pub(crate) fn make_fixed(&self) -> Result<M, BoxError> {
+        (self.make_fixed)()
     }
 
     /// Applies these settings to the registry that is in use.
@@ -507,10 +656,17 @@ impl<M> Chosen<M> {
 
 impl<M> Clone for Chosen<M> {
     fn clone(&self) -> Self {
-        let Chosen { kind, live, make, change } = self;
-        Chosen { kind: kind.clone(), live: live.clone(), make: make.clone(), change: change.clone() }
+        Chosen {
+            kind: self.kind.clone(),
+            live: self.live.clone(),
+            make: self.make.clone(),
+            make_fixed: self.make_fixed.clone(),
+            change: self.change.clone(),
+        }
     }
 }
+
+impl<M> Eq for Chosen<M> {}
 
 /// Equal if it is the same choice, not only an equal one.
 impl<M> PartialEq for Chosen<M> {

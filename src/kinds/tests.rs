@@ -51,12 +51,12 @@ fn what_a_build_is_without_is_named_with_its_feature() {
     let kinds = Kinds::default();
     kinds.read_registry(&yaml("registry: { kind: local, lease: 5s }"), &mut problems);
     let left_out = "this build of chassis has no `local`: the cargo feature `local` adds it";
-    assert_eq!(problems[0].in_a_line(), format!("c:1:19 registry.kind: {left_out}"));
+    assert_eq!(problems[0].in_a_line(), format!("C003 c:1:19 registry.kind: {left_out}"));
 
     let mut problems = vec![Problem::error(Path::of(["server"]), None, "unknown key")];
     kinds.explain_left_out(&mut problems);
     let left_out = "this build of chassis has no `server`: the cargo feature `http` adds it";
-    assert_eq!(problems[0].in_a_line(), format!("server: {left_out}"));
+    assert_eq!(problems[0].in_a_line(), format!("C006 server: {left_out}"));
 }
 
 #[test]
@@ -65,34 +65,42 @@ fn what_a_table_of_a_kind_holds_is_read_at_its_place() {
     pickers(
         &kinds,
         "pickers: { a: { kind: seeded, seed: x } }",
-        &["c:1:37 pickers.a.seed: a whole number belongs here, not `x`"],
+        &["C005 c:1:37 pickers.a.seed: a whole number belongs here, not `x`"],
     );
     pickers(
         &kinds,
         "pickers: { a: { kind: seeded, sed: 1 } }",
-        &["c:1:31 pickers.a.sed: unknown key; did you mean `seed`?"],
+        &["C002 c:1:31 pickers.a.sed: unknown key; did you mean `seed`?"],
     );
     pickers(
         &kinds,
         "pickers: { a: { kind: seded } }",
-        &["c:1:23 pickers.a.kind: `seded` is not known here; did you mean `seeded`?"],
+        &["C003 c:1:23 pickers.a.kind: `seded` is not known here; did you mean `seeded`?"],
     );
-    pickers(&kinds, "pickers: { a: { kind: seeded, seed: 13 } }", &["c:1:12 pickers.a: 13 brings bad luck"]);
+    pickers(
+        &kinds,
+        "pickers: { a: { kind: seeded, seed: 13 } }",
+        &["C007 c:1:12 pickers.a: 13 brings bad luck"],
+    );
     pickers(
         &kinds,
         "pickers: { a: seeded }",
-        &["c:1:15 pickers.a: a map with a `kind` belongs here, not `seeded`"],
+        &["C005 c:1:15 pickers.a: a map with a `kind` belongs here, not `seeded`"],
     );
     pickers(
         &kinds,
         "pickers: { a: { kind: [seeded] } }",
-        &["c:1:23 pickers.a.kind: the name of a kind belongs here, not a list"],
+        &["C005 c:1:23 pickers.a.kind: the name of a kind belongs here, not a list"],
     );
-    pickers(&kinds, "pickers: [ a ]", &["c:1:10 pickers: a map of pickers by name belongs here, not a list"]);
+    pickers(
+        &kinds,
+        "pickers: [ a ]",
+        &["C005 c:1:10 pickers: a map of pickers by name belongs here, not a list"],
+    );
     pickers(
         &kinds,
         "pickers: { p2c: { kind: seeded, seed: 1 } }",
-        &["c:1:12 pickers.p2c: `p2c` is built in; a picker of one's own has another name"],
+        &["C006 c:1:12 pickers.p2c: `p2c` is built in; a picker of one's own has another name"],
     );
 }
 
@@ -146,38 +154,40 @@ fn config_centers_are_read_at_their_place() {
     }
 
     let mut kinds = Kinds::default();
-    assert!(!kinds.has_centers());
     Port::add(&mut kinds, kind::from_fn("seeded", |_: &Seed| Ok(Arc::new(Nothing) as Arc<dyn ConfigSource>)));
     let read = |content| {
         let mut problems = Vec::new();
         let centers = kinds.read_centers(&yaml(content), &mut problems);
-        let required: Vec<_> =
-            centers.iter().map(|center| (center.path.clone(), center.is_required)).collect();
-        (required, problems.iter().map(Problem::in_a_line).collect::<Vec<_>>())
+        let required =
+            centers.iter().map(|center| (center.path.clone(), center.is_required, center.has_references));
+        (required.collect::<Vec<_>>(), problems.iter().map(Problem::in_a_line).collect::<Vec<_>>())
     };
-    let good =
-        "config: { centers: [ { kind: seeded, seed: 1 }, { kind: seeded, seed: 2, required: false } ] }";
-    let both = [("config.centers[0]".to_owned(), true), ("config.centers[1]".to_owned(), false)];
+    let good = "config: { centers: [ { kind: seeded, seed: 1 }, { kind: seeded, seed: 2, required: false, references: true } ] }";
+    let both = [("config.centers[0]".to_owned(), true, false), ("config.centers[1]".to_owned(), false, true)];
     assert_eq!(read(good), (both.to_vec(), Vec::new()));
     for (content, problem) in [
-        ("config: 1", "c:1:9 config: a map with `centers` belongs here, not `1`"),
-        ("config: { centres: [] }", "c:1:11 config.centres: unknown key; did you mean `centers`?"),
+        ("config: 1", "C005 c:1:9 config: a map with `centers` belongs here, not `1`"),
+        ("config: { centres: [] }", "C002 c:1:11 config.centres: unknown key; did you mean `centers`?"),
         (
             "config: { centers: {} }",
-            "c:1:20 config.centers: a list of config centers belongs here, not a map",
+            "C005 c:1:20 config.centers: a list of config centers belongs here, not a map",
         ),
-        ("config: { centers: [ { seed: 1 } ] }", "c:1:22 config.centers[0]: missing `kind`"),
+        ("config: { centers: [ { seed: 1 } ] }", "C004 c:1:22 config.centers[0]: missing `kind`"),
         (
             "config: { centers: [ { kind: seeded, sed: 1 } ] }",
-            "c:1:38 config.centers[0].sed: unknown key; did you mean `seed`?",
+            "C002 c:1:38 config.centers[0].sed: unknown key; did you mean `seed`?",
         ),
         (
             "config: { centers: [ { kind: seeded, seed: 1, required: 'no' } ] }",
-            "c:1:57 config.centers[0].required: `true` or `false` belongs here, not `no`",
+            "C005 c:1:57 config.centers[0].required: `true` or `false` belongs here, not `no`",
+        ),
+        (
+            "config: { centers: [ { kind: seeded, seed: 1, references: 1 } ] }",
+            "C005 c:1:59 config.centers[0].references: `true` or `false` belongs here, not `1`",
         ),
         (
             "config: { centers: [ { kind: etcd } ] }",
-            "c:1:30 config.centers[0].kind: this build of chassis has no `etcd`: the cargo feature `etcd` adds it",
+            "C003 c:1:30 config.centers[0].kind: this build of chassis has no `etcd`: the cargo feature `etcd` adds it",
         ),
     ] {
         assert_eq!(read(content), (Vec::new(), vec![problem.to_owned()]), "{content}");

@@ -1,6 +1,7 @@
 //! Binds every port before anything is served, so that a start fails as a whole.
 use std::collections::BTreeMap;
 
+use chassis_config::Finding;
 use chassis_http::server::{Mux, Server};
 
 use crate::{Chassis, StartError};
@@ -16,9 +17,9 @@ pub(crate) async fn listen(app: &mut Chassis) -> Result<Vec<(String, String)>, S
         let (names, mux, about) = shared.entry(address_key).or_default();
         if (mux.grpc.is_some() && plan.mux.grpc.is_some()) || (mux.http.is_some() && plan.mux.http.is_some())
         {
-            let message =
-                format!("listen.{name}: `listen.{}` serves the same protocol at this address", names[0]);
-            return Err(StartError::Settings(message));
+            let why = format!("`listen.{}` serves the same protocol at this address", names[0]);
+            let problem = Finding::error(format!("listen.{name}"), why).place(&app.rest.tree);
+            return Err(StartError::Settings(problem.to_string()));
         }
         names.push(name);
         mux.grpc = mux.grpc.take().or(plan.mux.grpc);

@@ -3,7 +3,7 @@ mod listen;
 
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
-use chassis_config::{Finding, Version, tree::Node};
+use chassis_config::{Code, Finding, Version, tree::Node};
 use chassis_core::{Runtime, pipeline, settings::Settings, units::Patch};
 use chassis_http::{
     ClientConfig, ClientPatch, HttpClient, HttpTransport, RestLayer, ServerConfig, ServerPatch,
@@ -103,8 +103,9 @@ impl Rest {
             let default =
                 || DEFAULT_PORTS.iter().find(|(n, _)| *n == name).map(|(_, address)| (*address).to_owned());
             let Some(address) = address.or_else(default) else {
-                let message = format!("listen.{name}: a router is served there, and no address is set");
-                return Err(StartError::Settings(message));
+                let why = "a router is served there, and no address is set";
+                let problem = Finding::error(format!("listen.{name}"), why).place(&self.tree);
+                return Err(StartError::Settings(problem.coded(Code::Missing).to_string()));
             };
             planned.push((name, address, plan));
         }
