@@ -7,9 +7,10 @@ use chassis::{Chassis, Section};
 /// Set where this binary is the program.
 const PROGRAM: &str = "CLI_TEST_PROGRAM";
 
-#[derive(Default, serde::Deserialize)]
+#[derive(Default, serde::Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Shop {
+    /// Percent. Default 0.
     discount: u8,
     token: String,
 }
@@ -20,7 +21,8 @@ async fn main() -> chassis::Result {
         the_command_line_answers();
         return Ok(());
     }
-    let builder = Chassis::builder("shop").section(Section::<Shop>::new("shop"));
+    let shop = Section::<Shop>::new("shop").schema(chassis::schema::of::<Shop>());
+    let builder = Chassis::builder("shop").section(shop);
     let app = builder.settings(serde_json::json!({ "registry": { "kind": "memory" } })).cli().build().await?;
     println!("runs with {}", app.settings::<Shop>("shop")?.get().discount);
     Ok(())
@@ -70,6 +72,16 @@ fn the_command_line_answers() {
     std::fs::create_dir(dir.path().join("away")).unwrap();
     std::fs::rename(dir.path().join("chassis.yaml"), dir.path().join("away/chassis.yaml")).unwrap();
     assert_eq!(run(&["--set", "shop.discount=x"]).0, 78);
+
+    // The schema needs no settings that can be used.
+    let (code, out, _) = run(&["--print-schema", "--set", "shop.discount=x"]);
+    let schema: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let discount = &schema["properties"]["shop"]["properties"]["discount"];
+    assert_eq!((code, &discount["description"]), (0, &"Percent. Default 0.".into()), "{discount}");
+    assert_eq!(
+        (&discount["x-reload"], &schema["properties"]["listen"]["x-reload"]),
+        (&"live".into(), &"restart".into())
+    );
 
     let (code, out, _) = run(&["--explain", "C002"]);
     assert!(code == 0 && out.starts_with("C002\n\nThe key is not known"), "{out}");

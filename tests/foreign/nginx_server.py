@@ -1,10 +1,12 @@
 """Starts nginx: a server, and a proxy in front of ours, that is not ours.
 
-    nginx_server.py NGINX [UPSTREAM]
+    nginx_server.py NGINX [UPSTREAM | --files]
 
 NGINX is the program. Prints two ports as the first line, on 127.0.0.1: one for HTTP/1.1, one for HTTP/2
 without TLS. With UPSTREAM, a HOST:PORT, what is asked for below / is passed on to it: over HTTP/1.1 from
 the first port, as gRPC from the second.
+
+With --files, the second line is a folder; its files are served below /files/.
 
     /nginx/hello    `hello from nginx`
     /nginx/missing  404
@@ -63,6 +65,8 @@ location = /nginx/broken { return 500; }
 location = /nginx/file { alias file; }
 location = /nginx/brief { keepalive_timeout 10ms; return 200 "brief"; }
 location = /nginx/last { keepalive_timeout 0; return 200 "last"; }
+location /files/ { root here; }
+location /files/moved/ { return 302 /files/; }
 """
 PASS = 'location / {{ proxy_pass http://{0}; proxy_http_version 1.1; proxy_set_header Connection ""; }}'
 GRPC_PASS = "location / {{ grpc_pass grpc://{0}; }}"
@@ -74,6 +78,8 @@ def end_with_parent():
 
 
 def main(nginx, upstream=None):
+    with_files = upstream == "--files"
+    upstream = None if with_files else upstream
     # nginx can't choose a port. It can take over listeners, known by their addresses: so these are ours.
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
     http1, http2 = (listener.getsockname()[1] for listener in listeners)
@@ -81,7 +87,7 @@ def main(nginx, upstream=None):
         root = pathlib.Path(folder)
         root.chmod(0o711)  # a worker of a master run by root is somebody else
         (root / "file").write_bytes(b"x" * (1 << 20))
-        (root / "own.conf").write_text(OWN.replace("alias file", f"alias {root}/file"))
+        (root / "own.conf").write_text(OWN.replace("alias file", f"alias {root}/file").replace("root here", f"root {root}"))
         (root / "nginx.conf").write_text(
             CONF.format(
                 http1=http1,
@@ -90,6 +96,8 @@ def main(nginx, upstream=None):
                 http2_pass=GRPC_PASS.format(upstream) if upstream else "",
             )
         )
+        files = root / "files"
+        files.mkdir()
         numbers = [listener.fileno() for listener in listeners]
         inherited = "".join(f"{number};" for number in numbers)
         server = subprocess.Popen(
@@ -99,6 +107,8 @@ def main(nginx, upstream=None):
             preexec_fn=end_with_parent,
         )
         print(http1, http2, flush=True)
+        if with_files:
+            print(files, flush=True)
         if status := server.wait():
             sys.exit(f"nginx ended with status {status}\n" + (root / "start.log").read_text())
 

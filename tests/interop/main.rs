@@ -35,6 +35,8 @@ mod over_consul;
 mod over_dns;
 #[cfg(feature = "etcd")]
 mod over_etcd;
+#[cfg(feature = "http-center")]
+mod over_http_center;
 #[cfg(feature = "ttl")]
 mod over_ttl;
 mod peer;
@@ -69,6 +71,8 @@ fn main() -> std::process::ExitCode {
         over_dns::trials(),
         #[cfg(feature = "etcd")]
         over_etcd::trials(),
+        #[cfg(feature = "http-center")]
+        over_http_center::trials(),
         #[cfg(feature = "ttl")]
         over_ttl::trials(),
         quickstart::trials(),

@@ -17,6 +17,7 @@ use crate::{
 };
 
 trials! {
+    the_example_of_a_center_passes_its_checks
     three_instances_are_restarted_under_callers
     etcd_is_away_under_callers
     settings_come_from_a_key
@@ -199,4 +200,26 @@ async fn settings_of_the_page_are_valid() {
         let (document, problems) = Document::read(&tree);
         assert!(document.is_some() && problems.is_empty(), "{block}: {problems:?}");
     }
+}
+
+/// `examples/config_center`, over a real etcd, and over chassis' own server.
+async fn the_example_of_a_center_passes_its_checks() -> Ran {
+    let etcd = Etcd::start().await?;
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    let build =
+        ["build", "--quiet", "--all-features", "--example", "config_center", "--manifest-path", manifest];
+    let built = tokio::process::Command::new(env!("CARGO")).args(build).status().await.unwrap();
+    assert!(built.success());
+    let test = std::env::current_exe().unwrap();
+    let program = test.parent().unwrap().parent().unwrap().join("examples/config_center");
+    for arguments in [&[][..], &["--etcd", &etcd.address]] {
+        let printed = crate::process::succeed(tokio::process::Command::new(&program).args(arguments)).await;
+        let passed = printed.lines().filter(|line| line.starts_with("  yes  ")).count();
+        assert_eq!(passed, 11, "{printed}");
+    }
+    // A center that is not there is a failure, and not a hang.
+    let (printed, output) =
+        crate::process::finish(tokio::process::Command::new(&program).args(["--etcd", "127.0.0.1:1"])).await;
+    assert!(!output.status.success() && printed.contains("config_center: "), "{printed}");
+    Ok(())
 }

@@ -7,7 +7,11 @@ use std::{
     time::Duration,
 };
 
-use chassis::{Chassis, Running, document::Environment};
+use chassis::{
+    Chassis, Document, Running,
+    config::{Format, Text},
+    document::{Environment, parse, tree::Layer},
+};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -216,13 +220,18 @@ async fn settings_of_the_page_are_valid() {
     let page = include_str!("../../docs/ttl.md");
     let blocks: Vec<_> =
         page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert_eq!(blocks.len(), 1);
-    for block in blocks {
-        let temp = tempfile::tempdir().unwrap();
-        let path = temp.path().join("chassis.yaml");
-        std::fs::write(&path, block).unwrap();
-        let builder = Chassis::builder("orders").config_file(path).environment(Environment::default());
-        let built = builder.build().await;
-        assert!(built.is_ok(), "{block}: {:?}", built.err());
+    let [registry, center] = blocks[..] else { panic!("{} blocks", blocks.len()) };
+    for block in [registry, center] {
+        let (content, origin) = (block.to_owned(), "page".to_owned());
+        let tree =
+            parse(&Text { content, format: Format::Yaml, origin, revision: None }, Layer::File).unwrap();
+        let (document, problems) = Document::read(&tree);
+        assert!(document.is_some() && problems.is_empty(), "{block}: {problems:?}");
     }
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("chassis.yaml");
+    std::fs::write(&path, registry).unwrap();
+    let built =
+        Chassis::builder("orders").config_file(path).environment(Environment::default()).build().await;
+    assert!(built.is_ok(), "{registry}: {:?}", built.err());
 }

@@ -60,6 +60,18 @@ pub(crate) async fn nginx(upstream: Option<&str>) -> Result<(Peer, String, Strin
     Ok((server, format!("127.0.0.1:{http1}"), format!("127.0.0.1:{http2}")))
 }
 
+#[cfg(feature = "http-center")]
+/// nginx, with its port for HTTP/1.1, and the folder whose files it serves below `/files/`.
+pub(crate) async fn nginx_with_files() -> Result<(Peer, String, PathBuf), NotRun> {
+    let (mut command, nginx) = (python("nginx_server.py")?, program("NGINX")?);
+    command.arg(nginx).arg("--files");
+    let mut server = Peer::start(command, Pipe::Out);
+    let ports = server.line().await;
+    let (http1, _) = ports.split_once(' ').unwrap();
+    let folder = server.line().await.into();
+    Ok((server, format!("127.0.0.1:{http1}"), folder))
+}
+
 /// grpc-go's interop server, and its port.
 pub(crate) async fn go_server() -> Result<(Peer, String), NotRun> {
     let mut command = Command::new(program("GO_INTEROP_SERVER")?);

@@ -84,6 +84,35 @@ both! {
 }
 
 both! {
+    async fn a_lower_priority_is_called_when_the_first_one_is_gone(wire: Wire) {
+        let mesh = Mesh::new();
+        let plan = |id, priority: u32| {
+            mesh.server("stock", id).config(&format!("service: {{ priority: {priority} }}"))
+        };
+        let first = plan("stock-1", 0).start().await;
+        let second = plan("stock-2", 1).start().await;
+        let caller = mesh.caller("").await;
+        let mut load = Load::new(&caller, wire, 16, || Ask::to("stock"));
+        load.more(500).await;
+        assert_eq!(second.executed(), 0);
+        // A stream goes on at the node that it began at.
+        let mut streamed = caller.download(wire, Ask::to("stock"), 3).await.unwrap_or_else(|_| panic!("no stream"));
+        first.stop().await;
+        streamed.rest().await;
+        load.more(500).await;
+        let by_second = second.executed();
+        assert!(by_second >= 500, "{by_second}");
+        let first = plan("stock-1", 0).start().await;
+        load.more(100).await;
+        let before = (first.executed(), second.executed());
+        load.more(500).await;
+        assert!(first.executed() >= before.0 + 500, "the first one is back");
+        assert_eq!(second.executed(), before.1);
+        all_well(&load.stop().await);
+    }
+}
+
+both! {
     async fn an_address_without_a_listener_is_not_picked(wire: Wire) {
         let mesh = Mesh::new();
         let _there = mesh.start("stock", "stock-1").await;

@@ -1,19 +1,19 @@
 //! A user's own settings of layers and services: sections of the document, and the switch of each layer.
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use chassis::{
-    Chassis, ChassisBuilder, Error, Invocation, Next, Reply, Section, Stage, StartError,
-    document::Environment, from_fn, settings::Problem,
+    CallError, Chassis, ChassisBuilder, Context, Error, Invocation, LiveSection, Next, Reply, Section, Stage,
+    StartError, document::Environment, from_fn, settings::Problem,
 };
 use serde::Deserialize;
 
-use crate::mesh::{Ask, Mesh, Pushed, Wire, both};
+use crate::mesh::{Act, Ask, Gate, Kind, Mesh, Pushed, Stream, Wire, both, until};
 
 /// A section with a number that the pushed settings also contain as the timeout of retries.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -287,4 +287,102 @@ async fn sections_are_compiled_and_found_by_name_and_type() {
         panic!("two of a name")
     };
     assert_eq!(why, "two sections are called `shop`");
+}
+
+/// The handle on a section, for code that is registered before the service is built.
+type Late = Arc<OnceLock<LiveSection<Shop>>>;
+
+both! {
+    /// A handler, the stream of its answer and tasks that it spawns in its context read the version that the call has,
+    /// also after a newer one was put in force.
+    async fn a_handler_reads_the_version_of_its_call(wire: Wire) {
+        for kind in Kind::ALL {
+            let mesh = Mesh::new();
+            let plan = mesh.server("stock", "stock-1").with(|builder| builder.section(shop()));
+            let stock = plan.config("shop: { discount: 1 }").start().await;
+            let caller = mesh.caller("").await;
+            let shop = stock.running.settings::<Shop>("shop").unwrap();
+            let (gate, seen) = (Gate::shut(), Arc::new(Mutex::new(Vec::new())));
+            let act = {
+                let (shop, gate, seen) = (shop.clone(), gate.clone(), seen.clone());
+                Act::Run(Arc::new(move |_, _| {
+                    let (shop, gate, seen) = (shop.clone(), gate.clone(), seen.clone());
+                    Box::pin(async move {
+                        gate.passed().await;
+                        let read = |shop: LiveSection<Shop>| async move { shop.get().discount };
+                        let taken_along = tokio::spawn(Context::current().scope(read(shop.clone())));
+                        let apart = tokio::spawn(read(shop.clone()));
+                        let values = [taken_along.await.unwrap(), apart.await.unwrap(), shop.newest().discount];
+                        seen.lock().unwrap().push((shop.get().discount, values));
+                        Ok(())
+                    })
+                }))
+            };
+            stock.does_next([act.clone()]);
+            let stream = Stream::open(&caller, &[&stock], wire, kind, Ask::to("stock")).await.unwrap();
+            stock.push("shop: { discount: 2 }").await.applied();
+            gate.open();
+            stream.finish().await.unwrap_or_else(|why| panic!("{kind:?}: {why:?}"));
+            stock.does_next([act]);
+            kind.whole(&caller, wire, Ask::to("stock"), 3).await.unwrap();
+            assert_eq!(*seen.lock().unwrap(), [(1, [1, 2, 2]), (2, [2, 2, 2])], "{kind:?}");
+            assert_eq!(shop.get().discount, 2);
+        }
+    }
+}
+
+/// The values that layers have read: their stage, the section of the policy, and the section by its handle.
+type Reads = Arc<Mutex<Vec<(&'static str, u8, u8)>>>;
+
+/// A layer that reads the section after the call, by its handle, and by the policy of the call.
+fn reading<E: CallError>(
+    stage: &'static str,
+    shop: &Late,
+    seen: &Reads,
+) -> impl Fn(Invocation, Next<E>) -> chassis::BoxFuture<'static, Result<Reply, E>> + use<E> {
+    let (shop, seen) = (shop.clone(), seen.clone());
+    move |call, next| {
+        let (shop, seen) = (shop.get().cloned().expect("it is set before the first call"), seen.clone());
+        let (of_call, at_once) = (call.policy().extension::<Shop>().unwrap().discount, shop.get().discount);
+        assert_eq!(of_call, at_once, "{stage}: before its future");
+        Box::pin(async move {
+            let reply = next.run(call).await;
+            seen.lock().unwrap().push((stage, of_call, shop.get().discount));
+            reply
+        })
+    }
+}
+
+both! {
+    /// A layer reads the version of the call that it handles: of the outgoing one, also within a handler.
+    async fn a_layer_reads_the_version_of_its_call(wire: Wire) {
+        let (mesh, seen) = (Mesh::new(), Reads::default());
+        let gate = Gate::shut();
+        let ledger = mesh.start("ledger", "ledger-1").await;
+        ledger.does_next([Act::Wait(gate.clone())]);
+        let shop_of_stock = Late::default();
+        let (late, all) = (shop_of_stock.clone(), seen.clone());
+        let plan = mesh.server("stock", "stock-1").calls(&["ledger"]).with(move |builder| {
+            builder
+                .section(shop())
+                .layer(Stage::ServerCall, "a", from_fn(reading("server", &late, &all)))
+                .layer(Stage::Handler, "b", from_fn(reading("handler", &late, &all)))
+                .layer(Stage::Call, "c", from_fn(reading("call", &late, &all)))
+                .layer(Stage::Attempt, "d", from_fn(reading("attempt", &late, &all)))
+                .layer(Stage::Node, "e", from_fn(reading("node", &late, &all)))
+        });
+        let stock = plan.config("shop: { discount: 1 }").start().await;
+        shop_of_stock.set(stock.running.settings::<Shop>("shop").unwrap()).unwrap();
+        let caller = mesh.caller("").await;
+        let call = caller.spawn(wire, Ask::to("stock").via(&[(wire, "ledger")]));
+        until("it is in the last handler", || ledger.executed() == 1).await;
+        stock.push("shop: { discount: 2 }").await.applied();
+        gate.open();
+        assert!(call.await.unwrap().is_ok());
+        let first: Vec<_> = std::mem::take(&mut *seen.lock().unwrap());
+        let stages = ["node", "attempt", "call", "handler", "server"];
+        assert_eq!(first, stages.map(|stage| (stage, 1, 1)));
+        assert!(caller.call(wire, Ask::to("stock").via(&[(wire, "ledger")])).await.is_ok());
+        assert_eq!(*seen.lock().unwrap(), stages.map(|stage| (stage, 2, 2)));
+    }
 }

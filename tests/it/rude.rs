@@ -173,6 +173,45 @@ async fn an_entry_that_comes_while_the_service_stops_is_taken_down() {
     assert!(!is_there(&mesh.registry).await);
 }
 
+/// Regression: the stop went on without it, and the entry stayed.
+#[tokio::test(start_paused = true)]
+async fn an_entry_whose_update_hangs_while_the_service_stops_is_taken_down() {
+    struct Stuck(MemoryRegistry);
+    #[async_trait]
+    impl Registry for Stuck {
+        fn name(&self) -> &str {
+            "stuck"
+        }
+        async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
+            self.0.put(instance.clone());
+            Ok(Box::new(Put(self.0.clone(), instance)))
+        }
+        async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
+            self.0.watch(service).await
+        }
+    }
+    struct Put(MemoryRegistry, Instance);
+    #[async_trait]
+    impl Registration for Put {
+        async fn update(&mut self, _: Instance) -> Result<(), RegistryError> {
+            std::future::pending().await
+        }
+        async fn deregister(self: Box<Self>) -> Result<(), RegistryError> {
+            self.0.remove(&self.1.service, &self.1.id);
+            Ok(())
+        }
+    }
+    let mesh = Mesh::new();
+    let stuck = Stuck(mesh.registry.clone());
+    let stock = mesh.server("stock", "stock-1").with(|builder| builder.registry(stuck)).start().await;
+    stock.running.take_out_of_service().await.unwrap_err(); // after 5 s
+    assert!(is_there(&mesh.registry).await);
+    let began = Instant::now();
+    stock.stop().await;
+    assert!(began.elapsed() <= Duration::from_secs(4), "{:?}", began.elapsed());
+    assert!(!is_there(&mesh.registry).await);
+}
+
 #[tokio::test(start_paused = true)]
 async fn hooks_that_panic_are_reported() {
     let mesh = Mesh::new();
@@ -286,7 +325,7 @@ async fn a_source_of_settings_that_panics_is_opened_anew() {
     let said: Vec<_> =
         past.iter().map(|(_, event)| event.to_string()).filter(|e| e.starts_with("config")).collect();
     assert_eq!(said.len(), 3, "{said:?}");
-    let panicked = "config can't be read, still running version 1: center: it panicked: the key is lost";
+    let panicked = "config can't be read, still running version 1: C014 center: it panicked: the key is lost";
     assert_eq!((&*said[1], &*said[2]), (panicked, "config version 1 applied: readable again, and unchanged"));
     assert!(matches!(caller.push("inbound: { timeout: 3s }").await, Pushed::Applied { .. }));
 }

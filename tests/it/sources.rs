@@ -1,7 +1,10 @@
 //! Sources of settings, and their precedence.
 use std::path::Path;
 
-use chassis::{Chassis, ChassisBuilder, Section, StartError, document::Environment};
+use chassis::{
+    Chassis, ChassisBuilder, Section, StartError,
+    document::{Environment, TextSource},
+};
 use serde::Deserialize;
 
 /// Each key is set by one more source than the previous one.
@@ -46,6 +49,17 @@ async fn shop(builder: ChassisBuilder) -> [String; 7] {
     let shop = app.settings::<Shop>("shop").unwrap().get();
     [&shop.program, &shop.file, &shop.directory, &shop.profile, &shop.second, &shop.environment, &shop.set]
         .map(Clone::clone)
+}
+
+#[tokio::test]
+async fn a_center_of_the_program_refers_to_variables_only_where_that_is_allowed() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "shop: { file: \"${env:NAME}\" }";
+    let center = || TextSource::new("center", chassis::config::Format::Yaml, text);
+    let builder = || builder(dir.path(), &[("NAME", "stock")]).without_file();
+    let why = refused(builder().config(center())).await;
+    assert!(why.starts_with("error[C008]: center:1:15  shop.file\n") && !why.contains("stock"), "{why}");
+    assert_eq!(shop(builder().config_with_references(center())).await[1], "stock");
 }
 
 async fn refused(builder: ChassisBuilder) -> String {

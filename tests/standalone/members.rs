@@ -3,7 +3,7 @@
 use crate::made::{cargo, output, workspace};
 
 /// Every member, with its default features and with all; chassis-rs has more combinations.
-const MEMBERS: [&str; 12] = [
+const MEMBERS: [&str; 15] = [
     "chassis-core",
     "chassis-config",
     "chassis-registry",
@@ -11,6 +11,9 @@ const MEMBERS: [&str; 12] = [
     "chassis-grpc",
     "chassis-consul",
     "chassis-etcd",
+    "chassis-kubernetes",
+    "chassis-http-center",
+    "chassis-servicecomb",
     "chassis-ttl",
     "chassis-rs",
     "chassis-bench",
@@ -18,11 +21,34 @@ const MEMBERS: [&str; 12] = [
     "chassis-protos",
 ];
 /// Members with features of their own; each feature must compile without the others.
-const FEATURES: [(&str, &[&str]); 4] = [
-    ("chassis-core", &["testing"]),
-    ("chassis-registry", &["memory", "static", "file", "local", "dns"]),
-    ("chassis-http", &["tonic", "testing"]),
-    ("chassis-rs", &["cli", "consul", "dns", "etcd", "grpc", "http", "local", "testing", "ttl"]),
+const FEATURES: [(&str, &[&str]); 10] = [
+    ("chassis-core", &["schema", "testing"]),
+    ("chassis-registry", &["composite", "memory", "static", "file", "local", "dns", "schema"]),
+    ("chassis-http", &["schema", "tls", "tonic", "testing"]),
+    ("chassis-consul", &["schema"]),
+    ("chassis-etcd", &["schema"]),
+    ("chassis-kubernetes", &["schema"]),
+    ("chassis-http-center", &["schema"]),
+    ("chassis-servicecomb", &["schema"]),
+    ("chassis-ttl", &["schema"]),
+    (
+        "chassis-rs",
+        &[
+            "cli",
+            "consul",
+            "dns",
+            "etcd",
+            "grpc",
+            "http",
+            "http-center",
+            "kubernetes",
+            "local",
+            "servicecomb",
+            "testing",
+            "tls",
+            "ttl",
+        ],
+    ),
 ];
 
 #[test]

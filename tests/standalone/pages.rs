@@ -53,7 +53,11 @@ async fn settings_are_sound() {
         for block in blocks(text).into_iter().filter(|block| block.language == "yaml") {
             let wrong = match name {
                 "consul.md" => cfg!(feature = "consul").then(|| read(&block.text)).flatten(),
+                "config-centers.md" => cfg!(feature = "http-center").then(|| read(&block.text)).flatten(),
+                "servicecomb.md" => cfg!(feature = "servicecomb").then(|| read(&block.text)).flatten(),
                 "ttl.md" => cfg!(feature = "ttl").then(|| read(&block.text)).flatten(),
+                "kubernetes.md" => cfg!(feature = "kubernetes").then(|| read(&block.text)).flatten(),
+                "tls.md" => cfg!(all(feature = "etcd", feature = "tls")).then(|| read(&block.text)).flatten(),
                 "etcd.md" => cfg!(feature = "etcd").then(|| read(&block.text)).flatten(),
                 "dns.md" => cfg!(feature = "dns").then(|| read(&block.text)).flatten(),
                 _ => build(&block.text).await,
@@ -62,8 +66,19 @@ async fn settings_are_sound() {
             seen.push(name.to_owned());
         }
     }
-    for page in ["containers.md", "registries.md", "etcd.md", "consul.md", "dns.md", "ttl.md", "extending.md"]
-    {
+    for page in [
+        "config-centers.md",
+        "containers.md",
+        "registries.md",
+        "etcd.md",
+        "consul.md",
+        "dns.md",
+        "servicecomb.md",
+        "ttl.md",
+        "kubernetes.md",
+        "tls.md",
+        "extending.md",
+    ] {
         assert!(seen.iter().any(|seen| seen == page), "{page}: no settings were found");
     }
 }

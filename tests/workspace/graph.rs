@@ -129,10 +129,20 @@ impl Graph {
 
 /// The crates that a default build of `member` compiles on this platform, itself included.
 pub(crate) fn default_build(member: &str) -> BTreeSet<String> {
-    let tree = |flags: &[&str]| {
+    tree(&["--package", member, "--edges", "normal,build"])
+}
+
+/// The crates that all members compile on any platform, with all features and tests. Of the packages that
+/// `cargo metadata` lists, some are only named by features that are off.
+pub(crate) fn whole_build() -> BTreeSet<String> {
+    tree(&["--workspace", "--all-features", "--edges", "all", "--target", "all"])
+}
+
+fn tree(flags: &[&str]) -> BTreeSet<String> {
+    let tree = |more: &[&str]| {
         let mut cargo = cargo();
-        cargo.args(["tree", "--package", member, "--edges", "normal,build", "--prefix", "none", "--locked"]);
-        cargo.args(flags).current_dir(env!("CARGO_MANIFEST_DIR"));
+        cargo.args(["tree", "--prefix", "none", "--locked"]).args(flags).args(more);
+        cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
         cargo.output().expect("cargo runs, since it runs this test")
     };
     let offline = tree(&["--offline"]);

@@ -10,7 +10,7 @@ use crate::{CORE, source};
 const MOST: usize = 20;
 
 /// Unused items that stay public, and the reason.
-const KEPT: [(&str, &str); 12] = [
+const KEPT: [(&str, &str); 13] = [
     ("CircuitView", "an element of a public field of `Inspection`"),
     ("ConcurrencyView", "an element of a public field of `Inspection`"),
     ("FnLayer", "the return type of `from_fn`, a layer that users hold"),
@@ -22,6 +22,7 @@ const KEPT: [(&str, &str); 12] = [
     ("RuleView", "an element of a public field of `ServiceView`"),
     ("Sealed", "the supertrait that keeps others from implementing `CallError`; it cannot be reached"),
     ("TextMap", "the type of `Instance::labels`, which registries fill from pairs"),
+    ("default_of", "`settings!` expands to it"),
     ("server_faults", "the default of `failures`, for programs that add to it"),
 ];
 

@@ -5,6 +5,7 @@ mod fleet;
 mod kill;
 mod metastable;
 mod overload;
+mod registry;
 mod slow;
 
 use std::{
@@ -42,6 +43,7 @@ chassis-bench behaviour [EXPERIMENT]... [options]; default all, about nine minut
   chain        the same at the leaf of a chain of three services
   overload     0.8, 2 and 10 times the capacity of a service with `concurrency`
   metastable   0.7 of the capacity, 3 attempts, the backend at 30 % of its speed for 10 s, then restored
+  registry     changes of 100,000, 10,000 and 100 instances: how long they hold a thread of calls
 
   --quick      everything lasts a fifth: to see that it works, not to be quoted
   --json       {\"figures\": [{experiment, case, figures}]}
@@ -50,7 +52,7 @@ chassis-bench behaviour [EXPERIMENT]... [options]; default all, about nine minut
 
 /// Runs the subcommand.
 pub fn run(mut args: lexopt::Parser) -> Result {
-    const ALL: [&str; 6] = ["kill", "slow", "failing", "chain", "overload", "metastable"];
+    const ALL: [&str; 7] = ["kill", "slow", "failing", "chain", "overload", "metastable", "registry"];
     let (mut chosen, mut pace, mut json, mut markdown) = (Vec::new(), Pace(1), false, false);
     while let Some(arg) = args.next()? {
         match arg {
@@ -81,6 +83,7 @@ pub fn run(mut args: lexopt::Parser) -> Result {
                 "failing" => failing::run(pace, failing::Depth::One).await,
                 "chain" => failing::run(pace, failing::Depth::Three).await,
                 "overload" => overload::run(pace).await,
+                "registry" => registry::run(pace).await,
                 _ => metastable::run(pace).await,
             };
             let figures = figures.map_err(|error| format!("{name}: {error}"))?;

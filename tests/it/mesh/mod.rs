@@ -264,7 +264,7 @@ impl Plan<'_> {
             .environment(Environment::default())
             .without_file()
             .settings(serde_json::json!({ "listen": listen, "service": { "labels": self.labels } }))
-            .config(source.clone())
+            .config_with_references(source.clone())
             .network(self.mesh.network.clone())
             .random(Random::seeded(seed))
             .descriptors(FILE_DESCRIPTOR_SET);
