@@ -21,7 +21,6 @@ const KEPT: [(&str, &str); 13] = [
     ("MessageLimitsView", "an element of a public field of `Inspection`"),
     ("RuleView", "an element of a public field of `ServiceView`"),
     ("Sealed", "the supertrait that keeps others from implementing `CallError`; it cannot be reached"),
-    ("TextMap", "the type of `Instance::labels`, which registries fill from pairs"),
     ("default_of", "`settings!` expands to it"),
     ("server_faults", "the default of `failures`, for programs that add to it"),
 ];

@@ -189,10 +189,9 @@ impl Own {
         }
         let (Claim::Put { revision } | Claim::Taken { revision, .. }) = claim;
         self.since.revision = revision;
-        // No entry has the former ones any more. A stop in between ends them, too.
-        while let Some(&old) = self.leases.first().filter(|old| **old != lease) {
-            let _ = self.client.revoke(old).await; // if it cannot be ended now, it expires
-            self.leases.remove(0);
+        for old in std::mem::replace(&mut self.leases, vec![lease]).into_iter().filter(|old| *old != lease) {
+            // No entry has it any more. If it cannot be ended now, it expires.
+            let _ = self.client.revoke(old).await;
         }
         Ok(())
     }

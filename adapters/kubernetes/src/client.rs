@@ -50,8 +50,10 @@ pub(crate) struct Collection {
     /// The path, with the hole `{namespace}`.
     pub(crate) template: &'static str,
     pub(crate) namespace: String,
-    /// `labelSelector` or `fieldSelector`, and its value.
-    pub(crate) selector: (&'static str, String),
+    /// `labelSelector` or `fieldSelector`, and its value. `None`: all objects of the collection.
+    pub(crate) selector: Option<(&'static str, String)>,
+    /// Only the metadata of the objects is asked for.
+    pub(crate) is_metadata: bool,
 }
 
 /// Why there is no answer, for a reader: never with a token.
@@ -71,6 +73,13 @@ struct Message {
     message: String,
 }
 
+/// The form of answers with whole objects.
+const WHOLE: &str = "application/json";
+/// The forms of answers that have only metadata, to a list and to a watch. A server that does not know them answers with
+/// whole objects.
+const METADATA_LIST: &str =
+    "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1, application/json;q=0.5";
+const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, application/json;q=0.5";
 /// The name of the API server in the pipeline.
 const SERVER: &str = "kubernetes";
 /// How long an answer may take; of a watch, its head.
@@ -119,7 +128,7 @@ impl Client {
 
     /// A page of a list: the first, or the one that `after` names.
     pub(crate) async fn list(&self, of: &Collection, after: Option<&str>) -> Result<Bytes, Failure> {
-        let mut request = self.request(of).query("limit", PAGE).timeout(LIST_TIMEOUT);
+        let mut request = self.request(of, METADATA_LIST).query("limit", PAGE).timeout(LIST_TIMEOUT);
         if let Some(after) = after {
             request = request.query("continue", after);
         }
@@ -137,7 +146,7 @@ impl Client {
         version: &str,
         lasts: Duration,
     ) -> Result<ReplyBody, Failure> {
-        let request = self.request(of).query("watch", "true").query("allowWatchBookmarks", "true");
+        let request = self.request(of, METADATA).query("watch", "true").query("allowWatchBookmarks", "true");
         let request = request.query("resourceVersion", version).query("timeoutSeconds", lasts.as_secs());
         let answer = timeout(TIMEOUT, self.send(request)).await;
         let answer = answer.unwrap_or_else(|_| Err(self.failure(None, "no answer in time")))?;
@@ -148,14 +157,20 @@ impl Client {
         Failure { status, why: format!("{}: {why}", self.name()), retry_after: Duration::ZERO }
     }
 
-    fn request(&self, of: &Collection) -> RequestBuilder {
+    /// `metadata` is the form of an answer that has only the metadata of objects.
+    fn request(&self, of: &Collection, metadata: &'static str) -> RequestBuilder {
         let request = self.connected().http.request(Method::GET, of.template);
-        request.param("namespace", &of.namespace).query(of.selector.0, &of.selector.1)
+        let request = request.param("namespace", &of.namespace);
+        let request = request.header("accept", if of.is_metadata { metadata } else { WHOLE });
+        match &of.selector {
+            Some((name, value)) => request.query(*name, value),
+            None => request,
+        }
     }
 
     /// Sends a request with the token as it stands in its file now. An answer without success is an error.
     async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
-        let mut request = request.no_retry().detached().header("accept", "application/json");
+        let mut request = request.no_retry().detached();
         let token = self.0.place.token.read().await;
         if let Some(token) = token.map_err(|why| self.failure(None, format!("token: {why}")))? {
             let value = HeaderValue::try_from(format!("Bearer {token}"));

@@ -30,7 +30,13 @@ pub(crate) trait View: Send {
     fn show(&mut self, version: &str) -> impl Future<Output = ()> + Send;
 
     /// The server can't be asked. It is called once in a row of failures.
-    fn fail(&mut self, why: &Failure);
+    fn fail(&mut self, why: &Failure) -> impl Future<Output = ()> + Send;
+
+    /// The shortest pause after a failure. Default: none.
+    fn pause_after(&self, why: &Failure) -> Duration {
+        let _ = why;
+        Duration::ZERO
+    }
 }
 
 /// An object, of which only its name and version are read.
@@ -82,6 +88,21 @@ struct Status {
     message: String,
 }
 
+/// An event of a watch, as it is read.
+enum Change {
+    Put(Object),
+    Delete(Object),
+    /// Only the version is new: a bookmark, or a type that does not exist yet.
+    Version(String),
+}
+
+/// Why a line of a watch is no change.
+enum NoChange {
+    /// The server ends the watch.
+    End(Status),
+    Malformed(String),
+}
+
 /// Cuts the bytes of a watch into lines.
 #[derive(Default)]
 struct Lines(Vec<u8>);
@@ -111,8 +132,8 @@ const SLACK: Duration = Duration::from_secs(30);
 const SETTLES: Duration = Duration::from_secs(1);
 /// A longer line is no event.
 const MAX_LINE: usize = 16 << 20;
-/// More bytes are read on a thread of their own.
-pub(crate) const LARGE: usize = 64 << 10;
+/// More bytes are read on a thread of their own: a thread that serves calls reads this many in some 50 µs.
+pub(crate) const LARGE: usize = 16 << 10;
 /// The most objects of a list.
 const MAX_OBJECTS: usize = 1_000_000;
 /// A watch that ends at once is not begun again before this time is over.
@@ -151,9 +172,9 @@ pub(crate) async fn follow<V: View>(client: &Client, of: &Collection, jitter: Du
                 let is_row = row.pace.failures() > 1 || failure.is_gone() && row.gone == REPORTED;
                 if (is_row || !is_known) && !row.has_failed {
                     row.has_failed = true;
-                    view.fail(&failure);
+                    view.fail(&failure).await;
                 }
-                sleep(pause.max(failure.retry_after)).await;
+                sleep(pause.max(failure.retry_after).max(view.pause_after(&failure))).await;
             }
         }
     }
@@ -225,18 +246,18 @@ async fn watch<V: View>(
             Ok(Some(frame)) => frame.map_err(|error| client.failure(None, error))?,
         };
         let Some(bytes) = frame.data_ref() else { continue };
-        let (mut is_news, mut failed) = (false, None);
         let all = lines.read(bytes).map_err(|why| client.failure(None, why))?;
-        for line in &all {
-            match take_in(client, line, version, view) {
-                Ok(is_change) => is_news |= is_change,
-                Err(failure) => {
-                    failed = Some(failure);
+        let (mut is_news, mut failed, is_any) = (false, None, !all.is_empty());
+        for change in changes(all).await {
+            match change {
+                Ok(change) => is_news |= take_in(change, version, view),
+                Err(why) => {
+                    failed = Some(why.failure(client));
                     break;
                 }
             }
         }
-        if failed.is_none() && !all.is_empty() {
+        if failed.is_none() && is_any {
             is_settled = true;
             is_news |= row.end();
         }
@@ -265,33 +286,75 @@ pub(crate) async fn aside<T: Send + 'static>(is_large: bool, work: impl FnOnce()
     }
 }
 
-/// Whether the view has changed by an event.
-fn take_in<V: View>(
-    client: &Client,
-    line: &[u8],
-    version: &mut String,
-    view: &mut V,
-) -> Result<bool, Failure> {
-    let malformed = |why: String| client.failure(Some(StatusCode::GONE), format!("a malformed event: {why}"));
-    let event: Event = serde_json::from_slice(line).map_err(|error| malformed(error.to_string()))?;
-    if event.kind == "ERROR" {
-        let status: Status =
-            serde_json::from_str(event.object.get()).map_err(|error| malformed(error.to_string()))?;
-        let code = StatusCode::from_u16(status.code).ok();
-        return Err(client.failure(code, format!("its watch ends: {}", status.message.escape_debug())));
+/// The changes that these lines are, up to the first one that is none.
+async fn changes(lines: Vec<Vec<u8>>) -> Vec<Result<Change, NoChange>> {
+    let bytes: usize = lines.iter().map(Vec::len).sum();
+    let read = move || {
+        let mut all = Vec::with_capacity(lines.len());
+        for line in lines {
+            let change = Change::of(&line);
+            let is_last = change.is_err();
+            all.push(change);
+            if is_last {
+                break;
+            }
+        }
+        all
+    };
+    aside(bytes > LARGE, read).await
+}
+
+/// Whether the view has changed.
+fn take_in<V: View>(change: Change, version: &mut String, view: &mut V) -> bool {
+    let new = match &change {
+        Change::Put(object) | Change::Delete(object) => &object.version,
+        Change::Version(new) => new,
+    };
+    if !new.is_empty() {
+        version.clone_from(new);
     }
-    let object =
-        Object::of(event.object).ok_or_else(|| malformed("an object without metadata".to_owned()))?;
-    if !object.version.is_empty() {
-        version.clone_from(&object.version);
+    match change {
+        Change::Put(object) => view.put(object),
+        Change::Delete(object) => view.delete(&object.name),
+        Change::Version(_) => return false,
     }
-    match event.kind.as_str() {
-        "ADDED" | "MODIFIED" => view.put(object),
-        "DELETED" => view.delete(&object.name),
-        // `BOOKMARK`, and types that do not exist yet.
-        _ => return Ok(false),
+    true
+}
+
+// === impl Change ===
+
+impl Change {
+    fn of(line: &[u8]) -> Result<Self, NoChange> {
+        let malformed = |error: serde_json::Error| NoChange::Malformed(error.to_string());
+        let event: Event = serde_json::from_slice(line).map_err(malformed)?;
+        if event.kind == "ERROR" {
+            return Err(NoChange::End(serde_json::from_str(event.object.get()).map_err(malformed)?));
+        }
+        let object = Object::of(event.object)
+            .ok_or_else(|| NoChange::Malformed("an object without metadata".to_owned()))?;
+        Ok(match event.kind.as_str() {
+            "ADDED" | "MODIFIED" => Change::Put(object),
+            "DELETED" => Change::Delete(object),
+            _ => Change::Version(object.version),
+        })
     }
-    Ok(true)
+}
+
+// === impl NoChange ===
+
+impl NoChange {
+    /// An event that can't be read may be a change, so that only a list knows what is there.
+    fn failure(self, client: &Client) -> Failure {
+        match self {
+            NoChange::End(status) => {
+                let code = StatusCode::from_u16(status.code).ok();
+                client.failure(code, format!("its watch ends: {}", status.message.escape_debug()))
+            }
+            NoChange::Malformed(why) => {
+                client.failure(Some(StatusCode::GONE), format!("a malformed event: {why}"))
+            }
+        }
+    }
 }
 
 // === impl Row ===

@@ -14,11 +14,13 @@
 //! | id | the name of the pod and the first 8 characters of its uid; of an endpoint without a pod, its address |
 //! | addresses | the first address, with the TCP port of each listener |
 //! | zone, hostname | the fields of these names |
+//! | labels | those of the pod, where `pod_labels` chooses some |
 //! | status | `up`: it is ready, or this is not known; `out_of_service`: it terminates and still serves |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 mod client;
 mod follow;
 mod place;
+mod pods;
 mod registry;
 mod settings;
 mod slices;
@@ -28,6 +30,6 @@ pub use chassis_http::connector::{Pem, TlsConfig};
 
 pub use self::{
     registry::KubernetesRegistry,
-    settings::{KubernetesConfig, KubernetesSourceConfig},
+    settings::{KubernetesConfig, KubernetesSourceConfig, PodLabels},
     source::KubernetesSource,
 };

@@ -2,6 +2,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -13,11 +14,16 @@ use chassis_core::{
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::{
+    sync::{Mutex, watch},
+    time::{sleep, timeout},
+};
 
 use crate::{
     client::{Client, Collection, Failure},
     follow::{LARGE, Object, View, aside, follow},
     place::Place,
+    pods::{Namespaces, Pods},
     settings::{KubernetesConfig, is_name},
     slices::{Read, merge},
 };
@@ -49,13 +55,23 @@ struct Inner {
     config: KubernetesConfig,
     client: Client,
     followers: Followers<String>,
+    namespaces: Namespaces,
 }
 
-/// Makes instances of the slices of a service.
+/// Collects the changes of the slices of a service.
 struct Slices {
-    feed: Feed<String>,
+    /// The names of the slices that are there.
+    names: HashSet<String>,
     /// The changes that are not read yet, in their order; `None`: the slice has gone.
     news: Vec<(String, Option<Box<RawValue>>)>,
+    service: Arc<Mutex<Service>>,
+}
+
+/// Makes instances of the slices of a service and the labels of its pods.
+struct Service {
+    feed: Feed<String>,
+    /// The version of the slices.
+    version: String,
     /// `None` while it is being read.
     model: Option<Model>,
 }
@@ -66,6 +82,8 @@ struct Model {
     config: KubernetesConfig,
     slices: BTreeMap<String, Read>,
     known: HashMap<String, Arc<Instance>>,
+    /// The pods of the namespace, where their labels are wanted.
+    pods: Option<watch::Receiver<Pods>>,
     /// The last refused entries, by their places: each is logged once.
     refused: HashMap<String, String>,
 }
@@ -89,6 +107,10 @@ struct KubernetesKind;
 
 /// A change of a service with more instances is read on a thread of its own.
 const MANY: usize = 500;
+/// The first answer waits so long for the labels of pods, so that routes that choose by them find their instances.
+const LABELLED: Duration = Duration::from_secs(2);
+/// Between two readings of labels that change.
+const RELABEL: Duration = Duration::from_millis(50);
 /// So many refused entries of a service are named in the log each time.
 const MAX_WARNINGS: usize = 10;
 const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices";
@@ -112,15 +134,21 @@ impl KubernetesRegistry {
             return Err(problem.to_string().into());
         }
         let client = Client::new(Place::of(&config.connection())?)?;
-        Ok(KubernetesRegistry(Arc::new(Inner { config, client, followers: Followers::default() })))
+        Ok(KubernetesRegistry(Arc::new(Inner {
+            config,
+            client,
+            followers: Followers::default(),
+            namespaces: Namespaces::default(),
+        })))
     }
 
     /// The slices of a service; `None`: Kubernetes can have none of this name.
     fn slices(&self, service: &str) -> Option<Collection> {
         let (name, namespace) = service.split_once('.').unwrap_or((service, self.0.client.namespace()));
-        let selector = ("labelSelector", format!("{SERVICE}={name}"));
+        let selector = Some(("labelSelector", format!("{SERVICE}={name}")));
         let namespace = namespace.to_owned();
-        (is_name(name) && is_name(&namespace)).then_some(Collection { template: SLICES, namespace, selector })
+        let is_valid = is_name(name) && is_name(&namespace);
+        is_valid.then_some(Collection { template: SLICES, namespace, selector, is_metadata: false })
     }
 }
 
@@ -143,14 +171,17 @@ impl Registry for KubernetesRegistry {
     }
 
     async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
-        let Inner { config, client, followers } = &*self.0;
+        let Inner { config, client, followers, namespaces } = &*self.0;
         let begin = |mut feed: Feed<String>| {
             let (client, of, jitter) = (client.clone(), self.slices(service), config.jitter.0);
+            let labelled = of.as_ref().filter(|_| !config.pod_labels.is_off());
+            let pods = labelled.map(|of| namespaces.pods(&client, &of.namespace, &config.pod_labels, jitter));
             let model = Model {
                 service: service.to_owned(),
                 config: config.clone(),
                 slices: BTreeMap::new(),
                 known: HashMap::new(),
+                pods: pods.clone(),
                 refused: HashMap::new(),
             };
             async move {
@@ -158,8 +189,14 @@ impl Registry for KubernetesRegistry {
                     feed.show(Vec::new(), false, String::new());
                     return std::future::pending().await;
                 };
-                let mut view = Slices { feed, news: Vec::new(), model: Some(model) };
-                follow(&client, &of, jitter, &mut view).await;
+                let service =
+                    Arc::new(Mutex::new(Service { feed, version: String::new(), model: Some(model) }));
+                let mut view = Slices { names: HashSet::new(), news: Vec::new(), service: service.clone() };
+                let following = follow(&client, &of, jitter, &mut view);
+                let Some(mut pods) = pods else { return following.await };
+                // An error means that the pods are followed no longer: the labels stay.
+                let _ = timeout(LABELLED, pods.wait_for(Pods::is_settled)).await;
+                tokio::join!(following, relabel(pods, &service));
             }
         };
         Ok(followers.watch(service, client.tasks(), begin))
@@ -172,7 +209,8 @@ impl Registry for KubernetesRegistry {
             items: Vec<Labelled>,
         }
         let namespace = self.0.client.namespace().to_owned();
-        let all = Collection { template: SLICES, namespace, selector: ("labelSelector", SERVICE.to_owned()) };
+        let selector = Some(("labelSelector", SERVICE.to_owned()));
+        let all = Collection { template: SLICES, namespace, selector, is_metadata: false };
         let Ok(body) = self.0.client.list(&all, None).await else { return Vec::new() };
         let names = aside(body.len() > LARGE, move || {
             let items = serde_json::from_slice::<Page>(&body).map(|page| page.items).unwrap_or_default();
@@ -200,47 +238,78 @@ impl Registration for NoopRegistration {
     }
 }
 
+/// Reads the labels anew whenever the pods have changed.
+async fn relabel(mut pods: watch::Receiver<Pods>, service: &Mutex<Service>) {
+    while pods.changed().await.is_ok() {
+        service.lock().await.relabel().await;
+        sleep(RELABEL).await;
+    }
+}
+
 // === impl Slices ===
 
 impl View for Slices {
     fn list(&mut self, all: Vec<Object>) {
         // Changes from before the list are in it.
         self.news.clear();
-        if let Some(model) = &self.model {
-            let there: HashSet<_> = all.iter().map(|object| object.name.as_str()).collect();
-            let gone = model.slices.keys().filter(|name| !there.contains(name.as_str()));
-            self.news = gone.map(|name| (name.clone(), None)).collect();
-        }
+        let there: HashSet<_> = all.iter().map(|object| object.name.as_str()).collect();
+        let gone = self.names.extract_if(|name| !there.contains(name.as_str()));
+        self.news.extend(gone.map(|name| (name, None)));
         for object in all {
             self.put(object);
         }
     }
 
     fn put(&mut self, object: Object) {
+        self.names.insert(object.name.clone());
         self.news.push((object.name, Some(object.text)));
     }
 
     fn delete(&mut self, name: &str) {
+        self.names.remove(name);
         self.news.push((name.to_owned(), None));
     }
 
     async fn show(&mut self, version: &str) {
-        let Some(mut model) = self.model.take() else { return };
         let news = std::mem::take(&mut self.news);
-        let bytes: usize =
-            news.iter().filter_map(|(_, text)| text.as_ref()).map(|text| text.get().len()).sum();
+        self.service.lock().await.show(news, version).await;
+    }
+
+    async fn fail(&mut self, why: &Failure) {
+        self.service.lock().await.feed.fail(why.to_string());
+    }
+}
+
+// === impl Service ===
+
+impl Service {
+    async fn show(&mut self, news: Vec<(String, Option<Box<RawValue>>)>, version: &str) {
+        version.clone_into(&mut self.version);
+        let bytes = news.iter().filter_map(|(_, text)| text.as_ref()).map(|text| text.get().len()).sum();
+        self.change(bytes, |model| Some(model.apply(news))).await;
+    }
+
+    async fn relabel(&mut self) {
+        self.change(0, |model| model.label().then(|| model.instances())).await;
+    }
+
+    /// Changes the model by reading so many bytes, and publishes its instances if there are new ones.
+    async fn change(
+        &mut self,
+        bytes: usize,
+        change: impl FnOnce(&mut Model) -> Option<Vec<Arc<Instance>>> + Send + 'static,
+    ) {
+        let Some(mut model) = self.model.take() else { return };
         let is_large = bytes > LARGE || model.known.len() > MANY;
         let reading = aside(is_large, move || {
-            let instances = model.apply(news);
+            let instances = change(&mut model);
             (model, instances)
         });
         let (model, instances) = reading.await;
-        self.feed.show(instances, !model.slices.is_empty(), version.to_owned());
+        if let Some(instances) = instances {
+            self.feed.show(instances, !model.slices.is_empty(), self.version.clone());
+        }
         self.model = Some(model);
-    }
-
-    fn fail(&mut self, why: &Failure) {
-        self.feed.fail(why.to_string());
     }
 }
 
@@ -266,6 +335,27 @@ impl Model {
             self.slices.insert(name, read);
         }
         self.warn(refused, &before);
+        self.label();
+        self.instances()
+    }
+
+    /// Gives the instances the labels of their pods; whether that has changed one. An instance whose pod is not known
+    /// keeps its labels: a pod may go before its endpoint does.
+    fn label(&mut self) -> bool {
+        let Some(pods) = &self.pods else { return false };
+        let (pods, mut has_changed) = (pods.borrow(), false);
+        for endpoint in self.slices.values_mut().flat_map(|slice| &mut slice.endpoints) {
+            let Some(pod) = &endpoint.pod else { continue };
+            let before = || self.known.get(&endpoint.instance.id).map(|instance| &instance.labels);
+            if let Some(labels) = pods.labels(pod).or_else(before) {
+                has_changed |= endpoint.label(labels);
+            }
+        }
+        has_changed
+    }
+
+    /// The instances of all slices.
+    fn instances(&mut self) -> Vec<Arc<Instance>> {
         let mut instances = merge(self.slices.values(), self.config.zone.as_deref());
         let mut before = std::mem::take(&mut self.known);
         for instance in &mut instances {

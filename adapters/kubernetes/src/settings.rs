@@ -40,9 +40,30 @@ pub struct KubernetesConfig {
     /// The zone of this process, to follow the hints of topology aware routing: instances that are meant for other
     /// zones are left out while all instances have hints. Default: hints are ignored.
     pub zone: Option<String>,
+    /// The labels of pods that routes can choose by: `true` for all, or their names. It needs the right to list and watch
+    /// `pods`; without it instances have no labels. Default `false`: pods are not read.
+    pub pod_labels: PodLabels,
     /// Over what time processes spread their requests after an outage of more than 30 s. `0s`: they do not. Default
     /// `5s`.
     pub jitter: Span,
+}
+
+/// The labels of pods that instances have.
+///
+/// ```
+/// use chassis_kubernetes::PodLabels;
+///
+/// let labels = PodLabels::named(["version", "track"]);
+/// assert!(labels.includes("track") && !labels.includes("pod-template-hash"));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(untagged, expecting = "`true`, `false`, or a list of names of labels")]
+pub enum PodLabels {
+    /// `true`: all labels. `false`: none; pods are not read.
+    Every(bool),
+    /// The labels of these names.
+    Named(Vec<String>),
 }
 
 /// Which settings are read from Kubernetes: an entry of `config.centers` whose `kind` is `kubernetes`.
@@ -109,6 +130,12 @@ impl KubernetesConfig {
                 problems.push(Problem::new(format!("ports.{listener}"), "a port has a name or a number"));
             }
         }
+        if let PodLabels::Named(names) = &self.pod_labels {
+            for (n, name) in names.iter().enumerate().filter(|(_, name)| !is_label(name)) {
+                let why = format!("`{}` is no name of a label in Kubernetes", name.escape_debug());
+                problems.push(Problem::new(format!("pod_labels[{n}]"), why));
+            }
+        }
         problems
     }
 }
@@ -125,8 +152,40 @@ impl Default for KubernetesConfig {
             ports: BTreeMap::new(),
             protocols: vec!["http".to_owned(), "grpc".to_owned()],
             zone: None,
+            pod_labels: PodLabels::default(),
             jitter: Span(std::time::Duration::from_secs(5)),
         }
+    }
+}
+
+// === impl PodLabels ===
+
+impl PodLabels {
+    /// The labels of these names.
+    pub fn named(names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        PodLabels::Named(names.into_iter().map(Into::into).collect())
+    }
+
+    /// Whether instances have the label `name` of their pods.
+    pub fn includes(&self, name: &str) -> bool {
+        match self {
+            PodLabels::Every(all) => *all,
+            PodLabels::Named(names) => names.iter().any(|named| named == name),
+        }
+    }
+
+    /// Whether pods are not read.
+    pub(crate) fn is_off(&self) -> bool {
+        match self {
+            PodLabels::Every(all) => !all,
+            PodLabels::Named(names) => names.is_empty(),
+        }
+    }
+}
+
+impl Default for PodLabels {
+    fn default() -> Self {
+        PodLabels::Every(false)
     }
 }
 
@@ -239,6 +298,16 @@ pub(crate) fn is_object_name(name: &str) -> bool {
     name.len() <= 253 && !name.is_empty() && name.split('.').all(is_name)
 }
 
+/// May `name` be one of a label? It has a prefix before a slash, which is a domain, or none.
+fn is_label(name: &str) -> bool {
+    let (prefix, name) = name.split_once('/').map_or((None, name), |(prefix, name)| (Some(prefix), name));
+    let is_edge = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
+    let mut bytes = name.bytes();
+    let all = bytes.clone().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
+    let is_name = name.len() <= 63 && all && is_edge(bytes.clone().last()) && is_edge(bytes.next());
+    is_name && prefix.is_none_or(is_object_name)
+}
+
 /// `host:port` of the API server. A user in it is refused, for it would be in every log line.
 pub(crate) fn address(server: &str, tls: Option<&TlsConfig>) -> Result<String, String> {
     let address = TlsConfig::without_scheme(tls, server)?;
@@ -278,7 +347,28 @@ mod tests {
         wrong(KubernetesConfig { context: Some("c".into()), ..good.clone() }, &["context"]);
         wrong(KubernetesConfig { namespace: Some("a,b".into()), ..good.clone() }, &["namespace"]);
         wrong(KubernetesConfig { protocols: Vec::new(), ..good.clone() }, &["protocols"]);
-        wrong(KubernetesConfig { ports: [("grpc".into(), String::new())].into(), ..good }, &["ports.grpc"]);
+        wrong(
+            KubernetesConfig { ports: [("grpc".into(), String::new())].into(), ..good.clone() },
+            &["ports.grpc"],
+        );
+        let labels = PodLabels::named(["app.kubernetes.io/version", "a b", "track", "", "/x", "X/y/z"]);
+        wrong(
+            KubernetesConfig { pod_labels: labels, ..good },
+            &["pod_labels[1]", "pod_labels[3]", "pod_labels[4]", "pod_labels[5]"],
+        );
+    }
+
+    #[test]
+    fn labels_of_pods_are_all_some_or_none() {
+        let read = |text: &str| -> Result<PodLabels, String> {
+            let config: Result<KubernetesConfig, _> = serde_json::from_str(text);
+            config.map(|config| config.pod_labels).map_err(|error| error.to_string())
+        };
+        assert!(read("{}").unwrap().is_off() && read(r#"{"pod_labels":false}"#).unwrap().is_off());
+        assert!(read(r#"{"pod_labels":[]}"#).unwrap().is_off());
+        assert!(read(r#"{"pod_labels":true}"#).unwrap().includes("anything"));
+        assert_eq!(read(r#"{"pod_labels":["version"]}"#).unwrap(), PodLabels::named(["version"]));
+        assert!(read(r#"{"pod_labels":"version"}"#).unwrap_err().contains("a list of names of labels"));
     }
 
     #[test]

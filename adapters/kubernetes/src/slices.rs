@@ -4,7 +4,10 @@ use std::{
     sync::Arc,
 };
 
-use chassis_core::registry::{Instance, Status};
+use chassis_core::{
+    TextMap,
+    registry::{Instance, Status},
+};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -26,7 +29,16 @@ pub(crate) struct Endpoint {
     family: Family,
     /// The zones that it is meant for.
     hints: Option<Vec<String>>,
+    /// The pod, where its labels are wanted.
+    pub(crate) pod: Option<PodRef>,
     pub(crate) instance: Arc<Instance>,
+}
+
+/// The pod of an endpoint.
+#[derive(Debug)]
+pub(crate) struct PodRef {
+    pub(crate) name: String,
+    pub(crate) uid: String,
 }
 
 /// Of several addresses of an instance the first of these is called.
@@ -73,11 +85,11 @@ struct Conditions {
     terminating: Option<bool>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Target {
-    #[serde(default)]
+    kind: String,
     name: String,
-    #[serde(default)]
     uid: String,
 }
 
@@ -108,10 +120,13 @@ impl Read {
             other => return Err(format!("its address type `{other}` is not known")),
         };
         let listeners = listeners(&slice.ports.unwrap_or_default(), config);
-        let mut read = Read::default();
+        let (mut read, is_labelled) = (Read::default(), !config.pod_labels.is_off());
         for (n, text) in slice.endpoints.unwrap_or_default().iter().enumerate() {
             match Endpoint::of(text, family, service, &listeners) {
-                Ok(endpoint) => read.endpoints.extend(endpoint),
+                Ok(endpoint) => read.endpoints.extend(endpoint.map(|endpoint| match is_labelled {
+                    true => endpoint,
+                    false => Endpoint { pod: None, ..endpoint },
+                })),
                 Err(why) => read.refused.push((format!("endpoint {n}"), why)),
             }
         }
@@ -140,12 +155,13 @@ impl Endpoint {
         }
         // All addresses of an endpoint are the same process.
         let host = written.addresses.first().ok_or("it has no address")?;
-        let id = match written.target_ref {
-            Some(Target { name, uid }) if !name.is_empty() => {
+        let target = written.target_ref.filter(|target| !target.name.is_empty());
+        let id = match &target {
+            Some(Target { name, uid, .. }) => {
                 let uid: String = uid.chars().take(UID).collect();
-                if uid.is_empty() { name } else { format!("{name}.{uid}") }
+                if uid.is_empty() { name.clone() } else { format!("{name}.{uid}") }
             }
-            _ => host.clone(),
+            None => host.clone(),
         };
         let mut instance = Instance::new(service, id);
         for (listener, port) in listeners {
@@ -167,7 +183,20 @@ impl Endpoint {
         instance.check().map_err(|error| error.to_string())?;
         let zones = written.hints.and_then(|hints| hints.for_zones).filter(|zones| !zones.is_empty());
         let hints = zones.map(|zones| zones.into_iter().map(|zone| zone.name).collect());
-        Ok(Some(Endpoint { is_ready, family, hints, instance: Arc::new(instance) }))
+        let pod = target.filter(|target| target.kind == "Pod");
+        let pod = pod.map(|Target { name, uid, .. }| PodRef { name, uid });
+        Ok(Some(Endpoint { is_ready, family, hints, pod, instance: Arc::new(instance) }))
+    }
+
+    /// Gives it the labels of its pod; whether they are others than before.
+    pub(crate) fn label(&mut self, labels: &TextMap) -> bool {
+        let has_changed = self.instance.labels != *labels;
+        if has_changed {
+            let mut labelled = Instance::clone(&self.instance);
+            labelled.labels = labels.clone();
+            self.instance = Arc::new(labelled);
+        }
+        has_changed
     }
 }
 

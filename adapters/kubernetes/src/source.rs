@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::{
     client::{Client, Collection, Failure},
-    follow::{Object, View, follow},
+    follow::{LARGE, Object, View, aside, follow},
     place::Place,
     settings::KubernetesSourceConfig,
 };
@@ -55,7 +55,7 @@ struct Texts {
     named: Named,
     key: Option<String>,
     feed: TextFeed,
-    object: Option<Object>,
+    object: Option<Arc<Object>>,
 }
 
 /// A ConfigMap or a Secret.
@@ -110,8 +110,8 @@ impl ConfigSource for KubernetesSource {
             CONFIG_MAP => "/api/v1/namespaces/{namespace}/configmaps",
             _ => "/api/v1/namespaces/{namespace}/secrets",
         };
-        let selector = ("fieldSelector", format!("metadata.name={}", named.name));
-        let of = Collection { template, namespace: named.namespace.clone(), selector };
+        let selector = Some(("fieldSelector", format!("metadata.name={}", named.name)));
+        let of = Collection { template, namespace: named.namespace.clone(), selector, is_metadata: false };
         let key = self.config.key.clone();
         Ok(watch_texts(self.client.tasks(), |feed| async move {
             let mut view = Texts { client: client.clone(), named, key, feed, object: None };
@@ -136,7 +136,7 @@ impl View for Texts {
 
     fn put(&mut self, object: Object) {
         if object.name == self.named.name {
-            self.object = Some(object);
+            self.object = Some(object.into());
         }
     }
 
@@ -147,50 +147,53 @@ impl View for Texts {
     }
 
     async fn show(&mut self, _: &str) {
-        self.feed.show(self.text());
+        let server = self.client.name();
+        let Some(object) = self.object.clone() else {
+            self.feed.show(Err(format!("{server} has no {}", self.named)));
+            return;
+        };
+        let (named, key) = (self.named.clone(), self.key.clone());
+        let is_large = object.text.get().len() > LARGE;
+        let text = aside(is_large, move || named.text(&object, key.as_deref())).await;
+        self.feed.show(text);
     }
 
-    fn fail(&mut self, why: &Failure) {
+    async fn fail(&mut self, why: &Failure) {
         self.feed.fail(why.to_string());
     }
 }
 
-impl Texts {
-    fn text(&self) -> Result<Text, String> {
-        let Some(object) = &self.object else {
-            return Err(format!("{} has no {}", self.client.name(), self.named));
-        };
+// === impl Named ===
+
+impl Named {
+    /// The text of `key`, or of all keys.
+    fn text(&self, object: &Object, key: Option<&str>) -> Result<Text, String> {
         let version = &object.version;
-        let values = self.values(object).map_err(|why| format!("{}@{version}: {why}", self.named))?;
-        let origin = |key: &str| format!("{}/{key}@{version}", self.named);
+        let values = self.values(object).map_err(|why| format!("{self}@{version}: {why}"))?;
+        let origin = |key: &str| format!("{self}/{key}@{version}");
         let revision = Some(version.clone());
-        let Some(key) = &self.key else {
+        let Some(key) = key else {
             let parts = values.iter().map(|(key, value)| SectionText {
                 origin: origin(key),
                 name: key.as_bytes(),
                 content: value.as_deref().map_err(String::as_str),
             });
-            let content = sections(&self.named.to_string(), parts)?;
-            return Ok(Text {
-                content,
-                format: Format::Yaml,
-                origin: format!("{}@{version}", self.named),
-                revision,
-            });
+            let content = sections(&self.to_string(), parts)?;
+            return Ok(Text { content, format: Format::Yaml, origin: format!("{self}@{version}"), revision });
         };
         match values.get(key) {
             Some(Ok(content)) => {
                 Ok(Text { content: content.clone(), format: format_of(key), origin: origin(key), revision })
             }
             Some(Err(why)) => Err(format!("{}: {why}", origin(key))),
-            None => Err(format!("{}@{version} has no key `{}`", self.named, key.escape_debug())),
+            None => Err(format!("{self}@{version} has no key `{}`", key.escape_debug())),
         }
     }
 
     /// The text of each key, or why it is none.
     fn values(&self, object: &Object) -> Result<BTreeMap<String, Result<String, String>>, String> {
         let written: Written = serde_json::from_str(object.text.get()).map_err(|error| error.to_string())?;
-        let (plain, encoded) = match self.named.kind {
+        let (plain, encoded) = match self.kind {
             CONFIG_MAP => (written.data, written.binary_data),
             _ => (None, written.data),
         };
@@ -204,8 +207,6 @@ impl Texts {
         Ok(plain.chain(encoded).collect())
     }
 }
-
-// === impl Named ===
 
 impl fmt::Display for Named {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::{
     registry::{hosts, registry, until},
-    server::{GUARDED, PATIENCE, Server, shared},
+    server::{Api, GUARDED, PATIENCE, Server, shared},
     trials::Ran,
 };
 
@@ -21,12 +21,17 @@ trials! {
     a_kubeconfig_with_a_certificate_is_enough
 }
 
-/// The documents of the manifests, with the path of each in the API.
-fn manifests() -> Vec<(&'static str, String)> {
-    let text = [include_str!("../../deploy/rbac.yaml"), include_str!("../../deploy/rbac-center.yaml")]
-        .join("\n---\n");
-    let path = |one: &str| if one.contains("kind: RoleBinding\n") { "rolebindings" } else { "roles" };
-    text.split("\n---\n").map(|one| (path(one), one.to_owned())).collect()
+/// Applies these manifests, first as `kubectl apply --dry-run=server --validate=strict` does.
+pub(crate) async fn apply(api: &Api, namespace: &str, manifests: &[&str]) {
+    let text = manifests.join("\n---\n");
+    for dry in ["?dryRun=All&fieldValidation=Strict", "?fieldValidation=Strict"] {
+        for one in text.split("\n---\n") {
+            let kind = if one.contains("kind: RoleBinding\n") { "rolebindings" } else { "roles" };
+            let path = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/{kind}{dry}");
+            let (status, answer) = api.request("POST", &path, one, "application/yaml").await;
+            assert_eq!(status, 201, "{path}: {answer}");
+        }
+    }
 }
 
 async fn the_manifest_gives_what_is_needed() -> Ran {
@@ -38,14 +43,8 @@ async fn the_manifest_gives_what_is_needed() -> Ran {
     let error = timeout(PATIENCE, watcher.next()).await.unwrap().unwrap_err().to_string();
     assert!(error.contains("403") && error.contains("endpointslices"), "{error}");
     assert!(!error.contains(GUARDED), "{error}");
-    // First as `kubectl apply --dry-run=server --validate=strict` does.
-    for dry in ["?dryRun=All&fieldValidation=Strict", "?fieldValidation=Strict"] {
-        for (path, text) in manifests() {
-            let path = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/guarded/{path}{dry}");
-            let (status, answer) = api.request("POST", &path, &text, "application/yaml").await;
-            assert_eq!(status, 201, "{path}: {answer}");
-        }
-    }
+    let manifests = [include_str!("../../deploy/rbac.yaml"), include_str!("../../deploy/rbac-center.yaml")];
+    apply(&api, "guarded", &manifests).await;
     until(&mut watcher, &hosts(&[1])).await;
     // The object of the manifest may be read, and no other one.
     api.put_config_map("guarded", serde_json::json!({ "c.yaml": "a: 1" })).await;

@@ -15,13 +15,22 @@ mod certificates;
 #[path = "../../../etcd/tests/it/server.rs"]
 mod etcd;
 mod gaps;
+mod held;
+mod labels;
 mod registry;
 mod rude;
 mod server;
 
 fn main() -> std::process::ExitCode {
-    let ended =
-        trials::run([access::trials(), center::trials(), gaps::trials(), registry::trials(), rude::trials()]);
+    let ended = trials::run([
+        access::trials(),
+        center::trials(),
+        gaps::trials(),
+        held::trials(),
+        labels::trials(),
+        registry::trials(),
+        rude::trials(),
+    ]);
     server::stop();
     ended
 }

@@ -1,14 +1,14 @@
 //! Servers that answer as an API server may, at moments that can't be caused with a real one.
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use chassis_core::registry::{Registry, Watcher};
-use chassis_kubernetes::KubernetesConfig;
+use chassis_core::registry::{Membership, Registry, Watcher};
+use chassis_kubernetes::{KubernetesConfig, PodLabels};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
     sync::mpsc,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use crate::{
@@ -25,6 +25,8 @@ trials! {
     versions_that_go_again_and_again_are_listed_with_pauses
     pages_without_an_end_are_refused
     a_server_that_asks_for_a_pause_gets_it
+    pods_that_may_not_be_read_are_asked_for_seldom
+    the_first_answer_waits_for_labels_but_not_for_ever
 }
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -190,5 +192,101 @@ async fn a_server_that_asks_for_a_pause_gets_it() {
         until(&mut watcher, &hosts(&[1])).await;
         let took = begun.elapsed();
         assert!(took >= Duration::from_secs(1), "{took:?}");
+    }
+}
+
+/// An answer: after how long, the status, the body. `None`: there is none.
+type Answer = Option<(Duration, &'static str, String)>;
+
+/// Answers each request by its target, and sends its head.
+async fn answers_by_target(
+    answer: impl Fn(&str) -> Answer + Send + Sync + 'static,
+) -> (Option<String>, mpsc::UnboundedReceiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let server = Some(format!("http://{}", listener.local_addr().unwrap()));
+    let (to, heads) = mpsc::unbounded_channel();
+    let answer = Arc::new(answer);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let (to, answer) = (to.clone(), answer.clone());
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    match stream.read_u8().await {
+                        Ok(byte) => head.push(byte),
+                        Err(_) => return, // the connection that tests the way
+                    }
+                }
+                let head = String::from_utf8_lossy(&head).into_owned();
+                let answer = answer(head.split(' ').nth(1).unwrap());
+                let _ = to.send(head);
+                let Some((after, status, body)) = answer else { std::future::pending().await };
+                sleep(after).await; // a server that is slow
+                let head = "content-type: application/json\r\nconnection: close";
+                let _ =
+                    stream.write_all(format!("HTTP/1.1 {status}\r\n{head}\r\n\r\n{body}").as_bytes()).await;
+            });
+        }
+    });
+    (server, heads)
+}
+
+/// A watch of slices that ends again and again shows how often pods are asked for meanwhile.
+async fn pods_that_may_not_be_read_are_asked_for_seldom() {
+    let (server, mut heads) = answers_by_target(|target| match target {
+        target if target.contains("/pods") => {
+            Some((Duration::ZERO, "403 X", r#"{"message":"no pods for you"}"#.to_owned()))
+        }
+        target if target.contains("watch=true") => Some((Duration::ZERO, "200 X", String::new())),
+        _ => Some((Duration::ZERO, "200 X", list(5, &[1], "").1)),
+    })
+    .await;
+    let config =
+        KubernetesConfig { server, pod_labels: PodLabels::Every(true), ..KubernetesConfig::default() };
+    let mut watcher = registry(config).watch("stock").await.unwrap();
+    until(&mut watcher, &hosts(&[1])).await;
+    let (mut pods, mut watches) = (Vec::new(), 0);
+    while watches < 20 {
+        let head = timeout(PATIENCE, heads.recv()).await.unwrap().unwrap();
+        match head.contains("/pods") {
+            true => pods.push(head),
+            false => watches += usize::from(head.contains("watch=true")),
+        }
+    }
+    assert_eq!(pods.len(), 1, "{pods:#?}");
+    let accept =
+        "accept: application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1, application/json;q=0.5";
+    assert!(pods[0].contains(accept), "{}", pods[0]);
+    assert!(!pods[0].contains("Selector"), "{}", pods[0]);
+}
+
+/// A server that is slow to list pods, and one that never does.
+async fn the_first_answer_waits_for_labels_but_not_for_ever() {
+    for comes in [true, false] {
+        let (server, _heads) = answers_by_target(move |target| {
+            let pod = json!({ "metadata": { "name": "a", "uid": "1", "labels": { "version": "v1" } } });
+            let slice = slice(
+                "s",
+                json!([{ "addresses": ["192.0.2.1"], "targetRef": { "kind": "Pod", "name": "a", "uid": "1" } }]),
+            );
+            let list = |item| json!({ "metadata": { "resourceVersion": "5" }, "items": [item] }).to_string();
+            match target {
+                target if target.contains("watch=true") => None,
+                target if target.contains("/pods") => {
+                    comes.then(|| (Duration::from_millis(300), "200 X", list(pod)))
+                }
+                _ => Some((Duration::ZERO, "200 X", list(slice))),
+            }
+        })
+        .await;
+        let config =
+            KubernetesConfig { server, pod_labels: PodLabels::Every(true), ..KubernetesConfig::default() };
+        let begun = tokio::time::Instant::now();
+        let mut watcher = registry(config).watch("stock").await.unwrap();
+        let first = timeout(PATIENCE, watcher.next()).await.unwrap().unwrap();
+        let Membership::Known(all) = first else { panic!("{first:?}") };
+        assert_eq!(all[0].label("version"), comes.then_some("v1"));
+        assert!(comes || begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     }
 }

@@ -62,6 +62,9 @@ const ADMIN: &str = "admin-token";
 /// The token of the service account `default` of the namespace `guarded`.
 pub(crate) const GUARDED: &str = "guarded-token";
 
+/// The token of the service account `default` of the namespace `labelled`.
+pub(crate) const LABELLED: &str = "labelled-token";
+
 /// The server of all tests of this binary; the first one starts it.
 pub(crate) async fn shared() -> Result<Api, NotRun> {
     Server::program()?;
@@ -207,6 +210,30 @@ impl Api {
         self.ok("DELETE", &path, &Value::Null).await;
     }
 
+    /// Makes a pod with these labels, which no node runs; returns its uid.
+    pub(crate) async fn put_pod(&self, namespace: &str, name: &str, labels: Value) -> String {
+        // A namespace has this account by a controller, of which there is none here.
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts");
+        let account = json!({ "metadata": { "name": "default" } }).to_string();
+        let (status, answer) = self.request("POST", &path, &account, "application/json").await;
+        assert!([201, 409].contains(&status), "{status} {answer}");
+        let spec =
+            json!({ "automountServiceAccountToken": false, "containers": [{ "name": "a", "image": "a" }] });
+        let pod = json!({ "metadata": { "name": name, "labels": labels }, "spec": spec });
+        let made = self.ok("POST", &format!("/api/v1/namespaces/{namespace}/pods"), &pod).await;
+        made["metadata"]["uid"].as_str().unwrap().to_owned()
+    }
+
+    /// Changes labels of a pod.
+    pub(crate) async fn label_pod(&self, namespace: &str, name: &str, labels: Value) {
+        let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
+        self.ok("PATCH", &path, &json!({ "metadata": { "labels": labels } })).await;
+    }
+
+    pub(crate) async fn delete_pod(&self, namespace: &str, name: &str) {
+        self.ok("DELETE", &format!("/api/v1/namespaces/{namespace}/pods/{name}"), &Value::Null).await;
+    }
+
     /// Ready endpoints with these addresses below 192.0.2.
     pub(crate) async fn put(&self, namespace: &str, name: &str, hosts: &[u8]) {
         let endpoints: Vec<_> = hosts
@@ -245,7 +272,9 @@ impl Server {
         let file = |name: &str| folder.path().join(name);
         std::fs::copy(&identity.key, file("account.key")).unwrap();
         let tokens = format!(
-            "{ADMIN},admin,1,\"system:masters\"\n{GUARDED},system:serviceaccount:guarded:default,2,\"system:serviceaccounts\"\n"
+            "{ADMIN},admin,1,\"system:masters\"\n\
+             {GUARDED},system:serviceaccount:guarded:default,2,\"system:serviceaccounts\"\n\
+             {LABELLED},system:serviceaccount:labelled:default,3,\"system:serviceaccounts\"\n"
         );
         std::fs::write(file("tokens.csv"), tokens).unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
