@@ -10,7 +10,7 @@ use crate::{CORE, source};
 const MOST: usize = 20;
 
 /// Unused items that stay public, and the reason.
-const KEPT: [(&str, &str); 13] = [
+const KEPT: [(&str, &str); 12] = [
     ("CircuitView", "an element of a public field of `Inspection`"),
     ("ConcurrencyView", "an element of a public field of `Inspection`"),
     ("FnLayer", "the return type of `from_fn`, a layer that users hold"),
