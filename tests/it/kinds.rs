@@ -46,7 +46,7 @@ both! {
             held.finish().await.unwrap_or_else(|why| panic!("{kind:?}: {why:?}"));
             match at_client {
                 true => caller.push(NO_RETRY).await.applied(),
-                false => stock.push("").await.applied(),
+                false => stock.push("{}").await.applied(),
             };
             let next = open(&caller, &[&stock], wire, kind).await;
             next.unwrap_or_else(|why| panic!("{kind:?}: {why:?}")).finish().await.unwrap();

@@ -18,10 +18,11 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::{
     DirectorySource,
+    code::Code,
     parse::parse_as,
     problem::Problem,
     source::DirectoryWatcher,
-    tree::{Layer, Node},
+    tree::{Layer, Node, Origin, Path, Span},
 };
 
 /// A text as a tree, or its fault.
@@ -39,6 +40,8 @@ pub(super) struct Feed {
     texts: Option<Vec<Text>>,
     /// The same, parsed, or the parser's problems.
     trees: Vec<Parsed>,
+    /// The last texts that could be used set something.
+    has_settings: bool,
     /// The texts changed since they were parsed, and since a version was made.
     is_stale: bool,
     /// The error of the last question.
@@ -117,6 +120,7 @@ impl Feed {
             answer,
             texts: None,
             trees: Vec::new(),
+            has_settings: false,
             is_stale: false,
             trouble: None,
         }
@@ -182,7 +186,21 @@ impl Feed {
         }
     }
 
+    /// The texts are part of settings that can be used.
+    pub(super) fn used(&mut self) {
+        self.has_settings = self.trees.iter().flatten().any(|tree| !tree.entries().is_empty());
+    }
+
+    /// Parses a text. A blank one of a config center that had settings is refused: it is more often a text that was cut
+    /// off than the wish to remove all of them.
     pub(super) fn parse(&self, text: &Text) -> Result<Node, Box<Problem>> {
+        if self.layer == Layer::Center && self.has_settings && is_blank(text) {
+            let origin = Origin::of_text(text, self.layer, self.has_references);
+            let message = "the text is blank, and had settings before; `{}` removes all of them";
+            let at = Span { line: 1, column: 1, ..Span::whole(origin) };
+            let problem = Problem::error(Path::default(), Some(at), message);
+            return Err(Box::new(problem.coded(Code::Syntax)));
+        }
         parse_as(text, self.layer, self.has_references)
     }
 
@@ -271,6 +289,10 @@ impl Watcher {
             Watcher::Directory(watcher) => watcher.next().await,
         }
     }
+}
+
+fn is_blank(text: &Text) -> bool {
+    text.content.trim().is_empty()
 }
 
 /// Whether the text has this name, with or without its revision.

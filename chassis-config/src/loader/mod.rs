@@ -361,6 +361,7 @@ impl<D, T> Loader<D, T> {
             }
             Ok(read) => {
                 self.files.follow(read.files.clone(), false);
+                self.feeds.iter_mut().for_each(Feed::used);
                 let hash = hash(&read.tree);
                 let well = self.feeds.iter().all(Feed::is_well);
                 let was_astray = std::mem::replace(&mut self.astray, !well);

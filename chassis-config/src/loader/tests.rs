@@ -363,6 +363,28 @@ async fn a_burst_makes_few_versions_and_the_last_text_wins() {
     assert_eq!(loader.control().history().len(), applied.len() + 1);
 }
 
+/// A center's text that was cut off does not remove all settings; a file, and a center without settings, may be blank.
+#[tokio::test(start_paused = true)]
+async fn a_blank_text_of_a_center_removes_no_settings() {
+    let (file, center) = (text("file", "retries: 1"), text("center", " \n"));
+    let mut loader =
+        loader().source(Layer::File, Arc::new(file.clone())).source(Layer::Center, Arc::new(center.clone()));
+    next(&mut loader).await;
+    center.set("retries: 2");
+    assert_eq!(next(&mut loader).await, "2: retries 1 -> 2 (center:1:10)");
+    for blank in ["", " \n\t\n"] {
+        center.set(blank);
+        let refused = "refused, Some(2) stays: center:1:1: the text is blank, and had settings before; `{}` removes \
+                       all of them";
+        assert_eq!(next(&mut loader).await, refused);
+    }
+    center.set("{}");
+    assert_eq!(next(&mut loader).await, "3: retries 2 -> 1 (file:1:10)");
+    center.set("");
+    file.set("");
+    assert_eq!(next(&mut loader).await, "4: retries 1 -> unset");
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_history_has_accepted_and_refused_versions() {
     let (file, center) = (text("file", "retries: 1"), text("center", ""));
@@ -457,6 +479,7 @@ async fn a_dry_run_changes_nothing() {
     assert_eq!(trial("center", "retries: 11").await, (of("center"), more.0, more.1));
     let broken = (of("center"), none(), "center:1:10: this bracket is never closed".into());
     assert_eq!(trial("center", "retries: [").await, broken);
+    assert!(trial("center", " ").await.2.contains("center:1:1: the text is blank"));
     assert_eq!((control.history().len(), quiet.await.unwrap()), (1, true));
 }
 

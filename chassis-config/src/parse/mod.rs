@@ -200,6 +200,7 @@ mod tests {
         for (format, text) in [
             (Format::Yaml, format!("a0: &a0 1\n{towers}")),
             (Format::Yaml, format!("a: {}{}", "[".repeat(100), "]".repeat(100))),
+            (Format::Yaml, format!("a: {}{}", "[".repeat(1_000), "]".repeat(1_000))),
             (Format::Json, format!("{{\"a\": {}{}}}", "[".repeat(100), "]".repeat(100))),
             (Format::Toml, format!("a = {}{}", "[".repeat(70), "]".repeat(70))),
         ] {

@@ -204,6 +204,10 @@ impl<'a> Reader<'a> {
             }
         }
         let info = e.info();
+        if info.contains("recursion limit") {
+            let at = at(line, e.marker().col() + 1);
+            return too_large(at, format!("nested deeper than {MAX_DEPTH} levels"));
+        }
         if info.contains("flow ") || line > self.lines.len() {
             match self.open_bracket(line, e.marker().col()) {
                 Some((opened, column)) if opened < line || line > self.lines.len() => {

@@ -62,7 +62,8 @@ where
     Box::new(TextWatcher { state, last: None, _over: over })
 }
 
-/// One document of all `sections`, each with a line that says where it is from.
+/// One document of all `sections`, each with a line that says where it is from. `{}` without any: a blank text would be
+/// taken for one that was cut off.
 ///
 /// # Errors
 /// A section that can't be part of a document, with its origin.
@@ -91,6 +92,9 @@ pub fn sections<'a>(place: &str, all: impl IntoIterator<Item = SectionText<'a>>)
     if content.len() > MAX_TEXT {
         let bytes = content.len();
         return Err(format!("{place}: all sections have {bytes} bytes, {MAX_TEXT} are allowed"));
+    }
+    if content.is_empty() {
+        content.push_str("{}\n");
     }
     Ok(content)
 }

@@ -1,5 +1,7 @@
 //! For tests of your own: services in memory that find each other, and everything of [`chassis_core::testing`]
 //! (scripted upstreams and registries, calls to send, the contract suites).
+mod bad_settings;
+
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
@@ -8,6 +10,7 @@ use std::sync::{
 use chassis_http::connector::Network;
 use chassis_registry::MemoryRegistry;
 
+pub use self::bad_settings::BadSettings;
 pub use chassis_core::testing::*;
 
 use crate::{Chassis, ChassisBuilder, Random, document::Environment};
