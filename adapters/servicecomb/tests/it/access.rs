@@ -63,7 +63,7 @@ async fn a_token_may_be_replaced() {
     let center = guarded().await;
     let fetch = || async {
         let body = r#"{"name":"orders","password":"secret!"}"#;
-        let (_, answer) = crate::center::ask(&center.address, "POST", "/v4/token", body).await;
+        let (_, answer) = crate::host::ask(&center.address, "POST", "/v4/token", body).await;
         answer["token"].as_str().unwrap().to_owned()
     };
     let token = file(&fetch().await);

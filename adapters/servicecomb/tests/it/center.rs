@@ -6,7 +6,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, mpsc},
-    thread::JoinHandle,
     time::Duration,
 };
 
@@ -23,17 +22,18 @@ use axum::{
 };
 use serde_json::{Value, json};
 use tokio::{
-    net::TcpListener,
-    sync::{Notify, mpsc::UnboundedSender, oneshot},
+    sync::{Notify, mpsc::UnboundedSender},
     time::{Instant, sleep},
 };
+
+use crate::host::Host;
 
 /// A service center on a thread of its own, which can be ended or blocked at once.
 pub(crate) struct Center {
     /// Its address, which a restart keeps.
     pub(crate) address: String,
     pub(crate) store: Arc<Store>,
-    running: Option<Running>,
+    host: Host,
 }
 
 /// The differences from the defaults of the real one.
@@ -51,12 +51,6 @@ pub(crate) struct CenterConfig {
     pub(crate) noted_after: Duration,
     /// How long answers come from the cache after a push.
     pub(crate) stale_for: Duration,
-}
-
-struct Running {
-    over: oneshot::Sender<()>,
-    freeze: mpsc::Sender<mpsc::Receiver<()>>,
-    thread: JoinHandle<()>,
 }
 
 /// All that it knows.
@@ -125,7 +119,7 @@ impl Center {
 
     pub(crate) async fn start_with(config: CenterConfig) -> Center {
         let store = Arc::new(Store { config, state: Mutex::default(), noted: Notify::new() });
-        let mut center = Center { address: "127.0.0.1:0".to_owned(), store, running: None };
+        let mut center = Center { address: String::new(), store, host: Host::new() };
         center.run().await;
         center
     }
@@ -144,41 +138,14 @@ impl Center {
 
     /// Starts it, again at the same address and with what it knew.
     pub(crate) async fn run(&mut self) {
-        let (store, address) = (self.store.clone(), self.address.clone());
-        let (bound, is_bound) = oneshot::channel();
-        let (over, is_over) = oneshot::channel();
-        let (freeze, frozen) = mpsc::channel::<mpsc::Receiver<()>>();
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let listener = TcpListener::bind(&address).await.unwrap();
-                bound.send(listener.local_addr().unwrap()).unwrap();
-                let blocked = async {
-                    loop {
-                        if let Ok(until) = frozen.try_recv() {
-                            let _ = until.recv();
-                        }
-                        store.expire();
-                        sleep(Duration::from_millis(1)).await;
-                    }
-                };
-                tokio::select! {
-                    _ = is_over => {}
-                    () = blocked => {}
-                    served = axum::serve(listener, router(store.clone())) => served.unwrap(),
-                }
-            });
-            runtime.shutdown_background();
-        });
-        self.address = is_bound.await.unwrap().to_string();
-        self.running = Some(Running { over, freeze, thread });
+        let store = self.store.clone();
+        self.host.run(router(self.store.clone()), move || store.expire()).await;
+        self.address = self.host.address.clone();
     }
 
     /// Ends it at once, with all its connections.
     pub(crate) fn kill(&mut self) {
-        let Running { over, thread, .. } = self.running.take().unwrap();
-        let _ = over.send(());
-        thread.join().unwrap();
+        self.host.kill();
         self.store.known().watchers.clear();
     }
 
@@ -191,9 +158,7 @@ impl Center {
 
     /// Blocks it until the sender is dropped.
     pub(crate) fn freeze(&self) -> mpsc::Sender<()> {
-        let (until, over) = mpsc::channel();
-        self.running.as_ref().unwrap().freeze.send(over).unwrap();
-        until
+        self.host.freeze()
     }
 
     /// The entries of the service `name`.
@@ -237,14 +202,6 @@ impl Center {
     /// The requests since the last time.
     pub(crate) fn log(&self) -> Vec<String> {
         std::mem::take(&mut self.store.known().log)
-    }
-}
-
-impl Drop for Center {
-    fn drop(&mut self) {
-        if self.running.is_some() {
-            self.kill();
-        }
     }
 }
 
@@ -845,30 +802,4 @@ async fn watch_heartbeat(State(store): Shared, Path(params): Params, socket: Web
             }
         }
     })
-}
-
-/// A request by hand; the status and the body of the answer.
-pub(crate) async fn ask(address: &str, method: &str, path: &str, body: &str) -> (u16, Value) {
-    let (status, body) = text(address, method, path, body).await;
-    (status, serde_json::from_str(&body).unwrap_or_default())
-}
-
-/// The same, with the body as it is.
-pub(crate) async fn text(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let head = format!(
-        "{method} {path} HTTP/1.0\r\nhost: c\r\nx-domain-name: default\r\ncontent-type: application/json\r\n"
-    );
-    let exchanged = tokio::time::timeout(Duration::from_secs(30), async {
-        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-        let request = format!("{head}content-length: {}\r\n\r\n{body}", body.len());
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        let _ = stream.read_to_string(&mut answer).await;
-        answer
-    });
-    let answer = exchanged.await.expect("the server answers");
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    (status, body.to_owned())
 }

@@ -90,7 +90,7 @@ async fn serve() -> String {
 
 /// Asks an HTTP server for `/hello`.
 async fn call(address: &str) -> String {
-    let (_, body) = crate::center::text(address, "GET", "/hello", "").await;
+    let (_, body) = crate::host::text(address, "GET", "/hello", "").await;
     body
 }
 

@@ -11,6 +11,7 @@ mod trials;
 mod access;
 mod center;
 mod go_chassis;
+mod host;
 mod outages;
 mod registry;
 

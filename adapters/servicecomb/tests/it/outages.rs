@@ -155,7 +155,7 @@ async fn a_forgotten_consumer_is_registered_again() {
     };
     let before = consumer(&center).unwrap();
     let path = format!("/v4/default/registry/microservices/{before}?force=1");
-    let (status, _) = crate::center::ask(&center.address, "DELETE", &path, "").await;
+    let (status, _) = crate::host::ask(&center.address, "DELETE", &path, "").await;
     assert_eq!(status, 200);
     let begun = Instant::now();
     while consumer(&center).is_none_or(|now| now == before) {
