@@ -14,7 +14,10 @@ use chassis_core::{
     tasks::Tasks,
     units::{PositiveSpan, Switch},
 };
-use chassis_http::{ClientConfig, HttpClient, HttpTransport, RequestBuilder, connector::Network};
+use chassis_http::{
+    ClientConfig, HttpClient, HttpTransport, HttpVersion, RequestBuilder,
+    connector::{Connector, TlsConfig},
+};
 use http::{HeaderMap, Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -32,6 +35,7 @@ pub(crate) struct WeakClient(Weak<Inner>);
 struct Inner {
     config: ConnectionConfig,
     access: Access,
+    connector: Arc<dyn Connector>,
     connected: OnceLock<Connected>,
 }
 
@@ -47,6 +51,7 @@ pub(crate) struct ConnectionConfig {
     /// A part of each path.
     pub(crate) project: String,
     pub(crate) credentials: Credentials,
+    pub(crate) tls: Option<TlsConfig>,
 }
 
 /// Made by the first call, within the runtime of the process.
@@ -108,9 +113,13 @@ const MAX_WORDS: usize = 300;
 
 impl Client {
     /// Connects with the first call.
-    pub(crate) fn new(config: ConnectionConfig) -> Self {
+    ///
+    /// # Errors
+    /// The first problem in the table `tls`.
+    pub(crate) fn new(config: ConnectionConfig) -> Result<Self, String> {
         let access = Access::new(config.credentials.clone());
-        Client(Arc::new(Inner { config, access, connected: OnceLock::new() }))
+        let connector = TlsConfig::network(config.tls.as_ref(), HttpVersion::One)?;
+        Ok(Client(Arc::new(Inner { config, access, connector, connected: OnceLock::new() })))
     }
 
     /// The server, for messages.
@@ -121,6 +130,11 @@ impl Client {
 
     pub(crate) fn config(&self) -> &ConnectionConfig {
         &self.0.config
+    }
+
+    /// Opens the connections of requests, and those of pushes.
+    pub(crate) fn connector(&self) -> &dyn Connector {
+        &*self.0.connector
     }
 
     /// Tasks that end with the last clone of the client.
@@ -209,7 +223,7 @@ impl Client {
 
     fn connected(&self) -> &Connected {
         let ConnectionConfig { name, addresses, .. } = &self.0.config;
-        self.0.connected.get_or_init(|| Connected::new(name, addresses))
+        self.0.connected.get_or_init(|| Connected::new(name, addresses, &self.0.connector))
     }
 }
 
@@ -307,7 +321,7 @@ impl fmt::Display for Failure {
 // === impl Connected ===
 
 impl Connected {
-    fn new(name: &'static str, addresses: &[String]) -> Self {
+    fn new(name: &'static str, addresses: &[String], connector: &Arc<dyn Connector>) -> Self {
         let registry = FixedAddresses::new(name, "http", addresses);
         let runtime = Runtime::builder(name).registry(Arc::new(registry)).build();
         let runtime = runtime.expect("the names of metrics are free in a registry of one's own");
@@ -324,7 +338,7 @@ impl Connected {
                 pool: 16.try_into().expect("it is not 0"),
                 ..ClientConfig::default()
             };
-            let transport = Arc::new(HttpTransport::new(Arc::new(Network::default()), config));
+            let transport = Arc::new(HttpTransport::new(connector.clone(), config));
             let pipeline = pipeline::client(&runtime, &service, &transport);
             HttpClient::new(service, pipeline).max_body(MAX_BODY)
         };

@@ -31,4 +31,6 @@ mod owner;
 mod registry;
 mod settings;
 
+pub use chassis_http::connector::TlsConfig;
+
 pub use self::{registry::ServiceCombRegistry, settings::ServiceCombConfig};

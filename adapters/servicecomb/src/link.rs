@@ -13,12 +13,12 @@ use std::{
 };
 
 use chassis_core::{adapter::Pace, clock};
+use chassis_http::connector::Stream;
 use futures_util::SinkExt;
 use http::{Method, StatusCode, Uri};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::{
-    net::TcpStream,
     sync::watch,
     time::{sleep, timeout},
 };
@@ -202,7 +202,7 @@ impl Link {
     }
 
     /// Registers the consumer, and connects.
-    async fn connect(&self, client: &Client, turn: usize) -> Result<WebSocketStream<TcpStream>, Failure> {
+    async fn connect(&self, client: &Client, turn: usize) -> Result<WebSocketStream<Stream>, Failure> {
         let consumer = register_service(client, &self.0.consumer).await?;
         let addresses = &client.config().addresses;
         // Another server at each turn; there is at least one.
@@ -234,16 +234,17 @@ impl Link {
         address: &str,
         consumer: &str,
         headers: &http::HeaderMap,
-    ) -> Result<WebSocketStream<TcpStream>, tungstenite::Error> {
+    ) -> Result<WebSocketStream<Stream>, tungstenite::Error> {
         let config = client.config();
         let path = format!("/v4/{}/registry/microservices/{consumer}/watcher", config.project);
-        let uri: Uri = format!("ws://{address}{path}").parse()?;
+        let scheme = if client.connector().is_secure() { "wss" } else { "ws" };
+        let uri: Uri = format!("{scheme}://{address}{path}").parse()?;
         let mut request = ClientRequestBuilder::new(uri).with_header("x-domain-name", &config.domain);
         for (name, value) in headers {
             let value = value.to_str().unwrap_or_default(); // each was made of a text
             request = request.with_header(name.as_str(), value);
         }
-        let stream = TcpStream::connect(address).await?;
+        let stream = client.connector().connect_within(address, CONNECT).await?;
         let limits =
             WebSocketConfig::default().max_message_size(Some(MAX_PUSH)).max_frame_size(Some(MAX_PUSH));
         let (socket, _) = client_async_with_config(request, stream, Some(limits)).await?;
@@ -251,7 +252,7 @@ impl Link {
     }
 
     /// Reads pushes until the connection ends; returns why.
-    async fn read(&self, mut socket: WebSocketStream<TcpStream>) -> String {
+    async fn read(&self, mut socket: WebSocketStream<Stream>) -> String {
         let mut is_probed = false;
         loop {
             let frame = match timeout(PING, socket.next()).await {

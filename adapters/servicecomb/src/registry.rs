@@ -109,7 +109,7 @@ impl ServiceCombRegistry {
         if let [problem, ..] = &config.check()[..] {
             return Err(problem.to_string().into());
         }
-        let client = Client::new(config.connection()?);
+        let client = Client::new(config.connection()?)?;
         let consumer = ServiceKey::new(&config, config.consumer.clone(), "");
         let link = Link::new(consumer, config.jitter.0, config.watch);
         Ok(ServiceCombRegistry(Arc::new(Inner { config, client, link, followers: Followers::default() })))

@@ -7,6 +7,7 @@ use chassis_core::{
     settings::Problem,
     units::{PositiveSpan, Span},
 };
+use chassis_http::connector::TlsConfig;
 use serde::Deserialize;
 
 use crate::{access::Credentials, client::ConnectionConfig, entry::is_plain};
@@ -23,8 +24,8 @@ use crate::{access::Credentials, client::ConnectionConfig, entry::is_plain};
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct ServiceCombConfig {
-    /// The servers of one service center, `host:port` or `http://host:port`. The port's default is 30100. Default
-    /// `[127.0.0.1:30100]`.
+    /// The servers of one service center, `host:port`, `http://host:port`, or `https://host:port` with `tls`. The
+    /// port's default is 30100. Default `[127.0.0.1:30100]`.
     pub addresses: Vec<String>,
     /// The application (`appId`) in which instances are registered and looked up. Default `default`.
     pub app: String,
@@ -69,6 +70,9 @@ pub struct ServiceCombConfig {
     pub secret_key_file: Option<PathBuf>,
     /// The environment variable with the secret key.
     pub secret_key_env: Option<String>,
+    /// TLS to all `addresses`, for requests and for pushes: `tls: { ca: /path, cert: /path, key: /path, server_name: … }`;
+    /// it needs the cargo feature `tls`. Default: none.
+    pub tls: Option<TlsConfig>,
 }
 
 /// The port of service center.
@@ -105,7 +109,8 @@ impl ServiceCombConfig {
     /// The first address that is none.
     pub(crate) fn connection(&self) -> Result<ConnectionConfig, String> {
         let addresses = self.addresses.iter().map(|written| {
-            address(written, PORT).map_err(|why| format!("address `{}`: {why}", written.escape_debug()))
+            let address = address(written, PORT, self.tls.as_ref());
+            address.map_err(|why| format!("address `{}`: {why}", written.escape_debug()))
         });
         Ok(ConnectionConfig {
             name: "service center",
@@ -113,12 +118,13 @@ impl ServiceCombConfig {
             domain: self.domain.clone(),
             project: self.project.clone(),
             credentials: self.credentials(),
+            tls: self.tls.clone(),
         })
     }
 
     pub(crate) fn check(&self) -> Vec<Problem> {
         let mut problems = self.credentials().check();
-        problems.extend(addresses(&self.addresses, PORT));
+        problems.extend(addresses(&self.addresses, PORT, self.tls.as_ref()));
         let names = [("app", &self.app, MAX_APP), ("consumer", &self.consumer, MAX_NAME)];
         for (key, name, most) in names {
             if !is_plain(name) || name.len() > most {
@@ -170,19 +176,22 @@ impl Default for ServiceCombConfig {
             access_key: None,
             secret_key_file: None,
             secret_key_env: None,
+            tls: None,
         }
     }
 }
 
-/// The problems of a list of servers.
-pub(crate) fn addresses(all: &[String], port: &str) -> Vec<Problem> {
+/// The problems of a list of servers, and of the table `tls` beside it.
+pub(crate) fn addresses(all: &[String], port: &str, tls: Option<&TlsConfig>) -> Vec<Problem> {
+    let mut problems: Vec<_> = tls.into_iter().flat_map(TlsConfig::check).collect();
     if all.is_empty() {
-        return vec![Problem::new("addresses", "at least one address is needed")];
+        problems.push(Problem::new("addresses", "at least one address is needed"));
     }
     let wrong = |(n, written): (usize, &String)| {
-        address(written, port).err().map(|why| Problem::new(format!("addresses[{n}]"), why))
+        address(written, port, tls).err().map(|why| Problem::new(format!("addresses[{n}]"), why))
     };
-    all.iter().enumerate().filter_map(wrong).collect()
+    problems.extend(all.iter().enumerate().filter_map(wrong));
+    problems
 }
 
 /// The problems of names that are sent in headers and paths.
@@ -197,17 +206,14 @@ pub(crate) fn path_parts<'a>(names: impl IntoIterator<Item = (&'static str, &'a 
 }
 
 /// `host:port` of a server. A user in it is refused, for it would be in every log line.
-pub(crate) fn address(written: &str, port: &str) -> Result<String, String> {
-    if written.starts_with("https://") {
-        return Err("TLS to it is not supported yet".to_owned());
-    }
-    let address = written.strip_prefix("http://").unwrap_or(written);
+pub(crate) fn address(written: &str, port: &str, tls: Option<&TlsConfig>) -> Result<String, String> {
+    let address = TlsConfig::without_scheme(tls, written)?;
     let address = address.strip_suffix('/').unwrap_or(address);
     if address.contains('@') {
         return Err("a user has no place in it; set `user` and `password_file`".to_owned());
     }
     if address.is_empty() || address.contains('/') {
-        return Err("write host:port or http://host:port".to_owned());
+        return Err("write host:port, http://host:port or https://host:port".to_owned());
     }
     let has_port = address.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'));
     let address = if has_port { address.to_owned() } else { format!("{address}:{port}") };
@@ -227,11 +233,20 @@ mod tests {
             ("center", "center:30100"),
             ("[::1]", "[::1]:30100"),
         ] {
-            assert_eq!(super::address(written, PORT).as_deref(), Ok(address), "{written}");
+            assert_eq!(super::address(written, PORT, None).as_deref(), Ok(address), "{written}");
         }
         for wrong in ["", "http://", "center/v4", "root:secret@center:1", "https://center", "a:0", "unix:/x"]
         {
-            assert!(super::address(wrong, PORT).is_err(), "{wrong}");
+            assert!(super::address(wrong, PORT, None).is_err(), "{wrong}");
+        }
+        let tls = TlsConfig::new("/ca.pem");
+        for (written, address) in [
+            ("https://center:8443/", Ok("center:8443")),
+            ("center", Ok("center:30100")),
+            ("http://center", Err(())),
+        ] {
+            let read = super::address(written, PORT, Some(&tls));
+            assert_eq!(read.as_deref().map_err(drop), address, "{written}");
         }
     }
 
@@ -254,5 +269,7 @@ mod tests {
         wrong(ServiceCombConfig { environment: "staging".into(), ..good() }, &["environment"]);
         wrong(ServiceCombConfig { heartbeat: PositiveSpan::from_millis(999), ..good() }, &["heartbeat"]);
         wrong(ServiceCombConfig { user: Some("u".into()), ..good() }, &["user"]);
+        let tls = Some(TlsConfig::default());
+        wrong(ServiceCombConfig { tls, ..good() }, &["tls.ca"]);
     }
 }

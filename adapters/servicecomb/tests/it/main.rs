@@ -10,11 +10,22 @@ mod trials;
 
 mod access;
 mod center;
+#[path = "../../../../chassis-http/tests/it/certificates.rs"]
+mod certificates;
 mod go_chassis;
 mod host;
 mod outages;
 mod registry;
+mod tls;
+#[path = "../../../../chassis-http/tests/it/tls_front.rs"]
+mod tls_front;
 
 fn main() -> std::process::ExitCode {
-    trials::run([access::trials(), go_chassis::trials(), outages::trials(), registry::trials()])
+    trials::run([
+        access::trials(),
+        go_chassis::trials(),
+        outages::trials(),
+        registry::trials(),
+        tls::trials(),
+    ])
 }
