@@ -3,13 +3,13 @@ use std::{
     num::NonZeroU32,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering::*},
+        atomic::{AtomicBool, AtomicUsize, Ordering::*},
     },
     time::Duration,
 };
 
 use chassis_core::Random;
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 use super::CLOSE_GRACE;
 use crate::{
@@ -37,6 +37,9 @@ pub(crate) struct Activity {
     unsent: Arc<Unsent>,
     /// For each stream; `None`: no limit.
     min_write_rate: Option<NonZeroU32>,
+    /// It has to make room for another connection.
+    is_evicted: AtomicBool,
+    evicted: Notify,
 }
 
 /// The activities of all connections of a server.
@@ -94,7 +97,24 @@ impl Activity {
             windows: Windows::new(shares.untold),
             unsent: Unsent::new(shares.waiting),
             min_write_rate: config.min_write_rate.on().copied(),
+            is_evicted: AtomicBool::new(false),
+            evicted: Notify::new(),
         }
+    }
+
+    /// Resolves when this connection has to make room for another one.
+    pub(crate) async fn evicted(&self) {
+        self.evicted.notified().await;
+    }
+
+    /// Asks the connection to make room, unless it is used, or was asked before.
+    fn evict(&self) -> bool {
+        let is_used = self.in_flight() > 0 || self.is_writing();
+        if is_used || self.is_evicted.swap(true, AcqRel) {
+            return false;
+        }
+        self.evicted.notify_one();
+        true
     }
 
     /// Records that the head of a request is complete.
@@ -200,6 +220,11 @@ impl Activities {
         }
         all.push(Arc::downgrade(&activity));
         activity
+    }
+
+    /// Closes the connection that has been open for longest, of those without a request; `false` if there is none.
+    pub(crate) fn evict(&self) -> bool {
+        lock(&self.0).iter().filter_map(Weak::upgrade).any(|one| one.evict())
     }
 
     /// Requests in flight on all connections.

@@ -54,11 +54,10 @@ pub(crate) trait Graceful: Future<Output = Result<(), BoxError>> {
 }
 
 /// Serves `stream` until its end.
-pub(crate) async fn serve(port: Arc<Port>, stream: Stream) {
+pub(crate) async fn serve(port: Arc<Port>, activity: Arc<Activity>, stream: Stream) {
     let mut opening = Opening::new();
     let begun = Instant::now();
-    let Some((stream, version)) = open(&port, stream, &mut opening).await else { return };
-    let activity = port.activities.begin(&port.config);
+    let Some((stream, version)) = open(&port, &activity, stream, &mut opening).await else { return };
     let peer = stream.peer().clone();
     let connected = Connected::new(peer.clone(), port.name.clone(), port.config.max_body.get());
     let mut extensions = Extensions::new();
@@ -93,7 +92,12 @@ pub(crate) async fn serve(port: Arc<Port>, stream: Stream) {
 }
 
 /// Performs TLS, if configured, and reads the first bytes. A draining server does not wait for them.
-async fn open(port: &Port, stream: Stream, opening: &mut Opening) -> Option<(Stream, Version)> {
+async fn open(
+    port: &Port,
+    activity: &Activity,
+    stream: Stream,
+    opening: &mut Opening,
+) -> Option<(Stream, Version)> {
     let config = &port.config;
     let opened = async {
         let mut stream = match &port.acceptor {
@@ -112,6 +116,7 @@ async fn open(port: &Port, stream: Stream, opening: &mut Opening) -> Option<(Str
         biased;
         opened = opened => opened,
         () = port.draining.cancelled() => None,
+        () = activity.evicted() => None,
     }
 }
 
@@ -141,6 +146,7 @@ async fn watch(
     });
     let mut draining = WakeGated::new(port.draining.cancelled());
     let mut is_draining = false;
+    let mut evicted = port.evicts_idle.then(|| WakeGated::new(activity.evicted()));
     let mut watch = Watch::new(begun, &port.config, &port.random);
     let mut look = WakeGated::new(sleep_until(begun));
     loop {
@@ -162,6 +168,13 @@ async fn watch(
                 watch.drain(Instant::now())
             }
             () = &mut look => watch.look(Instant::now(), activity),
+            () = room_is_needed(&mut evicted) => {
+                evicted = None;
+                match activity.in_flight() {
+                    0 => Act::Close,
+                    _ => watch.drain(Instant::now()), // a request that has arrived meanwhile is answered
+                }
+            }
         };
         match act {
             Act::Wait(at) => look = WakeGated::new(sleep_until(at)),
@@ -175,6 +188,14 @@ async fn watch(
                 return false;
             }
         }
+    }
+}
+
+/// Resolves when the connection has to make room for another one; never for a server that evicts none.
+async fn room_is_needed(evicted: &mut Option<WakeGated<impl Future<Output = ()>>>) {
+    match evicted {
+        Some(evicted) => evicted.await,
+        None => std::future::pending().await,
     }
 }
 

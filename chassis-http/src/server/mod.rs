@@ -39,7 +39,9 @@ use crate::{
     net::{Acceptor, Listener, Peer, Stream},
 };
 
-/// Serves any number of ports, and drains them together.
+/// Serves any number of ports, which share its limits and drain together. A process that serves different callers, such
+/// as its own and an operator's, has a server for each: neither uses up the connections of the other, and each ends at
+/// its own time.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -64,6 +66,7 @@ pub struct Server {
     activities: Arc<Activities>,
     open: Arc<AtomicUsize>,
     metrics: Option<Metrics>,
+    evicts_idle: bool,
 }
 
 /// One port, from a connection's point of view.
@@ -82,6 +85,7 @@ pub(crate) struct Port {
     /// The time of the last log line about a closed connection.
     logged: Mutex<Option<Instant>>,
     refusals: Refusals,
+    evicts_idle: bool,
 }
 
 /// Counts a connection while it is open.
@@ -113,12 +117,21 @@ impl Server {
             activities: Arc::default(),
             open: Arc::default(),
             metrics: None,
+            evicts_idle: false,
         }
     }
 
     /// Counts connections that the server closes because their peers exceed a limit. Default: not counted.
     pub fn metrics(mut self, metrics: Metrics) -> Self {
         self.metrics = Some(metrics);
+        self
+    }
+
+    /// At the limit of connections, a new one closes the oldest that has no request in flight, also one whose first
+    /// request is incomplete. So peers that send slowly or nothing keep no other peer out. Default: the new one is
+    /// answered 503.
+    pub fn evict_idle(mut self) -> Self {
+        self.evicts_idle = true;
         self
     }
 
@@ -144,6 +157,7 @@ impl Server {
             metrics: self.metrics.clone(),
             logged: Mutex::new(None),
             refusals: Refusals::default(),
+            evicts_idle: self.evicts_idle,
         });
         let accept = accept(port, listener, self.tasks.clone(), self.connections.clone());
         self.tasks.spawn(self.connections.track_future(accept));
@@ -198,11 +212,12 @@ async fn accept(port: Arc<Port>, mut listener: Box<dyn Listener>, tasks: Tasks, 
 /// Serves a new connection, or answers it with 503 if there are too many.
 fn admit(port: &Arc<Port>, stream: Stream) -> Option<chassis_core::BoxFuture<'static, ()>> {
     let counted = Counted::new(&port.open);
-    if counted.0.load(Acquire) <= port.config.max_connections.get() {
-        let port = port.clone();
+    let is_full = counted.0.load(Acquire) > port.config.max_connections.get();
+    if !is_full || port.evicts_idle && port.activities.evict() {
+        let (port, activity) = (port.clone(), port.activities.begin(&port.config));
         return Some(Box::pin(async move {
             let _counted = counted;
-            connection::serve(port, stream).await;
+            connection::serve(port, activity, stream).await;
         }));
     }
     drop(counted);

@@ -175,6 +175,55 @@ async fn a_full_server_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_full_server_closes_the_oldest_connection_without_a_request() {
+    let world = World::new();
+    let config = ServerConfig { max_connections: 3.try_into().unwrap(), ..ServerConfig::default() };
+    let server = Server::new(config, &world.tasks, Random::seeded(1)).evict_idle();
+    let listener = world.network.bind("memory:stock").await.unwrap();
+    let service = |request: Request<Received>| -> Answer {
+        match request.uri().path() {
+            "/never" => Box::pin(std::future::pending()),
+            _ => Box::pin(async { Response::new(ServerBody::from("well")) }),
+        }
+    };
+    server.serve("admin", listener, Mux { http: Some(Arc::new(service)), ..Mux::default() }, None);
+    let mut busy = world.raw().await;
+    busy.write_all(b"GET /never HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut slow = world.raw().await;
+    slow.write_all(b"GET /x HT").await.unwrap();
+    let mut silent = world.raw().await;
+    sleep(SECOND / 10).await;
+    assert_eq!(server.connections(), 3);
+    assert_eq!(h1(&world).get("/x").await.unwrap(), "200 well");
+    assert_eq!(slow.read(&mut [0; 8]).await.unwrap(), 0, "the oldest one without a request is closed");
+    // A thousand more do not keep a request out, and do not add up.
+    let mut all = Vec::new();
+    for _ in 0..1_000 {
+        all.push(world.raw().await);
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(h1(&world).get("/x").await.unwrap(), "200 well");
+    assert_eq!(silent.read(&mut [0; 8]).await.unwrap(), 0);
+    sleep(SECOND / 10).await;
+    assert!(server.connections() <= 3, "{}", server.connections());
+    let mut byte = [0; 1];
+    assert!(timeout(SECOND / 10, busy.read(&mut byte)).await.is_err(), "a connection with a request is kept");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_of_requests_that_all_wait_is_full() {
+    let world = World::new();
+    let config = ServerConfig { max_connections: 1.try_into().unwrap(), ..ServerConfig::default() };
+    let server = Server::new(config, &world.tasks, Random::seeded(1)).evict_idle();
+    let listener = world.network.bind("memory:stock").await.unwrap();
+    server.serve("admin", listener, Mux { http: Some(Arc::new(silent())), ..Mux::default() }, None);
+    let mut busy = world.raw().await;
+    busy.write_all(b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    sleep(SECOND / 10).await;
+    assert_eq!(h1(&world).get("/x").await.unwrap(), "503 ");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_panic_is_told_500_and_the_connection_kept() {
     let world = World::new();
     let service = |request: Request<Received>| -> Answer {
