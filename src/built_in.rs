@@ -44,4 +44,5 @@ pub(crate) fn register(kinds: &mut Kinds) {
         let server = chassis_core::Section::<ServerPatch>::new("server").read_once();
         kinds.section(server.schema(crate::cli::schema_of!(ServerPatch)));
     }
+    crate::admin::register(kinds);
 }

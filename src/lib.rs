@@ -55,7 +55,7 @@
 //! | to | see |
 //! | --- | --- |
 //! | change a setting: timeouts, retries, breakers, limits | [`document`], [`ChassisBuilder::config_file`]; the README shows each key with its default |
-//! | look at a running service | [`Chassis::runtime`], [`inspect`], [`Events`], [`Metrics`] |
+//! | look at a running service | `http://127.0.0.1:9900`, the admin surface; [`Chassis::runtime`], [`inspect`], [`Events`], [`Metrics`] |
 //! | add a layer of your own | [`Stage`], [`from_fn`], [`Invocation`]; its settings are a [`Section`] |
 //! | choose a registry, or write one | [`registries`], [`registry`] |
 //! | read settings from elsewhere | [`config`] |
@@ -67,6 +67,7 @@
 //!
 //! | feature | default | adds |
 //! | --- | --- | --- |
+//! | `admin` | yes | the admin surface: probes, metrics, the state of the process; includes `http` |
 //! | `grpc` | yes | channels for tonic stubs, tonic services, health, reflection; includes `http` |
 //! | `http` | yes | clients of REST services, axum routers |
 //! | `local` | yes | the registry `local`: processes of one user on one machine |
@@ -76,6 +77,8 @@
 //!
 //! The registries `static`, `file` and `memory` are always there.
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#[cfg_attr(not(feature = "admin"), path = "admin/off.rs")]
+mod admin;
 mod app;
 mod base;
 mod builder;
@@ -170,6 +173,7 @@ pub type Result<T = (), E = StartError> = std::result::Result<T, E>;
 /// The snippets of the README and of one page of `docs/`, as documentation tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
+#[doc = include_str!("../docs/admin.md")]
 #[doc = include_str!("../docs/extending.md")]
 #[doc = include_str!("../docs/health.md")]
 struct Pages;

@@ -1,8 +1,11 @@
 //! Starts and stops a service, step by step.
 //!
-//! Start: before-start hooks → bind all listeners → readiness → register → after-start hooks.
+//! Start: admin surface → before-start hooks → bind all listeners → readiness → register → after-start hooks.
 //! Stop: before-stop hooks → not ready → deregister → wait for propagation → close listeners,
-//! GOAWAY, wait, abort what is left → close clients → after-stop hooks.
+//! GOAWAY, wait, abort what is left → close the admin surface → close clients → after-stop hooks.
+//!
+//! The admin surface is the first and the last: probes are answered during the whole life, and a start that hangs can be
+//! looked at.
 use std::{
     pin::pin,
     sync::{Mutex, PoisonError},
@@ -18,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::{
     Chassis, StartError,
+    admin::Surface,
     app::Parts,
     container::Container,
     crash_guard::Watched,
@@ -48,12 +52,15 @@ pub struct Running {
     addresses: Vec<(String, String)>,
     advertised: Vec<(String, String)>,
     registered: Option<Registered>,
+    surface: Surface,
 }
 
 /// The time a stop waits for a hook.
 const HOOK: Duration = Duration::from_secs(5);
 /// A hook of a start is logged again and again while it takes longer than this.
 const SLOW_HOOK: Duration = Duration::from_secs(10);
+/// The time a stop waits for answers of the admin surface.
+const ADMIN: Duration = Duration::from_secs(1);
 /// The time a stop waits for background tasks.
 const TASKS: Duration = Duration::from_secs(1);
 /// The time Kubernetes needs until endpoints have been removed everywhere.
@@ -78,6 +85,13 @@ impl Hook {
 
 impl Running {
     pub(crate) async fn start(mut app: Chassis) -> Result<Self, StartError> {
+        let surface = match Surface::open(&app).await {
+            Ok(surface) => surface,
+            Err(error) => {
+                app.parts.runtime.shutdown(TASKS).await;
+                return Err(error);
+            }
+        };
         for hook in std::mem::take(&mut app.parts.hooks.before_start) {
             if let Err(error) = start_hook("before-start", hook, &app.parts.runtime).await {
                 app.parts.runtime.shutdown(TASKS).await;
@@ -92,21 +106,25 @@ impl Running {
                 return Err(error);
             }
         };
+        if let Some(container) = Container::of_process() {
+            let registry = app.parts.runtime.registry().name();
+            if let Some(advice) = container.advice(&addresses, registry) {
+                tracing::warn!(target: "chassis", "{advice}");
+            }
+        }
+        let advertised = advertised(&app.parts, &addresses);
+        let addresses = [addresses, surface.addresses()].concat();
+        surface.serves(&addresses, &advertised);
         app.parts.presence.serving();
         let mut running = Running {
             rest: app.rest,
             rpc: app.rpc,
-            advertised: advertised(&app.parts, &addresses),
+            advertised,
             addresses,
             registered: None,
             parts: app.parts,
+            surface,
         };
-        if let Some(container) = Container::of_process() {
-            let registry = running.parts.runtime.registry().name();
-            if let Some(advice) = container.advice(&running.addresses, registry) {
-                tracing::warn!(target: "chassis", "{advice}");
-            }
-        }
         if let Err(error) = running.register().await {
             running.stop().await;
             return Err(StartError::Settings(format!("the advertised address cannot be reached: {error}")));
@@ -126,7 +144,8 @@ impl Running {
         Ok(running)
     }
 
-    /// The addresses of the listeners, by name; port 0 is replaced by the port that was bound.
+    /// The addresses of the listeners, by name, those of the admin surface last; port 0 is replaced by the port that was
+    /// bound.
     pub fn addresses(&self) -> &[(String, String)] {
         &self.addresses
     }
@@ -213,6 +232,7 @@ impl Running {
                 tracing::warn!(target: "chassis", cut, "calls were still under way at the deadline, and were cut")
             }
         }
+        self.surface.close(ADMIN).await;
         self.parts.runtime.shutdown(TASKS).await;
         let hooks = std::mem::take(&mut self.parts.hooks.after_stop);
         stop_hooks("after-stop", hooks, &self.parts.runtime).await;

@@ -2,8 +2,8 @@
 use std::{
     pin::pin,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::Duration,
 };
@@ -48,10 +48,21 @@ struct Inner {
     registered: watch::Sender<Option<Status>>,
     /// False before the start, after the stop, and if nothing is served.
     registers: AtomicBool,
-    /// From the moment that the process listens to the begin of its stop.
-    serves: AtomicBool,
+    /// A [`Phase`]: from the moment that the process listens to the begin of its stop it serves.
+    phase: AtomicU8,
+    /// Whether the process served once while its critical checks passed.
+    has_started: AtomicBool,
     /// Sets the answer of gRPC's health service.
     health: Box<dyn Fn(bool) + Send + Sync>,
+}
+
+/// Where the process is between its start and its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Phase {
+    Starting,
+    Serving,
+    Stopping,
 }
 
 /// What decides whether the process wants calls.
@@ -111,7 +122,8 @@ impl Presence {
             reasons: Mutex::new(reasons),
             registered: watch::Sender::new(None),
             registers: AtomicBool::new(false),
-            serves: AtomicBool::new(false),
+            phase: AtomicU8::new(Phase::Starting as u8),
+            has_started: AtomicBool::new(false),
             health: Box::new(health),
         }))
     }
@@ -157,8 +169,7 @@ impl Presence {
     /// Changes the reasons; returns the status that follows from them.
     fn want(&self, change: impl FnOnce(&mut Reasons)) -> Status {
         let status = {
-            // No code panics while the lock is held, so a poisoned lock is still valid.
-            let mut reasons = self.0.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut reasons = self.reasons();
             change(&mut reasons);
             let status = reasons.status();
             let is_new = |before: &mut Status| std::mem::replace(before, status.clone()) != status;
@@ -167,6 +178,11 @@ impl Presence {
         };
         self.update_health();
         status
+    }
+
+    /// No code panics while the lock is held, so a poisoned lock is still valid.
+    fn reasons(&self) -> MutexGuard<'_, Reasons> {
+        self.0.reasons.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn set(&self, by_hand: Status) -> Result<(), RegistryError> {
@@ -192,22 +208,41 @@ impl Presence {
         }
     }
 
+    /// Where the process is between its start and its end.
+    pub(crate) fn phase(&self) -> Phase {
+        match self.0.phase.load(Ordering::SeqCst) {
+            starting if starting == Phase::Starting as u8 => Phase::Starting,
+            serving if serving == Phase::Serving as u8 => Phase::Serving,
+            _ => Phase::Stopping,
+        }
+    }
+
+    /// Whether the process served once while its critical checks passed: its start is over, whatever came later.
+    #[allow(dead_code, reason = "for the admin surface, which a build may be without")]
+    pub(crate) fn has_started(&self) -> bool {
+        self.0.has_started.load(Ordering::SeqCst)
+    }
+
     /// The process listens.
     pub(crate) fn serving(&self) {
-        self.0.serves.store(true, Ordering::SeqCst);
+        self.0.phase.store(Phase::Serving as u8, Ordering::SeqCst);
         self.update_health();
     }
 
     /// The process stops: from here on no status puts it back in service.
     pub(crate) fn stopping(&self) {
-        self.0.serves.store(false, Ordering::SeqCst);
+        self.0.phase.store(Phase::Stopping as u8, Ordering::SeqCst);
         self.update_health();
     }
 
     fn update_health(&self) {
-        (self.0.health)(self.0.serves.load(Ordering::SeqCst) && self.is_in_service());
+        let serves = || self.phase() == Phase::Serving;
+        if serves() && self.reasons().readiness == Readiness::Ready {
+            self.0.has_started.store(true, Ordering::SeqCst);
+        }
+        (self.0.health)(serves() && self.is_in_service());
         // A stop may have begun meanwhile, and decides.
-        if !self.0.serves.load(Ordering::SeqCst) {
+        if !serves() {
             (self.0.health)(false);
         }
     }

@@ -7,6 +7,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 /// The `listen` table: an address by the name of what is served there; `grpc` and `http` are the usual names.
 ///
 /// Several names may have one address: they share the port. Default none.
+///
+/// Two names are chassis' own: `admin`, the admin surface (default: `127.0.0.1:9900`, or the next free port; `off` for
+/// none), and `probes`, the part of it that every peer may read (default `off`). They share no port.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(transparent)]
@@ -29,7 +32,12 @@ pub enum Address {
     Unix(PathBuf),
     /// A name within the process: for tests, and for services that share one process.
     Memory(String),
+    /// Nothing listens: `off`, for `admin` and `probes`.
+    Off,
 }
+
+/// The listeners of the admin surface, which programs serve nothing at.
+pub(crate) const OWN: [&str; 2] = ["admin", "probes"];
 
 // === impl Listen ===
 
@@ -39,6 +47,18 @@ impl Listen {
         let mut found = Vec::new();
         let mut earlier: Vec<(&String, &Address)> = Vec::new();
         for (name, address) in &self.0 {
+            let is_own = |name: &str| OWN.contains(&name);
+            if *address == Address::Off && !is_own(name) {
+                let message = "only `admin` and `probes` can be `off`; leave the name out";
+                found.push(Finding::error(format!("listen.{name}"), message));
+            }
+            let shares = |(other, theirs): &&(&String, &Address)| {
+                *theirs == address && address.is_one() && (is_own(name) || is_own(other))
+            };
+            if let Some((other, _)) = earlier.iter().find(shares) {
+                let message = format!("this is the address of `{other}`; `admin` and `probes` share no port");
+                found.push(Finding::error(format!("listen.{name}"), message));
+            }
             if let Some((other, theirs)) = earlier.iter().find(|(_, theirs)| address.overlaps(theirs)) {
                 let message = format!(
                     "this and `{theirs}` of `{other}` are two values for one address; write the same for both, \
@@ -55,6 +75,11 @@ impl Listen {
 // === impl Address ===
 
 impl Address {
+    /// Whether it stands for one place, where only one listener can be.
+    fn is_one(&self) -> bool {
+        !matches!(self, Address::Tcp { port: 0, .. } | Address::Off)
+    }
+
     /// Whether one of them is all interfaces and the other one an interface, on the same port.
     fn overlaps(&self, other: &Address) -> bool {
         let (Address::Tcp { host: a, port: p }, Address::Tcp { host: b, port: q }) = (self, other) else {
@@ -69,6 +94,10 @@ impl FromStr for Address {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        // YAML 1.1 reads `off` as `false`.
+        if matches!(text, "off" | "false") {
+            return Ok(Address::Off);
+        }
         if let Some(path) = text.strip_prefix("unix:").or_else(|| text.starts_with('/').then_some(text)) {
             return match path.is_empty() {
                 true => Err(format!("`{text}` has no path; write unix:/run/orders.sock")),
@@ -109,6 +138,7 @@ impl fmt::Display for Address {
             Address::Tcp { host, port } => write!(f, "{host}:{port}"),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
             Address::Memory(name) => write!(f, "memory:{name}"),
+            Address::Off => f.write_str("off"),
         }
     }
 }
@@ -131,7 +161,7 @@ mod tests {
 
     #[test]
     fn addresses_are_read_and_written() {
-        for text in ["0.0.0.0:8080", "[::1]:0", "localhost:1", "unix:/run/a.sock", "memory:orders-1"] {
+        for text in ["0.0.0.0:8080", "[::1]:0", "localhost:1", "unix:/run/a.sock", "memory:orders-1", "off"] {
             assert_eq!(text.parse::<Address>().map(|a| a.to_string()), Ok(text.to_string()));
         }
         for (text, why) in [
@@ -160,5 +190,20 @@ mod tests {
         check(&["0.0.0.0:0", "127.0.0.1:0"], 0);
         check(&["0.0.0.0:80", "127.0.0.1:80"], 1);
         check(&["[::]:80", "127.0.0.1:80", "127.0.0.1:81"], 1);
+    }
+
+    #[test]
+    fn the_admin_surface_shares_no_port_and_can_be_off() {
+        let found = |of: &[(&str, &str)]| {
+            let address =
+                |(name, address): &(&str, &str)| ((*name).to_owned(), address.parse().expect("it is one"));
+            Listen(of.iter().map(address).collect()).check().len()
+        };
+        assert_eq!(found(&[("admin", "off"), ("probes", "off"), ("http", "a:80")]), 0);
+        assert_eq!(found(&[("http", "off")]), 1);
+        assert_eq!(found(&[("admin", "a:80"), ("http", "a:80")]), 1);
+        assert_eq!(found(&[("admin", "a:80"), ("probes", "a:80")]), 1);
+        assert_eq!(found(&[("admin", "a:0"), ("probes", "a:0"), ("http", "a:0")]), 0);
+        assert_eq!(found(&[("admin", "memory:a"), ("http", "memory:a")]), 1);
     }
 }

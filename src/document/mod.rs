@@ -19,8 +19,8 @@ use chassis_core::{
 };
 use serde::Deserialize;
 
-pub(crate) use self::read::Reader;
 use self::tree::{Node, Path};
+pub(crate) use self::{listen::OWN as OWN_LISTENERS, read::Reader};
 pub use self::{
     listen::{Address, Listen},
     propagate::Propagate,
@@ -145,6 +145,7 @@ impl Document {
         }
         for name in self.inbound.listeners.keys() {
             let known = self.listen.0.keys().map(String::as_str).chain(["grpc", "http"]);
+            let known = known.filter(|name| !OWN_LISTENERS.contains(name)); // no calls arrive there
             let known: std::collections::BTreeSet<&str> = known.collect();
             if !known.contains(name.as_str()) {
                 let message = "`listen` has no such name";

@@ -132,7 +132,7 @@ const OPTIONAL_KINDS: [(&str, &str); 8] = [
     ("ttl", "ttl"),
 ];
 /// Sections that a build may lack, and the cargo feature that adds each.
-const OPTIONAL_SECTIONS: [(&str, &str); 2] = [("client", "http"), ("server", "http")];
+const OPTIONAL_SECTIONS: [(&str, &str); 3] = [("admin", "admin"), ("client", "http"), ("server", "http")];
 
 const KIND: &str = "kind";
 /// The key of a service in the table `discovery.services`.

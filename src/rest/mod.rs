@@ -14,7 +14,10 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 pub(crate) use self::listen::listen;
-use crate::{Chassis, ChassisBuilder, Document, Running, StartError, document::Listen};
+use crate::{
+    Chassis, ChassisBuilder, Document, Running, StartError,
+    document::{Listen, OWN_LISTENERS},
+};
 
 /// The builder's settings for HTTP.
 #[derive(Default)]
@@ -35,12 +38,12 @@ pub(crate) struct Rest {
     pub(crate) connector: Arc<dyn Connector>,
     pub(crate) client: ClientConfig,
     layers: Vec<HttpLayer>,
-    network: Network,
+    pub(crate) network: Network,
     acceptor: Option<Arc<dyn Acceptor>>,
     server_config: ServerConfig,
-    listen: Listen,
+    pub(crate) listen: Listen,
     /// The settings tree, for positions in messages.
-    tree: Node,
+    pub(crate) tree: Node,
     pub(crate) ports: Ports,
     /// The server, once it listens.
     server: Option<Server>,
@@ -99,6 +102,11 @@ impl Rest {
     fn plan(&mut self) -> Result<Vec<(String, String, PortPlan)>, StartError> {
         let mut planned = Vec::new();
         for (name, plan) in std::mem::take(&mut self.ports) {
+            if OWN_LISTENERS.contains(&&*name) {
+                let why = "this is the admin surface; a program serves its own at another name";
+                let problem = Finding::error(format!("listen.{name}"), why).place(&self.tree);
+                return Err(StartError::Settings(problem.to_string()));
+            }
             let address = self.listen.0.get(&name).map(ToString::to_string);
             let default =
                 || DEFAULT_PORTS.iter().find(|(n, _)| *n == name).map(|(_, address)| (*address).to_owned());
@@ -116,7 +124,7 @@ impl Rest {
     /// Refuses names of `listen` that nothing is served at: the default port would be bound instead. `grpc` and
     /// `http` may be unused, so that one file can configure several programs.
     fn check_listen(&self, mut served: Vec<&str>) -> Result<(), StartError> {
-        served.extend(DEFAULT_PORTS.iter().map(|(name, _)| *name));
+        served.extend(DEFAULT_PORTS.iter().map(|(name, _)| *name).chain(OWN_LISTENERS));
         served.sort_unstable();
         served.dedup();
         let unserved = self.listen.0.keys().filter(|name| !served.contains(&name.as_str()));
@@ -214,7 +222,8 @@ impl Chassis {
         self
     }
 
-    /// Turns accepted streams into those that HTTP is spoken on, on every port: for TLS, for example.
+    /// Turns accepted streams into those that HTTP is spoken on, on every port but those of the admin surface: for TLS,
+    /// for example.
     pub fn acceptor(mut self, acceptor: impl Acceptor) -> Self {
         self.rest.acceptor = Some(Arc::new(acceptor));
         self

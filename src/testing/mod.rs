@@ -51,7 +51,8 @@ impl Mesh {
     }
 
     /// Begins an instance of `service`: its id is the service's name and a number from 1, counted over the
-    /// whole mesh; it listens at `memory:<id>`. Later calls on the builder, settings too, override this.
+    /// whole mesh; it listens at `memory:<id>`, and has no admin surface. Later calls on the builder, settings too,
+    /// override this.
     pub fn builder(&self, service: &str) -> ChassisBuilder {
         let number = self.instances.fetch_add(1, Relaxed) + 1;
         let id = format!("{service}-{number}");
@@ -60,7 +61,7 @@ impl Mesh {
             .instance(id)
             .without_file()
             .environment(Environment::default())
-            .settings(serde_json::json!({ "listen": { "grpc": address, "http": address } }))
+            .settings(serde_json::json!({ "listen": { "grpc": address, "http": address, "admin": "off" } }))
             .registry(self.registry.clone())
             .network(self.network.clone())
             .random(Random::seeded(number))

@@ -181,12 +181,12 @@ both! {
 both! {
     async fn ports_of_their_own(wire: Wire) {
         let mesh = Mesh::new();
-        let listen = json!({ "grpc": "memory:one", "http": "memory:two", "admin": "memory:three" });
+        let listen = json!({ "grpc": "memory:one", "http": "memory:two", "ops": "memory:three" });
         let mut plan = mesh.server("stock", "stock-1").listen(listen);
         let (app, echo, _) = plan.serving().await;
-        let admin = Router::new().route("/safe/{message}", get(|| async { "admin" }));
-        let running = app.serve_http_at("admin", admin).start().await.unwrap();
-        assert_eq!(running.address("admin"), Some("memory:three"));
+        let ops = Router::new().route("/safe/{message}", get(|| async { "ops" }));
+        let running = app.serve_http_at("ops", ops).start().await.unwrap();
+        assert_eq!(running.address("ops"), Some("memory:three"));
         let caller = mesh.caller("").await;
         all_well(&caller.calls(wire, 3, || Ask::to("stock").safe()).await);
         assert_eq!(echo.executed(), 3);
@@ -198,12 +198,12 @@ both! {
             let entry = Entry::new(service, service).with_address("grpc", address);
             mesh.registry.put(entry.with_address("http", address));
         };
-        at("admin", "memory:three");
+        at("ops", "memory:three");
         at("swapped", if wire == Wire::Grpc { "memory:two" } else { "memory:one" });
-        let outcome = caller.call(wire, Ask::to("admin").safe()).await;
+        let outcome = caller.call(wire, Ask::to("ops").safe()).await;
         match wire {
             Wire::Grpc => assert_eq!(outcome.code, Code::Unimplemented, "{outcome:?}"),
-            Wire::Rest => assert_eq!(outcome.body, "admin"),
+            Wire::Rest => assert_eq!(outcome.body, "ops"),
         }
         let outcome = caller.call(wire, Ask::to("swapped")).await;
         match wire {
@@ -246,13 +246,13 @@ async fn ports_that_cannot_be() {
 
     let mut plan = mesh.server("stock", "stock-2");
     let (app, _, _) = plan.serving().await;
-    let error = app.serve_http_at("admin", Router::new()).start().await.err().unwrap();
-    assert!(error.to_string().contains("listen.admin"), "{error:?}");
+    let error = app.serve_http_at("ops", Router::new()).start().await.err().unwrap();
+    assert!(error.to_string().contains("listen.ops"), "{error:?}");
 
-    let listen = json!({ "grpc": "memory:a", "http": "memory:b", "admin": "memory:b" });
+    let listen = json!({ "grpc": "memory:a", "http": "memory:b", "ops": "memory:b" });
     let mut plan = mesh.server("stock", "stock-3").listen(listen);
     let (app, _, _) = plan.serving().await;
-    let error = app.serve_http_at("admin", Router::new()).start().await.err().unwrap();
+    let error = app.serve_http_at("ops", Router::new()).start().await.err().unwrap();
     assert!(error.to_string().contains("serves the same protocol at this address"), "{error:?}");
 }
 
@@ -362,24 +362,24 @@ both! {
 #[tokio::test(start_paused = true)]
 async fn a_listener_is_called_by_its_name() {
     let mesh = Mesh::new();
-    let admin = Router::new().route("/ping", get(|| async { "pong" }));
+    let ops = Router::new().route("/ping", get(|| async { "pong" }));
     let stock = Chassis::builder("stock")
         .without_file()
         .network(mesh.network.clone())
         .registry(mesh.registry.clone())
-        .settings(json!({ "listen": { "http": "memory:stock", "admin": "memory:stock-admin" } }))
+        .settings(json!({ "listen": { "http": "memory:stock", "ops": "memory:stock-ops", "admin": "off" } }))
         .build()
         .await
         .unwrap()
         .serve_http(Router::new())
-        .serve_http_at("admin", admin)
+        .serve_http_at("ops", ops)
         .start()
         .await
         .unwrap();
     let caller = mesh.caller("").await;
-    let answer = caller.app.http("stock:admin").get("/ping").send().await.unwrap();
+    let answer = caller.app.http("stock:ops").get("/ping").send().await.unwrap();
     assert_eq!(answer.text().await.unwrap(), "pong");
     let none = caller.app.http("stock:debug").get("/ping").send().await.unwrap_err();
-    assert!(none.to_string().contains("its instances do not offer debug, only admin, http"), "{none}");
+    assert!(none.to_string().contains("its instances do not offer debug, only http, ops"), "{none}");
     stock.stop().await;
 }

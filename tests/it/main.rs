@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // clippy treats helpers of integration tests as library code
 mod mesh;
 
+mod admin;
 mod bad_settings;
 mod breaker;
 mod callers;

@@ -279,7 +279,7 @@ async fn sections_are_compiled_and_found_by_name_and_type() {
     assert_eq!(app.settings::<Shop>("shop").unwrap().get().discount, 0, "it is not written");
     let Err(StartError::Settings(why)) = app.settings::<Shop>("shpo") else { panic!("there is none") };
     assert!(
-        why.contains("no section `shpo`") && why.contains("there are: client, server, x-words, shop"),
+        why.contains("no section `shpo`") && why.contains("there are: client, server, admin, x-words, shop"),
         "{why}"
     );
 

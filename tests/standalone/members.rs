@@ -3,8 +3,9 @@
 use crate::made::{cargo, output, workspace};
 
 /// Every member, with its default features and with all; chassis-rs has more combinations.
-const MEMBERS: [&str; 15] = [
+const MEMBERS: [&str; 16] = [
     "chassis-core",
+    "chassis-admin",
     "chassis-config",
     "chassis-registry",
     "chassis-http",
@@ -21,7 +22,8 @@ const MEMBERS: [&str; 15] = [
     "chassis-protos",
 ];
 /// Members with features of their own; each feature must compile without the others.
-const FEATURES: [(&str, &[&str]); 10] = [
+const FEATURES: [(&str, &[&str]); 11] = [
+    ("chassis-admin", &["schema"]),
     ("chassis-core", &["schema", "testing"]),
     ("chassis-registry", &["composite", "memory", "static", "file", "local", "dns", "schema"]),
     ("chassis-http", &["schema", "tls", "tonic", "testing"]),
@@ -34,6 +36,7 @@ const FEATURES: [(&str, &[&str]); 10] = [
     (
         "chassis-rs",
         &[
+            "admin",
             "cli",
             "consul",
             "dns",

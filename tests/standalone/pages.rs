@@ -67,6 +67,7 @@ async fn settings_are_sound() {
         }
     }
     for page in [
+        "admin.md",
         "config-centers.md",
         "containers.md",
         "registries.md",

@@ -280,7 +280,8 @@ impl Health {
         self.0.readiness.subscribe()
     }
 
-    pub(crate) fn view(&self) -> Vec<CheckView> {
+    /// All checks at this moment, by name.
+    pub fn view(&self) -> Vec<CheckView> {
         let view = |(name, check): (&String, &Check)| CheckView {
             name: name.clone(),
             status: check.status().as_str(),

@@ -257,7 +257,10 @@ impl Plan<'_> {
         let source = TextSource::new("pushed", Format::Yaml, self.config.clone());
         let address = format!("memory:{}", self.id);
         let listen = self.listen.take();
-        let listen = listen.unwrap_or_else(|| serde_json::json!({ "grpc": address, "http": address }));
+        let mut listen = listen.unwrap_or_else(|| serde_json::json!({ "grpc": address, "http": address }));
+        if listen["admin"].is_null() {
+            listen["admin"] = "off".into(); // its default is a real port
+        }
         let seed = self.mesh.seed * 1_000 + self.mesh.apps.fetch_add(1, SeqCst);
         let mut builder = Chassis::builder(&self.service)
             .instance(&self.id)
@@ -303,7 +306,7 @@ impl Plan<'_> {
             let mut entry = Entry::new(&self.service, &self.id);
             entry.weight = self.weight;
             entry.labels = self.labels.into();
-            entry.addresses = running.addresses().iter().cloned().collect();
+            entry.addresses = running.advertised().iter().cloned().collect();
             self.mesh.registry.put(entry);
         }
         Server { echo, running, config }
