@@ -3,7 +3,7 @@ use std::{collections::BTreeSet, future::poll_fn, pin::pin, sync::Arc, time::Dur
 
 use chassis_config::{Change, Finding, Loader, Version};
 use chassis_core::{
-    Event, Runtime,
+    Event, Grace, Runtime,
     settings::Settings,
     tasks::{backoff, caught},
 };
@@ -190,6 +190,7 @@ impl Follower {
         self.runtime.set_carried(version.document.propagate.0.clone());
         self.runtime.set_sample(version.document.telemetry.sample);
         self.runtime.set_hold(version.document.discovery.hold.on().copied());
+        self.runtime.set_grace(version.document.discovery.grace.on().copied().unwrap_or(Grace::NONE));
         self.shutdown.set(version.document.shutdown.clone());
         let chosen = version.document.registry.as_ref();
         let chosen = chosen.filter(|chosen| self.registry.as_deref() == Some(chosen.kind()));

@@ -47,6 +47,9 @@ pub enum Event {
     CircuitMoved { service: Arc<str>, of: String, from: State, to: State },
     /// A mechanism refuses calls. At most one event a second for each rule.
     Refusing { side: Side, service: Arc<str>, reason: Reason, rule: String },
+    /// A call goes to a service that its registry does not know. `message`: that of the error; `known`: the services that
+    /// the registry lists, which the message does not contain. At most one event a second for all services together.
+    UnknownService { service: Arc<str>, message: String, known: String },
     /// More than half of the ready nodes have an open circuit: calls ignore the circuits.
     PanicPick { service: Arc<str> },
     /// A service's retry budget is exhausted. At most one event a second.
@@ -206,6 +209,7 @@ impl Event {
             | RemovalsHeld { .. }
             | LastGoodUsed { .. }
             | InstanceRefused { .. }
+            | UnknownService { .. }
             | PanicPick { .. }
             | RetryBudgetExhausted { .. }
             | ConfigRefused { .. }
@@ -264,6 +268,7 @@ impl fmt::Display for Event {
             Refusing { side, service, reason, rule } => {
                 write!(f, "{service}: {side} refuses calls, {reason} by `{rule}`")
             }
+            UnknownService { message, known, .. } => write!(f, "{message} ({known})"),
             PanicPick { service } => {
                 write!(f, "{service}: over half of the ready nodes have an open circuit; ignoring circuits")
             }

@@ -62,7 +62,9 @@ pub use types::schema;
 pub use types::{matching, units};
 
 // Nodes and their connections; registries and config sources.
-pub use cluster::{Connection, HoldConfig, Known, LastGoodConfig, Link, Load, Members, Node};
+pub use cluster::{
+    Connection, Grace, HoldConfig, Known, KnownServices, LastGoodConfig, Link, Load, Members, Node,
+};
 pub use plugin::{config_source as config, registry};
 
 // Pipelines, and layers of your own in them.

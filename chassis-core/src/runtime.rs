@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::{
     Live,
-    cluster::{Cluster, HoldConfig, Keeper, LastGoodConfig, LeafMaker, Lookup},
+    cluster::{Cluster, Directory, Grace, HoldConfig, Keeper, LastGoodConfig, LeafMaker, Lookup, Start},
     contain,
     event::Events,
     health::Health,
@@ -224,6 +224,8 @@ impl RuntimeBuilder {
                 environment: self.lookup_in,
                 last_good: self.last_good,
                 hold: watch::Sender::new(Some(HoldConfig::default())),
+                start: Start::new(),
+                directory: Directory::default(),
             }),
             stages: self.stages,
             clusters: Mutex::default(),
@@ -378,6 +380,14 @@ impl Runtime {
     /// are kept now. Default: [`HoldConfig::default`].
     pub fn set_hold(&self, hold: Option<HoldConfig>) {
         self.0.lookup.hold.send_if_modified(|now| std::mem::replace(now, hold) != hold);
+    }
+
+    /// Sets how long after the start of this runtime calls wait for a service that no registry has announced yet. It also
+    /// applies to calls that wait now. Default: [`Grace::default`], 3 s.
+    pub fn set_grace(&self, grace: Grace) {
+        if self.0.lookup.start.set(grace) {
+            self.clusters().iter().for_each(|cluster| cluster.look_again());
+        }
     }
 
     pub(crate) fn states(&self) -> &States {

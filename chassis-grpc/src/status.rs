@@ -1,7 +1,7 @@
 //! Converts errors of the pipeline to gRPC statuses, and back.
-use std::{error::Error as _, fmt::Write as _};
+use std::{error::Error as _, fmt::Write as _, sync::Arc};
 
-use chassis_core::{Code, Error, Origin};
+use chassis_core::{Code, Error, KnownServices, Origin};
 use chassis_http::Problem;
 use http::{HeaderMap, HeaderValue, StatusCode, header::CONTENT_TYPE};
 use tonic::{Status, metadata::MetadataMap};
@@ -86,10 +86,15 @@ pub(crate) fn canonical(code: tonic::Code) -> Code {
 }
 
 /// The text of `error` and of its sources, for readers within this process.
+///
+/// Without the names of other services: a handler may return the status, and then they would leave this process.
 pub(crate) fn in_words(error: &Error) -> String {
     let mut words = error.message().to_owned();
     let mut source = error.source();
     while let Some(beneath) = source {
+        if beneath.is::<Arc<KnownServices>>() {
+            break;
+        }
         // Writing to a string cannot fail.
         let _ = write!(words, ": {beneath}");
         source = beneath.source();

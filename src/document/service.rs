@@ -2,7 +2,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use chassis_core::{
-    HoldConfig, LastGoodConfig,
+    Grace, HoldConfig, LastGoodConfig,
     units::{Ratio, Span, Switch},
 };
 use serde::{Deserialize, Serialize};
@@ -64,6 +64,10 @@ pub struct DiscoverySection {
     /// Keeps instances for a while that the registry removed together with most others, or `off`. Default: a removal of
     /// more than `50%`, for `60s`.
     pub hold: Switch<HoldConfig>,
+    /// How long after the start of the process calls wait for a service that no registry has announced yet, rather than
+    /// fail: processes that start together find each other. From `0s`, or `off`, to `60s`; default `3s`. A call waits at
+    /// most until its deadline.
+    pub grace: Switch<Grace>,
     /// Settings of single services, by name: `billing: { registry: { kind: dns, … } }` looks up `billing` in a registry
     /// of its own. Default none.
     #[serde(deserialize_with = "super::read::later", skip_serializing)]
@@ -104,6 +108,7 @@ impl Default for DiscoverySection {
         DiscoverySection {
             last_good: None,
             hold: Switch::On(HoldConfig::default()),
+            grace: Switch::On(Grace::default()),
             services: BTreeMap::new(),
         }
     }

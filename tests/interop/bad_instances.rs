@@ -145,7 +145,7 @@ async fn a_hundred_thousand_instances() {
 
 async fn an_unknown_service_is_reported_with_the_nearest_name() {
     let world = World::new(json!({ "services": { "stock": [instance("a", "127.0.0.1:1")] } })).await;
-    let words = "no service `stok` is registered; did you mean `stock`?";
+    let words = "no service `stok` is registered with `file`; did you mean `stock`?";
     let status = world.call("stok").await.unwrap_err();
     let error = chassis::grpc::error(&status).unwrap();
     assert_eq!((status.message(), error.reason()), (words, Reason::UnknownService), "{status:?}");
@@ -154,7 +154,10 @@ async fn an_unknown_service_is_reported_with_the_nearest_name() {
     let error = world.app.http("stok").get("/").send().await.unwrap_err();
     assert_eq!((error.message(), error.reason()), (words, Reason::UnknownService), "{error:?}");
     let error = world.app.http("elsewhere").get("/").send().await.unwrap_err();
-    assert_eq!((error.message(), error.code()), ("no service `elsewhere` is registered", Code::Unavailable));
+    assert_eq!(
+        (error.message(), error.code()),
+        ("no service `elsewhere` is registered with `file`", Code::Unavailable)
+    );
 }
 
 async fn instances_in_the_settings_are_refused_with_their_place() {

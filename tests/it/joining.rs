@@ -1,9 +1,9 @@
 //! Instances that join and leave.
-use std::time::Duration;
+use std::{error::Error as _, time::Duration};
 
-use chassis::{Reason, registry::Instance as Entry};
+use chassis::{Event, Reason, registry::Instance as Entry};
 
-use crate::mesh::{Act, Ask, Load, Mesh, Wire, all_well, both, share};
+use crate::mesh::{Act, Ask, Kind, Load, Mesh, Pushed, Wire, all_well, both, share};
 
 /// Without retries, calls without a node fail at once.
 const NO_RETRY: &str = "outbound: { defaults: { retry: off } }";
@@ -64,7 +64,81 @@ both! {
         let caller = mesh.caller("").await;
         let outcome = caller.call(wire, Ask::to("stok")).await;
         outcome.refused(Reason::UnknownService);
-        assert_eq!(outcome.message, "no service `stok` is registered; did you mean `stock`?");
+        assert_eq!(outcome.message, "no service `stok` is registered with `memory`; did you mean `stock`?");
+    }
+}
+
+both! {
+    async fn calls_of_every_kind_wait_for_a_service_that_starts_later(wire: Wire) {
+        let mesh = Mesh::new();
+        let caller = mesh.caller(NO_RETRY).await;
+        let begin = |n: usize| {
+            let caller = caller.clone();
+            tokio::spawn(async move { Kind::ALL[n % 4].whole(&caller, wire, Ask::to("stock"), 3).await })
+        };
+        let calls: Vec<_> = (0..200).map(begin).collect();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(calls.iter().all(|call| !call.is_finished()));
+        caller.push("outbound: { defaults: { retry: off, timeout: 100ms } }").await.applied();
+        let stock = mesh.start("stock", "stock-1").await;
+        for call in calls {
+            call.await.unwrap().unwrap();
+        }
+        assert_eq!(stock.executed(), 200);
+    }
+}
+
+both! {
+    async fn the_grace_at_the_start_is_a_setting(wire: Wire) {
+        let mesh = Mesh::new();
+        for (grace, expected) in [("off", 0), ("0s", 0), ("2s", 2), ("3s", 3)] {
+            let caller = mesh.caller(&format!("discovery: {{ grace: {grace} }}")).await;
+            let began = tokio::time::Instant::now();
+            let calls: Vec<_> = (0..20).map(|_| caller.spawn(wire, Ask::to("stock"))).collect();
+            for call in calls {
+                call.await.unwrap().refused(Reason::UnknownService);
+            }
+            assert_eq!(began.elapsed().as_secs(), expected, "{grace}");
+            caller.call(wire, Ask::to("stock")).await.refused(Reason::UnknownService);
+            assert_eq!(began.elapsed().as_secs(), expected, "{grace}: no call waits after it");
+        }
+        // Live, also for calls that wait.
+        let caller = mesh.caller("discovery: { grace: 1m }").await;
+        let began = tokio::time::Instant::now();
+        let call = caller.spawn(wire, Ask::to("stock"));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        caller.push("discovery: { grace: 0s }").await.applied();
+        call.await.unwrap().refused(Reason::UnknownService);
+        assert_eq!(began.elapsed().as_secs(), 1);
+        for (bad, why) in [("61s", "it goes from 0s to 1m"), ("3", "has no unit"), ("-1s", "is negative")] {
+            let refused = caller.push(&format!("discovery: {{ grace: {bad} }}")).await;
+            let Pushed::Refused(problems) = refused else { panic!("{bad}: {refused:?}") };
+            assert!(problems.concat().contains(why), "{bad}: {problems:?}");
+        }
+    }
+}
+
+both! {
+    /// The list of services is for the reader of the error in this process. Whoever calls this process does not get it.
+    async fn the_names_of_other_services_stay_in_the_process(wire: Wire) {
+        let mesh = Mesh::new();
+        mesh.registry.put(Entry::new("payroll", "a").with_address("grpc", "127.0.0.1:1"));
+        let off = "discovery: { grace: off }";
+        let _front = mesh.server("front", "front-1").config(off).calls(&["ledger"]).start().await;
+        let caller = mesh.caller(off).await;
+        let outcome = caller.call(wire, Ask::to("front").via(&[(wire, "ledger")])).await;
+        assert_eq!(outcome.message, "no service `ledger` is registered with `memory`");
+        assert!(!format!("{outcome:?}").contains("payroll"), "{outcome:?}");
+
+        let outcome = caller.call(wire, Ask::to("ledger")).await;
+        assert!(!format!("{outcome:?}").contains("payroll"), "{outcome:?}: a handler may pass it on");
+        let listed = "the registry `memory` lists 2 services: front, payroll";
+        let is_reported = |event: &Event| matches!(event, Event::UnknownService { known, .. } if known == listed);
+        assert!(caller.runtime().events().past().iter().any(|(_, event)| is_reported(event)));
+        if wire == Wire::Rest {
+            let error = caller.clients("ledger").rest.get("/").send().await.unwrap_err();
+            assert_eq!(error.source().unwrap().to_string(), listed);
+        }
     }
 }
 

@@ -121,6 +121,11 @@ impl Belief {
         self.known.is_none()
     }
 
+    /// Whether the registry does not know the service.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.known == Some(Known::Unknown)
+    }
+
     /// Whether the instance is kept although the registry removed it.
     pub(super) fn holds(&self, id: &str) -> bool {
         self.held.contains_key(id)

@@ -13,26 +13,33 @@ use std::{
 
 use super::{
     Cluster,
+    directory::NotKnown,
     last_good::{LastGood, Of},
     offload::{IN_PLACE, drop_list, offload},
     view::{Summary, View},
 };
 use crate::{
-    algorithm::nearest,
     clock::Instant,
     event::Event,
     plugin::registry::{Membership, Registry, RegistryError, Watcher},
     tasks::{backoff, catch, caught},
 };
 
-/// The time for which calls to an unknown service wait for the most similar known name.
+/// The time for which calls to an unknown service wait for the names of the known ones, after the first moments of the
+/// process.
 const SERVICES_WAIT: Duration = Duration::from_millis(100);
+/// While calls to an unknown service fail, their error is renewed in this interval.
+const RENEWED: Duration = Duration::from_secs(10);
+/// The error is also renewed this long before calls stop waiting for services that were not announced yet.
+const BEFORE_GRACE_ENDS: Duration = Duration::from_millis(500);
 /// A registry that has neither begun to watch nor answered after this time is called again.
 const ANSWER: Duration = Duration::from_secs(30);
 /// While a registry has not answered for this time, calls use the last good instances on disk.
 const LATE: Duration = Duration::from_secs(2);
 /// The longest pause before a registry is called again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// The same while nothing is known of the service, so that its calls fail: a registry that is back is noticed soon.
+const LONGEST_BLIND_PAUSE: Duration = Duration::from_secs(1);
 /// The interval of reports about a registry that fails for an unchanged reason.
 const REMINDER: Duration = Duration::from_secs(60);
 /// Changes in quick succession are applied at once up to [`QUICK`], then one in this time: the newest.
@@ -57,6 +64,16 @@ struct Follower<'a> {
     reported: Option<(String, Instant)>,
     /// The file of the last good set; `None` if none is kept.
     last_good: Option<LastGood>,
+    /// When the error of calls is renewed next, while the service is unknown.
+    renewal: Option<Renewal>,
+}
+
+/// When an error is renewed.
+#[derive(Clone, Copy)]
+struct Renewal {
+    at: Instant,
+    /// The last call before the error was made: it is only renewed for later ones. `None`: there is no error yet.
+    last_asked: Option<Instant>,
 }
 
 /// The pace at which changes are applied.
@@ -86,7 +103,8 @@ pub(super) async fn follow(cluster: Arc<Cluster>, following: u64) {
             };
             follower.report(&error);
             follower.restore().await;
-            let pause = backoff(follower.failures, LONGEST_PAUSE, cluster.random());
+            let longest = if follower.summary.is_unset { LONGEST_BLIND_PAUSE } else { LONGEST_PAUSE };
+            let pause = backoff(follower.failures, longest, cluster.random());
             tokio::time::sleep(pause).await;
         }
     };
@@ -122,6 +140,7 @@ impl<'a> Follower<'a> {
             failures: 0,
             reported: None,
             last_good,
+            renewal: None,
         }
     }
 
@@ -244,9 +263,14 @@ impl<'a> Follower<'a> {
                     tokio::time::sleep(PACE).await;
                 }
             };
+            let renewed = renewed(cluster, self.registry, self.renewal);
             tokio::select! {
                 biased;
                 next = ask(watcher.next()) => return next?,
+                error = renewed => {
+                    self.work(0, |view, cluster| view.explain(cluster, error)).await;
+                    self.renewal = Some(self.next_renewal());
+                }
                 () = over => self.work(0, |view, cluster| view.pass(cluster, Instant::now())).await,
                 () = changed, if self.summary.held > 0 => {}
                 _ = settings.changed() => self.work(0, |view, cluster| view.pass(cluster, Instant::now())).await,
@@ -283,19 +307,38 @@ impl<'a> Follower<'a> {
     async fn take_in(&mut self, said: Membership) -> Duration {
         self.failures = 0;
         self.reported = None;
-        let near = match said {
-            Membership::Unknown => nearest_of(&self.cluster.registered, self.registry).await,
+        *self.cluster.troubled() = None;
+        // In the first moments of the process the service may be announced at any time, which must not be missed; and no
+        // call needs the error yet.
+        let is_late = Instant::now() >= self.cluster.grace_ends();
+        let error = match said {
+            Membership::Unknown if is_late => {
+                let error = not_known(self.cluster, self.registry);
+                tokio::time::timeout(SERVICES_WAIT, error).await.ok()
+            }
             _ => None,
         };
-        let began = Instant::now();
-        self.work(size(&said), move |view, cluster| view.take_in(cluster, said, near)).await;
+        let (began, is_explained) = (Instant::now(), error.is_some());
+        self.work(size(&said), move |view, cluster| view.take_in(cluster, said, error)).await;
+        let at_once = Renewal { at: Instant::now(), last_asked: None };
+        let renewal = if is_explained { self.next_renewal() } else { at_once };
+        self.renewal = self.summary.is_unknown.then_some(renewal);
         began.elapsed()
+    }
+
+    /// When the error of calls to this unknown service, which was made now, is renewed.
+    fn next_renewal(&self) -> Renewal {
+        let (now, usual) = (Instant::now(), Instant::now() + RENEWED);
+        let before = self.cluster.grace_ends().checked_sub(BEFORE_GRACE_ENDS);
+        let at = before.filter(|before| now < *before).map_or(usual, |before| before.min(usual));
+        Renewal { at, last_asked: Some(self.cluster.last_asked()) }
     }
 
     fn report(&mut self, error: &RegistryError) {
         self.failures = self.failures.saturating_add(1);
         self.view().outdated();
         let (service, error, now) = (self.cluster.service().clone(), chain(error), Instant::now());
+        *self.cluster.troubled() = Some(error.as_str().into());
         self.cluster.reporter().metrics.registry_failed();
         let is_reported = |(before, at): &(String, Instant)| *before == error && now < *at + REMINDER;
         if !self.reported.as_ref().is_some_and(is_reported) {
@@ -331,11 +374,22 @@ fn late(what: &str) -> RegistryError {
     RegistryError::new(format!("it did not {what} within {ANSWER:?}"))
 }
 
-/// The most similar known service. Because calls wait, a registry that cannot answer at once is not waited for.
-async fn nearest_of(name: &str, registry: &dyn Registry) -> Option<Arc<str>> {
-    let mut all = ask(tokio::time::timeout(SERVICES_WAIT, registry.services())).await.ok()?.ok()?;
-    all.sort_unstable(); // so that among equally similar names the choice is always the same
-    nearest(name, all.iter().map(String::as_str).filter(|other| *other != name)).map(Into::into)
+/// The error of calls to an unknown service, with the names of the known ones.
+async fn not_known(cluster: &Cluster, registry: &dyn Registry) -> NotKnown {
+    let listed = cluster.lookup.directory.listed(registry).await;
+    listed.not_known(cluster.registered.clone(), cluster.registry.clone()).await
+}
+
+/// The same at this time, if there were calls since; otherwise later. Never without a time.
+async fn renewed(cluster: &Cluster, registry: &dyn Registry, renewal: Option<Renewal>) -> NotKnown {
+    let Some(Renewal { mut at, last_asked }) = renewal else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep_until(at.into()).await;
+        if cluster.is_waited_for() || last_asked != Some(cluster.last_asked()) {
+            return not_known(cluster, registry).await;
+        }
+        at = Instant::now() + RENEWED;
+    }
 }
 
 /// The number of instances of an answer.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::{
+    directory::NotKnown,
     link::{Changes, Connection},
     node::Node,
     offload::IN_PLACE,
@@ -59,8 +60,8 @@ pub enum Known {
 /// A hint for calls that find no node.
 #[derive(Clone, Debug)]
 pub(super) enum Hint {
-    /// The most similar known name, if the service is unknown.
-    Name(Arc<str>),
+    /// The error of its calls, if the registry does not know the service.
+    NotKnown(NotKnown),
     /// The protocols of the instances, none of which has the protocol of this cluster.
     Protocols(Arc<str>),
     /// The environments of the instances, none of which is in that of the caller.
@@ -172,10 +173,10 @@ impl Members {
         self.known
     }
 
-    /// The most similar known service, if the registry does not know this one.
-    pub(crate) fn nearest_name(&self) -> Option<&str> {
+    /// The error of calls to this service, if the registry does not know it and has listed the others.
+    pub(crate) fn not_known(&self) -> Option<&NotKnown> {
         match &self.hint {
-            Some(Hint::Name(name)) => Some(name),
+            Some(Hint::NotKnown(error)) => Some(error),
             _ => None,
         }
     }

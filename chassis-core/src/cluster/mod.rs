@@ -3,7 +3,9 @@
 //! An *instance* is an entry of the registry; a *node* is one instance over one protocol with its load, its
 //! circuit and its connection. Nodes survive updates of the set, so their history is not lost.
 mod belief;
+mod directory;
 mod follow;
+mod grace;
 mod last_good;
 mod link;
 mod load;
@@ -22,23 +24,16 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use tokio::sync::watch;
 
-use self::{
-    follow::follow,
-    link::Common,
-    load::UsualLatency,
-    members::Hint,
-    node::{OfCluster, Siblings},
-    offload::drop_members,
-    rotation::Rotations,
-};
 pub use self::{
+    directory::KnownServices,
+    grace::Grace,
     last_good::LastGoodConfig,
     link::{Connection, Link},
     load::Load,
@@ -48,11 +43,22 @@ pub use self::{
     trust::HoldConfig,
 };
 pub(crate) use self::{
+    directory::{Directory, not_known},
+    grace::{Awaits, Start},
     link::Changes,
     members::Chosen,
     node::{Admitted, AnyLeaf, LeafMaker, UNGUARDED},
     rules::NodeRules,
     tiers::{Tiered, Tiers},
+};
+use self::{
+    follow::follow,
+    link::Common,
+    load::UsualLatency,
+    members::Hint,
+    node::{OfCluster, Siblings},
+    offload::drop_members,
+    rotation::Rotations,
 };
 use crate::{
     Live,
@@ -62,7 +68,7 @@ use crate::{
     plugin::registry::{Instance, Registry, split_listener},
     random::Random,
     reporter::Reporter,
-    tasks::Tasks,
+    tasks::{Tasks, catch},
     types::Choice,
 };
 
@@ -75,6 +81,8 @@ pub struct Cluster {
     registered: Arc<str>,
     /// The listener of the service that its calls go to.
     listener: Arc<str>,
+    /// The name of the registry that it is looked up in.
+    registry: Arc<str>,
     lookup: Arc<Lookup>,
     keeper: Weak<dyn Keeper>,
     /// Odd while a task follows the registry; each follower has a number of its own.
@@ -83,8 +91,16 @@ pub struct Cluster {
     /// after `begun`.
     asked: AtomicU64,
     begun: Instant,
+    /// The time at which the current follower began: milliseconds after `begun`.
+    followed: AtomicU64,
+    /// The last error of the registry, until it answers.
+    trouble: Mutex<Option<Arc<str>>>,
+    /// Whether there ever was a node.
+    had_nodes: AtomicBool,
     /// Calls that wait for a node.
     waiting: AtomicU64,
+    /// Those of them that wait for the service to be announced.
+    awaited: AtomicUsize,
     /// Notifies the follower that it must end.
     over: tokio::sync::Notify,
     /// Held while the members are changed: a follower that has ended changes them no more.
@@ -105,6 +121,21 @@ pub(crate) struct Lookup {
     pub last_good: Option<LastGoodConfig>,
     /// When removed instances are kept for a while; `None`: never.
     pub hold: watch::Sender<Option<HoldConfig>>,
+    /// The first moments of the process.
+    pub start: Start,
+    /// The services that the registry knows.
+    pub directory: Directory,
+}
+
+/// How long a call that finds no node waits for one.
+#[derive(Clone, Copy)]
+pub(crate) enum Patience {
+    /// It does not: the reason is known.
+    None,
+    /// Until this time, for the first answer of the registry.
+    Answer(Instant),
+    /// Until this time, for the service to be announced.
+    Announcement(Instant),
 }
 
 /// The owner of clusters, from a cluster's point of view.
@@ -129,6 +160,9 @@ struct Before<'a> {
 
 /// The time for which a service without instances is followed after its last call.
 pub(crate) const IDLE: Duration = Duration::from_secs(300);
+/// Calls wait for the first answer of a registry until this time after it was first asked. Then they fail until it
+/// answers.
+pub(crate) const FIRST_ANSWER: Duration = Duration::from_secs(5);
 
 // === impl Lookup ===
 
@@ -154,17 +188,26 @@ impl Cluster {
         let rotations = Arc::new(Rotations::new(random.clone()));
         let members = Live::new(Members::new(None, None, Vec::new(), rotations.clone()));
         let (registered, listener) = split_listener(&service);
-        let (registered, listener) = (registered.into(), listener.unwrap_or(leaves.protocol).into());
+        let (registered, listener): (Arc<str>, Arc<str>) =
+            (registered.into(), listener.unwrap_or(leaves.protocol).into());
         let metrics = Some(reporter.metrics.clone());
+        // The name comes from code of another crate.
+        let registry =
+            catch(|| lookup.registry.looked_up_in(&registered).into()).unwrap_or_else(|_| "?".into());
         let cluster = Arc::new_cyclic(|cluster: &Weak<Cluster>| Cluster {
             registered,
             listener,
+            registry,
             lookup,
             keeper,
             following: AtomicU64::new(0),
             asked: AtomicU64::new(0),
             begun: Instant::now(),
+            followed: AtomicU64::new(0),
+            trouble: Mutex::default(),
+            had_nodes: AtomicBool::new(false),
             waiting: AtomicU64::new(0),
+            awaited: AtomicUsize::new(0),
             over: tokio::sync::Notify::new(),
             changing: Mutex::default(),
             members,
@@ -238,6 +281,7 @@ impl Cluster {
             self.following.compare_exchange(before, before + 1, Ordering::AcqRel, Ordering::Acquire).is_ok()
         };
         if before.is_multiple_of(2) && begins(before) {
+            self.followed.store(now.millis_since(self.begun), Ordering::Relaxed);
             self.common.tasks.spawn(follow(self.clone(), before + 1));
         }
     }
@@ -248,9 +292,64 @@ impl Cluster {
         Waiting(self)
     }
 
+    /// A call begins to wait for the service to be announced; `None` if calls wait for too many services.
+    pub(crate) fn wait_for_announcement(&self) -> Option<Awaits<'_>> {
+        Awaits::begin(self)
+    }
+
+    /// How long a call that finds no node at `now` waits for one, after this answer of the registry.
+    ///
+    /// A service that never had a node may not have been announced yet, in the first moments of the process. One that had
+    /// some, or that was deleted, is missing.
+    pub(crate) fn patience(&self, known: Option<Known>, now: Instant) -> Patience {
+        let announced = self.lookup.start.ends();
+        let (until, patience) = match known {
+            None => {
+                let followed = self.begun + Duration::from_millis(self.followed.load(Ordering::Relaxed));
+                let until = announced.max(followed + FIRST_ANSWER);
+                (until, Patience::Answer(until))
+            }
+            Some(Known::Service | Known::Unknown) if !self.had_nodes.load(Ordering::Relaxed) => {
+                (announced, Patience::Announcement(announced))
+            }
+            Some(_) => return Patience::None,
+        };
+        if now < until { patience } else { Patience::None }
+    }
+
+    /// The end of the grace for services that were not announced yet.
+    fn grace_ends(&self) -> Instant {
+        self.lookup.start.ends()
+    }
+
+    /// Calls that wait look again: a setting that they depend on has changed.
+    pub(crate) fn look_again(&self) {
+        self.common.changes.bump();
+    }
+
+    /// The name of the registry that the service is looked up in.
+    pub(crate) fn registry(&self) -> &Arc<str> {
+        &self.registry
+    }
+
+    /// The last error of the registry, if it has not answered since.
+    pub(crate) fn trouble(&self) -> Option<Arc<str>> {
+        self.troubled().clone()
+    }
+
+    /// No code panics while the lock is held, so a poisoned lock is still valid.
+    fn troubled(&self) -> MutexGuard<'_, Option<Arc<str>>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The last time at which a call found no node.
     pub(crate) fn last_asked(&self) -> Instant {
         self.begun + Duration::from_millis(self.asked.load(Ordering::Relaxed))
+    }
+
+    /// Whether calls wait for a node.
+    fn is_waited_for(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
     }
 
     /// Whether a task follows the registry.
@@ -260,9 +359,7 @@ impl Cluster {
 
     /// Whether it could be retired now, as far as calls are concerned.
     pub(crate) fn is_idle(&self) -> bool {
-        self.is_followed()
-            && self.waiting.load(Ordering::Relaxed) == 0
-            && self.members.with(|members| members.nodes().is_empty())
+        self.is_followed() && !self.is_waited_for() && self.members.with(|members| members.nodes().is_empty())
     }
 
     /// Ends its follower, if it is idle. The next call starts another one.
@@ -361,6 +458,9 @@ impl Cluster {
                 return;
             }
             self.members.set(members);
+            if count > 0 {
+                self.had_nodes.store(true, Ordering::Relaxed); // not before: calls would find neither
+            }
         }
         self.common.changes.bump();
         // Services that never had a node have no metric either: their names may be arbitrary.

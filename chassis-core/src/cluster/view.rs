@@ -10,8 +10,9 @@ use std::{
 use tokio::sync::watch;
 
 use super::{
-    Cluster, Node,
+    Cluster, Known, Node,
     belief::{Belief, News},
+    directory::NotKnown,
     last_good::Snapshot,
     link::Connection,
     members::Hint,
@@ -56,6 +57,8 @@ pub(super) struct Summary {
     pub(super) due: Option<Instant>,
     /// There was no answer yet.
     pub(super) is_unset: bool,
+    /// The registry does not know the service.
+    pub(super) is_unknown: bool,
 }
 
 // === impl View ===
@@ -84,11 +87,12 @@ impl View {
             held: self.belief.held(),
             due: self.belief.due(cluster.lookup.hold().as_ref()),
             is_unset: self.belief.is_unset(),
+            is_unknown: self.belief.is_unknown(),
         }
     }
 
-    /// Applies an answer of the registry. `near`: the most similar known name, if it does not know the service.
-    pub(super) fn take_in(&mut self, cluster: &Cluster, said: Membership, near: Option<Arc<str>>) {
+    /// Applies an answer of the registry. `error`: that of calls, if it does not know the service.
+    pub(super) fn take_in(&mut self, cluster: &Cluster, said: Membership, error: Option<NotKnown>) {
         let said = match said {
             Membership::Known(instances) => {
                 self.others = cluster.out_of_reach(&instances);
@@ -100,7 +104,7 @@ impl View {
             }
         };
         let news = self.belief.accept(said, Instant::now(), cluster.lookup.hold().as_ref());
-        self.apply(cluster, news, near);
+        self.apply(cluster, news, error);
         let Some(save) = &self.save else { return };
         save.send_if_modified(|snapshot| {
             if snapshot.instances.is_none() && !self.belief.set().is_empty() {
@@ -129,6 +133,13 @@ impl View {
         self.apply(cluster, news, None);
     }
 
+    /// Calls get this error from now on, if the registry still does not know the service.
+    pub(super) fn explain(&mut self, cluster: &Cluster, error: NotKnown) {
+        if self.belief.is_unknown() {
+            cluster.replace(self.following, Known::Unknown, Some(Hint::NotKnown(error)), &[], false);
+        }
+    }
+
     /// Removes the kept instances that cannot be connected to.
     pub(super) fn give_up_unreachable(&mut self, cluster: &Cluster) {
         let failed = |node: &&Arc<Node>| node.connection() == Connection::TransientFailure;
@@ -147,7 +158,7 @@ impl View {
         }
     }
 
-    fn apply(&mut self, cluster: &Cluster, news: News, near: Option<Arc<str>>) {
+    fn apply(&mut self, cluster: &Cluster, news: News, error: Option<NotKnown>) {
         let service = || cluster.service().clone();
         match news {
             News::None => {}
@@ -155,7 +166,7 @@ impl View {
                 cluster.reporter().events.emit(Event::EmptySetHeld { service: service(), kept });
             }
             News::Set { known, returned, held } => {
-                let hint = near.map(Hint::Name).or_else(|| self.others.clone());
+                let hint = error.map(Hint::NotKnown).or_else(|| self.others.clone());
                 // A first answer without instances may come from a registry that has lost them: the file stays.
                 let had_some = cluster.with_members(|members| !members.nodes().is_empty());
                 if let Some(save) = &self.save
@@ -251,7 +262,7 @@ impl View {
 
 impl Default for Summary {
     fn default() -> Self {
-        Summary { instances: 0, held: 0, due: None, is_unset: true }
+        Summary { instances: 0, held: 0, due: None, is_unset: true, is_unknown: false }
     }
 }
 

@@ -229,6 +229,14 @@ impl Registry for Contained<dyn Registry> {
         self.plugin_threads.run("services", async move { registry.services().await }).await
     }
 
+    fn lists_services(&self) -> bool {
+        self.inner.lists_services()
+    }
+
+    fn looked_up_in(&self, service: &str) -> &str {
+        self.inner.looked_up_in(service)
+    }
+
     /// The wrapper itself does not block.
     fn never_blocks(&self) -> bool {
         true

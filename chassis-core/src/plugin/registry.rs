@@ -189,9 +189,23 @@ pub trait Registry: Send + Sync + 'static {
         false
     }
 
-    /// The services known at the moment, for *did you mean*. Empty if the registry can't list them.
+    /// The services known at the moment, for the error of a call to an unknown one. Empty if the registry can't list
+    /// them. It is asked in the background, at most once a second.
     async fn services(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// Whether [`services`](Self::services) can list them. Default: yes. A registry of names that can only be looked up,
+    /// such as DNS, returns `false`, and errors say so. Must not wait.
+    fn lists_services(&self) -> bool {
+        true
+    }
+
+    /// The name of the registry that `service` is looked up in, for a registry that consists of several. Errors show it.
+    /// Must not wait. Default: its own name.
+    fn looked_up_in(&self, service: &str) -> &str {
+        let _ = service;
+        self.name()
     }
 
     /// The name of the registry that lists the instance `id` of `service`, for a registry that consists of several.
@@ -720,6 +734,12 @@ impl<R: Registry + ?Sized> Registry for Arc<R> {
     }
     async fn services(&self) -> Vec<String> {
         (**self).services().await
+    }
+    fn lists_services(&self) -> bool {
+        (**self).lists_services()
+    }
+    fn looked_up_in(&self, service: &str) -> &str {
+        (**self).looked_up_in(service)
     }
     fn is_local(&self) -> bool {
         (**self).is_local()

@@ -120,7 +120,7 @@ impl Watcher for Part {
         match self.2 {
             1 if self.0 == In::Services => Ok(Membership::Unknown),
             1 => Ok(Membership::known([ScriptedRegistry::instance("stock", "a")])),
-            2 => Ok(Membership::known([ScriptedRegistry::instance("stock", "b")])),
+            2 if self.0 != In::Services => Ok(Membership::known([ScriptedRegistry::instance("stock", "b")])),
             _ => std::future::pending().await,
         }
     }

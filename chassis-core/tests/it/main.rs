@@ -14,6 +14,7 @@ mod contract;
 mod deadline;
 mod fallback;
 mod fault;
+mod grace;
 mod health;
 mod inspect;
 mod large;

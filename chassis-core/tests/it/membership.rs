@@ -1,6 +1,6 @@
 //! Membership: the registry's answers, and the nodes that result from them.
 use chassis_core::{
-    Code, Connection, Event, Reason,
+    Code, Connection, Event, Grace, Reason,
     clock::Instant,
     registry::{Instance, Membership, Status},
     testing::{Answer, CallBuilder, ScriptedRegistry, Upstream},
@@ -22,6 +22,7 @@ async fn calls_wait_for_the_registrys_first_word() {
     bench.registry.put("stock", ["a"]);
     call.await.unwrap().unwrap();
     let bench = self::bench();
+    bench.stock(json!({ "timeout": "1s" }));
     let refused = bench.get().await; // and no longer than its deadline
     check(&refused, Code::DeadlineExceeded, Reason::NoEndpoint);
 }
@@ -103,7 +104,7 @@ async fn an_empty_set_is_held_for_a_while() {
         check(&refused, Code::Unavailable, Reason::NoEndpoint);
         let message = match is_of_another_protocol {
             true => "stock (test): its instances do not offer test, only http",
-            false => "stock (test): it has no instances",
+            false => "stock (test): it has no instances in `scripted`",
         };
         assert_eq!(refused.unwrap_err().message(), message);
         bench.registry.put("stock", ["a"]);
@@ -140,6 +141,7 @@ async fn a_deletion_is_believed_at_once() {
 #[tokio::test(start_paused = true)]
 async fn without_instances_from_the_start_calls_are_refused_at_once() {
     let bench = bench();
+    bench.runtime.set_grace(Grace::NONE);
     bench.registry.put("stock", []);
     let began = Instant::now();
     check(&bench.get().await, Code::Unavailable, Reason::NoEndpoint);
@@ -154,11 +156,13 @@ async fn an_unknown_service_is_reported_with_the_nearest_name() {
     bench.registry.set("stock", Membership::Unknown);
     let refused = bench.get().await;
     check(&refused, Code::Unavailable, Reason::UnknownService);
-    assert_eq!(refused.unwrap_err().message(), "no service `stock` is registered; did you mean `stocks`?");
+    let message = "no service `stock` is registered with `scripted`; did you mean `stocks`?";
+    assert_eq!(refused.unwrap_err().message(), message);
     bench.registry.set("stocks", Membership::Deleted);
+    tokio::time::sleep(S).await;
     bench.registry.set("stock", Membership::Unknown);
     bench.settle().await;
-    assert_eq!(bench.get().await.unwrap_err().message(), "no service `stock` is registered");
+    assert_eq!(bench.get().await.unwrap_err().message(), "no service `stock` is registered with `scripted`");
     bench.registry.put("stock", ["a"]); // the service may appear later
     bench.settle().await;
     bench.get().await.unwrap();

@@ -2,7 +2,7 @@
 use std::{sync::Arc, time::Duration};
 
 use chassis_core::{
-    Code, MOST_SERVICES, MOST_UNKNOWN, Reason,
+    Code, Grace, MOST_SERVICES, MOST_UNKNOWN, Reason,
     pipeline::{self, Pipeline},
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
     testing::{Answer, CallBuilder, ScriptedRegistry, Upstream, share_state},
@@ -102,7 +102,7 @@ async fn names_that_calls_wait_for_are_kept() {
             tokio::spawn(async move { run(&pipeline, call).await })
         })
         .collect();
-    tokio::time::sleep(LONG).await;
+    tokio::time::sleep(4 * S).await;
     for name in &names {
         bench.registry.put(name, ["a"]);
     }
@@ -134,6 +134,7 @@ async fn a_client_that_was_not_used_for_long_follows_again() {
 #[tokio::test(start_paused = true)]
 async fn names_in_the_settings_are_followed_for_good() {
     let bench = bench(Empty);
+    bench.runtime.set_grace(Grace::NONE);
     bench.stock(json!({ "timeout": "1s" }));
     check(&bench.get().await, Code::Unavailable, Reason::UnknownService);
     tokio::time::sleep(10 * LONG).await;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use chassis_core::{
-    BoxFuture, Code, Connection, Event, LastGoodConfig, Reason,
+    BoxFuture, Code, Connection, Event, Grace, LastGoodConfig, Reason,
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
     testing::{Answer, ScriptedRegistry, Upstream},
 };
@@ -146,6 +146,7 @@ async fn it_may_panic_anywhere() {
         ..Rude::new([vec![says(Membership::Unknown), panics()], vec![has(["a"])]])
     };
     let (bench, registry) = bench(registry);
+    bench.runtime.set_grace(Grace::NONE);
     check(&bench.get().await, Code::Unavailable, Reason::UnknownService);
     tokio::time::sleep(5 * S).await;
     assert_eq!(address(&bench).await, "memory:a");
@@ -176,6 +177,7 @@ async fn a_registry_that_never_answers_is_given_up() {
     tokio::time::sleep(S).await;
     bench.stock(serde_json::json!({ "timeout": "off" }));
     call.await.unwrap().unwrap_err();
+    tokio::time::sleep(60 * S).await;
     assert_eq!(address(&bench).await, "memory:a");
     assert_eq!(registry.watched.load(SeqCst), 3);
     assert_eq!(unreachable(&bench, "it did not watch within 30s"), 1);

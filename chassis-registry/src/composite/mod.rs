@@ -202,6 +202,11 @@ impl Registry for CompositeRegistry {
         names.into_iter().collect()
     }
 
+    /// Whether one of the members that are read can.
+    fn lists_services(&self) -> bool {
+        self.members.iter().any(|member| member.mode.reads() && member.registry.lists_services())
+    }
+
     /// Members that may block have threads of their own.
     fn never_blocks(&self) -> bool {
         true

@@ -73,6 +73,14 @@ impl Registry for RegistryByService {
         names
     }
 
+    fn lists_services(&self) -> bool {
+        self.usual.lists_services()
+    }
+
+    fn looked_up_in(&self, service: &str) -> &str {
+        self.of(service).looked_up_in(service)
+    }
+
     fn never_blocks(&self) -> bool {
         [&self.usual].into_iter().chain(self.services.values()).all(|registry| registry.never_blocks())
     }

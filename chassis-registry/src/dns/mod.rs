@@ -151,8 +151,13 @@ impl Registry for DnsRegistry {
         }))
     }
 
+    /// Those that the settings name: DNS can't list the others.
     async fn services(&self) -> Vec<String> {
         self.0.config.borrow().services.keys().cloned().collect()
+    }
+
+    fn lists_services(&self) -> bool {
+        false
     }
 
     fn never_blocks(&self) -> bool {

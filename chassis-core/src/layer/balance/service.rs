@@ -10,7 +10,8 @@ use crate::{
     call::{Call, Failed, Invocation, Listener, Outcome, Reply},
     clock::Instant,
     cluster::{
-        Admitted, Candidates, Chosen, Cluster, Connection, Known, Members, Node, Picker, Subset, Tiered,
+        Admitted, Candidates, Chosen, Cluster, Connection, Known, Members, Node, Patience, Picker, Subset,
+        Tiered, not_known,
     },
     event::Event,
     policy::Policy,
@@ -35,6 +36,10 @@ enum Pick {
     Node(Arc<Node>, u64),
     /// None can take it yet, one may soon.
     Wait,
+    /// There is none, and one may appear until this time.
+    WaitUntil(Instant),
+    /// The same, as soon as the service is announced.
+    WaitForAnnouncement(Instant),
     /// None will.
     Refuse(Error),
 }
@@ -130,10 +135,20 @@ impl BalanceLayer {
     #[cold]
     fn without_nodes(&self, members: &Members, known: Option<Known>, now: Instant) -> Pick {
         self.cluster.asked(now);
+        match self.cluster.patience(known, now) {
+            Patience::Answer(until) => Pick::WaitUntil(until),
+            Patience::Announcement(until) => Pick::WaitForAnnouncement(until),
+            Patience::None => Pick::Refuse(self.nowhere_yet(members, known)),
+        }
+    }
+
+    /// The error of a call without a node to go to.
+    #[cold]
+    fn nowhere_yet(&self, members: &Members, known: Option<Known>) -> Error {
         match known {
-            None => Pick::Wait,
-            Some(Known::Unknown) => Pick::Refuse(self.unknown(members)),
-            Some(_) => Pick::Refuse(self.no_instances(members)),
+            None => self.unanswered(""),
+            Some(Known::Unknown) => self.unknown(members),
+            Some(_) => self.no_instances(members),
         }
     }
 
@@ -164,6 +179,7 @@ impl BalanceLayer {
     /// Waits for a node that lets the call in, as long as the call has time.
     async fn wait(&self, call: &Invocation) -> Result<(Arc<Node>, u64), Error> {
         let _waiting = self.cluster.wait();
+        let mut awaits = None;
         let picked = async {
             loop {
                 // Listened for before looking, or what happens in between is missed.
@@ -173,18 +189,50 @@ impl BalanceLayer {
                     Pick::Node(node, token) => return Ok((node, token)),
                     Pick::Refuse(error) => return Err(error),
                     Pick::Wait => changed.await,
+                    Pick::WaitUntil(until) => {
+                        let _ = tokio::time::timeout_at(until.into(), changed).await;
+                    }
+                    Pick::WaitForAnnouncement(until) => {
+                        if awaits.is_none() {
+                            awaits = self.cluster.wait_for_announcement();
+                        }
+                        if awaits.is_none() {
+                            return Err(self.without_node());
+                        }
+                        let _ = tokio::time::timeout_at(until.into(), changed).await;
+                    }
                 }
             }
         };
         let Some(bound) = call.bound() else { return picked.await };
-        let late = |_| {
-            let why = match self.cluster.members().known() {
-                None => "its registry had not answered before the deadline",
-                Some(_) => "none of its endpoints was ready before the deadline",
-            };
-            Err(self.none(why).with_code(Code::DeadlineExceeded))
-        };
+        let late = |_| Err(self.late().with_code(Code::DeadlineExceeded));
         tokio::time::timeout_at(bound.into(), picked).await.unwrap_or_else(late)
+    }
+
+    /// The error of a call that waited until its deadline.
+    #[cold]
+    fn late(&self) -> Error {
+        self.cluster.with_members(|members| match members.known() {
+            None => self.unanswered(" before the deadline"),
+            known if members.all().is_empty() => self.nowhere_yet(members, known),
+            Some(_) => self.none("none of its endpoints was ready before the deadline"),
+        })
+    }
+
+    /// The error of a call that does not wait, because too many do.
+    #[cold]
+    fn without_node(&self) -> Error {
+        self.cluster.with_members(|members| self.nowhere_yet(members, members.known()))
+    }
+
+    /// The registry has not answered yet.
+    fn unanswered(&self, when: &str) -> Error {
+        let registry = self.cluster.registry();
+        let error = self.none(&format!("its registry `{registry}` has not answered yet{when}"));
+        match self.cluster.trouble() {
+            Some(why) => error.with_source(&*why),
+            None => error,
+        }
     }
 
     fn admit(&self, node: &Arc<Node>, policy: &Policy, candidates: &Candidates<'_>) -> Option<Pick> {
@@ -269,24 +317,30 @@ impl BalanceLayer {
         });
     }
 
+    /// The message may be sent to another process, so the names that the registry lists are in its source.
     fn unknown(&self, members: &Members) -> Error {
-        let name = self.cluster.service();
-        let message = match members.nearest_name() {
-            Some(near) => format!("no service `{name}` is registered; did you mean `{near}`?"),
-            None => format!("no service `{name}` is registered"),
-        };
-        Error::local(Reason::UnknownService, message)
+        match members.not_known() {
+            Some(error) => {
+                self.cluster.report_not_known(error);
+                Error::local(Reason::UnknownService, error.message.to_string())
+                    .with_source(error.known.clone())
+            }
+            None => {
+                let message = not_known(self.cluster.registered(), self.cluster.registry());
+                Error::local(Reason::UnknownService, message)
+            }
+        }
     }
 
     fn no_instances(&self, members: &Members) -> Error {
-        let wanted = self.cluster.listener();
+        let (wanted, registry) = (self.cluster.listener(), self.cluster.registry());
         match (members.other_protocols(), members.other_environments()) {
             (Some(others), _) => self.none(&format!("its instances do not offer {wanted}, only {others}")),
             (None, Some(others)) => {
                 let message = format!("its instances are in other environments than this process: {others}");
                 self.none(&message)
             }
-            (None, None) => self.none("it has no instances"),
+            (None, None) => self.none(&format!("it has no instances in `{registry}`")),
         }
     }
 
@@ -345,7 +399,7 @@ where
                 MaybeBoxed::inner(self.inner.call(call))
             }
             Pick::Refuse(error) => MaybeBoxed::refused(call.refuse(error)),
-            Pick::Wait => {
+            Pick::Wait | Pick::WaitUntil(_) | Pick::WaitForAnnouncement(_) => {
                 let (with, mut inner) = (self.with.clone(), self.inner.clone());
                 MaybeBoxed::boxed(async move {
                     match with.wait(&call).await {
