@@ -84,6 +84,10 @@ pub fn sections<'a>(place: &str, all: impl IntoIterator<Item = SectionText<'a>>)
         if section.lines().any(is_mark) {
             return Err(format!("{origin}: a section is one document of YAML, without marks"));
         }
+        // It ends a line of YAML, and none of the lines below: what follows it would stand at the margin.
+        if section.lines().any(|line| line.contains('\r')) {
+            return Err(format!("{origin}: a carriage return stands without a line feed"));
+        }
         content.push_str(&format!("# {origin}\n{name}:\n"));
         for line in section.lines() {
             content.push_str(&format!("  {line}\n"));
@@ -149,5 +153,24 @@ fn is_known(last: Option<&Answer>, news: &Answer) -> bool {
     match (last, news) {
         (Some(Ok(last)), Ok(news)) => (&last.content, last.format) == (&news.content, news.format),
         (last, news) => last == Some(news),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(content: &str) -> Result<String, String> {
+        let origin = "etcd:/a@1".to_owned();
+        sections("etcd:/*", [SectionText { origin, name: b"outbound.yaml", content: Ok(content) }])
+    }
+
+    #[test]
+    fn a_section_stays_below_its_name() {
+        assert_eq!(one("a: 1\r\nb: 2\n").as_deref(), Ok("# etcd:/a@1\noutbound:\n  a: 1\n  b: 2\n"));
+        for outside in ["a: 1\rinbound: {}", "a: 1\n---\nb: 2", "%YAML 1.2", "...", "a: 1\r"] {
+            let why = one(outside).expect_err(outside);
+            assert!(why.starts_with("etcd:/a@1: "), "{why}");
+        }
     }
 }
