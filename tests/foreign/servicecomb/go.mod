@@ -5,7 +5,9 @@ go 1.26.0
 
 require (
 	github.com/go-chassis/cari v0.9.0
+	github.com/go-chassis/go-archaius v1.5.6
 	github.com/go-chassis/go-chassis/v2 v2.8.0
+	github.com/go-chassis/kie-client v0.2.0
 	github.com/go-chassis/sc-client v0.7.0
 )
 
@@ -18,9 +20,7 @@ require (
 	github.com/emicklei/go-restful v2.16.0+incompatible // indirect
 	github.com/fsnotify/fsnotify v1.4.9 // indirect
 	github.com/go-chassis/foundation v0.4.0 // indirect
-	github.com/go-chassis/go-archaius v1.5.1 // indirect
 	github.com/go-chassis/go-restful-swagger20 v1.0.4-0.20220704025524-9243cbee26b7 // indirect
-	github.com/go-chassis/kie-client v0.0.0-20201210060018-938c7680a9ab // indirect
 	github.com/go-chassis/openlog v1.1.3 // indirect
 	github.com/go-chassis/seclog v1.3.1-0.20210917082355-52c40864f240 // indirect
 	github.com/gogo/protobuf v1.3.2 // indirect

@@ -1,12 +1,17 @@
-//! A service center on loopback: a stand-in of its API in version 4, for the real one can't be had everywhere.
+//! A service center: the real one that `CHASSIS_PEER_SERVICECENTER` names, `http://host:port`; else a stand-in of its API
+//! in version 4, for the real one can't be had everywhere.
 //!
-//! It does what the real one was seen to do: it raises the heartbeat interval, answers 304 to the revision of before,
+//! The stand-in does what the real one was seen to do: it raises the heartbeat interval, answers 304 to the revision of before,
 //! answers from a cache that is a moment older than its pushes, notes a dependency a while after it was asked, and pushes
 //! only what a consumer depends on. The client library of go-chassis is checked against it, so that both agree about the API.
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, mpsc},
-    time::Duration,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use axum::{
@@ -26,14 +31,21 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::host::Host;
+use crate::{
+    host::{Host, ask, ask_now},
+    trials::{NotRun, Ran},
+};
 
-/// A service center on a thread of its own, which can be ended or blocked at once.
+/// A service center. A stand-in has a thread of its own, and can be ended or blocked at once.
 pub(crate) struct Center {
     /// Its address, which a restart keeps.
     pub(crate) address: String,
+    /// The application of the test: a real one keeps the services of other tests.
+    pub(crate) app: String,
+    /// Of a stand-in.
     pub(crate) store: Arc<Store>,
-    host: Host,
+    /// `None`: it is a real one.
+    host: Option<Host>,
 }
 
 /// The differences from the defaults of the real one.
@@ -112,20 +124,47 @@ impl Default for CenterConfig {
     }
 }
 
+/// The variable with the URL of a real one.
+const REAL: &str = "CHASSIS_PEER_SERVICECENTER";
+/// The paths of its API begin so.
+const BASE: &str = "/v4/default/registry";
+
+/// For tests of faults, and of what a real one does not show.
+pub(crate) fn needs_stand_in() -> Ran {
+    match std::env::var_os(REAL) {
+        Some(_) => Err(NotRun(format!("{REAL} names a real service center; the test plants a fault"))),
+        None => Ok(()),
+    }
+}
+
 impl Center {
     pub(crate) async fn start() -> Center {
-        Self::start_with(CenterConfig::default()).await
+        let Ok(url) = std::env::var(REAL) else { return Self::start_with(CenterConfig::default()).await };
+        let address = url.trim_start_matches("http://").trim_end_matches('/').to_owned();
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros();
+        let app = format!("chassis-{}-{since}", NEXT.fetch_add(1, Relaxed));
+        let store = Store { config: CenterConfig::default(), state: Mutex::default(), noted: Notify::new() };
+        Center { address, app, store: Arc::new(store), host: None }
     }
 
+    /// A stand-in; see [`needs_stand_in`].
     pub(crate) async fn start_with(config: CenterConfig) -> Center {
         let store = Arc::new(Store { config, state: Mutex::default(), noted: Notify::new() });
-        let mut center = Center { address: String::new(), store, host: Host::new() };
+        let (address, app) = (String::new(), "default".to_owned());
+        let mut center = Center { address, app, store, host: Some(Host::new()) };
         center.run().await;
         center
     }
 
     /// Waits until a consumer is noted to depend on `service`: from then on its changes are pushed.
     pub(crate) async fn has_noted(&self, service: &str) {
+        if self.host.is_none() {
+            while !self.has_noted_now(service).await {
+                sleep(Duration::from_millis(100)).await; // it pushes nothing about that
+            }
+            return;
+        }
         loop {
             let noted = self.store.noted.notified();
             let is_it = |(_, name): &(String, String)| name == service;
@@ -139,13 +178,14 @@ impl Center {
     /// Starts it, again at the same address and with what it knew.
     pub(crate) async fn run(&mut self) {
         let store = self.store.clone();
-        self.host.run(router(self.store.clone()), move || store.expire()).await;
-        self.address = self.host.address.clone();
+        let host = self.host.as_mut().unwrap();
+        host.run(router(self.store.clone()), move || store.expire()).await;
+        self.address = host.address.clone();
     }
 
     /// Ends it at once, with all its connections.
     pub(crate) fn kill(&mut self) {
-        self.host.kill();
+        self.host.as_mut().unwrap().kill();
         self.store.known().watchers.clear();
     }
 
@@ -158,11 +198,19 @@ impl Center {
 
     /// Blocks it until the sender is dropped.
     pub(crate) fn freeze(&self) -> mpsc::Sender<()> {
-        self.host.freeze()
+        self.host.as_ref().unwrap().freeze()
     }
 
     /// The entries of the service `name`.
     pub(crate) fn entries(&self, name: &str) -> Vec<Value> {
+        if self.host.is_none() {
+            let services = self.services().into_iter().filter(|service| service["serviceName"] == name);
+            let instances = services.flat_map(|service| {
+                let id = service["serviceId"].as_str().unwrap().to_owned();
+                self.all(&format!("microservices/{id}/instances?noCache=1"), "instances")
+            });
+            return instances.collect();
+        }
         let known = self.store.known();
         let is_of = |service: &str| known.services.get(service).is_some_and(|it| it["serviceName"] == name);
         let entries = known.instances.iter().filter(|((service, _), _)| is_of(service));
@@ -171,11 +219,28 @@ impl Center {
 
     /// The services, as they were registered.
     pub(crate) fn services(&self) -> Vec<Value> {
+        if self.host.is_none() {
+            let all = self.all("microservices", "services").into_iter();
+            return all.filter(|service| service["appId"] == self.app.as_str()).collect();
+        }
         self.store.known().services.values().cloned().collect()
     }
 
     /// Registers an entry by hand, without a bound of its time; its place.
-    pub(crate) fn put(&self, service: Value, instance: Value) -> (String, String) {
+    pub(crate) fn put(&self, mut service: Value, instance: Value) -> (String, String) {
+        service["appId"] = self.app.as_str().into();
+        if self.host.is_none() {
+            let put = |path: &str, body: Value, id: &str| {
+                let (status, answer) =
+                    ask_now(&self.address, "POST", &format!("{BASE}/{path}"), &body.to_string());
+                assert_eq!(status, 200, "{answer}");
+                answer[id].as_str().unwrap().to_owned()
+            };
+            let service = put("microservices", json!({ "service": service }), "serviceId");
+            let path = format!("microservices/{service}/instances");
+            let instance = put(&path, json!({ "instance": instance }), "instanceId");
+            return (service, instance);
+        }
         let service = self.store.register_service(service).unwrap();
         let id = self.store.register_instance(&service, instance).unwrap();
         let key = (service, id);
@@ -186,7 +251,24 @@ impl Center {
 
     /// Takes an entry off.
     pub(crate) fn remove(&self, (service, instance): &(String, String)) {
+        if self.host.is_none() {
+            let path = format!("{BASE}/microservices/{service}/instances/{instance}");
+            let (status, answer) = ask_now(&self.address, "DELETE", &path, "");
+            assert_eq!(status, 200, "{answer}");
+            return;
+        }
         self.store.remove(service, instance).unwrap();
+    }
+
+    /// Somebody sets the status of an entry.
+    pub(crate) fn set_status(&self, (service, instance): &(String, String), status: &str) {
+        if self.host.is_none() {
+            let path = format!("{BASE}/microservices/{service}/instances/{instance}/status?value={status}");
+            let (status, answer) = ask_now(&self.address, "PUT", &path, "");
+            assert_eq!(status, 200, "{answer}");
+            return;
+        }
+        self.store.change(service, instance, "status", status.into()).unwrap();
     }
 
     /// Refuses all tokens that were given out.
@@ -194,14 +276,34 @@ impl Center {
         self.store.known().tokens.clear();
     }
 
-    /// Cuts the connections of pushes.
+    /// Cuts the connections of pushes, if it is a stand-in.
     pub(crate) fn cut(&self) {
         self.store.known().watchers.clear();
     }
 
-    /// The requests since the last time.
+    /// The requests since the last time, to a stand-in.
     pub(crate) fn log(&self) -> Vec<String> {
         std::mem::take(&mut self.store.known().log)
+    }
+
+    /// A list of a real one.
+    fn all(&self, path: &str, name: &str) -> Vec<Value> {
+        let (status, answer) = ask_now(&self.address, "GET", &format!("{BASE}/{path}"), "");
+        assert_eq!(status, 200, "{path}: {answer}");
+        answer[name].as_array().cloned().unwrap_or_default()
+    }
+
+    async fn has_noted_now(&self, service: &str) -> bool {
+        for consumer in self.services() {
+            let id = consumer["serviceId"].as_str().unwrap();
+            let path = format!("{BASE}/microservices/{id}/providers");
+            let (_, answer) = ask(&self.address, "GET", &path, "").await;
+            let providers = answer["providers"].as_array().cloned().unwrap_or_default();
+            if providers.iter().any(|provider| provider["serviceName"] == service) {
+                return true;
+            }
+        }
+        false
     }
 }
 
@@ -314,11 +416,6 @@ impl Store {
         known.revision = revision;
         known.push("UPDATE", service, &instance, self.config.stale_for);
         Ok(())
-    }
-
-    /// Somebody sets the status of an entry.
-    pub(crate) fn set_status(&self, (service, instance): &(String, String), status: &str) {
-        self.change(service, instance, "status", status.into()).unwrap();
     }
 
     fn heartbeat(&self, service: &str, instance: &str) -> Result<()> {

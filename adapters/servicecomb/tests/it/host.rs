@@ -79,6 +79,18 @@ impl Drop for Host {
     }
 }
 
+/// A request by hand that blocks the thread; the status and the body of the answer.
+pub(crate) fn ask_now(address: &str, method: &str, path: &str, body: &str) -> (u16, serde_json::Value) {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    stream.write_all(request(method, path, body).as_bytes()).unwrap();
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    let (status, body) = parts(&answer);
+    (status, serde_json::from_str(&body).unwrap_or_default())
+}
+
 /// A request by hand; the status and the body of the answer.
 pub(crate) async fn ask(address: &str, method: &str, path: &str, body: &str) -> (u16, serde_json::Value) {
     let (status, body) = text(address, method, path, body).await;
@@ -88,18 +100,25 @@ pub(crate) async fn ask(address: &str, method: &str, path: &str, body: &str) -> 
 /// The same, with the body as it is.
 pub(crate) async fn text(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let head = format!(
-        "{method} {path} HTTP/1.0\r\nhost: c\r\nx-domain-name: default\r\ncontent-type: application/json\r\n"
-    );
     let exchanged = tokio::time::timeout(Duration::from_secs(30), async {
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-        let request = format!("{head}content-length: {}\r\n\r\n{body}", body.len());
-        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.write_all(request(method, path, body).as_bytes()).await.unwrap();
         let mut answer = String::new();
         let _ = stream.read_to_string(&mut answer).await;
         answer
     });
-    let answer = exchanged.await.expect("the server answers");
+    parts(&exchanged.await.expect("the server answers"))
+}
+
+fn request(method: &str, path: &str, body: &str) -> String {
+    let head = format!(
+        "{method} {path} HTTP/1.0\r\nhost: c\r\nx-domain-name: default\r\ncontent-type: application/json\r\n"
+    );
+    format!("{head}content-length: {}\r\n\r\n{body}", body.len())
+}
+
+/// The status and the body of an answer.
+fn parts(answer: &str) -> (u16, String) {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
     (status, body.to_owned())

