@@ -24,7 +24,10 @@ pub(crate) fn register(kinds: &mut Kinds) {
     #[cfg(feature = "http-center")]
     Port::add(kinds, chassis_http_center::HttpSource::kind());
     #[cfg(feature = "servicecomb")]
-    Port::add(kinds, chassis_servicecomb::ServiceCombRegistry::kind());
+    {
+        Port::add(kinds, chassis_servicecomb::ServiceCombRegistry::kind());
+        Port::add(kinds, chassis_servicecomb::KieSource::kind());
+    }
     #[cfg(feature = "kubernetes")]
     {
         Port::add(kinds, chassis_kubernetes::KubernetesRegistry::kind());

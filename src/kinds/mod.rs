@@ -121,13 +121,14 @@ pub(crate) struct Center {
 type Make<M> = dyn Fn() -> Result<M, BoxError> + Send + Sync;
 
 /// Kinds that a build may lack, and the cargo feature that adds each.
-const OPTIONAL_KINDS: [(&str, &str); 8] = [
+const OPTIONAL_KINDS: [(&str, &str); 9] = [
     ("local", "local"),
     ("dns", "dns"),
     ("consul", "consul"),
     ("etcd", "etcd"),
     ("kubernetes", "kubernetes"),
     ("http", "http-center"),
+    ("kie", "servicecomb"),
     ("servicecomb", "servicecomb"),
     ("ttl", "ttl"),
 ];

@@ -266,6 +266,12 @@ impl Query {
         self
     }
 
+    /// The same, which the server answers after this time at the latest.
+    pub(crate) fn waiting(mut self, wait: Duration) -> Self {
+        self.wait = wait;
+        self.with("wait", format!("{}ms", wait.as_millis()))
+    }
+
     /// The same, of this consumer.
     pub(crate) fn of(mut self, consumer: Option<String>) -> Self {
         self.consumer = consumer;
@@ -328,6 +334,8 @@ impl Connected {
         let mut settings = Settings::default();
         // Who asks waits by itself; one that refuses meanwhile would only be late with the news.
         settings.outbound.defaults.breaker = Some(Switch::Off);
+        // Each request has its own, and a long poll waits for longer than the default.
+        settings.outbound.defaults.timeout = Some(Switch::Off);
         if let Err(problems) = runtime.apply(&settings, 1, name) {
             unreachable!("the settings have no names and no numbers: {problems:?}");
         }

@@ -1,7 +1,10 @@
-//! ServiceComb service center as a registry of chassis, which go-chassis and the Java chassis use too.
+//! ServiceComb service center as a registry of chassis, and ServiceComb kie as a config center, which go-chassis and the
+//! Java chassis use too.
 //!
-//! [`ServiceCombRegistry`]: `registry: { kind: servicecomb }`. It calls version 4 of the REST API, over chassis' own
-//! HTTP client, and has changes pushed over a WebSocket.
+//! - [`ServiceCombRegistry`]: `registry: { kind: servicecomb }`. It calls version 4 of the REST API, over chassis' own HTTP
+//!   client, and has changes pushed over a WebSocket.
+//! - [`KieSource`]: `config: { centers: [ { kind: kie, labels: { app: shop, service: orders } } ] }`. It calls version 1 of
+//!   the REST API, and follows changes by long polls.
 //!
 //! # An instance in service center
 //!
@@ -26,6 +29,7 @@ mod access;
 mod client;
 mod entry;
 mod follow;
+mod kie;
 mod link;
 mod owner;
 mod registry;
@@ -33,4 +37,8 @@ mod settings;
 
 pub use chassis_http::connector::TlsConfig;
 
-pub use self::{registry::ServiceCombRegistry, settings::ServiceCombConfig};
+pub use self::{
+    kie::{KieSource, KieSourceConfig},
+    registry::ServiceCombRegistry,
+    settings::ServiceCombConfig,
+};

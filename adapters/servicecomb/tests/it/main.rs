@@ -14,6 +14,9 @@ mod center;
 mod certificates;
 mod go_chassis;
 mod host;
+mod kie;
+mod kie_client;
+mod kie_server;
 mod outages;
 mod registry;
 mod tls;
@@ -24,6 +27,8 @@ fn main() -> std::process::ExitCode {
     trials::run([
         access::trials(),
         go_chassis::trials(),
+        kie::trials(),
+        kie_client::trials(),
         outages::trials(),
         registry::trials(),
         tls::trials(),
