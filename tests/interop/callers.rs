@@ -47,7 +47,11 @@ pub(crate) struct Callers {
 
 impl Callers {
     pub(crate) async fn start(registry: &Value) -> Callers {
-        let app = app(registry, "caller").await;
+        Self::of(app(registry, "caller").await)
+    }
+
+    /// Callers of this program.
+    pub(crate) fn of(app: Chassis) -> Callers {
         let (calls, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let mut tasks = JoinSet::new();
         for n in 0..8 {

@@ -9,8 +9,12 @@ mod trials;
 
 mod bad_input;
 mod bad_instances;
-#[cfg(any(feature = "consul", feature = "etcd"))]
+#[cfg(any(feature = "consul", feature = "etcd", feature = "servicecomb"))]
 mod callers;
+#[cfg(feature = "servicecomb")]
+#[path = "../../adapters/servicecomb/tests/it/center.rs"]
+#[allow(dead_code)] // the tests of the adapter use the other half
+mod center;
 #[cfg(feature = "consul")]
 #[path = "../../adapters/consul/tests/it/server.rs"]
 #[allow(dead_code)] // the tests of the adapter use the other half
@@ -23,7 +27,14 @@ mod echo;
 mod etcd_server;
 mod from_go;
 mod from_grpcio;
+#[cfg(feature = "servicecomb")]
+#[path = "../../adapters/servicecomb/tests/it/host.rs"]
+mod host;
 mod interop;
+#[cfg(feature = "servicecomb")]
+#[path = "../../adapters/servicecomb/tests/it/kie_server.rs"]
+#[allow(dead_code)] // likewise
+mod kie_server;
 #[cfg(feature = "dns")]
 #[path = "../../chassis-registry/tests/dns/knot.rs"]
 mod knot;
@@ -37,6 +48,8 @@ mod over_dns;
 mod over_etcd;
 #[cfg(feature = "http-center")]
 mod over_http_center;
+#[cfg(feature = "servicecomb")]
+mod over_servicecomb;
 #[cfg(feature = "ttl")]
 mod over_ttl;
 mod peer;
@@ -73,6 +86,8 @@ fn main() -> std::process::ExitCode {
         over_etcd::trials(),
         #[cfg(feature = "http-center")]
         over_http_center::trials(),
+        #[cfg(feature = "servicecomb")]
+        over_servicecomb::trials(),
         #[cfg(feature = "ttl")]
         over_ttl::trials(),
         quickstart::trials(),
