@@ -39,8 +39,16 @@ pub enum Event {
     RegistryUnreachable { service: Arc<str>, error: String },
     /// This process was registered.
     Registered { instance: String, registry: String },
+    /// The registry, or the quota of the program, takes no further instance of this service. The process serves, and is not
+    /// found by others; it is tried again every minute. One event until it is registered.
+    QuotaExceeded { service: Arc<str>, registry: String, why: String },
     /// This process was deregistered.
     Deregistered { instance: String, registry: String },
+    /// The contracts of this process are published. `to`: the name of the port.
+    ContractsPublished { to: String, names: Vec<String> },
+    /// The contracts of this process could not be published. They are tried again, unless one of them can't be published at
+    /// all. One event until they are.
+    ContractsNotPublished { to: String, error: String },
     /// A health check of the program passes or fails from now on. `status`: `starting`, `passing` or `failing`.
     HealthChanged { check: String, status: &'static str, why: Option<String>, is_critical: bool },
     /// A circuit opened, closed or became half-open. `of`: the service, an operation, or a node.
@@ -205,6 +213,7 @@ impl Event {
         match self {
             Refusing { .. }
             | RegistryUnreachable { .. }
+            | QuotaExceeded { .. }
             | EmptySetHeld { .. }
             | RemovalsHeld { .. }
             | LastGoodUsed { .. }
@@ -218,6 +227,7 @@ impl Event {
             | ConfigAvoided { .. }
             | RestartPending { .. }
             | HealthChanged { status: "failing", .. }
+            | ContractsNotPublished { .. }
             | HandlerPanicked { .. }
             | TaskPanicked { .. }
             | PluginBlocked { .. } => tracing::warn!(target: "chassis", "{self}"),
@@ -258,7 +268,12 @@ impl fmt::Display for Event {
                 write!(f, "{service}: no news from the registry: {error}")
             }
             Registered { instance, registry } => write!(f, "{instance} registered ({registry})"),
+            QuotaExceeded { service, registry, why } => {
+                write!(f, "{service}: not registered ({registry}), the quota is used up: {why}")
+            }
             Deregistered { instance, registry } => write!(f, "{instance} deregistered ({registry})"),
+            ContractsPublished { to, names } => write!(f, "contracts published ({to}): {}", names.join(", ")),
+            ContractsNotPublished { to, error } => write!(f, "contracts not published ({to}): {error}"),
             HealthChanged { check, status, why, is_critical } => {
                 let kind = if *is_critical { "critical health check" } else { "health check" };
                 write!(f, "{kind} `{check}` is {status}")?;

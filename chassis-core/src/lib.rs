@@ -6,7 +6,7 @@
 //! - [`Invocation`] and [`Reply`] are a call and its answer, [`pipeline`] has the layers that they pass,
 //!   [`Policy`] holds the settings of a call. Each concern of the pipeline is one module of [`layer`].
 //! - [`Runtime`] holds the state that all pipelines of a process share.
-//! - Other crates can implement [`registry`], [`config`], [`protocol`], layers at a [`Stage`],
+//! - Other crates can implement [`registry`], [`config`], [`contracts`], [`quota`], [`protocol`], layers at a [`Stage`],
 //!   [pickers](layer::balance::Picker) and [fallbacks](layer::fallback::FallbackFn).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 pub mod adapter;
@@ -61,11 +61,11 @@ pub use policy::{MOST_OPERATIONS, MOST_SERVICES, Policies, Policy};
 pub use types::schema;
 pub use types::{matching, units};
 
-// Nodes and their connections; registries and config sources.
+// Nodes and their connections; registries, config sources and contracts.
 pub use cluster::{
     Connection, Grace, HoldConfig, Known, KnownServices, LastGoodConfig, Link, Load, Members, Node,
 };
-pub use plugin::{config_source as config, registry};
+pub use plugin::{config_source as config, contracts, quota, registry};
 
 // Pipelines, and layers of your own in them.
 pub use runtime::{MOST_UNKNOWN, Runtime, RuntimeBuilder};

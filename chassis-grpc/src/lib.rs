@@ -30,7 +30,7 @@ pub use self::{
     answer::answer,
     body::ResponseBody,
     channel::{Channel, ResponseFuture},
-    descriptors::{idempotent_operations, operations},
+    descriptors::{idempotent_operations, merge_descriptors, operations},
     edge::GrpcEdge,
     health::Health,
     protocol::{GRPC, Grpc},

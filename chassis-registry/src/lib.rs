@@ -1,7 +1,7 @@
 //! Registries for chassis: services register their instances, and clients find them.
 //!
 //! Each is behind the cargo feature of its name:
-//! - `memory`: `MemoryRegistry`, within one process, for tests and single-process use;
+//! - `memory`: `MemoryRegistry`, `MemoryContracts` and `MemoryQuota`, within one process, for tests and single-process use;
 //! - `static`: `StaticRegistry`, instances named in the configuration;
 //! - `file`: `FileRegistry`, a watched document of instances that something else writes;
 //! - `local` (Unix): `LocalRegistry`, lease files in a per-user directory. Needs nothing installed.
@@ -29,6 +29,8 @@ macro_rules! schema_of {
 
 #[cfg(feature = "composite")]
 mod composite;
+#[cfg(feature = "memory")]
+mod contracts;
 #[cfg(feature = "dns")]
 mod dns;
 #[cfg(feature = "file")]
@@ -39,6 +41,8 @@ mod local;
 mod memory;
 #[cfg(any(feature = "static", feature = "file", feature = "dns", feature = "composite"))]
 mod noop;
+#[cfg(feature = "memory")]
+mod quota;
 #[cfg(feature = "static")]
 mod r#static;
 #[cfg(any(feature = "memory", feature = "static"))]
@@ -46,6 +50,8 @@ mod store;
 
 #[cfg(feature = "composite")]
 pub use composite::{CompositeRegistry, MemberMode, RegistryByService};
+#[cfg(feature = "memory")]
+pub use contracts::MemoryContracts;
 #[cfg(feature = "dns")]
 pub use dns::{DnsConfig, DnsRegistry, DnsService, Family};
 #[cfg(feature = "file")]
@@ -54,6 +60,8 @@ pub use file::{FileConfig, FileRegistry};
 pub use local::{LocalConfig, LocalRegistry};
 #[cfg(feature = "memory")]
 pub use memory::{MemoryConfig, MemoryRegistry};
+#[cfg(feature = "memory")]
+pub use quota::MemoryQuota;
 #[cfg(feature = "static")]
 pub use r#static::{StaticConfig, StaticInstance, StaticRegistry};
 

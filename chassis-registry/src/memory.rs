@@ -6,13 +6,14 @@ use std::{
 
 use async_trait::async_trait;
 use chassis_core::{
+    contracts::Contracts,
     kind::{self, Kind},
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
 };
 
 use serde::Deserialize;
 
-use crate::store::MembershipStore;
+use crate::{MemoryContracts, store::MembershipStore};
 
 /// The name of the registry: the `registry` table when its `kind` is `memory`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -22,6 +23,8 @@ pub struct MemoryConfig {
     /// Services of one process with the same name share one registry. Default: the empty name, so all
     /// services share one.
     pub name: String,
+    /// Are the contracts of this process published there, and can it fetch those of others? Default `false`.
+    pub contracts: bool,
 }
 
 /// Holds the instances that were registered with it or with a clone of it, until the process ends.
@@ -50,6 +53,8 @@ pub struct MemoryConfig {
 pub struct MemoryRegistry {
     store: Arc<MembershipStore>,
     leases: Arc<Mutex<Leases>>,
+    /// The contracts that this handle offers.
+    contracts: Option<MemoryContracts>,
 }
 
 /// The current registration of each entry, so that a registration removes only its own entry and no later one
@@ -75,7 +80,9 @@ impl MemoryRegistry {
     /// The kind that settings choose by `registry: { kind: memory }`.
     pub fn kind() -> impl Kind<Config = MemoryConfig, Made = Arc<dyn Registry>> {
         kind::described("memory", schema_of!(MemoryConfig), |config: &MemoryConfig| {
-            Ok(Arc::new(MemoryRegistry::shared(&config.name)) as Arc<dyn Registry>)
+            let contracts = config.contracts.then(|| MemoryContracts::shared(&config.name));
+            let registry = MemoryRegistry { contracts, ..MemoryRegistry::shared(&config.name) };
+            Ok(Arc::new(registry) as Arc<dyn Registry>)
         })
     }
 
@@ -102,7 +109,7 @@ impl MemoryRegistry {
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         let held = shared.get(name).and_then(|(store, leases)| store.upgrade().zip(leases.upgrade()));
         if let Some((store, leases)) = held {
-            return MemoryRegistry { store, leases };
+            return MemoryRegistry { store, leases, contracts: None };
         }
         shared.retain(|_, (store, leases)| store.strong_count() > 0 && leases.strong_count() > 0);
         let new = MemoryRegistry::new();
@@ -173,6 +180,10 @@ impl Registry for MemoryRegistry {
 
     async fn services(&self) -> Vec<String> {
         self.store.services()
+    }
+
+    fn contracts(&self) -> Option<Arc<dyn Contracts>> {
+        self.contracts.clone().map(|contracts| Arc::new(contracts) as Arc<dyn Contracts>)
     }
 
     fn never_blocks(&self) -> bool {

@@ -3,6 +3,12 @@
 #[allow(unreachable_pub)] // public in the module where it is defined
 #[path = "../../chassis-core/src/testing/contract/registry.rs"]
 mod contract;
+#[allow(unreachable_pub)] // public in the module where it is defined
+#[path = "../../chassis-core/src/testing/contract/contracts.rs"]
+mod contracts_suite;
+#[allow(unreachable_pub)] // public in the module where it is defined
+#[path = "../../chassis-core/src/testing/contract/quota.rs"]
+mod quota_suite;
 
 use std::{
     collections::BTreeMap,
@@ -14,9 +20,10 @@ use std::{
 use async_trait::async_trait;
 use chassis_core::registry::{self, Instance, Membership, Registration, Registry, RegistryError, Watcher};
 use chassis_core::units::PositiveSpan;
+use chassis_core::{contracts, quota};
 use chassis_registry::{
-    CompositeRegistry, FileConfig, FileRegistry, LocalConfig, LocalRegistry, MemberMode, MemoryRegistry,
-    RegistryByService, StaticConfig, StaticInstance, StaticRegistry,
+    CompositeRegistry, FileConfig, FileRegistry, LocalConfig, LocalRegistry, MemberMode, MemoryContracts,
+    MemoryQuota, MemoryRegistry, RegistryByService, StaticConfig, StaticInstance, StaticRegistry,
 };
 use tempfile::TempDir;
 
@@ -47,6 +54,30 @@ struct Line<R> {
 #[tokio::test]
 async fn memory() {
     contract::registry(async || Arc::new(MemoryRegistry::new()) as _).await;
+}
+
+#[tokio::test]
+async fn contracts_in_memory() {
+    contracts_suite::contracts(async || Arc::new(MemoryContracts::new()) as _).await;
+}
+
+struct Counted(MemoryRegistry);
+
+#[async_trait]
+impl quota_suite::Place for Counted {
+    fn quota(&self, most: u32) -> Arc<dyn quota::Quota> {
+        Arc::new(MemoryQuota::new(self.0.clone(), most))
+    }
+
+    async fn has(&mut self, service: &str, instances: u32) {
+        let one = |n| Instance::new(service, format!("i{n}")).with_address("test", "127.0.0.1:50051");
+        self.0.set(service, Membership::known((0..instances).map(one)));
+    }
+}
+
+#[tokio::test]
+async fn quota_in_memory() {
+    quota_suite::quota(Counted(MemoryRegistry::new())).await;
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Keeps registries and config sources that block their thread away from the threads of calls.
+//! Keeps registries, config sources and contracts that block their thread away from the threads of calls.
 //!
 //! A plugin is code of other crates. If it sleeps, loops or uses a synchronous client in an async function, it
 //! stops every task of its thread, and on a runtime of one thread the whole process. So threads of its own poll
@@ -24,6 +24,8 @@ use crate::{
     event::{Event, Events},
     plugin::{
         config_source::{ConfigSource, ConfigWatcher, SourceError, Text},
+        contracts::{Contract, ContractEntry, ContractOwner, Contracts, ContractsError, Existing},
+        quota::{Quota, QuotaDecision, QuotaRequest},
         registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
     },
 };
@@ -57,6 +59,33 @@ pub fn config_source(
         false => {
             let plugin = format!("config source `{}`", source.name());
             Arc::new(Contained { inner: source, plugin_threads: PluginThreads::new(plugin, events, after) })
+        }
+    }
+}
+
+/// Runs `contracts` on threads of its own unless it [never blocks](Contracts::never_blocks). A poll that takes longer than
+/// `after` emits an event.
+pub fn contracts(contracts: Arc<dyn Contracts>, events: &Events, after: Duration) -> Arc<dyn Contracts> {
+    match contracts.never_blocks() {
+        true => contracts,
+        false => {
+            let plugin = format!("contracts `{}`", contracts.name());
+            Arc::new(Contained {
+                inner: contracts,
+                plugin_threads: PluginThreads::new(plugin, events, after),
+            })
+        }
+    }
+}
+
+/// Runs `quota` on threads of its own unless it [never blocks](Quota::never_blocks). A poll that takes longer than `after`
+/// emits an event.
+pub fn quota(quota: Arc<dyn Quota>, events: &Events, after: Duration) -> Arc<dyn Quota> {
+    match quota.never_blocks() {
+        true => quota,
+        false => {
+            let plugin = format!("quota `{}`", quota.name());
+            Arc::new(Contained { inner: quota, plugin_threads: PluginThreads::new(plugin, events, after) })
         }
     }
 }
@@ -210,6 +239,10 @@ impl Registry for Contained<dyn Registry> {
         self.inner.listed_by(service, id)
     }
 
+    fn contracts(&self) -> Option<Arc<dyn Contracts>> {
+        self.inner.contracts()
+    }
+
     async fn register(&self, instance: Instance) -> Result<Box<dyn Registration>, RegistryError> {
         let registry = self.inner.clone();
         let registering = async move { registry.register(instance).await };
@@ -311,5 +344,61 @@ impl ConfigWatcher for Asked<Box<dyn ConfigWatcher>, Result<Text, SourceError>> 
             (watcher, said)
         };
         Asked::next(self, ask).await.unwrap_or_else(|| Err(SourceError::new("it has panicked before")))
+    }
+}
+
+#[async_trait]
+impl Contracts for Contained<dyn Contracts> {
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+
+    async fn publish(
+        &self,
+        of: &ContractOwner,
+        contracts: &[Contract],
+        existing: Existing,
+    ) -> Result<(), ContractsError> {
+        let (inner, of, contracts) = (self.inner.clone(), of.clone(), contracts.to_vec());
+        let publishing = async move { inner.publish(&of, &contracts, existing).await };
+        self.plugin_threads.run("publish", publishing).await
+    }
+
+    async fn versions(&self, service: &str, environment: &str) -> Result<Vec<String>, ContractsError> {
+        let (inner, service, environment) = (self.inner.clone(), service.to_owned(), environment.to_owned());
+        let asking = async move { inner.versions(&service, &environment).await };
+        self.plugin_threads.run("versions", asking).await
+    }
+
+    async fn list(&self, of: &ContractOwner) -> Result<Vec<ContractEntry>, ContractsError> {
+        let (inner, of) = (self.inner.clone(), of.clone());
+        self.plugin_threads.run("list", async move { inner.list(&of).await }).await
+    }
+
+    async fn fetch(&self, of: &ContractOwner, name: &str) -> Result<Contract, ContractsError> {
+        let (inner, of, name) = (self.inner.clone(), of.clone(), name.to_owned());
+        self.plugin_threads.run("fetch", async move { inner.fetch(&of, &name).await }).await
+    }
+
+    /// The wrapper itself does not block.
+    fn never_blocks(&self) -> bool {
+        true
+    }
+}
+
+#[async_trait]
+impl Quota for Contained<dyn Quota> {
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+
+    async fn ask(&self, request: &QuotaRequest) -> Result<QuotaDecision, RegistryError> {
+        let (inner, request) = (self.inner.clone(), request.clone());
+        self.plugin_threads.run("ask", async move { inner.ask(&request).await }).await
+    }
+
+    /// The wrapper itself does not block.
+    fn never_blocks(&self) -> bool {
+        true
     }
 }

@@ -10,6 +10,7 @@ use std::{
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use super::contracts::Contracts;
 use crate::{
     BoxError,
     types::{LabelSet, TextMap},
@@ -215,6 +216,12 @@ pub trait Registry: Send + Sync + 'static {
         None
     }
 
+    /// The port for [contracts](crate::contracts) beside it, if it has one and is configured for it: a server that keeps
+    /// instances may keep contracts too. Default: none.
+    fn contracts(&self) -> Option<Arc<dyn Contracts>> {
+        None
+    }
+
     /// Whether all of its functions, and those of its watchers and registrations, never block their thread when
     /// they wait. If so, the threads of calls poll them. Default `false`: [threads of its own](crate::contain)
     /// poll them, so that a blocked thread delays no call.
@@ -258,6 +265,7 @@ pub trait Watcher: Send + 'static {
 #[error("{message}")]
 pub struct RegistryError {
     message: String,
+    is_quota_exceeded: bool,
     #[source]
     source: Option<BoxError>,
 }
@@ -699,7 +707,17 @@ impl Membership {
 impl RegistryError {
     /// An error with a message that names the address or the file.
     pub fn new(message: impl Into<String>) -> Self {
-        RegistryError { message: message.into(), source: None }
+        RegistryError { message: message.into(), is_quota_exceeded: false, source: None }
+    }
+
+    /// There are as many instances or services as the registry takes. chassis asks again after a minute, not at once.
+    pub fn quota_exceeded(message: impl Into<String>) -> Self {
+        RegistryError { is_quota_exceeded: true, ..Self::new(message) }
+    }
+
+    /// Is it an error of [`quota_exceeded`](Self::quota_exceeded)?
+    pub fn is_quota_exceeded(&self) -> bool {
+        self.is_quota_exceeded
     }
 
     /// The registry does not support this operation.
@@ -746,6 +764,9 @@ impl<R: Registry + ?Sized> Registry for Arc<R> {
     }
     fn listed_by(&self, service: &str, id: &str) -> Option<String> {
         (**self).listed_by(service, id)
+    }
+    fn contracts(&self) -> Option<Arc<dyn Contracts>> {
+        (**self).contracts()
     }
     fn never_blocks(&self) -> bool {
         (**self).never_blocks()

@@ -15,6 +15,7 @@ use chassis_core::{
     Events, Random,
     adapter::Followers,
     contain,
+    contracts::Contracts,
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
     tasks::Tasks,
 };
@@ -205,6 +206,11 @@ impl Registry for CompositeRegistry {
     /// Whether one of the members that are read can.
     fn lists_services(&self) -> bool {
         self.members.iter().any(|member| member.mode.reads() && member.registry.lists_services())
+    }
+
+    /// Those of the first member that has contracts.
+    fn contracts(&self) -> Option<Arc<dyn Contracts>> {
+        self.members.iter().find_map(|member| member.registry.contracts())
     }
 
     /// Members that may block have threads of their own.

@@ -2,7 +2,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
-use chassis_core::registry::{Instance, Registration, Registry, RegistryError, Watcher};
+use chassis_core::{
+    contracts::Contracts,
+    registry::{Instance, Registration, Registry, RegistryError, Watcher},
+};
 
 /// Looks some services up in registries of their own, and all others in the usual one.
 ///
@@ -79,6 +82,11 @@ impl Registry for RegistryByService {
 
     fn looked_up_in(&self, service: &str) -> &str {
         self.of(service).looked_up_in(service)
+    }
+
+    /// Those of the usual registry.
+    fn contracts(&self) -> Option<Arc<dyn Contracts>> {
+        self.usual.contracts()
     }
 
     fn never_blocks(&self) -> bool {
