@@ -1,15 +1,16 @@
 //! A service with its clients and servers, before it runs.
 use std::sync::Arc;
 
-use chassis_core::{Live, LiveSection, Runtime, Side, health::Health, pipeline};
+use chassis_core::{Live, LiveSection, Runtime, Side, health::Health, pipeline, quota::Quota};
 
 use crate::{
-    ConfigHandle, StartError,
+    ConfigHandle, ContractsHandle, StartError,
     builder::ChassisBuilder,
     crash_guard::Watched,
     document::{ServiceSection, ShutdownSection},
     life::{Hooks, Running},
     presence::Presence,
+    published::Publisher,
     rest::Rest,
     rpc::Rpc,
 };
@@ -35,6 +36,10 @@ pub(crate) struct Parts {
     pub(crate) hooks: Hooks,
     /// Addresses of the program's own protocols.
     pub(crate) advertised: Vec<(String, String)>,
+    pub(crate) contracts: ContractsHandle,
+    /// The contracts to publish, and their port.
+    pub(crate) publisher: Option<Publisher>,
+    pub(crate) quota: Option<Arc<dyn Quota>>,
     /// The names of the sections, for messages.
     pub(crate) sections: Arc<[String]>,
 }
@@ -110,6 +115,11 @@ impl Chassis {
     /// The settings: where each is from, past versions, rollback, dry runs.
     pub fn config(&self) -> ConfigHandle {
         self.parts.config.clone()
+    }
+
+    /// The contracts of services: descriptors and OpenAPI texts that they have published.
+    pub fn contracts(&self) -> ContractsHandle {
+        self.parts.contracts.clone()
     }
 
     /// The shared state of the running service, and its inspection.

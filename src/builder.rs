@@ -11,12 +11,14 @@ use chassis_core::{
     Random, Reply, Runtime, Section, Stages,
     config::ConfigSource,
     contain,
+    contracts::{Contract, ContractOwner, Contracts},
     health::{CheckConfig, Health},
     layer::{
         balance::PickerFactory,
         fallback::{Answer, FailedCall, FallbackFn},
     },
     protocol::Protocol,
+    quota::Quota,
     registry::Registry,
     settings::Settings,
 };
@@ -26,7 +28,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    Chassis, ConfigHandle, Document, StartError,
+    Chassis, ConfigHandle, ContractsHandle, Document, StartError,
     app::Parts,
     base::{Base, FILE_VARIABLE, File, PROFILE_VARIABLE, profiles},
     centers,
@@ -39,6 +41,7 @@ use crate::{
     last_good::LastGood,
     life::{Hook, Hooks},
     presence::Presence,
+    published::{Publisher, of_program},
     rest::{self, Rest},
     rpc::{self, Declared, Rpc},
 };
@@ -84,6 +87,9 @@ pub struct ChassisBuilder {
     fallbacks: HashMap<(String, Option<String>), Arc<FallbackFn>>,
     protocols: Vec<&'static dyn Protocol>,
     descriptors: Vec<Vec<u8>>,
+    contracts: Option<Arc<dyn Contracts>>,
+    openapi: Vec<Contract>,
+    quota: Option<Arc<dyn Quota>>,
     hooks: Hooks,
     checks: Vec<StartCheck>,
     pub(crate) reader: Reader,
@@ -118,6 +124,9 @@ impl ChassisBuilder {
             fallbacks: HashMap::new(),
             protocols: crate::rest::PROTOCOLS.iter().chain(crate::rpc::PROTOCOLS).copied().collect(),
             descriptors: Vec::new(),
+            contracts: None,
+            openapi: Vec::new(),
+            quota: None,
             hooks: Hooks::default(),
             checks: Vec::new(),
             reader: Reader::default(),
@@ -387,9 +396,56 @@ impl ChassisBuilder {
     }
 
     /// An encoded `FileDescriptorSet` of protos that are called or served. It states which operations are
-    /// idempotent, and server reflection shows it.
+    /// idempotent, and server reflection shows it. All of them together are the [contract](Self::contracts) `descriptors`.
     pub fn descriptors(mut self, encoded: &[u8]) -> Self {
         self.descriptors.push(encoded.to_owned());
+        self
+    }
+
+    /// An OpenAPI text of this service, in JSON or YAML: the [contract](Self::contracts) `name`, which has letters and
+    /// digits, and within also `-`, `_` and `.`. A later text replaces an earlier one of the same name.
+    pub fn openapi(mut self, name: &str, text: impl Into<String>) -> Self {
+        self.openapi.retain(|earlier| earlier.name != name);
+        self.openapi.push(Contract::openapi(name, text));
+        self
+    }
+
+    /// Where this process publishes its contracts, and fetches those of others by [`Chassis::contracts`]. Default: the
+    /// server of the registry, if its settings say `contracts: true`; otherwise nothing is published.
+    ///
+    /// The contracts are the [`descriptors`](Self::descriptors) and the [`openapi`](Self::openapi) texts of this builder, of
+    /// the version and environment of the settings. They are published in the background, once the process is registered;
+    /// no start and no call waits for that. A failure is an event, `ContractsNotPublished`, and is tried again.
+    ///
+    /// ```
+    /// use chassis::{Chassis, registries::MemoryContracts};
+    ///
+    /// let shared = MemoryContracts::new(); // a port of one process
+    /// let builder = Chassis::builder("stock")
+    ///     .openapi("stock-api", "openapi: 3.1.0\n")
+    ///     .contracts(shared.clone());
+    /// # let _ = builder;
+    /// ```
+    pub fn contracts(mut self, contracts: impl Contracts) -> Self {
+        self.contracts = Some(Arc::new(contracts));
+        self
+    }
+
+    /// A quota that is asked each time before this process is registered. Default: none; the registry may have limits of its
+    /// own. See [`Quota`].
+    ///
+    /// While the quota is used up, the process serves and is not found by others: `Event::QuotaExceeded`. It is asked again
+    /// every minute.
+    ///
+    /// ```
+    /// use chassis::{Chassis, registries::{MemoryQuota, MemoryRegistry}};
+    ///
+    /// let registry = MemoryRegistry::new();
+    /// let builder = Chassis::builder("stock").registry(registry.clone()).quota(MemoryQuota::new(registry, 3));
+    /// # let _ = builder;
+    /// ```
+    pub fn quota(mut self, quota: impl Quota) -> Self {
+        self.quota = Some(Arc::new(quota));
         self
     }
 
@@ -569,6 +625,9 @@ impl ChassisBuilder {
                 (Some(chosen), registry)
             }
         };
+        let port = self.contracts.or_else(|| registry.contracts());
+        let port = port.map(|port| contain::contracts(port, &self.events, contain::BLOCKED_AFTER));
+        let quota = self.quota.map(|quota| contain::quota(quota, &self.events, contain::BLOCKED_AFTER));
         let mut registries = BTreeMap::new();
         for (service, chosen) in &document.discovery.services {
             let at = || format!("discovery.services.{service}.registry");
@@ -628,6 +687,10 @@ impl ChassisBuilder {
             runtime = runtime.fallback(service, operation, answer);
         }
         let declared = Declared::of(&self.descriptors)?;
+        let owner = ContractOwner::new(&name, runs.as_deref().unwrap_or_default())
+            .in_environment(environment.as_deref().unwrap_or_default());
+        let published =
+            of_program(&self.descriptors, self.openapi).map_err(|error| setup("openapi", error.into()))?;
         let runtime = runtime
             .idempotent(declared.idempotent)
             .build()
@@ -650,6 +713,14 @@ impl ChassisBuilder {
         self.checks.into_iter().for_each(|begin| begin(runtime.health()));
         let presence = Presence::new(runtime.health(), rpc.health());
         runtime.tasks().spawn(presence.clone().follow(runtime.health().watch()));
+        let publisher = port.clone().filter(|_| !published.is_empty()).map(|port| Publisher {
+            port,
+            of: owner.clone(),
+            contracts: published,
+            runtime: runtime.clone(),
+            presence: presence.clone(),
+            is_reported: false,
+        });
         let parts = Parts {
             instance: self.instance.unwrap_or_else(|| identity::instance_id(&name, &self.random)),
             runtime: runtime.clone(),
@@ -660,6 +731,9 @@ impl ChassisBuilder {
             shutdown,
             hooks: self.hooks,
             advertised: Vec::new(),
+            contracts: ContractsHandle::new(port, &owner.environment),
+            publisher,
+            quota,
             sections: reader.sections().map(str::to_owned).collect(),
         };
         let app = Chassis { parts, rest, rpc };

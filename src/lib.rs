@@ -58,6 +58,7 @@
 //! | look at a running service | `http://127.0.0.1:9900`, the admin surface; [`Chassis::runtime`], [`inspect`], [`Events`], [`Metrics`] |
 //! | add a layer of your own | [`Stage`], [`from_fn`], [`Invocation`]; its settings are a [`Section`] |
 //! | choose a registry, or write one | [`registries`], [`registry`] |
+//! | publish descriptors and OpenAPI texts, and fetch those of others | [`contracts`], [`ChassisBuilder::contracts`] |
 //! | read settings from elsewhere | [`config`] |
 //! | choose nodes by an algorithm of your own | [`layer::balance`] |
 //! | add a protocol | [`protocol`] |
@@ -97,6 +98,7 @@ mod kinds;
 mod last_good;
 mod life;
 mod presence;
+mod published;
 #[cfg_attr(not(feature = "http"), path = "rest/off.rs")]
 mod rest;
 #[cfg_attr(not(feature = "grpc"), path = "rpc/off.rs")]
@@ -108,8 +110,8 @@ pub mod testing;
 #[cfg(feature = "cli")]
 pub use chassis_core::schema;
 pub use chassis_core::{
-    clock, config, health, inspect, kind, layer, matching, pipeline, protocol, registry, settings, units,
-    wire,
+    clock, config, contracts, health, inspect, kind, layer, matching, pipeline, protocol, quota, registry,
+    settings, units, wire,
 };
 // A call, its reply, and its end.
 pub use chassis_core::{
@@ -155,6 +157,7 @@ pub use self::{
     error::StartError,
     life::Running,
     presence::Presence,
+    published::ContractsHandle,
 };
 
 /// The crates whose types appear in the interface, in the versions that chassis was built with.

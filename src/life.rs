@@ -177,6 +177,11 @@ impl Running {
         self.parts.config.clone()
     }
 
+    /// The contracts of services: descriptors and OpenAPI texts that they have published.
+    pub fn contracts(&self) -> crate::ContractsHandle {
+        self.parts.contracts.clone()
+    }
+
     /// Takes this process out of service, or puts it back, while it runs; see [`Presence`].
     pub fn presence(&self) -> &Presence {
         &self.parts.presence
@@ -260,7 +265,10 @@ impl Running {
             return Ok(()); // nothing is served, so nothing is registered
         }
         entry.check()?;
-        self.registered = Some(presence.register(entry, runtime).await);
+        self.registered = Some(presence.register(entry, runtime, self.parts.quota.clone()).await);
+        if let Some(publisher) = self.parts.publisher.take() {
+            self.parts.runtime.tasks().spawn(publisher.run());
+        }
         Ok(())
     }
 }

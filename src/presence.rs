@@ -11,6 +11,7 @@ use std::{
 use chassis_core::{
     Event, Runtime,
     health::{Health, Readiness},
+    quota::{Quota, QuotaDecision, QuotaRequest},
     registry::{Instance, Registration, Registry, RegistryError, Status},
     tasks::{backoff, caught},
 };
@@ -81,6 +82,7 @@ pub(crate) struct Registered {
 /// The task that owns the registration.
 struct Keeper {
     registry: Arc<dyn Registry>,
+    quota: Option<Arc<dyn Quota>>,
     entry: Instance,
     runtime: Runtime,
     presence: Presence,
@@ -89,6 +91,8 @@ struct Keeper {
     /// Resolved once the first try has ended.
     first: Option<oneshot::Sender<()>>,
     failures: u32,
+    /// The quota is used up, and that was reported.
+    is_over_quota: bool,
     /// The last error, and when it was reported.
     reported: Option<(String, Instant)>,
 }
@@ -106,6 +110,10 @@ const REGISTER: Duration = Duration::from_secs(5);
 const REGISTER_TRY: Duration = Duration::from_secs(10);
 /// The longest wait before the registry is asked again.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
+/// How long after a refusal by a quota the registry is asked again.
+const OVER_QUOTA: Duration = Duration::from_secs(60);
+/// The time limit of a question to the quota.
+const ASK_QUOTA: Duration = Duration::from_secs(5);
 /// An error of the registry that stays the same is reported again after this time.
 const REMINDER: Duration = Duration::from_secs(60);
 /// The time that a stop waits for the registry.
@@ -153,6 +161,12 @@ impl Presence {
     /// [health checks](chassis_core::health::Health) pass. Its registry may not know yet.
     pub fn is_in_service(&self) -> bool {
         self.0.wanted.borrow().is_up()
+    }
+
+    /// Returns once the registry has accepted this process.
+    pub(crate) async fn registered(&self) {
+        // The sender is part of this value.
+        let _ = self.0.registered.subscribe().wait_for(Option::is_some).await;
     }
 
     /// Follows the health checks.
@@ -248,11 +262,17 @@ impl Presence {
     }
 
     /// Registers `entry`; the first try is awaited, later ones run in the background.
-    pub(crate) async fn register(&self, entry: Instance, runtime: &Runtime) -> Registered {
+    pub(crate) async fn register(
+        &self,
+        entry: Instance,
+        runtime: &Runtime,
+        quota: Option<Arc<dyn Quota>>,
+    ) -> Registered {
         let (deregister, asked) = oneshot::channel();
         let (first, tried) = oneshot::channel();
         let keeper = Keeper {
             registry: runtime.registry().clone(),
+            quota,
             entry,
             runtime: runtime.clone(),
             presence: self.clone(),
@@ -260,6 +280,7 @@ impl Presence {
             asked,
             first: Some(first),
             failures: 0,
+            is_over_quota: false,
             reported: None,
         };
         self.0.registers.store(true, Ordering::SeqCst);
@@ -310,6 +331,7 @@ impl Keeper {
                 Over::Done(registration) => registration,
                 Over::Stops(done) => break done,
             };
+            self.is_over_quota = false;
             self.accepted();
             let (instance, registry) = (self.entry.id.clone(), self.registry.name().to_owned());
             self.runtime.events().emit(Event::Registered { instance, registry });
@@ -328,7 +350,13 @@ impl Keeper {
             let wanted = self.wanted.borrow_and_update().clone();
             self.entry = self.entry.clone().with_status(wanted);
             let (registry, entry) = (self.registry.clone(), self.entry.clone());
-            let register = async move { registry.register(entry).await };
+            let quota = self.quota.clone();
+            let register = async move {
+                if let Some(quota) = quota {
+                    ask(&*quota, &entry).await?;
+                }
+                registry.register(entry).await
+            };
             let mut registering = pin!(caught(timeout(REGISTER_TRY, register)));
             let tried = tokio::select! {
                 tried = &mut registering => tried,
@@ -342,10 +370,19 @@ impl Keeper {
             };
             let error = match tried {
                 Ok(Ok(Ok(registration))) => return Over::Done(registration),
+                Ok(Ok(Err(error))) if error.is_quota_exceeded() => {
+                    self.over_quota(error.to_string());
+                    self.tried();
+                    if let Over::Stops(done) = self.pause().await {
+                        return Over::Stops(done);
+                    }
+                    continue;
+                }
                 Ok(Ok(Err(error))) => error.to_string(),
                 Ok(Err(_)) => format!("it did not register within {REGISTER_TRY:?}"),
                 Err(panicked) => panicked.to_string(),
             };
+            self.is_over_quota = false;
             self.failed(error);
             self.tried();
             if let Over::Stops(done) = self.pause().await {
@@ -413,9 +450,23 @@ impl Keeper {
     }
 
     async fn pause(&mut self) -> Over<()> {
+        let random = self.runtime.random();
+        let pause = match self.is_over_quota {
+            true => random.between(OVER_QUOTA * 4 / 5, OVER_QUOTA),
+            false => backoff(self.failures, LONGEST_WAIT, random),
+        };
         tokio::select! {
-            () = tokio::time::sleep(backoff(self.failures, LONGEST_WAIT, self.runtime.random())) => Over::Done(()),
+            () = tokio::time::sleep(pause) => Over::Done(()),
             done = &mut self.asked => Over::Stops(done.ok()),
+        }
+    }
+
+    /// There is no place for this instance.
+    fn over_quota(&mut self, why: String) {
+        self.runtime.metrics().registry_failed();
+        if !std::mem::replace(&mut self.is_over_quota, true) {
+            let (service, registry) = (self.runtime.service().clone(), self.registry.name().to_owned());
+            self.runtime.events().emit(Event::QuotaExceeded { service, registry, why });
         }
     }
 
@@ -458,4 +509,19 @@ impl Keeper {
             }
         }
     }
+}
+
+/// Asks the quota, which is code of another crate: one that fails, hangs or panics is logged, and allows it.
+async fn ask(quota: &dyn Quota, entry: &Instance) -> Result<(), RegistryError> {
+    let environment = entry.environment().to_owned();
+    let request = QuotaRequest { environment, ..QuotaRequest::one(entry.service.as_str()) };
+    let why = match caught(timeout(ASK_QUOTA, quota.ask(&request))).await {
+        Ok(Ok(Ok(QuotaDecision::Allowed))) => return Ok(()),
+        Ok(Ok(Ok(QuotaDecision::Refused { why }))) => return Err(RegistryError::quota_exceeded(why)),
+        Ok(Ok(Err(error))) => error.to_string(),
+        Ok(Err(_)) => format!("no answer within {ASK_QUOTA:?}"),
+        Err(panicked) => panicked.to_string(),
+    };
+    tracing::warn!(target: "chassis", quota = quota.name(), why, "the quota can't be asked; registering without it");
+    Ok(())
 }

@@ -58,6 +58,11 @@ fn setup(error: impl std::error::Error + Send + Sync + 'static) -> StartError {
     StartError::Setup("descriptors".to_owned(), Box::new(error))
 }
 
+/// One set of all descriptors, in which each file stands once. Empty without any.
+pub(crate) fn merged(descriptors: &[Vec<u8>]) -> Vec<u8> {
+    chassis_grpc::merge_descriptors(descriptors)
+}
+
 /// The protocols that a builder registers.
 pub(crate) const PROTOCOLS: &[&'static dyn chassis_core::protocol::Protocol] = &[&chassis_grpc::GRPC];
 

@@ -22,6 +22,10 @@ impl Declared {
     }
 }
 
+pub(crate) fn merged(_: &[Vec<u8>]) -> Vec<u8> {
+    Vec::new()
+}
+
 pub(crate) const PROTOCOLS: &[&'static dyn chassis_core::protocol::Protocol] = &[];
 
 // === impl Rpc ===
