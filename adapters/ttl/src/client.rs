@@ -208,7 +208,7 @@ impl Client {
     }
 
     /// Sends a request with the token; with another one where that is refused. An answer without success is an error.
-    async fn send(
+    pub(crate) async fn send(
         &self,
         server: usize,
         method: Method,

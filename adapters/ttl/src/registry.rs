@@ -6,6 +6,7 @@ use bytes::Bytes;
 use chassis_core::{
     BoxError, Kind,
     adapter::Followers,
+    contracts::Contracts,
     registry::{Instance, Registration, Registry, RegistryError, Watcher},
     settings::Problem,
 };
@@ -13,6 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     client::{Client, Failure},
+    contracts::TtlContracts,
     follow::{Read, follow},
     lease::{Entry, Lease},
     settings::TtlConfig,
@@ -122,6 +124,11 @@ impl Registry for TtlRegistry {
         }
         let names = asked.join_all().await.into_iter().flatten().flatten();
         names.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    fn contracts(&self) -> Option<Arc<dyn Contracts>> {
+        let contracts = || Arc::new(TtlContracts::on(&self.0.client)) as Arc<dyn Contracts>;
+        self.0.config.contracts.then(contracts)
     }
 
     fn never_blocks(&self) -> bool {

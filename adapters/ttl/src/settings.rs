@@ -44,6 +44,10 @@ pub struct TtlConfig {
     /// none.
     #[serde(default)]
     pub tls: Option<TlsConfig>,
+    /// Are the contracts of this process (protobuf descriptors, OpenAPI texts) published at the servers, and can it fetch
+    /// those of others? Default `false`.
+    #[serde(default)]
+    pub contracts: bool,
 }
 
 /// Which settings are read from registry servers: an entry of `config.centers` whose `kind` is `ttl`.
@@ -105,6 +109,7 @@ impl TtlConfig {
             token_file: None,
             token_env: None,
             tls: None,
+            contracts: false,
         }
     }
 
@@ -152,7 +157,8 @@ impl TtlSourceConfig {
     /// The addresses of the servers, and the way to them.
     pub(crate) fn connection(&self) -> TtlConfig {
         let TtlSourceConfig { servers, jitter, token_file, token_env, tls, .. } = self.clone();
-        TtlConfig { servers, lease: default_lease(), jitter, token_file, token_env, tls }
+        let lease = default_lease();
+        TtlConfig { servers, lease, jitter, token_file, token_env, tls, contracts: false }
     }
 
     pub(crate) fn document(&self) -> &str {

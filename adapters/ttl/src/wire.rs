@@ -1,8 +1,13 @@
 //! The contents of requests and answers.
-use std::{fmt, str::FromStr, time::Duration};
+use std::{
+    fmt::{self, Write as _},
+    str::FromStr,
+    time::Duration,
+};
 
 use chassis_core::{registry::Instance, units::PositiveSpan};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use sha2::{Digest, Sha256};
 
 /// The body of `POST /v1/services`.
 #[derive(Serialize, Deserialize)]
@@ -33,6 +38,18 @@ pub(crate) struct Gone {
     pub(crate) id: String,
 }
 
+/// A contract in the answer to `GET /v1/contracts`.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct ListedContract {
+    pub(crate) service: String,
+    pub(crate) version: String,
+    pub(crate) environment: String,
+    pub(crate) name: String,
+    pub(crate) media_type: String,
+    pub(crate) etag: String,
+    pub(crate) bytes: usize,
+}
+
 /// A moment in the history of a server: which history, and how many changes it has. A server begins another history
 /// when it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +74,14 @@ pub(crate) const BEHIND: &str = "behind";
 
 /// The longest key of a document.
 const MAX_KEY: usize = 256;
+
+/// The etag of a contract: SHA-256 of its content in hexadecimal digits.
+pub(crate) fn etag_of(content: &[u8]) -> String {
+    Sha256::digest(content).iter().fold(String::with_capacity(64), |mut hash, byte| {
+        let _ = write!(hash, "{byte:02x}"); // a string takes all
+        hash
+    })
+}
 
 /// Why `key` can't be the key of a document.
 pub(crate) fn check_key(key: &str) -> Result<(), String> {

@@ -1,4 +1,5 @@
 //! The registry server.
+mod contracts;
 mod documents;
 mod settings;
 mod snapshot;
@@ -35,6 +36,7 @@ use tokio::{
 };
 
 use self::{
+    contracts::Shelf,
     snapshot::{Content, Disk},
     store::{Renewed, Store},
 };
@@ -43,8 +45,9 @@ use crate::wire::{Register, Registered, Removed};
 /// The limits of a [`TtlServer`], and where it keeps its snapshot.
 #[derive(Clone)]
 pub struct TtlServerConfig {
-    /// The file of the snapshot, which is read at the start and written with every change. Default none: a server that
-    /// restarts knows nothing until its clients have registered again.
+    /// The file of the snapshot, which is read at the start and written with every change; contracts are files in a folder
+    /// beside it, whose name ends in `.contracts`. Default none: a server that restarts knows nothing until its clients have
+    /// registered again.
     pub snapshot: Option<PathBuf>,
     /// The token that clients have to send as `authorization: Bearer …`; an empty one is refused. Default none: every client
     /// may ask and register.
@@ -64,6 +67,14 @@ pub struct TtlServerConfig {
     pub max_documents: usize,
     /// Bytes of a document; more is refused with 413. Default `256KiB`.
     pub max_document: Size,
+    /// Contracts of all services; more are refused with 507. Default 2000.
+    pub max_contracts: usize,
+    /// Bytes of a contract; more is refused with 413. Default `1MiB`, which is the most that clients send.
+    pub max_contract: Size,
+    /// Bytes of all contracts together, which are kept in memory; more is refused with 507. Default `64MiB`.
+    pub max_contract_bytes: Size,
+    /// Versions of a service in an environment whose contracts are kept; those that changed last stay. Default 10.
+    pub max_contract_versions: usize,
     /// Watches at once; more are refused with 503. Default 4096.
     pub max_watches: usize,
     /// So many changes are kept, for watches that go on where they were. Default 4096.
@@ -105,6 +116,7 @@ struct Inner {
     /// The file of the snapshot, if there is to be one.
     disk: Option<Arc<Disk>>,
     watches: Arc<Semaphore>,
+    contracts: Arc<Shelf>,
 }
 
 type Server = State<Arc<Inner>>;
@@ -137,6 +149,10 @@ impl Default for TtlServerConfig {
             max_body: Size::from_kib(16),
             max_documents: 1_000,
             max_document: Size::from_kib(256),
+            max_contracts: 2_000,
+            max_contract: Size::from_kib(1 << 10),
+            max_contract_bytes: Size::from_kib(64 << 10),
+            max_contract_versions: 10,
             max_watches: 4_096,
             max_changes: 4_096,
         }
@@ -156,6 +172,10 @@ impl fmt::Debug for TtlServerConfig {
             max_body,
             max_documents,
             max_document,
+            max_contracts,
+            max_contract,
+            max_contract_bytes,
+            max_contract_versions,
             max_watches,
             max_changes,
         } = self;
@@ -169,6 +189,10 @@ impl fmt::Debug for TtlServerConfig {
             .field("max_body", max_body)
             .field("max_documents", max_documents)
             .field("max_document", max_document)
+            .field("max_contracts", max_contracts)
+            .field("max_contract", max_contract)
+            .field("max_contract_bytes", max_contract_bytes)
+            .field("max_contract_versions", max_contract_versions)
             .field("max_watches", max_watches)
             .field("max_changes", max_changes)
             .finish()
@@ -181,8 +205,8 @@ impl TtlServer {
     /// Reads the snapshot and begins; each instance of it has a whole TTL for its first heartbeat. Needs a tokio runtime.
     ///
     /// # Errors
-    /// A token is empty: a request without any would be allowed. Or the snapshot is there and can't be read; it is not
-    /// overwritten then.
+    /// A token is empty: a request without any would be allowed. Or the snapshot, or the folder of contracts, is there and
+    /// can't be read; it is not overwritten then.
     pub async fn open(config: TtlServerConfig) -> Result<Self, BoxError> {
         for (name, token) in [("token", &config.token), ("settings_token", &config.settings_token)] {
             if token.as_ref().is_some_and(String::is_empty) {
@@ -196,6 +220,7 @@ impl TtlServer {
                 read.0.map_err(|error| format!("the snapshot {}: {error}", read.1.display()))?
             }
         };
+        let contracts = Arc::new(Shelf::beside(&config).await?);
         let random = Random::from_os();
         let TtlServerConfig { max_instances, max_changes, max_documents, .. } = config;
         let mut store = Store::new(random.next_u64(), max_instances, max_changes, max_documents);
@@ -215,6 +240,7 @@ impl TtlServer {
         let inner = Arc::new(Inner {
             disk: config.snapshot.clone().map(Disk::new).map(Arc::new),
             watches: Arc::new(Semaphore::new(config.max_watches)),
+            contracts,
             config,
             store: Mutex::new(store),
             random,
@@ -243,6 +269,8 @@ impl TtlServer {
             .route("/v1/names", get(names))
             .route("/v1/settings", get(settings::list))
             .route("/v1/settings/{*key}", get(settings::get).put(settings::put).delete(settings::delete))
+            .route("/v1/contracts", get(contracts::list))
+            .route("/v1/contracts/{name}", get(contracts::get).put(contracts::put).delete(contracts::delete))
             .route("/v1/watch", get(watch::watch))
             .layer(middleware::from_fn(move |request: Request, next: Next| {
                 let owner = owner.clone();

@@ -106,7 +106,7 @@ impl Content {
     }
 }
 
-/// Writes all of `content` to `path`: into another file first, which takes the place of the old one once it is on disk.
+/// Writes all of `content` to `path`.
 fn write(path: &Path, content: &Content) -> io::Result<()> {
     let kept = |entry: &Entry| Kept::<Arc<Instance>> {
         instance: entry.instance.clone(),
@@ -123,7 +123,11 @@ fn write(path: &Path, content: &Content) -> io::Result<()> {
         instances: content.entries.iter().map(kept).collect(),
         settings: content.documents.iter().map(document).collect(),
     };
-    let bytes = serde_json::to_vec(&snapshot)?;
+    write_whole(path, &serde_json::to_vec(&snapshot)?)
+}
+
+/// Writes a file: into another one first, which takes the place of the old one once it is on disk.
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     let mut options = OpenOptions::new();
@@ -134,7 +138,7 @@ fn write(path: &Path, content: &Content) -> io::Result<()> {
         options.mode(0o600);
     }
     let mut file = options.open(&name)?;
-    file.write_all(&bytes)?;
+    file.write_all(bytes)?;
     file.sync_all()?;
     drop(file);
     fs::rename(&name, path)?;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 #[path = "../../../../chassis-http/tests/it/certificates.rs"]
 mod certificates;
+mod contracts;
 mod outages;
 mod process;
 mod registry;
