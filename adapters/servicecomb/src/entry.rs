@@ -85,7 +85,7 @@ const UNNAMED: &str = "default";
 pub(crate) fn name(service: &str) -> Result<String, RegistryError> {
     let name = match is_plain(service) && !service.starts_with(ODD) {
         true => service.to_owned(),
-        false => format!("{ODD}{}", service.bytes().map(|byte| format!("{byte:02x}")).collect::<String>()),
+        false => format!("{ODD}{}", hexadecimal(service.as_bytes())),
     };
     match name.len() <= MAX_NAME {
         true => Ok(name),
@@ -94,6 +94,11 @@ pub(crate) fn name(service: &str) -> Result<String, RegistryError> {
             service.escape_debug()
         ))),
     }
+}
+
+/// Two digits for each byte.
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The service of a name in service center.

@@ -3,6 +3,7 @@
 //!
 //! - [`ServiceCombRegistry`]: `registry: { kind: servicecomb }`. It calls version 4 of the REST API, over chassis' own HTTP
 //!   client, and has changes pushed over a WebSocket.
+//! - [`ServiceCombContracts`]: descriptors and OpenAPI texts as schemas, by `registry: { kind: servicecomb, contracts: true }`;
 //! - [`KieSource`]: `config: { centers: [ { kind: kie, labels: { app: shop, service: orders } } ] }`. It calls version 1 of
 //!   the REST API, and follows changes by long polls.
 //!
@@ -27,17 +28,20 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 mod access;
 mod client;
+mod contracts;
 mod entry;
 mod follow;
 mod kie;
 mod link;
 mod owner;
 mod registry;
+mod service;
 mod settings;
 
 pub use chassis_http::connector::TlsConfig;
 
 pub use self::{
+    contracts::ServiceCombContracts,
     kie::{KieSource, KieSourceConfig},
     registry::ServiceCombRegistry,
     settings::ServiceCombConfig,

@@ -15,7 +15,8 @@ use tokio::time::sleep;
 use crate::{
     client::{Client, Failure, Query},
     entry::Definition,
-    link::{Link, Topic, register_service},
+    link::{Link, Topic},
+    service::ensure_service,
     settings::ServiceCombConfig,
 };
 
@@ -45,6 +46,10 @@ struct Registered {
 
 /// The errors of service center that say that the entry is not there: neither the service nor the instance exists.
 const GONE: [u32; 2] = [400_012, 400_017];
+/// There are as many services or instances as service center takes.
+pub(crate) const NO_QUOTA: u32 = 400_100;
+/// How long after such a refusal the entry is put up again.
+const OVER_QUOTA: Duration = Duration::from_secs(60);
 const INSTANCES: &str = "/v4/{project}/registry/microservices/{service}/instances";
 const INSTANCE: &str = "/v4/{project}/registry/microservices/{service}/instances/{instance}";
 const HEARTBEAT: &str = "/v4/{project}/registry/microservices/{service}/instances/{instance}/heartbeat";
@@ -61,7 +66,7 @@ impl Own {
 
     /// Registers the service and an instance of it. The instance keeps its `id`, if it had one.
     async fn register(&self, definition: &Definition, id: Option<&str>) -> Result<Place, Failure> {
-        let service = register_service(&self.client, &definition.key).await?;
+        let service = ensure_service(&self.client, &definition.key).await?;
         if !self.config.properties.is_empty() {
             let query = Query::new(Method::PUT, SERVICE_PROPERTIES).param("service", service.as_str());
             self.client.send(&query.body(json!({ "properties": self.config.properties }))).await?;
@@ -131,11 +136,20 @@ impl Own {
     async fn register_again(&mut self) {
         let mut pace = Pace::new(self.config.jitter.0);
         let id = self.place.as_ref().map(|place| place.instance.clone());
+        let mut is_over_quota = false;
         loop {
             match self.register(&self.definition, id.as_deref()).await {
                 Ok(place) => {
                     self.place = Some(place);
                     return;
+                }
+                Err(failure) if failure.code == NO_QUOTA => {
+                    if !std::mem::replace(&mut is_over_quota, true) {
+                        let service = &self.definition.key.name;
+                        tracing::warn!(target: "chassis", service, %failure, "not put up again: the quota is used up");
+                    }
+                    sleep(self.client.random().between(OVER_QUOTA * 4 / 5, OVER_QUOTA)).await;
+                    continue;
                 }
                 Err(failure) => tracing::debug!(id, %failure, "not in service center yet"),
             }
@@ -174,7 +188,11 @@ impl Own {
     }
 
     fn error(&self, failure: &Failure) -> RegistryError {
-        RegistryError::new(format!("{}: {failure}", self.client.name()))
+        let words = format!("{}: {failure}", self.client.name());
+        match failure.code {
+            NO_QUOTA => RegistryError::quota_exceeded(words),
+            _ => RegistryError::new(words),
+        }
     }
 }
 

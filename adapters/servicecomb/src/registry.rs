@@ -6,6 +6,7 @@ use bytes::Bytes;
 use chassis_core::{
     BoxError, Kind,
     adapter::{Feed, Followers, Owned},
+    contracts::Contracts,
     registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
     settings::Problem,
 };
@@ -14,6 +15,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     client::{Answer, Client, Failure, Query},
+    contracts::ServiceCombContracts,
     entry::{self, Definition, Listed, ServiceKey},
     follow::{Finder, View, follow},
     link::{Link, Topic},
@@ -192,6 +194,12 @@ impl Registry for ServiceCombRegistry {
         names.sort();
         names.dedup(); // there is one for each version
         names
+    }
+
+    fn contracts(&self) -> Option<Arc<dyn Contracts>> {
+        let Inner { config, client, .. } = &*self.0;
+        let contracts = || Arc::new(ServiceCombContracts::on(client, config)) as Arc<dyn Contracts>;
+        config.contracts.then(contracts)
     }
 
     fn never_blocks(&self) -> bool {

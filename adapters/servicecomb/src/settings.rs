@@ -51,6 +51,9 @@ pub struct ServiceCombConfig {
     pub watch: bool,
     /// How often the instances of each followed service are asked for, beside the pushes. `1s` to `10m`. Default `30s`.
     pub refresh: PositiveSpan,
+    /// Are the contracts of this process (protobuf descriptors, OpenAPI texts) published as schemas, and can it fetch those
+    /// of others? Default `false`.
+    pub contracts: bool,
     /// Over what time processes spread their requests after an outage of more than 30 s. `0s`: they do not. Default
     /// `5s`.
     pub jitter: Span,
@@ -167,6 +170,7 @@ impl Default for ServiceCombConfig {
             misses: 3,
             watch: true,
             refresh: PositiveSpan::from_millis(30_000),
+            contracts: false,
             jitter: Span(std::time::Duration::from_secs(5)),
             user: None,
             password_file: None,

@@ -2,6 +2,7 @@
 //
 //	peer provide ADDRESS SERVICE   a service by sc-client: registers, beats, serves GET /hello
 //	peer consume ADDRESS SERVICE   finds the service by sc-client, calls it, and prints what is pushed
+//	peer schemas ADDRESS SERVICE VERSION   prints the schemas of a service, and adds one
 //	peer chassis SERVICE           a consumer by go-chassis itself, with the settings in CHASSIS_HOME: calls the
 //	                               service for each line that it reads
 //	peer serve                     a service by go-chassis itself, with the settings in CHASSIS_HOME
@@ -23,6 +24,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"sort"
 	"strings"
 	"time"
 
@@ -129,6 +131,19 @@ func consume(address, name string) {
 		say("pushed", event.Action, event.Key.ServiceName, event.Instance.Status)
 	}))
 	say("watching")
+	io.Copy(io.Discard, os.Stdin)
+}
+
+func schemas(address, name, version string) {
+	client := connect(address)
+	id := must(client.GetMicroServiceID(app, name, version, ""))
+	of := must(client.GetMicroService(id))
+	sort.Strings(of.Schemas)
+	for _, schema := range of.Schemas {
+		say("schema", schema, string(must(client.GetSchema(id, schema))))
+	}
+	must(0, client.AddSchemas(id, "from-go", "swagger: '2.0'"))
+	say("added")
 	io.Copy(io.Discard, os.Stdin)
 }
 
@@ -259,6 +274,8 @@ func main() {
 		provide(os.Args[2], os.Args[3])
 	case "consume":
 		consume(os.Args[2], os.Args[3])
+	case "schemas":
+		schemas(os.Args[2], os.Args[3], os.Args[4])
 	case "chassis":
 		call(os.Args[2])
 	case "serve":

@@ -63,6 +63,8 @@ pub(crate) struct CenterConfig {
     pub(crate) noted_after: Duration,
     /// How long answers come from the cache after a push.
     pub(crate) stale_for: Duration,
+    /// The most services, instances, and schemas of a service.
+    pub(crate) quotas: [usize; 3],
 }
 
 /// All that it knows.
@@ -120,6 +122,7 @@ impl Default for CenterConfig {
             key: None,
             noted_after: Duration::from_millis(50),
             stale_for: Duration::from_millis(20),
+            quotas: [50_000, 150_000, 100],
         }
     }
 }
@@ -310,6 +313,7 @@ impl Center {
 // === impl Store ===
 
 const INVALID: u32 = 400_001;
+const NO_QUOTA: u32 = 400_100;
 const NO_SERVICE: u32 = 400_012;
 const NO_SCHEMA: u32 = 400_016;
 const NO_INSTANCE: u32 = 400_017;
@@ -328,6 +332,8 @@ impl Store {
         check(is_version(&version), "the version of the service")?;
         check(ENVIRONMENTS.contains(&environment.as_str()), "the environment of the service")?;
         let mut known = self.known();
+        // Before it looks whether the service is there, as the real one.
+        within(self.config.quotas[0], known.services.len(), "SERVICE")?;
         let key = |service: &Value| {
             ["appId", "serviceName", "version", "environment"]
                 .map(|key| service[key].as_str().unwrap_or_default().to_owned())
@@ -376,6 +382,7 @@ impl Store {
             );
         }
         let mut known = self.known();
+        within(self.config.quotas[1], known.instances.len(), "INSTANCE")?;
         let Some(version) = known.services.get(service).map(|service| service["version"].clone()) else {
             return Err((NO_SERVICE, "Invalid 'serviceID' in request body.".to_owned()));
         };
@@ -541,6 +548,17 @@ fn check(is_valid: bool, what: &str) -> Result<()> {
     if is_valid { Ok(()) } else { Err((INVALID, format!("Invalid parameter(s): {what}"))) }
 }
 
+/// Whether there is a place for one more.
+fn within(most: usize, used: usize, what: &str) -> Result<()> {
+    match used < most {
+        true => Ok(()),
+        false => Err((
+            NO_QUOTA,
+            format!("no quota to create {what}, max num is {most}, curNum is {used}, apply num is 1"),
+        )),
+    }
+}
+
 fn is_inner(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"_-.".contains(&byte)
 }
@@ -577,7 +595,10 @@ fn router(store: Arc<Store>) -> Router {
         .route(service, get(get_service).delete(delete_service))
         .route(&format!("{service}/properties"), put(put_service_properties))
         .route(&format!("{service}/schemas"), post(post_schemas).get(get_schemas))
-        .route(&format!("{service}/schemas/{{schema}}"), get(get_schema).put(put_schema))
+        .route(
+            &format!("{service}/schemas/{{schema}}"),
+            get(get_schema).put(put_schema).delete(delete_schema),
+        )
         .route(&format!("{service}/instances"), post(post_instance).get(get_instances))
         .route(&instance, get(get_instance).delete(delete_instance))
         .route(&format!("{instance}/heartbeat"), put(put_heartbeat).get(watch_heartbeat))
@@ -734,26 +755,61 @@ async fn post_schemas(State(store): Shared, Path(params): Params, Json(body): Js
 async fn put_schema(State(store): Shared, Path(params): Params, Json(mut body): Json<Value>) -> Response {
     let mut known = store.known();
     let (service, schema) = (&params["service"], &params["schema"]);
-    if !known.services.contains_key(service) {
+    let text = |key: &str| body[key].as_str().unwrap_or_default();
+    let is_summary = |text: &str| text.len() <= 128 && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    let checked = check(is_name(schema, 160), "SchemaId")
+        .and_then(|()| check(!text("schema").is_empty(), "Schema"))
+        .and_then(|()| check(is_summary(text("summary")), "Summary"));
+    if let Err((code, words)) = checked {
+        return refuse(code, &words);
+    }
+    let used = known.schemas.keys().filter(|(of, _)| of == service).count();
+    let Some(of) = known.services.get_mut(service) else {
         return refuse(NO_SERVICE, "Service does not exist.");
+    };
+    // The service lists the ids of its schemas; a new one needs a place among those that are allowed.
+    let ids = of["schemas"].as_array().cloned().unwrap_or_default();
+    if !ids.iter().any(|id| id == schema) {
+        if let Err((code, words)) = within(store.config.quotas[2], used, "SCHEMA") {
+            return refuse(code, &words);
+        }
+        of["schemas"] = ids.into_iter().chain([schema.as_str().into()]).collect();
     }
     body["schemaId"] = schema.as_str().into();
     known.schemas.insert((service.clone(), schema.clone()), body);
     answer(Ok(Value::Null))
 }
 
-async fn get_schemas(State(store): Shared, Path(params): Params) -> Response {
+async fn delete_schema(State(store): Shared, Path(params): Params) -> Response {
+    let gone = store.known().schemas.remove(&(params["service"].clone(), params["schema"].clone()));
+    answer(gone.map(|_| Value::Null).ok_or((NO_SCHEMA, "Schema does not exist".to_owned())))
+}
+
+async fn get_schemas(State(store): Shared, Path(params): Params, Query(asked): Pairs) -> Response {
     let known = store.known();
+    if !known.services.contains_key(&params["service"]) {
+        return refuse(NO_SERVICE, "Service does not exist.");
+    }
+    let has_text = asked.get("withSchema").is_some_and(|with| with == "1");
+    let one = |schema: &Value| {
+        let mut listed = json!({ "schemaId": schema["schemaId"], "summary": schema["summary"] });
+        if has_text {
+            listed["schema"] = schema["schema"].clone();
+        }
+        listed
+    };
     let ours = known.schemas.iter().filter(|((service, _), _)| *service == params["service"]);
-    let schemas: Vec<_> = ours.map(|(_, schema)| schema.clone()).collect();
+    // In no order, as the real one.
+    let schemas: Vec<_> = ours.rev().map(|(_, schema)| one(schema)).collect();
     answer(Ok(json!({ "schemas": schemas })))
 }
 
 async fn get_schema(State(store): Shared, Path(params): Params) -> Response {
     let known = store.known();
     let schema = known.schemas.get(&(params["service"].clone(), params["schema"].clone()));
-    let found = schema.map(|it| json!({ "schema": it["schema"], "schemaSummary": it["summary"] }));
-    answer(found.ok_or((NO_SCHEMA, "Schema does not exist".to_owned())))
+    let Some(schema) = schema else { return refuse(NO_SCHEMA, "Schema does not exist") };
+    let summary = schema["summary"].as_str().unwrap_or_default().to_owned();
+    ([("x-schema-summary", summary)], Json(json!({ "schema": schema["schema"] }))).into_response()
 }
 
 async fn post_instance(State(store): Shared, Path(params): Params, Json(body): Json<Value>) -> Response {

@@ -2,7 +2,10 @@
 //! adapter about the API.
 use std::process::Stdio;
 
-use chassis_core::registry::{Instance, Membership, Registry, Status};
+use chassis_core::{
+    contracts::{Contract, ContractOwner, Contracts, Existing},
+    registry::{Instance, Membership, Registry, Status},
+};
 use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
@@ -20,6 +23,7 @@ use crate::{
 trials! {
     a_service_of_the_client_library_is_found
     the_client_library_finds_ours
+    schemas_of_the_client_library_are_contracts_and_ours_are_its
     services_of_go_chassis_and_ours_call_each_other
 }
 
@@ -196,6 +200,33 @@ async fn the_client_library_finds_ours() -> Ran {
     a.deregister().await.unwrap();
     pushed(&mut go, "DELETE stock UP").await;
     b.deregister().await.unwrap();
+    Ok(())
+}
+
+async fn schemas_of_the_client_library_are_contracts_and_ours_are_its() -> Ran {
+    let center = Center::start().await;
+    let contracts = crate::contracts::port(&center);
+    let mut provider = Peer::start(&["provide", &center.address, "go-stock"], None, Some(&center.app))?;
+    provider.says("registered ").await;
+    let go_stock = ContractOwner::new("go-stock", "1.0.2");
+    assert_eq!(contracts.versions("go-stock", "").await.unwrap(), ["1.0.2"]);
+    let hello = contracts.fetch(&go_stock, "hello").await.unwrap();
+    assert_eq!(hello, Contract::openapi("hello", "swagger: '2.0'"));
+    // The library sends the same hash as we do: what is equal is not sent again.
+    center.log(); // a real one keeps none
+    contracts.publish(&go_stock, &[hello], Existing::Replace).await.unwrap();
+    assert!(center.log().iter().all(|line| !line.starts_with("PUT ")));
+
+    let stock = ContractOwner::new("stock", "2.1.0");
+    let ours = [Contract::openapi("api", "openapi: 3.1.0\n"), Contract::new("bin", "a/b", vec![0xff])];
+    contracts.publish(&stock, &ours, Existing::Replace).await.unwrap();
+    let mut go = Peer::start(&["schemas", &center.address, "stock", "2.1.0"], None, Some(&center.app))?;
+    assert_eq!(go.says("schema ").await, r#"schema api {"schema":"openapi: 3.1.0\n"}"#);
+    assert_eq!(go.says("schema ").await, r#"schema bin {"schema":"data:a/b;base64,/w=="}"#);
+    go.says("added").await;
+    let listed = contracts.list(&stock).await.unwrap();
+    let names: Vec<_> = listed.into_iter().map(|entry| entry.name).collect();
+    assert_eq!(names, ["api", "bin", "from-go"]);
     Ok(())
 }
 

@@ -12,12 +12,14 @@ mod access;
 mod center;
 #[path = "../../../../chassis-http/tests/it/certificates.rs"]
 mod certificates;
+mod contracts;
 mod go_chassis;
 mod host;
 mod kie;
 mod kie_client;
 mod kie_server;
 mod outages;
+mod quota;
 mod registry;
 mod tls;
 #[path = "../../../../chassis-http/tests/it/tls_front.rs"]
@@ -26,10 +28,12 @@ mod tls_front;
 fn main() -> std::process::ExitCode {
     trials::run([
         access::trials(),
+        contracts::trials(),
         go_chassis::trials(),
         kie::trials(),
         kie_client::trials(),
         outages::trials(),
+        quota::trials(),
         registry::trials(),
         tls::trials(),
     ])
