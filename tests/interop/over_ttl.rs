@@ -25,6 +25,7 @@ use crate::{ours, peer::PATIENCE, registry_server::Process};
 
 trials! {
     servers_go_and_come_back_under_callers
+    contracts_are_published_and_fetched
     the_example_keeps_its_snapshot
     settings_of_the_page_are_valid
 }
@@ -214,6 +215,62 @@ async fn the_example_keeps_its_snapshot() {
         assert!(timeout(PATIENCE, example.wait()).await.expect("it stops").unwrap().success());
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     }
+}
+
+/// A service whose servers are away at its start; its contracts are there once they are back, survive their restart, and
+/// come back after a loss.
+async fn contracts_are_published_and_fetched() {
+    let mut server = Process::start().await;
+    let address = server.address.clone();
+    server.kill();
+    let app = async |name: &str| {
+        let settings = json!({
+            "registry": { "kind": "ttl", "servers": [address], "lease": "2s", "contracts": true },
+            "service": { "advertise": "127.0.0.1", "version": "1.4.0" },
+            "listen": { "http": "127.0.0.1:0" },
+        });
+        Chassis::builder(name)
+            .without_file()
+            .environment(Environment::default())
+            .settings(settings)
+            .descriptors(chassis_protos::echo::FILE_DESCRIPTOR_SET)
+            .openapi("stock-api", "openapi: 3.1.0\n")
+    };
+    let stock = app("stock").await.build().await.unwrap().serve_http(ours::router());
+    let orders = app("orders").await.build().await.unwrap().contracts();
+    let starting = tokio::spawn(stock.start());
+    assert!(orders.versions("stock").await.is_err(), "no server is there");
+    let stock = timeout(PATIENCE, starting).await.unwrap().unwrap().expect("it starts without a server");
+    server.run().await;
+    let back = Instant::now();
+    let listed = async || {
+        let of = orders.owner("stock", "1.4.0");
+        let listed = timeout(PATIENCE, async {
+            loop {
+                match orders.list(&of).await {
+                    Ok(listed) if listed.len() == 2 => return listed,
+                    _ => tokio::task::yield_now().await,
+                }
+            }
+        });
+        listed.await.expect("they are published").into_iter().map(|entry| entry.name).collect::<Vec<_>>()
+    };
+    assert_eq!(listed().await, ["descriptors", "stock-api"]);
+    println!("ttl: contracts are there {:?} after the server", back.elapsed());
+    let of = orders.owner("stock", "1.4.0");
+    let api = orders.fetch(&of, "stock-api").await.unwrap();
+    assert_eq!(
+        (&api.content[..], api.media_type.as_str()),
+        (&b"openapi: 3.1.0\n"[..], "application/vnd.oai.openapi")
+    );
+    let descriptors = orders.fetch(&of, "descriptors").await.unwrap();
+    assert_eq!(descriptors.content, chassis_protos::echo::FILE_DESCRIPTOR_SET);
+    server.kill();
+    server.run().await;
+    assert_eq!(listed().await, ["descriptors", "stock-api"], "they survive a restart");
+    assert_eq!(orders.versions("stock").await.unwrap(), ["1.4.0"]);
+    stock.stop().await;
+    assert_eq!(listed().await.len(), 2, "they outlive the process");
 }
 
 async fn settings_of_the_page_are_valid() {
