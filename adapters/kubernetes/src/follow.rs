@@ -162,12 +162,14 @@ pub(crate) async fn follow<V: View>(client: &Client, of: &Collection, jitter: Du
                 }
             }
             Err(failure) => {
-                let mut pause = row.pace.next(clock::Instant::now(), client.random());
-                if failure.is_gone() {
+                let pause = if failure.is_gone() {
+                    // The server is there: after a long outage, too, the list need not wait for a time of its own.
                     version = None;
                     row.gone = row.gone.saturating_add(1);
-                    pause = pause.max(HASTY.saturating_mul(row.gone - 1).min(MAX_GONE));
-                }
+                    HASTY.saturating_mul(row.gone - 1).min(MAX_GONE)
+                } else {
+                    row.pace.next(clock::Instant::now(), client.random())
+                };
                 // The first failure of a row may be a restart, or a version that has gone.
                 let is_row = row.pace.failures() > 1 || failure.is_gone() && row.gone == REPORTED;
                 if (is_row || !is_known) && !row.has_failed {
