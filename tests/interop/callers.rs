@@ -7,13 +7,14 @@ use std::{
     time::Duration,
 };
 
-use chassis::{Chassis, Running, document::Environment};
-use chassis_protos::echo::echo_client::EchoClient;
+use chassis::{Chassis, RequestExt, Running, document::Environment};
+use chassis_protos::echo::{EchoRequest, echo_client::EchoClient};
 use serde_json::{Value, json};
 use tokio::{
     task::JoinSet,
     time::{Instant, timeout},
 };
+use tonic::Request;
 
 use crate::{
     echo::{self, says},
@@ -52,24 +53,33 @@ impl Callers {
 
     /// Callers of this program.
     pub(crate) fn of(app: Chassis) -> Callers {
+        Self::many(app, 8, Duration::ZERO)
+    }
+
+    /// So many callers. If their calls take some `work`, they can be repeated too.
+    pub(crate) fn many(app: Chassis, count: usize, work: Duration) -> Callers {
+        let ms = u32::try_from(work.as_millis()).unwrap();
         let (calls, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let mut tasks = JoinSet::new();
-        for n in 0..8 {
+        for n in 0..count {
             let (http, grpc) = (app.http("stock"), EchoClient::new(app.grpc("stock")));
             let (calls, over) = (calls.clone(), over.clone());
             tasks.spawn(async move {
                 let mut failed = Vec::new();
                 while !over.load(Relaxed) {
                     let ended = match n % 2 {
-                        0 => http
-                            .get("/hello/{name}")
-                            .param("name", "x")
-                            .send()
-                            .await
-                            .map(drop)
-                            .map_err(|e| e.to_string()),
+                        0 => {
+                            let request = match ms {
+                                0 => http.get("/hello/{name}").param("name", "x"),
+                                ms => http.get("/work/{ms}").param("ms", ms),
+                            };
+                            request.send().await.map(drop).map_err(|error| error.to_string())
+                        }
                         _ => {
-                            grpc.clone().call(says("x")).await.map(drop).map_err(|status| status.to_string())
+                            let request = Request::new(EchoRequest { delay_ms: ms, ..says("x") });
+                            // An instance that dies fails what it works at, and others can do that instead.
+                            let request = if ms == 0 { request } else { request.idempotent() };
+                            grpc.clone().call(request).await.map(drop).map_err(|status| status.to_string())
                         }
                     };
                     failed.extend(ended.err());

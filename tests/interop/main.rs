@@ -1,5 +1,5 @@
 //! Foreign programs against chassis, as real processes on loopback: grpcio, grpc-go, curl, nginx, Python's
-//! HTTP server, etcd, Consul, Knot; and invalid input, byte by byte.
+//! HTTP server, etcd, Consul, kube-apiserver, Knot; and invalid input, byte by byte.
 //!
 //! `scripts/setup` installs them and sets their paths in the variables `CHASSIS_PEER_*`. If one is not set,
 //! its tests are ignored, and `scripts/test` counts them as not run.
@@ -9,22 +9,28 @@ mod trials;
 
 mod bad_input;
 mod bad_instances;
-#[cfg(any(feature = "consul", feature = "etcd", feature = "servicecomb"))]
+#[cfg(any(feature = "consul", feature = "etcd", feature = "kubernetes", feature = "servicecomb"))]
+#[allow(dead_code)] // not every feature needs all of it
 mod callers;
 #[cfg(feature = "servicecomb")]
 #[path = "../../adapters/servicecomb/tests/it/center.rs"]
 #[allow(dead_code)] // the tests of the adapter use the other half
 mod center;
+#[cfg(feature = "kubernetes")]
+#[path = "../../chassis-http/tests/it/certificates.rs"]
+mod certificates;
 #[cfg(feature = "consul")]
 #[path = "../../adapters/consul/tests/it/server.rs"]
 #[allow(dead_code)] // the tests of the adapter use the other half
 mod consul_server;
 mod curl;
 mod echo;
-#[cfg(feature = "etcd")]
+#[cfg(any(feature = "etcd", feature = "kubernetes"))]
 #[path = "../../adapters/etcd/tests/it/server.rs"]
 #[allow(dead_code)] // the tests of the adapter use the other half
 mod etcd_server;
+#[cfg(feature = "kubernetes")]
+use etcd_server as etcd;
 mod from_go;
 mod from_grpcio;
 #[cfg(feature = "servicecomb")]
@@ -38,7 +44,12 @@ mod kie_server;
 #[cfg(feature = "dns")]
 #[path = "../../chassis-registry/tests/dns/knot.rs"]
 mod knot;
+#[cfg(feature = "kubernetes")]
+#[path = "../../adapters/kubernetes/tests/it/server.rs"]
+mod kubernetes_server;
 mod mirror;
+#[cfg(feature = "kubernetes")]
+mod namespace;
 mod ours;
 #[cfg(feature = "consul")]
 mod over_consul;
@@ -48,6 +59,8 @@ mod over_dns;
 mod over_etcd;
 #[cfg(feature = "http-center")]
 mod over_http_center;
+#[cfg(feature = "kubernetes")]
+mod over_kubernetes;
 #[cfg(feature = "servicecomb")]
 mod over_servicecomb;
 #[cfg(feature = "ttl")]
@@ -86,6 +99,8 @@ fn main() -> std::process::ExitCode {
         over_etcd::trials(),
         #[cfg(feature = "http-center")]
         over_http_center::trials(),
+        #[cfg(feature = "kubernetes")]
+        over_kubernetes::trials(),
         #[cfg(feature = "servicecomb")]
         over_servicecomb::trials(),
         #[cfg(feature = "ttl")]

@@ -1,7 +1,7 @@
 //! A real API server of Kubernetes on a real etcd, shared by the tests of a binary; and servers for a test alone.
 #![allow(dead_code)] // the tests of the façade use a part of it
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::{
         Mutex, OnceLock,
@@ -13,7 +13,7 @@ use std::{
 
 use chassis_http::{
     HttpVersion,
-    connector::{Network, TlsConfig},
+    connector::{Network, Stream, TlsConfig},
 };
 use chassis_kubernetes::KubernetesConfig;
 use serde_json::{Value, json};
@@ -43,6 +43,12 @@ pub(crate) struct Server {
     process: Option<Child>,
     authority: Authority,
     _folder: TempDir,
+}
+
+/// Another API server on the same etcd.
+pub(crate) struct Beside {
+    pub(crate) api: Api,
+    _process: Child,
 }
 
 /// The server of all tests, on a thread of its own.
@@ -145,6 +151,13 @@ impl Api {
         answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"))
     }
 
+    /// A connection for HTTP/1.
+    pub(crate) async fn connect(&self) -> std::io::Result<Stream> {
+        let tls = TlsConfig::new(self.folder.join("authority.pem"));
+        let connector = tls.connector(HttpVersion::One, std::sync::Arc::new(Network::default())).unwrap();
+        connector.connect(&self.address).await
+    }
+
     async fn try_request(
         &self,
         method: &str,
@@ -152,9 +165,7 @@ impl Api {
         body: &str,
         kind: &str,
     ) -> std::io::Result<(u16, String)> {
-        let tls = TlsConfig::new(self.folder.join("authority.pem"));
-        let connector = tls.connector(HttpVersion::One, std::sync::Arc::new(Network::default())).unwrap();
-        let mut stream = connector.connect(&self.address).await?;
+        let mut stream = self.connect().await?;
         // Of HTTP/1.0, so that the answer is not cut into chunks.
         let request = format!(
             "{method} {path} HTTP/1.0\r\nhost: k\r\nauthorization: Bearer {ADMIN}\r\naccept: application/json\r\n\
@@ -183,12 +194,16 @@ impl Api {
 
     /// Puts up a slice of the Service `stock`, with these endpoints; replaces one of its name.
     pub(crate) async fn put_slice(&self, namespace: &str, name: &str, endpoints: Value) {
+        self.write_slice(namespace, name, &slice(name, endpoints)).await;
+    }
+
+    /// The same with other contents.
+    pub(crate) async fn write_slice(&self, namespace: &str, name: &str, slice: &Value) {
         let path = format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices");
-        let slice = slice(name, endpoints);
         let (status, answer) = self.request("POST", &path, &slice.to_string(), "application/json").await;
         match status {
             201 => {}
-            409 => drop(self.ok("PUT", &format!("{path}/{name}"), &slice).await),
+            409 => drop(self.ok("PUT", &format!("{path}/{name}"), slice).await),
             _ => panic!("{status} {answer}"),
         }
     }
@@ -277,10 +292,12 @@ impl Server {
              {LABELLED},system:serviceaccount:labelled:default,3,\"system:serviceaccounts\"\n"
         );
         std::fs::write(file("tokens.csv"), tokens).unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let mut arguments = vec![
             format!("--etcd-servers=http://{}", etcd.address),
             "--bind-address=127.0.0.1".to_owned(),
+            // Else it looks for a default route, which not every network has.
+            "--advertise-address=192.0.2.254".to_owned(),
             format!("--secure-port={port}"),
             format!("--cert-dir={}", file("certs").display()),
             format!("--tls-cert-file={}", identity.cert.display()),
@@ -307,24 +324,17 @@ impl Server {
 
     /// Starts it, again with its data, and waits until it serves.
     pub(crate) async fn run(&mut self) {
-        let log = std::fs::File::create(self.api.folder.join("log")).unwrap();
-        let mut command = Command::new(&self.program);
-        command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        self.process = Some(command.kill_on_drop(true).spawn().unwrap());
-        let ready = async {
-            loop {
-                let answer = self.api.try_request("GET", "/readyz", "", "application/json").await;
-                if answer.is_ok_and(|(status, _)| status == 200) {
-                    return;
-                }
-                if let Some(status) = self.process.as_mut().unwrap().try_wait().unwrap() {
-                    let said = std::fs::read_to_string(self.api.folder.join("log")).unwrap_or_default();
-                    panic!("kube-apiserver has ended: {status}: {said}");
-                }
-                sleep(Duration::from_millis(50)).await;
-            }
-        };
-        timeout(PATIENCE, ready).await.expect("kube-apiserver is ready soon");
+        self.process = Some(spawn(&self.program, &self.arguments, &self.api).await);
+    }
+
+    /// Starts another API server on the same etcd.
+    pub(crate) async fn beside(&self) -> Beside {
+        let port = free_port();
+        let mut arguments = self.arguments.clone();
+        arguments.push(format!("--secure-port={port}")); // the last one counts
+        let api = Api { address: format!("127.0.0.1:{port}"), ..self.api.clone() };
+        let process = spawn(&self.program, &arguments, &api).await;
+        Beside { api, _process: process }
     }
 
     /// Ends it at once.
@@ -340,4 +350,32 @@ impl Server {
         let status = Command::new("sh").arg("-c").arg(format!("kill -{signal} {id}")).status().await.unwrap();
         assert!(status.success());
     }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Starts an API server, and waits until it serves.
+async fn spawn(program: &Path, arguments: &[String], api: &Api) -> Child {
+    let path = api.folder.join(format!("{}.log", api.address));
+    let log = std::fs::File::create(&path).unwrap();
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    let mut process = command.kill_on_drop(true).spawn().unwrap();
+    let ready = async {
+        loop {
+            let answer = api.try_request("GET", "/readyz", "", "application/json").await;
+            if answer.is_ok_and(|(status, _)| status == 200) {
+                return;
+            }
+            if let Some(status) = process.try_wait().unwrap() {
+                let errors = std::fs::read_to_string(&path).unwrap_or_default();
+                panic!("kube-apiserver has ended: {status}: {errors}");
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, ready).await.expect("kube-apiserver is ready soon");
+    process
 }
