@@ -12,6 +12,7 @@ mod access;
 mod center;
 #[path = "../../../../chassis-http/tests/it/certificates.rs"]
 mod certificates;
+mod contract;
 #[path = "../../../etcd/tests/it/server.rs"]
 mod etcd;
 mod gaps;
@@ -25,6 +26,7 @@ fn main() -> std::process::ExitCode {
     let ended = trials::run([
         access::trials(),
         center::trials(),
+        contract::trials(),
         gaps::trials(),
         held::trials(),
         labels::trials(),
