@@ -15,6 +15,7 @@ use tokio::{
 };
 
 use crate::{
+    cluster::{drop_list, offload},
     plugin::registry::{Instance, Membership, RegistryError, Watcher},
     tasks::Tasks,
 };
@@ -43,8 +44,9 @@ struct Table<R> {
 
 /// The known state of a service.
 struct State<R> {
-    /// The instances, and the server's revision of them. `None` until the first answer.
-    known: Option<(Membership, R)>,
+    /// The instances, and the server's revision of them. `None` until the first answer. Shared, because there may be
+    /// many instances, and watchers copy them where that delays no call.
+    known: Option<(Arc<Membership>, R)>,
     /// Counts the answers.
     number: u64,
     trouble: Option<Trouble>,
@@ -167,7 +169,7 @@ impl<R> Table<R> {
 
 // === impl Feed ===
 
-impl<R> Feed<R> {
+impl<R: Send + Sync + 'static> Feed<R> {
     /// Publishes these instances to the watchers, as they are at the server's `revision`. A service that never had an
     /// entry, also no refused one, is unknown: `is_there` states whether it has one.
     pub fn show(&mut self, instances: Vec<Arc<Instance>>, is_there: bool, revision: R) {
@@ -181,18 +183,28 @@ impl<R> Feed<R> {
 
     /// Publishes what is known of the service to the watchers, as it is at the server's `revision`.
     pub fn publish(&mut self, known: Membership, revision: R) {
+        self.publish_shared(Arc::new(known), revision);
+    }
+
+    /// The same, for a caller that keeps what is known. What was published before is dropped where that delays no call.
+    pub fn publish_shared(&mut self, known: Arc<Membership>, revision: R) {
+        let mut before = None;
         self.state.send_modify(|state| {
-            *state = State { known: Some((known, revision)), number: state.number + 1, trouble: None };
+            before = state.known.replace((known, revision));
+            (state.number, state.trouble) = (state.number + 1, None);
         });
+        drop_list(before.as_ref().map_or(0, |(known, _)| known.size()), before);
     }
 
     /// The instances are those of before also at this `revision`.
     pub fn at(&self, revision: R) {
+        let mut before = (0, None);
         self.state.send_modify(|state| {
-            if let Some((_, at)) = &mut state.known {
-                *at = revision;
+            if let Some((known, at)) = &mut state.known {
+                before = (known.size(), Some(std::mem::replace(at, revision)));
             }
         });
+        drop_list(before.0, before.1);
     }
 
     /// Reports to one watcher that the server cannot be asked, and why. The known instances stay.
@@ -237,16 +249,22 @@ impl<R> Drop for Followed<R> {
 impl<R: Send + Sync + 'static> Watcher for ServiceWatcher<R> {
     async fn next(&mut self) -> Result<Membership, RegistryError> {
         loop {
-            {
+            let news = {
                 let state = self.state.borrow_and_update();
-                if let Some((known, _)) = state.known.as_ref().filter(|_| self.last != Some(state.number)) {
-                    self.last = Some(state.number);
-                    return Ok(known.clone());
-                }
+                let known = state.known.as_ref().filter(|_| self.last != Some(state.number));
+                let news = known.map(|(known, _)| (known.clone(), state.number));
                 let is_new = |trouble: &&Trouble| !trouble.is_reported.swap(true, Ordering::Relaxed);
-                if let Some(trouble) = state.trouble.as_ref().filter(is_new) {
+                if news.is_none()
+                    && let Some(trouble) = state.trouble.as_ref().filter(is_new)
+                {
                     return Err(RegistryError::new(trouble.why.clone()));
                 }
+                news
+            };
+            if let Some((known, number)) = news {
+                let answer = offload(known.size(), move || Membership::clone(&known)).await;
+                self.last = Some(number); // not before: the future may be dropped meanwhile
+                return Ok(answer);
             }
             if self.state.changed().await.is_err() {
                 return Err(RegistryError::new("the process ends"));
@@ -294,6 +312,31 @@ mod tests {
         sleep(LINGER * 2).await;
         assert_eq!(tasks.running(), 0);
         begun(&followers, &tasks).await;
+    }
+
+    /// Of a large set a watcher returns a copy that another thread makes. A future that is dropped meanwhile loses nothing.
+    #[tokio::test]
+    async fn a_large_set_arrives_although_the_future_is_dropped() {
+        let (followers, tasks) = (Followers::default(), Tasks::new());
+        let (mut first, mut feed) = begun(&followers, &tasks).await;
+        let mut second = further(&followers, &tasks);
+        for revision in 1..50 {
+            let all: Vec<_> =
+                (0..1_000).map(|n| Arc::new(Instance::new("stock", format!("{revision}-{n}")))).collect();
+            feed.show(all.clone(), true, revision);
+            let early = tokio::select! {
+                biased;
+                early = first.next() => Some(early), // the other thread was faster
+                () = std::future::ready(()) => None,
+            };
+            let answer = match early {
+                Some(early) => early,
+                None => first.next().await,
+            };
+            for answer in [answer, second.next().await] {
+                assert_eq!(answer.unwrap(), Membership::Known(all.clone()));
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

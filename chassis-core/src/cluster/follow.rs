@@ -293,7 +293,7 @@ impl<'a> Follower<'a> {
                 next = ask(watcher.next()), if passed < MOST_PASSED => match next.and_then(|next| next) {
                     Ok(said) => {
                         let before = newest.replace(said);
-                        drop_list(before.as_ref().map_or(0, size), before);
+                        drop_list(before.as_ref().map_or(0, Membership::size), before);
                         passed += 1;
                     }
                     Err(error) => return (newest, Some(error)),
@@ -319,7 +319,7 @@ impl<'a> Follower<'a> {
             _ => None,
         };
         let (began, is_explained) = (Instant::now(), error.is_some());
-        self.work(size(&said), move |view, cluster| view.take_in(cluster, said, error)).await;
+        self.work(said.size(), move |view, cluster| view.take_in(cluster, said, error)).await;
         let at_once = Renewal { at: Instant::now(), last_asked: None };
         let renewal = if is_explained { self.next_renewal() } else { at_once };
         self.renewal = self.summary.is_unknown.then_some(renewal);
@@ -389,14 +389,6 @@ async fn renewed(cluster: &Cluster, registry: &dyn Registry, renewal: Option<Ren
             return not_known(cluster, registry).await;
         }
         at = Instant::now() + RENEWED;
-    }
-}
-
-/// The number of instances of an answer.
-fn size(said: &Membership) -> usize {
-    match said {
-        Membership::Known(instances) => instances.len(),
-        Membership::Unknown | Membership::Deleted => 0,
     }
 }
 

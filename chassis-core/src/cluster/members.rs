@@ -68,6 +68,16 @@ pub(super) enum Hint {
     Environments(Arc<str>),
 }
 
+/// The result of a choice.
+pub(crate) enum Choosing<'a> {
+    /// These nodes, of which there is at least one.
+    Chosen(Chosen<'a>),
+    /// No node has the labels, nor those of the fallback.
+    Nowhere,
+    /// The nodes with the labels have to be collected first, from many.
+    Unprepared,
+}
+
 /// The chosen nodes: a reference to a stored subset, or a subset that was just built.
 pub(crate) enum Chosen<'a> {
     There(&'a Subset),
@@ -207,47 +217,93 @@ impl Members {
         &self.all
     }
 
-    /// The nodes that a call with this choice may go to, with the choice's fallback if none has its labels;
-    /// `None` if there are none then. `by_rule`: a rule made the choice, so many calls have the identical one.
-    pub(crate) fn choose<'a>(&'a self, choice: &Choice, by_rule: bool) -> Option<Chosen<'a>> {
-        let subset = match by_rule {
+    /// The nodes that a call with this choice may go to, with the choice's fallback if none has its labels. `by_rule`: a
+    /// rule made the choice, so many calls have the identical one.
+    pub(crate) fn choose<'a>(&'a self, choice: &Choice, by_rule: bool) -> Choosing<'a> {
+        let first = match by_rule {
             true => self.with_labels_of(&choice.labels),
-            false => Chosen::Held(self.with_labels(&choice.labels)),
+            false => self.with_labels(&choice.labels).map(Chosen::Held),
         };
-        subset.mark_used();
-        if !subset.is_empty() {
-            return Some(subset);
-        }
-        match &choice.fallback {
-            Fallback::Any => Some(Chosen::There(&self.all)),
-            Fallback::None => None,
-            Fallback::Sets(sets) => {
-                let mut subsets = sets.iter().map(|set| self.with_labels(set));
-                let found = subsets.find(|subset| {
-                    subset.mark_used();
-                    !subset.is_empty()
-                });
-                found.map(Chosen::Held)
-            }
+        match first {
+            Some(subset) => self.choose_from(subset, &choice.fallback, |labels| self.with_labels(labels)),
+            None => Choosing::Unprepared,
         }
     }
 
-    /// The nodes with the labels of a rule; may be empty.
-    fn with_labels_of(&self, rule: &Arc<LabelSet>) -> Chosen<'_> {
+    /// The nodes of a choice, of which `subset` are those with its labels.
+    fn choose_from<'a>(
+        &'a self,
+        subset: Chosen<'a>,
+        fallback: &Fallback,
+        with_labels: impl Fn(&LabelSet) -> Option<Arc<Subset>>,
+    ) -> Choosing<'a> {
+        subset.mark_used();
+        if !subset.is_empty() {
+            return Choosing::Chosen(subset);
+        }
+        let sets = match fallback {
+            Fallback::Any => return Choosing::Chosen(Chosen::There(&self.all)),
+            Fallback::None => return Choosing::Nowhere,
+            Fallback::Sets(sets) => sets,
+        };
+        for labels in sets.iter() {
+            let Some(subset) = with_labels(labels) else { return Choosing::Unprepared };
+            subset.mark_used();
+            if !subset.is_empty() {
+                return Choosing::Chosen(Chosen::Held(subset));
+            }
+        }
+        Choosing::Nowhere
+    }
+
+    /// Does what takes time in proportion to the number of nodes, for calls with this choice: collects the nodes, and has
+    /// `factory` build its pickers for them. Returns the nodes if later calls do not find them; `None` for no node.
+    pub(super) fn prepare(
+        &self,
+        choice: Option<&Choice>,
+        factory: Option<&Arc<dyn PickerFactory>>,
+    ) -> Option<Arc<Subset>> {
+        let build = |labels: &LabelSet| Some(self.build(labels));
+        let chosen = match choice {
+            None => Choosing::Chosen(Chosen::There(&self.all)),
+            Some(choice) => {
+                self.choose_from(Chosen::Held(self.build(&choice.labels)), &choice.fallback, build)
+            }
+        };
+        let Choosing::Chosen(chosen) = chosen else { return None };
+        if let Some(factory) = factory {
+            chosen.tiers().into_iter().for_each(|(_, tier)| tier.prepare(factory));
+        }
+        match chosen {
+            Chosen::Held(subset) => Some(subset),
+            Chosen::There(_) => Some(self.all.clone()),
+        }
+    }
+
+    /// The nodes with the labels of a rule, which may be none; `None` if they have to be collected from many.
+    fn with_labels_of(&self, rule: &Arc<LabelSet>) -> Option<Chosen<'_>> {
         let first = self.first.mine(Default::default);
         let taken = first.iter().map_while(OnceLock::get);
         if let Some((_, subset)) = taken.clone().find(|(labels, _)| Arc::ptr_eq(labels, rule)) {
-            return Chosen::There(subset);
+            return Some(Chosen::There(subset));
         }
-        let subset = self.with_labels(rule);
+        let subset = self.with_labels(rule)?;
         if let Some(free) = first.get(taken.count()) {
             let _ = free.set((rule.clone(), subset.clone())); // unless another thread was faster
         }
-        Chosen::Held(subset)
+        Some(Chosen::Held(subset))
     }
 
-    /// The nodes with `labels`; may be empty.
-    pub(crate) fn with_labels(&self, labels: &LabelSet) -> Arc<Subset> {
+    /// The nodes with `labels`, which may be none; `None` if they have to be collected from many.
+    fn with_labels(&self, labels: &LabelSet) -> Option<Arc<Subset>> {
+        match self.nodes.len() > IN_PLACE && !labels.is_empty() {
+            true => self.chosen.with(|chosen| chosen.get(labels).cloned()),
+            false => Some(self.build(labels)),
+        }
+    }
+
+    /// The nodes with `labels`, which are collected if they were not before; may be empty.
+    fn build(&self, labels: &LabelSet) -> Arc<Subset> {
         if labels.is_empty() {
             return self.all.clone();
         }
@@ -384,10 +440,33 @@ impl Subset {
     }
 
     /// Picks with the picker that `factory` builds for these nodes, once for all calls. The subset must not be empty.
-    pub(crate) fn pick_by<R>(&self, factory: &Arc<dyn PickerFactory>, pick: impl Fn(&dyn Picker) -> R) -> R {
+    /// `None` if there is no picker yet, and it has to be built for many nodes.
+    pub(crate) fn pick_by<R>(
+        &self,
+        factory: &Arc<dyn PickerFactory>,
+        pick: impl Fn(&dyn Picker) -> R,
+    ) -> Option<R> {
         match self.is_kept {
-            true => self.prepared.get_or_init(|| Arc::new(Prepared::new())).pick(self, factory, pick),
-            false => pick(&Unprepared),
+            true => {
+                let prepared = self.prepared.get_or_init(|| Arc::new(Prepared::new()));
+                prepared.pick(self, factory, self.nodes.len() <= IN_PLACE, pick)
+            }
+            false => Some(pick(&Unprepared)),
+        }
+    }
+
+    /// Whether there is a picker of `factory` for the nodes of each priority.
+    pub(crate) fn is_prepared(&self, factory: &Arc<dyn PickerFactory>) -> bool {
+        let has = |tier: &Subset| {
+            !tier.is_kept || tier.prepared.get().is_some_and(|prepared| prepared.has(factory))
+        };
+        self.tiers().into_iter().all(|(_, tier)| has(tier))
+    }
+
+    /// Has `factory` build its picker for these nodes, unless there is one.
+    fn prepare(&self, factory: &Arc<dyn PickerFactory>) {
+        if self.is_kept && !self.is_empty() {
+            self.prepared.get_or_init(|| Arc::new(Prepared::new())).build(self, factory);
         }
     }
 

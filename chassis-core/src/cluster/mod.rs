@@ -46,8 +46,9 @@ pub(crate) use self::{
     directory::{Directory, not_known},
     grace::{Awaits, Start},
     link::Changes,
-    members::Chosen,
+    members::{Choosing, Chosen},
     node::{Admitted, AnyLeaf, LeafMaker, UNGUARDED},
+    offload::{drop_list, offload},
     rules::NodeRules,
     tiers::{Tiered, Tiers},
 };
@@ -97,6 +98,8 @@ pub struct Cluster {
     trouble: Mutex<Option<Arc<str>>>,
     /// Whether there ever was a node.
     had_nodes: AtomicBool,
+    /// Held while something is prepared for calls, so that it is done once for all of them.
+    preparing: tokio::sync::Mutex<()>,
     /// Calls that wait for a node.
     waiting: AtomicU64,
     /// Those of them that wait for the service to be announced.
@@ -125,6 +128,15 @@ pub(crate) struct Lookup {
     pub start: Start,
     /// The services that the registry knows.
     pub directory: Directory,
+}
+
+/// The nodes of a call that were collected for it from many, because later calls do not find them; `None` if no node has
+/// the labels.
+#[derive(Clone, Default)]
+pub(crate) struct Collected {
+    /// Of these members. Not held: they are dropped where that delays no call.
+    of: Weak<Members>,
+    nodes: Option<Arc<Subset>>,
 }
 
 /// How long a call that finds no node waits for one.
@@ -206,6 +218,7 @@ impl Cluster {
             followed: AtomicU64::new(0),
             trouble: Mutex::default(),
             had_nodes: AtomicBool::new(false),
+            preparing: tokio::sync::Mutex::default(),
             waiting: AtomicU64::new(0),
             awaited: AtomicUsize::new(0),
             over: tokio::sync::Notify::new(),
@@ -325,6 +338,26 @@ impl Cluster {
     /// Calls that wait look again: a setting that they depend on has changed.
     pub(crate) fn look_again(&self) {
         self.common.changes.bump();
+    }
+
+    /// Prepares, on a thread that serves no calls, what takes time in proportion to the number of nodes: the nodes of
+    /// this choice, and the pickers of `factory` for them. `is_done` is asked first, as another call may have done it.
+    pub(crate) async fn prepare(
+        &self,
+        choice: Option<&Choice>,
+        factory: Option<&Arc<dyn PickerFactory>>,
+        is_done: impl Fn() -> bool,
+    ) -> Option<Collected> {
+        let _preparing = self.preparing.lock().await;
+        if is_done() {
+            return None;
+        }
+        let (members, choice, factory) = (self.members(), choice.cloned(), factory.cloned());
+        let prepare = move || {
+            let nodes = members.prepare(choice.as_ref(), factory.as_ref());
+            Collected { of: Arc::downgrade(&members), nodes }
+        };
+        Some(offload(self.members.with(|members| members.nodes().len()), prepare).await)
     }
 
     /// The name of the registry that the service is looked up in.
@@ -510,11 +543,23 @@ impl Siblings for Cluster {
         self.with_members(|members| match choice {
             None => look(members.all().nodes()),
             Some(choice) => {
-                if let Some(chosen) = members.choose(choice, false) {
+                if let Choosing::Chosen(chosen) = members.choose(choice, false) {
                     look(chosen.nodes());
                 }
             }
         });
+    }
+}
+
+// === impl Collected ===
+
+impl Collected {
+    /// The nodes, if they were collected from `members`.
+    pub(crate) fn of(&self, members: &Members) -> Option<Choosing<'_>> {
+        std::ptr::eq(self.of.as_ptr(), members).then(|| match &self.nodes {
+            Some(nodes) => Choosing::Chosen(Chosen::There(nodes)),
+            None => Choosing::Nowhere,
+        })
     }
 }
 

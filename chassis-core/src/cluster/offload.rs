@@ -6,7 +6,7 @@ use crate::tasks::Tasks;
 
 /// Sets of at most this many instances are handled in place, in less than half a millisecond: another thread would only
 /// delay their changes.
-pub(super) const IN_PLACE: usize = 256;
+pub(crate) const IN_PLACE: usize = 256;
 /// The time after which no pick of before a change uses the old members any more, unless its thread did not run.
 const LOOKS_END: Duration = Duration::from_millis(20);
 /// The number of such times for which the old members are kept for others that hold them.
@@ -14,7 +14,7 @@ const MOST_LOOKS: usize = 50;
 
 /// Runs `work`, which handles this many instances: in place if they are few, else on a thread for blocking work. Its
 /// panic is resumed here.
-pub(super) async fn offload<T: Send + 'static>(
+pub(crate) async fn offload<T: Send + 'static>(
     instances: usize,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> T {
@@ -49,7 +49,7 @@ pub(super) fn drop_members(old: Arc<Members>, tasks: &Tasks) {
 }
 
 /// Drops a list of this many parts: on a thread for blocking work if there are many.
-pub(super) fn drop_list<T: Send + 'static>(parts: usize, list: T) {
+pub(crate) fn drop_list<T: Send + 'static>(parts: usize, list: T) {
     if parts > IN_PLACE {
         drop(tokio::task::spawn_blocking(move || drop(list)));
     }

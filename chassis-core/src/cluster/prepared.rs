@@ -38,19 +38,29 @@ impl Prepared {
         Self::with(Vec::new())
     }
 
-    /// Picks with the picker that `factory` built for `subset`, which is built now if there is none.
+    /// Picks with the picker that `factory` built for `subset`. If there is none, it is built now, or the result is `None`
+    /// if that is not `allowed`.
     pub(super) fn pick<R>(
         &self,
         subset: &Subset,
         factory: &Arc<dyn PickerFactory>,
+        allowed: bool,
         pick: impl Fn(&dyn Picker) -> R,
-    ) -> R {
+    ) -> Option<R> {
         // Most calls only read the flag, because a write would move the cache line between threads.
         if !self.is_used.load(Ordering::Relaxed) {
             self.is_used.store(true, Ordering::Relaxed);
         }
         let picked = self.all.with(|all| find(all, factory).map(|built| pick(&*built.picker)));
-        picked.unwrap_or_else(|| pick(&*self.build(subset, factory)))
+        match picked {
+            None if allowed => Some(pick(&*self.build(subset, factory))),
+            picked => picked,
+        }
+    }
+
+    /// Whether there is a picker by `factory`.
+    pub(super) fn has(&self, factory: &Arc<dyn PickerFactory>) -> bool {
+        self.all.with(|all| find(all, factory).is_some())
     }
 
     /// The pickers for `subset` by the same factories, as far as these still exist.
@@ -68,8 +78,9 @@ impl Prepared {
         Prepared { all: Live::new(all), building: Mutex::default(), is_used: AtomicBool::new(false) }
     }
 
+    /// The picker that `factory` built for `subset`, which is built now if there is none.
     #[cold]
-    fn build(&self, subset: &Subset, factory: &Arc<dyn PickerFactory>) -> Arc<dyn Picker> {
+    pub(super) fn build(&self, subset: &Subset, factory: &Arc<dyn PickerFactory>) -> Arc<dyn Picker> {
         // No code panics while it holds the lock; a poisoned one would still be valid.
         let _building = self.building.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(built) = find(&self.all.get(), factory) {

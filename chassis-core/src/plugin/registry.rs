@@ -700,6 +700,14 @@ impl Membership {
     pub fn known<I: Into<Arc<Instance>>>(instances: impl IntoIterator<Item = I>) -> Self {
         Membership::Known(instances.into_iter().map(Into::into).collect())
     }
+
+    /// The number of instances.
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Membership::Known(instances) => instances.len(),
+            Membership::Unknown | Membership::Deleted => 0,
+        }
+    }
 }
 
 // === impl RegistryError ===

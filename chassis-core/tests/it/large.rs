@@ -10,14 +10,15 @@ use std::{
 };
 
 use chassis_core::{
-    Event, Invocation, Link, Random, Runtime,
+    Error, Event, Invocation, LabelSet, Link, Random, Reason, Runtime,
     layer::balance::{Candidates, Picker, PickerFactory, Subset},
     pipeline::{self, Pipeline},
     protocol::{Leaf, LeafFuture, Protocol, Transport},
     registry::Membership,
-    testing::{Answer, ScriptedRegistry, Upstream, UpstreamLeaf},
+    testing::{Answer, Answered, ScriptedRegistry, Upstream, UpstreamLeaf},
 };
 use serde_json::json;
+use tokio::task::JoinHandle;
 
 use crate::support::*;
 
@@ -58,7 +59,7 @@ impl PickerFactory for Seen {
     fn build(&self, subset: &Subset) -> Arc<dyn Picker> {
         self.0.built.lock().unwrap().push((here(), subset.nodes()[0].instance().weight));
         if let Some(gate) = &*self.0.gate.lock().unwrap() {
-            gate.recv().unwrap();
+            gate.recv_timeout(30 * S).unwrap(); // fails rather than hangs
         }
         Arc::new(First)
     }
@@ -142,13 +143,24 @@ impl Large {
     /// The registry lists this many instances of another weight; returns the weight.
     fn put(&self, count: usize) -> u32 {
         let weight = self.weight.fetch_add(1, SeqCst) + 1;
-        let of = |n| ScriptedRegistry::instance("stock", &format!("{n:05}")).with_weight(weight);
+        let of = |n: usize| {
+            let instance = ScriptedRegistry::instance("stock", &format!("{n:05}")).with_weight(weight);
+            let track = if n.is_multiple_of(2) { "stable" } else { "canary" };
+            instance.with_label("track", track).with_label("number", format!("{n:05}"))
+        };
         self.registry.set("stock", Membership::known((0..count).map(of)));
         weight
     }
 
     async fn call(&self) {
         run(&self.pipeline, get().build()).await.unwrap();
+    }
+
+    /// A call to the instances with this label, in a task of its own.
+    fn call_with(&self, name: &str, value: &str) -> JoinHandle<Result<Answered, Error>> {
+        let (pipeline, mut call) = (self.pipeline.clone(), get().build());
+        call.options.labels = Some(Arc::new(LabelSet::from_iter([(name, value)])));
+        tokio::spawn(async move { run(&pipeline, call).await })
     }
 
     fn nodes(&self) -> usize {
@@ -177,7 +189,8 @@ async fn a_large_set_is_built_and_dropped_off_the_threads_of_calls() {
     large.call().await;
     let made = large.seen.made();
     assert!(made.len() == MANY && !made.contains(&here()), "leaves of {} nodes", made.len());
-    large.seen.built(); // by the first call
+    let built = large.seen.built();
+    assert!(!built.is_empty() && built.iter().all(|(thread, _)| *thread != here()), "{built:?}");
     let weight = large.put(MANY);
     large.until(weight).await;
     let built = large.seen.built();
@@ -233,6 +246,66 @@ async fn snapshots_keep_their_order_and_the_last_one_wins() {
     }
     let weights: Vec<_> = large.seen.built().into_iter().map(|(_, weight)| weight).collect();
     assert!(weights.len() > 20 && weights.is_sorted(), "{weights:?}");
+}
+
+/// The number of the instance that answered.
+fn number(answered: &Answered) -> usize {
+    answered.address.as_ref().unwrap().strip_prefix("memory:").unwrap().parse().unwrap()
+}
+
+/// Many calls that need the same nodes wait for one thread, and calls that need others go on.
+#[tokio::test]
+async fn labels_of_a_large_set_are_collected_off_the_threads_of_calls() {
+    let large = Large::new();
+    large.put(MANY);
+    large.call().await;
+    large.seen.built();
+    let (open, gate) = mpsc::channel();
+    *large.seen.0.gate.lock().unwrap() = Some(gate);
+    let calls: Vec<_> = (0..100).map(|_| large.call_with("track", "canary")).collect();
+    within("the factory", async {
+        while large.seen.0.built.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    for _ in 0..100 {
+        large.call().await;
+    }
+    assert!(calls.iter().all(|call| !call.is_finished()));
+    open.send(()).unwrap();
+    for call in calls {
+        assert!(number(&call.await.unwrap().unwrap()) % 2 == 1);
+    }
+    let built = large.seen.built();
+    assert!(built.len() == 1 && built[0].0 != here(), "{built:?}");
+    // Later calls do not wait.
+    assert!(number(&large.call_with("track", "canary").await.unwrap().unwrap()) % 2 == 1);
+    assert!(large.seen.built().is_empty());
+}
+
+/// More label sets than are kept, some of which no instance has, while the registry changes.
+#[tokio::test(start_paused = true)]
+async fn each_call_gets_the_instances_that_it_wants_while_they_change() {
+    let large = Large::new();
+    large.put(MANY);
+    for round in 0..5 {
+        let of = |n: usize| (n, large.call_with("number", &format!("{:05}", n * 9)));
+        let calls: Vec<_> = (0..120).map(of).collect();
+        for _ in 0..=round {
+            settle().await;
+            large.put(MANY);
+        }
+        for (n, call) in calls {
+            match call.await.unwrap() {
+                Ok(answered) => assert_eq!(number(&answered), n * 9),
+                Err(error) => {
+                    assert!(n * 9 >= MANY && error.reason() == Reason::NoRoute, "{n}: {error:?}");
+                }
+            }
+        }
+    }
+    assert!(large.seen.built().iter().all(|(thread, _)| *thread != here()));
 }
 
 /// Calls use the former members while the new ones are built, and a stop does not wait for them.

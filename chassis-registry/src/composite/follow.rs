@@ -18,7 +18,7 @@ use super::{Member, merge::Merged};
 #[derive(Clone, Default)]
 pub(super) struct Shown {
     /// The last answer of each member; `None` before the first one, and of members that are not read.
-    pub(super) answers: Vec<Option<Membership>>,
+    pub(super) answers: Vec<Option<Arc<Membership>>>,
     /// The published list.
     merged: Option<Arc<Merged>>,
 }
@@ -32,7 +32,7 @@ enum News {
 /// The state of one member.
 #[derive(Default)]
 struct Reading {
-    answer: Option<Membership>,
+    answer: Option<Arc<Membership>>,
     /// Why it has no news; `None` while it is followed.
     failed: Option<String>,
     /// When its failure was reported.
@@ -69,21 +69,21 @@ pub(super) async fn follow(members: Arc<[Member]>, service: String, feed: &mut F
     loop {
         let is_asked = readings.iter().all(|(_, one)| one.answer.is_some() || one.failed.is_some());
         if is_asked || begun.elapsed() >= FIRST {
-            let answers: Vec<_> = readings.iter().map(|(_, one)| one.answer.clone()).collect();
-            let mut merged = merge(answers).await;
-            if let Some(merged) = &mut merged {
-                merged.number(|at| readings[at].0);
-            }
-            let merged = merged.map(Arc::new);
+            let given: (Vec<_>, Vec<_>) = readings.iter().map(|(at, one)| (*at, one.answer.clone())).unzip();
+            let from_many = count(&given.1) > FEW;
+            let merged = merge(given, last.clone()).await;
             let mut answers = vec![None; members.len()];
             for (at, reading) in &readings {
                 answers[*at].clone_from(&reading.answer);
             }
-            match merged.filter(|merged| last.as_ref() != Some(merged)) {
+            match merged {
                 Some(merged) => {
                     let known = merged.known.clone();
-                    feed.publish(known, Shown { answers, merged: Some(merged.clone()) });
-                    last = Some(merged);
+                    feed.publish_shared(known, Shown { answers, merged: Some(merged.clone()) });
+                    let before = last.replace(merged);
+                    if from_many {
+                        drop(spawn_blocking(move || drop(before))); // calls wait for this thread
+                    }
                 }
                 None => feed.at(Shown { answers, merged: last.clone() }),
             }
@@ -121,22 +121,38 @@ impl Shown {
     }
 }
 
-async fn merge(answers: Vec<Option<Membership>>) -> Option<Merged> {
-    let count = |answer: &Option<Membership>| match answer {
+/// Merges the answers of these members, unless the result is the `last` one. Compared there too, as there may be many
+/// instances.
+async fn merge(
+    (members, answers): (Vec<usize>, Vec<Option<Arc<Membership>>>),
+    last: Option<Arc<Merged>>,
+) -> Option<Arc<Merged>> {
+    let is_small = count(&answers) <= FEW;
+    let merge = move || {
+        let mut merged = Merged::of(&answers)?;
+        merged.number(|at| members[at]);
+        Some(merged).filter(|merged| last.as_deref() != Some(merged)).map(Arc::new)
+    };
+    match is_small {
+        true => merge(),
+        // An error means that the process ends.
+        false => spawn_blocking(merge).await.ok().flatten(),
+    }
+}
+
+/// The number of instances of all answers.
+fn count(answers: &[Option<Arc<Membership>>]) -> usize {
+    let count = |answer: &Option<Arc<Membership>>| match answer.as_deref() {
         Some(Membership::Known(all)) => all.len(),
         _ => 0,
     };
-    match answers.iter().map(count).sum::<usize>() <= FEW {
-        true => Merged::of(&answers),
-        // An error means that the process ends.
-        false => spawn_blocking(move || Merged::of(&answers)).await.ok().flatten(),
-    }
+    answers.iter().map(count).sum()
 }
 
 fn take_in(readings: &mut [(usize, Reading)], (from, news): (usize, News)) {
     let Some((_, reading)) = readings.iter_mut().find(|(at, _)| *at == from) else { return };
     match news {
-        News::Said(answer) => *reading = Reading { answer: Some(answer), ..Reading::default() },
+        News::Said(answer) => *reading = Reading { answer: Some(Arc::new(answer)), ..Reading::default() },
         News::Failed(why) => reading.failed = Some(why),
     }
 }

@@ -7,7 +7,7 @@ use chassis_core::registry::{Instance, Membership};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Merged {
     /// Instances are sorted by id.
-    pub(super) known: Membership,
+    pub(super) known: Arc<Membership>,
     /// The member that each instance comes from, in the order of the instances.
     from: Vec<usize>,
 }
@@ -20,9 +20,9 @@ impl Merged {
     ///
     /// A process that several members list counts once, as the first of them describes it. Two entries are of one
     /// process if they have the same id, or an address in common for the same listener.
-    pub(super) fn of(answers: &[Option<Membership>]) -> Option<Self> {
+    pub(super) fn of(answers: &[Option<Arc<Membership>>]) -> Option<Self> {
         let lists = || {
-            answers.iter().enumerate().filter_map(|(member, answer)| match answer {
+            answers.iter().enumerate().filter_map(|(member, answer)| match answer.as_deref() {
                 Some(Membership::Known(all)) if !all.is_empty() => Some((member, all)),
                 _ => None,
             })
@@ -41,18 +41,18 @@ impl Merged {
         }
         if all.is_empty() {
             let known = Self::without_instances(answers)?;
-            return Some(Merged { known, from: Vec::new() });
+            return Some(Merged { known: known.into(), from: Vec::new() });
         }
         all.sort_by(|(a, _), (b, _)| a.id.cmp(&b.id));
         let (instances, from) = all.into_iter().unzip();
-        Some(Merged { known: Membership::Known(instances), from })
+        Some(Merged { known: Membership::Known(instances).into(), from })
     }
 
     /// The answer while no member lists an instance.
-    fn without_instances(answers: &[Option<Membership>]) -> Option<Membership> {
+    fn without_instances(answers: &[Option<Arc<Membership>>]) -> Option<Membership> {
         let mut known = Membership::Unknown;
         for answer in answers {
-            match answer {
+            match answer.as_deref() {
                 None => return None,
                 Some(Membership::Known(_)) => known = Membership::Known(Vec::new()),
                 Some(Membership::Deleted) if known == Membership::Unknown => known = Membership::Deleted,
@@ -69,7 +69,7 @@ impl Merged {
 
     /// The member that the instance comes from.
     pub(super) fn member_of(&self, id: &str) -> Option<usize> {
-        let Membership::Known(all) = &self.known else { return None };
+        let Membership::Known(all) = &*self.known else { return None };
         let at = all.binary_search_by(|instance| instance.id.as_str().cmp(id)).ok()?;
         self.from.get(at).copied()
     }
@@ -117,14 +117,14 @@ mod tests {
                 Instance::new("stock", id).with_address("grpc", format!("{}:1", id.to_ascii_lowercase()))
             }))),
         };
-        let answers: Vec<_> = answers.split(' ').map(answer).collect();
-        let found = match Merged::of(&answers) {
+        let answers: Vec<_> = answers.split(' ').map(|text| answer(text).map(Arc::new)).collect();
+        let merged = Merged::of(&answers);
+        let found = match merged.as_ref().map(|merged| (merged, &*merged.known)) {
             None => "?".to_owned(),
-            Some(Merged { known: Membership::Unknown, .. }) => "-".to_owned(),
-            Some(Merged { known: Membership::Deleted, .. }) => "x".to_owned(),
-            Some(Merged { known: Membership::Known(all), .. }) if all.is_empty() => ".".to_owned(),
-            Some(merged) => {
-                let Membership::Known(all) = &merged.known else { unreachable!("matched above") };
+            Some((_, Membership::Unknown)) => "-".to_owned(),
+            Some((_, Membership::Deleted)) => "x".to_owned(),
+            Some((_, Membership::Known(all))) if all.is_empty() => ".".to_owned(),
+            Some((merged, Membership::Known(all))) => {
                 all.iter().map(|one| format!("{}{}", one.id, merged.member_of(&one.id).unwrap())).collect()
             }
         };

@@ -144,8 +144,9 @@ impl CompositeRegistry {
 
     /// Waits until the watchers of this process no longer see the instance at the given members.
     async fn gone(&self, service: &str, id: &str, members: &[usize]) {
-        let lists = |shown: &Shown, member: usize| match shown.answers.get(member) {
-            Some(Some(Membership::Known(all))) => all.iter().any(|instance| instance.id == id),
+        let lists = |shown: &Shown, member: usize| match shown.answers.get(member).and_then(Option::as_deref)
+        {
+            Some(Membership::Known(all)) => all.iter().any(|instance| instance.id == id),
             _ => false,
         };
         let is_gone = |_: &_, shown: &Shown| !members.iter().any(|member| lists(shown, *member));

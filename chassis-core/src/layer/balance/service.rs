@@ -10,8 +10,8 @@ use crate::{
     call::{Call, Failed, Invocation, Listener, Outcome, Reply},
     clock::Instant,
     cluster::{
-        Admitted, Candidates, Chosen, Cluster, Connection, Known, Members, Node, Patience, Picker, Subset,
-        Tiered, not_known,
+        Admitted, Candidates, Choosing, Chosen, Cluster, Collected, Connection, Known, Members, Node,
+        Patience, Picker, Subset, Tiered, not_known,
     },
     event::Event,
     policy::Policy,
@@ -36,6 +36,8 @@ enum Pick {
     Node(Arc<Node>, u64),
     /// None can take it yet, one may soon.
     Wait,
+    /// The nodes have to be collected from many, or a picker has to be built for them.
+    Prepare,
     /// There is none, and one may appear until this time.
     WaitUntil(Instant),
     /// The same, as soon as the service is announced.
@@ -61,17 +63,29 @@ impl BalanceLayer {
     }
 
     fn pick(&self, call: &Invocation, now: Instant) -> Pick {
-        self.cluster.with_members(|members| self.pick_of(members, call, now))
+        self.cluster.with_members(|members| self.pick_of(members, call, now, None))
     }
 
-    fn pick_of(&self, members: &Members, call: &Invocation, now: Instant) -> Pick {
+    /// `collected`: the nodes that were collected for this call.
+    fn pick_of(
+        &self,
+        members: &Members,
+        call: &Invocation,
+        now: Instant,
+        collected: Option<&Collected>,
+    ) -> Pick {
         let chosen = match (members.known(), members.all().is_empty()) {
             (known, true) => return self.without_nodes(members, known, now),
             (None, false) => return Pick::Wait,
-            (Some(_), false) => match resolve(members, call) {
-                Ok(chosen) => chosen,
-                Err(error) => return Pick::Refuse(error),
+            (Some(_), false) => match collected.and_then(|collected| collected.of(members)) {
+                Some(chosen) => chosen,
+                None => resolve(members, call),
             },
+        };
+        let chosen = match (chosen, &call.choice) {
+            (Choosing::Chosen(chosen), _) => chosen,
+            (Choosing::Nowhere, Some(choice)) => return Pick::Refuse(nowhere(choice, call)),
+            (Choosing::Nowhere, None) | (Choosing::Unprepared, _) => return Pick::Prepare,
         };
         let subset = &*chosen;
         let policy = &*call.policy;
@@ -104,7 +118,8 @@ impl BalanceLayer {
         match &policy.picker {
             Balancer { shared: Some(picker), .. } => self.propose(&**picker, policy, &candidates),
             Balancer { factory, shared: None } => {
-                subset.pick_by(factory, |picker| self.propose(picker, policy, &candidates))
+                let propose = |picker: &dyn Picker| self.propose(picker, policy, &candidates);
+                subset.pick_by(factory, propose).unwrap_or(Pick::Prepare)
             }
         }
     }
@@ -179,14 +194,24 @@ impl BalanceLayer {
     /// Waits for a node that lets the call in, as long as the call has time.
     async fn wait(&self, call: &Invocation) -> Result<(Arc<Node>, u64), Error> {
         let _waiting = self.cluster.wait();
-        let mut awaits = None;
+        let (mut awaits, mut collected) = (None, None);
         let picked = async {
             loop {
                 // Listened for before looking, or what happens in between is missed.
                 let mut changed = std::pin::pin!(self.cluster.changed());
                 changed.as_mut().enable();
-                match self.pick(call, Instant::now()) {
+                let pick = || {
+                    self.cluster.with_members(|members| {
+                        self.pick_of(members, call, Instant::now(), collected.as_ref())
+                    })
+                };
+                match pick() {
                     Pick::Node(node, token) => return Ok((node, token)),
+                    Pick::Prepare => {
+                        if let Some(new) = self.prepare(call).await {
+                            collected = Some(new);
+                        }
+                    }
                     Pick::Refuse(error) => return Err(error),
                     Pick::Wait => changed.await,
                     Pick::WaitUntil(until) => {
@@ -207,6 +232,20 @@ impl BalanceLayer {
         let Some(bound) = call.bound() else { return picked.await };
         let late = |_| Err(self.late().with_code(Code::DeadlineExceeded));
         tokio::time::timeout_at(bound.into(), picked).await.unwrap_or_else(late)
+    }
+
+    /// Prepares what this call needs, unless another call has done so meanwhile.
+    async fn prepare(&self, call: &Invocation) -> Option<Collected> {
+        let Balancer { factory, shared } = &call.policy.picker;
+        let factory = shared.is_none().then_some(factory);
+        let is_done = || {
+            self.cluster.with_members(|members| match resolve(members, call) {
+                Choosing::Chosen(chosen) => factory.is_none_or(|factory| chosen.is_prepared(factory)),
+                Choosing::Nowhere => true,
+                Choosing::Unprepared => false,
+            })
+        };
+        self.cluster.prepare(call.choice.as_ref(), factory, is_done).await
     }
 
     /// The error of a call that waited until its deadline.
@@ -364,9 +403,11 @@ pub(crate) fn has_another(call: &Call, now: Instant) -> bool {
 }
 
 /// The nodes that the routes, or the caller, want; by the rule's fallback where there are none.
-fn resolve<'a>(members: &'a Members, call: &Call) -> Result<Chosen<'a>, Error> {
-    let Some(choice) = &call.choice else { return Ok(Chosen::There(members.all())) };
-    members.choose(choice, call.options.labels.is_none()).ok_or_else(|| nowhere(choice, call))
+fn resolve<'a>(members: &'a Members, call: &Call) -> Choosing<'a> {
+    match &call.choice {
+        None => Choosing::Chosen(Chosen::There(members.all())),
+        Some(choice) => members.choose(choice, call.options.labels.is_none()),
+    }
 }
 
 fn nowhere(choice: &Choice, call: &Call) -> Error {
@@ -399,7 +440,7 @@ where
                 MaybeBoxed::inner(self.inner.call(call))
             }
             Pick::Refuse(error) => MaybeBoxed::refused(call.refuse(error)),
-            Pick::Wait | Pick::WaitUntil(_) | Pick::WaitForAnnouncement(_) => {
+            Pick::Wait | Pick::Prepare | Pick::WaitUntil(_) | Pick::WaitForAnnouncement(_) => {
                 let (with, mut inner) = (self.with.clone(), self.inner.clone());
                 MaybeBoxed::boxed(async move {
                     match with.wait(&call).await {
