@@ -22,6 +22,7 @@ trials! {
     service_center_is_away_under_callers
     settings_are_swapped_under_callers
     settings_come_from_kie
+    no_bad_settings_are_put_in_force
     a_start_without_kie_goes_on_with_the_last_good_text
 }
 
@@ -249,6 +250,45 @@ async fn settings_come_from_kie() {
     let error = unreadable.await.unwrap();
     assert!(error.contains("has no enabled key that begins with kie:app="), "{error}");
     assert_eq!(timeout_of(&app), Some(5));
+}
+
+/// Texts of every class of mistakes, twice: none is accepted, and each refusal explains itself.
+#[cfg(feature = "testing")]
+async fn no_bad_settings_are_put_in_force() -> Ran {
+    use chassis::{registries::MemoryRegistry, testing::BadSettings};
+
+    let (kie, key) = (Kie::start().await, "orders.yaml");
+    kie.put(key, "yaml", "outbound: { defaults: { timeout: 3s } }").await;
+    let centers = json!([{ "kind": "kie", "addresses": [kie.address], "labels": kie.labels, "key": key }]);
+    // A table `registry` without a kind is one of the mistakes: the program names none.
+    let builder = Chassis::builder("caller").without_file().environment(Environment::default());
+    let settings = json!({ "config": { "centers": centers, "last_good": "off" } });
+    let app = builder.registry(MemoryRegistry::new()).settings(settings).build().await.unwrap();
+    let in_force = (app.config().version(), app.config().hash());
+    let mut events = app.runtime().events().subscribe();
+    let mut wrong = Vec::new();
+    for bad in BadSettings::seeded(7).take(2 * BadSettings::CLASSES) {
+        let revision = kie.put(key, "yaml", &bad.yaml).await;
+        let problems = loop {
+            match &*news(&mut events).await {
+                Event::ConfigRefused { problems, .. } => break problems.clone(),
+                Event::ConfigUnreadable { .. } => {} // a blank text is put after a deletion
+                event => panic!("{}: {event}\n{}", bad.class, bad.yaml),
+            }
+        };
+        let origin = format!("kie:app=shop,service={}/{key}@{revision}", kie.labels["service"]);
+        wrong.extend(bad.check(&origin, &problems).err());
+        assert_eq!((app.config().version(), app.config().hash()), in_force, "{}", bad.class);
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    kie.put(key, "yaml", "outbound: { defaults: { timeout: 4s } }").await;
+    until(&app, 4).await;
+    Ok(())
+}
+
+#[cfg(not(feature = "testing"))]
+async fn no_bad_settings_are_put_in_force() -> Ran {
+    Err(crate::trials::NotRun("the cargo feature `testing` has the texts".to_owned()))
 }
 
 async fn a_start_without_kie_goes_on_with_the_last_good_text() -> Ran {
