@@ -559,7 +559,7 @@ impl ChassisBuilder {
         let (environment, overrides) = (self.environment, self.cli.overrides(self.overrides));
         let base =
             Base { program: self.program, file, environment, overrides, profiles, ciphers: self.ciphers };
-        let (centers, keep) = centers::named(&reader, |loader| base.under(loader)).await?;
+        let (centers, keep) = centers::named(&reader, &base).await?;
         let is_named = matches!(keep, Keep::In(_));
         let last_good = match keep {
             Keep::Off | Keep::Wrong(_) => None,

@@ -2,7 +2,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use chassis_config::{Change, Code, Loader};
+use chassis_config::{Change, Code, Loader, Refusal, tree::Node};
 use chassis_core::{
     BoxError, Event, Events, Random,
     config::{ConfigSource, ConfigWatcher, SourceError, Text},
@@ -12,7 +12,8 @@ use chassis_core::{
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::{
-    StartError,
+    Document, StartError,
+    base::Base,
     document::Reader,
     kinds::{Center, Keep, keep},
     last_good::{Kept, LastGood},
@@ -49,25 +50,44 @@ const WITH_LAST_GOOD: Duration = Duration::from_secs(2);
 /// The longest pause before a center that can't be read is asked again.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// The centers that the settings name, in their order. `base` makes a loader of everything that can name them.
+/// The centers that the settings name, in their order. `base` has everything that can name them.
 ///
 /// # Errors
-/// A problem in the centers, or in a text that may name them.
-pub(crate) async fn named(
-    reader: &Arc<Reader>,
-    base: impl FnOnce(Loader<Vec<Center>, Vec<Center>>) -> Loader<Vec<Center>, Vec<Center>>,
-) -> Result<(Vec<Center>, Keep), StartError> {
-    let reader = reader.clone();
-    let read = move |tree: &chassis_config::tree::Node| reader.read_centers(tree);
-    let mut loader = base(Loader::reading(read, |centers: &Vec<Center>| Ok((centers.clone(), Vec::new()))));
+/// A problem in the centers, or in a text that may name them; with it come all other problems that the texts of `base`
+/// have by themselves.
+pub(crate) async fn named(reader: &Arc<Reader>, base: &Base) -> Result<(Vec<Center>, Keep), StartError> {
+    let of_centers = reader.clone();
+    let read = move |tree: &Node| of_centers.read_centers(tree);
+    let check = |centers: &Vec<Center>| Ok((centers.clone(), Vec::new()));
+    let mut loader = base.under(Loader::reading(read, check));
     loop {
         match loader.next().await {
             Change::Applied(version) => return Ok((version.value, keep(&version.tree))),
-            Change::Refused(refusal) => return Err(StartError::Settings(refusal.to_string())),
+            Change::Refused(refusal) => {
+                return Err(StartError::Settings(with_others(refusal, reader, base).await.to_string()));
+            }
             Change::Unreadable(unreadable) if unreadable.needed => {
                 return Err(StartError::Settings(unreadable.to_string()));
             }
             Change::Unreadable(_) | Change::Restored(_) | Change::Held(_) | Change::Avoided(_) => {}
+        }
+    }
+}
+
+/// `refusal` with the other problems of the texts that it is about: they are to be corrected together.
+async fn with_others(mut refusal: Refusal, reader: &Arc<Reader>, base: &Base) -> Refusal {
+    let reader = reader.clone();
+    let read = move |tree: &Node| reader.read(tree);
+    let mut loader = base.under(Loader::reading(read, |_: &Document| Ok(((), Vec::new())))).partial();
+    loop {
+        match loader.next().await {
+            Change::Refused(all) => {
+                refusal.problems.retain(|problem| !all.problems.contains(problem));
+                refusal.problems.splice(..0, all.problems);
+                return refusal;
+            }
+            Change::Unreadable(unreadable) if !unreadable.needed => {}
+            _ => return refusal,
         }
     }
 }

@@ -120,3 +120,40 @@ async fn a_single_setting_that_is_wrong_is_quoted() {
         "{why}"
     );
 }
+
+/// A start shows all problems at once: of the texts that name config centers, and of all others beside one that is broken.
+#[tokio::test]
+async fn one_look_shows_the_problems_of_all_files() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "shop.yaml", "outbound: { defaults: { timeout: 300 } }\nconfig: { centers: [ {} ] }\n");
+    write(dir.path(), "shop.d/1.yaml", "inbound: { timeout: [\n");
+    write(
+        dir.path(),
+        "shop.d/2.yaml",
+        "shop: { filee: a }\noutbound: { services: { a: { balance: later } } }\n",
+    );
+    write(dir.path(), "shop.prod.yaml", "- no map\n");
+    let why = refused(builder(dir.path(), &[("CHASSIS_PROFILE", "prod")])).await;
+    let errors = [
+        ("C001", "shop.d/1.yaml:1:21"),
+        ("C001", "shop.prod.yaml:1:1"),
+        ("C004", "shop.yaml:2:23"),
+        ("C006", "shop.yaml:1:34"),
+        ("C002", "shop.d/2.yaml:1:9"),
+    ];
+    for (code, place) in errors {
+        let all =
+            why.lines().filter(|line| line.starts_with(&format!("error[{code}]")) && line.contains(place));
+        assert_eq!(all.count(), 1, "{code} {place} in\n{why}");
+    }
+    assert!(why.ends_with("5 errors, nothing is running yet"), "{why}");
+
+    // Without the broken texts the others are one document, and the picker is looked for.
+    write(dir.path(), "shop.yaml", "config: { centers: [ {} ] }\nshutdown: { delay: 1 }\n");
+    write(dir.path(), "shop.d/1.yaml", "");
+    write(dir.path(), "shop.prod.yaml", "shop: { profile: [] }");
+    let why = refused(builder(dir.path(), &[("CHASSIS_PROFILE", "prod")])).await;
+    let found: Vec<_> = why.lines().filter_map(|line| line.strip_prefix("error[")).collect();
+    let codes: Vec<_> = found.iter().map(|line| &line[..4]).collect();
+    assert_eq!(codes, ["C006", "C004", "C002", "C005"], "{why}");
+}

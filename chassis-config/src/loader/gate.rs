@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use chassis_core::config::Text;
 
-use super::{Loader, Node, Problem};
+use super::{Loader, Merged};
 
 /// Decides whether settings that were accepted may be put in force. Its functions are called by the task that polls
 /// [`Loader::next`], and must not block.
@@ -66,8 +66,8 @@ impl<D, T> Loader<D, T> {
         self
     }
 
-    /// Merges the texts of an earlier time. `None` if there are none, or if they cannot be read.
-    pub(super) fn assemble_instead(&self) -> Option<(Node, Vec<Problem>)> {
+    /// Merges the texts of an earlier time. `None` if there are none.
+    pub(super) fn assemble_instead(&self) -> Option<Merged> {
         if self.gated.instead.is_empty() {
             return None;
         }
@@ -76,6 +76,6 @@ impl<D, T> Loader<D, T> {
             Some((at, texts.iter().map(|text| feed.parse(text)).collect()))
         };
         let replaced = self.feeds.iter().enumerate().filter_map(parsed).collect();
-        self.assemble_with(replaced, None).ok()
+        Some(self.assemble_with(replaced, None))
     }
 }

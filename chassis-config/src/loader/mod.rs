@@ -37,12 +37,13 @@ use self::{
 };
 use crate::{
     DirectorySource, Overrides,
+    code::Code,
     env::Environment,
     finding::Finding,
     interpolate::{Ciphers, Decrypt, Resolved},
     merge::merge,
     problem::Problem,
-    tree::{Layer, Node, Origin},
+    tree::{Layer, Node, Origin, Path, Segment, Span},
     version::{Version, changes, hash},
 };
 
@@ -99,6 +100,8 @@ pub struct Loader<D, T> {
     /// The sources that have changed since the last version was made.
     from: Vec<String>,
     gated: Gated,
+    /// Some texts are missing on purpose.
+    is_partial: bool,
     /// A change that follows the one that was returned.
     next: Option<Change<D, T>>,
     /// The last change was an error.
@@ -122,9 +125,18 @@ struct Sound<D, T> {
     files: BTreeMap<PathBuf, Option<String>>,
 }
 
+/// All layers as one tree.
+struct Merged {
+    tree: Node,
+    /// Problems of the texts, of which some may be warnings.
+    problems: Vec<Problem>,
+    /// No text is missing.
+    is_whole: bool,
+}
+
 /// Settings that can't be used.
 struct Refused {
-    /// `None` if a text can't be parsed.
+    /// `None` if a text is missing, or can't be parsed.
     tree: Option<Node>,
     problems: Vec<Problem>,
     files: BTreeMap<PathBuf, Option<String>>,
@@ -181,6 +193,7 @@ impl<D, T> Loader<D, T> {
             unread: VecDeque::new(),
             standing: None,
             gated: Gated::default(),
+            is_partial: false,
             next: None,
             astray: false,
             patience: None,
@@ -239,6 +252,13 @@ impl<D, T> Loader<D, T> {
     /// A cipher: values of the form `${name:text}` are decrypted by it.
     pub fn decrypt(mut self, name: &str, cipher: Arc<dyn Decrypt>) -> Self {
         self.ciphers.add(name, cipher);
+        self
+    }
+
+    /// Makes no version, because texts are missing: reports the problems that single values have, whatever the missing
+    /// texts set.
+    pub fn partial(mut self) -> Self {
+        self.is_partial = true;
         self
     }
 
@@ -347,11 +367,7 @@ impl<D, T> Loader<D, T> {
             self.from.extend(feed.refresh());
         }
         let from = std::mem::take(&mut self.from);
-        let read = match self.assemble(None) {
-            Ok((tree, problems)) => self.evaluate(tree, problems),
-            Err(problems) => Err(Refused { tree: None, problems, files: BTreeMap::new() }),
-        };
-        match read {
+        match self.evaluate(self.assemble(None)) {
             Err(Refused { tree, problems, files }) => {
                 self.files.follow(files, true);
                 self.astray = true;
@@ -408,8 +424,7 @@ impl<D, T> Loader<D, T> {
 
     /// The version of an earlier time, to begin with.
     fn begin_instead(&mut self) -> Option<Change<D, T>> {
-        let (tree, problems) = self.assemble_instead()?;
-        let read = self.evaluate(tree, problems).ok()?;
+        let read = self.evaluate(self.assemble_instead()?).ok()?;
         let hash = hash(&read.tree);
         self.gated.admit(&hash, true).ok()?;
         Some(self.apply_instead(read, hash))
@@ -486,7 +501,7 @@ impl<D, T> Loader<D, T> {
                     reply.send(Err(ControlError::Unknown { version: to, known })).ok();
                     return None;
                 };
-                match self.evaluate(tree, Vec::new()) {
+                match self.evaluate(Merged::whole(tree)) {
                     Err(Refused { problems, .. }) => {
                         let problems = problems.iter().map(ToString::to_string).collect();
                         reply.send(Err(ControlError::Refused(problems))).ok();
@@ -515,11 +530,11 @@ impl<D, T> Loader<D, T> {
             return None;
         }
         let before = self.control.past().before(harmful);
-        let (tree, back_to) = match before {
-            Some((version, tree)) => (tree, Some(version)),
-            None => (self.assemble_instead()?.0, None),
+        let (merged, back_to) = match before {
+            Some((version, tree)) => (Merged::whole(tree), Some(version)),
+            None => (self.assemble_instead()?, None),
         };
-        let read = self.evaluate(tree, Vec::new()).ok()?;
+        let read = self.evaluate(merged).ok()?;
         let hash = hash(&read.tree);
         (hash != harmful).then(|| match back_to {
             Some(_) => self.apply(read, hash, Vec::new(), back_to),
@@ -531,11 +546,7 @@ impl<D, T> Loader<D, T> {
     fn trial(&self, text: &Text) -> Trial {
         let replaces =
             self.feeds.iter().find(|feed| feed.is_called(&text.origin)).map(|feed| feed.name.clone());
-        let read = match self.assemble(Some(text)) {
-            Ok((tree, problems)) => self.evaluate(tree, problems),
-            Err(problems) => Err(Refused { tree: None, problems, files: BTreeMap::new() }),
-        };
-        let (tree, problems) = match read {
+        let (tree, problems) = match self.evaluate(self.assemble(Some(text))) {
             Ok(read) => (Some(read.tree), read.warnings),
             Err(Refused { tree, problems, .. }) => (tree, problems),
         };
@@ -549,9 +560,8 @@ impl<D, T> Loader<D, T> {
         self.standing.as_ref().map_or_else(nothing, |standing| standing.tree.clone())
     }
 
-    /// Merges all layers, with problems that may be warnings. With `other` in place of the text of its name, or over
-    /// all texts.
-    fn assemble(&self, other: Option<&Text>) -> Result<(Node, Vec<Problem>), Vec<Problem>> {
+    /// Merges all layers. With `other` in place of the text of its name, or over all texts.
+    fn assemble(&self, other: Option<&Text>) -> Merged {
         let placed = other.and_then(|other| {
             let at = self.feeds.iter().position(|feed| feed.is_called(&other.origin))?;
             Some((at, self.feeds[at].with(other)))
@@ -565,7 +575,7 @@ impl<D, T> Loader<D, T> {
         &self,
         replaced: Vec<(usize, Vec<feed::Parsed>)>,
         above: Option<feed::Parsed>,
-    ) -> Result<(Node, Vec<Problem>), Vec<Problem>> {
+    ) -> Merged {
         let mut texts: Vec<&feed::Parsed> = Vec::new();
         for (at, feed) in self.feeds.iter().enumerate() {
             match replaced.iter().find(|(place, _)| *place == at) {
@@ -574,31 +584,35 @@ impl<D, T> Loader<D, T> {
             }
         }
         texts.extend(&above);
-        let broken: Vec<Problem> =
+        let mut problems: Vec<Problem> =
             texts.iter().filter_map(|text| text.as_ref().err().map(|p| (**p).clone())).collect();
-        if !broken.is_empty() {
-            return Err(broken);
-        }
+        let is_whole = problems.is_empty() && !self.is_partial;
         let below = merge(self.program.iter().chain(texts.iter().filter_map(|text| text.as_ref().ok())));
-        let (environment, mut problems) = self.environment.over(&below);
+        let (environment, more) = self.environment.over(&below);
+        problems.extend(more);
         let mut tree = merge([&below, &environment]);
         if !self.overrides.is_empty() {
             let (overrides, more) = self.overrides.over(&tree);
             problems.extend(more);
             tree = merge([&tree, &overrides]);
         }
-        Ok((tree, problems))
+        Merged { tree, problems, is_whole }
     }
 
     /// Reads and checks a merged tree. A tree that is refused is returned with its problems.
     #[allow(clippy::result_large_err)] // once for each change of the settings
-    fn evaluate(&self, tree: Node, mut problems: Vec<Problem>) -> Result<Sound<D, T>, Refused> {
+    fn evaluate(&self, merged: Merged) -> Result<Sound<D, T>, Refused> {
+        let Merged { tree, mut problems, is_whole } = merged;
         let Resolved { mut tree, problems: more, files } =
             Resolved::of(&tree, &self.environment, &self.ciphers);
         problems.extend(more);
         let (document, more) = (self.read)(&tree);
         crate::env::without_unknown(&mut tree, &more);
         problems.extend(more);
+        if !is_whole {
+            problems.retain(|problem| stands_alone(problem, &tree));
+            return Err(Refused { tree: None, problems, files });
+        }
         let Some(document) = document.filter(|_| !problems.iter().any(Problem::is_error)) else {
             return Err(Refused { tree: Some(tree), problems, files });
         };
@@ -619,4 +633,37 @@ impl<D, T> Loader<D, T> {
             _ => Err(Refused { tree: Some(tree), problems, files }),
         }
     }
+}
+
+// === impl Merged ===
+
+impl Merged {
+    fn whole(tree: Node) -> Self {
+        Merged { tree, problems: Vec::new(), is_whole: true }
+    }
+}
+
+/// Whether a problem is one whatever texts set that are missing in `tree`: they may complete a table, choose another kind for
+/// it, or define a name that others refer to; they can't mend a wrong value.
+fn stands_alone(problem: &Problem, tree: &Node) -> bool {
+    // A list is of one text as a whole.
+    let is_item = problem.path.0.iter().any(|segment| matches!(segment, Segment::Index(_)));
+    let is_of_text = problem.at.as_ref().is_some_and(|at| at.origin.layer != Layer::Defaults);
+    match problem.code {
+        Code::Syntax | Code::TooLarge | Code::Unreadable | Code::SetPath | Code::VariableTwice => true,
+        Code::Conflict | Code::UnknownVariable => false,
+        Code::Missing if !is_item => false,
+        _ => is_of_text && is_of_its_kind(problem, tree),
+    }
+}
+
+/// Whether the text of a problem also chooses the `kind` of each table around it.
+fn is_of_its_kind(problem: &Problem, tree: &Node) -> bool {
+    let name = |span: &Span| span.origin.name.clone();
+    let place = problem.at.as_ref().map(name);
+    (0..problem.path.0.len()).all(|depth| {
+        let table = tree.at(&Path(problem.path.0[..depth].to_vec()));
+        let kind = table.and_then(|table| table.entry("kind"));
+        kind.is_none_or(|kind| Some(name(&kind.node.at)) == place)
+    })
 }

@@ -363,6 +363,78 @@ async fn a_burst_makes_few_versions_and_the_last_text_wins() {
     assert_eq!(loader.control().history().len(), applied.len() + 1);
 }
 
+/// One look shows the errors of all texts. Those that a text which can't be parsed could mend are not reported.
+#[tokio::test(start_paused = true)]
+async fn a_text_that_is_broken_hides_no_problem_of_others() {
+    let texts = [
+        text("a", "timeout: [1s]\nretries: 11\nlabels: { x: 1 }"),
+        text("b", "retries: ["),
+        text("c", "retires: 1\nlabels: { y: [] }"),
+        text("d", "labels:\n\tx: 1"),
+    ];
+    let mut loader = loader();
+    for text in &texts {
+        loader = loader.source(Layer::File, Arc::new(text.clone()));
+    }
+    let variables = [("CHASSIS_RETRIES", "many"), ("CHASSIS_TIMOUT", "1s")];
+    let mut loader = loader.environment(Environment::of(variables));
+    let all = [
+        "b:1:10: this bracket is never closed",
+        "d:2:1: a tab can't indent YAML; use spaces",
+        "a:1:10 timeout: a text belongs here, not a list",
+        "a:2:10 retries: hidden by `CHASSIS_RETRIES` in the environment: `many` holds",
+        "environment retries: a whole number belongs here, not `many`",
+        "c:2:14 labels.y: a text belongs here, not a list",
+        "c:1:1 retires: unknown key; did you mean `retries`?",
+    ];
+    let refused = next(&mut loader).await;
+    let found = refused.strip_prefix("refused, None stays: ").expect("it is refused");
+    all.iter().for_each(|problem| assert!(found.contains(problem), "{problem} in {found}"));
+    assert_eq!(found.len(), all.join(", ").len(), "no problem twice, and no others: {found}");
+}
+
+/// A text that is missing may choose another kind for a table, complete it, and change what it is checked with.
+#[tokio::test(start_paused = true)]
+async fn a_text_that_is_missing_causes_no_errors_in_others() {
+    #[derive(Default, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    #[allow(dead_code, reason = "only its errors are of interest")]
+    struct Tables {
+        registry: Option<Registry>,
+        rules: Vec<Rule>,
+    }
+    #[derive(Deserialize)]
+    #[serde(tag = "kind", deny_unknown_fields)]
+    #[allow(dead_code, reason = "only its errors are of interest")]
+    enum Registry {
+        #[serde(rename = "file")]
+        File { path: String },
+    }
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[allow(dead_code, reason = "only its errors are of interest")]
+    struct Rule {
+        name: String,
+    }
+    let problems = async |upper: &str, lower: &str| {
+        let check = |_: &Tables| Err(vec![Finding::error("rules", "they do not fit")]);
+        let loader: Loader<Tables, ()> = Loader::new(check);
+        let (lower, upper) = (text("lower", lower), text("upper", upper));
+        let loader =
+            loader.source(Layer::File, Arc::new(lower)).source(Layer::File, Arc::new(upper)).partial();
+        let mut loader = loader;
+        let Change::Refused(refused) = loader.next().await else { panic!("it makes no version") };
+        refused.problems.iter().map(Problem::in_a_line).collect::<Vec<_>>().join(", ")
+    };
+    assert_eq!(problems("", "registry: { kind: file, path: a }").await, "");
+    assert_eq!(problems("", "registry: { path: a }").await, "");
+    assert_eq!(problems("", "registry: { kind: file }").await, "");
+    assert_eq!(problems("registry: { addresses: a }", "registry: { kind: file }").await, "");
+    let own = "C002 upper:1:25 registry.pth: unknown key; did you mean `path`?";
+    assert_eq!(problems("registry: { kind: file, pth: a }", "registry: { path: a }").await, own);
+    assert_eq!(problems("", "rules: [ {} ]").await, "C004 lower:1:10 rules[0]: missing `name`");
+}
+
 /// A center's text that was cut off does not remove all settings; a file, and a center without settings, may be blank.
 #[tokio::test(start_paused = true)]
 async fn a_blank_text_of_a_center_removes_no_settings() {
