@@ -696,7 +696,7 @@ impl ChassisBuilder {
             .build()
             .map_err(|error| setup("metrics", error.into()))?;
         let read_once = reader.read_once(chosen.as_ref());
-        let config = ConfigHandle::new(loader.control(), reader.clone(), read_once, &version);
+        let config = ConfigHandle::new(loader.control(), reader.clone(), read_once, &version, &runtime);
         let follower = Follower {
             runtime: runtime.clone(),
             config: config.clone(),

@@ -152,7 +152,7 @@ pub use chassis_ttl as ttl;
 pub use self::{
     app::Chassis,
     builder::ChassisBuilder,
-    config_handle::{ConfigHandle, DryRun, EffectiveSetting, SettingChange},
+    config_handle::{ConfigHandle, DryRun, EffectiveSetting, SettingChange, UnreadableSetting},
     document::Document,
     error::StartError,
     life::Running,

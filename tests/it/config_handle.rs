@@ -5,6 +5,7 @@ use chassis::{
     ConfigHandle, Event, Section,
     config::{Format, Text},
     document::Environment,
+    units::{PositiveSpan, Ratio, Switch},
 };
 use serde::Deserialize;
 
@@ -15,6 +16,13 @@ use crate::mesh::Mesh;
 struct Shop {
     discount: u8,
     token: String,
+}
+
+/// Lets all ready tasks run: listeners are called by tasks of their own.
+async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[track_caller]
@@ -170,6 +178,7 @@ async fn listeners_see_old_and_new_values_in_order() {
     pushed.applied();
     caller.push("shop: { discount: 101, nonesuch: 1 }").await.refused();
     caller.push("outbound: { services: { stock: { timeout: 2s, retry: off } } }").await.applied();
+    settle().await;
     let seen = seen.lock().unwrap().clone();
     let expected = [
         "shop shop.discount 1 -> 2",
@@ -178,4 +187,118 @@ async fn listeners_see_old_and_new_values_in_order() {
         "shop shop.discount 2 -> unset",
     ];
     assert_eq!(seen, expected);
+}
+
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Prices {
+    rounding: Rounding,
+    wait: Option<PositiveSpan>,
+    share: Option<Ratio>,
+    tiers: Vec<u32>,
+    token: chassis::units::Secret,
+}
+
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Rounding {
+    #[default]
+    HalfUp,
+    Down,
+}
+
+/// Values are read as documents are: with units, words and switches; of chassis and of sections, alone and by the table.
+#[tokio::test(start_paused = true)]
+async fn a_listener_reads_typed_values() {
+    let mesh = Mesh::new();
+    let with = |builder: chassis::ChassisBuilder| {
+        builder.section(Section::<Prices>::new("prices")).environment(Environment::of([("TOKEN", "hunter2")]))
+    };
+    let first = "prices: { wait: 250ms, tiers: [1], token: a }\noutbound: { defaults: { timeout: off } }";
+    let caller = mesh.server("tests", "tests").config(first).with(with).caller().await;
+    let config = caller.app.config();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let record = |line: String, seen: &Arc<Mutex<Vec<String>>>| seen.lock().unwrap().push(line);
+    let all = seen.clone();
+    config.on_change("outbound.defaults.timeout", move |change| {
+        type Timeout = Switch<PositiveSpan>;
+        record(format!("{:?} {:?}", change.old::<Timeout>(), change.new::<Timeout>()), &all);
+        let why = change.new::<u32>().unwrap_err();
+        record(why.to_string(), &all);
+    });
+    let all = seen.clone();
+    config.on_change("prices", move |change| {
+        let line = match change.path.as_str() {
+            "prices.rounding" => format!("{:?} {:?}", change.old::<Rounding>(), change.new::<Rounding>()),
+            "prices.wait" => format!("{:?} {:?}", change.old::<PositiveSpan>(), change.new::<PositiveSpan>()),
+            "prices.share" => format!("{:?} {:?}", change.old::<Ratio>(), change.new::<Ratio>()),
+            "prices.token" => change.new::<u32>().unwrap_err().to_string(),
+            path => {
+                let tiers =
+                    (change.old_at::<Vec<u32>>("prices.tiers"), change.new_at::<Vec<u32>>("prices.tiers"));
+                let whole = change.new_at::<Prices>("prices").unwrap().unwrap();
+                format!("{path} {tiers:?} {:?} {:?}", whole.rounding, change.new_at::<u8>("prices.nonesuch"))
+            }
+        };
+        record(line, &all);
+    });
+    let second = "prices: { rounding: down, share: 2.5%, tiers: [1, 20], token: \"${env:TOKEN}\" }\n\
+                  outbound: { defaults: { timeout: 1.5s } }";
+    caller.push(second).await.applied();
+    settle().await;
+    let expected = [
+        "Ok(None) Ok(Some(Down))",
+        "Ok(None) Ok(Some(Ratio(2.5)))",
+        "prices.tiers[1] (Ok(Some([1])), Ok(Some([1, 20]))) Down Ok(None)",
+        "C005 pushed:1:63 prices.token: this is no value for it (it is not shown)",
+        "Ok(Some(Off)) Ok(Some(On(PositiveSpan(1.5s))))",
+        "C005 pushed:2:34 outbound.defaults.timeout: a whole number belongs here, not `1.5s`",
+        "Ok(Some(PositiveSpan(250ms))) Ok(None)",
+    ];
+    assert_eq!(*seen.lock().unwrap(), expected);
+}
+
+/// A function that blocks keeps no version from being put in force, no call from being made, and no other function from
+/// being called; its own changes wait in their order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_listener_that_blocks_delays_no_version_and_no_other_listener() {
+    let mesh = Mesh::new();
+    let caller = mesh.caller("outbound: { defaults: { timeout: 1s } }").await;
+    let config = caller.app.config();
+    let (unblock, blocked) = std::sync::mpsc::channel::<()>();
+    let (blocked, seen) = (Mutex::new(blocked), Arc::new(Mutex::new(Vec::new())));
+    let record = |name: &'static str| {
+        let seen = seen.clone();
+        move |change: &chassis::SettingChange| {
+            let timeout = change.new::<PositiveSpan>().unwrap().unwrap();
+            seen.lock().unwrap().push(format!("{name} {timeout}"));
+        }
+    };
+    let slow = record("slow");
+    config.on_change("outbound", move |change| {
+        blocked.lock().unwrap().recv().ok();
+        slow(change);
+    });
+    config.on_change("outbound", |_| panic!("out of cheese"));
+    config.on_change("outbound", record("fast"));
+    let mut events = caller.runtime().events().subscribe();
+    for seconds in 2..=3 {
+        caller.push(&format!("outbound: {{ defaults: {{ timeout: {seconds}s }} }}")).await.applied();
+    }
+    assert_eq!(config.version(), 3);
+    loop {
+        let event = events.recv().await.unwrap();
+        if let Event::PluginBlocked { plugin, call, .. } = &*event {
+            assert_eq!((&**plugin, &**call), ("on_change of `outbound`", "outbound.defaults.timeout"));
+            break;
+        }
+    }
+    let until = async |expected: &[&str]| {
+        while *seen.lock().unwrap() != expected {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    until(&["fast 2s", "fast 3s"]).await;
+    drop(unblock);
+    until(&["fast 2s", "fast 3s", "slow 2s", "slow 3s"]).await;
 }

@@ -1,4 +1,4 @@
-//! Keeps registries, config sources and contracts that block their thread away from the threads of calls.
+//! Keeps registries, config sources, contracts and listeners that block their thread away from the threads of calls.
 //!
 //! A plugin is code of other crates. If it sleeps, loops or uses a synchronous client in an async function, it
 //! stops every task of its thread, and on a runtime of one thread the whole process. So threads of its own poll
@@ -28,6 +28,7 @@ use crate::{
         quota::{Quota, QuotaDecision, QuotaRequest},
         registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
     },
+    tasks::{Panicked, caught},
 };
 
 /// A poll of a plugin that takes longer than this is reported.
@@ -89,6 +90,10 @@ pub fn quota(quota: Arc<dyn Quota>, events: &Events, after: Duration) -> Arc<dyn
         }
     }
 }
+
+/// Threads for synchronous functions of a program, which may block: see [`run`](FunctionThreads::run). Clones share them.
+#[derive(Clone)]
+pub struct FunctionThreads(PluginThreads);
 
 struct Contained<P: ?Sized> {
     inner: Arc<P>,
@@ -163,6 +168,27 @@ impl PluginThreads {
 
     fn asked<W: Send + 'static, T: Send + 'static>(&self, watcher: W) -> Asked<W, T> {
         Asked { part: self.part(watcher), under_way: Mutex::new(None) }
+    }
+}
+
+// === impl FunctionThreads ===
+
+impl FunctionThreads {
+    /// Threads for the functions of `name`, which events show. A function that takes longer than `after` emits one.
+    pub fn new(name: impl Into<String>, events: &Events, after: Duration) -> Self {
+        FunctionThreads(PluginThreads::new(name.into(), events, after))
+    }
+
+    /// Calls `function` on one of the threads, or in place on a paused clock. `what` is shown if it blocks.
+    ///
+    /// # Errors
+    /// The function panicked.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        what: &str,
+        function: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Panicked> {
+        caught(self.0.run(what, async move { function() })).await
     }
 }
 

@@ -8,10 +8,15 @@ use chassis_config::{
     Control, ControlError, Moved, Overrides, Problem, Provenance, Record, Trial, Version, merge,
     tree::{Node, Path, Segment, Value},
 };
-use chassis_core::{Live, config::Text};
-use tokio::sync::watch;
+use chassis_core::{Live, Runtime, config::Text};
+use tokio::sync::{mpsc, watch};
 
+pub use self::change::{SettingChange, UnreadableSetting};
+use self::listener::{Listener, Swap};
 use crate::document::{ReadOnce, Reader};
+
+mod change;
+mod listener;
 
 /// The settings of a service: the origin of each, past versions, rollback, dry runs. Clones are of the same service.
 ///
@@ -44,13 +49,16 @@ struct Inner {
     started: Node,
     read_once: ReadOnce,
     listeners: Mutex<Vec<Arc<Listener>>>,
+    /// Versions that the listeners have still to be called for.
+    swaps: mpsc::UnboundedSender<Swap>,
+    runtime: Runtime,
 }
 
 /// The version in force.
 struct InForce {
     number: u64,
     hash: String,
-    tree: Node,
+    tree: Arc<Node>,
 }
 
 /// The effect that a text would have on a running service.
@@ -79,26 +87,6 @@ pub struct EffectiveSetting {
     pub origin: Provenance,
 }
 
-/// A setting that has changed, as a listener sees it. `Debug` shows no values, which may be secrets.
-#[derive(Clone)]
-#[non_exhaustive]
-pub struct SettingChange {
-    /// The version in force now.
-    pub version: u64,
-    /// Its path: `outbound.defaults.timeout`.
-    pub path: String,
-    /// The value before; `None` if no source set it.
-    pub old: Option<Value>,
-    /// The value now; `None` if no source sets it any more.
-    pub new: Option<Value>,
-}
-
-/// A function that is called for settings whose paths match.
-struct Listener {
-    pattern: Vec<String>,
-    call: Box<dyn Fn(&SettingChange) + Send + Sync>,
-}
-
 // === impl ConfigHandle ===
 
 impl ConfigHandle {
@@ -107,9 +95,12 @@ impl ConfigHandle {
         reader: Arc<Reader>,
         read_once: ReadOnce,
         version: &Version<D, T>,
+        runtime: &Runtime,
     ) -> Self {
         let Version { number, hash, tree, .. } = version;
-        let in_force = InForce { number: *number, hash: hash.clone(), tree: tree.clone() };
+        let in_force = InForce { number: *number, hash: hash.clone(), tree: Arc::new(tree.clone()) };
+        let (swaps, followed) = mpsc::unbounded_channel();
+        runtime.tasks().spawn(listener::call_for(followed));
         ConfigHandle(Arc::new(Inner {
             control,
             reader,
@@ -118,28 +109,21 @@ impl ConfigHandle {
             started: tree.clone(),
             read_once,
             listeners: Mutex::default(),
+            swaps,
+            runtime: runtime.clone(),
         }))
     }
 
-    /// A version was put in force: calls the listeners.
+    /// A version was put in force: has the listeners called.
     pub(crate) fn applied<D, T>(&self, version: &Version<D, T>) {
         let Version { number, hash, tree, .. } = version;
-        let before = self.0.in_force.get();
-        self.0.in_force.set(InForce { number: *number, hash: hash.clone(), tree: tree.clone() });
+        let (before, after) = (self.0.in_force.get().tree.clone(), Arc::new(tree.clone()));
+        self.0.in_force.set(InForce { number: *number, hash: hash.clone(), tree: after.clone() });
         self.0.applied.send_replace(*number);
         let listeners = self.0.listeners.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if listeners.is_empty() {
-            return;
-        }
-        for change in leaf_changes(&before.tree, tree, *number) {
-            for listener in &listeners {
-                if listener.is_for(&change.0) {
-                    // A panic of one listener does not affect the others.
-                    if let Err(panicked) = chassis_core::tasks::catch(|| (listener.call)(&change.1)) {
-                        tracing::error!(target: "chassis", "on_change of {}: {panicked}", change.1.path);
-                    }
-                }
-            }
+        if !listeners.is_empty() {
+            let swap = Swap { version: *number, before, after, listeners };
+            self.0.swaps.send(swap).ok(); // the process stops
         }
     }
 
@@ -239,21 +223,27 @@ impl ConfigHandle {
     /// version in the order of the document, then those of the next.
     ///
     /// In a pattern `*` stands for one key, and `**` for any number of them: `outbound.services.*.timeout`. Settings of
-    /// chassis and of your own sections are treated alike. The function is called once the version is in force, by the
-    /// task that follows the settings: it must not block. A panic is logged.
+    /// chassis and of your own sections are treated alike.
+    ///
+    /// Functions are called after the version was put in force, one after the other in the order of their registration, on
+    /// threads of their own. A panic is logged. A function that has not returned after 5 s is reported by
+    /// `Event::PluginBlocked`, and the others no longer wait for it: its own changes wait, 1,024 at most, further ones are
+    /// lost to it and logged.
     ///
     /// ```
+    /// use chassis::units::{PositiveSpan, Switch};
+    ///
     /// # async fn example(app: chassis::Chassis) {
     /// app.config().on_change("outbound.services.*.timeout", |change| {
-    ///     println!("{} {:?} -> {:?}", change.path, change.old, change.new);
+    ///     let timeout = change.new::<Switch<PositiveSpan>>(); // as in a document: `off`, or a length of time
+    ///     println!("{} {timeout:?}", change.path);
     /// });
     /// # }
     /// ```
     pub fn on_change(&self, pattern: &str, call: impl Fn(&SettingChange) + Send + Sync + 'static) {
-        let tree = &self.0.in_force.get().tree;
-        let pattern = Overrides::path(pattern, tree).unwrap_or_default();
-        let pattern = pattern.0.into_iter().map(|segment| Path(vec![segment]).key()).collect();
-        let listener = Arc::new(Listener { pattern, call: Box::new(call) });
+        let keys = Overrides::path(pattern, &self.0.in_force.get().tree).unwrap_or_default();
+        let keys = keys.0.into_iter().map(|segment| Path(vec![segment]).key()).collect();
+        let listener = Arc::new(Listener::new(pattern, keys, call, &self.0.runtime));
         self.0.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(listener);
     }
 
@@ -269,14 +259,6 @@ impl ConfigHandle {
 impl fmt::Debug for ConfigHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConfigHandle").field("version", &self.version()).finish_non_exhaustive()
-    }
-}
-
-fn leads_on(value: &Value) -> bool {
-    match value {
-        Value::Map(entries) => !entries.is_empty(),
-        Value::List(items) => !items.is_empty(),
-        _ => false,
     }
 }
 
@@ -309,91 +291,11 @@ fn inherited(path: &Path) -> Vec<Path> {
     found
 }
 
-/// The values that differ between two trees, with their paths: in the order of the new one, removed ones last.
-fn leaf_changes(old: &Node, new: &Node, version: u64) -> Vec<(Path, SettingChange)> {
-    let (before, after) = (old.leaves(), new.leaves());
-    let mut found = Vec::new();
-    let change = |path: &Path, old: Option<&Node>, new: Option<&Node>| {
-        let value = |node: Option<&Node>| node.map(|node| node.value.clone());
-        (path.clone(), SettingChange { version, path: path.to_string(), old: value(old), new: value(new) })
-    };
-    for (path, node) in &after {
-        // A table that took the place of a value has no value before.
-        let was = old.at(path).filter(|was| !leads_on(&was.value));
-        if was.is_none_or(|was| was.value != node.value) {
-            found.push(change(path, was, Some(node)));
-        }
-    }
-    for (path, node) in &before {
-        if new.at(path).is_none_or(|now| leads_on(&now.value)) {
-            found.push(change(path, Some(node), None));
-        }
-    }
-    found
-}
-
-// === impl SettingChange ===
-
-impl fmt::Debug for SettingChange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SettingChange")
-            .field("version", &self.version)
-            .field("path", &self.path)
-            .finish_non_exhaustive()
-    }
-}
-
 // === impl DryRun ===
 
 impl DryRun {
     /// Whether the text would be accepted.
     pub fn is_accepted(&self) -> bool {
         !self.problems.iter().any(Problem::is_error)
-    }
-}
-
-// === impl Listener ===
-
-impl Listener {
-    fn is_for(&self, path: &Path) -> bool {
-        let keys: Vec<String> = path.0.iter().map(|segment| Path(vec![segment.clone()]).key()).collect();
-        matches(&self.pattern, &keys)
-    }
-}
-
-/// Whether `pattern` matches the keys, or the first ones of them.
-fn matches(pattern: &[String], keys: &[String]) -> bool {
-    match (pattern.split_first(), keys.split_first()) {
-        (None, _) => true,
-        (Some((first, rest)), _) if first == "**" => {
-            matches(rest, keys) || keys.split_first().is_some_and(|(_, below)| matches(pattern, below))
-        }
-        (Some((first, rest)), Some((key, below))) => (first == "*" || first == key) && matches(rest, below),
-        (Some(_), None) => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[track_caller]
-    fn check(pattern: &str, path: &str, expected: bool) {
-        let keys = |text: &str| text.split('.').map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!(matches(&keys(pattern), &keys(path)), expected, "{pattern} {path}");
-    }
-
-    #[test]
-    fn patterns_match_paths_and_all_below() {
-        check("a.b", "a.b", true);
-        check("a.b", "a.b.c", true);
-        check("a.b", "a.bc", false);
-        check("a.b.c", "a.b", false);
-        check("a.*.c", "a.b.c", true);
-        check("a.*.c", "a.b.d.c", false);
-        check("a.**.c", "a.b.d.c", true);
-        check("a.**.c", "a.c", true);
-        check("**.c", "a.b.d", false);
-        check("**", "a", true);
     }
 }
