@@ -614,7 +614,7 @@ impl ChassisBuilder {
                 Change::Unreadable(_) | Change::Restored(_) | Change::Held(_) => {}
             }
         };
-        self.cli.answer(&version);
+        self.cli.answer(&version, &reader);
         let document = &version.document;
         let (chosen, registry) = match self.registry {
             Some(registry) => (None, registry),

@@ -102,7 +102,7 @@ pub mod protocol {
 pub mod settings {
     pub use crate::policy::{
         BUILT_IN_PICKERS, InboundOperationSettings, InboundSettings, LayerSwitch, ListenerSettings,
-        OperationSettings, OutboundSettings, Pickers, Problem, ServiceSettings, Settings,
+        OperationSettings, OutboundSettings, Pickers, Problem, ServiceSettings, Settings, defaults,
     };
 }
 

@@ -66,7 +66,10 @@ impl Cli {
         };
         let mut command = Command::new(name.to_owned())
             .arg(flag("check-config", "Checks the settings and exits: 0 if they can be used, 78 if not"))
-            .arg(flag("print-config", "Prints the settings in force, each with its origin, and exits"))
+            .arg(flag(
+                "print-config",
+                "Prints the settings in force with their origins and defaults, and exits",
+            ))
             .arg(flag("print-schema", "Prints the JSON Schema of the settings (draft 07), and exits"))
             .arg(
                 Arg::new("set")
@@ -122,7 +125,7 @@ impl Cli {
     }
 
     /// Answers what was asked about settings that can be used, and exits; returns if the program is to run.
-    pub(crate) fn answer<D, T>(&self, version: &Version<D, T>) {
+    pub(crate) fn answer<D, T>(&self, version: &Version<D, T>, reader: &Reader) {
         match self.ask {
             None => return,
             Some(Ask::Check) => {
@@ -130,7 +133,7 @@ impl Cli {
                 println!("the settings can be used; their hash is {}", version.hash);
             }
             Some(Ask::Schema) => return, // it was answered
-            Some(Ask::Print) => print!("{}", print::commented(&version.tree)),
+            Some(Ask::Print) => print!("{}", print::commented(&version.tree, &schema::of(&reader.tables()))),
         }
         process::exit(0)
     }
@@ -151,7 +154,7 @@ impl ChassisBuilder {
     /// | argument | |
     /// | --- | --- |
     /// | `--check-config` | checks the settings; exit code 0 or 78 |
-    /// | `--print-config` | prints the settings in force as YAML, with the origin of each; secrets are not shown |
+    /// | `--print-config` | prints the settings in force as YAML, with the origin of each, and as comments those that no source sets, with their defaults; secrets are not shown |
     /// | `--print-schema` | prints the JSON Schema of the settings, draft 07, with the kinds and sections of this program |
     /// | `--set path=value` | sets one setting over all sources; may be repeated |
     /// | `--explain C002` | explains the code of a problem |

@@ -30,7 +30,7 @@ impl Cli {
 
     pub(crate) fn answer_at_once(&self, _: &Reader) {}
 
-    pub(crate) fn answer<D, T>(&self, _: &Version<D, T>) {}
+    pub(crate) fn answer<D, T>(&self, _: &Version<D, T>, _: &Reader) {}
 
     pub(crate) fn refuse(&self, _: &StartError) {}
 }

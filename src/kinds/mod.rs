@@ -285,8 +285,8 @@ impl Kinds {
             problems.push(*wrong);
         }
         let part = part.then(Segment::Key(CENTERS.to_owned()));
-        let Some(centers) = tree.at(&part) else { return Vec::new() };
-        let Value::List(entries) = &centers.value else {
+        let Some((centers, value)) = value_of(tree, &part) else { return Vec::new() };
+        let Value::List(entries) = value else {
             problems.push(wrong_type(centers, part, "a list of config centers"));
             return Vec::new();
         };

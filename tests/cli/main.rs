@@ -51,16 +51,30 @@ fn the_command_line_answers() {
 
     let (code, out, _) = run(&["--print-config", "--set", "outbound.defaults.timeout=2s"]);
     let line = |value: &str, origin: &str| format!("{value:48} # {origin}\n");
-    let expected = [
-        "registry:\n".to_owned(),
-        line("  kind: \"memory\"", "builder"),
-        "shop:\n".to_owned(),
-        line("  discount: 5", "chassis.yaml:1:19"),
+    assert_eq!(code, 0);
+    for line in [
+        line("  kind: \"memory\"", "builder; The kind"),
+        line("  discount: 5", "chassis.yaml:1:19; Percent"),
         line("  token: \"***\"", "chassis.yaml:1:29"),
-        "outbound:\n  defaults:\n".to_owned(),
-        line("    timeout: 2s", "--set"),
-    ];
-    assert_eq!((code, out), (0, expected.concat()));
+        line("    timeout: 2s", "--set; The time that a call may take to the head of its answer; local, not sent with the call"),
+        line("      # attempts: 2", "default; The most attempts at a call, the first included, from 1 to 5"),
+        line("# shutdown:", "Time limits of a stop"),
+        line("#   deadline: 25s", "default; How long running calls may still take once no new ones are accepted"),
+    ] {
+        assert!(out.contains(&line), "{line} in\n{out}");
+    }
+    assert!(!out.contains("hunter2"), "{out}");
+
+    // What is printed are the same settings, also where defaults become settings.
+    write("shop: { discount: 5 }\noutbound: { services: { stock: { timeout: 1s } } }\n");
+    let hash = run(&["--check-config"]).1;
+    let (_, out, _) = run(&["--print-config"]);
+    write(&out);
+    assert_eq!(run(&["--check-config"]), (0, hash, String::new()));
+    write(&out.lines().map(|line| line.replacen("# ", "", usize::from(line.trim_start().starts_with("# "))) + "\n").collect::<String>());
+    let (code, out, error) = run(&["--check-config"]);
+    assert!(code == 0 && error.is_empty(), "{out}{error}");
+    write("shop: { discount: 5, token: \"${env:LOGIN}\" }\n");
 
     write("shop: { dicount: 5 }\noutbound: { defaults: { timeout: 300 } }\n");
     for arguments in [&["--check-config"][..], &["--print-config"], &[]] {

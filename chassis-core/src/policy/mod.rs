@@ -24,7 +24,7 @@ pub(crate) use self::concerns::concerns;
 pub use self::live_section::LiveSection;
 pub use self::settings::{
     InboundOperationSettings, InboundSettings, ListenerSettings, OperationSettings, OutboundSettings,
-    ServiceSettings, Settings,
+    ServiceSettings, Settings, defaults,
 };
 pub use crate::layer::{
     balance::{BUILT_IN_PICKERS, Pickers},
@@ -480,4 +480,38 @@ fn insert<T>(map: &Live<ByName<Arc<T>>>, key: Arc<str>, value: Arc<T>, most: usi
         }
         new
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Runtime;
+
+    /// Each concern's `default_of` is its `unwritten`: as settings the defaults change no rule.
+    #[tokio::test]
+    async fn defaults_as_settings_change_no_rule() {
+        let rules = |settings: &Settings| {
+            let runtime = Runtime::builder("orders").build().expect("the names of the metrics are free");
+            runtime.apply(settings, 1, "").expect("they fit together");
+            let policies = runtime.policies().get();
+            [policies.outbound(&"stock".into(), "a.B/C"), policies.inbound("a.B/C")].map(|policy| {
+                let Policy { breaker, node_breaker, failures, .. } = &*policy;
+                let circuits =
+                    (breaker.as_ref().map(|guard| *guard.config), node_breaker.as_deref().copied());
+                let retry = policy.retry.as_ref().map(|retry| (retry.config.clone(), retry.bounds.clone()));
+                let lists = (policy.rate_limits.len(), policy.routes.len(), policy.node_concurrency);
+                let off = (policy.fallback.is_none(), policy.concurrency.is_none());
+                format!(
+                    "{:?} {:?} {retry:?} {} {circuits:?} {failures:?} {lists:?} {off:?}",
+                    policy.timeout, policy.total_timeout, policy.idempotent
+                )
+            })
+        };
+        let (inbound, outbound) = defaults();
+        let outbound = OutboundSettings { defaults: outbound, ..OutboundSettings::default() };
+        let written = Settings { inbound, outbound, ..Settings::default() };
+        let (found, default) = (rules(&written), rules(&Settings::default()));
+        assert_eq!(found, default);
+        assert!(default[0].starts_with("Some(5s)") && default[1].starts_with("Some(30s)"), "{default:?}");
+    }
 }

@@ -6,8 +6,10 @@ use serde::{Deserialize, Serialize};
 use super::concerns;
 use crate::{
     layer::{self, balance::Pickers, fault::FaultConfig, own::LayerSwitch},
+    rule::Concern,
     section::Sections,
     types::{
+        Side,
         matching::Match,
         units::{PositiveSpan, Switch},
     },
@@ -123,3 +125,42 @@ macro_rules! keys {
 }
 
 concerns!(settings);
+
+/// Generates [`defaults`].
+macro_rules! defaults {
+    (both { $($both:tt)* } outbound { $($outbound:tt)* } service { $($service:tt)* }) => {
+        defaults! { @inbound { $($both)* } @outbound { $($both)* $($outbound)* $($service)* } }
+    };
+    (
+        @inbound { $(
+            $(#[$doc:meta])* $key:ident: $written:ty => { $($fields:tt)* } by $concern:ty
+            $(, seen as $(#[$view_doc:meta])* $view:ident: $view_type:ty)? ;
+        )* }
+        @outbound { $(
+            $(#[$out_doc:meta])* $out_key:ident: $out_written:ty => { $($out_fields:tt)* } by $out_concern:ty
+            $(, seen as $(#[$out_view_doc:meta])* $out_view:ident: $out_view_type:ty)? ;
+        )* }
+    ) => {
+        /// The settings of calls that have the same meaning as none at all: those of incoming calls, and those of every
+        /// service. Keys whose default can't be written are left out. A table without keys has the defaults of its keys.
+        ///
+        /// ```
+        /// let (inbound, outbound) = chassis_core::settings::defaults();
+        /// assert_eq!(inbound.timeout.unwrap().on().unwrap().to_string(), "30s");
+        /// assert_eq!(outbound.balance.as_deref(), Some("p2c"));
+        /// ```
+        pub fn defaults() -> (InboundSettings, ServiceSettings) {
+            let inbound = InboundSettings {
+                $( $key: <$concern as Concern>::default_of(Side::Server), )*
+                ..InboundSettings::default()
+            };
+            let outbound = ServiceSettings {
+                $( $out_key: <$out_concern as Concern>::default_of(Side::Client), )*
+                ..ServiceSettings::default()
+            };
+            (inbound, outbound)
+        }
+    };
+}
+
+concerns!(defaults);

@@ -1,5 +1,6 @@
 //! The interface by which a concern's rules are compiled and shown.
 use super::{Binding, Level, Look};
+use crate::types::Side;
 
 /// A concern with a key in the settings. `policy/concerns.rs` lists all of them.
 pub(crate) trait Concern {
@@ -14,6 +15,9 @@ pub(crate) trait Concern {
 
     /// The rule of a call without settings.
     fn none() -> Self::Rule;
+
+    /// The settings that have the same meaning as none at all; `None` if they can't be written.
+    fn default_of(side: Side) -> Option<Self::Written>;
 
     /// The defaults, for keys that are not set.
     fn unwritten(level: &Level<'_>) -> Self::Resolved;

@@ -2,7 +2,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{P2c, Picker, PickerFactory, Pickers, RandomPicker, RoundRobin};
-use crate::rule::{Binding, Concern, Level};
+use crate::{
+    rule::{Binding, Concern, Level},
+    types::Side,
+};
 
 /// Compiles `balance`.
 pub(crate) struct PickerRule;
@@ -28,6 +31,10 @@ impl Concern for PickerRule {
 
     fn none() -> Self::Rule {
         Balancer::new(Arc::new(P2c))
+    }
+
+    fn default_of(_: Side) -> Option<Self::Written> {
+        Some("p2c".to_owned())
     }
 
     fn unwritten(_: &Level<'_>) -> Self::Resolved {

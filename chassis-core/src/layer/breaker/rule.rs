@@ -197,6 +197,13 @@ impl Concern for BreakerRule {
         (None, None, FailureSet::server_faults())
     }
 
+    fn default_of(side: Side) -> Option<Self::Written> {
+        Some(match side {
+            Side::Client => Switch::On(BreakerPatch::default()),
+            Side::Server => Switch::Off,
+        })
+    }
+
     fn unwritten(level: &Level<'_>) -> Resolved {
         Resolved::new((level.side == Side::Client).then(BreakerConfig::default), false)
     }

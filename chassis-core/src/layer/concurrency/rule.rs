@@ -61,6 +61,10 @@ impl Concern for ConcurrencyRule {
         (None, None)
     }
 
+    fn default_of(_: Side) -> Option<Self::Written> {
+        Some(Switch::Off)
+    }
+
     fn unwritten(level: &Level<'_>) -> Resolved {
         Resolved { config: None, is_own: false, reporter: level.reporter() }
     }

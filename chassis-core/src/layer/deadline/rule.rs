@@ -25,11 +25,12 @@ impl Concern for TimeoutRule {
         None
     }
 
+    fn default_of(side: Side) -> Option<Self::Written> {
+        PositiveSpan::new(default_timeout(side)).map(Switch::On)
+    }
+
     fn unwritten(level: &Level<'_>) -> Self::Resolved {
-        Some(match level.side {
-            Side::Client => DEFAULT_TIMEOUT,
-            Side::Server => DEFAULT_INBOUND_TIMEOUT,
-        })
+        Some(default_timeout(level.side))
     }
 
     fn overlay(resolved: &mut Self::Resolved, written: &Self::Written, _: &mut Level<'_>) {
@@ -50,6 +51,10 @@ impl Concern for TotalTimeoutRule {
         None
     }
 
+    fn default_of(_: Side) -> Option<Self::Written> {
+        Some(Switch::Off)
+    }
+
     fn unwritten(_: &Level<'_>) -> Self::Resolved {
         None
     }
@@ -60,5 +65,12 @@ impl Concern for TotalTimeoutRule {
 
     fn rule(resolved: &Self::Resolved, _: &mut Binding<'_>) -> Self::Rule {
         *resolved
+    }
+}
+
+fn default_timeout(side: Side) -> Duration {
+    match side {
+        Side::Client => DEFAULT_TIMEOUT,
+        Side::Server => DEFAULT_INBOUND_TIMEOUT,
     }
 }

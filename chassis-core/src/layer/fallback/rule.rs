@@ -83,6 +83,10 @@ impl Concern for FallbackRule {
         None
     }
 
+    fn default_of(_: Side) -> Option<Self::Written> {
+        Some(Switch::Off)
+    }
+
     fn unwritten(_: &Level<'_>) -> Self::Resolved {
         None
     }

@@ -56,6 +56,10 @@ impl Concern for LayersRule {
         Switched::default()
     }
 
+    fn default_of(_: Side) -> Option<Self::Written> {
+        Some(BTreeMap::new())
+    }
+
     fn unwritten(_: &Level<'_>) -> Switched {
         Switched::default()
     }

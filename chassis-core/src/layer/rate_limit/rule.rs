@@ -71,6 +71,10 @@ impl Concern for RateLimitRule {
         Arc::new([])
     }
 
+    fn default_of(_: Side) -> Option<Self::Written> {
+        Some(Vec::new())
+    }
+
     fn unwritten(_: &Level<'_>) -> Self::Resolved {
         Arc::new([])
     }

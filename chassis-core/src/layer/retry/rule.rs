@@ -51,6 +51,13 @@ impl Concern for RetryRule {
         None
     }
 
+    fn default_of(side: Side) -> Option<Self::Written> {
+        Some(match side {
+            Side::Client => Switch::On(RetryPatch::default()),
+            Side::Server => Switch::Off,
+        })
+    }
+
     fn unwritten(level: &Level<'_>) -> Resolved {
         let config = (level.side == Side::Client).then(Arc::default);
         Resolved { config, reporter: level.reporter() }
@@ -83,6 +90,10 @@ impl Concern for IdempotentRule {
 
     fn none() -> bool {
         false
+    }
+
+    fn default_of(_: Side) -> Option<Self::Written> {
+        None // it follows from the method or the proto
     }
 
     fn unwritten(_: &Level<'_>) -> Self::Resolved {

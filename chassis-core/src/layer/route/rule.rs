@@ -6,7 +6,7 @@ use crate::{
     metrics::CallCounter,
     random::Random,
     rule::{Binding, Concern, Level},
-    types::{Fallback, LabelSet, matching::Matcher},
+    types::{Fallback, LabelSet, Side, matching::Matcher},
 };
 
 /// A compiled rule.
@@ -167,6 +167,10 @@ impl Concern for RouteRule {
 
     fn none() -> Self::Rule {
         Arc::new([])
+    }
+
+    fn default_of(_: Side) -> Option<Self::Written> {
+        Some(Vec::new())
     }
 
     fn unwritten(_: &Level<'_>) -> Self::Resolved {
