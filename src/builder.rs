@@ -567,7 +567,7 @@ impl ChassisBuilder {
             Keep::ByDefault => LastGood::of_service(&self.name, &base.environment),
         };
         let loader = Loader::reading(read, move |document: &Document| check(&checker, document));
-        let mut loader = base.under(loader);
+        let mut loader = base.under(loader).renamed(centers::renames(&reader));
         // Questions of the command line are about the settings as they are written.
         let guard =
             last_good.clone().filter(|_| (is_named || !centers.is_empty()) && !self.cli.is_question());

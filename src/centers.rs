@@ -2,7 +2,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use chassis_config::{Change, Code, Loader, Refusal, tree::Node};
+use chassis_config::{Change, Code, Loader, Refusal, Renamed, tree::Node};
 use chassis_core::{
     BoxError, Event, Events, Random,
     config::{ConfigSource, ConfigWatcher, SourceError, Text},
@@ -59,7 +59,7 @@ pub(crate) async fn named(reader: &Arc<Reader>, base: &Base) -> Result<(Vec<Cent
     let of_centers = reader.clone();
     let read = move |tree: &Node| of_centers.read_centers(tree);
     let check = |centers: &Vec<Center>| Ok((centers.clone(), Vec::new()));
-    let mut loader = base.under(Loader::reading(read, check));
+    let mut loader = base.under(Loader::reading(read, check)).renamed(renames(reader));
     loop {
         match loader.next().await {
             Change::Applied(version) => return Ok((version.value, keep(&version.tree))),
@@ -74,11 +74,18 @@ pub(crate) async fn named(reader: &Arc<Reader>, base: &Base) -> Result<(Vec<Cent
     }
 }
 
+/// The keys that have new names.
+pub(crate) fn renames(reader: &Arc<Reader>) -> impl Fn(&Node) -> Vec<Renamed> + Send + Sync + 'static {
+    let reader = reader.clone();
+    move |tree| reader.renamed(tree)
+}
+
 /// `refusal` with the other problems of the texts that it is about: they are to be corrected together.
 async fn with_others(mut refusal: Refusal, reader: &Arc<Reader>, base: &Base) -> Refusal {
-    let reader = reader.clone();
-    let read = move |tree: &Node| reader.read(tree);
-    let mut loader = base.under(Loader::reading(read, |_: &Document| Ok(((), Vec::new())))).partial();
+    let whole = reader.clone();
+    let read = move |tree: &Node| whole.read(tree);
+    let loader = base.under(Loader::reading(read, |_: &Document| Ok(((), Vec::new()))));
+    let mut loader = loader.renamed(renames(reader)).partial();
     loop {
         match loader.next().await {
             Change::Refused(all) => {

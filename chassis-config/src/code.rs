@@ -33,13 +33,15 @@ pub enum Code {
     TooLarge,
     /// `C014`: a source can't be read.
     Unreadable,
+    /// `C015`: a key has a new name. A warning.
+    Deprecated,
 }
 
 // === impl Code ===
 
 impl Code {
     /// All codes, in the order of their numbers.
-    pub const ALL: [Code; 14] = [
+    pub const ALL: [Code; 15] = [
         Code::Syntax,
         Code::UnknownKey,
         Code::UnknownWord,
@@ -54,6 +56,7 @@ impl Code {
         Code::SetPath,
         Code::TooLarge,
         Code::Unreadable,
+        Code::Deprecated,
     ];
 
     /// The code that is written `C002`, in any case.

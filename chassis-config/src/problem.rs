@@ -29,6 +29,8 @@ pub struct Problem {
     pub allowed: Vec<String>,
     /// The allowed value that was probably meant.
     pub nearest: Option<String>,
+    /// The key that is to be written at the position instead, if that is certain: `--check-config --fix` writes it.
+    pub rewrite: Option<String>,
 }
 
 /// Whether a document with this problem is used.
@@ -57,6 +59,7 @@ impl Problem {
             message: message.into(),
             allowed: Vec::new(),
             nearest: None,
+            rewrite: None,
         }
     }
 

@@ -64,6 +64,12 @@ pub trait Kind: Send + Sync + 'static {
         serde_json::json!({})
     }
 
+    /// Keys of the table that have new names: path and new name. The old one is read as the new one, with a warning; see
+    /// [`Section::renamed`](crate::Section::renamed). Default: none.
+    fn renamed(&self) -> &[(&str, &str)] {
+        &[]
+    }
+
     /// Reports problems of settings that could be read. Paths are relative to the table: `services.stock[0]`.
     /// Default: none.
     fn check(&self, config: &Self::Config) -> Vec<Problem> {

@@ -42,6 +42,7 @@ pub struct Section<T, C = T> {
     compile: Box<Compile<T, C>>,
     read_once: bool,
     schema: serde_json::Value,
+    renamed: Vec<(String, String)>,
 }
 
 type Compile<T, C> = dyn Fn(C) -> Result<T, Vec<Problem>> + Send + Sync;
@@ -73,7 +74,13 @@ impl<T: Send + Sync + 'static, C: 'static> Section<T, C> {
         compile: impl Fn(C) -> Result<T, Vec<Problem>> + Send + Sync + 'static,
     ) -> Self {
         let schema = serde_json::json!({});
-        Section { name: name.into(), compile: Box::new(compile), read_once: false, schema }
+        Section {
+            name: name.into(),
+            compile: Box::new(compile),
+            read_once: false,
+            schema,
+            renamed: Vec::new(),
+        }
     }
 
     /// Adds a check that may refuse the section. Paths of problems are relative to the section.
@@ -100,6 +107,27 @@ impl<T: Send + Sync + 'static, C: 'static> Section<T, C> {
     )]
     pub fn schema(self, schema: serde_json::Value) -> Self {
         Section { schema, ..self }
+    }
+
+    /// A key that has a new name: the old one is read as the new one, with a warning, and the command line's
+    /// `--check-config --fix` renames it. Remove the line with the next major version of the program.
+    ///
+    /// In the path, which is relative to the section, `*` stands for one key that people choose, and `[*]` for each item of a
+    /// list. Only the last key has a new name: it stays in its table.
+    ///
+    /// ```
+    /// # use chassis_core::Section;
+    /// # #[derive(serde::Deserialize)] struct Shop {}
+    /// let shop = Section::<Shop>::new("shop").renamed("discont", "discount").renamed("tiers[*].min", "at_least");
+    /// ```
+    pub fn renamed(mut self, path: &str, new: &str) -> Self {
+        self.renamed.push((path.to_owned(), new.to_owned()));
+        self
+    }
+
+    /// The paths of its keys that have new names, and these.
+    pub fn renamed_keys(&self) -> &[(String, String)] {
+        &self.renamed
     }
 
     /// Its JSON Schema.

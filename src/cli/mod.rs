@@ -6,6 +6,7 @@ use clap::{Arg, ArgAction, Command};
 
 use crate::{ChassisBuilder, StartError, document::Reader};
 
+mod fix;
 mod print;
 mod schema;
 
@@ -26,6 +27,8 @@ pub(crate) struct Cli {
     is_on: bool,
     /// `None`: the program runs.
     ask: Option<Ask>,
+    /// Deprecated keys are renamed in the files.
+    fixes: bool,
     set: Vec<String>,
 }
 
@@ -72,6 +75,10 @@ impl Cli {
             ))
             .arg(flag("print-schema", "Prints the JSON Schema of the settings (draft 07), and exits"))
             .arg(
+                flag("fix", "With --check-config: gives deprecated keys their new names, in the files")
+                    .requires("check-config"),
+            )
+            .arg(
                 Arg::new("set")
                     .long("set")
                     .value_name("PATH=VALUE")
@@ -102,7 +109,7 @@ impl Cli {
                 return Err(command.error(clap::error::ErrorKind::InvalidValue, why));
             }
         }
-        Ok(Ok(Cli { is_on: true, ask, set }))
+        Ok(Ok(Cli { is_on: true, ask, fixes: found.get_flag("fix"), set }))
     }
 
     /// `overrides`, with those of the command line.
@@ -131,6 +138,11 @@ impl Cli {
             Some(Ask::Check) => {
                 version.warnings.iter().for_each(|warning| eprintln!("{warning}"));
                 println!("the settings can be used; their hash is {}", version.hash);
+                if self.fixes {
+                    let (said, has_failed) = fix::files(&version.warnings, &reader.renamed(&version.tree));
+                    said.iter().for_each(|line| println!("{line}"));
+                    process::exit(i32::from(has_failed));
+                }
             }
             Some(Ask::Schema) => return, // it was answered
             Some(Ask::Print) => print!("{}", print::commented(&version.tree, &schema::of(&reader.tables()))),
@@ -154,12 +166,13 @@ impl ChassisBuilder {
     /// | argument | |
     /// | --- | --- |
     /// | `--check-config` | checks the settings; exit code 0 or 78 |
+    /// | `--check-config --fix` | gives deprecated keys their new names, in the files; the rest of them stays as it is |
     /// | `--print-config` | prints the settings in force as YAML, with the origin of each, and as comments those that no source sets, with their defaults; secrets are not shown |
     /// | `--print-schema` | prints the JSON Schema of the settings, draft 07, with the kinds and sections of this program |
     /// | `--set path=value` | sets one setting over all sources; may be repeated |
     /// | `--explain C002` | explains the code of a problem |
     ///
-    /// The first three are answered by [`build`](ChassisBuilder::build), which then exits; the program's own work begins
+    /// The settings are checked and printed by [`build`](ChassisBuilder::build), which then exits; the program's own work begins
     /// after it. Settings that can't be used end the process with exit code 78 (`EX_CONFIG`), their problems on stderr.
     /// Other arguments are refused: a program with arguments of its own uses [`set`](ChassisBuilder::set) instead.
     ///
@@ -238,6 +251,11 @@ mod tests {
             r#"Some(Check) ["a=1", "b.c=2"]"#
         );
         assert_eq!(read(&["--print-config"]), "Some(Print) []");
+        assert!(
+            read(&["--fix"]).starts_with("error: the following required arguments"),
+            "{}",
+            read(&["--fix"])
+        );
         assert_eq!(read(&["--explain", "c012"]), "C012");
         assert!(read(&["--explain", "C999"]).starts_with("error: no code `C999`; there are C001, C002"));
         assert_eq!(read(&["--set", "a"]), "error: `a` is no setting; write `path=value`");

@@ -76,7 +76,7 @@ impl<'a> Printer<'a> {
         }
         let properties = table.and_then(|table| table.get("properties")?.as_object());
         for (key, schema) in properties.into_iter().flatten().filter(|_| is_whole) {
-            if node.entry(key).is_none() {
+            if node.entry(key).is_none() && !is_deprecated(schema) {
                 self.unset(key, schema, path, Place { depth, comment: Some(depth) });
             }
         }
@@ -120,7 +120,7 @@ impl<'a> Printer<'a> {
         place: Place,
     ) {
         self.line(place, key, "", "", about);
-        for (key, schema) in properties {
+        for (key, schema) in properties.iter().filter(|(_, schema)| !is_deprecated(schema)) {
             self.unset(key, schema, path, Place { depth: place.depth + 1, ..place });
         }
     }
@@ -197,6 +197,10 @@ impl<'a> Printer<'a> {
 fn is_optional(schema: &Json) -> bool {
     let any = schema.get("anyOf").and_then(Json::as_array);
     any.is_some_and(|any| any.iter().any(|one| one.get("type").is_some_and(|of| of == "null")))
+}
+
+fn is_deprecated(schema: &Json) -> bool {
+    schema.get("deprecated").is_some_and(|deprecated| deprecated == true)
 }
 
 /// The value of an entry on its line.

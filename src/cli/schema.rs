@@ -2,6 +2,7 @@
 //! with what its reader does beside the types.
 use std::collections::BTreeMap;
 
+use chassis_config::Renamed;
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -18,7 +19,7 @@ const RELOAD: &str = "x-reload";
 /// The keys of a kind's table that are reloaded, until the schema is marked.
 const LIVE: &str = "x-live";
 /// Keywords that describe a schema, and stay outside when it gets alternatives.
-const ANNOTATIONS: [&str; 4] = ["description", "default", "examples", "title"];
+const ANNOTATIONS: [&str; 5] = ["description", "default", "deprecated", "examples", "title"];
 /// Keywords with a map of schemas, with one schema, and with a list of schemas.
 const MAPS: [&str; 2] = ["properties", "patternProperties"];
 const ONES: [&str; 3] = ["additionalProperties", "items", "not"];
@@ -104,14 +105,14 @@ pub(super) fn of(tables: &Tables) -> Value {
         "additionalProperties": false,
     });
     put("config", config, &mut known);
-    for (name, _, schema) in &tables.sections {
-        put(name, schema.clone(), &mut known);
+    for section in &tables.sections {
+        put(&section.name, with_old_names(section.schema.clone(), &section.renamed), &mut known);
     }
     let mut marker = Marker { known, used: BTreeMap::new() };
     if let Some(properties) = root["properties"].as_object_mut() {
         for (key, schema) in properties {
-            let section = tables.sections.iter().find(|(name, ..)| name == key);
-            let is_read_once = section.map_or(READ_ONCE.contains(&&**key), |(_, once, _)| *once);
+            let section = tables.sections.iter().find(|section| section.name == *key);
+            let is_read_once = section.map_or(READ_ONCE.contains(&&**key), |section| section.is_read_once);
             let reload = if is_read_once { Reload::Restart } else { Reload::Live };
             accept(schema, false);
             marker.mark(schema, reload);
@@ -144,7 +145,9 @@ fn kinds(
 ) -> Value {
     let table = |kind: &Described| {
         let schema = match &kind.schema {
-            Value::Object(schema) if schema.contains_key("properties") => kind.schema.clone(),
+            Value::Object(schema) if schema.contains_key("properties") => {
+                with_old_names(kind.schema.clone(), &kind.renamed)
+            }
             _ => json!({ "type": "object", "properties": {} }),
         };
         let mut schema = hoist(schema, &format!("{place}.{}", kind.name), known);
@@ -164,6 +167,54 @@ fn kinds(
         [] => json!({ "not": {} }),
         kinds => json!({ "anyOf": kinds.iter().map(table).collect::<Vec<_>>() }),
     }
+}
+
+/// Adds the old names of keys that have new ones, as deprecated.
+fn with_old_names(mut schema: Value, all: &[Renamed]) -> Value {
+    for renamed in all {
+        let Some(table) = place_of(&schema, renamed).and_then(|place| schema.pointer_mut(&place)) else {
+            continue;
+        };
+        let Some(mut old) = table["properties"].get(renamed.new_name()).cloned() else { continue };
+        old["deprecated"] = true.into();
+        old["description"] = format!("Deprecated: it is now called `{}`.", renamed.new_name()).into();
+        table["properties"][renamed.old()] = old;
+        // Either of them will do.
+        if let Some(required) = table["required"].as_array_mut() {
+            required.retain(|key| key != renamed.new_name());
+        }
+    }
+    schema
+}
+
+/// The pointer to the table of a key that has a new name.
+fn place_of(schema: &Value, renamed: &Renamed) -> Option<String> {
+    let mut place = table_at(schema, String::new())?;
+    for step in renamed.table() {
+        place = table_at(
+            schema,
+            match step.as_str() {
+                "*" => format!("{place}/additionalProperties"),
+                "[*]" => format!("{place}/items"),
+                key => format!("{place}/properties/{}", key.replace('~', "~0").replace('/', "~1")),
+            },
+        )?;
+    }
+    Some(place)
+}
+
+/// The pointer to the table or the list that the schema at `place` is, or refers to, or has among its alternatives.
+fn table_at(schema: &Value, place: String) -> Option<String> {
+    let here = schema.pointer(&place)?.as_object()?;
+    if let Some(name) = here.get("$ref").and_then(Value::as_str).and_then(|to| to.strip_prefix(DEFINITIONS)) {
+        return table_at(schema, format!("/definitions/{name}"));
+    }
+    if ["properties", "additionalProperties", "items"].iter().any(|key| here.contains_key(*key)) {
+        return Some(place);
+    }
+    let (choice, all) =
+        ["anyOf", "allOf", "oneOf"].iter().find_map(|key| Some((key, here.get(*key)?.as_array()?)))?;
+    (0..all.len()).find_map(|at| table_at(schema, format!("{place}/{choice}/{at}")))
 }
 
 /// Moves the definitions of a schema to `known`, below a name of their own.
@@ -307,7 +358,8 @@ fn tidy(object: &mut Map<String, Value>) {
             property.entry("description").or_insert(description.clone());
         }
     }
-    if object.get("default").is_some_and(|default| default.is_null() || default.is_object()) {
+    let is_long = |default: &Value| default.as_object().is_some_and(|table| !table.is_empty());
+    if object.get("default").is_some_and(|default| default.is_null() || is_long(default)) {
         object.remove("default");
     }
     object.remove("title");

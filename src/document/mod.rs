@@ -5,6 +5,7 @@ mod listen;
 mod messages;
 mod propagate;
 mod read;
+mod renamed;
 mod service;
 mod unseen;
 

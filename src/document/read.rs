@@ -6,7 +6,8 @@ use serde::{
 };
 
 use super::{
-    DiscoverySection, Document, Problem, ReadOnce, read_part,
+    DiscoverySection, Document, Problem, ReadOnce, Renamed, read_part,
+    renamed::RENAMED,
     tree::{Node, Path},
 };
 use crate::{
@@ -82,6 +83,13 @@ impl Reader {
             Document { config, registry, discovery, pickers, sections, ..document }
         };
         (sound.map(whole), problems)
+    }
+
+    /// The keys that have new names, where the tables of `tree` choose their kinds: chassis' own, and those of sections and
+    /// kinds.
+    pub(crate) fn renamed(&self, tree: &Node) -> Vec<Renamed> {
+        let own = RENAMED.iter().map(|(path, new, _)| Renamed::new(path, new));
+        own.chain(self.0.renamed(tree)).collect()
     }
 
     /// Reads the config centers of a tree, and nothing else: the rest of the settings is not whole without them.

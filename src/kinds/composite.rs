@@ -93,7 +93,7 @@ impl ReadKind<Arc<dyn Registry>> for CompositeKind {
             "required": [MEMBERS],
             "additionalProperties": false,
         });
-        Described { name: "composite".to_owned(), schema, live: Vec::new() }
+        Described { name: "composite".to_owned(), schema, live: Vec::new(), renamed: Vec::new() }
     }
 
     fn read(

@@ -6,7 +6,7 @@ use std::{
 };
 
 use chassis_config::{
-    Code, Finding, Problem, read_part,
+    Code, Finding, Problem, Renamed, read_part,
     tree::{Layer, Node, Path, Segment, Value},
 };
 use chassis_core::{
@@ -54,6 +54,10 @@ pub trait Port: Sized + Send + Sync + 'static {
 trait ReadKind<M>: Send + Sync {
     fn name(&self) -> &str;
     fn described(&self) -> Described;
+    /// Keys of the table that have new names.
+    fn renamed(&self) -> Vec<Renamed> {
+        Vec::new()
+    }
     /// Reads the table at `part`, or returns the problems. The keys `beside` are not the kind's own.
     /// `kinds` are all kinds of the port, for a kind that consists of others.
     fn read(
@@ -70,6 +74,7 @@ trait ReadSection: Send + Sync {
     fn name(&self) -> &str;
     fn is_read_once(&self) -> bool;
     fn schema(&self) -> &serde_json::Value;
+    fn renamed(&self) -> Vec<Renamed>;
     /// Adds the section to `sections`, or returns the problems.
     fn read(&self, tree: &Node, sections: &mut Sections) -> Result<(), Vec<Problem>>;
 }
@@ -85,6 +90,7 @@ pub(crate) struct Described {
     pub(crate) schema: serde_json::Value,
     /// Keys that can change while what it made is in use.
     pub(crate) live: Vec<String>,
+    pub(crate) renamed: Vec<Renamed>,
 }
 
 /// All kinds and sections, as the schema of the settings shows them.
@@ -93,8 +99,16 @@ pub(crate) struct Tables {
     pub(crate) registries: Vec<Described>,
     pub(crate) centers: Vec<Described>,
     pub(crate) pickers: Vec<Described>,
-    /// The name of each section, whether it is read once, and its schema.
-    pub(crate) sections: Vec<(String, bool, serde_json::Value)>,
+    pub(crate) sections: Vec<DescribedSection>,
+}
+
+/// A section, as the schema of the settings shows it.
+#[allow(dead_code, reason = "for the command line, which a build may be without")]
+pub(crate) struct DescribedSection {
+    pub(crate) name: String,
+    pub(crate) is_read_once: bool,
+    pub(crate) schema: serde_json::Value,
+    pub(crate) renamed: Vec<Renamed>,
 }
 
 /// A kind with its settings, as a table chose it.
@@ -188,8 +202,11 @@ impl Kinds {
     /// All of them, for the schema.
     #[allow(dead_code, reason = "for the command line, which a build may be without")]
     pub(crate) fn tables(&self) -> Tables {
-        let section = |section: &dyn ReadSection| {
-            (section.name().to_owned(), section.is_read_once(), section.schema().clone())
+        let section = |section: &dyn ReadSection| DescribedSection {
+            name: section.name().to_owned(),
+            is_read_once: section.is_read_once(),
+            schema: section.schema().clone(),
+            renamed: section.renamed(),
         };
         Tables {
             registries: self.registries.described(),
@@ -197,6 +214,33 @@ impl Kinds {
             pickers: self.pickers.described(),
             sections: self.sections.iter().map(|read| section(&**read)).collect(),
         }
+    }
+
+    /// The keys of sections and kinds that have new names, where the tables of `tree` choose them.
+    pub(crate) fn renamed(&self, tree: &Node) -> Vec<Renamed> {
+        let mut found = Vec::new();
+        for section in &self.sections {
+            let part = Path::of([section.name()]);
+            found.extend(section.renamed().into_iter().map(|renamed| renamed.within(&part)));
+        }
+        found.extend(self.registries.renamed(tree, Path::of(["registry"])));
+        let centers = Path::of(["config", CENTERS]);
+        if let Some(Value::List(all)) = tree.at(&centers).map(|node| &node.value) {
+            found.extend(
+                (0..all.len()).flat_map(|at| self.centers.renamed(tree, centers.then(Segment::Index(at)))),
+            );
+        }
+        let keys = |part: &Path| {
+            let entries = tree.at(part).map(Node::entries).unwrap_or_default();
+            entries.iter().map(|entry| part.then(Segment::Key(entry.key.clone()))).collect::<Vec<_>>()
+        };
+        for picker in keys(&Path::of(["pickers"])) {
+            found.extend(self.pickers.renamed(tree, picker));
+        }
+        for service in keys(&Path::of(["discovery", "services"])) {
+            found.extend(self.registries.renamed(tree, service.then(Segment::Key(REGISTRY.to_owned()))));
+        }
+        found
     }
 
     pub(crate) fn section_names(&self) -> impl Iterator<Item = &str> {
@@ -513,6 +557,16 @@ impl<M: 'static> Table<M> {
         self.0.iter().map(|kind| kind.described()).collect()
     }
 
+    /// The keys that have new names in the table at `part`, according to its `kind`.
+    fn renamed(&self, tree: &Node, part: Path) -> Vec<Renamed> {
+        let kind = tree.at(&part).and_then(|table| match &table.entry(KIND)?.node.value {
+            Value::Plain(word) | Value::Quoted(word) => self.0.iter().find(|kind| kind.name() == word),
+            _ => None,
+        });
+        let renamed = kind.map(|kind| (kind.name(), kind.renamed())).into_iter();
+        renamed.flat_map(|(kind, all)| all.into_iter().map(|one| one.within(&part).of_kind(kind))).collect()
+    }
+
     /// Reads the table at `part` as its `kind` requires.
     fn read(&self, tree: &Node, part: &Path, beside: &[&str]) -> Result<Chosen<M>, Vec<Problem>> {
         let Some(table) = tree.at(part) else { return Err(Vec::new()) };
@@ -559,7 +613,16 @@ impl<K: Kind> ReadKind<K::Made> for Readable<K> {
 
     fn described(&self) -> Described {
         let live = self.0.live().iter().map(|key| (*key).to_owned()).collect();
-        Described { name: self.0.name().to_owned(), schema: self.0.schema(), live }
+        Described {
+            name: self.0.name().to_owned(),
+            schema: self.0.schema(),
+            live,
+            renamed: ReadKind::renamed(self),
+        }
+    }
+
+    fn renamed(&self) -> Vec<Renamed> {
+        self.0.renamed().iter().map(|(path, new)| Renamed::new(path, new)).collect()
     }
 
     fn read(
@@ -604,6 +667,10 @@ impl<T: Send + Sync + 'static, C: DeserializeOwned + 'static> ReadSection for Se
 
     fn schema(&self) -> &serde_json::Value {
         self.json_schema()
+    }
+
+    fn renamed(&self) -> Vec<Renamed> {
+        self.renamed_keys().iter().map(|(path, new)| Renamed::new(path, new)).collect()
     }
 
     fn read(&self, tree: &Node, sections: &mut Sections) -> Result<(), Vec<Problem>> {

@@ -137,7 +137,7 @@ async fn one_look_shows_the_problems_of_all_files() {
     let errors = [
         ("C001", "shop.d/1.yaml:1:21"),
         ("C001", "shop.prod.yaml:1:1"),
-        ("C004", "shop.yaml:2:23"),
+        ("C004", "shop.yaml:2:22"),
         ("C006", "shop.yaml:1:34"),
         ("C002", "shop.d/2.yaml:1:9"),
     ];
@@ -155,5 +155,53 @@ async fn one_look_shows_the_problems_of_all_files() {
     let why = refused(builder(dir.path(), &[("CHASSIS_PROFILE", "prod")])).await;
     let found: Vec<_> = why.lines().filter_map(|line| line.strip_prefix("error[")).collect();
     let codes: Vec<_> = found.iter().map(|line| &line[..4]).collect();
-    assert_eq!(codes, ["C006", "C004", "C002", "C005"], "{why}");
+    assert_eq!(codes, ["C002", "C005", "C004", "C006"], "{why}");
+}
+
+/// Old names of keys, of a section and of a kind, in every source: the later source wins, whatever name it uses.
+#[tokio::test]
+async fn old_names_are_read_in_every_source() {
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Table {
+        path: String,
+    }
+    struct TableKind;
+    impl chassis::Kind for TableKind {
+        type Config = Table;
+        type Made = std::sync::Arc<dyn chassis::registry::Registry>;
+        fn name(&self) -> &str {
+            "table"
+        }
+        fn renamed(&self) -> &[(&str, &str)] {
+            &[("file", "path")]
+        }
+        fn make(&self, table: &Table) -> Result<Self::Made, chassis::BoxError> {
+            assert_eq!(table.path, "a");
+            Ok(std::sync::Arc::new(chassis::registries::MemoryRegistry::new()))
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    write(
+        dir.path(),
+        "shop.yaml",
+        "registry: { kind: table, file: a }\nshop: { written: file, directory: old }\n",
+    );
+    write(dir.path(), "shop.d/1.yaml", "shop: { file: directory }\n");
+    let with = |variables: &[(&str, &str)]| {
+        Chassis::builder("shop")
+            .config_file(dir.path().join("shop.yaml"))
+            .environment(Environment::of(variables.iter().copied()))
+            .kind(TableKind)
+            .section(Section::<Shop>::new("shop").renamed("written", "file").renamed("varied", "environment"))
+    };
+    let app = with(&[("CHASSIS_SHOP__VARIED", "variable")]).set("shop.varied", "set").build().await.unwrap();
+    let shop = app.settings::<Shop>("shop").unwrap().get();
+    assert_eq!((&*shop.file, &*shop.directory, &*shop.environment), ("directory", "old", "set"));
+    // The settings are known by their new names.
+    let origin = |path: &str| app.config().origin(path).map(|origin| origin.to_string());
+    assert_eq!(origin("shop.environment").as_deref(), Some("--set"));
+    assert_eq!(origin("shop.varied"), None);
+    let why = refused(with(&[("CHASSIS_SHOP__VARIED", "a"), ("CHASSIS_SHOP__ENVIRONMENT", "b")])).await;
+    assert!(why.contains("`varied` is the former name of `environment`, and both are here"), "{why}");
 }

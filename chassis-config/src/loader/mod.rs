@@ -43,6 +43,7 @@ use crate::{
     interpolate::{Ciphers, Decrypt, Resolved},
     merge::merge,
     problem::Problem,
+    rename::{Renamed, renamed},
     tree::{Layer, Node, Origin, Path, Segment, Span},
     version::{Version, changes, hash},
 };
@@ -84,6 +85,7 @@ pub struct Loader<D, T> {
     ciphers: Ciphers,
     /// The files that values were read from.
     files: Files,
+    renamed: Option<Box<Renames>>,
     read: Read<D>,
     check: Check<D, T>,
     /// A source has changed since the last version was made.
@@ -112,6 +114,9 @@ pub struct Loader<D, T> {
 
 /// Makes a document from a tree.
 type Read<D> = Box<dyn Fn(&Node) -> (Option<D>, Vec<Problem>) + Send + Sync>;
+
+/// The keys that have new names, in a merged tree.
+type Renames = dyn Fn(&Node) -> Vec<Renamed> + Send + Sync;
 
 /// Makes a value from a document: with warnings, or errors.
 type Check<D, T> = Box<dyn Fn(&D) -> Result<(T, Vec<Finding>), Vec<Finding>> + Send + Sync>;
@@ -182,6 +187,7 @@ impl<D, T> Loader<D, T> {
             pinned: None,
             from: Vec::new(),
             read: Box::new(read),
+            renamed: None,
             program: Vec::new(),
             feeds: Vec::new(),
             environment: Environment::default(),
@@ -246,6 +252,13 @@ impl<D, T> Loader<D, T> {
     /// Single settings, which override all sources and the environment. Default: none.
     pub fn overrides(mut self, overrides: Overrides) -> Self {
         self.overrides = overrides;
+        self
+    }
+
+    /// Keys that have new names, in a document whose merged tree is passed, with the names as they are written: which keys a
+    /// table has may depend on its `kind`. Default: none.
+    pub fn renamed(mut self, keys: impl Fn(&Node) -> Vec<Renamed> + Send + Sync + 'static) -> Self {
+        self.renamed = Some(Box::new(keys));
         self
     }
 
@@ -587,13 +600,21 @@ impl<D, T> Loader<D, T> {
         let mut problems: Vec<Problem> =
             texts.iter().filter_map(|text| text.as_ref().err().map(|p| (**p).clone())).collect();
         let is_whole = problems.is_empty() && !self.is_partial;
-        let below = merge(self.program.iter().chain(texts.iter().filter_map(|text| text.as_ref().ok())));
+        let layers = || self.program.iter().chain(texts.iter().filter_map(|text| text.as_ref().ok()));
+        let mut below = merge(layers());
+        let all = self.renamed.as_ref().map(|renamed| renamed(&below)).unwrap_or_default();
+        let current: Vec<Option<Node>> = layers().map(|tree| renamed(tree, &all, &mut problems)).collect();
+        if current.iter().any(Option::is_some) {
+            below = merge(layers().zip(&current).map(|(tree, current)| current.as_ref().unwrap_or(tree)));
+        }
         let (environment, more) = self.environment.over(&below);
         problems.extend(more);
+        let environment = renamed(&environment, &all, &mut problems).unwrap_or(environment);
         let mut tree = merge([&below, &environment]);
         if !self.overrides.is_empty() {
             let (overrides, more) = self.overrides.over(&tree);
             problems.extend(more);
+            let overrides = renamed(&overrides, &all, &mut problems).unwrap_or(overrides);
             tree = merge([&tree, &overrides]);
         }
         Merged { tree, problems, is_whole }
@@ -650,7 +671,12 @@ fn stands_alone(problem: &Problem, tree: &Node) -> bool {
     let is_item = problem.path.0.iter().any(|segment| matches!(segment, Segment::Index(_)));
     let is_of_text = problem.at.as_ref().is_some_and(|at| at.origin.layer != Layer::Defaults);
     match problem.code {
-        Code::Syntax | Code::TooLarge | Code::Unreadable | Code::SetPath | Code::VariableTwice => true,
+        Code::Syntax
+        | Code::TooLarge
+        | Code::Unreadable
+        | Code::SetPath
+        | Code::VariableTwice
+        | Code::Deprecated => true,
         Code::Conflict | Code::UnknownVariable => false,
         Code::Missing if !is_item => false,
         _ => is_of_text && is_of_its_kind(problem, tree),
