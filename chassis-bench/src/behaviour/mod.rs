@@ -6,6 +6,7 @@ mod kill;
 mod metastable;
 mod overload;
 mod registry;
+mod settings;
 mod slow;
 
 use std::{
@@ -35,7 +36,7 @@ pub struct Figures {
 pub struct Pace(u32);
 
 const USAGE: &str = "\
-chassis-bench behaviour [EXPERIMENT]... [options]; default all, about nine minutes
+chassis-bench behaviour [EXPERIMENT]... [options]; default all, about ten minutes
 
   kill         one of three instances is killed under 64 callers
   slow         one of eleven instances takes 2 s, at 1000 calls a second with 1 s each, by balancer
@@ -44,6 +45,8 @@ chassis-bench behaviour [EXPERIMENT]... [options]; default all, about nine minut
   overload     0.8, 2 and 10 times the capacity of a service with `concurrency`
   metastable   0.7 of the capacity, 3 attempts, the backend at 30 % of its speed for 10 s, then restored
   registry     changes of 100,000, 10,000 and 100 instances: how long they hold a thread of calls
+  torn         a million calls that read two linked settings while versions are swapped without a pause
+  updates      the cost of a thousand updates of the settings a second, through a config center
 
   --quick      everything lasts a fifth: to see that it works, not to be quoted
   --json       {\"figures\": [{experiment, case, figures}]}
@@ -52,7 +55,8 @@ chassis-bench behaviour [EXPERIMENT]... [options]; default all, about nine minut
 
 /// Runs the subcommand.
 pub fn run(mut args: lexopt::Parser) -> Result {
-    const ALL: [&str; 7] = ["kill", "slow", "failing", "chain", "overload", "metastable", "registry"];
+    const ALL: [&str; 9] =
+        ["kill", "slow", "failing", "chain", "overload", "metastable", "registry", "torn", "updates"];
     let (mut chosen, mut pace, mut json, mut markdown) = (Vec::new(), Pace(1), false, false);
     while let Some(arg) = args.next()? {
         match arg {
@@ -84,6 +88,8 @@ pub fn run(mut args: lexopt::Parser) -> Result {
                 "chain" => failing::run(pace, failing::Depth::Three).await,
                 "overload" => overload::run(pace).await,
                 "registry" => registry::run(pace).await,
+                "torn" => settings::torn(pace).await,
+                "updates" => settings::updates(pace).await,
                 _ => metastable::run(pace).await,
             };
             let figures = figures.map_err(|error| format!("{name}: {error}"))?;
