@@ -34,8 +34,9 @@ const RENEWED: Duration = Duration::from_secs(10);
 const BEFORE_GRACE_ENDS: Duration = Duration::from_millis(500);
 /// A registry that has neither begun to watch nor answered after this time is called again.
 const ANSWER: Duration = Duration::from_secs(30);
-/// While a registry has not answered for this time, calls use the last good instances on disk.
-const LATE: Duration = Duration::from_secs(2);
+/// While a registry has not answered for this time, calls use the last good instances on disk. A start may have waited
+/// a second for a config center before: together they are less than 3 s.
+const LATE: Duration = Duration::from_millis(1_500);
 /// The longest pause before a registry is called again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// The same while nothing is known of the service, so that its calls fail: a registry that is back is noticed soon.

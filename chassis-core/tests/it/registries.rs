@@ -422,7 +422,8 @@ async fn a_cold_start_without_the_registry_uses_the_last_good_instances() {
         let began = tokio::time::Instant::now();
         let bench = bench_on_disk(registry, dir.path());
         assert_eq!(address(&bench).await, "memory:a");
-        assert!(began.elapsed() <= 3 * S, "{:?}", began.elapsed());
+        // A start may have waited 1 s for its config center.
+        assert!(began.elapsed() <= 1_510 * MS, "{:?}", began.elapsed());
         let used = |e: &Event| matches!(e, Event::LastGoodUsed { instances: 1, .. });
         assert_eq!(bench.count_events(used), 1);
         // Once the registry answers, its word counts. The file is left as it was for the next round.
