@@ -2,6 +2,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chassis_core::{
+    Random,
     adapter::{Feed, Pace},
     clock,
     registry::Instance,
@@ -156,6 +157,15 @@ fn union(servers: &[Server], now: Instant) -> Option<Vec<Arc<Instance>>> {
     Some(all.into_values().collect())
 }
 
+/// The pause before the next watch. A server that was restarted answers the first one, but no longer has its changes: after
+/// a long outage the next one does not wait for another turn.
+fn pause(ended: &End, pace: &mut Pace, now: clock::Instant, random: &Random) -> Duration {
+    if matches!(ended, End::Behind) {
+        pace.answered();
+    }
+    pace.next(now, random)
+}
+
 // === impl Follower ===
 
 impl Follower<'_> {
@@ -167,7 +177,7 @@ impl Follower<'_> {
                 Ok(never) => match never {},
                 Err(ended) => ended,
             };
-            let pause = pace.next(clock::Instant::now(), self.client.random());
+            let pause = pause(&ended, &mut pace, clock::Instant::now(), self.client.random());
             match ended {
                 End::Behind => self.at = None,
                 // A stream breaks when a server restarts; it may be back at once.
@@ -261,6 +271,20 @@ impl Follower<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_without_the_changes_is_asked_again_soon() {
+        let (random, start) = (Random::seeded(7), clock::Instant::now());
+        let pause_after = |ended: &End| {
+            let (mut pace, mut now) = (Pace::new(Duration::from_secs(5)), start);
+            while now < start + Duration::from_secs(60) {
+                now += pause(&End::Failed(String::new()), &mut pace, now, &random);
+            }
+            pause(ended, &mut pace, now, &random)
+        };
+        assert_eq!(pause_after(&End::Failed(String::new())), Duration::from_secs(5));
+        assert!(pause_after(&End::Behind) <= Duration::from_millis(500));
+    }
 
     /// Servers by what they list: `+ab` is there, `-ab` was lost a moment ago, `!ab` long ago, `?` has not answered.
     #[tokio::test(start_paused = true)]

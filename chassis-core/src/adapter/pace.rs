@@ -48,6 +48,12 @@ impl Pace {
         *self = self.beside();
     }
 
+    /// Records that the server answers, though not with what was asked for: an outage is over, and the next pause is one
+    /// of a short outage. The failures in a row go on.
+    pub fn answered(&mut self) {
+        self.since = None;
+    }
+
     /// Records a failure at `now`; returns the pause.
     pub fn next(&mut self, now: Instant, random: &Random) -> Duration {
         let since = *self.since.get_or_insert(now);
@@ -136,6 +142,21 @@ mod tests {
             let apart = next.saturating_duration_since(slot).max(slot.saturating_duration_since(next));
             assert_eq!(apart.as_nanos() % JITTER.as_nanos(), 0, "{before}");
         }
+    }
+
+    /// A client that had its turn, and has to ask for something else, does not wait for its next one.
+    #[test]
+    fn an_answer_ends_an_outage() {
+        let (random, start) = (Random::seeded(7), Instant::now());
+        let (mut pace, mut now) = (Pace::new(JITTER), start);
+        while now < start + LONG * 2 {
+            now += pace.next(now, &random);
+        }
+        let failures = pace.failures();
+        pace.answered();
+        let pause = pace.next(now, &random);
+        assert!(pause >= MOST / 2 && pause <= MOST, "{pause:?}");
+        assert_eq!(pace.failures(), failures + 1);
     }
 
     /// A short time to spread attempts over is no rate of attempts.
