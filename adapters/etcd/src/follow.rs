@@ -68,10 +68,15 @@ struct Follow<'a, V: View> {
     position: Option<Position>,
     next_list: Instant,
     has_failed: bool,
+    /// Since when there is no watch.
+    lost: Option<Instant>,
 }
 
 /// The number of entries of a page; fewer if they are too large for a message.
 const PAGE: usize = 500;
+/// A watch that is interrupted for longer than this begins with a list: etcd may have come back with other data. Their
+/// revision shows that only while it is below the old one.
+const INTERRUPTED: Duration = Duration::from_secs(1);
 /// The time in which etcd must begin a watch.
 const CREATED: Duration = Duration::from_secs(3);
 
@@ -84,7 +89,8 @@ pub(crate) async fn follow<V: View>(
     view: &mut V,
 ) {
     let (entries, next_list) = (Entries::new(), Instant::now());
-    let mut this = Follow { client, range, view, entries, position: None, next_list, has_failed: false };
+    let mut this =
+        Follow { client, range, view, entries, position: None, next_list, has_failed: false, lost: None };
     loop {
         let ended = this.round(&mut pace, every).await;
         match ended {
@@ -92,12 +98,14 @@ pub(crate) async fn follow<V: View>(
             Err(End::Due) => this.position = None,
             Err(End::Gap) => {
                 this.position = None;
+                pace.answered();
                 sleep(pace.next(clock::Instant::now(), client.random())).await;
             }
             Err(End::Replaced) => {
                 this.position = None;
                 this.entries.clear();
                 this.view.begin_anew();
+                pace.answered();
                 // With endpoints of two clusters, each list would be followed by a watch of the other cluster.
                 sleep(pace.next(clock::Instant::now(), client.random())).await;
             }
@@ -105,6 +113,7 @@ pub(crate) async fn follow<V: View>(
                 if let Some(position) = &mut this.position {
                     position.is_listed = false;
                 }
+                this.lost.get_or_insert_with(Instant::now);
                 client.is_refused(&status).await;
                 let pause = pace.next(clock::Instant::now(), client.random());
                 // A stream breaks when a member restarts; another one may be available at once.
@@ -123,7 +132,11 @@ pub(crate) async fn follow<V: View>(
 impl<V: View> Follow<'_, V> {
     /// Lists if necessary, and watches until the watch ends.
     async fn round(&mut self, pace: &mut Pace, every: Duration) -> Result<std::convert::Infallible, End> {
-        let position = match self.position {
+        let is_old = self.lost.is_some_and(|lost| lost.elapsed() >= INTERRUPTED);
+        if is_old {
+            self.entries.clear(); // other data may have the same revisions
+        }
+        let position = match self.position.filter(|_| !is_old) {
             Some(position) => position,
             None => {
                 let position = self.list().await.map_err(End::Failed)?;
@@ -156,6 +169,10 @@ impl<V: View> Follow<'_, V> {
             };
             if revision == 0 {
                 (revision, cluster) = (page.revision, page.cluster);
+                if self.position.is_some_and(|at| cluster != at.cluster || revision < at.revision) {
+                    self.entries.clear();
+                    self.view.begin_anew();
+                }
             }
             if let Some(last) = page.all.last() {
                 from = from.after(&last.key);
@@ -199,6 +216,7 @@ impl<V: View> Follow<'_, V> {
         self.position = Some(Position { is_listed: false, ..from });
         let mut is_quiet = self.take_in(created, &mut Vec::new())?;
         pace.reset();
+        self.lost = None;
         if std::mem::take(&mut self.has_failed) || !is_quiet {
             self.shown();
         }
