@@ -3,6 +3,7 @@ use std::{
     convert::Infallible,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use chassis_core::BoxError;
@@ -46,6 +47,9 @@ impl Future for Http1 {
 }
 
 impl Graceful for Http1 {
+    /// Clients have been notified before a drain begins: this is the time that the notice and a request take to cross.
+    const LINGER: Duration = Duration::from_millis(250);
+
     fn ask(self: Pin<&mut Self>) {
         self.project().connection.graceful_shutdown();
     }

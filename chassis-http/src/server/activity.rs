@@ -40,6 +40,8 @@ pub(crate) struct Activity {
     /// It has to make room for another connection.
     is_evicted: AtomicBool,
     evicted: Notify,
+    /// Each answer is the last one of its connection.
+    closes: AtomicBool,
 }
 
 /// The activities of all connections of a server.
@@ -99,6 +101,7 @@ impl Activity {
             min_write_rate: config.min_write_rate.on().copied(),
             is_evicted: AtomicBool::new(false),
             evicted: Notify::new(),
+            closes: AtomicBool::new(false),
         }
     }
 
@@ -115,6 +118,11 @@ impl Activity {
         }
         self.evicted.notify_one();
         true
+    }
+
+    /// From now on each answer over HTTP/1.1 says that the connection closes behind it.
+    pub(crate) fn close_after_answers(&self) {
+        self.closes.store(true, Release);
     }
 
     /// Records that the head of a request is complete.
@@ -185,6 +193,11 @@ impl Activity {
 }
 
 impl InFlight {
+    /// Whether the connection closes behind this answer.
+    pub(crate) fn is_last(&self) -> bool {
+        self.0.closes.load(Acquire)
+    }
+
     pub(crate) fn streams(&self) -> &Streams {
         &self.0.streams
     }

@@ -10,8 +10,8 @@ use std::{
 };
 
 use chassis_core::{BoxError, had_waited, layer::panic::caught, tasks::WakeGated};
-use http::{Extensions, HeaderMap, Request, Response, StatusCode};
-use tokio::time::{Instant, sleep_until, timeout};
+use http::{Extensions, HeaderMap, HeaderValue, Request, Response, StatusCode, header::CONNECTION};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{
     CLOSE_GRACE, Port,
@@ -50,6 +50,10 @@ pub(crate) struct Answering {
 
 /// A connection that can be asked to close.
 pub(crate) trait Graceful: Future<Output = Result<(), BoxError>> {
+    /// How long an idle connection of a draining server still takes requests. A protocol without a way to refuse one
+    /// that is on its way needs this: the client could not tell whether it was executed.
+    const LINGER: Duration;
+
     fn ask(self: Pin<&mut Self>);
 }
 
@@ -125,13 +129,13 @@ async fn open(
 /// Only `hangup` notices a peer that disconnects while its bytes are not read: a body that the handler does not
 /// use, or another pipelined request. Answers that are ready are sent nevertheless.
 /// another request behind this one. Answers that need no wait are sent nevertheless.
-async fn watch(
+async fn watch<C: Graceful>(
     port: &Port,
     activity: &Activity,
     peer: &Peer,
     begun: Instant,
     hangup: Hangup,
-    connection: impl Graceful,
+    connection: C,
 ) -> bool {
     let mut connection = pin!(connection);
     let can_leave = hangup.is_known();
@@ -144,7 +148,13 @@ async fn watch(
         }
         if activity.in_flight() > 0 { Poll::Ready(()) } else { Poll::Pending }
     });
-    let mut draining = WakeGated::new(port.draining.cancelled());
+    let mut draining = WakeGated::new(async {
+        port.draining.cancelled().await;
+        activity.close_after_answers();
+        if !C::LINGER.is_zero() {
+            sleep(C::LINGER).await;
+        }
+    });
     let mut is_draining = false;
     let mut evicted = port.evicts_idle.then(|| WakeGated::new(activity.evicted()));
     let mut watch = Watch::new(begun, &port.config, &port.random);
@@ -340,6 +350,9 @@ impl Future for Answering {
             hop::strip_answer(response.status(), response.headers_mut());
         }
         let in_flight = self.in_flight.take().expect("a future is not polled after its end");
+        if self.is_h1 && in_flight.is_last() {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         Poll::Ready(Ok(response.map(|body| Tracked::new(body, in_flight))))
     }
 }

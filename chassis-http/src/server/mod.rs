@@ -163,8 +163,9 @@ impl Server {
         self.tasks.spawn(self.connections.track_future(accept));
     }
 
-    /// Closes the listeners and idle connections at once, busy connections after their last answer, and cuts
-    /// the remaining ones after `bound`. Returns the number of cut calls.
+    /// Closes the listeners at once, busy connections after their last answer, and cuts the remaining ones after `bound`.
+    /// Idle connections are closed at once over HTTP/2, and after 250 ms over HTTP/1.1, where a request may be on its way.
+    /// Returns the number of cut calls.
     pub async fn drain(&self, bound: Duration) -> usize {
         self.draining.cancel();
         self.connections.close();

@@ -310,6 +310,37 @@ async fn a_drain_lets_calls_finish_and_closes_the_rest_at_once() {
     drop(idle);
 }
 
+/// Over HTTP/1.1 a client may send a request at the moment at which the server begins to drain. It is answered, and the answer
+/// says that it is the last one; an idle connection is closed a moment later.
+#[tokio::test(start_paused = true)]
+async fn a_request_on_its_way_to_a_draining_server_is_answered() {
+    let world = World::new();
+    let server = Arc::new(world.serve(ServerConfig::default(), hello()));
+    let (mut used, mut idle) = (world.raw().await, world.raw().await);
+    let mut buffer = [0; 1024];
+    for connection in [&mut used, &mut idle] {
+        connection.write_all(b"GET /a HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let read = connection.read(&mut buffer).await.unwrap();
+        assert!(!String::from_utf8_lossy(&buffer[..read]).contains("connection: close"));
+    }
+    let (begun, draining) = (Instant::now(), server.clone());
+    let drain = tokio::spawn(async move { draining.drain(5 * SECOND).await });
+    sleep(SECOND / 10).await;
+    used.write_all(b"POST /b HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    used.read_to_string(&mut answer).await.unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("connection: close\r\n"),
+        "{answer}"
+    );
+    assert_eq!(begun.elapsed(), SECOND / 10);
+    assert_eq!(idle.read(&mut buffer).await.unwrap(), 0);
+    assert!(begun.elapsed() < SECOND / 2, "{:?}", begun.elapsed());
+    drop((used, idle));
+    assert_eq!(drain.await.unwrap(), 0);
+    assert!(begun.elapsed() < SECOND, "{:?}", begun.elapsed());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_drain_ends_though_a_call_does_not() {
     let world = World::new();

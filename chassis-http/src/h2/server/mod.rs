@@ -295,6 +295,9 @@ impl Future for Http2 {
 }
 
 impl Graceful for Http2 {
+    /// GOAWAY names the last request that is served.
+    const LINGER: Duration = Duration::ZERO;
+
     fn ask(self: Pin<&mut Self>) {
         GoAway::announce(&mut self.get_mut().connection);
     }
