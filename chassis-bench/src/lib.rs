@@ -15,7 +15,16 @@ pub mod drive;
 pub mod layers;
 pub mod memory;
 pub mod micro;
+#[cfg(feature = "registries")]
+pub mod registry;
 pub mod serve;
+
+/// For the servers of the adapters' tests, which the experiments use too.
+#[cfg(feature = "registries")]
+mod trials {
+    /// Why a server cannot be started: it is not installed.
+    pub(crate) struct NotRun(pub(crate) String);
+}
 
 /// The service of all measurements.
 #[allow(missing_docs)]

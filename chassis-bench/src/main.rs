@@ -12,6 +12,7 @@ chassis-bench measures what chassis costs and how it behaves.
   layers     instructions, allocations and nanoseconds a call, by layer
   compare    time and CPU against peers, in interleaved slices
   memory     bytes by endpoint, connection, key and operation
+  registry   a registry server of chassis' own, as a process; with the cargo feature `registries`
 
 `chassis-bench <what> --help` lists the options.
 ";
@@ -36,6 +37,8 @@ fn run() -> Result {
             Some("compare") => compare::run(args),
             Some("behaviour") => behaviour::run(args),
             Some("memory") => memory::run(args),
+            #[cfg(feature = "registries")]
+            Some("registry") => chassis_bench::registry::run(args),
             _ => Err(format!("there is no `{}`\n\n{USAGE}", what.display()).into()),
         },
         Some(lexopt::Arg::Long("help") | lexopt::Arg::Short('h')) => {

@@ -1,18 +1,19 @@
 //! One of three instances is killed, without deregistration, under callers whose calls are idempotent.
 use std::time::Duration;
 
-use chassis::Chassis;
-use tokio::time::{Instant, interval, sleep};
+use tokio::time::sleep;
 
-use super::{Figures, Pace, fleet::Fleet, sum};
+use super::{
+    Figures, Pace,
+    fleet::{Fleet, share_of},
+    sum,
+};
 use crate::{
     Result,
     drive::{Class, Drive, Load, Options},
 };
 
 const CALLERS: usize = 64;
-/// The time of the last check before the end of the run.
-const LAST_LOOK: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(pace: Pace) -> Result<Vec<Figures>> {
     let mut fleet = Fleet::new()?;
@@ -27,7 +28,8 @@ pub(super) async fn run(pace: Pace) -> Result<Vec<Figures>> {
     let (report, killed) = tokio::join!(drive.run(), async {
         sleep(kill_at).await;
         fleet.kill(0).await?;
-        Ok::<_, crate::Error>(share_of(&caller, fleet.id(0), time - kill_at).await)
+        let killed = fleet.id(0);
+        Ok::<_, crate::Error>(share_of(&caller, |node| node.id == killed, time - kill_at).await)
     });
     let share = killed?;
     let failed = |slot: &crate::drive::Slot| slot.calls - slot.ok;
@@ -50,26 +52,4 @@ pub(super) async fn run(pace: Pace) -> Result<Vec<Figures>> {
         ],
     );
     Ok(vec![figures])
-}
-
-/// How long `caller` still counts calls to `instance`; observes for up to `time`.
-async fn share_of(caller: &Chassis, instance: &str, time: Duration) -> Duration {
-    let calls = || -> Option<u64> {
-        let services = caller.runtime().inspect().services;
-        let node = services.iter().flat_map(|service| &service.nodes).find(|node| node.id == instance)?;
-        Some(node.calls + u64::from(node.in_flight))
-    };
-    let (killed, mut ticks) = (Instant::now(), interval(Duration::from_millis(10)));
-    let (mut before, mut last) = (calls(), Duration::ZERO);
-    while killed.elapsed() + LAST_LOOK < time {
-        ticks.tick().await;
-        let now = calls();
-        // Stops when the instance is no longer in the view.
-        let Some(count) = now else { break };
-        if before.is_some_and(|before| count > before) {
-            last = killed.elapsed();
-        }
-        before = now;
-    }
-    last
 }

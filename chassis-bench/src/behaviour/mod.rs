@@ -5,6 +5,8 @@ mod fleet;
 mod kill;
 mod metastable;
 mod overload;
+#[cfg_attr(not(feature = "registries"), path = "registries/off.rs")]
+mod registries;
 mod registry;
 mod settings;
 mod slow;
@@ -36,7 +38,7 @@ pub struct Figures {
 pub struct Pace(u32);
 
 const USAGE: &str = "\
-chassis-bench behaviour [EXPERIMENT]... [options]; default all, about ten minutes
+chassis-bench behaviour [EXPERIMENT]... [options]; default all of the first list, about ten minutes
 
   kill         one of three instances is killed under 64 callers
   slow         one of eleven instances takes 2 s, at 1000 calls a second with 1 s each, by balancer
@@ -48,6 +50,16 @@ chassis-bench behaviour [EXPERIMENT]... [options]; default all, about ten minute
   torn         a million calls that read two linked settings while versions are swapped without a pause
   updates      the cost of a thousand updates of the settings a second, through a config center
 
+With the real servers of registries, which scripts/setup installs; the cargo feature `registries`:
+
+  outage       the server is away for 60 s under 64 callers; an instance is killed, another one restarted
+  rolling      three instances are restarted in turn under 64 callers
+  cold-start   callers start while the server is away, with and without what is on disk
+  change       how soon a caller sees a change of the registry
+  spread       200 processes come back to a server that was away, and has lost everything
+  bad-settings 1,000 texts that must be refused, through a config center
+
+  --over NAME  etcd, consul, ttl or dns; any number of them; default all
   --quick      everything lasts a fifth: to see that it works, not to be quoted
   --json       {\"figures\": [{experiment, case, figures}]}
   --markdown   the tables of docs/benchmarks.md
@@ -57,7 +69,9 @@ chassis-bench behaviour [EXPERIMENT]... [options]; default all, about ten minute
 pub fn run(mut args: lexopt::Parser) -> Result {
     const ALL: [&str; 9] =
         ["kill", "slow", "failing", "chain", "overload", "metastable", "registry", "torn", "updates"];
+    const WITH_SERVERS: [&str; 6] = ["outage", "rolling", "cold-start", "change", "spread", "bad-settings"];
     let (mut chosen, mut pace, mut json, mut markdown) = (Vec::new(), Pace(1), false, false);
+    let mut over = Vec::new();
     while let Some(arg) = args.next()? {
         match arg {
             Long("quick") => pace = Pace(5),
@@ -67,7 +81,8 @@ pub fn run(mut args: lexopt::Parser) -> Result {
                 print!("{USAGE}");
                 return Ok(());
             }
-            Value(name) => match ALL.into_iter().find(|known| name == *known) {
+            Long("over") => over.push(args.value()?.parse_with(registries::known)?),
+            Value(name) => match ALL.into_iter().chain(WITH_SERVERS).find(|known| name == *known) {
                 Some(known) => chosen.push(known),
                 None => return Err(format!("there is no `{}`\n\n{USAGE}", name.display()).into()),
             },
@@ -76,6 +91,9 @@ pub fn run(mut args: lexopt::Parser) -> Result {
     }
     if chosen.is_empty() {
         chosen = ALL.to_vec();
+    }
+    if over.is_empty() {
+        over = registries::ALL.to_vec();
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -90,7 +108,8 @@ pub fn run(mut args: lexopt::Parser) -> Result {
                 "registry" => registry::run(pace).await,
                 "torn" => settings::torn(pace).await,
                 "updates" => settings::updates(pace).await,
-                _ => metastable::run(pace).await,
+                "metastable" => metastable::run(pace).await,
+                _ => registries::run(name, pace, &over).await,
             };
             let figures = figures.map_err(|error| format!("{name}: {error}"))?;
             if markdown {

@@ -42,7 +42,7 @@ pub enum Operation {
 
 /// Makes calls as the options describe.
 #[derive(Clone)]
-pub(super) struct Caller {
+pub(crate) struct Caller {
     client: Client,
     options: Options,
     payload: Bytes,
@@ -58,7 +58,7 @@ enum Client {
 // === impl Caller ===
 
 impl Caller {
-    pub(super) fn new(app: &Chassis, options: &Options) -> Result<Self> {
+    pub(crate) fn new(app: &Chassis, options: &Options) -> Result<Self> {
         let client = match options.protocol {
             Protocol::Grpc if options.operation == Operation::Get => {
                 return Err("`Get` is an operation of --protocol http".into());
@@ -90,7 +90,7 @@ impl Caller {
     }
 
     /// Makes one call, to the end of its answer; after `limit` it counts as hanging.
-    pub(super) async fn call(&self, limit: Duration) -> Outcome {
+    pub(crate) async fn call(&self, limit: Duration) -> Outcome {
         let called = async {
             match &self.client {
                 Client::Grpc(client) => {

@@ -16,6 +16,8 @@ use chassis::{
 };
 use lexopt::prelude::*;
 
+#[cfg(feature = "registries")]
+pub(crate) use self::call::Caller;
 pub use self::{
     call::{Operation, Protocol},
     load::{Drive, Load},

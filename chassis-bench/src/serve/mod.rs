@@ -105,17 +105,17 @@ pub async fn serve(options: Options) -> Result {
 }
 
 /// SIGTERM and SIGINT.
-struct Ends([tokio::signal::unix::Signal; 2]);
+pub(crate) struct Ends([tokio::signal::unix::Signal; 2]);
 
 // === impl Ends ===
 
 impl Ends {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Ends([signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?]))
     }
 
-    async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         let [terminate, interrupt] = &mut self.0;
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
     }

@@ -49,7 +49,8 @@ impl Consul {
         Ok((Self::start_with(&more, None).await?, format!("127.0.0.1:{port}")))
     }
 
-    async fn start_with(more: &str, token: Option<&str>) -> Result<Consul, NotRun> {
+    /// Starts an agent with these settings beside its own, and the token of the test's own requests.
+    pub(crate) async fn start_with(more: &str, token: Option<&str>) -> Result<Consul, NotRun> {
         let variable = "CHASSIS_PEER_CONSUL";
         let program = std::env::var(variable).map_err(|_| NotRun(format!("{variable} is not set")))?;
         let [http, lan, server] = free_ports();
