@@ -1,12 +1,11 @@
 //! Bad settings are pushed through a config center: none is put in force.
 use std::{collections::BTreeSet, time::Duration};
 
-use chassis::{Chassis, Event, testing::BadSettings};
+use chassis::{Chassis, Event, document::Environment, registries::MemoryRegistry, testing::BadSettings};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
 use super::{
-    super::fleet::Fleet,
     Figures, Pace,
     calls::SERVICE,
     server::{KEY, Kind, Server},
@@ -23,6 +22,8 @@ const NEWS: Duration = Duration::from_secs(10);
 enum News {
     Accepted,
     Refused(Vec<String>),
+    /// By the center itself.
+    NotTaken,
     Unreadable,
     Missed,
 }
@@ -30,6 +31,7 @@ enum News {
 #[derive(Default)]
 struct Counts {
     accepted: u32,
+    not_taken: u32,
     unexplained: u32,
     missed: u32,
     longest: Duration,
@@ -50,9 +52,11 @@ pub(super) async fn run(kind: Kind, pace: Pace) -> Result<Vec<Figures>> {
 
 async fn through(case: &str, server: &Server, center: Value, origin: &str, texts: usize) -> Result<Figures> {
     server.put(&good(1)).await?;
-    let fleet = Fleet::over(json!({ "kind": "memory" }))?;
+    // The texts are about every table: no other source sets any.
     let config = json!({ "centers": [center], "last_good": "off" });
-    let app = fleet.caller(&format!("config: {config}\n")).await?;
+    let builder = Chassis::builder("caller").without_file().environment(Environment::default());
+    let builder = builder.registry(MemoryRegistry::new()).settings(json!({ "config": config }));
+    let app = builder.build().await?;
     let in_force = (app.config().version(), timeout_of(&app));
     let mut counts = Counts::default();
     for bad in BadSettings::seeded(7).take(texts) {
@@ -65,6 +69,7 @@ async fn through(case: &str, server: &Server, center: Value, origin: &str, texts
                     eprintln!("{case}: {why}");
                 }
             }
+            News::NotTaken => counts.not_taken += 1,
             News::Unreadable => counts.unexplained += 1,
             News::Missed => {
                 counts.missed += 1;
@@ -87,6 +92,7 @@ async fn through(case: &str, server: &Server, center: Value, origin: &str, texts
             ("texts", texts as f64),
             ("classes", counts.classes.len() as f64),
             ("accepted", f64::from(counts.accepted)),
+            ("not taken by the center itself", f64::from(counts.not_taken)),
             ("refused without reason or place", f64::from(counts.unexplained)),
             ("without news", f64::from(counts.missed)),
             ("refused after, max, ms", counts.longest.as_secs_f64() * 1e3),
@@ -98,7 +104,9 @@ async fn through(case: &str, server: &Server, center: Value, origin: &str, texts
 /// Puts a text, and waits for what becomes of it.
 async fn push(app: &Chassis, server: &Server, text: &str) -> Result<News> {
     let mut news = app.runtime().events().subscribe();
-    server.put(text).await?;
+    if server.put(text).await.is_err() {
+        return Ok(News::NotTaken);
+    }
     let came = timeout(NEWS, async {
         loop {
             match &*news.recv().await? {
