@@ -18,7 +18,7 @@ const TEXTS: usize = 1_000;
 /// A text without any news for so long is missed.
 const NEWS: Duration = Duration::from_secs(10);
 
-/// What became of a text.
+/// The outcome of a text.
 enum News {
     Accepted,
     Refused(Vec<String>),

@@ -40,7 +40,7 @@ async fn of(kind: Kind, fault: Fault, pace: Pace) -> Result<Option<Figures>> {
     let centers: Vec<_> = server.center().into_iter().collect();
     let app =
         fleet.caller(&format!("config: {}\n", json!({ "centers": centers, "last_good": "off" }))).await?;
-    // Whoever never called knows nothing.
+    // A caller follows the services that it has called.
     Calls::make(&app, 2, Duration::from_millis(200), true).await?;
     know(&app, &[fleet.at(0), fleet.at(1), fleet.at(2)]).await?;
 
