@@ -9,8 +9,9 @@ use serde::de::DeserializeOwned;
 
 /// A setting that has changed, as a listener sees it. `Debug` shows no values, which may be secrets.
 ///
-/// [`old`](SettingChange::old) and [`new`](SettingChange::new) read its values as documents are read: `250ms` as a
-/// [`PositiveSpan`](crate::units::PositiveSpan), `20%` as a [`Ratio`](crate::units::Ratio), a word as an enum of your own.
+/// [`read_old`](SettingChange::read_old) and [`read_new`](SettingChange::read_new) read its values as documents are read:
+/// `250ms` as a [`PositiveSpan`](crate::units::PositiveSpan), `20%` as a [`Ratio`](crate::units::Ratio), a word as an enum of
+/// your own.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct SettingChange {
@@ -42,7 +43,7 @@ impl SettingChange {
     ///
     /// # Errors
     /// It is no `T`.
-    pub fn old<T: DeserializeOwned>(&self) -> Result<Option<T>, UnreadableSetting> {
+    pub fn read_old<T: DeserializeOwned>(&self) -> Result<Option<T>, UnreadableSetting> {
         read(&self.before, &self.at)
     }
 
@@ -50,7 +51,7 @@ impl SettingChange {
     ///
     /// # Errors
     /// It is no `T`.
-    pub fn new<T: DeserializeOwned>(&self) -> Result<Option<T>, UnreadableSetting> {
+    pub fn read_new<T: DeserializeOwned>(&self) -> Result<Option<T>, UnreadableSetting> {
         read(&self.after, &self.at)
     }
 
@@ -60,23 +61,23 @@ impl SettingChange {
     /// ```
     /// # async fn example(app: chassis::Chassis) {
     /// app.config().on_change("propagate", |change| {
-    ///     let (old, new) = (change.old_at::<Vec<String>>("propagate"), change.new_at::<Vec<String>>("propagate"));
-    ///     println!("{old:?} -> {new:?}");
+    ///     let old = change.read_old_at::<Vec<String>>("propagate");
+    ///     println!("{old:?} -> {:?}", change.read_new_at::<Vec<String>>("propagate"));
     /// });
     /// # }
     /// ```
     ///
     /// # Errors
     /// It is no `T`.
-    pub fn old_at<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, UnreadableSetting> {
+    pub fn read_old_at<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, UnreadableSetting> {
         read_at(&self.before, path)
     }
 
-    /// Any value of the version in force now: see [`old_at`](SettingChange::old_at).
+    /// Any value of the version in force now: see [`read_old_at`](SettingChange::read_old_at).
     ///
     /// # Errors
     /// It is no `T`.
-    pub fn new_at<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, UnreadableSetting> {
+    pub fn read_new_at<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, UnreadableSetting> {
         read_at(&self.after, path)
     }
 

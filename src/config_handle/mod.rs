@@ -235,7 +235,7 @@ impl ConfigHandle {
     ///
     /// # async fn example(app: chassis::Chassis) {
     /// app.config().on_change("outbound.services.*.timeout", |change| {
-    ///     let timeout = change.new::<Switch<PositiveSpan>>(); // as in a document: `off`, or a length of time
+    ///     let timeout = change.read_new::<Switch<PositiveSpan>>(); // as in a document: `off`, or a length of time
     ///     println!("{} {timeout:?}", change.path);
     /// });
     /// # }

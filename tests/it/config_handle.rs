@@ -222,22 +222,32 @@ async fn a_listener_reads_typed_values() {
     let all = seen.clone();
     config.on_change("outbound.defaults.timeout", move |change| {
         type Timeout = Switch<PositiveSpan>;
-        record(format!("{:?} {:?}", change.old::<Timeout>(), change.new::<Timeout>()), &all);
-        let why = change.new::<u32>().unwrap_err();
+        record(format!("{:?} {:?}", change.read_old::<Timeout>(), change.read_new::<Timeout>()), &all);
+        let why = change.read_new::<u32>().unwrap_err();
         record(why.to_string(), &all);
     });
     let all = seen.clone();
     config.on_change("prices", move |change| {
         let line = match change.path.as_str() {
-            "prices.rounding" => format!("{:?} {:?}", change.old::<Rounding>(), change.new::<Rounding>()),
-            "prices.wait" => format!("{:?} {:?}", change.old::<PositiveSpan>(), change.new::<PositiveSpan>()),
-            "prices.share" => format!("{:?} {:?}", change.old::<Ratio>(), change.new::<Ratio>()),
-            "prices.token" => change.new::<u32>().unwrap_err().to_string(),
+            "prices.rounding" => {
+                format!("{:?} {:?}", change.read_old::<Rounding>(), change.read_new::<Rounding>())
+            }
+            "prices.wait" => {
+                format!("{:?} {:?}", change.read_old::<PositiveSpan>(), change.read_new::<PositiveSpan>())
+            }
+            "prices.share" => format!("{:?} {:?}", change.read_old::<Ratio>(), change.read_new::<Ratio>()),
+            "prices.token" => change.read_new::<u32>().unwrap_err().to_string(),
             path => {
-                let tiers =
-                    (change.old_at::<Vec<u32>>("prices.tiers"), change.new_at::<Vec<u32>>("prices.tiers"));
-                let whole = change.new_at::<Prices>("prices").unwrap().unwrap();
-                format!("{path} {tiers:?} {:?} {:?}", whole.rounding, change.new_at::<u8>("prices.nonesuch"))
+                let tiers = (
+                    change.read_old_at::<Vec<u32>>("prices.tiers"),
+                    change.read_new_at::<Vec<u32>>("prices.tiers"),
+                );
+                let whole = change.read_new_at::<Prices>("prices").unwrap().unwrap();
+                format!(
+                    "{path} {tiers:?} {:?} {:?}",
+                    whole.rounding,
+                    change.read_new_at::<u8>("prices.nonesuch")
+                )
             }
         };
         record(line, &all);
@@ -270,7 +280,7 @@ async fn a_listener_that_blocks_delays_no_version_and_no_other_listener() {
     let record = |name: &'static str| {
         let seen = seen.clone();
         move |change: &chassis::SettingChange| {
-            let timeout = change.new::<PositiveSpan>().unwrap().unwrap();
+            let timeout = change.read_new::<PositiveSpan>().unwrap().unwrap();
             seen.lock().unwrap().push(format!("{name} {timeout}"));
         }
     };
