@@ -11,9 +11,9 @@ mod tests {
 
     /// The part of a version that may break: the first number above 0.
     fn breaking(version: &str) -> Vec<u64> {
-        let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
+        let numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
         let mut part = Vec::new();
-        while let Some(number) = numbers.next() {
+        for number in numbers {
             part.push(number);
             if number > 0 {
                 break;
