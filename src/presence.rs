@@ -222,6 +222,12 @@ impl Presence {
         }
     }
 
+    /// The status in the registry; `None` if nothing is registered.
+    #[allow(dead_code, reason = "for the admin surface, which a build may be without")]
+    pub(crate) fn registered_as(&self) -> Option<Status> {
+        self.0.registered.borrow().clone()
+    }
+
     /// Where the process is between its start and its end.
     pub(crate) fn phase(&self) -> Phase {
         match self.0.phase.load(Ordering::SeqCst) {

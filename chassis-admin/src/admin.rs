@@ -2,7 +2,7 @@
 use std::{
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -12,20 +12,23 @@ use http::{
     header::{CONTENT_ENCODING, CONTENT_LENGTH, RETRY_AFTER, VARY},
     request::Parts,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     task::spawn_blocking,
     time::{Instant, timeout},
 };
 
 use crate::{
-    AdminBody, AdminConfig, HostPattern, Process, Reach, guard,
+    AdminBody, AdminConfig, HostPattern, Process, Reach,
+    events::Feed,
+    guard,
     metrics::expose,
     negotiation::{self, Exposition},
-    page::{Class, Page, Probe},
+    page::{Class, Page, Probe, Read},
     probes::Condition,
-    problem::{JSON, Refusal, TEXT, answer},
+    problem::{EVENTS, JSON, Refusal, TEXT, answer},
+    read,
     token::Token,
 };
 
@@ -40,6 +43,11 @@ struct Inner {
     hosts: Vec<HostPattern>,
     /// Pages that are being made, on threads for blocking work.
     working: Arc<Semaphore>,
+    /// Places for readers of events.
+    places: Arc<Semaphore>,
+    /// Ids of events are those of one process.
+    epoch: u64,
+    is_over: watch::Sender<bool>,
     begun: Instant,
     /// When a refusal was last logged.
     logged: Mutex<Option<Instant>>,
@@ -47,6 +55,8 @@ struct Inner {
 
 /// Pages that are made at once; others wait. Two readers do not delay each other, and no more threads are taken.
 const WORKERS: usize = 2;
+/// Readers of events at once: each keeps a connection busy.
+const READERS: usize = 16;
 /// The time that a request waits for its turn.
 const TURN: Duration = Duration::from_secs(10);
 /// The least time between two log lines about refused requests.
@@ -63,12 +73,16 @@ impl Admin {
         config: &AdminConfig,
         hosts: impl IntoIterator<Item = HostPattern>,
     ) -> Self {
+        let epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Admin(Arc::new(Inner {
             runtime,
             process,
             token: config.token_file.as_deref().map(Token::new),
             hosts: config.hosts.iter().cloned().chain(hosts).collect(),
             working: Arc::new(Semaphore::new(WORKERS)),
+            places: Arc::new(Semaphore::new(READERS)),
+            epoch: epoch.as_millis() as u64,
+            is_over: watch::Sender::new(false),
             begun: Instant::now(),
             logged: Mutex::default(),
         }))
@@ -83,6 +97,11 @@ impl Admin {
             Some(token) => token.newest().await.map(|_| ()),
             None => Ok(()),
         }
+    }
+
+    /// Ends the streams of events: the process stops.
+    pub fn close(&self) {
+        self.0.is_over.send_replace(true);
     }
 
     /// The answer to a request with this head from `peer`, which arrived where `reach` gets.
@@ -142,8 +161,84 @@ impl Admin {
             Page::Probe(probe) => self.probe(probe, head, may_read),
             Page::Version => self.version(),
             Page::Metrics => self.metrics(head).await,
-            Page::Status => self.json(Self::status).await,
+            Page::Outbound(service) => {
+                let of = service.clone();
+                let made =
+                    self.make(move |this| read::outbound_of(&this.0.runtime, &of).as_ref().map(text)).await;
+                let unknown = || {
+                    Refusal::new(StatusCode::NOT_FOUND, format!("`{service}` is not called by this process"))
+                };
+                found(made, unknown)
+            }
+            Page::Read(Read::Diff) => self.diff(head).await,
+            Page::Read(Read::Schema) => {
+                let words = "this build has no schema; the cargo feature `cli` adds it";
+                let made = self.make(|this| this.0.process.schema().as_ref().map(text)).await;
+                found(made, || Refusal::new(StatusCode::NOT_FOUND, words))
+            }
+            Page::Read(Read::Events) => self.events(head),
+            Page::Read(part) => match self.make(move |this| text(&this.read(part))).await {
+                Ok(text) => answer(StatusCode::OK, JSON, text),
+                Err(refusal) => refusal.into_response(),
+            },
         }
+    }
+
+    fn read(&self, part: Read) -> Value {
+        let Inner { runtime, process, .. } = &*self.0;
+        let process = &**process;
+        match part {
+            Read::Inbound => read::inbound(runtime, process),
+            Read::Outbound => read::outbound(runtime),
+            Read::Breakers => read::breakers(&runtime.inspect()),
+            Read::Limits => read::limits(&runtime.inspect()),
+            Read::Budgets => read::budgets(&runtime.inspect()),
+            Read::Routes => read::routes(&runtime.inspect()),
+            Read::Faults => read::faults(&runtime.inspect()),
+            Read::Registry => read::registry(runtime, process),
+            Read::Config => read::config(runtime, process),
+            Read::Versions => read::versions(process),
+            // Those that are not JSON, or take a query, are made elsewhere.
+            Read::Status | Read::Diff | Read::Schema | Read::Events => self.status(),
+        }
+    }
+
+    /// The differences between two versions of the settings.
+    async fn diff(&self, head: &Parts) -> Response<AdminBody> {
+        let number = |name: &str| {
+            let mut parts = head.uri.query().unwrap_or_default().split('&');
+            parts.find_map(|part| part.strip_prefix(name)?.strip_prefix('='))?.parse::<u64>().ok()
+        };
+        let (Some(from), Some(to)) = (number("from"), number("to")) else {
+            let words = "write ?from=7&to=9 with two numbers of `/admin/v1/config/versions`";
+            return Refusal::new(StatusCode::BAD_REQUEST, words).into_response();
+        };
+        match self.make(move |this| this.0.process.diff(from, to)).await {
+            Ok(Ok(changes)) => {
+                json_answer(StatusCode::OK, &json!({ "from": from, "to": to, "changes": changes }))
+            }
+            Ok(Err(known)) => {
+                let known: Vec<_> = known.iter().map(u64::to_string).collect();
+                let words = format!("these versions are kept: {}", known.join(", "));
+                Refusal::new(StatusCode::NOT_FOUND, words).into_response()
+            }
+            Err(refusal) => refusal.into_response(),
+        }
+    }
+
+    fn events(&self, head: &Parts) -> Response<AdminBody> {
+        let Ok(place) = self.0.places.clone().try_acquire_owned() else {
+            let words = format!("{READERS} readers of events are served at once, and there are as many");
+            let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, words);
+            return refusal.with(RETRY_AFTER, HeaderValue::from_static("5")).into_response();
+        };
+        let mut response = answer(StatusCode::OK, EVENTS, Bytes::new());
+        if head.method == Method::GET {
+            let (events, is_over) = (self.0.runtime.events(), self.0.is_over.subscribe());
+            let feed = Feed::new(events, self.0.epoch, &head.headers, is_over, place);
+            *response.body_mut() = AdminBody::events(feed);
+        }
+        response
     }
 
     fn probe(&self, probe: Probe, head: &Parts, may_read: bool) -> Response<AdminBody> {
@@ -195,16 +290,12 @@ impl Admin {
         response
     }
 
-    /// An answer of JSON that `make` makes.
-    async fn json(
+    async fn make<T: Send + 'static>(
         &self,
-        make: impl FnOnce(&Self) -> serde_json::Value + Send + 'static,
-    ) -> Response<AdminBody> {
+        make: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Result<T, Refusal> {
         let this = self.clone();
-        match self.work(move || make(&this).to_string()).await {
-            Ok(text) => answer(StatusCode::OK, JSON, text),
-            Err(refusal) => refusal.into_response(),
-        }
+        self.work(move || make(&this)).await
     }
 
     /// Makes a page on a thread for blocking work: those of calls are not held up by many nodes or series.
@@ -228,7 +319,7 @@ impl Admin {
         made.map_err(|panicked| failed(panicked.to_string()))
     }
 
-    fn status(&self) -> serde_json::Value {
+    fn status(&self) -> Value {
         let Inner { runtime, process, begun, .. } = &*self.0;
         let seen = runtime.inspect();
         let health = self.condition().answer(Probe::Health, true);
@@ -243,7 +334,7 @@ impl Admin {
             "in_service": process.is_in_service(),
             "started": process.has_started(),
             "health": health.status,
-            "checks": seen.checks,
+            "checks": read::json(&seen.checks),
             "config": { "version": seen.version, "hash": seen.hash },
             "registry": runtime.registry().name(),
             "listeners": process.listeners(),
@@ -266,7 +357,20 @@ impl Admin {
     }
 }
 
-fn json_answer(status: StatusCode, value: &impl serde::Serialize) -> Response<AdminBody> {
+/// JSON that was found, or a refusal.
+fn found(made: Result<Option<Bytes>, Refusal>, unknown: impl FnOnce() -> Refusal) -> Response<AdminBody> {
+    match made {
+        Ok(Some(text)) => answer(StatusCode::OK, JSON, text),
+        Ok(None) => unknown().into_response(),
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+fn text(value: &impl serde::Serialize) -> Bytes {
     // Maps have keys of text, so it never fails.
-    answer(status, JSON, Bytes::from(serde_json::to_vec(value).unwrap_or_default()))
+    serde_json::to_vec(value).unwrap_or_default().into()
+}
+
+fn json_answer(status: StatusCode, value: &impl serde::Serialize) -> Response<AdminBody> {
+    answer(status, JSON, text(value))
 }

@@ -8,6 +8,7 @@
 mod admin;
 mod body;
 mod config;
+mod events;
 mod guard;
 mod metrics;
 mod negotiation;
@@ -15,6 +16,7 @@ mod page;
 mod probes;
 mod problem;
 mod process;
+mod read;
 mod token;
 
 pub use self::{
@@ -22,5 +24,5 @@ pub use self::{
     body::AdminBody,
     config::{AdminConfig, HostPattern},
     guard::Reach,
-    process::{Listening, Phase, Process},
+    process::{Change, Listening, Phase, Process, Setting, Version},
 };

@@ -9,6 +9,7 @@ use crate::body::AdminBody;
 
 pub(crate) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 pub(crate) const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+pub(crate) const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
 
 /// The headers of every answer: it is not stored, not guessed to be a script, not framed, not read by other origins.

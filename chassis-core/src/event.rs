@@ -10,6 +10,7 @@ use std::{
 };
 
 use tokio::sync::broadcast;
+use tracing::Level;
 
 use crate::{
     algorithm::circuit::State,
@@ -97,12 +98,24 @@ pub struct Events(Arc<Inner>);
 
 struct Inner {
     live: broadcast::Sender<Arc<Event>>,
-    past: Mutex<VecDeque<(SystemTime, Arc<Event>)>>,
+    past: Mutex<VecDeque<NumberedEvent>>,
     /// The time of the last log line for each cause.
     causes: Mutex<HashMap<String, Instant>>,
     /// One for each reason.
     refusals: [LogThrottle; Reason::ALL.len()],
     begun: Instant,
+}
+
+/// An event with its place among all events of the process.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct NumberedEvent {
+    /// Counted from 1, without gaps.
+    pub number: u64,
+    /// The time.
+    pub at: SystemTime,
+    /// The event.
+    pub event: Arc<Event>,
 }
 
 /// Events of one cause are logged once in this time, and otherwise at the level `debug`.
@@ -160,10 +173,11 @@ impl Events {
     fn keep(&self, event: Event) {
         let event = Arc::new(event);
         let mut past = self.0.past.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = past.back().map_or(1, |last| last.number + 1);
         if past.len() == Self::KEPT {
             past.pop_front();
         }
-        past.push_back((SystemTime::now(), event.clone()));
+        past.push_back(NumberedEvent { number, at: SystemTime::now(), event: event.clone() });
         // Sent under the lock, so that all subscribers see one order. It is no error if there are none.
         let _ = self.0.live.send(event);
     }
@@ -195,7 +209,15 @@ impl Events {
 
     /// The last few hundred events, oldest first.
     pub fn past(&self) -> Vec<(SystemTime, Arc<Event>)> {
-        self.0.past.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.since(0).into_iter().map(|numbered| (numbered.at, numbered.event)).collect()
+    }
+
+    /// The kept events after the one of this number, oldest first. A reader whose last number is smaller than that of the
+    /// first one minus one has missed some.
+    pub fn since(&self, number: u64) -> Vec<NumberedEvent> {
+        let past = self.0.past.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = past.partition_point(|one| one.number <= number);
+        past.range(known..).cloned().collect()
     }
 }
 
@@ -209,6 +231,15 @@ impl Default for Events {
 
 impl Event {
     fn log(&self) {
+        match self.level() {
+            Level::WARN => tracing::warn!(target: "chassis", "{self}"),
+            Level::DEBUG => tracing::debug!(target: "chassis", "{self}"),
+            _ => tracing::info!(target: "chassis", "{self}"),
+        }
+    }
+
+    /// The level at which it is logged: `WARN`, `INFO` or `DEBUG`.
+    pub fn level(&self) -> Level {
         use Event::*;
         match self {
             Refusing { .. }
@@ -230,9 +261,46 @@ impl Event {
             | ContractsNotPublished { .. }
             | HandlerPanicked { .. }
             | TaskPanicked { .. }
-            | PluginBlocked { .. } => tracing::warn!(target: "chassis", "{self}"),
-            FaultInjected { .. } | FellBack { .. } => tracing::debug!(target: "chassis", "{self}"),
-            _ => tracing::info!(target: "chassis", "{self}"),
+            | PluginBlocked { .. } => Level::WARN,
+            FaultInjected { .. } | FellBack { .. } => Level::DEBUG,
+            _ => Level::INFO,
+        }
+    }
+
+    /// Its kind, as `instance_joined`.
+    pub fn name(&self) -> &'static str {
+        use Event::*;
+        match self {
+            InstanceJoined { .. } => "instance_joined",
+            InstanceLeft { .. } => "instance_left",
+            EmptySetHeld { .. } => "empty_set_held",
+            RemovalsHeld { .. } => "removals_held",
+            LastGoodUsed { .. } => "last_good_used",
+            InstanceRefused { .. } => "instance_refused",
+            RegistryUnreachable { .. } => "registry_unreachable",
+            Registered { .. } => "registered",
+            Deregistered { .. } => "deregistered",
+            HealthChanged { .. } => "health_changed",
+            CircuitMoved { .. } => "circuit_moved",
+            Refusing { .. } => "refusing",
+            PanicPick { .. } => "panic_pick",
+            RetryBudgetExhausted { .. } => "retry_budget_exhausted",
+            FaultInjected { .. } => "fault_injected",
+            FellBack { .. } => "fell_back",
+            ConfigApplied { .. } => "config_applied",
+            ConfigRefused { .. } => "config_refused",
+            ConfigHeld { .. } => "config_held",
+            ConfigAvoided { .. } => "config_avoided",
+            ConfigUnreadable { .. } => "config_unreadable",
+            RestartPending { .. } => "restart_pending",
+            Refused { .. } => "refused",
+            HandlerPanicked { .. } => "handler_panicked",
+            TaskPanicked { .. } => "task_panicked",
+            PluginBlocked { .. } => "plugin_blocked",
+            QuotaExceeded { .. } => "quota_exceeded",
+            ContractsPublished { .. } => "contracts_published",
+            ContractsNotPublished { .. } => "contracts_not_published",
+            UnknownService { .. } => "unknown_service",
         }
     }
 }

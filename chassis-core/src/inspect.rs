@@ -20,7 +20,8 @@ use crate::{
 
 pub use crate::health::CheckView;
 pub use crate::layer::{
-    breaker::CircuitView, concurrency::ConcurrencyView, own::LayerView, rate_limit::LimitView,
+    breaker::CircuitView, concurrency::ConcurrencyView, fault::FaultView, own::LayerView,
+    rate_limit::LimitView, retry::BudgetView,
 };
 
 macro_rules! inspection {
@@ -52,6 +53,8 @@ macro_rules! inspection_of {
             /// Services that are called, by name and protocol.
             pub services: Vec<ServiceView>,
             $( $( $(#[$view_doc])* pub $view: Vec<$view_type>, )? )*
+            /// Faults of the settings, in their order.
+            pub faults: Vec<FaultView>,
             /// The number of states that outlive versions: grows with the number of called and configured
             /// names, not with time.
             pub cells: usize,
@@ -64,10 +67,11 @@ macro_rules! inspection_of {
                 let (all, mut seen) = (policies.all(), HashSet::new());
                 $( view! { all, now, seen, [$($field),+], $concern, $($view)? } )*
                 let services = services(runtime, &policies, now);
+                let faults = policies.faults().iter().map(|fault| fault.view(now)).collect();
                 let service = runtime.service().to_string();
                 let (version, cells) = (policies.version(), runtime.states().len());
                 let checks = runtime.health().view();
-                Inspection { service, version, hash, checks, services, $( $( $view, )? )* cells }
+                Inspection { service, version, hash, checks, services, $( $( $view, )? )* faults, cells }
             }
         }
     };

@@ -75,7 +75,7 @@ pub use stage::{Next, Placement, Stage, Stages, from_fn};
 pub use algorithm::nearest;
 
 // Observation.
-pub use event::{Event, Events};
+pub use event::{Event, Events, NumberedEvent};
 pub use metrics::Metrics;
 pub use types::Side;
 

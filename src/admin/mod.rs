@@ -28,6 +28,7 @@ use crate::{
 #[derive(Default)]
 pub(crate) struct Surface {
     view: Option<Arc<View>>,
+    admin: Option<Admin>,
     servers: Vec<Server>,
     addresses: Vec<(String, String)>,
 }
@@ -79,7 +80,7 @@ impl Surface {
             return Err(StartError::Settings(problem.to_string()));
         }
         let has_token = config.token_file.is_some();
-        let mut surface = Surface { view: Some(view), ..Surface::default() };
+        let mut surface = Surface { view: Some(view), admin: Some(admin.clone()), ..Surface::default() };
         for (name, listener) in listeners {
             surface.serve(app, &config, &admin, name, listener, has_token);
         }
@@ -132,6 +133,9 @@ impl Surface {
 
     /// Closes the listeners; answers that are under way have `bound` to end.
     pub(crate) async fn close(&self, bound: Duration) {
+        if let Some(admin) = &self.admin {
+            admin.close();
+        }
         for server in &self.servers {
             server.drain(bound).await;
         }

@@ -44,6 +44,12 @@ const BAD_CONFIG: i32 = 78;
 /// The page that explains the codes.
 const PAGE: &str = include_str!("../../docs/errors.md");
 
+/// The JSON Schema of the settings.
+#[allow(dead_code, reason = "for the admin surface, which a build may be without")]
+pub(crate) fn schema_of_all(reader: &Reader) -> Option<serde_json::Value> {
+    Some(schema::of(&reader.tables()))
+}
+
 // === impl Cli ===
 
 impl Cli {

@@ -17,6 +17,12 @@ macro_rules! schema_of {
 #[allow(unused_imports, reason = "a build may have no section of its own")]
 pub(crate) use schema_of;
 
+/// The JSON Schema of the settings: none.
+#[allow(dead_code, reason = "for the admin surface, which a build may be without")]
+pub(crate) fn schema_of_all(_: &Reader) -> Option<serde_json::Value> {
+    None
+}
+
 // === impl Cli ===
 
 impl Cli {

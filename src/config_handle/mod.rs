@@ -184,6 +184,34 @@ impl ConfigHandle {
         self.0.control.history()
     }
 
+    /// The differences between two accepted versions of the [history](ConfigHandle::history). Secrets are masked.
+    ///
+    /// # Errors
+    /// [`Unknown`](ControlError::Unknown): the history does not have one of them.
+    pub fn diff(&self, from: u64, to: u64) -> Result<Vec<Moved>, ControlError> {
+        let all = self.history();
+        let known = || all.iter().filter_map(|record| record.version()).collect();
+        let find = |version: u64| {
+            let found = all.iter().find(|record| record.version() == Some(version));
+            found.ok_or_else(|| ControlError::Unknown { version, known: known() })
+        };
+        let (from, to) = (find(from)?, find(to)?);
+        // Every accepted version is kept with its settings.
+        Ok(from.changes_to(to).unwrap_or_default())
+    }
+
+    /// The changes that wait for a restart.
+    #[allow(dead_code, reason = "for the admin surface, which a build may be without")]
+    pub(crate) fn waiting(&self) -> Vec<Moved> {
+        self.pending(&self.0.in_force.get().tree)
+    }
+
+    /// The kinds and sections of the settings.
+    #[allow(dead_code, reason = "for the admin surface, which a build may be without")]
+    pub(crate) fn reader(&self) -> &Reader {
+        &self.0.reader
+    }
+
     /// Puts a past version in force again, as a new version, whose number is returned. It stays until
     /// [`release`](ConfigHandle::release) or a restart: until then changes of the sources are recorded and not applied.
     ///

@@ -3,10 +3,11 @@ use std::{io::Read, time::Duration};
 
 use axum::Router;
 use chassis::{
-    Chassis, ChassisBuilder, Running, StartError,
+    Chassis, ChassisBuilder, Event, Running, Section, StartError,
     health::{CheckConfig, CheckStatus},
     http::connector::{Connector, Network},
     registry::{Membership, Registry},
+    units::Secret,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -14,7 +15,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::mesh::{Act, Ask, Mesh, Wire, all_well, until};
+use crate::mesh::{Act, Ask, Mesh, Server, Wire, all_well, until};
 
 const TOKEN: &str = "0123456789abcdef0123";
 const SECOND: Duration = Duration::from_secs(1);
@@ -368,4 +369,285 @@ async fn a_thousand_slow_peers_delay_neither_calls_nor_probes() {
     }
     slow.iter().for_each(tokio::task::JoinHandle::abort);
     stock.stop().await;
+}
+
+const PAGES: [&str; 22] = [
+    "/",
+    "/livez?verbose",
+    "/readyz?verbose",
+    "/startupz?verbose",
+    "/healthz?verbose",
+    "/metrics",
+    "/version",
+    "/admin/v1/status",
+    "/admin/v1/inbound",
+    "/admin/v1/outbound",
+    "/admin/v1/outbound/stock",
+    "/admin/v1/breakers",
+    "/admin/v1/limits",
+    "/admin/v1/budgets",
+    "/admin/v1/routes",
+    "/admin/v1/faults",
+    "/admin/v1/registry",
+    "/admin/v1/config",
+    "/admin/v1/config/versions",
+    "/admin/v1/config/diff?from=1&to=2",
+    "/admin/v1/config/schema",
+    "/nothing",
+];
+
+/// A service at `memory:orders` that calls `stock`, with an admin surface in memory.
+async fn orders(mesh: &Mesh, config: &str) -> Server {
+    let at = "memory:orders";
+    let listen = json!({ "grpc": at, "http": at, "admin": "memory:admin" });
+    mesh.server("orders", "orders-1").listen(listen).config(config).calls(&["stock"]).start().await
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_state_of_a_process() {
+    let mesh = Mesh::new();
+    let _stock = mesh.server("stock", "stock-1").label("track", "stable").start().await;
+    let settings = "
+inbound: { rate_limits: [ { name: all, rate: 100/s, burst: 7 } ] }
+outbound:
+  services:
+    stock:
+      timeout: 300ms
+      concurrency: 9
+      routes: [ { name: steady, to: { track: stable } } ]
+faults: [ { name: slow, to: stock, delay: 10ms, until: 1h } ]
+";
+    let orders = orders(&mesh, settings).await;
+    let caller = mesh.caller("").await;
+    for wire in [Wire::Grpc, Wire::Rest] {
+        all_well(&caller.calls(wire, 2, || Ask::to("orders").via(&[(wire, "stock")])).await);
+    }
+    let read = async |path: &str| {
+        let answer = ask(&mesh.network, "memory:admin", &format!("/admin/v1/{path}"), &[]).await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+        assert!(answer.head.contains("content-type: application/json\r\n"), "{}", answer.head);
+        answer.json()
+    };
+    let inbound = read("inbound").await;
+    assert_eq!((&inbound["limits"][0]["rule"], &inbound["limits"][0]["burst"]), (&json!("all"), &json!(7)));
+    let operations = inbound["operations"].as_array().unwrap();
+    let counted = |metric: &str| {
+        let of = operations.iter().filter(|it| it["metric"] == metric);
+        of.map(|it| it["count"].as_u64().unwrap()).sum::<u64>()
+    };
+    assert_eq!(counted("rpc_server_call_duration_seconds"), 2, "{inbound}");
+    assert_eq!(counted("http_server_request_duration_seconds"), 2, "{inbound}");
+    let outbound = read("outbound").await;
+    let services = outbound["services"].as_array().unwrap();
+    assert!(services.iter().all(|it| it["service"] == "stock" && it["ready"] == 1), "{outbound}");
+    assert_eq!(services.len(), 2, "one for each protocol: {outbound}");
+    let stock = read("outbound/stock").await;
+    assert_eq!(stock["protocols"][0]["nodes"][0]["id"], "stock-1");
+    assert!(stock["protocols"][0]["nodes"][0]["p50"].as_f64().is_some_and(|it| it < 1.0), "{stock}");
+    assert_eq!(stock["concurrency"][0]["limit"], 9);
+    let attempts = stock["attempts"].as_array().unwrap();
+    assert_eq!(attempts.iter().map(|it| it["value"].as_f64().unwrap()).sum::<f64>(), 4.0);
+    assert_eq!(read("breakers").await["circuits"][0]["state"], "closed");
+    assert_eq!(read("limits").await["concurrency"][0]["in_use"], 0);
+    let budgets = read("budgets").await;
+    let budget = budgets["budgets"].as_array().unwrap().iter().find(|it| it["service"] == "stock").unwrap();
+    assert_eq!((&budget["calls"], &budget["retries"]), (&json!(4), &json!(0)));
+    assert!(budget["available"].as_u64().unwrap() >= 100, "ten a second, for ten seconds: {budget}");
+    let routes = read("routes").await;
+    assert_eq!(routes["services"][0]["rules"][0], json!({ "name": "steady", "hits": 4 }));
+    let fault = read("faults").await["faults"][0].clone();
+    assert_eq!(
+        (&fault["name"], &fault["delayed"], &fault["is_over"]),
+        (&json!("slow"), &json!(4), &json!(false))
+    );
+    assert!(fault["remaining"].as_f64().is_some_and(|it| (3500.0..=3600.0).contains(&it)), "{fault}");
+    let registry = read("registry").await;
+    assert_eq!((&registry["status"], &registry["instance"]), (&json!("up"), &json!("orders-1")));
+    orders.running.take_out_of_service().await.unwrap();
+    assert_eq!(read("registry").await["status"], "out_of_service");
+
+    let of = |config: &Value, path: &str| {
+        let settings = config["settings"].as_array().unwrap().clone();
+        settings.into_iter().find(|it| it["path"] == path)
+    };
+    let config = read("config").await;
+    let timeout = of(&config, "outbound.services.stock.timeout").unwrap();
+    assert_eq!(
+        timeout,
+        json!({ "path": "outbound.services.stock.timeout", "value": "300ms", "origin": "pushed:6:16" })
+    );
+    let version = config["version"].as_u64().unwrap();
+    orders.push(&settings.replace("300ms", "250ms")).await;
+    orders.push(&settings.replace("300ms", "250")).await;
+    let versions = read("config/versions").await["versions"].as_array().unwrap().clone();
+    let outcomes: Vec<_> = versions.iter().map(|it| it["outcome"].as_str().unwrap()).collect();
+    assert_eq!(outcomes, ["applied", "applied", "refused"]);
+    assert!(versions[2]["why"][0].as_str().unwrap().contains("`250` has no unit"), "{}", versions[2]);
+    let diff = read(&format!("config/diff?from={version}&to={}", version + 1)).await;
+    let change = &diff["changes"][0];
+    assert_eq!((&change["old"], &change["new"]), (&json!("300ms"), &json!("250ms")), "{diff}");
+    for (query, status) in [("", 400), ("?from=1", 400), ("?from=x&to=1", 400), ("?from=1&to=99", 404)] {
+        let path = format!("/admin/v1/config/diff{query}");
+        assert_eq!(ask(&mesh.network, "memory:admin", &path, &[]).await.status, status, "{query}");
+    }
+    assert_eq!(ask(&mesh.network, "memory:admin", "/admin/v1/outbound/nothing", &[]).await.status, 404);
+    if cfg!(feature = "cli") {
+        let schema = read("config/schema").await;
+        assert!(schema["properties"]["admin"]["properties"]["token_file"].is_object(), "{schema}");
+    }
+    // Each page that `/` lists is there.
+    let list = ask(&mesh.network, "memory:admin", "/", &[]).await;
+    for path in list.text().lines().map(|line| line.split(' ').next().unwrap()) {
+        if path != "/admin/v1/events" {
+            let status = ask(&mesh.network, "memory:admin", path, &[]).await.status;
+            assert!(
+                status == 200 || status == 400 || path == "/readyz" || path == "/healthz",
+                "{path}: {status}"
+            );
+        }
+    }
+    orders.stop().await;
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code, reason = "nothing reads what was planted")]
+struct Shop {
+    licence: Secret,
+    password: String,
+    note: String,
+}
+
+#[tokio::test]
+async fn no_page_shows_a_secret() {
+    let mesh = Mesh::new();
+    let temp = tempfile::tempdir().unwrap();
+    let canary = |number: usize| format!("canary{number:02}");
+    let file = |number: usize| {
+        let path = temp.path().join(format!("file{number}"));
+        std::fs::write(&path, canary(number)).unwrap();
+        format!("${{file:{}}}", path.display())
+    };
+    let settings = |timeout: &str| {
+        format!(
+            "
+shop: {{ licence: '{}', password: {}, note: '{}' }}
+matches: {{ beta: {{ header: {{ authorization: {}, x-tenant: '{}' }} }} }}
+outbound:
+  services:
+    stock:
+      timeout: {timeout}
+      fallback: {{ status: 200, body: '{}' }}
+faults: [ {{ name: teapot, match: beta, abort: {{ status: 418, message: '{}' }} }} ]
+x-notes: {{ api_key: {}, client-secret: [ {}, {} ], tokens: {{ a: {} }} }}
+",
+            file(1),
+            canary(2),
+            file(3),
+            canary(4),
+            file(5),
+            file(6),
+            file(7),
+            canary(8),
+            canary(9),
+            canary(10),
+            canary(11),
+        )
+    };
+    let token = temp.path().join("token");
+    std::fs::write(&token, "canary12-canary12").unwrap();
+    let admin = json!({ "admin": { "token_file": token } });
+    let at = "memory:orders";
+    let listen = json!({ "grpc": at, "http": at, "admin": "memory:admin" });
+    let plan = mesh.server("orders", "orders-1").listen(listen).config(&settings("300ms"));
+    let plan = plan.with(move |builder| builder.settings(admin).section(Section::<Shop>::new("shop")));
+    let orders = plan.start().await;
+    orders.push(&settings("250ms")).await;
+    // Refused: the problems quote what is wrong.
+    for wrong in ["250", "${file:/nowhere/canary-none}"] {
+        orders.push(&settings(wrong)).await;
+    }
+    orders.push(&settings("300ms").replace("password: ", "pasword: ")).await;
+    orders.push(&settings("300ms").replace("password: canary02", "password: [canary13]")).await;
+    let mut shown = String::new();
+    for path in PAGES {
+        for accept in ["accept: application/json", "accept: application/openmetrics-text"] {
+            let answer = ask(&mesh.network, "memory:admin", path, &[accept]).await;
+            shown.push_str(&format!("{path} {}\n{}\n", answer.head, answer.text()));
+        }
+    }
+    shown.push_str(&first_events(&mesh.network, "memory:admin", &[]).await);
+    assert!(
+        shown.contains("outbound.services.stock.fallback.body") && shown.contains("config_refused"),
+        "{shown}"
+    );
+    let found: Vec<_> = (1..=13).map(canary).filter(|canary| shown.contains(canary)).collect();
+    assert_eq!(found, Vec::<String>::new(), "{shown}");
+    orders.stop().await;
+}
+
+/// The first bytes of the stream of events.
+async fn first_events(network: &Network, address: &str, lines: &[&str]) -> String {
+    let mut stream = network.connect(address).await.unwrap();
+    let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
+    let request = format!("GET /admin/v1/events HTTP/1.1\r\nhost: admin\r\n{lines}\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut received = Vec::new();
+    while timeout(SECOND / 2, stream.read_buf(&mut received)).await.is_ok_and(|read| read.unwrap_or(0) > 0) {}
+    String::from_utf8(received).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_go_on_where_a_reader_was() {
+    let mesh = Mesh::new();
+    let stock = orders(&mesh, "").await;
+    let events = stock.runtime().events().clone();
+    let emit = |number: usize| events.emit(Event::FaultInjected { rule: format!("rule-{number}") });
+    (1..=3).for_each(emit);
+    let first = first_events(&mesh.network, "memory:admin", &[]).await;
+    assert!(
+        first.contains("content-type: text/event-stream\r\n") && first.contains("retry: 1000\n"),
+        "{first}"
+    );
+    assert!(first.contains("event: fault_injected\ndata: {\"at\":\""), "{first}");
+    assert!(first.contains("\"level\":\"debug\",\"message\":\"fault `rule-3` injected\""), "{first}");
+    let last = first.lines().filter_map(|line| line.strip_prefix("id: ")).next_back().unwrap();
+    (4..=5).for_each(emit);
+    let id = format!("last-event-id: {last}");
+    let next = first_events(&mesh.network, "memory:admin", &[&id]).await;
+    let rules = |text: &str| (1..=5).filter(|n| text.contains(&format!("rule-{n}`"))).collect::<Vec<_>>();
+    assert_eq!((rules(&first), rules(&next)), (vec![1, 2, 3], vec![4, 5]));
+    // An id of another process says nothing here.
+    for other in ["0-4", "nonsense", "-", "18446744073709551616-1"] {
+        let id = format!("last-event-id: {other}");
+        assert_eq!(
+            rules(&first_events(&mesh.network, "memory:admin", &[&id]).await),
+            [1, 2, 3, 4, 5],
+            "{other}"
+        );
+    }
+    // A reader that was away for too long learns how many it has missed.
+    (0..600).for_each(emit);
+    let late = first_events(&mesh.network, "memory:admin", &[&format!("last-event-id: {last}")]).await;
+    assert!(late.contains("event: missed\ndata: {\"count\":102}"), "{}", &late[..late.len().min(500)]);
+
+    // Readers are bounded, and end with the process.
+    let mut readers = Vec::new();
+    for _ in 0..16 {
+        let network = mesh.network.clone();
+        readers.push(tokio::spawn(async move {
+            let request = "GET /admin/v1/events HTTP/1.1\r\nhost: admin\r\n\r\n";
+            exchange(&network, "memory:admin", request.as_bytes()).await
+        }));
+    }
+    sleep(SECOND).await;
+    let one_more = ask(&mesh.network, "memory:admin", "/admin/v1/events", &[]).await;
+    assert_eq!(one_more.status, 503, "{}", one_more.text());
+    assert_eq!(ask(&mesh.network, "memory:admin", "/livez", &[]).await.status, 200);
+    let began = tokio::time::Instant::now();
+    stock.stop().await;
+    assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
+    for reader in readers {
+        assert!(reader.await.unwrap().ends_with(b"0\r\n\r\n"), "the stream ends in good order");
+    }
 }

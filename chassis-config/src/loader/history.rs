@@ -1,7 +1,11 @@
 //! Past versions of the settings: their times, sources, changes and outcomes.
 use std::{collections::VecDeque, fmt, sync::Arc, time::SystemTime};
 
-use crate::{problem::Problem, tree::Node, version::Moved};
+use crate::{
+    problem::Problem,
+    tree::Node,
+    version::{Moved, changes},
+};
 
 /// A version of the settings that was applied or not.
 #[derive(Clone)]
@@ -117,6 +121,12 @@ impl Record {
             Outcome::Applied { version, .. } => Some(version),
             _ => None,
         }
+    }
+
+    /// The differences of the settings of `later` from those of this record; `None` unless both were applied. Secrets are
+    /// masked.
+    pub fn changes_to(&self, later: &Record) -> Option<Vec<Moved>> {
+        Some(changes(self.tree.as_ref()?, later.tree.as_ref()?))
     }
 }
 

@@ -61,7 +61,9 @@ macro_rules! concerns {
                 retry: Switch<layer::retry::RetryPatch> => {
                     /// The retries.
                     pub(crate) retry: Option<layer::retry::Retries>
-                } by layer::retry::RetryRule;
+                } by layer::retry::RetryRule, seen as
+                    /// The budgets of retries, of services.
+                    budgets: layer::retry::BudgetView;
                 /// When a circuit opens; `off` for never.
                 breaker: Switch<layer::breaker::BreakerPatch> => {
                     /// The circuit above the retries.

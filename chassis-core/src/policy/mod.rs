@@ -286,6 +286,11 @@ impl Policies {
         all
     }
 
+    /// The faults of the settings.
+    pub(crate) fn faults(&self) -> &[Arc<Fault>] {
+        &self.faults
+    }
+
     /// Whether the settings name `service`.
     pub(crate) fn is_named(&self, service: &str) -> bool {
         self.named.contains_key(service)

@@ -7,7 +7,10 @@ mod config;
 mod rule;
 mod service;
 
-pub use self::config::{Abort, At, Delay, DelayRange, FaultConfig, Until};
+pub use self::{
+    config::{Abort, At, Delay, DelayRange, FaultConfig, Until},
+    rule::FaultView,
+};
 pub(crate) use self::{
     rule::{Fault, Faults, rules},
     service::FaultLayer,

@@ -1,5 +1,10 @@
 //! Compiles `faults`.
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use serde::Serialize;
 
 use super::{Abort, At, Delay, DelayRange, FaultConfig, Until};
 use crate::{
@@ -20,6 +25,24 @@ pub(crate) struct Fault {
     _applied: Arc<Instant>,
     counters: [prometheus::IntCounter; 2],
     reporter: Arc<Reporter>,
+}
+
+/// A fault, in `inspect`.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct FaultView {
+    /// Its name.
+    pub name: String,
+    /// The service whose outgoing calls it hits; `None`: incoming calls.
+    pub to: Option<String>,
+    /// Whether its time has passed: it hits no calls any more.
+    pub is_over: bool,
+    /// How long it still hits calls; `None`: without end.
+    pub remaining: Option<Duration>,
+    /// Calls that it delayed.
+    pub delayed: u64,
+    /// Calls that it ended.
+    pub aborted: u64,
 }
 
 /// The faults of a policy, by their place.
@@ -82,6 +105,19 @@ impl Fault {
         });
         let counters = ["delay", "abort"].map(|kind| reporter.metrics.fault(&config.name, kind));
         Ok(Fault { config, matcher, ends, _applied: applied, counters, reporter })
+    }
+
+    /// For the inspection.
+    pub(crate) fn view(&self, now: Instant) -> FaultView {
+        let [delayed, aborted] = [0, 1].map(|kind: usize| self.counters[kind].get());
+        FaultView {
+            name: self.config.name.clone(),
+            to: self.config.to.clone(),
+            is_over: self.is_over(now),
+            remaining: self.ends.map(|ends| Duration::from_nanos(ends.nanos_since(now))),
+            delayed,
+            aborted,
+        }
     }
 
     pub(super) fn is_over(&self, now: Instant) -> bool {

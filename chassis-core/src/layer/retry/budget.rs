@@ -68,10 +68,14 @@ impl Budget {
     }
 
     /// The number of retries that are allowed now.
-    #[cfg(test)]
     pub(crate) fn balance(&self, now: Instant, config: &BudgetConfig) -> u32 {
         let calls = self.calls(self.turn(now));
         (left(calls, self.total.load(Relaxed), config) / SCALE as i64).max(0) as u32
+    }
+
+    /// Calls and retries of the last ten seconds.
+    pub(crate) fn figures(&self, now: Instant) -> (u64, u64) {
+        (self.calls(self.turn(now)), self.total.load(Relaxed))
     }
 
     fn tick(&self, now: Instant) -> u64 {

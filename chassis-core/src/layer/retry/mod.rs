@@ -14,9 +14,12 @@ mod owned;
 mod rule;
 mod service;
 
-pub use self::config::{BudgetConfig, BudgetPatch, RetryConfig, RetryPatch, When};
 pub(crate) use self::{
     budget::Budget,
     rule::{Idempotent, IdempotentRule, Retries, RetryRule},
     service::RetryLayer,
+};
+pub use self::{
+    config::{BudgetConfig, BudgetPatch, RetryConfig, RetryPatch, When},
+    rule::BudgetView,
 };

@@ -3,11 +3,13 @@
 //! State: the budget, one for all retries of a service; its key is the service.
 use std::{collections::HashSet, sync::Arc};
 
+use serde::Serialize;
+
 use super::{Budget, BudgetConfig, RetryConfig, RetryPatch};
 use crate::{
     clock::Instant,
     reporter::Reporter,
-    rule::{Binding, Concern, Level, Of},
+    rule::{Binding, Concern, Level, Look, Of, Visible},
     types::{Side, units::Switch},
 };
 
@@ -21,6 +23,20 @@ pub(crate) struct Retries {
     /// Shared by all retries of a service, across versions.
     pub budget: Arc<Budget>,
     pub(crate) reporter: Arc<Reporter>,
+}
+
+/// The budget of a service's retries, in `inspect`.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct BudgetView {
+    /// The service called.
+    pub service: String,
+    /// Calls in the last ten seconds.
+    pub calls: u64,
+    /// Retries among them.
+    pub retries: u64,
+    /// The retries that are allowed now; `None`: no limit.
+    pub available: Option<u32>,
 }
 
 /// Compiles `retry`.
@@ -78,6 +94,23 @@ impl Concern for RetryRule {
             budget: binding.state(Of::Service, "budget", || Budget::new(Instant::now())),
             reporter: resolved.reporter.clone(),
         })
+    }
+}
+
+impl Visible for RetryRule {
+    type View = BudgetView;
+
+    fn view(rule: &Self::Rule, look: &mut Look<'_>) -> Vec<BudgetView> {
+        let Some(retries) = rule.as_ref().filter(|retries| look.is_first(&retries.budget)) else {
+            return Vec::new();
+        };
+        let (calls, used) = retries.budget.figures(look.now);
+        vec![BudgetView {
+            service: look.service.to_owned(),
+            calls,
+            retries: used,
+            available: retries.bounds.as_ref().map(|bounds| retries.budget.balance(look.now, bounds)),
+        }]
     }
 }
 
