@@ -95,7 +95,8 @@ pub(crate) async fn serve(port: Arc<Port>, activity: Arc<Activity>, stream: Stre
     }
 }
 
-/// Performs TLS, if configured, and reads the first bytes. A draining server does not wait for them.
+/// Performs TLS, if configured, and reads the first bytes. A draining server waits for them as long as for a request on
+/// an idle connection over HTTP/1.1: the peer may have sent its first one before it knew of the drain.
 async fn open(
     port: &Port,
     activity: &Activity,
@@ -116,10 +117,15 @@ async fn open(
         let version = timeout(config.header_timeout.get(), opening.read(&mut stream)).await.ok()?.ok()??;
         Some((stream, version))
     };
+    let late = async {
+        port.draining.cancelled().await;
+        activity.close_after_answers(); // also behind an answer that needs no wait
+        sleep(Http1::LINGER).await;
+    };
     tokio::select! {
         biased;
         opened = opened => opened,
-        () = port.draining.cancelled() => None,
+        () = late => None,
         () = activity.evicted() => None,
     }
 }
@@ -127,8 +133,7 @@ async fn open(
 /// Runs the connection, and ends it when its watch decides so. `false` if it had to be cut.
 ///
 /// Only `hangup` notices a peer that disconnects while its bytes are not read: a body that the handler does not
-/// use, or another pipelined request. Answers that are ready are sent nevertheless.
-/// another request behind this one. Answers that need no wait are sent nevertheless.
+/// use, or another request behind this one. Answers that need no wait are sent nevertheless.
 async fn watch<C: Graceful>(
     port: &Port,
     activity: &Activity,

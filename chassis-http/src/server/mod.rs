@@ -164,7 +164,8 @@ impl Server {
     }
 
     /// Closes the listeners at once, busy connections after their last answer, and cuts the remaining ones after `bound`.
-    /// Idle connections are closed at once over HTTP/2, and after 250 ms over HTTP/1.1, where a request may be on its way.
+    /// Idle connections are closed at once over HTTP/2, and after 250 ms over HTTP/1.1, where a request may be on its way;
+    /// so are connections that were not used yet.
     /// Returns the number of cut calls.
     pub async fn drain(&self, bound: Duration) -> usize {
         self.draining.cancel();

@@ -341,6 +341,49 @@ async fn a_request_on_its_way_to_a_draining_server_is_answered() {
     assert!(begun.elapsed() < SECOND, "{:?}", begun.elapsed());
 }
 
+/// A client's pool opens connections before it uses them, and a handshake of TLS may take a while. The first request is
+/// answered like any other, and a connection without one holds the drain no longer than an idle one.
+#[tokio::test(start_paused = true)]
+async fn the_first_request_of_a_connection_to_a_draining_server_is_answered() {
+    struct Slow;
+
+    #[async_trait]
+    impl Acceptor for Slow {
+        async fn accept(&self, stream: Stream) -> io::Result<Stream> {
+            sleep(SECOND / 5).await;
+            Ok(stream)
+        }
+    }
+
+    for acceptor in [None, Some(Arc::new(Slow) as Arc<dyn Acceptor>)] {
+        let world = World::new();
+        let server = Server::new(ServerConfig::default(), &world.tasks, world.random.clone());
+        let listener = Box::new(world.memory.listen("stock").unwrap());
+        let mux = Mux { http: Some(Arc::new(hello())), grpc: None };
+        server.serve("http", listener, mux, acceptor);
+        let server = Arc::new(server);
+        let (mut new, mut unused) = (world.raw().await, world.raw().await);
+        tokio::task::yield_now().await;
+        assert_eq!(server.connections(), 2);
+        let (begun, draining) = (Instant::now(), server.clone());
+        let drain = tokio::spawn(async move { draining.drain(5 * SECOND).await });
+        sleep(SECOND / 10).await;
+        new.write_all(b"POST /b HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        new.read_to_string(&mut answer).await.unwrap();
+        assert!(
+            answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("connection: close\r\n"),
+            "{answer}"
+        );
+        assert!(begun.elapsed() <= SECOND / 4, "{:?}", begun.elapsed());
+        assert_eq!(unused.read(&mut [0; 1]).await.unwrap(), 0);
+        assert_eq!(begun.elapsed(), SECOND / 4);
+        drop((new, unused));
+        assert_eq!(drain.await.unwrap(), 0);
+        assert!(begun.elapsed() < SECOND, "{:?}", begun.elapsed());
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_drain_ends_though_a_call_does_not() {
     let world = World::new();
