@@ -68,7 +68,7 @@ struct Follow<'a, V: View> {
     position: Option<Position>,
     next_list: Instant,
     has_failed: bool,
-    /// Since when there is no watch.
+    /// Since when there is no watch, and no list.
     lost: Option<Instant>,
 }
 
@@ -141,6 +141,8 @@ impl<V: View> Follow<'_, V> {
             None => {
                 let position = self.list().await.map_err(End::Failed)?;
                 self.next_list = Instant::now() + around(every, self.client.random());
+                // An etcd that lists, and is too busy to begin a watch, is not asked for everything each time.
+                self.lost = None;
                 position
             }
         };
@@ -291,4 +293,90 @@ fn ended() -> Status {
 
 fn around(span: Duration, random: &Random) -> Duration {
     random.between(span * 4 / 5, span * 6 / 5)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    };
+
+    use chassis_core::{Random, tasks::Tasks};
+    use chassis_http::{
+        ServerConfig,
+        connector::Network,
+        server::{Answer, Mux, Received, Server, ServerBody},
+    };
+    use http::{HeaderMap, HeaderValue, Request};
+    use http_body_util::{BodyExt, Full};
+    use prost::Message;
+
+    use super::*;
+    use crate::settings::EtcdConfig;
+
+    struct Nothing;
+
+    impl View for Nothing {
+        type Entry = ();
+
+        fn read(&mut self, _: &proto::KeyValue) {}
+
+        fn show(&mut self, _: &Entries<()>, _: i64) {}
+
+        fn fail(&mut self, _: &Status) {}
+    }
+
+    /// Counts lists, answers them, and begins no watch.
+    fn busy(request: &Request<Received>, lists: &AtomicUsize) -> http::Response<ServerBody> {
+        let response = http::Response::builder().header("content-type", "application/grpc");
+        if !request.uri().path().ends_with("/Range") {
+            return response.header("grpc-status", "14").body(ServerBody::empty()).unwrap();
+        }
+        lists.fetch_add(1, SeqCst);
+        let header = Some(proto::ResponseHeader { cluster_id: 1, revision: 5 });
+        let message = proto::RangeResponse { header, ..Default::default() }.encode_to_vec();
+        let mut frame = vec![0, 0, 0, 0, u8::try_from(message.len()).unwrap()];
+        frame.extend(message);
+        let trailers = HeaderMap::from_iter([(
+            http::HeaderName::from_static("grpc-status"),
+            HeaderValue::from_static("0"),
+        )]);
+        let body = Full::<bytes::Bytes>::from(frame).with_trailers(async { Some(Ok(trailers)) });
+        response.body(ServerBody::new(body)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_server_that_begins_no_watch_is_not_listed_each_time() {
+        let (tasks, lists) = (Tasks::new(), Arc::new(AtomicUsize::new(0)));
+        let server = Server::new(ServerConfig::default(), &tasks, Random::seeded(1));
+        let listener = Network::default().bind("127.0.0.1:0").await.unwrap();
+        let config = EtcdConfig::at([listener.address()]);
+        let counted = lists.clone();
+        let service = move |request: Request<Received>| -> Answer {
+            let response = busy(&request, &counted);
+            Box::pin(async { response })
+        };
+        server.serve("etcd", listener, Mux { http: None, grpc: Some(Arc::new(service)) }, None);
+        let client = Client::new(config.connection()).unwrap();
+        let now = Instant::now();
+        let mut follow = Follow {
+            client: &client,
+            range: Range::prefix("/"),
+            view: &mut Nothing,
+            entries: Entries::new(),
+            position: Some(Position { revision: 5, cluster: 1, is_listed: false }),
+            next_list: now,
+            has_failed: false,
+            lost: now.checked_sub(2 * INTERRUPTED),
+        };
+        assert!(follow.lost.is_some());
+        let mut pace = Pace::new(Duration::ZERO);
+        // Only the first one comes after a long interruption.
+        for _ in 0..3 {
+            let ended = follow.round(&mut pace, Duration::from_secs(60)).await;
+            assert!(matches!(&ended, Err(End::Failed(why)) if why.code() == Code::Unavailable));
+            assert_eq!(lists.load(SeqCst), 1);
+        }
+    }
 }
