@@ -57,7 +57,7 @@ pub enum Event {
     /// A mechanism refuses calls. At most one event a second for each rule.
     Refusing { side: Side, service: Arc<str>, reason: Reason, rule: String },
     /// A call goes to a service that its registry does not know. `message`: that of the error; `known`: the services that
-    /// the registry lists, which the message does not contain. At most one event a second for all services together.
+    /// the registry lists, and the most similar name, which the message does not contain. At most one event a second for all services together.
     UnknownService { service: Arc<str>, message: String, known: String },
     /// More than half of the ready nodes have an open circuit: calls ignore the circuits.
     PanicPick { service: Arc<str> },

@@ -145,7 +145,7 @@ async fn a_hundred_thousand_instances() {
 
 async fn an_unknown_service_is_reported_with_the_nearest_name() {
     let world = World::new(json!({ "services": { "stock": [instance("a", "127.0.0.1:1")] } })).await;
-    let words = "no service `stok` is registered with `file`; did you mean `stock`?";
+    let words = "no service `stok` is registered with `file`";
     let status = world.call("stok").await.unwrap_err();
     let error = chassis::grpc::error(&status).unwrap();
     assert_eq!((status.message(), error.reason()), (words, Reason::UnknownService), "{status:?}");
@@ -153,6 +153,9 @@ async fn an_unknown_service_is_reported_with_the_nearest_name() {
 
     let error = world.app.http("stok").get("/").send().await.unwrap_err();
     assert_eq!((error.message(), error.reason()), (words, Reason::UnknownService), "{error:?}");
+    // A status may be passed on to another process, and a source stays in this one.
+    let known = "the registry `file` lists 1 service: stock; did you mean `stock`?";
+    assert_eq!(std::error::Error::source(&error).unwrap().to_string(), known);
     let error = world.app.http("elsewhere").get("/").send().await.unwrap_err();
     assert_eq!(
         (error.message(), error.code()),

@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     Cluster,
-    directory::NotKnown,
+    directory::{Listed, NotKnown},
     last_good::{LastGood, Of},
     offload::{IN_PLACE, drop_list, offload},
     view::{Summary, View},
@@ -314,8 +314,11 @@ impl<'a> Follower<'a> {
         let is_late = Instant::now() >= self.cluster.grace_ends();
         let error = match said {
             Membership::Unknown if is_late => {
-                let error = not_known(self.cluster, self.registry);
-                tokio::time::timeout(SERVICES_WAIT, error).await.ok()
+                let listed = self.cluster.lookup.directory.listed(self.registry);
+                match tokio::time::timeout(SERVICES_WAIT, listed).await {
+                    Ok(listed) => Some(not_known(self.cluster, listed).await),
+                    Err(_) => None,
+                }
             }
             _ => None,
         };
@@ -376,9 +379,9 @@ fn late(what: &str) -> RegistryError {
 }
 
 /// The error of calls to an unknown service, with the names of the known ones.
-async fn not_known(cluster: &Cluster, registry: &dyn Registry) -> NotKnown {
-    let listed = cluster.lookup.directory.listed(registry).await;
-    listed.not_known(cluster.registered.clone(), cluster.registry.clone()).await
+async fn not_known(cluster: &Cluster, listed: Listed) -> NotKnown {
+    let (service, registry) = (cluster.registered.clone(), cluster.registry.clone());
+    cluster.lookup.directory.not_known(listed, service, registry).await
 }
 
 /// The same at this time, if there were calls since; otherwise later. Never without a time.
@@ -387,7 +390,7 @@ async fn renewed(cluster: &Cluster, registry: &dyn Registry, renewal: Option<Ren
     loop {
         tokio::time::sleep_until(at.into()).await;
         if cluster.is_waited_for() || last_asked != Some(cluster.last_asked()) {
-            return not_known(cluster, registry).await;
+            return not_known(cluster, cluster.lookup.directory.listed(registry).await).await;
         }
         at = Instant::now() + RENEWED;
     }

@@ -1,4 +1,6 @@
 //! Membership: the registry's answers, and the nodes that result from them.
+use std::error::Error as _;
+
 use chassis_core::{
     Code, Connection, Event, Grace, Reason,
     clock::Instant,
@@ -156,13 +158,19 @@ async fn an_unknown_service_is_reported_with_the_nearest_name() {
     bench.registry.set("stock", Membership::Unknown);
     let refused = bench.get().await;
     check(&refused, Code::Unavailable, Reason::UnknownService);
-    let message = "no service `stock` is registered with `scripted`; did you mean `stocks`?";
-    assert_eq!(refused.unwrap_err().message(), message);
+    let (error, message) = (refused.unwrap_err(), "no service `stock` is registered with `scripted`");
+    let known = "the registry `scripted` lists 2 services: billing, stocks; did you mean `stocks`?";
+    // The message may leave the process, so it has no name of another service.
+    assert_eq!((error.message(), error.source().unwrap().to_string().as_str()), (message, known));
+    let event = format!("{message} ({known})");
+    assert_eq!(bench.count_events(|reported| reported.to_string() == event), 1);
     bench.registry.set("stocks", Membership::Deleted);
     tokio::time::sleep(S).await;
     bench.registry.set("stock", Membership::Unknown);
     bench.settle().await;
-    assert_eq!(bench.get().await.unwrap_err().message(), "no service `stock` is registered with `scripted`");
+    let error = bench.get().await.unwrap_err();
+    assert_eq!(error.message(), message);
+    assert_eq!(error.source().unwrap().to_string(), "the registry `scripted` lists 1 service: billing");
     bench.registry.put("stock", ["a"]); // the service may appear later
     bench.settle().await;
     bench.get().await.unwrap();
