@@ -195,6 +195,10 @@ async fn at_a_stop(place: In) {
         In::Second | In::Drop => drop(bench.get().await.unwrap()),
         _ => drop(bench.spawn(get())),
     }
+    // A call that waits for a thread is reported too, and a stop would end it before it blocks.
+    if place != In::Drop {
+        reaches_the_gate(&gate, 1).await;
+    }
     match place {
         In::Watch => report(&mut received, "watch").await,
         In::First | In::Second => report(&mut received, "next").await,
