@@ -60,10 +60,9 @@ const SCHEMAS: &str = "/v4/{project}/registry/microservices/{service}/schemas";
 const SCHEMA: &str = "/v4/{project}/registry/microservices/{service}/schemas/{schema}";
 /// The number of the error that says that a schema does not exist.
 const NO_SCHEMA: u32 = 400_016;
-/// A parameter is malformed.
-const INVALID: u32 = 400_001;
-/// Schemas of this service can't be changed; there are as many as allowed.
-const REFUSED: [u32; 2] = [400_015, 400_100];
+/// A parameter is malformed, for this server and at this moment; schemas of this service can't be changed; there are as
+/// many as allowed.
+const REFUSED: [u32; 3] = [400_001, 400_015, 400_100];
 /// The longest name of a schema.
 const MAX_ID: usize = 160;
 /// So many versions of a service are asked for their schemas.
@@ -129,7 +128,6 @@ impl ServiceCombContracts {
     fn error(&self, failure: Failure) -> ContractsError {
         let kind = match failure.code {
             NO_SCHEMA | NO_SERVICE => ContractsErrorKind::NotFound,
-            INVALID => ContractsErrorKind::Invalid,
             code if REFUSED.contains(&code) => ContractsErrorKind::Refused,
             401_000..=401_999 | 403_000..=403_999 => ContractsErrorKind::Refused,
             _ => ContractsErrorKind::Unavailable,

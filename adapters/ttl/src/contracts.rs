@@ -278,10 +278,10 @@ fn owner(request: RequestBuilder, of: &ContractOwner) -> RequestBuilder {
 
 fn error(failure: Failure) -> ContractsError {
     let kind = match failure.status.map(|status| status.as_u16()) {
-        Some(400) => ContractsErrorKind::Invalid,
         Some(413) => ContractsErrorKind::TooLarge,
+        // 400: contracts are checked before they are sent, so it is a proxy or a server of another age, which may pass.
         // 404 and 405: an older server.
-        Some(401..=405 | 507) => ContractsErrorKind::Refused,
+        Some(400..=405 | 507) => ContractsErrorKind::Refused,
         _ => ContractsErrorKind::Unavailable,
     };
     ContractsError::new(kind, failure.why)

@@ -71,9 +71,10 @@ pub enum ContractsErrorKind {
     NotFound,
     /// The content is larger than the port or its server takes.
     TooLarge,
-    /// The name, the media type or the owner can't be used.
+    /// The name, the media type or the owner can't be used, by a check before anything is sent: such a contract is never
+    /// published again. A server that finds a request malformed has [`Refused`](Self::Refused) it.
     Invalid,
-    /// The server does not allow it: its credentials are wrong, or it is full. A later attempt may succeed.
+    /// The server does not allow it: the credentials are wrong, it is full, or it finds the request malformed. A later attempt may succeed.
     Refused,
     /// The server can't be reached, or fails. A later attempt may succeed.
     Unavailable,

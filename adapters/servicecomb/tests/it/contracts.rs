@@ -8,7 +8,7 @@ use chassis_core::{
 };
 use chassis_servicecomb::{ServiceCombConfig, ServiceCombContracts, ServiceCombRegistry};
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::{net::TcpListener, time::timeout};
 
 use crate::{
     center::{Center, CenterConfig, needs_stand_in},
@@ -22,6 +22,7 @@ trials! {
     schemas_are_kept_as_others_keep_theirs
     an_equal_one_is_not_sent_again
     what_is_refused_has_a_kind
+    a_request_that_service_center_finds_malformed_is_sent_again_later
     contracts_survive_a_restart_and_come_back_after_a_loss
 }
 
@@ -118,6 +119,23 @@ async fn what_is_refused_has_a_kind() -> Ran {
     let locked = Center::start_with(locked).await;
     let error = self::port(&locked).list(&stock()).await.unwrap_err();
     assert_eq!(error.kind(), ContractsErrorKind::Refused, "{error}");
+    Ok(())
+}
+
+/// It may be one for this version of service center, or for a moment.
+async fn a_request_that_service_center_finds_malformed_is_sent_again_later() -> Ran {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let malformed = async || {
+        let error = json!({ "errorCode": "400001", "errorMessage": "Invalid parameter(s)" });
+        (axum::http::StatusCode::BAD_REQUEST, axum::Json(error))
+    };
+    tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(malformed)).await });
+    let port = ServiceCombContracts::new(ServiceCombConfig::at(&address)).unwrap();
+    let (of, api) = (stock(), [Contract::openapi("a", "1")]);
+    let sent = timeout(PATIENCE, port.publish(&of, &api, Existing::Replace)).await;
+    let error = sent.unwrap().unwrap_err();
+    assert_eq!((error.kind(), error.is_permanent()), (ContractsErrorKind::Refused, false), "{error}");
     Ok(())
 }
 

@@ -162,6 +162,23 @@ async fn an_equal_contract_is_not_sent_again() {
     assert_ne!(file(&server), first);
 }
 
+/// A proxy before the server may answer so for a moment.
+#[tokio::test]
+async fn a_request_that_a_server_finds_malformed_is_sent_again_later() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let proxy = axum::Router::new().fallback(async || axum::http::StatusCode::BAD_REQUEST);
+    tokio::spawn(async move { axum::serve(listener, proxy).await });
+    let port = TtlContracts::new(TtlConfig::at([&*address])).unwrap();
+    let (of, api) = (stock(), [text("api", "x")]);
+    let sent = timeout(PATIENCE, port.publish(&of, &api, Existing::Replace)).await;
+    let error = sent.unwrap().unwrap_err();
+    assert_eq!((error.kind(), error.is_permanent()), (ContractsErrorKind::Refused, false), "{error}");
+    assert!(error.to_string().contains("400"), "{error}");
+    let invalid = port.publish(&stock(), &[text("a/b", "x")], Existing::Replace).await.unwrap_err();
+    assert_eq!(invalid.kind(), ContractsErrorKind::Invalid, "{invalid}");
+}
+
 #[tokio::test]
 async fn requests_by_hand_follow_the_rules_of_http() {
     let server = Process::start().await;
