@@ -13,6 +13,7 @@ use http::Method;
 use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use tokio::task::spawn_blocking;
 
 use crate::{
     client::{Client, Failure, Query},
@@ -63,6 +64,8 @@ const NO_SCHEMA: u32 = 400_016;
 /// A parameter is malformed, for this server and at this moment; schemas of this service can't be changed; there are as
 /// many as allowed.
 const REFUSED: [u32; 3] = [400_001, 400_015, 400_100];
+/// From so many bytes on a contract is not hashed on a thread that serves calls.
+const LONG: usize = 16 << 10;
 /// The longest name of a schema.
 const MAX_ID: usize = 160;
 /// So many versions of a service are asked for their schemas.
@@ -161,12 +164,10 @@ impl Contracts for ServiceCombContracts {
         };
         let there = self.schemas(&service, &of.environment).await?;
         for (contract, id) in contracts.iter().zip(ids) {
-            let text = written(contract);
-            let summary = hexadecimal(&Sha256::digest(&text));
             let is_there = there.iter().find(|entry| entry.name == contract.name);
-            if is_there.is_some_and(|entry| existing == Existing::Keep || entry.etag == summary) {
+            let Some((text, summary)) = to_send(existing, is_there, || hashed(contract)).await? else {
                 continue;
-            }
+            };
             let query =
                 Query::new(Method::PUT, SCHEMA).param("service", service.as_str()).param("schema", id);
             let body = json!({ "schema": text, "summary": summary });
@@ -244,6 +245,38 @@ impl Contracts for ServiceCombContracts {
     }
 }
 
+/// The text to send and its hash. `None`: the schema that is there stays.
+async fn to_send<F>(
+    existing: Existing,
+    there: Option<&ContractEntry>,
+    hashed: impl FnOnce() -> F,
+) -> Result<Option<(String, String)>, ContractsError>
+where
+    F: Future<Output = Result<(String, String), ContractsError>>,
+{
+    if existing == Existing::Keep && there.is_some() {
+        return Ok(None);
+    }
+    let (text, summary) = hashed().await?;
+    let is_equal = there.is_some_and(|entry| entry.etag == summary);
+    Ok((!is_equal).then_some((text, summary)))
+}
+
+/// The text of a contract and its hash. A long one is made on a thread that serves no calls.
+async fn hashed(contract: &Contract) -> Result<(String, String), ContractsError> {
+    let make = |contract: &Contract| {
+        let text = written(contract);
+        let summary = hexadecimal(&Sha256::digest(&text));
+        (text, summary)
+    };
+    if contract.content.len() < LONG {
+        return Ok(make(contract));
+    }
+    let contract = contract.clone();
+    let made = spawn_blocking(move || make(&contract)).await;
+    made.map_err(|error| ContractsError::new(ContractsErrorKind::Unavailable, error.to_string()))
+}
+
 /// The name of the schema of a contract.
 fn id_of(name: &str, environment: &str) -> Result<String, ContractsError> {
     // A plain name that begins so would be taken for one of an environment.
@@ -318,6 +351,29 @@ mod tests {
         // Texts of other programs.
         for text in ["data:", "data:a/b,x", "data:a/b;base64,?", "swagger: '2.0'"] {
             assert_eq!(read("a", text.to_owned()), Contract::new("a", OPENAPI_YAML, text));
+        }
+    }
+
+    /// A check each minute of contracts that are there costs no hash.
+    #[tokio::test]
+    async fn one_that_stays_is_not_hashed() {
+        let entry = |etag: &str| ContractEntry { name: "a".to_owned(), etag: etag.to_owned() };
+        let never = || async { panic!("it is hashed") };
+        assert_eq!(to_send(Existing::Keep, Some(&entry("")), never).await.unwrap(), None);
+        for length in [1, LONG, 1 << 20] {
+            let contract = Contract::openapi("a", "x".repeat(length));
+            let (text, summary) = hashed(&contract).await.unwrap();
+            assert_eq!(text.as_bytes(), contract.content);
+            assert_eq!(summary, hexadecimal(&Sha256::digest(&contract.content)));
+            for (existing, there, is_sent) in [
+                (Existing::Keep, None, true),
+                (Existing::Replace, None, true),
+                (Existing::Replace, Some(entry("other")), true),
+                (Existing::Replace, Some(entry(&summary)), false),
+            ] {
+                let sent = to_send(existing, there.as_ref(), || hashed(&contract)).await.unwrap();
+                assert_eq!(sent, is_sent.then(|| (text.clone(), summary.clone())), "{length}");
+            }
         }
     }
 
