@@ -9,7 +9,11 @@ use chassis_core::{
 };
 use chassis_ttl::{TtlConfig, TtlContracts, TtlRegistry, TtlServerConfig};
 use serde_json::{Value, json};
-use tokio::{io::AsyncWriteExt, net::TcpListener, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
 
 use crate::process::{PATIENCE, Process};
 
@@ -160,6 +164,54 @@ async fn an_equal_contract_is_not_sent_again() {
     assert_eq!(file(&server), first, "it was not written again");
     publish(&port, &[text("api", "y")]).await;
     assert_ne!(file(&server), first);
+}
+
+/// Passes bytes on to `server`, and keeps those of its callers.
+async fn passing(server: &str) -> (String, Arc<Mutex<Vec<u8>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (server, sent) = (server.to_owned(), Arc::new(Mutex::new(Vec::new())));
+    let seen = sent.clone();
+    tokio::spawn(async move {
+        while let Ok((from, _)) = listener.accept().await {
+            let to = TcpStream::connect(&server).await.unwrap();
+            let ((mut requests, mut answers), (mut answered, mut up)) = (from.into_split(), to.into_split());
+            let seen = seen.clone();
+            tokio::spawn(async move {
+                let _ = tokio::io::copy(&mut answered, &mut answers).await;
+            });
+            tokio::spawn(async move {
+                let mut part = vec![0; 4_096];
+                while let Ok(length @ 1..) = requests.read(&mut part).await {
+                    seen.lock().unwrap().extend_from_slice(&part[..length]);
+                    if up.write_all(&part[..length]).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (address, sent)
+}
+
+#[tokio::test]
+async fn an_equal_contract_is_not_on_the_wire_again() {
+    let server = Process::start().await;
+    let (address, sent) = passing(&server.address).await;
+    let port = TtlContracts::new(TtlConfig::at([&*address])).unwrap();
+    let (first, second) = ("openapi: the first text", "openapi: the second text");
+    let count = |content: &str| {
+        let sent = sent.lock().unwrap();
+        sent.windows(content.len()).filter(|part| *part == content.as_bytes()).count()
+    };
+    for _ in 0..3 {
+        publish(&port, &[text("api", first)]).await;
+        port.publish(&stock(), &[text("api", first)], Existing::Keep).await.unwrap();
+        port.publish(&stock(), &[text("api", second)], Existing::Keep).await.unwrap();
+    }
+    assert_eq!((count(first), count(second)), (1, 0));
+    publish(&port, &[text("api", second)]).await;
+    assert_eq!((count(first), count(second)), (1, 1));
 }
 
 /// A proxy before the server may answer so for a moment.
