@@ -73,7 +73,8 @@ pub struct TtlServerConfig {
     pub max_contract: Size,
     /// Bytes of all contracts together, which are kept in memory; more is refused with 507. Default `64MiB`.
     pub max_contract_bytes: Size,
-    /// Versions of a service in an environment whose contracts are kept; those that changed last stay. Default 10.
+    /// Versions of a service in an environment whose contracts are kept. One that is in use makes room only
+    /// for a process that starts; the others go first, and those that changed last stay. Default 10.
     pub max_contract_versions: usize,
     /// Watches at once; more are refused with 503. Default 4096.
     pub max_watches: usize,

@@ -10,6 +10,7 @@ use chassis_core::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::store::Hashed;
 use crate::{server::snapshot::write_whole, wire::etag_of};
 
 /// The first line of a file.
@@ -31,16 +32,15 @@ const END: &str = "contract";
 const MOST: u64 = MAX_CONTENT as u64 + (16 << 10);
 
 /// Writes the file of a contract.
-pub(super) fn write(folder: &Path, number: u64, of: &ContractOwner, contract: &Contract) -> io::Result<()> {
+pub(super) fn write(folder: &Path, number: u64, of: &ContractOwner, hashed: &Hashed) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     let ContractOwner { service, version, environment } = of.clone();
-    let Contract { name, media_type, content } = contract.clone();
-    let etag = etag_of(&content);
+    let Hashed { contract: Contract { name, media_type, content }, etag } = hashed.clone();
     let mut bytes =
         serde_json::to_vec(&Head { service, version, environment, name, media_type, etag, number })?;
     bytes.push(b'\n');
     bytes.extend_from_slice(&content);
-    write_whole(&path(folder, of, &contract.name), &bytes)
+    write_whole(&path(folder, of, &hashed.contract.name), &bytes)
 }
 
 /// Removes the file of a contract, if it is there.
@@ -52,7 +52,7 @@ pub(super) fn remove(folder: &Path, of: &ContractOwner, name: &str) -> io::Resul
 }
 
 /// All contracts of a folder, in the order in which they were published.
-pub(super) fn read(folder: &Path) -> io::Result<Vec<(u64, ContractOwner, Contract)>> {
+pub(super) fn read(folder: &Path) -> io::Result<Vec<(u64, ContractOwner, Hashed)>> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
@@ -74,18 +74,18 @@ pub(super) fn read(folder: &Path) -> io::Result<Vec<(u64, ContractOwner, Contrac
     Ok(all)
 }
 
-fn read_one(path: &Path) -> Result<(u64, ContractOwner, Contract), String> {
+fn read_one(path: &Path) -> Result<(u64, ContractOwner, Hashed), String> {
     let bytes = files::read(path, MOST).map_err(|error| error.to_string())?;
     let line = bytes.iter().position(|byte| *byte == b'\n').ok_or("it has no first line")?;
     let head: Head = serde_json::from_slice(&bytes[..line]).map_err(|error| error.to_string())?;
     let content = bytes[line + 1..].to_vec();
-    if etag_of(&content) != head.etag {
+    let of = ContractOwner::new(head.service, head.version).in_environment(head.environment);
+    let hashed = Hashed::new(Contract::new(head.name, head.media_type, content));
+    if hashed.etag != head.etag {
         return Err("its content is damaged".to_owned());
     }
-    let of = ContractOwner::new(head.service, head.version).in_environment(head.environment);
-    let contract = Contract::new(head.name, head.media_type, content);
-    of.check(std::slice::from_ref(&contract)).map_err(|error| error.to_string())?;
-    Ok((head.number, of, contract))
+    of.check(std::slice::from_ref(&hashed.contract)).map_err(|error| error.to_string())?;
+    Ok((head.number, of, hashed))
 }
 
 /// Names may have any characters: the file is called by their hash.

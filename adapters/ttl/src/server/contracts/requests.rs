@@ -11,11 +11,12 @@ use http::{
     header::{CONTENT_TYPE, ETAG, IF_NONE_MATCH, X_CONTENT_TYPE_OPTIONS},
 };
 use serde::Deserialize;
-use tokio::{task::spawn_blocking, time::timeout};
+use tokio::time::{Instant, timeout};
 
 use super::{
     super::{BODY, Server, refusal},
     Failed, Put,
+    store::Full,
 };
 use crate::wire::ListedContract;
 
@@ -46,7 +47,11 @@ pub(in crate::server) async fn list(State(server): Server, Query(filter): Query<
     let fits = |of: &ContractOwner| {
         is(&service, &of.service) && is(&version, &of.version) && is(&environment, &of.environment)
     };
-    let store = server.contracts.store();
+    let mut store = server.contracts.store();
+    // A list of all versions says nothing about one of them.
+    if version.is_some() {
+        store.asked(fits, Instant::now());
+    }
     let listed = store.iter(fits).map(|(of, name, kept)| ListedContract {
         service: of.service.clone(),
         version: of.version.clone(),
@@ -111,18 +116,19 @@ pub(in crate::server) async fn put(
         };
         return refusal(status, &error.to_string());
     }
-    let hash = crate::wire::etag_of(&contract.content);
-    let shelf = server.contracts.clone();
-    // To its end, also where the client has gone: a file and what is in force are the same.
-    let put = spawn_blocking(move || shelf.put(&of, contract, kept)).await;
-    match put {
-        Ok(Ok(Put::Done)) => {
+    match server.contracts.publish(of, contract, kept).await {
+        Ok(Ok(Put::Done(hash))) => {
             let mut answer = Json(serde_json::json!({ "etag": hash })).into_response();
             answer.headers_mut().extend(etag(&hash));
             answer
         }
         Ok(Ok(Put::Stays)) => refusal(StatusCode::PRECONDITION_FAILED, "there is a contract of this name"),
-        Ok(Err(Failed::Full)) => {
+        Ok(Err(Failed::Full(Full::Versions))) => {
+            let message =
+                "this server is full: `max_contract_versions` other versions of this service are in use";
+            refusal(StatusCode::INSUFFICIENT_STORAGE, message)
+        }
+        Ok(Err(Failed::Full(Full::Used))) => {
             let message = "this server keeps no more contracts: `max_contracts`, or their bytes, are used up";
             refusal(StatusCode::INSUFFICIENT_STORAGE, message)
         }
@@ -136,8 +142,7 @@ pub(in crate::server) async fn delete(
     Path(name): Path<String>,
     Query(of): Query<Of>,
 ) -> Response {
-    let shelf = server.contracts.clone();
-    match spawn_blocking(move || shelf.delete(&of.owner(), &name)).await {
+    match server.contracts.withdraw(of.owner(), name).await {
         Ok(Ok(())) => StatusCode::NO_CONTENT.into_response(),
         Ok(Err(error)) => not_on_disk(&error.to_string()),
         Err(error) => not_on_disk(&error.to_string()),
