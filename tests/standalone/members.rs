@@ -22,8 +22,9 @@ const MEMBERS: [&str; 16] = [
     "chassis-protos",
 ];
 /// Members with features of their own; each feature must compile without the others.
-const FEATURES: [(&str, &[&str]); 11] = [
+const FEATURES: [(&str, &[&str]); 12] = [
     ("chassis-admin", &["schema"]),
+    ("chassis-bench", &["registries"]),
     ("chassis-core", &["schema", "testing"]),
     ("chassis-registry", &["composite", "memory", "static", "file", "local", "dns", "schema"]),
     ("chassis-http", &["schema", "tls", "tonic", "testing"]),
