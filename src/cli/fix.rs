@@ -1,17 +1,16 @@
 //! Renames deprecated keys in the files of the settings.
 use std::{
     collections::BTreeMap,
-    fs::{self, OpenOptions},
+    fs::{self, File, Metadata, OpenOptions},
     io::{self, Write},
-    path::Path,
-    process,
+    path::{Path, PathBuf},
 };
 
 use chassis_config::{
     Problem, Renamed, rewritten,
     tree::{Layer, Span},
 };
-use chassis_core::{adapter::format_of, config::Text, files};
+use chassis_core::{Random, adapter::format_of, config::Text, files};
 
 /// Renames the deprecated keys that the warnings are about. Returns a line for each thing that was done or is left to do,
 /// and whether something failed.
@@ -47,25 +46,65 @@ pub(super) fn files(warnings: &[Problem], renamed: &[Renamed]) -> (Vec<String>, 
     (said, has_failed)
 }
 
-/// Replaces the content of a file as a whole; its permissions stay, and a link to it too.
+/// Replaces the content of a file as a whole; its owner, group and permissions stay, and a link to it too.
 fn replace(path: &Path, old: &str, new: &str) -> io::Result<()> {
     let path = fs::canonicalize(path)?;
     if files::read(&path, u64::MAX)? != old.as_bytes() {
         return Err(io::Error::other("it has changed meanwhile"));
     }
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let beside = path.with_file_name(format!(".{name}.{}.new", process::id()));
+    let (mut file, beside) = beside(&path, &Random::from_os())?;
     let written = (|| {
-        let mut file = OpenOptions::new().write(true).create_new(true).open(&beside)?;
-        file.set_permissions(fs::metadata(&path)?.permissions())?;
+        let before = fs::metadata(&path)?;
+        keep_owner(&file, &before)?;
+        file.set_permissions(before.permissions())?; // after the owner, whose change can take some of them away
         file.write_all(new.as_bytes())?;
         file.sync_all()?;
         fs::rename(&beside, &path)
     })();
-    if written.is_err() {
-        fs::remove_file(&beside).ok(); // it may not be there
+    match &written {
+        Ok(()) => sync_directory(&path),
+        Err(_) => drop(fs::remove_file(&beside)), // ours, for it was created here
     }
     written
+}
+
+/// A new file beside `path`, which its owner alone may open.
+fn beside(path: &Path, random: &Random) -> io::Result<(File, PathBuf)> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let beside = path.with_file_name(format!(".{name}.{:016x}.new", random.next_u64()));
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    Ok((options.open(&beside)?, beside))
+}
+
+/// Gives the file the owner and the group of another one.
+#[cfg(unix)]
+fn keep_owner(file: &File, before: &Metadata) -> io::Result<()> {
+    use std::os::unix::fs::{MetadataExt, fchown};
+    let new = file.metadata()?;
+    let (uid, gid) = (before.uid(), before.gid());
+    if (new.uid(), new.gid()) == (uid, gid) {
+        return Ok(());
+    }
+    let refused = |error: io::Error| {
+        io::Error::new(error.kind(), format!("its owner {uid}:{gid} can't be kept: {error}"))
+    };
+    fchown(file, Some(uid), Some(gid)).map_err(refused)
+}
+
+#[cfg(not(unix))]
+fn keep_owner(_: &File, _: &Metadata) -> io::Result<()> {
+    Ok(())
+}
+
+/// Has the new name on the disk. Without that a power failure leaves the old file or the new one, each of them whole; so
+/// a directory that can't be synced is no error.
+fn sync_directory(path: &Path) {
+    if let Some(Ok(directory)) = path.parent().map(File::open) {
+        directory.sync_all().ok();
+    }
 }
 
 #[cfg(test)]
@@ -103,5 +142,39 @@ mod tests {
             );
         }
         assert_eq!(fs::read_dir(dir.path()).expect("it is there").count(), 2);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_replaced_file_keeps_its_owner() {
+        use std::os::unix::fs::{MetadataExt, chown};
+        let dir = tempfile::tempdir().expect("a directory can be had");
+        let file = dir.path().join("a.yaml");
+        fs::write(&file, "old").expect("it can be written");
+        // Only root may give a file away; for others it is their own, whose owner stays just as well.
+        let is_root = chown(&file, Some(4_242), Some(2_424)).is_ok();
+        let owner = |path: &Path| fs::metadata(path).map(|of| (of.uid(), of.gid())).expect("it is there");
+        let before = owner(&file);
+        replace(&file, "old", "new").expect("it is as it was read");
+        assert_eq!((owner(&file), before == (4_242, 2_424)), (before, is_root));
+
+        // The owner of the root directory can't be had without being root, and then the file is refused.
+        let other = fs::metadata("/").expect("it is there");
+        let (new, path) = beside(&file, &Random::seeded(1)).expect("it can be created");
+        match keep_owner(&new, &other) {
+            Ok(()) => assert_eq!(owner(&path), (other.uid(), other.gid())),
+            Err(error) => assert!(!is_root && error.to_string().contains("can't be kept"), "{error}"),
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_is_not_taken_for_the_new_one() {
+        let dir = tempfile::tempdir().expect("a directory can be had");
+        let file = dir.path().join("a.yaml");
+        let (_, first) = beside(&file, &Random::seeded(1)).expect("it can be created");
+        fs::write(&first, "another's").expect("it can be written");
+        let taken = beside(&file, &Random::seeded(1)).expect_err("the name is taken");
+        assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read_to_string(&first).ok().as_deref(), Some("another's"));
     }
 }
