@@ -9,10 +9,10 @@ use chassis_config::{
     tree::{Node, Path, Segment, Value},
 };
 use chassis_core::{Live, Runtime, config::Text};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 pub use self::change::{SettingChange, UnreadableSetting};
-use self::listener::{Listener, Swap};
+use self::listener::{Listener, Swap, Swaps};
 use crate::document::{ReadOnce, Reader};
 
 mod change;
@@ -50,7 +50,7 @@ struct Inner {
     read_once: ReadOnce,
     listeners: Mutex<Vec<Arc<Listener>>>,
     /// Versions that the listeners have still to be called for.
-    swaps: mpsc::UnboundedSender<Swap>,
+    swaps: Swaps,
     runtime: Runtime,
 }
 
@@ -99,8 +99,6 @@ impl ConfigHandle {
     ) -> Self {
         let Version { number, hash, tree, .. } = version;
         let in_force = InForce { number: *number, hash: hash.clone(), tree: Arc::new(tree.clone()) };
-        let (swaps, followed) = mpsc::unbounded_channel();
-        runtime.tasks().spawn(listener::call_for(followed));
         ConfigHandle(Arc::new(Inner {
             control,
             reader,
@@ -109,7 +107,7 @@ impl ConfigHandle {
             started: tree.clone(),
             read_once,
             listeners: Mutex::default(),
-            swaps,
+            swaps: Swaps::new(runtime),
             runtime: runtime.clone(),
         }))
     }
@@ -123,7 +121,7 @@ impl ConfigHandle {
         let listeners = self.0.listeners.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if !listeners.is_empty() {
             let swap = Swap { version: *number, before, after, listeners };
-            self.0.swaps.send(swap).ok(); // the process stops
+            self.0.swaps.add(swap);
         }
     }
 
@@ -255,8 +253,9 @@ impl ConfigHandle {
     ///
     /// Functions are called after the version was put in force, one after the other in the order of their registration, on
     /// threads of their own. A panic is logged. A function that has not returned after 5 s is reported by
-    /// `Event::PluginBlocked`, and the others no longer wait for it: its own changes wait, 1,024 at most, further ones are
-    /// lost to it and logged.
+    /// `Event::PluginBlocked`. The others wait 5 s at most for all the calls of one function for a version: then its own
+    /// changes wait, 1,024 at most, further ones are lost to it and logged. Where more than 64 versions wait, the newest
+    /// ones are taken together as one.
     ///
     /// ```
     /// use chassis::units::{PositiveSpan, Switch};
