@@ -2,7 +2,10 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use chassis_config::{Change, Code, Loader, Refusal, Renamed, tree::Node};
+use chassis_config::{
+    Change, Code, Loader, Refusal, Renamed, is_blank, parse,
+    tree::{Layer, Node},
+};
 use chassis_core::{
     BoxError, Event, Events, Random,
     config::{ConfigSource, ConfigWatcher, SourceError, Text},
@@ -38,6 +41,9 @@ struct AtStartWatcher {
     wait: Duration,
     /// The text that was kept, to start with if the center does not answer.
     kept: Option<Kept>,
+    /// The kept text sets something, and the center has had none but blank ones since: those are not used, as a process that
+    /// runs does not use them.
+    had_settings: bool,
     events: Events,
 }
 
@@ -129,8 +135,9 @@ impl ConfigSource for AtStart {
         let kept = kept.flatten();
         let wait = if kept.is_some() { WITH_LAST_GOOD.min(*wait) } else { *wait };
         let until = Some(Instant::now() + wait);
+        let had_settings = kept.as_ref().is_some_and(|kept| has_settings(&kept.text));
         let (source, path, events) = (source.clone(), path.clone(), events.clone());
-        Ok(Box::new(AtStartWatcher { source, path, watcher: None, until, wait, kept, events }))
+        Ok(Box::new(AtStartWatcher { source, path, watcher: None, until, wait, kept, had_settings, events }))
     }
 
     fn never_blocks(&self) -> bool {
@@ -181,7 +188,22 @@ impl AtStartWatcher {
             Some(watcher) => watcher,
             none => none.insert(self.source.watch().await?),
         };
-        watcher.next().await
+        let text = watcher.next().await?;
+        if self.had_settings && is_blank(&text.content, text.format) {
+            let origin = &text.origin;
+            let why = "the text is blank, and the last good one had settings; `{}` removes all of them";
+            return Err(SourceError::new(format!("{origin}: {why}")));
+        }
+        self.had_settings = false;
+        Ok(text)
+    }
+}
+
+/// Whether the text sets something. One that can't be parsed does so for all that is known.
+fn has_settings(text: &Text) -> bool {
+    match parse(text, Layer::Center) {
+        Ok(tree) => !tree.entries().is_empty(),
+        Err(_) => !is_blank(&text.content, text.format),
     }
 }
 
@@ -209,7 +231,7 @@ mod tests {
             if self.0 > 0 {
                 return Err(SourceError::new("no connection"));
             }
-            let (content, format) = (String::new(), chassis_core::config::Format::Yaml);
+            let (content, format) = ("b: 1".to_owned(), chassis_core::config::Format::Yaml);
             Ok(Text { content, format, origin: "late".into(), revision: None })
         }
     }
@@ -264,6 +286,78 @@ mod tests {
         assert_eq!(answer.unwrap().origin, "late");
         // A center that answers needs no text of the past.
         let mut watcher = at_start(1).watch().await.unwrap();
-        assert_eq!(watcher.next().await.unwrap().content, "");
+        assert_eq!(watcher.next().await.unwrap().content, "b: 1");
+    }
+
+    /// Has these texts, one after the other, and then nothing new.
+    #[derive(Clone)]
+    struct Texts(Vec<&'static str>);
+
+    #[async_trait]
+    impl ConfigSource for Texts {
+        fn name(&self) -> String {
+            "texts".into()
+        }
+        async fn watch(&self) -> Result<Box<dyn ConfigWatcher>, SourceError> {
+            Ok(Box::new(self.clone()))
+        }
+    }
+
+    #[async_trait]
+    impl ConfigWatcher for Texts {
+        async fn next(&mut self) -> Result<Text, SourceError> {
+            if self.0.is_empty() {
+                return std::future::pending().await;
+            }
+            Ok(yaml(self.0.remove(0)))
+        }
+    }
+
+    fn yaml(content: &str) -> Text {
+        let (content, format) = (content.to_owned(), chassis_core::config::Format::Yaml);
+        Text { content, format, origin: "texts".into(), revision: None }
+    }
+
+    /// A text that was cut off while no process ran is not used by those that start: they would do without all settings,
+    /// and those that run would not.
+    #[tokio::test(start_paused = true)]
+    async fn a_blank_text_does_not_replace_a_last_good_one_with_settings() {
+        let dir = tempfile::tempdir().unwrap();
+        let last_good = LastGood::new(dir.path());
+        let events = Events::new();
+        let start = async |kept: &str, texts: &[&'static str]| {
+            last_good.keep("texts", &yaml(kept)).unwrap();
+            let at_start = AtStart {
+                source: Arc::new(Texts(texts.to_vec())),
+                path: "config.centers[0]".to_owned(),
+                wait: REQUIRED,
+                last_good: Some(last_good.clone()),
+                events: events.clone(),
+            };
+            let mut watcher = at_start.watch().await.unwrap();
+            let first = watcher.next().await.unwrap().content;
+            (first, watcher)
+        };
+        for blank in ["", " \n", "# only\n---\n# comments\n"] {
+            let (first, mut watcher) = start("a: 1", &[blank, blank, "a: 2", ""]).await;
+            // A second one that comes in time is no better; one with settings is used.
+            assert_eq!(first, "a: 2", "{blank:?}");
+            // From then on the loader judges.
+            assert_eq!(watcher.next().await.unwrap().content, "");
+
+            let (first, mut watcher) = start("a: 1", &[blank]).await;
+            assert_eq!(first, "a: 1", "{blank:?}");
+            let past = events.past();
+            let said = past.last().map(|(_, event)| event.to_string()).unwrap_or_default();
+            let why = "not readable within 1s: texts: the text is blank, and the last good one had settings";
+            assert!(said.contains(why) && said.contains("started with the last good text on disk"), "{said}");
+            let more = tokio::time::timeout(Duration::from_secs(60), watcher.next()).await;
+            assert!(more.is_err(), "the blank text is not used later");
+
+            for kept in ["{}", "", "# nothing"] {
+                assert_eq!(start(kept, &[blank]).await.0, blank, "{kept:?} had no settings");
+            }
+        }
+        assert_eq!(start("a: 1", &["{}"]).await.0, "{}");
     }
 }

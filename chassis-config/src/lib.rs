@@ -36,5 +36,5 @@ pub use parse::{MAX_BYTES, MAX_DEPTH, MAX_NODES, parse};
 pub use problem::{Problem, Severity};
 pub use provenance::Provenance;
 pub use rename::{Renamed, rewritten};
-pub use source::{DirectorySource, FileSource, TextSource};
+pub use source::{DirectorySource, FileSource, TextSource, is_blank};
 pub use version::{Moved, Version, changes};

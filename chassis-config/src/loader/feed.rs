@@ -21,7 +21,7 @@ use crate::{
     code::Code,
     parse::parse_as,
     problem::Problem,
-    source::DirectoryWatcher,
+    source::{DirectoryWatcher, is_blank},
     tree::{Layer, Node, Origin, Path, Span},
 };
 
@@ -191,10 +191,10 @@ impl Feed {
         self.has_settings = self.trees.iter().flatten().any(|tree| !tree.entries().is_empty());
     }
 
-    /// Parses a text. A blank one of a config center that had settings is refused: it is more often a text that was cut
+    /// Parses a text. A [blank](is_blank) one of a config center that had settings is refused: it is more often a text that was cut
     /// off than the wish to remove all of them.
     pub(super) fn parse(&self, text: &Text) -> Result<Node, Box<Problem>> {
-        if self.layer == Layer::Center && self.has_settings && is_blank(text) {
+        if self.layer == Layer::Center && self.has_settings && is_blank(&text.content, text.format) {
             let origin = Origin::of_text(text, self.layer, self.has_references);
             let message = "the text is blank, and had settings before; `{}` removes all of them";
             let at = Span { line: 1, column: 1, ..Span::whole(origin) };
@@ -289,10 +289,6 @@ impl Watcher {
             Watcher::Directory(watcher) => watcher.next().await,
         }
     }
-}
-
-fn is_blank(text: &Text) -> bool {
-    text.content.trim().is_empty()
 }
 
 /// Whether the text has this name, with or without its revision.

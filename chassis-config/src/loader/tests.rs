@@ -444,7 +444,7 @@ async fn a_blank_text_of_a_center_removes_no_settings() {
     next(&mut loader).await;
     center.set("retries: 2");
     assert_eq!(next(&mut loader).await, "2: retries 1 -> 2 (center:1:10)");
-    for blank in ["", " \n\t\n"] {
+    for blank in ["", " \n\t\n", "# retries: 2\n---\n"] {
         center.set(blank);
         let refused = "refused, Some(2) stays: center:1:1: the text is blank, and had settings before; `{}` removes \
                        all of them";

@@ -6,5 +6,5 @@ mod text;
 
 pub use directory::DirectorySource;
 pub(crate) use directory::DirectoryWatcher;
-pub use file::FileSource;
+pub use file::{FileSource, is_blank};
 pub use text::TextSource;

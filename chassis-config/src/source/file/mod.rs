@@ -204,8 +204,9 @@ fn missing(path: &Path) -> String {
     format!("{}: there is no such file{}", path.display(), meant.unwrap_or_default())
 }
 
-/// Whether the text holds only comments. An empty JSON text is left to the parser, which refuses it.
-pub(super) fn is_blank(text: &str, format: Format) -> bool {
+/// Whether a text is empty, or has only comments: it sets nothing, and is more often half-written or cut off than meant so.
+/// `{}` is not blank.
+pub fn is_blank(text: &str, format: Format) -> bool {
     let mark = |line: &str| match format {
         Format::Yaml => line.starts_with('#') || line == "---" || line == "...",
         Format::Toml => line.starts_with('#'),
