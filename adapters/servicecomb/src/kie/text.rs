@@ -92,8 +92,26 @@ fn word(value: &str) -> String {
     let is_yaml = value.starts_with(['[', '{', '"', '\'']) && is_whole(value);
     match is_yaml || is_plain(value) {
         true => value.to_owned(),
-        false => serde_json::Value::from(value).to_string(),
+        false => quoted(value),
     }
+}
+
+/// A quoted text that is JSON and YAML, in one line.
+fn quoted(value: &str) -> String {
+    let mut written = String::with_capacity(value.len() + 2);
+    for c in serde_json::Value::from(value).to_string().chars() {
+        match is_unprintable(c) {
+            // All of them are one unit of UTF-16.
+            true => written.push_str(&format!("\\u{:04x}", u32::from(c))),
+            false => written.push(c),
+        }
+    }
+    written
+}
+
+/// A character that ends a line for some readers of YAML, or that they refuse.
+fn is_unprintable(c: char) -> bool {
+    c.is_control() || "\u{2028}\u{2029}\u{feff}".contains(c)
 }
 
 /// Is it a plain scalar of YAML behind `key: `, on one line?
@@ -104,12 +122,16 @@ fn is_plain(value: &str) -> bool {
         first => first.is_none_or(|first| !"[]{},#&*!|>'\"%@`".contains(first)),
     };
     let ends = !value.contains(": ") && !value.contains(" #") && !value.ends_with(':');
-    begins && ends && !value.contains(|c: char| c.is_control() || "\u{2028}\u{2029}\u{feff}".contains(c))
+    begins && ends && !value.contains(is_unprintable)
 }
 
 /// Is it one list, map or quoted text of YAML, closed within its line? Others could go on in the lines below.
+///
+/// A quote begins a text only where a value or a key begins: in `[a"b, "c]` they are characters of plain words to YAML, or
+/// are open at the end. Whatever could be read in two ways is not whole.
 fn is_whole(value: &str) -> bool {
-    let (mut open, mut quote, mut last) = (Vec::new(), None, ' ');
+    // The last character, the last one that is no space, and whether that one ended a quoted text, or is the colon behind.
+    let (mut open, mut quote, mut last, mut mark, mut is_quoted) = (Vec::new(), None, ' ', ' ', false);
     let mut chars = value.char_indices().peekable();
     while let Some((at, c)) = chars.next() {
         let before = std::mem::replace(&mut last, c);
@@ -117,14 +139,24 @@ fn is_whole(value: &str) -> bool {
             (_, c) if c.is_control() => return false,
             (Some('"'), '\\') => drop(chars.next()),
             (Some('\''), '\'') if chars.next_if(|(_, next)| *next == '\'').is_some() => {}
-            (Some(of), c) if of == c => quote = None,
+            (Some(of), c) if of == c => (quote, mark, is_quoted) = (None, c, true),
             (Some(_), _) => {}
-            (None, '"' | '\'') => quote = Some(c),
-            (None, '[') => open.push(']'),
-            (None, '{') => open.push('}'),
+            (None, ' ') => {}
+            (None, '"' | '\'') if at == 0 || begins_value(mark, before, is_quoted) => quote = Some(c),
+            (None, '"' | '\'') => return false,
+            (None, '#') if " ,[]{}\"'".contains(before) => return false, // a comment
             (None, ']' | '}') if open.pop() != Some(c) => return false,
-            (None, '#') if before == ' ' => return false, // a comment
-            (None, _) => {}
+            // Behind a quoted text there is nothing else.
+            (None, c) if is_quoted && mark != ':' && !",:]}".contains(c) => return false,
+            (None, c) => {
+                match c {
+                    '[' => open.push(']'),
+                    '{' => open.push('}'),
+                    _ => {}
+                }
+                // A colon after a quoted key needs no space behind it.
+                (is_quoted, mark) = (is_quoted && mark != ':' && c == ':', c);
+            }
         }
         if open.is_empty() && quote.is_none() {
             return at + c.len_utf8() == value.len();
@@ -133,12 +165,31 @@ fn is_whole(value: &str) -> bool {
     false
 }
 
-/// A document in JSON, in one line.
+/// Whether a quote after these characters begins a quoted text: the last one that is no space, and the last one.
+fn begins_value(mark: char, before: char, is_behind_quoted_key: bool) -> bool {
+    match mark {
+        '[' | '{' | ',' => true,
+        ':' => before == ' ' || is_behind_quoted_key,
+        _ => false,
+    }
+}
+
+/// A document in JSON, in one line. Its texts are written again: YAML has other escapes than JSON, and none of two halves.
 fn json(value: &str) -> Result<String, String> {
-    let raw: &RawValue =
-        serde_json::from_str(value).map_err(|error| format!("its value is no JSON: {error}"))?;
-    // Only white space between values can be one of these.
-    Ok(raw.get().replace(['\n', '\r', '\t'], " "))
+    let refused = |error| format!("its value is no JSON: {error}");
+    let raw: &RawValue = serde_json::from_str(value).map_err(refused)?;
+    let (mut rest, mut written) = (raw.get(), String::with_capacity(value.len()));
+    while let Some(at) = rest.find('"') {
+        let (before, from) = rest.split_at(at);
+        let mut texts = serde_json::Deserializer::from_str(from).into_iter::<String>();
+        let text = texts.next().transpose().map_err(refused)?.unwrap_or_default(); // `from` is not empty
+        // Only white space between values can be one of these.
+        written.push_str(&before.replace(['\n', '\r', '\t'], " "));
+        written.push_str(&quoted(&text));
+        rest = &from[texts.byte_offset()..];
+    }
+    written.push_str(&rest.replace(['\n', '\r', '\t'], " "));
+    Ok(written)
 }
 
 /// A part of a document in YAML.
@@ -328,6 +379,8 @@ mod tests {
             "'it''s'",
             "{ a: [1] }",
             "[]",
+            "[\"a\", 'b' , { \"c\":\"d\", e: 'f', g: h#i }]",
+            "[http://a/b#c]",
         ] {
             assert_eq!(word(&format!(" {plain}\n")), plain);
         }
@@ -357,6 +410,13 @@ mod tests {
             "\"a\\\"",
             "[a,\nb]",
             "a\u{2028}b",
+            "[a\"b, \"c]",
+            "[it's]",
+            "[a 'b, 'c]",
+            "{a:\"b, \"c}",
+            "[\"a\" \"b\"]",
+            "[\"a\" b: \"c\"]",
+            "[a,#b]",
             "? a",
             ",",
             "\u{feff}a",
@@ -364,6 +424,21 @@ mod tests {
             let written = word(quoted);
             assert_eq!(serde_json::from_str::<String>(&written).ok().as_deref(), Some(quoted), "{written}");
         }
+    }
+
+    #[test]
+    fn json_has_the_same_meaning_in_yaml() {
+        let value = "{\"a\\ud83d\\ude00\":\n[\"\\ud83d\\ude00\\/\\u2028\", 1.50, 123456789012345678901234567890, \"\\\\\\\"[\"],\t\"a\": 1}";
+        let expected =
+            "{\"a😀\": [\"😀/\\u2028\", 1.50, 123456789012345678901234567890, \"\\\\\\\"[\"], \"a\": 1}";
+        assert_eq!(json(value).as_deref(), Ok(expected));
+        let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
+        assert_eq!(read(value), read(expected));
+        for plain in ["1", "null", "\"\"", "[]", " {} "] {
+            assert_eq!(json(plain).as_deref(), Ok(plain.trim()));
+        }
+        let half = json("[\"\\ud83d\"]").expect_err("half a character is none");
+        assert!(half.starts_with("its value is no JSON: "), "{half}");
     }
 
     #[test]
