@@ -234,8 +234,8 @@ impl Admin {
         };
         let mut response = answer(StatusCode::OK, EVENTS, Bytes::new());
         if head.method == Method::GET {
-            let (events, is_over) = (self.0.runtime.events(), self.0.is_over.subscribe());
-            let feed = Feed::new(events, self.0.epoch, &head.headers, is_over, place);
+            let is_over = self.0.is_over.subscribe();
+            let feed = Feed::new(&self.0.runtime, self.0.epoch, &head.headers, is_over, place);
             *response.body_mut() = AdminBody::events(feed);
         }
         response
