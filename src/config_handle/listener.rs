@@ -187,8 +187,11 @@ mod tests {
         check("**", "a", true);
     }
 
-    /// A function whose every call takes this long, and what it was called for: the time since `begun`, and the version.
-    fn listener(takes: Duration, begun: Instant) -> (Arc<Listener>, Arc<Mutex<Vec<(Duration, u64)>>>) {
+    /// The calls of a function: the time of each, and the version it was for.
+    type Calls = Arc<Mutex<Vec<(Duration, u64)>>>;
+
+    /// A function whose every call takes this long, and its calls since `begun`.
+    fn listener(takes: Duration, begun: Instant) -> (Arc<Listener>, Calls) {
         let (queue, mut due) = mpsc::channel::<Due>(WAITING);
         let (seen, is_late) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let (record, late) = (seen.clone(), is_late.clone());
