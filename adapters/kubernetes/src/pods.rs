@@ -11,7 +11,7 @@ use std::{
 use chassis_core::TextMap;
 use http::StatusCode;
 use serde::Deserialize;
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
     client::{Client, Collection, Failure},
@@ -24,13 +24,16 @@ use crate::{
 #[derive(Clone, Default)]
 pub(crate) struct Namespaces(Arc<Table>);
 
-/// The pods of a namespace, as far as they are known.
-#[derive(Debug, Default)]
+/// The pods of a namespace, as far as they are known; clones share them.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Pods {
-    by_name: HashMap<String, Pod>,
+    by_name: Arc<ByName>,
     /// They are listed, or can't be.
     is_settled: bool,
 }
+
+/// Cheap to copy, because a change makes a copy.
+type ByName = HashMap<Arc<str>, Arc<Pod>>;
 
 /// The followed namespaces by name.
 #[derive(Default)]
@@ -168,7 +171,7 @@ impl Drop for Followed {
 impl Pods {
     /// The labels of a pod; `None`: it is not known. A pod of the same name that came later is another one.
     pub(crate) fn labels(&self, of: &PodRef) -> Option<&TextMap> {
-        let pod = self.by_name.get(&of.name)?;
+        let pod = self.by_name.get(&*of.name)?;
         (of.uid.is_empty() || pod.uid.is_empty() || of.uid == pod.uid).then_some(&pod.labels)
     }
 
@@ -177,33 +180,45 @@ impl Pods {
         self.is_settled
     }
 
-    /// Whether the pods have changed.
-    fn take_in(&mut self, news: Vec<Read>) -> bool {
-        let mut has_changed = !std::mem::replace(&mut self.is_settled, true);
+    /// The pods after `news`; `None` if that is no change.
+    fn after(&self, news: Vec<Read>) -> Option<Pods> {
+        let (mut by_name, mut has_changed) = (self.by_name.clone(), !self.is_settled);
         for change in news {
-            has_changed |= match change {
-                Read::All(all) => {
-                    let is_same = self.by_name == all;
-                    self.by_name = all;
-                    !is_same
-                }
-                Read::Put(name, pod) if self.by_name.get(&name) == Some(&pod) => false,
-                Read::Put(name, pod) => {
-                    self.by_name.insert(name, pod);
-                    true
-                }
-                Read::Delete(name) => self.by_name.remove(&name).is_some(),
-            };
+            match change {
+                Read::All(all) if *by_name == all => continue,
+                Read::All(all) => by_name = Arc::new(all),
+                Read::Put(name, pod) if by_name.get(&name) == Some(&pod) => continue,
+                Read::Put(name, pod) => drop(Arc::make_mut(&mut by_name).insert(name, pod)),
+                Read::Delete(name) if !by_name.contains_key(&name) => continue,
+                Read::Delete(name) => drop(Arc::make_mut(&mut by_name).remove(&name)),
+            }
+            has_changed = true;
         }
-        has_changed
+        has_changed.then_some(Pods { by_name, is_settled: true })
+    }
+
+    /// Drops them; many that nothing else uses, on a thread of its own.
+    pub(crate) fn discard(self) {
+        let Some(last) = Arc::into_inner(self.by_name).filter(|last| last.len() > MANY) else { return };
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn_blocking(move || drop(last));
+        }
+    }
+}
+
+/// Publishes the pods after `news`. Only the swap is done under the lock, for which threads that serve calls wait.
+fn publish(pods: &watch::Sender<Pods>, news: Vec<Read>) {
+    let before = pods.borrow().clone();
+    if let Some(after) = before.after(news) {
+        drop(pods.send_replace(after));
     }
 }
 
 /// A change, as it is read.
 enum Read {
-    All(HashMap<String, Pod>),
-    Put(String, Pod),
-    Delete(String),
+    All(ByName),
+    Put(Arc<str>, Arc<Pod>),
+    Delete(Arc<str>),
 }
 
 // === impl Read ===
@@ -211,8 +226,8 @@ enum Read {
 impl Read {
     fn of(news: News, labels: &PodLabels) -> Self {
         let read = |object: Object| {
-            let pod = Pod::of(object.text.get(), labels);
-            (object.name, pod)
+            let pod = Pod::of(object.text.get(), labels).map(Arc::new);
+            (Arc::from(object.name), pod)
         };
         match news {
             News::All(all) => {
@@ -222,7 +237,7 @@ impl Read {
                 (name, Some(pod)) => Read::Put(name, pod),
                 (name, None) => Read::Delete(name),
             },
-            News::Delete(name) => Read::Delete(name),
+            News::Delete(name) => Read::Delete(name.into()),
         }
     }
 }
@@ -260,11 +275,10 @@ impl View for PodView {
         }
         let (news, pods, labels) = (std::mem::take(&mut self.news), self.pods.clone(), self.labels.clone());
         let bytes: usize = news.iter().map(News::bytes).sum();
-        // Beside many pods a reader may hold the lock for a while.
         let is_large = bytes > LARGE || pods.borrow().by_name.len() > MANY;
         let taking = aside(is_large, move || {
             let news = news.into_iter().map(|news| Read::of(news, &labels)).collect();
-            pods.send_if_modified(|pods| pods.take_in(news));
+            publish(&pods, news);
         });
         taking.await;
     }
@@ -320,7 +334,10 @@ mod tests {
     /// Takes in `news`, of the label `version`; whether that is a change.
     fn take_in(pods: &mut Pods, news: Vec<News>) -> bool {
         let labels = PodLabels::named(["version"]);
-        pods.take_in(news.into_iter().map(|news| Read::of(news, &labels)).collect())
+        let after = pods.after(news.into_iter().map(|news| Read::of(news, &labels)).collect());
+        let has_changed = after.is_some();
+        *pods = after.unwrap_or_else(|| pods.clone());
+        has_changed
     }
 
     #[track_caller]
@@ -348,6 +365,26 @@ mod tests {
         // A pod that is in a new list no longer has gone.
         assert!(take_in(&mut pods, vec![News::All(Vec::new())]));
         check(&pods, "b", "2", None);
+    }
+
+    /// A list is compared with the one before without the lock: while a reader holds it, too.
+    #[test]
+    fn a_list_is_compared_without_the_lock() {
+        let labels = PodLabels::named(["version"]);
+        let list = || vec![Read::of(News::All(vec![object("a", "1", "v1")]), &labels)];
+        let pods = watch::Sender::new(Pods::default());
+        publish(&pods, list());
+        let (known, same, (done, is_done)) = (pods.subscribe(), list(), std::sync::mpsc::channel());
+        let held = known.borrow();
+        let publishing = std::thread::spawn(move || {
+            publish(&pods, same);
+            done.send(()).unwrap();
+        });
+        let compared = is_done.recv_timeout(Duration::from_secs(10));
+        check(&held, "a", "1", Some("v1"));
+        drop(held);
+        publishing.join().unwrap();
+        compared.expect("it needs no lock of writers");
     }
 
     #[test]

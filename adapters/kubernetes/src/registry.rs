@@ -343,7 +343,8 @@ impl Model {
     /// keeps its labels: a pod may go before its endpoint does.
     fn label(&mut self) -> bool {
         let Some(pods) = &self.pods else { return false };
-        let (pods, mut has_changed) = (pods.borrow(), false);
+        // A copy: a reader that holds the lock for long delays the others behind a writer.
+        let (pods, mut has_changed) = (pods.borrow().clone(), false);
         for endpoint in self.slices.values_mut().flat_map(|slice| &mut slice.endpoints) {
             let Some(pod) = &endpoint.pod else { continue };
             let before = || self.known.get(&endpoint.instance.id).map(|instance| &instance.labels);
@@ -351,6 +352,7 @@ impl Model {
                 has_changed |= endpoint.label(labels);
             }
         }
+        pods.discard();
         has_changed
     }
 
