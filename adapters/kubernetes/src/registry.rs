@@ -1,7 +1,10 @@
 //! The registry: a follower of the EndpointSlices of each service that is called.
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -56,6 +59,8 @@ struct Inner {
     client: Client,
     followers: Followers<String>,
     namespaces: Namespaces,
+    /// The services could not be listed the last time.
+    cannot_list: AtomicBool,
 }
 
 /// Collects the changes of the slices of a service.
@@ -88,16 +93,32 @@ struct Model {
     refused: HashMap<String, String>,
 }
 
+/// A page of slices, of which only the labels are read.
+#[derive(Deserialize)]
+struct Page {
+    #[serde(default)]
+    metadata: PageMetadata,
+    items: Option<Vec<Labelled>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct PageMetadata {
+    #[serde(rename = "continue")]
+    next: Option<String>,
+}
+
 /// The metadata of a slice.
 #[derive(Deserialize)]
 struct Labelled {
+    #[serde(default)]
     metadata: Labels,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Labels {
-    #[serde(default)]
-    labels: BTreeMap<String, String>,
+    labels: Option<BTreeMap<String, String>>,
 }
 
 /// A registration that has nothing to remove.
@@ -111,6 +132,8 @@ const MANY: usize = 500;
 const LABELLED: Duration = Duration::from_secs(2);
 /// Between two readings of labels that change.
 const RELABEL: Duration = Duration::from_millis(50);
+/// The services of a namespace with more pages of slices, of 500 each, are not listed.
+const MAX_PAGES: usize = 200;
 /// So many refused entries of a service are named in the log each time.
 const MAX_WARNINGS: usize = 10;
 const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices";
@@ -139,6 +162,7 @@ impl KubernetesRegistry {
             client,
             followers: Followers::default(),
             namespaces: Namespaces::default(),
+            cannot_list: AtomicBool::new(false),
         })))
     }
 
@@ -149,6 +173,30 @@ impl KubernetesRegistry {
         let namespace = namespace.to_owned();
         let is_valid = is_name(name) && is_name(&namespace);
         is_valid.then_some(Collection { template: SLICES, namespace, selector, is_metadata: false })
+    }
+
+    /// The names of the Services that have slices in the namespace of this process. An incomplete list is an error.
+    async fn list(&self) -> Result<BTreeSet<String>, Failure> {
+        let client = &self.0.client;
+        let namespace = client.namespace().to_owned();
+        let selector = Some(("labelSelector", SERVICE.to_owned()));
+        let all = Collection { template: SLICES, namespace, selector, is_metadata: true };
+        let (mut names, mut next) = (BTreeSet::new(), None);
+        for _ in 0..MAX_PAGES {
+            let body = client.list(&all, next.as_deref()).await?;
+            let reading = aside(body.len() > LARGE, move || {
+                let page: Page = serde_json::from_slice(&body)?;
+                let slices = page.items.unwrap_or_default().into_iter();
+                names.extend(slices.filter_map(|slice| slice.metadata.labels?.remove(SERVICE)));
+                Ok::<_, serde_json::Error>((names, page.metadata.next.filter(|next| !next.is_empty())))
+            });
+            let malformed = |error| client.failure(None, format!("its list is malformed: {error}"));
+            (names, next) = reading.await.map_err(malformed)?;
+            if next.is_none() {
+                return Ok(names);
+            }
+        }
+        Err(client.failure(None, format!("its list has more than {MAX_PAGES} pages")))
     }
 }
 
@@ -171,7 +219,7 @@ impl Registry for KubernetesRegistry {
     }
 
     async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
-        let Inner { config, client, followers, namespaces } = &*self.0;
+        let Inner { config, client, followers, namespaces, .. } = &*self.0;
         let begin = |mut feed: Feed<String>| {
             let (client, of, jitter) = (client.clone(), self.slices(service), config.jitter.0);
             let labelled = of.as_ref().filter(|_| !config.pod_labels.is_off());
@@ -202,22 +250,24 @@ impl Registry for KubernetesRegistry {
         Ok(followers.watch(service, client.tasks(), begin))
     }
 
-    /// Those of the namespace of this process.
+    /// Those of the namespace of this process; none if they can't all be listed.
     async fn services(&self) -> Vec<String> {
-        #[derive(Deserialize)]
-        struct Page {
-            items: Vec<Labelled>,
+        let listed = self.list().await;
+        let could_not = self.0.cannot_list.swap(listed.is_err(), Relaxed);
+        match listed {
+            Ok(names) => names.into_iter().collect(),
+            Err(why) => {
+                if !could_not {
+                    tracing::warn!(target: "chassis", %why, "the services can't be listed for errors of calls");
+                }
+                Vec::new()
+            }
         }
-        let namespace = self.0.client.namespace().to_owned();
-        let selector = Some(("labelSelector", SERVICE.to_owned()));
-        let all = Collection { template: SLICES, namespace, selector, is_metadata: false };
-        let Ok(body) = self.0.client.list(&all, None).await else { return Vec::new() };
-        let names = aside(body.len() > LARGE, move || {
-            let items = serde_json::from_slice::<Page>(&body).map(|page| page.items).unwrap_or_default();
-            let names = items.into_iter().filter_map(|mut slice| slice.metadata.labels.remove(SERVICE));
-            names.collect::<BTreeSet<_>>()
-        });
-        names.await.into_iter().collect()
+    }
+
+    /// `false` while the API server does not list them: that it has none would be untrue.
+    fn lists_services(&self) -> bool {
+        !self.0.cannot_list.load(Relaxed)
     }
 
     fn never_blocks(&self) -> bool {

@@ -2,7 +2,7 @@
 use std::{sync::Arc, time::Duration};
 
 use chassis_core::registry::{Membership, Registry, Watcher};
-use chassis_kubernetes::{KubernetesConfig, PodLabels};
+use chassis_kubernetes::{KubernetesConfig, KubernetesRegistry, PodLabels};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -27,6 +27,8 @@ trials! {
     a_server_that_asks_for_a_pause_gets_it
     pods_that_may_not_be_read_are_asked_for_seldom
     the_first_answer_waits_for_labels_but_not_for_ever
+    services_are_listed_by_pages_of_metadata
+    services_that_cannot_be_listed_are_not_none
 }
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -35,6 +37,12 @@ const EXPIRED: &str = r#"{"kind":"Status","code":410,"reason":"Expired","message
 
 /// Answers requests in their order; the last answer stays without an end. Returns the targets of the requests.
 async fn answers(all: Vec<(&'static str, String)>) -> (Box<dyn Watcher>, mpsc::UnboundedReceiver<String>) {
+    let (registry, targets) = server(all).await;
+    (registry.watch("stock").await.unwrap(), targets)
+}
+
+/// The same, without a watcher. Behind each target is the form that was asked for.
+async fn server(all: Vec<(&'static str, String)>) -> (KubernetesRegistry, mpsc::UnboundedReceiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let server = Some(format!("http://{}", listener.local_addr().unwrap()));
     let (to, targets) = mpsc::unbounded_channel();
@@ -50,7 +58,8 @@ async fn answers(all: Vec<(&'static str, String)>) -> (Box<dyn Watcher>, mpsc::U
             }
             let head = String::from_utf8_lossy(&head).into_owned();
             let Some(target) = head.split(' ').nth(1) else { continue }; // the connection that tests the way
-            let _ = to.send(target.to_owned());
+            let form = head.lines().find(|line| line.to_ascii_lowercase().starts_with("accept:"));
+            let _ = to.send(format!("{target} {}", form.unwrap_or_default()));
             let Some((status, body)) = all.next() else { std::future::pending().await };
             let answer = format!(
                 "HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n{body}"
@@ -58,8 +67,7 @@ async fn answers(all: Vec<(&'static str, String)>) -> (Box<dyn Watcher>, mpsc::U
             let _ = stream.write_all(answer.as_bytes()).await;
         }
     });
-    let registry = registry(KubernetesConfig { server, ..KubernetesConfig::default() });
-    (registry.watch("stock").await.unwrap(), targets)
+    (registry(KubernetesConfig { server, ..KubernetesConfig::default() }), targets)
 }
 
 /// A list of slices with an endpoint each.
@@ -288,5 +296,47 @@ async fn the_first_answer_waits_for_labels_but_not_for_ever() {
         assert_eq!(all[0].label("version"), comes.then_some("v1"));
         assert!(comes || begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
+}
+
+/// A page of the metadata of slices, each of one of these services.
+fn names(services: &[&str], next: &str) -> (&'static str, String) {
+    let item = |name: &&str| json!({ "metadata": { "labels": { "kubernetes.io/service-name": name } } });
+    let items: Vec<_> = services.iter().map(item).collect();
+    ("200 X", json!({ "metadata": { "continue": next }, "items": items }).to_string())
+}
+
+async fn services_are_listed_by_pages_of_metadata() {
+    let all = vec![names(&["stock", "orders"], "two"), names(&["stock", "mail"], "three"), names(&[], "")];
+    let (registry, mut targets) = server(all).await;
+    assert_eq!(registry.services().await, ["mail", "orders", "stock"]);
+    assert!(registry.lists_services());
+    for next in [None, Some("continue=two"), Some("continue=three")] {
+        let target = targets.recv().await.unwrap();
+        assert!(target.contains("as=PartialObjectMetadataList"), "{target}");
+        assert_eq!(target.contains("continue="), next.is_some(), "{target}");
+        assert!(target.contains(next.unwrap_or_default()), "{target}");
+    }
+}
+
+/// An incomplete list is none either, and a namespace without services is not one that can't be read.
+async fn services_that_cannot_be_listed_are_not_none() {
+    let denied = || ("403 X", r#"{"message":"not you"}"#.to_owned());
+    let endless = (0..200).map(|n| names(&["stock"], &format!("page{n}")));
+    for all in [
+        vec![denied()],
+        vec![names(&["stock"], "more"), denied()],
+        vec![names(&["stock"], "more"), ("410 X", EXPIRED.to_owned())],
+        vec![("200 X", "{".to_owned())],
+        endless.collect(),
+    ] {
+        let well = [names(&[], ""), names(&["stock"], "")];
+        let (registry, _targets) = server(all.into_iter().chain(well).collect()).await;
+        assert!(registry.lists_services());
+        assert_eq!(registry.services().await, Vec::<String>::new());
+        assert!(!registry.lists_services());
+        assert_eq!(registry.services().await, Vec::<String>::new());
+        assert!(registry.lists_services());
+        assert_eq!(registry.services().await, ["stock"]);
     }
 }
