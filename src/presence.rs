@@ -13,7 +13,7 @@ use chassis_core::{
     health::{Health, Readiness},
     quota::{Quota, QuotaDecision, QuotaRequest},
     registry::{Instance, Registration, Registry, RegistryError, Status},
-    tasks::{backoff, caught},
+    tasks::{backoff, catch, caught},
 };
 use tokio::{
     sync::{oneshot, watch},
@@ -358,12 +358,15 @@ impl Keeper {
             let (registry, entry) = (self.registry.clone(), self.entry.clone());
             let quota = self.quota.clone();
             let register = async move {
-                if let Some(quota) = quota {
-                    ask(&*quota, &entry).await?;
+                if let Some(quota) = quota
+                    && let Err(refused) = ask(&*quota, &entry).await
+                {
+                    return Ok(Err(refused));
                 }
-                registry.register(entry).await
+                // The question has a time limit of its own, and uses up nothing of this one.
+                timeout(REGISTER_TRY, registry.register(entry)).await
             };
-            let mut registering = pin!(caught(timeout(REGISTER_TRY, register)));
+            let mut registering = pin!(caught(register));
             let tried = tokio::select! {
                 tried = &mut registering => tried,
                 done = &mut self.asked => {
@@ -519,8 +522,8 @@ impl Keeper {
 
 /// Asks the quota, which is code of another crate: one that fails, hangs or panics is logged, and allows it.
 async fn ask(quota: &dyn Quota, entry: &Instance) -> Result<(), RegistryError> {
-    let environment = entry.environment().to_owned();
-    let request = QuotaRequest { environment, ..QuotaRequest::one(entry.service.as_str()) };
+    let (environment, instance) = (entry.environment().to_owned(), entry.id.clone());
+    let request = QuotaRequest { environment, instance, ..QuotaRequest::one(entry.service.as_str()) };
     let why = match caught(timeout(ASK_QUOTA, quota.ask(&request))).await {
         Ok(Ok(Ok(QuotaDecision::Allowed))) => return Ok(()),
         Ok(Ok(Ok(QuotaDecision::Refused { why }))) => return Err(RegistryError::quota_exceeded(why)),
@@ -528,6 +531,7 @@ async fn ask(quota: &dyn Quota, entry: &Instance) -> Result<(), RegistryError> {
         Ok(Err(_)) => format!("no answer within {ASK_QUOTA:?}"),
         Err(panicked) => panicked.to_string(),
     };
-    tracing::warn!(target: "chassis", quota = quota.name(), why, "the quota can't be asked; registering without it");
+    let name = catch(|| quota.name()).unwrap_or_else(|panicked| panicked.to_string());
+    tracing::warn!(target: "chassis", quota = name, why, "the quota can't be asked; registering without it");
     Ok(())
 }

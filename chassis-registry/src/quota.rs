@@ -45,7 +45,10 @@ impl Quota for MemoryQuota {
 
     async fn ask(&self, request: &QuotaRequest) -> Result<QuotaDecision, RegistryError> {
         let used = match self.registry.watch(&request.service).await?.next().await? {
-            Membership::Known(all) => all.len() as u64,
+            Membership::Known(all) => {
+                let is_other = |id: &str| request.instance.is_empty() || id != request.instance;
+                all.iter().filter(|instance| is_other(&instance.id)).count() as u64
+            }
             Membership::Unknown | Membership::Deleted => 0,
         };
         let (asked, most) = (u64::from(request.instances), u64::from(self.instances));

@@ -80,6 +80,25 @@ async fn quota_in_memory() {
     quota_suite::quota(Counted(MemoryRegistry::new())).await;
 }
 
+/// A process that restarts with the same id finds its own entry.
+#[tokio::test]
+async fn a_quota_keeps_the_place_of_an_id() {
+    use quota_suite::Place as _;
+    let mut place = Counted(MemoryRegistry::new());
+    let quota = place.quota(2);
+    place.has("stock", 2).await;
+    let ask = async |id: &str, instances| {
+        let one = quota::QuotaRequest::one("stock");
+        let request = quota::QuotaRequest { instance: id.to_owned(), instances, ..one };
+        quota.ask(&request).await.unwrap().is_allowed()
+    };
+    for (id, instances, expected) in
+        [("i0", 1, true), ("i1", 1, true), ("i2", 1, false), ("", 1, false), ("i0", 2, false)]
+    {
+        assert_eq!(ask(id, instances).await, expected, "{instances} with the id `{id}`");
+    }
+}
+
 #[tokio::test]
 async fn composite() {
     contract::registry(async || {

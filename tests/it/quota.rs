@@ -58,13 +58,16 @@ async fn a_process_without_a_place_serves_and_is_registered_later() {
 struct Own {
     registry: MemoryRegistry,
     asked: Arc<AtomicUsize>,
-    /// How it answers: 0 allows, 1 is an error, 2 hangs, 3 panics, 4 refuses.
+    /// How it answers: 0 allows, 1 is an error, 2 hangs, 3 panics, 4 refuses, 5 panics also where its name is asked for.
     mode: Arc<AtomicU32>,
+    /// So long the registry takes.
+    slow: Duration,
 }
 
 #[async_trait]
 impl Quota for Own {
     fn name(&self) -> String {
+        assert_ne!(self.mode.load(SeqCst), 5, "no name");
         "own".to_owned()
     }
     async fn ask(&self, request: &QuotaRequest) -> Result<QuotaDecision, RegistryError> {
@@ -73,7 +76,7 @@ impl Quota for Own {
         match self.mode.load(SeqCst) {
             1 => Err(RegistryError::new("no route")),
             2 => std::future::pending().await,
-            3 => panic!("out of cheese"),
+            3 | 5 => panic!("out of cheese"),
             _ => Ok(QuotaDecision::Allowed),
         }
     }
@@ -89,7 +92,10 @@ impl Registry for Own {
         match self.mode.load(SeqCst) {
             4 => Err(RegistryError::quota_exceeded("no quota to create INSTANCE")),
             1 => Err(RegistryError::new("no route")),
-            _ => self.registry.register(instance).await,
+            _ => {
+                sleep(self.slow).await;
+                self.registry.register(instance).await
+            }
         }
     }
     async fn watch(&self, service: &str) -> Result<Box<dyn Watcher>, RegistryError> {
@@ -99,7 +105,7 @@ impl Registry for Own {
 
 #[tokio::test(start_paused = true)]
 async fn a_quota_that_fails_keeps_no_service_from_its_callers() {
-    for mode in 1..=3 {
+    for mode in [1, 2, 3, 5] {
         let (mesh, quota) = (Mesh::new(), Own::default());
         quota.mode.store(mode, SeqCst);
         let given = quota.clone();
@@ -108,6 +114,21 @@ async fn a_quota_that_fails_keeps_no_service_from_its_callers() {
         assert_eq!((reports(&stock), quota.asked.load(SeqCst)), (vec!["registered".to_owned()], 1), "{mode}");
         stock.stop().await;
     }
+}
+
+/// The time for the question is not taken from that for the registration.
+#[tokio::test(start_paused = true)]
+async fn a_quota_that_hangs_leaves_a_slow_registry_its_time() {
+    let (mesh, quota) = (Mesh::new(), Own::default());
+    quota.mode.store(2, SeqCst);
+    let registry = Own { slow: Duration::from_secs(8), ..Own::default() };
+    let (given, asked) = (registry.clone(), quota.clone());
+    let plan = mesh.server("stock", "stock-1").own_registry();
+    let stock = plan.with(move |builder| builder.registry(given).quota(asked)).start().await;
+    sleep(Duration::from_secs(14)).await;
+    assert_eq!(reports(&stock), ["registered"]);
+    assert_eq!((registry.asked.load(SeqCst), quota.asked.load(SeqCst)), (1, 1), "at the first try");
+    stock.stop().await;
 }
 
 /// A registry that refuses is asked once a minute; one that fails, often.

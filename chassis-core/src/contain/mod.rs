@@ -28,7 +28,7 @@ use crate::{
         quota::{Quota, QuotaDecision, QuotaRequest},
         registry::{Instance, Membership, Registration, Registry, RegistryError, Watcher},
     },
-    tasks::{Panicked, caught},
+    tasks::{Panicked, catch, caught},
 };
 
 /// A poll of a plugin that takes longer than this is reported.
@@ -85,7 +85,8 @@ pub fn quota(quota: Arc<dyn Quota>, events: &Events, after: Duration) -> Arc<dyn
     match quota.never_blocks() {
         true => quota,
         false => {
-            let plugin = format!("quota `{}`", quota.name());
+            let name = catch(|| quota.name()).unwrap_or_else(|panicked| panicked.to_string());
+            let plugin = format!("quota `{name}`");
             Arc::new(Contained { inner: quota, plugin_threads: PluginThreads::new(plugin, events, after) })
         }
     }

@@ -12,6 +12,9 @@ pub struct QuotaRequest {
     pub environment: String,
     /// So many instances are to be registered, in addition to those that are.
     pub instances: u32,
+    /// The id of the instance that is to be registered. One that is registered under this id gives its place to it, and does
+    /// not count: a process that restarts with the id that it had. Empty: none in particular.
+    pub instance: String,
 }
 
 /// The answer of a [`Quota`].
@@ -53,9 +56,10 @@ pub trait Quota: Send + Sync + 'static {
 // === impl QuotaRequest ===
 
 impl QuotaRequest {
-    /// One instance of `service` without an environment.
+    /// One instance of `service` without an environment, and with no id in particular.
     pub fn one(service: impl Into<String>) -> Self {
-        QuotaRequest { service: service.into(), environment: String::new(), instances: 1 }
+        let (environment, instance) = (String::new(), String::new());
+        QuotaRequest { service: service.into(), environment, instances: 1, instance }
     }
 }
 
