@@ -76,7 +76,7 @@ pub use algorithm::nearest;
 
 // Observation.
 pub use event::{Event, Events, NumberedEvent};
-pub use metrics::Metrics;
+pub use metrics::{CallTotals, Metrics};
 pub use types::Side;
 
 // Registered kinds and sections.

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Bucket bounds of durations in seconds, as recommended by the semantic conventions for RPC and HTTP.
-const DURATION_BUCKETS: [f64; 14] =
+pub(super) const DURATION_BUCKETS: [f64; 14] =
     [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
 /// A histogram over [`DURATION_BUCKETS`]; clones share it.
@@ -84,15 +84,33 @@ impl Durations {
         counts.buckets[bucket].fetch_add(1, Relaxed);
         counts.nanos.fetch_add(nanos, Relaxed);
     }
+
+    /// The number of calls in each bucket; not cumulative.
+    pub(super) fn counts(&self) -> [u64; DURATION_BUCKETS.len() + 1] {
+        let mut sums = [0; BOUNDS.len() + 1];
+        for counts in self.0.cells.cells() {
+            for (sum, count) in sums.iter_mut().zip(&counts.buckets) {
+                *sum += count.load(Relaxed);
+            }
+        }
+        sums
+    }
+
+    /// The address of its counts: no other histogram has it while this one is held.
+    pub(super) fn address(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
+    }
+
+    /// Whether there is no clone of it.
+    pub(super) fn is_alone(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
 }
 
 impl Metric for Durations {
     fn metric(&self) -> proto::Metric {
-        let (mut buckets, mut nanos) = ([0; BOUNDS.len() + 1], 0u64);
+        let (buckets, mut nanos) = (self.counts(), 0u64);
         for counts in self.0.cells.cells() {
-            for (sum, count) in buckets.iter_mut().zip(&counts.buckets) {
-                *sum += count.load(Relaxed);
-            }
             nanos = nanos.wrapping_add(counts.nanos.load(Relaxed));
         }
         let mut passed = 0;

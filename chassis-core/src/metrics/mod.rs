@@ -5,6 +5,7 @@
 //! looks up no label. Counters that every call changes are counted by each thread separately, and summed when
 //! they are read.
 mod durations;
+mod totals;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,6 +24,8 @@ use prometheus::{
 };
 
 pub(crate) use self::durations::{Durations, ProtocolDurations};
+pub use self::totals::CallTotals;
+use self::totals::Series;
 use crate::{
     Live,
     plugin::protocol::Protocol,
@@ -48,6 +51,8 @@ struct Families {
     durations: Live<Vec<Arc<ProtocolDurations>>>,
     /// Held while a family is registered.
     registering: Mutex<()>,
+    /// The series of `durations`.
+    series: Mutex<Series>,
     in_flight: CallGaugeVec,
     rejected: IntCounterVec,
     attempts: CallCounterVec,
@@ -73,6 +78,27 @@ struct Families {
     config_info: GaugeVec,
 }
 
+/// The reasons of refusals that depend on the settings; the others are failures.
+const REFUSALS: [Reason; 8] = [
+    Reason::RateLimited,
+    Reason::Overloaded,
+    Reason::CircuitOpen,
+    Reason::NoEndpoint,
+    Reason::NoRoute,
+    Reason::UnknownService,
+    Reason::TooLarge,
+    Reason::ShuttingDown,
+];
+
+// === impl Families ===
+
+impl Families {
+    /// No code panics while the lock is held, so a poisoned lock is still valid.
+    fn series(&self) -> std::sync::MutexGuard<'_, Series> {
+        self.series.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 // === impl Metrics ===
 
 impl Metrics {
@@ -82,6 +108,7 @@ impl Metrics {
         let families = Families {
             durations: Live::new(Vec::new()),
             registering: Mutex::default(),
+            series: Mutex::default(),
             in_flight: make.call_gauge(
                 "chassis_in_flight",
                 "Calls under way, to the end of their bodies.",
@@ -237,6 +264,26 @@ impl Metrics {
                 self.durations(names).unwrap_or_else(|_| Arc::new(ProtocolDurations::unnamed()))
             }
         }
+    }
+
+    /// Adds the durations of calls with one outcome to the sums over all calls.
+    pub(crate) fn sum_up(&self, side: Side, has_failed: bool, durations: &Durations) {
+        self.0.series().add(side, has_failed, durations);
+    }
+
+    /// The sums over all calls of one side. It reads every series, so it is for decisions that are taken now and then.
+    pub fn call_totals(&self, side: Side) -> CallTotals {
+        let mut totals = self.0.series().totals(side);
+        for metric in self.0.rejected.collect().iter().flat_map(|family| family.get_metric()) {
+            let has = |name: &str, is_it: &dyn Fn(&str) -> bool| {
+                metric.get_label().iter().any(|label| label.name() == name && is_it(label.value()))
+            };
+            let is_refusal = |reason: &str| REFUSALS.iter().any(|refusal| refusal.name() == reason);
+            if has("side", &|value| value == side.name()) && has("reason", &is_refusal) {
+                totals.refusals += metric.get_counter().get_value() as u64;
+            }
+        }
+        totals
     }
 
     /// The gauge of calls in flight: of `service` on one side.

@@ -8,7 +8,7 @@ use crate::{
     Live,
     metrics::{CallGauge, Durations, Metrics, ProtocolDurations},
     plugin::protocol::Protocol,
-    types::{CallLabels, Origin, Reason, Side, Verdict},
+    types::{CallLabels, Code, Origin, Reason, Side, Verdict},
 };
 
 /// The handles of one operation on one side.
@@ -154,10 +154,13 @@ impl CallMetrics {
             error,
         };
         let values = of.protocol.label_values(&labels);
-        of.durations.of(self.side, &values).unwrap_or_else(|error| {
+        let histogram = of.durations.of(self.side, &values).unwrap_or_else(|error| {
             // A protocol of another crate: its calls are counted, and not exported.
             tracing::warn!(%error, protocol = of.protocol.name(), "a protocol does not fill its labels");
             Durations::detached()
-        })
+        });
+        let has_failed = failed || verdict.code == Code::Cancelled;
+        self.metrics.sum_up(self.side, has_failed, &histogram);
+        histogram
     }
 }
