@@ -27,8 +27,8 @@ pub use env::Environment;
 pub use finding::Finding;
 pub use interpolate::Decrypt;
 pub use loader::{
-    Avoided, Change, Control, ControlError, Gate, Held, Loader, Outcome, Record, Refusal, SourceOptions,
-    Trial, Unreadable,
+    Avoided, Candidate, Change, Control, ControlError, Gate, Held, Loader, Outcome, Record, Refusal,
+    SourceOptions, Trial, Unreadable,
 };
 pub use merge::merge;
 pub use overrides::Overrides;

@@ -111,9 +111,16 @@ impl Control {
         self.questions.send(Question::Reconsider).ok(); // without a loader there is nothing to do
     }
 
-    /// Puts the version before the one with this hash in force again, as a new version, whose number is returned. `None`
-    /// if another one is in force or pinned, or if there is none before. Unlike a [`rollback`](Control::rollback) it pins
-    /// nothing: the [`Gate`](crate::Gate) must refuse the hash from now on.
+    /// States that the applied version with this hash is good: [`revert`](Control::revert) goes back to it rather than to
+    /// one that followed, and the history keeps it until another one is proven.
+    pub fn prove(&self, hash: &str) {
+        self.past().prove(hash);
+    }
+
+    /// Puts the version before the one with this hash in force again, as a new version, whose number is returned: the one
+    /// that was [proven](Control::prove) last, or else the newest other one. `None` if another one is in force or pinned, or
+    /// if there is none before. Unlike a [`rollback`](Control::rollback) it pins nothing: the [`Gate`](crate::Gate) must
+    /// refuse the hash from now on.
     pub async fn revert(&self, hash: &str) -> Option<u64> {
         let (reply, answer) = oneshot::channel();
         self.questions.send(Question::Revert { hash: hash.to_owned(), reply }).ok()?;

@@ -8,16 +8,24 @@ use super::{Loader, Merged};
 /// Decides whether settings that were accepted may be put in force. Its functions are called by the task that polls
 /// [`Loader::next`], and must not block.
 pub trait Gate: Send + Sync {
-    /// Whether the settings with this hash may be put in force now; an error states why not. `is_first`: nothing is in
-    /// force yet. Called again after each change of a source, and after
+    /// Whether these settings may be put in force now; an error states why not. `is_first`: nothing is in force yet. Called again after each change of a source, and after
     /// [`Control::reconsider`](crate::Control::reconsider).
     ///
     /// # Errors
     /// The reason for the history and the log.
-    fn admit(&self, hash: &str, is_first: bool) -> Result<(), String>;
+    fn admit(&self, candidate: &Candidate<'_>, is_first: bool) -> Result<(), String>;
 
     /// The sources have the settings that are in force.
     fn settled(&self) {}
+}
+
+/// Sound settings that may be put in force.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'a> {
+    /// The hash of their meaning.
+    pub hash: &'a str,
+    /// The settings: every value with its origin.
+    pub tree: &'a Node,
 }
 
 /// A gate, and the texts to begin with if it refuses the first version.
@@ -33,8 +41,9 @@ pub(super) struct Gated {
 // === impl Gated ===
 
 impl Gated {
-    pub(super) fn admit(&self, hash: &str, is_first: bool) -> Result<(), String> {
-        self.gate.as_ref().map_or(Ok(()), |gate| gate.admit(hash, is_first))
+    pub(super) fn admit(&self, hash: &str, tree: &Node, is_first: bool) -> Result<(), String> {
+        let candidate = Candidate { hash, tree };
+        self.gate.as_ref().map_or(Ok(()), |gate| gate.admit(&candidate, is_first))
     }
 
     pub(super) fn settled(&mut self) {

@@ -60,6 +60,8 @@ pub(super) struct History {
     count: u64,
     applied: VecDeque<Arc<Record>>,
     others: VecDeque<Arc<Record>>,
+    /// The last version that is known to be good; it is kept however many follow.
+    proven: Option<Arc<Record>>,
 }
 
 // === impl History ===
@@ -88,27 +90,42 @@ impl History {
     }
 
     pub(super) fn records(&self) -> Vec<Arc<Record>> {
-        let mut all: Vec<_> = self.applied.iter().chain(&self.others).cloned().collect();
+        let mut all: Vec<_> = self.accepted().chain(&self.others).cloned().collect();
         all.sort_by_key(|record| record.number);
         all
+    }
+
+    /// The newest applied version with this hash is known to be good.
+    pub(super) fn prove(&mut self, hash: &str) {
+        let found =
+            self.accepted().filter(|record| record.hash() == Some(hash)).max_by_key(|record| record.number);
+        if let Some(found) = found.cloned() {
+            self.proven = Some(found);
+        }
+    }
+
+    /// Applied versions, with the proven one where it would be gone; oldest first.
+    fn accepted(&self) -> impl Iterator<Item = &Arc<Record>> {
+        let first = self.applied.front().map_or(u64::MAX, |record| record.number);
+        self.proven.iter().filter(move |proven| proven.number < first).chain(&self.applied)
     }
 
     /// The settings of an applied version.
     pub(super) fn tree(&self, version: u64) -> Option<Node> {
         let of = |record: &&Arc<Record>| record.version() == Some(version);
-        self.applied.iter().find(of)?.tree.clone()
+        self.accepted().find(of)?.tree.clone()
     }
 
-    /// The newest applied version with another hash.
+    /// The proven version, or else the newest applied one, with another hash.
     pub(super) fn before(&self, now: &str) -> Option<(u64, Node)> {
-        self.applied.iter().rev().find_map(|record| match &record.outcome {
+        self.proven.iter().chain(self.applied.iter().rev()).find_map(|record| match &record.outcome {
             Outcome::Applied { version, hash, .. } if hash != now => Some((*version, record.tree.clone()?)),
             _ => None,
         })
     }
 
     pub(super) fn versions(&self) -> Vec<u64> {
-        self.applied.iter().filter_map(|record| record.version()).collect()
+        self.accepted().filter_map(|record| record.version()).collect()
     }
 }
 
@@ -127,6 +144,14 @@ impl Record {
     /// masked.
     pub fn changes_to(&self, later: &Record) -> Option<Vec<Moved>> {
         Some(changes(self.tree.as_ref()?, later.tree.as_ref()?))
+    }
+
+    /// The hash of its meaning, if it was applied.
+    fn hash(&self) -> Option<&str> {
+        match &self.outcome {
+            Outcome::Applied { hash, .. } => Some(hash),
+            _ => None,
+        }
     }
 }
 

@@ -26,7 +26,7 @@ pub use self::{
     change::{Avoided, Change, Held, Refusal, Unreadable},
     control::{Control, ControlError, Trial},
     feed::SourceOptions,
-    gate::Gate,
+    gate::{Candidate, Gate},
     history::{Outcome, Record},
 };
 use self::{
@@ -405,7 +405,7 @@ impl<D, T> Loader<D, T> {
                     self.control.past().add(from, Outcome::Held { hash }, changes, None);
                     return Some(Change::Held(Held { pinned, changed, running: self.running() }));
                 }
-                match self.gated.admit(&hash, self.standing.is_none()) {
+                match self.gated.admit(&hash, &read.tree, self.standing.is_none()) {
                     Ok(()) => Some(self.apply(read, hash, from, None)),
                     Err(why) => self.avoid(&read.tree, hash, why, from),
                 }
@@ -439,7 +439,7 @@ impl<D, T> Loader<D, T> {
     fn begin_instead(&mut self) -> Option<Change<D, T>> {
         let read = self.evaluate(self.assemble_instead()?).ok()?;
         let hash = hash(&read.tree);
-        self.gated.admit(&hash, true).ok()?;
+        self.gated.admit(&hash, &read.tree, true).ok()?;
         Some(self.apply_instead(read, hash))
     }
 

@@ -657,8 +657,8 @@ async fn a_value_that_is_not_shown_is_not_in_an_error_either() {
 struct Refusing(std::sync::Mutex<Vec<String>>);
 
 impl Gate for Refusing {
-    fn admit(&self, hash: &str, is_first: bool) -> Result<(), String> {
-        let is_refused = self.0.lock().unwrap().iter().any(|refused| refused == hash);
+    fn admit(&self, candidate: &Candidate<'_>, is_first: bool) -> Result<(), String> {
+        let is_refused = self.0.lock().unwrap().iter().any(|refused| refused == candidate.hash);
         if is_refused { Err(format!("it is on the list, first: {is_first}")) } else { Ok(()) }
     }
 }
@@ -779,4 +779,41 @@ async fn a_harmful_version_is_reverted_without_a_pin() {
         let _ = tokio::time::timeout(Duration::from_secs(60), loader.next()).await;
         assert_eq!(reverted.await.unwrap(), None, "{harmful}");
     }
+}
+
+/// Also when many versions followed it, and not to one of those.
+#[tokio::test(start_paused = true)]
+async fn a_revert_goes_back_to_the_version_that_was_proven() {
+    let (file, gate) = (text("file", "timeout: 1s"), Arc::new(Refusing::default()));
+    let mut loader = loader().source(Layer::File, Arc::new(file.clone())).gate(gate.clone(), Vec::new());
+    let control = loader.control();
+    next(&mut loader).await;
+    control.prove(&hash_of("timeout: 1s"));
+    for seconds in 2..=30 {
+        file.set(format!("timeout: {seconds}s"));
+        next(&mut loader).await;
+    }
+    control.prove(&hash_of("timeout: 2s")); // the history does not have it any more
+    let versions: Vec<_> = control.history().iter().filter_map(|record| record.version()).collect();
+    assert_eq!(versions, [1].into_iter().chain(11..=30).collect::<Vec<_>>());
+    let harmful = hash_of("timeout: 30s");
+    let reverting = control.clone();
+    let reverted = tokio::spawn(async move {
+        gate.set([harmful.clone()]);
+        reverting.revert(&harmful).await
+    });
+    assert_eq!(next(&mut loader).await, "31: timeout 30s -> 1s (file:1:10)");
+    assert_eq!(reverted.await.unwrap(), Some(31));
+    // A later one that is proven replaces it.
+    file.set("timeout: 31s");
+    next(&mut loader).await;
+    file.set("timeout: 32s");
+    next(&mut loader).await;
+    file.set("timeout: 33s");
+    next(&mut loader).await;
+    control.prove(&hash_of("timeout: 32s"));
+    let harmful = hash_of("timeout: 33s");
+    tokio::spawn(async move { control.revert(&harmful).await });
+    let reverted = next(&mut loader).await;
+    assert!(reverted.ends_with("timeout 33s -> 32s (file:1:10)"), "{reverted}");
 }
