@@ -12,6 +12,7 @@ use crate::{
     presence::Presence,
     published::Publisher,
     rest::Rest,
+    rollout::Rollout,
     rpc::Rpc,
 };
 
@@ -31,6 +32,7 @@ pub(crate) struct Parts {
     pub(crate) runtime: Runtime,
     pub(crate) config: ConfigHandle,
     pub(crate) crash_guard: Option<Watched>,
+    pub(crate) rollout: Arc<Rollout>,
     pub(crate) service: ServiceSection,
     pub(crate) shutdown: Live<ShutdownSection>,
     pub(crate) hooks: Hooks,

@@ -43,6 +43,7 @@ use crate::{
     presence::Presence,
     published::{Publisher, of_program},
     rest::{self, Rest},
+    rollout::Rollout,
     rpc::{self, Declared, Rpc},
 };
 
@@ -572,8 +573,10 @@ impl ChassisBuilder {
         let guard =
             last_good.clone().filter(|_| (is_named || !centers.is_empty()) && !self.cli.is_question());
         let guard = guard.map(|disk| Arc::new(CrashGuard::open(disk, SURVIVAL)));
-        if let Some(guard) = &guard {
-            loader = loader.gate(guard.clone(), guard.proven());
+        let rollout = Rollout::new(loader.control(), guard.clone());
+        if !self.cli.is_question() {
+            loader =
+                loader.gate(rollout.clone(), guard.as_ref().map(|guard| guard.proven()).unwrap_or_default());
         }
         for (source, has_references) in self.sources {
             let source = contain::config_source(source, &self.events, contain::BLOCKED_AFTER);
@@ -696,7 +699,8 @@ impl ChassisBuilder {
             .build()
             .map_err(|error| setup("metrics", error.into()))?;
         let read_once = reader.read_once(chosen.as_ref());
-        let config = ConfigHandle::new(loader.control(), reader.clone(), read_once, &version, &runtime);
+        let (control, held) = (loader.control(), rollout.clone());
+        let config = ConfigHandle::new(control, held, reader.clone(), read_once, &version, &runtime);
         let follower = Follower {
             runtime: runtime.clone(),
             config: config.clone(),
@@ -705,7 +709,10 @@ impl ChassisBuilder {
             declared: declared.operations,
             shutdown: Live::new(document.shutdown.clone()),
             guard: guard.clone(),
+            rollout: rollout.clone(),
         };
+        let instance = self.instance.unwrap_or_else(|| identity::instance_id(&name, &self.random));
+        rollout.is(&instance, environment.as_deref());
         let shutdown = follower.shutdown.clone();
         follower.apply(&version, &mut Vec::new());
         let rest = Rest::new(self.rest, &version);
@@ -721,11 +728,13 @@ impl ChassisBuilder {
             presence: presence.clone(),
             is_reported: false,
         });
+        runtime.tasks().spawn(rollout.clone().drive(runtime.clone(), presence.clone()));
         let parts = Parts {
-            instance: self.instance.unwrap_or_else(|| identity::instance_id(&name, &self.random)),
+            instance,
             runtime: runtime.clone(),
             config,
             crash_guard: guard.map(Watched),
+            rollout,
             presence,
             service: document.service.clone(),
             shutdown,

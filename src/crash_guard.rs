@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | `settings-trying` | the hash of settings that were just applied, and how often they crashed the process; gone once the process has lived for [`SURVIVAL`], or stops in order |
 //! | `settings-proven` | the texts of all sources, before `${…}`, of the last settings that survived |
-//! | `settings-avoided` | hashes that are not applied any more, with the reasons |
+//! | `settings-avoided` | hashes that are not applied any more, with the reasons; also those that a roll-out found harmful |
 //!
 //! A process that ends without a stop counts as crashed by its settings only if it panicked in that time: the panic hook
 //! appends a line to `settings-trying`. Nothing can be learned from within about a process that was killed (out of memory,
@@ -19,7 +19,6 @@ use std::{
     time::Duration,
 };
 
-use chassis_config::Gate;
 use chassis_core::{config::Text, files};
 use serde::{Deserialize, Serialize};
 
@@ -187,6 +186,31 @@ impl CrashGuard {
         }
     }
 
+    /// Whether the settings with this hash may be applied; an error states why not.
+    pub(crate) fn admit(&self, hash: &str) -> Result<(), String> {
+        match self.state().avoids(hash) {
+            Some(why) => Err(why.to_owned()),
+            None => Ok(()),
+        }
+    }
+
+    /// The settings with this hash did harm, and are not applied any more.
+    pub(crate) fn avoid(&self, hash: &str, why: String) {
+        self.state().avoid(&self.disk, hash, why);
+    }
+
+    /// The settings with this hash may be applied again. Returns whether they were avoided.
+    pub(crate) fn forgive(&self, hash: &str) -> bool {
+        let mut state = self.state();
+        let before = state.avoided.len();
+        state.avoided.retain(|avoided| avoided.hash != hash);
+        let is_known = state.avoided.len() < before;
+        if is_known {
+            state.keep_avoided(&self.disk);
+        }
+        is_known
+    }
+
     /// The process stops in order.
     pub(crate) fn stopped(&self) {
         self.end_trial(&mut self.state());
@@ -210,15 +234,6 @@ impl CrashGuard {
     }
 }
 
-impl Gate for CrashGuard {
-    fn admit(&self, hash: &str, _: bool) -> Result<(), String> {
-        match self.state().avoids(hash) {
-            Some(why) => Err(why.to_owned()),
-            None => Ok(()),
-        }
-    }
-}
-
 impl State {
     fn avoids(&self, hash: &str) -> Option<&str> {
         self.avoided.iter().find(|avoided| avoided.hash == hash).map(|avoided| &*avoided.why)
@@ -229,6 +244,10 @@ impl State {
         let first = (self.avoided.len() + 1).saturating_sub(MOST_AVOIDED);
         self.avoided.drain(..first);
         self.avoided.push(Avoided { hash: hash.to_owned(), why });
+        self.keep_avoided(disk);
+    }
+
+    fn keep_avoided(&self, disk: &LastGood) {
         let text = serde_json::to_string_pretty(&self.avoided).unwrap_or_default();
         if let Err(error) = disk.replace(AVOIDED, text.as_bytes()) {
             tracing::warn!(target: "chassis", "settings to avoid can't be kept: {error}");
@@ -353,7 +372,7 @@ mod tests {
         before.prove("old", sources("a: ${env:B}"));
         for end in ends.chars() {
             let guard = open();
-            assert!(guard.admit("new", true).is_ok(), "{ends}: before {end}");
+            assert!(guard.admit("new").is_ok(), "{ends}: before {end}");
             guard.trying("new");
             match end {
                 'p' => note(&guard.path(TRYING), "out of cheese"),
@@ -365,9 +384,9 @@ mod tests {
             tried_files().retain(|tried| *tried != file);
         }
         let guard = open();
-        assert_eq!(guard.admit("new", true).is_ok(), may_apply, "{ends}");
-        assert_eq!(open().admit("new", true).is_ok(), may_apply, "{ends}: it is remembered");
-        assert!(guard.admit("old", true).is_ok() && guard.admit("newer", true).is_ok());
+        assert_eq!(guard.admit("new").is_ok(), may_apply, "{ends}");
+        assert_eq!(open().admit("new").is_ok(), may_apply, "{ends}: it is remembered");
+        assert!(guard.admit("old").is_ok() && guard.admit("newer").is_ok());
         assert_eq!(guard.proven(), sources("a: ${env:B}"));
     }
 
@@ -401,7 +420,7 @@ mod tests {
             assert!(left.contains(r#""crashes":1,"is_counted":true"#) && left.lines().count() == 1, "{left}");
         }
         crash(&open());
-        assert!(open().admit("new", true).is_err());
+        assert!(open().admit("new").is_err());
     }
 
     #[test]
@@ -431,7 +450,7 @@ mod tests {
         fs::write(guard.path(PROVEN), text.replace("a: 1", "a: 2")).unwrap();
         fs::write(guard.path(AVOIDED), "[").unwrap();
         fs::write(guard.path(TRYING), "{\npanicked").unwrap();
-        assert!(open().proven().is_empty() && open().admit("x", true).is_ok());
+        assert!(open().proven().is_empty() && open().admit("x").is_ok());
     }
 
     #[test]
@@ -441,8 +460,7 @@ mod tests {
         for number in 0..50 {
             guard.state().avoid(&guard.disk, &format!("hash {number}"), "it did harm".into());
         }
-        let kept: Vec<_> =
-            (0..50).filter(|number| guard.admit(&format!("hash {number}"), false).is_err()).collect();
+        let kept: Vec<_> = (0..50).filter(|number| guard.admit(&format!("hash {number}")).is_err()).collect();
         assert_eq!(kept, (30..50).collect::<Vec<_>>());
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     crash_guard::{CrashGuard, SURVIVAL},
     document::{Seen, ShutdownSection},
     last_good::LastGood,
+    rollout::Rollout,
 };
 
 /// A version of the whole document.
@@ -44,6 +45,7 @@ pub(crate) struct Follower {
     pub(crate) declared: Vec<String>,
     pub(crate) shutdown: chassis_core::Live<ShutdownSection>,
     pub(crate) guard: Option<Arc<CrashGuard>>,
+    pub(crate) rollout: Arc<Rollout>,
 }
 
 impl Follower {
@@ -71,12 +73,18 @@ impl Follower {
         let mut look = Some(Instant::now() + LOOK);
         loop {
             let in_force = self.runtime.policies().get().version();
-            let due = async { tokio::time::sleep_until(look.unwrap_or_else(Instant::now)).await };
+            let looking = async {
+                match look {
+                    Some(look) => tokio::time::sleep_until(look).await,
+                    None => std::future::pending().await,
+                }
+                self.warn_of_unseen(latest).await;
+            };
+            // Changes do not wait for a registry that does not answer: one of them may be a roll-back.
             let change = tokio::select! {
                 change = aside(loader.next()) => change,
-                () = due, if look.is_some() => {
+                () = looking => {
                     look = None;
-                    self.warn_of_unseen(latest).await;
                     continue;
                 }
             };
@@ -162,12 +170,13 @@ impl Follower {
         }
         let (hash, sources) = (version.hash.clone(), version.sources.clone());
         let in_force = self.runtime.policies().clone();
-        let number = version.number;
+        let (number, rollout) = (version.number, self.rollout.clone());
         self.runtime.tasks().spawn(async move {
             tokio::time::sleep(SURVIVAL).await;
             let (survivor, survived) = (guard.clone(), hash.clone());
             spawn_blocking(move || survivor.survived(&survived)).await.ok(); // it ends with the process
             tokio::time::sleep(guard.proven_after().saturating_sub(SURVIVAL)).await;
+            rollout.decided(&hash).await;
             if let Some(sources) = sources.filter(|_| in_force.get().version() == number) {
                 spawn_blocking(move || guard.prove(&hash, sources)).await.ok();
             }
@@ -207,6 +216,7 @@ impl Follower {
         }
         let changed = version.changes.iter().map(ToString::to_string).collect();
         self.runtime.events().emit(Event::ConfigApplied { version: version.number, changed });
+        self.rollout.applied(version, &self.runtime);
         let paths: Vec<String> = self.config.pending(&version.tree).iter().map(ToString::to_string).collect();
         if paths != *pending {
             if !paths.is_empty() {

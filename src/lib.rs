@@ -101,6 +101,7 @@ mod presence;
 mod published;
 #[cfg_attr(not(feature = "http"), path = "rest/off.rs")]
 mod rest;
+mod rollout;
 #[cfg_attr(not(feature = "grpc"), path = "rpc/off.rs")]
 mod rpc;
 #[cfg(feature = "testing")]

@@ -265,6 +265,7 @@ impl Running {
             return Ok(()); // nothing is served, so nothing is registered
         }
         entry.check()?;
+        self.parts.rollout.advertised(&entry);
         self.registered = Some(presence.register(entry, runtime, self.parts.quota.clone()).await);
         if let Some(publisher) = self.parts.publisher.take() {
             self.parts.runtime.tasks().spawn(publisher.run());

@@ -20,6 +20,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use crate::rollout::{KEY, Mark};
+
 /// Whether this process takes calls, as its registry and its health service state it. Clones share one state.
 ///
 /// ```
@@ -43,8 +45,8 @@ pub struct Presence(Arc<Inner>);
 
 struct Inner {
     reasons: Mutex<Reasons>,
-    /// The status to register.
-    wanted: watch::Sender<Status>,
+    /// The entry to register, as far as it changes.
+    wanted: watch::Sender<Wanted>,
     /// The registered status; `None` if nothing is registered.
     registered: watch::Sender<Option<Status>>,
     /// False before the start, after the stop, and if nothing is served.
@@ -66,6 +68,14 @@ pub(crate) enum Phase {
     Stopping,
 }
 
+/// The parts of the entry that change while the process runs.
+#[derive(Clone, Debug, PartialEq)]
+struct Wanted {
+    status: Status,
+    /// The statement about new settings, for the other instances.
+    rollout: Option<Mark>,
+}
+
 /// What decides whether the process wants calls.
 struct Reasons {
     /// Up, or out of service by hand.
@@ -83,10 +93,13 @@ pub(crate) struct Registered {
 struct Keeper {
     registry: Arc<dyn Registry>,
     quota: Option<Arc<dyn Quota>>,
+    /// The entry, apart from the parts that change.
     entry: Instance,
+    /// The parts that the registry has.
+    stated: Wanted,
     runtime: Runtime,
     presence: Presence,
-    wanted: watch::Receiver<Status>,
+    wanted: watch::Receiver<Wanted>,
     asked: oneshot::Receiver<oneshot::Sender<()>>,
     /// Resolved once the first try has ended.
     first: Option<oneshot::Sender<()>>,
@@ -126,7 +139,7 @@ impl Presence {
     pub(crate) fn new(checks: &Health, health: impl Fn(bool) + Send + Sync + 'static) -> Self {
         let reasons = Reasons { by_hand: Status::Up, readiness: checks.readiness() };
         Presence(Arc::new(Inner {
-            wanted: watch::Sender::new(reasons.status()),
+            wanted: watch::Sender::new(Wanted { status: reasons.status(), rollout: None }),
             reasons: Mutex::new(reasons),
             registered: watch::Sender::new(None),
             registers: AtomicBool::new(false),
@@ -160,7 +173,7 @@ impl Presence {
     /// Whether the process wants calls: it was not taken out of service, and its critical
     /// [health checks](chassis_core::health::Health) pass. Its registry may not know yet.
     pub fn is_in_service(&self) -> bool {
-        self.0.wanted.borrow().is_up()
+        self.0.wanted.borrow().status.is_up()
     }
 
     /// Returns once the registry has accepted this process.
@@ -186,7 +199,8 @@ impl Presence {
             let mut reasons = self.reasons();
             change(&mut reasons);
             let status = reasons.status();
-            let is_new = |before: &mut Status| std::mem::replace(before, status.clone()) != status;
+            let is_new =
+                |before: &mut Wanted| std::mem::replace(&mut before.status, status.clone()) != status;
             self.0.wanted.send_if_modified(is_new);
             status
         };
@@ -207,7 +221,7 @@ impl Presence {
         }
         let is_over = |now: &Option<Status>| {
             now.as_ref() == Some(&status)
-                || *self.0.wanted.borrow() != status // it was changed again
+                || self.0.wanted.borrow().status != status // it was changed again
                 || !self.0.registers.load(Ordering::SeqCst)
         };
         match timeout(REGISTER, registered.wait_for(is_over)).await {
@@ -241,6 +255,15 @@ impl Presence {
     #[allow(dead_code, reason = "for the admin surface, which a build may be without")]
     pub(crate) fn has_started(&self) -> bool {
         self.0.has_started.load(Ordering::SeqCst)
+    }
+
+    /// Sets the statement about new settings, which the registry is given when it can take it.
+    pub(crate) fn state_rollout(&self, mark: Option<Mark>) {
+        self.0.wanted.send_if_modified(|before| {
+            let is_new = before.rollout != mark;
+            before.rollout = mark;
+            is_new
+        });
     }
 
     /// The process listens.
@@ -280,6 +303,7 @@ impl Presence {
             registry: runtime.registry().clone(),
             quota,
             entry,
+            stated: self.0.wanted.borrow().clone(),
             runtime: runtime.clone(),
             presence: self.clone(),
             wanted: self.0.wanted.subscribe(),
@@ -294,6 +318,19 @@ impl Presence {
         runtime.tasks().spawn(keeper.keep());
         let _ = timeout(REGISTER, tried).await;
         Registered { deregister, presence: self.clone() }
+    }
+}
+
+// === impl Wanted ===
+
+impl Wanted {
+    /// `entry`, with these parts.
+    fn entry(&self, entry: &Instance) -> Instance {
+        let entry = entry.clone().with_status(self.status.clone());
+        match &self.rollout {
+            Some(mark) => entry.with_other(KEY, mark.to_json()),
+            None => entry,
+        }
     }
 }
 
@@ -353,9 +390,8 @@ impl Keeper {
     /// Registers the entry, again until it succeeds.
     async fn register(&mut self) -> Over<Box<dyn Registration>> {
         loop {
-            let wanted = self.wanted.borrow_and_update().clone();
-            self.entry = self.entry.clone().with_status(wanted);
-            let (registry, entry) = (self.registry.clone(), self.entry.clone());
+            self.stated = self.wanted.borrow_and_update().clone();
+            let (registry, entry) = (self.registry.clone(), self.stated.entry(&self.entry));
             let quota = self.quota.clone();
             let register = async move {
                 if let Some(quota) = quota
@@ -403,11 +439,14 @@ impl Keeper {
     /// Keeps `registration` at the wanted status until the stop. `Done`: it was given up, and has to be made anew.
     async fn hold(&mut self, mut registration: Box<dyn Registration>) -> Over<()> {
         self.failures = 0;
+        // When a statement is written again that the registry has not taken.
+        let mut again: Option<Instant> = None;
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
-            if wanted != *self.entry.status() {
-                self.entry = self.entry.clone().with_status(wanted);
-                let entry = self.entry.clone();
+            let has_moved = wanted.status != self.stated.status;
+            let is_due = again.is_none_or(|again| Instant::now() >= again);
+            if has_moved || (is_due && wanted != self.stated) {
+                let entry = wanted.entry(&self.entry);
                 let updated = {
                     let mut updating = pin!(caught(timeout(REGISTER_TRY, registration.update(entry))));
                     tokio::select! {
@@ -429,23 +468,39 @@ impl Keeper {
                 };
                 let why = match updated {
                     Ok(Ok(Ok(()))) => {
+                        self.stated = wanted;
                         self.accepted();
+                        (self.failures, again) = (0, None);
                         continue;
                     }
                     Ok(Ok(Err(error))) => error.to_string(),
                     Ok(Err(_)) => format!("it did not change the entry within {REGISTER_TRY:?}"),
                     Err(panicked) => panicked.to_string(),
                 };
-                tracing::debug!(target: "chassis", why, "the instance could not be updated; it is registered anew");
-                self.deregister(registration).await;
-                return Over::Done(());
+                if has_moved {
+                    tracing::debug!(target: "chassis", why, "the instance could not be updated; it is registered anew");
+                    self.deregister(registration).await;
+                    return Over::Done(());
+                }
+                // Calls do not depend on a statement, so the entry stays.
+                tracing::debug!(target: "chassis", why, "the registry has not taken a statement about settings");
+                self.failures += 1;
+                again = Some(Instant::now() + backoff(self.failures, LONGEST_WAIT, self.runtime.random()));
             }
+            let due = async {
+                match again {
+                    Some(again) => tokio::time::sleep_until(again).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 changed = self.wanted.changed() => {
                     if changed.is_err() {
                         std::future::pending::<()>().await; // this task holds the sender
                     }
+                    again = None;
                 }
+                () = due => {}
                 done = &mut self.asked => {
                     // An error means that the service was dropped without a stop; then so is the registration.
                     if let Ok(done) = done {
@@ -481,7 +536,7 @@ impl Keeper {
 
     /// The registry has accepted the entry.
     fn accepted(&self) {
-        self.presence.0.registered.send_replace(Some(self.entry.status().clone()));
+        self.presence.0.registered.send_replace(Some(self.stated.status.clone()));
     }
 
     fn tried(&mut self) {

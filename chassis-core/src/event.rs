@@ -75,6 +75,10 @@ pub enum Event {
     ConfigHeld { in_force: u64, pinned: u64, changed: Vec<String> },
     /// Sound settings are not put in force, because they did harm before or have to wait.
     ConfigAvoided { in_force: u64, hash: String, why: String, changed: Vec<String> },
+    /// Settings did harm after they were applied: version `in_force` has those before them.
+    ConfigRolledBack { in_force: u64, hash: String, why: String },
+    /// Settings that were rolled out in stages have done no harm within their bake time, in so many calls.
+    ConfigProven { version: u64, hash: String, calls: u64 },
     /// A source of settings can't be read; the last good version stays in force.
     ConfigUnreadable { in_force: u64, error: String },
     /// These settings have changed and take effect at the next start.
@@ -256,6 +260,7 @@ impl Event {
             | ConfigUnreadable { .. }
             | ConfigHeld { .. }
             | ConfigAvoided { .. }
+            | ConfigRolledBack { .. }
             | RestartPending { .. }
             | HealthChanged { status: "failing", .. }
             | ContractsNotPublished { .. }
@@ -291,6 +296,8 @@ impl Event {
             ConfigRefused { .. } => "config_refused",
             ConfigHeld { .. } => "config_held",
             ConfigAvoided { .. } => "config_avoided",
+            ConfigRolledBack { .. } => "config_rolled_back",
+            ConfigProven { .. } => "config_proven",
             ConfigUnreadable { .. } => "config_unreadable",
             RestartPending { .. } => "restart_pending",
             Refused { .. } => "refused",
@@ -376,6 +383,12 @@ impl fmt::Display for Event {
             ConfigAvoided { in_force, hash, why, changed } => {
                 let changed = changed.join(", ");
                 write!(f, "config {hash} not applied, still running version {in_force}: {why}: {changed}")
+            }
+            ConfigRolledBack { in_force, hash, why } => {
+                write!(f, "config {hash} rolled back, now running version {in_force}: {why}")
+            }
+            ConfigProven { version, hash, calls } => {
+                write!(f, "config version {version} proven by {calls} calls ({hash})")
             }
             ConfigUnreadable { in_force, error } => {
                 write!(f, "config can't be read, still running version {in_force}: {error}")

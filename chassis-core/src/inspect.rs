@@ -48,6 +48,8 @@ macro_rules! inspection_of {
             pub version: u64,
             /// The hash of their content.
             pub hash: String,
+            /// The staged roll-out of new settings; `None` if there was none.
+            pub rollout: Option<RolloutView>,
             /// The health checks of the program, by name.
             pub checks: Vec<CheckView>,
             /// Services that are called, by name and protocol.
@@ -70,8 +72,8 @@ macro_rules! inspection_of {
                 let faults = policies.faults().iter().map(|fault| fault.view(now)).collect();
                 let service = runtime.service().to_string();
                 let (version, cells) = (policies.version(), runtime.states().len());
-                let checks = runtime.health().view();
-                Inspection { service, version, hash, checks, services, $( $( $view, )? )* faults, cells }
+                let (rollout, checks) = (runtime.rollout(), runtime.health().view());
+                Inspection { service, version, hash, rollout, checks, services, $( $( $view, )? )* faults, cells }
             }
         }
     };
@@ -93,6 +95,24 @@ macro_rules! view {
 }
 
 concerns!(inspection);
+
+/// The staged roll-out of the newest settings in this process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RolloutView {
+    /// The hash of these settings.
+    pub hash: String,
+    /// `waiting`: other instances have them first. `baking`: they are in force, and calls are watched. `proven`: they are
+    /// in force. `rolled_back`: they did harm and are not in force. `refused`: they did harm elsewhere, or before.
+    pub state: &'static str,
+    /// Whether this process is among the first.
+    pub is_first: bool,
+    /// The number of instances that apply them first.
+    pub first: usize,
+    /// The number of all instances of the service; 0 while the registry has not listed them.
+    pub members: usize,
+    /// Why they are not in force.
+    pub why: Option<String>,
+}
 
 /// A service that is called.
 #[derive(Clone, Debug, Serialize)]

@@ -20,7 +20,7 @@ use crate::{
     contain,
     event::Events,
     health::Health,
-    inspect::Inspection,
+    inspect::{Inspection, RolloutView},
     layer::{
         balance::{PickerFactory, Pickers},
         fallback::{FallbackFn, Fallbacks, Protocols},
@@ -60,6 +60,7 @@ struct Inner {
     this: Weak<Inner>,
     tasks: Tasks,
     health: Health,
+    rollout: Mutex<Option<RolloutView>>,
 }
 
 /// The limit of followed services that neither the registry nor the settings know. Beyond it, the least
@@ -234,6 +235,7 @@ impl RuntimeBuilder {
             this: this.clone(),
             tasks,
             health,
+            rollout: Mutex::default(),
         })))
     }
 }
@@ -388,6 +390,15 @@ impl Runtime {
         if self.0.lookup.start.set(grace) {
             self.clusters().iter().for_each(|cluster| cluster.look_again());
         }
+    }
+
+    /// Sets the roll-out that the inspection shows. Default: none.
+    pub fn set_rollout(&self, view: Option<RolloutView>) {
+        *self.0.rollout.lock().unwrap_or_else(PoisonError::into_inner) = view;
+    }
+
+    pub(crate) fn rollout(&self) -> Option<RolloutView> {
+        self.0.rollout.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn states(&self) -> &States {

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use chassis_config::Renamed;
+use chassis_core::units::Switch;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    document::{Document, READ_ONCE},
+    document::{Document, READ_ONCE, RolloutConfig},
     kinds::{Described, FIXED_REGISTRY, Tables},
 };
 
@@ -87,9 +88,15 @@ pub(super) fn of(tables: &Tables) -> Value {
         ),
     ];
     let centers = kinds(&tables.centers, &center, "config", &mut known);
+    let mut rollout = hoist(chassis_core::schema::of::<Switch<RolloutConfig>>(), "rollout", &mut known);
+    rollout["description"] =
+        "How new settings are rolled out, or `off`: then every instance applies them at once. Default `off`."
+            .into();
     let config = json!({
         "type": "object",
+        LIVE: ["rollout"],
         "properties": {
+            "rollout": rollout,
             "centers": {
                 "description": "Config centers; later ones override earlier ones, and all of them override files.",
                 "type": "array",

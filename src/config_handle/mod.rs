@@ -13,7 +13,10 @@ use tokio::sync::watch;
 
 pub use self::change::{SettingChange, UnreadableSetting};
 use self::listener::{Listener, Swap, Swaps};
-use crate::document::{ReadOnce, Reader};
+use crate::{
+    document::{ReadOnce, Reader},
+    rollout::Rollout,
+};
 
 mod change;
 mod listener;
@@ -41,6 +44,7 @@ pub struct ConfigHandle(Arc<Inner>);
 
 struct Inner {
     control: Control,
+    rollout: Arc<Rollout>,
     reader: Arc<Reader>,
     in_force: Live<InForce>,
     /// The number of the version in force; set once it is applied as a whole.
@@ -92,6 +96,7 @@ pub struct EffectiveSetting {
 impl ConfigHandle {
     pub(crate) fn new<D, T>(
         control: Control,
+        rollout: Arc<Rollout>,
         reader: Arc<Reader>,
         read_once: ReadOnce,
         version: &Version<D, T>,
@@ -101,6 +106,7 @@ impl ConfigHandle {
         let in_force = InForce { number: *number, hash: hash.clone(), tree: Arc::new(tree.clone()) };
         ConfigHandle(Arc::new(Inner {
             control,
+            rollout,
             reader,
             in_force: Live::new(in_force),
             applied: watch::Sender::new(*number),
@@ -229,6 +235,15 @@ impl ConfigHandle {
     /// [`Gone`](ControlError::Gone): the process stops.
     pub async fn release(&self) -> Result<Option<u64>, ControlError> {
         self.0.control.release().await
+    }
+
+    /// Lets settings be applied again that are not, because they did harm: a roll-out found that in this process or in another
+    /// one, or they crashed the process. If the sources have them, they are applied by this process as any others, with the
+    /// guard of [`config.rollout`](crate::document::RolloutConfig). Returns whether such settings were known.
+    ///
+    /// It concerns this process alone. For all instances, change the settings.
+    pub async fn allow(&self, hash: &str) -> bool {
+        self.0.rollout.allow(hash).await
     }
 
     /// Determines the effect that a text would have on this service; changes nothing.

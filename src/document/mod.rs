@@ -6,6 +6,7 @@ mod messages;
 mod propagate;
 mod read;
 mod renamed;
+mod rollout;
 mod service;
 mod unseen;
 
@@ -25,6 +26,7 @@ pub(crate) use self::{listen::OWN as OWN_LISTENERS, read::Reader};
 pub use self::{
     listen::{Address, Listen},
     propagate::Propagate,
+    rollout::{Factor, RolloutConfig, RolloutGuardConfig},
     service::{DiscoverySection, ServiceSection, ShutdownSection, TelemetrySection, check_name},
     unseen::{Seen, SeenService},
 };
@@ -53,6 +55,9 @@ pub struct Document {
     #[serde(deserialize_with = "read::later")]
     #[cfg_attr(feature = "cli", schemars(with = "serde_json::Value"))]
     pub(crate) config: Vec<Center>,
+    /// The staged roll-out of new settings: `config.rollout`. Default `off`.
+    #[serde(skip)]
+    pub rollout: Option<RolloutConfig>,
     /// Matches by name, for routes, limits and faults. Default none.
     pub matches: BTreeMap<String, Match>,
     /// Pickers by name, for `balance`. Default none.
@@ -81,8 +86,9 @@ pub struct Document {
 /// Tables of the document that are read once, at the start.
 pub(crate) const READ_ONCE: [&str; 5] = ["service", "listen", "registry", "discovery", "config"];
 
-/// Keys of the table `discovery` that are read once; the others are live.
-const DISCOVERY_READ_ONCE: [&str; 2] = ["last_good", "services"];
+/// Keys of these tables that are read once; their others are live.
+const PARTLY_READ_ONCE: [(&str, [&str; 2]); 2] =
+    [("discovery", ["last_good", "services"]), ("config", ["centers", "last_good"])];
 
 /// The tables of the document: no registered section may have such a name.
 pub(crate) const TABLES: [&str; 14] = [
@@ -144,6 +150,9 @@ impl Document {
         if let Some(Err(why)) = self.service.name.as_deref().map(check_name) {
             found.push(Finding::error("service.name", why));
         }
+        if let Some(Err((key, why))) = self.rollout.as_ref().map(RolloutConfig::check) {
+            found.push(Finding::error(format!("config.rollout.{key}"), why));
+        }
         for name in self.inbound.listeners.keys() {
             let known = self.listen.0.keys().map(String::as_str).chain(["grpc", "http"]);
             let known = known.filter(|name| !OWN_LISTENERS.contains(name)); // no calls arrive there
@@ -181,15 +190,15 @@ impl ReadOnce {
             Some(tree::Segment::Key(key)) => key.as_str(),
             _ => "",
         };
-        let is_live = match (key(0), key(1)) {
-            ("registry", key) => self.live.iter().any(|live| live == key),
+        let partly = PARTLY_READ_ONCE.iter().find(|(table, _)| *table == key(0)).map(|(_, keys)| keys);
+        let is_live = match (partly, key(1)) {
+            (None, own) => key(0) == "registry" && self.live.iter().any(|live| live == own),
             // The whole table was added or removed.
-            ("discovery", "") => {
-                let has = |key| trees.iter().any(|tree| tree.at(&Path::of(["discovery", key])).is_some());
-                !DISCOVERY_READ_ONCE.into_iter().any(has)
+            (Some(keys), "") => {
+                let has = |own: &str| trees.iter().any(|tree| tree.at(&Path::of([key(0), own])).is_some());
+                !keys.iter().any(|own| has(own))
             }
-            ("discovery", key) => !DISCOVERY_READ_ONCE.contains(&key),
-            _ => false,
+            (Some(keys), own) => !keys.contains(&own),
         };
         !is_live && (READ_ONCE.contains(&key(0)) || self.sections.iter().any(|section| section == key(0)))
     }
@@ -236,6 +245,12 @@ mod tests {
             "discovery: {last_good: {dir: a}}",
             &["discovery unset -> { last_good: { dir: a } } (c:1:12)"],
         );
+        check(
+            "config: {rollout: {share: 10%}}",
+            "config: {rollout: off, last_good: a}",
+            &["config.last_good unset -> a (c:1:35)"],
+        );
+        check("", "config: {rollout: {share: 20%}}", &[]);
         check(
             "client: {connections: 1}",
             "client: {connections: 2}",

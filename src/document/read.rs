@@ -74,13 +74,14 @@ impl Reader {
         let registry = self.0.read_registry(tree, &mut problems);
         let overrides = self.0.read_overrides(tree, &mut problems);
         let config = self.0.read_centers(tree, &mut problems);
+        let rollout = self.0.read_rollout(tree, &mut problems);
         let pickers = self.0.read_pickers(tree, &mut problems);
         let sections = self.0.read_sections(tree, &mut problems);
         problems.sort_by_key(place);
         let sound = document.filter(|_| !problems.iter().any(Problem::is_error));
         let whole = |document: Document| {
             let discovery = DiscoverySection { services: overrides, ..document.discovery };
-            Document { config, registry, discovery, pickers, sections, ..document }
+            Document { config, rollout, registry, discovery, pickers, sections, ..document }
         };
         (sound.map(whole), problems)
     }

@@ -15,10 +15,11 @@ use chassis_core::{
     layer::balance::PickerFactory,
     registry::Registry,
     settings::{self, BUILT_IN_PICKERS, Pickers},
+    units::Switch,
 };
 use serde::de::DeserializeOwned;
 
-use crate::document::TABLES;
+use crate::document::{RolloutConfig, TABLES};
 
 mod composite;
 #[cfg(test)]
@@ -156,6 +157,10 @@ const REGISTRY: &str = "registry";
 const CENTERS: &str = "centers";
 /// The key of the table `config` for the directory of last good texts.
 const LAST_GOOD: &str = "last_good";
+/// The key of the table `config` for the staged roll-out.
+const ROLLOUT: &str = "rollout";
+/// The keys of the table `config`.
+const CONFIG_KEYS: [&str; 3] = [CENTERS, LAST_GOOD, ROLLOUT];
 /// The keys of a config center beside those of its kind.
 const REQUIRED: &str = "required";
 const REFERENCES: &str = "references";
@@ -319,11 +324,11 @@ impl Kinds {
             problems.push(wrong_type(table, part, "a map with `centers`"));
             return Vec::new();
         }
-        for entry in table.entries().iter().filter(|entry| ![CENTERS, LAST_GOOD].contains(&&*entry.key)) {
+        for entry in table.entries().iter().filter(|entry| !CONFIG_KEYS.contains(&&*entry.key)) {
             let at = part.then(Segment::Key(entry.key.clone()));
             let unknown =
                 Problem::error(at, Some(entry.key_at.clone()), "unknown key").coded(Code::UnknownKey);
-            problems.push(unknown.instead(&entry.key, [CENTERS, LAST_GOOD]));
+            problems.push(unknown.instead(&entry.key, CONFIG_KEYS));
         }
         if let Keep::Wrong(wrong) = keep(tree) {
             problems.push(*wrong);
@@ -348,6 +353,15 @@ impl Kinds {
             }
         }
         read
+    }
+
+    /// The table `config.rollout`; `None` without it, and if it is `off`.
+    pub(crate) fn read_rollout(&self, tree: &Node, problems: &mut Vec<Problem>) -> Option<RolloutConfig> {
+        let part = Path::of(["config", ROLLOUT]);
+        value_of(tree, &part)?;
+        let (read, wrong) = read_part::<Switch<RolloutConfig>>(tree, &part, &[]);
+        problems.extend(wrong);
+        read?.on().cloned()
     }
 
     fn center(&self, tree: &Node, part: &Path) -> Result<Center, Vec<Problem>> {

@@ -28,6 +28,7 @@ mod panics;
 mod quick_failures;
 mod quota;
 mod reports;
+mod rollout;
 mod routes;
 mod rude;
 mod settings;

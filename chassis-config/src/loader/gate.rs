@@ -4,12 +4,13 @@ use std::sync::Arc;
 use chassis_core::config::Text;
 
 use super::{Loader, Merged};
+use crate::tree::Node;
 
 /// Decides whether settings that were accepted may be put in force. Its functions are called by the task that polls
 /// [`Loader::next`], and must not block.
 pub trait Gate: Send + Sync {
-    /// Whether these settings may be put in force now; an error states why not. `is_first`: nothing is in force yet. Called again after each change of a source, and after
-    /// [`Control::reconsider`](crate::Control::reconsider).
+    /// Whether these settings may be put in force now; an error states why not. `is_first`: nothing is in force yet. Called
+    /// again after each change of a source, and after [`Control::reconsider`](crate::Control::reconsider).
     ///
     /// # Errors
     /// The reason for the history and the log.

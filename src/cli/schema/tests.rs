@@ -156,6 +156,14 @@ fn the_schema_takes_what_the_reader_takes() {
         ("layers: { audit: off }\ntelemetry: { sample: 5% }\npropagate: [x-tenant]", true),
         ("shop: { discount: 5, nested: { words: [a] } }\nx-audit: {}\nx-own: 1", true),
         ("config: { centers: [], last_good: off }", true),
+        (
+            "config: { rollout: { share: 20%, bake_time: 5s, guard: { error_ratio: 1%, latency: 1.5, refusals: off } } }",
+            true,
+        ),
+        ("config: { rollout: off }", true),
+        ("config: { rollout: { min_calls: 0 } }", false),
+        ("config: { rollout: { guard: { latency: 0.5 } } }", false),
+        ("config: { rollout: { guard: { errors: 1% } } }", false),
         ("outbond: {}", false),
         ("outbound: []", false),
         ("outbound: { defaults: { timeout: 2 } }", false),
@@ -342,4 +350,7 @@ fn every_key_is_described() {
     let of_static = kinds.iter().find(|kind| kind["properties"]["kind"]["const"] == "static").unwrap();
     let reload = |key: &str| of_static["properties"][key][RELOAD].clone();
     assert_eq!((reload("kind"), reload("services")), ("restart".into(), "live".into()));
+    let config = &schema["properties"]["config"]["properties"];
+    let reload = |key: &str| config[key][RELOAD].clone();
+    assert_eq!((reload("centers"), reload("rollout")), ("restart".into(), "live".into()));
 }
