@@ -176,8 +176,8 @@ impl Follower {
             let (survivor, survived) = (guard.clone(), hash.clone());
             spawn_blocking(move || survivor.survived(&survived)).await.ok(); // it ends with the process
             tokio::time::sleep(guard.proven_after().saturating_sub(SURVIVAL)).await;
-            rollout.decided(&hash).await;
-            if let Some(sources) = sources.filter(|_| in_force.get().version() == number) {
+            let is_good = rollout.decided(&hash).await;
+            if let Some(sources) = sources.filter(|_| is_good && in_force.get().version() == number) {
                 spawn_blocking(move || guard.prove(&hash, sources)).await.ok();
             }
         });

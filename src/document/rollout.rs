@@ -20,7 +20,8 @@ pub struct RolloutConfig {
     /// How long the first instances have new settings before the others apply them, and how long each instance watches its
     /// calls. Default `60s`; `0s` is refused.
     pub bake_time: PositiveSpan,
-    /// The longest `bake_time`, where an instance has fewer than `min_calls` calls in it. Default `10m`, or `bake_time` if
+    /// The longest `bake_time`, where an instance has fewer than `min_calls` calls in it; at its end 20 are
+    /// enough. Default `10m`, or `bake_time` if
     /// that is longer.
     pub max_bake_time: Option<PositiveSpan>,
     /// Calls with the new settings, of incoming or of outgoing ones, below which the guard does not judge and the bake time
@@ -38,7 +39,7 @@ pub struct RolloutConfig {
 #[serde(default, deny_unknown_fields)]
 pub struct RolloutGuardConfig {
     /// By how many percent of all calls more calls may fail than before, or `off`. Three standard errors are added, so that
-    /// chance decides nothing: of 100 calls 15 have to fail where none did before. Incoming calls fail by an error of the
+    /// chance decides nothing: of 100 calls 17 have to fail where none did before. Incoming calls fail by an error of the
     /// server (`5xx`, `INTERNAL`, …) or by cancellation, outgoing ones by any code but OK. Default `5%`; at `100%` it never
     /// acts.
     pub error_ratio: Switch<Ratio>,
@@ -46,7 +47,7 @@ pub struct RolloutGuardConfig {
     /// Default `5%`; at `100%` it never acts.
     pub refusals: Switch<Ratio>,
     /// The multiple that the 90th percentile of the latency may grow to, or `off`. Latencies below 5 ms count as equal; they
-    /// are not compared where there were fewer than `min_calls` before. From 1 to 1000; default 2.
+    /// are not compared where there were fewer than `min_calls` before or after. From 1 to 1000; default 2.
     pub latency: Switch<Factor>,
 }
 

@@ -14,10 +14,11 @@ const QUANTILE: f64 = 0.9;
 const STANDARD_ERRORS: f64 = 3.0;
 
 /// The reason why the calls `after` are worse than those `before`; `None` if they are not, or if each side has less than
-/// `min_calls` of them. Failed and refused calls are compared with none where there were no calls before; latency is
-/// compared only if there were `min_calls` before, too.
+/// `enough` of them. Failed and refused calls are compared with none where there were no calls before; latency is compared
+/// only if there were `min_calls` before and after.
 pub(super) fn judge(
     config: &RolloutGuardConfig,
+    enough: u64,
     min_calls: u64,
     before: &Totals,
     after: &Totals,
@@ -28,12 +29,13 @@ pub(super) fn judge(
             Side::Client => "outgoing",
             Side::Server => "incoming",
         };
-        if after.calls < min_calls {
+        if after.calls < enough {
             return None;
         }
         let rose = |limit: Option<&Ratio>, count: fn(&CallTotals) -> u64, verb: &str| {
             let (now, then) = (share(count(after), after.calls), share(count(before), before.calls));
-            let noise = STANDARD_ERRORS * (variance(now, after.calls) + variance(then, before.calls)).sqrt();
+            let variance = variance(count(after), after.calls) + variance(count(before), before.calls);
+            let noise = STANDARD_ERRORS * variance.sqrt();
             let is_worse = limit.is_some_and(|limit| now - then > limit.get() + noise);
             let all = after.calls;
             let (now, then) = (now * 100.0, then * 100.0);
@@ -42,7 +44,8 @@ pub(super) fn judge(
         let slower = || {
             let factor = config.latency.on()?;
             let (now, then) = (after.quantile(QUANTILE)?, before.quantile(QUANTILE)?);
-            let is_worse = before.calls >= min_calls && now.as_secs_f64() > then.as_secs_f64() * factor.get();
+            let is_worse = before.calls.min(after.calls) >= min_calls
+                && is_slower(before.bucket(QUANTILE)?, after.bucket(QUANTILE)?, factor.get());
             is_worse.then(|| {
                 let (now, then) = (millis(now), millis(then));
                 format!("the 90th percentile of {calls} calls took {now} ms, {then} ms before")
@@ -58,9 +61,21 @@ fn share(count: u64, calls: u64) -> f64 {
     if calls == 0 { 0.0 } else { (count as f64 / calls as f64).min(1.0) }
 }
 
-/// Of a share of so many calls.
-fn variance(share: f64, calls: u64) -> f64 {
-    if calls == 0 { 0.0 } else { share * (1.0 - share) / calls as f64 }
+/// Of the share of `count` in so many calls: by the adjusted share of Agresti and Coull, which two more calls of either
+/// outcome change. The plain one would be 0 where all calls fail, however few there are.
+fn variance(count: u64, calls: u64) -> f64 {
+    if calls == 0 {
+        return 0.0;
+    }
+    let (count, calls) = (count.min(calls) as f64 + 2.0, calls as f64 + 4.0);
+    let share = count / calls;
+    share * (1.0 - share) / calls
+}
+
+/// Whether a latency in the bucket `after` of a histogram is `factor` times one in the bucket `before`, wherever in them both
+/// are.
+fn is_slower(before: (Duration, Duration), after: (Duration, Duration), factor: f64) -> bool {
+    after.0.as_secs_f64() >= before.1.as_secs_f64() * factor
 }
 
 fn millis(span: Duration) -> String {
@@ -85,7 +100,7 @@ mod tests {
     fn check(before: (u64, u64, u64), after: (u64, u64, u64), expected: Option<&str>) {
         let of = |(all, errors, refusals)| calls(all, errors, refusals);
         let none = CallTotals::default;
-        let judged = |before, after| judge(&RolloutGuardConfig::default(), 100, &before, &after);
+        let judged = |before, after| judge(&RolloutGuardConfig::default(), 100, 100, &before, &after);
         let incoming = judged([none(), of(before)], [none(), of(after)]);
         assert_eq!(incoming.as_deref(), expected);
         let outgoing = judged([of(before), none()], [of(after), none()]);
@@ -107,8 +122,8 @@ mod tests {
     #[test]
     fn chance_decides_nothing() {
         check((1_000, 10, 0), (100, 10, 0), None);
-        check((1_000, 0, 0), (100, 14, 0), None);
-        check((1_000, 0, 0), (100, 16, 0), Some("16.0% of 100 incoming calls failed, 0.0% before"));
+        check((1_000, 0, 0), (100, 16, 0), None);
+        check((1_000, 0, 0), (100, 17, 0), Some("17.0% of 100 incoming calls failed, 0.0% before"));
         check(
             (100_000, 0, 0),
             (100_000, 5_400, 0),
@@ -116,21 +131,44 @@ mod tests {
         );
     }
 
+    /// One call that fails is no proof, whatever its share is.
+    #[test]
+    fn a_share_of_few_calls_varies() {
+        assert_eq!((variance(0, 0), variance(7, 1)), (0.0, variance(1, 1)));
+        assert!(variance(1, 1) > 0.04 && variance(20, 20) > 0.003 && variance(0, 1_000) < 1e-5);
+        let of = |all, errors| [CallTotals::default(), calls(all, errors, 0)];
+        let judged = |after| judge(&RolloutGuardConfig::default(), 1, 100, &of(1_000, 400), &after);
+        assert_eq!((judged(of(1, 1)), judged(of(2, 2))), (None, None));
+        assert!(judged(of(20, 20)).is_some());
+    }
+
+    #[test]
+    fn latency_is_compared_beyond_the_width_of_its_buckets() {
+        let ms = Duration::from_millis;
+        let bucket = |lower, upper| (ms(lower), ms(upper));
+        let slower = |before, after| is_slower(before, after, 2.0);
+        // From one bucket to the next an interpolated figure may double, however little the calls changed.
+        assert!(!slower(bucket(5, 10), bucket(10, 25)) && !slower(bucket(75, 100), bucket(100, 250)));
+        assert!(!slower(bucket(25, 50), bucket(50, 75)) && slower(bucket(25, 50), bucket(100, 250)));
+        let longest = (ms(10_000), Duration::MAX);
+        assert!(!slower(longest, longest) && slower(bucket(2_500, 5_000), longest));
+    }
+
     #[test]
     fn what_is_off_decides_nothing() {
         let off =
             RolloutGuardConfig { error_ratio: Switch::Off, refusals: Switch::Off, latency: Switch::Off };
         let all = || [calls(1_000, 1_000, 1_000), calls(1_000, 1_000, 1_000)];
-        assert_eq!(judge(&off, 100, &Totals::default(), &all()), None);
+        assert_eq!(judge(&off, 100, 100, &Totals::default(), &all()), None);
         let full = Switch::On(Ratio::percent(100));
         let never = RolloutGuardConfig { error_ratio: full.clone(), refusals: full, ..off };
-        assert_eq!(judge(&never, 100, &Totals::default(), &all()), None);
+        assert_eq!(judge(&never, 100, 100, &Totals::default(), &all()), None);
     }
 
     #[test]
     fn a_process_without_calls_has_done_no_harm() {
         let metrics = Metrics::new(prometheus::Registry::new()).expect("the registry is empty");
         let none = || [metrics.call_totals(Side::Client), metrics.call_totals(Side::Server)];
-        assert_eq!(judge(&RolloutGuardConfig::default(), 1, &none(), &none()), None);
+        assert_eq!(judge(&RolloutGuardConfig::default(), 1, 1, &none(), &none()), None);
     }
 }

@@ -1,19 +1,42 @@
 //! The instances of this service, as its registry lists them, and what they state about new settings.
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use chassis_core::{
     Runtime,
     registry::{Instance, Membership, RegistryError},
     tasks::{backoff, caught},
+    units::Ratio,
 };
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
+
+use super::rank::{count, ranked};
 
 /// The instances that share a roll-out.
 #[derive(Default)]
 pub(super) struct Members {
     /// By id.
     listed: BTreeMap<String, Member>,
+    /// The instances that had settings first, by the hash of those, the newest first.
+    bakers: VecDeque<(String, BTreeMap<String, Baker>)>,
+}
+
+/// An instance that stated that it has settings first.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Baker {
+    /// It does so, and takes calls.
+    Bakes {
+        /// When its process began, if the registry keeps that.
+        process: Option<SystemTime>,
+    },
+    /// It found no harm.
+    Proved,
+    /// It is gone, takes no calls, or began anew, before it stated a result.
+    Gone,
 }
 
 /// Another instance, or this one.
@@ -62,6 +85,8 @@ const PACE: Duration = Duration::from_millis(50);
 const ANSWER: Duration = Duration::from_secs(30);
 /// The longest pause before a registry that fails is asked again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// The number of hashes whose first instances are remembered.
+const MOST_HASHES: usize = 20;
 
 // === impl Mark ===
 
@@ -111,11 +136,49 @@ impl Members {
             Some((id.clone(), Member { lost: Some(since), ..member.clone() }))
         });
         self.listed.extend(kept.collect::<Vec<_>>());
+        self.look(me);
     }
 
     /// Drops instances that were lost long ago.
-    pub(super) fn expire(&mut self, now: Instant) {
+    pub(super) fn expire(&mut self, me: &Me, now: Instant) {
+        let before = self.listed.len();
         self.listed.retain(|_, member| member.lost.is_none_or(|since| now < since + HOLD));
+        if self.listed.len() < before {
+            self.look(me);
+        }
+    }
+
+    /// Remembers the other instances that bake.
+    fn look(&mut self, me: &Me) {
+        let own = self.own_id(me).to_owned();
+        for (id, member) in self.listed.iter().filter(|(id, _)| **id != own) {
+            let Some(mark) = member.mark.as_ref().filter(|mark| mark.word != Word::Harmful) else { continue };
+            let at = self.bakers.iter().position(|(hash, _)| *hash == mark.hash).unwrap_or_else(|| {
+                self.bakers.truncate(MOST_HASHES - 1);
+                self.bakers.push_front((mark.hash.clone(), BTreeMap::new()));
+                0
+            });
+            let seen = match mark.word {
+                Word::Proven => Baker::Proved,
+                _ => Baker::Bakes { process: member.process() },
+            };
+            self.bakers[at].1.entry(id.clone()).or_insert(seen);
+        }
+        for (hash, bakers) in &mut self.bakers {
+            bakers.retain(|id, baker| match baker.next(hash, self.listed.get(id)) {
+                Some(next) => {
+                    *baker = next;
+                    true
+                }
+                None => false,
+            });
+        }
+        self.bakers.retain(|(_, bakers)| !bakers.is_empty());
+    }
+
+    /// Forgets which instances had the settings with this hash first.
+    pub(super) fn forget(&mut self, hash: &str) {
+        self.bakers.retain(|(of, _)| of != hash);
     }
 
     /// When [`expire`](Self::expire) will drop one.
@@ -135,13 +198,23 @@ impl Members {
         self.listed.values().find(is_here).map_or(&me.id, |member| &member.instance.id)
     }
 
-    /// The ids of all instances that take calls, and of this one.
-    pub(super) fn ids<'a>(&'a self, me: &'a Me) -> Vec<&'a str> {
-        let up = self.listed.values().filter(|member| member.instance.status().is_up());
-        let mut ids: Vec<_> = up.map(|member| &*member.instance.id).chain([self.own_id(me)]).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        ids
+    /// The ids of all instances that take calls.
+    pub(super) fn ids(&self) -> Vec<&str> {
+        self.listed.iter().filter(|(_, member)| member.is_up()).map(|(id, _)| &**id).collect()
+    }
+
+    /// Those that have the settings with this hash first: by their ranks. One that had them counts although it is gone, so
+    /// that no other takes its place.
+    pub(super) fn first(&self, hash: &str, share: Ratio) -> Vec<String> {
+        let ids = self.ids();
+        let count = count(ids.len(), share);
+        let bakers = self.bakers(hash).map(|(id, _)| id);
+        ranked(hash, ids.iter().copied().chain(bakers)).take(count).map(str::to_owned).collect()
+    }
+
+    /// Whether one of these instances takes calls.
+    pub(super) fn are_up(&self, ids: &[String]) -> bool {
+        ids.iter().any(|id| self.listed.get(id).is_some_and(Member::is_up))
     }
 
     /// Another instance that states that settings with this hash did harm.
@@ -150,9 +223,25 @@ impl Members {
         self.marks(hash).find(|(id, word)| *word == Word::Harmful && *id != own).map(|(id, _)| id)
     }
 
-    /// Whether one of these instances watches the settings with this hash.
-    pub(super) fn are_baking(&self, hash: &str, ids: &[&str]) -> bool {
-        self.marks(hash).any(|(id, word)| word == Word::Baking && ids.contains(&id))
+    /// Whether another instance watches the settings with this hash, or went away meanwhile.
+    pub(super) fn are_baking(&self, hash: &str) -> bool {
+        self.bakers(hash).any(|(_, baker)| baker != Baker::Proved)
+    }
+
+    /// Whether another instance ever had the settings with this hash first.
+    pub(super) fn have_baked(&self, hash: &str) -> bool {
+        self.bakers(hash).next().is_some()
+    }
+
+    /// Another instance that went away while it watched the settings with this hash. `None` too while nothing is listed.
+    pub(super) fn gone(&self, hash: &str) -> Option<&str> {
+        let is_known = !self.listed.is_empty();
+        self.bakers(hash).find(|(_, baker)| is_known && *baker == Baker::Gone).map(|(id, _)| id)
+    }
+
+    fn bakers<'a>(&'a self, hash: &str) -> impl Iterator<Item = (&'a str, Baker)> {
+        let of = self.bakers.iter().find(|(of, _)| of == hash);
+        of.into_iter().flat_map(|(_, bakers)| bakers.iter().map(|(id, baker)| (&**id, *baker)))
     }
 
     fn marks<'a>(&'a self, hash: &str) -> impl Iterator<Item = (&'a str, Word)> {
@@ -160,6 +249,38 @@ impl Members {
             let mark = member.mark.as_ref().filter(|mark| mark.hash == hash)?;
             Some((&*member.instance.id, mark.word))
         })
+    }
+}
+
+// === impl Member ===
+
+impl Member {
+    fn is_up(&self) -> bool {
+        self.instance.status().is_up()
+    }
+
+    /// When its process began.
+    fn process(&self) -> Option<SystemTime> {
+        self.instance.started_at()
+    }
+}
+
+// === impl Baker ===
+
+impl Baker {
+    /// The next state, given the entry in the registry. `None`: it has withdrawn its statement, in order, for other settings.
+    fn next(self, hash: &str, member: Option<&Member>) -> Option<Self> {
+        let Some(member) = member.filter(|member| member.is_up()) else {
+            return Some(if self == Baker::Proved { self } else { Baker::Gone });
+        };
+        let word = member.mark.as_ref().filter(|mark| mark.hash == hash).map(|mark| mark.word);
+        match (word, self) {
+            (Some(Word::Baking), _) => Some(Baker::Bakes { process: member.process() }),
+            (Some(Word::Proven), _) | (_, Baker::Proved) => Some(Baker::Proved),
+            (Some(Word::Harmful), _) => Some(Baker::Gone),
+            (None, Baker::Bakes { process }) if process == member.process() => None,
+            (None, _) => Some(Baker::Gone),
+        }
     }
 }
 
@@ -216,17 +337,17 @@ mod tests {
         for (second, listed, expected) in lists {
             let now = start + Duration::from_secs(*second);
             members.accept(list(listed), &me, now);
-            members.expire(now);
-            assert_eq!(members.ids(&me).join(" "), *expected, "second {second}");
+            members.expire(&me, now);
+            assert_eq!(members.ids().join(" "), *expected, "second {second}");
         }
     }
 
     #[test]
     fn instances_that_go_with_most_others_count_for_a_while() {
-        check(&[(0, "a b c d", "a b c d"), (1, "a b c", "a b c"), (2, "b c d e", "a b c d e")]);
-        check(&[(0, "a b c d", "a b c d"), (1, "", "a b c d"), (60, "", "a b c d"), (61, "", "a")]);
+        check(&[(0, "a b c d", "a b c d"), (1, "a b c", "a b c"), (2, "b c d e", "b c d e")]);
+        check(&[(0, "a b c d", "a b c d"), (1, "", "a b c d"), (60, "", "a b c d"), (61, "", "")]);
         check(&[(0, "a b c d", "a b c d"), (1, "a", "a b c d"), (30, "a b", "a b c d"), (61, "a b", "a b")]);
-        check(&[(0, "", "a")]);
+        check(&[(0, "", "")]);
     }
 
     #[test]
@@ -234,7 +355,7 @@ mod tests {
         let mut members = Members::default();
         let slice = Instance::new("stock", "pod-7").with_address("http", "memory:a");
         members.accept(vec![slice.into(), instance("b").into()], &me("a"), Instant::now());
-        assert_eq!((members.own_id(&me("a")), members.ids(&me("a"))), ("pod-7", vec!["b", "pod-7"]));
+        assert_eq!((members.own_id(&me("a")), members.ids()), ("pod-7", vec!["b", "pod-7"]));
     }
 
     #[test]
@@ -248,7 +369,7 @@ mod tests {
             instance("e"),
         ];
         members.accept(list.map(Arc::new).to_vec(), &me("a"), Instant::now());
-        assert_eq!(members.ids(&me("a")), ["a", "b", "e"]);
+        assert_eq!(members.ids(), ["b", "e"]);
     }
 
     #[test]
@@ -261,7 +382,7 @@ mod tests {
             assert_eq!(Mark::of(&again), Some(mark));
             members.accept(vec![marked.into()], &me("a"), Instant::now());
             assert_eq!(members.harmed("h", &me("a")).is_some(), word == Word::Harmful);
-            assert_eq!(members.are_baking("h", &["b"]), word == Word::Baking);
+            assert_eq!(members.are_baking("h"), word == Word::Baking);
             assert!(members.harmed("i", &me("a")).is_none() && members.harmed("h", &me("b")).is_none());
         }
         for odd in [

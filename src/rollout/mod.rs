@@ -71,14 +71,15 @@ impl Rollout {
         }
     }
 
-    /// Resolves once settings with this hash are not watched any more.
-    pub(crate) async fn decided(&self, hash: &str) {
+    /// Resolves once settings with this hash are not watched any more. Returns whether they did no harm.
+    pub(crate) async fn decided(&self, hash: &str) -> bool {
         let mut changes = self.changes.subscribe();
         while self.state().is_baking(hash) {
             if changes.changed().await.is_err() {
-                return;
+                return false;
             }
         }
+        !self.state().is_harmful(hash)
     }
 
     /// Lets settings be applied again that did harm. Returns whether there are any with this hash.
@@ -163,16 +164,17 @@ impl Rollout {
     }
 
     async fn roll_back(&self, id: Id, why: String) {
+        if self.control.revert(&id.hash).await.is_none() {
+            if self.change(|state| state.kept(&id.hash)) {
+                tracing::error!(target: "chassis", hash = id.hash, why, "settings that do harm stay in force: there are none \
+                    before them, or they are pinned");
+            }
+            return; // a start must be able to use them
+        }
         if let Some(guard) = self.crash_guard.clone() {
-            let (id, why) = (id.clone(), why.clone());
             // The shared one, too: later starts may have other settings of their own.
             let avoid = move || [&id.hash, &id.shared].iter().for_each(|hash| guard.avoid(hash, why.clone()));
             spawn_blocking(avoid).await.ok(); // an error: the process ends
-        }
-        let hash = id.hash;
-        if self.control.revert(&hash).await.is_none() && self.change(|state| state.kept(&hash)) {
-            tracing::error!(target: "chassis", hash, why, "settings that do harm stay in force: there are none before them, \
-                or they are pinned");
         }
     }
 

@@ -46,15 +46,21 @@ pub(super) fn rank(hash: &str, id: &str) -> u64 {
     rank ^ (rank >> 31)
 }
 
-/// The ids of those that apply the settings with this hash first: the `share` of all with the lowest ranks, rounded up, and
-/// at least one.
-pub(super) fn first<'a>(hash: &str, ids: impl IntoIterator<Item = &'a str>, share: Ratio) -> Vec<&'a str> {
+/// The ids, those with the lowest ranks for the settings with this hash before the others.
+pub(super) fn ranked<'a>(
+    hash: &str,
+    ids: impl IntoIterator<Item = &'a str>,
+) -> impl Iterator<Item = &'a str> {
     let mut ranked: Vec<_> = ids.into_iter().map(|id| (rank(hash, id), id)).collect();
     ranked.sort_unstable();
     ranked.dedup();
+    ranked.into_iter().map(|(_, id)| id)
+}
+
+/// How many of so many instances apply settings first: the `share` of them, rounded up, and at least one.
+pub(super) fn count(members: usize, share: Ratio) -> usize {
     // The share is stored in binary digits: 7% of 100 is a little more than 7.
-    let count = (share.get() * ranked.len() as f64 - 1e-9).ceil().max(1.0) as usize;
-    ranked.into_iter().take(count).map(|(_, id)| id).collect()
+    (share.get() * members as f64 - 1e-9).ceil().max(1.0) as usize
 }
 
 #[cfg(test)]
@@ -63,6 +69,13 @@ mod tests {
     use chassis_core::config::{Format, Text};
 
     use super::*;
+
+    /// Those of these instances that are first.
+    fn first<'a>(hash: &str, ids: impl IntoIterator<Item = &'a str>, share: Ratio) -> Vec<&'a str> {
+        let ids: Vec<_> = ids.into_iter().collect();
+        let count = count(ids.len(), share);
+        ranked(hash, ids).take(count).collect()
+    }
 
     /// A text of a layer.
     fn text(layer: Layer, content: &str) -> Node {

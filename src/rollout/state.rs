@@ -8,7 +8,6 @@ use super::{
     baseline::{Baseline, since},
     guard::{Totals, judge},
     members::{Mark, Me, Members, Word},
-    rank::first,
 };
 use crate::document::RolloutConfig;
 
@@ -48,6 +47,8 @@ pub(super) struct State {
 struct Waiting {
     id: Id,
     since: Instant,
+    /// The ids of those that have them first, as they were when the wait began; empty until they are known.
+    first: Vec<String>,
     why: String,
     /// The loader was asked to reconsider them.
     is_asked: bool,
@@ -115,8 +116,18 @@ pub(super) enum Step {
 
 /// The time between two looks at the calls of settings that are watched.
 const LOOK: Duration = Duration::from_millis(500);
+/// So many calls are enough at the end of the longest bake time: fewer fail by chance, all of them too.
+const FEWEST_CALLS: u64 = 20;
 /// The number of hashes that are remembered.
 const MOST_REMEMBERED: usize = 20;
+
+/// The begin of a reason that another instance has stated.
+const OF_OTHERS: &str = "they did harm in ";
+
+/// Whether this reason is the statement of another instance, which states it by itself.
+fn is_of_others(why: &str) -> bool {
+    why.starts_with(OF_OTHERS)
+}
 
 // === impl State ===
 
@@ -146,9 +157,10 @@ impl State {
 
     /// Asks whether settings may be applied; an error is the reason why not.
     pub(super) fn admit(&mut self, id: &Id, now: Instant) -> Result<(), String> {
-        let is_same = self.waiting.as_ref().is_some_and(|waiting| waiting.id.shared == id.shared);
-        let begun = self.waiting.as_ref().filter(|_| is_same).map_or(now, |waiting| waiting.since);
-        match self.decide(&id.shared, begun, now) {
+        let same = self.waiting.as_ref().filter(|waiting| waiting.id.shared == id.shared);
+        let (begun, first) = same.map_or((now, Vec::new()), |same| (same.since, same.first.clone()));
+        let first = if first.is_empty() { self.first(&id.shared) } else { first };
+        match self.decide(&id.shared, begun, &first, now) {
             Decision::Admit(role) => {
                 self.waiting = None;
                 self.admitted = Some(Admitted { hash: id.hash.clone(), role });
@@ -161,13 +173,11 @@ impl State {
                 Err(why)
             }
             Decision::Wait { role, .. } => {
-                let why = match &self.waiting {
-                    Some(waiting) if is_same => waiting.why.clone(),
-                    _ => role.why(self.governing.as_ref()),
-                };
+                let why = same.map(|waiting| waiting.why.clone());
+                let why = why.unwrap_or_else(|| role.why(self.governing.as_ref()));
                 self.show(id, "waiting", role, Some(&why));
-                self.waiting =
-                    Some(Waiting { id: id.clone(), since: begun, why: why.clone(), is_asked: false });
+                let (id, since) = (id.clone(), begun);
+                self.waiting = Some(Waiting { id, since, first, why: why.clone(), is_asked: false });
                 Err(why)
             }
         }
@@ -184,8 +194,11 @@ impl State {
     pub(super) fn refused(&mut self, id: &Id, why: &str) {
         self.waiting = None;
         self.remember(id, why);
-        if self.governing.is_some() {
+        // At a start it is not known yet whether the roll-out is on.
+        if !is_of_others(why) {
             self.mark = Some(Mark { hash: id.shared.clone(), word: Word::Harmful });
+        }
+        if self.governing.is_some() {
             self.show(id, "refused", Role::default(), Some(why));
         }
     }
@@ -207,7 +220,17 @@ impl State {
             return None;
         }
         let last = self.trial.take();
-        self.mark.take_if(|mark| mark.word == Word::Baking);
+        let was_baking = self.mark.take_if(|mark| mark.word == Word::Baking).is_some();
+        let is_by_hand = admitted.is_none();
+        if let Some(last) = last.as_ref().filter(|last| !last.is_start)
+            && match &last.harm {
+                Some(why) => !is_of_others(why),
+                // A version by hand takes the place of one that others wait for.
+                None => was_baking && is_by_hand,
+            }
+        {
+            self.mark = Some(Mark { hash: last.id.shared.clone(), word: Word::Harmful });
+        }
         let is_start = number <= 1;
         // Calls are compared with those under the last good settings, however many followed those.
         let before = match (&last, &self.governing) {
@@ -248,7 +271,16 @@ impl State {
 
     /// Settings were not rolled back, because others are in force, or none were before.
     pub(super) fn kept(&mut self, hash: &str) -> bool {
-        self.trial.take_if(|trial| trial.id.hash == hash).is_some()
+        let is_kept = self.trial.take_if(|trial| trial.id.hash == hash).is_some();
+        if is_kept {
+            self.view = None; // it says that they were rolled back
+        }
+        is_kept
+    }
+
+    /// Whether settings with this hash did harm.
+    pub(super) fn is_harmful(&self, hash: &str) -> bool {
+        self.harmful.iter().any(|(id, _)| id.hash == hash)
     }
 
     /// Forgets that settings with this hash did harm, here and elsewhere. Returns the settings, if they are known.
@@ -256,6 +288,7 @@ impl State {
         let at = self.harmful.iter().position(|(id, _)| id.hash == hash || id.shared == hash)?;
         let (id, _) = self.harmful.remove(at)?;
         self.mark.take_if(|mark| mark.hash == id.shared);
+        self.members.iter_mut().for_each(|members| members.forget(&id.shared));
         self.allowed.truncate(MOST_REMEMBERED - 1);
         self.allowed.push_front(id.shared.clone());
         Some(id)
@@ -264,12 +297,13 @@ impl State {
     /// The next thing to do.
     pub(super) fn step(&mut self, now: Instant, totals: impl FnOnce() -> Totals) -> Step {
         if let Some(members) = &mut self.members {
-            members.expire(now);
+            members.expire(&self.me, now);
         }
+        self.freeze(now);
         let mut due = self.members.as_ref().and_then(Members::due);
         let mut wake = |at: Option<Instant>| due = due.into_iter().chain(at).min();
         if let Some(waiting) = self.waiting.as_ref().filter(|waiting| !waiting.is_asked) {
-            match self.decide(&waiting.id.shared, waiting.since, now) {
+            match self.decide(&waiting.id.shared, waiting.since, &waiting.first, now) {
                 Decision::Wait { until, .. } => wake(Some(until)),
                 Decision::Admit(_) | Decision::Refuse(_) => {
                     self.waiting.iter_mut().for_each(|waiting| waiting.is_asked = true);
@@ -287,7 +321,6 @@ impl State {
                         trial.harm = Some(why.clone());
                         let (id, role) = (trial.id.clone(), trial.role);
                         self.remember(&id, &why);
-                        self.mark = Some(Mark { hash: id.shared.clone(), word: Word::Harmful });
                         self.show(&id, "rolled_back", role, Some(&why));
                         return Step::RollBack { id, why };
                     }
@@ -321,8 +354,34 @@ impl State {
         Step::Proven { id, number, calls }
     }
 
-    /// Whether settings with this shared hash, which were first seen at `begun`, may be applied at `now`.
-    fn decide(&self, hash: &str, begun: Instant, now: Instant) -> Decision {
+    /// Those that have the settings with this shared hash first, by the list of now; empty if that is not known.
+    fn first(&self, hash: &str) -> Vec<String> {
+        let known = self.members.as_ref().zip(self.governing.as_ref());
+        known.map(|(members, config)| members.first(hash, config.share)).unwrap_or_default()
+    }
+
+    /// Sets the first ones of settings that wait, if they were not known. If all of them went before any was seen with the
+    /// settings, others are first after the bake time, and a wait begins anew.
+    fn freeze(&mut self, now: Instant) {
+        let Some((waiting, config)) = self.waiting.as_ref().zip(self.governing.as_ref()) else { return };
+        let Some(members) = &self.members else { return };
+        let hash = &waiting.id.shared;
+        let are_gone = now >= waiting.since + config.bake_time.get()
+            && !members.have_baked(hash)
+            && !members.are_up(&waiting.first);
+        let is_anew = are_gone && !waiting.first.is_empty();
+        if waiting.first.is_empty() || is_anew {
+            let first = self.first(hash);
+            if let Some(waiting) = self.waiting.as_mut().filter(|_| !first.is_empty()) {
+                waiting.first = first;
+                waiting.since = if is_anew { now } else { waiting.since };
+            }
+        }
+    }
+
+    /// Whether settings with this shared hash may be applied at `now`: they were first seen at `begun`, and `first` have them
+    /// before the others.
+    fn decide(&self, hash: &str, begun: Instant, first: &[String], now: Instant) -> Decision {
         // A process that has switched the roll-out off remembers what did harm all the same.
         if let Some((_, why)) = self.harmful.iter().find(|(harmful, _)| harmful.shared == hash) {
             return Decision::Refuse(why.clone());
@@ -339,28 +398,41 @@ impl State {
             // A process that does not know the others is none of the first.
             None => (Role::default(), false),
             Some(members) => {
-                let ids = members.ids(&self.me);
-                let first = first(hash, ids.iter().copied(), config.share);
-                let is_first = first.contains(&members.own_id(&self.me));
-                let role = Role { is_first, first: first.len(), members: ids.len() };
-                (role, members.are_baking(hash, &first))
+                let (ids, own) = (members.ids(), members.own_id(&self.me));
+                // Others know only those in the list, and may be first themselves.
+                let is_first = ids.contains(&own) && first.iter().any(|id| id == own);
+                (Role { is_first, first: first.len(), members: ids.len() }, members.are_baking(hash))
             }
         };
+        let gone = self.gone(hash);
         match () {
-            () if role.is_first || now >= most => Decision::Admit(Some(role)),
+            () if role.is_first && gone.is_none() => Decision::Admit(Some(role)),
             () if now < bake => Decision::Wait { role, until: bake },
-            () if are_baking => Decision::Wait { role, until: most },
-            () => Decision::Admit(Some(role)),
+            () if are_baking && now < most => Decision::Wait { role, until: most },
+            () => gone.map_or(Decision::Admit(Some(role)), Decision::Refuse),
         }
+    }
+
+    /// The reason to avoid these settings that an instance gives that had them first and went away meanwhile.
+    fn gone(&self, hash: &str) -> Option<String> {
+        if self.is_allowed(hash) {
+            return None;
+        }
+        let id = self.members.as_ref()?.gone(hash)?;
+        Some(format!("`{}` went away, or took no calls, while it had them first", id.escape_debug()))
+    }
+
+    fn is_allowed(&self, hash: &str) -> bool {
+        self.allowed.iter().any(|allowed| allowed == hash)
     }
 
     /// The reason to avoid these settings that another instance gives.
     fn harmed_elsewhere(&self, hash: &str) -> Option<String> {
-        if self.allowed.iter().any(|allowed| allowed == hash) {
+        if self.is_allowed(hash) {
             return None;
         }
         let id = self.members.as_ref()?.harmed(hash, &self.me)?;
-        Some(format!("they did harm in `{}`", id.escape_debug()))
+        Some(format!("{OF_OTHERS}`{}`", id.escape_debug()))
     }
 
     fn remember(&mut self, id: &Id, why: &str) {
@@ -410,10 +482,11 @@ impl Trial {
         let (config, min_calls) = (&self.config, u64::from(self.config.min_calls.get()));
         let after = since(totals, &self.from);
         let guard = config.guard.on().filter(|_| !self.is_start);
-        // In the end few calls decide too: other instances avoid one that fails, and will apply the settings now.
+        // In the end fewer calls decide too: other instances avoid one that fails, and will apply the settings now.
         let is_last = now >= self.since + config.max_bake_time().get();
-        let enough = if is_last { 1 } else { min_calls };
-        if let Some(why) = guard.and_then(|guard| judge(guard, enough, &self.before, &after)) {
+        let enough = if is_last { min_calls.min(FEWEST_CALLS) } else { min_calls };
+        let judged = guard.and_then(|guard| judge(guard, enough, min_calls, &self.before, &after));
+        if let Some(why) = judged {
             return Look::Harmful(why);
         }
         let has_enough = guard.is_none() || after.iter().any(|calls| calls.calls >= min_calls);

@@ -143,6 +143,31 @@ both! {
 }
 
 both! {
+    /// It takes the first one out of service, as settings would that crash it or make it unready.
+    async fn a_version_that_silences_the_first_one_stays_there(wire: Wire) {
+        let fleet = Fleet::start(&settings("share: 10%", "concurrency: 1000"), "").await;
+        let mut load = Load::new(&fleet.caller, wire, 4, || Ask::to("stock"));
+        load.more(200).await;
+        let next = "concurrency: 999";
+        fleet.push(&settings("share: 10%", next));
+        until_some("it is applied", Duration::from_secs(1), || fleet.with(next).len() == 1).await;
+        sleep(Duration::from_secs(1)).await;
+        fleet.with(next)[0].running.presence().take_out_of_service().await.unwrap();
+        load.more(200).await;
+        load.stop().await;
+        sleep(Duration::from_secs(590)).await;
+        assert_eq!((fleet.with(next).len(), fleet.states("waiting")), (1, 9));
+        until_some("the others refuse it", Duration::from_secs(20), || fleet.states("refused") == 9).await;
+        sleep(Duration::from_secs(700)).await;
+        assert_eq!(fleet.with(next).len(), 1);
+        // Others are applied as usual.
+        let next = "concurrency: 998";
+        fleet.push(&settings("share: 10%", next));
+        until_some("others are applied", Duration::from_secs(700), || fleet.with(next).len() >= 9).await;
+    }
+}
+
+both! {
     async fn a_good_version_reaches_all_after_the_bake_time(wire: Wire) {
         let rollout = "share: 11%, bake_time: 10s, min_calls: 20";
         let fleet = Fleet::start(&settings(rollout, "concurrency: 1000"), "").await;

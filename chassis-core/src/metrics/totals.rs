@@ -60,20 +60,31 @@ impl CallTotals {
     /// The duration below which `part` of the calls are, from 0 to 1: interpolated between the bounds of the histogram, as
     /// Prometheus does it; 10 s for longer ones. `None` without calls.
     pub fn quantile(&self, part: f64) -> Option<Duration> {
+        let (lower, upper, passed) = self.found(part)?;
+        let upper = upper.unwrap_or(lower);
+        Some(Duration::from_secs_f64(lower + (upper - lower) * passed))
+    }
+
+    /// The bounds of the bucket of the histogram in which [`quantile`](Self::quantile) is: the lower one, and the upper one,
+    /// which is [`Duration::MAX`] above 10 s. `None` without calls.
+    pub fn bucket(&self, part: f64) -> Option<(Duration, Duration)> {
+        let (lower, upper, _) = self.found(part)?;
+        let upper = upper.map_or(Duration::MAX, Duration::from_secs_f64);
+        Some((Duration::from_secs_f64(lower), upper))
+    }
+
+    /// The bounds in seconds of the bucket of a quantile, and the part of its calls that are below the quantile.
+    fn found(&self, part: f64) -> Option<(f64, Option<f64>, f64)> {
         let all: u64 = self.durations.iter().sum();
-        if all == 0 {
-            return None;
-        }
         let (rank, mut passed, mut lower) = (part.clamp(0.0, 1.0) * all as f64, 0.0, 0.0);
         for (count, upper) in self.durations.iter().zip(DURATION_BUCKETS) {
             let count = *count as f64;
             if count > 0.0 && passed + count >= rank {
-                let seconds = lower + (upper - lower) * ((rank - passed) / count).max(0.0);
-                return Some(Duration::from_secs_f64(seconds));
+                return Some((lower, Some(upper), ((rank - passed) / count).max(0.0)));
             }
             (passed, lower) = (passed + count, upper);
         }
-        Some(Duration::from_secs_f64(lower))
+        (all > 0).then_some((lower, None, 0.0))
     }
 
     fn add(&mut self, counted: &Counted) {
@@ -155,8 +166,11 @@ mod tests {
         totals.durations[3] = 100; // from 25 to 50 ms
         let of = |totals: &CallTotals, part| totals.quantile(part).unwrap().as_micros();
         assert_eq!((of(&totals, 0.0), of(&totals, 0.5), of(&totals, 1.0)), (25_000, 37_500, 50_000));
+        let ms = Duration::from_millis;
+        assert_eq!((totals.bucket(0.9), CallTotals::default().bucket(0.9)), (Some((ms(25), ms(50))), None));
         totals.durations[14] = 900;
         assert_eq!(of(&totals, 0.9), 10_000_000);
+        assert_eq!(totals.bucket(0.9), Some((ms(10_000), Duration::MAX)));
         let before = CallTotals { durations: [1; 15], calls: 2, errors: 3, refusals: 4 };
         let now = CallTotals { durations: [3; 15], calls: 1, errors: 5, refusals: 4 };
         let expected = CallTotals { durations: [2; 15], calls: 0, errors: 2, refusals: 0 };

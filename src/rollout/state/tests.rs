@@ -4,7 +4,7 @@ use chassis_core::{
     units::{PositiveSpan, Ratio, Switch},
 };
 
-use super::*;
+use super::{super::rank::ranked, *};
 
 /// A process with its clock and its calls.
 struct Process {
@@ -35,14 +35,29 @@ fn id(shared: &str) -> Id {
 
 /// A hash for which the process `a` of the four is first, or not.
 fn hash_where(a_is_first: bool, number: usize) -> String {
-    let ids = ["a", "b", "c", "d"];
-    let fits = |hash: &String| (first(hash, ids, Ratio::percent(25)) == ["a"]) == a_is_first;
+    let fits = |hash: &String| (first_of(hash) == "a") == a_is_first;
     (0..).map(|n| format!("{n:x}")).filter(fits).nth(number).expect("there are many")
 }
 
-/// One of the others that is first for this hash.
+/// A hash for which the process `a` of the four is second.
+fn hash_where_second() -> String {
+    let fits = |hash: &String| ranked(hash, ["a", "b", "c", "d"]).nth(1) == Some("a");
+    (0..).map(|n| format!("{n:x}")).find(fits).expect("there are many")
+}
+
+/// The one of the four that is first for this hash.
 fn first_of(hash: &str) -> &'static str {
-    first(hash, ["a", "b", "c", "d"], Ratio::percent(25))[0]
+    ranked(hash, ["a", "b", "c", "d"]).next().expect("there are four")
+}
+
+/// The others, without the one that is first for this hash.
+fn rest(hash: &str) -> Vec<Instance> {
+    ["b", "c", "d"].into_iter().filter(|id| *id != first_of(hash)).map(instance).collect()
+}
+
+/// The others, the first one of which states this.
+fn others(hash: &str, word: Word) -> Vec<Instance> {
+    rest(hash).into_iter().chain([marked(first_of(hash), hash, word)]).collect()
 }
 
 impl Process {
@@ -152,6 +167,8 @@ fn the_others_apply_after_the_bake_time() {
     assert_eq!(process.until(200, 10, 0), []);
     let why = "86.4% of 2200 incoming calls failed, 0.0% before";
     assert_eq!(process.until(210, 1_900, 1_900), [(201, roll_back(&hash, why))]);
+    assert_eq!(process.mark(), None, "it is still in force");
+    process.apply("start", Some(config()));
     assert_eq!(process.mark(), Some((&*hash, Word::Harmful)));
 }
 
@@ -162,8 +179,9 @@ fn harm_is_rolled_back_and_not_tried_again() {
     process.push(&hash);
     let why = "100.0% of 100 incoming calls failed, 0.0% before";
     assert_eq!(process.until(110, 50, 50), [(102, roll_back(&hash, why))]);
-    assert_eq!(process.mark(), Some((&*hash, Word::Harmful)));
+    assert_eq!(process.mark(), Some((&*hash, Word::Baking)), "it is still in force");
     assert_eq!(process.apply("start", Some(config())), Some((id(&hash).hash, why.to_owned())));
+    assert_eq!(process.mark(), Some((&*hash, Word::Harmful)));
     assert_eq!(process.admit(&hash), Err(why.to_owned()));
     assert_eq!(process.state(), "refused");
     // By hand it is tried again, and found harmful again: its own calls are not what others are compared with.
@@ -197,6 +215,13 @@ fn few_calls_prove_nothing_until_the_longest_bake_time() {
     let why = "100.0% of 50 incoming calls failed, 0.0% before";
     assert_eq!(process.until(800, 0, 0), [(700, roll_back(&hash, why))]);
 
+    // Too few of them prove no harm.
+    let mut process = Process::new();
+    process.until(100, 50, 0);
+    process.push(&hash);
+    (process.calls.0, process.calls.1) = (process.calls.0 + 19, process.calls.1 + 19);
+    assert_eq!(process.until(800, 0, 0), [(700, Step::Proven { id: id(&hash), number: 2, calls: 19 })]);
+
     let guard = RolloutConfig { guard: Switch::Off, ..config() };
     let mut process = Process::with(Some(guard));
     process.until(100, 0, 0);
@@ -207,10 +232,7 @@ fn few_calls_prove_nothing_until_the_longest_bake_time() {
 #[test]
 fn the_others_wait_for_the_first_ones_and_obey_them() {
     let hash = hash_where(false, 0);
-    let others = |word| {
-        let is_first = |id: &str| id == first_of(&hash);
-        ["b", "c", "d"].map(|id| if is_first(id) { marked(id, &hash, word) } else { instance(id) }).to_vec()
-    };
+    let others = |word| others(&hash, word);
     // The first one has few calls.
     let mut process = Process::new();
     process.until(100, 10, 0);
@@ -250,6 +272,9 @@ fn harm_elsewhere_counts_while_settings_are_watched() {
     process.push(&hash);
     process.list(vec![marked("b", &hash, Word::Harmful)]);
     assert_eq!(process.until(101, 10, 0), [(100, roll_back(&hash, "they did harm in `b`"))]);
+    let why = "they did harm in `b`".to_owned();
+    assert_eq!(process.apply("start", Some(config())), Some((id(&hash).hash, why)));
+    assert_eq!(process.mark(), None, "it found nothing by itself");
 
     // Those of a start too, but not those that are proven.
     let mut process = Process::new();
@@ -313,17 +338,164 @@ fn a_process_that_knows_no_others() {
     process.push(&hash);
 }
 
+/// Settings that end a process are not tried by one process after the other: not if others waited, and not if they learn of the
+/// settings later.
 #[test]
-fn one_that_becomes_first_applies_at_once() {
-    let (mut process, hash) = (Process::new(), hash_where(false, 0));
+fn no_other_takes_the_place_of_a_first_one_that_went_away() {
+    use chassis_core::registry::Status;
+    let hash = hash_where_second();
+    let unready = marked(first_of(&hash), &hash, Word::Baking).with_status(Status::OutOfService);
+    let again = instance("e"); // the same process after its restart
+    let lists = [
+        rest(&hash),
+        rest(&hash).into_iter().chain([again]).collect(),
+        rest(&hash).into_iter().chain([unready]).collect(),
+        // Its proof is worth nothing: it took no calls.
+        rest(&hash)
+            .into_iter()
+            .chain([marked(first_of(&hash), &hash, Word::Proven).with_status(Status::OutOfService)])
+            .collect(),
+    ];
+    let why = format!("`{}` went away, or took no calls, while it had them first", first_of(&hash));
+    for (list, is_waiting) in lists.iter().flat_map(|list| [(list, true), (list, false)]) {
+        let mut process = Process::new();
+        process.until(100, 10, 0);
+        if is_waiting {
+            assert!(process.admit(&hash).is_err());
+        }
+        process.list(others(&hash, Word::Baking));
+        process.until(105, 10, 0);
+        process.list(list.clone());
+        assert_eq!(process.until(106, 10, 0), []);
+        assert!(process.admit(&hash).unwrap_err().contains("have them first"), "{list:?}");
+        let end = if is_waiting { 700 } else { 706 };
+        assert_eq!(process.until(800, 10, 0), [(end, Step::Reconsider)], "{list:?}");
+        assert_eq!((process.admit(&hash), process.mark()), (Err(why.clone()), None));
+        assert_eq!(process.state(), "refused");
+        // By hand they are tried again, as those that no other has had.
+        assert_eq!(process.state.allow(&id(&hash).hash), Some(id(&hash)));
+        let is_first = process.admit(&hash).is_ok();
+        process.until(if is_first { 800 } else { 900 }, 10, 0);
+        process.push(&hash);
+    }
+}
+
+#[test]
+fn a_first_one_that_comes_back_is_waited_for() {
+    let hash = hash_where_second();
+    let mut process = Process::new();
     process.until(100, 10, 0);
     assert!(process.admit(&hash).is_err());
-    let rest =
-        ["b", "c", "d"].into_iter().filter(|id| *id != first_of(&hash)).map(instance).collect::<Vec<_>>();
-    process.list(rest.clone());
-    let ids: Vec<_> = rest.iter().map(|instance| &*instance.id).chain(["a"]).collect();
-    let becomes = first(&hash, ids, Ratio::percent(25)) == ["a"];
-    assert_eq!(!process.until(101, 10, 0).is_empty(), becomes);
+    process.list(others(&hash, Word::Baking));
+    process.list(rest(&hash));
+    assert_eq!(process.until(300, 10, 0), []);
+    process.list(others(&hash, Word::Baking));
+    assert_eq!(process.until(400, 10, 0), []);
+    process.list(others(&hash, Word::Proven));
+    process.list(rest(&hash));
+    assert_eq!(process.until(401, 10, 0), [(400, Step::Reconsider)]);
+    process.push(&hash);
+
+    // One that has other settings first now has withdrawn its statement in order.
+    let mut process = Process::new();
+    process.until(100, 10, 0);
+    assert!(process.admit(&hash).is_err());
+    process.list(others(&hash, Word::Baking));
+    let withdrawn: Vec<_> =
+        rest(&hash).into_iter().chain([marked(first_of(&hash), "x", Word::Baking)]).collect();
+    process.list(withdrawn.clone());
+    assert_eq!(process.until(170, 10, 0), [(160, Step::Reconsider)]);
+    process.push(&hash);
+
+    // But not by a restart.
+    let at = |second| std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(second);
+    let with = |first: Instance| rest(&hash).into_iter().chain([first]).collect::<Vec<_>>();
+    let mut process = Process::new();
+    process.until(100, 10, 0);
+    assert!(process.admit(&hash).is_err());
+    process.list(with(marked(first_of(&hash), &hash, Word::Baking).with_started_at(at(1))));
+    process.list(with(instance(first_of(&hash)).with_started_at(at(2))));
+    assert_eq!(process.until(800, 10, 0), [(700, Step::Reconsider)]);
+    assert!(process.admit(&hash).unwrap_err().contains("went away"));
+}
+
+/// The first one left before it had the settings: after the bake time another is first.
+#[test]
+fn one_becomes_first_after_the_bake_time_if_none_ever_was() {
+    let hash = hash_where_second();
+    let mut process = Process::new();
+    process.until(100, 10, 0);
+    assert!(process.admit(&hash).is_err());
+    process.list(rest(&hash));
+    assert_eq!(process.until(170, 10, 0), [(160, Step::Reconsider)]);
+    process.push(&hash);
+    assert_eq!(process.mark(), Some((&*hash, Word::Baking)));
+
+    // This one is not, and waits once more.
+    let fits = |hash: &String| ranked(hash, ["a", "b", "c", "d"]).nth(3) == Some("a");
+    let hash = (0..).map(|n| format!("{n:x}")).find(fits).unwrap();
+    let mut process = Process::new();
+    process.until(100, 10, 0);
+    assert!(process.admit(&hash).is_err());
+    process.list(rest(&hash));
+    assert_eq!(process.until(230, 10, 0), [(220, Step::Reconsider)]);
+    process.push(&hash);
+    assert_eq!(process.mark(), None);
+}
+
+#[test]
+fn settings_that_crashed_this_process_are_stated_to_the_others() {
+    let start = |why: &str, config| {
+        let mut state = State::default();
+        state.me.id = "a".into();
+        state.refused(&id("bad"), why);
+        state.applied(&id("start"), 1, config, Instant::now(), &Totals::default());
+        state.mark().map(|mark| (mark.hash.clone(), mark.word))
+    };
+    let crashed = "it crashed the process 2 times right after it was applied";
+    assert_eq!(start(crashed, Some(config())), Some(("bad".to_owned(), Word::Harmful)));
+    assert_eq!(start(crashed, None), None);
+    assert_eq!(start("they did harm in `b`", Some(config())), None, "`b` states it");
+}
+
+#[test]
+fn harmful_settings_that_stay_in_force_are_not_stated() {
+    let (mut process, hash) = (Process::new(), hash_where(true, 0));
+    process.until(100, 50, 0);
+    process.push(&hash);
+    assert_eq!(process.until(110, 50, 50).len(), 1);
+    assert!(process.state.kept(&id(&hash).hash) && process.state.is_harmful(&id(&hash).hash));
+    assert_eq!((process.mark(), process.state()), (Some((&*hash, Word::Baking)), ""));
+    // Those of a start neither.
+    let mut process = Process::new();
+    process.list(vec![marked("b", "start", Word::Harmful)]);
+    assert_eq!(process.until(10, 10, 0).len(), 1);
+    assert!(process.state.kept("own-start"));
+    assert_eq!((process.until(100, 10, 0), process.mark()), (vec![], None));
+}
+
+#[test]
+fn only_a_process_that_is_listed_is_first() {
+    for others in [vec!["b", "c", "d"], vec![]] {
+        let (mut process, hash) = (Process::new(), hash_where(true, 0));
+        process.state.members = None;
+        let others: Vec<_> = others.into_iter().map(|id| Arc::new(instance(id))).collect();
+        process.state.listed(others, process.now);
+        process.until(100, 10, 0);
+        assert!(process.admit(&hash).is_err());
+        assert_eq!(process.until(170, 10, 0), [(160, Step::Reconsider)]);
+        process.push(&hash);
+        assert_eq!(process.mark(), None);
+    }
+    // It is once it is.
+    let (mut process, hash) = (Process::new(), hash_where(true, 0));
+    process.state.members = None;
+    process.until(100, 10, 0);
+    assert!(process.admit(&hash).is_err());
+    process.list(["b", "c", "d"].map(instance).to_vec());
+    assert_eq!(process.until(101, 10, 0), [(100, Step::Reconsider)]);
+    process.push(&hash);
+    assert_eq!(process.mark(), Some((&*hash, Word::Baking)));
 }
 
 #[test]
@@ -353,7 +525,13 @@ fn a_version_by_hand_is_not_watched() {
     process.push(&hash);
     process.until(110, 10, 0);
     assert_eq!(process.apply("start", Some(config())), None);
-    assert_eq!((process.until(400, 10, 10), process.mark()), (vec![], None));
+    // The others do not apply those that it replaces.
+    assert_eq!((process.until(400, 10, 10), process.mark()), (vec![], Some((&*hash, Word::Harmful))));
+    // Other settings that come by a push say nothing about those before.
+    let (one, two) = (hash_where(true, 1), hash_where(true, 2));
+    process.push(&one);
+    process.push(&two);
+    assert_eq!(process.mark(), Some((&*two, Word::Baking)));
     let short = RolloutConfig { bake_time: PositiveSpan::from_millis(1_000), ..config() };
     assert!(short.check().is_ok());
     let odd = RolloutConfig { max_bake_time: Some(PositiveSpan::from_millis(10)), ..config() };
