@@ -75,7 +75,7 @@ async fn event<T>(runtime: &Runtime, choose: impl Fn(&Event) -> Option<T>) -> T 
         return found;
     }
     loop {
-        if let Some(found) = choose(&*events.recv().await.unwrap()) {
+        if let Some(found) = choose(&events.recv().await.unwrap()) {
             return found;
         }
     }
