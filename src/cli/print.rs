@@ -374,6 +374,7 @@ mod tests {
         assert_eq!((&written.service, &written.listen), (&default.service, &default.listen));
         assert_eq!((&written.discovery, &written.telemetry), (&default.discovery, &default.telemetry));
         assert_eq!((&written.propagate, &written.shutdown), (&default.propagate, &default.shutdown));
+        assert_eq!(written.rollout, default.rollout);
         assert_eq!(
             (&written.matches, &written.faults, &written.layers),
             (&default.matches, &default.faults, &default.layers)

@@ -92,6 +92,7 @@ pub(super) fn of(tables: &Tables) -> Value {
     rollout["description"] =
         "How new settings are rolled out, or `off`: then every instance applies them at once. Default `off`."
             .into();
+    rollout["default"] = "off".into();
     let config = json!({
         "type": "object",
         LIVE: ["rollout"],

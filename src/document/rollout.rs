@@ -1,5 +1,5 @@
 //! The staged roll-out of new settings: the table `config.rollout`.
-use std::num::NonZeroU32;
+use std::{fmt, num::NonZeroU32, str::FromStr};
 
 use chassis_core::units::{PositiveSpan, Ratio, Switch};
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -114,10 +114,77 @@ impl Factor {
     }
 }
 
+impl FromStr for Factor {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let factor = text.trim().parse().ok().and_then(Factor::new);
+        factor.ok_or_else(|| format!("`{text}` is no multiple; it goes from 1 to 1000"))
+    }
+}
+
+/// Also reads texts: a switch does not know that a number stands in it.
 impl<'de> Deserialize<'de> for Factor {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let factor = f64::deserialize(from)?;
-        Factor::new(factor)
-            .ok_or_else(|| de::Error::custom(format!("{factor} is no multiple; it goes from 1 to 1000")))
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Factor;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a multiple as in 1.5")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Factor, E> {
+                text.parse().map_err(E::custom)
+            }
+            fn visit_i64<E: de::Error>(self, n: i64) -> Result<Factor, E> {
+                self.visit_str(&n.to_string())
+            }
+            fn visit_u64<E: de::Error>(self, n: u64) -> Result<Factor, E> {
+                self.visit_str(&n.to_string())
+            }
+            fn visit_f64<E: de::Error>(self, n: f64) -> Result<Factor, E> {
+                self.visit_str(&n.to_string())
+            }
+        }
+        from.deserialize_any(Visitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chassis_config::{
+        parse, read,
+        tree::{Layer, Node},
+    };
+    use chassis_core::config::{Format, Text};
+
+    use super::*;
+
+    fn tree(content: &str, format: Format) -> Node {
+        let text = Text { content: content.into(), format, origin: "c".into(), revision: None };
+        parse(&text, Layer::File).expect("the test's text is sound")
+    }
+
+    /// The latency of the guard, or the problem.
+    #[track_caller]
+    fn check(content: &str, format: Format, expected: Result<Switch<Factor>, &str>) {
+        let (read, problems) = read::<RolloutGuardConfig>(&tree(content, format));
+        match expected {
+            Ok(latency) => assert_eq!(read.map(|guard| guard.latency), Some(latency), "{problems:?}"),
+            Err(why) => assert!(problems.iter().any(|problem| problem.message.contains(why)), "{problems:?}"),
+        }
+    }
+
+    #[test]
+    fn multiples_are_numbers() {
+        let on = |factor| Ok(Switch::On(Factor(factor)));
+        check("latency: 2", Format::Yaml, on(2.0));
+        check("latency: 1.5", Format::Yaml, on(1.5));
+        check("latency = 1.5", Format::Toml, on(1.5));
+        check(r#"{ "latency": 1.5 }"#, Format::Json, on(1.5));
+        check("latency: off", Format::Yaml, Ok(Switch::Off));
+        check("{}", Format::Yaml, on(2.0));
+        for wrong in ["0.5", "1001", "-2", "NaN", "x"] {
+            check(&format!("latency: {wrong}"), Format::Yaml, Err("it goes from 1 to 1000"));
+        }
     }
 }
