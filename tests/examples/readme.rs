@@ -130,7 +130,7 @@ fn every_example_and_every_file_is_there() {
     let listed = README.split("| `cargo run --example ").skip(1);
     let listed: BTreeSet<_> = listed.map(|rest| rest.split(['`', ' ']).next().unwrap().to_owned()).collect();
     assert_eq!(there, listed);
-    for target in README.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+    for target in README.split("](").skip(1).map(|rest| rest.split([')', '#']).next().unwrap()) {
         assert!(root.join(target).exists(), "{target}");
     }
 }
