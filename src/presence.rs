@@ -59,7 +59,7 @@ struct Inner {
     health: Box<dyn Fn(bool) + Send + Sync>,
 }
 
-/// Where the process is between its start and its end.
+/// The phase of the life of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Phase {
@@ -242,7 +242,7 @@ impl Presence {
         self.0.registered.borrow().clone()
     }
 
-    /// Where the process is between its start and its end.
+    /// The phase of the life of the process.
     pub(crate) fn phase(&self) -> Phase {
         match self.0.phase.load(Ordering::SeqCst) {
             starting if starting == Phase::Starting as u8 => Phase::Starting,

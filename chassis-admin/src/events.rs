@@ -91,7 +91,7 @@ impl Feed {
                 _ = self.is_over.changed() => return None,
                 () = sleep_until(self.until) => return None,
                 waited = timeout(KEEP_ALIVE, self.news.recv()) => match waited {
-                    // What was missed is in what is kept, or is reported as missed.
+                    // The reader gets the missed events from the ring, or a report that they are lost.
                     Ok(Ok(_) | Err(broadcast::error::RecvError::Lagged(_))) => {}
                     Ok(Err(broadcast::error::RecvError::Closed)) => return None,
                     Err(_) => text.push_str(": still there\n\n"),

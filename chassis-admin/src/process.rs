@@ -10,7 +10,7 @@ pub trait Process: Send + Sync + 'static {
     /// The version of the program, if it is known.
     fn version(&self) -> Option<&str>;
 
-    /// Where the process is between its start and its end.
+    /// The phase of the life of the process.
     fn phase(&self) -> Phase;
 
     /// Whether it wants calls: it was not taken out of service, and its critical health checks pass.
@@ -51,7 +51,7 @@ pub struct Setting {
     pub path: String,
     /// Its value; `***` for a secret.
     pub value: String,
-    /// Where it is from: `chassis.yaml:3:12`.
+    /// The origin: `chassis.yaml:3:12`.
     pub origin: String,
 }
 
@@ -64,7 +64,7 @@ pub struct Change {
     pub old: Option<String>,
     /// The value after; `None` if it is not set.
     pub new: Option<String>,
-    /// Where the new value is from.
+    /// The origin of the new value.
     pub at: Option<String>,
 }
 

@@ -381,7 +381,7 @@ mod tests {
         script.at(3, "abcde", "abcde");
         script.at(4, "a", "a");
         script.at(5, "-", "");
-        // What is empty already, too.
+        // The same where the registry lists none.
         let mut script = Script::new();
         script.at(0, "ab", "ab");
         script.at(1, "-", "ab");

@@ -216,7 +216,7 @@ async fn no_update_is_lost_while_a_server_is_frozen() -> Ran {
     for round in 0..2 {
         server.signal("STOP").await;
         let frozen = Instant::now();
-        // What is known stays, and the outage is reported.
+        // The registry keeps its instances and reports the outage.
         let error = timeout(FROZEN * 2, watcher.next()).await.expect("it notices the outage");
         assert!(error.is_err(), "{error:?}");
         for host in there.drain(..5) {

@@ -122,7 +122,7 @@ async fn large_changes_hold_no_thread_that_serves() {
     let server = Some(format!("http://{}", listener.local_addr().unwrap()));
     let items: Vec<_> = (0..SLICES).map(|n| slice(n, ENDPOINTS, "first", 1)).collect();
     let list = json!({ "metadata": { "resourceVersion": "1" }, "items": items }).to_string();
-    // What is sent is made beforehand: only the adapter is to be measured.
+    // The answers are made beforehand: only the adapter is measured.
     let one: Vec<_> = (0..20).map(|n| event(&slice(n, ENDPOINTS, &format!("one{n}"), n + 2))).collect();
     let all: String = (0..SLICES).map(|n| event(&slice(n, ENDPOINTS, "all", 100 + n))).collect();
     let large = event(&slice(SLICES, 1_000, "large", 300));
